@@ -1,0 +1,44 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check test-slow test-gpu atlas clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## Make the virtual environment and install everything
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0 --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	touch $@
+
+demo: $(STAMP) ## Draw images and their masks with the embedded models; prints the picture's path
+	$(BIN)/factory stickers draw --classes coco --n 80 --out demo/stickers.png
+
+test: $(STAMP) ## All tests that need no GPU and no patience
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+check: $(STAMP) ## Lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-slow: $(STAMP) ## The tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(STAMP) ## The tests on a GPU; they fail where there is none
+	$(BIN)/python -m pytest -m gpu
+
+ICONS := build/icons
+atlas: $(STAMP) ## Rebuild the sprite atlas from the icon sets' packages (needs npm)
+	npm install --silent --prefix $(ICONS) @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 \
+		@iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/emojione@1.2.3 @iconify-json/openmoji@1.2.29
+	$(BIN)/python jobs/stickers/build_atlas.py --icons $(ICONS)/node_modules/@iconify-json
+
+clean: ## Remove the environment and everything that is generated
+	rm -rf $(VENV) demo build runs .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,51 @@
+"""The entry point: the commands by name, and how errors end."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import factory
+from factory.cli import stickers
+from factory.errors import UserError
+
+app = typer.Typer(
+    help="Turns class names into segmentation datasets: images with masks from a diffusion model, no human label.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(stickers.app, name="stickers")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"factory {factory.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Turns class names into segmentation datasets: images with masks from a diffusion model, no human label."""
+
+
+def run() -> None:
+    """Run the command line: 0 done, 2 bad input told in a sentence, 130 interrupted, 1 anything else."""
+    try:
+        app()
+    except UserError as error:
+        _say(str(error))
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        _say("Interrupted; what is written stays, and the same command goes on from there.")
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
+def _say(sentence: str) -> None:
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    print(f"\033[31m{sentence}\033[0m" if colour else sentence, file=sys.stderr)

@@ -1,0 +1,37 @@
+"""Progress that is live on a terminal and plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """A function to call with the number done so far. On standard error; off a terminal a line every five seconds."""
+    if quiet:
+        yield lambda done: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(label, total=total)
+            yield lambda done: bar.update(task, completed=done)
+    else:
+        yield _plain_lines(label, total)
+
+
+def _plain_lines(label: str, total: int) -> Callable[[int], None]:
+    began = last = time.monotonic()
+
+    def advance(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 5 or done == total:
+            last = now
+            left = (now - began) / max(1, done) * (total - done)
+            print(f"{label} {done}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    return advance

@@ -1,0 +1,129 @@
+"""`factory stickers`: the embedded world — render scenes, train its models, measure them."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="The sticker world: the small models that are shipped, how they were trained and how good they are.",
+    no_args_is_help=True,
+)
+
+
+class Style(StrEnum):
+    """Which art styles to draw with."""
+
+    train = "train"
+    held_out = "held-out"
+
+
+class Part(StrEnum):
+    """The model to train."""
+
+    autoencoder = "autoencoder"
+    diffusion = "diffusion"
+    detector = "detector"
+
+
+@app.command()
+def render(
+    out: Annotated[Path, typer.Option(help="Folder to write; new, empty, or an earlier run of the same command.")],
+    n: Annotated[int, typer.Option("--n", help="Number of images.")] = 1000,
+    classes: Annotated[str, typer.Option(help='coco, voc, a file of names, or names: dog,cat,"traffic light".')] = "voc",
+    style: Annotated[Style, typer.Option(help="The styles that models are trained on, or the one kept back.")] = Style.train,
+    size: Annotated[int, typer.Option(help="Side of an image in pixels.")] = 128,
+    seed: Annotated[int, typer.Option(help="Another seed, other images.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Render labelled scenes as a PASCAL VOC folder.
+
+    Example: factory stickers render --classes voc --n 1000 --style held-out --out VOCstickers
+    """
+    from factory.cli.progress import progress_bar
+    from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
+    from factory.stickers.voc_folder import write_voc_folder
+    from factory.vocabulary import parse_classes
+
+    styles = TRAIN_STYLES if style is Style.train else (HELD_OUT_STYLE,)
+    vocabulary = parse_classes(classes)
+    with progress_bar("rendering", n, quiet=as_json) as advance:
+        write_voc_folder(out, vocabulary, n, styles, size, seed, advance)
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), "images": n, "classes": list(vocabulary.names), "styles": list(styles)}))
+    else:
+        typer.echo(f"{n} images of {len(vocabulary.names)} classes in {out}")
+
+
+@app.command()
+def train(
+    part: Annotated[Part, typer.Argument(help="Which model. The diffusion model needs a trained autoencoder.")],
+    out: Annotated[Path, typer.Option(help="Folder of the runs; each model has its own inside.")] = Path("runs"),
+    steps: Annotated[int | None, typer.Option(help="Training steps; the default is the shipped recipe's.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to PyTorch.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed, another model.")] = 0,
+) -> None:
+    """Train one of the embedded models; the same command again resumes after a kill.
+
+    Example: factory stickers train detector --out runs --steps 2000
+    """
+    from factory.stickers.recipes import run_recipe
+
+    run_recipe(part.value, out, steps=steps, batch=batch, device=device, threads=threads, seed=seed)
+
+
+@app.command()
+def evaluate(
+    out: Annotated[Path, typer.Option(help="Folder for evaluation.json and the sheets.")] = Path("runs/evaluation"),
+    pipeline: Annotated[Path | None, typer.Option(help="Diffusers folder; default: the embedded model.")] = None,
+    detector: Annotated[Path | None, typer.Option(help="Detector folder; default: the embedded one.")] = None,
+    images_per_class: Annotated[int, typer.Option(min=1, help="Generated images of each class.")] = 10,
+    pairs: Annotated[int, typer.Option(min=1, help="Generated images of two classes.")] = 160,
+    scenes: Annotated[int, typer.Option(min=80, help="Fresh renders for the mask IoU, per style group.")] = 600,
+    table: Annotated[Path | None, typer.Option(help="Also write the table as Markdown to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON only.")] = False,
+) -> None:
+    """Measure the embedded models: classes found, mask IoU, variety, copies, time and memory.
+
+    Example: factory stickers evaluate --images-per-class 20 --table docs/embedded.md
+    """
+    from factory.stickers.embedded import open_detector, open_pipeline
+    from factory.stickers.evaluate import as_json as figures_of
+    from factory.stickers.evaluate import evaluate as measure
+    from factory.stickers.tables import markdown
+
+    quiet = (lambda text: None) if as_json else (lambda text: typer.echo(text, err=True))
+    measured = measure(open_pipeline(pipeline), open_detector(detector), out, images_per_class, pairs, scenes, quiet)
+    figures = figures_of(measured)
+    (out / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
+    if table is not None:
+        table.parent.mkdir(parents=True, exist_ok=True)
+        table.write_text(markdown(measured))
+    typer.echo(json.dumps(figures) if as_json else markdown(measured))
+
+
+@app.command()
+def draw(
+    classes: Annotated[str, typer.Option(help='coco, voc, a file of names, or names: dog,cat,"traffic light".')] = "coco",
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("demo/stickers.png"),
+    n: Annotated[int, typer.Option("--n", min=1, max=400, help="Number of images.")] = 40,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Two classes an image.")] = False,
+    seed: Annotated[int, typer.Option(help="Another seed, other images.")] = 0,
+) -> None:
+    """Draw images with the embedded text-to-image model, find their masks with the embedded detector, show both.
+
+    Example: factory stickers draw --classes dog,cat,bus --n 24 --out dogs.png
+    """
+    from factory.cli.progress import progress_bar
+    from factory.stickers.contact_sheet import contact_sheet
+    from factory.vocabulary import parse_classes
+
+    vocabulary = parse_classes(classes)
+    with progress_bar("drawing", n) as advance:
+        found = contact_sheet(vocabulary, n, 2 if pairs else 1, seed, out, advance)
+    typer.echo(f"{n} images, every prompted class found in {found}; left the image, right its masks:")
+    typer.echo(str(out))

@@ -1,0 +1,42 @@
+"""A picture of images drawn by the embedded model beside the masks that the embedded detector finds."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from factory.stickers.embedded import open_detector, open_pipeline
+from factory.stickers.evaluate import classes_found, detect_all
+from factory.stickers.sampling import sample
+from factory.stickers.train_detector import draw_instances
+from factory.stickers.training import tile
+from factory.stickers.voc_folder import embedded_name
+from factory.vocabulary import Vocabulary, caption
+
+_COLUMNS = 5
+
+
+def contact_sheet(
+    vocabulary: Vocabulary,
+    num_images: int,
+    objects: int,
+    seed: int,
+    out: Path,
+    progress: Callable[[int], None] = lambda done: None,
+) -> int:
+    """Write the sheet to `out`; return in how many images every prompted class was found.
+
+    Raises UserError for a class that the embedded model does not know.
+    """
+    names = list(dict.fromkeys(embedded_name(vocabulary, name) for name in vocabulary.names))
+    objects = min(objects, len(names))
+    prompted = [tuple(names[(k + j * (1 + k // len(names))) % len(names)] for j in range(objects)) for k in range(num_images)]
+    captions = [caption(tuple(dict.fromkeys(chosen))) for chosen in prompted]
+    pictures = sample(open_pipeline(), captions, [seed * 1_000_003 + k for k in range(num_images)], progress=progress)
+    found = detect_all(open_detector(), pictures)
+    cells: list[Image.Image] = []
+    for picture, instances in zip(pictures, found, strict=True):
+        cells.append(tile([[picture, draw_instances(picture, instances)]]))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    tile([cells[row : row + _COLUMNS] for row in range(0, len(cells), _COLUMNS)]).save(out)
+    return sum(set(chosen) <= classes_found(instances) for chosen, instances in zip(prompted, found, strict=True))

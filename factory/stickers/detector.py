@@ -1,0 +1,92 @@
+"""The embedded detector: a semantic segmentation network whose connected regions are the instances."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+from transformers import UperNetForSemanticSegmentation
+
+from factory.errors import UserError
+
+INPUT_SIDE = 192
+"""Pictures are resized to this many pixels square before they enter the network."""
+_MIN_AREA = 0.004
+"""Smallest instance, as a share of the picture."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One found object. `box_xyxy` is in pixels, ends exclusive; `mask` is bool (height, width)."""
+
+    class_name: str
+    score: float
+    box_xyxy: tuple[int, int, int, int]
+    mask: NDArray[np.bool_]
+
+
+class StickerDetector:
+    """Finds the 80 classes of the sticker world.
+
+    An instance is a connected region of pixels of one class; its score is their mean probability of that class.
+    Touching objects of one class are therefore one instance, and one that another object cuts in two is two.
+    """
+
+    def __init__(self, network: UperNetForSemanticSegmentation, device: str = "cpu") -> None:
+        self.device = device
+        self.network = network.to(device, memory_format=torch.channels_last).eval()
+        labels = network.config.id2label
+        self.class_names = tuple(labels[k] for k in range(1, len(labels)))
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, device: str = "cpu") -> "StickerDetector":
+        """Load a folder that the training recipe wrote. Raises UserError where it is none."""
+        if not (Path(folder) / "config.json").exists():
+            raise UserError(
+                f"{folder} holds no detector; make one with `factory stickers train detector` or name its folder."
+            )
+        return cls(UperNetForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32), device)
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Image.Image]) -> list[list[Instance]]:
+        """The instances in each RGB picture, by falling score. The pictures of one call share one size."""
+        if not images:
+            return []
+        pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images])).to(self.device)
+        probabilities = self.probabilities(pixels).cpu()
+        scores, classes = probabilities.max(dim=1)
+        return [self._instances(s, c) for s, c in zip(scores.numpy(), classes.numpy(), strict=True)]
+
+    @torch.no_grad()
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        """Class probabilities, float32 (B, 81, H, W), background first, of uint8 RGB (B, H, W, 3)."""
+        height, width = pixels.shape[1:3]
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16):
+            logits = self.network(pixel_values=network_input(pixels)).logits
+        return functional.interpolate(logits.float(), (height, width), mode="bilinear").softmax(dim=1)
+
+    def _instances(self, scores: NDArray[np.float32], classes: NDArray[np.int64]) -> list[Instance]:
+        found = []
+        for number in np.unique(classes[classes > 0]):
+            regions, count = ndimage.label(classes == number)
+            for region in range(1, count + 1):
+                mask = regions == region
+                if mask.sum() < max(1.0, _MIN_AREA * mask.size):
+                    continue
+                rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+                box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+                found.append(Instance(self.class_names[number - 1], float(scores[mask].mean()), box, mask))
+        return sorted(found, key=lambda instance: -instance.score)
+
+
+def network_input(pixels: Tensor) -> Tensor:
+    """uint8 RGB (B, H, W, 3) to the network's input, float32 (B, 3, INPUT_SIDE, INPUT_SIDE) in -1..1."""
+    planes = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    resized = functional.interpolate(planes, (INPUT_SIDE, INPUT_SIDE), mode="bilinear", antialias=True)
+    return resized.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,200 @@
+"""Training recipe of the embedded text-to-image model: latent diffusion on the captions of rendered scenes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderTiny,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from factory.errors import UserError
+from factory.stickers.scenes import render_scene
+from factory.stickers.tokens import MAX_TOKENS, train_tokenizer
+from factory.stickers.train_autoencoder import to_tensor
+from factory.stickers.training import tile
+from factory.vocabulary import caption, coco
+
+SCENE_STYLES = ("noto", "twemoji", "fluent-flat")
+"""The model learns three of the four training styles: they draw every class and agree on its pose."""
+_SCENES = 28_000
+_PAIR_SHARE = 0.4
+_EMPTY_SHARE = 0.1
+_OBJECT_WEIGHT = 1.0
+"""How much more the error on an object's latents counts than the background's."""
+_MIN_SNR = 5.0
+
+
+class TextToImage(nn.Module):
+    """The two parts that are trained together."""
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.unet = UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(64, 128, 192),
+            layers_per_block=1,
+            cross_attention_dim=192,
+            down_block_types=("CrossAttnDownBlock2D",) * 3,
+            up_block_types=("CrossAttnUpBlock2D",) * 3,
+            attention_head_dim=(2, 4, 6),
+            norm_num_groups=16,
+        )
+        self.text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=192,
+                intermediate_size=768,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=MAX_TOKENS,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, token_ids: Tensor) -> Tensor:
+        """Predicted v (B, 4, 16, 16) of noisy latents, for token ids (B, MAX_TOKENS)."""
+        states = self.text_encoder(token_ids)[0]
+        prediction: Tensor = self.unet(noisy, timesteps, states).sample
+        return prediction
+
+
+class DiffusionTask:
+    """v-prediction with min-SNR weights on cached latents of scenes with one object or two."""
+
+    name = "diffusion"
+
+    def __init__(self, autoencoder: Path, cache: Path, device: str, report: Callable[[str], None] = print) -> None:
+        if not (autoencoder / "config.json").exists():
+            raise UserError(
+                f"{autoencoder} holds no trained autoencoder; run `factory stickers train autoencoder` first."
+            )
+        self.device = device
+        self.autoencoder = AutoencoderTiny.from_pretrained(autoencoder).to(device, torch.float32).eval()
+        self.captions = all_captions()
+        self.tokenizer = train_tokenizer(self.captions)
+        torch.manual_seed(0)
+        self.model = TextToImage(self.tokenizer).to(device, memory_format=torch.channels_last)
+        self.noise = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+        self.latents, self.weights = scene_latents(self.autoencoder, cache, device, report)
+        scene_captions = [caption(scene_classes(k)) for k in range(len(self.latents))]
+        self.token_ids = self._tokens(scene_captions)
+        self.empty = self._tokens([""])[0]
+
+    def _tokens(self, texts: list[str]) -> Tensor:
+        encoded = self.tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True)
+        return torch.tensor(encoded.input_ids)
+
+    def loss(self, step: int, batch: int, seed: int) -> Tensor:
+        rng = np.random.default_rng((seed, 2, step))
+        chosen = rng.integers(0, len(self.latents), batch)
+        latents = self.latents[chosen].float()
+        token_ids = self.token_ids[chosen]
+        token_ids[torch.from_numpy(rng.random(batch) < _EMPTY_SHARE)] = self.empty
+        # One timestep from each of `batch` equal ranges: the same distribution with less variance.
+        strata = (np.arange(batch) + rng.random(batch)) / batch * 1000
+        timesteps = torch.from_numpy(rng.permutation(strata).astype(np.int64))
+        noise = torch.randn(latents.shape)
+        noisy = self.noise.add_noise(latents, noise, timesteps)  # type: ignore[arg-type]
+        target = self.noise.get_velocity(latents, noise, timesteps)  # type: ignore[arg-type]
+        alpha = self.noise.alphas_cumprod[timesteps]
+        snr = alpha / (1 - alpha)
+        weight = (snr.clamp(max=_MIN_SNR) / (snr + 1))[:, None, None, None]
+        weight = weight * (1 + _OBJECT_WEIGHT * self.weights[chosen].float()[:, None])
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16):
+            predicted = self.model(
+                noisy.to(self.device, memory_format=torch.channels_last),
+                timesteps.to(self.device),
+                token_ids.to(self.device),
+            ).float()
+        return (weight.to(self.device) * (predicted - target.to(self.device)) ** 2).mean()
+
+    def pipeline(self, model: nn.Module) -> StableDiffusionPipeline:
+        """The parts as a stock pipeline."""
+        assert isinstance(model, TextToImage)
+        scheduler = DPMSolverMultistepScheduler.from_config(
+            {**self.noise.config, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+        )
+        return StableDiffusionPipeline(
+            vae=self.autoencoder,
+            text_encoder=model.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=model.unet,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def sample_sheet(self, model: nn.Module) -> Image.Image:
+        pipeline = self.pipeline(model)
+        pipeline.set_progress_bar_config(disable=True)
+        names = coco().names
+        pairs = [caption((names[k], names[(k * 7 + 31) % len(names)])) for k in range(0, len(names), 4)]
+        prompts = [caption((name,)) for name in names] + pairs
+        pictures: list[Image.Image] = []
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16):
+            for first in range(0, len(prompts), 25):
+                noise = torch.Generator().manual_seed(first)
+                batch = prompts[first : first + 25]
+                pictures += pipeline(batch, num_inference_steps=15, guidance_scale=3.0, generator=noise).images
+        return tile([pictures[row : row + 20] for row in range(0, len(pictures), 20)])
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """A diffusers folder in half precision."""
+        self.pipeline(model).to(torch.float16).save_pretrained(folder)
+
+
+def all_captions() -> list[str]:
+    """The captions of every class and of every ordered pair: what the tokenizer is learnt from."""
+    names = coco().names
+    return [caption((a,)) for a in names] + [caption((a, b)) for a in names for b in names if a != b]
+
+
+def scene_classes(index: int) -> tuple[str, ...]:
+    """The classes of the index-th training scene: singles in turn, and random pairs."""
+    names = coco().names
+    rng = np.random.default_rng((3, index))
+    if rng.random() >= _PAIR_SHARE:
+        return (names[index % len(names)],)
+    first, second = rng.choice(len(names), 2, replace=False)
+    return names[first], names[second]
+
+
+def scene_latents(
+    autoencoder: AutoencoderTiny, cache: Path, device: str, report: Callable[[str], None]
+) -> tuple[Tensor, Tensor]:
+    """Latents (N, 4, 16, 16) and object coverage (N, 16, 16), both float16, kept in the file `cache`.
+
+    The latents are scaled to unit variance.
+    """
+    if cache.exists():
+        saved = torch.load(cache, weights_only=True)
+        return saved["latents"], saved["coverage"]
+    latents, coverage = [], []
+    for first in range(0, _SCENES, 100):
+        scenes = [render_scene((3, k), scene_classes(k), styles=SCENE_STYLES) for k in range(first, first + 100)]
+        pixels = torch.stack([to_tensor(scene.image) for scene in scenes]).to(device, memory_format=torch.channels_last)
+        with torch.no_grad(), torch.autocast(device.split(":")[0], torch.bfloat16):
+            encoded = autoencoder.encode(pixels).latents * autoencoder.config["scaling_factor"]
+        latents.append(encoded.cpu().half().contiguous())
+        objects = torch.from_numpy(np.stack([scene.instance_map > 0 for scene in scenes])).float()[:, None]
+        coverage.append(nn.functional.avg_pool2d(objects, 8)[:, 0].half())
+        if first % 2000 == 0:
+            report(f"diffusion: scene {first} of {_SCENES} encoded")
+    stacked = {"latents": torch.cat(latents), "coverage": torch.cat(coverage)}
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    partial = cache.with_suffix(".partial")
+    torch.save(stacked, partial)
+    partial.replace(cache)
+    return stacked["latents"], stacked["coverage"]

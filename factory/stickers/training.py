@@ -1,0 +1,157 @@
+"""The training loop that the three sticker models share: checkpoints, exact resume, progress, log and samples."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from factory.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a training run is made of; a checkpoint of other options is refused."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    seed: int = 0
+    device: str = "cpu"
+    ema_decay: float = 0.0
+    weight_decay: float = 0.01
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1:
+            raise UserError(
+                f"A training needs at least one step and one sample a step; got {self.steps} steps of {self.batch}."
+            )
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"The device {self.device!r} was asked for and no GPU is here; choose --device cpu.")
+
+
+class TrainTask(Protocol):
+    """What differs between the models."""
+
+    name: str
+    model: nn.Module
+    """Everything that is trained, as one module."""
+
+    def loss(self, step: int, batch: int, seed: int) -> Tensor:
+        """The loss of one step's batch; the batch is a pure function of the arguments."""
+        ...
+
+    def sample_sheet(self, model: nn.Module) -> Image.Image:
+        """A picture that shows what `model` can do so far."""
+        ...
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the finished model."""
+        ...
+
+
+def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[str], None] = print) -> Path:
+    """Train to `options.steps`, from the last checkpoint in `out` if there is one; return the model's folder.
+
+    Killed at any moment, the same call goes on from the last checkpoint: batches and noise depend on the step
+    alone, so only the work since then is repeated. Raises UserError where `out` holds another run.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    optimizer = torch.optim.AdamW(
+        task.model.parameters(), lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=options.weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _one_cycle(step, options.steps))
+    average = torch.optim.swa_utils.AveragedModel(
+        task.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(options.ema_decay)
+    )
+    state = {"model": task.model, "average": average, "optimizer": optimizer, "schedule": schedule}
+    first = _restore(out, state, options)
+    if first:
+        report(f"{task.name}: resuming at step {first} of {options.steps}")
+    task.model.train()
+    began, running = time.monotonic(), math.nan
+    for step in range(first, options.steps):
+        torch.manual_seed(options.seed * 1_000_003 + step)
+        loss = task.loss(step, options.batch, options.seed)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(task.model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update_parameters(task.model)
+        value = loss.item()
+        running = value if math.isnan(running) else 0.98 * running + 0.02 * value
+        done = step + 1
+        if done % 20 == 0 or done == options.steps:
+            pace = (time.monotonic() - began) / (done - first)
+            left = pace * (options.steps - done)
+            report(
+                f"{task.name} step {done}/{options.steps}  loss {running:.4f}  "
+                f"{pace:.2f} s/step  {left / 60:.1f} min left"
+            )
+            with (out / "log.jsonl").open("a") as log:
+                log.write(json.dumps({"step": done, "loss": round(running, 5), "seconds_per_step": round(pace, 3)}) + "\n")
+        if done % options.checkpoint_every == 0 or done == options.steps:
+            _checkpoint(out, state, options, done)
+        if done % (5 * options.checkpoint_every) == 0 or done == options.steps:
+            _draw(task, average.module if options.ema_decay else task.model, out / f"samples-{done:06d}.png")
+    task.save(average.module if options.ema_decay else task.model, out / "model")
+    report(f"{task.name}: written to {out / 'model'}")
+    return out / "model"
+
+
+def _one_cycle(step: int, steps: int) -> float:
+    """Learning-rate factor: a linear rise over the first 6 %, then a cosine to 1 % of the peak."""
+    rise = max(1, round(0.06 * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def _draw(task: TrainTask, model: nn.Module, path: Path) -> None:
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        task.sample_sheet(model).save(path)
+    model.train(was_training)
+
+
+def _checkpoint(out: Path, state: dict[str, nn.Module], options: TrainOptions, step: int) -> None:
+    partial = out / "checkpoint.pt.partial"
+    payload = {name: part.state_dict() for name, part in state.items()}
+    torch.save({"step": step, "options": asdict(options), **payload}, partial)
+    partial.replace(out / "checkpoint.pt")
+
+
+def _restore(out: Path, state: dict[str, nn.Module], options: TrainOptions) -> int:
+    path = out / "checkpoint.pt"
+    if not path.exists():
+        return 0
+    try:
+        saved = torch.load(path, map_location=options.device, weights_only=True)
+    except Exception as error:
+        raise UserError(f"The checkpoint {path} cannot be read ({error}); move it away to start afresh.") from error
+    changed = [key for key, value in asdict(options).items() if saved["options"].get(key) != value and key != "device"]
+    if changed:
+        listed = ", ".join(f"{key} was {saved['options'].get(key)}, is {asdict(options)[key]}" for key in changed)
+        raise UserError(f"The checkpoint {path} is of another run ({listed}); give its options or another --out.")
+    for name, part in state.items():
+        part.load_state_dict(saved[name])
+    return int(saved["step"])
+
+
+def tile(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Pictures of one size as a sheet."""
+    width, height = rows[0][0].size
+    sheet = Image.new("RGB", (width * max(map(len, rows)), height * len(rows)))
+    for r, row in enumerate(rows):
+        for c, picture in enumerate(row):
+            sheet.paste(picture, (c * width, r * height))
+    return sheet

@@ -1,0 +1,112 @@
+"""Rebuild the sprite atlas that `factory.stickers` ships, from fixed versions of openly licensed icon sets.
+
+    npm install --prefix build/icons @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 \
+        @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/emojione@1.2.3 @iconify-json/openmoji@1.2.29
+    python jobs/stickers/build_atlas.py --icons build/icons/node_modules/@iconify-json
+
+Every class of COCO is drawn in `noto`, `twemoji`, `fluent-flat` and `openmoji`, most in `emojione` too. What no
+set draws comes from `drawings.py`, which imitates the manner of each set. `openmoji` is the held-out style.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import resvg_py
+from drawings import DRAWN_CLASSES, draw
+from PIL import Image
+
+from factory.vocabulary import coco
+
+CELL = 128
+COLUMNS = 20
+SETS = {
+    "noto": "noto",
+    "twemoji": "twemoji",
+    "fluent-flat": "fluent-emoji-flat",
+    "emojione": "emojione",
+    "openmoji": "openmoji",
+}
+VERSIONS = {"noto": "1.2.9", "twemoji": "1.2.5", "fluent-emoji-flat": "1.2.6", "emojione": "1.2.3", "openmoji": "1.2.29"}
+
+ICON_OF_CLASS = {
+    "person": "person-standing", "bicycle": "bicycle", "car": "automobile", "motorcycle": "motorcycle",
+    "airplane": "airplane", "bus": "bus", "train": "locomotive", "truck": "delivery-truck", "boat": "sailboat",
+    "traffic light": "vertical-traffic-light", "stop sign": "stop-sign", "bird": "bird", "cat": "cat", "dog": "dog",
+    "horse": "horse", "sheep": "ewe", "cow": "cow", "elephant": "elephant", "bear": "bear", "zebra": "zebra",
+    "giraffe": "giraffe", "backpack": "backpack", "umbrella": "umbrella", "handbag": "handbag",
+    "suitcase": "luggage", "frisbee": "flying-disc", "skis": "skis", "sports ball": "soccer-ball", "kite": "kite",
+    "skateboard": "skateboard", "bottle": "bottle-with-popping-cork", "wine glass": "wine-glass",
+    "cup": "hot-beverage", "knife": "kitchen-knife", "bowl": "bowl-with-spoon", "banana": "banana",
+    "apple": "red-apple", "sandwich": "sandwich", "orange": "tangerine", "broccoli": "broccoli",
+    "carrot": "carrot", "hot dog": "hot-dog", "pizza": "pizza", "donut": "doughnut", "cake": "birthday-cake",
+    "chair": "chair", "couch": "couch-and-lamp", "potted plant": "potted-plant", "bed": "bed", "toilet": "toilet",
+    "tv": "television", "laptop": "laptop", "mouse": "computer-mouse", "keyboard": "keyboard",
+    "cell phone": "mobile-phone", "book": "open-book", "clock": "alarm-clock", "vase": "amphora",
+    "scissors": "scissors", "teddy bear": "teddy-bear", "toothbrush": "toothbrush",
+}  # fmt: skip
+"""The icon of each class; a class that is missing here is always drawn by the project."""
+
+
+def icon_svg(icon_set: dict, name: str) -> str | None:
+    """One icon of an Iconify collection as an SVG document, None where the collection does not have it."""
+    entry = icon_set["icons"].get(name)
+    if entry is None:
+        alias = icon_set.get("aliases", {}).get(name)
+        entry = icon_set["icons"].get(alias["parent"]) if alias else None
+    if entry is None:
+        return None
+    left, top = entry.get("left", 0), entry.get("top", 0)
+    width = entry.get("width", icon_set.get("width", 16))
+    height = entry.get("height", icon_set.get("height", 16))
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{left} {top} {width} {height}">{entry["body"]}</svg>'
+    )
+
+
+def rasterise(svg: str) -> Image.Image:
+    """An SVG document as a sprite: RGBA, `CELL` pixels square, trimmed to its drawing and centred."""
+    large = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=4 * CELL)))).convert("RGBA")
+    box = large.getchannel("A").point(lambda a: 255 * (a > 8)).getbbox()
+    assert box is not None, "an empty drawing"
+    drawing = large.crop(box)
+    scale = (CELL - 2) / max(drawing.size)
+    drawing = drawing.resize([max(1, round(side * scale)) for side in drawing.size], Image.Resampling.LANCZOS)
+    cell = Image.new("RGBA", (CELL, CELL))
+    cell.paste(drawing, ((CELL - drawing.width) // 2, (CELL - drawing.height) // 2))
+    return cell
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--icons", type=Path, required=True, help="folder that holds the icon sets' packages")
+    parser.add_argument("--out", type=Path, default=Path("factory/stickers/data"))
+    arguments = parser.parse_args()
+    cells, index = [], []
+    for style, package in SETS.items():
+        icon_set = json.loads((arguments.icons / package / "icons.json").read_text())
+        for name in coco().names:
+            icon = icon_svg(icon_set, ICON_OF_CLASS[name]) if name in ICON_OF_CLASS else None
+            if icon is None and name not in DRAWN_CLASSES:
+                print(f"{style}: no {name}")
+                continue
+            source = "factory" if icon is None else f"{package}@{VERSIONS[package]}:{ICON_OF_CLASS[name]}"
+            cells.append(rasterise(icon if icon is not None else draw(name, style)))
+            index.append({"class": name, "style": style, "source": source})
+    rows = -(-len(cells) // COLUMNS)
+    atlas = Image.new("RGBA", (COLUMNS * CELL, rows * CELL))
+    for position, cell in enumerate(cells):
+        atlas.paste(cell, (position % COLUMNS * CELL, position // COLUMNS * CELL))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    atlas.save(arguments.out / "atlas.png", optimize=True)
+    digest = hashlib.sha256((arguments.out / "atlas.png").read_bytes()).hexdigest()
+    statement = {"cell": CELL, "columns": COLUMNS, "held_out": "openmoji", "sha256": digest, "sprites": index}
+    (arguments.out / "atlas.json").write_text(json.dumps(statement, indent=1) + "\n")
+    print(f"{len(cells)} sprites, {(arguments.out / 'atlas.png').stat().st_size / 2**20:.1f} MiB, sha256 {digest}")
+
+
+if __name__ == "__main__":
+    main()
