@@ -1,0 +1,95 @@
+"""Prompts: a text, the classes that it should make true, and the words in the text that stand for each class."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from factory.errors import UserError
+from factory.vocabulary import ClassEntry, Vocabulary, caption
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`phrases[k]` are the words of `text` that stand for `classes[k]`; a mask from attention reads their tokens."""
+
+    text: str
+    classes: tuple[str, ...]
+    phrases: tuple[str, ...]
+
+    def spans(self) -> list[tuple[int, int] | None]:
+        """Where each phrase is in the text, [start, end) in characters; None where it is not.
+
+        Longer phrases choose first, so that in "a hot dog and a dog" the class dog gets the second one.
+        """
+        found: list[tuple[int, int] | None] = [None] * len(self.phrases)
+        for place in sorted(range(len(self.phrases)), key=lambda k: (-len(self.phrases[k]), k)):
+            for match in re.finditer(rf"(?<!\w){re.escape(self.phrases[place])}(?!\w)", self.text, re.IGNORECASE):
+                start, end = match.span()
+                if all(span is None or end <= span[0] or span[1] <= start for span in found):
+                    found[place] = (start, end)
+                    break
+        return found
+
+
+def captioned(vocabulary: Vocabulary, classes: Sequence[str]) -> Prompt:
+    """The standard prompt for some classes: "a photograph of a dog and a traffic light"."""
+    words = [vocabulary.resolve(name).display for name in classes]
+    return Prompt(caption(words), tuple(classes), tuple(words))
+
+
+def read_prompts(path: str | Path, vocabulary: Vocabulary) -> list[Prompt]:
+    """Read a prompts file; blank lines and lines that begin with # are passed over.
+
+    A line is `text <tab> class, class` or a JSON object {"text": ..., "classes": [...]}. Where the text names a class
+    by another word, write `class=word` (JSON: "classes": {"class": "word"}).
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the prompts file {path}: {error}.") from error
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            prompts.append(_read_line(line.strip(), f"{path}, line {number}", vocabulary))
+    if not prompts:
+        raise UserError(f"the prompts file {path} holds no prompt; give a line like `a photograph of a dog<tab>dog`.")
+    return prompts
+
+
+def make_prompt(text: str, classes: dict[str, str], where: str, vocabulary: Vocabulary) -> Prompt:
+    """A checked prompt; `classes` maps each class name to its words in the text ("" for its own name)."""
+    if not text.strip() or not classes:
+        raise UserError(f"{where}: a prompt has a text and a class or more, got {text!r} with {len(classes)}.")
+    entries = [vocabulary.resolve(name) for name in classes]
+    names = tuple(entry.name for entry in entries)
+    if len(set(names)) < len(names):
+        raise UserError(f"{where}: a prompt names a class once, got {', '.join(names)}.")
+    phrases = tuple(words or _found(text, entry) for entry, words in zip(entries, classes.values(), strict=True))
+    return Prompt(text.strip(), names, phrases)
+
+
+def _found(text: str, entry: ClassEntry) -> str:
+    """The longest of the class's names and aliases that stands in the text; its display name where none does."""
+    for words in sorted({entry.display, entry.name, *entry.aliases}, key=lambda known: (-len(known), known)):
+        if Prompt(text, (entry.name,), (words,)).spans()[0] is not None:
+            return words
+    return entry.display
+
+
+def _read_line(line: str, where: str, vocabulary: Vocabulary) -> Prompt:
+    if line.startswith("{"):
+        try:
+            row = json.loads(line)
+            classes = row["classes"]
+            named = dict(classes) if isinstance(classes, dict) else {str(name): "" for name in classes}
+            return make_prompt(str(row["text"]), named, where, vocabulary)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            form = '{"text": "...", "classes": ["..."]}'
+            raise UserError(f"{where}: a JSON line is {form}, got {line[:80]}.") from error
+    text, tab, rest = line.partition("\t")
+    if not tab:
+        raise UserError(f"{where}: a line is a text, a tab and its classes separated by commas, got {line[:80]!r}.")
+    pairs = [part.partition("=") for part in rest.split(",") if part.strip()]
+    return make_prompt(text, {name.strip(): words.strip() for name, _, words in pairs}, where, vocabulary)

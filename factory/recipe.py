@@ -1,0 +1,270 @@
+"""The recipe: everything that a set is made from, validated, with a fingerprint over what changes the bytes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from factory.balance import MAX_OBJECTS
+from factory.errors import UserError
+from factory.prompts import Prompt, make_prompt
+from factory.vocabulary import Vocabulary, coco, from_names, voc
+
+FORMAT = 1
+"""Goes up when the same recipe would give other bytes."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GeneratorRecipe(_Part):
+    """The text-to-image model and how it samples."""
+
+    model: str = Field(default="stickers", description="`stickers`, a folder of a diffusers pipeline, or a hub id.")
+    revision: str | None = Field(default=None, description="Pinned when a set is begun.")
+    steps: int = Field(default=20, ge=1, le=1000, description="Steps of the solver.")
+    guidance: float = Field(
+        default=5.0, ge=0, le=100, description="Classifier-free guidance; 1 or less calls the U-Net once a step."
+    )
+    solver: Literal["dpm++", "ddim", "euler", "model"] = Field(
+        default="dpm++", description="`model` is the pipeline's own scheduler."
+    )
+    width: int | None = Field(default=None, ge=8, multiple_of=8, description="Pixels; the model's own size by default.")
+    height: int | None = Field(
+        default=None, ge=8, multiple_of=8, description="Pixels; the model's own size by default."
+    )
+    negative: str = Field(default="", description="The text of the unconditional half.")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        default="float32", description="Of weights and activations."
+    )
+    channels_last: bool = Field(default=False, description="Memory layout of the convolutions.")
+    compile: bool = Field(default=False, description="Run the U-Net through torch.compile.")
+    threads: int = Field(
+        default=1, ge=1, le=256, description="Threads of one CPU worker: fixed, for sums depend on their order."
+    )
+
+
+class MaskRecipe(_Part):
+    """Where the masks come from."""
+
+    source: str = Field(
+        default="attention", description="`attention`, `detector`, or a trained grounder's name or folder."
+    )
+    detector: str = Field(
+        default="stickers", description="`stickers` or the folder of a detector; used where one is asked for."
+    )
+    detector_revision: str | None = Field(default=None, description="Pinned when a set is begun.")
+    capture: Literal["finished", "sampling"] = Field(
+        default="finished",
+        description="Read attention and features in one U-Net call on the finished latents, or in the sampling steps.",
+    )
+    timesteps: tuple[Annotated[int, Field(ge=0, le=999)], ...] = Field(
+        default=(100, 300, 500),
+        min_length=1,
+        description="Noise levels, of 1000, at which attention and features are read.",
+    )
+    threshold: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Share of a class's strongest attention that is object; found per image if null.",
+    )
+    score: float = Field(default=0.5, ge=0, le=1, description="A detection below this score is no object ...")
+    ignore_score: float = Field(
+        default=0.3, ge=0, le=1, description="... but from this score on its pixels are marked 255."
+    )
+
+
+class FilterRecipe(_Part):
+    """When a sample is rejected. A limit of null is never reached."""
+
+    min_area: float | None = Field(default=0.01, ge=0, le=1, description="Smallest share of the image for each class.")
+    max_area: float | None = Field(default=0.9, ge=0, le=1, description="Largest share of the image for each class.")
+    min_confidence: float | None = Field(default=None, ge=0, le=1, description="Smallest score of a mask.")
+    max_overlap: float | None = Field(default=0.5, ge=0, le=1, description="Largest IoU of two objects' masks.")
+    min_detector_iou: float | None = Field(
+        default=None, ge=0, le=1, description="Smallest IoU with the detector's mask of each class."
+    )
+    duplicate_distance: int | None = Field(
+        default=2, ge=0, le=63, description="Differing bits, of 64, up to which two images of a shard are the same."
+    )
+    min_contrast: float | None = Field(
+        default=4.0, ge=0, le=128, description="Smallest standard deviation of brightness, of 255."
+    )
+
+
+class EngineRecipe(_Part):
+    """How the work is spread. Nothing here changes the bytes, so a set may be resumed with other values."""
+
+    workers: int | None = Field(
+        default=None, ge=1, le=4096, description="Generating workers; as many as fit by default."
+    )
+    gpus_per_worker: float = Field(
+        default=0.0, ge=0, le=16, description="GPUs of a worker, also a fraction; 0 is a CPU worker."
+    )
+    detectors: int = Field(
+        default=0, ge=0, le=1024, description="Workers of a detector pool; 0 runs the detector inside each worker."
+    )
+    gpus_per_detector: float = Field(default=0.0, ge=0, le=16, description="GPUs of a detector worker.")
+    writers: int = Field(default=1, ge=1, le=64, description="Threads of a worker that encode and write.")
+    deadline: float | None = Field(
+        default=None, gt=0, description="Seconds after which a shard is killed and queued again."
+    )
+    address: str | None = Field(default=None, description="The Ray cluster to join; a local one is started by default.")
+
+
+class PromptRow(_Part):
+    """One prompt of the user's own: its text, and each class with the words that stand for it."""
+
+    text: str
+    classes: dict[str, str]
+
+
+class Recipe(_Part):
+    """What to make. `fingerprint()` covers what changes a shard's bytes; `n`, `earlier` and `engine` are not in it."""
+
+    format: Literal[1] = Field(default=FORMAT, description="The version of the recipe's meaning.")
+    classes: Literal["coco", "voc"] | tuple[str, ...] = Field(
+        default="coco", description="A vocabulary's name, or the class names in order."
+    )
+    n: int = Field(ge=1, le=10**9, description="Accepted samples wanted.")
+    earlier: tuple[int, ...] = Field(
+        default=(), description="The sizes that the set had before it was extended, ascending."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    objects: dict[int, float] = Field(default={1: 1.0}, description="Share of samples by number of objects.")
+    prompts: tuple[PromptRow, ...] | None = Field(
+        default=None, description="Prompts of the user's own, instead of captions."
+    )
+    shard_size: int = Field(default=250, ge=1, le=100_000, description="Samples of a shard.")
+    batch: int = Field(default=8, ge=1, le=1024, description="Images generated together.")
+    attempts: int = Field(
+        default=8, ge=1, le=1000, description="Seeds tried for a sample before its place stays empty."
+    )
+    jpeg_quality: int = Field(default=95, ge=1, le=100)
+    generator: GeneratorRecipe = GeneratorRecipe()
+    masks: MaskRecipe = MaskRecipe()
+    filters: FilterRecipe = FilterRecipe()
+    engine: EngineRecipe = EngineRecipe()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        sizes = (*self.earlier, self.n)
+        if list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
+            raise ValueError(f"earlier sizes grow from 1 up to n, got {list(self.earlier)} before n = {self.n}")
+        vocabulary = self.vocabulary()
+        if len({entry.id for entry in vocabulary.classes} & set(range(1, 255))) < len(vocabulary.classes):
+            raise ValueError(f"a label picture has room for 254 classes, got {len(vocabulary.classes)}")
+        if self.prompts is None:
+            _check_objects(self.objects, len(vocabulary.classes))
+        self.user_prompts()
+        return self
+
+    def vocabulary(self) -> Vocabulary:
+        """The classes with their ids."""
+        if isinstance(self.classes, tuple):
+            return from_names(self.classes, "the recipe")
+        return coco() if self.classes == "coco" else voc()
+
+    def user_prompts(self) -> list[Prompt] | None:
+        """The recipe's own prompts, checked against its classes; None where captions are used."""
+        if self.prompts is None:
+            return None
+        if not self.prompts:
+            raise ValueError("prompts are null or at least one")
+        vocabulary = self.vocabulary()
+        rows = enumerate(self.prompts, 1)
+        return [make_prompt(row.text, row.classes, f"prompt {number}", vocabulary) for number, row in rows]
+
+    def content(self) -> dict[str, Any]:
+        """What changes a shard's bytes, as plain data."""
+        return self.model_dump(mode="json", exclude={"n", "earlier", "engine"})
+
+    def fingerprint(self) -> str:
+        """64 hex digits over `content()`."""
+        return hashlib.sha256(canonical(self.content())).hexdigest()
+
+    def to_yaml(self) -> str:
+        """A file that `load_recipe` reads back to an equal recipe."""
+        head = f"# factory generate --recipe recipe.yaml --shards DIR\n# fingerprint: {self.fingerprint()}\n"
+        return head + yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def canonical(data: object) -> bytes:
+    """The one JSON text of some plain data: sorted, without spaces, UTF-8."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def make_recipe(data: Mapping[str, Any], where: str = "the options") -> Recipe:
+    """Validate plain data; UserError with a sentence that names every field that is wrong."""
+    try:
+        return Recipe.model_validate(dict(data))
+    except ValidationError as error:
+        wrong = [
+            (
+                ".".join(str(part) for part in row["loc"]) or "the recipe",
+                row["msg"].removeprefix("Value error, "),
+                row["input"],
+            )
+            for row in error.errors()
+        ]
+        told = "; ".join(
+            message if name == "the recipe" else f"{name}: {message}{'' if value is data else f' (got {value!r})'[:80]}"
+            for name, message, value in wrong
+        )
+        told += ". `factory generate --help` and schemas/recipe.json tell what is allowed."
+        raise UserError(f"{where}: {told}") from error
+
+
+def load_recipe(path: str | Path) -> dict[str, Any]:
+    """The plain data of a recipe file, not yet validated, so that options can override it."""
+    try:
+        return parse_recipe(Path(path).read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the recipe {path}: {error}.") from error
+
+
+def parse_recipe(text: str, where: str) -> dict[str, Any]:
+    """Plain data of a recipe's text; UserError where it is no YAML mapping, as after a write that was cut off."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{where} is no recipe, its YAML breaks off: {said}.") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{where} is no recipe: it holds a {type(data).__name__}, not fields like `classes:` and `n:`.")
+    return data
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Each field of the content that differs, as "generator.steps: 20 -> 30"."""
+    return _differences(old.content(), new.content(), "")
+
+
+def _differences(old: Any, new: Any, name: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            line for key in keys for line in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if old == new else [f"{name}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _check_objects(objects: Mapping[int, float], classes: int) -> None:
+    shares = {count: share for count, share in objects.items() if share}
+    if not shares or any(not 1 <= count <= MAX_OBJECTS or share < 0 for count, share in shares.items()):
+        raise ValueError(f'objects are 1 to {MAX_OBJECTS} with shares over 0, as in "1:0.5,2:0.5", got {dict(objects)}')
+    needed = {count: count if count < 3 else 3 * (count - 1) for count in shares}
+    for count, least in needed.items():
+        if classes < least:
+            raise ValueError(f"{count} objects in a prompt need at least {least} classes, got {classes}")

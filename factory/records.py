@@ -1,0 +1,136 @@
+"""What passes between the steps: instances, candidates, verdicts, accepted samples and their annotation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from factory.masks import Mask, encode_rle, mask_to_xywh
+from factory.plan import PlannedSample
+from factory.recipe import Recipe
+from factory.vocabulary import Vocabulary
+
+Image = NDArray[np.uint8]
+"""uint8 RGB (height, width, 3)."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One object in an image: a class of the vocabulary, a score of 0..1, and its pixels."""
+
+    class_name: str
+    score: float
+    mask: Mask
+
+
+@dataclass(frozen=True)
+class Grounded:
+    """The objects that a grounder or detector found; `ignore` marks pixels of which it is not sure."""
+
+    instances: tuple[Instance, ...]
+    ignore: Mask | None = None
+
+    def of_class(self, class_name: str) -> Mask | None:
+        """The pixels of all instances of a class, or None where there is none."""
+        masks = [instance.mask for instance in self.instances if instance.class_name == class_name]
+        return np.logical_or.reduce(masks) if masks else None
+
+    def disjoint(self) -> "Grounded":
+        """Each pixel to the instance with the highest score; instances that keep no pixel are left out."""
+        taken: Mask | None = None
+        kept: dict[int, Instance] = {}
+        for place in sorted(range(len(self.instances)), key=lambda k: (-self.instances[k].score, k)):
+            instance = self.instances[place]
+            mask = instance.mask if taken is None else instance.mask & ~taken
+            taken = mask.copy() if taken is None else taken | mask
+            if mask.any():
+                kept[place] = replace(instance, mask=mask)
+        return Grounded(tuple(kept[place] for place in sorted(kept)), self.ignore)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Accepted, or rejected with a reason; `scores` are what the filters measured, up to the one that rejected."""
+
+    reason: str | None
+    scores: Mapping[str, float | str]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """An attempt that a filter did not let through."""
+
+    attempt: int
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An accepted sample; the masks of `grounded` are disjoint."""
+
+    planned: PlannedSample
+    attempt: int
+    seed: int
+    image: Image
+    grounded: Grounded
+    scores: Mapping[str, float | str]
+    rejections: tuple[Rejection, ...] = field(default=())
+
+
+def annotate(sample: Sample, vocabulary: Vocabulary, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The sample's json member: COCO-style annotations and where everything came from; see schemas/annotation.json."""
+    height, width = sample.image.shape[:2]
+    annotations = []
+    for place, instance in enumerate(sample.grounded.instances):
+        annotations.append(
+            {
+                "id": sample.planned.index * 1000 + place + 1,
+                "image_id": sample.planned.index,
+                "category_id": vocabulary.resolve(instance.class_name).id,
+                "category_name": instance.class_name,
+                "segmentation": encode_rle(instance.mask),
+                "bbox": mask_to_xywh(instance.mask),
+                "area": int(np.count_nonzero(instance.mask)),
+                "iscrowd": 0,
+                "score": round(float(instance.score), 4),
+            }
+        )
+    return {
+        "key": sample.planned.key,
+        "image": {
+            "id": sample.planned.index,
+            "file_name": f"{sample.planned.key}.jpg",
+            "width": width,
+            "height": height,
+        },
+        "annotations": annotations,
+        "prompt": sample.planned.prompt.text,
+        "classes": list(sample.planned.prompt.classes),
+        "seed": sample.seed,
+        "attempt": sample.attempt,
+        "rejected": [{"attempt": row.attempt, "seed": row.seed, "reason": row.reason} for row in sample.rejections],
+        "filters": dict(sample.scores),
+        "provenance": dict(provenance),
+    }
+
+
+def provenance(recipe: Recipe) -> dict[str, Any]:
+    """What a sample says about the models and settings that made it: the same for all samples of a recipe."""
+    made, masks = recipe.generator, recipe.masks
+    uses_detector = masks.source == "detector" or recipe.filters.min_detector_iou is not None
+    return {
+        "format": recipe.format,
+        "recipe": recipe.fingerprint(),
+        "generator": made.model_dump(mode="json", exclude={"threads", "compile", "channels_last", "width", "height"}),
+        "masks": {
+            "source": masks.source,
+            "capture": masks.capture,
+            "timesteps": list(masks.timesteps),
+            "threshold": masks.threshold,
+            "detector": masks.detector if uses_detector else None,
+            "detector_revision": masks.detector_revision if uses_detector else None,
+        },
+    }

@@ -1,0 +1,1 @@
+"""Shards on disk: samples encoded, packed in a tar, read back."""

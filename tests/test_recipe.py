@@ -1,0 +1,87 @@
+"""A recipe is read whole or refused with a sentence, and its fingerprint covers what changes the bytes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory.errors import UserError
+from factory.prompts import read_prompts
+from factory.recipe import differences, load_recipe, make_recipe, parse_recipe
+from factory.vocabulary import coco
+
+
+def test_a_written_recipe_reads_back_equal() -> None:
+    recipe = make_recipe({"n": 10, "classes": ["dog", "cat"], "objects": {2: 1}, "generator": {"steps": 3}})
+    assert make_recipe(parse_recipe(recipe.to_yaml(), "it")) == recipe
+
+
+@pytest.mark.parametrize("change", [{"n": 11}, {"engine": {"workers": 3}}, {"n": 12, "earlier": [10]}])
+def test_size_and_engine_do_not_change_the_fingerprint(change: dict[str, Any]) -> None:
+    assert make_recipe({"n": 10} | change).fingerprint() == make_recipe({"n": 10}).fingerprint()
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"batch": 4}, {"generator": {"threads": 2}}, {"filters": {"min_area": 0}}]
+)
+def test_whatever_changes_the_bytes_changes_the_fingerprint(change: dict[str, Any]) -> None:
+    assert make_recipe({"n": 10} | change).fingerprint() != make_recipe({"n": 10}).fingerprint()
+
+
+def test_differences_name_the_field_and_both_values() -> None:
+    old, new = make_recipe({"n": 1}), make_recipe({"n": 1, "generator": {"steps": 30}, "seed": 4})
+    assert differences(old, new) == ["seed: 0 -> 4", "generator.steps: 20 -> 30"]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"n": 0}, "n: Input should be greater than or equal to 1 .got 0."),
+        ({"n": 5, "sead": 3}, "sead: Extra inputs are not permitted"),
+        ({"n": 5, "objects": {7: 1}}, "objects are 1 to 4"),
+        ({"n": 5, "classes": ["dog"], "objects": {2: 1}}, "2 objects in a prompt need at least 2 classes, got 1"),
+        ({"n": 5, "classes": ["dog", "dog"]}, "comes twice"),
+        ({"n": 5, "earlier": [6]}, "earlier sizes grow from 1 up to n"),
+        ({}, "n: Field required"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_a_sentence_that_names_the_field(data: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make_recipe(data)
+
+
+def test_a_recipe_cut_off_in_the_middle_is_refused(tmp_path: Path) -> None:
+    whole = make_recipe({"n": 10, "classes": ["dog", "cat"]}).to_yaml()
+    (tmp_path / "recipe.yaml").write_text(whole[: whole.index("shard_size") + 4])
+    with pytest.raises(UserError, match="its YAML breaks off"):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_a_prompt_file_gives_text_classes_and_the_words_that_name_them(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text('# mine\na puppy on grass\tdog=puppy\n{"text": "a sofa and a cat", "classes": ["couch", "cat"]}\n')
+    first, second = read_prompts(path, coco())
+    assert (first.classes, first.phrases, first.spans()) == (("dog",), ("puppy",), [(2, 7)])
+    assert (second.classes, second.phrases) == (("couch", "cat"), ("sofa", "cat"))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("a dog", "a tab and its classes"),
+        ("a dog\tzebar", "did you mean zebra"),
+        ('{"text": 3', "a JSON line is"),
+        ("", "no prompt"),
+    ],
+)
+def test_a_bad_prompt_file_is_refused_with_its_line(tmp_path: Path, line: str, said: str) -> None:
+    (tmp_path / "p.txt").write_text(line + "\n")
+    with pytest.raises(UserError, match=said):
+        read_prompts(tmp_path / "p.txt", coco())
+
+
+def test_a_class_inside_another_name_gets_its_own_words(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a photograph of a hot dog and a dog\tdog, hot dog\n")
+    (prompt,) = read_prompts(tmp_path / "p.txt", coco())
+    assert [prompt.text[slice(*span)] for span in prompt.spans() if span] == ["dog", "hot dog"]
+    assert prompt.spans()[0] == (32, 35)
