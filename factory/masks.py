@@ -83,7 +83,7 @@ def mask_to_xywh(mask: Mask) -> list[int]:
 def intersection_over_union(first: Mask, second: Mask) -> float:
     """0..1; two empty masks have 0."""
     union = np.count_nonzero(first | second)
-    return np.count_nonzero(first & second) / union if union else 0.0
+    return float(np.count_nonzero(first & second) / union) if union else 0.0
 
 
 def label_map(

@@ -1,0 +1,119 @@
+"""The checks of a sample, in the order in which they are made."""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image as Pictures
+
+from factory.masks import intersection_over_union
+from factory.prompts import Prompt
+from factory.recipe import FilterRecipe
+from factory.records import Grounded, Image, Instance, Verdict
+
+Reason = Literal[
+    "blank_image",
+    "mask_empty",
+    "mask_small",
+    "mask_large",
+    "low_confidence",
+    "overlap",
+    "detector_disagrees",
+    "near_duplicate",
+]
+REASONS: tuple[str, ...] = get_args(Reason)
+
+Scores = dict[str, float | str]
+
+
+class Filters:
+    """The checks of one shard: it remembers the images that it accepted, to see when one comes again."""
+
+    def __init__(self, recipe: FilterRecipe) -> None:
+        self._recipe = recipe
+        self._hashes: list[int] = []
+
+    def judge(
+        self, image: Image, prompt: Prompt, grounded: Grounded, detected: Sequence[Instance] | None = None
+    ) -> Verdict:
+        """Accept, or reject with the first reason. `detected` is asked for where the recipe has `min_detector_iou`."""
+        scores: Scores = {}
+        checks: list[Callable[[], Reason | None]] = [
+            lambda: self._blank(image, scores),
+            lambda: self._area(prompt, grounded, scores),
+            lambda: self._confidence(grounded, scores),
+            lambda: self._overlap(prompt, grounded, scores),
+            lambda: self._agreement(prompt, grounded, detected, scores),
+            lambda: self._duplicate(image, scores),
+        ]
+        for check in checks:
+            reason = check()
+            if reason is not None:
+                return Verdict(reason, scores)
+        self._hashes.append(int(str(scores["image_hash"]), 16))
+        return Verdict(None, scores)
+
+    def _blank(self, image: Image, scores: Scores) -> Reason | None:
+        contrast = float(np.asarray(Pictures.fromarray(image).convert("L"), np.float64).std())
+        scores["contrast"] = round(contrast, 2)
+        return "blank_image" if _under(contrast, self._recipe.min_contrast) else None
+
+    def _area(self, prompt: Prompt, grounded: Grounded, scores: Scores) -> Reason | None:
+        masks = [grounded.of_class(name) for name in prompt.classes]
+        areas = [0.0 if mask is None else float(mask.mean()) for mask in masks]
+        scores["area_smallest"], scores["area_largest"] = round(min(areas), 5), round(max(areas), 5)
+        if min(areas) == 0:
+            return "mask_empty"
+        if _under(min(areas), self._recipe.min_area):
+            return "mask_small"
+        return "mask_large" if _over(max(areas), self._recipe.max_area) else None
+
+    def _confidence(self, grounded: Grounded, scores: Scores) -> Reason | None:
+        least = min(instance.score for instance in grounded.instances)
+        scores["confidence"] = round(float(least), 4)
+        return "low_confidence" if _under(least, self._recipe.min_confidence) else None
+
+    def _overlap(self, prompt: Prompt, grounded: Grounded, scores: Scores) -> Reason | None:
+        masks = [mask for name in prompt.classes if (mask := grounded.of_class(name)) is not None]
+        overlap = max((intersection_over_union(a, b) for a, b in combinations(masks, 2)), default=0.0)
+        scores["overlap"] = round(overlap, 4)
+        return "overlap" if _over(overlap, self._recipe.max_overlap) else None
+
+    def _agreement(
+        self, prompt: Prompt, grounded: Grounded, detected: Sequence[Instance] | None, scores: Scores
+    ) -> Reason | None:
+        if self._recipe.min_detector_iou is None:
+            return None
+        assert detected is not None, "the recipe asks for the detector's opinion"
+        seen, least = Grounded(tuple(detected)), 1.0
+        for name in prompt.classes:
+            mine, other = grounded.of_class(name), seen.of_class(name)
+            least = min(least, 0.0 if mine is None or other is None else intersection_over_union(mine, other))
+        scores["detector_iou"] = round(least, 4)
+        return "detector_disagrees" if least < self._recipe.min_detector_iou else None
+
+    def _duplicate(self, image: Image, scores: Scores) -> Reason | None:
+        code = difference_hash(image)
+        scores["image_hash"] = f"{code:016x}"
+        if self._recipe.duplicate_distance is None or not self._hashes:
+            return None
+        nearest = min((code ^ other).bit_count() for other in self._hashes)
+        scores["duplicate_distance"] = nearest
+        return "near_duplicate" if nearest <= self._recipe.duplicate_distance else None
+
+
+def difference_hash(image: Image) -> int:
+    """64 bits: whether each of 8 x 8 places is darker than its right neighbour. Alike images differ in few bits."""
+    small = Pictures.fromarray(image).convert("L").resize((9, 8), Pictures.Resampling.BOX)
+    grey = np.asarray(small, np.int16)
+    bits = (grey[:, :-1] < grey[:, 1:]).ravel()
+    return int.from_bytes(np.packbits(bits).tobytes())
+
+
+def _under(value: float, limit: float | None) -> bool:
+    return limit is not None and value < limit
+
+
+def _over(value: float, limit: float | None) -> bool:
+    return limit is not None and value > limit

@@ -1,0 +1,1 @@
+"""Grounders: what was generated and the classes of its prompt in, one mask per class out."""

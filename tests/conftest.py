@@ -1,0 +1,46 @@
+"""What several tests build on: a tiny pipeline of the real classes, and a recipe for it."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory.recipe import Recipe, make_recipe
+
+# torch's tensors do not take numpy's `copy` keyword yet; the schedulers of diffusers convert them.
+QUIET = "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", QUIET)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion pipeline with random weights: 64 x 64 images in a few milliseconds."""
+    from factory.testing.tiny_pipeline import tiny_pipeline
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tiny_pipeline(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def tiny_data(tiny_model: Path) -> dict[str, Any]:
+    """A recipe's data: 12 samples in 3 shards, some of which the filters reject at first."""
+    return {
+        "n": 12,
+        "classes": "voc",
+        "objects": {1: 0.5, 2: 0.5},
+        "shard_size": 4,
+        "batch": 3,
+        "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim"},
+        "masks": {"timesteps": [300]},
+        "filters": {"min_area": 0.2, "duplicate_distance": None},
+    }
+
+
+@pytest.fixture
+def tiny_recipe(tiny_data: dict[str, Any]) -> Recipe:
+    return make_recipe(tiny_data)

@@ -1,0 +1,73 @@
+"""Each reason is given for what deserves it, and every score is kept."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from factory.filters.checks import REASONS, Filters
+from factory.prompts import Prompt
+from factory.recipe import FilterRecipe
+from factory.records import Grounded, Instance
+
+PROMPT = Prompt("a dog and a cat", ("dog", "cat"), ("dog", "cat"))
+
+
+def photo(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def block(left: int, right: int) -> np.ndarray:
+    mask = np.zeros((64, 64), bool)
+    mask[20:40, left:right] = True
+    return mask
+
+
+def both(dog: np.ndarray, cat: np.ndarray, score: float = 0.9) -> Grounded:
+    return Grounded((Instance("dog", score, dog), Instance("cat", score, cat)))
+
+
+GOOD = both(block(0, 20), block(30, 50))
+
+
+@pytest.mark.parametrize(
+    ("reason", "limits", "image", "grounded", "detected"),
+    [
+        ("blank_image", {}, np.full((64, 64, 3), 9, np.uint8), GOOD, None),
+        ("mask_empty", {}, photo(), Grounded(GOOD.instances[:1]), None),
+        ("mask_small", {"min_area": 0.05}, photo(), both(block(0, 20), block(30, 33)), None),
+        ("mask_large", {"max_area": 0.05}, photo(), GOOD, None),
+        ("low_confidence", {"min_confidence": 0.5}, photo(), both(block(0, 20), block(30, 50), 0.4), None),
+        ("overlap", {}, photo(), both(block(0, 20), block(2, 22)), None),
+        ("detector_disagrees", {"min_detector_iou": 0.5}, photo(), GOOD, [Instance("dog", 0.9, block(0, 20))]),
+    ],
+)
+def test_a_sample_is_rejected_with_the_reason_that_it_gave(
+    reason: str, limits: dict[str, Any], image: Any, grounded: Grounded, detected: Any
+) -> None:
+    verdict = Filters(FilterRecipe(**limits)).judge(image, PROMPT, grounded, detected)
+    assert verdict.reason == reason
+    assert reason in REASONS
+
+
+def test_a_good_sample_is_accepted_with_what_was_measured() -> None:
+    verdict = Filters(FilterRecipe(min_detector_iou=0.5)).judge(photo(), PROMPT, GOOD, GOOD.instances)
+    assert verdict.reason is None
+    assert set(verdict.scores) == {
+        "contrast", "area_smallest", "area_largest", "confidence", "overlap", "detector_iou", "image_hash"
+    }  # fmt: skip
+
+
+def test_an_image_that_comes_again_a_little_changed_is_a_near_duplicate() -> None:
+    filters = Filters(FilterRecipe())
+    smooth = np.kron(photo()[:8, :8], np.ones((8, 8, 1), np.uint8))
+    assert filters.judge(smooth, PROMPT, GOOD).reason is None
+    assert filters.judge(np.clip(smooth, 3, 250), PROMPT, GOOD).reason == "near_duplicate"
+    assert filters.judge(photo(1), PROMPT, GOOD).reason is None
+
+
+def test_a_limit_of_null_rejects_nothing() -> None:
+    none = {"min_area", "max_area", "min_confidence", "max_overlap", "duplicate_distance", "min_contrast"}
+    filters = Filters(FilterRecipe.model_validate(dict.fromkeys(none)))
+    for _ in range(2):
+        assert filters.judge(np.zeros((64, 64, 3), np.uint8), PROMPT, both(block(0, 9), block(0, 9))).reason is None

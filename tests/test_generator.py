@@ -1,0 +1,146 @@
+"""The generator on real diffusers classes: seeds, batches, capture, and sentences for what is no model."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from factory.errors import UserError
+from factory.generator.interface import ATTENTION, FEATURES, Request
+from factory.generator.load import load_pipeline, pin_revision
+from factory.generator.pipeline import PipelineGenerator
+from factory.generator.tokens import class_tokens
+from factory.plan import Plan
+from factory.prompts import Prompt
+from factory.recipe import GeneratorRecipe, Recipe, make_recipe
+from factory.testing.tiny_pipeline import tiny_pipeline
+
+
+def requests(recipe: Recipe, count: int) -> list[Request]:
+    return [Request(s.prompt, s.seed(recipe.seed, 0)) for s in Plan(recipe).shard(0).samples[:count]]
+
+
+def changed(data: dict[str, Any], **parts: dict[str, Any]) -> Recipe:
+    return make_recipe(data | {name: data[name] | part for name, part in parts.items()})
+
+
+def test_the_same_requests_give_the_same_images(tiny_recipe: Recipe) -> None:
+    first, second = (PipelineGenerator(tiny_recipe).generate(requests(tiny_recipe, 3)) for _ in range(2))
+    assert all((a.image == b.image).all() for a, b in zip(first, second, strict=True))
+    assert first[0].image.shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("solver", ["dpm++", "ddim", "euler", "model"])
+def test_an_image_is_the_same_alone_and_among_others(tiny_data: dict[str, Any], solver: str) -> None:
+    """Kernels may round differently by batch size: one step of 255 is allowed, another image's influence is not."""
+    recipe = changed(tiny_data, generator={"solver": solver, "guidance": 4.0})
+    generator, asked = PipelineGenerator(recipe), requests(recipe, 4)
+    together = generator.generate(asked)
+    for one, request in zip(together, asked, strict=True):
+        alone = generator.generate([request])[0]
+        assert np.abs(one.image.astype(int) - alone.image.astype(int)).max() <= 1
+
+
+def test_attention_of_an_image_does_not_mix_with_others_nor_with_the_unconditional_half(
+    tiny_data: dict[str, Any],
+) -> None:
+    for mode in ("finished", "sampling"):
+        recipe = changed(tiny_data, masks={"capture": mode}, generator={"guidance": 4.0})
+        generator, asked = PipelineGenerator(recipe, needs=frozenset({ATTENTION})), requests(recipe, 4)
+        for one, request in zip(generator.generate(asked), asked, strict=True):
+            alone = generator.generate([request])[0]
+            assert one.attention is not None
+            assert alone.attention is not None
+            for shape, maps in one.attention.cross.items():
+                assert np.allclose(maps, alone.attention.cross[shape], atol=1e-4)
+                assert np.allclose(maps.sum(0), 1, atol=1e-4)
+
+
+def test_capturing_changes_no_image(tiny_data: dict[str, Any]) -> None:
+    recipe = changed(tiny_data, masks={"capture": "sampling"})
+    plain = PipelineGenerator(recipe).generate(requests(recipe, 2))
+    watched = PipelineGenerator(recipe, needs=frozenset({ATTENTION, FEATURES})).generate(requests(recipe, 2))
+    assert all((a.image == b.image).all() for a, b in zip(plain, watched, strict=True))
+
+
+def test_the_image_is_that_of_the_stock_pipeline(tiny_data: dict[str, Any]) -> None:
+    recipe = changed(tiny_data, generator={"solver": "model", "guidance": 5.0, "steps": 3})
+    (request,) = requests(recipe, 1)
+    mine = PipelineGenerator(recipe).generate([request])[0].image
+    stock = load_pipeline(recipe.generator, "cpu")
+    stock.set_progress_bar_config(disable=True)
+    theirs = stock(
+        request.prompt.text,
+        num_inference_steps=3,
+        guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(request.seed),
+    ).images[0]
+    assert np.abs(mine.astype(int) - np.asarray(theirs).astype(int)).max() <= 1
+
+
+def test_features_are_the_outputs_of_every_block(tiny_recipe: Recipe) -> None:
+    made = PipelineGenerator(tiny_recipe, needs=frozenset({FEATURES})).generate(requests(tiny_recipe, 2))
+    names = list(made[0].features)
+    assert names == ["in.0", "in.1", "in.2", "in.3", "mid", "out.0", "out.1", "out.2", "out.3"]
+    assert made[0].features["mid"].shape == (32, 4, 4)
+    assert not torch.equal(made[0].features["mid"], made[1].features["mid"])
+
+
+def test_a_number_of_threads_given_to_the_process_changes_no_image(tiny_recipe: Recipe) -> None:
+    images = []
+    for threads in (1, 4):
+        torch.set_num_threads(threads)
+        images.append(PipelineGenerator(tiny_recipe).generate(requests(tiny_recipe, 3))[2].image)
+    assert (images[0] == images[1]).all()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_xl_pipeline_is_the_same_generator(tiny_data: dict[str, Any], tmp_path: Path) -> None:
+    recipe = changed(tiny_data, generator={"model": str(tiny_pipeline(tmp_path / "xl", xl=True)), "guidance": 4.0})
+    generator, asked = PipelineGenerator(recipe, needs=frozenset({ATTENTION})), requests(recipe, 2)
+    together = generator.generate(asked)
+    alone = generator.generate([asked[1]])[0]
+    assert np.abs(together[1].image.astype(int) - alone.image.astype(int)).max() <= 1
+
+
+def test_the_tokens_of_a_name_of_two_words_are_its_own(tiny_recipe: Recipe) -> None:
+    tokenizer = load_pipeline(tiny_recipe.generator, "cpu").tokenizer
+    text = "a photograph of a hot dog and a dog"
+    prompt = Prompt(text, ("dog", "hot dog"), ("dog", "hot dog"))
+    (dog, hot_dog), end = class_tokens(tokenizer, prompt)
+    ids = tokenizer(text).input_ids
+    assert tokenizer.decode([ids[k] for k in hot_dog]).strip() == "hot dog"
+    assert tokenizer.decode([ids[k] for k in dog]).strip() == "dog"
+    assert ids[end] == tokenizer.eos_token_id
+
+
+def test_a_class_without_words_in_the_text_is_told(tiny_recipe: Recipe) -> None:
+    tokenizer = load_pipeline(tiny_recipe.generator, "cpu").tokenizer
+    with pytest.raises(UserError, match="Write class=words in the prompts file"):
+        class_tokens(tokenizer, Prompt("a puppy", ("dog",), ("dog",)))
+
+
+def test_a_folder_that_is_no_pipeline_is_told(tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no model_index.json"):
+        pin_revision(str(tmp_path))
+    with pytest.raises(UserError, match=r"there is no model folder ./nowhere"):
+        pin_revision("./nowhere")
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(UserError, match="is a FluxPipeline; this release runs StableDiffusionPipeline"):
+        pin_revision(str(tmp_path))
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    shutil.rmtree(broken / "unet")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_pipeline(GeneratorRecipe(model=str(broken)), "cpu")
+
+
+def test_the_revision_of_a_folder_changes_with_its_weights(tiny_model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    assert pin_revision(str(copy)) == pin_revision(str(tiny_model))
+    with (copy / "unet" / "config.json").open("a") as stream:
+        stream.write(" ")
+    assert pin_revision(str(copy)) != pin_revision(str(tiny_model))
