@@ -28,6 +28,7 @@ def test_the_same_shard_has_the_same_bytes_whatever_the_writers(tiny_recipe: Rec
 def test_rejected_samples_are_tried_again_with_the_next_attempts_seed(tiny_recipe: Recipe) -> None:
     rows = [json.loads(s.members["json"]) for number in range(3) for s in run(tiny_recipe, number)[0]]
     again = [row for row in rows if row["attempt"] > 0]
+    assert len(rows) == 12
     assert again, "the recipe is meant to reject some"
     shard_samples = {s.index: s for number in range(3) for s in Plan(tiny_recipe).shard(number).samples}
     for row in rows:

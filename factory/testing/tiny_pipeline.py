@@ -31,7 +31,7 @@ def tiny_pipeline(folder: Path, xl: bool = False, seed: int = 0) -> Path:
         num_decoder_blocks=(1, 1, 1, 1),
     )
     with torch.no_grad():
-        list(vae.decoder.layers.children())[-1].weight.mul_(3)
+        list(vae.decoder.layers.children())[-1].weight.mul_(12)
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
