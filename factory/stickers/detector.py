@@ -15,7 +15,7 @@ from transformers import UperNetForSemanticSegmentation
 
 from factory.errors import UserError
 
-INPUT_SIDE = 192
+INPUT_SIDE = 160
 """Pictures are resized to this many pixels square before they enter the network."""
 _MIN_AREA = 0.004
 """Smallest instance, as a share of the picture."""

@@ -18,7 +18,7 @@ from factory.stickers.training import tile
 from factory.vocabulary import coco
 
 _BACKGROUND_WEIGHT = 0.5
-_LABEL_SIDE = 96
+_LABEL_SIDE = 80
 
 
 def new_network() -> UperNetForSemanticSegmentation:
@@ -26,7 +26,7 @@ def new_network() -> UperNetForSemanticSegmentation:
     names = coco().names
     labels = {0: "background", **{k + 1: name for k, name in enumerate(names)}}
     backbone = ConvNextConfig(
-        hidden_sizes=[64, 128, 256, 384],
+        hidden_sizes=[48, 96, 192, 320],
         depths=[2, 2, 4, 2],
         out_features=["stage1", "stage2", "stage3", "stage4"],
         image_size=INPUT_SIDE,
@@ -34,7 +34,7 @@ def new_network() -> UperNetForSemanticSegmentation:
     return UperNetForSemanticSegmentation(
         UperNetConfig(
             backbone_config=backbone,
-            hidden_size=96,
+            hidden_size=64,
             pool_scales=[1, 2, 3],
             use_auxiliary_head=False,
             id2label=labels,

@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from factory.errors import UserError
+from factory.stickers.atlas import HELD_OUT_STYLE, STYLES, TRAIN_STYLES, load_atlas, sprites_of
+from factory.stickers.scenes import random_class_names, render_scene
+from factory.stickers.voc_folder import embedded_name, voc_palette, write_voc_folder
+from factory.vocabulary import coco, from_names, voc
+
+
+@pytest.mark.parametrize("name", coco().names)
+def test_every_class_is_drawn_in_two_training_styles_and_the_held_out_one(name: str) -> None:
+    assert len(sprites_of(name, TRAIN_STYLES)) >= 2
+    assert len(sprites_of(name, (HELD_OUT_STYLE,))) == 1
+
+
+def test_the_held_out_style_is_no_training_style() -> None:
+    assert HELD_OUT_STYLE not in TRAIN_STYLES
+    assert {style for _, style in load_atlas()} == set(STYLES)
+
+
+def test_no_two_sprites_are_the_same_drawing() -> None:
+    drawings = [sprite.mips[0].tobytes() for sprite in load_atlas().values()]
+    assert len(set(drawings)) == len(drawings)
+
+
+def test_the_same_seed_draws_the_same_pixels_and_another_seed_does_not() -> None:
+    first, again, other = (render_scene(seed, ("dog", "bus")) for seed in (5, 5, 6))
+    assert (first.image == again.image).all()
+    assert (first.instance_map == again.instance_map).all()
+    assert (first.image != other.image).any()
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_masks_of_a_scene_are_disjoint_visible_and_of_its_size(size: int) -> None:
+    for seed in range(20):
+        scene = render_scene(seed, ("dog", "traffic light", "pizza"), size)
+        masks = scene.masks()
+        assert scene.image.shape == (size, size, 3)
+        assert masks.shape == (3, size, size)
+        assert masks.sum(0).max() == 1
+        assert (masks.sum((1, 2)) >= 12).all()
+
+
+def test_a_mask_covers_just_the_pixels_that_its_object_changed() -> None:
+    """Over one background, the picture differs from a picture of another object only around the two objects."""
+    from factory.stickers import scenes
+
+    scene = render_scene(3, ("stop sign",))
+    rng = np.random.Generator(np.random.PCG64(3))
+    sprites = [scenes._choose(rng, "stop sign", TRAIN_STYLES)]
+    background = scenes.random_background(rng, 128)
+    layers, _ = scenes._place(rng, sprites, 128)
+    alpha = layers[0].alpha
+    assert (scene.masks()[0] == (alpha >= 0.5)).all()
+    far = np.asarray(Image.fromarray((alpha > 0).astype(np.uint8) * 255).resize((16, 16), Image.Resampling.BOX)) == 0
+    untouched = np.repeat(np.repeat(far, 8, 0), 8, 1)
+    lighter = scene.image[untouched].astype(int) - background[untouched]
+    assert lighter.max() <= 1, "only a shadow, which darkens, may reach beyond the object"
+
+
+def test_a_scene_has_one_to_three_objects() -> None:
+    with pytest.raises(ValueError, match="1 to 3 objects, got 4"):
+        render_scene(0, ("dog",) * 4)
+    counts = {len(random_class_names(np.random.default_rng(k), coco().names)) for k in range(100)}
+    assert counts == {1, 2, 3}
+
+
+def test_the_voc_folder_holds_what_voc_readers_open(tmp_path) -> None:
+    write_voc_folder(tmp_path / "voc", voc(), 10, TRAIN_STYLES)
+    sets = tmp_path / "voc" / "ImageSets" / "Segmentation"
+    keys = (sets / "trainval.txt").read_text().split()
+    assert len(keys) == 10
+    assert sorted((sets / "train.txt").read_text().split() + (sets / "val.txt").read_text().split()) == keys
+    for key in keys:
+        with Image.open(tmp_path / "voc" / "JPEGImages" / f"{key}.jpg") as image:
+            assert image.size == (128, 128)
+        with Image.open(tmp_path / "voc" / "SegmentationClass" / f"{key}.png") as classes:
+            assert classes.mode == "P"
+            assert classes.getpalette()[:768] == voc_palette()
+            class_values = np.asarray(classes)
+        with Image.open(tmp_path / "voc" / "SegmentationObject" / f"{key}.png") as objects:
+            object_values = np.asarray(objects)
+        assert class_values.shape == object_values.shape == (128, 128)
+        assert set(np.unique(class_values)) <= {*range(21), 255}
+        assert ((class_values == 255) == (object_values == 255)).all()
+        assert ((class_values == 0) == (object_values == 0)).all()
+        for number in np.unique(object_values[(object_values > 0) & (object_values < 255)]):
+            assert len(np.unique(class_values[object_values == number])) == 1
+
+
+def test_an_interrupted_rendering_goes_on_to_the_same_bytes(tmp_path) -> None:
+    write_voc_folder(tmp_path / "whole", voc(), 6, TRAIN_STYLES)
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(done: int) -> None:
+        if done == 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        write_voc_folder(tmp_path / "cut", voc(), 6, TRAIN_STYLES, progress=stop)
+    write_voc_folder(tmp_path / "cut", voc(), 6, TRAIN_STYLES)
+    contents = [
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (tmp_path / "whole", tmp_path / "cut")
+    ]
+    assert contents[0] == contents[1]
+
+
+def test_a_rendering_onto_something_else_is_refused_and_leaves_it_alone(tmp_path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="choose a new or empty"):
+        write_voc_folder(tmp_path, voc(), 2, TRAIN_STYLES)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    write_voc_folder(tmp_path / "a", voc(), 2, TRAIN_STYLES)
+    with pytest.raises(UserError, match="another seed"):
+        write_voc_folder(tmp_path / "a", voc(), 2, TRAIN_STYLES, seed=1)
+
+
+def test_a_class_outside_the_eighty_gets_told_what_the_embedded_model_knows() -> None:
+    assert embedded_name(voc(), "sofa") == "couch"
+    vocabulary = from_names(["dog", "unicorn"])
+    with pytest.raises(UserError, match=r"do not know 'unicorn'.*80 COCO classes.*--model"):
+        embedded_name(vocabulary, "unicorn")

@@ -1,0 +1,143 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from factory.errors import UserError
+from factory.stickers.detector import StickerDetector
+from factory.stickers.tokens import MAX_TOKENS, train_tokenizer
+from factory.stickers.train_detector import DetectorTask, label_map, new_network
+from factory.stickers.train_diffusion import all_captions
+from factory.stickers.training import TrainOptions, train
+from factory.vocabulary import coco
+
+
+class _Line:
+    """A model of one weight: small enough to train in a test, run by the same loop as the real ones."""
+
+    name = "line"
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.1), nn.Linear(8, 1))
+        self.stop_at = stop_at
+
+    def loss(self, step: int, batch: int, seed: int) -> Tensor:
+        if step == self.stop_at:
+            raise KeyboardInterrupt
+        inputs = torch.randn(batch, 3)
+        return (self.model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+
+    def sample_sheet(self, model: nn.Module) -> Image.Image:
+        return Image.new("RGB", (8, 8))
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        torch.save(model.state_dict(), folder / "weights.pt")
+
+
+OPTIONS = TrainOptions(steps=40, batch=4, learning_rate=1e-2, ema_decay=0.9, checkpoint_every=10)
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def test_a_training_that_was_killed_resumes_to_the_same_weights(tmp_path) -> None:
+    whole = train(_Line(), OPTIONS, tmp_path / "whole", _silent)
+    with pytest.raises(KeyboardInterrupt):
+        train(_Line(stop_at=27), OPTIONS, tmp_path / "cut", _silent)
+    reports: list[str] = []
+    resumed = train(_Line(), OPTIONS, tmp_path / "cut", reports.append)
+    assert any("resuming at step 20 of 40" in report for report in reports)
+    expected, found = (torch.load(folder / "weights.pt", weights_only=True) for folder in (whole, resumed))
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_a_training_tells_loss_and_time_left_and_logs_them(tmp_path) -> None:
+    reports: list[str] = []
+    train(_Line(), OPTIONS, tmp_path, reports.append)
+    assert any("loss" in report and "min left" in report for report in reports)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [20, 40]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert (tmp_path / "samples-000040.png").exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path) -> None:
+    train(_Line(), OPTIONS, tmp_path, _silent)
+    other = TrainOptions(steps=40, batch=8, learning_rate=1e-2, ema_decay=0.9, checkpoint_every=10)
+    with pytest.raises(UserError, match="batch was 4, is 8"):
+        train(_Line(), other, tmp_path, _silent)
+
+
+def test_a_checkpoint_that_was_cut_short_is_told_in_a_sentence(tmp_path) -> None:
+    train(_Line(), OPTIONS, tmp_path, _silent)
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cannot be read"):
+        train(_Line(), OPTIONS, tmp_path, _silent)
+
+
+def test_no_steps_and_a_missing_gpu_are_refused() -> None:
+    with pytest.raises(UserError, match="at least one step"):
+        TrainOptions(steps=0, batch=4, learning_rate=1e-3)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="no GPU is here"):
+            TrainOptions(steps=1, batch=4, learning_rate=1e-3, device="cuda")
+
+
+def test_the_tokenizer_takes_any_text_and_keeps_the_words_of_captions_whole() -> None:
+    tokenizer = train_tokenizer(all_captions())
+    assert tokenizer.tokenize("a photograph of a traffic light") == [
+        *(word + "</w>" for word in ("a", "photograph", "of", "a", "traffic", "light"))
+    ]
+    for text in ("", "日本 snørkel 🦄", "x" * 500):
+        ids = tokenizer(text, padding="max_length", max_length=MAX_TOKENS, truncation=True).input_ids
+        assert len(ids) == MAX_TOKENS
+    ids = tokenizer("日本 snørkel").input_ids
+    assert tokenizer.unk_token_id not in ids[1:-1]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "日本 snørkel"
+
+
+def test_masks_boxes_and_scores_of_an_instance_belong_together(tmp_path) -> None:
+    network = new_network()
+    folder = tmp_path / "detector"
+    network.save_pretrained(folder)
+    detector = StickerDetector.from_pretrained(folder)
+    assert detector.class_names == coco().names
+    picture = Image.new("RGB", (96, 64))
+    (instances,) = detector.detect([picture])
+    for instance in instances:
+        left, top, right, bottom = instance.box_xyxy
+        assert instance.mask.shape == (64, 96)
+        assert instance.mask[top:bottom, left:right].sum() == instance.mask.sum()
+        assert 0 < instance.score <= 1
+
+
+def test_a_folder_without_a_detector_is_told_in_a_sentence(tmp_path) -> None:
+    with pytest.raises(UserError, match="holds no detector"):
+        StickerDetector.from_pretrained(tmp_path)
+
+
+def test_the_detectors_loss_falls_within_a_few_steps() -> None:
+    task = DetectorTask("cpu")
+    optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(4):
+        loss = task.loss(0, 2, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_labels_of_a_scene_are_positions_in_the_vocabulary() -> None:
+    from factory.stickers.scenes import render_scene
+
+    scene = render_scene(0, ("dog", "toothbrush"))
+    assert set(label_map(scene).ravel()) == {0, coco().names.index("dog") + 1, 80}
