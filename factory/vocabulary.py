@@ -37,7 +37,7 @@ _VOC_NAMES = (
     "sofa train tvmonitor"
 )
 
-_VOC_UNSEEN = {
+_VOC_UNSEEN: dict[str, tuple[str, ...]] = {
     "1": ("tvmonitor", "car", "dog", "sofa", "train"),
     "2": ("horse", "motorbike", "person", "pottedplant", "sheep"),
     "3": ("bus", "cat", "chair", "cow", "diningtable"),
@@ -97,7 +97,9 @@ class Vocabulary:
             if entry.id == class_id:
                 return entry
         ids = [entry.id for entry in self.classes]
-        raise UserError(f"No class of {self.name} has the id {class_id}; its ids lie between {min(ids)} and {max(ids)}.")
+        raise UserError(
+            f"No class of {self.name} has the id {class_id}; its ids lie between {min(ids)} and {max(ids)}."
+        )
 
     def unseen(self, split: str) -> tuple[str, ...]:
         """The names that a split leaves unseen.
@@ -105,7 +107,8 @@ class Vocabulary:
         VOC: 15/5 splits "1", "2", "3" of the paper, and "zs3" of its Protocol II. COCO: 65/15, where "1" is the
         paper's; "2" and "3" were never published and are this project's own, drawn by hash from the other classes.
         """
-        splits = {"voc": _VOC_UNSEEN, "coco": _coco_unseen()}.get(self.name, {})
+        all_splits: dict[str, dict[str, tuple[str, ...]]] = {"voc": _VOC_UNSEEN, "coco": _coco_unseen()}
+        splits = all_splits.get(self.name, {})
         if split not in splits:
             allowed = ", ".join(splits) or "none"
             raise UserError(f"There is no split {split!r} of {self.name}; its splits are: {allowed}.")

@@ -93,14 +93,14 @@ def test_the_voc_folder_holds_what_voc_readers_open(tmp_path) -> None:
 def test_an_interrupted_rendering_goes_on_to_the_same_bytes(tmp_path) -> None:
     write_voc_folder(tmp_path / "whole", voc(), 6, TRAIN_STYLES)
 
-    class Interrupted(Exception):
+    class InterruptedRunError(Exception):
         pass
 
     def stop(done: int) -> None:
         if done == 3:
-            raise Interrupted
+            raise InterruptedRunError
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedRunError):
         write_voc_folder(tmp_path / "cut", voc(), 6, TRAIN_STYLES, progress=stop)
     write_voc_folder(tmp_path / "cut", voc(), 6, TRAIN_STYLES)
     contents = [

@@ -46,7 +46,7 @@ def test_names_resolve_by_alias_and_in_any_case() -> None:
 
 
 def test_an_unknown_class_is_told_with_the_nearest_names() -> None:
-    with pytest.raises(UserError, match="'zebar'.*did you mean zebra"):
+    with pytest.raises(UserError, match=r"'zebar'.*did you mean zebra"):
         coco().resolve("zebar")
 
 

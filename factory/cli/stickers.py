@@ -32,8 +32,12 @@ class Part(StrEnum):
 def render(
     out: Annotated[Path, typer.Option(help="Folder to write; new, empty, or an earlier run of the same command.")],
     n: Annotated[int, typer.Option("--n", help="Number of images.")] = 1000,
-    classes: Annotated[str, typer.Option(help='coco, voc, a file of names, or names: dog,cat,"traffic light".')] = "voc",
-    style: Annotated[Style, typer.Option(help="The styles that models are trained on, or the one kept back.")] = Style.train,
+    classes: Annotated[
+        str, typer.Option(help='coco, voc, a file of names, or names: dog,cat,"traffic light".')
+    ] = "voc",
+    style: Annotated[
+        Style, typer.Option(help="The styles that models are trained on, or the one kept back.")
+    ] = Style.train,
     size: Annotated[int, typer.Option(help="Side of an image in pixels.")] = 128,
     seed: Annotated[int, typer.Option(help="Another seed, other images.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -52,7 +56,9 @@ def render(
     with progress_bar("rendering", n, quiet=as_json) as advance:
         write_voc_folder(out, vocabulary, n, styles, size, seed, advance)
     if as_json:
-        typer.echo(json.dumps({"out": str(out), "images": n, "classes": list(vocabulary.names), "styles": list(styles)}))
+        typer.echo(
+            json.dumps({"out": str(out), "images": n, "classes": list(vocabulary.names), "styles": list(styles)})
+        )
     else:
         typer.echo(f"{n} images of {len(vocabulary.names)} classes in {out}")
 
@@ -108,7 +114,9 @@ def evaluate(
 
 @app.command()
 def draw(
-    classes: Annotated[str, typer.Option(help='coco, voc, a file of names, or names: dog,cat,"traffic light".')] = "coco",
+    classes: Annotated[
+        str, typer.Option(help='coco, voc, a file of names, or names: dog,cat,"traffic light".')
+    ] = "coco",
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("demo/stickers.png"),
     n: Annotated[int, typer.Option("--n", min=1, max=400, help="Number of images.")] = 40,
     pairs: Annotated[bool, typer.Option("--pairs", help="Two classes an image.")] = False,

@@ -39,7 +39,7 @@ def load_atlas() -> Mapping[tuple[str, str], Sprite]:
     for position, row in enumerate(statement["sprites"]):
         left, top = position % columns * cell, position // columns * cell
         full = atlas.crop((left, top, left + cell, top + cell))
-        mips = (full, full.resize((cell * 3 // 4,) * 2, Image.Resampling.LANCZOS))
+        mips: tuple[Image.Image, ...] = (full, full.resize((cell * 3 // 4,) * 2, Image.Resampling.LANCZOS))
         mips += tuple(full.resize((cell // k,) * 2, Image.Resampling.LANCZOS) for k in (2, 4))
         sprites[row["class"], row["style"]] = Sprite(row["class"], row["style"], mips)
     return sprites

@@ -39,7 +39,9 @@ def stripes(rng: np.random.Generator, size: int) -> Pixels:
     phase = along[None] * np.cos(angle, dtype=np.float32) + along[:, None] * np.sin(angle, dtype=np.float32)
     wave = np.sin(phase + np.float32(rng.uniform(0, 6.3)))
     if rng.random() < 0.3:
-        wave = wave * np.sin(along[None] * np.sin(angle, dtype=np.float32) - along[:, None] * np.cos(angle, dtype=np.float32))
+        wave = wave * np.sin(
+            along[None] * np.sin(angle, dtype=np.float32) - along[:, None] * np.cos(angle, dtype=np.float32)
+        )
     mix = np.clip(wave * np.float32(rng.uniform(0.6, 4)) * 0.5 + 0.5, 0, 1)[..., None]
     return (first + mix * (second - first)).astype(np.uint8)
 

@@ -30,7 +30,9 @@ def contact_sheet(
     """
     names = list(dict.fromkeys(embedded_name(vocabulary, name) for name in vocabulary.names))
     objects = min(objects, len(names))
-    prompted = [tuple(names[(k + j * (1 + k // len(names))) % len(names)] for j in range(objects)) for k in range(num_images)]
+    prompted = [
+        tuple(names[(k + j * (1 + k // len(names))) % len(names)] for j in range(objects)) for k in range(num_images)
+    ]
     captions = [caption(tuple(dict.fromkeys(chosen))) for chosen in prompted]
     pictures = sample(open_pipeline(), captions, [seed * 1_000_003 + k for k in range(num_images)], progress=progress)
     found = detect_all(open_detector(), pictures)

@@ -222,7 +222,7 @@ def _labels(scene: Scene) -> NDArray[np.int64]:
 def _thumbnails(pictures: list[Image.Image]) -> NDArray[np.float32]:
     """(N, 3072) of 32 x 32 pictures, 0..1."""
     small = [np.asarray(picture.resize((32, 32), Image.Resampling.BOX), np.float32) / 255 for picture in pictures]
-    return np.stack(small).reshape(len(small), -1)
+    return np.stack(small).reshape(len(small), -1).astype(np.float32)
 
 
 def _pairwise(rows: NDArray[np.float32]) -> float:
@@ -247,4 +247,4 @@ def _centres(found: list[list[Instance]], name: str) -> NDArray[np.float32]:
 
 def _centre(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     rows, columns = np.nonzero(mask)
-    return np.array([rows.mean() / mask.shape[0], columns.mean() / mask.shape[1]], np.float32)
+    return np.array([rows.mean() / mask.shape[0], columns.mean() / mask.shape[1]]).astype(np.float32)

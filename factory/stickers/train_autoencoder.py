@@ -42,6 +42,7 @@ class AutoencoderTask:
         self.model = new_autoencoder().to(device, memory_format=torch.channels_last)
 
     def loss(self, step: int, batch: int, seed: int) -> Tensor:
+        """The loss of one step's batch of fresh scenes."""
         pixels, objects = _crops(step, batch, seed)
         pixels = pixels.to(self.device, memory_format=torch.channels_last)
         with torch.autocast(self.device.split(":")[0], torch.bfloat16):
@@ -51,6 +52,7 @@ class AutoencoderTask:
         return reconstruction_loss(decoded, pixels, objects.to(self.device)) + 1e-3 * latents.float().square().mean()
 
     def sample_sheet(self, model: nn.Module) -> Image.Image:
+        """Scenes, each beside its reconstruction."""
         assert isinstance(model, AutoencoderTiny)
         names = coco().names
         scenes = [render_scene((77, k), random_class_names(np.random.default_rng(k), names)) for k in range(24)]

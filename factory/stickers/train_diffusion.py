@@ -80,11 +80,15 @@ class DiffusionTask:
                 f"{autoencoder} holds no trained autoencoder; run `factory stickers train autoencoder` first."
             )
         self.device = device
-        self.autoencoder = AutoencoderTiny.from_pretrained(autoencoder).to(device, torch.float32, memory_format=torch.channels_last).eval()
+        self.autoencoder = (
+            AutoencoderTiny.from_pretrained(autoencoder)
+            .to(device, torch.float32, memory_format=torch.channels_last)
+            .eval()
+        )
         self.captions = all_captions()
         self.tokenizer = train_tokenizer(self.captions)
         torch.manual_seed(0)
-        self.model = TextToImage(self.tokenizer).to(device, memory_format=torch.channels_last)
+        self.model = TextToImage(self.tokenizer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.noise = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
         self.latents, self.weights = scene_latents(self.autoencoder, cache, device, report)
         scene_captions = [caption(scene_classes(k)) for k in range(len(self.latents))]
@@ -96,6 +100,7 @@ class DiffusionTask:
         return torch.tensor(encoded.input_ids)
 
     def loss(self, step: int, batch: int, seed: int) -> Tensor:
+        """The loss of one step's batch of cached scenes."""
         rng = np.random.default_rng((seed, 2, step))
         chosen = rng.integers(0, len(self.latents), batch)
         latents = self.latents[chosen].float()
@@ -106,8 +111,8 @@ class DiffusionTask:
         strata = ((np.arange(batch) + rng.random(batch)) / batch) ** 0.8 * 1000
         timesteps = torch.from_numpy(rng.permutation(strata).astype(np.int64))
         noise = torch.randn(latents.shape)
-        noisy = self.noise.add_noise(latents, noise, timesteps)  # type: ignore[arg-type]
-        target = self.noise.get_velocity(latents, noise, timesteps)  # type: ignore[arg-type]
+        noisy = self.noise.add_noise(latents, noise, timesteps)
+        target = self.noise.get_velocity(latents, noise, timesteps)
         alpha = self.noise.alphas_cumprod[timesteps]
         snr = alpha / (1 - alpha)
         weight = (snr.clamp(max=_MIN_SNR) / (snr + 1))[:, None, None, None]
@@ -138,6 +143,7 @@ class DiffusionTask:
         )
 
     def sample_sheet(self, model: nn.Module) -> Image.Image:
+        """One image of every class, then of pairs."""
         pipeline = self.pipeline(model)
         pipeline.set_progress_bar_config(disable=True)
         names = coco().names

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -65,13 +65,16 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
     """
     out.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(
-        task.model.parameters(), lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=options.weight_decay, fused=True
+        task.model.parameters(),
+        lr=options.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=options.weight_decay,
+        fused=True,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _one_cycle(step, options.steps))
-    average = torch.optim.swa_utils.AveragedModel(
-        task.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(options.ema_decay)
-    )
-    state = {"model": task.model, "average": average, "optimizer": optimizer, "schedule": schedule}
+    moving = torch.optim.swa_utils.get_ema_multi_avg_fn(options.ema_decay)  # type: ignore[no-untyped-call]
+    average = torch.optim.swa_utils.AveragedModel(task.model, multi_avg_fn=moving)
+    state: dict[str, Any] = {"model": task.model, "average": average, "optimizer": optimizer, "schedule": schedule}
     first = _restore(out, state, options)
     if first:
         report(f"{task.name}: resuming at step {first} of {options.steps}")
@@ -97,7 +100,9 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
                 f"{pace:.2f} s/step  {left / 60:.1f} min left"
             )
             with (out / "log.jsonl").open("a") as log:
-                log.write(json.dumps({"step": done, "loss": round(running, 5), "seconds_per_step": round(pace, 3)}) + "\n")
+                log.write(
+                    json.dumps({"step": done, "loss": round(running, 5), "seconds_per_step": round(pace, 3)}) + "\n"
+                )
         if done % options.checkpoint_every == 0 or done == options.steps:
             _checkpoint(out, state, options, done)
         if done % (5 * options.checkpoint_every) == 0 or done == options.steps:
@@ -123,14 +128,14 @@ def _draw(task: TrainTask, model: nn.Module, path: Path) -> None:
     model.train(was_training)
 
 
-def _checkpoint(out: Path, state: dict[str, nn.Module], options: TrainOptions, step: int) -> None:
+def _checkpoint(out: Path, state: dict[str, Any], options: TrainOptions, step: int) -> None:
     partial = out / "checkpoint.pt.partial"
     payload = {name: part.state_dict() for name, part in state.items()}
     torch.save({"step": step, "options": asdict(options), **payload}, partial)
     partial.replace(out / "checkpoint.pt")
 
 
-def _restore(out: Path, state: dict[str, nn.Module], options: TrainOptions) -> int:
+def _restore(out: Path, state: dict[str, Any], options: TrainOptions) -> int:
     path = out / "checkpoint.pt"
     if not path.exists():
         return 0

@@ -36,11 +36,11 @@ def write_voc_folder(
     where it stopped. Raises UserError for a folder that holds something else.
     """
     _check(num_images, size, styles)
+    embedded = [embedded_name(vocabulary, name) for name in vocabulary.names]
     statement = {
         "classes": list(vocabulary.names), "num_images": num_images, "styles": list(styles), "size": size, "seed": seed
     }  # fmt: skip
     _claim(out, statement)
-    embedded = [embedded_name(vocabulary, name) for name in vocabulary.names]
     keys = [f"{number:06d}" for number in range(num_images)]
     for number, key in enumerate(keys):
         if not (out / "SegmentationObject" / f"{key}.png").exists():

@@ -29,7 +29,13 @@ SETS = {
     "emojione": "emojione",
     "openmoji": "openmoji",
 }
-VERSIONS = {"noto": "1.2.9", "twemoji": "1.2.5", "fluent-emoji-flat": "1.2.6", "emojione": "1.2.3", "openmoji": "1.2.29"}
+VERSIONS = {
+    "noto": "1.2.9",
+    "twemoji": "1.2.5",
+    "fluent-emoji-flat": "1.2.6",
+    "emojione": "1.2.3",
+    "openmoji": "1.2.29",
+}
 
 ICON_OF_CLASS = {
     "person": "person-standing", "bicycle": "bicycle", "car": "automobile", "motorcycle": "motorcycle",

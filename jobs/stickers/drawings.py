@@ -8,9 +8,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 STYLES = ("noto", "twemoji", "fluent-flat", "emojione", "openmoji")
-_METAL = {"noto": "#b0bec5", "twemoji": "#99aab5", "fluent-flat": "#c8c4d8", "emojione": "#94989b", "openmoji": "#d0cfce"}
-_DARK = {"noto": "#37474f", "twemoji": "#31373d", "fluent-flat": "#433b6b", "emojione": "#3e4347", "openmoji": "#3f3f3f"}
-_WOOD = {"noto": "#a1693b", "twemoji": "#c1694f", "fluent-flat": "#b56a3c", "emojione": "#89664c", "openmoji": "#a57939"}
+_METAL = {
+    "noto": "#b0bec5",
+    "twemoji": "#99aab5",
+    "fluent-flat": "#c8c4d8",
+    "emojione": "#94989b",
+    "openmoji": "#d0cfce",
+}
+_DARK = {
+    "noto": "#37474f",
+    "twemoji": "#31373d",
+    "fluent-flat": "#433b6b",
+    "emojione": "#3e4347",
+    "openmoji": "#3f3f3f",
+}
+_WOOD = {
+    "noto": "#a1693b",
+    "twemoji": "#c1694f",
+    "fluent-flat": "#b56a3c",
+    "emojione": "#89664c",
+    "openmoji": "#a57939",
+}
 
 
 @dataclass
@@ -59,7 +77,9 @@ class Brush:
         self.shapes.append(f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="{r}" {self._finish(colour)}/>')
         if self.style == "emojione" and w > 14:
             dark = _shade(colour, 0.8)
-            self.shapes.append(f'<rect x="{x + w * 0.66}" y="{y}" width="{w * 0.34}" height="{h}" rx="{r}" fill="{dark}"/>')
+            self.shapes.append(
+                f'<rect x="{x + w * 0.66}" y="{y}" width="{w * 0.34}" height="{h}" rx="{r}" fill="{dark}"/>'
+            )
 
     def disc(self, x: float, y: float, rx: float, colour: str, ry: float | None = None) -> None:
         """An ellipse, a circle without `ry`."""
