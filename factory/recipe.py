@@ -14,9 +14,6 @@ from factory.errors import UserError
 from factory.prompts import Prompt, make_prompt
 from factory.vocabulary import Vocabulary, coco, from_names, voc
 
-FORMAT = 1
-"""Goes up when the same recipe would give other bytes."""
-
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -104,8 +101,11 @@ class EngineRecipe(_Part):
     workers: int | None = Field(
         default=None, ge=1, le=4096, description="Generating workers; as many as fit by default."
     )
-    gpus_per_worker: float = Field(
-        default=0.0, ge=0, le=16, description="GPUs of a worker, also a fraction; 0 is a CPU worker."
+    gpus_per_worker: float | None = Field(
+        default=None,
+        ge=0,
+        le=16,
+        description="GPUs of a worker, also a fraction; 0 is a CPU worker; 1 if there are any.",
     )
     detectors: int = Field(
         default=0, ge=0, le=1024, description="Workers of a detector pool; 0 runs the detector inside each worker."
@@ -128,7 +128,8 @@ class PromptRow(_Part):
 class Recipe(_Part):
     """What to make. `fingerprint()` covers what changes a shard's bytes; `n`, `earlier` and `engine` are not in it."""
 
-    format: Literal[1] = Field(default=FORMAT, description="The version of the recipe's meaning.")
+    # `format` goes up when the same recipe would give other bytes.
+    format: Literal[1] = Field(default=1, description="The version of the recipe's meaning.")
     classes: Literal["coco", "voc"] | tuple[str, ...] = Field(
         default="coco", description="A vocabulary's name, or the class names in order."
     )

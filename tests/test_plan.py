@@ -67,7 +67,7 @@ def test_another_seed_gives_other_prompts_and_other_seeds() -> None:
 
 
 def test_the_plan_of_a_shard_is_frozen() -> None:
-    """Changes when the meaning of a recipe does: then raise recipe.FORMAT."""
+    """Changes when the meaning of a recipe does: then raise `format`."""
     shard = Plan(make_recipe({"n": 30, "shard_size": 10, "objects": {1: 0.5, 2: 0.5}})).shard(2)
     assert [sample.prompt.text for sample in shard.samples[:2]] == FROZEN_TEXTS
     assert shard.samples[0].seed(0, 1) == FROZEN_SEED

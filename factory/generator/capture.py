@@ -98,7 +98,7 @@ def _attention(module: Any, hidden: Tensor, words: Tensor) -> Tensor:
     scores = torch.baddbmm(
         torch.empty(1, 1, 1, device=query.device), query, key.transpose(1, 2), beta=0, alpha=float(module.scale)
     )
-    return scores.softmax(-1).unflatten(0, (hidden.shape[0], -1)).mean(1)
+    return scores.softmax(-1).reshape(hidden.shape[0], -1, *scores.shape[1:]).mean(1)
 
 
 def level_shape(places: int, latents: Sequence[int]) -> tuple[int, int]:

@@ -131,7 +131,7 @@ class PipelineGenerator:
             maps = total[place].T / capture.layers[places]
             others = [k for k in range(1, end) if k not in own]
             parts = [maps[group].sum(0) for group in groups] + [maps[0], maps[others].sum(0), maps[end:].sum(0)]
-            cross[shape] = torch.stack(parts).unflatten(1, shape).cpu().numpy()
+            cross[shape] = torch.stack(parts).reshape(len(parts), *shape).cpu().numpy()
         layers = {level_shape(places, self._latent_shape[1:]): count for places, count in capture.layers.items()}
         if not capture.within:
             return Attention(cross, layers)

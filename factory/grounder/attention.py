@@ -24,8 +24,8 @@ class AttentionGrounder:
 
     A class's heat is the mean attention to its own tokens over all layers, brought to one size, passed along the
     U-Net's self-attention, and stretched to 0..1. Each pixel goes to the class with the highest heat, if that is over
-    the class's threshold; below it, it is background. The threshold is the recipe's, or found in each image: the one that
-    best parts the heat into two groups (Otsu's).
+    the class's threshold; below it, it is background. The threshold is the recipe's, or found in each image: the one
+    that best parts the heat into two groups (Otsu's).
     """
 
     needs = frozenset({ATTENTION})

@@ -1,0 +1,79 @@
+"""The bodies of the actors: a generating worker and a worker of the detector pool."""
+
+import itertools
+import os
+import socket
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from factory.engine.job import Done, Job, Producer
+
+METHODS_AT_ONCE = 4
+"""Two shards, one of which generates while the other is written, and room for questions."""
+
+
+class ShardWorker:
+    """Loads the models once and makes shards. Two calls of `produce` overlap: one writes while the other generates."""
+
+    def __init__(self, job: Job, device: str, detectors: Sequence[Any]) -> None:
+        self._job, self._device, self._detectors = job, device, detectors
+        self._producer: Producer | None = None
+        self._turn, self._lock = threading.Lock(), threading.Lock()
+        self._counts: dict[int, tuple[int, Counter[str]]] = {}
+
+    def load(self) -> dict[str, str]:
+        """Load the models, and say where that was."""
+        detector = PooledDetector(self._detectors) if self._detectors else None
+        self._producer = self._job.open(self._device, detector)
+        return {"host": socket.gethostname(), "pid": str(os.getpid()), "device": self._device}
+
+    def produce(self, shard: int) -> Done:
+        """Make and write one shard."""
+        assert self._producer is not None
+        try:
+            with self._turn:
+                self._count(shard, 0, ())
+                content = self._producer.generate(
+                    shard, lambda accepted, reasons: self._count(shard, accepted, reasons)
+                )
+            return self._producer.finish(shard, content)
+        finally:
+            with self._lock:
+                self._counts.pop(shard, None)
+
+    def progress(self) -> dict[int, tuple[int, dict[str, int]]]:
+        """Accepted samples and reasons of rejections so far, by the shards that are being made."""
+        with self._lock:
+            return {shard: (accepted, dict(reasons)) for shard, (accepted, reasons) in self._counts.items()}
+
+    def _count(self, shard: int, accepted: int, reasons: Sequence[str]) -> None:
+        with self._lock:
+            before, rejected = self._counts.get(shard, (0, Counter()))
+            rejected.update(reasons)
+            self._counts[shard] = before + accepted, rejected
+
+
+class DetectorWorker:
+    """One of the detector pool."""
+
+    def __init__(self, job: Job, device: str) -> None:
+        self._detector = job.open_detector(device)
+
+    def detect(self, images: Sequence[Any]) -> Any:
+        """As the detector's own method."""
+        return self._detector.detect(images)
+
+
+class PooledDetector:
+    """A detector that asks the pool's workers in turn. Images go from worker to worker, not over the driver."""
+
+    def __init__(self, workers: Sequence[Any]) -> None:
+        self._turns = itertools.cycle(workers)
+
+    def detect(self, images: Sequence[Any]) -> Any:
+        """As the detector's own method; a lost detector worker comes back and is asked again."""
+        import ray
+
+        return ray.get(next(self._turns).detect.remote(list(images)))

@@ -1,0 +1,65 @@
+"""Work for the engine that needs no model: it sleeps, fails, hangs or dies as told."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from factory.engine.job import Done, Progress
+from factory.errors import UserError
+
+
+@dataclass(frozen=True)
+class SleepingJob:
+    """Each shard takes `seconds` to generate and `writing` to write, and leaves a file in `folder` that names it.
+
+    `failing` shards raise, `hanging` ones never return, and `dying` ones kill their worker the first time.
+    """
+
+    folder: str
+    seconds: float = 0.0
+    writing: float = 0.0
+    failing: frozenset[int] = frozenset()
+    hanging: frozenset[int] = frozenset()
+    dying: frozenset[int] = frozenset()
+
+    def open(self, device: str, detector: Any | None) -> "SleepingJob":
+        """There is nothing to load."""
+        return self
+
+    def open_detector(self, device: str) -> "SleepingJob":
+        """There is nothing to load."""
+        return self
+
+    def generate(self, shard: int, progress: Progress) -> float:
+        """Sleep, or what the shard is told to do."""
+        start = time.monotonic()
+        _mark(self.folder, f"tried-{shard}")
+        if shard in self.dying and not Path(self.folder, f"died-{shard}").exists():
+            _mark(self.folder, f"died-{shard}")
+            os.kill(os.getpid(), 9)
+        if shard in self.failing:
+            raise RuntimeError(f"shard {shard} always fails")
+        time.sleep(3600 if shard in self.hanging else self.seconds)
+        progress(1, ())
+        return start
+
+    def finish(self, shard: int, content: Any) -> Done:
+        """Sleep, then write the file."""
+        time.sleep(self.writing)
+        _mark(self.folder, f"done-{shard}")
+        return Done(accepted=1, attempts=1, seconds={"generate": self.seconds})
+
+
+class RefusingJob(SleepingJob):
+    """Finds, when it is opened, that what the user gave is no model."""
+
+    def open(self, device: str, detector: Any | None) -> "SleepingJob":
+        """Raises UserError."""
+        raise UserError("the model folder x is no pipeline")
+
+
+def _mark(folder: str, name: str) -> None:
+    with Path(folder, name).open("a") as stream:
+        stream.write("x")

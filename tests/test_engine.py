@@ -1,0 +1,106 @@
+"""The engine on work that sleeps, fails, hangs and dies: everything is done once, and nothing is given up too early."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from factory.engine.cluster import connected
+from factory.engine.pool import Pool
+from factory.engine.scheduler import Listener, Scheduler, State
+from factory.errors import UserError
+from factory.recipe import EngineRecipe
+from factory.testing.jobs import RefusingJob, SleepingJob
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    with connected(EngineRecipe(workers=3), threads=1):
+        yield
+
+
+def run(
+    job: SleepingJob, shards: int, workers: int = 2, deadline: float | None = None, listener: Listener | None = None
+) -> State:
+    pool = Pool(job, threads=1, gpus=0, detectors=0, gpus_per_detector=0)
+    try:
+        return Scheduler(pool, range(shards), workers, (1, 0), deadline, listener or Listener()).run()
+    finally:
+        pool.close()
+
+
+def times(folder: Path, mark: str, shard: int) -> int:
+    path = folder / f"{mark}-{shard}"
+    return len(path.read_text()) if path.exists() else 0
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_every_shard_is_made_once(tmp_path: Path) -> None:
+    state = run(SleepingJob(str(tmp_path)), 20)
+    assert [times(tmp_path, "done", shard) for shard in range(20)] == [1] * 20
+    assert (state.shards_done, state.accepted, state.lost, state.requeued) == (20, 20, 0, 0)
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_the_shards_of_a_worker_that_dies_go_back_to_the_queue(tmp_path: Path) -> None:
+    state = run(SleepingJob(str(tmp_path), dying=frozenset({1, 4})), 8)
+    assert all(times(tmp_path, "done", shard) >= 1 for shard in range(8))
+    assert state.shards_done == 8
+    assert state.lost == 2
+    assert any("lost a worker" in line for line in state.errors)
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_shard_that_fails_is_tried_three_times_and_then_put_aside(tmp_path: Path) -> None:
+    told: dict[int, str] = {}
+    listener = Listener(quarantine=told.__setitem__)
+    state = run(SleepingJob(str(tmp_path), failing=frozenset({2})), 6, listener=listener)
+    assert times(tmp_path, "tried", 2) == 3
+    assert state.quarantined == [2]
+    assert state.shards_done == 5
+    assert "RuntimeError: shard 2 always fails" in told[2]
+    assert "in generate" in told[2]
+    assert "\x1b" not in told[2]
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_shard_over_its_deadline_is_killed_and_its_neighbours_are_done(tmp_path: Path) -> None:
+    state = run(SleepingJob(str(tmp_path), hanging=frozenset({0})), 4, deadline=1.0)
+    assert state.quarantined == [0]
+    assert state.shards_done == 3
+    assert any("not done after 1 s" in line for line in state.errors)
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_worker_generates_while_it_writes_the_shard_before(tmp_path: Path) -> None:
+    run(SleepingJob(str(tmp_path)), 2, workers=1)
+    start = time.monotonic()
+    run(SleepingJob(str(tmp_path), seconds=0.4, writing=0.4), 5, workers=1)
+    assert time.monotonic() - start < 5 * 0.8 - 0.5
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_bad_input_that_a_worker_finds_ends_the_run_with_its_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the model folder x is no pipeline"):
+        run(RefusingJob(str(tmp_path)), 3)
+
+
+class Unknown(SleepingJob):
+    """The workers cannot import this module."""
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_workers_that_cannot_start_end_the_run_instead_of_being_replaced_for_ever(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the workers cannot start"):
+        run(Unknown(str(tmp_path)), 3)
+
+
+def test_an_address_where_no_cluster_is_gets_a_sentence() -> None:
+    with (
+        pytest.raises(UserError, match=r"nothing answers at 127\.0\.0\.1:1 "),
+        connected(EngineRecipe(address="127.0.0.1:1"), 1),
+    ):
+        pass
+    with pytest.raises(UserError, match="an address is host:port"), connected(EngineRecipe(address="nowhere"), 1):
+        pass
