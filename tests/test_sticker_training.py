@@ -124,7 +124,7 @@ def test_a_folder_without_a_detector_is_told_in_a_sentence(tmp_path) -> None:
 
 
 def test_the_detectors_loss_falls_within_a_few_steps() -> None:
-    task = DetectorTask("cpu")
+    task = DetectorTask("cpu", steps=100)
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3)
     losses = []
     for _ in range(4):
@@ -141,3 +141,13 @@ def test_labels_of_a_scene_are_positions_in_the_vocabulary() -> None:
 
     scene = render_scene(0, ("dog", "toothbrush"))
     assert set(label_map(scene).ravel()) == {0, coco().names.index("dog") + 1, 80}
+
+
+def test_a_table_is_renewed_between_its_marks_and_nowhere_else(tmp_path) -> None:
+    from factory.stickers.tables import write_table
+
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- evaluation -->\nold \\1\n<!-- evaluation -->\nafter\n")
+    write_table(page, "new \\1\n")
+    write_table(page, "newer \\2\n")
+    assert page.read_text() == "before\n<!-- evaluation -->\nnewer \\2\n<!-- evaluation -->\nafter\n"

@@ -90,7 +90,7 @@ def evaluate(
     images_per_class: Annotated[int, typer.Option(min=1, help="Generated images of each class.")] = 10,
     pairs: Annotated[int, typer.Option(min=1, help="Generated images of two classes.")] = 160,
     scenes: Annotated[int, typer.Option(min=80, help="Fresh renders for the mask IoU, per style group.")] = 600,
-    table: Annotated[Path | None, typer.Option(help="Also write the table as Markdown to this file.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Markdown page whose table to renew.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON only.")] = False,
 ) -> None:
     """Measure the embedded models: classes found, mask IoU, variety, copies, time and memory.
@@ -100,15 +100,14 @@ def evaluate(
     from factory.stickers.embedded import open_detector, open_pipeline
     from factory.stickers.evaluate import as_json as figures_of
     from factory.stickers.evaluate import evaluate as measure
-    from factory.stickers.tables import markdown
+    from factory.stickers.tables import markdown, write_table
 
     quiet = (lambda text: None) if as_json else (lambda text: typer.echo(text, err=True))
     measured = measure(open_pipeline(pipeline), open_detector(detector), out, images_per_class, pairs, scenes, quiet)
     figures = figures_of(measured)
     (out / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
     if table is not None:
-        table.parent.mkdir(parents=True, exist_ok=True)
-        table.write_text(markdown(measured))
+        write_table(table, markdown(measured))
     typer.echo(json.dumps(figures) if as_json else markdown(measured))
 
 

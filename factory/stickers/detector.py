@@ -85,8 +85,8 @@ class StickerDetector:
         return sorted(found, key=lambda instance: -instance.score)
 
 
-def network_input(pixels: Tensor) -> Tensor:
-    """uint8 RGB (B, H, W, 3) to the network's input, float32 (B, 3, INPUT_SIDE, INPUT_SIDE) in -1..1."""
+def network_input(pixels: Tensor, side: int = INPUT_SIDE) -> Tensor:
+    """uint8 RGB (B, H, W, 3) to the network's input, float32 (B, 3, side, side) in -1..1."""
     planes = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-    resized = functional.interpolate(planes, (INPUT_SIDE, INPUT_SIDE), mode="bilinear", antialias=True)
+    resized = functional.interpolate(planes, (side, side), mode="bilinear", antialias=True)
     return resized.contiguous(memory_format=torch.channels_last)

@@ -38,6 +38,7 @@ class Evaluation:
     one_object_is_largest: float
     pairs: int
     both_found: float
+    scenes: int
     mask_miou_train: float
     mask_miou_held_out: float
     mask_iou_by_class_train: dict[str, float]
@@ -79,6 +80,7 @@ def evaluate(
         one_object_is_largest=largest,
         pairs=pairs,
         both_found=both,
+        scenes=scenes,
         mask_miou_train=float(np.mean(list(train_iou.values()))),
         mask_miou_held_out=float(np.mean(list(held_iou.values()))),
         mask_iou_by_class_train=train_iou,

@@ -7,7 +7,7 @@ from factory.stickers.training import TrainOptions, TrainTask, train
 _RECIPES = {
     "autoencoder": {"steps": 1600, "batch": 16, "learning_rate": 2e-3, "ema_decay": 0.99, "weight_decay": 0.0},
     "diffusion": {"steps": 3400, "batch": 32, "learning_rate": 1e-3, "ema_decay": 0.998, "weight_decay": 0.01},
-    "detector": {"steps": 1800, "batch": 16, "learning_rate": 2e-3, "ema_decay": 0.99, "weight_decay": 0.02},
+    "detector": {"steps": 2000, "batch": 32, "learning_rate": 2e-3, "ema_decay": 0.99, "weight_decay": 0.02},
 }
 
 
@@ -30,10 +30,10 @@ def run_recipe(
         torch.set_num_threads(threads)
     options = {key: value for key, value in {"steps": steps, "batch": batch}.items() if value is not None}
     chosen = TrainOptions(**{**_RECIPES[part], **options}, device=device, seed=seed)  # type: ignore[arg-type]
-    return train(_task(part, out, device), chosen, out / part, lambda text: print(text, flush=True))
+    return train(_task(part, out, device, chosen.steps), chosen, out / part, lambda text: print(text, flush=True))
 
 
-def _task(part: str, out: Path, device: str) -> TrainTask:
+def _task(part: str, out: Path, device: str, steps: int) -> TrainTask:
     if part == "autoencoder":
         from factory.stickers.train_autoencoder import AutoencoderTask
 
@@ -41,7 +41,7 @@ def _task(part: str, out: Path, device: str) -> TrainTask:
     if part == "detector":
         from factory.stickers.train_detector import DetectorTask
 
-        return DetectorTask(device)
+        return DetectorTask(device, steps)
     from factory.stickers.embedded import pipeline_folder
     from factory.stickers.train_diffusion import DiffusionTask
 

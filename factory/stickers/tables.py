@@ -1,11 +1,16 @@
-"""The evaluation of the embedded models as the page `docs/embedded.md`."""
+"""The evaluation of the embedded models as a table, and its place in a page."""
+
+import re
+from pathlib import Path
 
 from factory.stickers.evaluate import Evaluation
 from factory.stickers.sampling import GUIDANCE, STEPS
 
+_MARK = "<!-- evaluation -->"
+
 
 def markdown(measured: Evaluation) -> str:
-    """The page, with every figure beside its target."""
+    """Every figure beside its target, then the classes."""
     worst = sorted(measured.one_object_by_class.items(), key=lambda row: row[1])[:8]
     low = sum(share < 0.7 for share in measured.one_object_by_class.values())
     images = [row["images"] for row in measured.variety.values()]
@@ -34,10 +39,19 @@ def markdown(measured: Evaluation) -> str:
         train, held = measured.mask_iou_by_class_train[name], measured.mask_iou_by_class_held_out[name]
         lines.append(f"| {name} | {share:.0%} | {train:.2f} | {held:.2f} |")
     head = (
-        f"`factory stickers evaluate --images-per-class {measured.images_per_class} --pairs {measured.pairs}` "
-        "printed this table.\n"
+        f"`factory stickers evaluate --images-per-class {measured.images_per_class} --pairs {measured.pairs} "
+        f"--scenes {measured.scenes}` printed this table.\n"
     )
     return head + "\n" + "\n".join(lines) + "\n"
+
+
+def write_table(page: Path, text: str) -> None:
+    """Put `text` between the page's two `<!-- evaluation -->` marks; a page without them becomes the text alone."""
+    written = page.read_text() if page.exists() else ""
+    marked = f"{_MARK}\n{text}{_MARK}"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    replaced, count = re.subn(f"{_MARK}.*{_MARK}", lambda _: marked, written, flags=re.DOTALL)
+    page.write_text(replaced if count else marked + "\n")
 
 
 def _low_and_mean(values: list[float]) -> str:

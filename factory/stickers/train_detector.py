@@ -12,13 +12,15 @@ from torch.nn import functional
 from transformers import ResNetConfig, UperNetConfig, UperNetForSemanticSegmentation
 
 from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
-from factory.stickers.detector import StickerDetector, network_input
+from factory.stickers.detector import INPUT_SIDE, StickerDetector, network_input
 from factory.stickers.scenes import Scene, random_class_names, render_scene
 from factory.stickers.training import tile
 from factory.vocabulary import coco
 
-_BACKGROUND_WEIGHT = 0.5
-_LABEL_SIDE = 80
+_BACKGROUND_WEIGHT = 0.3
+_COARSE_SIDE = 96
+_COARSE_SHARE = 0.8
+"""Most of the steps see small pictures, which cost a third: classes are learnt there, outlines at full size."""
 
 
 def new_network() -> UperNetForSemanticSegmentation:
@@ -49,8 +51,9 @@ class DetectorTask:
 
     name = "detector"
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, steps: int) -> None:
         self.device = device
+        self.coarse_steps = round(_COARSE_SHARE * steps)
         torch.manual_seed(0)
         self.model = new_network().to(device, memory_format=torch.channels_last)
 
@@ -63,12 +66,13 @@ class DetectorTask:
             scene = render_scene((seed, 4, step, position), random_class_names(rng, names))
             images.append(augmented(rng, scene.image))
             labels.append(label_map(scene))
-        pixels = network_input(torch.from_numpy(np.stack(images)).to(self.device))
+        side = _COARSE_SIDE if step < self.coarse_steps else INPUT_SIDE
+        pixels = network_input(torch.from_numpy(np.stack(images)).to(self.device), side)
         truth = torch.from_numpy(np.stack(labels)).to(self.device)
-        near = functional.interpolate(truth[:, None].float(), (_LABEL_SIDE, _LABEL_SIDE), mode="nearest-exact")[:, 0]
+        near = functional.interpolate(truth[:, None].float(), (side // 2, side // 2), mode="nearest-exact")[:, 0]
         with torch.autocast(self.device.split(":")[0], torch.bfloat16):
             logits = quarter_logits(self.model, pixels)
-        logits = functional.interpolate(logits.float(), (_LABEL_SIDE, _LABEL_SIDE), mode="bilinear")
+        logits = functional.interpolate(logits.float(), (side // 2, side // 2), mode="bilinear")
         weight = torch.ones(len(names) + 1, device=self.device)
         weight[0] = _BACKGROUND_WEIGHT
         return functional.cross_entropy(logits, near.long(), weight)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ _EMPTY_SHARE = 0.1
 _OBJECT_WEIGHT = 1.0
 """How much more the error on an object's latents counts than the background's."""
 _MIN_SNR = 5.0
+_NOISE: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
 class TextToImage(nn.Module):
@@ -89,7 +91,7 @@ class DiffusionTask:
         self.tokenizer = train_tokenizer(self.captions)
         torch.manual_seed(0)
         self.model = TextToImage(self.tokenizer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.noise = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+        self.noise = DDPMScheduler(**_NOISE, prediction_type="v_prediction")
         self.latents, self.weights = scene_latents(self.autoencoder, cache, device, report)
         scene_captions = [caption(scene_classes(k)) for k in range(len(self.latents))]
         self.token_ids = self._tokens(scene_captions)
@@ -128,8 +130,8 @@ class DiffusionTask:
     def pipeline(self, model: nn.Module) -> StableDiffusionPipeline:
         """The parts as a stock pipeline."""
         assert isinstance(model, TextToImage)
-        scheduler = DPMSolverMultistepScheduler.from_config(
-            {**self.noise.config, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+        scheduler = DPMSolverMultistepScheduler(
+            **_NOISE, prediction_type="v_prediction", timestep_spacing="trailing", steps_offset=1
         )
         return StableDiffusionPipeline(
             vae=self.autoencoder,

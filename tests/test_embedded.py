@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from factory.errors import UserError
+from factory.stickers.atlas import TRAIN_STYLES
+from factory.stickers.embedded import detector_folder, models_folder, open_detector, open_pipeline, pipeline_folder
+from factory.stickers.evaluate import classes_found, detect_all, mask_iou
+from factory.stickers.sampling import sample
+from factory.vocabulary import caption
+
+
+def _mebibytes(folder: Path, pattern: str = "*") -> float:
+    return sum(path.stat().st_size for path in folder.rglob(pattern) if path.is_file()) / 2**20
+
+
+def test_the_shipped_files_keep_their_size_limits() -> None:
+    assert _mebibytes(pipeline_folder(), "*.safetensors") <= 48
+    assert _mebibytes(detector_folder(), "*.safetensors") <= 20
+    assert _mebibytes(models_folder().parent / "data") <= 8
+
+
+def test_every_shipped_weight_is_half_precision() -> None:
+    from safetensors import safe_open
+
+    files = sorted(models_folder().rglob("*.safetensors"))
+    assert len(files) == 4
+    for path in files:
+        with safe_open(path, "pt") as weights:
+            kinds = {weights.get_tensor(key).dtype for key in weights.keys()}  # noqa: SIM118 - not a mapping
+        assert torch.float32 not in kinds, path
+
+
+def test_the_pipeline_is_made_of_stock_classes() -> None:
+    index = json.loads((pipeline_folder() / "model_index.json").read_text())
+    libraries = {value[0] for key, value in index.items() if isinstance(value, list) and value[0] is not None}
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    assert libraries == {"diffusers", "transformers"}
+    unet = open_pipeline().unet
+    assert len(unet.config.block_out_channels) >= 3
+    assert unet.config.in_channels == 4
+
+
+def test_a_picture_depends_on_its_seed_and_not_on_its_neighbours_seed() -> None:
+    pipeline = open_pipeline()
+    prompt = caption(("dog",))
+    first, second = sample(pipeline, [prompt] * 2, [1, 2], batch=2)
+    again, other = sample(pipeline, [prompt] * 2, [1, 3], batch=2)
+    assert np.array_equal(np.asarray(first), np.asarray(again))
+    assert not np.array_equal(np.asarray(second), np.asarray(other))
+    assert first.size == (128, 128)
+
+
+def test_the_detector_agrees_with_the_truth_of_fresh_renders() -> None:
+    """Far below the figure that is reported, far above chance: the shipped weights are the trained ones."""
+    ious = mask_iou(open_detector(), TRAIN_STYLES, 80, lambda text: None)
+    assert np.mean(list(ious.values())) > 0.3
+
+
+def test_most_prompted_classes_are_drawn_and_found() -> None:
+    names = ("dog", "pizza", "stop sign", "broccoli", "donut", "orange", "laptop", "bus", "toilet", "sheep")
+    pictures = sample(open_pipeline(), [caption((name,)) for name in names], range(len(names)))
+    found = detect_all(open_detector(), pictures)
+    hits = [name in classes_found(instances) for name, instances in zip(names, found, strict=True)]
+    assert sum(hits) >= 6, dict(zip(names, hits, strict=True))
+
+
+def test_no_picture_no_instances() -> None:
+    assert open_detector().detect([]) == []
+    (plain,) = open_detector().detect([Image.new("RGB", (128, 128), (90, 120, 60))])
+    assert classes_found(plain) == set()
+
+
+@pytest.mark.parametrize("opener", [open_pipeline, open_detector])
+def test_a_folder_that_is_no_model_is_told_in_a_sentence(tmp_path, opener) -> None:
+    with pytest.raises(UserError, match="holds no"):
+        opener(tmp_path)
