@@ -1,0 +1,27 @@
+"""Time of rendering a scene: `python benchmarks/scenes.py`. The target is 3 ms an image of 128 x 128 on one core."""
+
+import time
+
+import numpy as np
+
+from factory.stickers.atlas import load_atlas
+from factory.stickers.scenes import random_class_names, render_scene
+from factory.vocabulary import coco
+
+
+def main() -> None:
+    load_atlas()
+    rng = np.random.default_rng(0)
+    classes = [random_class_names(rng, coco().names) for _ in range(500)]
+    print("| size | median ms | 95th percentile ms |\n|---|---|---|")
+    for size in (64, 128, 256):
+        times = []
+        for seed, names in enumerate(classes):
+            began = time.process_time()
+            render_scene(seed, names, size)
+            times.append(1000 * (time.process_time() - began))
+        print(f"| {size} | {np.median(times):.2f} | {np.percentile(times, 95):.2f} |")
+
+
+if __name__ == "__main__":
+    main()
