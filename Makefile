@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-slow test-gpu atlas clean
+.PHONY: help setup demo test check test-slow test-gpu atlas stickers clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,5 +40,13 @@ atlas: $(STAMP) ## Rebuild the sprite atlas from the icon sets' packages (needs 
 		@iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/emojione@1.2.3 @iconify-json/openmoji@1.2.29
 	$(BIN)/python jobs/stickers/build_atlas.py --icons $(ICONS)/node_modules/@iconify-json
 
-clean: ## Remove the environment and everything that is generated
-	rm -rf $(VENV) demo build runs .mypy_cache .ruff_cache .pytest_cache
+stickers: ## Tell how the sprites and the embedded models are rebuilt
+	@echo "make atlas                                    # the sprite atlas (needs npm)"
+	@echo "factory stickers train autoencoder --out runs"
+	@echo "factory stickers train diffusion --out runs   # needs the autoencoder"
+	@echo "factory stickers train detector --out runs"
+	@echo "factory stickers evaluate --table docs/embedded.md"
+	@echo "Training resumes after a kill; --device cuda uses a GPU. docs/embedded.md tells what was measured."
+
+clean: ## Remove the environment and what is quickly made again; training runs in runs/ stay
+	rm -rf $(VENV) demo build .mypy_cache .ruff_cache .pytest_cache
