@@ -1,9 +1,13 @@
 import json
+import os
 import subprocess
 import sys
 import time
 
 import pytest
+import typer.main
+
+from factory.cli.main import app
 
 
 def factory(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -63,3 +67,43 @@ def test_an_output_folder_that_cannot_be_made_is_told_in_a_sentence(tmp_path) ->
     result = factory("stickers", "render", "--n", "1", "--out", str(tmp_path / "file" / "voc"))
     assert result.returncode == 2
     assert "cannot be written" in result.stderr
+
+
+def commands(command, path=("factory",)):
+    yield " ".join(path), command
+    for name, sub in getattr(command, "commands", {}).items():
+        yield from commands(sub, (*path, name))
+
+
+def test_every_command_and_every_option_says_what_it_is_for() -> None:
+    everything = list(commands(typer.main.get_command(app)))
+    assert len(everything) > 5
+    silent = [path for path, command in everything if not command.help]
+    silent += [f"{path} {param.name}" for path, command in everything for param in command.params if not param.help]
+    assert silent == []
+
+
+def with_a_command_that(does: str) -> list[str]:
+    script = (
+        "from factory.cli import main\nfrom factory.errors import UserError\n"
+        f"@main.app.command()\ndef probe() -> None:\n    {does}\nmain.run()"
+    )
+    return [sys.executable, "-c", script, "probe"]
+
+
+def test_an_interrupt_is_told_in_a_sentence_and_ends_with_130() -> None:
+    program = with_a_command_that("raise KeyboardInterrupt")
+    result = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 130
+    assert result.stderr == "Interrupted; what is written stays, and the same command goes on from there.\n"
+
+
+def test_a_reader_who_leaves_early_meets_no_traceback_and_no_success() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = with_a_command_that("print('line\\n' * 100_000)")
+    try:
+        result = subprocess.run(program, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    finally:
+        os.close(writing)
+    assert (result.returncode, result.stderr) == (1, "")

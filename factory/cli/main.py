@@ -10,6 +10,8 @@ import factory
 from factory.cli import stickers
 from factory.errors import UserError
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     help="Turns class names into segmentation datasets: images with masks from a diffusion model, no human label.",
     no_args_is_help=True,
@@ -32,18 +34,21 @@ def main(
 
 
 def run() -> None:
-    """Run the command line: 0 done, 2 bad input told in a sentence, 130 interrupted, 1 anything else."""
+    """Run the command line and end the process.
+
+    0 done, 2 bad input told in a sentence, 130 interrupted, 1 anything else; a command may document more. Whoever stops
+    reading the output gets a quiet 1, for the work was not finished.
+    """
     try:
         app()
     except UserError as error:
         _say(str(error))
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        _say("Interrupted; what is written stays, and the same command goes on from there.")
-        raise SystemExit(130) from None
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+    except SystemExit as end:
+        # typer turns KeyboardInterrupt into this code and a closed pipe into 1, both without a word.
+        if end.code == _INTERRUPTED:
+            _say("Interrupted; what is written stays, and the same command goes on from there.")
+        raise
 
 
 def _say(sentence: str) -> None:
