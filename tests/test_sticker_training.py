@@ -38,6 +38,9 @@ class _Line:
         folder.mkdir(exist_ok=True)
         torch.save(model.state_dict(), folder / "weights.pt")
 
+    def load(self, folder: Path) -> None:
+        self.model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+
 
 OPTIONS = TrainOptions(steps=40, batch=4, learning_rate=1e-2, ema_decay=0.9, checkpoint_every=10)
 
@@ -55,6 +58,16 @@ def test_a_training_that_was_killed_resumes_to_the_same_weights(tmp_path) -> Non
     assert any("resuming at step 20 of 40" in report for report in reports)
     expected, found = (torch.load(folder / "weights.pt", weights_only=True) for folder in (whole, resumed))
     assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_a_training_begins_with_the_weights_of_a_finished_one(tmp_path) -> None:
+    first = train(_Line(), OPTIONS, tmp_path / "first", _silent)
+    still = TrainOptions(steps=1, batch=4, learning_rate=0.0, start=str(first))
+    second = train(_Line(), still, tmp_path / "second", _silent)
+    before, after = (torch.load(folder / "weights.pt", weights_only=True) for folder in (first, second))
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    with pytest.raises(UserError, match="holds no weights that the line can begin with"):
+        train(_Line(), TrainOptions(1, 4, 0.1, start=str(tmp_path / "nowhere")), tmp_path / "third", _silent)
 
 
 def test_a_training_tells_loss_and_time_left_and_logs_them(tmp_path) -> None:

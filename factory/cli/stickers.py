@@ -72,6 +72,7 @@ def train(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to PyTorch.")] = 0,
     seed: Annotated[int, typer.Option(help="Another seed, another model.")] = 0,
+    start: Annotated[Path | None, typer.Option(help="Folder of a finished model to begin with.")] = None,
 ) -> None:
     """Train one of the embedded models; the same command again resumes after a kill.
 
@@ -79,7 +80,7 @@ def train(
     """
     from factory.stickers.recipes import run_recipe
 
-    run_recipe(part.value, out, steps=steps, batch=batch, device=device, threads=threads, seed=seed)
+    run_recipe(part.value, out, steps=steps, batch=batch, device=device, threads=threads, seed=seed, start=start)
 
 
 @app.command()

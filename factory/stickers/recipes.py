@@ -7,7 +7,7 @@ from factory.stickers.training import TrainOptions, TrainTask, train
 _RECIPES = {
     "autoencoder": {"steps": 1600, "batch": 16, "learning_rate": 2e-3, "ema_decay": 0.99, "weight_decay": 0.0},
     "diffusion": {"steps": 3400, "batch": 32, "learning_rate": 1e-3, "ema_decay": 0.998, "weight_decay": 0.01},
-    "detector": {"steps": 2000, "batch": 32, "learning_rate": 2e-3, "ema_decay": 0.99, "weight_decay": 0.02},
+    "detector": {"steps": 1600, "batch": 32, "learning_rate": 2e-3, "ema_decay": 0.99, "weight_decay": 0.02},
 }
 
 
@@ -19,6 +19,7 @@ def run_recipe(
     device: str = "cpu",
     threads: int = 0,
     seed: int = 0,
+    start: Path | None = None,
 ) -> Path:
     """Train `part` in its folder below `out`, resuming what is there; return the folder of the finished model.
 
@@ -28,7 +29,11 @@ def run_recipe(
 
     if threads:
         torch.set_num_threads(threads)
-    options = {key: value for key, value in {"steps": steps, "batch": batch}.items() if value is not None}
+    options = {
+        key: value
+        for key, value in {"steps": steps, "batch": batch, "start": start and str(start)}.items()
+        if value is not None
+    }
     chosen = TrainOptions(**{**_RECIPES[part], **options}, device=device, seed=seed)  # type: ignore[arg-type]
     return train(_task(part, out, device, chosen.steps), chosen, out / part, lambda text: print(text, flush=True))
 

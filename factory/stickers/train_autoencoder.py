@@ -70,6 +70,10 @@ class AutoencoderTask:
         model.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
         model.to(torch.float16).save_pretrained(folder)
 
+    def load(self, folder: Path) -> None:
+        """Begin with saved weights."""
+        self.model.load_state_dict(AutoencoderTiny.from_pretrained(folder).state_dict())
+
 
 def reconstruction_loss(decoded: Tensor, pixels: Tensor, objects: Tensor) -> Tensor:
     """L1 of pixels, of their differences across and down, and of a 4x smaller picture; objects count threefold.

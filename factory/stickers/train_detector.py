@@ -96,6 +96,10 @@ class DetectorTask:
         assert isinstance(model, UperNetForSemanticSegmentation)
         model.to(torch.float16).save_pretrained(folder)
 
+    def load(self, folder: Path) -> None:
+        """Begin with saved weights."""
+        self.model.load_state_dict(UperNetForSemanticSegmentation.from_pretrained(folder).state_dict())
+
 
 def quarter_logits(model: UperNetForSemanticSegmentation, pixels: Tensor) -> Tensor:
     """The network's logits at a quarter of its input's resolution, before its own upsampling to full size."""

@@ -1,5 +1,6 @@
 """Training recipe of the embedded text-to-image model: latent diffusion on the captions of rendered scenes."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ class DiffusionTask:
         torch.manual_seed(0)
         self.model = TextToImage(self.tokenizer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.noise = DDPMScheduler(**_NOISE, prediction_type="v_prediction")
-        self.latents, self.weights = scene_latents(self.autoencoder, cache, device, report)
+        self.latents, self.weights = scene_latents(self.autoencoder, autoencoder, cache, device, report)
         scene_captions = [caption(scene_classes(k)) for k in range(len(self.latents))]
         self.token_ids = self._tokens(scene_captions)
         self.empty = self._tokens([""])[0]
@@ -163,6 +164,12 @@ class DiffusionTask:
         """A diffusers folder in half precision."""
         self.pipeline(model).to(torch.float16).save_pretrained(folder)
 
+    def load(self, folder: Path) -> None:
+        """Begin with the U-Net and the text encoder of a saved pipeline."""
+        parts = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None)
+        self.model.unet.load_state_dict(parts.unet.state_dict())
+        self.model.text_encoder.load_state_dict(parts.text_encoder.state_dict())
+
 
 def all_captions() -> list[str]:
     """The captions of every class and of every ordered pair: what the tokenizer is learnt from."""
@@ -181,15 +188,19 @@ def scene_classes(index: int) -> tuple[str, ...]:
 
 
 def scene_latents(
-    autoencoder: AutoencoderTiny, cache: Path, device: str, report: Callable[[str], None]
+    autoencoder: AutoencoderTiny, folder: Path, cache: Path, device: str, report: Callable[[str], None]
 ) -> tuple[Tensor, Tensor]:
     """Latents (N, 4, 16, 16) and object coverage (N, 16, 16), both float16, kept in the file `cache`.
 
-    The latents are scaled to unit variance.
+    The latents are scaled to unit variance. `folder` is where the autoencoder comes from: a cache that another one
+    made, or that holds another number of scenes, is made anew.
     """
+    made_by = hashlib.sha256((folder / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
     if cache.exists():
         saved = torch.load(cache, weights_only=True)
-        return saved["latents"], saved["coverage"]
+        if saved.get("autoencoder") == made_by and len(saved["latents"]) == _SCENES:
+            return saved["latents"], saved["coverage"]
+        report(f"diffusion: {cache} is of another autoencoder; encoding the scenes again")
     latents, coverage = [], []
     for first in range(0, _SCENES, 100):
         scenes = [render_scene((3, k), scene_classes(k), styles=SCENE_STYLES) for k in range(first, first + 100)]
@@ -201,7 +212,7 @@ def scene_latents(
         coverage.append(nn.functional.avg_pool2d(objects, 8)[:, 0].half())
         if first % 2000 == 0:
             report(f"diffusion: scene {first} of {_SCENES} encoded")
-    stacked = {"latents": torch.cat(latents), "coverage": torch.cat(coverage)}
+    stacked: dict[str, Any] = {"latents": torch.cat(latents), "coverage": torch.cat(coverage), "autoencoder": made_by}
     cache.parent.mkdir(parents=True, exist_ok=True)
     partial = cache.with_suffix(".partial")
     torch.save(stacked, partial)

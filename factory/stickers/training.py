@@ -27,6 +27,8 @@ class TrainOptions:
     ema_decay: float = 0.0
     weight_decay: float = 0.01
     checkpoint_every: int = 200
+    start: str | None = None
+    """Folder of a finished model whose weights the run begins with."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
@@ -56,6 +58,10 @@ class TrainTask(Protocol):
         """Write the finished model."""
         ...
 
+    def load(self, folder: Path) -> None:
+        """Begin with the weights that `save` wrote to `folder`."""
+        ...
+
 
 def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[str], None] = print) -> Path:
     """Train to `options.steps`, from the last checkpoint in `out` if there is one; return the model's folder.
@@ -64,6 +70,8 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
     alone, so only the work since then is repeated. Raises UserError where `out` holds another run.
     """
     out.mkdir(parents=True, exist_ok=True)
+    if options.start:
+        _begin_with(task, Path(options.start))
     optimizer = torch.optim.AdamW(
         task.model.parameters(),
         lr=options.learning_rate,
@@ -110,6 +118,16 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
     task.save(average.module if options.ema_decay else task.model, out / "model")
     report(f"{task.name}: written to {out / 'model'}")
     return out / "model"
+
+
+def _begin_with(task: TrainTask, folder: Path) -> None:
+    try:
+        task.load(folder)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{folder} holds no weights that the {task.name} can begin with ({error}); name the folder of a model that "
+            "this command finished, or leave out --start."
+        ) from error
 
 
 def _one_cycle(step: int, steps: int) -> float:
