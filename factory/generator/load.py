@@ -68,13 +68,10 @@ def load_pipeline(recipe: GeneratorRecipe, device: str) -> Any:
     """The pipeline on its device, in the recipe's precision, without a safety checker, all parts in eval mode."""
     import torch
     from diffusers import DiffusionPipeline
-    from diffusers.utils import logging as diffusers_log
-    from transformers.utils import logging as transformers_log
 
-    for log in (diffusers_log, transformers_log):
-        log.set_verbosity_error()
-        log.disable_progress_bar()
+    from factory.libraries import quiet_model_libraries
 
+    quiet_model_libraries()
     folder = model_folder(recipe.model)
     source = recipe.model if folder is None else str(folder)
     if folder is not None:

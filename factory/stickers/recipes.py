@@ -27,6 +27,9 @@ def run_recipe(
     """
     import torch
 
+    from factory.libraries import quiet_model_libraries
+
+    quiet_model_libraries()
     if threads:
         torch.set_num_threads(threads)
     options = {
