@@ -8,6 +8,11 @@ import typer
 
 import factory
 from factory.cli import stickers
+from factory.cli.generate import generate
+from factory.cli.models import models
+from factory.cli.plan import plan
+from factory.cli.status import status
+from factory.cli.verify import verify
 from factory.errors import UserError
 
 _INTERRUPTED = 130
@@ -17,6 +22,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+for _command in (generate, plan, status, verify, models):
+    app.command()(_command)
 app.add_typer(stickers.app, name="stickers")
 
 
@@ -28,7 +35,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Turns class names into segmentation datasets: images with masks from a diffusion model, no human label."""
 

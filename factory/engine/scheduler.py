@@ -163,7 +163,7 @@ class Scheduler:
     def _lost(self, member: Member, error: Exception) -> None:
         if getattr(error, "actor_init_failed", False):
             raise UserError(
-                f"the workers cannot start: {_line(error)}. Every machine of a cluster needs this version of the package."
+                f"the workers cannot start: {_line(error)}. Every machine of a cluster needs this version of factory."
             ) from error
         self.state.lost += 1
         self.state.errors.append(f"lost a worker on {member.where.get('host', 'an unknown host')}: {_line(error)}")

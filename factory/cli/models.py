@@ -1,0 +1,39 @@
+"""`factory models`: what is known and present."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+
+def models(as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False) -> None:
+    """List the models and sources of masks that this installation has.
+
+    Example: factory models
+    """
+    rows = known()
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    for row in rows:
+        present = "present" if row["present"] else "missing"
+        typer.echo(f"{row['option']:<10} {row['name']:<28} {present:<8} {row['about']}")
+    typer.echo("--model also takes any folder or hub id of a Stable Diffusion 1, 2 or XL pipeline of diffusers.")
+
+
+def known() -> list[dict[str, Any]]:
+    """The rows: the option that takes it, its name there, whether it is here, and what it is."""
+    from factory.stickers.embedded import detector_folder, pipeline_folder
+
+    pipeline, detector = pipeline_folder(), detector_folder()
+    rows = [
+        (
+            "--model",
+            "stickers",
+            (pipeline / "model_index.json").is_file(),
+            "embedded text-to-image model, 80 COCO classes",
+        ),
+        ("--masks", "attention", True, "cross-attention of the class's words; any model, nothing trained"),
+        ("--masks", "detector", (detector / "config.json").is_file(), "embedded detector of the 80 classes"),
+    ]
+    return [{"option": option, "name": name, "present": here, "about": about} for option, name, here, about in rows]

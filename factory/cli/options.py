@@ -1,0 +1,94 @@
+"""From options and a recipe file to a recipe: what is given overrides the file, and nothing else does."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from factory.errors import UserError
+from factory.recipe import Recipe, load_recipe, make_recipe
+from factory.store import Store
+
+_PLACES = {
+    "n": ("n",),
+    "seed": ("seed",),
+    "batch": ("batch",),
+    "shard_size": ("shard_size",),
+    "model": ("generator", "model"),
+    "steps": ("generator", "steps"),
+    "guidance": ("generator", "guidance"),
+    "masks": ("masks", "source"),
+    "workers": ("engine", "workers"),
+    "gpus_per_worker": ("engine", "gpus_per_worker"),
+    "address": ("engine", "address"),
+}
+"""Where each option stands in a recipe."""
+
+
+def assemble(file: Path | None, store: Store | None, options: Mapping[str, Any]) -> Recipe:
+    """The recipe of a command: the file's, or else the one that the set was begun with, under the options given.
+
+    An option that is None was not given. UserError for what does not fit together.
+    """
+    data = load_recipe(file) if file else _begun(store, options)
+    for name, place in _PLACES.items():
+        if options.get(name) is not None:
+            _set(data, place, options[name])
+    if options.get("model") is not None:
+        _set(data, ("generator", "revision"), None)
+    if options.get("classes") is not None:
+        data["classes"] = _classes(options["classes"])
+    if options.get("objects") is not None:
+        data["objects"] = parse_objects(options["objects"])
+    if options.get("n") is not None and file:
+        data.pop("earlier", None)
+    if "n" not in data:
+        raise UserError("how many samples? Give --n, as in --n 1000, or a --recipe that says it.")
+    if options.get("prompts") is not None:
+        data["prompts"] = _prompts(options["prompts"], data)
+    return make_recipe(data, str(file) if file else "the options")
+
+
+def parse_objects(text: str) -> dict[int, float]:
+    """ "1:0.5,2:0.5" as shares by number of objects; "2" alone is "2:1"."""
+    shares: dict[int, float] = {}
+    for part in text.split(","):
+        count, _, share = part.partition(":")
+        try:
+            shares[int(count)] = float(share) if share else 1.0
+        except ValueError as error:
+            raise UserError(f'--objects is number:share pairs such as "1:0.5,2:0.5", got {text!r}.') from error
+    return shares
+
+
+def _begun(store: Store | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A set that is resumed without naming its classes or its size goes on with its own recipe."""
+    from factory.dataset import RECIPE, recipe_of
+
+    named = options.get("classes") is not None and options.get("n") is not None
+    if store is None or named or store.get(RECIPE) is None:
+        return {}
+    return recipe_of(store).model_dump(mode="json")
+
+
+def _set(data: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
+    *parents, last = place
+    for parent in parents:
+        if not isinstance(data.get(parent), dict):
+            data[parent] = {}
+        data = data[parent]
+    data[last] = value
+
+
+def _classes(text: str) -> Any:
+    from factory.vocabulary import parse_classes
+
+    vocabulary = parse_classes(text)
+    return text if text in ("coco", "voc") else list(vocabulary.names)
+
+
+def _prompts(path: Path, data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    from factory.prompts import read_prompts
+
+    vocabulary = make_recipe({"n": 1, "classes": data.get("classes", "coco")}).vocabulary()
+    rows = read_prompts(path, vocabulary)
+    return [{"text": row.text, "classes": dict(zip(row.classes, row.phrases, strict=True))} for row in rows]

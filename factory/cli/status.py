@@ -1,0 +1,48 @@
+"""`factory status`: how far a set is."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+
+def status(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of a set.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Tell how far a set is, from its receipts; it may be running elsewhere.
+
+    Example: factory status out/
+
+    Example: factory status s3://bucket/set --json
+    """
+    data = state(folder)
+    if as_json:
+        typer.echo(json.dumps(data))
+        return
+    shards = f"{data['shards']} of {data['shards_planned']} shards"
+    typer.echo(f"{data['samples']} of {data['n']} samples, {shards}: {data['status']}.")
+    rejected = ", ".join(f"{reason} {count}" for reason, count in data["rejected"].items())
+    typer.echo(f"{data['attempts']} attempts" + (f", rejected: {rejected}." if rejected else ", none rejected."))
+    if data["quarantined"]:
+        typer.echo(f"Given up: shards {', '.join(data['quarantined'])}; see quarantine/, and run again to retry.")
+
+
+def state(folder: str) -> dict[str, Any]:
+    """The state of a set as plain data."""
+    from factory.dataset import PROGRESS, recipe_of, statement
+    from factory.dataset import state as receipts_state
+    from factory.plan import Plan
+    from factory.store import Store
+
+    store = Store(folder)
+    recipe = recipe_of(store)
+    plan = Plan(recipe)
+    data = statement(recipe, plan, receipts_state(store, plan))
+    progress = json.loads(store.get(PROGRESS) or b"{}")
+    quarantined = [name.removeprefix("quarantine/").removesuffix(".json") for name in store.list("quarantine")]
+    return data | {
+        "status": "complete" if data["complete"] else progress.get("status", "begun"),
+        "progress": progress,
+        "quarantined": quarantined,
+    }

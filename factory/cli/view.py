@@ -1,0 +1,87 @@
+"""What a run looks like: one live view on a terminal, plain lines elsewhere, nothing for --json."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from factory.generate import Watch
+    from factory.progress import Snapshot
+
+_LINE_EVERY = 10.0
+
+
+@contextmanager
+def watching(quiet: bool) -> Iterator["Watch"]:
+    """A function that shows each snapshot it is given; on standard error, so that results can be piped."""
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda snapshot: None
+    elif console.is_terminal:
+        with Live(console=console, refresh_per_second=4, transient=True) as live:
+            yield lambda snapshot: live.update(_picture(snapshot))
+    else:
+        yield _Lines().show
+
+
+class _Lines:
+    """A line when something was done, at most every ten seconds, and for every new error."""
+
+    def __init__(self) -> None:
+        self._last, self._errors = 0.0, list[str]()
+
+    def show(self, snapshot: "Snapshot") -> None:
+        for error in snapshot.errors:
+            if error not in self._errors:
+                print(f"  {error}", file=sys.stderr, flush=True)
+        self._errors = snapshot.errors
+        if time.monotonic() - self._last > _LINE_EVERY or snapshot.status != "running":
+            self._last = time.monotonic()
+            print(one_line(snapshot), file=sys.stderr, flush=True)
+
+
+def one_line(snapshot: "Snapshot") -> str:
+    """The state in one line."""
+    parts = [
+        f"{snapshot.accepted}/{snapshot.wanted} accepted",
+        f"{snapshot.per_second:.2f}/s",
+        f"{_duration(snapshot.seconds_left)} left",
+        f"{snapshot.shards_done}/{snapshot.shards} shards",
+        f"{snapshot.workers} workers" + (f" (+{snapshot.pending_workers})" if snapshot.pending_workers else ""),
+        f"rejected {sum(snapshot.rejected.values())}",
+    ]
+    if snapshot.lost_workers:
+        parts.append(f"lost workers {snapshot.lost_workers}")
+    if snapshot.quarantined:
+        parts.append(f"given up {len(snapshot.quarantined)}")
+    return f"{snapshot.status}: " + ", ".join(parts)
+
+
+def _picture(snapshot: "Snapshot") -> Group:
+    rows = Table.grid(padding=(0, 2))
+    rows.add_row(
+        "accepted", f"{snapshot.accepted} of {snapshot.wanted}", ProgressBar(snapshot.wanted, snapshot.accepted)
+    )
+    rows.add_row("speed", f"{snapshot.per_second:.2f} per second", f"{_duration(snapshot.seconds_left)} left")
+    pending = f"{snapshot.pending_workers} on their way" if snapshot.pending_workers else ""
+    rows.add_row("workers", str(snapshot.workers), pending)
+    rows.add_row("shards", f"{snapshot.shards_done} of {snapshot.shards}", f"{snapshot.requeued} queued again")
+    reasons = ", ".join(f"{reason} {count}" for reason, count in snapshot.rejected.items())
+    rows.add_row("rejected", str(sum(snapshot.rejected.values())), reasons)
+    return Group(rows, *(Text(error, style="yellow", overflow="ellipsis", no_wrap=True) for error in snapshot.errors))
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,0 +1,179 @@
+"""A set as a whole: begun with a recipe, resumed or extended only by the same one, finished with a statement."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from factory.errors import UserError
+from factory.plan import Plan
+from factory.receipts import Receipt, committed, read_receipt
+from factory.recipe import Recipe, canonical, differences, make_recipe, parse_recipe
+from factory.store import Store
+
+RECIPE = "recipe.yaml"
+STATEMENT = "dataset.json"
+WIDS = "wids-meta.json"
+PROGRESS = "progress.json"
+_READERS = 32
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over receipts."""
+
+    shards: int
+    accepted: int
+    planned: int
+    attempts: int
+    bytes: int
+    short: int
+    rejected: dict[str, int]
+
+
+def begin(store: Store, recipe: Recipe, extend: bool = False) -> Recipe:
+    """Claim an empty place for a recipe, or check that what is there was begun with the same one.
+
+    Returns the recipe of the set: of an extended one, it knows the sizes that the set had before. UserError names what
+    differs.
+    """
+    before = store.get(RECIPE)
+    if before is None:
+        _refuse_foreign(store)
+        if not store.create(RECIPE, recipe.to_yaml().encode()):
+            return begin(store, recipe, extend)
+        return recipe
+    old = recipe_of(store)
+    changed = differences(old, recipe)
+    if changed:
+        raise UserError(
+            f"{store.address} was begun with another recipe: {'; '.join(changed)}. Give the same options to resume it, "
+            f"or another --shards to begin anew."
+        )
+    if recipe.n == old.n:
+        return old.model_copy(update={"engine": recipe.engine})
+    if recipe.n < old.n:
+        raise UserError(f"{store.address} was begun with n = {old.n}; a set does not shrink to {recipe.n}.")
+    if not extend:
+        raise UserError(f"{store.address} was begun with n = {old.n}; to make it {recipe.n}, add --extend.")
+    longer = old.model_copy(update={"n": recipe.n, "earlier": (*old.earlier, old.n), "engine": recipe.engine})
+    if not store.swap(RECIPE, longer.to_yaml().encode(), before):
+        return begin(store, recipe, extend)
+    return longer
+
+
+def recipe_of(store: Store) -> Recipe:
+    """The recipe of a set; UserError where there is no set, or its recipe is broken."""
+    data = store.get(RECIPE)
+    where = f"{store.address.rstrip('/')}/{RECIPE}"
+    if data is None:
+        raise UserError(f"{store.address} holds no set: there is no {RECIPE}. Make one with `factory generate`.")
+    return make_recipe(parse_recipe(data.decode(errors="replace"), where), where)
+
+
+def _refuse_foreign(store: Store) -> None:
+    foreign = list(store.list(""))[:3]
+    if foreign:
+        raise UserError(
+            f"{store.address} is not empty and holds no {RECIPE}, but {', '.join(foreign)}; give an empty or new place."
+        )
+
+
+def receipts(store: Store, numbers: list[int]) -> Iterator[Receipt]:
+    """The receipts of some shards, several read at a time; UserError names one that is broken."""
+
+    def read(number: int) -> Receipt | None:
+        try:
+            return read_receipt(store, number)
+        except ValueError as error:
+            raise UserError(
+                f"the receipt of shard {number} is broken ({error}); mend with `factory verify --repair`."
+            ) from error
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        for start in range(0, len(numbers), 1000):
+            yield from (row for row in readers.map(read, numbers[start : start + 1000]) if row is not None)
+
+
+def totals(store: Store, numbers: list[int]) -> Totals:
+    """Sums over the receipts of some shards."""
+    sums: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
+    for receipt in receipts(store, numbers):
+        sums.update(
+            shards=1,
+            accepted=receipt.accepted,
+            planned=receipt.planned,
+            attempts=receipt.attempts,
+            bytes=receipt.tar.bytes,
+            short=len(receipt.short),
+        )
+        rejected.update(receipt.rejected)
+    return Totals(
+        shards=sums["shards"],
+        accepted=sums["accepted"],
+        planned=sums["planned"],
+        attempts=sums["attempts"],
+        bytes=sums["bytes"],
+        short=sums["short"],
+        rejected=dict(sorted(rejected.items())),
+    )
+
+
+def state(store: Store, plan: Plan) -> Totals:
+    """What is done of a plan."""
+    return totals(store, sorted(number for number in committed(store) if number < len(plan)))
+
+
+def write_statement(store: Store, recipe: Recipe) -> Totals:
+    """Fold the receipts into dataset.json and wids-meta.json, which are functions of the shards alone."""
+    plan = Plan(recipe)
+    numbers = sorted(number for number in committed(store) if number < len(plan))
+    sums = totals(store, numbers)
+    _put(store, STATEMENT, statement(recipe, plan, sums))
+    _put(store, WIDS, wids(store, numbers))
+    return sums
+
+
+def statement(recipe: Recipe, plan: Plan, sums: Totals) -> dict[str, Any]:
+    """What the set is, for readers that do not want to open it."""
+    return {
+        "recipe": recipe.fingerprint(),
+        "n": recipe.n,
+        "samples": sums.accepted,
+        "short": sums.short,
+        "complete": sums.shards == len(plan),
+        "shards": sums.shards,
+        "shards_planned": len(plan),
+        "bytes": sums.bytes,
+        "attempts": sums.attempts,
+        "rejected": sums.rejected,
+        "classes": [{"id": entry.id, "name": entry.name} for entry in recipe.vocabulary().classes],
+        "members": {
+            "jpg": "the image",
+            "json": "COCO-style annotations and provenance",
+            "seg.png": "palette picture: 0 background, category ids, 255 ignore",
+        },
+    }
+
+
+def wids(store: Store, numbers: list[int]) -> dict[str, Any]:
+    """The index that webdataset's random access reads."""
+    rows = [
+        {"url": receipt.tar.name, "nsamples": receipt.accepted, "filesize": receipt.tar.bytes}
+        for receipt in receipts(store, numbers)
+    ]
+    return {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": "train", "shardlist": rows}
+
+
+def _put(store: Store, name: str, data: dict[str, Any]) -> None:
+    text = json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n"
+    while (seen := store.get(name)) != text and not store.swap(name, text, seen):
+        pass
+
+
+def put_progress(store: Store, data: dict[str, Any]) -> None:
+    """For other eyes; a write that loses to another is dropped."""
+    store.swap(PROGRESS, canonical(data) + b"\n", store.get(PROGRESS))

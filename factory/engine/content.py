@@ -1,0 +1,77 @@
+"""The content path as work that an engine can spread: it pickles light, and opens with all models loaded."""
+
+import platform
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from factory.detector.interface import Detector
+from factory.engine.job import Done, Progress
+from factory.plan import Plan, PlannedShard
+from factory.produce.components import load_components
+from factory.produce.shard import Produced, produce
+from factory.receipts import commit
+from factory.recipe import Recipe
+from factory.store import Store
+
+LIBRARIES = ("dataset-factory", "torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow", "ray")
+
+
+class ContentJob:
+    """What every worker is sent: the recipe, and where the set lives."""
+
+    def __init__(self, recipe: Recipe, store: Store) -> None:
+        self.recipe, self.store = recipe, store
+
+    def open(self, device: str, detector: Detector | None) -> "ContentProducer":
+        """Load the models."""
+        return ContentProducer(self.recipe, self.store, device, detector)
+
+    def open_detector(self, device: str) -> Detector:
+        """Load the detector alone."""
+        from factory.detector.embedded import EmbeddedDetector
+
+        return EmbeddedDetector(self.recipe, device)
+
+
+class ContentProducer:
+    """Produces shards of one recipe and commits them."""
+
+    def __init__(self, recipe: Recipe, store: Store, device: str, detector: Detector | None = None) -> None:
+        self._recipe, self._store, self._device = recipe, store, device
+        self._plan = Plan(recipe)
+        self._components = load_components(recipe, device, detector)
+        self._encoder = ThreadPoolExecutor(recipe.engine.writers, thread_name_prefix="writer")
+
+    def generate(self, shard: int, progress: Progress) -> tuple[PlannedShard, Produced]:
+        """All but the writing; samples are already being encoded when this returns."""
+        planned = self._plan.shard(shard)
+        return planned, produce(planned, self._recipe, self._components, self._encoder, progress)
+
+    def finish(self, shard: int, content: Any) -> Done:
+        """Wait for the encoder, then commit."""
+        planned, produced = content
+        start = time.perf_counter()
+        samples = [job.result() for job in produced.samples]
+        produced.seconds["encode"] = round(time.perf_counter() - start, 4)
+        about = {
+            "seconds": produced.seconds,
+            "versions": versions(),
+            "worker": {"host": socket.gethostname(), "device": self._device, "machine": platform.machine()},
+        }
+        tally = produced.tally
+        receipt = commit(self._store, planned, samples, tally, self._recipe.fingerprint(), about)
+        return Done(receipt.accepted, tally.attempts, dict(tally.rejected), len(tally.short), produced.seconds)
+
+
+def versions() -> dict[str, str]:
+    """The libraries that bytes may depend on."""
+    result = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            result[name] = version(name)
+        except PackageNotFoundError:
+            result[name] = "unknown"
+    return result
