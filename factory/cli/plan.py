@@ -63,15 +63,14 @@ def plan(
     if as_json:
         typer.echo(json.dumps(data))
         return
-    typer.echo(
-        f"{data['n']} samples in {data['shards']} shards of {data['shard_size']}, fingerprint {data['fingerprint'][:12]}."
-    )
+    mark = data["fingerprint"][:12]
+    typer.echo(f"{data['n']} samples in {data['shards']} shards of {data['shard_size']}, fingerprint {mark}.")
     least, most = data["per_class_least"], data["per_class_most"]
     typer.echo(f"Each of {data['classes']} classes {least}" + (f" to {most}" if most != least else "") + " times.")
     typer.echo("Prompts such as:")
     for text in data["prompts"]:
         typer.echo(f"  {text}")
-    time = (
+    hours = (
         f"{data['hours']:.2f} hours with {workers} workers ({data['worker_hours']:.2f} worker-hours)" if rate else None
     )
     typer.echo(
