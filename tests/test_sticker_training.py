@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,23 @@ def test_a_training_that_was_killed_resumes_to_the_same_weights(tmp_path) -> Non
     reports: list[str] = []
     resumed = train(_Line(), OPTIONS, tmp_path / "cut", reports.append)
     assert any("resuming at step 20 of 40" in report for report in reports)
+    expected, found = (torch.load(folder / "weights.pt", weights_only=True) for folder in (whole, resumed))
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_an_interrupt_waits_for_the_step_and_leaves_a_checkpoint_of_it(tmp_path) -> None:
+    class Pressed(_Line):
+        def loss(self, step: int, batch: int, seed: int) -> Tensor:
+            if step == 26:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().loss(step, batch, seed)
+
+    whole = train(_Line(), OPTIONS, tmp_path / "whole", _silent)
+    with pytest.raises(KeyboardInterrupt):
+        train(Pressed(), OPTIONS, tmp_path / "cut", _silent)
+    reports: list[str] = []
+    resumed = train(_Line(), OPTIONS, tmp_path / "cut", reports.append)
+    assert any("resuming at step 27 of 40" in report for report in reports)
     expected, found = (torch.load(folder / "weights.pt", weights_only=True) for folder in (whole, resumed))
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 

@@ -2,10 +2,14 @@
 
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -87,37 +91,76 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
     if first:
         report(f"{task.name}: resuming at step {first} of {options.steps}")
     task.model.train()
-    began, running = time.monotonic(), math.nan
-    for step in range(first, options.steps):
-        torch.manual_seed(options.seed * 1_000_003 + step)
-        loss = task.loss(step, options.batch, options.seed)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(task.model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        average.update_parameters(task.model)
-        value = loss.item()
-        running = value if math.isnan(running) else 0.98 * running + 0.02 * value
-        done = step + 1
-        if done % 20 == 0 or done == options.steps:
-            pace = (time.monotonic() - began) / (done - first)
-            left = pace * (options.steps - done)
-            report(
-                f"{task.name} step {done}/{options.steps}  loss {running:.4f}  "
-                f"{pace:.2f} s/step  {left / 60:.1f} min left"
-            )
-            with (out / "log.jsonl").open("a") as log:
-                log.write(
-                    json.dumps({"step": done, "loss": round(running, 5), "seconds_per_step": round(pace, 3)}) + "\n"
-                )
-        if done % options.checkpoint_every == 0 or done == options.steps:
-            _checkpoint(out, state, options, done)
-        if done % (5 * options.checkpoint_every) == 0 or done == options.steps:
-            _draw(task, average.module if options.ema_decay else task.model, out / f"samples-{done:06d}.png")
+    progress = _Progress(task.name, first, options.steps, out / "log.jsonl", report)
+    with _interrupt_between_steps() as interrupted:
+        for step in range(first, options.steps):
+            loss = _step(task, options, step, optimizer)
+            schedule.step()
+            average.update_parameters(task.model)
+            done = step + 1
+            progress.advance(done, loss)
+            finished = done == options.steps
+            if done % options.checkpoint_every == 0 or finished or interrupted():
+                _checkpoint(out, state, options, done)
+            if interrupted():
+                raise KeyboardInterrupt
+            if done % (5 * options.checkpoint_every) == 0 or finished:
+                _draw(task, average.module if options.ema_decay else task.model, out / f"samples-{done:06d}.png")
     task.save(average.module if options.ema_decay else task.model, out / "model")
     report(f"{task.name}: written to {out / 'model'}")
     return out / "model"
+
+
+def _step(task: TrainTask, options: TrainOptions, step: int, optimizer: torch.optim.Optimizer) -> float:
+    """One update of the weights; returns the loss."""
+    torch.manual_seed(options.seed * 1_000_003 + step)
+    loss = task.loss(step, options.batch, options.seed)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(task.model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+class _Progress:
+    """Tells and logs the smoothed loss, the pace and the time left, every 20 steps."""
+
+    def __init__(self, name: str, first: int, steps: int, log: Path, report: Callable[[str], None]) -> None:
+        self.name, self.first, self.steps, self.log, self.report = name, first, steps, log, report
+        self.began, self.loss = time.monotonic(), math.nan
+
+    def advance(self, done: int, loss: float) -> None:
+        self.loss = loss if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * loss
+        if done % 20 and done != self.steps:
+            return
+        pace = (time.monotonic() - self.began) / (done - self.first)
+        left = pace * (self.steps - done) / 60
+        self.report(
+            f"{self.name} step {done}/{self.steps}  loss {self.loss:.4f}  {pace:.2f} s/step  {left:.1f} min left"
+        )
+        row = {"step": done, "loss": round(self.loss, 5), "seconds_per_step": round(pace, 3)}
+        with self.log.open("a") as log:
+            log.write(json.dumps(row) + "\n")
+
+
+@contextmanager
+def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C wait for the end of a step, so that the checkpoint is whole; a second strikes at once."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _begin_with(task: TrainTask, folder: Path) -> None:
