@@ -1,0 +1,144 @@
+"""The shards open unchanged in the libraries that people train with."""
+
+import io
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+from PIL import Image
+
+from factory.dataset import write_statement
+from factory.manifest import SCHEMA, read_manifest
+from factory.masks import decode_label_png
+from factory.plan import Plan
+from factory.produce.components import load_components
+from factory.produce.shard import produce
+from factory.receipts import Receipt, commit
+from factory.recipe import Recipe, make_recipe
+from factory.store import Store
+
+SCHEMAS = Path(__file__).parents[1] / "schemas"
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recipe, list[Receipt]]:
+    """A set made without the engine."""
+    recipe = make_recipe(
+        {
+            "n": 8,
+            "classes": "coco",
+            "objects": {2: 1},
+            "shard_size": 4,
+            "generator": {"model": str(tiny_model), "steps": 2},
+            "filters": {"min_area": None, "duplicate_distance": None},
+        }
+    )
+    folder = tmp_path_factory.mktemp("readers") / "set"
+    store, parts, receipts = Store(str(folder)), load_components(recipe), []
+    store.create("recipe.yaml", recipe.to_yaml().encode())
+    about: dict[str, Any] = {"seconds": {"generate": 1.0}, "versions": {"torch": "2"}, "worker": {"host": "here"}}
+    with ThreadPoolExecutor(1) as encoder:
+        for number in range(2):
+            planned = Plan(recipe).shard(number)
+            produced = produce(planned, recipe, parts, encoder)
+            samples = [job.result() for job in produced.samples]
+            receipts.append(commit(store, planned, samples, produced.tally, recipe.fingerprint(), about))
+    write_statement(store, recipe)
+    return folder, recipe, receipts
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_webdataset_reads_every_sample(made: Any) -> None:
+    import webdataset as wds
+
+    # webdataset's own picture decoders turn a palette into colours; labels want this one line more.
+    labels = wds.handle_extension("seg.png", decode_label_png)
+    url = str(made[0] / "train" / "{000000..000001}.tar")
+    rows = list(wds.WebDataset(url, shardshuffle=False).decode(labels, "pil"))
+    assert len(rows) == 8
+    for row in rows:
+        assert row["jpg"].size == (64, 64)
+        assert {a["category_id"] for a in row["json"]["annotations"]} <= set(np.unique(row["seg.png"]).tolist())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hugging_face_datasets_streams_every_sample(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "HF_DATASETS_OFFLINE", "1")
+    import datasets
+
+    files = sorted(str(path) for path in (made[0] / "train").glob("*.tar"))
+    stream = datasets.load_dataset(
+        "webdataset", data_files={"train": files}, split="train", streaming=True, cache_dir=str(tmp_path)
+    )
+    rows = list(stream)
+    assert len(rows) == 8
+    assert rows[0]["jpg"].size == (64, 64)
+    assert rows[0]["json"]["annotations"][0]["category_name"] in rows[0]["json"]["classes"]
+    assert rows[0]["seg.png"].mode == "P"
+    assert rows[0]["seg.png"].size == (64, 64)
+
+
+def test_pycocotools_decodes_every_annotation_as_the_label_picture_has_it(made: Any) -> None:
+    from pycocotools import mask as coco_masks
+
+    from factory.shards.tar import unpack
+
+    count = 0
+    for path in (made[0] / "train").glob("*.tar"):
+        for sample in unpack(path.read_bytes()):
+            labels = np.asarray(Image.open(io.BytesIO(sample.members["seg.png"])))
+            for annotation in json.loads(sample.members["json"])["annotations"]:
+                mask = coco_masks.decode(annotation["segmentation"]).astype(bool)
+                assert (labels[mask] == annotation["category_id"]).all()
+                assert int(coco_masks.area(annotation["segmentation"])) == annotation["area"] == mask.sum()
+                assert coco_masks.toBbox(annotation["segmentation"]).tolist() == annotation["bbox"]
+                count += 1
+    assert count >= 8
+
+
+def validator(name: str) -> Draft202012Validator:
+    return Draft202012Validator(json.loads((SCHEMAS / name).read_text()))
+
+
+def test_what_is_written_holds_the_published_schemas(made: Any) -> None:
+    from factory.shards.tar import unpack
+
+    folder, recipe, _ = made
+    for path in (folder / "train").glob("*.tar"):
+        for sample in unpack(path.read_bytes()):
+            validator("annotation.json").validate(json.loads(sample.members["json"]))
+    for path in (folder / "receipts").glob("*.json"):
+        validator("receipt.json").validate(json.loads(path.read_text()))
+    validator("recipe.json").validate(recipe.model_dump(mode="json"))
+
+
+def test_the_published_recipe_schema_is_the_one_that_recipes_are_checked_by() -> None:
+    assert json.loads((SCHEMAS / "recipe.json").read_text()) == published_recipe_schema()
+
+
+def published_recipe_schema() -> dict[str, Any]:
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+
+
+def test_the_published_manifest_schema_is_the_one_that_is_written(made: Any) -> None:
+    import pyarrow as pa
+
+    published = pa.ipc.read_schema(pa.py_buffer((SCHEMAS / "manifest.arrow").read_bytes()))
+    assert published.equals(SCHEMA)
+    rows = [
+        row for path in sorted((made[0] / "manifest").glob("*.parquet")) for row in read_manifest(path.read_bytes())
+    ]
+    assert [row["index"] for row in rows] == list(range(8))
+
+
+@pytest.mark.parametrize("broken", [{"annotations": None}, {"seed": "7"}, {"extra": 1}])
+def test_the_annotation_schema_refuses_what_the_writer_never_writes(made: Any, broken: dict[str, Any]) -> None:
+    from factory.shards.tar import unpack
+
+    sample = next(unpack((made[0] / "train" / "000000.tar").read_bytes()))
+    assert not validator("annotation.json").is_valid(json.loads(sample.members["json"]) | broken)
