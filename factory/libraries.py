@@ -2,7 +2,10 @@
 
 
 def quiet_model_libraries() -> None:
-    """Keep diffusers and transformers from writing progress bars and remarks between this program's own lines."""
+    """Keep diffusers and transformers from writing progress bars and remarks between this program's own lines.
+
+    To be called before the models' modules are imported, for some remarks are made at import.
+    """
     from diffusers.utils import logging as diffusers_log
     from transformers.utils import logging as transformers_log
 

@@ -78,6 +78,9 @@ def train(
 
     Example: factory stickers train detector --out runs --steps 2000
     """
+    from factory.libraries import quiet_model_libraries
+
+    quiet_model_libraries()
     from factory.stickers.recipes import run_recipe
 
     run_recipe(part.value, out, steps=steps, batch=batch, device=device, threads=threads, seed=seed, start=start)
@@ -98,6 +101,9 @@ def evaluate(
 
     Example: factory stickers evaluate --images-per-class 20 --table docs/embedded.md
     """
+    from factory.libraries import quiet_model_libraries
+
+    quiet_model_libraries()
     from factory.stickers.embedded import open_detector, open_pipeline
     from factory.stickers.evaluate import as_json as figures_of
     from factory.stickers.evaluate import evaluate as measure
@@ -126,6 +132,9 @@ def draw(
 
     Example: factory stickers draw --classes dog,cat,bus --n 24 --out dogs.png
     """
+    from factory.libraries import quiet_model_libraries
+
+    quiet_model_libraries()
     from factory.cli.progress import progress_bar
     from factory.stickers.contact_sheet import contact_sheet
     from factory.vocabulary import parse_classes

@@ -35,9 +35,6 @@ def open_pipeline(folder: Path | None = None, device: str = "cpu") -> "StableDif
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from factory.libraries import quiet_model_libraries
-
-    quiet_model_libraries()
     folder = folder or pipeline_folder()
     if not (folder / "model_index.json").exists():
         raise UserError(f"{folder} holds no diffusers pipeline (model_index.json is missing); name a folder that does.")
@@ -51,8 +48,6 @@ def open_pipeline(folder: Path | None = None, device: str = "cpu") -> "StableDif
 
 def open_detector(folder: Path | None = None, device: str = "cpu") -> "StickerDetector":
     """The embedded detector, or one that the training recipe wrote elsewhere."""
-    from factory.libraries import quiet_model_libraries
     from factory.stickers.detector import StickerDetector
 
-    quiet_model_libraries()
     return StickerDetector.from_pretrained(folder or detector_folder(), device)

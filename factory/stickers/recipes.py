@@ -27,9 +27,6 @@ def run_recipe(
     """
     import torch
 
-    from factory.libraries import quiet_model_libraries
-
-    quiet_model_libraries()
     if threads:
         torch.set_num_threads(threads)
     options = {
