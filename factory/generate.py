@@ -10,12 +10,14 @@ from factory.engine.cluster import connected, gpus_per_worker
 from factory.engine.content import ContentJob
 from factory.engine.pool import Pool
 from factory.engine.scheduler import Listener, Scheduler, State
+from factory.errors import UserError
 from factory.plan import Plan, shard_name
 from factory.produce.components import check_source
 from factory.progress import Snapshot, Tracker
 from factory.receipts import committed, missing
 from factory.recipe import Recipe
 from factory.store import Store
+from factory.vocabulary import coco
 
 DONE, QUARANTINED, SHORT = 0, 3, 4
 """Exit codes: complete; some shards were given up; complete, but some samples were never accepted."""
@@ -47,6 +49,7 @@ def pinned(recipe: Recipe) -> Recipe:
     from factory.generator.load import EMBEDDED, model_folder, pin_revision
 
     check_source(recipe.masks.source)
+    _check_embedded_classes(recipe)
     generator, masks = recipe.generator, recipe.masks
     folder = model_folder(generator.model)
     if folder is not None and generator.model != EMBEDDED:
@@ -58,6 +61,21 @@ def pinned(recipe: Recipe) -> Recipe:
 
         masks = masks.model_copy(update={"detector_revision": pin_detector(masks.detector)})
     return recipe.model_copy(update={"generator": generator, "masks": masks})
+
+
+def _check_embedded_classes(recipe: Recipe) -> None:
+    """UserError where the embedded models are to make or find what they never saw."""
+    embedded = [recipe.generator.model, *([recipe.masks.detector] if uses_detector(recipe) else [])]
+    if "stickers" not in embedded:
+        return
+    for entry in recipe.vocabulary().classes:
+        try:
+            coco().resolve(entry.display)
+        except UserError as error:
+            raise UserError(
+                f"{error} The embedded models know the 80 classes of COCO only; for others give --model a folder or a "
+                f"hub id, with --masks attention."
+            ) from None
 
 
 def uses_detector(recipe: Recipe) -> bool:

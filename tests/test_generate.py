@@ -1,0 +1,198 @@
+"""A set from the command line to the bytes: made, resumed, extended, refused, verified and mended."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
+
+
+def factory(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = sorted([*folder.glob("train/*.tar"), *folder.glob("manifest/*.parquet")])
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = {
+        "classes": "voc",
+        "n": 12,
+        "objects": {1: 0.5, 2: 0.5},
+        "shard_size": 4,
+        "batch": 3,
+        "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim"},
+        "masks": {"timesteps": [300]},
+        "filters": {"min_area": 0.2, "duplicate_distance": None},
+        "engine": {"workers": 1},
+    }
+    path = tmp_path_factory.mktemp("recipes") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of one worker: what all others must equal."""
+    out = tmp_path_factory.mktemp("sets") / "reference"
+    result = factory("generate", "--recipe", recipe_file, "--shards", out, "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["samples"] == 12
+    return out
+
+
+def copied(finished: Path, to: Path) -> Path:
+    subprocess.run(["cp", "-r", finished, to], check=True)
+    return to
+
+
+def test_the_written_recipe_makes_the_same_bytes_with_two_workers(finished: Path, tmp_path: Path) -> None:
+    result = factory("generate", "--recipe", finished / "recipe.yaml", "--shards", tmp_path / "again", "--workers", 2)
+    assert result.returncode == 0, result.stderr
+    assert hashes(tmp_path / "again") == hashes(finished)
+    assert len(hashes(finished)) == 6
+
+
+def test_a_finished_set_is_told_by_its_files(finished: Path) -> None:
+    statement = json.loads((finished / "dataset.json").read_text())
+    assert (statement["samples"], statement["complete"], statement["shards"]) == (12, True, 3)
+    assert json.loads((finished / "progress.json").read_text())["status"] == "done"
+    wids = json.loads((finished / "wids-meta.json").read_text())
+    assert sum(row["nsamples"] for row in wids["shardlist"]) == 12
+
+
+def test_resuming_makes_only_what_has_no_receipt(finished: Path, tmp_path: Path) -> None:
+    out = copied(finished, tmp_path / "cut")
+    for name in ("receipts/000001.json", "train/000001.tar", "receipts/000002.json"):
+        (out / name).unlink()
+    kept = (out / "receipts/000000.json").stat().st_mtime_ns
+    result = factory("generate", "--shards", out)
+    assert result.returncode == 0, result.stderr
+    assert hashes(out) == hashes(finished)
+    assert (out / "receipts/000000.json").stat().st_mtime_ns == kept
+
+
+def test_a_changed_recipe_is_refused_with_what_changed(finished: Path, recipe_file: Path) -> None:
+    result = factory("generate", "--recipe", recipe_file, "--shards", finished, "--steps", 3, "--seed", 5)
+    assert result.returncode == 2
+    assert "seed: 0 -> 5; generator.steps: 2 -> 3" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_set_grows_only_when_told_and_keeps_its_shards(finished: Path, tmp_path: Path) -> None:
+    out = copied(finished, tmp_path / "larger")
+    refused = factory("generate", "--shards", out, "--n", 18)
+    assert refused.returncode == 2
+    assert "add --extend" in refused.stderr
+    result = factory("generate", "--shards", out, "--n", 18, "--extend", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["samples"] == 18
+    assert hashes(out).items() >= hashes(finished).items()
+    assert factory("generate", "--shards", out, "--n", 18, "--extend").returncode == 0
+    assert factory("verify", out).returncode == 0
+
+
+def test_status_and_verify_tell_a_sound_set(finished: Path) -> None:
+    status = json.loads(factory("status", finished, "--json").stdout)
+    assert (status["samples"], status["status"], status["quarantined"]) == (12, "complete", [])
+    report = json.loads(factory("verify", finished, "--json").stdout)
+    assert (report["shards"], report["samples"], report["sound"], report["damaged"]) == (3, 12, True, {})
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("train/000001.tar", flip, "are not those of the receipt"),
+        ("train/000001.tar", cut, "are not those of the receipt"),
+        ("train/000001.tar", Path.unlink, "is gone"),
+        ("manifest/000001.parquet", Path.unlink, "is gone"),
+        ("receipts/000001.json", cut, "no receipt"),
+    ],
+)
+def test_damage_is_found_and_repaired_to_the_same_bytes(
+    finished: Path, tmp_path: Path, name: str, damage: Callable[[Path], Any], said: str
+) -> None:
+    out = copied(finished, tmp_path / "damaged")
+    damage(out / name)
+    found = factory("verify", out)
+    assert found.returncode == 5
+    assert "shard 1: " in found.stdout
+    assert said in found.stdout
+    mended = factory("verify", out, "--repair")
+    assert mended.returncode == 0, mended.stderr
+    assert hashes(out) == hashes(finished)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--classes", "dog,zebar", "--n", 4, "--masks", "detector"], "zebra"),
+        (["--classes", "voc", "--n", 0], "n: Input should be greater than or equal to 1"),
+        (["--classes", "voc"], "how many samples"),
+        (["--classes", "voc", "--n", 4, "--model", "./nowhere"], "there is no model folder"),
+        (["--classes", "voc", "--n", 4, "--objects", "two"], "number:share"),
+        (["--recipe", "{tiny}", "--masks", "guess"], "there are no masks from 'guess'"),
+        (["--recipe", "{tiny}", "--address", "127.0.0.1:1"], "nothing answers at 127.0.0.1:1"),
+        (["--recipe", "{tiny}", "--gpus-per-worker", "9"], "this machine has 0; give --gpus-per-worker 0"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_two(
+    recipe_file: Path, tmp_path: Path, arguments: list[Any], said: str
+) -> None:
+    given = [str(argument).replace("{tiny}", str(recipe_file)) for argument in arguments]
+    result = factory("generate", *given, "--shards", tmp_path / "out")
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_foreign_folder_and_a_half_written_recipe_are_refused(recipe_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"mine")
+    result = factory("generate", "--recipe", recipe_file, "--shards", tmp_path)
+    assert (result.returncode, "holds no recipe.yaml, but holiday.jpg" in result.stderr) == (2, True)
+    (tmp_path / "recipe.yaml").write_text("classes: [dog, ")
+    result = factory("generate", "--recipe", recipe_file, "--shards", tmp_path)
+    assert (result.returncode, "its YAML breaks off" in result.stderr) == (2, True)
+
+
+def test_samples_that_no_attempt_fills_are_told_by_the_exit_code(recipe_file: Path, tmp_path: Path) -> None:
+    data = yaml.safe_load(recipe_file.read_text()) | {"filters": {"min_area": 0.999}, "attempts": 1, "n": 4}
+    (tmp_path / "hard.yaml").write_text(yaml.safe_dump(data))
+    result = factory("generate", "--recipe", tmp_path / "hard.yaml", "--shards", tmp_path / "out")
+    assert result.returncode == 4
+    assert "4 samples were not accepted" in result.stdout
+    assert factory("verify", tmp_path / "out").returncode == 0
+
+
+@pytest.mark.parametrize("command", ["generate", "plan", "status", "verify", "models"])
+def test_every_command_shows_an_example_and_speaks_json(command: str) -> None:
+    result = factory(command, "--help")
+    assert "Example: factory " + command in " ".join(result.stdout.split())
+    assert "--json" in result.stdout
+
+
+def test_the_plan_counts_every_class_the_same() -> None:
+    arguments = ("--classes", "coco", "--n", 800, "--objects", "1:0.5,2:0.5", "--rate", 2, "--json")
+    data = json.loads(factory("plan", *arguments).stdout)
+    assert (data["per_class_least"], data["per_class_most"], data["shards"]) == (15, 15, 4)
+    assert data["hours"] == pytest.approx(800 / 2 / 3600)
