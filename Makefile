@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-slow test-gpu atlas stickers clean
+.PHONY: help setup demo test check test-slow test-gpu atlas stickers chaos bench clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,15 @@ check: $(STAMP) ## Lint, format and types
 
 test-slow: $(STAMP) ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+chaos: $(STAMP) ## Kill workers and drivers 20 times, resume, compare every byte
+	$(BIN)/python tests/chaos.py --rounds 20
+
+bench: $(STAMP) ## The figures of docs/performance.md; needs an otherwise idle machine
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/resume.py
+	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/end_to_end.py
 
 test-gpu: $(STAMP) ## The tests on a GPU; they fail where there is none
 	$(BIN)/python -m pytest -m gpu

@@ -1,0 +1,101 @@
+"""Proof under fire, in short: killed workers, drivers and nodes change no byte of the finished set."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from chaos import disturbed, hashes, launch, recipe, workers_of
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fire") / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe(tiny_model, 24)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def calm(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The hashes of an undisturbed run of one worker."""
+    out = tmp_path_factory.mktemp("fire") / "calm"
+    run = launch(recipe_file, out, 1)
+    text, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, text
+    return hashes(out)
+
+
+@pytest.mark.parametrize("kind", ["worker", "driver"])
+def test_what_is_killed_and_resumed_ends_with_the_same_bytes(
+    kind: str, recipe_file: Path, calm: dict[str, str], tmp_path: Path
+) -> None:
+    struck = disturbed(recipe_file, tmp_path / "out", 2, kind, random.Random(kind))
+    assert len(struck) >= 1
+    assert hashes(tmp_path / "out") == calm
+    assert len(list((tmp_path / "out" / "receipts").iterdir())) == 6
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(
+    recipe_file: Path, calm: dict[str, str], tmp_path: Path
+) -> None:
+    run = launch(recipe_file, tmp_path / "out", 1)
+    while not list((tmp_path / "out").glob("receipts/*.json")) and run.poll() is None:
+        time.sleep(0.05)
+    below = workers_of(run)
+    os.kill(run.pid, signal.SIGINT)
+    text, _ = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "the same command goes on from there" in text
+    assert "Traceback" not in text
+    assert not any(process.is_running() and process.status() != "zombie" for process in below)
+    again = launch(recipe_file, tmp_path / "out", 1)
+    again.communicate(timeout=120)
+    assert hashes(tmp_path / "out") == calm
+
+
+def test_a_full_disk_loses_nothing_and_the_run_resumes_when_there_is_room(
+    recipe_file: Path, calm: dict[str, str], tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", disk]).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        run = launch(recipe_file, disk, 1)
+        text, _ = run.communicate(timeout=120)
+        assert run.returncode == 2, text
+        assert "Make room and run the same command again" in text
+        kept = hashes(disk)
+        assert kept.items() <= calm.items()
+        subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
+        again = launch(recipe_file, disk, 1)
+        text, _ = again.communicate(timeout=120)
+        assert again.returncode == 0, text
+        assert hashes(disk) == calm
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_node_that_dies_costs_no_sample(
+    recipe_file: Path, calm: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real cluster of three Ray nodes on this machine, one of which is killed while it works."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        run = launch(recipe_file, tmp_path / "out", 2, "--address", cluster.address)
+        while not list((tmp_path / "out").glob("receipts/*.json")) and run.poll() is None:
+            time.sleep(0.05)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        text, _ = run.communicate(timeout=110)
+        assert run.returncode == 0, text
+        assert hashes(tmp_path / "out") == calm
+    finally:
+        cluster.shutdown()

@@ -1,0 +1,32 @@
+"""Snapshots count what earlier runs made, what this one made, and what is under way."""
+
+from collections import Counter
+
+from factory.cli.view import one_line
+from factory.engine.job import Done
+from factory.engine.scheduler import State
+from factory.plan import Plan
+from factory.progress import Tracker
+from factory.recipe import make_recipe
+
+
+def test_a_snapshot_adds_up_earlier_shards_done_shards_and_those_under_way() -> None:
+    tracker, state = Tracker(Plan(make_recipe({"n": 100, "shard_size": 30})), {0, 3}), State(2)
+    state.add(Done(accepted=29, attempts=40, rejected={"mask_small": 11}, short=1))
+    state.under_way = {2: (7, {"mask_small": 2, "overlap": 1})}
+    state.errors.append("lost a worker")
+    snapshot = tracker.snapshot(state)
+    assert (snapshot.accepted, snapshot.wanted) == (30 + 10 + 29 + 7, 100)
+    assert (snapshot.shards_done, snapshot.shards) == (3, 4)
+    assert Counter(snapshot.rejected) == {"mask_small": 13, "overlap": 1}
+    assert snapshot.errors == ["lost a worker"]
+    assert one_line(snapshot).startswith("running: 76/100 accepted")
+
+
+def test_a_state_keeps_sums_and_not_shards() -> None:
+    state = State(10_000)
+    for _ in range(10_000):
+        state.add(Done(accepted=5, attempts=6, rejected={"overlap": 1}, seconds={"generate": 0.5}))
+    assert (state.accepted, state.attempts, state.rejected["overlap"]) == (50_000, 60_000, 10_000)
+    assert state.seconds == {"generate": 5_000.0}
+    assert not any(isinstance(value, list) and len(value) > 50 for value in vars(state).values())
