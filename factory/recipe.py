@@ -65,6 +65,10 @@ class MaskRecipe(_Part):
         min_length=1,
         description="Noise levels, of 1000, at which attention and features are read.",
     )
+    levels: tuple[Annotated[int, Field(ge=1, le=64)], ...] | None = Field(
+        default=None,
+        description="U-Net levels whose attention is read, by their reduction (1 is the finest); all if null.",
+    )
     threshold: float | None = Field(
         default=None,
         gt=0,

@@ -129,6 +129,7 @@ def provenance(recipe: Recipe) -> dict[str, Any]:
             "source": masks.source,
             "capture": masks.capture,
             "timesteps": list(masks.timesteps),
+            "levels": None if masks.levels is None else list(masks.levels),
             "threshold": masks.threshold,
             "detector": masks.detector if uses_detector else None,
             "detector_revision": masks.detector_revision if uses_detector else None,

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pictures
 
+from factory.errors import UserError
 from factory.generator.interface import ATTENTION, Attention, Generated
 from factory.prompts import Prompt
 from factory.recipe import MaskRecipe
@@ -31,7 +32,7 @@ class AttentionGrounder:
     needs = frozenset({ATTENTION})
 
     def __init__(self, recipe: MaskRecipe) -> None:
-        self._threshold = recipe.threshold
+        self._threshold, self._levels = recipe.threshold, recipe.levels
 
     def ground(self, generated: Sequence[Generated], prompts: Sequence[Prompt]) -> list[Grounded]:
         """Masks of the images' size; a class's score is how much of its heat lies inside, against chance."""
@@ -40,7 +41,9 @@ class AttentionGrounder:
     def _ground(self, generated: Generated, prompt: Prompt) -> Grounded:
         assert generated.attention is not None, "the generator was not told to capture attention"
         shape = (generated.image.shape[0], generated.image.shape[1])
-        heats = np.stack([_resized(_stretched(heat), shape) for heat in class_heats(generated.attention, prompt)])
+        heats = np.stack(
+            [_resized(_stretched(heat), shape) for heat in class_heats(generated.attention, prompt, self._levels)]
+        )
         thresholds = [self._threshold or otsu(heat) for heat in heats]
         winner = heats.argmax(0)
         instances = []
@@ -51,15 +54,19 @@ class AttentionGrounder:
         return Grounded(tuple(instances))
 
 
-def class_heats(attention: Attention, prompt: Prompt) -> list[Heat]:
-    """The unstretched heat of each class at the finest level's size."""
+def class_heats(attention: Attention, prompt: Prompt, levels: tuple[int, ...] | None = None) -> list[Heat]:
+    """The unstretched heat of each class at the finest level's size; UserError for levels that the model has not."""
     finest = max(attention.cross, key=lambda shape: shape[0] * shape[1])
-    layers = sum(attention.layers.values())
+    chosen = [shape for shape in attention.cross if levels is None or round(finest[0] / shape[0]) in levels]
+    if not chosen:
+        have = sorted(round(finest[0] / shape[0]) for shape in attention.cross)
+        raise UserError(f"masks.levels {levels} are not among this model's levels with cross-attention, {have}.")
+    layers = sum(attention.layers[shape] for shape in chosen)
     heats = []
     for place in range(len(prompt.classes)):
         total = np.zeros(finest, np.float32)
-        for shape, maps in attention.cross.items():
-            total += _resized(maps[place], finest) * np.float32(attention.layers[shape] / layers)
+        for shape in chosen:
+            total += _resized(attention.cross[shape][place], finest) * np.float32(attention.layers[shape] / layers)
         heats.append(_spread(total, attention))
     return heats
 

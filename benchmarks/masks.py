@@ -1,0 +1,99 @@
+"""How good masks from attention are against the detector's, by where and how the attention is read.
+
+    python benchmarks/masks.py --n 64
+
+Every row reads the same images. A class counts where the detector finds it with a score of at least 0.5; the figure is
+the mean intersection over union of these masks. This is how the recipe's defaults for `masks` are chosen.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from factory.detector.embedded import EmbeddedDetector
+from factory.detector.interface import Detector
+from factory.generate import pinned
+from factory.generator.interface import ATTENTION, Generated, Request
+from factory.generator.pipeline import PipelineGenerator
+from factory.grounder.attention import AttentionGrounder
+from factory.masks import intersection_over_union
+from factory.plan import Plan
+from factory.prompts import Prompt
+from factory.recipe import Recipe, make_recipe
+from factory.records import Grounded
+
+TIMESTEPS = ([30], [100], [300], [500], [700], [100, 300, 500])
+THRESHOLDS = (None, 0.3, 0.4, 0.5, 0.6)
+LEVELS = (None, (1,), (2,), (4,), (1, 2), (2, 4))
+
+
+def oracle_masks(detector: Detector, made: Sequence[Generated]) -> list[Grounded]:
+    """What the detector is sure of."""
+    found = detector.detect([one.image for one in made])
+    return [Grounded(tuple(row for row in rows if row.score >= 0.5)) for rows in found]
+
+
+def agreement(grounded: Sequence[Grounded], oracle: Sequence[Grounded], prompts: Sequence[Prompt]) -> tuple[float, int]:
+    """(mean IoU, classes that counted)."""
+    values = []
+    for mine, truth, prompt in zip(grounded, oracle, prompts, strict=True):
+        for name in prompt.classes:
+            seen, own = truth.of_class(name), mine.of_class(name)
+            if seen is not None:
+                values.append(0.0 if own is None else intersection_over_union(own, seen))
+    return float(np.mean(values)) if values else 0.0, len(values)
+
+
+def drawn(recipe: Recipe) -> tuple[list[Generated], list[Prompt]]:
+    """The images of a recipe with their attention."""
+    generator, samples = PipelineGenerator(recipe, needs=frozenset({ATTENTION})), list(Plan(recipe).samples())
+    made: list[Generated] = []
+    for start in range(0, len(samples), recipe.batch):
+        batch = samples[start : start + recipe.batch]
+        made += generator.generate([Request(one.prompt, one.seed(recipe.seed, 0)) for one in batch])
+    return made, [one.prompt for one in samples]
+
+
+def rows(recipe: Recipe, detector: Detector) -> list[tuple[float, int, str]]:
+    """(mean IoU, classes, settings) of every combination, the best first."""
+    result, oracle = [], None
+    for mode in ("finished", "sampling"):
+        for times in TIMESTEPS:
+            chosen = recipe.masks.model_copy(update={"capture": mode, "timesteps": tuple(times)})
+            made, prompts = drawn(recipe.model_copy(update={"masks": chosen}))
+            oracle = oracle or oracle_masks(detector, made)
+            for spread in (True, False):
+                read = made if spread else [replace(one, attention=_unspread(one)) for one in made]
+                for levels in LEVELS:
+                    for threshold in THRESHOLDS:
+                        setting = chosen.model_copy(update={"levels": levels, "threshold": threshold})
+                        found = AttentionGrounder(setting).ground(read, prompts)
+                        told = (
+                            f"{mode} {times} levels {levels or 'all'} threshold {threshold or 'found'} spread {spread}"
+                        )
+                        result.append((*agreement(found, oracle, prompts), told))
+    return sorted(result, reverse=True)
+
+
+def _unspread(one: Generated) -> object:
+    assert one.attention is not None
+    return replace(one.attention, within=None, within_shape=None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, default=64)
+    parser.add_argument("--model", default="stickers")
+    parser.add_argument("--show", type=int, default=15)
+    options = parser.parse_args()
+    recipe = pinned(make_recipe({"n": options.n, "objects": {1: 0.5, 2: 0.5}, "generator": {"model": options.model}}))
+    table = rows(recipe, EmbeddedDetector(recipe))
+    print("| mean IoU | classes | read how |\n|---|---|---|")
+    for value, count, told in table[: options.show]:
+        print(f"| {value:.3f} | {count} | {told} |")
+
+
+if __name__ == "__main__":
+    main()
