@@ -11,7 +11,7 @@ from factory.engine.pool import Pool
 from factory.engine.scheduler import Listener, Scheduler, State
 from factory.errors import UserError
 from factory.recipe import EngineRecipe
-from factory.testing.jobs import RefusingJob, SleepingJob
+from factory.testing.jobs import AskingJob, RefusingJob, SleepingJob
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,17 @@ def test_a_worker_generates_while_it_writes_the_shard_before(tmp_path: Path) -> 
 def test_bad_input_that_a_worker_finds_ends_the_run_with_its_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the model folder x is no pipeline"):
         run(RefusingJob(str(tmp_path)), 3)
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_workers_ask_the_detector_pool_and_a_lost_detector_comes_back(tmp_path: Path) -> None:
+    pool = Pool(AskingJob(str(tmp_path)), threads=1, gpus=0, detectors=1, gpus_per_detector=0)
+    try:
+        state = Scheduler(pool, range(4), 1, (1, 0), None, Listener()).run()
+    finally:
+        pool.close()
+    assert (tmp_path / "detector-died").exists()
+    assert (state.shards_done, state.accepted, state.quarantined) == (4, 12, [])
 
 
 class Unknown(SleepingJob):

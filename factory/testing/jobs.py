@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from factory.engine.job import Done, Progress
+from factory.engine.job import Done, Producer, Progress
 from factory.errors import UserError
 
 
@@ -24,7 +24,7 @@ class SleepingJob:
     hanging: frozenset[int] = frozenset()
     dying: frozenset[int] = frozenset()
 
-    def open(self, device: str, detector: Any | None) -> "SleepingJob":
+    def open(self, device: str, detector: Any | None) -> Producer:
         """There is nothing to load."""
         return self
 
@@ -55,7 +55,7 @@ class SleepingJob:
 class RefusingJob(SleepingJob):
     """Finds, when it is opened, that what the user gave is no model."""
 
-    def open(self, device: str, detector: Any | None) -> "SleepingJob":
+    def open(self, device: str, detector: Any | None) -> Producer:
         """Raises UserError."""
         raise UserError("the model folder x is no pipeline")
 
@@ -63,3 +63,37 @@ class RefusingJob(SleepingJob):
 def _mark(folder: str, name: str) -> None:
     with Path(folder, name).open("a") as stream:
         stream.write("x")
+
+
+@dataclass(frozen=True)
+class AskingJob(SleepingJob):
+    """Each shard asks the detector pool once; the pool's worker dies at its first question."""
+
+    def open(self, device: str, detector: Any | None) -> "AskingProducer":
+        """Keep hold of the pool."""
+        return AskingProducer(self, detector)
+
+    def detect(self, images: Any) -> list[int]:
+        """How many images there were in each batch of one."""
+        if not Path(self.folder, "detector-died").exists():
+            _mark(self.folder, "detector-died")
+            os.kill(os.getpid(), 9)
+        return [os.getpid() for _ in images]
+
+
+class AskingProducer:
+    """Accepts as many samples as the detector answers for."""
+
+    def __init__(self, job: AskingJob, detector: Any) -> None:
+        self._job, self._detector = job, detector
+
+    def generate(self, shard: int, progress: Progress) -> int:
+        """Ask about three images."""
+        answers = self._detector.detect([shard, shard, shard])
+        assert os.getpid() not in answers
+        return len(answers)
+
+    def finish(self, shard: int, content: Any) -> Done:
+        """Nothing to write but the mark."""
+        self._job.finish(shard, content)
+        return Done(accepted=content, attempts=content)
