@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
+
+from factory.store import Store
+from factory.verify import verify
 
 PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
 
@@ -109,6 +113,13 @@ def test_status_and_verify_tell_a_sound_set(finished: Path) -> None:
     assert (report["shards"], report["samples"], report["sound"], report["damaged"]) == (3, 12, True, {})
 
 
+def test_a_sheet_shows_samples_beside_their_masks(finished: Path, tmp_path: Path) -> None:
+    result = factory("sheet", finished, "--out", tmp_path / "new" / "sheet.png", "--n", 5)
+    assert result.stdout.strip() == str(tmp_path / "new" / "sheet.png")
+    with Image.open(tmp_path / "new" / "sheet.png") as picture:
+        assert picture.size == (4 * 324, 2 * 178)
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 255
@@ -119,25 +130,33 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2000])
 
 
-@pytest.mark.parametrize(
-    ("name", "damage", "said"),
-    [
-        ("train/000001.tar", flip, "are not those of the receipt"),
-        ("train/000001.tar", cut, "are not those of the receipt"),
-        ("train/000001.tar", Path.unlink, "is gone"),
-        ("manifest/000001.parquet", Path.unlink, "is gone"),
-        ("receipts/000001.json", cut, "no receipt"),
-    ],
-)
-def test_damage_is_found_and_repaired_to_the_same_bytes(
+DAMAGES: list[tuple[str, Callable[[Path], Any], str]] = [
+    ("train/000001.tar", flip, "are not those of the receipt"),
+    ("train/000001.tar", cut, "are not those of the receipt"),
+    ("train/000001.tar", Path.unlink, "is gone"),
+    ("manifest/000001.parquet", Path.unlink, "is gone"),
+    ("receipts/000001.json", cut, "no receipt"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "said"), DAMAGES)
+def test_damage_is_found_and_nothing_else_is_blamed(
     finished: Path, tmp_path: Path, name: str, damage: Callable[[Path], Any], said: str
 ) -> None:
+    damage(copied(finished, tmp_path / "damaged") / name)
+    report = verify(Store(str(tmp_path / "damaged")))
+    assert list(report.damaged) == [1]
+    assert any(said in problem for problem in report.damaged[1])
+
+
+def test_damage_of_all_kinds_is_repaired_to_the_same_bytes(finished: Path, tmp_path: Path) -> None:
     out = copied(finished, tmp_path / "damaged")
-    damage(out / name)
+    flip(out / "train/000000.tar")
+    cut(out / "receipts/000001.json")
+    (out / "manifest/000002.parquet").unlink()
     found = factory("verify", out)
     assert found.returncode == 5
-    assert "shard 1: " in found.stdout
-    assert said in found.stdout
+    assert "3 shards are damaged; `factory verify --repair` makes them again" in found.stdout
     mended = factory("verify", out, "--repair")
     assert mended.returncode == 0, mended.stderr
     assert hashes(out) == hashes(finished)
@@ -184,7 +203,7 @@ def test_samples_that_no_attempt_fills_are_told_by_the_exit_code(recipe_file: Pa
     assert factory("verify", tmp_path / "out").returncode == 0
 
 
-@pytest.mark.parametrize("command", ["generate", "plan", "status", "verify", "models"])
+@pytest.mark.parametrize("command", ["generate", "plan", "status", "verify", "models", "sheet"])
 def test_every_command_shows_an_example_and_speaks_json(command: str) -> None:
     result = factory(command, "--help")
     assert "Example: factory " + command in " ".join(result.stdout.split())

@@ -11,6 +11,7 @@ from factory.cli import stickers
 from factory.cli.generate import generate
 from factory.cli.models import models
 from factory.cli.plan import plan
+from factory.cli.sheet import sheet
 from factory.cli.status import status
 from factory.cli.verify import verify
 from factory.errors import UserError
@@ -22,7 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _command in (generate, plan, status, verify, models):
+for _command in (generate, plan, status, verify, models, sheet):
     app.command()(_command)
 app.add_typer(stickers.app, name="stickers")
 

@@ -1,0 +1,30 @@
+"""`factory sheet`: a picture of a set."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def sheet(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of a set.")],
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("sheet.png"),
+    n: Annotated[int, typer.Option("--n", help="Samples shown.")] = 24,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Draw the first samples of a set beside their masks, and print the picture's path.
+
+    Example: factory sheet out/ --out sheet.png
+    """
+    from factory.errors import UserError
+    from factory.sheet import contact_sheet
+    from factory.store import Store
+
+    picture = contact_sheet(Store(folder), n)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(picture)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error}.") from error
+    typer.echo(json.dumps({"sheet": str(out)}) if as_json else str(out))
