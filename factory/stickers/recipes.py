@@ -6,7 +6,7 @@ from factory.stickers.training import TrainOptions, TrainTask, train
 
 _RECIPES = {
     "autoencoder": {"steps": 1600, "batch": 16, "learning_rate": 2e-3, "ema_decay": 0.99, "weight_decay": 0.0},
-    "diffusion": {"steps": 3400, "batch": 32, "learning_rate": 1e-3, "ema_decay": 0.998, "weight_decay": 0.01},
+    "diffusion": {"steps": 2250, "batch": 32, "learning_rate": 1e-3, "ema_decay": 0.998, "weight_decay": 0.01},
     "detector": {"steps": 1600, "batch": 32, "learning_rate": 2e-3, "ema_decay": 0.99, "weight_decay": 0.02},
 }
 
