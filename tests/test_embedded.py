@@ -9,9 +9,9 @@ from PIL import Image
 from factory.errors import UserError
 from factory.stickers.atlas import TRAIN_STYLES
 from factory.stickers.embedded import detector_folder, models_folder, open_detector, open_pipeline, pipeline_folder
-from factory.stickers.evaluate import classes_found, detect_all, mask_iou
+from factory.stickers.evaluate import classes_found, mask_iou
 from factory.stickers.sampling import sample
-from factory.vocabulary import caption
+from factory.vocabulary import caption, coco
 
 
 def _mebibytes(folder: Path, pattern: str = "*") -> float:
@@ -61,12 +61,16 @@ def test_the_detector_agrees_with_the_truth_of_fresh_renders() -> None:
     assert np.mean(list(ious.values())) > 0.3
 
 
-def test_most_prompted_classes_are_drawn_and_found() -> None:
-    names = ("dog", "pizza", "stop sign", "broccoli", "donut", "orange", "laptop", "bus", "toilet", "sheep")
+def test_the_picture_follows_the_class_of_its_prompt() -> None:
+    """The detector sees the prompted class far more in a picture of it than in pictures of other classes."""
+    names = ("zebra", "apple", "toilet", "cow", "suitcase", "banana", "person", "carrot", "dog", "pizza")
     pictures = sample(open_pipeline(), [caption((name,)) for name in names], range(len(names)))
-    found = detect_all(open_detector(), pictures)
-    hits = [name in classes_found(instances) for name, instances in zip(names, found, strict=True)]
-    assert sum(hits) >= 6, dict(zip(names, hits, strict=True))
+    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+    columns = [1 + coco().names.index(name) for name in names]
+    shares = open_detector().probabilities(pixels).mean((2, 3))[:, columns]
+    own = shares.diagonal().mean()
+    others = (shares.sum() - shares.diagonal().sum()) / (len(names) * (len(names) - 1))
+    assert own > 2 * others
 
 
 def test_no_picture_no_instances() -> None:
