@@ -46,10 +46,18 @@ def hashes(out: Path) -> dict[str, str]:
 
 
 def launch(file: Path, out: Path, workers: int, *more: str) -> subprocess.Popen[str]:
-    """Start `factory generate`, in a process group of its own."""
+    """Start `factory generate`, in a process group of its own and with Ctrl-C heard.
+
+    A shell that runs the tests in the background has its children ignore SIGINT, and Python keeps what it inherits.
+    """
     arguments = ["generate", "--recipe", str(file), "--shards", str(out), "--workers", str(workers), *more]
     return subprocess.Popen(
-        [*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        [*PROGRAM, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
