@@ -58,7 +58,7 @@ def test_a_picture_depends_on_its_seed_and_not_on_its_neighbours_seed() -> None:
 def test_the_detector_agrees_with_the_truth_of_fresh_renders() -> None:
     """Far below the figure that is reported, far above chance: the shipped weights are the trained ones."""
     ious = mask_iou(open_detector(), TRAIN_STYLES, 80, lambda text: None)
-    assert np.mean(list(ious.values())) > 0.3
+    assert np.mean(list(ious.values())) > 0.55
 
 
 def test_the_picture_follows_the_class_of_its_prompt() -> None:
@@ -70,7 +70,7 @@ def test_the_picture_follows_the_class_of_its_prompt() -> None:
     shares = open_detector().probabilities(pixels).mean((2, 3))[:, columns]
     own = shares.diagonal().mean()
     others = (shares.sum() - shares.diagonal().sum()) / (len(names) * (len(names) - 1))
-    assert own > 2 * others
+    assert own > 10 * others
 
 
 def test_no_picture_no_instances() -> None:

@@ -3,9 +3,10 @@ import pytest
 from PIL import Image
 
 from factory.errors import UserError
+from factory.masks import palette
 from factory.stickers.atlas import HELD_OUT_STYLE, STYLES, TRAIN_STYLES, load_atlas, sprites_of
 from factory.stickers.scenes import random_class_names, render_scene
-from factory.stickers.voc_folder import embedded_name, voc_palette, write_voc_folder
+from factory.stickers.voc_folder import embedded_name, write_voc_folder
 from factory.vocabulary import coco, from_names, voc
 
 
@@ -78,7 +79,7 @@ def test_the_voc_folder_holds_what_voc_readers_open(tmp_path) -> None:
             assert image.size == (128, 128)
         with Image.open(tmp_path / "voc" / "SegmentationClass" / f"{key}.png") as classes:
             assert classes.mode == "P"
-            assert classes.getpalette()[:768] == voc_palette()
+            assert classes.getpalette()[:768] == palette()
             class_values = np.asarray(classes)
         with Image.open(tmp_path / "voc" / "SegmentationObject" / f"{key}.png") as objects:
             object_values = np.asarray(objects)

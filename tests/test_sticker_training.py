@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from factory.errors import UserError
 from factory.stickers.detector import StickerDetector
+from factory.stickers.embedded import pipeline_folder
 from factory.stickers.tokens import MAX_TOKENS, train_tokenizer
 from factory.stickers.train_detector import DetectorTask, label_map, new_network
 from factory.stickers.train_diffusion import all_captions
-from factory.stickers.training import TrainOptions, train
+from factory.training.loop import TrainOptions, train
 from factory.vocabulary import coco
 
 
@@ -35,6 +36,9 @@ class _Line:
 
     def sample_sheet(self, model: nn.Module) -> Image.Image:
         return Image.new("RGB", (8, 8))
+
+    def figures(self, model: nn.Module) -> dict[str, float]:
+        return {"bias": float(model[0].bias.mean())}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
@@ -93,9 +97,11 @@ def test_a_training_tells_loss_and_time_left_and_logs_them(tmp_path) -> None:
     reports: list[str] = []
     train(_Line(), OPTIONS, tmp_path, reports.append)
     assert any("loss" in report and "min left" in report for report in reports)
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    *rows, figures = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [20, 40]
     assert rows[-1]["loss"] < rows[0]["loss"]
+    assert figures.keys() == {"step", "bias"}
+    assert list((tmp_path / "board").iterdir())
     assert (tmp_path / "samples-000040.png").exists()
 
 
@@ -120,6 +126,12 @@ def test_no_steps_and_a_missing_gpu_are_refused() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no GPU is here"):
             TrainOptions(steps=1, batch=4, learning_rate=1e-3, device="cuda")
+
+
+def test_the_same_captions_give_the_same_tokens() -> None:
+    """Ties are many, and two trainings of one recipe must read each other's weights."""
+    vocabularies = [train_tokenizer(all_captions()).get_vocab() for _ in range(3)]
+    assert vocabularies[0] == vocabularies[1] == vocabularies[2]
 
 
 def test_the_tokenizer_takes_any_text_and_keeps_the_words_of_captions_whole() -> None:
@@ -156,7 +168,7 @@ def test_a_folder_without_a_detector_is_told_in_a_sentence(tmp_path) -> None:
 
 
 def test_the_detectors_loss_falls_within_a_few_steps() -> None:
-    task = DetectorTask("cpu", steps=100)
+    task = DetectorTask("cpu", steps=100, autoencoder=pipeline_folder() / "vae")
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3)
     losses = []
     for _ in range(4):
@@ -176,10 +188,10 @@ def test_labels_of_a_scene_are_positions_in_the_vocabulary() -> None:
 
 
 def test_a_table_is_renewed_between_its_marks_and_nowhere_else(tmp_path) -> None:
-    from factory.stickers.tables import write_table
+    from factory.pages import write_table
 
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- evaluation -->\nold \\1\n<!-- evaluation -->\nafter\n")
-    write_table(page, "new \\1\n")
-    write_table(page, "newer \\2\n")
+    write_table(page, "new \\1\n", "evaluation")
+    write_table(page, "newer \\2\n", "evaluation")
     assert page.read_text() == "before\n<!-- evaluation -->\nnewer \\2\n<!-- evaluation -->\nafter\n"

@@ -104,17 +104,18 @@ def evaluate(
     from factory.libraries import quiet_model_libraries
 
     quiet_model_libraries()
+    from factory.pages import write_table
     from factory.stickers.embedded import open_detector, open_pipeline
     from factory.stickers.evaluate import as_json as figures_of
     from factory.stickers.evaluate import evaluate as measure
-    from factory.stickers.tables import markdown, write_table
+    from factory.stickers.tables import markdown
 
     quiet = (lambda text: None) if as_json else (lambda text: typer.echo(text, err=True))
     measured = measure(open_pipeline(pipeline), open_detector(detector), out, images_per_class, pairs, scenes, quiet)
     figures = figures_of(measured)
     (out / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
     if table is not None:
-        write_table(table, markdown(measured))
+        write_table(table, markdown(measured), "evaluation")
     typer.echo(json.dumps(figures) if as_json else markdown(measured))
 
 

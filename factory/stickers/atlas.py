@@ -9,7 +9,18 @@ from importlib.resources import files
 from PIL import Image
 
 HELD_OUT_STYLE = "openmoji"
-TRAIN_STYLES = ("noto", "twemoji", "fluent-flat", "emojione")
+TRAIN_STYLES = (
+    "noto",
+    "twemoji",
+    "fluent-flat",
+    "emojione",
+    "noto-v1",
+    "fluent",
+    "emojione-v1",
+    "fxemoji",
+    "streamline",
+)
+"""The first three draw every class, the others what their sets have."""
 STYLES = (*TRAIN_STYLES, HELD_OUT_STYLE)
 
 

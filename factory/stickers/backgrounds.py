@@ -6,10 +6,13 @@ from PIL import Image, ImageDraw
 
 Pixels = NDArray[np.uint8]
 
+KIND_SHARES = (0.35, 0.25, 0.2, 0.2)
+"""How often a background is a gradient, a texture, stripes, clutter."""
 
-def random_background(rng: np.random.Generator, size: int) -> Pixels:
+
+def random_background(rng: np.random.Generator, size: int, kind_shares: tuple[float, ...] = KIND_SHARES) -> Pixels:
     """A background, uint8 RGB of (size, size, 3), of a kind that `rng` chooses."""
-    kind = rng.choice(4, p=(0.35, 0.25, 0.2, 0.2))
+    kind = rng.choice(4, p=kind_shares)
     return (gradient, texture, stripes, clutter)[kind](rng, size)
 
 

@@ -9,8 +9,8 @@ from factory.stickers.embedded import open_detector, open_pipeline
 from factory.stickers.evaluate import classes_found, detect_all
 from factory.stickers.sampling import sample
 from factory.stickers.train_detector import draw_instances
-from factory.stickers.training import tile
 from factory.stickers.voc_folder import embedded_name
+from factory.training.loop import tile
 from factory.vocabulary import Vocabulary, caption
 
 _COLUMNS = 5

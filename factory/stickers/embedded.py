@@ -51,3 +51,8 @@ def open_detector(folder: Path | None = None, device: str = "cpu") -> "StickerDe
     from factory.stickers.detector import StickerDetector
 
     return StickerDetector.from_pretrained(folder or detector_folder(), device)
+
+
+def grounder_folder() -> Path:
+    """The folder of the embedded grounder."""
+    return models_folder() / "grounder"

@@ -16,8 +16,8 @@ from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
 from factory.stickers.detector import Instance, StickerDetector
 from factory.stickers.sampling import sample
 from factory.stickers.scenes import Scene, random_class_names, render_scene
-from factory.stickers.train_diffusion import SCENE_STYLES, scene_classes
-from factory.stickers.training import tile
+from factory.stickers.train_diffusion import scene_classes, training_scene
+from factory.training.loop import tile
 from factory.vocabulary import caption, coco
 
 MIN_SCORE = 0.5
@@ -165,7 +165,7 @@ def variety_of(
     """Mean pairwise distance of 50 generated images, and of the centres of their masks, over that of 50 renders."""
     prompts = [caption((name,))] * _VARIETY_IMAGES
     drawn = sample(pipeline, prompts, [3_000_000 + k for k in range(_VARIETY_IMAGES)])
-    rendered = [render_scene((8, k), (name,), styles=SCENE_STYLES) for k in range(_VARIETY_IMAGES)]
+    rendered = [training_scene((8, k), (name,)) for k in range(_VARIETY_IMAGES)]
     renders = [Image.fromarray(scene.image) for scene in rendered]
     images = _pairwise(_thumbnails(drawn)) / _pairwise(_thumbnails(renders))
     places = _pairwise(_centres(detect_all(detector, drawn), name)) / _pairwise(
@@ -181,8 +181,8 @@ def nearest_scene(pictures: list[Image.Image], report: Report) -> dict[str, floa
     Beside it, the same distance from fresh renders to those scenes: an image that copies a scene would be far
     nearer than any render that the model never saw.
     """
-    scenes = [render_scene((3, k), scene_classes(k), styles=SCENE_STYLES) for k in range(_COPY_SCENES)]
-    fresh = [render_scene((9, k), scene_classes(k), styles=SCENE_STYLES) for k in range(len(pictures))]
+    scenes = [training_scene((3, k), scene_classes(k)) for k in range(_COPY_SCENES)]
+    fresh = [training_scene((9, k), scene_classes(k)) for k in range(len(pictures))]
     known = _thumbnails([Image.fromarray(scene.image) for scene in scenes])
     generated = _nearest(_thumbnails(pictures), known)
     rendered = _nearest(_thumbnails([Image.fromarray(scene.image) for scene in fresh]), known)

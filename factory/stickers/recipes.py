@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from factory.stickers.training import TrainOptions, TrainTask, train
+from factory.training.loop import TrainOptions, TrainTask, train
 
 _RECIPES = {
     "autoencoder": {"steps": 1600, "batch": 16, "learning_rate": 2e-3, "ema_decay": 0.99, "weight_decay": 0.0},
-    "diffusion": {"steps": 2250, "batch": 32, "learning_rate": 1e-3, "ema_decay": 0.998, "weight_decay": 0.01},
-    "detector": {"steps": 1600, "batch": 32, "learning_rate": 2e-3, "ema_decay": 0.99, "weight_decay": 0.02},
+    "diffusion": {"steps": 8000, "batch": 32, "learning_rate": 1e-3, "ema_decay": 0.998, "weight_decay": 0.01},
+    "detector": {"steps": 6000, "batch": 32, "learning_rate": 2e-3, "ema_decay": 0.99, "weight_decay": 0.02},
 }
 
 
@@ -23,7 +23,7 @@ def run_recipe(
 ) -> Path:
     """Train `part` in its folder below `out`, resuming what is there; return the folder of the finished model.
 
-    Where `out` holds no trained autoencoder the diffusion model builds on the shipped one.
+    Where `out` holds no trained autoencoder the diffusion model and the detector build on the shipped one.
     """
     import torch
 
@@ -43,13 +43,14 @@ def _task(part: str, out: Path, device: str, steps: int) -> TrainTask:
         from factory.stickers.train_autoencoder import AutoencoderTask
 
         return AutoencoderTask(device)
-    if part == "detector":
-        from factory.stickers.train_detector import DetectorTask
-
-        return DetectorTask(device, steps)
     from factory.stickers.embedded import pipeline_folder
-    from factory.stickers.train_diffusion import DiffusionTask
 
     trained = out / "autoencoder" / "model"
     autoencoder = trained if trained.exists() else pipeline_folder() / "vae"
+    if part == "detector":
+        from factory.stickers.train_detector import DetectorTask
+
+        return DetectorTask(device, steps, autoencoder)
+    from factory.stickers.train_diffusion import DiffusionTask
+
     return DiffusionTask(autoencoder, out / "diffusion" / "latents.pt", device, lambda text: print(text, flush=True))

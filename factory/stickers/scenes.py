@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from factory.stickers.atlas import TRAIN_STYLES, Sprite, sprites_of
-from factory.stickers.backgrounds import random_background
+from factory.stickers.backgrounds import KIND_SHARES, random_background
 
 _MIN_VISIBLE = 0.6
 """Share of an object's pixels that stays visible; a placement that hides more of any object is drawn again."""
@@ -46,8 +46,11 @@ def render_scene(
     class_names: Sequence[str],
     size: int = 128,
     styles: tuple[str, ...] = TRAIN_STYLES,
+    kind_shares: tuple[float, ...] = KIND_SHARES,
 ) -> Scene:
     """Draw one to three objects; the same arguments give the same pixels.
+
+    `kind_shares` says how often the background is a gradient, a texture, stripes, clutter.
 
     Raises ValueError for another number of objects, and for a class or style without sprites.
     """
@@ -55,7 +58,7 @@ def render_scene(
         raise ValueError(f"a scene has 1 to 3 objects, got {len(class_names)}")
     rng = np.random.Generator(np.random.PCG64(seed))
     sprites = [_choose(rng, name, styles) for name in class_names]
-    canvas = random_background(rng, size).astype(np.float32)
+    canvas = random_background(rng, size, kind_shares).astype(np.float32)
     layers, instance_map = _place(rng, sprites, size)
     for layer in layers:
         if rng.random() < 0.5:

@@ -1,12 +1,7 @@
-"""The evaluation of the embedded models as a table, and its place in a page."""
-
-import re
-from pathlib import Path
+"""The evaluation of the embedded models as a table."""
 
 from factory.stickers.evaluate import Evaluation
 from factory.stickers.sampling import GUIDANCE, STEPS
-
-_MARK = "<!-- evaluation -->"
 
 
 def markdown(measured: Evaluation) -> str:
@@ -43,15 +38,6 @@ def markdown(measured: Evaluation) -> str:
         f"--scenes {measured.scenes}` printed this table.\n"
     )
     return head + "\n" + "\n".join(lines) + "\n"
-
-
-def write_table(page: Path, text: str) -> None:
-    """Put `text` between the page's two `<!-- evaluation -->` marks; a page without them becomes the text alone."""
-    written = page.read_text() if page.exists() else ""
-    marked = f"{_MARK}\n{text}{_MARK}"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    replaced, count = re.subn(f"{_MARK}.*{_MARK}", lambda _: marked, written, flags=re.DOTALL)
-    page.write_text(replaced if count else marked + "\n")
 
 
 def _low_and_mean(values: list[float]) -> str:

@@ -1,9 +1,9 @@
 """The tokenizer of the embedded text-to-image model: byte-level BPE of CLIP's kind, learnt from its own captions."""
 
-import json
+from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 
-from tokenizers import Tokenizer, models, trainers
 from transformers import CLIPTokenizer
 
 MAX_TOKENS = 24
@@ -11,18 +11,49 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def train_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges spell the words of `captions`; any other text falls back to bytes."""
+    """A CLIP tokenizer whose merges spell the words of `captions`; any other text falls back to bytes.
+
+    The same captions give the same tokens. (The trainer of `tokenizers` breaks ties by the order of a hash map, which
+    changes from run to run: weights trained with one would be read with another.)
+    """
     template = CLIPTokenizer().backend_tokenizer
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.normalizer = template.normalizer
-    learner.pre_tokenizer = template.pre_tokenizer
-    trainer = trainers.BpeTrainer(vocab_size=4096, min_frequency=1, end_of_word_suffix="</w>", show_progress=False)
-    learner.train_from_iterator(captions, trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    words: Counter[str] = Counter()
+    for text in captions:
+        words.update(
+            word for word, _ in template.pre_tokenizer.pre_tokenize_str(template.normalizer.normalize_str(text))
+        )
+    merges = _merges(words)
     alphabet = _byte_alphabet()
     pieces = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys([*pieces, _START, _END]))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def _merges(words: Counter[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges until every word is one piece: the commonest pair first, of equals the first in the alphabet."""
+    spelled = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
+    merges: list[tuple[str, str]] = []
+    while True:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, pieces in spelled.items():
+            for pair in pairwise(pieces):
+                pairs[pair] += words[word]
+        if not pairs:
+            return merges
+        chosen = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(chosen)
+        spelled = {word: _merged(pieces, chosen) for word, pieces in spelled.items()}
+
+
+def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    result: list[str] = []
+    for piece in pieces:
+        # A piece that was merged just now cannot be the left of another merge: it is longer than `pair[0]`.
+        if result and (result[-1], piece) == pair:
+            result[-1] += piece
+        else:
+            result.append(piece)
+    return result
 
 
 def _byte_alphabet() -> list[str]:

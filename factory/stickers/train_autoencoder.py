@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from factory.stickers.atlas import STYLES, TRAIN_STYLES
 from factory.stickers.scenes import random_class_names, render_scene
-from factory.stickers.training import tile
+from factory.training.loop import tile
 from factory.vocabulary import coco
 
 assert set(TRAIN_STYLES) < set(STYLES)
@@ -60,6 +60,10 @@ class AutoencoderTask:
         decoded = model.decode(model.encode(pixels).latents).sample
         pairs = [(Image.fromarray(scene.image), to_picture(y)) for scene, y in zip(scenes, decoded, strict=True)]
         return tile([[picture for pair in pairs[row : row + 4] for picture in pair] for row in range(0, 24, 4)])
+
+    def figures(self, model: nn.Module) -> dict[str, float]:
+        """None; `factory stickers evaluate` measures."""
+        return {}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the model in half precision, with the scaling factor that gives its latents unit variance."""

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderTiny
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ResNetConfig, UperNetConfig, UperNetForSemanticSegmentation
@@ -14,13 +16,15 @@ from transformers import ResNetConfig, UperNetConfig, UperNetForSemanticSegmenta
 from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
 from factory.stickers.detector import INPUT_SIDE, StickerDetector, network_input
 from factory.stickers.scenes import Scene, random_class_names, render_scene
-from factory.stickers.training import tile
+from factory.training.loop import tile
 from factory.vocabulary import coco
 
 _BACKGROUND_WEIGHT = 0.3
 _COARSE_SIDE = 96
 _COARSE_SHARE = 0.8
 """Most of the steps see small pictures, which cost a third: classes are learnt there, outlines at full size."""
+_REPAINTED_SHARE = 0.2
+_MAX_LATENT_NOISE = 0.5
 
 
 def new_network() -> UperNetForSemanticSegmentation:
@@ -47,12 +51,20 @@ def new_network() -> UperNetForSemanticSegmentation:
 
 
 class DetectorTask:
-    """Cross-entropy of pixels, on scenes that are recoloured, blurred and noised as other pictures may be."""
+    """Cross-entropy of pixels, on scenes that are recoloured, blurred and noised as other pictures may be.
+
+    Some go through an autoencoder with noise on their latents, as the pictures do that the detector is to label:
+    without them a model that finds 99.6 % of single objects in renders finds 93 % after the autoencoder, and 68 %
+    with noise of 0.4 standard deviations.
+    """
 
     name = "detector"
 
-    def __init__(self, device: str, steps: int) -> None:
+    def __init__(self, device: str, steps: int, autoencoder: Path) -> None:
         self.device = device
+        self.autoencoder = AutoencoderTiny.from_pretrained(autoencoder, dtype=torch.float32).to(
+            device, memory_format=torch.channels_last
+        )
         self.coarse_steps = round(_COARSE_SHARE * steps)
         torch.manual_seed(0)
         self.model = new_network().to(device, memory_format=torch.channels_last)
@@ -64,10 +76,11 @@ class DetectorTask:
         images, labels = [], []
         for position in range(batch):
             scene = render_scene((seed, 4, step, position), random_class_names(rng, names))
-            images.append(augmented(rng, scene.image))
+            images.append(augmented(rng, scene))
             labels.append(label_map(scene))
         side = _COARSE_SIDE if step < self.coarse_steps else INPUT_SIDE
-        pixels = network_input(torch.from_numpy(np.stack(images)).to(self.device), side)
+        repainted = self._repainted(np.stack(images), rng)
+        pixels = network_input(torch.from_numpy(repainted).to(self.device), side)
         truth = torch.from_numpy(np.stack(labels)).to(self.device)
         near = functional.interpolate(truth[:, None].float(), (side // 2, side // 2), mode="nearest-exact")[:, 0]
         with torch.autocast(self.device.split(":")[0], torch.bfloat16):
@@ -76,6 +89,22 @@ class DetectorTask:
         weight = torch.ones(len(names) + 1, device=self.device)
         weight[0] = _BACKGROUND_WEIGHT
         return functional.cross_entropy(logits, near.long(), weight)
+
+    def _repainted(self, images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+        """The images (B, H, W, 3), a share of them decoded from noisy latents."""
+        chosen = rng.random(len(images)) < _REPAINTED_SHARE
+        if not chosen.any():
+            return images
+        pixels = torch.from_numpy(images[chosen]).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.no_grad(), torch.autocast(self.device.split(":")[0], torch.bfloat16):
+            latents = self.autoencoder.encode(pixels).latents
+            spread = torch.from_numpy(rng.uniform(0, _MAX_LATENT_NOISE, (int(chosen.sum()), 1, 1, 1))).to(latents)
+            noise = torch.randn(latents.shape).to(latents) / self.autoencoder.config["scaling_factor"]
+            decoded = self.autoencoder.decode(latents + spread * noise).sample.float()
+        repainted = images.copy()
+        painted = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        repainted[chosen] = painted.permute(0, 2, 3, 1).cpu().numpy()
+        return repainted
 
     def sample_sheet(self, model: nn.Module) -> Image.Image:
         """Instances found in scenes of the training styles, then of the held-out one."""
@@ -90,6 +119,10 @@ class DetectorTask:
             drawn = [draw_instances(p, i) for p, i in zip(pictures, detector.detect(pictures), strict=True)]
             rows += [drawn[:8], drawn[8:16], drawn[16:]]
         return tile(rows)
+
+    def figures(self, model: nn.Module) -> dict[str, float]:
+        """None; `factory stickers evaluate` measures."""
+        return {}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """A transformers folder in half precision."""
@@ -113,12 +146,16 @@ def label_map(scene: Scene) -> NDArray[np.uint8]:
     return np.array(numbers, np.uint8)[scene.instance_map]
 
 
-def augmented(rng: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture with, at random, other colours, less sharpness, and noise."""
-    size = image.shape[0]
-    pixels = image.astype(np.float32)
-    if rng.random() < 0.3:
-        pixels = pixels @ _hue_matrix(rng.uniform(-0.5, 0.5), rng.uniform(0.3, 1.2))
+def augmented(rng: np.random.Generator, scene: Scene) -> NDArray[np.uint8]:
+    """The scene's picture with, at random, other colours, inked lines, less sharpness, and noise."""
+    size = scene.image.shape[0]
+    pixels = scene.image.astype(np.float32)
+    for number in range(1, len(scene.class_names) + 1):
+        if rng.random() < 0.35:
+            mask = scene.instance_map == number
+            pixels[mask] = pixels[mask] @ _hue_matrix(rng.uniform(-0.5, 0.5), rng.uniform(0.3, 1.3))
+    if rng.random() < 0.4:
+        pixels = _inked(rng, np.clip(pixels, 0, 255), scene.instance_map)
     if rng.random() < 0.5:
         low = int(size * rng.uniform(0.3, 0.7))
         small = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).resize((low, low), Image.Resampling.BILINEAR)
@@ -127,6 +164,23 @@ def augmented(rng: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np.
     if rng.random() < 0.3:
         pixels = pixels + rng.standard_normal(pixels.shape, np.float32) * np.float32(rng.uniform(2, 10))
     return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def _inked(
+    rng: np.random.Generator, pixels: NDArray[np.float32], instance_map: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """The objects flattened and drawn with dark lines round them and along their inner edges, as in comics."""
+    flat = ndimage.median_filter(pixels, size=(3, 3, 1)) if rng.random() < 0.5 else pixels
+    grey = ndimage.gaussian_filter(flat.mean(axis=2), 0.7)
+    edge = np.hypot(ndimage.sobel(grey, 0), ndimage.sobel(grey, 1)) > rng.uniform(60, 160)
+    outline = ndimage.grey_dilation(instance_map, size=(3, 3)) != ndimage.grey_erosion(instance_map, size=(3, 3))
+    inside = instance_map > 0
+    lines = (edge & inside) | outline
+    if rng.random() < 0.3:
+        lines = ndimage.binary_dilation(lines) & (inside | outline)
+    ink = np.float32(rng.uniform(0, 60))
+    inked: NDArray[np.float32] = np.where(lines[..., None], ink, np.where(inside[..., None], flat, pixels))
+    return inked
 
 
 def _hue_matrix(turn: float, saturation: float) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from factory.errors import UserError
+from factory.masks import palette
 from factory.stickers.atlas import STYLES
 from factory.stickers.scenes import random_class_names, render_scene
 from factory.vocabulary import Vocabulary, coco
@@ -32,8 +33,8 @@ def write_voc_folder(
 
     Palette PNGs as VOC has them: class indices in SegmentationClass, object numbers in SegmentationObject, 0 for
     background and 255 for the pixels along an object's edge, which VOC leaves out of its scores. Indices are the
-    positions in the vocabulary, from 1. The same arguments write the same bytes; a run that was cut short goes on
-    where it stopped. Raises UserError for a folder that holds something else.
+    positions in the vocabulary, from 1: the lines of labels.txt. The same arguments write the same bytes; a run that
+    was cut short goes on where it stopped. Raises UserError for a folder that holds something else.
     """
     _check(num_images, size, styles)
     embedded = [embedded_name(vocabulary, name) for name in vocabulary.names]
@@ -41,6 +42,7 @@ def write_voc_folder(
         "classes": list(vocabulary.names), "num_images": num_images, "styles": list(styles), "size": size, "seed": seed
     }  # fmt: skip
     _claim(out, statement)
+    (out / "labels.txt").write_text("".join(f"{name}\n" for name in ("background", *vocabulary.names)))
     keys = [f"{number:06d}" for number in range(num_images)]
     for number, key in enumerate(keys):
         if not (out / "SegmentationObject" / f"{key}.png").exists():
@@ -72,19 +74,6 @@ def embedded_name(vocabulary: Vocabulary, name: str) -> str:
     )
 
 
-def voc_palette() -> list[int]:
-    """The colours of VOC's label pictures, 256 RGB triples in a row."""
-    colours = []
-    for index in range(256):
-        red = green = blue = 0
-        for bit in range(8):
-            red |= (index >> (3 * bit) & 1) << (7 - bit)
-            green |= (index >> (3 * bit + 1) & 1) << (7 - bit)
-            blue |= (index >> (3 * bit + 2) & 1) << (7 - bit)
-        colours += [red & 255, green & 255, blue & 255]
-    return colours
-
-
 def _write_scene(
     out: Path, key: str, seed: tuple[int, ...], embedded: list[str], styles: tuple[str, ...], size: int
 ) -> None:
@@ -112,7 +101,7 @@ def _edges(instance_map: NDArray[np.uint8]) -> NDArray[np.bool_]:
 def _save_labels(labels: NDArray[np.uint8], path: Path) -> None:
     """A palette PNG, whole or not at all."""
     picture = Image.fromarray(labels.astype(np.uint8)).convert("P")
-    picture.putpalette(voc_palette())
+    picture.putpalette(palette())
     partial = path.with_suffix(".partial")
     picture.save(partial, format="PNG")
     partial.replace(path)

@@ -1,11 +1,14 @@
 """Rebuild the sprite atlas that `factory.stickers` ships, from fixed versions of openly licensed icon sets.
 
     npm install --prefix build/icons @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 \
-        @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/emojione@1.2.3 @iconify-json/openmoji@1.2.29
+        @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/emojione@1.2.3 @iconify-json/openmoji@1.2.29 \
+        @iconify-json/noto-v1@1.2.5 @iconify-json/fluent-emoji@1.2.7 @iconify-json/emojione-v1@1.2.3 \
+        @iconify-json/fxemoji@1.2.2 @iconify-json/streamline-emojis@1.2.4
     python jobs/stickers/build_atlas.py --icons build/icons/node_modules/@iconify-json
 
 Every class of COCO is drawn in `noto`, `twemoji`, `fluent-flat` and `openmoji`, most in `emojione` too. What no
-set draws comes from `drawings.py`, which imitates the manner of each set. `openmoji` is the held-out style.
+set draws comes from `drawings.py`, which imitates the manner of each of these five. The other sets add what
+drawings they have. `openmoji` is the held-out style.
 """
 
 import argparse
@@ -16,6 +19,7 @@ from pathlib import Path
 
 import resvg_py
 from drawings import DRAWN_CLASSES, draw
+from drawings import STYLES as DRAWN_STYLES
 from PIL import Image
 
 from factory.vocabulary import coco
@@ -28,6 +32,11 @@ SETS = {
     "fluent-flat": "fluent-emoji-flat",
     "emojione": "emojione",
     "openmoji": "openmoji",
+    "noto-v1": "noto-v1",
+    "fluent": "fluent-emoji",
+    "emojione-v1": "emojione-v1",
+    "fxemoji": "fxemoji",
+    "streamline": "streamline-emojis",
 }
 VERSIONS = {
     "noto": "1.2.9",
@@ -35,6 +44,11 @@ VERSIONS = {
     "fluent-emoji-flat": "1.2.6",
     "emojione": "1.2.3",
     "openmoji": "1.2.29",
+    "noto-v1": "1.2.5",
+    "fluent-emoji": "1.2.7",
+    "emojione-v1": "1.2.3",
+    "fxemoji": "1.2.2",
+    "streamline-emojis": "1.2.4",
 }
 
 ICON_OF_CLASS = {
@@ -54,6 +68,8 @@ ICON_OF_CLASS = {
     "scissors": "scissors", "teddy bear": "teddy-bear", "toothbrush": "toothbrush",
 }  # fmt: skip
 """The icon of each class; a class that is missing here is always drawn by the project."""
+UNFIT = {("emojione-v1", "keyboard"), ("fxemoji", "keyboard"), ("fxemoji", "boat"), ("fxemoji", "bird")}
+"""Drawings of something else (a piano), of a part, or with a filled background."""
 
 
 def icon_svg(icon_set: dict, name: str) -> str | None:
@@ -95,11 +111,11 @@ def main() -> None:
     for style, package in SETS.items():
         icon_set = json.loads((arguments.icons / package / "icons.json").read_text())
         for name in coco().names:
-            icon = icon_svg(icon_set, ICON_OF_CLASS[name]) if name in ICON_OF_CLASS else None
-            if icon is None and name not in DRAWN_CLASSES:
-                print(f"{style}: no {name}")
+            wanted = ICON_OF_CLASS.get(name) if (style, name) not in UNFIT else None
+            icon = icon_svg(icon_set, wanted) if wanted else None
+            if icon is None and (name not in DRAWN_CLASSES or style not in DRAWN_STYLES):
                 continue
-            source = "factory" if icon is None else f"{package}@{VERSIONS[package]}:{ICON_OF_CLASS[name]}"
+            source = "factory" if icon is None else f"{package}@{VERSIONS[package]}:{wanted}"
             cells.append(rasterise(icon if icon is not None else draw(name, style)))
             index.append({"class": name, "style": style, "source": source})
     rows = -(-len(cells) // COLUMNS)

@@ -1,4 +1,4 @@
-"""The training loop that the three sticker models share: checkpoints, exact resume, progress, log and samples."""
+"""The training loop: checkpoints, exact resume, progress, figures, log, TensorBoard and sample sheets."""
 
 import json
 import math
@@ -6,15 +6,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 
 from factory.errors import UserError
 
@@ -58,6 +60,10 @@ class TrainTask(Protocol):
         """A picture that shows what `model` can do so far."""
         ...
 
+    def figures(self, model: nn.Module) -> dict[str, float]:
+        """What `model` is worth so far, by name; may be empty."""
+        ...
+
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the finished model."""
         ...
@@ -91,8 +97,9 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
     if first:
         report(f"{task.name}: resuming at step {first} of {options.steps}")
     task.model.train()
-    progress = _Progress(task.name, first, options.steps, out / "log.jsonl", report)
-    with _interrupt_between_steps() as interrupted:
+    board = SummaryWriter(str(out / "board"), purge_step=first)
+    progress = _Progress(task.name, first, options.steps, out / "log.jsonl", report, board)
+    with closing(board), _interrupt_between_steps() as interrupted:
         for step in range(first, options.steps):
             loss = _step(task, options, step, optimizer)
             schedule.step()
@@ -100,14 +107,16 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
             done = step + 1
             progress.advance(done, loss)
             finished = done == options.steps
-            if done % options.checkpoint_every == 0 or finished or interrupted():
+            writes = rank_and_world()[0] == 0
+            if writes and (done % options.checkpoint_every == 0 or finished or interrupted()):
                 _checkpoint(out, state, options, done)
             if interrupted():
                 raise KeyboardInterrupt
-            if done % (5 * options.checkpoint_every) == 0 or finished:
-                _draw(task, average.module if options.ema_decay else task.model, out / f"samples-{done:06d}.png")
-    task.save(average.module if options.ema_decay else task.model, out / "model")
-    report(f"{task.name}: written to {out / 'model'}")
+            if writes and (done % (5 * options.checkpoint_every) == 0 or finished):
+                _show(task, average.module if options.ema_decay else task.model, out, done, progress)
+    if rank_and_world()[0] == 0:
+        task.save(average.module if options.ema_decay else task.model, out / "model")
+        report(f"{task.name}: written to {out / 'model'}")
     return out / "model"
 
 
@@ -117,16 +126,38 @@ def _step(task: TrainTask, options: TrainOptions, step: int, optimizer: torch.op
     loss = task.loss(step, options.batch, options.seed)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    _share(task.model)
     torch.nn.utils.clip_grad_norm_(task.model.parameters(), 1.0)
     optimizer.step()
     return loss.item()
 
 
+def rank_and_world() -> tuple[int, int]:
+    """This process's number and how many train together; (0, 1) where it trains alone."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _share(model: nn.Module) -> None:
+    """The mean of gradients and running statistics over the processes that train together."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    for value in [*gradients, *(buffer for buffer in model.buffers() if buffer.is_floating_point())]:
+        torch.distributed.all_reduce(value)
+        value /= world
+
+
 class _Progress:
     """Tells and logs the smoothed loss, the pace and the time left, every 20 steps."""
 
-    def __init__(self, name: str, first: int, steps: int, log: Path, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, name: str, first: int, steps: int, log: Path, report: Callable[[str], None], board: SummaryWriter
+    ) -> None:
         self.name, self.first, self.steps, self.log, self.report = name, first, steps, log, report
+        self.board = board
         self.began, self.loss = time.monotonic(), math.nan
 
     def advance(self, done: int, loss: float) -> None:
@@ -138,7 +169,20 @@ class _Progress:
         self.report(
             f"{self.name} step {done}/{self.steps}  loss {self.loss:.4f}  {pace:.2f} s/step  {left:.1f} min left"
         )
-        row = {"step": done, "loss": round(self.loss, 5), "seconds_per_step": round(pace, 3)}
+        self.board.add_scalar("loss", self.loss, done)
+        self._write({"step": done, "loss": round(self.loss, 5), "seconds_per_step": round(pace, 3)})
+
+    def tell(self, done: int, figures: dict[str, float], sheet: Image.Image) -> None:
+        """Figures and a sample sheet."""
+        for name, value in figures.items():
+            self.board.add_scalar(name, value, done)
+        self.board.add_image("samples", np.asarray(sheet.convert("RGB")), done, dataformats="HWC")
+        if figures:
+            told = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+            self.report(f"{self.name} step {done}/{self.steps}  {told}")
+            self._write({"step": done, **{name: round(value, 5) for name, value in figures.items()}})
+
+    def _write(self, row: dict[str, float]) -> None:
         with self.log.open("a") as log:
             log.write(json.dumps(row) + "\n")
 
@@ -181,11 +225,13 @@ def _one_cycle(step: int, steps: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def _draw(task: TrainTask, model: nn.Module, path: Path) -> None:
+def _show(task: TrainTask, model: nn.Module, out: Path, done: int, progress: _Progress) -> None:
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        task.sample_sheet(model).save(path)
+        sheet = task.sample_sheet(model)
+        sheet.save(out / f"samples-{done:06d}.png")
+        progress.tell(done, task.figures(model), sheet)
     model.train(was_training)
 
 

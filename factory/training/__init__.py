@@ -1,0 +1,1 @@
+"""Training: the loop that all of the project's own models share."""
