@@ -1,0 +1,202 @@
+"""Detectors behind one interface: real classes with random weights, labels in the vocabulary's words, colours."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    MaskFormerConfig,
+    MaskFormerForInstanceSegmentation,
+    ResNetConfig,
+    SwinConfig,
+)
+
+from factory.detector import detectron2 as with_detectron2
+from factory.detector import torchvision as with_torchvision
+from factory.detector.embedded import EmbeddedDetector
+from factory.detector.labels import in_order, translation, unseen_by
+from factory.detector.load import check_classes, open_detector, pin_detector
+from factory.detector.universal import UniversalDetector
+from factory.errors import UserError
+from factory.recipe import Recipe, make_recipe
+from factory.vocabulary import coco, voc
+
+LABELS = ["N/A", *coco().names]
+
+
+def _recipe(detector: str | Path, classes: str = "voc", **more: Any) -> Recipe:
+    return make_recipe({"n": 1, "classes": classes, "masks": {"source": "detector", "detector": str(detector)}} | more)
+
+
+@pytest.fixture(scope="module", params=["mask2former", "maskformer"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that takes everything for some class, with high scores."""
+    from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
+    from transformers.models.maskformer.image_processing_pil_maskformer import MaskFormerImageProcessorPil
+
+    torch.manual_seed(0)
+    told = {"id2label": dict(enumerate(LABELS)), "label2id": {name: k for k, name in enumerate(LABELS)}}
+    sizes = {"size": {"height": 64, "width": 64}, "ignore_index": 255}
+    place = tmp_path_factory.mktemp("detector") / request.param
+    if request.param == "mask2former":
+        swin = SwinConfig(
+            embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
+            out_features=["stage1", "stage2", "stage3", "stage4"],
+        )  # fmt: skip
+        config: Any = Mask2FormerConfig(
+            backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=32,
+            encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=32, num_queries=20, **told,
+        )  # fmt: skip
+        model: Any = Mask2FormerForUniversalSegmentation(config)
+        Mask2FormerImageProcessorPil(**sizes).save_pretrained(place)
+    else:
+        resnet = ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic",
+            out_features=["stage1", "stage2", "stage3", "stage4"],
+        )  # fmt: skip
+        config = MaskFormerConfig(
+            backbone_config=resnet, fpn_feature_size=32, mask_feature_size=32, **told,
+            decoder_config={
+                "model_type": "detr", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 20,
+                "encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32,
+                "encoder_ffn_dim": 32, "use_pretrained_backbone": False,
+            },
+        )  # fmt: skip
+        model = MaskFormerForInstanceSegmentation(config)
+        MaskFormerImageProcessorPil(**sizes).save_pretrained(place)
+    with torch.no_grad():
+        model.class_predictor.weight.mul_(30)
+    model.save_pretrained(place)
+    return place
+
+
+def _images(count: int = 3) -> list[Any]:
+    random = np.random.default_rng(0)
+    return [random.integers(0, 255, (64, 96, 3), np.uint8) for _ in range(count)]
+
+
+def test_instances_have_the_images_size_and_the_vocabularys_names(folder: Path) -> None:
+    detector = open_detector(_recipe(folder, "coco"), "cpu")
+    assert isinstance(detector, UniversalDetector)
+    found = detector.detect(_images())
+    assert len(found) == 3
+    assert any(found)
+    for row in (row for rows in found for row in rows):
+        assert row.class_name in coco().names
+        assert 0 < row.score <= 1
+        assert row.mask.shape == (64, 96)
+        assert row.mask.dtype == bool
+        assert row.mask.any()
+    assert all([row.score for row in rows] == sorted((row.score for row in rows), reverse=True) for rows in found)
+
+
+def test_an_image_is_seen_alone_as_it_is_among_others(folder: Path) -> None:
+    detector, images = open_detector(_recipe(folder, "coco"), "cpu"), _images()
+    together = detector.detect(images)
+    for place, image in enumerate(images):
+        (alone,) = detector.detect([image])
+        assert [row.class_name for row in alone] == [row.class_name for row in together[place]]
+        for one, other in zip(alone, together[place], strict=True):
+            assert one.score == pytest.approx(other.score, abs=1e-4)
+            assert (one.mask != other.mask).mean() < 0.01
+    mixed = detector.detect([images[0], images[1][:32]])
+    assert [rows[0].mask.shape for rows in mixed if rows] == [(64, 96), (32, 96)][: sum(map(bool, mixed))]
+
+
+def test_a_detector_is_pinned_by_its_content(folder: Path) -> None:
+    assert len(pin_detector(str(folder))) == 40
+    assert pin_detector(str(folder)) != pin_detector("stickers")
+
+
+def test_the_embedded_detectors_folder_opens_as_itself(tmp_path: Path) -> None:
+    from factory.stickers.embedded import detector_folder
+
+    assert isinstance(open_detector(_recipe("stickers"), "cpu"), EmbeddedDetector)
+    assert isinstance(open_detector(_recipe(detector_folder()), "cpu"), EmbeddedDetector)
+
+
+def test_labels_are_found_by_alias_and_gaps_are_no_class() -> None:
+    names = translation(voc(), ["N/A", "tv", "Dining_Table", "airplane", *voc().names])
+    assert names["tv"] == "tvmonitor"
+    assert names["Dining_Table"] == "diningtable"
+    assert "N/A" not in names
+    assert unseen_by(voc(), ["dog", "tv"], ["dog", "tvmonitor", "cat"]) == ["cat"]
+
+
+def test_a_detector_that_misses_a_class_says_which(folder: Path) -> None:
+    with pytest.raises(UserError, match="does not know 1 of the classes: unicorn; it knows 81 classes such as person"):
+        check_classes(_recipe(folder, classes=["unicorn", "dog"]))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="does not know 2 of the classes: unicorn, troll"):
+        open_detector(_recipe(folder, classes=["unicorn", "troll"]), "cpu")  # type: ignore[arg-type]
+
+
+def test_a_class_that_no_prompt_names_may_be_missing() -> None:
+    known = [name for name in coco().names if name != "dog"]
+    with pytest.raises(UserError, match="1 of the classes: dog"):
+        translation(voc(), known)
+    assert len(translation(voc(), known, voc().seen("1"))) == 19
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("./nowhere", "holds no detector"),
+        ("torchvision:maskrcnn_resnet50_fpn_v2@nowhere.pth", "there is no file of weights nowhere.pth"),
+    ],
+)
+def test_a_detector_that_there_is_not_is_told(name: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        pin_detector(name)
+
+
+def test_a_folder_of_another_kind_of_model_is_told(tmp_path: Path) -> None:
+    ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], id2label=dict(enumerate(LABELS))).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(UserError, match="is no instance segmentation model of transformers"):
+        open_detector(_recipe(tmp_path, "coco"), "cpu")
+
+
+@pytest.mark.parametrize(("library", "name"), [("torchvision", "maskrcnn_resnet50_fpn_v2"), ("detectron2", "x.yaml")])
+def test_a_library_that_is_not_installed_is_told(library: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UserError, match=f"{library} is not installed"):
+        pin_detector(f"{library}:{name}")
+
+
+def test_torchvisions_labels_count_in_a_list_with_gaps() -> None:
+    """Its COCO list has 91 entries, as the official ids have: 18 is the dog, 12 nothing."""
+    labels = ["__background__"] + ["N/A"] * 90
+    for entry in coco().classes:
+        labels[entry.id] = entry.name
+    masks = torch.zeros(3, 1, 4, 6)
+    masks[0, 0, 1:3, 2:5] = 0.7
+    row = {"labels": torch.tensor([18, 12, 72]), "scores": torch.tensor([0.9, 0.8, 0.7]), "masks": masks}
+    found = with_torchvision.as_instances(row, labels, translation(voc(), labels))
+    assert [(row.class_name, round(row.score, 2)) for row in found] == [("dog", 0.9), ("tvmonitor", 0.7)]
+    assert found[0].mask.sum() == 6
+
+
+def test_detectron2s_classes_count_from_0_without_gaps() -> None:
+    labels = list(coco().names)
+    masks = torch.zeros(2, 4, 6, dtype=torch.bool)
+    masks[0, :2] = True
+    row = SimpleNamespace(pred_classes=torch.tensor([16, 62]), scores=torch.tensor([0.9, 0.4]), pred_masks=masks)
+    found = with_detectron2.as_instances(row, labels, translation(voc(), labels))
+    assert [one.class_name for one in found] == ["dog", "tvmonitor"]
+    assert found[0].mask.sum() == 12
+
+
+def test_colours_go_in_the_order_that_a_model_was_trained_with() -> None:
+    red = np.zeros((2, 2, 3), np.uint8)
+    red[..., 0] = 255
+    assert (in_order(red, "BGR")[..., 2] == 255).all()
+    assert (in_order(red, "BGR")[..., 0] == 0).all()
+    assert in_order(red, "RGB") is red
