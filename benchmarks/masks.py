@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from factory.detector.embedded import EmbeddedDetector
 from factory.detector.interface import Detector
+from factory.detector.load import open_detector
 from factory.generate import pinned
 from factory.generator.interface import ATTENTION, Generated, Request
 from factory.generator.pipeline import PipelineGenerator
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--show", type=int, default=15)
     options = parser.parse_args()
     recipe = pinned(make_recipe({"n": options.n, "objects": {1: 0.5, 2: 0.5}, "generator": {"model": options.model}}))
-    table = rows(recipe, EmbeddedDetector(recipe))
+    table = rows(recipe, open_detector(recipe, "cpu"))
     print("| mean IoU | classes | read how |\n|---|---|---|")
     for value, count, told in table[: options.show]:
         print(f"| {value:.3f} | {count} | {told} |")

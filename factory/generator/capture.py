@@ -8,32 +8,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factory.generator.interface import ATTENTION, FEATURES, MAPS
+
 MAX_WITHIN = 1024
 """Self-attention is kept of the finest level with at most this many places."""
 
 
 class Capture:
-    """Sums of attention over layers, heads and calls, and the block outputs of the last call.
+    """What the U-Net's calls showed, of those things that `needs` names.
 
-    Of a batch only the last `batch` images are read: the conditional half, where guidance put the other before it.
+    ATTENTION: `cross` and `within`, sums over layers, heads and calls. MAPS: `maps`, each layer's cross-attention by
+    head, of the last call. FEATURES: `blocks`, outputs of the last call. Of a batch only the last images are read: the
+    conditional half, where guidance put the other before it.
     """
 
-    def __init__(self, unet: nn.Module, attention: bool, features: bool) -> None:
-        self.unet, self.attention, self.features = unet, attention, features
+    def __init__(self, unet: nn.Module, needs: frozenset[str]) -> None:
+        self.unet, self.needs = unet, needs
         self.cross: dict[int, Tensor] = {}
         self.layers: dict[int, int] = {}
         self.within: dict[int, Tensor] = {}
+        self.maps: dict[str, Tensor] = {}
         self.blocks: dict[str, Tensor] = {}
 
     @contextmanager
-    def watching(self, batch: int) -> Iterator[None]:
-        """Listen to the U-Net's calls inside the `with`."""
+    def watching(self, batch: int, groups: Tensor | None = None) -> Iterator[None]:
+        """Listen to the U-Net's calls inside the `with`.
+
+        `groups` (batch, tokens, groups), 0 or 1, says which tokens' attention is summed up; attention is read where it
+        is given. The last three groups are not kept by layer.
+        """
         handles: list[Any] = []
-        if self.attention:
+        if groups is not None and self.needs & {ATTENTION, MAPS}:
             for name, module in self.unet.named_modules():
-                if name.endswith((".attn1", ".attn2")):
-                    handles.append(module.register_forward_pre_hook(self._attention_hook(batch), with_kwargs=True))
-        if self.features:
+                if name.endswith(".attn2"):
+                    handles.append(self._hooked(module, self._cross_hook(name, batch, groups)))
+                elif name.endswith(".attn1") and ATTENTION in self.needs:
+                    handles.append(self._hooked(module, self._within_hook(batch)))
+        if FEATURES in self.needs:
             handles += self._feature_hooks(batch)
         try:
             yield
@@ -41,23 +52,39 @@ class Capture:
             for handle in handles:
                 handle.remove()
 
-    def _attention_hook(self, batch: int) -> Any:
+    @staticmethod
+    def _hooked(module: nn.Module, hook: Any) -> Any:
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def _cross_hook(self, name: str, batch: int, groups: Tensor) -> Any:
         def hook(module: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-            hidden, words = args[0], kwargs.get("encoder_hidden_states")
-            places = hidden.shape[1]
-            if words is None and places > MAX_WITHIN:
-                return
-            probabilities = _attention(module, hidden[-batch:], hidden[-batch:] if words is None else words[-batch:])
-            if words is None:
-                self.within[places] = self.within.get(places, 0) + probabilities
-            else:
-                self.cross[places] = self.cross.get(places, 0) + probabilities
+            words = kwargs["encoder_hidden_states"]
+            probabilities = _attention(module, args[0][-batch:], words[-batch:])
+            with torch.autocast(probabilities.device.type, enabled=False):
+                summed = torch.einsum("bhpt,btg->bhgp", probabilities, groups)
+            if MAPS in self.needs:
+                self.maps[name] = summed[:, :, :-3]
+            if ATTENTION in self.needs:
+                places = summed.shape[-1]
+                self.cross[places] = self.cross.get(places, 0) + summed.mean(1)
                 self.layers[places] = self.layers.get(places, 0) + 1
 
         return hook
 
+    def _within_hook(self, batch: int) -> Any:
+        def hook(module: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+            hidden = args[0][-batch:]
+            places = hidden.shape[1]
+            if places <= MAX_WITHIN:
+                self.within[places] = self.within.get(places, 0) + _attention(module, hidden, hidden).mean(1)
+
+        return hook
+
     def _feature_hooks(self, batch: int) -> list[Any]:
-        """The outputs of conv_in and of every layer of the down, mid and up blocks: 25 in Stable Diffusion 1 and 2."""
+        """The outputs of conv_in and of every layer of the down, mid and up blocks: 25 in Stable Diffusion 1 and 2.
+
+        As in the model's first release, the last layer of an up block is read behind the block's upsampler.
+        """
 
         def keep(name: str) -> Any:
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -67,22 +94,16 @@ class Capture:
             return hook
 
         unet: Any = self.unet
-        handles = [unet.conv_in.register_forward_hook(keep("in.0"))]
-        number = 1
+        inner = [unet.conv_in]
         for block in unet.down_blocks:
-            for layer in _layers(block):
-                handles.append(layer.register_forward_hook(keep(f"in.{number}")))
-                number += 1
-            for sampler in getattr(block, "downsamplers", None) or []:
-                handles.append(sampler.register_forward_hook(keep(f"in.{number}")))
-                number += 1
-        handles.append(unet.mid_block.register_forward_hook(keep("mid")))
-        number = 0
+            inner += [*_layers(block), *(getattr(block, "downsamplers", None) or [])]
+        outer: list[nn.Module] = []
         for block in unet.up_blocks:
-            for layer in _layers(block):
-                handles.append(layer.register_forward_hook(keep(f"out.{number}")))
-                number += 1
-        return handles
+            layers, samplers = _layers(block), list(getattr(block, "upsamplers", None) or [])
+            outer += [*layers[: len(layers) - len(samplers)], *samplers]
+        named = [(f"in.{number}", layer) for number, layer in enumerate(inner)]
+        named += [("mid", unet.mid_block), *((f"out.{number}", layer) for number, layer in enumerate(outer))]
+        return [layer.register_forward_hook(keep(name)) for name, layer in named]
 
 
 def _layers(block: Any) -> list[nn.Module]:
@@ -92,13 +113,14 @@ def _layers(block: Any) -> list[nn.Module]:
 
 
 def _attention(module: Any, hidden: Tensor, words: Tensor) -> Tensor:
-    """Attention probabilities, float32 (batch, places, tokens), mean over heads."""
+    """Attention probabilities, float32 (batch, heads, places, tokens), also where autocast is on."""
     query = module.head_to_batch_dim(module.to_q(hidden)).float()
     key = module.head_to_batch_dim(module.to_k(words)).float()
-    scores = torch.baddbmm(
-        torch.empty(1, 1, 1, device=query.device), query, key.transpose(1, 2), beta=0, alpha=float(module.scale)
-    )
-    return scores.softmax(-1).reshape(hidden.shape[0], -1, *scores.shape[1:]).mean(1)
+    with torch.autocast(query.device.type, enabled=False):
+        scores = torch.baddbmm(
+            torch.empty(1, 1, 1, device=query.device), query, key.transpose(1, 2), beta=0, alpha=float(module.scale)
+        )
+    return scores.softmax(-1).reshape(hidden.shape[0], -1, *scores.shape[1:])
 
 
 def level_shape(places: int, latents: Sequence[int]) -> tuple[int, int]:

@@ -15,15 +15,19 @@ if TYPE_CHECKING:
 
 ATTENTION = "attention"
 FEATURES = "features"
+MAPS = "maps"
+WORDS = "words"
+LATENT = "latent"
 """What a grounder may need besides the image."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One image to make. `seed` is 63 bits."""
+    """One image to make. `seed` is 63 bits; `index` is the sample's, where images are not made but brought."""
 
     prompt: Prompt
     seed: int
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,38 @@ class Attention:
 
 @dataclass(frozen=True)
 class Generated:
-    """An image with what was captured on the way. `features` are the U-Net's block outputs by name, (C, h, w) each."""
+    """An image with what was captured on the way, as far as it was asked for.
+
+    `features` are the U-Net's block outputs by name, (C, h, w) each. `maps` are the cross-attention of the prompt's
+    classes, each the sum over the class's own tokens, by layer: (heads, classes, h, w). `words` (classes, channels) is
+    the text encoder's last state for "a photograph of a ..." over the class's own tokens, their mean. `latent` is the
+    U-Net's conditional input at the feature step, float16 (C, h, w), and `timestep` that step's: with the prompt they
+    give the features again. `labels` are a real image's: 0 background, k the k-th class of the prompt, 255 ignored; and
+    `measured` what is worth keeping of how it was brought.
+    """
 
     image: Image
     attention: Attention | None = None
     features: Mapping[str, "Tensor"] = field(default_factory=dict)
+    maps: Mapping[str, "Tensor"] = field(default_factory=dict)
+    words: "Tensor | None" = None
+    latent: NDArray[np.float16] | None = None
+    timestep: int = 0
+    labels: NDArray[np.uint8] | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The same of a whole micro-batch: what the modules learn from.
+
+    `features` are (B, C, h, w), `maps` (B, heads, K, h, w) and `words` (B, K, channels), where K is the most classes
+    that a prompt of the batch has: the rest is 0.
+    """
+
+    features: Mapping[str, "Tensor"]
+    maps: Mapping[str, "Tensor"]
+    words: "Tensor | None"
 
 
 class Generator(Protocol):

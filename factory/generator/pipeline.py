@@ -2,27 +2,50 @@
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from factory.generator.capture import Capture, level_shape
-from factory.generator.interface import ATTENTION, FEATURES, Attention, Generated, Request
+from factory.generator.interface import (
+    ATTENTION,
+    FEATURES,
+    LATENT,
+    MAPS,
+    WORDS,
+    Attention,
+    Captured,
+    Generated,
+    Request,
+)
 from factory.generator.load import load_pipeline
 from factory.generator.tokens import class_tokens
 from factory.prompts import Prompt
 from factory.recipe import Recipe
+from factory.records import Image
+from factory.vocabulary import caption
 
 _CAPTURE_SEED = 0
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What went into the U-Net, conditional half (B, C, h, w), and when."""
+
+    latents: Tensor
+    time: int
 
 
 class PipelineGenerator:
     """Samples in micro-batches: one noise generator per image, guidance batched, embeddings made once.
 
-    `needs` says what to capture, of ATTENTION and FEATURES; capturing does not change the images.
+    `needs` says what to capture, of ATTENTION, FEATURES, MAPS, WORDS and LATENT; capturing does not change the images.
     """
 
     def __init__(self, recipe: Recipe, device: str = "cpu", needs: frozenset[str] = frozenset()) -> None:
@@ -37,6 +60,7 @@ class PipelineGenerator:
         if self._vae.dtype == torch.float16 and getattr(self._vae.config, "force_upcast", False):
             self._vae.to(torch.float32)
         self._encode = lru_cache(maxsize=4096)(self._encode_uncached)
+        self._word = lru_cache(maxsize=4096)(self._word_uncached)
         factor = int(self._pipeline.vae_scale_factor)
         size = self._unet.config.sample_size
         native = (size, size) if isinstance(size, int) else tuple(size)
@@ -51,23 +75,90 @@ class PipelineGenerator:
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
         """One micro-batch. On a CPU it runs on the recipe's number of threads, whatever the process was given."""
         torch.set_num_threads(self.settings.threads)
-        capture = Capture(self._unet, ATTENTION in self.needs, FEATURES in self.needs) if self.needs else None
+        capture = Capture(self._unet, self.needs)
         random = [torch.Generator().manual_seed(request.seed) for request in requests]
         prompts = [request.prompt for request in requests]
-        in_sampling = capture if self.recipe.masks.capture == "sampling" else None
-        latents = self._denoise(prompts, random, in_sampling)
-        if capture is not None and in_sampling is None:
-            self._look_again(latents, prompts, capture)
+        in_sampling = self.recipe.masks.capture == "sampling"
+        groups = self._groups(prompts)
+        latents, step = self._denoise(prompts, random, capture if in_sampling else None, groups)
+        if self.needs & {ATTENTION, MAPS, FEATURES, LATENT} and not in_sampling:
+            step = self._look_again(latents, prompts, capture, groups)
         images = self._decode(latents)
-        results = []
-        for place, prompt in enumerate(prompts):
-            attention = self._attention(capture, place, prompt) if capture and ATTENTION in self.needs else None
-            features = {name: block[place] for name, block in capture.blocks.items()} if capture else {}
-            results.append(Generated(images[place], attention, features))
-        return results
+        return [self._result(capture, place, prompt, images[place], step) for place, prompt in enumerate(prompts)]
 
-    def _denoise(self, prompts: list[Prompt], random: list[torch.Generator], capture: Capture | None) -> Tensor:
-        """Finished latents, float32 (B, C, h, w). The noise is drawn on the CPU, so no device changes it."""
+    @torch.no_grad()
+    def read(self, latents: Tensor, timesteps: int | Sequence[int], prompts: Sequence[Prompt]) -> Captured:
+        """What `generate` captured of images whose `latent` and `timestep` are given, by one U-Net call.
+
+        `latents` are (B, C, h, w), `timesteps` one for all or one for each. The call runs in bfloat16 or half
+        precision where autocast is on.
+        """
+        capture, groups = Capture(self._unet, self.needs), self._groups(prompts)
+        words, more = self._conditions([prompt.text for prompt in prompts], False)
+        with capture.watching(len(prompts), groups):
+            self._predict(self._unet, latents.to(self.device), torch.tensor(timesteps, device=self.device), words, more)
+        maps = {name: self._shaped(row) for name, row in capture.maps.items()}
+        return Captured(capture.blocks, maps, self._words(prompts))
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """(height, width) of the images."""
+        return self._pixels
+
+    @property
+    def alphas(self) -> Tensor:
+        """The cumulative product of alphas at each of the model's timesteps, float32, on the device."""
+        levels: Tensor = self._pipeline.scheduler.alphas_cumprod
+        return levels.to(self.device)
+
+    def encode_images(self, images: NDArray[np.uint8]) -> Tensor:
+        """Latents, float32 (B, C, h, w), of uint8 images (B, height, width, 3): the autoencoder's mean, scaled."""
+        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        made = self._vae.encode(pixels.to(self._vae.dtype))
+        mean = made.latents if hasattr(made, "latents") else made.latent_dist.mode()
+        config = self._vae.config
+        latents: Tensor = (mean.float() - float(getattr(config, "shift_factor", None) or 0)) * float(
+            config.scaling_factor
+        )
+        return latents
+
+    def decode_latents(self, latents: Tensor) -> list[Image]:
+        """uint8 RGB (height, width, 3) each."""
+        return self._decode(latents)
+
+    def denoise(self, latents: Tensor, timestep: int, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """(clean latents, noise) as the model sees them in noisy latents (B, C, h, w), without guidance."""
+        words, more = self._conditions([prompt.text for prompt in prompts], False)
+        predicted = self._predict(self._unet, latents, torch.tensor(timestep, device=self.device), words, more)
+        kept = self.alphas[timestep]
+        signal, spread = kept**0.5, (1 - kept) ** 0.5
+        kind = self._pipeline.scheduler.config.prediction_type
+        if kind == "v_prediction":
+            return signal * latents - spread * predicted, signal * predicted + spread * latents
+        if kind == "sample":
+            return predicted, (latents - signal * predicted) / spread
+        return (latents - spread * predicted) / signal, predicted
+
+    def _result(self, capture: Capture, place: int, prompt: Prompt, image: Any, step: "_Step") -> Generated:
+        """One image's share of what was captured of the micro-batch."""
+        attention = self._attention(capture, place, prompt) if ATTENTION in self.needs else None
+        features = {name: block[place] for name, block in capture.blocks.items()}
+        maps = {name: self._shaped(row[place])[:, : len(prompt.classes)] for name, row in capture.maps.items()}
+        words = self._words([prompt])
+        latent = step.latents[place].cpu().numpy().astype(np.float16) if LATENT in self.needs else None
+        return Generated(image, attention, features, maps, None if words is None else words[0], latent, step.time)
+
+    def _denoise(
+        self,
+        prompts: list[Prompt],
+        random: list[torch.Generator],
+        capture: Capture | None,
+        groups: Tensor | None,
+    ) -> "tuple[Tensor, _Step]":
+        """Finished latents, float32 (B, C, h, w), and the last step that was watched.
+
+        The noise is drawn on the CPU, so no device changes it.
+        """
         scheduler = self._scheduler()
         noise = torch.cat([torch.randn((1, *self._latent_shape), generator=generator) for generator in random])
         guided = self.settings.guidance > 1
@@ -75,12 +166,13 @@ class PipelineGenerator:
         words, more = self._conditions([self.settings.negative] * len(texts) + texts if guided else texts, guided)
         latents = noise.to(self.device) * scheduler.init_noise_sigma
         options = self._step_options(scheduler, random)
-        watched = self._watched_steps(scheduler.timesteps)
+        watched, last = self._watched_steps(scheduler.timesteps), _Step(latents, 0)
         for step, time in enumerate(scheduler.timesteps):
             both = torch.cat([latents, latents]) if guided else latents
             given = scheduler.scale_model_input(both, time)
             if capture is not None and step in watched:
-                with capture.watching(len(prompts)):
+                last = _Step(given[-len(prompts) :], int(time))
+                with capture.watching(len(prompts), groups):
                     predicted = self._predict(self._unet, given, time, words, more)
             else:
                 predicted = self._predict(self._step_unet, given, time, words, more)
@@ -88,7 +180,7 @@ class PipelineGenerator:
                 free, held = predicted.chunk(2)
                 predicted = free + self.settings.guidance * (held - free)
             latents = scheduler.step(predicted, time, latents, **options).prev_sample
-        return latents
+        return latents, last
 
     def _predict(self, unet: Any, latents: Tensor, time: Any, words: Tensor, more: dict[str, Tensor]) -> Tensor:
         given = latents.to(self._unet.dtype)
@@ -97,17 +189,19 @@ class PipelineGenerator:
         out: Tensor = unet(given, time, encoder_hidden_states=words, added_cond_kwargs=more or None).sample
         return out.float()
 
-    def _look_again(self, latents: Tensor, prompts: list[Prompt], capture: Capture) -> None:
+    def _look_again(self, latents: Tensor, prompts: list[Prompt], capture: Capture, groups: Tensor | None) -> "_Step":
         """One conditional call on the finished latents for each chosen noise level, with the same noise for all."""
         words, more = self._conditions([prompt.text for prompt in prompts], False)
         levels = self._pipeline.scheduler.alphas_cumprod
         random = torch.Generator().manual_seed(_CAPTURE_SEED)
+        last = _Step(latents, 0)
         for time in sorted(self.recipe.masks.timesteps):
             noise = torch.randn((1, *self._latent_shape), generator=random).to(self.device)
             kept = float(levels[time])
-            noisy = kept**0.5 * latents + (1 - kept) ** 0.5 * noise
-            with capture.watching(len(prompts)):
-                self._predict(self._unet, noisy, torch.tensor(time, device=self.device), words, more)
+            last = _Step(kept**0.5 * latents + (1 - kept) ** 0.5 * noise, time)
+            with capture.watching(len(prompts), groups):
+                self._predict(self._unet, last.latents, torch.tensor(time, device=self.device), words, more)
+        return last
 
     def _watched_steps(self, times: Tensor) -> set[int]:
         """The solver's steps nearest to the chosen noise levels."""
@@ -122,22 +216,53 @@ class PipelineGenerator:
         pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return list(pixels.permute(0, 2, 3, 1).cpu().numpy())
 
+    def _groups(self, prompts: Sequence[Prompt]) -> Tensor | None:
+        """(B, tokens, K + 3) of 0 and 1: the tokens of each class, the start token, other words, end and padding.
+
+        K is the most classes that a prompt has; a prompt with fewer has empty groups behind its own.
+        """
+        if not self.needs & {ATTENTION, MAPS}:
+            return None
+        tokenizer = self._pipeline.tokenizer
+        most = max(len(prompt.classes) for prompt in prompts)
+        groups = torch.zeros(len(prompts), tokenizer.model_max_length, most + 3)
+        for row, prompt in zip(groups, prompts, strict=True):
+            own, end = class_tokens(tokenizer, prompt)
+            row[0, most], row[1:end, most + 1], row[end:, most + 2] = 1, 1, 1
+            for place, positions in enumerate(own):
+                row[positions, place], row[positions, most + 1] = 1, 0
+        return groups.to(self.device)
+
     def _attention(self, capture: Capture, place: int, prompt: Prompt) -> Attention:
-        groups, end = class_tokens(self._pipeline.tokenizer, prompt)
-        own = {position for group in groups for position in group}
-        cross = {}
+        count = len(prompt.classes)
+        cross, layers = {}, {}
         for places, total in capture.cross.items():
-            shape = level_shape(places, self._latent_shape[1:])
-            maps = total[place].T / capture.layers[places]
-            others = [k for k in range(1, end) if k not in own]
-            parts = [maps[group].sum(0) for group in groups] + [maps[0], maps[others].sum(0), maps[end:].sum(0)]
-            cross[shape] = torch.stack(parts).reshape(len(parts), *shape).cpu().numpy()
-        layers = {level_shape(places, self._latent_shape[1:]): count for places, count in capture.layers.items()}
+            maps = self._shaped(total[place]) / capture.layers[places]
+            cross[maps.shape[1], maps.shape[2]] = torch.cat([maps[:count], maps[-3:]]).cpu().numpy()
+            layers[maps.shape[1], maps.shape[2]] = capture.layers[places]
         if not capture.within:
             return Attention(cross, layers)
         finest = max(capture.within)
         within = functional.normalize(capture.within[finest][place], p=1, dim=1)
         return Attention(cross, layers, within.cpu().numpy(), level_shape(finest, self._latent_shape[1:]))
+
+    def _shaped(self, maps: Tensor) -> Tensor:
+        """(..., places) to (..., h, w)."""
+        return maps.reshape(*maps.shape[:-1], *level_shape(maps.shape[-1], self._latent_shape[1:]))
+
+    def _words(self, prompts: Sequence[Prompt]) -> Tensor | None:
+        """The embedding of each prompt's classes, (B, K, channels) float32; 0 where a prompt has fewer than K."""
+        if WORDS not in self.needs:
+            return None
+        most = max(len(prompt.classes) for prompt in prompts)
+        rows = [[self._word(phrase) for phrase in prompt.phrases] for prompt in prompts]
+        nothing = torch.zeros_like(rows[0][0])
+        return torch.stack([torch.stack(row + [nothing] * (most - len(row))) for row in rows])
+
+    def _word_uncached(self, phrase: str) -> Tensor:
+        prompt = Prompt(caption([phrase]), (phrase,), (phrase,))
+        (own,), _ = class_tokens(self._pipeline.tokenizer, prompt)
+        return self._encode(prompt.text, False)[0][0, own].float().mean(0)
 
     def _conditions(self, texts: list[str], guided: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Embeddings (len(texts), tokens, channels) and what an XL U-Net wants besides."""

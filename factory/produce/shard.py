@@ -79,7 +79,10 @@ def _try(
     seeds = [one.planned.seed(recipe.seed, attempt) for one in batch]
     prompts = [one.planned.prompt for one in batch]
     with clock("generate"):
-        generated = components.generator.generate([Request(*pair) for pair in zip(prompts, seeds, strict=True)])
+        requests = [
+            Request(one.planned.prompt, seed, one.planned.index) for one, seed in zip(batch, seeds, strict=True)
+        ]
+        generated = components.generator.generate(requests)
     with clock("ground"):
         grounded = components.grounder.ground(generated, prompts)
     images = [one.image for one in generated]
@@ -88,9 +91,21 @@ def _try(
     results = []
     with clock("filter"):
         for place, one in enumerate(batch):
-            verdict = filters.judge(images[place], prompts[place], grounded[place], opinions[place])
-            masks = grounded[place].disjoint()
-            sample = Sample(one.planned, attempt, seeds[place], images[place], masks, verdict.scores, one.rejections)
+            judged, made = prompts[place], generated[place]
+            if recipe.oracle is not None:
+                judged = judged.only({instance.class_name for instance in grounded[place].instances})
+            verdict = filters.judge(made.image, judged, grounded[place], opinions[place])
+            sample = Sample(
+                planned=one.planned,
+                attempt=attempt,
+                seed=seeds[place],
+                image=made.image,
+                grounded=grounded[place].disjoint(),
+                scores={**verdict.scores, **made.measured},
+                rejections=one.rejections,
+                latent=made.latent if recipe.oracle is not None else None,
+                timestep=made.timestep,
+            )
             results.append((one, sample, verdict))
     return results
 

@@ -1,0 +1,106 @@
+"""`factory train-grounder` and `factory evaluate-grounder`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Out = Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log, board; the grounder is in model/.")]
+
+
+def train_grounder(
+    oracles: Annotated[list[str], typer.Argument(help="Oracle sets: folders or URLs of `bootstrap-oracle`.")],
+    out: Out,
+    module: Annotated[
+        Literal["guided", "paper"], typer.Option(help="The network: the project's, or the paper's.")
+    ] = "guided",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 1500,
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a step, over all devices.")] = 32,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak; 0.001 for guided, 0.0003 for paper by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Order of the samples.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N, for one device.")] = "cpu",
+    devices: Annotated[int, typer.Option(min=1, help="Devices that train together, through Ray Train.")] = 1,
+    address: Annotated[str | None, typer.Option(help="Ray cluster of several devices; local by default.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; all by default.")] = 0,
+    start: Annotated[Path | None, typer.Option(help="Grounder folder to begin with.")] = None,
+) -> None:
+    """Train a grounding module on oracle sets, without one human label.
+
+    Ctrl-C or a kill loses at most 200 steps: the same command goes on from the last checkpoint to the same result. A
+    sample of a class that the split leaves unseen is refused. `tensorboard --logdir OUT/board` shows losses, figures on
+    held-out samples and masks.
+
+    Example: factory train-grounder oracle/ --out runs/grounder
+
+    Example: factory generate --masks runs/grounder/model --classes voc --n 1000 --shards out/
+    """
+    from factory.grounder.run import Run, absolute, train_here, train_on_several
+    from factory.recipe import EngineRecipe
+
+    run = Run(
+        oracles=absolute(oracles),
+        out=str(out.absolute()),
+        module=module,
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+        device=device,
+        threads=threads,
+        start=str(start.absolute()) if start else None,
+    )
+    folder = train_on_several(run, devices, EngineRecipe(address=address)) if devices > 1 else train_here(run)
+    typer.echo(
+        f"Use it with `factory generate --masks {folder}`, measure it with `factory evaluate-grounder {folder}`."
+    )
+
+
+def evaluate_grounder(
+    grounders: Annotated[list[str], typer.Argument(help="Grounder folders, of any splits.")],
+    classes: Annotated[str, typer.Option(help="voc or coco: the vocabulary of their oracle sets.")] = "voc",
+    images: Annotated[int, typer.Option(min=1, help="Images of each group and split.")] = 100,
+    real: Annotated[
+        str | None, typer.Option(help="Set of `factory invert`: measure on real images and true masks instead.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for protocol-1.json and protocol-1.md.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Markdown page whose table between the marks is renewed.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Protocol I: mIoU against the detector's masks on fresh generated images, seen and unseen classes apart.
+
+    Each grounder is measured on the split that it was trained for, beside the attention baseline, on one and two
+    objects; only images count in which the detector finds every class of the prompt. IoU is pooled by class, then
+    averaged over classes, then over splits.
+
+    Example: factory evaluate-grounder runs/1/model runs/2/model runs/3/model --classes voc --out protocol/
+
+    Example: factory evaluate-grounder runs/1/model --real inverted/
+    """
+    import json
+    from dataclasses import asdict
+
+    from factory.grounder.protocol import as_markdown, protocol_1, write_results
+    from factory.libraries import quiet_model_libraries
+
+    quiet_model_libraries()
+    if real is not None:
+        from factory.grounder.on_real import as_markdown as as_table
+        from factory.grounder.on_real import on_real
+
+        found = on_real(grounders, real, device, threads, lambda text: typer.echo(text, err=True))
+        typer.echo(json.dumps([asdict(row) for row in found]) if as_json else as_table(found))
+        return
+    results = protocol_1(grounders, classes, images, device, threads, lambda text: typer.echo(text, err=True))
+    text = as_markdown(results, classes)
+    if out is not None:
+        write_results(results, classes, out)
+    if table is not None:
+        from factory.pages import write_table
+
+        told = f"`factory evaluate-grounder ... --classes {classes} --images {images}` printed this table."
+        write_table(table, f"{told}\n\n{text}\n", f"protocol-1-{classes}")
+    typer.echo(json.dumps([asdict(row) for row in results]) if as_json else text)

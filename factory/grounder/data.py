@@ -1,0 +1,190 @@
+"""Oracle sets as a stream of training samples: the same order every time, from any step on."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pictures
+
+from factory.dataset import receipts, recipe_of
+from factory.errors import UserError
+from factory.masks import IGNORE, decode_label_png
+from factory.plan import Plan
+from factory.prompts import Prompt
+from factory.receipts import Receipt, committed
+from factory.records import Image
+from factory.store import Store
+
+_OPEN = 4
+"""Shards whose samples are shuffled among each other."""
+
+
+@dataclass(frozen=True)
+class OracleSample:
+    """One sample to learn from.
+
+    `labels` is uint8 (H, W): 0 background, k the k-th class of the prompt, 255 to be ignored. `found` says which of the
+    prompt's classes the detector found.
+    """
+
+    key: str
+    prompt: Prompt
+    latent: NDArray[np.float16]
+    timestep: int
+    image: Image
+    labels: NDArray[np.uint8]
+    found: tuple[bool, ...]
+
+
+class OracleSet:
+    """One set that `bootstrap-oracle` made, opened and checked."""
+
+    def __init__(self, store: Store) -> None:
+        """UserError where there is no set, where it is no oracle, and where nothing of it is done."""
+        self.store, self.recipe = store, recipe_of(store)
+        if self.recipe.oracle is None:
+            raise UserError(
+                f"{store.address} is no oracle set but one of images with masks; make one with `factory "
+                f"bootstrap-oracle`."
+            )
+        self.plan = Plan(self.recipe)
+        numbers = sorted(number for number in committed(store) if number < len(self.plan))
+        self.receipts = {row.shard: row for row in receipts(store, numbers)}
+        if not self.receipts:
+            raise UserError(f"{store.address} has no finished shard yet; run `factory bootstrap-oracle` to its end.")
+        for row in self.receipts.values():
+            self._check_receipt(row)
+
+    def _check_receipt(self, row: Receipt) -> None:
+        if row.recipe != self.recipe.fingerprint():
+            raise UserError(
+                f"shard {row.shard} of {self.store.address} was made by another recipe ({row.recipe[:12]}) than the "
+                f"one beside it ({self.recipe.fingerprint()[:12]}): its classes may not be the seen ones. Make the "
+                f"set again, or put its own recipe back."
+            )
+
+    def keys(self, held_out: bool, share: float) -> list[str]:
+        """Keys of the samples for training, or of those held out."""
+        return [
+            sample.key
+            for number, row in self.receipts.items()
+            for sample in self.plan.shard(number).samples
+            if sample.index not in row.short and is_held_out(sample.key, share) == held_out
+        ]
+
+    def samples(self, shard: int) -> Iterator[OracleSample]:
+        """One shard's samples in order; UserError for one with a class that the split leaves unseen."""
+        return (row.decode() for row in self.rows(shard))
+
+    def rows(self, shard: int) -> Iterator["PackedSample"]:
+        """One shard's samples in order, not yet decoded."""
+        from webdataset.tariterators import group_by_keys, tar_file_expander
+
+        name = self.receipts[shard].tar.name
+        data = self.store.get(name)
+        if data is None:
+            raise UserError(f"{name} of {self.store.address} is gone; mend with `factory verify --repair`.")
+        prompts = {sample.key: sample.prompt for sample in self.plan.shard(shard).samples}
+        for row in group_by_keys(tar_file_expander([{"url": name, "stream": io.BytesIO(data)}])):
+            yield PackedSample(self, row["__key__"], row, prompts[row["__key__"]])
+
+    def decode(self, row: Mapping[str, Any], prompt: Prompt) -> OracleSample:
+        """One sample from its members; UserError where it has a class that the split leaves unseen."""
+        about = json.loads(row["json"])
+        assert self.recipe.oracle is not None
+        leaked = {*about["classes"], *prompt.classes} - set(self.recipe.oracle.seen)
+        if leaked:
+            raise UserError(
+                f"sample {row['__key__']} of {self.store.address} names {', '.join(sorted(leaked))}, which split "
+                f"{self.recipe.oracle.split} leaves unseen; a grounder is trained on seen classes only."
+            )
+        ids = {entry["category_name"]: entry["category_id"] for entry in about["annotations"]}
+        pixels = decode_label_png(row["seg.png"])
+        labels = np.where(pixels == IGNORE, IGNORE, 0).astype(np.uint8)
+        for place, name in enumerate(prompt.classes, 1):
+            if name in ids:
+                labels[pixels == ids[name]] = place
+        return OracleSample(
+            key=row["__key__"],
+            prompt=prompt,
+            latent=np.load(io.BytesIO(row["latent.npy"]), allow_pickle=False),
+            timestep=int(about["timestep"]),
+            image=np.asarray(Pictures.open(io.BytesIO(row["jpg"])).convert("RGB")),
+            labels=labels,
+            found=tuple(name in ids for name in prompt.classes),
+        )
+
+
+@dataclass(frozen=True)
+class PackedSample:
+    """A sample's members as they lie in the tar."""
+
+    of: OracleSet
+    key: str
+    members: Mapping[str, Any]
+    prompt: Prompt
+
+    def decode(self) -> OracleSample:
+        """Decompress and check."""
+        return self.of.decode(self.members, self.prompt)
+
+
+class OracleStream:
+    """Batches of several sets without end, in an order that depends on the seed alone.
+
+    Each epoch shuffles the shards, and the samples of a few shards among each other. The batch of any step can be
+    asked for; asking for the next one is cheap.
+    """
+
+    def __init__(self, sets: Sequence[OracleSet], batch: int, seed: int, held_out: float) -> None:
+        self._sets, self._batch, self._seed, self._held_out = sets, batch, seed, held_out
+        self.size = sum(len(one.keys(False, held_out)) for one in sets)
+        if self.size < 1:
+            raise UserError("the oracle sets hold no sample to train on; make larger ones with --n.")
+        self._next = 0
+        self._rows: Iterator[PackedSample] = iter(())
+        self._start(0)
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> list[OracleSample]:
+        """The samples of a step; of `world` equal parts the `rank`-th, which alone is decoded."""
+        if step != self._next:
+            self._start(step)
+        self._next += 1
+        return [row.decode() for row in list(islice(self._rows, self._batch))[rank::world]]
+
+    def _start(self, step: int) -> None:
+        epoch, place = divmod(step * self._batch, self.size)
+        self._next, self._rows = step, islice(self._from(epoch), place, None)
+
+    def _from(self, epoch: int) -> Iterator[PackedSample]:
+        while True:
+            yield from self._epoch(epoch)
+            epoch += 1
+
+    def _epoch(self, epoch: int) -> Iterator[PackedSample]:
+        random = np.random.default_rng((self._seed, epoch))
+        shards = [(one, number) for one in self._sets for number in one.receipts]
+        order = random.permutation(len(shards))
+        for start in range(0, len(order), _OPEN):
+            opened: list[PackedSample] = []
+            for place in order[start : start + _OPEN]:
+                one, number = shards[place]
+                opened += [row for row in one.rows(number) if not is_held_out(row.key, self._held_out)]
+            yield from (opened[k] for k in random.permutation(len(opened)))
+
+
+def held_out_samples(sets: Iterable[OracleSet], share: float, most: int) -> list[OracleSample]:
+    """The first `most` samples that training never sees."""
+    rows = (row for one in sets for number in one.receipts for row in one.rows(number))
+    return [row.decode() for row in islice((row for row in rows if is_held_out(row.key, share)), most)]
+
+
+def is_held_out(key: str, share: float) -> bool:
+    """Decided by the key alone, so that a set that grows keeps its parts."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) < share * 2**32

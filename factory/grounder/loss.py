@@ -1,0 +1,43 @@
+"""What grounding modules are trained towards."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from factory.masks import IGNORE
+
+_NEVER = -1e4
+
+
+def competing_loss(logits: Tensor, labels: Tensor, found: Tensor, dice: float = 1.0) -> Tensor:
+    """Cross-entropy of background and objects against each other, plus soft dice of each object.
+
+    `logits` (B, K, H, W), `labels` uint8 (B, H, W): 0 background, k the k-th class, 255 ignored; `found` bool (B, K): a
+    class that the oracle did not find takes no part, so nothing is learnt from its pixels but that they are no other's.
+    """
+    logits = logits.float().masked_fill(~found[:, :, None, None], _NEVER)
+    every = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)
+    loss = functional.cross_entropy(every, labels.long(), ignore_index=IGNORE)
+    if not dice:
+        return loss
+    shares = every.softmax(1)[:, 1:]
+    counted = (labels != IGNORE)[:, None]
+    truth = _one_hot(labels, logits.shape[1])
+    overlap = (shares * truth * counted).sum((2, 3))
+    total = ((shares + truth) * counted).sum((2, 3))
+    misses = 1 - (2 * overlap + 1) / (total + 1)
+    return loss + dice * misses[found].mean()
+
+
+def binary_loss(logits: Tensor, labels: Tensor, found: Tensor) -> Tensor:
+    """The paper's: binary cross-entropy of each found class on its own (equation 3); shapes as above."""
+    truth = _one_hot(labels, logits.shape[1])
+    counted = (labels != IGNORE)[:, None] & found[:, :, None, None]
+    loss = functional.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none")
+    return (loss * counted).sum() / counted.sum().clamp_min(1)
+
+
+def _one_hot(labels: Tensor, classes: int) -> Tensor:
+    """float (B, K, H, W)."""
+    numbers = torch.arange(1, classes + 1, device=labels.device)
+    return (labels[:, None] == numbers[None, :, None, None]).float()

@@ -1,0 +1,65 @@
+"""What a grounding module must know of the U-Net that it reads, and how to bring levels to one size."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from factory.generator.interface import Captured
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Shapes of a U-Net's features and attention.
+
+    `blocks` maps each block's name to (channels, reduction), where a reduction of 1 is the finest level; `layers` maps
+    each cross-attention layer to its number of heads. `words` are the channels of a class's embedding, 0 where none was
+    read; `side` is the finest level's longer side in places.
+    """
+
+    blocks: Mapping[str, tuple[int, int]]
+    layers: Mapping[str, int]
+    words: int
+    side: int
+
+    @classmethod
+    def of(cls, captured: Captured) -> "Backbone":
+        """The shapes of what was captured of some image."""
+        side = max(max(block.shape[-2:]) for block in captured.features.values())
+        return cls(
+            blocks={
+                name: (int(block.shape[1]), round(side / max(block.shape[-2:])))
+                for name, block in captured.features.items()
+            },
+            layers={name: int(maps.shape[1]) for name, maps in captured.maps.items()},
+            words=0 if captured.words is None else int(captured.words.shape[-1]),
+            side=side,
+        )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Backbone":
+        """What `to_dict` wrote."""
+        blocks = {name: (int(channels), int(reduction)) for name, (channels, reduction) in data["blocks"].items()}
+        return cls(blocks, dict(data["layers"]), int(data["words"]), int(data["side"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    def levels(self) -> dict[int, list[str]]:
+        """Names of blocks by reduction, coarsest level first."""
+        reductions = sorted({reduction for _, reduction in self.blocks.values()}, reverse=True)
+        return {level: [name for name, (_, own) in self.blocks.items() if own == level] for level in reductions}
+
+    def channels(self, level: int) -> int:
+        """Channels of all blocks of a level together."""
+        return sum(channels for channels, reduction in self.blocks.values() if reduction == level)
+
+
+def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, h, w) to another height and width, bilinear."""
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    return functional.interpolate(maps, size, mode="bilinear", align_corners=False)

@@ -1,0 +1,99 @@
+"""Grounders measured on inverted real images, against labels that people made."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from factory.errors import UserError
+from factory.generator.pipeline import PipelineGenerator
+from factory.grounder.data import OracleSample, OracleSet
+from factory.grounder.folder import check_fits, grounder_folder
+from factory.grounder.tally import IouTally
+from factory.grounder.trained import ModuleGrounder, labels_of, to_pictures
+from factory.store import Store
+
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class RealResult:
+    """One grounder's mIoU, classes pooled then averaged; NaN where a group has no image.
+
+    `seen` and `unseen` are over classes that the grounder was and was not trained on.
+    """
+
+    method: str
+    split: str
+    miou: float
+    seen: float
+    unseen: float
+    images: int
+
+
+def on_real(
+    folders: Sequence[str],
+    address: str,
+    device: str = "cpu",
+    threads: int = 1,
+    report: Callable[[str], None] = print,
+) -> list[RealResult]:
+    """Every grounder on an inverted set. UserError where the set is none of `invert`, or of another model."""
+    opened = OracleSet(Store(address))
+    if opened.recipe.real is None:
+        raise UserError(f"{address} is no set of real images; make one with `factory invert --split all`.")
+    results = []
+    for name in folders:
+        grounder = ModuleGrounder(grounder_folder(name), device, threads)
+        check_fits(name, grounder.config, opened.recipe.generator)
+        if grounder.config.timestep != opened.recipe.masks.timesteps[0]:
+            report(
+                f"{name} reads features at timestep {grounder.config.timestep}, the set holds those of "
+                f"{opened.recipe.masks.timesteps[0]}."
+            )
+        results.append(_measure(grounder, opened, device))
+        report(f"{grounder.config.module}: {results[-1].miou:.3f} over {results[-1].images} images")
+    return results
+
+
+def _measure(grounder: ModuleGrounder, opened: OracleSet, device: str) -> RealResult:
+    reader = PipelineGenerator(opened.recipe, device, grounder.needs)
+    tally = IouTally()
+    for number in opened.receipts:
+        samples = list(opened.samples(number))
+        for start in range(0, len(samples), _BATCH):
+            part = samples[start : start + _BATCH]
+            for row, labels in zip(part, _predict(grounder, reader, part), strict=True):
+                tally.add(row.prompt.classes, labels, row.labels)
+    seen = set(grounder.config.classes_seen)
+    return RealResult(
+        method=grounder.config.module,
+        split=grounder.config.split,
+        miou=tally.miou,
+        seen=tally.miou_of(seen),
+        unseen=tally.miou_of(set(tally.union) - seen),
+        images=tally.images,
+    )
+
+
+@torch.inference_mode()
+def _predict(grounder: ModuleGrounder, reader: PipelineGenerator, part: Sequence[OracleSample]) -> np.ndarray:
+    latents = torch.from_numpy(np.stack([row.latent for row in part])).float()
+    captured = reader.read(latents, [row.timestep for row in part], [row.prompt for row in part])
+    logits = grounder.logits(captured, to_pictures([row.image for row in part]))
+    most = logits.shape[1]
+    for place, row in enumerate(part):
+        logits[place, len(row.prompt.classes) : most] = -1e4
+    return labels_of(logits)
+
+
+def as_markdown(results: Sequence[RealResult]) -> str:
+    """The results as a table, percent."""
+    lines = ["| grounder | split | mIoU | seen classes | unseen classes | images |", "|---" * 6 + "|"]
+    for row in results:
+        figures = " | ".join(
+            "" if value != value else f"{100 * value:.1f}" for value in (row.miou, row.seen, row.unseen)
+        )
+        lines.append(f"| `{row.method}` | {row.split} | {figures} | {row.images} |")
+    return "\n".join(lines)

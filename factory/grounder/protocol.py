@@ -1,0 +1,212 @@
+"""Protocol I: grounders measured on fresh generated images, against the detector's masks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from factory.detector.oracle import OracleGrounder
+from factory.errors import UserError
+from factory.generate import pinned
+from factory.generator.interface import Request
+from factory.generator.pipeline import PipelineGenerator
+from factory.grounder.attention import AttentionGrounder
+from factory.grounder.folder import check_fits, grounder_folder
+from factory.grounder.tally import IouTally, label_picture
+from factory.grounder.trained import ModuleGrounder
+from factory.plan import PlannedSample
+from factory.prompts import Prompt, captioned
+from factory.recipe import make_recipe
+from factory.vocabulary import Vocabulary
+
+GROUPS = ("one seen", "one unseen", "two seen", "seen + unseen", "two unseen")
+"""The columns of the paper's tables 1 and 2, by the classes that a prompt names."""
+_SEED = 7_000_000
+"""Apart from the seeds that sets are made with by default."""
+_ATTEMPTS = 8
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One cell: a method on a group of a split.
+
+    `miou` pools a class's pixels over the group's images and averages over classes; `image_miou` averages the IoU of
+    every object of every image. `images` are those in which the detector found all classes of the prompt, of `tried`.
+    """
+
+    method: str
+    split: str
+    group: str
+    miou: float
+    image_miou: float
+    images: int
+    tried: int
+
+
+def protocol_1(
+    folders: Sequence[str],
+    classes: str,
+    images: int,
+    device: str = "cpu",
+    threads: int = 1,
+    report: Report = print,
+) -> list[Result]:
+    """Every grounder of `folders` on the split that it was trained for, beside the attention baseline.
+
+    `images` are wanted for each group and split. Raises UserError where a grounder does not fit the vocabulary.
+    """
+    opened = [ModuleGrounder(grounder_folder(name), device, threads) for name in folders]
+    results: list[Result] = []
+    for split in dict.fromkeys(one.config.split for one in opened):
+        group = [one for one in opened if one.config.split == split]
+        results += _split(group, split, classes, images, device, threads, report)
+    return results
+
+
+def _split(
+    grounders: list[ModuleGrounder], split: str, classes: str, images: int, device: str, threads: int, report: Report
+) -> list[Result]:
+    config = grounders[0].config
+    if any(_reads(one) != _reads(grounders[0]) for one in grounders):
+        raise UserError(f"the grounders of split {split} read other models or timesteps; evaluate them one by one.")
+    common = {"n": 1, "classes": classes, "batch": 8, "generator": {"model": config.model, "threads": threads}}
+    recipe = pinned(make_recipe(common | {"masks": {"source": "attention"}}))
+    trained = recipe.model_copy(
+        update={"masks": recipe.masks.model_copy(update={"capture": config.capture, "timesteps": (config.timestep,)})}
+    )
+    vocabulary = recipe.vocabulary()
+    unseen = [name for name in vocabulary.names if name not in config.classes_seen]
+    if not unseen or set(config.classes_seen) - set(vocabulary.names):
+        raise UserError(
+            f"a grounder of split {split} saw {', '.join(config.classes_seen[:5])} ...; that is no split of {classes}. "
+            f"Give the vocabulary of its oracle sets with --classes."
+        )
+    for one in grounders:
+        check_fits(one.config.module, one.config, recipe.generator)
+    from factory.detector.load import open_detector
+
+    oracle = OracleGrounder(open_detector(recipe, device), recipe.masks)
+    attention = AttentionGrounder(recipe.masks)
+    makers = [
+        (PipelineGenerator(recipe, device, attention.needs), {"attention": attention}),
+        (
+            PipelineGenerator(trained, device, frozenset().union(*(one.needs for one in grounders))),
+            {one.config.module: one for one in grounders},
+        ),
+    ]
+    results = []
+    for number, group in enumerate(GROUPS):
+        prompts = _prompts(vocabulary, list(config.classes_seen), unseen, group, images * 3, number)
+        rows = _measure(makers, oracle, prompts, images, recipe.batch)
+        results += [Result(method, split, group, *row) for method, row in rows.items()]
+        told = ", ".join(f"{row.method} {row.miou:.3f}" for row in results[-len(rows) :])
+        report(f"split {split}, {group}: {told} ({results[-1].images} of {results[-1].tried} images)")
+    return results
+
+
+def _measure(
+    makers: Sequence[tuple[PipelineGenerator, Any]],
+    oracle: OracleGrounder,
+    prompts: Sequence[tuple[int, Prompt]],
+    wanted: int,
+    batch: int,
+) -> dict[str, tuple[float, float, int, int]]:
+    """By method: mIoU, mIoU of images, images counted, images tried."""
+    tallies: dict[str, IouTally] = {name: IouTally() for _, methods in makers for name in methods}
+    counted = tried = 0
+    for start in range(0, len(prompts), batch):
+        if counted >= wanted:
+            break
+        part = prompts[start : start + batch]
+        asked = [prompt for _, prompt in part]
+        requests = [Request(prompt, PlannedSample(index, prompt).seed(_SEED, 0)) for index, prompt in part]
+        made = [maker.generate(requests) for maker, _ in makers]
+        truths = oracle.ground(made[0], asked)
+        shape = made[0][0].image.shape[:2]
+        kept = [k for k, one in enumerate(truths) if len(one.instances) == len(asked[k].classes)][: wanted - counted]
+        for generated, (_, methods) in zip(made, makers, strict=True):
+            for name, method in methods.items():
+                predicted = method.ground(generated, asked)
+                for k in kept:
+                    truth = label_picture(truths[k].disjoint(), asked[k].classes, shape)
+                    mine = label_picture(predicted[k].disjoint(), asked[k].classes, shape)
+                    tallies[name].add(asked[k].classes, mine, truth)
+        counted, tried = counted + len(kept), tried + len(part)
+    return {name: (tally.miou, tally.image_miou, counted, tried) for name, tally in tallies.items()}
+
+
+def _prompts(
+    vocabulary: Vocabulary, seen: list[str], unseen: list[str], group: str, count: int, number: int
+) -> list[tuple[int, Prompt]]:
+    """Numbered prompts of a group, classes in turn and partners at random, the same every time."""
+    random = np.random.default_rng((number, len(seen)))
+    pools = {
+        "one seen": (seen,),
+        "one unseen": (unseen,),
+        "two seen": (seen, seen),
+        "seen + unseen": (seen, unseen),
+        "two unseen": (unseen, unseen),
+    }[group]
+    rows = []
+    for k in range(count):
+        names = [pools[0][k % len(pools[0])]]
+        for pool in pools[1:]:
+            names.append(str(random.choice([name for name in pool if name not in names])))
+        if random.random() < 0.5:
+            names.reverse()
+        rows.append((number * 1_000_000 + k, captioned(vocabulary, names)))
+    return rows
+
+
+def _reads(one: ModuleGrounder) -> tuple[object, ...]:
+    config = one.config
+    return config.model, config.revision, config.capture, config.timestep, config.classes_seen
+
+
+def averaged(results: Sequence[Result]) -> Iterator[tuple[str, dict[str, float]]]:
+    """(method, mIoU by group), averaged over splits, methods in the order in which they come first."""
+    for method in dict.fromkeys(row.method for row in results):
+        yield (
+            method,
+            {
+                group: float(np.mean([row.miou for row in results if (row.method, row.group) == (method, group)]))
+                for group in GROUPS
+            },
+        )
+
+
+PAPER = {
+    "voc": {"paper, with SD and Mask R-CNN": (90.3, 83.1, 79.1, 67.9, 55.7), "DAAM": (64.8, 62.9, 48.2, 49.2, 51.0)},
+    "coco": {"paper, with SD and Mask R-CNN": (83.7, 73.2, 64.2, 56.3, 44.4), "DAAM": (61.7, 57.8, 49.8, 52.2, 40.8)},
+}
+"""The paper's figures, average of its three splits, mIoU in percent."""
+
+
+def as_markdown(results: Sequence[Result], classes: str) -> str:
+    """The table in the paper's form, percent, with the paper's own rows above."""
+    lines = [f"| | {' | '.join(GROUPS)} |", "|---" * (len(GROUPS) + 1) + "|"]
+    for name, row in PAPER.get(classes, {}).items():
+        lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in row)} |")
+    for method, by_group in averaged(results):
+        lines.append(f"| `{method}` | {' | '.join(f'{100 * by_group[group]:.1f}' for group in GROUPS)} |")
+    splits = dict.fromkeys(row.split for row in results)
+    counts = {group: sum(row.images for row in results if row.group == group) for group in GROUPS}
+    methods = len({row.method for row in results})
+    told = ", ".join(f"{count // methods} {group}" for group, count in counts.items())
+    lines += ["", f"Average of split {', '.join(splits)}; images: {told}."]
+    return "\n".join(lines)
+
+
+def write_results(results: Sequence[Result], classes: str, out: Path) -> None:
+    """`protocol-1.json` and `protocol-1.md` in a folder."""
+    import json
+    from dataclasses import asdict
+
+    out.mkdir(parents=True, exist_ok=True)
+    rows = {"classes": classes, "results": [asdict(row) for row in results], "average": dict(averaged(results))}
+    (out / "protocol-1.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (out / "protocol-1.md").write_text(as_markdown(results, classes) + "\n")
