@@ -1,0 +1,1 @@
+"""A set in the forms of other libraries: COCO, PASCAL VOC, YOLO, Hugging Face parquet."""

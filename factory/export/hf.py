@@ -1,0 +1,210 @@
+"""Hugging Face parquet: data/train-00000-of-00002.parquet and so on, with a card that `datasets` reads."""
+
+import json
+import re
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from factory.errors import UserError
+from factory.export.folder import STATE, put
+from factory.export.interface import SPLITS, ExportSample, Records, Subject
+
+UNIT_BYTES = 200_000_000
+_GROUP_BYTES = 16_000_000
+"""Images of a row group: what a reader that wants one row has to load."""
+_NAMES = {"train": "train", "val": "validation"}
+"""The splits as Hugging Face calls them."""
+_BYTES_AND_PATH = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_COLUMNS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("image", _BYTES_AND_PATH),
+        ("label", _BYTES_AND_PATH),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("prompt", pa.string()),
+        (
+            "objects",
+            pa.struct(
+                [
+                    ("id", pa.list_(pa.int64())),
+                    ("category", pa.list_(pa.int64())),
+                    ("category_id", pa.list_(pa.int32())),
+                    ("bbox", pa.list_(pa.list_(pa.float32(), 4))),
+                    ("area", pa.list_(pa.int64())),
+                    ("score", pa.list_(pa.float32())),
+                    ("rle", pa.list_(pa.string())),
+                ]
+            ),
+        ),
+    ]
+)
+
+
+class HuggingFaceFormat:
+    """A row per sample: the image, its label picture of category ids, and the objects as lists of equal length."""
+
+    def __init__(self, subject: Subject, unit_bytes: int = UNIT_BYTES) -> None:
+        self._subject, self.unit_bytes = subject, unit_bytes
+        self._features = features(subject.vocabulary.names)
+        about = json.dumps({"info": {"features": self._features}})
+        self._schema = _COLUMNS.with_metadata({"huggingface": about})
+
+    def write(self, unit: int, samples: Iterable[ExportSample]) -> list[tuple[str, Any]]:
+        """A file per split, whose place is known only at the end; a record is the sample's key."""
+        for path in (self._subject.root / "data").glob(f"*-{unit:05d}-of-*.parquet"):
+            path.unlink()
+        records = []
+        with ExitStack() as stack:
+            files = {split: stack.enter_context(_Rows(self._fresh(split, unit), self._schema)) for split in SPLITS}
+            for sample in samples:
+                files[sample.split].add(self._row(sample), len(sample.image) + len(sample.labels))
+                records.append((sample.split, sample.key))
+        return records
+
+    def finish(self, records: Records) -> None:
+        """Give the files their names, and write the card."""
+        counts = {split: count for split in SPLITS if (count := records.count(split))}
+        data = self._subject.root / "data"
+        data.mkdir(exist_ok=True)
+        for split in counts:
+            self._publish(data, split, records.units)
+        put(self._subject.root / "README.md", self._card(counts).encode())
+
+    def _publish(self, data: Path, split: str, units: int) -> None:
+        """Each unit's file to its final name, be it fresh or named by an earlier end over fewer units."""
+        names = [f"{_NAMES[split]}-{unit:05d}-of-{units:05d}.parquet" for unit in range(units)]
+        for unit, name in enumerate(names):
+            fresh, named = self._fresh(split, unit), data.glob(f"{_NAMES[split]}-{unit:05d}-of-*.parquet")
+            source = fresh if fresh.exists() else next(named, None)
+            if source is None:
+                raise UserError(f"{data / name} is gone; delete {self._subject.root} and export again.")
+            source.replace(data / name)
+        for path in data.iterdir():
+            if re.fullmatch(rf"{_NAMES[split]}-\d+-of-\d+\.parquet", path.name) and path.name not in names:
+                path.unlink()
+
+    def _fresh(self, split: str, unit: int) -> Path:
+        return self._subject.root / STATE / f"{split}-{unit:05d}.parquet"
+
+    def _row(self, sample: ExportSample) -> dict[str, Any]:
+        objects = sample.objects
+        width, height = sample.size
+        columns = {name: [row[name] for row in objects] for name in ("id", "category_id", "bbox", "area", "score")}
+        return {
+            "key": sample.key,
+            "image": {"bytes": sample.image, "path": f"{sample.key}.jpg"},
+            "label": {"bytes": sample.labels, "path": f"{sample.key}.png"},
+            "width": width,
+            "height": height,
+            "prompt": sample.row["prompt"],
+            "objects": columns
+            | {
+                "category": [self._subject.places[row["category_id"]] for row in objects],
+                "rle": [row["segmentation"]["counts"] for row in objects],
+            },
+        }
+
+    def _card(self, counts: dict[str, int]) -> str:
+        splits = [{"name": _NAMES[split], "num_examples": count} for split, count in counts.items()]
+        files = [{"split": _NAMES[split], "path": f"data/{_NAMES[split]}-*"} for split in counts]
+        head = {
+            "task_categories": ["image-segmentation", "object-detection"],
+            "tags": ["synthetic"],
+            "dataset_info": {"features": _as_yaml(self._features), "splits": splits},
+            "configs": [{"config_name": "default", "data_files": files}],
+        }
+        text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=110)
+        lines = [
+            f"# {self._subject.title}",
+            "Synthetic images with masks; recipe `" + self._subject.fingerprint + "`.",
+            "`label` is a palette picture: 0 background, 255 ignore, otherwise `category_id`. `objects` holds lists of "
+            "equal length: `category` is the class (its name in the features), `bbox` left, top, width and height in "
+            "pixels, `rle` the counts of COCO's compressed run lengths: "
+            '`pycocotools.mask.decode({"size": [height, width], "counts": rle})` is the mask.',
+        ]
+        return f"---\n{text}---\n\n" + "\n\n".join(lines) + "\n"
+
+
+class _Rows:
+    """A parquet file that is written in row groups of bounded size."""
+
+    def __init__(self, path: Path, schema: Any) -> None:
+        self._writer, self._schema = pq.ParquetWriter(path, schema, compression="zstd"), schema
+        self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
+
+    def __enter__(self) -> "_Rows":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+    def add(self, row: dict[str, Any], size: int) -> None:
+        """One more row of about `size` bytes."""
+        self._rows.append(row)
+        self._bytes += size
+        if self._bytes >= _GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows, self._bytes = [], 0
+
+
+def features(class_names: Iterable[str]) -> dict[str, Any]:
+    """The columns in the words of `datasets`, old and new: `Sequence` is read by all versions, `List` since 4."""
+
+    def value(dtype: str) -> dict[str, Any]:
+        return {"dtype": dtype, "_type": "Value"}
+
+    def several(feature: dict[str, Any], **more: int) -> dict[str, Any]:
+        return {"feature": feature, **more, "_type": "Sequence"}
+
+    return {
+        "key": value("string"),
+        "image": {"_type": "Image"},
+        "label": {"_type": "Image"},
+        "width": value("int32"),
+        "height": value("int32"),
+        "prompt": value("string"),
+        "objects": {
+            "id": several(value("int64")),
+            "category": several({"names": list(class_names), "_type": "ClassLabel"}),
+            "category_id": several(value("int32")),
+            "bbox": several(several(value("float32"), length=4)),
+            "area": several(value("int64")),
+            "score": several(value("float32")),
+            "rle": several(value("string")),
+        },
+    }
+
+
+def _as_yaml(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """Features in the shape of a dataset card."""
+    return [{"name": name, **_one_as_yaml(feature)} for name, feature in columns.items()]
+
+
+def _one_as_yaml(feature: dict[str, Any]) -> dict[str, Any]:
+    match feature.get("_type"):
+        case "Value":
+            return {"dtype": feature["dtype"]}
+        case "Image":
+            return {"dtype": "image"}
+        case "ClassLabel":
+            return {"dtype": {"class_label": {"names": {str(k): name for k, name in enumerate(feature["names"])}}}}
+        case "Sequence":
+            inner = _one_as_yaml(feature["feature"])
+            plain = inner["dtype"] if set(inner) == {"dtype"} else inner
+            return {"sequence": plain} | ({"length": feature["length"]} if "length" in feature else {})
+        case _:
+            return {"struct": _as_yaml(feature)}

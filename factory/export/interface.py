@@ -1,0 +1,109 @@
+"""What passes between the set that is read and the formats that are written."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from factory.masks import Mask, decode_rle
+from factory.receipts import Blob
+from factory.vocabulary import Vocabulary
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class ExportSample:
+    """One sample as it lies in its shard: JPEG bytes, palette PNG bytes, and the json member read.
+
+    `split` is one of SPLITS.
+    """
+
+    key: str
+    split: str
+    image: bytes
+    labels: bytes
+    row: dict[str, Any]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.row["image"]["width"], self.row["image"]["height"]
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        """The annotations, in their order."""
+        rows: list[dict[str, Any]] = self.row["annotations"]
+        return rows
+
+    def masks(self) -> list[Mask]:
+        """The pixels of each of `objects`, bool (height, width)."""
+        return [decode_rle(row["segmentation"]) for row in self.objects]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is written at once and resumed by: one shard, or several where a format wants larger files.
+
+    `number` counts the units of an export from 0.
+    """
+
+    number: int
+    tars: tuple[Blob, ...]
+    samples: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a format is told of the export: where it goes, the classes, and the recipe's fingerprint."""
+
+    root: Path
+    vocabulary: Vocabulary
+    fingerprint: str
+
+    @property
+    def title(self) -> str:
+        """A line for people."""
+        names = self.vocabulary.names
+        more = f" and {len(names) - 3} more classes" if len(names) > 3 else ""
+        return f"Synthetic images with masks of {', '.join(names[:3])}{more}"
+
+    @property
+    def places(self) -> dict[int, int]:
+        """From category id to the class's place in the vocabulary, from 0 and without gaps."""
+        return {entry.id: place for place, entry in enumerate(self.vocabulary.classes)}
+
+
+class Records(Protocol):
+    """What the units left for the end, in the order of the samples; read from disk each time."""
+
+    units: int
+
+    def of(self, split: str) -> Iterator[Any]:
+        """The records of a split, one per sample."""
+
+    def count(self, split: str) -> int:
+        """The number of samples of a split."""
+
+
+class Format(Protocol):
+    """One form of a set. Writing a unit or the end twice gives the same bytes."""
+
+    unit_bytes: int
+    """Shards are put together up to this size; 0: each by itself."""
+
+    def write(self, unit: int, samples: Iterable[ExportSample]) -> list[tuple[str, Any]]:
+        """Write the files of a unit; returns each sample's split and what the end needs of it, as plain data."""
+
+    def finish(self, records: Records) -> None:
+        """Write what stands over all units, once all of them are written."""
+
+
+def split_of(key: str, val: float) -> str:
+    """The split of a sample: a function of its key alone, so it stays the same when the set grows.
+
+    `val` is the share of the validation split, 0 to 1.
+    """
+    draw = int.from_bytes(hashlib.sha256(f"split {key}".encode()).digest()[:8])
+    return "val" if draw < val * 2**64 else "train"
