@@ -1,0 +1,107 @@
+"""`factory train-segmenter` and `factory evaluate-segmenter`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Classes = Annotated[str, typer.Option(help="voc, coco, a file of names, or names: the classes that are told apart.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; all by default.")]
+
+
+def train_segmenter(
+    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log, board; the segmenter is in model/.")],
+    shards: Annotated[
+        list[str] | None, typer.Argument(help="Sets: folders or URLs; none to train on --real alone.")
+    ] = None,
+    classes: Classes = "voc",
+    architecture: Annotated[
+        str, typer.Option(help="segformer (for CPUs), maskformer, mask2former, a folder or a hub id.")
+    ] = "segformer",
+    real: Annotated[Path | None, typer.Option(help="PASCAL VOC folder of labelled images to mix in.")] = None,
+    real_set: Annotated[str, typer.Option(help="Its image set.")] = "train",
+    real_classes: Annotated[
+        str, typer.Option(help="all, or seen: without images that show a class unseen by --split.")
+    ] = "all",
+    split: Annotated[
+        str | None, typer.Option(help="The vocabulary's split that says which classes are unseen.")
+    ] = None,
+    real_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of a batch that is real, where both are.")
+    ] = 0.5,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 4000,
+    batch: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 16,
+    side: Annotated[int, typer.Option(min=32, help="Square that is trained on, in pixels.")] = 128,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Peak.")] = 6e-4,
+    seed: Annotated[int, typer.Option(help="Order and augmentation.")] = 0,
+    device: Device = "cpu",
+    threads: Threads = 0,
+    start: Annotated[Path | None, typer.Option(help="Segmenter folder to begin with.")] = None,
+) -> None:
+    """Train an ordinary segmentation model straight from shards, alone or mixed with labelled images.
+
+    The same command goes on from the last checkpoint after Ctrl-C or a kill, to the same result.
+
+    Example: factory train-segmenter out/ --classes voc --out runs/segmenter
+
+    Example: factory train-segmenter out/ --real VOCdevkit/VOC2012 --real-classes seen --split 1 --out runs/mixed
+    """
+    from factory.segmenter.run import SegmenterRun, train_here
+
+    folder = train_here(
+        SegmenterRun(
+            out=str(out),
+            shards=tuple(shards or ()),
+            classes=classes,
+            architecture=architecture,
+            real=str(real) if real else None,
+            real_set=real_set,
+            real_classes=real_classes,
+            split=split,
+            real_share=real_share,
+            steps=steps,
+            batch=batch,
+            side=side,
+            learning_rate=learning_rate,
+            seed=seed,
+            device=device,
+            threads=threads,
+            start=str(start) if start else None,
+        )
+    )
+    typer.echo(f"Measure it: factory evaluate-segmenter {folder} --real VOC_FOLDER --classes {classes}")
+
+
+def evaluate_segmenter(
+    segmenter: Annotated[Path, typer.Argument(help="Folder of a trained segmenter.")],
+    real: Annotated[Path, typer.Option(help="PASCAL VOC folder of labelled images.")],
+    real_set: Annotated[str, typer.Option(help="Its image set.")] = "val",
+    classes: Classes = "voc",
+    split: Annotated[str | None, typer.Option(help="Tell seen and unseen classes of this split apart.")] = None,
+    device: Device = "cpu",
+    threads: Threads = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """mIoU over a labelled folder: by class, over seen and unseen classes, and their harmonic mean.
+
+    Pixels are summed over the whole image set and 255 is not counted, as in PASCAL VOC's devkit.
+
+    Example: factory evaluate-segmenter runs/segmenter/model --real VOCdevkit/VOC2012 --split 1
+    """
+    import json
+    from dataclasses import asdict
+
+    from factory.segmenter.run import evaluate_here
+
+    result = evaluate_here(segmenter, real, real_set, classes, split, device, threads)
+    if as_json:
+        typer.echo(json.dumps(asdict(result)))
+        return
+    for name, value in result.by_class.items():
+        typer.echo(f"{name:20} {'  none' if value != value else f'{100 * value:6.1f}'}")
+    typer.echo(f"{'mIoU with background':20} {100 * result.miou:6.1f}   over {result.images} images")
+    if split is not None:
+        typer.echo(
+            f"seen {100 * result.seen:.1f}  unseen {100 * result.unseen:.1f}  harmonic {100 * result.harmonic:.1f}"
+        )

@@ -1,0 +1,114 @@
+"""A job: a chain of this program's own commands from one file, each of which can be resumed."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from factory.errors import UserError
+
+DONE = "job.json"
+_PROGRAM = (sys.executable, "-c", "from factory.cli.main import run; run()")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command with its arguments, as on a command line."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """What stands for the step: one that was changed is run again."""
+        return hashlib.sha256(json.dumps([self.name, self.arguments]).encode()).hexdigest()[:16]
+
+    def told(self) -> str:
+        """As one would type it."""
+        return " ".join(["factory", self.name, *(f"'{one}'" if " " in one else one for one in self.arguments)])
+
+
+@dataclass(frozen=True)
+class Job:
+    """The steps in order; what is done of them is written to `out`."""
+
+    out: Path
+    steps: tuple[Step, ...]
+
+
+def load_job(path: Path, out: Path | None, commands: Mapping[str, Any], change: Mapping[str, str]) -> Job:
+    """Read a job file and check every option of every step before anything runs.
+
+    The file has `out`, `values` and `steps`; a step is one command with its options, and positional arguments under
+    `with`. `{out}` and `{name}` in them stand for the folder and for the values, which `change` overrides. UserError
+    names what is wrong.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = {**data.get("values", {}), **change}
+        unknown = set(change) - set(data.get("values", {}))
+        place = out or Path(str(data["out"]))
+        rows = [next(iter(row.items())) for row in data["steps"]]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the job {path}: {' '.join(str(error).split())}.") from error
+    except (KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise UserError(f"{path} is no job: it wants `out:` and `steps:`, each step a command with options.") from error
+    if unknown:
+        raise UserError(f"{path} has no value {sorted(unknown)[0]!r}; its values are {', '.join(data['values'])}.")
+    filled = {"out": str(place), **{name: str(value) for name, value in values.items()}}
+    return Job(place, tuple(_step(path, name, options or {}, commands, filled) for name, options in rows))
+
+
+def run_job(job: Job, report: Callable[[str], None] = print) -> None:
+    """Run the steps that are not done, in order. UserError at the first that fails; the same call goes on there."""
+    job.out.mkdir(parents=True, exist_ok=True)
+    path = job.out / DONE
+    done: list[str] = json.loads(path.read_text()) if path.exists() else []
+    for number, step in enumerate(job.steps, 1):
+        if step.digest in done:
+            report(f"[{number}/{len(job.steps)}] done before: {step.told()}")
+            continue
+        report(f"[{number}/{len(job.steps)}] {step.told()}")
+        code = subprocess.run([*_PROGRAM, step.name, *step.arguments], check=False).returncode
+        if code == 130:
+            raise KeyboardInterrupt
+        if code:
+            raise UserError(f"step {number}, {step.name}, ended with {code}; mend it and give the same command again.")
+        done.append(step.digest)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(done))
+        partial.replace(path)
+
+
+def _step(
+    path: Path, name: str, options: Mapping[str, Any], commands: Mapping[str, Any], filled: dict[str, str]
+) -> Step:
+    if name not in commands:
+        raise UserError(f"{path}: there is no command {name!r}; a step is one of {', '.join(sorted(commands))}.")
+    known = {
+        flag.removeprefix("--"): one for one in commands[name].params for flag in one.opts if flag.startswith("--")
+    }
+    arguments: list[str] = []
+    for option, value in options.items():
+        if option == "with":
+            arguments += [_filled(path, one, filled) for one in (value if isinstance(value, list) else [value])]
+        elif option not in known:
+            raise UserError(f"{path}: {name} has no option {option!r}; it has {', '.join(sorted(known))}.")
+        elif known[option].is_flag:
+            arguments += [f"--{option}"] if value else []
+        else:
+            arguments += [f"--{option}", _filled(path, value, filled)]
+    return Step(name, tuple(arguments))
+
+
+def _filled(path: Path, value: object, filled: Mapping[str, str]) -> str:
+    try:
+        return str(value).format(**filled)
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(f"{path}: {value!r} names {error}, which is neither `out` nor one of the values.") from error

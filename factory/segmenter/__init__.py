@@ -1,0 +1,1 @@
+"""The segmenter: an ordinary segmentation model, trained on a finished set, whose worth proves the set's."""

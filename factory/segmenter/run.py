@@ -1,0 +1,110 @@
+"""Training and measuring a segmenter, from options."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from factory.errors import UserError
+from factory.libraries import quiet_model_libraries
+from factory.store import Store
+from factory.vocabulary import Vocabulary, parse_classes
+
+if TYPE_CHECKING:
+    from factory.segmenter.data import Source
+    from factory.segmenter.evaluate import SegmenterScore
+
+
+@dataclass(frozen=True)
+class SegmenterRun:
+    """What to train on what, and where to. `real_classes` is "all" or "seen"."""
+
+    out: str
+    shards: tuple[str, ...] = ()
+    classes: str = "voc"
+    architecture: str = "segformer"
+    real: str | None = None
+    real_set: str = "train"
+    real_classes: str = "all"
+    split: str | None = None
+    real_share: float = 0.5
+    steps: int = 4000
+    batch: int = 16
+    side: int = 128
+    learning_rate: float = 6e-4
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 0
+    start: str | None = None
+
+
+def train_here(run: SegmenterRun, report: Callable[[str], None] = lambda text: print(text, flush=True)) -> Path:
+    """Train in this process, resuming what lies in `run.out`; return the folder of the finished segmenter."""
+    import torch
+
+    quiet_model_libraries()
+    from factory.segmenter.training import SegmenterOptions, SegmenterTask
+    from factory.training.loop import TrainOptions, train
+
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    vocabulary = parse_classes(run.classes)
+    sources, shares = _sources(run, vocabulary)
+    options = TrainOptions(
+        steps=run.steps,
+        batch=run.batch,
+        learning_rate=run.learning_rate,
+        seed=run.seed,
+        device=run.device,
+        ema_decay=0.99,
+        weight_decay=0.01,
+        start=run.start,
+    )
+    chosen = SegmenterOptions(run.architecture, run.side)
+    task = SegmenterTask(sources, vocabulary, chosen, run.device, shares, {"run": asdict(run)})
+    return train(task, options, Path(run.out), report)
+
+
+def evaluate_here(
+    folder: Path, real: Path, real_set: str, classes: str, split: str | None, device: str, threads: int
+) -> "SegmenterScore":
+    """The segmenter's figures over a PASCAL VOC folder. UserError where its classes are not those asked for."""
+    import torch
+
+    quiet_model_libraries()
+    from factory.real.voc import VocFolder
+    from factory.segmenter.evaluate import score
+    from factory.segmenter.model import load_segmenter
+
+    if threads:
+        torch.set_num_threads(threads)
+    vocabulary = parse_classes(classes)
+    model = load_segmenter(folder)
+    if model.names[1:] != vocabulary.names:
+        raise UserError(
+            f"{folder} tells {len(model.names) - 1} classes apart ({', '.join(model.names[1:4])} ...), which are not "
+            f"those of {classes}; give the vocabulary that it was trained for with --classes."
+        )
+    unseen = vocabulary.unseen(split) if split is not None else ()
+    return score(model, VocFolder(real, real_set, vocabulary), unseen, device)
+
+
+def _sources(run: SegmenterRun, vocabulary: Vocabulary) -> tuple[list["Source"], list[float] | None]:
+    from factory.real.voc import VocFolder
+    from factory.segmenter.data import SetSource
+
+    if run.real_classes not in ("all", "seen"):
+        raise UserError(f"--real-classes is all or seen, got {run.real_classes!r}.")
+    if run.real_classes == "seen" and run.split is None:
+        raise UserError("which classes are seen? Give --split, as in --real-classes seen --split 1.")
+    sets: list[Source] = [SetSource(Store(address), vocabulary) for address in run.shards]
+    if run.real is None:
+        if not sets:
+            raise UserError("there is nothing to train on; give a set's folder, --real, or both.")
+        return sets, None
+    only = vocabulary.seen(run.split) if run.split is not None and run.real_classes == "seen" else None
+    real = VocFolder(Path(run.real), run.real_set, vocabulary, only)
+    if not sets:
+        return [real], None
+    total = sum(one.size for one in sets)
+    return [*sets, real], [*((1 - run.real_share) * one.size / total for one in sets), run.real_share]

@@ -1,0 +1,124 @@
+"""Training a segmenter straight from shards, alone or mixed with labelled folders."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image as Pictures
+from torch import Tensor, nn
+
+from factory.masks import IGNORE, palette
+from factory.real.labelled import LabelledImage
+from factory.segmenter.data import LabelledStream, Source
+from factory.segmenter.model import Segmenter, load_segmenter, new_segmenter, save_segmenter
+from factory.training.loop import rank_and_world, tile
+from factory.vocabulary import Vocabulary
+
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class SegmenterOptions:
+    """`side` is the square that is trained on, in pixels."""
+
+    architecture: str = "segformer"
+    side: int = 128
+
+
+class SegmenterTask:
+    """Pixel classes of a vocabulary and background, on cropped, flipped and recoloured images."""
+
+    name = "segmenter"
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        vocabulary: Vocabulary,
+        options: SegmenterOptions,
+        device: str,
+        shares: Sequence[float] | None = None,
+        about: dict[str, object] | None = None,
+    ) -> None:
+        self.sources, self.vocabulary, self.options = sources, vocabulary, options
+        self.device, self.shares, self.about = device, shares, about or {}
+        torch.manual_seed(0)
+        self.model: nn.Module = new_segmenter(options.architecture, ["background", *vocabulary.names]).to(device)
+        self._stream: tuple[tuple[int, int], LabelledStream] | None = None
+
+    def loss(self, step: int, batch: int, seed: int) -> Tensor:
+        """The loss of one step's batch."""
+        assert isinstance(self.model, Segmenter)
+        if self._stream is None or self._stream[0] != (batch, seed):
+            self._stream = (batch, seed), LabelledStream(self.sources, batch, seed, self.shares)
+        rank, world = rank_and_world()
+        rng = np.random.default_rng((seed, 5, step, rank))
+        rows = [augmented(rng, row, self.options.side) for row in self._stream[1].batch(step, rank, world)]
+        images = torch.from_numpy(np.stack([image for image, _ in rows])).permute(0, 3, 1, 2).to(self.device)
+        labels = torch.from_numpy(np.stack([labels for _, labels in rows])).to(self.device)
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=not self.model.proposes):
+            return self.model.loss(images, labels)
+
+    def figures(self, model: nn.Module) -> dict[str, float]:
+        """None; `factory evaluate-segmenter` measures on labelled images."""
+        return {}
+
+    def sample_sheet(self, model: nn.Module) -> Pictures.Image:
+        """Training images, their labels, and what the segmenter says."""
+        assert isinstance(model, Segmenter)
+        rng = np.random.default_rng(0)
+        rows = [row.decode() for row in self.sources[0].rows(0)[:_SHOWN]]
+        pairs = [augmented(rng, row, self.options.side) for row in rows]
+        images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).to(self.device)
+        predicted = model.scores(images).argmax(1).cpu().numpy().astype(np.uint8)
+        return tile(
+            [
+                [Pictures.fromarray(image) for image, _ in pairs],
+                [_coloured(labels) for _, labels in pairs],
+                [_coloured(labels) for labels in predicted],
+            ]
+        )
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """A transformers folder."""
+        assert isinstance(model, Segmenter)
+        save_segmenter(model, folder, self.about)
+
+    def load(self, folder: Path) -> None:
+        """Begin with a trained segmenter's weights."""
+        self.model.load_state_dict(load_segmenter(folder).state_dict())
+
+
+def augmented(rng: np.random.Generator, row: LabelledImage, side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A random square of the sample, uint8 (side, side, 3) and (side, side): scaled, flipped, with other colours.
+
+    What lies outside the image is grey and to be ignored.
+    """
+    scale = side / min(row.labels.shape) * float(np.exp(rng.uniform(np.log(0.7), np.log(1.5))))
+    size = (max(1, round(row.labels.shape[1] * scale)), max(1, round(row.labels.shape[0] * scale)))
+    picture = np.asarray(Pictures.fromarray(row.image).resize(size, Pictures.Resampling.BILINEAR))
+    numbers = np.asarray(Pictures.fromarray(row.labels).resize(size, Pictures.Resampling.NEAREST))
+    image, labels = np.full((side, side, 3), 128, np.uint8), np.full((side, side), IGNORE, np.uint8)
+    (top, low), (left, across) = (_window(rng, length, side) for length in numbers.shape)
+    height, width = min(side, numbers.shape[0]), min(side, numbers.shape[1])
+    image[low : low + height, across : across + width] = picture[top : top + height, left : left + width]
+    labels[low : low + height, across : across + width] = numbers[top : top + height, left : left + width]
+    if rng.random() < 0.5:
+        image, labels = image[:, ::-1], labels[:, ::-1]
+    toned = (image.astype(np.float32) - 128) * rng.uniform(0.7, 1.3, 3).astype(np.float32) + 128
+    toned += np.float32(rng.uniform(-24, 24))
+    return np.clip(toned, 0, 255).astype(np.uint8), np.ascontiguousarray(labels)
+
+
+def _window(rng: np.random.Generator, length: int, side: int) -> tuple[int, int]:
+    """(start in the picture, start in the square) along one axis."""
+    spare = int(rng.integers(0, abs(length - side) + 1))
+    return (spare, 0) if length > side else (0, spare)
+
+
+def _coloured(labels: NDArray[np.uint8]) -> Pictures.Image:
+    picture = Pictures.fromarray(labels, "P")
+    picture.putpalette(palette())
+    return picture.convert("RGB")

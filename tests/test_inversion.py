@@ -1,0 +1,205 @@
+"""Real images brought to noise: what is kept of them, how near the way back ends, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from factory.errors import UserError
+from factory.generate import pinned
+from factory.generator.interface import Request
+from factory.generator.inversion import InvertingGenerator, psnr
+from factory.grounder.data import OracleSet
+from factory.grounder.training import GrounderOptions, GrounderTask
+from factory.plan import Plan
+from factory.real.coco import CocoFolder
+from factory.real.recipe import RealOptions, mean_psnr, recipe_of_folder
+from factory.real.voc import VocFolder
+from factory.recipe import Recipe, load_recipe, make_recipe
+from factory.stickers.voc_folder import write_voc_folder
+from factory.store import Store
+from factory.testing.sets import make_set
+from factory.verify import verify
+from factory.vocabulary import coco, voc
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("voc") / "rendered"
+    write_voc_folder(root, voc(), 20, ("noto",), size=96)
+    return root
+
+
+def _options(folder: Path, **more: Any) -> RealOptions:
+    plain = RealOptions("voc", folder, "train", None, "voc", "1", 6, "ddim", 4, 200, 3, 0.01)
+    return replace(plain, **more)
+
+
+def _recipe(folder: Path, model: Path, **more: Any) -> Recipe:
+    given = {"model": str(model), "shard_size": 3, "batch": 2}
+    return pinned(recipe_of_folder(_options(folder, **more), given, {})[0])
+
+
+def test_an_inverted_set_is_sound_and_has_the_true_masks(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    recipe = _recipe(folder, tiny_model)
+    make_set(recipe, tmp_path / "set")
+    store = Store(str(tmp_path / "set"))
+    report = verify(store)
+    assert (report.samples, report.damaged) == (6, {})
+    truth = VocFolder(folder, "train", voc())
+    assert recipe.real is not None
+    for key, sample in zip(recipe.real.keys, OracleSet(store).samples(0), strict=False):
+        loaded = truth.load(key)
+        assert set(sample.prompt.classes) <= set(voc().seen("1"))
+        assert sample.labels.shape == (64, 64)
+        for place, name in enumerate(sample.prompt.classes, 1):
+            expected = (loaded.labels == voc().names.index(name) + 1).mean()
+            assert (sample.labels == place).mean() == pytest.approx(expected, abs=0.02)
+        assert (sample.labels == 255).any()
+    assert 5 < mean_psnr(store, recipe) < 99
+
+
+def test_the_same_recipe_file_makes_the_same_bytes(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    recipe = _recipe(folder, tiny_model)
+    first = make_set(recipe, tmp_path / "one")
+    again = make_recipe(load_recipe(tmp_path / "one" / "recipe.yaml"))
+    assert again.fingerprint() == recipe.fingerprint()
+    assert [row.tar for row in make_set(again, tmp_path / "two")] == [row.tar for row in first]
+
+
+def test_more_steps_bring_the_image_back_better(folder: Path) -> None:
+    """On the embedded model; the autoencoder alone is the limit."""
+    found = {}
+    for steps in (4, 40):
+        recipe = pinned(recipe_of_folder(_options(folder, steps=steps, most=2), {}, {})[0])
+        generator = InvertingGenerator(recipe)
+        samples = Plan(recipe).shard(0).samples
+        made = generator.generate([Request(one.prompt, 0, one.index) for one in samples])
+        found[steps] = np.mean([one.measured["psnr"] for one in made])
+        assert made[0].timestep == pytest.approx(200, abs=999 / steps)
+    recipe = pinned(recipe_of_folder(_options(folder, method="noise", most=2), {}, {})[0])
+    generator = InvertingGenerator(recipe)
+    made = generator.generate([Request(one.prompt, 0, one.index) for one in Plan(recipe).shard(0).samples])
+    assert made[0].timestep == 200
+    limit = np.mean([one.measured["psnr"] for one in made])
+    assert found[4] < found[40] <= limit + 0.5
+
+
+def test_a_grounder_learns_from_inverted_images(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    make_set(_recipe(folder, tiny_model), tmp_path / "set")
+    task = GrounderTask([OracleSet(Store(str(tmp_path / "set")))], GrounderOptions(), "cpu", 1)
+    assert torch.isfinite(task.loss(0, 4, 0))
+
+
+def test_images_with_unseen_classes_are_left_out(folder: Path) -> None:
+    recipe, left_out = recipe_of_folder(_options(folder, most=None), {}, {})
+    everything, _ = recipe_of_folder(_options(folder, most=None, split="all"), {}, {})
+    assert recipe.n + left_out == 16
+    assert recipe.n < everything.n
+    unseen = set(voc().unseen("1"))
+    assert not any(unseen & set(sample.prompt.classes) for sample in Plan(recipe).samples())
+
+
+@pytest.fixture
+def coco_folder(tmp_path: Path) -> tuple[Path, Path]:
+    """Two images: a dog before a cat, and a crowd beside a unicorn."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in (7, 9):
+        Image.new("RGB", (40, 30), (200, 100, 50)).save(images / f"{number}.jpg")
+
+    def box(image: int, number: int, category: int, x: int, y: int, side: int, crowd: int = 0) -> dict[str, Any]:
+        corners = [x, y, x + side, y, x + side, y + side, x, y + side]
+        about = {"id": number, "image_id": image, "category_id": category, "iscrowd": crowd, "area": side * side}
+        if crowd:
+            from pycocotools import mask
+
+            dense = np.zeros((30, 40), np.uint8, order="F")
+            dense[y : y + side, x : x + side] = 1
+            packed = mask.encode(dense)
+            return about | {"segmentation": {"size": packed["size"], "counts": packed["counts"].decode()}}
+        return about | {"segmentation": [corners]}
+
+    names = {17: "cat", 18: "dog", 99: "unicorn"}
+    data = {
+        "images": [{"id": k, "file_name": f"{k}.jpg", "width": 40, "height": 30} for k in (7, 9)],
+        "categories": [{"id": number, "name": name} for number, name in names.items()],
+        "annotations": [
+            box(7, 1, 18, 10, 10, 8), box(7, 2, 17, 4, 4, 20), box(9, 3, 17, 0, 0, 6),
+            box(9, 4, 18, 20, 10, 10, crowd=1), box(9, 5, 99, 30, 0, 5),
+        ],
+    }  # fmt: skip
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    return images, tmp_path / "instances.json"
+
+
+def test_cocos_instances_are_united_the_smaller_in_front_and_crowds_ignored(coco_folder: tuple[Path, Path]) -> None:
+    images, annotations = coco_folder
+    folder = CocoFolder(images, annotations, coco())
+    cat, dog = coco().names.index("cat") + 1, coco().names.index("dog") + 1
+    first, second = (folder.load(key).labels for key in folder.keys)
+    assert (first == dog).sum() == 64
+    assert (first == cat).sum() == 400 - 64
+    assert (second == 255).sum() == 100
+    assert (second == cat).sum() == 36
+    assert second[2, 32] == 0
+
+
+def test_a_coco_folder_becomes_a_recipe(coco_folder: tuple[Path, Path]) -> None:
+    images, annotations = coco_folder
+    options = RealOptions("coco", images, "train", annotations, "coco", "all", None, "noise", 4, 80, 3, 0.01)
+    recipe, left_out = recipe_of_folder(options, {}, {})
+    assert (recipe.n, left_out) == (2, 0)
+    assert [sample.prompt.text for sample in Plan(recipe).samples()] == [
+        "a photograph of a cat and a dog",
+        "a photograph of a cat",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"root": Path("nowhere")}, "is no PASCAL VOC folder with an image set train: there is no JPEGImages"),
+        ({"image_set": "test"}, "there is no ImageSets/Segmentation/test.txt"),
+        ({"min_area": 1.0}, "no image of"),
+        ({"dataset": "coco"}, "name it with --annotations"),
+        ({"dataset": "coco", "annotations": Path("nowhere.json")}, "there is no nowhere.json"),
+        ({"classes": "coco", "split": "9"}, "There is no split '9' of coco"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_told(folder: Path, change: dict[str, Any], told: str) -> None:
+    if "annotations" in change:
+        told = f"{Path('nowhere.json').absolute()}"
+    with pytest.raises(UserError) as error:
+        recipe_of_folder(_options(folder, **change), {}, {})
+    assert told in str(error.value)
+
+
+def test_psnr_is_that_of_the_textbook() -> None:
+    black, grey = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 16, np.uint8)
+    assert psnr(black, grey) == pytest.approx(24.05, abs=0.01)
+    assert psnr(black, black) == 99
+
+
+def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    from factory.grounder.on_real import as_markdown, on_real
+    from factory.training.loop import TrainOptions, train
+
+    make_set(_recipe(folder, tiny_model), tmp_path / "seen")
+    make_set(_recipe(folder, tiny_model, split="all", most=8), tmp_path / "all")
+    task = GrounderTask([OracleSet(Store(str(tmp_path / "seen")))], GrounderOptions(), "cpu", 2)
+    options = TrainOptions(steps=2, batch=2, learning_rate=1e-3, ema_decay=0.5)
+    grounder = train(task, options, tmp_path / "run", lambda text: None)
+    (result,) = on_real([str(grounder)], str(tmp_path / "all"), report=lambda text: None)
+    assert result.images == 8
+    assert 0 <= result.miou <= 1
+    assert 0 <= result.unseen <= 1
+    assert "| `guided` | 1 |" in as_markdown([result])
+    make_set(pinned(recipe_of_folder(_options(folder, most=2), {}, {})[0]), tmp_path / "other")
+    with pytest.raises(UserError, match="was trained on"):
+        on_real([str(grounder)], str(tmp_path / "other"))

@@ -1,0 +1,63 @@
+"""Jobs: chains of commands from a file, checked before they run, resumed after a failure."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from factory.errors import UserError
+from factory.job import load_job, run_job
+
+JOBS = Path(__file__).parents[1] / "jobs"
+
+
+def commands() -> dict[str, Any]:
+    import typer
+
+    from factory.cli.main import app
+
+    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def write(path: Path, **data: Any) -> Path:
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in JOBS.glob("*.yaml")))
+def test_every_shipped_job_is_understood(name: str, tmp_path: Path) -> None:
+    job = load_job(JOBS / name, tmp_path, commands(), {"split": "2"})
+    assert job.steps[0].name == "bootstrap-oracle"
+    assert job.steps[0].arguments[2:4] == ("--split", "2")
+    assert str(tmp_path / "oracle") in job.steps[1].arguments
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({"steps": []}, "is no job: it wants `out:` and `steps:`"),
+        ({"out": "x", "steps": [{"bake": {}}]}, "there is no command 'bake'"),
+        ({"out": "x", "steps": [{"verify": {"colour": 1}}]}, "verify has no option 'colour'"),
+        ({"out": "x", "steps": [{"verify": {"with": "{nothing}"}}]}, "names 'nothing', which is neither"),
+    ],
+)
+def test_a_job_that_cannot_run_is_told_before_it_runs(data: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=told):
+        load_job(write(tmp_path / "job.yaml", **data), None, commands(), {})
+    with pytest.raises(UserError, match="has no value 'm'"):
+        load_job(write(tmp_path / "job.yaml", out="x", values={"n": 1}, steps=[]), None, commands(), {"m": "2"})
+
+
+def test_a_job_goes_on_at_the_step_that_failed(tmp_path: Path) -> None:
+    render = {"classes": "voc", "n": "{n}", "out": "{out}/real", "size": 64}
+    steps = [{"stickers": {"with": ["render", *(part for k, v in render.items() for part in (f"--{k}", v))]}}]
+    steps.append({"status": {"with": "{out}/nowhere"}})
+    file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), values={"n": 3}, steps=steps)
+    with pytest.raises(UserError, match="step 2, status, ended with 2"):
+        run_job(load_job(file, None, commands(), {}), lambda text: None)
+    assert len(list((tmp_path / "out/real/JPEGImages").iterdir())) == 3
+    told: list[str] = []
+    with pytest.raises(UserError, match="step 2"):
+        run_job(load_job(file, None, commands(), {}), told.append)
+    assert told[0].startswith("[1/2] done before: factory stickers render")

@@ -1,0 +1,214 @@
+"""Segmenters trained from shards and labelled folders, and measured as PASCAL VOC measures."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SegformerConfig, SwinConfig
+
+from factory.errors import UserError
+from factory.real.labelled import LabelledImage
+from factory.real.voc import VocFolder
+from factory.recipe import make_recipe
+from factory.segmenter.data import LabelledStream, SetSource
+from factory.segmenter.evaluate import Confusion, summed_up
+from factory.segmenter.model import Segmenter, load_segmenter, new_segmenter, save_segmenter
+from factory.segmenter.run import SegmenterRun, evaluate_here, train_here
+from factory.segmenter.training import augmented
+from factory.stickers.voc_folder import write_voc_folder
+from factory.store import Store
+from factory.testing.sets import make_set
+from factory.vocabulary import coco, voc
+
+NAMES = ["background", *voc().names]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("voc") / "rendered"
+    write_voc_folder(root, voc(), 30, ("noto",), size=64)
+    return root
+
+
+@pytest.fixture(scope="module")
+def shards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("set") / "set"
+    data = {
+        "n": 10,
+        "classes": "voc",
+        "shard_size": 4,
+        "generator": {"model": str(tiny_model), "steps": 2},
+        "filters": {"min_area": None, "duplicate_distance": None},
+    }
+    make_set(make_recipe(data), place)
+    return place
+
+
+def tiny(kind: str) -> Segmenter:
+    told = {"id2label": dict(enumerate(NAMES)), "label2id": {name: k for k, name in enumerate(NAMES)}}
+    if kind == "segformer":
+        from transformers import SegformerForSemanticSegmentation
+
+        config = SegformerConfig(
+            depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 16, 16], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16,
+            **told,
+        )  # fmt: skip
+        return Segmenter(SegformerForSemanticSegmentation(config), NAMES)
+    swin = SwinConfig(
+        embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = Mask2FormerConfig(
+        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=32,
+        encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=32, num_queries=6, **told,
+    )  # fmt: skip
+    return Segmenter(Mask2FormerForUniversalSegmentation(config), NAMES)
+
+
+@pytest.mark.parametrize("kind", ["segformer", "mask2former"])
+def test_a_segmenter_learns_and_its_scores_have_the_images_size(kind: str, folder: Path) -> None:
+    torch.manual_seed(0)
+    model = tiny(kind)
+    rows = [row.decode() for row in VocFolder(folder, "train", voc()).rows(0)[:4]]
+    images = torch.from_numpy(np.stack([row.image for row in rows])).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(np.stack([row.labels for row in rows]))
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    losses = []
+    for _ in range(8):
+        loss = model.loss(images, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert model.scores(images).shape == (4, 21, 64, 64)
+
+
+@pytest.mark.parametrize("kind", ["segformer", "mask2former"])
+def test_a_saved_segmenter_says_the_same(kind: str, tmp_path: Path) -> None:
+    model = tiny(kind).eval()
+    save_segmenter(model, tmp_path / kind, {})
+    images = torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)
+    again = load_segmenter(tmp_path / kind)
+    assert again.names == tuple(NAMES)
+    with torch.no_grad():
+        assert torch.allclose(model.scores(images), again.scores(images), atol=1e-5)
+
+
+def test_shards_and_folders_speak_of_the_same_classes(shards: Path, folder: Path) -> None:
+    source = SetSource(Store(str(shards)), voc())
+    assert source.size == 10
+    for part in range(source.parts()):
+        for row in (packed.decode() for packed in source.rows(part)):
+            assert row.image.shape == (64, 64, 3)
+            assert row.labels.max() <= 20
+    wide = VocFolder(folder, "val", coco())
+    narrow = VocFolder(folder, "val", voc())
+    one, other = wide.rows(0)[0].decode().labels, narrow.rows(0)[0].decode().labels
+    numbers = {int(k) for k in np.unique(other)} - {0, 255}
+    assert {coco().names[k - 1] for k in {int(k) for k in np.unique(one)} - {0, 255}} == {
+        coco().resolve(voc().names[k - 1]).name for k in numbers
+    }
+
+
+def test_images_of_unseen_classes_are_left_out_where_only_seen_ones_are_asked_for(folder: Path) -> None:
+    everything, seen = VocFolder(folder, "trainval", voc()), VocFolder(folder, "trainval", voc(), voc().seen("1"))
+    assert 0 < seen.size < everything.size
+    unseen = {voc().names.index(name) + 1 for name in voc().unseen("1")}
+    for packed in seen.rows(0):
+        assert not unseen & set(np.unique(packed.decode().labels).tolist())
+
+
+def test_a_stream_is_the_same_from_any_step_on_and_mixes_by_share(shards: Path, folder: Path) -> None:
+    sources = [SetSource(Store(str(shards)), voc()), VocFolder(folder, "train", voc())]
+
+    def keys(stream: LabelledStream, step: int) -> list[str]:
+        return [row.key for row in stream.batch(step)]
+
+    whole = LabelledStream(sources, 8, 0, [0.25, 0.75])
+    batches = [keys(whole, step) for step in range(9)]
+    assert keys(LabelledStream(sources, 8, 0, [0.25, 0.75]), 6) == batches[6]
+    assert all(sum(len(key) == 9 for key in batch) == 2 for batch in batches)  # a set's keys have nine digits
+
+
+def test_an_augmented_sample_is_a_square_whose_outside_is_ignored() -> None:
+    labels = np.full((40, 100), 3, np.uint8)
+    row = LabelledImage("k", np.full((40, 100, 3), 200, np.uint8), labels)
+    seen = set()
+    for seed in range(20):
+        image, numbers = augmented(np.random.default_rng(seed), row, 64)
+        assert image.shape == (64, 64, 3)
+        assert numbers.shape == (64, 64)
+        assert set(np.unique(numbers)) <= {3, 255}
+        seen |= set(np.unique(numbers).tolist())
+    assert seen == {3, 255}
+
+
+def test_a_confusion_counts_as_vocs_devkit_does() -> None:
+    confusion = Confusion(4)
+    confusion.add(np.array([[0, 1, 1, 255]], np.uint8), np.array([[0, 1, 0, 2]], np.uint8))
+    confusion.add(np.array([[1, 2]], np.uint8), np.array([[1, 0]], np.uint8))
+    result = summed_up(confusion, ["background", "a", "b", "c"], ["b"], 2)
+    assert result.by_class["background"] == pytest.approx(1 / 3)
+    assert result.by_class["a"] == pytest.approx(2 / 3)
+    assert result.by_class["b"] == 0
+    assert result.by_class["c"] != result.by_class["c"]
+    assert result.miou == pytest.approx((1 / 3 + 2 / 3 + 0) / 3)
+    assert (result.seen, result.unseen, result.harmonic) == (pytest.approx(2 / 3), 0, 0)
+
+
+def test_train_and_evaluate_from_shards_and_a_folder(shards: Path, folder: Path, tmp_path: Path) -> None:
+    start = tmp_path / "tiny"
+    save_segmenter(tiny("segformer"), start, {})
+    run = SegmenterRun(
+        out=str(tmp_path / "run"),
+        shards=(str(shards),),
+        architecture=str(start),
+        real=str(folder),
+        real_classes="seen",
+        split="1",
+        steps=4,
+        batch=4,
+        side=64,
+        threads=1,
+    )
+    result = evaluate_here(train_here(run, lambda text: None), folder, "val", "voc", "1", "cpu", 1)
+    assert result.images == 6
+    assert 0 <= result.miou <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, "there is nothing to train on"),
+        ({"real": "here", "real_classes": "seen"}, "which classes are seen"),
+        ({"real": "here"}, "is no PASCAL VOC folder"),
+        ({"shards": ("nowhere",)}, "holds no set"),
+        ({"real": "FOLDER", "architecture": "nothing"}, "is no segmentation model"),
+        ({"real": "FOLDER", "classes": "dog,cat"}, "which the vocabulary custom has not"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_told(folder: Path, tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    if change.get("real") == "FOLDER":
+        change = change | {"real": str(folder)}
+    with pytest.raises(UserError, match=told):
+        train_here(SegmenterRun(out=str(tmp_path / "run"), steps=1, threads=1, **change))
+
+
+def test_a_label_picture_of_another_size_is_told(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    key = (broken / "ImageSets/Segmentation/val.txt").read_text().split()[0]
+    Image.new("P", (10, 10)).save(broken / "SegmentationClass" / f"{key}.png")
+    with pytest.raises(UserError, match="is 10 x 10 and its image 64 x 64"):
+        VocFolder(broken, "val", voc()).rows(0)[0].decode()
+
+
+def test_segmenters_of_full_size_have_the_vocabularys_classes() -> None:
+    model = new_segmenter("segformer", NAMES)
+    assert model.scores(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 21, 64, 64)
+    assert 3e6 < sum(weight.numel() for weight in model.parameters()) < 4.5e6
