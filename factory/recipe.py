@@ -24,9 +24,12 @@ class GeneratorRecipe(_Part):
 
     model: str = Field(default="stickers", description="`stickers`, a folder of a diffusers pipeline, or a hub id.")
     revision: str | None = Field(default=None, description="Pinned when a set is begun.")
-    steps: int = Field(default=20, ge=1, le=1000, description="Steps of the solver.")
+    steps: int = Field(default=20, ge=1, le=1000, description="Steps of the solver; 12 by default for `stickers`.")
     guidance: float = Field(
-        default=5.0, ge=0, le=100, description="Classifier-free guidance; 1 or less calls the U-Net once a step."
+        default=5.0,
+        ge=0,
+        le=100,
+        description="Classifier-free guidance; 1 or less calls the U-Net once a step; 3 by default for `stickers`.",
     )
     solver: Literal["dpm++", "ddim", "euler", "model"] = Field(
         default="dpm++", description="`model` is the pipeline's own scheduler."
@@ -45,29 +48,39 @@ class GeneratorRecipe(_Part):
         default=1, ge=1, le=256, description="Threads of one CPU worker: fixed, for sums depend on their order."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_embedded(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("model", "stickers") == "stickers":
+            return {"steps": 12, "guidance": 3.0, **data}
+        return data
+
 
 class MaskRecipe(_Part):
     """Where the masks come from."""
 
     source: str = Field(
-        default="attention", description="`attention`, `detector`, or a trained grounder's name or folder."
+        default="attention", description="`attention`, `detector`, `stickers` or the folder of a trained grounder."
     )
+    grounder_revision: str | None = Field(default=None, description="Pinned when a set is begun.")
     detector: str = Field(
-        default="stickers", description="`stickers` or the folder of a detector; used where one is asked for."
+        default="stickers",
+        description="`stickers`, a transformers folder or hub id, torchvision:NAME or detectron2:CONFIG.",
     )
     detector_revision: str | None = Field(default=None, description="Pinned when a set is begun.")
     capture: Literal["finished", "sampling"] = Field(
-        default="finished",
+        default="sampling",
         description="Read attention and features in one U-Net call on the finished latents, or in the sampling steps.",
     )
     timesteps: tuple[Annotated[int, Field(ge=0, le=999)], ...] = Field(
-        default=(100, 300, 500),
+        default=(100,),
         min_length=1,
         description="Noise levels, of 1000, at which attention and features are read.",
     )
     levels: tuple[Annotated[int, Field(ge=1, le=64)], ...] | None = Field(
         default=None,
-        description="U-Net levels whose attention is read, by their reduction (1 is the finest); all if null.",
+        description="U-Net levels whose attention is read, by their reduction (1 is the finest); all if null, and 1 "
+        "and 2 by default for `stickers`.",
     )
     threshold: float | None = Field(
         default=None,
@@ -86,6 +99,9 @@ class FilterRecipe(_Part):
 
     min_area: float | None = Field(default=0.01, ge=0, le=1, description="Smallest share of the image for each class.")
     max_area: float | None = Field(default=0.9, ge=0, le=1, description="Largest share of the image for each class.")
+    max_border: float | None = Field(
+        default=0.7, ge=0, le=1, description="Largest share of the image's rim for each class: more is background."
+    )
     min_confidence: float | None = Field(default=None, ge=0, le=1, description="Smallest score of a mask.")
     max_overlap: float | None = Field(default=0.5, ge=0, le=1, description="Largest IoU of two objects' masks.")
     min_detector_iou: float | None = Field(
@@ -122,6 +138,28 @@ class EngineRecipe(_Part):
     address: str | None = Field(default=None, description="The Ray cluster to join; a local one is started by default.")
 
 
+class OracleRecipe(_Part):
+    """Makes the set an oracle: training data of a grounder, masks by the detector, of seen classes only."""
+
+    split: str = Field(description="The split of the vocabulary that says which classes are seen.")
+    seen: tuple[str, ...] = Field(min_length=1, description="The classes that prompts may name.")
+
+
+class RealRecipe(_Part):
+    """Makes the set from real labelled images: each is brought back to noise, and its labels are the masks."""
+
+    dataset: Literal["voc", "coco"] = Field(description="How the images are labelled on disk.")
+    root: str = Field(description="VOC's folder, or COCO's folder of images.")
+    image_set: str = Field(default="train", description="VOC's image set.")
+    annotations: str | None = Field(default=None, description="COCO's file of instances.")
+    keys: tuple[str, ...] = Field(min_length=1, description="The images in order, one for each prompt.")
+    labels_digest: str = Field(description="Digest of the labels that were read.")
+    method: Literal["ddim", "noise"] = Field(
+        default="ddim", description="Invert step by step, or add noise to the encoded image: one U-Net call."
+    )
+    steps: int = Field(default=50, ge=2, le=1000, description="Steps of the inversion, and of the way back.")
+
+
 class PromptRow(_Part):
     """One prompt of the user's own: its text, and each class with the words that stand for it."""
 
@@ -146,7 +184,7 @@ class Recipe(_Part):
     prompts: tuple[PromptRow, ...] | None = Field(
         default=None, description="Prompts of the user's own, instead of captions."
     )
-    shard_size: int = Field(default=250, ge=1, le=100_000, description="Samples of a shard.")
+    shard_size: int = Field(default=100, ge=1, le=100_000, description="Samples of a shard.")
     batch: int = Field(default=8, ge=1, le=1024, description="Images generated together.")
     attempts: int = Field(
         default=8, ge=1, le=1000, description="Seeds tried for a sample before its place stays empty."
@@ -156,6 +194,22 @@ class Recipe(_Part):
     masks: MaskRecipe = MaskRecipe()
     filters: FilterRecipe = FilterRecipe()
     engine: EngineRecipe = EngineRecipe()
+    oracle: OracleRecipe | None = Field(default=None, description="Null for a set of images with masks.")
+    real: RealRecipe | None = Field(default=None, description="Null where images are generated.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_embedded(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        generator, masks = data.get("generator", {}), data.get("masks", {})
+        if (
+            not isinstance(generator, dict)
+            or not isinstance(masks, dict)
+            or generator.get("model", "stickers") != "stickers"
+        ):
+            return data
+        return data | {"masks": {"levels": (1, 2), **masks}}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -165,10 +219,19 @@ class Recipe(_Part):
         vocabulary = self.vocabulary()
         if len({entry.id for entry in vocabulary.classes} & set(range(1, 255))) < len(vocabulary.classes):
             raise ValueError(f"a label picture has room for 254 classes, got {len(vocabulary.classes)}")
-        if self.prompts is None:
-            _check_objects(self.objects, len(vocabulary.classes))
-        self.user_prompts()
+        prompts = self.user_prompts()
+        if prompts is None:
+            _check_objects(self.objects, len(self.planned_names()))
+        if self.real is not None and self.oracle is None:
+            raise ValueError("a set of real images is an oracle: it has a split, or `all`")
+        if self.oracle is not None:
+            _check_oracle(self, {name for prompt in prompts or () for name in prompt.classes})
         return self
+
+    def planned_names(self) -> tuple[str, ...]:
+        """The classes that prompts name: all, or the seen ones of an oracle."""
+        names = self.vocabulary().names
+        return names if self.oracle is None else tuple(name for name in names if name in self.oracle.seen)
 
     def vocabulary(self) -> Vocabulary:
         """The classes with their ids."""
@@ -187,8 +250,18 @@ class Recipe(_Part):
         return [make_prompt(row.text, row.classes, f"prompt {number}", vocabulary) for number, row in rows]
 
     def content(self) -> dict[str, Any]:
-        """What changes a shard's bytes, as plain data."""
-        return self.model_dump(mode="json", exclude={"n", "earlier", "engine"})
+        """What changes a shard's bytes, as plain data.
+
+        Fields that came after the first release of the format are left out where they are null, so that a set that
+        was begun before them keeps its fingerprint.
+        """
+        data = self.model_dump(mode="json", exclude={"n", "earlier", "engine"})
+        for name in ("oracle", "real"):
+            if data[name] is None:
+                del data[name]
+        if data["masks"]["grounder_revision"] is None:
+            del data["masks"]["grounder_revision"]
+        return data
 
     def fingerprint(self) -> str:
         """64 hex digits over `content()`."""
@@ -273,3 +346,21 @@ def _check_objects(objects: Mapping[int, float], classes: int) -> None:
     for count, least in needed.items():
         if classes < least:
             raise ValueError(f"{count} objects in a prompt need at least {least} classes, got {classes}")
+
+
+def _check_oracle(recipe: Recipe, prompted: set[str]) -> None:
+    assert recipe.oracle is not None
+    strange = set(recipe.oracle.seen) - set(recipe.vocabulary().names)
+    if strange:
+        raise ValueError(f"the seen classes {sorted(strange)} are not among the set's classes")
+    leaked = prompted - set(recipe.oracle.seen)
+    if leaked:
+        raise ValueError(f"a prompt of the oracle names {sorted(leaked)}, which its split leaves unseen")
+    if len(recipe.masks.timesteps) != 1:
+        raise ValueError("an oracle takes features from one timestep")
+    if recipe.masks.source != ("detector" if recipe.real is None else "labels"):
+        raise ValueError("an oracle takes masks from the detector, and those of real images from their labels")
+    if recipe.real is not None and len(recipe.real.keys) != len(recipe.prompts or ()):
+        raise ValueError(f"{len(recipe.real.keys)} images have {len(recipe.prompts or ())} prompts")
+    if recipe.real is not None and recipe.n != len(recipe.real.keys):
+        raise ValueError(f"n is the number of images, {len(recipe.real.keys)}")

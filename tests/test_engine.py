@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from factory.engine.cluster import connected
-from factory.engine.pool import Pool
+from factory.engine.pool import Member, Pool
 from factory.engine.scheduler import Listener, Scheduler, State
 from factory.errors import UserError
 from factory.recipe import EngineRecipe
@@ -40,6 +40,21 @@ def test_every_shard_is_made_once(tmp_path: Path) -> None:
     state = run(SleepingJob(str(tmp_path)), 20)
     assert [times(tmp_path, "done", shard) for shard in range(20)] == [1] * 20
     assert (state.shards_done, state.accepted, state.lost, state.requeued) == (20, 20, 0, 0)
+
+
+def test_the_last_shards_wait_for_whoever_is_free_first(tmp_path: Path) -> None:
+    pool = Pool(SleepingJob(str(tmp_path)), threads=1, gpus=0, detectors=0, gpus_per_detector=0)
+    idle, busy, full, loading = (Member(name, None, ready=True) for name in ("idle", "busy", "full", "loading"))
+    busy.shards, full.shards, loading.ready = {0: None}, {1: None, 2: None}, False
+
+    def given(members: list[Member], queued: int) -> list[str]:
+        pool.members = members
+        return [member.handle for member in pool.free(queued)]
+
+    assert given([full, busy, idle], queued=4) == ["idle", "busy", "idle"], "plenty: one more beyond each first one"
+    assert given([full, busy, idle], queued=3) == ["idle"], "then fewer are left than there are actors"
+    assert given([idle, loading], queued=2) == ["idle"], "the other one is for the actor that still loads"
+    assert given([idle, loading], queued=3) == ["idle", "idle"]
 
 
 @pytest.mark.usefixtures("ray_here")

@@ -76,12 +76,16 @@ class Pool:
         member.since = time.monotonic()
 
     def free(self, queued: int) -> list[Member]:
-        """Ready actors in the order in which to give them work: idle ones, then, if there is plenty, a second shard."""
+        """Ready actors in the order in which to give them work: idle ones, then, if there is plenty, a second shard.
+
+        There is plenty where one shard for each actor would be left for others, those that still load included: the
+        last shards wait in the queue for whoever is free first.
+        """
         ready = [member for member in self.members if member.ready]
         idle = [member for member in ready if not member.shards]
-        if queued - len(idle) < len(ready):
+        if queued - len(idle) - (len(self.members) - len(ready)) < len(ready):
             return idle
-        return idle + [member for member in ready if len(member.shards) < SHARDS_AT_ONCE] + idle
+        return idle + [member for member in ready if len(member.shards) < SHARDS_AT_ONCE]
 
     def close(self) -> None:
         """End all actors."""
