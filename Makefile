@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-slow test-gpu atlas stickers chaos bench clean
+.PHONY: help setup demo test check test-slow test-gpu test-extras atlas stickers chaos bench clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,11 +17,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
 	touch $@
 
-demo: $(STAMP) ## Draw images and their masks with the embedded models; prints the picture's path
-	$(BIN)/factory stickers draw --classes coco --n 80 --out demo/stickers.png
+demo: $(STAMP) ## Make, verify and draw a set of 80 samples with the embedded models; prints the picture's path
+	$(BIN)/factory generate --classes coco --n 80 --shard-size 20 --shards demo/set
+	$(BIN)/factory verify demo/set
+	$(BIN)/factory sheet demo/set --n 80 --out demo/sheet.png
 
 test: $(STAMP) ## All tests that need no GPU and no patience
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not extras"
 
 check: $(STAMP) ## Lint, format and types
 	$(BIN)/ruff check .
@@ -43,10 +45,15 @@ bench: $(STAMP) ## The figures of docs/performance.md; needs an otherwise idle m
 test-gpu: $(STAMP) ## The tests on a GPU; they fail where there is none
 	$(BIN)/python -m pytest -m gpu
 
+test-extras: $(STAMP) ## The detectors of torchvision and detectron2; fails where they are not installed
+	$(BIN)/python -m pytest -m extras
+
 ICONS := build/icons
 atlas: $(STAMP) ## Rebuild the sprite atlas from the icon sets' packages (needs npm)
 	npm install --silent --prefix $(ICONS) @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 \
-		@iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/emojione@1.2.3 @iconify-json/openmoji@1.2.29
+		@iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/emojione@1.2.3 @iconify-json/openmoji@1.2.29 \
+		@iconify-json/noto-v1@1.2.5 @iconify-json/fluent-emoji@1.2.7 @iconify-json/emojione-v1@1.2.3 \
+		@iconify-json/fxemoji@1.2.2 @iconify-json/streamline-emojis@1.2.4
 	$(BIN)/python jobs/stickers/build_atlas.py --icons $(ICONS)/node_modules/@iconify-json
 
 stickers: ## Tell how the sprites and the embedded models are rebuilt

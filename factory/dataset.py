@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from factory.card import card
 from factory.errors import UserError
 from factory.plan import Plan
 from factory.receipts import Receipt, committed, read_receipt
@@ -16,6 +17,7 @@ from factory.store import Store
 RECIPE = "recipe.yaml"
 STATEMENT = "dataset.json"
 WIDS = "wids-meta.json"
+CARD = "README.md"
 PROGRESS = "progress.json"
 _READERS = 32
 
@@ -128,12 +130,13 @@ def state(store: Store, plan: Plan) -> Totals:
 
 
 def write_statement(store: Store, recipe: Recipe) -> Totals:
-    """Fold the receipts into dataset.json and wids-meta.json, which are functions of the shards alone."""
+    """Fold the receipts into dataset.json, wids-meta.json and the card, which are functions of the shards alone."""
     plan = Plan(recipe)
     numbers = sorted(number for number in committed(store) if number < len(plan))
     sums = totals(store, numbers)
     _put(store, STATEMENT, statement(recipe, plan, sums))
     _put(store, WIDS, wids(store, numbers))
+    _put_text(store, CARD, card(recipe, sums, numbers[-1] if numbers else 0))
     return sums
 
 
@@ -169,7 +172,11 @@ def wids(store: Store, numbers: list[int]) -> dict[str, Any]:
 
 
 def _put(store: Store, name: str, data: dict[str, Any]) -> None:
-    text = json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n"
+    _put_text(store, name, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def _put_text(store: Store, name: str, content: str) -> None:
+    text = content.encode()
     while (seen := store.get(name)) != text and not store.swap(name, text, seen):
         pass
 

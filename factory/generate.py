@@ -11,11 +11,13 @@ from factory.engine.content import ContentJob
 from factory.engine.pool import Pool
 from factory.engine.scheduler import Listener, Scheduler, State
 from factory.errors import UserError
+from factory.generator.load import EMBEDDED, model_folder, pin_revision
+from factory.grounder.folder import check_fits, grounder_folder, pin_grounder, read_config
 from factory.plan import Plan, shard_name
-from factory.produce.components import check_source
+from factory.produce.components import SOURCES, check_source
 from factory.progress import Snapshot, Tracker
 from factory.receipts import committed, missing
-from factory.recipe import Recipe
+from factory.recipe import GeneratorRecipe, MaskRecipe, Recipe
 from factory.store import Store
 from factory.vocabulary import coco
 
@@ -46,9 +48,8 @@ class Summary:
 
 def pinned(recipe: Recipe) -> Recipe:
     """The recipe with the revisions of its models, and with all that a worker would find wrong told before."""
-    from factory.generator.load import EMBEDDED, model_folder, pin_revision
-
-    check_source(recipe.masks.source)
+    if recipe.real is None:
+        check_source(recipe.masks.source)
     _check_embedded_classes(recipe)
     generator, masks = recipe.generator, recipe.masks
     folder = model_folder(generator.model)
@@ -57,10 +58,26 @@ def pinned(recipe: Recipe) -> Recipe:
     if generator.revision is None:
         generator = generator.model_copy(update={"revision": pin_revision(generator.model)})
     if masks.detector_revision is None and uses_detector(recipe):
-        from factory.detector.embedded import pin_detector
+        from factory.detector.load import check_classes, detector_folder, pin_detector
 
-        masks = masks.model_copy(update={"detector_revision": pin_detector(masks.detector)})
+        check_classes(recipe)
+        named = masks.detector
+        if not named.startswith(("torchvision:", "detectron2:", EMBEDDED)) and (there := detector_folder(named)):
+            named = str(there.absolute())
+        masks = masks.model_copy(update={"detector": named, "detector_revision": pin_detector(named)})
+    if masks.source not in (*SOURCES, "labels"):
+        masks = _pinned_grounder(masks, generator)
     return recipe.model_copy(update={"generator": generator, "masks": masks})
+
+
+def _pinned_grounder(masks: MaskRecipe, generator: GeneratorRecipe) -> MaskRecipe:
+    """The grounder's digest, and where it reads its features; UserError where it does not fit the model."""
+    folder = grounder_folder(masks.source)
+    config = read_config(folder)
+    check_fits(masks.source, config, generator)
+    where = {"capture": config.capture, "timesteps": (config.timestep,)}
+    named = masks.source if masks.source == EMBEDDED else str(folder.absolute())
+    return masks.model_copy(update={"source": named, "grounder_revision": pin_grounder(masks.source), **where})
 
 
 def _check_embedded_classes(recipe: Recipe) -> None:

@@ -93,10 +93,12 @@ class Plan:
 
     def prompt(self, index: int) -> Prompt:
         """The prompt of a sample: the next of the recipe's own, or a caption of the next classes."""
+        if self._prompts is not None and self.recipe.real is not None:
+            return self._prompts[index]
         if self._prompts is not None:
             block, place = divmod(index, len(self._prompts))
             return self._prompts[self._prompt_order(block)[place]]
-        names = self._vocabulary.names
+        names = self._names
         return captioned(self._vocabulary, [names[item] for item in self._classes.at(index)])
 
     def samples(self) -> Iterator[PlannedSample]:
@@ -120,10 +122,14 @@ class Plan:
         return self.recipe.vocabulary()
 
     @cached_property
+    def _names(self) -> tuple[str, ...]:
+        return self.recipe.planned_names()
+
+    @cached_property
     def _prompts(self) -> list[Prompt] | None:
         return self.recipe.user_prompts()
 
     @cached_property
     def _classes(self) -> ClassSequence:
         ends = (*self.recipe.earlier, self.recipe.n)
-        return ClassSequence(len(self._vocabulary.names), self.recipe.objects, self.recipe.seed, ends)
+        return ClassSequence(len(self._names), self.recipe.objects, self.recipe.seed, ends)

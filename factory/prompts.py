@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,11 @@ class Prompt:
     text: str
     classes: tuple[str, ...]
     phrases: tuple[str, ...]
+
+    def only(self, names: Collection[str]) -> "Prompt":
+        """The same text with those of its classes that are among `names`."""
+        kept = [pair for pair in zip(self.classes, self.phrases, strict=True) if pair[0] in names]
+        return Prompt(self.text, tuple(name for name, _ in kept), tuple(phrase for _, phrase in kept))
 
     def spans(self) -> list[tuple[int, int] | None]:
         """Where each phrase is in the text, [start, end) in characters; None where it is not.

@@ -26,11 +26,21 @@ class Instance:
 
 
 @dataclass(frozen=True)
+class Detection:
+    """What a detector said of one object: kept where its masks were united or too unsure to count."""
+
+    class_name: str
+    score: float
+    box_xywh: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
 class Grounded:
     """The objects that a grounder or detector found; `ignore` marks pixels of which it is not sure."""
 
     instances: tuple[Instance, ...]
     ignore: Mask | None = None
+    detections: tuple[Detection, ...] = ()
 
     def of_class(self, class_name: str) -> Mask | None:
         """The pixels of all instances of a class, or None where there is none."""
@@ -47,7 +57,7 @@ class Grounded:
             taken = mask.copy() if taken is None else taken | mask
             if mask.any():
                 kept[place] = replace(instance, mask=mask)
-        return Grounded(tuple(kept[place] for place in sorted(kept)), self.ignore)
+        return replace(self, instances=tuple(kept[place] for place in sorted(kept)))
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,10 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Sample:
-    """An accepted sample; the masks of `grounded` are disjoint."""
+    """An accepted sample; the masks of `grounded` are disjoint.
+
+    An oracle's has the `latent` of its features, float16 (C, h, w), and the timestep.
+    """
 
     planned: PlannedSample
     attempt: int
@@ -78,6 +91,8 @@ class Sample:
     grounded: Grounded
     scores: Mapping[str, float | str]
     rejections: tuple[Rejection, ...] = field(default=())
+    latent: NDArray[np.float16] | None = None
+    timestep: int = 0
 
 
 def annotate(sample: Sample, vocabulary: Vocabulary, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +113,7 @@ def annotate(sample: Sample, vocabulary: Vocabulary, provenance: Mapping[str, An
                 "score": round(float(instance.score), 4),
             }
         )
-    return {
+    row = {
         "key": sample.planned.key,
         "image": {
             "id": sample.planned.index,
@@ -115,18 +130,30 @@ def annotate(sample: Sample, vocabulary: Vocabulary, provenance: Mapping[str, An
         "filters": dict(sample.scores),
         "provenance": dict(provenance),
     }
+    return row if sample.latent is None else row | _of_the_oracle(sample)
+
+
+def _of_the_oracle(sample: Sample) -> dict[str, Any]:
+    """What only an oracle's samples tell: the step of their features, and every detection of the prompt's classes."""
+    detections = [
+        {"category_name": row.class_name, "score": round(float(row.score), 4), "bbox": list(row.box_xywh)}
+        for row in sample.grounded.detections
+    ]
+    return {"timestep": sample.timestep, "detections": detections}
 
 
 def provenance(recipe: Recipe) -> dict[str, Any]:
     """What a sample says about the models and settings that made it: the same for all samples of a recipe."""
     made, masks = recipe.generator, recipe.masks
     uses_detector = masks.source == "detector" or recipe.filters.min_detector_iou is not None
+    trained = {} if masks.grounder_revision is None else {"grounder_revision": masks.grounder_revision}
     return {
         "format": recipe.format,
         "recipe": recipe.fingerprint(),
         "generator": made.model_dump(mode="json", exclude={"threads", "compile", "channels_last", "width", "height"}),
         "masks": {
             "source": masks.source,
+            **trained,
             "capture": masks.capture,
             "timesteps": list(masks.timesteps),
             "levels": None if masks.levels is None else list(masks.levels),

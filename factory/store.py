@@ -83,7 +83,9 @@ class Store:
             return False
 
     def get(self, name: str) -> bytes | None:
-        """The content, or None where there is no such name."""
+        """The content, or None where there is no such name; reading makes no folder."""
+        if self.folder is not None and not self.folder.is_dir():
+            return None
         try:
             with self._sentences(name):
                 return bytes(self._connect().get(name).bytes())
@@ -100,6 +102,8 @@ class Store:
 
     def delete(self, name: str) -> None:
         """Remove `name`; it need not exist."""
+        if self.folder is not None and not self.folder.is_dir():
+            return
         with contextlib.suppress(FileNotFoundError), self._sentences(name):
             self._connect().delete(name)
 

@@ -16,8 +16,8 @@ from factory.manifest import manifest_of
 from factory.masks import IGNORE, decode_label_png, decode_rle, mask_to_xywh
 from factory.plan import Plan, PlannedShard
 from factory.receipts import Blob, Receipt, committed, manifest_name, missing, read_receipt, receipt_name, tar_name
-from factory.recipe import Recipe
-from factory.shards.encode import SUFFIXES, EncodedSample
+from factory.recipe import OracleRecipe, Recipe
+from factory.shards.encode import ORACLE_SUFFIXES, SUFFIXES, EncodedSample
 from factory.shards.tar import unpack
 from factory.store import Store
 from factory.vocabulary import Vocabulary
@@ -115,7 +115,7 @@ def check_shard(store: Store, recipe: Recipe, planned: PlannedShard) -> Checked:
         return Checked(planned.number, [*problems, str(error)])
     problems += list(_check_keys(samples, planned, receipt))
     for sample in samples:
-        problems += [f"{sample.key}: {told}" for told in check_sample(sample, recipe.vocabulary())]
+        problems += [f"{sample.key}: {told}" for told in check_sample(sample, recipe)]
     manifest_problems = _blob(store, receipt.manifest)[1]
     if not problems and hashlib.sha256(manifest_of(samples, planned.number)).hexdigest() != receipt.manifest.sha256:
         problems.append("the manifest does not follow from the samples")
@@ -126,9 +126,9 @@ def check_shard(store: Store, recipe: Recipe, planned: PlannedShard) -> Checked:
     )
 
 
-def check_sample(sample: EncodedSample, vocabulary: Vocabulary) -> Iterator[str]:
+def check_sample(sample: EncodedSample, recipe: Recipe) -> Iterator[str]:
     """What a reader of this sample would stumble over."""
-    if tuple(sample.members) != SUFFIXES:
+    if tuple(sample.members) != (SUFFIXES if recipe.oracle is None else ORACLE_SUFFIXES):
         yield f"its members are {', '.join(sample.members)}"
         return
     try:
@@ -142,7 +142,12 @@ def check_sample(sample: EncodedSample, vocabulary: Vocabulary) -> Iterator[str]
                 return
         if row["key"] != sample.key:
             yield f"the annotation is of {row['key']}"
-        yield from _check_annotations(row, labels, vocabulary)
+        yield from _check_annotations(row, labels, recipe.vocabulary())
+        found = {annotation["category_name"] for annotation in row["annotations"]}
+        if recipe.oracle is not None:
+            yield from _check_oracle(sample, row, found, recipe.oracle)
+        elif set(row["classes"]) != found:
+            yield "the objects are not those of the prompt"
     except (ValueError, KeyError, TypeError, OSError) as error:
         yield f"cannot be read: {type(error).__name__} {error}"
 
@@ -162,10 +167,18 @@ def _check_annotations(row: dict[str, Any], labels: Any, vocabulary: Vocabulary)
         if (expected[mask] != 0).any():
             yield f"the mask of {name} overlaps another"
         expected[mask] = number
-    if set(row["classes"]) != {annotation["category_name"] for annotation in row["annotations"]}:
-        yield "the objects are not those of the prompt"
     if not ((labels == expected) | ((labels == IGNORE) & (expected == 0))).all():
         yield "the label picture is not that of the run lengths"
+
+
+def _check_oracle(sample: EncodedSample, row: dict[str, Any], found: set[str], oracle: OracleRecipe) -> Iterator[str]:
+    if not found or not found <= set(row["classes"]):
+        yield "the objects are not some of those of the prompt"
+    if leaked := set(row["classes"]) - set(oracle.seen):
+        yield f"it names {', '.join(sorted(leaked))}, which the split leaves unseen"
+    latent = np.load(io.BytesIO(sample.members["latent.npy"]), allow_pickle=False)
+    if latent.dtype != np.float16 or latent.ndim != 3 or not np.isfinite(latent).all():
+        yield f"the latent is {latent.dtype} {latent.shape}, or not finite"
 
 
 def _check_keys(samples: list[EncodedSample], planned: PlannedShard, receipt: Receipt) -> Iterator[str]:

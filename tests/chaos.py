@@ -33,9 +33,10 @@ def recipe(model: Path, n: int) -> dict[str, object]:
         "objects": {1: 0.5, 2: 0.5},
         "shard_size": 4,
         "batch": 2,
+        "attempts": 40,
         "generator": {"model": str(model), "steps": 4, "solver": "ddim"},
-        "masks": {"timesteps": [300]},
-        "filters": {"min_area": 0.2, "duplicate_distance": None},
+        "masks": {"capture": "finished", "timesteps": [300]},
+        "filters": {"min_area": 0.3, "duplicate_distance": None},
     }
 
 

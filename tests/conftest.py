@@ -36,8 +36,8 @@ def tiny_data(tiny_model: Path) -> dict[str, Any]:
         "shard_size": 4,
         "batch": 3,
         "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim"},
-        "masks": {"timesteps": [300]},
-        "filters": {"min_area": 0.2, "duplicate_distance": None},
+        "masks": {"capture": "finished", "timesteps": [300]},
+        "filters": {"min_area": 0.3, "duplicate_distance": None},
     }
 
 

@@ -37,6 +37,7 @@ GOOD = both(block(0, 20), block(30, 50))
         ("mask_empty", {}, photo(), Grounded(GOOD.instances[:1]), None),
         ("mask_small", {"min_area": 0.05}, photo(), both(block(0, 20), block(30, 33)), None),
         ("mask_large", {"max_area": 0.05}, photo(), GOOD, None),
+        ("mask_border", {"max_area": None}, photo(), both(block(0, 20), ~block(30, 50)), None),
         ("low_confidence", {"min_confidence": 0.5}, photo(), both(block(0, 20), block(30, 50), 0.4), None),
         ("overlap", {}, photo(), both(block(0, 20), block(2, 22)), None),
         ("detector_disagrees", {"min_detector_iou": 0.5}, photo(), GOOD, [Instance("dog", 0.9, block(0, 20))]),
@@ -54,7 +55,8 @@ def test_a_good_sample_is_accepted_with_what_was_measured() -> None:
     verdict = Filters(FilterRecipe(min_detector_iou=0.5)).judge(photo(), PROMPT, GOOD, GOOD.instances)
     assert verdict.reason is None
     assert set(verdict.scores) == {
-        "contrast", "area_smallest", "area_largest", "confidence", "overlap", "detector_iou", "image_hash"
+        "contrast", "area_smallest", "area_largest", "border", "confidence", "overlap", "detector_iou",
+        "image_hash",
     }  # fmt: skip
 
 

@@ -215,3 +215,11 @@ def test_the_plan_counts_every_class_the_same() -> None:
     data = json.loads(factory("plan", *arguments).stdout)
     assert (data["per_class_least"], data["per_class_most"], data["shards"]) == (15, 15, 4)
     assert data["hours"] == pytest.approx(800 / 2 / 3600)
+
+
+def test_a_trial_tells_the_disk_that_the_set_then_takes(recipe_file: Path, finished: Path) -> None:
+    data = json.loads(factory("plan", "--recipe", recipe_file, "--measure", "--json").stdout)
+    taken = sum(path.stat().st_size for path in (finished / "train").glob("*.tar"))
+    assert data["bytes"] == pytest.approx(taken, rel=0.35), "tars are padded to blocks of 10 KiB"
+    assert data["trial"]["accepted"] == 3
+    assert data["worker_hours"] > 0

@@ -94,3 +94,18 @@ def test_user_prompts_are_used_equally_often() -> None:
 def test_too_many_shards_are_refused_with_what_to_do() -> None:
     with pytest.raises(UserError, match="choose a larger --shard-size"):
         Plan(make_recipe({"n": 10**9, "shard_size": 1}))
+
+
+@given(
+    classes=st.sampled_from(["voc", "coco"]),
+    first=st.integers(1, 300),
+    more=st.integers(1, 300),
+    pairs=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+)
+@settings(max_examples=25, deadline=None)
+def test_an_extended_set_is_balanced_within_two(classes: str, first: int, more: int, pairs: float) -> None:
+    objects = {1: 1 - pairs, 2: pairs}
+    recipe = make_recipe({"n": first + more, "earlier": [first], "classes": classes, "objects": objects})
+    count = Counter(name for sample in Plan(recipe).samples() for name in sample.prompt.classes)
+    named = [count[name] for name in recipe.vocabulary().names]
+    assert max(named) - min(named) <= 2

@@ -3,7 +3,7 @@
 import io
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,11 @@ import pytest
 from jsonschema import Draft202012Validator
 from PIL import Image
 
-from factory.dataset import write_statement
 from factory.manifest import SCHEMA, read_manifest
 from factory.masks import decode_label_png
-from factory.plan import Plan
-from factory.produce.components import load_components
-from factory.produce.shard import produce
-from factory.receipts import Receipt, commit
+from factory.receipts import Receipt
 from factory.recipe import Recipe, make_recipe
-from factory.store import Store
+from factory.testing.sets import make_set
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 
@@ -39,16 +35,7 @@ def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         }
     )
     folder = tmp_path_factory.mktemp("readers") / "set"
-    store, parts, receipts = Store(str(folder)), load_components(recipe), []
-    store.create("recipe.yaml", recipe.to_yaml().encode())
-    about: dict[str, Any] = {"seconds": {"generate": 1.0}, "versions": {"torch": "2"}, "worker": {"host": "here"}}
-    with ThreadPoolExecutor(1) as encoder:
-        for number in range(2):
-            planned = Plan(recipe).shard(number)
-            produced = produce(planned, recipe, parts, encoder)
-            samples = [job.result() for job in produced.samples]
-            receipts.append(commit(store, planned, samples, produced.tally, recipe.fingerprint(), about))
-    write_statement(store, recipe)
+    receipts = make_set(recipe, folder)
     return folder, recipe, receipts
 
 
@@ -142,3 +129,20 @@ def test_the_annotation_schema_refuses_what_the_writer_never_writes(made: Any, b
 
     sample = next(unpack((made[0] / "train" / "000000.tar").read_bytes()))
     assert not validator("annotation.json").is_valid(json.loads(sample.members["json"]) | broken)
+
+
+def test_the_card_tells_what_the_set_is_and_its_code_reads_it(
+    made: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, recipe, _ = made
+    text = (folder / "README.md").read_text()
+    assert text.startswith("---\ntask_categories:\n- image-segmentation\n")
+    assert recipe.fingerprint() in text
+    assert "| samples | 8 of 8, in 2 shards," in text
+    monkeypatch.chdir(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # webdataset's own
+        exec(text.split("```python\n")[1].split("```")[0], {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    assert all(line.startswith("(64, 64) (0, ") for line in lines)

@@ -84,3 +84,11 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tiny_disk: Path) ->
         store.create("large", b"1" * 400_000)
     assert store.list("") == {"small": 1000}
     assert store.create("fits", b"1" * 100_000)
+
+
+def test_looking_for_what_is_not_there_makes_no_folder(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "nowhere"))
+    assert store.get("recipe.yaml") is None
+    assert store.list("") == {}
+    store.delete("recipe.yaml")
+    assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 Classes = Annotated[str | None, typer.Option(help='coco, voc, a file of names, or names: dog,cat,"traffic light".')]
 Count = Annotated[int | None, typer.Option("--n", help="Accepted samples wanted.")]
 Model = Annotated[str | None, typer.Option(help="stickers (embedded), a diffusers folder, or a hub id.")]
-Masks = Annotated[str | None, typer.Option(help="attention or detector.")]
+Masks = Annotated[str | None, typer.Option(help="attention, detector, or the folder of a trained grounder.")]
+Detector = Annotated[
+    str | None, typer.Option(help="stickers (embedded), a folder, a hub id, torchvision:NAME or detectron2:CONFIG.")
+]
 Objects = Annotated[str | None, typer.Option(help='Objects per image with their shares: "1:0.5,2:0.5".')]
 Prompts = Annotated[Path | None, typer.Option(help="File of prompts: per line a text, a tab, its classes.")]
 Seed = Annotated[int | None, typer.Option(help="Another seed, another set.")]
@@ -33,6 +36,7 @@ def generate(
     n: Count = None,
     model: Model = None,
     masks: Masks = None,
+    detector: Detector = None,
     objects: Objects = None,
     prompts: Prompts = None,
     seed: Seed = None,

@@ -8,9 +8,15 @@ import typer
 
 import factory
 from factory.cli import stickers
+from factory.cli.export import export
 from factory.cli.generate import generate
+from factory.cli.grounder import evaluate_grounder, train_grounder
+from factory.cli.invert import invert
+from factory.cli.job import run_steps
 from factory.cli.models import models
+from factory.cli.oracle import bootstrap_oracle
 from factory.cli.plan import plan
+from factory.cli.segmenter import evaluate_segmenter, train_segmenter
 from factory.cli.sheet import sheet
 from factory.cli.status import status
 from factory.cli.verify import verify
@@ -23,8 +29,14 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _command in (generate, plan, status, verify, models, sheet):
+for _command in (generate, plan, status, verify, models, sheet, export, invert):
     app.command()(_command)
+app.command("bootstrap-oracle")(bootstrap_oracle)
+app.command("train-grounder")(train_grounder)
+app.command("evaluate-grounder")(evaluate_grounder)
+app.command("train-segmenter")(train_segmenter)
+app.command("evaluate-segmenter")(evaluate_segmenter)
+app.command("run")(run_steps)
 app.add_typer(stickers.app, name="stickers")
 
 

@@ -17,9 +17,14 @@ _PLACES = {
     "steps": ("generator", "steps"),
     "guidance": ("generator", "guidance"),
     "masks": ("masks", "source"),
+    "detector": ("masks", "detector"),
+    "timesteps": ("masks", "timesteps"),
+    "capture": ("masks", "capture"),
     "workers": ("engine", "workers"),
     "gpus_per_worker": ("engine", "gpus_per_worker"),
     "address": ("engine", "address"),
+    "detectors": ("engine", "detectors"),
+    "gpus_per_detector": ("engine", "gpus_per_detector"),
 }
 """Where each option stands in a recipe."""
 
@@ -35,6 +40,10 @@ def assemble(file: Path | None, store: Store | None, options: Mapping[str, Any])
             _set(data, place, options[name])
     if options.get("model") is not None:
         _set(data, ("generator", "revision"), None)
+    if options.get("detector") is not None:
+        _set(data, ("masks", "detector_revision"), None)
+    if options.get("masks") is not None:
+        _set(data, ("masks", "grounder_revision"), None)
     if options.get("classes") is not None:
         data["classes"] = _classes(options["classes"])
     if options.get("objects") is not None:
@@ -43,6 +52,8 @@ def assemble(file: Path | None, store: Store | None, options: Mapping[str, Any])
         data.pop("earlier", None)
     if "n" not in data:
         raise UserError("how many samples? Give --n, as in --n 1000, or a --recipe that says it.")
+    if options.get("split") is not None:
+        data["oracle"] = _oracle(options["split"], data)
     if options.get("prompts") is not None:
         data["prompts"] = _prompts(options["prompts"], data)
     return make_recipe(data, str(file) if file else "the options")
@@ -84,6 +95,29 @@ def _classes(text: str) -> Any:
 
     vocabulary = parse_classes(text)
     return text if text in ("coco", "voc") else list(vocabulary.names)
+
+
+def _oracle(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The oracle's part: the seen classes of a vocabulary's split, or those that a file does not name as unseen."""
+    vocabulary = make_recipe({"n": 1, "classes": data.get("classes", "coco")}).vocabulary()
+    path = Path(split)
+    if not path.is_file():
+        if "/" in split or path.suffix:
+            raise UserError(
+                f"there is no split file {split}; give one with an unseen class per line, or a split's name."
+            )
+        return {"split": split, "seen": list(vocabulary.seen(split))}
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the split file {split}: {error}.") from error
+    unseen = {vocabulary.resolve(line).name for line in lines if line and not line.startswith("#")}
+    seen = [name for name in vocabulary.names if name not in unseen]
+    if not seen or not unseen:
+        raise UserError(
+            f"the split file {split} leaves {len(seen)} classes seen and {len(unseen)} unseen; both want some."
+        )
+    return {"split": path.stem, "seen": seen}
 
 
 def _prompts(path: Path, data: Mapping[str, Any]) -> list[dict[str, Any]]:

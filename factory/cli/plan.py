@@ -11,6 +11,7 @@ from factory.cli.generate import (
     Batch,
     Classes,
     Count,
+    Detector,
     Guidance,
     Masks,
     Model,
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 10
 _COUNTED = 100_000
-_PIXELS_PER_BYTE = 2.2
-"""Measured on embedded samples: a pixel costs about 1/2.2 byte in image, labels and annotation together."""
 
 
 def plan(
@@ -36,6 +35,7 @@ def plan(
     n: Count = None,
     model: Model = None,
     masks: Masks = None,
+    detector: Detector = None,
     objects: Objects = None,
     prompts: Prompts = None,
     seed: Seed = None,
@@ -44,7 +44,8 @@ def plan(
     batch: Batch = None,
     shard_size: ShardSize = None,
     recipe: RecipeFile = None,
-    rate: Annotated[float | None, typer.Option(help="Images per second of a worker, for the estimate of time.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Samples per second of a worker, where you know it.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Make some samples to estimate time and disk.")] = False,
     workers: Annotated[int, typer.Option(help="Workers, for the estimate of time.")] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -52,14 +53,15 @@ def plan(
 
     Example: factory plan --classes coco --n 110000 --objects "1:0.5,2:0.5"
 
+    Example: factory plan --classes coco --n 110000 --measure --workers 8
+
     Example: factory plan --recipe out/recipe.yaml --workers 8 --rate 2.5
     """
     from factory.cli.options import assemble
 
-    options = {
-        k: v for k, v in locals().copy().items() if k not in ("recipe", "rate", "workers", "as_json", "assemble")
-    }
-    data = describe(assemble(recipe, None, options), rate, workers)
+    other = ("recipe", "rate", "measure", "workers", "as_json", "assemble")
+    options = {key: value for key, value in locals().copy().items() if key not in other}
+    data = describe(assemble(recipe, None, options), rate, workers, measure)
     if as_json:
         typer.echo(json.dumps(data))
         return
@@ -70,16 +72,34 @@ def plan(
     typer.echo("Prompts such as:")
     for text in data["prompts"]:
         typer.echo(f"  {text}")
-    hours = (
-        f"{data['hours']:.2f} hours with {workers} workers ({data['worker_hours']:.2f} worker-hours)" if rate else None
-    )
-    typer.echo(
-        f"Disk: about {data['bytes'] / 1e6:.0f} MB. Time: {hours or 'give --rate, images per second of a worker'}."
-    )
+    typer.echo(cost(data))
 
 
-def describe(recipe: "Recipe", rate: float | None, workers: int) -> dict[str, Any]:
+def cost(data: dict[str, Any]) -> str:
+    """A sentence about time and disk."""
+    trial = data["trial"]
+    if trial is not None and not trial["accepted"]:
+        return f"None of the trial's {trial['attempts']} images was accepted; `generate --n 8` shows why."
+    if not data["rate"]:
+        return (
+            "Time and disk: --measure makes two batches to estimate them, --rate takes samples per second of a worker."
+        )
+    worker_hours, workers = data["worker_hours"], data["workers"]
+    told = f"Time: {worker_hours / workers:.2f} hours with {workers} workers, {worker_hours:.2f} worker-hours"
+    told += " (GPU-hours where a worker has one GPU)."
+    if data["bytes"] is not None:
+        told += f" Disk: {data['bytes'] / 1e6:.1f} MB."
+    if trial is not None:
+        told += (
+            f" Measured on this machine: {trial['accepted']} samples of {trial['attempts']} images in "
+            f"{trial['seconds']:.1f} s by one worker."
+        )
+    return told
+
+
+def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool = False) -> dict[str, Any]:
     """The plan as plain data. Classes are counted over at most 100,000 samples; the balance holds at every point."""
+    from dataclasses import asdict
     from itertools import islice
 
     from factory.errors import UserError
@@ -91,9 +111,12 @@ def describe(recipe: "Recipe", rate: float | None, workers: int) -> dict[str, An
     counts = Counter(dict.fromkeys(recipe.vocabulary().names, 0))
     for sample in islice(expanded.samples(), _COUNTED):
         counts.update(sample.prompt.classes)
-    side = (recipe.generator.width or 512) * (recipe.generator.height or 512)
-    if recipe.generator.model == "stickers" and not recipe.generator.width:
-        side = 128 * 128
+    trial = None
+    if measure:
+        from factory.trial import run_trial
+
+        trial = run_trial(recipe)
+        rate = rate or trial.rate
     return {
         "n": recipe.n,
         "shards": len(expanded),
@@ -105,7 +128,10 @@ def describe(recipe: "Recipe", rate: float | None, workers: int) -> dict[str, An
         "per_class_most": max(counts.values()),
         "per_class": dict(counts),
         "prompts": [sample.prompt.text for sample in islice(expanded.samples(), _SHOWN)],
-        "bytes": int(recipe.n * side / _PIXELS_PER_BYTE),
+        "workers": workers,
+        "rate": rate,
+        "bytes": round(recipe.n * trial.bytes_per_sample) if trial else None,
         "worker_hours": recipe.n / rate / 3600 if rate else None,
         "hours": recipe.n / rate / 3600 / workers if rate else None,
+        "trial": asdict(trial) if trial else None,
     }

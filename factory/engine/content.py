@@ -31,9 +31,9 @@ class ContentJob:
 
     def open_detector(self, device: str) -> Detector:
         """Load the detector alone."""
-        from factory.detector.embedded import EmbeddedDetector
+        from factory.detector.load import open_detector
 
-        return EmbeddedDetector(self.recipe, device)
+        return open_detector(self.recipe, device)
 
 
 class ContentProducer:

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image as Pictures
 
-from factory.masks import intersection_over_union
+from factory.masks import Mask, intersection_over_union
 from factory.prompts import Prompt
 from factory.recipe import FilterRecipe
 from factory.records import Grounded, Image, Instance, Verdict
@@ -17,6 +17,7 @@ Reason = Literal[
     "mask_empty",
     "mask_small",
     "mask_large",
+    "mask_border",
     "low_confidence",
     "overlap",
     "detector_disagrees",
@@ -42,6 +43,7 @@ class Filters:
         checks: list[Callable[[], Reason | None]] = [
             lambda: self._blank(image, scores),
             lambda: self._area(prompt, grounded, scores),
+            lambda: self._border(prompt, grounded, scores),
             lambda: self._confidence(grounded, scores),
             lambda: self._overlap(prompt, grounded, scores),
             lambda: self._agreement(prompt, grounded, detected, scores),
@@ -62,12 +64,19 @@ class Filters:
     def _area(self, prompt: Prompt, grounded: Grounded, scores: Scores) -> Reason | None:
         masks = [grounded.of_class(name) for name in prompt.classes]
         areas = [0.0 if mask is None else float(mask.mean()) for mask in masks]
-        scores["area_smallest"], scores["area_largest"] = round(min(areas), 5), round(max(areas), 5)
-        if min(areas) == 0:
+        scores["area_smallest"] = round(min(areas, default=0.0), 5)
+        scores["area_largest"] = round(max(areas, default=0.0), 5)
+        if min(areas, default=0.0) == 0:
             return "mask_empty"
         if _under(min(areas), self._recipe.min_area):
             return "mask_small"
         return "mask_large" if _over(max(areas), self._recipe.max_area) else None
+
+    def _border(self, prompt: Prompt, grounded: Grounded, scores: Scores) -> Reason | None:
+        masks = [mask for name in prompt.classes if (mask := grounded.of_class(name)) is not None]
+        share = max((border_share(mask) for mask in masks), default=0.0)
+        scores["border"] = round(share, 4)
+        return "mask_border" if _over(share, self._recipe.max_border) else None
 
     def _confidence(self, grounded: Grounded, scores: Scores) -> Reason | None:
         least = min(instance.score for instance in grounded.instances)
@@ -101,6 +110,12 @@ class Filters:
         nearest = min((code ^ other).bit_count() for other in self._hashes)
         scores["duplicate_distance"] = nearest
         return "near_duplicate" if nearest <= self._recipe.duplicate_distance else None
+
+
+def border_share(mask: Mask) -> float:
+    """The share of the picture's outermost pixels that a mask covers: near 1 where it marks the background."""
+    rim = np.concatenate((mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]))
+    return float(rim.mean())
 
 
 def difference_hash(image: Image) -> int:

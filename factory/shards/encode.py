@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image as Pictures
 
 from factory.masks import encode_label_png, label_map
@@ -14,11 +16,13 @@ from factory.vocabulary import Vocabulary
 
 SUFFIXES = ("jpg", "json", "seg.png")
 """The members of a sample, in the order in which they lie in the tar."""
+ORACLE_SUFFIXES = ("jpg", "json", "latent.npy", "seg.png")
+"""Those of an oracle's sample: `latent.npy` is float16 (C, h, w)."""
 
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """`members` maps each of SUFFIXES to its bytes."""
+    """`members` maps each of SUFFIXES, or of ORACLE_SUFFIXES, to its bytes."""
 
     key: str
     members: Mapping[str, bytes]
@@ -35,9 +39,18 @@ def encode_sample(
     members = {
         "jpg": encode_jpeg(sample.image, jpeg_quality),
         "json": json.dumps(annotation, sort_keys=True, separators=(",", ":"), allow_nan=False).encode(),
-        "seg.png": encode_label_png(label_map(shape, masks, ids, sample.grounded.ignore)),
     }
+    if sample.latent is not None:
+        members["latent.npy"] = encode_array(sample.latent)
+    members["seg.png"] = encode_label_png(label_map(shape, masks, ids, sample.grounded.ignore))
     return EncodedSample(sample.planned.key, members)
+
+
+def encode_array(array: NDArray[np.float16]) -> bytes:
+    """An array as numpy's own file."""
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+    return stream.getvalue()
 
 
 def encode_jpeg(image: Image, quality: int) -> bytes:

@@ -4,7 +4,7 @@ import io
 import tarfile
 from collections.abc import Iterator, Sequence
 
-from factory.shards.encode import SUFFIXES, EncodedSample
+from factory.shards.encode import ORACLE_SUFFIXES, SUFFIXES, EncodedSample
 
 
 def pack(samples: Sequence[EncodedSample]) -> bytes:
@@ -14,7 +14,7 @@ def pack(samples: Sequence[EncodedSample]) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
-            assert tuple(sample.members) == SUFFIXES
+            assert tuple(sample.members) in (SUFFIXES, ORACLE_SUFFIXES)
             assert "." not in sample.key
             for suffix, data in sample.members.items():
                 member = tarfile.TarInfo(f"{sample.key}.{suffix}")

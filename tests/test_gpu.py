@@ -1,0 +1,50 @@
+"""What must hold on a GPU: `make test-gpu` runs these, and they fail where there is none."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from factory.generator.interface import ATTENTION, Request
+from factory.generator.pipeline import PipelineGenerator
+from factory.plan import Plan
+from factory.produce.components import load_components
+from factory.produce.shard import produce
+from factory.recipe import make_recipe
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def _needs_a_gpu() -> None:
+    assert torch.cuda.is_available(), "these tests are of a GPU and none is here"
+
+
+def test_a_shard_made_twice_has_the_same_bytes(tiny_data: dict[str, Any]) -> None:
+    recipe = make_recipe(tiny_data)
+    shard = Plan(recipe).shard(0)
+    results = []
+    for _ in range(2):
+        with ThreadPoolExecutor(1) as encoder:
+            made = produce(shard, recipe, load_components(recipe, "cuda"), encoder)
+            results.append([job.result().members for job in made.samples])
+    assert results[0] == results[1]
+    assert len(results[0]) == len(shard.samples)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_images_of_a_gpu_are_those_of_a_cpu_but_for_rounding(
+    tiny_data: dict[str, Any], dtype: str, channels_last: bool
+) -> None:
+    """The noise is drawn on the CPU, so the device changes the rounding alone."""
+    exact = make_recipe(tiny_data)
+    changed = tiny_data | {"generator": tiny_data["generator"] | {"dtype": dtype, "channels_last": channels_last}}
+    asked = [Request(one.prompt, one.seed(0, 0)) for one in Plan(exact).shard(0).samples]
+    on_cpu = PipelineGenerator(exact).generate(asked)
+    on_gpu = PipelineGenerator(make_recipe(changed), "cuda", frozenset({ATTENTION})).generate(asked)
+    for one, other in zip(on_cpu, on_gpu, strict=True):
+        assert np.abs(one.image.astype(int) - other.image.astype(int)).mean() < 4
+        assert other.attention is not None
