@@ -213,7 +213,7 @@ def test_every_command_shows_an_example_and_speaks_json(command: str) -> None:
 def test_the_plan_counts_every_class_the_same() -> None:
     arguments = ("--classes", "coco", "--n", 800, "--objects", "1:0.5,2:0.5", "--rate", 2, "--json")
     data = json.loads(factory("plan", *arguments).stdout)
-    assert (data["per_class_least"], data["per_class_most"], data["shards"]) == (15, 15, 4)
+    assert (data["per_class_least"], data["per_class_most"], data["shards"]) == (15, 15, 8)
     assert data["hours"] == pytest.approx(800 / 2 / 3600)
 
 

@@ -176,6 +176,8 @@ def test_a_recipe_of_an_oracle_that_leaks_is_refused(tiny_model: Path) -> None:
     with pytest.raises(UserError, match=r"names \['dog'\], which its split leaves unseen"):
         _recipe(tiny_model, prompts=[row])
     with pytest.raises(UserError, match="takes features from one timestep"):
+        _recipe(tiny_model, masks={"source": "detector", "timesteps": [100, 300]})
+    with pytest.raises(UserError, match="takes masks from the detector"):
         _recipe(tiny_model, masks={"source": "attention"})
 
 
