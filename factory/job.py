@@ -46,8 +46,8 @@ def load_job(path: Path, out: Path | None, commands: Mapping[str, Any], change: 
     """Read a job file and check every option of every step before anything runs.
 
     The file has `out`, `values` and `steps`; a step is one command with its options, and positional arguments under
-    `with`. `{out}` and `{name}` in them stand for the folder and for the values, which `change` overrides. UserError
-    names what is wrong.
+    `with`; a list of values gives an option several times. `{out}` and `{name}` in them stand for the folder and for
+    the values, which `change` overrides. UserError names what is wrong.
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -103,7 +103,8 @@ def _step(
         elif known[option].is_flag:
             arguments += [f"--{option}"] if value else []
         else:
-            arguments += [f"--{option}", _filled(path, value, filled)]
+            for one in value if isinstance(value, list) else [value]:
+                arguments += [f"--{option}", _filled(path, one, filled)]
     return Step(name, tuple(arguments))
 
 

@@ -21,16 +21,17 @@ def commands() -> dict[str, Any]:
 
 
 def write(path: Path, **data: Any) -> Path:
-    path.write_text(yaml.safe_dump(data))
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
     return path
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in JOBS.glob("*.yaml")))
 def test_every_shipped_job_is_understood(name: str, tmp_path: Path) -> None:
     job = load_job(JOBS / name, tmp_path, commands(), {"split": "2"})
-    assert job.steps[0].name == "bootstrap-oracle"
-    assert job.steps[0].arguments[2:4] == ("--split", "2")
-    assert str(tmp_path / "oracle") in job.steps[1].arguments
+    oracle = next(step for step in job.steps if step.name == "bootstrap-oracle")
+    assert oracle.arguments[2:4] == ("--split", "2")
+    trained = next(step for step in job.steps if step.name == "train-grounder")
+    assert str(tmp_path / "oracle") in trained.arguments
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,12 @@ def test_a_job_that_cannot_run_is_told_before_it_runs(data: dict[str, Any], told
         load_job(write(tmp_path / "job.yaml", **data), None, commands(), {})
     with pytest.raises(UserError, match="has no value 'm'"):
         load_job(write(tmp_path / "job.yaml", out="x", values={"n": 1}, steps=[]), None, commands(), {"m": "2"})
+
+
+def test_a_list_gives_an_option_several_times(tmp_path: Path) -> None:
+    step = {"compare-segmenters": {"with": ["a={out}/a"], "real": ["R={out}/r", "O={out}/o"]}}
+    job = load_job(write(tmp_path / "job.yaml", out="x", steps=[step]), None, commands(), {})
+    assert job.steps[0].arguments == ("a=x/a", "--real", "R=x/r", "--real", "O=x/o")
 
 
 def test_a_job_goes_on_at_the_step_that_failed(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import typer
 
 import factory
 from factory.cli import stickers
+from factory.cli.compare import compare_segmenters
 from factory.cli.export import export
 from factory.cli.generate import generate
 from factory.cli.grounder import evaluate_grounder, train_grounder
@@ -36,6 +37,7 @@ app.command("train-grounder")(train_grounder)
 app.command("evaluate-grounder")(evaluate_grounder)
 app.command("train-segmenter")(train_segmenter)
 app.command("evaluate-segmenter")(evaluate_segmenter)
+app.command("compare-segmenters")(compare_segmenters)
 app.command("run")(run_steps)
 app.add_typer(stickers.app, name="stickers")
 

@@ -1,0 +1,39 @@
+"""`factory compare-segmenters`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare_segmenters(
+    segmenters: Annotated[list[str], typer.Argument(help="NAME=FOLDER of each trained segmenter.")],
+    real: Annotated[list[str], typer.Option(help="NAME=FOLDER of PASCAL VOC folders; may be given again.")],
+    real_set: Annotated[str, typer.Option(help="Their image set.")] = "val",
+    classes: Annotated[str, typer.Option(help="voc, coco, a file of names, or names.")] = "voc",
+    split: Annotated[str, typer.Option(help="The vocabulary's split that tells seen and unseen apart.")] = "zs3",
+    table: Annotated[Path | None, typer.Option(help="Markdown page whose table between the marks is renewed.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="CPU threads; all by default.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Protocol II: segmenters side by side on labelled images that none of them saw.
+
+    Example: factory compare-segmenters one=runs/one/model two=runs/two/model --real VOC=VOCdevkit/VOC2012
+    """
+    import json
+    from dataclasses import asdict
+
+    from factory.segmenter.compare import as_markdown, compared
+
+    def report(text: str) -> None:
+        typer.echo(text, err=True)
+
+    rows = compared(segmenters, real, real_set, classes, split, device, threads, report)
+    text = as_markdown(rows, classes)
+    if table is not None:
+        from factory.pages import write_table
+
+        told = f"`factory compare-segmenters ... --classes {classes} --split {split}` printed this."
+        write_table(table, f"{told}\n\n{text}\n", f"protocol-2-{classes}")
+    typer.echo(json.dumps([asdict(row) for row in rows]) if as_json else text)

@@ -1,0 +1,54 @@
+"""Protocol II: segmenters side by side."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from factory.cli.main import app
+from factory.errors import UserError
+from factory.segmenter.compare import as_markdown, compared
+from factory.segmenter.model import new_segmenter, save_segmenter
+from factory.segmenter.run import evaluate_here
+from factory.stickers.voc_folder import write_voc_folder
+from factory.vocabulary import voc
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("protocol")
+    write_voc_folder(place / "real", voc(), 20, ("noto",), size=64)
+    write_voc_folder(place / "other", voc(), 20, ("openmoji",), size=64)
+    for name in ("a", "b"):
+        save_segmenter(new_segmenter("segformer", ["background", *voc().names]), place / name, {})
+    return place
+
+
+def test_every_segmenter_is_measured_on_every_folder_and_told_beside_the_paper(world: Path, tmp_path: Path) -> None:
+    pairs = [f"one={world}/a", f"two={world}/b"]
+    rows = compared(pairs, [f"R={world}/real", f"O={world}/other"], "val", "voc", "zs3", threads=1)
+    assert [(row.real, row.name) for row in rows] == [("R", "one"), ("R", "two"), ("O", "one"), ("O", "two")]
+    alone = evaluate_here(world / "b", world / "other", "val", "voc", "zs3", "cpu", 1)
+    assert (rows[3].score.miou, rows[3].score.unseen) == (alone.miou, alone.unseen)
+    table = as_markdown(rows, "voc")
+    assert table.count("| two |") == 2
+    assert table.count("paper, mixture") == 1
+    assert f"| two | {100 * alone.seen:.1f} |" in table
+
+
+def test_the_command_renews_a_pages_table(world: Path, tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    page.write_text("# Results\n")
+    arguments = ["compare-segmenters", f"mine={world}/a", "--real", f"R={world}/real", "--table", str(page), "--json"]
+    for _ in range(2):
+        result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert json.loads(result.stdout)[0]["score"]["images"] == 4
+    assert page.read_text().startswith("# Results\n")
+    assert page.read_text().count("| mine |") == 1
+
+
+@pytest.mark.parametrize("pair", ["nothing", "=folder", "name="])
+def test_a_segmenter_without_a_name_is_refused(pair: str) -> None:
+    with pytest.raises(UserError, match="give NAME=FOLDER"):
+        compared([pair], ["R=real"], "val", "voc", "zs3")
