@@ -25,6 +25,8 @@ ROWS = {
     "without the picture": replace(WHOLE, guided=GuidedOptions(picture=False)),
     "without features": replace(WHOLE, guided=GuidedOptions(features=False)),
     "without dice": replace(WHOLE, dice=0.0),
+    "without competition (binary cross-entropy)": replace(WHOLE, dice=0.0, competing=False),
+    "with maps spread by likeness": replace(WHOLE, guided=GuidedOptions(spread=True)),
     "paper": GrounderOptions(module="paper"),
 }
 

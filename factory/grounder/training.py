@@ -31,11 +31,13 @@ _SHOWN = 16
 
 @dataclass(frozen=True)
 class GrounderOptions:
-    """What is trained. `dice` is the weight of soft dice in the loss of the guided module."""
+    """What is trained. The guided module's loss lets classes and background compete, or takes each class on its own
+    as the paper's does; `dice` is the weight of soft dice in it."""
 
     module: str = "guided"
     guided: GuidedOptions = field(default_factory=GuidedOptions)
     dice: float = 1.0
+    competing: bool = True
 
 
 class GrounderTask:
@@ -68,7 +70,7 @@ class GrounderTask:
             logits = self.model(self._read(samples), self._pictures(samples))
         labels = torch.from_numpy(np.stack([row.labels for row in samples])).to(self.device)
         found = _found(samples, logits.shape[1]).to(self.device)
-        if self.options.module == "paper":
+        if self.options.module == "paper" or not self.options.competing:
             return binary_loss(logits, labels, found)
         return competing_loss(logits, labels, found, self.options.dice)
 
