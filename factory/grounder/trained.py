@@ -56,7 +56,8 @@ def to_pictures(images: Sequence[Image]) -> Tensor:
 def labels_of(logits: Tensor) -> NDArray[np.int64]:
     """(..., K, H, W) to labels (..., H, W): 0 is background, k the k-th class."""
     background = torch.zeros_like(logits[..., :1, :, :])
-    return torch.cat([background, logits], -3).argmax(-3).cpu().numpy()
+    # `max` along this axis is many times faster on CPUs than `argmax`.
+    return torch.cat([background, logits], -3).max(-3).indices.cpu().numpy()
 
 
 def _grounded(logits: Tensor, prompt: Prompt) -> Grounded:

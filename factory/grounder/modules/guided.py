@@ -79,7 +79,8 @@ class GuidedModule(nn.Module):
             shown.append(_others(maps).flatten(0, 1))
         if features is not None:
             shown.append(_per_class(features, classes))
-        head = self.first(torch.cat(shown, 1))
+        # Neighbouring channels make the enlarging below several times faster on CPUs.
+        head = self.first(torch.cat(shown, 1).contiguous(memory_format=torch.channels_last))
         head = self.second(_twice(head))
         head = _twice(head)
         if self.look is not None:
