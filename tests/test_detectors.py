@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
     MaskFormerConfig,
     MaskFormerForInstanceSegmentation,
     ResNetConfig,
-    SwinConfig,
 )
 
 from factory.detector import detectron2 as with_detectron2
@@ -24,6 +21,7 @@ from factory.detector.load import check_classes, open_detector, pin_detector
 from factory.detector.universal import UniversalDetector
 from factory.errors import UserError
 from factory.recipe import Recipe, make_recipe
+from factory.testing.tiny_detector import tiny_mask2former
 from factory.vocabulary import coco, voc
 
 LABELS = ["N/A", *coco().names]
@@ -36,39 +34,29 @@ def _recipe(detector: str | Path, classes: str = "voc", **more: Any) -> Recipe:
 @pytest.fixture(scope="module", params=["mask2former", "maskformer"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that takes everything for some class, with high scores."""
-    from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
+    place = tmp_path_factory.mktemp("detector") / request.param
+    return tiny_mask2former(place, coco().names) if request.param == "mask2former" else _maskformer(place)
+
+
+def _maskformer(place: Path) -> Path:
     from transformers.models.maskformer.image_processing_pil_maskformer import MaskFormerImageProcessorPil
 
     torch.manual_seed(0)
-    told = {"id2label": dict(enumerate(LABELS)), "label2id": {name: k for k, name in enumerate(LABELS)}}
-    sizes = {"size": {"height": 64, "width": 64}, "ignore_index": 255}
-    place = tmp_path_factory.mktemp("detector") / request.param
-    if request.param == "mask2former":
-        swin = SwinConfig(
-            embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
-            out_features=["stage1", "stage2", "stage3", "stage4"],
-        )  # fmt: skip
-        config: Any = Mask2FormerConfig(
-            backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=32,
-            encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=32, num_queries=20, **told,
-        )  # fmt: skip
-        model: Any = Mask2FormerForUniversalSegmentation(config)
-        Mask2FormerImageProcessorPil(**sizes).save_pretrained(place)
-    else:
-        resnet = ResNetConfig(
-            embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic",
-            out_features=["stage1", "stage2", "stage3", "stage4"],
-        )  # fmt: skip
-        config = MaskFormerConfig(
-            backbone_config=resnet, fpn_feature_size=32, mask_feature_size=32, **told,
-            decoder_config={
-                "model_type": "detr", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 20,
-                "encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32,
-                "encoder_ffn_dim": 32, "use_pretrained_backbone": False,
-            },
-        )  # fmt: skip
-        model = MaskFormerForInstanceSegmentation(config)
-        MaskFormerImageProcessorPil(**sizes).save_pretrained(place)
+    resnet = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic",
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = MaskFormerConfig(
+        backbone_config=resnet, fpn_feature_size=32, mask_feature_size=32, id2label=dict(enumerate(LABELS)),
+        label2id={name: k for k, name in enumerate(LABELS)},
+        decoder_config={
+            "model_type": "detr", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 20,
+            "encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32,
+            "encoder_ffn_dim": 32, "use_pretrained_backbone": False,
+        },
+    )  # fmt: skip
+    model = MaskFormerForInstanceSegmentation(config)
+    MaskFormerImageProcessorPil(size={"height": 64, "width": 64}, ignore_index=255).save_pretrained(place)
     with torch.no_grad():
         model.class_predictor.weight.mul_(30)
     model.save_pretrained(place)

@@ -24,7 +24,8 @@ class GrounderConfig:
 
     `module` is one of MODULES with its `options`; `backbone` the shapes that it reads (see `Backbone`); `model` and
     `revision` the text-to-image model that it was trained on; `capture` and `timestep` where features are read.
-    `classes_seen` are the classes of its training, `data` the fingerprints of its oracles.
+    `classes_seen` are the classes of its training, `data` the fingerprints of its oracles. `oracle` is how those were
+    made, as a recipe's `generator` and `masks`: what it is measured with unless told otherwise.
     """
 
     module: str
@@ -38,6 +39,7 @@ class GrounderConfig:
     split: str
     data: tuple[str, ...]
     steps: int
+    oracle: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     format: int = 1
     kind: str = field(default=_KIND)
 

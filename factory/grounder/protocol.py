@@ -57,7 +57,8 @@ def protocol_1(
 ) -> list[Result]:
     """Every grounder of `folders` on the split that it was trained for, beside the attention baseline.
 
-    `images` are wanted for each group and split. Raises UserError where a grounder does not fit the vocabulary.
+    `images` are wanted for each group and split. Images are made, and true masks found, as in the grounder's oracle
+    set: the same model, solver, steps and detector. Raises UserError where a grounder does not fit the vocabulary.
     """
     opened = [ModuleGrounder(grounder_folder(name), device, threads) for name in folders]
     results: list[Result] = []
@@ -73,8 +74,9 @@ def _split(
     config = grounders[0].config
     if any(_reads(one) != _reads(grounders[0]) for one in grounders):
         raise UserError(f"the grounders of split {split} read other models or timesteps; evaluate them one by one.")
-    common = {"n": 1, "classes": classes, "batch": 8, "generator": {"model": config.model, "threads": threads}}
-    recipe = pinned(make_recipe(common | {"masks": {"source": "attention"}}))
+    generator = {"model": config.model, **config.oracle.get("generator", {}), "threads": threads}
+    masks = {**config.oracle.get("masks", {}), "source": "attention"}
+    recipe = pinned(make_recipe({"n": 1, "classes": classes, "batch": 8, "generator": generator, "masks": masks}))
     trained = recipe.model_copy(
         update={"masks": recipe.masks.model_copy(update={"capture": config.capture, "timesteps": (config.timestep,)})}
     )
@@ -164,7 +166,7 @@ def _prompts(
 
 def _reads(one: ModuleGrounder) -> tuple[object, ...]:
     config = one.config
-    return config.model, config.revision, config.capture, config.timestep, config.classes_seen
+    return config.model, config.revision, config.capture, config.timestep, config.classes_seen, config.oracle
 
 
 def averaged(results: Sequence[Result]) -> Iterator[tuple[str, dict[str, float]]]:

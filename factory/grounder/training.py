@@ -27,6 +27,8 @@ from factory.training.loop import rank_and_world, tile
 HELD_OUT = 0.05
 _VALIDATED = 128
 _SHOWN = 16
+_OWN_GENERATOR = {"revision", "threads"}
+_DETECTING = {"detector", "score", "ignore_score"}
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,10 @@ class GrounderTask:
             split=oracle.split,
             data=tuple(one.recipe.fingerprint() for one in self.sets),
             steps=self.steps,
+            oracle={
+                "generator": generator.model_dump(mode="json", exclude=_OWN_GENERATOR),
+                "masks": self.recipe.masks.model_dump(mode="json", include=_DETECTING),
+            },
         )
 
     def _read(self, samples: Sequence[OracleSample]) -> Captured:
