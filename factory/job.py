@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from factory.errors import UserError
+from factory.generate import SHORT
 
 DONE = "job.json"
 _PROGRAM = (sys.executable, "-c", "from factory.cli.main import run; run()")
@@ -66,7 +67,10 @@ def load_job(path: Path, out: Path | None, commands: Mapping[str, Any], change: 
 
 
 def run_job(job: Job, report: Callable[[str], None] = print) -> None:
-    """Run the steps that are not done, in order. UserError at the first that fails; the same call goes on there."""
+    """Run the steps that are not done, in order. UserError at the first that fails; the same call goes on there.
+
+    A set in which some samples were accepted in no attempt is complete: it stops no job.
+    """
     job.out.mkdir(parents=True, exist_ok=True)
     path = job.out / DONE
     done: list[str] = json.loads(path.read_text()) if path.exists() else []
@@ -78,7 +82,9 @@ def run_job(job: Job, report: Callable[[str], None] = print) -> None:
         code = subprocess.run([*_PROGRAM, step.name, *step.arguments], check=False).returncode
         if code == 130:
             raise KeyboardInterrupt
-        if code:
+        if code == SHORT:
+            report("That step is complete, with some places left empty; going on.")
+        elif code:
             raise UserError(f"step {number}, {step.name}, ended with {code}; mend it and give the same command again.")
         done.append(step.digest)
         partial = path.with_suffix(".partial")

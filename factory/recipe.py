@@ -187,7 +187,7 @@ class Recipe(_Part):
     shard_size: int = Field(default=100, ge=1, le=100_000, description="Samples of a shard.")
     batch: int = Field(default=8, ge=1, le=1024, description="Images generated together.")
     attempts: int = Field(
-        default=8, ge=1, le=1000, description="Seeds tried for a sample before its place stays empty."
+        default=16, ge=1, le=1000, description="Seeds tried for a sample before its place stays empty."
     )
     jpeg_quality: int = Field(default=95, ge=1, le=100)
     generator: GeneratorRecipe = GeneratorRecipe()

@@ -1,5 +1,6 @@
 """Jobs: chains of commands from a file, checked before they run, resumed after a failure."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,18 @@ def test_a_job_goes_on_at_the_step_that_failed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="step 2"):
         run_job(load_job(file, None, commands(), {}), told.append)
     assert told[0].startswith("[1/2] done before: factory stickers render")
+
+
+@pytest.mark.parametrize(("code", "goes_on"), [(4, True), (3, False), (1, False)])
+def test_a_set_with_empty_places_stops_no_job(
+    code: int, goes_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factory.job._PROGRAM", (sys.executable, "-c", f"raise SystemExit({code})"))
+    file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), steps=[{"status": {"with": "a"}}])
+    job, told = load_job(file, None, commands(), {}), list[str]()
+    if goes_on:
+        run_job(job, told.append)
+        assert "complete, with some places left empty" in told[1]
+    else:
+        with pytest.raises(UserError, match=f"step 1, status, ended with {code}"):
+            run_job(job, told.append)
