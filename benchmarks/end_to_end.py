@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=128)
     parser.add_argument("--model", default="stickers")
-    parser.add_argument("--masks", default="attention")
+    parser.add_argument("--masks", default="stickers")
     options = parser.parse_args()
     data = {"n": options.n, "shard_size": 16, "generator": {"model": options.model}, "masks": {"source": options.masks}}
     recipe = pinned(make_recipe(data))

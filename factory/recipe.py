@@ -56,11 +56,16 @@ class GeneratorRecipe(_Part):
         return data
 
 
+_READ_BY_ATTENTION = ("capture", "timesteps", "levels", "threshold")
+
+
 class MaskRecipe(_Part):
     """Where the masks come from."""
 
     source: str = Field(
-        default="attention", description="`attention`, `detector`, `stickers` or the folder of a trained grounder."
+        default="attention",
+        description="`attention`, `detector`, `stickers` or the folder of a trained grounder; `stickers` by default "
+        "for the model `stickers`, unless a field is given that attention alone reads.",
     )
     grounder_revision: str | None = Field(default=None, description="Pinned when a set is begun.")
     detector: str = Field(
@@ -209,7 +214,9 @@ class Recipe(_Part):
             or generator.get("model", "stickers") != "stickers"
         ):
             return data
-        return data | {"masks": {"levels": (1, 2), **masks}}
+        chosen = {"source", *_READ_BY_ATTENTION} & masks.keys() or data.get("oracle") or data.get("real")
+        source = {} if chosen else {"source": "stickers"}
+        return data | {"masks": {"levels": (1, 2), **source, **masks}}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -6,9 +6,25 @@ import pytest
 import torch
 from PIL import Image
 
+from factory.detector.load import open_detector as open_any_detector
+from factory.detector.oracle import OracleGrounder
 from factory.errors import UserError
+from factory.generate import pinned
+from factory.generator.interface import Request
+from factory.generator.load import pin_revision
+from factory.grounder.folder import read_config
+from factory.plan import Plan
+from factory.produce.components import load_components
+from factory.recipe import make_recipe
 from factory.stickers.atlas import TRAIN_STYLES
-from factory.stickers.embedded import detector_folder, models_folder, open_detector, open_pipeline, pipeline_folder
+from factory.stickers.embedded import (
+    detector_folder,
+    grounder_folder,
+    models_folder,
+    open_detector,
+    open_pipeline,
+    pipeline_folder,
+)
 from factory.stickers.evaluate import classes_found, mask_iou
 from factory.stickers.sampling import sample
 from factory.vocabulary import caption, coco
@@ -21,6 +37,7 @@ def _mebibytes(folder: Path, pattern: str = "*") -> float:
 def test_the_shipped_files_keep_their_size_limits() -> None:
     assert _mebibytes(pipeline_folder(), "*.safetensors") <= 48
     assert _mebibytes(detector_folder(), "*.safetensors") <= 20
+    assert _mebibytes(grounder_folder()) <= 16
     assert _mebibytes(models_folder().parent / "data") <= 8
 
 
@@ -28,7 +45,7 @@ def test_every_shipped_weight_is_half_precision() -> None:
     from safetensors import safe_open
 
     files = sorted(models_folder().rglob("*.safetensors"))
-    assert len(files) == 4
+    assert len(files) == 5
     for path in files:
         with safe_open(path, "pt") as weights:
             kinds = {weights.get_tensor(key).dtype for key in weights.keys()}  # noqa: SIM118 - not a mapping
@@ -71,6 +88,32 @@ def test_the_picture_follows_the_class_of_its_prompt() -> None:
     own = shares.diagonal().mean()
     others = (shares.sum() - shares.diagonal().sum()) / (len(names) * (len(names) - 1))
     assert own > 10 * others
+
+
+def test_the_grounder_fits_the_model_and_finds_seen_and_unseen_classes_where_the_detector_does() -> None:
+    """Of 24 pictures, half of classes that it never saw, those in which the detector is sure."""
+    config = read_config(grounder_folder())
+    assert config.revision == pin_revision("stickers")
+    seen = [name for name in coco().seen("1") if name in config.classes_seen]
+    assert len(seen) == 65
+    names = [*coco().unseen("1")[:12], *seen[::6][:12]]
+    recipe = pinned(make_recipe({"n": len(names), "classes": names, "batch": 12}))
+    assert recipe.masks.source == "stickers"
+    parts, oracle = load_components(recipe), OracleGrounder(open_any_detector(recipe, "cpu"), recipe.masks)
+    samples = list(Plan(recipe).samples())
+    asked = [sample.prompt for sample in samples]
+    made = parts.generator.generate([Request(sample.prompt, sample.seed(0, 0)) for sample in samples])
+    found: dict[str, list[float]] = {"seen": [], "unseen": []}
+    for mine, truth, prompt in zip(parts.grounder.ground(made, asked), oracle.ground(made, asked), asked, strict=True):
+        if truth.instances:
+            one, other = (
+                row.instances[0].mask if row.instances else np.zeros((128, 128), bool) for row in (mine, truth)
+            )
+            group = "seen" if prompt.classes[0] in seen else "unseen"
+            found[group].append((one & other).sum() / (one | other).sum())
+    assert min(len(values) for values in found.values()) >= 6
+    assert np.mean(found["seen"]) > 0.6
+    assert np.mean(found["unseen"]) > 0.6
 
 
 def test_no_picture_no_instances() -> None:

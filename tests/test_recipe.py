@@ -28,6 +28,22 @@ def test_whatever_changes_the_bytes_changes_the_fingerprint(change: dict[str, An
     assert make_recipe({"n": 10} | change).fingerprint() != make_recipe({"n": 10}).fingerprint()
 
 
+@pytest.mark.parametrize(
+    ("data", "source"),
+    [
+        ({}, "stickers"),
+        ({"masks": {"source": "attention"}}, "attention"),
+        ({"masks": {"threshold": 0.4}}, "attention"),
+        ({"masks": {"score": 0.6}}, "stickers"),
+        ({"generator": {"model": "some/model"}}, "attention"),
+    ],
+)
+def test_the_embedded_model_has_the_embedded_grounder_unless_something_else_is_asked_for(
+    data: dict[str, Any], source: str
+) -> None:
+    assert make_recipe({"n": 1} | data).masks.source == source
+
+
 def test_differences_name_the_field_and_both_values() -> None:
     old, new = make_recipe({"n": 1}), make_recipe({"n": 1, "generator": {"steps": 30}, "seed": 4})
     assert differences(old, new) == ["seed: 0 -> 4", "generator.steps: 12 -> 30"]
