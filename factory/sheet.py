@@ -21,8 +21,16 @@ _CAPTION = 14
 _OPACITY = 0.55
 
 
-def contact_sheet(store: Store, count: int, columns: int = 4) -> bytes:
-    """A PNG of the first samples of a set; UserError where it has none."""
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+def contact_sheet(store: Store, count: int, suffix: str = ".png", columns: int = 4) -> bytes:
+    """A picture file of the first samples of a set, in the format of a suffix of FORMATS.
+
+    UserError for another suffix, and where there is no sample.
+    """
+    if suffix.lower() not in FORMATS:
+        raise UserError(f"a sheet is written as {', '.join(FORMATS)}, not as {suffix!r}.")
     if count < 1:
         raise UserError(f"a sheet shows at least 1 sample, got {count}.")
     cells = [_cell(sample) for sample in islice(_samples(store), count)]
@@ -34,7 +42,7 @@ def contact_sheet(store: Store, count: int, columns: int = 4) -> bytes:
     for place, cell in enumerate(cells):
         sheet.paste(cell, (place % columns * width, place // columns * height))
     stream = io.BytesIO()
-    sheet.save(stream, "PNG")
+    sheet.save(stream, FORMATS[suffix.lower()])
     return stream.getvalue()
 
 

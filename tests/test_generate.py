@@ -120,6 +120,15 @@ def test_a_sheet_shows_samples_beside_their_masks(finished: Path, tmp_path: Path
         assert picture.size == (4 * 324, 2 * 178)
 
 
+def test_a_sheet_is_of_the_kind_that_its_name_says(finished: Path, tmp_path: Path) -> None:
+    factory("sheet", finished, "--out", tmp_path / "sheet.jpg", "--n", 1)
+    with Image.open(tmp_path / "sheet.jpg") as picture:
+        assert picture.format == "JPEG"
+    result = factory("sheet", finished, "--out", tmp_path / "sheet.gif")
+    assert result.returncode == 2
+    assert "a sheet is written as .png, .jpg, .jpeg, .webp, not as '.gif'." in " ".join(result.stderr.split())
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 255

@@ -21,7 +21,7 @@ def sheet(
     from factory.sheet import contact_sheet
     from factory.store import Store
 
-    picture = contact_sheet(Store(folder), n)
+    picture = contact_sheet(Store(folder), n, out.suffix)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(picture)
