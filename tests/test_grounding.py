@@ -351,14 +351,16 @@ def test_protocol_1_measures_every_group_of_the_grounders_split(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Train opens Ray Data, which uses fields of its own
 def test_two_processes_train_what_one_does(oracle: Path, tmp_path: Path) -> None:
     """Through Ray Train, each with half of every batch."""
-    from factory.grounder.run import Run, train_here, train_on_several
+    from factory.grounder.run import Run, train_here
     from factory.recipe import EngineRecipe
+    from factory.training.devices import train_on_several
 
     run = Run((str(oracle),), str(tmp_path / "one"), steps=6, batch=4, threads=1)
     one = load_grounder(train_here(run, lambda text: None))[0].state_dict()
-    two = load_grounder(train_on_several(replace(run, out=str(tmp_path / "two")), 2, EngineRecipe()))[0].state_dict()
+    again = replace(run, out=str(tmp_path / "two"))
+    two = load_grounder(train_on_several(train_here, again, 2, EngineRecipe()))[0].state_dict()
     with pytest.raises(UserError, match="does not part evenly"):
-        train_on_several(replace(run, batch=5), 2, EngineRecipe())
+        train_on_several(train_here, replace(run, batch=5), 2, EngineRecipe())
     for name, weight in one.items():
         assert torch.allclose(weight, two[name], atol=5e-3), name
 

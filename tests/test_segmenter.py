@@ -180,6 +180,25 @@ def test_train_and_evaluate_from_shards_and_a_folder(shards: Path, folder: Path,
     assert 0 <= result.miou <= 1
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Train opens Ray Data, which uses fields of its own
+def test_two_processes_train_together(
+    shards: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through Ray Train, from addresses that are relative to where the command was given."""
+    from factory.recipe import EngineRecipe
+    from factory.training.devices import train_on_several
+
+    monkeypatch.chdir(tmp_path)
+    save_segmenter(tiny("segformer"), Path("tiny"), {})
+    run = SegmenterRun("run", (str(shards),), "voc", "tiny", str(folder), steps=4, batch=4, side=64, threads=1)
+    trained = train_on_several(train_here, run.absolute(), 2, EngineRecipe())
+    assert trained == tmp_path / "run" / "model"
+    assert evaluate_here(trained, folder, "val", "voc", None, "cpu", 1).images
+    with pytest.raises(UserError, match="does not part evenly"):
+        train_on_several(train_here, run, 3, EngineRecipe())
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

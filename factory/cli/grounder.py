@@ -36,8 +36,9 @@ def train_grounder(
 
     Example: factory generate --masks runs/grounder/model --classes voc --n 1000 --shards out/
     """
-    from factory.grounder.run import Run, absolute, train_here, train_on_several
+    from factory.grounder.run import Run, absolute, train_here
     from factory.recipe import EngineRecipe
+    from factory.training.devices import train_on_several
 
     run = Run(
         oracles=absolute(oracles),
@@ -51,7 +52,8 @@ def train_grounder(
         threads=threads,
         start=str(start.absolute()) if start else None,
     )
-    folder = train_on_several(run, devices, EngineRecipe(address=address)) if devices > 1 else train_here(run)
+    several = devices > 1
+    folder = train_on_several(train_here, run, devices, EngineRecipe(address=address)) if several else train_here(run)
     typer.echo(
         f"Use it with `factory generate --masks {folder}`, measure it with `factory evaluate-grounder {folder}`."
     )

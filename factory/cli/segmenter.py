@@ -31,11 +31,13 @@ def train_segmenter(
         float, typer.Option(min=0, max=1, help="Share of a batch that is real, where both are.")
     ] = 0.5,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 4000,
-    batch: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Images of a step, over all devices.")] = 16,
     side: Annotated[int, typer.Option(min=32, help="Square that is trained on, in pixels.")] = 128,
     learning_rate: Annotated[float, typer.Option(min=0, help="Peak.")] = 6e-4,
     seed: Annotated[int, typer.Option(help="Order and augmentation.")] = 0,
-    device: Device = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N, for one device.")] = "cpu",
+    devices: Annotated[int, typer.Option(min=1, help="Devices that train together, through Ray Train.")] = 1,
+    address: Annotated[str | None, typer.Option(help="Ray cluster of several devices; local by default.")] = None,
     threads: Threads = 0,
     start: Annotated[Path | None, typer.Option(help="Segmenter folder to begin with.")] = None,
 ) -> None:
@@ -45,31 +47,37 @@ def train_segmenter(
 
     Example: factory train-segmenter out/ --classes voc --out runs/segmenter
 
+    Example: factory train-segmenter out/ --architecture mask2former --devices 8 --out runs/segmenter
+
     Example: factory train-segmenter out/ --real VOCdevkit/VOC2012 --real-classes seen --split 1 --out runs/mixed
     """
+    from factory.recipe import EngineRecipe
     from factory.segmenter.run import SegmenterRun, train_here
+    from factory.training.devices import train_on_several
 
-    folder = train_here(
-        SegmenterRun(
-            out=str(out),
-            shards=tuple(shards or ()),
-            classes=classes,
-            architecture=architecture,
-            real=str(real) if real else None,
-            real_set=real_set,
-            real_classes=real_classes,
-            split=split,
-            real_share=real_share,
-            steps=steps,
-            batch=batch,
-            side=side,
-            learning_rate=learning_rate,
-            seed=seed,
-            device=device,
-            threads=threads,
-            start=str(start) if start else None,
-        )
+    run = SegmenterRun(
+        out=str(out),
+        shards=tuple(shards or ()),
+        classes=classes,
+        architecture=architecture,
+        real=str(real) if real else None,
+        real_set=real_set,
+        real_classes=real_classes,
+        split=split,
+        real_share=real_share,
+        steps=steps,
+        batch=batch,
+        side=side,
+        learning_rate=learning_rate,
+        seed=seed,
+        device=device,
+        threads=threads,
+        start=str(start) if start else None,
     )
+    if devices > 1:
+        folder = train_on_several(train_here, run.absolute(), devices, EngineRecipe(address=address))
+    else:
+        folder = train_here(run)
     typer.echo(f"Measure it: factory evaluate-segmenter {folder} --real VOC_FOLDER --classes {classes}")
 
 

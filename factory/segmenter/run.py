@@ -1,7 +1,7 @@
 """Training and measuring a segmenter, from options."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,21 @@ class SegmenterRun:
     device: str = "cpu"
     threads: int = 0
     start: str | None = None
+
+    def absolute(self) -> "SegmenterRun":
+        """The same run, with addresses that mean the same in every process."""
+        stores = [Store(address) for address in self.shards]
+        return replace(
+            self,
+            out=str(Path(self.out).absolute()),
+            shards=tuple(store.address if store.folder is None else str(store.folder) for store in stores),
+            classes=str(Path(self.classes).absolute()) if Path(self.classes).is_file() else self.classes,
+            architecture=str(Path(self.architecture).absolute())
+            if Path(self.architecture).is_dir()
+            else self.architecture,
+            real=str(Path(self.real).absolute()) if self.real else None,
+            start=str(Path(self.start).absolute()) if self.start else None,
+        )
 
 
 def train_here(run: SegmenterRun, report: Callable[[str], None] = lambda text: print(text, flush=True)) -> Path:
