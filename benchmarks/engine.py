@@ -13,7 +13,7 @@ import time
 from factory.engine.cluster import connected
 from factory.engine.pool import Pool
 from factory.engine.scheduler import Listener, Scheduler, State
-from factory.recipe import EngineRecipe
+from factory.recipe_parts import EngineRecipe
 from factory.testing.jobs import SleepingJob
 
 

@@ -17,7 +17,8 @@ from factory.plan import Plan, shard_name
 from factory.produce.components import SOURCES, check_source
 from factory.progress import Snapshot, Tracker
 from factory.receipts import committed, missing
-from factory.recipe import GeneratorRecipe, MaskRecipe, Recipe
+from factory.recipe import Recipe
+from factory.recipe_parts import GeneratorRecipe, MaskRecipe
 from factory.store import Store
 from factory.vocabulary import coco
 

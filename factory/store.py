@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -158,3 +158,8 @@ def is_remote(address: str) -> bool:
     if scheme in ("", "file") or (sys.platform == "win32" and len(scheme) == 1) or os.path.exists(address):
         return False
     raise UserError(f"no storage speaks {scheme}://, got {address}; give a folder or {', '.join(REMOTE_SCHEMES)}.")
+
+
+def absolute(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Addresses that mean the same in every process, whatever folder it runs in."""
+    return tuple(address if is_remote(address) else str(Store(address).folder) for address in addresses)

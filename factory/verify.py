@@ -16,7 +16,8 @@ from factory.manifest import manifest_of
 from factory.masks import IGNORE, decode_label_png, decode_rle, mask_to_xywh
 from factory.plan import Plan, PlannedShard
 from factory.receipts import Blob, Receipt, committed, manifest_name, missing, read_receipt, receipt_name, tar_name
-from factory.recipe import OracleRecipe, Recipe
+from factory.recipe import Recipe
+from factory.recipe_parts import OracleRecipe
 from factory.shards.encode import ORACLE_SUFFIXES, SUFFIXES, EncodedSample
 from factory.shards.tar import unpack
 from factory.store import Store

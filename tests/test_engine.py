@@ -10,7 +10,7 @@ from factory.engine.cluster import connected
 from factory.engine.pool import Member, Pool
 from factory.engine.scheduler import Listener, Scheduler, State
 from factory.errors import UserError
-from factory.recipe import EngineRecipe
+from factory.recipe_parts import EngineRecipe
 from factory.testing.jobs import AskingJob, RefusingJob, SleepingJob
 
 

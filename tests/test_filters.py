@@ -7,7 +7,7 @@ import pytest
 
 from factory.filters.checks import REASONS, Filters
 from factory.prompts import Prompt
-from factory.recipe import FilterRecipe
+from factory.recipe_parts import FilterRecipe
 from factory.records import Grounded, Instance
 
 PROMPT = Prompt("a dog and a cat", ("dog", "cat"), ("dog", "cat"))

@@ -16,7 +16,8 @@ from factory.generator.pipeline import PipelineGenerator
 from factory.generator.tokens import class_tokens
 from factory.plan import Plan
 from factory.prompts import Prompt
-from factory.recipe import GeneratorRecipe, Recipe, make_recipe
+from factory.recipe import Recipe, make_recipe
+from factory.recipe_parts import GeneratorRecipe
 from factory.testing.tiny_pipeline import tiny_pipeline
 
 

@@ -6,7 +6,7 @@ from factory.detector.interface import DetectorGrounder
 from factory.generator.interface import Attention, Generated
 from factory.grounder.attention import AttentionGrounder, otsu
 from factory.prompts import Prompt
-from factory.recipe import MaskRecipe
+from factory.recipe_parts import MaskRecipe
 from factory.records import Image, Instance
 
 PAIR = Prompt("a photograph of a dog and a cat", ("dog", "cat"), ("dog", "cat"))

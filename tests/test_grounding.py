@@ -351,9 +351,9 @@ def test_protocol_1_measures_every_group_of_the_grounders_split(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Train opens Ray Data, which uses fields of its own
 def test_two_processes_train_what_one_does(oracle: Path, tmp_path: Path) -> None:
     """Through Ray Train, each with half of every batch."""
+    from factory.engine.train import train_on_several
     from factory.grounder.run import Run, train_here
-    from factory.recipe import EngineRecipe
-    from factory.training.devices import train_on_several
+    from factory.recipe_parts import EngineRecipe
 
     run = Run((str(oracle),), str(tmp_path / "one"), steps=6, batch=4, threads=1)
     one = load_grounder(train_here(run, lambda text: None))[0].state_dict()

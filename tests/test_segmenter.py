@@ -186,8 +186,8 @@ def test_two_processes_train_together(
     shards: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through Ray Train, from addresses that are relative to where the command was given."""
-    from factory.recipe import EngineRecipe
-    from factory.training.devices import train_on_several
+    from factory.engine.train import train_on_several
+    from factory.recipe_parts import EngineRecipe
 
     monkeypatch.chdir(tmp_path)
     save_segmenter(tiny("segformer"), Path("tiny"), {})

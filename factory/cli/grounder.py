@@ -36,9 +36,10 @@ def train_grounder(
 
     Example: factory generate --masks runs/grounder/model --classes voc --n 1000 --shards out/
     """
-    from factory.grounder.run import Run, absolute, train_here
-    from factory.recipe import EngineRecipe
-    from factory.training.devices import train_on_several
+    from factory.engine.train import train_on_several
+    from factory.grounder.run import Run, train_here
+    from factory.recipe_parts import EngineRecipe
+    from factory.store import absolute
 
     run = Run(
         oracles=absolute(oracles),

@@ -51,9 +51,9 @@ def train_segmenter(
 
     Example: factory train-segmenter out/ --real VOCdevkit/VOC2012 --real-classes seen --split 1 --out runs/mixed
     """
-    from factory.recipe import EngineRecipe
+    from factory.engine.train import train_on_several
+    from factory.recipe_parts import EngineRecipe
     from factory.segmenter.run import SegmenterRun, train_here
-    from factory.training.devices import train_on_several
 
     run = SegmenterRun(
         out=str(out),

@@ -7,7 +7,7 @@ import numpy as np
 
 from factory.generator.interface import Generated
 from factory.prompts import Prompt
-from factory.recipe import MaskRecipe
+from factory.recipe_parts import MaskRecipe
 from factory.records import Grounded, Image, Instance
 
 

@@ -8,7 +8,7 @@ from factory.detector.interface import Detector
 from factory.generator.interface import LATENT, Generated
 from factory.masks import mask_to_xywh
 from factory.prompts import Prompt
-from factory.recipe import MaskRecipe
+from factory.recipe_parts import MaskRecipe
 from factory.records import Detection, Grounded, Instance
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
 from factory.errors import UserError
-from factory.recipe import EngineRecipe
+from factory.recipe_parts import EngineRecipe
 
 _LOCAL_OBJECT_STORE = 256 * 1024 * 1024
 

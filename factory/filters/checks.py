@@ -9,7 +9,7 @@ from PIL import Image as Pictures
 
 from factory.masks import Mask, intersection_over_union
 from factory.prompts import Prompt
-from factory.recipe import FilterRecipe
+from factory.recipe_parts import FilterRecipe
 from factory.records import Grounded, Image, Instance, Verdict
 
 Reason = Literal[

@@ -18,7 +18,8 @@ from factory.generator.pipeline import PipelineGenerator
 from factory.masks import IGNORE
 from factory.prompts import Prompt
 from factory.real.labelled import LabelledFolder, LabelledImage
-from factory.recipe import RealRecipe, Recipe
+from factory.recipe import Recipe
+from factory.recipe_parts import RealRecipe
 from factory.records import Image
 from factory.vocabulary import Vocabulary
 

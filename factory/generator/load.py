@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import UserError
-from factory.recipe import GeneratorRecipe
+from factory.recipe_parts import GeneratorRecipe
 
 KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "LatentConsistencyModelPipeline")
 """Classes of pipelines whose parts are put together as this project's generator expects."""

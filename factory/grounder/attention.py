@@ -9,7 +9,7 @@ from PIL import Image as Pictures
 from factory.errors import UserError
 from factory.generator.interface import ATTENTION, Attention, Generated
 from factory.prompts import Prompt
-from factory.recipe import MaskRecipe
+from factory.recipe_parts import MaskRecipe
 from factory.records import Grounded, Instance
 
 Heat = NDArray[np.float32]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from factory.errors import UserError
 from factory.generator.load import EMBEDDED, folder_digest
-from factory.recipe import GeneratorRecipe
+from factory.recipe_parts import GeneratorRecipe
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,6 +1,6 @@
 """One training run of a grounder, from options."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,9 +50,3 @@ def train_here(run: Run, report: Callable[[str], None] = lambda text: print(text
     )
     task = GrounderTask(sets, GrounderOptions(module=run.module), run.device, run.steps)
     return train(task, options, Path(run.out), report)
-
-
-def absolute(oracles: Sequence[str]) -> tuple[str, ...]:
-    """Addresses that mean the same in every process."""
-    stores = [Store(address) for address in oracles]
-    return tuple(store.address if store.folder is None else str(store.folder) for store in stores)

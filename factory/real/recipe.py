@@ -43,7 +43,7 @@ class RealOptions:
 def recipe_of_folder(options: RealOptions, given: Mapping[str, Any], engine: Mapping[str, Any]) -> tuple[Recipe, int]:
     """(the recipe, how many images were left out). UserError where no image may be used."""
     from factory.generator.inversion import open_folder, present
-    from factory.recipe import RealRecipe
+    from factory.recipe_parts import RealRecipe
 
     vocabulary = parse_classes(options.classes)
     seen = vocabulary.names if options.split == "all" else vocabulary.seen(options.split)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from factory.errors import UserError
 from factory.libraries import quiet_model_libraries
-from factory.store import Store
+from factory.store import Store, absolute
 from factory.vocabulary import Vocabulary, parse_classes
 
 if TYPE_CHECKING:
@@ -39,11 +39,10 @@ class SegmenterRun:
 
     def absolute(self) -> "SegmenterRun":
         """The same run, with addresses that mean the same in every process."""
-        stores = [Store(address) for address in self.shards]
         return replace(
             self,
             out=str(Path(self.out).absolute()),
-            shards=tuple(store.address if store.folder is None else str(store.folder) for store in stores),
+            shards=absolute(self.shards),
             classes=str(Path(self.classes).absolute()) if Path(self.classes).is_file() else self.classes,
             architecture=str(Path(self.architecture).absolute())
             if Path(self.architecture).is_dir()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from factory.errors import UserError
-from factory.recipe import EngineRecipe
+from factory.recipe_parts import EngineRecipe
 
 
 class SeveralRun(Protocol):
