@@ -1,0 +1,20 @@
+"""One set that all tests of exports read."""
+
+import pytest
+from export_sets import make_set
+
+from factory.export import run as export_run
+from factory.export.hf import HuggingFaceFormat
+from factory.store import Store
+
+
+@pytest.fixture(scope="package")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return make_set(tmp_path_factory.mktemp("export") / "set")[0]
+
+
+@pytest.fixture(autouse=True)
+def small_parquet_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two shards to a file."""
+    size = 2 * 70_000
+    monkeypatch.setitem(export_run.FORMATS, "hf", lambda subject, polygons: HuggingFaceFormat(subject, size))

@@ -1,0 +1,137 @@
+"""Bad input of exports, the command, and the examples of its page."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from export_sets import SHARD_SIZE, SHARDS, VAL, content, make_set, run
+from typer.testing import CliRunner
+
+from factory.cli.main import app
+from factory.errors import UserError
+from factory.export.run import Export, Options, default_target
+from factory.store import Store
+
+
+def test_a_folder_with_other_things_is_refused_and_left_as_it_is(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"is not empty.*thesis\.txt.*--to"):
+        run(store, tmp_path, "coco")
+    assert content(tmp_path) == {"thesis.txt": b"years of work"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"form": "voc"}, "format: coco -> voc"),
+        ({"val": 0.5}, "val: 0.3 -> 0.5"),
+        ({"polygons": True}, "polygons: False -> True"),
+    ],
+)
+def test_an_export_with_other_options_is_refused_and_left_as_it_is(
+    store: Store, tmp_path: Path, changed: dict[str, Any], told: str
+) -> None:
+    run(store, tmp_path, "coco")
+    before = content(tmp_path)
+    with pytest.raises(UserError, match=f"holds another export: {told}"):
+        run(store, tmp_path, **{"form": "coco", **changed})
+    assert content(tmp_path) == before
+
+
+def test_an_export_of_another_set_is_refused(store: Store, tmp_path: Path) -> None:
+    run(store, tmp_path / "coco", "coco")
+    other, _ = make_set(tmp_path / "other", seed=7)
+    with pytest.raises(UserError, match="holds another export: set: "):
+        run(other, tmp_path / "coco", "coco")
+
+
+def test_a_damaged_shard_is_told_and_the_export_goes_on_once_it_is_mended(store: Store, tmp_path: Path) -> None:
+    damaged, _ = make_set(tmp_path / "set")
+    tar = tmp_path / "set" / "train" / "000002.tar"
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:-5000])
+    with pytest.raises(UserError, match=r"train/000002.tar .* is damaged.*verify .* --repair"):
+        run(damaged, tmp_path / "coco", "coco")
+    tar.write_bytes(whole)
+    run(damaged, tmp_path / "coco", "coco")
+    run(store, tmp_path / "calm", "coco")
+    assert content(tmp_path / "coco") == content(tmp_path / "calm")
+
+
+@pytest.mark.parametrize(
+    ("to", "options", "told"),
+    [
+        ("x", {"form": "pascal"}, "one of coco, voc, yolo, hf; got 'pascal'"),
+        ("x", {"form": "coco", "val": 1.5}, "less than 1; got 1.5"),
+        ("x", {"form": "coco", "val": float("nan")}, "less than 1; got nan"),
+        ("x", {"form": "voc", "polygons": True}, "--polygons goes with --format coco"),
+        ("set/coco", {"form": "coco"}, "lies inside the set"),
+        ("file", {"form": "coco"}, "is a file"),
+        ("file/x", {"form": "coco"}, "cannot be written"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path: Path, to: str, options: dict[str, Any], told: str) -> None:
+    store, _ = make_set(tmp_path / "set", [0], n=SHARD_SIZE)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=told):
+        run(store, tmp_path / to, **options)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_place_without_a_finished_shard_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no set"):
+        run(Store(str(tmp_path / "nothing")), tmp_path / "x", "coco")
+    with pytest.raises(UserError, match="holds no finished shard yet"):
+        run(make_set(tmp_path / "begun", [])[0], tmp_path / "x", "coco", partial=True)
+
+
+def test_two_exports_do_not_write_the_same_folder_at_once(store: Store, tmp_path: Path) -> None:
+    second = Export(store, tmp_path / "coco", Options("coco", VAL))
+
+    def intrude(done: int) -> None:
+        with pytest.raises(UserError, match="being written by another export"):
+            second.run()
+
+    Export(store, tmp_path / "coco", Options("coco", VAL)).run(intrude)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("out/", "out-coco"), ("a/out", "a/out-coco"), ("s3://bucket/sets/pets", "pets-coco"), ("s3://pets", "pets-coco")],
+)
+def test_an_export_goes_beside_its_set(address: str, expected: str) -> None:
+    assert default_target(address, "coco") == Path(expected)
+
+
+def test_the_command_tells_what_it_wrote(store: Store, tmp_path: Path) -> None:
+    command = ["export", store.address, "--format", "yolo", "--to", str(tmp_path / "yolo"), "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert (told["train"] + told["val"], told["shards"], told["complete"]) == (25, SHARDS, True)
+    again = CliRunner().invoke(app, command[:-1])
+    assert f"{told['train']} samples for training, {told['val']} for validation" in again.stdout
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+EXAMPLES = [code for code in re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL) if "ultralytics" not in code]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_the_examples_of_the_documentation_run(
+    store: Store, tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    [form] = set(re.findall(r"out-(\w+)", code))
+    run(store, Path(f"out-{form}"), form)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    if form == "hf":
+        assert [mask.sum() for mask in names["masks"]] == names["row"]["objects"]["area"]
+    assert len(EXAMPLES) == 5

@@ -1,0 +1,36 @@
+"""An oracle set, what a U-Net gives for it, and a grounder of twelve steps."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from grounding_sets import EVERYTHING, oracle_recipe, train_briefly
+
+from factory.generator.interface import Captured
+from factory.generator.pipeline import PipelineGenerator
+from factory.plan import Plan
+from factory.testing.sets import BandDetector, make_set
+from factory.vocabulary import voc
+
+
+@pytest.fixture(scope="package")
+def oracle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("oracle") / "set"
+    make_set(oracle_recipe(tiny_model), folder, BandDetector(voc().names))
+    return folder
+
+
+@pytest.fixture(scope="package")
+def captured(tiny_model: Path) -> tuple[Captured, torch.Tensor]:
+    """Of two prompts with two classes and one with one."""
+    recipe = oracle_recipe(tiny_model)
+    prompts = sorted((s.prompt for s in Plan(recipe).shard(0).samples), key=lambda prompt: -len(prompt.classes))
+    generator = PipelineGenerator(recipe, needs=EVERYTHING)
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    read = generator.read(latents, 200, [prompts[0], prompts[1], prompts[-1]])
+    return read, torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+
+@pytest.fixture(scope="package")
+def trained(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_briefly(oracle, tmp_path_factory.mktemp("trained"))

@@ -1,0 +1,68 @@
+"""Training that is cut off, parted, or given what does not fit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from grounding_sets import oracle_recipe, train_briefly
+
+from factory.errors import UserError
+from factory.grounder.data import OracleSet
+from factory.grounder.folder import load_grounder
+from factory.grounder.training import GrounderOptions, GrounderTask
+from factory.store import Store
+from factory.testing.sets import BandDetector, make_set
+from factory.vocabulary import voc
+
+
+@pytest.mark.parametrize("module", ["guided", "paper"])
+def test_a_training_that_was_cut_off_ends_in_the_same_grounder(oracle: Path, tmp_path: Path, module: str) -> None:
+    whole = load_grounder(train_briefly(oracle, tmp_path / "whole", module))[0].state_dict()
+    with pytest.raises(KeyboardInterrupt):
+        train_briefly(oracle, tmp_path / "cut", module, stop_at=8)
+    resumed = load_grounder(train_briefly(oracle, tmp_path / "cut", module))[0].state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Train opens Ray Data, which uses fields of its own
+def test_two_processes_train_what_one_does(oracle: Path, tmp_path: Path) -> None:
+    """Through Ray Train, each with half of every batch."""
+    from factory.engine.train import train_on_several
+    from factory.grounder.run import Run, train_here
+    from factory.recipe_parts import EngineRecipe
+
+    run = Run((str(oracle),), str(tmp_path / "one"), steps=6, batch=4, threads=1)
+    one = load_grounder(train_here(run, lambda text: None))[0].state_dict()
+    again = replace(run, out=str(tmp_path / "two"))
+    two = load_grounder(train_on_several(train_here, again, 2, EngineRecipe()))[0].state_dict()
+    with pytest.raises(UserError, match="does not part evenly"):
+        train_on_several(train_here, replace(run, batch=5), 2, EngineRecipe())
+    for name, weight in one.items():
+        assert torch.allclose(weight, two[name], atol=5e-3), name
+
+
+def test_oracles_of_another_backbone_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    for name, timestep in (("one", 200), ("two", 500)):
+        masks = {"source": "detector", "capture": "sampling", "timesteps": [timestep]}
+        make_set(oracle_recipe(model, n=4, masks=masks), tmp_path / name, BandDetector(voc().names))
+    sets = [OracleSet(Store(str(tmp_path / name))) for name in ("one", "two")]
+    with pytest.raises(UserError, match="is another kind of oracle"):
+        GrounderTask(sets, GrounderOptions(), "cpu", 1)
+    with (model / "unet" / "config.json").open("a") as stream:
+        stream.write(" ")
+    with pytest.raises(UserError, match="the model there now is of revision"):
+        GrounderTask(sets[:1], GrounderOptions(), "cpu", 1)
+
+
+def test_a_checkpoint_that_was_cut_short_is_told(oracle: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train_briefly(oracle, tmp_path, stop_at=8)
+    data = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="cannot be read"):
+        train_briefly(oracle, tmp_path)

@@ -1,0 +1,66 @@
+"""The modules and their losses."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from factory.generator.capture import Capture
+from factory.generator.interface import FEATURES, Captured
+from factory.grounder.loss import binary_loss, competing_loss
+from factory.grounder.modules.backbone import Backbone
+from factory.grounder.modules.guided import GuidedModule, GuidedOptions
+from factory.grounder.modules.paper import PaperModule
+
+
+def test_the_papers_module_has_the_papers_size_on_stable_diffusion() -> None:
+    """Both guidance halves joined: 15360, 14080, 8320 and 5120 channels; 18.8 M parameters."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+        capture = Capture(unet, frozenset({FEATURES}))
+        with capture.watching(1), torch.no_grad():
+            unet(torch.empty(1, 4, 64, 64), torch.tensor(1), torch.empty(1, 77, 768))
+    one = Backbone.of(Captured(capture.blocks, {}, torch.empty(1, 1, 768)))
+    assert len(one.blocks) == 25
+    both = replace(one, blocks={name: (2 * channels, level) for name, (channels, level) in one.blocks.items()})
+    assert {level: both.channels(level) for level in both.levels()} == {8: 15360, 4: 14080, 2: 8320, 1: 5120}
+    with torch.device("meta"):
+        module = PaperModule(both)
+    assert [block.body[0].num_features for block in module.mix] == [48, 112, 240]
+    assert module.tokens.in_features == 3840
+    assert round(sum(weight.numel() for weight in module.parameters()) / 1e6, 1) == 18.8
+
+
+def _spreading(backbone: Backbone) -> GuidedModule:
+    return GuidedModule(backbone, GuidedOptions(spread=True))
+
+
+@pytest.mark.parametrize("kind", [PaperModule, GuidedModule, _spreading])
+def test_an_image_has_the_same_masks_alone_and_in_a_batch(captured: Any, kind: Any) -> None:
+    read, pictures = captured
+    module = kind(Backbone.of(read)).eval()
+    with torch.no_grad():
+        together = module(read, pictures)
+        assert together.shape == (3, 2, 64, 64)
+        for place, classes in enumerate((2, 2, 1)):
+            part = Captured(
+                {name: block[place : place + 1] for name, block in read.features.items()},
+                {name: maps[place : place + 1, :, :classes] for name, maps in read.maps.items()},
+                read.words[place : place + 1, :classes],
+            )
+            alone = module(part, pictures[place : place + 1])
+            assert torch.allclose(alone[0], together[place, :classes], atol=1e-4)
+
+
+def test_a_class_that_was_not_found_and_pixels_that_are_ignored_teach_nothing() -> None:
+    logits = torch.randn(2, 2, 8, 8, requires_grad=True)
+    labels = torch.zeros(2, 8, 8, dtype=torch.uint8)
+    labels[:, :4], labels[:, 4:6] = 1, 255
+    found = torch.tensor([[True, False], [True, True]])
+    for loss in (competing_loss, binary_loss):
+        (gradient,) = torch.autograd.grad(loss(logits, labels, found), logits)
+        assert (gradient[0, 1] == 0).all()
+        assert (gradient[:, :, 4:6] == 0).all()
+        assert (gradient[1, 1, 6:] != 0).all()

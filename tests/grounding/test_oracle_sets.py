@@ -1,0 +1,172 @@
+"""Oracle sets: sound, of seen classes only, and a stream that can be begun anywhere."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from grounding_sets import EVERYTHING, SEEN, command, oracle_recipe
+
+from factory.errors import UserError
+from factory.generator.interface import Request
+from factory.generator.pipeline import PipelineGenerator
+from factory.grounder.data import OracleSet, OracleStream
+from factory.plan import Plan
+from factory.produce.components import load_components
+from factory.recipe import Recipe
+from factory.store import Store
+from factory.testing.sets import BandDetector, make_set
+from factory.verify import verify
+from factory.vocabulary import voc
+
+
+def test_an_oracle_set_is_sound_and_names_seen_classes_only(oracle: Path) -> None:
+    report = verify(Store(str(oracle)))
+    assert (report.samples, report.damaged, report.missing) == (16, {}, [])
+    for sample in OracleSet(Store(str(oracle))).samples(0):
+        assert set(sample.prompt.classes) <= set(SEEN)
+        assert sample.latent.dtype == np.float16
+        assert all((sample.labels == k).any() for k in range(1, len(sample.prompt.classes) + 1))
+
+
+def test_the_latent_of_a_sample_gives_its_features_again(tiny_model: Path) -> None:
+    recipe = oracle_recipe(tiny_model)
+    generator = PipelineGenerator(recipe, needs=EVERYTHING)
+    planned = Plan(recipe).shard(0).samples[:3]
+    made = generator.generate([Request(sample.prompt, sample.seed(0, 0)) for sample in planned])
+    latents = torch.from_numpy(np.stack([one.latent for one in made if one.latent is not None])).float()
+    read = generator.read(latents, made[0].timestep, [sample.prompt for sample in planned])
+    for place, one in enumerate(made):
+        for name, block in one.features.items():
+            assert torch.allclose(read.features[name][place], block, atol=0.02)
+        for name, maps in one.maps.items():
+            assert torch.allclose(read.maps[name][place][:, : maps.shape[1]], maps, atol=1e-3)
+
+
+def test_what_the_detector_does_not_find_is_left_out_and_what_it_doubts_is_ignored(tiny_model: Path) -> None:
+    sure, unsure = BandDetector(SEEN[::2]), BandDetector(SEEN[1::2], score=0.4)
+
+    class Both:
+        def detect(self, images: Any) -> Any:
+            return [a + b for a, b in zip(sure.detect(images), unsure.detect(images), strict=True)]
+
+    recipe = oracle_recipe(tiny_model, objects={2: 1.0}, attempts=1)
+    parts = load_components(recipe, detector=Both())
+    requests = [Request(s.prompt, 1) for s in Plan(recipe).shard(0).samples]
+    grounded = parts.grounder.ground(parts.generator.generate(requests), [one.prompt for one in requests])
+    left_out = 0
+    for one, request in zip(grounded, requests, strict=True):
+        wanted = [name for name in request.prompt.classes if name in SEEN[::2]]
+        assert [instance.class_name for instance in one.instances] == wanted
+        assert (one.ignore is not None) == (len(wanted) < 2)
+        assert {row.class_name for row in one.detections} == set(request.prompt.classes)
+        left_out += len(wanted) == 1
+    assert left_out
+
+
+def test_a_sample_in_which_nothing_is_found_is_rejected_with_its_reason(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = oracle_recipe(tiny_model, n=4, shard_size=4, attempts=2)
+    (receipt,) = make_set(recipe, tmp_path / "none", BandDetector(SEEN, score=0.1))
+    assert dict(receipt.rejected) == {"mask_empty": 8}
+    assert receipt.short == (0, 1, 2, 3)
+
+
+def test_a_sample_of_an_unseen_class_is_refused(oracle: Path, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "leaky"))
+    for name in Store(str(oracle)).list(""):
+        store.create(name, Store(str(oracle)).get(name) or b"")
+    tar = store.get("train/000000.tar") or b""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(tar)) as old, tarfile.open(fileobj=stream, mode="w") as new:
+        for member in old:
+            data = old.extractfile(member).read()  # type: ignore[union-attr]
+            if member.name.endswith(".json"):
+                data = json.dumps(json.loads(data) | {"classes": ["dog"]}).encode()
+            member.size = len(data)
+            new.addfile(member, io.BytesIO(data))
+    store.delete("train/000000.tar")
+    store.create("train/000000.tar", stream.getvalue())
+    with pytest.raises(UserError, match="names dog, which split 1 leaves unseen"):
+        list(OracleSet(store).samples(0))
+
+
+def test_a_set_whose_recipe_was_changed_is_refused(oracle: Path, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "changed"))
+    for name in Store(str(oracle)).list(""):
+        store.create(name, Store(str(oracle)).get(name) or b"")
+    text = (store.get("recipe.yaml") or b"").decode().replace("  - bird", "  - dog")
+    store.swap("recipe.yaml", text.encode(), store.get("recipe.yaml"))
+    with pytest.raises(UserError, match="was made by another recipe"):
+        OracleSet(store)
+
+
+def test_a_recipe_of_an_oracle_that_leaks_is_refused(tiny_model: Path) -> None:
+    row = {"text": "a dog", "classes": {"dog": "dog"}}
+    with pytest.raises(UserError, match=r"names \['dog'\], which its split leaves unseen"):
+        oracle_recipe(tiny_model, prompts=[row])
+    with pytest.raises(UserError, match="takes features from one timestep"):
+        oracle_recipe(tiny_model, masks={"source": "detector", "timesteps": [100, 300]})
+    with pytest.raises(UserError, match="takes masks from the detector"):
+        oracle_recipe(tiny_model, masks={"source": "attention"})
+
+
+def test_an_ordinary_set_is_no_oracle(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    make_set(tiny_recipe, tmp_path / "plain")
+    with pytest.raises(UserError, match="is no oracle set but one of images with masks"):
+        OracleSet(Store(str(tmp_path / "plain")))
+
+
+def test_the_stream_is_the_same_from_any_step_on(oracle: Path) -> None:
+    def keys(stream: OracleStream, step: int) -> list[str]:
+        return [row.key for row in stream.batch(step)]
+
+    opened = OracleSet(Store(str(oracle)))
+    whole = OracleStream([opened], 5, 0, 0.1)
+    batches = [keys(whole, step) for step in range(12)]
+    assert keys(OracleStream([opened], 5, 0, 0.1), 7) == batches[7]
+    held_out = set(opened.keys(True, 0.1))
+    assert held_out
+    assert not held_out & {key for batch in batches for key in batch}
+    first = [key for batch in batches for key in batch][: whole.size]
+    assert len(set(first)) == whole.size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--classes", "voc", "--n", "4"], "which classes are seen"),
+        (
+            ["--classes", "voc", "--n", "4", "--split", "9"],
+            "There is no split '9' of voc; its splits are: 1, 2, 3, zs3",
+        ),
+        (["--classes", "dog,cat", "--n", "4", "--split", "1"], "There is no split '1' of custom; its splits are: none"),
+        (["--classes", "voc", "--n", "4", "--split", "nowhere.txt"], "there is no split file nowhere.txt"),
+    ],
+)
+def test_a_split_that_there_is_not_is_told(tmp_path: Path, arguments: list[str], told: str) -> None:
+    result = command("bootstrap-oracle", "--shards", tmp_path / "set", *arguments)
+    assert isinstance(result.exception, UserError)
+    assert told in str(result.exception)
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_split_file_names_unseen_classes(tmp_path: Path) -> None:
+    from factory.cli.options import assemble
+
+    path = tmp_path / "mine.txt"
+    options = {"classes": "voc", "n": 4, "masks": "detector", "timesteps": [80], "split": str(path)}
+    path.write_text("# mine\ndog\ntv\n\n")
+    recipe = assemble(None, None, options)
+    assert recipe.oracle is not None
+    assert recipe.oracle.split == "mine"
+    assert set(voc().names) - set(recipe.oracle.seen) == {"dog", "tvmonitor"}
+    path.write_text("dgo\n")
+    with pytest.raises(UserError, match="There is no class 'dgo' in voc; did you mean dog"):
+        assemble(None, None, options)
+    path.write_text("\n".join(voc().names))
+    with pytest.raises(UserError, match="leaves 0 classes seen and 20 unseen"):
+        assemble(None, None, options)
