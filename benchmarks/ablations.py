@@ -2,32 +2,41 @@
 
     python benchmarks/ablations.py ORACLE_SET --classes voc --steps 600 --images 60 --out runs/ablations
 
-Every row has the same oracle set, steps, batch and seed. Rows that are trained already are only measured.
+Every row has the same oracle set, steps, batch and seed, and is measured on the same images. A row that is trained
+already is not trained again; `--rows` chooses some of them, by their names' beginnings.
 """
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from factory.grounder.data import OracleSet
 from factory.grounder.modules.guided import GuidedOptions
-from factory.grounder.protocol import GROUPS, protocol_1
+from factory.grounder.protocol import GROUPS, averaged, protocol_1
 from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.libraries import quiet_model_libraries
+from factory.pages import write_table
 from factory.store import Store
 from factory.training.loop import TrainOptions, train
 
 WHOLE = GrounderOptions()
+PAPER = GrounderOptions(module="paper")
 ROWS = {
-    "guided": WHOLE,
-    "without learnt mixtures of maps": replace(WHOLE, guided=GuidedOptions(learnt_maps=False)),
-    "without the other classes' maps": replace(WHOLE, guided=GuidedOptions(others=False)),
-    "without the picture": replace(WHOLE, guided=GuidedOptions(picture=False)),
-    "without features": replace(WHOLE, guided=GuidedOptions(features=False)),
-    "without dice": replace(WHOLE, dice=0.0),
-    "without competition (binary cross-entropy)": replace(WHOLE, dice=0.0, competing=False),
-    "with maps spread by likeness": replace(WHOLE, guided=GuidedOptions(spread=True)),
-    "paper": GrounderOptions(module="paper"),
+    "guided": (WHOLE, 1e-3),
+    "mean of the maps, not learnt mixtures": (replace(WHOLE, guided=GuidedOptions(learnt_maps=False)), 1e-3),
+    "other classes' maps not shown": (replace(WHOLE, guided=GuidedOptions(others=False)), 1e-3),
+    "picture not shown": (replace(WHOLE, guided=GuidedOptions(picture=False)), 1e-3),
+    "features not shown": (replace(WHOLE, guided=GuidedOptions(features=False)), 1e-3),
+    "no dice": (replace(WHOLE, dice=0.0), 1e-3),
+    "each class on its own, no dice": (replace(WHOLE, dice=0.0, competing=False), 1e-3),
+    "maps spread by likeness": (replace(WHOLE, guided=GuidedOptions(spread=True)), 1e-3),
+    "guided, rate 0.0003": (WHOLE, 3e-4),
+    "guided, rate 0.003": (WHOLE, 3e-3),
+    "paper, rate 0.0001": (PAPER, 1e-4),
+    "paper, rate 0.0003": (PAPER, 3e-4),
+    "paper, rate 0.001": (PAPER, 1e-3),
 }
 
 
@@ -39,26 +48,33 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--images", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--rows", nargs="+", default=[""])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--table", type=Path)
     options = parser.parse_args()
     quiet_model_libraries()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    chosen = {name: row for name, row in ROWS.items() if name.startswith(tuple(options.rows))}
     sets = [OracleSet(Store(options.oracle))]
-    lines = []
-    for number, (name, chosen) in enumerate(ROWS.items()):
-        folder = options.out / f"{number}"
-        rate = 3e-4 if chosen.module == "paper" else 1e-3
+    named = []
+    for name, (what, rate) in chosen.items():
+        folder = options.out / name.translate({ord(" "): "-", ord(","): "", ord("'"): ""})
         plan = TrainOptions(steps=options.steps, batch=options.batch, learning_rate=rate, ema_decay=0.99)
         if not (folder / "model" / "config.json").exists():
-            train(GrounderTask(sets, chosen, "cpu", options.steps), plan, folder)
-        results = protocol_1([str(folder / "model")], options.classes, options.images, report=lambda text: None)
-        by_group = {row.group: 100 * row.miou for row in results if row.method != "attention"}
+            train(GrounderTask(sets, what, "cpu", options.steps), plan, folder)
+        named.append(f"{name}={folder / 'model'}")
+    results = protocol_1(named, options.classes, options.images, threads=options.threads or 1)
+    lines = [f"| | {' | '.join(GROUPS)} | mean |", "|---" * (len(GROUPS) + 2) + "|"]
+    for method, by_group in averaged(results):
         mean = sum(by_group.values()) / len(by_group)
-        lines.append(f"| {name} | {' | '.join(f'{by_group[group]:.1f}' for group in GROUPS)} | {mean:.1f} |")
-        print(lines[-1], flush=True)
-    print(f"\n`python benchmarks/ablations.py ... --steps {options.steps} --images {options.images}`\n")
-    print(f"| | {' | '.join(GROUPS)} | mean |")
-    print("|---" * (len(GROUPS) + 2) + "|")
-    print("\n".join(lines))
+        lines.append(f"| {method} | {' | '.join(f'{100 * by_group[g]:.1f}' for g in GROUPS)} | {100 * mean:.1f} |")
+    how = f"--steps {options.steps} --batch {options.batch} --images {options.images}"
+    text = f"`python benchmarks/ablations.py ... {how}` printed this.\n\n" + "\n".join(lines) + "\n"
+    print(text)
+    if options.table:
+        write_table(options.table, text, f"ablations-{options.classes}")
 
 
 if __name__ == "__main__":

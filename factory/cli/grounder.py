@@ -61,7 +61,7 @@ def train_grounder(
 
 
 def evaluate_grounder(
-    grounders: Annotated[list[str], typer.Argument(help="Grounder folders, of any splits.")],
+    grounders: Annotated[list[str], typer.Argument(help="Grounder folders, of any splits; NAME=FOLDER names its row.")],
     classes: Annotated[str, typer.Option(help="voc or coco: the vocabulary of their oracle sets.")] = "voc",
     images: Annotated[int, typer.Option(min=1, help="Images of each group and split.")] = 100,
     real: Annotated[

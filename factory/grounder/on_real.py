@@ -9,9 +9,9 @@ import torch
 from factory.errors import UserError
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleSample, OracleSet
-from factory.grounder.folder import check_fits, grounder_folder
+from factory.grounder.folder import check_fits
 from factory.grounder.tally import IouTally
-from factory.grounder.trained import ModuleGrounder, labels_of, to_pictures
+from factory.grounder.trained import ModuleGrounder, labels_of, open_grounders, to_pictures
 from factory.store import Store
 
 _BATCH = 8
@@ -39,25 +39,27 @@ def on_real(
     threads: int = 1,
     report: Callable[[str], None] = print,
 ) -> list[RealResult]:
-    """Every grounder on an inverted set. UserError where the set is none of `invert`, or of another model."""
+    """Every grounder ("FOLDER" or "NAME=FOLDER") on an inverted set.
+
+    UserError where the set is none of `invert`, or of another model.
+    """
     opened = OracleSet(Store(address))
     if opened.recipe.real is None:
         raise UserError(f"{address} is no set of real images; make one with `factory invert --split all`.")
     results = []
-    for name in folders:
-        grounder = ModuleGrounder(grounder_folder(name), device, threads)
+    for name, grounder in open_grounders(folders, device, threads):
         check_fits(name, grounder.config, opened.recipe.generator)
         if grounder.config.timestep != opened.recipe.masks.timesteps[0]:
             report(
                 f"{name} reads features at timestep {grounder.config.timestep}, the set holds those of "
                 f"{opened.recipe.masks.timesteps[0]}."
             )
-        results.append(_measure(grounder, opened, device))
-        report(f"{grounder.config.module}: {results[-1].miou:.3f} over {results[-1].images} images")
+        results.append(_measure(name, grounder, opened, device))
+        report(f"{name}: {results[-1].miou:.3f} over {results[-1].images} images")
     return results
 
 
-def _measure(grounder: ModuleGrounder, opened: OracleSet, device: str) -> RealResult:
+def _measure(name: str, grounder: ModuleGrounder, opened: OracleSet, device: str) -> RealResult:
     reader = PipelineGenerator(opened.recipe, device, grounder.needs)
     tally = IouTally()
     for number in opened.receipts:
@@ -68,7 +70,7 @@ def _measure(grounder: ModuleGrounder, opened: OracleSet, device: str) -> RealRe
                 tally.add(row.prompt.classes, labels, row.labels)
     seen = set(grounder.config.classes_seen)
     return RealResult(
-        method=grounder.config.module,
+        method=name,
         split=grounder.config.split,
         miou=tally.miou,
         seen=tally.miou_of(seen),

@@ -13,9 +13,9 @@ from factory.generate import pinned
 from factory.generator.interface import Request
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.attention import AttentionGrounder
-from factory.grounder.folder import check_fits, grounder_folder
+from factory.grounder.folder import check_fits
 from factory.grounder.tally import IouTally, label_picture
-from factory.grounder.trained import ModuleGrounder
+from factory.grounder.trained import ModuleGrounder, open_grounders
 from factory.plan import PlannedSample
 from factory.prompts import Prompt, captioned
 from factory.recipe import make_recipe
@@ -55,24 +55,31 @@ def protocol_1(
     threads: int = 1,
     report: Report = print,
 ) -> list[Result]:
-    """Every grounder of `folders` on the split that it was trained for, beside the attention baseline.
+    """Every grounder ("FOLDER" or "NAME=FOLDER") on the split that it was trained for, beside the attention baseline.
 
     `images` are wanted for each group and split. Images are made, and true masks found, as in the grounder's oracle
     set: the same model, solver, steps and detector. Raises UserError where a grounder does not fit the vocabulary.
     """
-    opened = [ModuleGrounder(grounder_folder(name), device, threads) for name in folders]
+    opened = open_grounders(folders, device, threads)
     results: list[Result] = []
-    for split in dict.fromkeys(one.config.split for one in opened):
-        group = [one for one in opened if one.config.split == split]
+    for split in dict.fromkeys(one.config.split for _, one in opened):
+        group = {name: one for name, one in opened if one.config.split == split}
         results += _split(group, split, classes, images, device, threads, report)
     return results
 
 
 def _split(
-    grounders: list[ModuleGrounder], split: str, classes: str, images: int, device: str, threads: int, report: Report
+    grounders: dict[str, ModuleGrounder],
+    split: str,
+    classes: str,
+    images: int,
+    device: str,
+    threads: int,
+    report: Report,
 ) -> list[Result]:
-    config = grounders[0].config
-    if any(_reads(one) != _reads(grounders[0]) for one in grounders):
+    first, *others = grounders.values()
+    config = first.config
+    if any(_reads(one) != _reads(first) for one in others):
         raise UserError(f"the grounders of split {split} read other models or timesteps; evaluate them one by one.")
     generator = {"model": config.model, **config.oracle.get("generator", {}), "threads": threads}
     masks = {**config.oracle.get("masks", {}), "source": "attention"}
@@ -87,8 +94,8 @@ def _split(
             f"a grounder of split {split} saw {', '.join(config.classes_seen[:5])} ...; that is no split of {classes}. "
             f"Give the vocabulary of its oracle sets with --classes."
         )
-    for one in grounders:
-        check_fits(one.config.module, one.config, recipe.generator)
+    for name, one in grounders.items():
+        check_fits(name, one.config, recipe.generator)
     from factory.detector.load import open_detector
 
     oracle = OracleGrounder(open_detector(recipe, device), recipe.masks)
@@ -96,8 +103,8 @@ def _split(
     makers = [
         (PipelineGenerator(recipe, device, attention.needs), {"attention": attention}),
         (
-            PipelineGenerator(trained, device, frozenset().union(*(one.needs for one in grounders))),
-            {one.config.module: one for one in grounders},
+            PipelineGenerator(trained, device, frozenset().union(*(one.needs for one in grounders.values()))),
+            grounders,
         ),
     ]
     results = []

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from factory.errors import UserError
 from factory.generator.interface import Captured, Generated
-from factory.grounder.folder import load_grounder
+from factory.grounder.folder import grounder_folder, load_grounder
 from factory.prompts import Prompt
 from factory.records import Grounded, Image, Instance
 
@@ -35,6 +36,25 @@ class ModuleGrounder:
         """The module's own answer, float32 (B, K, H, W); `pictures` as `to_pictures` makes them."""
         answer: Tensor = self._module(captured, pictures.to(self._device)).float()
         return answer
+
+
+def open_grounders(named: Sequence[str], device: str, threads: int) -> list[tuple[str, ModuleGrounder]]:
+    """Grounders with what their rows are called: "NAME=FOLDER", or a folder alone, called after its module.
+
+    UserError where there is no grounder, and where two of one split would be called the same.
+    """
+    opened: list[tuple[str, ModuleGrounder]] = []
+    for one in named:
+        name, told, folder = one.rpartition("=")
+        grounder = ModuleGrounder(grounder_folder(folder), device, threads)
+        name = name if told else grounder.config.module
+        if any((name, grounder.config.split) == (other, row.config.split) for other, row in opened):
+            raise UserError(
+                f"two grounders of split {grounder.config.split} would both be called {name}; give them names: "
+                f"one=FOLDER two=FOLDER."
+            )
+        opened.append((name, grounder))
+    return opened
 
 
 def gather(generated: Sequence[Generated]) -> Captured:

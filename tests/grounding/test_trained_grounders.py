@@ -104,6 +104,11 @@ def test_protocol_1_measures_every_group_of_the_grounders_split(
     assert table.count("| `guided` |") == 1
     with pytest.raises(UserError, match="is no split of"):
         protocol_1([str(trained)], "coco", 1)
+    with pytest.raises(UserError, match="would both be called guided; give them names"):
+        protocol_1([str(trained), str(trained)], "voc", 1)
+    both = protocol_1([f"one={trained}", f"two={trained}"], "voc", 2, report=told.append)
+    assert [row.method for row in both[:3]] == ["attention", "one", "two"]
+    assert all(first.miou == second.miou for first, second in zip(both[1::3], both[2::3], strict=True))
 
 
 def test_train_and_evaluate_grounder_tell_what_is_missing(tmp_path: Path) -> None:
