@@ -10,7 +10,7 @@ import numpy as np
 from factory.detector.oracle import OracleGrounder
 from factory.errors import UserError
 from factory.generate import pinned
-from factory.generator.interface import Request
+from factory.generator.interface import Generated, Request
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.attention import AttentionGrounder
 from factory.grounder.folder import check_fits
@@ -19,13 +19,12 @@ from factory.grounder.trained import ModuleGrounder, open_grounders
 from factory.plan import PlannedSample
 from factory.prompts import Prompt, captioned
 from factory.recipe import make_recipe
-from factory.vocabulary import Vocabulary
+from factory.records import Grounded
 
 GROUPS = ("one seen", "one unseen", "two seen", "seen + unseen", "two unseen")
 """The columns of the paper's tables 1 and 2, by the classes that a prompt names."""
 _SEED = 7_000_000
 """Apart from the seeds that sets are made with by default."""
-_ATTEMPTS = 8
 
 Report = Callable[[str], None]
 
@@ -77,98 +76,118 @@ def _split(
     threads: int,
     report: Report,
 ) -> list[Result]:
-    first, *others = grounders.values()
-    config = first.config
-    if any(_reads(one) != _reads(first) for one in others):
-        raise UserError(f"the grounders of split {split} read other models or timesteps; evaluate them one by one.")
-    generator = {"model": config.model, **config.oracle.get("generator", {}), "threads": threads}
-    masks = {**config.oracle.get("masks", {}), "source": "attention"}
-    recipe = pinned(make_recipe({"n": 1, "classes": classes, "batch": 8, "generator": generator, "masks": masks}))
-    trained = recipe.model_copy(
-        update={"masks": recipe.masks.model_copy(update={"capture": config.capture, "timesteps": (config.timestep,)})}
-    )
-    vocabulary = recipe.vocabulary()
-    unseen = [name for name in vocabulary.names if name not in config.classes_seen]
-    if not unseen or set(config.classes_seen) - set(vocabulary.names):
-        raise UserError(
-            f"a grounder of split {split} saw {', '.join(config.classes_seen[:5])} ...; that is no split of {classes}. "
-            f"Give the vocabulary of its oracle sets with --classes."
-        )
-    for name, one in grounders.items():
-        check_fits(name, one.config, recipe.generator)
-    from factory.detector.load import open_detector
-
-    oracle = OracleGrounder(open_detector(recipe, device), recipe.masks)
-    attention = AttentionGrounder(recipe.masks)
-    makers = [
-        (PipelineGenerator(recipe, device, attention.needs), {"attention": attention}),
-        (
-            PipelineGenerator(trained, device, frozenset().union(*(one.needs for one in grounders.values()))),
-            grounders,
-        ),
-    ]
+    trial = Trial(grounders, split, classes, device, threads)
     results = []
-    for number, group in enumerate(GROUPS):
-        prompts = _prompts(vocabulary, list(config.classes_seen), unseen, group, images * 3, number)
-        rows = _measure(makers, oracle, prompts, images, recipe.batch)
+    for group in GROUPS:
+        rows = _measure(trial, group, images)
         results += [Result(method, split, group, *row) for method, row in rows.items()]
         told = ", ".join(f"{row.method} {row.miou:.3f}" for row in results[-len(rows) :])
         report(f"split {split}, {group}: {told} ({results[-1].images} of {results[-1].tried} images)")
     return results
 
 
-def _measure(
-    makers: Sequence[tuple[PipelineGenerator, Any]],
-    oracle: OracleGrounder,
-    prompts: Sequence[tuple[int, Prompt]],
-    wanted: int,
-    batch: int,
-) -> dict[str, tuple[float, float, int, int]]:
+@dataclass(frozen=True)
+class TrialBatch:
+    """Images of one micro-batch: what each maker made, what the detector found, and which of them count.
+
+    Of `made[m][k]` the k-th image is the same for every maker but for what was captured of it.
+    """
+
+    prompts: Sequence[Prompt]
+    made: Sequence[Sequence[Generated]]
+    truths: Sequence[Grounded]
+
+    @property
+    def complete(self) -> list[int]:
+        """The places of the images in which every class of the prompt was found."""
+        return [k for k, one in enumerate(self.truths) if len(one.instances) == len(self.prompts[k].classes)]
+
+
+class Trial:
+    """Grounders of one split, with what makes their images and the detector that tells the truth.
+
+    Images are made, and true masks found, as in the grounders' oracle set. `makers` are generators with the methods
+    that read what they capture; the first is that of the attention baseline.
+    """
+
+    def __init__(
+        self, grounders: dict[str, ModuleGrounder], split: str, classes: str, device: str, threads: int
+    ) -> None:
+        """UserError where grounders differ in what they read, and where `classes` is not their vocabulary."""
+        first, *others = grounders.values()
+        config = first.config
+        if any(_reads(one) != _reads(first) for one in others):
+            raise UserError(f"the grounders of split {split} read other models or timesteps; evaluate them one by one.")
+        generator = {"model": config.model, **config.oracle.get("generator", {}), "threads": threads}
+        masks = {**config.oracle.get("masks", {}), "source": "attention"}
+        recipe = pinned(make_recipe({"n": 1, "classes": classes, "batch": 8, "generator": generator, "masks": masks}))
+        captured = {"capture": config.capture, "timesteps": (config.timestep,)}
+        trained = recipe.model_copy(update={"masks": recipe.masks.model_copy(update=captured)})
+        self._vocabulary, self._batch = recipe.vocabulary(), recipe.batch
+        self._seen = list(config.classes_seen)
+        self._unseen = [name for name in self._vocabulary.names if name not in config.classes_seen]
+        if not self._unseen or set(self._seen) - set(self._vocabulary.names):
+            raise UserError(
+                f"a grounder of split {split} saw {', '.join(self._seen[:5])} ...; that is no split of {classes}. "
+                f"Give the vocabulary of its oracle sets with --classes."
+            )
+        for name, one in grounders.items():
+            check_fits(name, one.config, recipe.generator)
+        from factory.detector.load import open_detector
+
+        self.detector = open_detector(recipe, device)
+        self._oracle = OracleGrounder(self.detector, recipe.masks)
+        attention = AttentionGrounder(recipe.masks)
+        needs = frozenset[str]().union(*(one.needs for one in grounders.values()))
+        self.makers: list[tuple[PipelineGenerator, dict[str, Any]]] = [
+            (PipelineGenerator(recipe, device, attention.needs), {"attention": attention}),
+            (PipelineGenerator(trained, device, needs), {**grounders}),
+        ]
+
+    def batches(self, group: str, most: int) -> Iterator[TrialBatch]:
+        """Up to `most` fresh images of a group of GROUPS, the same every time."""
+        prompts = self._prompts(group, most)
+        for start in range(0, len(prompts), self._batch):
+            part = prompts[start : start + self._batch]
+            asked = [prompt for _, prompt in part]
+            requests = [Request(prompt, PlannedSample(index, prompt).seed(_SEED, 0)) for index, prompt in part]
+            made = [maker.generate(requests) for maker, _ in self.makers]
+            yield TrialBatch(asked, made, self._oracle.ground(made[0], asked))
+
+    def _prompts(self, group: str, count: int) -> list[tuple[int, Prompt]]:
+        """Numbered prompts of a group, classes in turn and partners at random."""
+        number, seen, unseen = GROUPS.index(group), self._seen, self._unseen
+        random = np.random.default_rng((number, len(seen)))
+        pools = ((seen,), (unseen,), (seen, seen), (seen, unseen), (unseen, unseen))[number]
+        rows = []
+        for k in range(count):
+            names = [pools[0][k % len(pools[0])]]
+            for pool in pools[1:]:
+                names.append(str(random.choice([name for name in pool if name not in names])))
+            if random.random() < 0.5:
+                names.reverse()
+            rows.append((number * 1_000_000 + k, captioned(self._vocabulary, names)))
+        return rows
+
+
+def _measure(trial: Trial, group: str, wanted: int) -> dict[str, tuple[float, float, int, int]]:
     """By method: mIoU, mIoU of images, images counted, images tried."""
-    tallies: dict[str, IouTally] = {name: IouTally() for _, methods in makers for name in methods}
+    tallies: dict[str, IouTally] = {name: IouTally() for _, methods in trial.makers for name in methods}
     counted = tried = 0
-    for start in range(0, len(prompts), batch):
+    for batch in trial.batches(group, 3 * wanted):
+        shape = batch.made[0][0].image.shape[:2]
+        kept = batch.complete[: wanted - counted]
+        for generated, (_, methods) in zip(batch.made, trial.makers, strict=True):
+            for name, method in methods.items():
+                predicted = method.ground(generated, batch.prompts)
+                for k in kept:
+                    classes = batch.prompts[k].classes
+                    truth = label_picture(batch.truths[k].disjoint(), classes, shape)
+                    tallies[name].add(classes, label_picture(predicted[k].disjoint(), classes, shape), truth)
+        counted, tried = counted + len(kept), tried + len(batch.prompts)
         if counted >= wanted:
             break
-        part = prompts[start : start + batch]
-        asked = [prompt for _, prompt in part]
-        requests = [Request(prompt, PlannedSample(index, prompt).seed(_SEED, 0)) for index, prompt in part]
-        made = [maker.generate(requests) for maker, _ in makers]
-        truths = oracle.ground(made[0], asked)
-        shape = made[0][0].image.shape[:2]
-        kept = [k for k, one in enumerate(truths) if len(one.instances) == len(asked[k].classes)][: wanted - counted]
-        for generated, (_, methods) in zip(made, makers, strict=True):
-            for name, method in methods.items():
-                predicted = method.ground(generated, asked)
-                for k in kept:
-                    truth = label_picture(truths[k].disjoint(), asked[k].classes, shape)
-                    mine = label_picture(predicted[k].disjoint(), asked[k].classes, shape)
-                    tallies[name].add(asked[k].classes, mine, truth)
-        counted, tried = counted + len(kept), tried + len(part)
     return {name: (tally.miou, tally.image_miou, counted, tried) for name, tally in tallies.items()}
-
-
-def _prompts(
-    vocabulary: Vocabulary, seen: list[str], unseen: list[str], group: str, count: int, number: int
-) -> list[tuple[int, Prompt]]:
-    """Numbered prompts of a group, classes in turn and partners at random, the same every time."""
-    random = np.random.default_rng((number, len(seen)))
-    pools = {
-        "one seen": (seen,),
-        "one unseen": (unseen,),
-        "two seen": (seen, seen),
-        "seen + unseen": (seen, unseen),
-        "two unseen": (unseen, unseen),
-    }[group]
-    rows = []
-    for k in range(count):
-        names = [pools[0][k % len(pools[0])]]
-        for pool in pools[1:]:
-            names.append(str(random.choice([name for name in pool if name not in names])))
-        if random.random() < 0.5:
-            names.reverse()
-        rows.append((number * 1_000_000 + k, captioned(vocabulary, names)))
-    return rows
 
 
 def _reads(one: ModuleGrounder) -> tuple[object, ...]:
