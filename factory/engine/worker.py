@@ -6,6 +6,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from factory.engine.job import Done, Job, Producer
@@ -15,29 +16,28 @@ METHODS_AT_ONCE = 4
 
 
 class ShardWorker:
-    """Loads the models once and makes shards. Two calls of `produce` overlap: one writes while the other generates."""
+    """Loads the models once and makes shards. Two calls of `produce` overlap: one writes while the other generates.
+
+    Models run in one thread, whichever call asks: each thread that runs them would keep memory of its own.
+    """
 
     def __init__(self, job: Job, device: str, detectors: Sequence[Any]) -> None:
         self._job, self._device, self._detectors = job, device, detectors
         self._producer: Producer | None = None
-        self._turn, self._lock = threading.Lock(), threading.Lock()
+        self._models, self._lock = ThreadPoolExecutor(1, "models"), threading.Lock()
         self._counts: dict[int, tuple[int, Counter[str]]] = {}
 
     def load(self) -> dict[str, str]:
         """Load the models, and say where that was."""
         detector = PooledDetector(self._detectors) if self._detectors else None
-        self._producer = self._job.open(self._device, detector)
+        self._producer = self._models.submit(self._job.open, self._device, detector).result()
         return {"host": socket.gethostname(), "pid": str(os.getpid()), "device": self._device}
 
     def produce(self, shard: int) -> Done:
         """Make and write one shard."""
         assert self._producer is not None
         try:
-            with self._turn:
-                self._count(shard, 0, ())
-                content = self._producer.generate(
-                    shard, lambda accepted, reasons: self._count(shard, accepted, reasons)
-                )
+            content = self._models.submit(self._generate, self._producer, shard).result()
             return self._producer.finish(shard, content)
         finally:
             with self._lock:
@@ -47,6 +47,10 @@ class ShardWorker:
         """Accepted samples and reasons of rejections so far, by the shards that are being made."""
         with self._lock:
             return {shard: (accepted, dict(reasons)) for shard, (accepted, reasons) in self._counts.items()}
+
+    def _generate(self, producer: Producer, shard: int) -> Any:
+        self._count(shard, 0, ())
+        return producer.generate(shard, lambda accepted, reasons: self._count(shard, accepted, reasons))
 
     def _count(self, shard: int, accepted: int, reasons: Sequence[str]) -> None:
         with self._lock:

@@ -1,0 +1,114 @@
+"""What limits the figures of Protocol I: the truth that they are measured by, the resolution, or which object is which.
+
+    python benchmarks/limits.py GROUNDER --classes voc --images 60
+
+On the same fresh images as Protocol I, all as mIoU in percent, classes pooled and then averaged:
+
+- `module`: the grounder against the detector, as in Protocol I; and over surer detections only, found with a score of
+  at least 0.7 and of 0.9 for every class.
+- `detector, second look`: the detector against itself on the picture mirrored and mirrored back. No grounder can be
+  expected to agree with it better than it does itself.
+- `resolution`: the detector's own mask, shrunken to a side of so many pixels and enlarged again.
+- `objects as one`: module against detector with the classes of a picture not told apart.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from factory.grounder.protocol import GROUPS, Trial, TrialBatch
+from factory.grounder.tally import IouTally, label_picture
+from factory.grounder.trained import ModuleGrounder, open_grounders
+from factory.libraries import quiet_model_libraries
+from factory.masks import IGNORE
+from factory.pages import write_table
+from factory.records import Image, Instance
+
+SURER, SIDES = (0.7, 0.9), (16, 32, 64)
+Labels = NDArray[np.uint8]
+Tallies = dict[str, IouTally]
+
+
+def count(tallies: Tallies, batch: TrialBatch, grounder: ModuleGrounder, again: Sequence[Sequence[Instance]]) -> None:
+    """Add a batch's complete images."""
+    shape = batch.made[0][0].image.shape[:2]
+    predicted = grounder.ground(batch.made[1], batch.prompts)
+    for k in batch.complete:
+        classes = batch.prompts[k].classes
+        truth = label_picture(batch.truths[k].disjoint(), classes, shape)
+        mine = label_picture(predicted[k].disjoint(), classes, shape)
+        tallies["module"].add(classes, mine, truth)
+        surest = min(one.score for one in batch.truths[k].instances)
+        for least in SURER:
+            if surest >= least:
+                tallies[f"module, detections of {least} and more"].add(classes, mine, truth)
+        tallies["detector, second look"].add(classes, of_detections(again[k], classes, shape), truth)
+        for side in SIDES:
+            tallies[f"resolution of {side}"].add(classes, through(truth, len(classes), side), truth)
+        tallies["objects as one"].add(
+            ["object"], (mine > 0).astype(np.uint8), np.where(truth == IGNORE, truth, truth > 0)
+        )
+
+
+def of_detections(found: Sequence[Instance], classes: Sequence[str], shape: Sequence[int]) -> Labels:
+    """Labels from detections over 0.5, the surest in front."""
+    labels = np.zeros(tuple(shape), np.uint8)
+    for one in sorted(found, key=lambda row: row.score):
+        if one.score >= 0.5 and one.class_name in classes:
+            labels[one.mask] = classes.index(one.class_name) + 1
+    return labels
+
+
+def through(labels: Labels, classes: int, side: int) -> Labels:
+    """Labels after shrinking each class's mask to `side` pixels and enlarging it again."""
+    layers = torch.from_numpy(np.stack([labels == k for k in range(classes + 1)])).float()[None]
+    small = functional.interpolate(layers, (side, side), mode="area")
+    large = functional.interpolate(small, labels.shape, mode="bilinear", align_corners=False)
+    return large[0].argmax(0).numpy().astype(np.uint8)
+
+
+def mirrored(images: Sequence[Image], trial: Trial) -> list[list[Instance]]:
+    """What the detector finds in mirrored images, mirrored back."""
+    found = trial.detector.detect([np.ascontiguousarray(image[:, ::-1]) for image in images])
+    return [[Instance(row.class_name, row.score, row.mask[:, ::-1]) for row in rows] for rows in found]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("grounder")
+    parser.add_argument("--classes", default="voc")
+    parser.add_argument("--images", type=int, default=60)
+    parser.add_argument("--table", type=Path)
+    options = parser.parse_args()
+    quiet_model_libraries()
+    ((name, grounder),) = open_grounders([options.grounder], "cpu", 1)
+    trial = Trial({name: grounder}, grounder.config.split, options.classes, "cpu", 1)
+    columns: dict[str, Tallies] = {}
+    for group in GROUPS:
+        tallies = columns[group] = defaultdict(IouTally)
+        for batch in trial.batches(group, 3 * options.images):
+            count(tallies, batch, grounder, mirrored([one.image for one in batch.made[0]], trial))
+            if tallies["module"].images >= options.images:
+                break
+    rows = list(dict.fromkeys(name for tallies in columns.values() for name in tallies))
+    lines = [f"| | {' | '.join(GROUPS)} |", "|---" * (len(GROUPS) + 1) + "|"]
+    for row in rows:
+        cells = [f"{100 * t[row].miou:.1f} ({t[row].images})" if t[row].images else "" for t in columns.values()]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    told = (
+        f"`python benchmarks/limits.py GROUNDER --classes {options.classes} --images {options.images}` printed this; in"
+    )
+    text = f"{told} brackets\nthe number of images.\n\n" + "\n".join(lines) + "\n"
+    print(text)
+    if options.table:
+        write_table(options.table, text, f"limits-{options.classes}")
+
+
+if __name__ == "__main__":
+    main()
