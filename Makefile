@@ -46,6 +46,7 @@ bench: $(STAMP) ## The figures of docs/performance.md; needs an otherwise idle m
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/end_to_end.py
 
 test-gpu: $(STAMP) ## The tests on a GPU; they fail where there is none

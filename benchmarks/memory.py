@@ -1,6 +1,6 @@
 """Peak memory of the driver and of its workers as n grows: it must not.
 
-    python benchmarks/memory.py --shards 1000 10000 100000 --samples 128 512 2048
+    python benchmarks/memory.py --shards 1000 10000 100000 --samples 128 512 1024
 
 The first table is the engine with shards that do nothing, the second `factory generate` on the embedded model. Peaks
 are resident sizes of the largest process of each kind, as the system tells them, looked at five times a second.
@@ -57,7 +57,7 @@ def empty_shards(count: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, nargs="*", default=[1000, 10_000, 100_000])
-    parser.add_argument("--samples", type=int, nargs="*", default=[128, 512, 2048])
+    parser.add_argument("--samples", type=int, nargs="*", default=[128, 512, 1024])
     parser.add_argument(_EMPTY, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only_empty_shards:
