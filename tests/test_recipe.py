@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from factory.cli.options import assemble
 from factory.errors import UserError
 from factory.prompts import read_prompts
 from factory.recipe import differences, load_recipe, make_recipe, parse_recipe
@@ -42,6 +43,14 @@ def test_the_embedded_model_has_the_embedded_grounder_unless_something_else_is_a
     data: dict[str, Any], source: str
 ) -> None:
     assert make_recipe({"n": 1} | data).masks.source == source
+
+
+def test_options_stand_over_the_file_that_they_come_with(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("n: 4\nattempts: 3\nfilters: {min_confidence: 0.5, min_area: 0.1}\n")
+    recipe = assemble(file, None, {"min_confidence": 0.85, "attempts": None, "steps": 7})
+    assert (recipe.attempts, recipe.generator.steps) == (3, 7)
+    assert (recipe.filters.min_confidence, recipe.filters.min_area) == (0.85, 0.1)
 
 
 def test_differences_name_the_field_and_both_values() -> None:

@@ -22,6 +22,10 @@ Seed = Annotated[int | None, typer.Option(help="Another seed, another set.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the solver.")]
 Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance.")]
 Batch = Annotated[int | None, typer.Option(help="Images generated together.")]
+MinConfidence = Annotated[
+    float | None, typer.Option(help="Reject samples with a mask of a lower score, 0 to 1; none by default.")
+]
+Attempts = Annotated[int | None, typer.Option(help="Seeds tried for a sample before its place stays empty.")]
 ShardSize = Annotated[int | None, typer.Option(help="Samples of a shard.")]
 Workers = Annotated[int | None, typer.Option(help="Generating workers; as many as fit by default.")]
 Gpus = Annotated[float | None, typer.Option(help="GPUs of a worker, also a fraction; 0 is the CPU.")]
@@ -43,6 +47,8 @@ def generate(
     steps: Steps = None,
     guidance: Guidance = None,
     batch: Batch = None,
+    min_confidence: MinConfidence = None,
+    attempts: Attempts = None,
     shard_size: ShardSize = None,
     workers: Workers = None,
     gpus_per_worker: Gpus = None,

@@ -8,12 +8,14 @@ import typer
 
 from factory.cli.generate import (
     AsJson,
+    Attempts,
     Batch,
     Classes,
     Count,
     Detector,
     Guidance,
     Masks,
+    MinConfidence,
     Model,
     Objects,
     Prompts,
@@ -42,6 +44,8 @@ def plan(
     steps: Steps = None,
     guidance: Guidance = None,
     batch: Batch = None,
+    min_confidence: MinConfidence = None,
+    attempts: Attempts = None,
     shard_size: ShardSize = None,
     recipe: RecipeFile = None,
     rate: Annotated[float | None, typer.Option(help="Samples per second of a worker, where you know it.")] = None,

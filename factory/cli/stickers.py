@@ -17,6 +17,7 @@ class Style(StrEnum):
     """Which art styles to draw with."""
 
     train = "train"
+    drawn = "drawn"
     held_out = "held-out"
 
 
@@ -36,7 +37,10 @@ def render(
         str, typer.Option(help='coco, voc, a file of names, or names: dog,cat,"traffic light".')
     ] = "voc",
     style: Annotated[
-        Style, typer.Option(help="The styles that models are trained on, or the one kept back.")
+        Style,
+        typer.Option(
+            help="The styles that models are trained on, the one that the text-to-image model draws, or one kept back."
+        ),
     ] = Style.train,
     size: Annotated[int, typer.Option(help="Side of an image in pixels.")] = 128,
     seed: Annotated[int, typer.Option(help="Another seed, other images.")] = 0,
@@ -47,11 +51,11 @@ def render(
     Example: factory stickers render --classes voc --n 1000 --style held-out --out VOCstickers
     """
     from factory.cli.progress import progress_bar
-    from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
+    from factory.stickers.atlas import DRAWN_STYLES, HELD_OUT_STYLE, TRAIN_STYLES
     from factory.stickers.voc_folder import write_voc_folder
     from factory.vocabulary import parse_classes
 
-    styles = TRAIN_STYLES if style is Style.train else (HELD_OUT_STYLE,)
+    styles = {Style.train: TRAIN_STYLES, Style.drawn: DRAWN_STYLES, Style.held_out: (HELD_OUT_STYLE,)}[style]
     vocabulary = parse_classes(classes)
     with progress_bar("rendering", n, quiet=as_json) as advance:
         write_voc_folder(out, vocabulary, n, styles, size, seed, advance)

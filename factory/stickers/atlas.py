@@ -21,6 +21,8 @@ TRAIN_STYLES = (
     "streamline",
 )
 """The first three draw every class, the others what their sets have."""
+DRAWN_STYLES = ("noto",)
+"""What the text-to-image model learns to draw; the autoencoder and the detector learn all of TRAIN_STYLES."""
 STYLES = (*TRAIN_STYLES, HELD_OUT_STYLE)
 
 

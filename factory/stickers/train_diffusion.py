@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from factory.errors import UserError
+from factory.stickers.atlas import DRAWN_STYLES
 from factory.stickers.scenes import Scene, render_scene
 from factory.stickers.tokens import MAX_TOKENS, train_tokenizer
 from factory.stickers.train_autoencoder import to_tensor
 from factory.training.loop import tile
 from factory.vocabulary import caption, coco
 
-SCENE_STYLES = ("noto",)
 SCENE_KIND_SHARES = (0.8, 0.1, 0.05, 0.05)
 """The model learns one of the training styles, mostly on gradients: with two styles on all backgrounds alike, the
 shapes were still coarse after 230,000 samples."""
@@ -214,7 +214,7 @@ def scene_classes(index: int) -> tuple[str, ...]:
 
 def training_scene(seed: tuple[int, ...], class_names: tuple[str, ...]) -> Scene:
     """A scene of the world that the model learns."""
-    return render_scene(seed, class_names, styles=SCENE_STYLES, kind_shares=SCENE_KIND_SHARES)
+    return render_scene(seed, class_names, styles=DRAWN_STYLES, kind_shares=SCENE_KIND_SHARES)
 
 
 def scene_latents(
@@ -225,7 +225,7 @@ def scene_latents(
     The latents are scaled to unit variance. `folder` is where the autoencoder comes from: a cache that another one
     made, or that holds other scenes, is made anew.
     """
-    world = f"{SCENE_STYLES} {SCENE_KIND_SHARES} {_PAIR_SHARE}"
+    world = f"{DRAWN_STYLES} {SCENE_KIND_SHARES} {_PAIR_SHARE}"
     weights = (folder / "diffusion_pytorch_model.safetensors").read_bytes()
     made_by = hashlib.sha256(weights + world.encode()).hexdigest()
     if cache.exists():
