@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-slow test-gpu test-extras protocol-1 protocol-2 atlas stickers chaos bench clean
+.PHONY: help setup demo test check test-slow test-gpu test-extras protocol-1 protocol-2 real atlas stickers chaos bench clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,9 @@ test-slow: $(STAMP) ## The tests that take minutes
 
 protocol-1: $(STAMP) ## Grounders of both kinds on seen and unseen classes, on the embedded models; takes an hour or two
 	$(BIN)/factory run jobs/protocol-1.yaml
+
+real: $(STAMP) ## Grounders trained and measured on inverted labelled images; after protocol-2
+	$(BIN)/factory run jobs/real.yaml
 
 protocol-2: $(STAMP) ## Segmenters from synthetic sets beside labelled ones, on the embedded models; takes hours
 	$(BIN)/factory run jobs/protocol-2.yaml

@@ -195,11 +195,11 @@ def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tm
     task = GrounderTask([OracleSet(Store(str(tmp_path / "seen")))], GrounderOptions(), "cpu", 2)
     options = TrainOptions(steps=2, batch=2, learning_rate=1e-3, ema_decay=0.5)
     grounder = train(task, options, tmp_path / "run", lambda text: None)
-    (result,) = on_real([str(grounder)], str(tmp_path / "all"), report=lambda text: None)
+    (result,) = on_real([str(grounder)], [f"drawn={tmp_path / 'all'}"], report=lambda text: None)
     assert result.images == 8
     assert 0 <= result.miou <= 1
     assert 0 <= result.unseen <= 1
-    assert "| `guided` | 1 |" in as_markdown([result])
+    assert "| drawn | guided | 1 |" in as_markdown([result])
     make_set(pinned(recipe_of_folder(_options(folder, most=2), {}, {})[0]), tmp_path / "other")
     with pytest.raises(UserError, match="was trained on"):
-        on_real([str(grounder)], str(tmp_path / "other"))
+        on_real([str(grounder)], [str(tmp_path / "other")])

@@ -65,7 +65,8 @@ def evaluate_grounder(
     classes: Annotated[str, typer.Option(help="voc or coco: the vocabulary of their oracle sets.")] = "voc",
     images: Annotated[int, typer.Option(min=1, help="Images of each group and split.")] = 100,
     real: Annotated[
-        str | None, typer.Option(help="Set of `factory invert`: measure on real images and true masks instead.")
+        list[str] | None,
+        typer.Option(help="Set of `factory invert`, or NAME=SET: measure on real images and true masks instead."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for protocol-1.json and protocol-1.md.")] = None,
     table: Annotated[Path | None, typer.Option(help="Markdown page whose table between the marks is renewed.")] = None,
@@ -86,24 +87,26 @@ def evaluate_grounder(
     import json
     from dataclasses import asdict
 
-    from factory.grounder.protocol import as_markdown, protocol_1, write_results
+    from factory.grounder.on_real import RealResult, on_real
+    from factory.grounder.on_real import as_markdown as real_table
+    from factory.grounder.protocol import Result, as_markdown, protocol_1, write_results
     from factory.libraries import quiet_model_libraries
+    from factory.pages import write_table
 
     quiet_model_libraries()
-    if real is not None:
-        from factory.grounder.on_real import as_markdown as as_table
-        from factory.grounder.on_real import on_real
 
-        found = on_real(grounders, real, device, threads, lambda text: typer.echo(text, err=True))
-        typer.echo(json.dumps([asdict(row) for row in found]) if as_json else as_table(found))
-        return
-    results = protocol_1(grounders, classes, images, device, threads, lambda text: typer.echo(text, err=True))
-    text = as_markdown(results, classes)
-    if out is not None:
-        write_results(results, classes, out)
+    def report(text: str) -> None:
+        typer.echo(text, err=True)
+
+    rows: list[Result] | list[RealResult]
+    if real:
+        rows = on_real(grounders, real, device, threads, report)
+        text, how, mark = real_table(rows), "--real ...", "grounders-on-real"
+    else:
+        rows = protocol_1(grounders, classes, images, device, threads, report)
+        text, how, mark = as_markdown(rows, classes), f"--classes {classes} --images {images}", f"protocol-1-{classes}"
+        if out is not None:
+            write_results(rows, classes, out)
     if table is not None:
-        from factory.pages import write_table
-
-        told = f"`factory evaluate-grounder ... --classes {classes} --images {images}` printed this table."
-        write_table(table, f"{told}\n\n{text}\n", f"protocol-1-{classes}")
-    typer.echo(json.dumps([asdict(row) for row in results]) if as_json else text)
+        write_table(table, f"`factory evaluate-grounder ... {how}` printed this table.\n\n{text}\n", mark)
+    typer.echo(json.dumps([asdict(row) for row in rows]) if as_json else text)

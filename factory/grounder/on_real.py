@@ -19,13 +19,14 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class RealResult:
-    """One grounder's mIoU, classes pooled then averaged; NaN where a group has no image.
+    """One grounder's mIoU on one set, classes pooled then averaged; NaN where a group has no image.
 
     `seen` and `unseen` are over classes that the grounder was and was not trained on.
     """
 
     method: str
     split: str
+    real: str
     miou: float
     seen: float
     unseen: float
@@ -34,32 +35,42 @@ class RealResult:
 
 def on_real(
     folders: Sequence[str],
-    address: str,
+    sets: Sequence[str],
     device: str = "cpu",
     threads: int = 1,
     report: Callable[[str], None] = print,
 ) -> list[RealResult]:
-    """Every grounder ("FOLDER" or "NAME=FOLDER") on an inverted set.
+    """Every grounder ("FOLDER" or "NAME=FOLDER") on every inverted set ("SET" or "NAME=SET").
 
-    UserError where the set is none of `invert`, or of another model.
+    UserError where a set is none of `invert`, or of another model; all are opened before anything is run.
     """
-    opened = OracleSet(Store(address))
-    if opened.recipe.real is None:
-        raise UserError(f"{address} is no set of real images; make one with `factory invert --split all`.")
+    grounders = open_grounders(folders, device, threads)
+    opened = [_open(one) for one in sets]
+    for _, one in opened:
+        for name, grounder in grounders:
+            check_fits(name, grounder.config, one.recipe.generator)
     results = []
-    for name, grounder in open_grounders(folders, device, threads):
-        check_fits(name, grounder.config, opened.recipe.generator)
-        if grounder.config.timestep != opened.recipe.masks.timesteps[0]:
-            report(
-                f"{name} reads features at timestep {grounder.config.timestep}, the set holds those of "
-                f"{opened.recipe.masks.timesteps[0]}."
-            )
-        results.append(_measure(name, grounder, opened, device))
-        report(f"{name}: {results[-1].miou:.3f} over {results[-1].images} images")
+    for real, one in opened:
+        for name, grounder in grounders:
+            if grounder.config.timestep != one.recipe.masks.timesteps[0]:
+                report(
+                    f"{name} reads features at timestep {grounder.config.timestep}, {real} holds those of "
+                    f"{one.recipe.masks.timesteps[0]}."
+                )
+            results.append(_measure(name, grounder, real, one, device))
+            report(f"{real}: {name} {results[-1].miou:.3f} over {results[-1].images} images")
     return results
 
 
-def _measure(name: str, grounder: ModuleGrounder, opened: OracleSet, device: str) -> RealResult:
+def _open(named: str) -> tuple[str, OracleSet]:
+    name, told, address = named.rpartition("=")
+    opened = OracleSet(Store(address))
+    if opened.recipe.real is None:
+        raise UserError(f"{address} is no set of real images; make one with `factory invert --split all`.")
+    return name if told else address, opened
+
+
+def _measure(name: str, grounder: ModuleGrounder, real: str, opened: OracleSet, device: str) -> RealResult:
     reader = PipelineGenerator(opened.recipe, device, grounder.needs)
     tally = IouTally()
     for number in opened.receipts:
@@ -72,6 +83,7 @@ def _measure(name: str, grounder: ModuleGrounder, opened: OracleSet, device: str
     return RealResult(
         method=name,
         split=grounder.config.split,
+        real=real,
         miou=tally.miou,
         seen=tally.miou_of(seen),
         unseen=tally.miou_of(set(tally.union) - seen),
@@ -92,10 +104,10 @@ def _predict(grounder: ModuleGrounder, reader: PipelineGenerator, part: Sequence
 
 def as_markdown(results: Sequence[RealResult]) -> str:
     """The results as a table, percent."""
-    lines = ["| grounder | split | mIoU | seen classes | unseen classes | images |", "|---" * 6 + "|"]
+    lines = ["| images | grounder | split | mIoU | seen classes | unseen classes | number |", "|---" * 7 + "|"]
     for row in results:
         figures = " | ".join(
             "" if value != value else f"{100 * value:.1f}" for value in (row.miou, row.seen, row.unseen)
         )
-        lines.append(f"| `{row.method}` | {row.split} | {figures} | {row.images} |")
+        lines.append(f"| {row.real} | {row.method} | {row.split} | {figures} | {row.images} |")
     return "\n".join(lines)
