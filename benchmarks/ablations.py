@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rows", nargs="+", default=[""])
+    parser.add_argument("--only-train", action="store_true", help="Measure later, by the same command without it.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", type=Path)
     options = parser.parse_args()
@@ -65,6 +66,8 @@ def main() -> None:
         if not (folder / "model" / "config.json").exists():
             train(GrounderTask(sets, what, "cpu", options.steps), plan, folder)
         named.append(f"{name}={folder / 'model'}")
+    if options.only_train:
+        return
     results = protocol_1(named, options.classes, options.images, threads=options.threads or 1)
     lines = [f"| | {' | '.join(GROUPS)} | mean |", "|---" * (len(GROUPS) + 2) + "|"]
     for method, by_group in averaged(results):

@@ -14,7 +14,10 @@ def train_grounder(
     module: Annotated[
         Literal["guided", "paper"], typer.Option(help="The network: the project's, or the paper's.")
     ] = "guided",
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 1500,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps of the optimizer; five passes over the samples by default, 300 at least."),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples of a step, over all devices.")] = 32,
     learning_rate: Annotated[
         float | None, typer.Option(help="Peak; 0.001 for guided, 0.0003 for paper by default.")
