@@ -62,13 +62,7 @@ class InvertingGenerator:
         loaded = [self._folder.load(self._real.keys[request.index]) for request in requests]
         images = [_squared(row, self._model.pixels) for row in loaded]
         prompts = [request.prompt for request in requests]
-        clean = self._model.encode_images(np.stack([image for image, _ in images]))
-        target = self._recipe.masks.timesteps[0]
-        if self._real.method == "noise":
-            latents, time, end = self._noised(clean, target), target, clean
-        else:
-            latents, time, end = self._there_and_back(clean, prompts, target)
-        back = self._model.decode_latents(end)
+        latents, time, back = self.round_trip([image for image, _ in images], prompts)
         results = []
         for place, (image, labels) in enumerate(images):
             results.append(
@@ -81,6 +75,17 @@ class InvertingGenerator:
                 )
             )
         return results
+
+    @torch.inference_mode()
+    def round_trip(self, images: Sequence[Image], prompts: list[Prompt]) -> tuple[Tensor, int, Sequence[Image]]:
+        """(latents at the feature step, its timestep, the images as they come back), images of the model's size."""
+        clean = self._model.encode_images(np.stack(images))
+        target = self._recipe.masks.timesteps[0]
+        if self._real.method == "noise":
+            latents, time, end = self._noised(clean, target), target, clean
+        else:
+            latents, time, end = self._there_and_back(clean, prompts, target)
+        return latents, time, self._model.decode_latents(end)
 
     def _there_and_back(self, clean: Tensor, prompts: list[Prompt], target: int) -> tuple[Tensor, int, Tensor]:
         """(latents at the feature step, its timestep, latents at the end of the way back)."""

@@ -77,7 +77,7 @@ def _measure(name: str, grounder: ModuleGrounder, real: str, opened: OracleSet, 
         samples = list(opened.samples(number))
         for start in range(0, len(samples), _BATCH):
             part = samples[start : start + _BATCH]
-            for row, labels in zip(part, _predict(grounder, reader, part), strict=True):
+            for row, labels in zip(part, predict(grounder, reader, part), strict=True):
                 tally.add(row.prompt.classes, labels, row.labels)
     seen = set(grounder.config.classes_seen)
     return RealResult(
@@ -92,7 +92,8 @@ def _measure(name: str, grounder: ModuleGrounder, real: str, opened: OracleSet, 
 
 
 @torch.inference_mode()
-def _predict(grounder: ModuleGrounder, reader: PipelineGenerator, part: Sequence[OracleSample]) -> np.ndarray:
+def predict(grounder: ModuleGrounder, reader: PipelineGenerator, part: Sequence[OracleSample]) -> np.ndarray:
+    """Labels (B, H, W): k where the k-th class of a sample's prompt is. `reader` recomputes what the grounder reads."""
     latents = torch.from_numpy(np.stack([row.latent for row in part])).float()
     captured = reader.read(latents, [row.timestep for row in part], [row.prompt for row in part])
     logits = grounder.logits(captured, to_pictures([row.image for row in part]))

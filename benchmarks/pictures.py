@@ -1,0 +1,137 @@
+"""Pictures of what the tables tell: masks of all methods on generated images, and inverted images with their way back.
+
+    python benchmarks/pictures.py masks GROUNDER GROUNDER --classes voc --images 40 --out docs/pictures/masks.jpg
+    python benchmarks/pictures.py inverted INVERTED_SET --grounder GROUNDER --out docs/pictures/inverted.jpg
+
+Nothing is chosen by hand. `masks` shows, for every group of Protocol I, the images at which the first grounder is at
+its median and at its worst. `inverted` shows those of a set at which the way back ends best, at the median, and worst.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pictures
+from PIL import ImageDraw
+
+from factory.generator.inversion import InvertingGenerator, psnr
+from factory.generator.pipeline import PipelineGenerator
+from factory.grounder.data import OracleSample, OracleSet
+from factory.grounder.on_real import predict
+from factory.grounder.protocol import GROUPS, Trial
+from factory.grounder.tally import IouTally, label_picture
+from factory.grounder.trained import ModuleGrounder, open_grounders
+from factory.libraries import quiet_model_libraries
+from factory.masks import IGNORE, palette
+from factory.records import Image
+from factory.store import Store
+
+CELL, CAPTION, OPACITY = 144, 16, 0.6
+Labels = NDArray[np.uint8]
+Row = tuple[str, list[Image]]
+
+
+def overlaid(image: Image, labels: Labels) -> Image:
+    """The image under its labels; what is ignored turns grey."""
+    colours = np.array(palette(), np.float32).reshape(256, 3)
+    colours[IGNORE] = 128
+    mixed = (1 - OPACITY) * image + OPACITY * colours[labels]
+    return np.where((labels > 0)[..., None], mixed, image).astype(np.uint8)
+
+
+def drawn(heads: Sequence[str], rows: Sequence[Row]) -> Pictures.Image:
+    """Rows of pictures with a caption beneath each row and a heading over each column."""
+    sheet = Pictures.new("RGB", (len(heads) * CELL, CAPTION + len(rows) * (CELL + CAPTION)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for place, head in enumerate(heads):
+        pen.text((place * CELL + 4, 2), head, fill="black")
+    for number, (caption, pictures) in enumerate(rows):
+        top = CAPTION + number * (CELL + CAPTION)
+        for place, picture in enumerate(pictures):
+            cell = Pictures.fromarray(picture).resize((CELL - 2, CELL - 2), Pictures.Resampling.LANCZOS)
+            sheet.paste(cell, (place * CELL, top))
+        pen.text((4, top + CELL), caption, fill="black")
+    return sheet
+
+
+def rows_of_group(trial: Trial, group: str, images: int, judge: str) -> list[Row]:
+    """The images at which `judge` is at its median and at its worst."""
+    found: list[tuple[float, Row]] = []
+    for batch in trial.batches(group, 3 * images):
+        predicted = {
+            name: method.ground(made, batch.prompts)
+            for made, (_, methods) in zip(batch.made, trial.makers, strict=True)
+            for name, method in methods.items()
+        }
+        for k in batch.complete:
+            classes, image = batch.prompts[k].classes, batch.made[0][k].image
+            shape, tally = image.shape[:2], IouTally()
+            truth = label_picture(batch.truths[k].disjoint(), classes, shape)
+            labels = {name: label_picture(rows[k].disjoint(), classes, shape) for name, rows in predicted.items()}
+            tally.add(classes, labels[judge], truth)
+            shown = [image, overlaid(image, truth), *(overlaid(image, one) for one in labels.values())]
+            found.append((tally.image_miou, (f"{group}: {' + '.join(classes)}", shown)))
+        if len(found) >= images:
+            break
+    found.sort(key=lambda row: row[0])
+    ends = (("median", found[len(found) // 2]), ("worst", found[0]))
+    return [(f"{caption}, the {end} of {len(found)}, IoU {iou:.2f}", shown) for end, (iou, (caption, shown)) in ends]
+
+
+def masks(options: argparse.Namespace) -> Pictures.Image:
+    grounders = dict(open_grounders(options.grounders, "cpu", 1))
+    first, one = next(iter(grounders.items()))
+    trial = Trial(grounders, one.config.split, options.classes, "cpu", 1)
+    rows = [row for group in GROUPS for row in rows_of_group(trial, group, options.images, first)]
+    return drawn(["image", "detector", "attention", *grounders], rows)
+
+
+def inverted(options: argparse.Namespace) -> Pictures.Image:
+    opened = OracleSet(Store(options.set))
+    trip = InvertingGenerator(opened.recipe)
+    ((name, grounder),) = open_grounders([options.grounder], "cpu", 1)
+    reader = PipelineGenerator(opened.recipe, "cpu", grounder.needs)
+    samples = [row for number in opened.receipts for row in opened.samples(number)][: options.images]
+    rows = sorted((way_back(row, trip, grounder, reader) for row in samples), key=lambda row: row[0])
+    middle = len(rows) // 2
+    chosen = {"best": rows[:-3:-1], "median": rows[middle - 1 : middle + 1], "worst": rows[1::-1]}
+    told = [
+        (f"{text}, the {end}, {decibels:.1f} dB", shown) for end in chosen for decibels, (text, shown) in chosen[end]
+    ]
+    return drawn(["image", "after the way back", "true masks", name], told)
+
+
+def way_back(
+    sample: OracleSample, trip: InvertingGenerator, grounder: ModuleGrounder, reader: PipelineGenerator
+) -> tuple[float, Row]:
+    """PSNR of the round trip in dB, and what is shown of the image."""
+    _, _, (back,) = trip.round_trip([sample.image], [sample.prompt])
+    (labels,) = predict(grounder, reader, [sample])
+    shown = [sample.image, back, overlaid(sample.image, sample.labels), overlaid(sample.image, labels)]
+    return psnr(sample.image, back), (" + ".join(sample.prompt.classes), shown)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_subparsers(required=True)
+    of_masks = what.add_parser("masks")
+    of_masks.add_argument("grounders", nargs="+")
+    of_masks.add_argument("--classes", default="voc")
+    of_masks.set_defaults(draw=masks)
+    of_inverted = what.add_parser("inverted")
+    of_inverted.add_argument("set")
+    of_inverted.add_argument("--grounder", required=True)
+    of_inverted.set_defaults(draw=inverted)
+    for one in (of_masks, of_inverted):
+        one.add_argument("--images", type=int, default=40)
+        one.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    quiet_model_libraries()
+    options.draw(options).save(options.out, quality=88)
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()
