@@ -4,8 +4,9 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,32 @@ from factory.errors import UserError
 from factory.generate import SHORT
 
 DONE = "job.json"
+_WRITES = ("--shards", "--out", "--to")
 _PROGRAM = (sys.executable, "-c", "from factory.cli.main import run; run()")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command with its arguments, as on a command line."""
+    """One command with its arguments, as on a command line; `after` are digests of the steps whose work it reads."""
 
     name: str
     arguments: tuple[str, ...]
+    after: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
-        """What stands for the step: one that was changed is run again."""
-        return hashlib.sha256(json.dumps([self.name, self.arguments]).encode()).hexdigest()[:16]
+        """What stands for the step: one that was changed, or reads what a changed one writes, is run again."""
+        parts = [self.name, self.arguments, *self.after]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    @property
+    def writes(self) -> list[str]:
+        """The folders that the step makes."""
+        return [value for flag, value in pairwise(self.arguments) if flag in _WRITES]
+
+    def reads(self, folder: str) -> bool:
+        """Whether an argument names a folder, or something in it; "NAME=FOLDER" names one too."""
+        return any(f"{one.rpartition('=')[2]}/".startswith(f"{folder}/") for one in self.arguments)
 
     def told(self) -> str:
         """As one would type it."""
@@ -63,7 +76,7 @@ def load_job(path: Path, out: Path | None, commands: Mapping[str, Any], change: 
     if unknown:
         raise UserError(f"{path} has no value {sorted(unknown)[0]!r}; its values are {', '.join(data['values'])}.")
     filled = {"out": str(place), **{name: str(value) for name, value in values.items()}}
-    return Job(place, tuple(_step(path, name, options or {}, commands, filled) for name, options in rows))
+    return Job(place, _chained([_step(path, name, options or {}, commands, filled) for name, options in rows]))
 
 
 def run_job(job: Job, report: Callable[[str], None] = print) -> None:
@@ -90,6 +103,15 @@ def run_job(job: Job, report: Callable[[str], None] = print) -> None:
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(done))
         partial.replace(path)
+
+
+def _chained(steps: Iterable[Step]) -> tuple[Step, ...]:
+    """The steps, each told on which earlier ones it depends."""
+    chain: list[Step] = []
+    for step in steps:
+        sources = (one for one in chain if any(step.reads(folder) for folder in one.writes))
+        chain.append(replace(step, after=tuple(one.digest for one in sources)))
+    return tuple(chain)
 
 
 def _step(

@@ -92,3 +92,15 @@ def test_a_set_with_empty_places_stops_no_job(
     else:
         with pytest.raises(UserError, match=f"step 1, status, ended with {code}"):
             run_job(job, told.append)
+
+
+def test_a_step_is_done_again_when_what_it_reads_is_made_anew(tmp_path: Path) -> None:
+    steps = [
+        {"generate": {"n": "{n}", "classes": "dog", "shards": "{out}/set"}},
+        {"generate": {"n": 5, "classes": "dog", "shards": "{out}/setting"}},
+        {"train-segmenter": {"with": "{out}/set", "out": "{out}/segmenter"}},
+        {"compare-segmenters": {"with": "mine={out}/segmenter/model", "real": "x"}},
+    ]
+    file = write(tmp_path / "job.yaml", out="x", values={"n": 3}, steps=steps)
+    before, after = (load_job(file, None, commands(), {"n": n}).steps for n in ("3", "4"))
+    assert [old.digest == new.digest for old, new in zip(before, after, strict=True)] == [False, True, False, False]
