@@ -23,7 +23,8 @@ class _Line:
 
     name = "line"
 
-    def __init__(self, stop_at: int | None = None) -> None:
+    def __init__(self, stop_at: int | None = None, data: str = "a line") -> None:
+        self.made_of = {"data": data}
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.1), nn.Linear(8, 1))
         self.stop_at = stop_at
@@ -110,6 +111,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path) -> None:
     other = TrainOptions(steps=40, batch=8, learning_rate=1e-2, ema_decay=0.9, checkpoint_every=10)
     with pytest.raises(UserError, match="batch was 4, is 8"):
         train(_Line(), other, tmp_path, _silent)
+    with pytest.raises(UserError, match="data was a line, is a curve"):
+        train(_Line(data="a curve"), OPTIONS, tmp_path, _silent)
 
 
 def test_a_checkpoint_that_was_cut_short_is_told_in_a_sentence(tmp_path) -> None:

@@ -60,6 +60,8 @@ class OracleSet:
             raise UserError(f"{store.address} has no finished shard yet; run `factory bootstrap-oracle` to its end.")
         for row in self.receipts.values():
             self._check_receipt(row)
+        size = sum(row.accepted for row in self.receipts.values())
+        self.identity = f"{size} samples of recipe {self.recipe.fingerprint()[:12]}"
 
     def _check_receipt(self, row: Receipt) -> None:
         if row.recipe != self.recipe.fingerprint():

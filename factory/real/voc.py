@@ -1,5 +1,6 @@
 """A PASCAL VOC folder: JPEGImages, SegmentationClass, ImageSets/Segmentation."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ class VocFolder:
         if not keys:
             raise UserError(f"the image set {which} of {root} holds no image that may be used.")
         self.keys, self.size = keys, len(keys)
+        self.identity = f"{self.size} labelled images {hashlib.sha256(' '.join(keys).encode()).hexdigest()[:12]}"
 
     def load(self, key: str) -> LabelledImage:
         """One image with its labels; UserError where they differ in size."""

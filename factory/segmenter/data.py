@@ -37,6 +37,11 @@ class Source(Protocol):
         """Samples in all."""
         ...
 
+    @property
+    def identity(self) -> str:
+        """What tells these samples from others, in words."""
+        ...
+
     def parts(self) -> int:
         """How many parts there are."""
         ...
@@ -69,6 +74,7 @@ class SetSource:
         self.size = sum(row.accepted for row in receipts(store, done))
         if not self.size:
             raise UserError(f"{store.address} has no sample yet; finish it with `factory generate`.")
+        self.identity = f"{self.size} samples of recipe {recipe.fingerprint()[:12]}"
         self._lookup = np.full(256, IGNORE, np.uint8)
         self._lookup[0] = 0
         for entry in recipe.vocabulary().classes:

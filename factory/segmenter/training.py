@@ -44,6 +44,8 @@ class SegmenterTask:
     ) -> None:
         self.sources, self.vocabulary, self.options = sources, vocabulary, options
         self.device, self.shares, self.about = device, shares, about or {}
+        data = ", ".join(one.identity for one in sources)
+        self.made_of = {"network": str(options), "data": data, "shares": str(shares)}
         torch.manual_seed(0)
         self.model: nn.Module = new_segmenter(options.architecture, ["background", *vocabulary.names]).to(device)
         self._stream: tuple[tuple[int, int], LabelledStream] | None = None

@@ -1,6 +1,8 @@
 """Training recipe of the embedded autoencoder: 8x smaller, 4 channels, from rendered scenes."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +38,7 @@ class AutoencoderTask:
     """Crops of rendered scenes through the bottleneck: L1 on pixels and on their differences, and a weak prior."""
 
     name = "autoencoder"
+    made_of: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, device: str) -> None:
         self.device = device

@@ -1,7 +1,9 @@
 """Training recipe of the embedded detector: pixel classes of rendered scenes in the training styles."""
 
 import colorsys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -59,6 +61,7 @@ class DetectorTask:
     """
 
     name = "detector"
+    made_of: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, device: str, steps: int, autoencoder: Path) -> None:
         self.device = device

@@ -1,9 +1,9 @@
 """Training recipe of the embedded text-to-image model: latent diffusion on the captions of rendered scenes."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -83,6 +83,7 @@ class DiffusionTask:
     """v-prediction with min-SNR weights on cached latents of scenes with one object or two."""
 
     name = "diffusion"
+    made_of: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, autoencoder: Path, cache: Path, device: str, report: Callable[[str], None] = print) -> None:
         if not (autoencoder / "config.json").exists():

@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,6 +52,11 @@ class TrainTask(Protocol):
     model: nn.Module
     """Everything that is trained, as one module."""
 
+    @property
+    def made_of(self) -> Mapping[str, str]:
+        """What a run depends on besides its options, as its data and its network; a checkpoint of others is refused."""
+        ...
+
     def loss(self, step: int, batch: int, seed: int) -> Tensor:
         """The loss of one step's batch; the batch is a pure function of the arguments."""
         ...
@@ -93,7 +98,8 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
     moving = torch.optim.swa_utils.get_ema_multi_avg_fn(options.ema_decay)  # type: ignore[no-untyped-call]
     average = torch.optim.swa_utils.AveragedModel(task.model, multi_avg_fn=moving)
     state: dict[str, Any] = {"model": task.model, "average": average, "optimizer": optimizer, "schedule": schedule}
-    first = _restore(out, state, options)
+    run = {**asdict(options), **task.made_of}
+    first = _restore(out, state, run)
     if first:
         report(f"{task.name}: resuming at step {first} of {options.steps}")
     task.model.train()
@@ -109,7 +115,7 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
             finished = done == options.steps
             writes = rank_and_world()[0] == 0
             if writes and (done % options.checkpoint_every == 0 or finished or interrupted()):
-                _checkpoint(out, state, options, done)
+                _checkpoint(out, state, run, done)
             if interrupted():
                 raise KeyboardInterrupt
             if writes and (done % (5 * options.checkpoint_every) == 0 or finished):
@@ -235,24 +241,25 @@ def _show(task: TrainTask, model: nn.Module, out: Path, done: int, progress: _Pr
     model.train(was_training)
 
 
-def _checkpoint(out: Path, state: dict[str, Any], options: TrainOptions, step: int) -> None:
+def _checkpoint(out: Path, state: dict[str, Any], run: dict[str, Any], step: int) -> None:
     partial = out / "checkpoint.pt.partial"
     payload = {name: part.state_dict() for name, part in state.items()}
-    torch.save({"step": step, "options": asdict(options), **payload}, partial)
+    torch.save({"step": step, "options": run, **payload}, partial)
     partial.replace(out / "checkpoint.pt")
 
 
-def _restore(out: Path, state: dict[str, Any], options: TrainOptions) -> int:
+def _restore(out: Path, state: dict[str, Any], run: dict[str, Any]) -> int:
     path = out / "checkpoint.pt"
     if not path.exists():
         return 0
     try:
-        saved = torch.load(path, map_location=options.device, weights_only=True)
+        saved = torch.load(path, map_location=run["device"], weights_only=True)
     except Exception as error:
         raise UserError(f"The checkpoint {path} cannot be read ({error}); move it away to start afresh.") from error
-    changed = [key for key, value in asdict(options).items() if saved["options"].get(key) != value and key != "device"]
+    before = saved["options"]
+    changed = [key for key, value in run.items() if before.get(key, value) != value and key != "device"]
     if changed:
-        listed = ", ".join(f"{key} was {saved['options'].get(key)}, is {asdict(options)[key]}" for key in changed)
+        listed = ", ".join(f"{key} was {before[key]}, is {run[key]}" for key in changed)
         raise UserError(f"The checkpoint {path} is of another run ({listed}); give its options or another --out.")
     for name, part in state.items():
         part.load_state_dict(saved[name])
