@@ -31,7 +31,6 @@ ROWS = {
     "features not shown": (replace(WHOLE, guided=GuidedOptions(features=False)), 1e-3),
     "no dice": (replace(WHOLE, dice=0.0), 1e-3),
     "each class on its own, no dice": (replace(WHOLE, dice=0.0, competing=False), 1e-3),
-    "maps spread by likeness": (replace(WHOLE, guided=GuidedOptions(spread=True)), 1e-3),
     "guided, rate 0.0003": (WHOLE, 3e-4),
     "guided, rate 0.003": (WHOLE, 3e-3),
     "paper, rate 0.0001": (PAPER, 1e-4),

@@ -1,5 +1,8 @@
 """The engine on work that sleeps, fails, hangs and dies: everything is done once, and nothing is given up too early."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,8 @@ from factory.engine.scheduler import Listener, Scheduler, State
 from factory.errors import UserError
 from factory.recipe_parts import EngineRecipe
 from factory.testing.jobs import AskingJob, RefusingJob, SleepingJob
+
+PROGRAM = (sys.executable, "-c", "from factory.cli.main import run; run()")
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +135,16 @@ def test_an_address_where_no_cluster_is_gets_a_sentence() -> None:
         pass
     with pytest.raises(UserError, match="an address is host:port"), connected(EngineRecipe(address="nowhere"), 1):
         pass
+
+
+def test_a_ray_that_does_not_start_gets_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    run = subprocess.run(
+        [*PROGRAM, "generate", "--classes", "dog", "--n", "1", "--shards", str(tmp_path / "set")],
+        env={**os.environ, "RAY_TMPDIR": str(tmp_path / "file")},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2, run.stderr
+    assert "Ray did not start on this machine" in run.stderr
+    assert "Traceback" not in run.stderr

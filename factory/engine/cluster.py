@@ -29,18 +29,7 @@ def connected(engine: EngineRecipe, threads: int) -> Iterator[None]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if engine.address is None:
-        _keep_token_in_memory()
-        import ray
-
-        wanted = (engine.workers or 1) * threads + engine.detectors
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, wanted),
-            include_dashboard=False,
-            object_store_memory=_LOCAL_OBJECT_STORE,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        _start((engine.workers or 1) * threads + engine.detectors)
     else:
         _join(engine.address)
     try:
@@ -48,6 +37,26 @@ def connected(engine: EngineRecipe, threads: int) -> Iterator[None]:
             yield
     finally:
         _leave()
+
+
+def _start(cpus: int) -> None:
+    _keep_token_in_memory()
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, cpus),
+            include_dashboard=False,
+            object_store_memory=_LOCAL_OBJECT_STORE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except Exception as error:  # Ray raises Exception itself where its daemons do not come up
+        raise UserError(
+            f"Ray did not start on this machine: {' '.join(str(error).split())[:300]} Too many other programs, too "
+            f"little memory or a full disk prevent it; give the same command again when there is room."
+        ) from error
 
 
 def _leave() -> None:

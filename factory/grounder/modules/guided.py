@@ -10,7 +10,6 @@ from factory.generator.interface import FEATURES, MAPS, Captured
 from factory.grounder.modules.backbone import Backbone, resized
 
 _GROUPS = 8
-_ALIKE = 32
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class GuidedOptions:
 
     `learnt_maps` weighs layers and heads; without it their mean is taken. `others` shows the head where the prompt's
     other classes are. `picture` shows it the image itself at four times the latents' resolution. `features` shows it
-    the U-Net's block outputs. `spread` lets each map flow to places with features alike, as self-attention does.
+    the U-Net's block outputs.
     """
 
     width: int = 96
@@ -29,7 +28,6 @@ class GuidedOptions:
     others: bool = True
     picture: bool = True
     features: bool = True
-    spread: bool = False
 
 
 class GuidedModule(nn.Module):
@@ -56,8 +54,7 @@ class GuidedModule(nn.Module):
         maps = sum(backbone.layers.values())
         # Without a bias: a place in the batch that no class takes must stay 0, for the others see its sum.
         self.weigh = nn.Conv2d(maps, options.map_width, 1, bias=False) if options.learnt_maps else None
-        self.alike = nn.Conv2d(width, 2 * _ALIKE, 1) if options.spread and options.features else None
-        shown = (options.map_width if options.learnt_maps else 0) + (2 if self.alike else 1)
+        shown = 1 + (options.map_width if options.learnt_maps else 0)
         given = shown * (2 if options.others else 1) + (width if options.features else 0)
         self.first = _convolution(given, inner)
         self.second = _convolution(inner, inner)
@@ -72,8 +69,6 @@ class GuidedModule(nn.Module):
         batch, classes = maps.shape[:2]
         size = (maps.shape[-2], maps.shape[-1])
         features = self._features(captured, size) if self.options.features else None
-        if self.alike is not None:
-            maps = torch.cat([maps, _spread(maps[:, :, :1], self.alike(features))], 2)
         shown = [maps.flatten(0, 1)]
         if self.options.others:
             shown.append(_others(maps).flatten(0, 1))
@@ -114,14 +109,6 @@ class GuidedModule(nn.Module):
             return mean
         learnt = self.weigh(by_class.flatten(0, 1))
         return torch.cat([mean, learnt.reshape(*by_class.shape[:2], *learnt.shape[1:])], 2)
-
-
-def _spread(maps: Tensor, alike: Tensor) -> Tensor:
-    """Each place's mean of (B, K, 1, h, w) over all places, weighed by how alike they are: (B, 2 * C, h, w)."""
-    asked, given = alike.flatten(2).transpose(1, 2).chunk(2, -1)  # (B, places, C)
-    values = maps.flatten(2).transpose(1, 2)  # (B, places, K)
-    flown = functional.scaled_dot_product_attention(asked, given, values)
-    return flown.transpose(1, 2).reshape(maps.shape)
 
 
 def _others(maps: Tensor) -> Tensor:
