@@ -19,7 +19,7 @@ def run_steps(
 
     Example: factory run jobs/voc.yaml --out runs/voc
 
-    Example: factory run jobs/stickers.yaml --set n=200 --dry
+    Example: factory run jobs/protocol-2.yaml --set n=200 --dry
     """
     from factory.errors import UserError
     from factory.job import load_job, run_job
