@@ -1,17 +1,21 @@
-"""Pictures of what the tables tell: masks of all methods on generated images, and inverted images with their way back.
+"""Pictures of what the tables tell: generated masks, inverted images with their way back, what segmenters say.
 
     python benchmarks/pictures.py masks GROUNDER GROUNDER --classes voc --images 40 --out docs/pictures/masks.jpg
     python benchmarks/pictures.py inverted INVERTED_SET --grounder GROUNDER --out docs/pictures/inverted.jpg
+    python benchmarks/pictures.py segmenters NAME=FOLDER NAME=FOLDER --real VOC_FOLDER --out segmenters.jpg
 
 Nothing is chosen by hand. `masks` shows, for every group of Protocol I, the images at which the first grounder is at
-its median and at its worst. `inverted` shows those of a set at which the way back ends best, at the median, and worst.
+its median and at its worst. `inverted` shows those of a set at which the way back ends best, at the median, and worst;
+`segmenters` those labelled images at which the first segmenter is best, at the median, and worst.
 """
 
 import argparse
 from collections.abc import Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image as Pictures
 from PIL import ImageDraw
@@ -25,8 +29,13 @@ from factory.grounder.tally import IouTally, label_picture
 from factory.grounder.trained import ModuleGrounder, open_grounders
 from factory.libraries import quiet_model_libraries
 from factory.masks import IGNORE, palette
+from factory.real.labelled import LabelledImage
+from factory.real.voc import VocFolder
 from factory.records import Image
+from factory.segmenter.evaluate import Confusion
+from factory.segmenter.model import Segmenter, load_segmenter
 from factory.store import Store
+from factory.vocabulary import parse_classes
 
 CELL, CAPTION, OPACITY = 144, 16, 0.6
 Labels = NDArray[np.uint8]
@@ -76,8 +85,8 @@ def rows_of_group(trial: Trial, group: str, images: int, judge: str) -> list[Row
         if len(found) >= images:
             break
     found.sort(key=lambda row: row[0])
-    ends = (("median", found[len(found) // 2]), ("worst", found[0]))
-    return [(f"{caption}, the {end} of {len(found)}, IoU {iou:.2f}", shown) for end, (iou, (caption, shown)) in ends]
+    chosen = (("median", found[len(found) // 2]), ("worst", found[0]))
+    return [(f"{caption}, the {end} of {len(found)}, IoU {iou:.2f}", shown) for end, (iou, (caption, shown)) in chosen]
 
 
 def masks(options: argparse.Namespace) -> Pictures.Image:
@@ -95,12 +104,36 @@ def inverted(options: argparse.Namespace) -> Pictures.Image:
     reader = PipelineGenerator(opened.recipe, "cpu", grounder.needs)
     samples = [row for number in opened.receipts for row in opened.samples(number)][: options.images]
     rows = sorted((way_back(row, trip, grounder, reader) for row in samples), key=lambda row: row[0])
-    middle = len(rows) // 2
-    chosen = {"best": rows[:-3:-1], "median": rows[middle - 1 : middle + 1], "worst": rows[1::-1]}
-    told = [
-        (f"{text}, the {end}, {decibels:.1f} dB", shown) for end in chosen for decibels, (text, shown) in chosen[end]
-    ]
+    told = [(f"{text}, the {end}, {db:.1f} dB", shown) for end, some in ends(rows) for db, (text, shown) in some]
     return drawn(["image", "after the way back", "true masks", name], told)
+
+
+def segmenters(options: argparse.Namespace) -> Pictures.Image:
+    models = {name: load_segmenter(Path(folder)) for name, _, folder in (one.partition("=") for one in options.models)}
+    real = VocFolder(Path(options.real), "val", parse_classes(options.classes))
+    packed = chain.from_iterable(real.rows(part) for part in range(real.parts()))
+    found = sorted((said_of(row.decode(), models) for row in islice(packed, options.images)), key=lambda row: row[0])
+    told = [(f"{text}, the {end}, IoU {iou:.2f}", shown) for end, rows in ends(found) for iou, (text, shown) in rows]
+    return drawn(["image", "true labels", *models], told)
+
+
+def said_of(row: LabelledImage, models: dict[str, Segmenter]) -> tuple[float, Row]:
+    """IoU of the first segmenter in this image, classes and background alike, and what is shown of all."""
+    first = next(iter(models.values()))
+    pixels = torch.from_numpy(row.image.copy()).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        said = [model.scores(pixels).argmax(1)[0].numpy().astype(np.uint8) for model in models.values()]
+    confusion = Confusion(len(first.names))
+    confusion.add(row.labels, said[0])
+    shown = [row.image, *(overlaid(row.image, labels) for labels in (row.labels, *said))]
+    classes = " + ".join(first.names[k] for k in np.unique(row.labels) if k not in (0, IGNORE))
+    return float(np.nanmean(confusion.iou())), (classes, shown)
+
+
+def ends(rows: Sequence[tuple[float, Row]]) -> list[tuple[str, Sequence[tuple[float, Row]]]]:
+    """Of rows in ascending order the two best, the two in the middle and the two worst."""
+    middle = len(rows) // 2
+    return [("best", rows[:-3:-1]), ("median", rows[middle - 1 : middle + 1]), ("worst", rows[1::-1])]
 
 
 def way_back(
@@ -124,7 +157,12 @@ def main() -> None:
     of_inverted.add_argument("set")
     of_inverted.add_argument("--grounder", required=True)
     of_inverted.set_defaults(draw=inverted)
-    for one in (of_masks, of_inverted):
+    of_segmenters = what.add_parser("segmenters")
+    of_segmenters.add_argument("models", nargs="+", metavar="NAME=FOLDER")
+    of_segmenters.add_argument("--real", required=True)
+    of_segmenters.add_argument("--classes", default="voc")
+    of_segmenters.set_defaults(draw=segmenters)
+    for one in (of_masks, of_inverted, of_segmenters):
         one.add_argument("--images", type=int, default=40)
         one.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
