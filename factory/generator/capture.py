@@ -18,8 +18,9 @@ class Capture:
     """What the U-Net's calls showed, of those things that `needs` names.
 
     ATTENTION: `cross` and `within`, sums over layers, heads and calls. MAPS: `maps`, each layer's cross-attention by
-    head, of the last call. FEATURES: `blocks`, outputs of the last call. Of a batch only the last images are read: the
-    conditional half, where guidance put the other before it.
+    head, of the last call. FEATURES: `blocks`, outputs of the last call. All are float32, as grounders are, whatever
+    the U-Net computes in. Of a batch only the last images are read: the conditional half, where guidance put the other
+    before it.
     """
 
     def __init__(self, unet: nn.Module, needs: frozenset[str]) -> None:
@@ -89,7 +90,7 @@ class Capture:
         def keep(name: str) -> Any:
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
                 value = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
-                self.blocks[name] = value[-batch:].detach()
+                self.blocks[name] = value[-batch:].detach().float()
 
             return hook
 

@@ -1,7 +1,7 @@
 """Training a grounder on oracle sets: features recomputed with one U-Net call a step, never stored."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +137,7 @@ class GrounderTask:
     def _read(self, samples: Sequence[OracleSample]) -> Captured:
         latents = torch.from_numpy(np.stack([row.latent for row in samples])).float()
         with torch.autocast(self.device.split(":")[0], torch.bfloat16):
-            captured = self.reader.read(latents, [row.timestep for row in samples], [row.prompt for row in samples])
-        return replace(captured, features={name: block.float() for name, block in captured.features.items()})
+            return self.reader.read(latents, [row.timestep for row in samples], [row.prompt for row in samples])
 
     def _pictures(self, samples: Sequence[OracleSample]) -> Tensor:
         return to_pictures([row.image for row in samples]).to(self.device)

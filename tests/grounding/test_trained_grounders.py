@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from grounding_sets import SEEN, command
 
 from factory.errors import UserError
@@ -43,6 +44,24 @@ def test_a_trained_grounder_masks_what_generate_makes(trained: Path, tiny_model:
     alone = parts.grounder.ground(parts.generator.generate(requests[2:3]), [requests[2].prompt])[0]
     for mine, other in zip(alone.instances, grounded[2].instances, strict=True):
         assert (mine.mask != other.mask).mean() < 0.01
+
+
+def test_a_text_to_image_model_in_half_precision_is_masked_too(trained: Path, tiny_model: Path) -> None:
+    recipe = pinned(
+        make_recipe(
+            {
+                "n": 4,
+                "classes": "voc",
+                "generator": {"model": str(tiny_model), "steps": 4, "dtype": "bfloat16"},
+                "masks": {"source": str(trained)},
+            }
+        )
+    )
+    parts = load_components(recipe)
+    requests = [Request(s.prompt, 1) for s in Plan(recipe).shard(0).samples]
+    generated = parts.generator.generate(requests)
+    assert all(block.dtype == torch.float32 for one in generated for block in one.features.values())
+    assert len(parts.grounder.ground(generated, [one.prompt for one in requests])) == 4
 
 
 def timestep_of(folder: Path) -> int:
