@@ -10,7 +10,7 @@ from factory.cli.main import app
 from factory.errors import UserError
 from factory.segmenter.compare import as_markdown, compared
 from factory.segmenter.model import new_segmenter, save_segmenter
-from factory.segmenter.run import evaluate_here
+from factory.segmenter.run import RealImages, evaluate_here
 from factory.stickers.voc_folder import write_voc_folder
 from factory.vocabulary import voc
 
@@ -27,9 +27,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_segmenter_is_measured_on_every_folder_and_told_beside_the_paper(world: Path, tmp_path: Path) -> None:
     pairs = [f"one={world}/a", f"two={world}/b"]
-    rows = compared(pairs, [f"R={world}/real", f"O={world}/other"], "val", "voc", "zs3", threads=1)
+    rows = compared(pairs, [f"R={world}/real", f"O={world}/other"], RealImages(Path(), split="zs3"), threads=1)
     assert [(row.real, row.name) for row in rows] == [("R", "one"), ("R", "two"), ("O", "one"), ("O", "two")]
-    alone = evaluate_here(world / "b", world / "other", "val", "voc", "zs3", "cpu", 1)
+    alone = evaluate_here(world / "b", RealImages(world / "other", split="zs3"), threads=1)
     assert (rows[3].score.miou, rows[3].score.unseen) == (alone.miou, alone.unseen)
     table = as_markdown(rows, "voc")
     assert table.count("| two |") == 2
@@ -51,4 +51,4 @@ def test_the_command_renews_a_pages_table(world: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("pair", ["nothing", "=folder", "name="])
 def test_a_segmenter_without_a_name_is_refused(pair: str) -> None:
     with pytest.raises(UserError, match="give NAME=FOLDER"):
-        compared([pair], ["R=real"], "val", "voc", "zs3")
+        compared([pair], ["R=real"], RealImages(Path(), split="zs3"))

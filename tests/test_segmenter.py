@@ -1,5 +1,6 @@
 """Segmenters trained from shards and labelled folders, and measured as PASCAL VOC measures."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,21 +8,33 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SegformerConfig, SwinConfig
+from transformers import (
+    DetrConfig,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    MaskFormerConfig,
+    MaskFormerForInstanceSegmentation,
+    SegformerConfig,
+    SwinConfig,
+)
 
 from factory.errors import UserError
+from factory.generate import pinned
+from factory.real.coco import CocoFolder
 from factory.real.labelled import LabelledImage
+from factory.real.recipe import RealOptions, recipe_of_folder
 from factory.real.voc import VocFolder
 from factory.recipe import make_recipe
 from factory.segmenter.data import LabelledStream, SetSource
 from factory.segmenter.evaluate import Confusion, summed_up
 from factory.segmenter.model import Segmenter, load_segmenter, new_segmenter, save_segmenter
-from factory.segmenter.run import SegmenterRun, evaluate_here, train_here
+from factory.segmenter.run import RealImages, SegmenterRun, evaluate_here, train_here
 from factory.segmenter.training import augmented
 from factory.stickers.voc_folder import write_voc_folder
 from factory.store import Store
+from factory.testing.coco_folder import write_annotations
 from factory.testing.sets import make_set
-from factory.vocabulary import coco, voc
+from factory.vocabulary import coco, from_names, voc
 
 NAMES = ["background", *voc().names]
 
@@ -61,6 +74,15 @@ def tiny(kind: str) -> Segmenter:
         embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )  # fmt: skip
+    if kind == "maskformer":
+        decoder = DetrConfig(
+            d_model=32, encoder_layers=1, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=32,
+            num_queries=6, use_timm_backbone=False, backbone_config=swin,
+        )  # fmt: skip
+        maskformer = MaskFormerConfig(
+            backbone_config=swin, decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32, **told
+        )
+        return Segmenter(MaskFormerForInstanceSegmentation(maskformer), NAMES)
     config = Mask2FormerConfig(
         backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=32,
         encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=32, num_queries=6, **told,
@@ -68,7 +90,7 @@ def tiny(kind: str) -> Segmenter:
     return Segmenter(Mask2FormerForUniversalSegmentation(config), NAMES)
 
 
-@pytest.mark.parametrize("kind", ["segformer", "mask2former"])
+@pytest.mark.parametrize("kind", ["segformer", "maskformer", "mask2former"])
 def test_a_segmenter_learns_and_its_scores_have_the_images_size(kind: str, folder: Path) -> None:
     torch.manual_seed(0)
     model = tiny(kind)
@@ -87,7 +109,7 @@ def test_a_segmenter_learns_and_its_scores_have_the_images_size(kind: str, folde
     assert model.scores(images).shape == (4, 21, 64, 64)
 
 
-@pytest.mark.parametrize("kind", ["segformer", "mask2former"])
+@pytest.mark.parametrize("kind", ["segformer", "maskformer", "mask2former"])
 def test_a_saved_segmenter_says_the_same(kind: str, tmp_path: Path) -> None:
     model = tiny(kind).eval()
     save_segmenter(model, tmp_path / kind, {})
@@ -161,8 +183,7 @@ def test_a_confusion_counts_as_vocs_devkit_does() -> None:
 
 
 def test_train_and_evaluate_from_shards_and_a_folder(shards: Path, folder: Path, tmp_path: Path) -> None:
-    start = tmp_path / "tiny"
-    save_segmenter(tiny("segformer"), start, {})
+    start = saved_tiny(tmp_path / "tiny")
     run = SegmenterRun(
         out=str(tmp_path / "run"),
         shards=(str(shards),),
@@ -175,9 +196,60 @@ def test_train_and_evaluate_from_shards_and_a_folder(shards: Path, folder: Path,
         side=64,
         threads=1,
     )
-    result = evaluate_here(train_here(run, lambda text: None), folder, "val", "voc", "1", "cpu", 1)
+    result = evaluate_here(train_here(run, lambda text: None), RealImages(folder, split="1"), threads=1)
     assert result.images == 6
     assert 0 <= result.miou <= 1
+
+
+def test_cocos_images_are_trained_and_measured_on_as_vocs_are(folder: Path, tmp_path: Path) -> None:
+    ids = {entry.name: entry.id for entry in voc().classes}
+    annotations = write_annotations(VocFolder(folder, "val", voc()), tmp_path / "instances.json", ids)
+    run = SegmenterRun(
+        out=str(tmp_path / "run"),
+        architecture=str(saved_tiny(tmp_path / "tiny")),
+        real=str(folder / "JPEGImages"),
+        annotations=str(annotations),
+        steps=2,
+        batch=2,
+        side=64,
+        threads=1,
+    )
+    model = train_here(run.absolute(), lambda text: None)
+    on_voc = evaluate_here(model, RealImages(folder, split="1"), threads=1)
+    images = RealImages(folder / "JPEGImages", annotations=annotations, split="1")
+    on_coco = evaluate_here(model, images, threads=1)
+    assert (on_coco.images, on_coco.by_class) == (on_voc.images, pytest.approx(on_voc.by_class, nan_ok=True))
+    with pytest.raises(UserError, match="has no category of the vocabulary custom"):
+        CocoFolder(folder / "JPEGImages", annotations, from_names(("unicorn",), "here"))
+
+
+def test_a_set_of_real_images_is_mixed_in_where_it_shows_seen_classes_alone(
+    shards: Path, folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    for split in ("1", "2"):
+        options = RealOptions("voc", folder, "train", None, "voc", split, 4, "noise", 4, 80, 3, 0.01)
+        recipe = recipe_of_folder(options, {"model": str(tiny_model), "shard_size": 4, "batch": 2}, {})[0]
+        make_set(pinned(recipe), tmp_path / split)
+    run = SegmenterRun(
+        out=str(tmp_path / "run"),
+        shards=(str(shards),),
+        architecture=str(saved_tiny(tmp_path / "tiny")),
+        real=str(tmp_path / "1"),
+        real_classes="seen",
+        split="1",
+        steps=2,
+        batch=4,
+        side=64,
+        threads=1,
+    )
+    assert (train_here(run.absolute(), lambda text: None) / "segmenter.json").is_file()
+    with pytest.raises(UserError, match="unseen in split 1; make it with `factory invert --split 1`"):
+        train_here(replace(run, real=str(tmp_path / "2"), out=str(tmp_path / "other")))
+
+
+def saved_tiny(folder: Path) -> Path:
+    save_segmenter(tiny("segformer"), folder, {})
+    return folder
 
 
 @pytest.mark.slow
@@ -194,7 +266,7 @@ def test_two_processes_train_together(
     run = SegmenterRun("run", (str(shards),), "voc", "tiny", str(folder), steps=4, batch=4, side=64, threads=1)
     trained = train_on_several(train_here, run.absolute(), 2, EngineRecipe())
     assert trained == tmp_path / "run" / "model"
-    assert evaluate_here(trained, folder, "val", "voc", None, "cpu", 1).images
+    assert evaluate_here(trained, RealImages(folder), threads=1).images
     with pytest.raises(UserError, match="does not part evenly"):
         train_on_several(train_here, run, 3, EngineRecipe())
 
@@ -224,6 +296,16 @@ def test_a_label_picture_of_another_size_is_told(folder: Path, tmp_path: Path) -
     key = (broken / "ImageSets/Segmentation/val.txt").read_text().split()[0]
     Image.new("P", (10, 10)).save(broken / "SegmentationClass" / f"{key}.png")
     with pytest.raises(UserError, match="is 10 x 10 and its image 64 x 64"):
+        VocFolder(broken, "val", voc()).rows(0)[0].decode()
+
+
+def test_a_picture_that_is_missing_is_told(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    key = (broken / "ImageSets/Segmentation/val.txt").read_text().split()[0]
+    (broken / "JPEGImages" / f"{key}.jpg").unlink()
+    with pytest.raises(UserError, match=f"{key}.jpg cannot be read .*every image of the set needs its picture"):
         VocFolder(broken, "val", voc()).rows(0)[0].decode()
 
 

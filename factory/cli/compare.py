@@ -8,8 +8,11 @@ import typer
 
 def compare_segmenters(
     segmenters: Annotated[list[str], typer.Argument(help="NAME=FOLDER of each trained segmenter.")],
-    real: Annotated[list[str], typer.Option(help="NAME=FOLDER of PASCAL VOC folders; may be given again.")],
-    real_set: Annotated[str, typer.Option(help="Their image set.")] = "val",
+    real: Annotated[list[str], typer.Option(help="NAME=FOLDER of labelled images; may be given again.")],
+    real_set: Annotated[str, typer.Option(help="Image set of the PASCAL VOC folders.")] = "val",
+    annotations: Annotated[
+        Path | None, typer.Option(help="COCO's instances_*.json, where --real is COCO's folder of images.")
+    ] = None,
     classes: Annotated[str, typer.Option(help="voc, coco, a file of names, or names.")] = "voc",
     split: Annotated[str, typer.Option(help="The vocabulary's split that tells seen and unseen apart.")] = "zs3",
     table: Annotated[Path | None, typer.Option(help="Markdown page whose table between the marks is renewed.")] = None,
@@ -25,11 +28,13 @@ def compare_segmenters(
     from dataclasses import asdict
 
     from factory.segmenter.compare import as_markdown, compared
+    from factory.segmenter.run import RealImages
 
     def report(text: str) -> None:
         typer.echo(text, err=True)
 
-    rows = compared(segmenters, real, real_set, classes, split, device, threads, report)
+    where = RealImages(Path(), real_set, annotations, classes, split)
+    rows = compared(segmenters, real, where, device, threads, report)
     text = as_markdown(rows, classes)
     if table is not None:
         from factory.pages import write_table

@@ -6,6 +6,9 @@ from typing import Annotated
 import typer
 
 Classes = Annotated[str, typer.Option(help="voc, coco, a file of names, or names: the classes that are told apart.")]
+Annotations = Annotated[
+    Path | None, typer.Option(help="COCO's instances_*.json, where --real is COCO's folder of images.")
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; all by default.")]
 
@@ -19,8 +22,12 @@ def train_segmenter(
     architecture: Annotated[
         str, typer.Option(help="segformer (for CPUs), maskformer, mask2former, a folder or a hub id.")
     ] = "segformer",
-    real: Annotated[Path | None, typer.Option(help="PASCAL VOC folder of labelled images to mix in.")] = None,
-    real_set: Annotated[str, typer.Option(help="Its image set.")] = "train",
+    real: Annotated[
+        str | None,
+        typer.Option(help="Labelled images to mix in: a PASCAL VOC folder, COCO's images or a set of `invert`."),
+    ] = None,
+    real_set: Annotated[str, typer.Option(help="The PASCAL VOC folder's image set.")] = "train",
+    annotations: Annotations = None,
     real_classes: Annotated[
         str, typer.Option(help="all, or seen: without images that show a class unseen by --split.")
     ] = "all",
@@ -60,8 +67,9 @@ def train_segmenter(
         shards=tuple(shards or ()),
         classes=classes,
         architecture=architecture,
-        real=str(real) if real else None,
+        real=real,
         real_set=real_set,
+        annotations=str(annotations) if annotations else None,
         real_classes=real_classes,
         split=split,
         real_share=real_share,
@@ -83,8 +91,9 @@ def train_segmenter(
 
 def evaluate_segmenter(
     segmenter: Annotated[Path, typer.Argument(help="Folder of a trained segmenter.")],
-    real: Annotated[Path, typer.Option(help="PASCAL VOC folder of labelled images.")],
-    real_set: Annotated[str, typer.Option(help="Its image set.")] = "val",
+    real: Annotated[Path, typer.Option(help="Labelled images: a PASCAL VOC folder, or COCO's images.")],
+    real_set: Annotated[str, typer.Option(help="The PASCAL VOC folder's image set.")] = "val",
+    annotations: Annotations = None,
     classes: Classes = "voc",
     split: Annotated[str | None, typer.Option(help="Tell seen and unseen classes of this split apart.")] = None,
     device: Device = "cpu",
@@ -96,13 +105,15 @@ def evaluate_segmenter(
     Pixels are summed over the whole image set and 255 is not counted, as in PASCAL VOC's devkit.
 
     Example: factory evaluate-segmenter runs/segmenter/model --real VOCdevkit/VOC2012 --split 1
+
+    Example: factory evaluate-segmenter runs/coco/model --classes coco --real val2017 --annotations instances.json
     """
     import json
     from dataclasses import asdict
 
-    from factory.segmenter.run import evaluate_here
+    from factory.segmenter.run import RealImages, evaluate_here
 
-    result = evaluate_here(segmenter, real, real_set, classes, split, device, threads)
+    result = evaluate_here(segmenter, RealImages(real, real_set, annotations, classes, split), device, threads)
     if as_json:
         typer.echo(json.dumps(asdict(result)))
         return

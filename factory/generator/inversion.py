@@ -17,7 +17,7 @@ from factory.generator.interface import Generated, Request
 from factory.generator.pipeline import PipelineGenerator
 from factory.masks import IGNORE
 from factory.prompts import Prompt
-from factory.real.labelled import LabelledFolder, LabelledImage
+from factory.real.labelled import LabelledFolder, LabelledImage, open_labelled
 from factory.recipe import Recipe
 from factory.recipe_parts import RealRecipe
 from factory.records import Image
@@ -28,15 +28,10 @@ _NOISE_SEED = 0
 
 def open_folder(real: RealRecipe, vocabulary: Vocabulary) -> LabelledFolder:
     """The labelled images of a recipe; UserError where they are not there."""
-    if real.dataset == "voc":
-        from factory.real.voc import VocFolder
-
-        return VocFolder(Path(real.root), real.image_set, vocabulary)
-    from factory.real.coco import CocoFolder
-
-    if real.annotations is None:
+    if real.dataset == "coco" and real.annotations is None:
         raise UserError("COCO's labels are in a file; name it with --annotations instances_train2017.json.")
-    return CocoFolder(Path(real.root), Path(real.annotations), vocabulary)
+    annotations = Path(real.annotations) if real.dataset == "coco" and real.annotations else None
+    return open_labelled(Path(real.root), real.image_set, annotations, vocabulary)
 
 
 class InvertingGenerator:

@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image as Pictures
 
 from factory.errors import UserError
 from factory.masks import IGNORE
-from factory.real.labelled import LabelledImage
+from factory.real.labelled import LabelledFolder, LabelledImage, read_picture
 from factory.vocabulary import Vocabulary
 
 
-class CocoFolder:
+class CocoFolder(LabelledFolder):
     """The images that an annotation file names, with their instances united by class.
 
     A pixel of two classes goes to the smaller instance, for it lies in front more often; crowds are ignored. Categories
@@ -32,8 +31,8 @@ class CocoFolder:
         self.root = root
         if not root.is_dir() or not annotations.is_file():
             raise UserError(
-                f"there is no {root if not root.is_dir() else annotations}; give COCO's folder of images with --root "
-                f"and its instances_*.json with --annotations."
+                f"there is no {root if not root.is_dir() else annotations}; give COCO's folder of images, and its "
+                f"instances_*.json with --annotations."
             )
         try:
             with redirect_stdout(StringIO()):
@@ -46,19 +45,20 @@ class CocoFolder:
         known = {name: place for place, entry in entries for name in (entry.name, *entry.aliases)}
         self._place = {row["id"]: known[row["name"]] for row in categories if row["name"] in known}
         wanted = None if only is None else {vocabulary.names.index(name) + 1 for name in only}
+        if not self._place:
+            raise UserError(
+                f"{annotations} has no category of the vocabulary {vocabulary.name}; choose that of the file with "
+                f"--classes."
+            )
         self.keys = [key for key in self._images if self._usable(key, wanted)]
-        self.size = len(self.keys)
         if not self.keys:
-            raise UserError(f"{annotations} names no image with a class that may be used.")
+            raise UserError(f"{annotations} names no image that may be used.")
 
     def load(self, key: str) -> LabelledImage:
         """One image with its labels."""
         row = self._images[key]
         path = self.root / row["file_name"]
-        try:
-            image = np.asarray(Pictures.open(path).convert("RGB"))
-        except OSError as error:
-            raise UserError(f"the image {path} cannot be read ({error}); --root is their folder.") from error
+        image = np.asarray(read_picture(path).convert("RGB"))
         if image.shape[:2] != (row["height"], row["width"]):
             raise UserError(
                 f"{path} is {image.shape[1]} x {image.shape[0]} and its annotation {row['width']} x {row['height']}."
@@ -74,5 +74,4 @@ class CocoFolder:
         return [row for row in rows if row["category_id"] in self._place]
 
     def _usable(self, key: str, wanted: set[int] | None) -> bool:
-        places = {self._place[row["category_id"]] for row in self._annotations(key)}
-        return bool(places) and (wanted is None or places <= wanted)
+        return wanted is None or {self._place[row["category_id"]] for row in self._annotations(key)} <= wanted

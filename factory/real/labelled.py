@@ -1,13 +1,18 @@
-"""One labelled image, and where such images come from."""
+"""One labelled image, and the folders on disk that such images come from."""
 
+import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as Pictures
 
+from factory.errors import UserError
 from factory.records import Image
+from factory.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -19,14 +24,69 @@ class LabelledImage:
     labels: NDArray[np.uint8]
 
 
-class LabelledFolder(Protocol):
-    """Labelled images on disk."""
+class LabelledFolder(ABC):
+    """Labelled images on disk, read one at a time; `part_size` of them are a part."""
+
+    part_size = 256
+    keys: Sequence[str]
+    """What the images are called, in order."""
 
     @property
-    def keys(self) -> Sequence[str]:
-        """What the images are called, in order."""
-        ...
+    def size(self) -> int:
+        """Images in all."""
+        return len(self.keys)
 
+    @property
+    def identity(self) -> str:
+        """What tells these images from others, in words."""
+        return f"{self.size} labelled images {hashlib.sha256(' '.join(self.keys).encode()).hexdigest()[:12]}"
+
+    @abstractmethod
     def load(self, key: str) -> LabelledImage:
-        """One image with its labels; UserError where the two do not fit together."""
-        ...
+        """One image with its labels; UserError where one cannot be read or the two do not fit together."""
+
+    def parts(self) -> int:
+        """Runs of `part_size` images."""
+        return -(-self.size // self.part_size)
+
+    def rows(self, part: int) -> list["PackedImage"]:
+        """The images of a part."""
+        return [PackedImage(self, key) for key in self.keys[part * self.part_size : (part + 1) * self.part_size]]
+
+
+@dataclass(frozen=True)
+class PackedImage:
+    """An image that is not read yet."""
+
+    of: LabelledFolder
+    key: str
+
+    def decode(self) -> LabelledImage:
+        """Read it."""
+        return self.of.load(self.key)
+
+
+def open_labelled(
+    root: Path, image_set: str, annotations: Path | None, vocabulary: Vocabulary, only: Sequence[str] | None = None
+) -> LabelledFolder:
+    """COCO's images in `root` where there is a file of instances, else the image set of a PASCAL VOC folder.
+
+    Where `only` names classes, images that show another one are left out. UserError where the folder lacks something.
+    """
+    if annotations is None:
+        from factory.real.voc import VocFolder
+
+        return VocFolder(root, image_set, vocabulary, only)
+    from factory.real.coco import CocoFolder
+
+    return CocoFolder(root, annotations, vocabulary, only)
+
+
+def read_picture(path: Path) -> Pictures.Image:
+    """A picture, decoded. UserError where there is none or it is damaged."""
+    try:
+        picture = Pictures.open(path)
+        picture.load()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}); every image of the set needs its picture.") from error
+    return picture

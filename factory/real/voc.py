@@ -1,29 +1,24 @@
 """A PASCAL VOC folder: JPEGImages, SegmentationClass, ImageSets/Segmentation."""
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Pictures
 
 from factory.errors import UserError
 from factory.masks import IGNORE
-from factory.real.labelled import LabelledImage
+from factory.real.labelled import LabelledFolder, LabelledImage, read_picture
 from factory.vocabulary import Vocabulary, voc
 
 
-class VocFolder:
-    """The images of one image set, `part_size` at a time.
+class VocFolder(LabelledFolder):
+    """The images of one image set.
 
     Pixel k is the k-th line of the folder's `labels.txt`, counted from 0, or VOC's k-th class where there is none.
     Where `only` names classes, images that show another one are left out, as in zero-shot training: not even their
     background is learnt from.
     """
-
-    part_size = 256
 
     def __init__(self, root: Path, which: str, vocabulary: Vocabulary, only: Sequence[str] | None = None) -> None:
         """`which` is an image set, as "train". UserError where the folder lacks something."""
@@ -36,12 +31,11 @@ class VocFolder:
             keys = [key for key in keys if set(np.unique(self.labels(key)).tolist()) <= wanted]
         if not keys:
             raise UserError(f"the image set {which} of {root} holds no image that may be used.")
-        self.keys, self.size = keys, len(keys)
-        self.identity = f"{self.size} labelled images {hashlib.sha256(' '.join(keys).encode()).hexdigest()[:12]}"
+        self.keys = keys
 
     def load(self, key: str) -> LabelledImage:
-        """One image with its labels; UserError where they differ in size."""
-        image = np.asarray(Pictures.open(self.root / "JPEGImages" / f"{key}.jpg").convert("RGB"))
+        """One image with its labels; UserError where one is missing or they differ in size."""
+        image = np.asarray(read_picture(self.root / "JPEGImages" / f"{key}.jpg").convert("RGB"))
         labels = self.labels(key)
         if labels.shape != image.shape[:2]:
             raise UserError(
@@ -52,16 +46,8 @@ class VocFolder:
 
     def labels(self, key: str) -> NDArray[np.uint8]:
         """The labels alone."""
-        labels: NDArray[np.uint8] = self._lookup[np.asarray(Pictures.open(self._label_path(key)))]
+        labels: NDArray[np.uint8] = self._lookup[np.asarray(read_picture(self._label_path(key)))]
         return labels
-
-    def parts(self) -> int:
-        """Runs of `part_size` images."""
-        return -(-self.size // self.part_size)
-
-    def rows(self, part: int) -> list["PackedImage"]:
-        """The images of a part."""
-        return [PackedImage(self, key) for key in self.keys[part * self.part_size : (part + 1) * self.part_size]]
 
     def _label_path(self, key: str) -> Path:
         return self.root / "SegmentationClass" / f"{key}.png"
@@ -90,15 +76,3 @@ class VocFolder:
             if pixel:
                 lookup[pixel] = known[name]
         return lookup
-
-
-@dataclass(frozen=True)
-class PackedImage:
-    """An image that is not read yet."""
-
-    of: VocFolder
-    key: str
-
-    def decode(self) -> LabelledImage:
-        """Read it."""
-        return self.of.load(self.key)

@@ -1,12 +1,12 @@
 """Protocol II: several segmenters, each trained on something else, measured on the same labelled images."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from factory.errors import UserError
 from factory.segmenter.evaluate import SegmenterScore
-from factory.segmenter.run import evaluate_here
+from factory.segmenter.run import RealImages, evaluate_here
 
 PAPER = {
     "voc": {
@@ -38,23 +38,22 @@ class Row:
 def compared(
     segmenters: Sequence[str],
     reals: Sequence[str],
-    real_set: str,
-    classes: str,
-    split: str,
+    where: RealImages,
     device: str = "cpu",
     threads: int = 0,
     report: Callable[[str], None] = print,
 ) -> list[Row]:
-    """Measure every segmenter ("NAME=FOLDER") on every labelled folder ("NAME=FOLDER").
+    """Measure every segmenter ("NAME=FOLDER") on every labelled folder ("NAME=FOLDER"), read as `where` says.
 
-    UserError for a pair without a name, and what `evaluate_here` refuses; all pairs are read before anything is run.
+    `where.root` is not looked at. UserError for a pair without a name, and what `evaluate_here` refuses; all pairs are
+    read before anything is run.
     """
     named = [_pair(one, "segmenter") for one in segmenters]
     places = [_pair(one, "--real") for one in reals]
     rows = []
     for real, root in places:
         for name, folder in named:
-            found = evaluate_here(folder, root, real_set, classes, split, device, threads)
+            found = evaluate_here(folder, replace(where, root=root), device, threads)
             rows.append(Row(name, str(folder), real, found))
             report(f"{real}: {name}: mIoU {found.miou:.3f}, harmonic {found.harmonic:.3f} ({found.images} images)")
     return rows

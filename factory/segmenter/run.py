@@ -25,6 +25,7 @@ class SegmenterRun:
     architecture: str = "segformer"
     real: str | None = None
     real_set: str = "train"
+    annotations: str | None = None
     real_classes: str = "all"
     split: str | None = None
     real_share: float = 0.5
@@ -47,7 +48,8 @@ class SegmenterRun:
             architecture=str(Path(self.architecture).absolute())
             if Path(self.architecture).is_dir()
             else self.architecture,
-            real=str(Path(self.real).absolute()) if self.real else None,
+            real=absolute((self.real,))[0] if self.real else None,
+            annotations=str(Path(self.annotations).absolute()) if self.annotations else None,
             start=str(Path(self.start).absolute()) if self.start else None,
         )
 
@@ -79,32 +81,66 @@ def train_here(run: SegmenterRun, report: Callable[[str], None] = lambda text: p
     return train(task, options, Path(run.out), report)
 
 
-def evaluate_here(
-    folder: Path, real: Path, real_set: str, classes: str, split: str | None, device: str, threads: int
-) -> "SegmenterScore":
-    """The segmenter's figures over a PASCAL VOC folder. UserError where its classes are not those asked for."""
+@dataclass(frozen=True)
+class RealImages:
+    """Labelled images to measure on: an image set of a PASCAL VOC folder, or COCO's where `annotations` is given.
+
+    `split` tells seen and unseen classes of the vocabulary apart.
+    """
+
+    root: Path
+    image_set: str = "val"
+    annotations: Path | None = None
+    classes: str = "voc"
+    split: str | None = None
+
+
+def evaluate_here(folder: Path, test: RealImages, device: str = "cpu", threads: int = 0) -> "SegmenterScore":
+    """The segmenter's figures. UserError where its classes are not those asked for."""
     import torch
 
     quiet_model_libraries()
-    from factory.real.voc import VocFolder
+    from factory.real.labelled import open_labelled
     from factory.segmenter.evaluate import score
     from factory.segmenter.model import load_segmenter
 
     if threads:
         torch.set_num_threads(threads)
-    vocabulary = parse_classes(classes)
+    vocabulary = parse_classes(test.classes)
     model = load_segmenter(folder)
     if model.names[1:] != vocabulary.names:
         raise UserError(
             f"{folder} tells {len(model.names) - 1} classes apart ({', '.join(model.names[1:4])} ...), which are not "
-            f"those of {classes}; give the vocabulary that it was trained for with --classes."
+            f"those of {test.classes}; give the vocabulary that it was trained for with --classes."
         )
-    unseen = vocabulary.unseen(split) if split is not None else ()
-    return score(model, VocFolder(real, real_set, vocabulary), unseen, device)
+    unseen = vocabulary.unseen(test.split) if test.split is not None else ()
+    images = open_labelled(test.root, test.image_set, test.annotations, vocabulary)
+    return score(model, images, unseen, device)
+
+
+def _real_source(run: SegmenterRun, address: str, vocabulary: Vocabulary) -> "Source":
+    """A set of `factory invert`, COCO's images or a VOC folder. UserError where a set may show unseen classes."""
+    from factory.dataset import RECIPE, recipe_of
+    from factory.real.labelled import open_labelled
+    from factory.segmenter.data import SetSource
+
+    only = vocabulary.seen(run.split) if run.split is not None and run.real_classes == "seen" else None
+    store = Store(address)
+    if store.get(RECIPE) is None:
+        annotations = Path(run.annotations) if run.annotations else None
+        return open_labelled(Path(address), run.real_set, annotations, vocabulary, only)
+    oracle = recipe_of(store).oracle
+    shown = recipe_of(store).vocabulary().names if oracle is None else oracle.seen
+    others = [name for name in shown if only is not None and vocabulary.resolve(name).name not in only]
+    if others:
+        raise UserError(
+            f"{address} may show {', '.join(others[:3])}, unseen in split {run.split}; make it with `factory invert "
+            f"--split {run.split}`, or take --real-classes all."
+        )
+    return SetSource(store, vocabulary)
 
 
 def _sources(run: SegmenterRun, vocabulary: Vocabulary) -> tuple[list["Source"], list[float] | None]:
-    from factory.real.voc import VocFolder
     from factory.segmenter.data import SetSource
 
     if run.real_classes not in ("all", "seen"):
@@ -116,8 +152,7 @@ def _sources(run: SegmenterRun, vocabulary: Vocabulary) -> tuple[list["Source"],
         if not sets:
             raise UserError("there is nothing to train on; give a set's folder, --real, or both.")
         return sets, None
-    only = vocabulary.seen(run.split) if run.split is not None and run.real_classes == "seen" else None
-    real = VocFolder(Path(run.real), run.real_set, vocabulary, only)
+    real = _real_source(run, run.real, vocabulary)
     if not sets:
         return [real], None
     total = sum(one.size for one in sets)
