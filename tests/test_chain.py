@@ -1,4 +1,4 @@
-"""The whole chain of a job on real model classes with tiny random weights, stopped in the middle and resumed."""
+"""The whole chains of the jobs on real model classes with tiny random weights, stopped in the middle and resumed."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,13 @@ import yaml
 
 from factory.errors import UserError
 from factory.job import load_job, run_job
+from factory.real.voc import VocFolder
 from factory.stickers.voc_folder import write_voc_folder
+from factory.testing.coco_folder import write_annotations
 from factory.testing.tiny_detector import tiny_mask2former
-from factory.vocabulary import voc
+from factory.vocabulary import Vocabulary, coco, voc
 
-JOB = Path(__file__).parents[1] / "jobs" / "voc.yaml"
+JOBS = Path(__file__).parents[1] / "jobs"
 
 
 def commands() -> dict[str, Any]:
@@ -24,24 +26,23 @@ def commands() -> dict[str, Any]:
     return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
-@pytest.fixture
-def values(tiny_model: Path, tmp_path: Path) -> dict[str, str]:
-    """The job's own values, small: random weights find something of most classes, and every filter lets it pass."""
+def small(tiny_model: Path, place: Path, vocabulary: Vocabulary, queries: int) -> dict[str, str]:
+    """A job's own values, small: random weights find something of most classes, and every filter lets it pass."""
     recipe = {
-        "generator": {"model": str(tiny_model), "steps": 2},
+        "generator": {"model": str(tiny_model), "steps": 2, "dtype": "bfloat16", "channels_last": True},
         "masks": {"score": 0.05, "ignore_score": 0.05},
         "filters": {"min_area": None, "max_area": None, "duplicate_distance": None, "max_border": None},
         "batch": 4,
         "shard_size": 4,
         "attempts": 40,
     }
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
-    write_voc_folder(tmp_path / "VOC2012", voc(), 10, ("noto",), size=64)
+    (place / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    write_voc_folder(place / "real", vocabulary, 10, ("noto",), size=64)
     return {
         "n": "8",
-        "recipe": str(tmp_path / "tiny.yaml"),
-        "detector": str(tiny_mask2former(tmp_path / "detector", voc().names, queries=100)),
-        "real": str(tmp_path / "VOC2012"),
+        "recipe": str(place / "tiny.yaml"),
+        "detector": str(tiny_mask2former(place / "detector", vocabulary.names, queries=queries)),
+        "real": str(place / "real"),
         "device": "cpu",
         "grounder_steps": "2",
         "segmenter_steps": "2",
@@ -51,23 +52,39 @@ def values(tiny_model: Path, tmp_path: Path) -> dict[str, str]:
     }
 
 
-def test_the_chain_for_voc_runs_from_class_names_to_the_score_of_a_segmenter(
-    values: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_the_chain_for_voc_runs_from_class_names_to_the_scores_of_segmenters_and_grounders(
+    tiny_model: Path, tmp_path: Path
 ) -> None:
+    values = {**small(tiny_model, tmp_path, voc(), 100), "inversion_steps": "4"}
     out, told = tmp_path / "out", list[str]()
-    broken = load_job(JOB, out, commands(), {**values, "segmenter_steps": "0"})
+    broken = load_job(JOBS / "voc.yaml", out, commands(), {**values, "segmenter_steps": "0"})
     with pytest.raises(UserError, match="step 6, train-segmenter, ended with 2"):
         run_job(broken, told.append)
     tar = (out / "set" / "train" / "000000.tar").read_bytes()
-    capfd.readouterr()
 
     told.clear()
-    run_job(load_job(JOB, out, commands(), values), told.append)
-    assert [line.split("] ")[1].startswith("done before") for line in told] == [True] * 5 + [False] * 2
+    run_job(load_job(JOBS / "voc.yaml", out, commands(), values), told.append)
+    assert [line.split("] ")[1].startswith("done before") for line in told] == [True] * 5 + [False] * 7
     assert (out / "set" / "train" / "000000.tar").read_bytes() == tar
     protocol = json.loads((out / "protocol-1" / "protocol-1.json").read_text())
     assert {row["method"] for row in protocol["results"]} == {"attention", "guided"}
     config = json.loads((out / "grounder" / "model" / "config.json").read_text())
     assert config["oracle"]["masks"]["detector"] == values["detector"]
     assert set(config["classes_seen"]) == set(voc().seen("1"))
-    assert "harmonic" in capfd.readouterr().out
+    assert "| real seen classes + mixture |" in (out / "protocol-2.md").read_text()
+    assert "| VOC2012 | and true masks | 1 |" in (out / "real.md").read_text()
+
+
+def test_the_chain_for_coco_runs_from_class_names_to_the_score_of_a_segmenter(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    values = small(tiny_model, tmp_path, coco(), 400)
+    folder = VocFolder(tmp_path / "real", "val", coco())
+    ids = {entry.name: entry.id for entry in coco().classes}
+    values |= {
+        "n_oracle": "8",
+        "real": str(folder.root / "JPEGImages"),
+        "annotations": str(write_annotations(folder, tmp_path / "instances.json", ids)),
+    }
+    run_job(load_job(JOBS / "coco.yaml", tmp_path / "out", commands(), values))
+    assert "over 2 images" in capfd.readouterr().out

@@ -233,7 +233,7 @@ def test_a_set_of_real_images_is_mixed_in_where_it_shows_seen_classes_alone(
     run = SegmenterRun(
         out=str(tmp_path / "run"),
         shards=(str(shards),),
-        architecture=str(saved_tiny(tmp_path / "tiny")),
+        architecture=str(saved_tiny(tmp_path / "tiny", "mask2former")),
         real=str(tmp_path / "1"),
         real_classes="seen",
         split="1",
@@ -247,8 +247,8 @@ def test_a_set_of_real_images_is_mixed_in_where_it_shows_seen_classes_alone(
         train_here(replace(run, real=str(tmp_path / "2"), out=str(tmp_path / "other")))
 
 
-def saved_tiny(folder: Path) -> Path:
-    save_segmenter(tiny("segformer"), folder, {})
+def saved_tiny(folder: Path, kind: str = "segformer") -> Path:
+    save_segmenter(tiny(kind), folder, {})
     return folder
 
 

@@ -28,6 +28,9 @@ def invert(
     max_classes: Annotated[int, typer.Option(min=1, max=8, help="Images with more classes are left out.")] = 3,
     min_area: Annotated[float, typer.Option(min=0, max=1, help="Smaller classes are not named in the prompt.")] = 0.01,
     model: Model = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe file whose generator part is taken: model, precision, memory layout.")
+    ] = None,
     batch: Batch = None,
     shard_size: ShardSize = None,
     workers: Workers = None,
@@ -47,6 +50,7 @@ def invert(
     from factory.cli.view import watching
     from factory.generate import generate as run
     from factory.real.recipe import RealOptions, mean_psnr, recipe_of_folder
+    from factory.recipe import load_recipe
     from factory.store import Store
 
     options = RealOptions(
@@ -63,13 +67,14 @@ def invert(
         max_classes=max_classes,
         min_area=min_area,
     )
-    given = {"model": model, "batch": batch, "shard_size": shard_size}
+    generator = load_recipe(recipe).get("generator", {}) if recipe else {}
+    given = {"generator": generator, "model": model, "batch": batch, "shard_size": shard_size}
     engine = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address}
-    recipe, left_out = recipe_of_folder(options, given, engine)
-    typer.echo(f"{recipe.n} images of {root}; {left_out} left out.", err=True)
+    chosen, left_out = recipe_of_folder(options, given, engine)
+    typer.echo(f"{chosen.n} images of {root}; {left_out} left out.", err=True)
     store = Store(shards)
     with watching(quiet=as_json) as watch:
-        summary = run(recipe, store, False, watch)
+        summary = run(chosen, store, False, watch)
     psnr = mean_psnr(store, summary.recipe)
     if as_json:
         typer.echo(json.dumps(as_data(summary, shards) | {"psnr": psnr, "left_out": left_out}))

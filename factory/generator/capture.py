@@ -90,7 +90,8 @@ class Capture:
         def keep(name: str) -> Any:
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
                 value = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
-                self.blocks[name] = value[-batch:].detach().float()
+                # torch's GroupNorm dies on a CPU in its backward pass over neighbouring channels that need no gradient.
+                self.blocks[name] = value[-batch:].detach().float().contiguous()
 
             return hook
 

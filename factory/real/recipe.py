@@ -90,7 +90,7 @@ def recipe_of_folder(options: RealOptions, given: Mapping[str, Any], engine: Map
     }
     data |= {name: value for name, value in given.items() if value is not None and name != "model"}
     if given.get("model") is not None:
-        data["generator"] = {"model": given["model"]}
+        data["generator"] = {**data.get("generator", {}), "model": given["model"], "revision": None}
     return make_recipe(data), left_out
 
 

@@ -145,6 +145,12 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
+def bfloat16_pays(kind: str) -> bool:
+    """Whether bfloat16 is faster than float32: on GPUs, and on CPUs that multiply in it; others take twice as long."""
+    able = torch.cpu.get_capabilities()
+    return kind != "cpu" or bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
 def _share(model: nn.Module) -> None:
     """The mean of gradients and running statistics over the processes that train together."""
     world = rank_and_world()[1]
