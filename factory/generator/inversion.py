@@ -17,7 +17,8 @@ from factory.generator.interface import Generated, Request
 from factory.generator.pipeline import PipelineGenerator
 from factory.masks import IGNORE
 from factory.prompts import Prompt
-from factory.real.labelled import LabelledFolder, LabelledImage, open_labelled
+from factory.real.folders import open_labelled
+from factory.real.labelled import LabelledFolder, LabelledImage
 from factory.recipe import Recipe
 from factory.recipe_parts import RealRecipe
 from factory.records import Image

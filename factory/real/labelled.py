@@ -12,7 +12,6 @@ from PIL import Image as Pictures
 
 from factory.errors import UserError
 from factory.records import Image
-from factory.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -64,22 +63,6 @@ class PackedImage:
     def decode(self) -> LabelledImage:
         """Read it."""
         return self.of.load(self.key)
-
-
-def open_labelled(
-    root: Path, image_set: str, annotations: Path | None, vocabulary: Vocabulary, only: Sequence[str] | None = None
-) -> LabelledFolder:
-    """COCO's images in `root` where there is a file of instances, else the image set of a PASCAL VOC folder.
-
-    Where `only` names classes, images that show another one are left out. UserError where the folder lacks something.
-    """
-    if annotations is None:
-        from factory.real.voc import VocFolder
-
-        return VocFolder(root, image_set, vocabulary, only)
-    from factory.real.coco import CocoFolder
-
-    return CocoFolder(root, annotations, vocabulary, only)
 
 
 def read_picture(path: Path) -> Pictures.Image:

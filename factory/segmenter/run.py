@@ -100,7 +100,7 @@ def evaluate_here(folder: Path, test: RealImages, device: str = "cpu", threads: 
     import torch
 
     quiet_model_libraries()
-    from factory.real.labelled import open_labelled
+    from factory.real.folders import open_labelled
     from factory.segmenter.evaluate import score
     from factory.segmenter.model import load_segmenter
 
@@ -121,7 +121,7 @@ def evaluate_here(folder: Path, test: RealImages, device: str = "cpu", threads: 
 def _real_source(run: SegmenterRun, address: str, vocabulary: Vocabulary) -> "Source":
     """A set of `factory invert`, COCO's images or a VOC folder. UserError where a set may show unseen classes."""
     from factory.dataset import RECIPE, recipe_of
-    from factory.real.labelled import open_labelled
+    from factory.real.folders import open_labelled
     from factory.segmenter.data import SetSource
 
     only = vocabulary.seen(run.split) if run.split is not None and run.real_classes == "seen" else None
