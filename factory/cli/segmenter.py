@@ -113,7 +113,8 @@ def evaluate_segmenter(
 
     from factory.segmenter.run import RealImages, evaluate_here
 
-    result = evaluate_here(segmenter, RealImages(real, real_set, annotations, classes, split), device, threads)
+    images = RealImages(real, real_set, annotations, classes, split)
+    result = evaluate_here(segmenter, images, device, threads, lambda text: typer.echo(text, err=True))
     if as_json:
         typer.echo(json.dumps(asdict(result)))
         return

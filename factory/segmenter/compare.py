@@ -53,7 +53,7 @@ def compared(
     rows = []
     for real, root in places:
         for name, folder in named:
-            found = evaluate_here(folder, replace(where, root=root), device, threads)
+            found = evaluate_here(folder, replace(where, root=root), device, threads, report)
             rows.append(Row(name, str(folder), real, found))
             report(f"{real}: {name}: mIoU {found.miou:.3f}, harmonic {found.harmonic:.3f} ({found.images} images)")
     return rows

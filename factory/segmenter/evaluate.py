@@ -57,7 +57,7 @@ def score(
     device: str = "cpu",
     report: Callable[[int], None] = lambda done: None,
 ) -> SegmenterScore:
-    """Predict every image of a source in its own size and count."""
+    """Predict every image of a source in its own size and count; `report` hears after each part how many are done."""
     confusion, done = Confusion(len(model.names)), 0
     model.to(device).eval()
     for part in range(source.parts()):
@@ -67,7 +67,7 @@ def score(
             for row, labels in zip(batch, predicted, strict=True):
                 confusion.add(row.labels, labels)
             done += len(batch)
-            report(done)
+        report(done)
     return summed_up(confusion, model.names, unseen, done)
 
 

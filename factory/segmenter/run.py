@@ -95,7 +95,13 @@ class RealImages:
     split: str | None = None
 
 
-def evaluate_here(folder: Path, test: RealImages, device: str = "cpu", threads: int = 0) -> "SegmenterScore":
+def evaluate_here(
+    folder: Path,
+    test: RealImages,
+    device: str = "cpu",
+    threads: int = 0,
+    report: Callable[[str], None] = lambda text: None,
+) -> "SegmenterScore":
     """The segmenter's figures. UserError where its classes are not those asked for."""
     import torch
 
@@ -115,7 +121,7 @@ def evaluate_here(folder: Path, test: RealImages, device: str = "cpu", threads: 
         )
     unseen = vocabulary.unseen(test.split) if test.split is not None else ()
     images = open_labelled(test.root, test.image_set, test.annotations, vocabulary)
-    return score(model, images, unseen, device)
+    return score(model, images, unseen, device, lambda done: report(f"{done} of {images.size} images"))
 
 
 def _real_source(run: SegmenterRun, address: str, vocabulary: Vocabulary) -> "Source":
