@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from factory.errors import UserError
+from factory.training.muon import Muon, muon_groups
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,11 @@ class TrainOptions:
     weight_decay: float = 0.01
     checkpoint_every: int = 200
     start: str | None = None
-    """Folder of a finished model whose weights the run begins with."""
+    """Folder of a finished model whose weights the run starts with."""
+    optimizer: str = "adamw"
+    """`adamw`, or `muon`: see `factory/training/muon.py`."""
+    schedule: str = "cosine"
+    """`cosine` (one cycle), or `trapezoid`: constant, then linear to zero over the last 40 %."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
@@ -87,14 +92,9 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
     out.mkdir(parents=True, exist_ok=True)
     if options.start:
         _begin_with(task, Path(options.start))
-    optimizer = torch.optim.AdamW(
-        task.model.parameters(),
-        lr=options.learning_rate,
-        betas=(0.9, 0.99),
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _one_cycle(step, options.steps))
+    optimizer = _optimizer(task.model, options)
+    factor = _SCHEDULES[options.schedule]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step, options.steps))
     moving = torch.optim.swa_utils.get_ema_multi_avg_fn(options.ema_decay)  # type: ignore[no-untyped-call]
     average = torch.optim.swa_utils.AveragedModel(task.model, multi_avg_fn=moving)
     state: dict[str, Any] = {"model": task.model, "average": average, "optimizer": optimizer, "schedule": schedule}
@@ -126,6 +126,18 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
     return out / "model"
 
 
+def _optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+    if options.optimizer == "muon":
+        return Muon(muon_groups(model, options.learning_rate, options.weight_decay))
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=options.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+
+
 def _step(task: TrainTask, options: TrainOptions, step: int, optimizer: torch.optim.Optimizer) -> float:
     """One update of the weights; returns the loss."""
     torch.manual_seed(options.seed * 1_000_003 + step)
@@ -143,12 +155,6 @@ def rank_and_world() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
-
-
-def bfloat16_pays(kind: str) -> bool:
-    """Whether bfloat16 is faster than float32: on GPUs, and on CPUs that multiply in it; others take twice as long."""
-    able = torch.cpu.get_capabilities()
-    return kind != "cpu" or bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def _share(model: nn.Module) -> None:
@@ -235,6 +241,15 @@ def _one_cycle(step: int, steps: int) -> float:
     if step < rise:
         return (step + 1) / rise
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def _trapezoid(step: int, steps: int) -> float:
+    """Learning-rate factor: a linear rise over at most 100 steps, constant, linear to zero over the last 40 %."""
+    rise = min(100, max(1, round(0.06 * steps)))
+    return min(1.0, (step + 1) / rise, (steps - step) / max(1.0, 0.4 * steps))
+
+
+_SCHEDULES: dict[str, Callable[[int, int], float]] = {"cosine": _one_cycle, "trapezoid": _trapezoid}
 
 
 def _show(task: TrainTask, model: nn.Module, out: Path, done: int, progress: _Progress) -> None:
