@@ -13,7 +13,7 @@ from factory.stickers.detector import StickerDetector
 from factory.stickers.embedded import pipeline_folder
 from factory.stickers.tokens import MAX_TOKENS, train_tokenizer
 from factory.stickers.train_detector import DetectorTask, label_map, new_network
-from factory.stickers.train_diffusion import all_captions
+from factory.stickers.training_scenes import all_captions
 from factory.training.loop import TrainOptions, train
 from factory.vocabulary import coco
 
@@ -171,7 +171,7 @@ def test_a_folder_without_a_detector_is_told_in_a_sentence(tmp_path) -> None:
 
 
 def test_the_detectors_loss_falls_within_a_few_steps() -> None:
-    task = DetectorTask("cpu", steps=100, autoencoder=pipeline_folder() / "vae")
+    task = DetectorTask("cpu", autoencoder=pipeline_folder() / "vae")
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3)
     losses = []
     for _ in range(4):

@@ -26,7 +26,9 @@ class Part(StrEnum):
 
     autoencoder = "autoencoder"
     diffusion = "diffusion"
+    turbo = "turbo"
     detector = "detector"
+    judge = "judge"
 
 
 @app.command()

@@ -16,7 +16,7 @@ from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
 from factory.stickers.detector import Instance, StickerDetector
 from factory.stickers.sampling import sample
 from factory.stickers.scenes import Scene, random_class_names, render_scene
-from factory.stickers.train_diffusion import scene_classes, training_scene
+from factory.stickers.training_scenes import scene_classes, training_scene
 from factory.training.loop import tile
 from factory.vocabulary import caption, coco
 

@@ -1,14 +1,51 @@
 """The training recipes of the shipped models: one table of options, one way to run them."""
 
 from pathlib import Path
+from typing import Any
 
 from factory.training.loop import TrainOptions, TrainTask, train
 
-_RECIPES = {
-    "autoencoder": {"steps": 1600, "batch": 16, "learning_rate": 2e-3, "ema_decay": 0.99, "weight_decay": 0.0},
-    "diffusion": {"steps": 8000, "batch": 32, "learning_rate": 1e-3, "ema_decay": 0.998, "weight_decay": 0.01},
-    "detector": {"steps": 6000, "batch": 32, "learning_rate": 2e-3, "ema_decay": 0.99, "weight_decay": 0.02},
+_DETECTOR = {
+    "steps": 4000,
+    "batch": 32,
+    "learning_rate": 3e-3,
+    "ema_decay": 0.995,
+    "weight_decay": 0.01,
+    "optimizer": "muon",
+    "schedule": "trapezoid",
 }
+_RECIPES: dict[str, dict[str, Any]] = {
+    "autoencoder": {
+        "steps": 3200,
+        "batch": 8,
+        "learning_rate": 3e-3,
+        "ema_decay": 0.998,
+        "weight_decay": 0.0,
+        "optimizer": "muon",
+        "schedule": "trapezoid",
+    },
+    "diffusion": {
+        "steps": 5000,
+        "batch": 48,
+        "learning_rate": 3e-3,
+        "ema_decay": 0.997,
+        "weight_decay": 0.01,
+        "optimizer": "muon",
+        "schedule": "trapezoid",
+    },
+    "turbo": {
+        "steps": 1500,
+        "batch": 32,
+        "learning_rate": 1e-3,
+        "ema_decay": 0.995,
+        "weight_decay": 0.0,
+        "optimizer": "muon",
+        "schedule": "trapezoid",
+    },
+    "detector": _DETECTOR,
+    "judge": _DETECTOR,
+}
+"""`steps` of the turbo recipe are those of each of its stages."""
 
 
 def run_recipe(
@@ -23,34 +60,54 @@ def run_recipe(
 ) -> Path:
     """Train `part` in its folder below `out`, resuming what is there; return the folder of the finished model.
 
-    Where `out` holds no trained autoencoder the diffusion model and the detector build on the shipped one.
+    What a model builds on is looked for in `out` first, then among the shipped models: the autoencoder of the
+    text-to-image model and of the detector, the text-to-image model of the few-step one.
     """
     import torch
 
     if threads:
         torch.set_num_threads(threads)
-    options = {
-        key: value
-        for key, value in {"steps": steps, "batch": batch, "start": start and str(start)}.items()
-        if value is not None
-    }
-    chosen = TrainOptions(**{**_RECIPES[part], **options}, device=device, seed=seed)  # type: ignore[arg-type]
-    return train(_task(part, out, device, chosen.steps), chosen, out / part, lambda text: print(text, flush=True))
+    given = {"steps": steps, "batch": batch, "start": start and str(start)}
+    options = {**_RECIPES[part], **{key: value for key, value in given.items() if value is not None}}
+    chosen = TrainOptions(**options, device=device, seed=seed)
+
+    def run(task: TrainTask) -> Path:
+        return train(task, chosen, out / task.name, _report)
+
+    if part != "turbo":
+        return run(_task(part, out, device))
+    from factory.stickers.train_turbo import STAGES, TurboTask
+
+    folder = _trained_or_shipped(out / "diffusion" / "model", "")
+    for stage in STAGES:
+        finished = out / stage.name / "model"
+        if not finished.exists():
+            autoencoder = _trained_or_shipped(out / "autoencoder" / "model", "vae")
+            run(TurboTask(stage, folder, autoencoder, out / "diffusion" / "latents.pt", device, _report))
+        folder = finished
+    return folder
 
 
-def _task(part: str, out: Path, device: str, steps: int) -> TrainTask:
+def _task(part: str, out: Path, device: str) -> TrainTask:
     if part == "autoencoder":
         from factory.stickers.train_autoencoder import AutoencoderTask
 
         return AutoencoderTask(device)
-    from factory.stickers.embedded import pipeline_folder
-
-    trained = out / "autoencoder" / "model"
-    autoencoder = trained if trained.exists() else pipeline_folder() / "vae"
-    if part == "detector":
+    autoencoder = _trained_or_shipped(out / "autoencoder" / "model", "vae")
+    if part in ("detector", "judge"):
         from factory.stickers.train_detector import DetectorTask
 
-        return DetectorTask(device, steps, autoencoder)
+        return DetectorTask(device, autoencoder, judge=part == "judge")
     from factory.stickers.train_diffusion import DiffusionTask
 
-    return DiffusionTask(autoencoder, out / "diffusion" / "latents.pt", device, lambda text: print(text, flush=True))
+    return DiffusionTask(autoencoder, out / "diffusion" / "latents.pt", device, _report)
+
+
+def _trained_or_shipped(trained: Path, part: str) -> Path:
+    from factory.stickers.embedded import pipeline_folder
+
+    return trained if trained.exists() else pipeline_folder() / part
+
+
+def _report(text: str) -> None:
+    print(text, flush=True)

@@ -6,7 +6,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-STEPS = 16
+from factory.training.precision import autocast
+
+STEPS = 12
 GUIDANCE = 3.0
 
 
@@ -16,6 +18,8 @@ def sample(
     seeds: Sequence[int],
     batch: int = 25,
     progress: Callable[[int], None] = lambda done: None,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
 ) -> list[Image.Image]:
     """One picture per prompt; noise comes from a CPU generator per picture, whatever the device."""
     assert len(prompts) == len(seeds)
@@ -24,9 +28,9 @@ def sample(
     for first in range(0, len(prompts), batch):
         chosen = slice(first, first + batch)
         noise = [torch.Generator().manual_seed(seed) for seed in seeds[chosen]]
-        with torch.autocast(device, torch.bfloat16), torch.no_grad():
+        with autocast(device), torch.no_grad():
             drawn = pipeline(
-                list(prompts[chosen]), num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=noise
+                list(prompts[chosen]), num_inference_steps=steps, guidance_scale=guidance, generator=noise
             ).images
         pictures += drawn
         progress(len(pictures))

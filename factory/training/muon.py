@@ -2,8 +2,8 @@
 
 Muon (Jordan et al., 2024) replaces the gradient momentum of a weight matrix by the nearest semi-orthogonal matrix, so
 every direction of the matrix learns at the same pace. On the embedded text-to-image model it reached in 600 steps
-what AdamW reached in 2,000 (`docs/log.md`). `torch.optim.Muon` takes two-dimensional weights only, and nearly all weights here are
-convolutions, so this is an implementation of our own.
+what AdamW reached in 2,000 (`docs/log.md`). `torch.optim.Muon` takes two-dimensional weights only, and nearly all
+weights here are convolutions, so this is an implementation of our own.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,7 +28,8 @@ def muon_groups(model: nn.Module, learning_rate: float, weight_decay: float) -> 
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     outer = {id(module.weight) for module in (*convolutions[:1], *convolutions[-1:])}
     embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    matrices, others = [], []
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
     for weight in model.parameters():
         fits = weight.ndim >= 2 and id(weight) not in outer and id(weight) not in embedded
         (matrices if fits else others).append(weight)
@@ -58,30 +59,32 @@ class Muon(torch.optim.Optimizer):
                 if weight.grad is None:
                     continue
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                update = self._muon(weight, group) if group["muon"] else self._adam(weight)
+                update = self._muon(weight, weight.grad, group) if group["muon"] else self._adam(weight, weight.grad)
                 weight.add_(update, alpha=-group["lr"])
 
-    def _muon(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
+    def _muon(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
-        momentum = state["momentum"]
-        momentum.lerp_(weight.grad, 1 - group["momentum"])
-        nesterov = weight.grad.lerp(momentum, group["momentum"])
+        momentum: Tensor = state["momentum"]
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        nesterov = gradient.lerp(momentum, group["momentum"])
         matrix = nesterov.reshape(len(weight), -1)
-        scale = 0.2 * max(matrix.shape) ** 0.5
+        scale: float = 0.2 * max(matrix.shape) ** 0.5
         return scale * orthogonalized(matrix).reshape(weight.shape).to(weight.dtype)
 
-    def _adam(self, weight: Tensor, beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-8) -> Tensor:
+    def _adam(self, weight: Tensor, gradient: Tensor, beta1: float = 0.9, beta2: float = 0.99) -> Tensor:
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros(())
             state["first"], state["second"] = torch.zeros_like(weight), torch.zeros_like(weight)
+        first: Tensor = state["first"].lerp_(gradient, 1 - beta1)
+        second: Tensor = state["second"].lerp_(gradient.square(), 1 - beta2)
         state["step"] += 1
-        state["first"].lerp_(weight.grad, 1 - beta1)
-        state["second"].lerp_(weight.grad.square(), 1 - beta2)
         step = float(state["step"])
-        return (state["first"] / (1 - beta1**step)) / ((state["second"] / (1 - beta2**step)).sqrt() + eps)
+        spread = (second / (1 - beta2**step)).sqrt() + 1e-8
+        update: Tensor = first / spread.mul_(1 - beta1**step)
+        return update
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:

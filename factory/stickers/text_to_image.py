@@ -1,0 +1,139 @@
+"""The embedded text-to-image model: its architecture, and its folder as a stock diffusers pipeline."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderTiny,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from factory.errors import UserError
+from factory.stickers.tokens import MAX_TOKENS
+
+NOISE: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+_TEXT_WIDTH = 192
+
+
+class TextToImage(nn.Module):
+    """The two parts that are trained together: a U-Net of 10.8 M parameters and a text encoder of 1.0 M.
+
+    No attention at 32 x 32: it would cost more than all other levels together, and the cross-attention at 16 x 16 is
+    fine enough to place objects.
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.unet = UNet2DConditionModel(
+            sample_size=32,
+            block_out_channels=(48, 96, 144, 160),
+            layers_per_block=1,
+            cross_attention_dim=_TEXT_WIDTH,
+            down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
+            up_block_types=(*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
+            attention_head_dim=(2, 3, 4, 5),
+            norm_num_groups=16,
+        )
+        self.text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=_TEXT_WIDTH,
+                intermediate_size=4 * _TEXT_WIDTH,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=MAX_TOKENS,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, token_ids: Tensor) -> Tensor:
+        """Predicted v (B, 4, 32, 32) of noisy latents, for token ids (B, MAX_TOKENS)."""
+        states = self.text_encoder(token_ids)[0]
+        prediction: Tensor = self.unet(noisy, timesteps, states).sample
+        return prediction
+
+
+def new_text_to_image(tokenizer: CLIPTokenizer, device: str) -> TextToImage:
+    """The model with fresh weights, the same on every call."""
+    torch.manual_seed(0)
+    model = TextToImage(tokenizer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert isinstance(model, TextToImage)
+    if device == "cpu":  # the backward pass of fused attention is slower there than that of the plain one
+        model.unet.set_attn_processor(AttnProcessor())
+    return model
+
+
+def load_weights(model: TextToImage, folder: Path) -> None:
+    """Copy the weights of a saved pipeline. Raises RuntimeError where they have another shape."""
+    parts = StableDiffusionPipeline.from_pretrained(
+        folder, local_files_only=True, safety_checker=None, dtype=torch.float32
+    )
+    model.unet.load_state_dict(parts.unet.state_dict())
+    model.text_encoder.load_state_dict(parts.text_encoder.state_dict())
+
+
+def open_autoencoder(folder: Path, device: str) -> AutoencoderTiny:
+    """A trained autoencoder in float32. Raises UserError where the folder holds none."""
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} holds no trained autoencoder; run `factory stickers train autoencoder` first.")
+    autoencoder = AutoencoderTiny.from_pretrained(folder).to(device, torch.float32, memory_format=torch.channels_last)
+    autoencoder.register_to_config(_name_or_path="")  # else the saved folder contains a path of this machine
+    return autoencoder.eval()
+
+
+def as_pipeline(
+    model: TextToImage, tokenizer: CLIPTokenizer, autoencoder: AutoencoderTiny, few_steps: bool = False
+) -> StableDiffusionPipeline:
+    """The parts as a stock pipeline: DPM-Solver++, or for a few-step model the DDIM that it was distilled with."""
+    return StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=model.text_encoder,
+        tokenizer=tokenizer,
+        unet=model.unet,
+        scheduler=ddim() if few_steps else dpm_solver(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def dpm_solver() -> DPMSolverMultistepScheduler:
+    """The default solver. (`from_config` of another scheduler would drop settings that are that class's defaults.)"""
+    return DPMSolverMultistepScheduler(
+        **NOISE, prediction_type="v_prediction", timestep_spacing="trailing", steps_offset=1
+    )
+
+
+def ddim() -> DDIMScheduler:
+    """DDIM whose last step ends at clean latents."""
+    return DDIMScheduler(
+        **NOISE, prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True
+    )
+
+
+def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Write a diffusers folder with float16 weights that opens in float32."""
+    pipeline.to(torch.float16).save_pretrained(folder)
+    open_in_float32(folder / "text_encoder")
+
+
+def open_in_float32(folder: Path) -> None:
+    """Let a saved transformers model open in float32, whatever the dtype of its weights.
+
+    transformers opens a folder in the dtype of its config, and diffusers in float32: a config that says float16 would
+    give a text encoder that the U-Net cannot take.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["dtype"] = "float32"
+    path.write_text(json.dumps(config, indent=2) + "\n")

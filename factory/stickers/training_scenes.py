@@ -1,0 +1,88 @@
+"""The scenes that the embedded text-to-image model learns, and the cache of their latents."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from torch import Tensor, nn
+
+from factory.stickers.atlas import DRAWN_STYLES
+from factory.stickers.scenes import Scene, render_scene
+from factory.stickers.train_autoencoder import to_tensor
+from factory.training.precision import autocast
+from factory.vocabulary import caption, coco
+
+SCENE_KIND_SHARES = (0.8, 0.1, 0.05, 0.05)
+"""One of the training styles, mostly on gradients: with two styles on all backgrounds alike, shapes were still coarse
+after 230,000 samples."""
+NUM_SCENES = 24_000
+_PAIR_SHARE = 0.4
+_ENCODED_AT_ONCE = 48
+
+
+def all_captions() -> list[str]:
+    """The captions of every class and of every ordered pair: what the tokenizer is learnt from."""
+    names = coco().names
+    return [caption((a,)) for a in names] + [caption((a, b)) for a in names for b in names if a != b]
+
+
+def scene_classes(index: int) -> tuple[str, ...]:
+    """The classes of the index-th training scene: singles in turn, and random pairs."""
+    names = coco().names
+    rng = np.random.default_rng((3, index))
+    if rng.random() >= _PAIR_SHARE:
+        return (names[index % len(names)],)
+    first, second = rng.choice(len(names), 2, replace=False)
+    return names[first], names[second]
+
+
+def training_scene(seed: tuple[int, ...], class_names: tuple[str, ...]) -> Scene:
+    """A scene of the kind that the model learns."""
+    return render_scene(seed, class_names, styles=DRAWN_STYLES, kind_shares=SCENE_KIND_SHARES)
+
+
+def scene_latents(
+    autoencoder: AutoencoderTiny, folder: Path, cache: Path, device: str, report: Callable[[str], None]
+) -> tuple[Tensor, Tensor]:
+    """Latents (N, 4, 32, 32) and object coverage (N, 32, 32), both float16, kept in the file `cache`.
+
+    The latents are scaled to unit variance. `folder` is where the autoencoder comes from: a cache made with another
+    autoencoder or other scenes is rebuilt.
+    """
+    weights = (folder / "diffusion_pytorch_model.safetensors").read_bytes()
+    scenes = f"{DRAWN_STYLES} {SCENE_KIND_SHARES} {_PAIR_SHARE}"
+    made_by = hashlib.sha256(weights + scenes.encode()).hexdigest()
+    if cache.exists():
+        saved = torch.load(cache, weights_only=True)
+        if saved.get("autoencoder") == made_by and len(saved["latents"]) == NUM_SCENES:
+            return saved["latents"], saved["coverage"]
+        report(f"{cache} belongs to another autoencoder or to other scenes; encoding again")
+    parts = []
+    for first in range(0, NUM_SCENES, _ENCODED_AT_ONCE):
+        indices = range(first, min(first + _ENCODED_AT_ONCE, NUM_SCENES))
+        parts.append(_encoded(autoencoder, [training_scene((3, k), scene_classes(k)) for k in indices], device))
+        if first // 2400 != (first + _ENCODED_AT_ONCE) // 2400:
+            report(f"scene {first + len(indices)} of {NUM_SCENES} encoded")
+    stacked: dict[str, Any] = {
+        "latents": torch.cat([latents for latents, _ in parts]),
+        "coverage": torch.cat([coverage for _, coverage in parts]),
+        "autoencoder": made_by,
+    }
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    partial = cache.with_suffix(".partial")
+    torch.save(stacked, partial)
+    partial.replace(cache)
+    return stacked["latents"], stacked["coverage"]
+
+
+def _encoded(autoencoder: AutoencoderTiny, scenes: list[Scene], device: str) -> tuple[Tensor, Tensor]:
+    pixels = torch.stack([to_tensor(scene.image) for scene in scenes]).to(device, memory_format=torch.channels_last)
+    with torch.no_grad(), autocast(device):
+        latents = autoencoder.encode(pixels).latents * autoencoder.config["scaling_factor"]
+    objects = torch.from_numpy(np.stack([scene.instance_map > 0 for scene in scenes])).float()[:, None]
+    factor = objects.shape[-1] // latents.shape[-1]
+    return latents.cpu().half().contiguous(), nn.functional.avg_pool2d(objects, factor)[:, 0].half()
