@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-slow test-gpu test-extras protocol-1 protocol-2 real atlas stickers chaos bench clean
+.PHONY: help setup demo test check test-slow test-gpu test-extras protocol-1 protocol-2 real atlas stickers-all chaos bench clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -66,13 +66,17 @@ atlas: $(STAMP) ## Rebuild the sprite atlas from the icon sets' packages (needs 
 		@iconify-json/fxemoji@1.2.2 @iconify-json/streamline-emojis@1.2.4
 	$(BIN)/python jobs/stickers/build_atlas.py --icons $(ICONS)/node_modules/@iconify-json
 
-stickers: ## Tell how the sprites and the embedded models are rebuilt
-	@echo "make atlas                                    # the sprite atlas (needs npm)"
-	@echo "factory stickers train autoencoder --out runs"
-	@echo "factory stickers train diffusion --out runs   # needs the autoencoder"
-	@echo "factory stickers train detector --out runs"
-	@echo "factory stickers evaluate --table docs/embedded.md"
-	@echo "Training resumes after a kill; --device cuda uses a GPU. docs/embedded.md tells what was measured."
+stickers-all: $(STAMP) ## Train and measure all embedded models, in order; resumes; takes many hours on a CPU
+	$(BIN)/factory stickers train autoencoder --out runs
+	$(BIN)/factory stickers evaluate-autoencoder --autoencoder runs/autoencoder/model
+	$(BIN)/factory stickers train diffusion --out runs
+	$(BIN)/factory stickers train turbo --out runs
+	$(BIN)/factory stickers train detector --out runs
+	$(BIN)/factory stickers train judge --out runs --seed 1
+	$(BIN)/factory stickers evaluate --pipeline runs/diffusion/model --detector runs/detector/model \
+		--judge runs/judge/model --out runs/evaluation
+	$(BIN)/factory stickers evaluate --pipeline runs/turbo/model --detector runs/detector/model \
+		--judge runs/judge/model --steps 4 --guidance 1 --out runs/evaluation-turbo
 
 clean: ## Remove the environment and what is quickly made again; training runs in runs/ stay
 	rm -rf $(VENV) demo build .mypy_cache .ruff_cache .pytest_cache

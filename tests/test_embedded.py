@@ -25,7 +25,7 @@ from factory.stickers.embedded import (
     open_pipeline,
     pipeline_folder,
 )
-from factory.stickers.evaluate import classes_found, mask_iou
+from factory.stickers.evaluate_parts import classes_found, mask_iou
 from factory.stickers.sampling import sample
 from factory.vocabulary import caption, coco
 

@@ -97,32 +97,66 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for evaluation.json and the sheets.")] = Path("runs/evaluation"),
     pipeline: Annotated[Path | None, typer.Option(help="Diffusers folder; default: the embedded model.")] = None,
     detector: Annotated[Path | None, typer.Option(help="Detector folder; default: the embedded one.")] = None,
-    images_per_class: Annotated[int, typer.Option(min=1, help="Generated images of each class.")] = 10,
-    pairs: Annotated[int, typer.Option(min=1, help="Generated images of two classes.")] = 160,
+    judge: Annotated[
+        Path | None, typer.Option(help="Folder of a second, independently trained detector to report beside it.")
+    ] = None,
+    images_per_class: Annotated[int, typer.Option(min=1, help="Generated images of each class.")] = 20,
+    pairs: Annotated[int, typer.Option(min=1, help="Generated images of two classes.")] = 400,
+    steps: Annotated[int, typer.Option(min=1, help="Solver steps an image.")] = 12,
+    guidance: Annotated[float, typer.Option(min=1, help="Classifier-free guidance; 1 is none.")] = 3.0,
     scenes: Annotated[int, typer.Option(min=80, help="Fresh renders for the mask IoU, per style group.")] = 600,
     table: Annotated[Path | None, typer.Option(help="Markdown page whose table to renew.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON only.")] = False,
 ) -> None:
     """Measure the embedded models: classes found, mask IoU, variety, copies, time and memory.
 
-    Example: factory stickers evaluate --images-per-class 20 --table docs/embedded.md
+    Example: factory stickers evaluate --judge runs/judge/model --table docs/embedded.md
     """
     from factory.libraries import quiet_model_libraries
 
     quiet_model_libraries()
     from factory.pages import write_table
     from factory.stickers.embedded import open_detector, open_pipeline
+    from factory.stickers.evaluate import Judges, Sampling
     from factory.stickers.evaluate import as_json as figures_of
     from factory.stickers.evaluate import evaluate as measure
     from factory.stickers.tables import markdown
 
     quiet = (lambda text: None) if as_json else (lambda text: typer.echo(text, err=True))
-    measured = measure(open_pipeline(pipeline), open_detector(detector), out, images_per_class, pairs, scenes, quiet)
+    judges = Judges(open_detector(detector), open_detector(judge) if judge else None)
+    sampling = Sampling(steps, guidance)
+    measured = measure(open_pipeline(pipeline), judges, out, images_per_class, pairs, scenes, sampling, quiet)
     figures = figures_of(measured)
     (out / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
     if table is not None:
         write_table(table, markdown(measured), "evaluation")
     typer.echo(json.dumps(figures) if as_json else markdown(measured))
+
+
+@app.command("evaluate-autoencoder")
+def evaluate_autoencoder(
+    autoencoder: Annotated[Path | None, typer.Option(help="Folder; default: that of the embedded pipeline.")] = None,
+    detector: Annotated[Path | None, typer.Option(help="Detector folder; default: the embedded one.")] = None,
+    scenes: Annotated[int, typer.Option(min=20, help="Fresh scenes of one object, and as many of two.")] = 400,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON only.")] = False,
+) -> None:
+    """Measure what the autoencoder keeps of fresh scenes: PSNR, and the objects that the detector still finds.
+
+    Example: factory stickers evaluate-autoencoder --autoencoder runs/autoencoder/model
+    """
+    from dataclasses import asdict
+
+    from factory.libraries import quiet_model_libraries
+
+    quiet_model_libraries()
+    from factory.stickers.embedded import open_detector, pipeline_folder
+    from factory.stickers.evaluate_parts import round_trip
+    from factory.stickers.text_to_image import open_autoencoder
+
+    opened = open_autoencoder(autoencoder or pipeline_folder() / "vae", "cpu")
+    quiet = (lambda text: None) if as_json else typer.echo
+    figures = asdict(round_trip(opened, open_detector(detector), scenes, quiet))
+    typer.echo(json.dumps({key: round(value, 4) for key, value in figures.items()}))
 
 
 @app.command()

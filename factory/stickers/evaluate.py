@@ -2,7 +2,6 @@
 
 import resource
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,35 +13,59 @@ from PIL import Image
 
 from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
 from factory.stickers.detector import Instance, StickerDetector
-from factory.stickers.sampling import sample
-from factory.stickers.scenes import Scene, random_class_names, render_scene
+from factory.stickers.evaluate_parts import (
+    Report,
+    RoundTrip,
+    classes_found,
+    detect_all,
+    mask_iou,
+    mirrored_agreement,
+    round_trip,
+)
+from factory.stickers.sampling import GUIDANCE, STEPS, sample
 from factory.stickers.training_scenes import scene_classes, training_scene
 from factory.training.loop import tile
 from factory.vocabulary import caption, coco
 
-MIN_SCORE = 0.5
 _VARIETY_IMAGES = 50
 _VARIETY_CLASSES = ("dog", "bicycle", "pizza", "umbrella", "chair")
 _COPY_SCENES = 4000
 
-Report = Callable[[str], None]
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are drawn: solver steps, and the scale of classifier-free guidance (1 is none)."""
+
+    steps: int = STEPS
+    guidance: float = GUIDANCE
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one detector finds in the generated images; shares are 0..1."""
+
+    one_object: float
+    one_object_by_class: dict[str, float]
+    one_object_is_largest: float
+    both_of_two: float
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Every figure of `docs/embedded.md`; shares and IoUs are 0..1."""
 
+    sampling: Sampling
     images_per_class: int
-    one_object_found: float
-    one_object_by_class: dict[str, float]
-    one_object_is_largest: float
     pairs: int
-    both_found: float
+    found: Found
+    found_by_judge: Found | None
+    autoencoder: RoundTrip
     scenes: int
     mask_miou_train: float
     mask_miou_held_out: float
     mask_iou_by_class_train: dict[str, float]
     mask_iou_by_class_held_out: dict[str, float]
+    mirrored_agreement: float
     variety: dict[str, dict[str, float]]
     nearest_scene: dict[str, float]
     seconds_for_100_images: float
@@ -50,41 +73,52 @@ class Evaluation:
     threads: int
 
 
+@dataclass(frozen=True)
+class Judges:
+    """The detector that is measured and measures, and a second one, independently trained."""
+
+    detector: StickerDetector
+    second: StickerDetector | None = None
+
+
 def evaluate(
     pipeline: StableDiffusionPipeline,
-    detector: StickerDetector,
+    judges: Judges,
     out: Path,
     images_per_class: int = 10,
     pairs: int = 160,
     scenes: int = 600,
+    sampling: Sampling = Sampling(),
     report: Report = print,
 ) -> Evaluation:
-    """Measure everything and write the sheets `classes.png`, `pairs.png` and `detector.png` to `out`."""
+    """Measure everything and write the sheets `classes.png` and `pairs.png` to `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    names = coco().names
+    names, detector = coco().names, judges.detector
     report("time and memory: 100 images")
-    seconds, memory = time_and_memory(pipeline)
+    seconds, memory = time_and_memory(pipeline, sampling)
     report(f"  {seconds:.1f} s, peak {memory:.0f} MiB")
-    by_class, largest, kept = one_object(pipeline, detector, images_per_class, report)
-    tile([[kept[name][0] for name in names[row : row + 16]] for row in range(0, 80, 16)]).save(out / "classes.png")
-    both, pictures = two_objects(pipeline, detector, pairs, report)
-    tile([pictures[row : row + 16] for row in range(0, min(80, len(pictures)), 16)]).save(out / "pairs.png")
+    singles = _single_images(pipeline, sampling, images_per_class, report)
+    tile([[singles[name][0] for name in names[row : row + 16]] for row in range(0, 80, 16)]).save(out / "classes.png")
+    doubles = _pair_images(pipeline, sampling, pairs, report)
+    shown = [picture for _, picture in doubles[:80]]
+    tile([shown[row : row + 16] for row in range(0, len(shown), 16)]).save(out / "pairs.png")
+    everything = [picture for row in singles.values() for picture in row]
     train_iou = mask_iou(detector, TRAIN_STYLES, scenes, report)
     held_iou = mask_iou(detector, (HELD_OUT_STYLE,), scenes, report)
-    variety = {name: variety_of(pipeline, detector, name, report) for name in _VARIETY_CLASSES}
-    everything = [picture for row in kept.values() for picture in row]
+    variety = {name: variety_of(pipeline, detector, name, sampling, report) for name in _VARIETY_CLASSES}
     return Evaluation(
+        sampling=sampling,
         images_per_class=images_per_class,
-        one_object_found=float(np.mean(list(by_class.values()))),
-        one_object_by_class=by_class,
-        one_object_is_largest=largest,
         pairs=pairs,
-        both_found=both,
+        found=_found(detector, singles, doubles),
+        found_by_judge=_found(judges.second, singles, doubles) if judges.second else None,
+        autoencoder=round_trip(pipeline.vae, detector, scenes, report),
         scenes=scenes,
         mask_miou_train=float(np.mean(list(train_iou.values()))),
         mask_miou_held_out=float(np.mean(list(held_iou.values()))),
         mask_iou_by_class_train=train_iou,
         mask_iou_by_class_held_out=held_iou,
+        mirrored_agreement=mirrored_agreement(detector, everything[:400] + [p for _, p in doubles], report),
         variety=variety,
         nearest_scene=nearest_scene(everything, report),
         seconds_for_100_images=seconds,
@@ -93,40 +127,38 @@ def evaluate(
     )
 
 
-def time_and_memory(pipeline: StableDiffusionPipeline) -> tuple[float, float]:
-    """Seconds for 100 images of 16 steps, and this process's peak resident memory in MiB so far."""
+def time_and_memory(pipeline: StableDiffusionPipeline, sampling: Sampling) -> tuple[float, float]:
+    """Seconds for 100 images, and this process's peak resident memory in MiB so far."""
     began = time.perf_counter()
-    sample(pipeline, [caption((name,)) for name in (coco().names * 2)[:100]], range(100))
+    prompts = [caption((name,)) for name in (coco().names * 2)[:100]]
+    sample(pipeline, prompts, range(100), steps=sampling.steps, guidance=sampling.guidance)
     seconds = time.perf_counter() - began
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def one_object(
-    pipeline: StableDiffusionPipeline, detector: StickerDetector, images_per_class: int, report: Report
-) -> tuple[dict[str, float], float, dict[str, list[Image.Image]]]:
-    """By class, the share of images in which the detector finds it; over all, the share where it is the largest."""
+def _single_images(
+    pipeline: StableDiffusionPipeline, sampling: Sampling, images_per_class: int, report: Report
+) -> dict[str, list[Image.Image]]:
+    """Images of one object by class."""
     names = [name for name in coco().names for _ in range(images_per_class)]
     pictures = sample(
         pipeline,
         [caption((name,)) for name in names],
         [1_000_000 + k for k in range(len(names))],
         progress=lambda done: report(f"one object: {done} of {len(names)}"),
+        steps=sampling.steps,
+        guidance=sampling.guidance,
     )
-    found = detect_all(detector, pictures)
-    hits: dict[str, list[bool]] = {name: [] for name in coco().names}
-    kept: dict[str, list[Image.Image]] = {name: [] for name in coco().names}
-    largest = 0
-    for name, picture, instances in zip(names, pictures, found, strict=True):
-        hits[name].append(name in classes_found(instances))
-        kept[name].append(picture)
-        largest += bool(instances) and max(instances, key=lambda i: i.mask.sum()).class_name == name
-    return {name: float(np.mean(row)) for name, row in hits.items()}, largest / len(names), kept
+    images: dict[str, list[Image.Image]] = {name: [] for name in coco().names}
+    for name, picture in zip(names, pictures, strict=True):
+        images[name].append(picture)
+    return images
 
 
-def two_objects(
-    pipeline: StableDiffusionPipeline, detector: StickerDetector, pairs: int, report: Report
-) -> tuple[float, list[Image.Image]]:
-    """The share of images of random pairs in which the detector finds both classes."""
+def _pair_images(
+    pipeline: StableDiffusionPipeline, sampling: Sampling, pairs: int, report: Report
+) -> list[tuple[tuple[str, ...], Image.Image]]:
+    """Random pairs of classes, each with an image of both."""
     rng = np.random.default_rng(20)
     names = [tuple(coco().names[k] for k in rng.choice(80, 2, replace=False)) for _ in range(pairs)]
     pictures = sample(
@@ -134,45 +166,44 @@ def two_objects(
         [caption(pair) for pair in names],
         [2_000_000 + k for k in range(pairs)],
         progress=lambda done: report(f"two objects: {done} of {pairs}"),
+        steps=sampling.steps,
+        guidance=sampling.guidance,
     )
-    found = detect_all(detector, pictures)
-    return float(np.mean([set(p) <= classes_found(i) for p, i in zip(names, found, strict=True)])), pictures
+    return list(zip(names, pictures, strict=True))
 
 
-def mask_iou(detector: StickerDetector, styles: tuple[str, ...], scenes: int, report: Report) -> dict[str, float]:
-    """Per class, intersection over union of its pixels pooled over fresh renders, no score threshold applied."""
-    names = coco().names
-    rng = np.random.default_rng(30)
-    overlap, union = np.zeros(81), np.zeros(81)
-    for first in range(0, scenes, 20):
-        batch = [
-            render_scene((6, k), (names[k % 80], *random_class_names(rng, names, 2))[: 1 + k % 3], styles=styles)
-            for k in range(first, min(first + 20, scenes))
-        ]
-        pixels = torch.from_numpy(np.stack([scene.image for scene in batch])).to(detector.device)
-        predicted = detector.probabilities(pixels).argmax(1).cpu().numpy()
-        truth = np.stack([_labels(scene) for scene in batch])
-        for k in np.union1d(np.unique(predicted), np.unique(truth)):
-            overlap[k] += ((predicted == k) & (truth == k)).sum()
-            union[k] += ((predicted == k) | (truth == k)).sum()
-    report(f"mask IoU on {scenes} renders of {', '.join(styles)}: {np.mean(overlap[1:] / union[1:].clip(1)):.3f}")
-    return {name: float(overlap[k] / max(1, union[k])) for k, name in enumerate(names, 1)}
+def _found(
+    detector: StickerDetector,
+    singles: dict[str, list[Image.Image]],
+    doubles: list[tuple[tuple[str, ...], Image.Image]],
+) -> Found:
+    by_class, largest = {}, []
+    for name, pictures in singles.items():
+        instances = detect_all(detector, pictures)
+        by_class[name] = float(np.mean([name in classes_found(found) for found in instances]))
+        largest += [bool(f) and max(f, key=lambda i: i.mask.sum()).class_name == name for f in instances]
+    both = [
+        set(pair) <= classes_found(found)
+        for (pair, _), found in zip(doubles, detect_all(detector, [p for _, p in doubles]), strict=True)
+    ]
+    return Found(float(np.mean(list(by_class.values()))), by_class, float(np.mean(largest)), float(np.mean(both)))
 
 
 def variety_of(
-    pipeline: StableDiffusionPipeline, detector: StickerDetector, name: str, report: Report
+    pipeline: StableDiffusionPipeline, detector: StickerDetector, name: str, sampling: Sampling, report: Report
 ) -> dict[str, float]:
     """Mean pairwise distance of 50 generated images, and of the centres of their masks, over that of 50 renders."""
     prompts = [caption((name,))] * _VARIETY_IMAGES
-    drawn = sample(pipeline, prompts, [3_000_000 + k for k in range(_VARIETY_IMAGES)])
+    seeds = [3_000_000 + k for k in range(_VARIETY_IMAGES)]
+    drawn = sample(pipeline, prompts, seeds, steps=sampling.steps, guidance=sampling.guidance)
     rendered = [training_scene((8, k), (name,)) for k in range(_VARIETY_IMAGES)]
     renders = [Image.fromarray(scene.image) for scene in rendered]
     images = _pairwise(_thumbnails(drawn)) / _pairwise(_thumbnails(renders))
-    places = _pairwise(_centres(detect_all(detector, drawn), name)) / _pairwise(
+    positions = _pairwise(_centres(detect_all(detector, drawn), name)) / _pairwise(
         np.stack([_centre(scene.instance_map > 0) for scene in rendered])
     )
-    report(f"variety of {name}: images {images:.2f}, positions {places:.2f} of that of renders")
-    return {"images": images, "positions": places}
+    report(f"variety of {name}: images {images:.2f}, positions {positions:.2f} of that of renders")
+    return {"images": images, "positions": positions}
 
 
 def nearest_scene(pictures: list[Image.Image], report: Report) -> dict[str, float]:
@@ -196,16 +227,6 @@ def nearest_scene(pictures: list[Image.Image], report: Report) -> dict[str, floa
     return figures
 
 
-def detect_all(detector: StickerDetector, pictures: list[Image.Image]) -> list[list[Instance]]:
-    """The instances in each picture, found in batches."""
-    return [found for k in range(0, len(pictures), 20) for found in detector.detect(pictures[k : k + 20])]
-
-
-def classes_found(instances: list[Instance]) -> set[str]:
-    """The classes with an instance of at least `MIN_SCORE`."""
-    return {instance.class_name for instance in instances if instance.score >= MIN_SCORE}
-
-
 def as_json(evaluation: Evaluation) -> dict[str, object]:
     """The figures, rounded for print."""
 
@@ -215,10 +236,6 @@ def as_json(evaluation: Evaluation) -> dict[str, object]:
         return round(value, 4) if isinstance(value, float) else value
 
     return {key: rounded(value) for key, value in asdict(evaluation).items()}
-
-
-def _labels(scene: Scene) -> NDArray[np.int64]:
-    return np.array([0, *(coco().names.index(name) + 1 for name in scene.class_names)])[scene.instance_map]
 
 
 def _thumbnails(pictures: list[Image.Image]) -> NDArray[np.float32]:

@@ -1,0 +1,142 @@
+"""The recipes of the embedded models, on a handful of scenes."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from factory.stickers import training_scenes
+from factory.stickers.text_to_image import as_pipeline, new_text_to_image, save_pipeline
+from factory.stickers.tokens import train_tokenizer
+from factory.stickers.train_autoencoder import AutoencoderTask, new_autoencoder, round_trip_psnr
+from factory.stickers.train_detector import augmented
+from factory.stickers.train_diffusion import DiffusionTask
+from factory.stickers.train_turbo import STAGES, TurboTask
+from factory.training.muon import Muon, muon_groups, orthogonalized
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """An untrained autoencoder and an untrained pipeline on its latents, with a small cache of scenes."""
+    folder = tmp_path_factory.mktemp("models")
+    autoencoder = new_autoencoder()
+    autoencoder.save_pretrained(folder / "vae")
+    tokenizer = train_tokenizer(training_scenes.all_captions())
+    save_pipeline(as_pipeline(new_text_to_image(tokenizer, "cpu"), tokenizer, autoencoder), folder / "pipeline")
+    return folder
+
+
+@pytest.fixture
+def few_scenes(monkeypatch):
+    monkeypatch.setattr(training_scenes, "NUM_SCENES", 120)
+
+
+def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    for shape in ((24, 60), (60, 24)):
+        values = torch.linalg.svdvals(orthogonalized(torch.randn(shape)).float())
+        assert values.min() > 0.5
+        assert values.max() < 1.4
+
+
+def test_muon_takes_inner_matrices_and_adamw_the_rest() -> None:
+    model = new_autoencoder()
+    muon, adamw = muon_groups(model, 1e-3, 0.0)
+    assert len(muon["params"]) + len(adamw["params"]) == len(list(model.parameters()))
+    assert all(weight.ndim == 4 for weight in muon["params"])
+    convolutions = [weight for weight in adamw["params"] if weight.ndim == 4]
+    assert [tuple(weight.shape[:2]) for weight in convolutions] == [(48, 3), (3, 48)]
+
+
+def test_the_autoencoder_learns_within_a_few_steps_of_muon() -> None:
+    torch.manual_seed(0)
+    task = AutoencoderTask("cpu")
+    optimizer = Muon(muon_groups(task.model, 3e-3, 0.0))
+    losses = []
+    for _ in range(6):
+        loss = task.loss(1, 2, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_psnr_is_that_of_the_mean_squared_error() -> None:
+    class Darker(torch.nn.Module):
+        """Takes 10 grey levels away, but not below black."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def encode(self, pixels):
+            return type("Encoded", (), {"latents": pixels})
+
+        def decode(self, latents):
+            return type("Decoded", (), {"sample": latents - 10 / 127.5})
+
+    assert round_trip_psnr(Darker(), 16) == pytest.approx(20 * np.log10(255 / 10), abs=0.5)
+
+
+def test_a_saved_pipeline_opens_without_options_and_draws(folders) -> None:
+    """Weights are float16, and parts that open in different dtypes would not fit each other."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folders / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    assert {pipeline.unet.dtype, pipeline.text_encoder.dtype, pipeline.vae.dtype} == {torch.float32}
+    image = pipeline("a photograph of a dog", num_inference_steps=1).images[0]
+    assert image.size == (128, 128)
+
+
+def test_the_text_to_image_model_learns_and_is_validated_on_other_scenes(folders, few_scenes, tmp_path) -> None:
+    task = DiffusionTask(folders / "vae", tmp_path / "latents.pt", "cpu", lambda text: None)
+    assert task.training_scenes == 120 - 96
+    assert task.latents.shape == (120, 4, 32, 32)
+    optimizer = Muon(muon_groups(task.model, 3e-3, 0.01))
+    losses = []
+    for _ in range(3):
+        torch.manual_seed(0)
+        loss = task.loss(0, 4, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    figures = task.figures(task.model)
+    assert figures.keys() == {"error_300", "error_500", "error_700", "error_850"}
+
+
+def test_the_students_target_lands_where_two_steps_of_its_teacher_land(folders, few_scenes, tmp_path) -> None:
+    stage = STAGES[0]
+    task = TurboTask(stage, folders / "pipeline", folders / "vae", tmp_path / "latents.pt", "cpu", lambda text: None)
+    level = torch.tensor([1000, 500, 125])
+    noisy = torch.randn(3, 4, 32, 32)
+    landed = torch.randn(3, 4, 32, 32)
+    v = task._v_that_lands(noisy, landed, level, level - 125)
+    signal, spread = task._scales(level)
+    clean, noise = signal * noisy - spread * v, signal * v + spread * noisy
+    assert torch.allclose(task._mixed(clean, noise, level - 125), landed, atol=1e-3)
+
+
+def test_a_few_step_model_starts_from_its_teacher_and_its_loss_is_finite(folders, few_scenes, tmp_path) -> None:
+    for stage in STAGES:
+        task = TurboTask(
+            stage, folders / "pipeline", folders / "vae", tmp_path / "latents.pt", "cpu", lambda text: None
+        )
+        teacher, student = task.teacher.state_dict(), task.model.state_dict()
+        assert all(torch.equal(teacher[key], student[key]) for key in teacher)
+        loss = task.loss(0, 2, 0)
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert all(weight.grad is None for weight in task.teacher.parameters())
+
+
+def test_augmented_labels_stay_those_of_the_scene() -> None:
+    from factory.stickers.scenes import render_scene
+
+    for seed in range(8):
+        scene = render_scene((1, seed), ("dog", "cup"))
+        image, labels = augmented(np.random.default_rng(seed), scene)
+        assert image.shape == (128, 128, 3)
+        assert set(np.unique(labels)) <= {0, 17, 42}
+        assert (labels > 0).any()
