@@ -19,7 +19,7 @@ from factory.vocabulary import caption, coco
 SCENE_KIND_SHARES = (0.8, 0.1, 0.05, 0.05)
 """One of the training styles, mostly on gradients: with two styles on all backgrounds alike, shapes were still coarse
 after 230,000 samples."""
-NUM_SCENES = 24_000
+NUM_SCENES = 16_000
 _PAIR_SHARE = 0.4
 _ENCODED_AT_ONCE = 48
 
