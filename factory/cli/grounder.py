@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from factory.valid_json import dumps
+
 Out = Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log, board; the grounder is in model/.")]
 
 
@@ -87,7 +89,6 @@ def evaluate_grounder(
 
     Example: factory evaluate-grounder runs/1/model --real inverted/
     """
-    import json
     from dataclasses import asdict
 
     from factory.grounder.on_real import RealResult, on_real
@@ -112,4 +113,4 @@ def evaluate_grounder(
             write_results(rows, classes, out)
     if table is not None:
         write_table(table, f"`factory evaluate-grounder ... {how}` printed this table.\n\n{text}\n", mark)
-    typer.echo(json.dumps([asdict(row) for row in rows]) if as_json else text)
+    typer.echo(dumps([asdict(row) for row in rows]) if as_json else text)

@@ -16,6 +16,7 @@ from factory.cli.invert import invert
 from factory.cli.job import run_steps
 from factory.cli.models import models
 from factory.cli.oracle import bootstrap_oracle
+from factory.cli.paths import refuse_urls
 from factory.cli.plan import plan
 from factory.cli.segmenter import evaluate_segmenter, train_segmenter
 from factory.cli.sheet import sheet
@@ -40,6 +41,7 @@ app.command("evaluate-segmenter")(evaluate_segmenter)
 app.command("compare-segmenters")(compare_segmenters)
 app.command("run")(run_steps)
 app.add_typer(stickers.app, name="stickers")
+refuse_urls((*app.registered_commands, *stickers.app.registered_commands))
 
 
 def _version(wanted: bool) -> None:

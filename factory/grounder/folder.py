@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from factory.errors import UserError
 from factory.generator.load import EMBEDDED, folder_digest
+from factory.paths import local_path
 from factory.recipe_parts import GeneratorRecipe
+from factory.valid_json import dumps
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +50,7 @@ def grounder_folder(name: str) -> Path:
     """Where a grounder lies: the embedded one's folder, or the one named. UserError where there is none."""
     from factory.stickers.embedded import grounder_folder as embedded
 
-    folder = embedded() if name == EMBEDDED else Path(name).expanduser()
+    folder = embedded() if name == EMBEDDED else local_path(name, "the grounder").expanduser()
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(
             f"there are no masks from {name!r}: it is neither attention, detector nor {EMBEDDED}, and no folder with "
@@ -107,9 +109,9 @@ def save_grounder(module: "nn.Module", config: GrounderConfig, metrics: Mapping[
         for name, value in module.state_dict().items()
     }
     save_file(weights, folder / WEIGHTS)
-    (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
+    (folder / METRICS).write_text(dumps(metrics, indent=1) + "\n")
     (folder / CARD).write_text(card(config, metrics))
-    (folder / CONFIG).write_text(json.dumps(asdict(config), indent=1) + "\n")
+    (folder / CONFIG).write_text(dumps(asdict(config), indent=1) + "\n")
 
 
 def load_grounder(folder: Path) -> tuple["nn.Module", GrounderConfig]:

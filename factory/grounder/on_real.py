@@ -12,6 +12,7 @@ from factory.grounder.data import OracleSample, OracleSet
 from factory.grounder.folder import check_fits
 from factory.grounder.tally import IouTally
 from factory.grounder.trained import ModuleGrounder, labels_of, open_grounders, to_pictures
+from factory.paths import split_name
 from factory.store import Store
 
 _BATCH = 8
@@ -63,11 +64,11 @@ def on_real(
 
 
 def _open(named: str) -> tuple[str, OracleSet]:
-    name, told, address = named.rpartition("=")
+    name, address = split_name(named)
     opened = OracleSet(Store(address))
     if opened.recipe.real is None:
         raise UserError(f"{address} is no set of real images; make one with `factory invert --split all`.")
-    return name if told else address, opened
+    return name or address, opened
 
 
 def _measure(name: str, grounder: ModuleGrounder, real: str, opened: OracleSet, device: str) -> RealResult:

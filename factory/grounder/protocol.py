@@ -20,6 +20,7 @@ from factory.plan import PlannedSample
 from factory.prompts import Prompt, captioned
 from factory.recipe import make_recipe
 from factory.records import Grounded
+from factory.valid_json import dumps
 
 GROUPS = ("one seen", "one unseen", "two seen", "seen + unseen", "two unseen")
 """The columns of the paper's tables 1 and 2, by the classes that a prompt names."""
@@ -231,10 +232,9 @@ def as_markdown(results: Sequence[Result], classes: str) -> str:
 
 def write_results(results: Sequence[Result], classes: str, out: Path) -> None:
     """`protocol-1.json` and `protocol-1.md` in a folder."""
-    import json
     from dataclasses import asdict
 
     out.mkdir(parents=True, exist_ok=True)
     rows = {"classes": classes, "results": [asdict(row) for row in results], "average": dict(averaged(results))}
-    (out / "protocol-1.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (out / "protocol-1.json").write_text(dumps(rows, indent=1) + "\n")
     (out / "protocol-1.md").write_text(as_markdown(results, classes) + "\n")

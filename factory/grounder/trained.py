@@ -12,6 +12,7 @@ from torch.nn import functional
 from factory.errors import UserError
 from factory.generator.interface import Captured, Generated
 from factory.grounder.folder import grounder_folder, load_grounder
+from factory.paths import split_name
 from factory.prompts import Prompt
 from factory.records import Grounded, Image, Instance
 
@@ -45,9 +46,9 @@ def open_grounders(named: Sequence[str], device: str, threads: int) -> list[tupl
     """
     opened: list[tuple[str, ModuleGrounder]] = []
     for one in named:
-        name, told, folder = one.rpartition("=")
+        given, folder = split_name(one)
         grounder = ModuleGrounder(grounder_folder(folder), device, threads)
-        name = name if told else grounder.config.module
+        name = given or grounder.config.module
         if any((name, grounder.config.split) == (other, row.config.split) for other, row in opened):
             raise UserError(
                 f"two grounders of split {grounder.config.split} would both be called {name}; give them names: "
