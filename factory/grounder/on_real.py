@@ -14,6 +14,7 @@ from factory.grounder.tally import IouTally
 from factory.grounder.trained import ModuleGrounder, labels_of, open_grounders, to_pictures
 from factory.paths import split_name
 from factory.store import Store
+from factory.training.devices import chosen_device
 
 _BATCH = 8
 
@@ -37,7 +38,7 @@ class RealResult:
 def on_real(
     folders: Sequence[str],
     sets: Sequence[str],
-    device: str = "cpu",
+    device: str = "auto",
     threads: int = 1,
     report: Callable[[str], None] = print,
 ) -> list[RealResult]:
@@ -45,6 +46,7 @@ def on_real(
 
     UserError where a set is none of `invert`, or of another model; all are opened before anything is run.
     """
+    device = chosen_device(device)
     grounders = open_grounders(folders, device, threads)
     opened = [_open(one) for one in sets]
     for _, one in opened:

@@ -20,6 +20,7 @@ from factory.plan import PlannedSample
 from factory.prompts import Prompt, captioned
 from factory.recipe import make_recipe
 from factory.records import Grounded
+from factory.training.devices import chosen_device
 from factory.valid_json import dumps
 
 GROUPS = ("one seen", "one unseen", "two seen", "seen + unseen", "two unseen")
@@ -51,7 +52,7 @@ def protocol_1(
     folders: Sequence[str],
     classes: str,
     images: int,
-    device: str = "cpu",
+    device: str = "auto",
     threads: int = 1,
     report: Report = print,
 ) -> list[Result]:
@@ -60,6 +61,7 @@ def protocol_1(
     `images` are wanted for each group and split. Images are made, and true masks found, as in the grounder's oracle
     set: the same model, solver, steps and detector. Raises UserError where a grounder does not fit the vocabulary.
     """
+    device = chosen_device(device)
     opened = open_grounders(folders, device, threads)
     results: list[Result] = []
     for split in dict.fromkeys(one.config.split for _, one in opened):

@@ -44,7 +44,7 @@ class SegmenterRun:
         """The same run, with addresses that mean the same in every process."""
         return replace(
             self,
-            out=str(Path(self.out).absolute()),
+            out=str(local_path(self.out, "--out").absolute()),
             shards=absolute(self.shards),
             classes=str(Path(self.classes).absolute()) if Path(self.classes).is_file() else self.classes,
             architecture=str(Path(self.architecture).absolute())

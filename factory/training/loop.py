@@ -281,6 +281,15 @@ def _restore(out: Path, state: dict[str, Any], run: dict[str, Any], made_of: Map
     return int(saved["step"])
 
 
+def saved_options(out: Path) -> Mapping[str, Any]:
+    """The options of the checkpoint in `out`; none where there is no checkpoint that can be read."""
+    try:
+        saved = torch.load(out / CHECKPOINT, map_location="cpu", mmap=True, weights_only=True)
+        return dict(saved["options"])
+    except Exception:  # `train` says what is wrong with it
+        return {}
+
+
 def tile(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     """Pictures of one size as a sheet."""
     width, height = rows[0][0].size
