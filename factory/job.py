@@ -14,6 +14,7 @@ import yaml
 
 from factory.errors import UserError
 from factory.generate import SHORT
+from factory.paths import local_path
 
 DONE = "job.json"
 _WRITES = ("--shards", "--out", "--to")
@@ -67,7 +68,7 @@ def load_job(path: Path, out: Path | None, commands: Mapping[str, Any], change: 
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
         values = {**data.get("values", {}), **change}
         unknown = set(change) - set(data.get("values", {}))
-        place = out or Path(str(data["out"]))
+        place = out or local_path(str(data["out"]), f"`out` of {path}")
         rows = [next(iter(row.items())) for row in data["steps"]]
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the job {path}: {' '.join(str(error).split())}.") from error
@@ -133,6 +134,8 @@ def _step(
         else:
             for one in value if isinstance(value, list) else [value]:
                 arguments += [f"--{option}", _filled(path, one, filled)]
+                if known[option].metavar == "PATH":
+                    local_path(arguments[-1], f"{path}: --{option} of {name}")
     return Step(name, tuple(arguments))
 
 

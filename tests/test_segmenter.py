@@ -269,6 +269,8 @@ def test_two_processes_train_together(
     assert evaluate_here(trained, RealImages(folder), threads=1).images
     with pytest.raises(UserError, match="does not part evenly"):
         train_on_several(train_here, run, 3, EngineRecipe())
+    with pytest.raises(UserError, match=r"is of another run .*batch was 4, is 8"):
+        train_on_several(train_here, replace(run.absolute(), batch=8), 2, EngineRecipe())
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from factory.valid_json import dumps
+
 
 def compare_segmenters(
     segmenters: Annotated[list[str], typer.Argument(help="NAME=FOLDER of each trained segmenter.")],
@@ -16,7 +18,7 @@ def compare_segmenters(
     classes: Annotated[str, typer.Option(help="voc, coco, a file of names, or names.")] = "voc",
     split: Annotated[str, typer.Option(help="The vocabulary's split that tells seen and unseen apart.")] = "zs3",
     table: Annotated[Path | None, typer.Option(help="Markdown page whose table between the marks is renewed.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: the GPU where there is one.")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; all by default.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
@@ -24,7 +26,6 @@ def compare_segmenters(
 
     Example: factory compare-segmenters one=runs/one/model two=runs/two/model --real VOC=VOCdevkit/VOC2012
     """
-    import json
     from dataclasses import asdict
 
     from factory.segmenter.compare import as_markdown, compared
@@ -41,4 +42,4 @@ def compare_segmenters(
 
         told = f"`factory compare-segmenters ... --classes {classes} --split {split}` printed this."
         write_table(table, f"{told}\n\n{text}\n", f"protocol-2-{classes}")
-    typer.echo(json.dumps([asdict(row) for row in rows]) if as_json else text)
+    typer.echo(dumps([asdict(row) for row in rows]) if as_json else text)

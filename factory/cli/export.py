@@ -1,10 +1,10 @@
 """`factory export`: a set in the form of another library."""
 
-import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from factory.valid_json import dumps
 
 
 def export(
@@ -26,13 +26,15 @@ def export(
     """
     from factory.cli.progress import progress_bar
     from factory.export.run import Export, Options, default_target
+    from factory.paths import local_path
     from factory.store import Store
 
-    job = Export(Store(folder), Path(to) if to else default_target(folder, form), Options(form, val, polygons), partial)
+    target = local_path(to, "--to") if to else default_target(folder, form)
+    job = Export(Store(folder), target, Options(form, val, polygons), partial)
     with progress_bar("exporting samples", job.samples, as_json) as show:
         summary = job.run(show)
     if as_json:
-        typer.echo(json.dumps(vars(summary)))
+        typer.echo(dumps(vars(summary)))
         return
     typer.echo(f"{summary.to}: {summary.train} samples for training, {summary.val} for validation.")
     if not summary.complete:

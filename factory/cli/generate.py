@@ -1,10 +1,11 @@
 """`factory generate`: from class names to verified shards."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from factory.valid_json import dumps
 
 if TYPE_CHECKING:
     from factory.generate import Summary
@@ -82,7 +83,7 @@ def generate(
     chosen = assemble(recipe, store, options)
     with watching(quiet=as_json) as watch:
         summary = run(chosen, store, extend, watch)
-    typer.echo(json.dumps(as_data(summary, shards)) if as_json else as_text(summary, shards))
+    typer.echo(dumps(as_data(summary, shards)) if as_json else as_text(summary, shards))
     raise typer.Exit(summary.exit_code)
 
 

@@ -1,10 +1,13 @@
-"""`factory train-grounder` and `factory evaluate-grounder`."""
+"""`factory train-grounder`, `factory evaluate-grounder` and `factory import-grounder`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from factory.valid_json import dumps
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: the GPU where there is one.")]
 Out = Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log, board; the grounder is in model/.")]
 
 
@@ -12,18 +15,22 @@ def train_grounder(
     oracles: Annotated[list[str], typer.Argument(help="Oracle sets: folders or URLs of `bootstrap-oracle`.")],
     out: Out,
     module: Annotated[
-        Literal["guided", "paper"], typer.Option(help="The network: the project's, or the paper's.")
+        Literal["guided", "paper", "paper-cfg"],
+        typer.Option(help="The project's network, the paper's, or the paper's as published: both halves of guidance."),
     ] = "guided",
     steps: Annotated[
         int | None,
         typer.Option(min=1, help="Steps of the optimizer; five passes over the samples by default, 300 at least."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Samples of a step, over all devices.")] = 32,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples of a step, over all devices; 32 by default, or as many as memory holds."),
+    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="Peak; 0.001 for guided, 0.0003 for paper by default.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Order of the samples.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N, for one device.")] = "cpu",
+    device: Device = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Devices that train together, through Ray Train.")] = 1,
     address: Annotated[str | None, typer.Option(help="Ray cluster of several devices; local by default.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; all by default.")] = 0,
@@ -56,6 +63,7 @@ def train_grounder(
         threads=threads,
         start=str(start.absolute()) if start else None,
     )
+    run = run.on_several(devices)
     several = devices > 1
     folder = train_on_several(train_here, run, devices, EngineRecipe(address=address)) if several else train_here(run)
     typer.echo(
@@ -73,7 +81,7 @@ def evaluate_grounder(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for protocol-1.json and protocol-1.md.")] = None,
     table: Annotated[Path | None, typer.Option(help="Markdown page whose table between the marks is renewed.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Device = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
@@ -87,7 +95,6 @@ def evaluate_grounder(
 
     Example: factory evaluate-grounder runs/1/model --real inverted/
     """
-    import json
     from dataclasses import asdict
 
     from factory.grounder.on_real import RealResult, on_real
@@ -112,4 +119,28 @@ def evaluate_grounder(
             write_results(rows, classes, out)
     if table is not None:
         write_table(table, f"`factory evaluate-grounder ... {how}` printed this table.\n\n{text}\n", mark)
-    typer.echo(json.dumps([asdict(row) for row in rows]) if as_json else text)
+    typer.echo(dumps([asdict(row) for row in rows]) if as_json else text)
+
+
+def import_grounder(
+    checkpoint: Annotated[Path, typer.Argument(help="The released file, grounding_module.pth.")],
+    model: Annotated[str, typer.Option(help="Stable Diffusion 1: a diffusers folder or a hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder of the grounder to write.")],
+    classes: Annotated[str, typer.Option(help="The vocabulary that it was trained for.")] = "voc",
+    split: Annotated[str, typer.Option(help="The vocabulary's split that it was trained for.")] = "1",
+    detector: Annotated[
+        str | None, typer.Option(help="Detector whose masks `evaluate-grounder` compares with; stickers by default.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Make a grounder's folder of the weights that the paper's authors released (`paper-cfg`).
+
+    Example: factory import-grounder grounding_module.pth --model runwayml/stable-diffusion-v1-5 --out runs/released
+    """
+    from factory.grounder.importing import Release, import_released
+
+    folder = import_released(Release(checkpoint, model, classes, split, detector), out, device)
+    typer.echo(
+        f"Use it with `factory generate --model {model} --masks {folder}`, measure it with `factory evaluate-grounder "
+        f"{folder}`."
+    )

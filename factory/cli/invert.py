@@ -1,12 +1,12 @@
 """`factory invert`: real labelled images as training data of a grounder."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from factory.cli.generate import Address, AsJson, Batch, Gpus, Model, ShardSize, Workers, as_data, as_text
+from factory.valid_json import dumps
 
 
 def invert(
@@ -77,7 +77,7 @@ def invert(
         summary = run(chosen, store, False, watch)
     psnr = mean_psnr(store, summary.recipe)
     if as_json:
-        typer.echo(json.dumps(as_data(summary, shards) | {"psnr": psnr, "left_out": left_out}))
+        typer.echo(dumps(as_data(summary, shards) | {"psnr": psnr, "left_out": left_out}))
     else:
         typer.echo(f"{as_text(summary, shards)}\nMean PSNR after the way to noise and back: {psnr:.2f} dB.")
     raise typer.Exit(summary.exit_code)

@@ -11,11 +11,12 @@ from factory.cli import stickers
 from factory.cli.compare import compare_segmenters
 from factory.cli.export import export
 from factory.cli.generate import generate
-from factory.cli.grounder import evaluate_grounder, train_grounder
+from factory.cli.grounder import evaluate_grounder, import_grounder, train_grounder
 from factory.cli.invert import invert
 from factory.cli.job import run_steps
 from factory.cli.models import models
 from factory.cli.oracle import bootstrap_oracle
+from factory.cli.paths import refuse_urls
 from factory.cli.plan import plan
 from factory.cli.segmenter import evaluate_segmenter, train_segmenter
 from factory.cli.sheet import sheet
@@ -35,11 +36,13 @@ for _command in (generate, plan, status, verify, models, sheet, export, invert):
 app.command("bootstrap-oracle")(bootstrap_oracle)
 app.command("train-grounder")(train_grounder)
 app.command("evaluate-grounder")(evaluate_grounder)
+app.command("import-grounder")(import_grounder)
 app.command("train-segmenter")(train_segmenter)
 app.command("evaluate-segmenter")(evaluate_segmenter)
 app.command("compare-segmenters")(compare_segmenters)
 app.command("run")(run_steps)
 app.add_typer(stickers.app, name="stickers")
+refuse_urls((*app.registered_commands, *stickers.app.registered_commands))
 
 
 def _version(wanted: bool) -> None:

@@ -1,10 +1,11 @@
 """`factory models`: what is known and present."""
 
-import json
 from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
+
+from factory.valid_json import dumps
 
 
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False) -> None:
@@ -14,7 +15,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the resul
     """
     rows = known()
     if as_json:
-        typer.echo(json.dumps(rows))
+        typer.echo(dumps(rows))
         return
     for row in rows:
         present = "present" if row["present"] else "missing"

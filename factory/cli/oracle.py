@@ -1,6 +1,5 @@
 """`factory bootstrap-oracle`: training data of a grounder, masks by a detector, seen classes only."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -23,6 +22,7 @@ from factory.cli.generate import (
     as_data,
     as_text,
 )
+from factory.valid_json import dumps
 
 _TIMESTEP = 80
 
@@ -91,5 +91,5 @@ def bootstrap_oracle(
         raise UserError("the recipe is that of a set of images with masks; add --split to make it an oracle.")
     with watching(quiet=as_json) as watch:
         summary = run(chosen, store, extend, watch)
-    typer.echo(json.dumps(as_data(summary, shards)) if as_json else as_text(summary, shards))
+    typer.echo(dumps(as_data(summary, shards)) if as_json else as_text(summary, shards))
     raise typer.Exit(summary.exit_code)

@@ -1,6 +1,5 @@
 """`factory plan`: what `factory generate` would make, without making it."""
 
-import json
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +23,7 @@ from factory.cli.generate import (
     ShardSize,
     Steps,
 )
+from factory.valid_json import dumps
 
 if TYPE_CHECKING:
     from factory.recipe import Recipe
@@ -67,7 +67,7 @@ def plan(
     options = {key: value for key, value in locals().copy().items() if key not in other}
     data = describe(assemble(recipe, None, options), rate, workers, measure)
     if as_json:
-        typer.echo(json.dumps(data))
+        typer.echo(dumps(data))
         return
     mark = data["fingerprint"][:12]
     typer.echo(f"{data['n']} samples in {data['shards']} shards of {data['shard_size']}, fingerprint {mark}.")

@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
+from factory.valid_json import dumps
+
 Classes = Annotated[str, typer.Option(help="voc, coco, a file of names, or names: the classes that are told apart.")]
 Annotations = Annotated[
     Path | None, typer.Option(help="COCO's instances_*.json, where --real is COCO's folder of images.")
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: the GPU where there is one.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; all by default.")]
 
 
@@ -35,14 +37,14 @@ def train_segmenter(
         str | None, typer.Option(help="The vocabulary's split that says which classes are unseen.")
     ] = None,
     real_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of a batch that is real, where both are.")
+        float, typer.Option(min=0, max=1, help="Share of the samples that is real, where both are.")
     ] = 0.5,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 4000,
     batch: Annotated[int, typer.Option(min=1, help="Images of a step, over all devices.")] = 16,
     side: Annotated[int, typer.Option(min=32, help="Square that is trained on, in pixels.")] = 128,
     learning_rate: Annotated[float, typer.Option(min=0, help="Peak.")] = 6e-4,
     seed: Annotated[int, typer.Option(help="Order and augmentation.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N, for one device.")] = "cpu",
+    device: Device = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Devices that train together, through Ray Train.")] = 1,
     address: Annotated[str | None, typer.Option(help="Ray cluster of several devices; local by default.")] = None,
     threads: Threads = 0,
@@ -96,7 +98,7 @@ def evaluate_segmenter(
     annotations: Annotations = None,
     classes: Classes = "voc",
     split: Annotated[str | None, typer.Option(help="Tell seen and unseen classes of this split apart.")] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -108,7 +110,6 @@ def evaluate_segmenter(
 
     Example: factory evaluate-segmenter runs/coco/model --classes coco --real val2017 --annotations instances.json
     """
-    import json
     from dataclasses import asdict
 
     from factory.segmenter.run import RealImages, evaluate_here
@@ -116,7 +117,7 @@ def evaluate_segmenter(
     images = RealImages(real, real_set, annotations, classes, split)
     result = evaluate_here(segmenter, images, device, threads, lambda text: typer.echo(text, err=True))
     if as_json:
-        typer.echo(json.dumps(asdict(result)))
+        typer.echo(dumps(asdict(result)))
         return
     for name, value in result.by_class.items():
         typer.echo(f"{name:20} {'  none' if value != value else f'{100 * value:6.1f}'}")

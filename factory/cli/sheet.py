@@ -1,10 +1,11 @@
 """`factory sheet`: a picture of a set."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from factory.valid_json import dumps
 
 
 def sheet(
@@ -27,4 +28,4 @@ def sheet(
         out.write_bytes(picture)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error}.") from error
-    typer.echo(json.dumps({"sheet": str(out)}) if as_json else str(out))
+    typer.echo(dumps({"sheet": str(out)}) if as_json else str(out))

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from factory.valid_json import dumps
+
 
 def status(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of a set.")],
@@ -18,7 +20,7 @@ def status(
     """
     data = state(folder)
     if as_json:
-        typer.echo(json.dumps(data))
+        typer.echo(dumps(data))
         return
     shards = f"{data['shards']} of {data['shards_planned']} shards"
     typer.echo(f"{data['samples']} of {data['n']} samples, {shards}: {data['status']}.")

@@ -1,11 +1,12 @@
 """`factory stickers`: the embedded world — render scenes, train its models, measure them."""
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from factory.valid_json import dumps
 
 app = typer.Typer(
     help="The sticker world: the small models that are shipped, how they were trained and how good they are.",
@@ -62,9 +63,7 @@ def render(
     with progress_bar("rendering", n, quiet=as_json) as advance:
         write_voc_folder(out, vocabulary, n, styles, size, seed, advance)
     if as_json:
-        typer.echo(
-            json.dumps({"out": str(out), "images": n, "classes": list(vocabulary.names), "styles": list(styles)})
-        )
+        typer.echo(dumps({"out": str(out), "images": n, "classes": list(vocabulary.names), "styles": list(styles)}))
     else:
         typer.echo(f"{n} images of {len(vocabulary.names)} classes in {out}")
 
@@ -127,10 +126,10 @@ def evaluate(
     sampling = Sampling(steps, guidance)
     measured = measure(open_pipeline(pipeline), judges, out, images_per_class, pairs, scenes, sampling, quiet)
     figures = figures_of(measured)
-    (out / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (out / "evaluation.json").write_text(dumps(figures, indent=1) + "\n")
     if table is not None:
         write_table(table, markdown(measured), "evaluation")
-    typer.echo(json.dumps(figures) if as_json else markdown(measured))
+    typer.echo(dumps(figures) if as_json else markdown(measured))
 
 
 @app.command("evaluate-autoencoder")

@@ -1,9 +1,10 @@
 """`factory verify`: check a set from the bytes up, and mend it."""
 
-import json
 from typing import Annotated, Any
 
 import typer
+
+from factory.valid_json import dumps
 
 _DAMAGED = 5
 
@@ -37,7 +38,7 @@ def verify(
         "repaired": mended,
         "sound": report.sound or mended is not None,
     }
-    typer.echo(json.dumps(data) if as_json else as_text(data))
+    typer.echo(dumps(data) if as_json else as_text(data))
     raise typer.Exit(0 if data["sound"] else _DAMAGED)
 
 

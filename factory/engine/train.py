@@ -18,8 +18,8 @@ class SeveralRun(Protocol):
         ...
 
     @property
-    def batch(self) -> int:
-        """Samples of a step, over all devices."""
+    def batch(self) -> int | None:
+        """Samples of a step, over all devices; given, where there are several."""
         ...
 
     @property
@@ -31,9 +31,10 @@ class SeveralRun(Protocol):
 def train_on_several(train_here: Callable[[Any], Path], run: SeveralRun, devices: int, engine: EngineRecipe) -> Path:
     """Call `train_here(run)` in `devices` processes of a Ray cluster, each with its part of every batch.
 
-    All must see `run.out` and the data under the same names. UserError where the batch cannot be parted.
+    All must see `run.out` and the data under the same names. UserError where the batch cannot be parted, and what a
+    process says as one.
     """
-    if run.batch % devices:
+    if run.batch is None or run.batch % devices:
         raise UserError(
             f"a batch of {run.batch} does not part evenly over {devices} devices; choose a multiple for --batch."
         )
@@ -51,7 +52,14 @@ def train_on_several(train_here: Callable[[Any], Path], run: SeveralRun, devices
             scaling_config=ray.train.ScalingConfig(num_workers=devices, use_gpu=gpus),
             run_config=ray.train.RunConfig(name="train", storage_path=str(out / "ray")),
         )
-        trainer.fit()
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            failures = getattr(error, "worker_failures", {}).values()
+            said = next((one for one in failures if isinstance(one, UserError)), None)
+            if said is None:
+                raise
+            raise UserError(str(said)) from None
     return out / "model"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factory.generator.interface import ATTENTION, FEATURES, MAPS
+from factory.generator.interface import ATTENTION, FEATURES, HALVES, MAPS
 
 MAX_WITHIN = 1024
 """Self-attention is kept of the finest level with at most this many places."""
@@ -20,7 +20,7 @@ class Capture:
     ATTENTION: `cross` and `within`, sums over layers, heads and calls. MAPS: `maps`, each layer's cross-attention by
     head, of the last call. FEATURES: `blocks`, outputs of the last call. All are float32, as grounders are, whatever
     the U-Net computes in. Of a batch only the last images are read: the conditional half, where guidance put the other
-    before it.
+    before it. With HALVES the features of both are read, as (B, 2 C, h, w), the unconditional channels first.
     """
 
     def __init__(self, unet: nn.Module, needs: frozenset[str]) -> None:
@@ -90,6 +90,8 @@ class Capture:
         def keep(name: str) -> Any:
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
                 value = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+                if HALVES in self.needs:
+                    value = torch.cat([value[:batch], value[-batch:]], 1)
                 # torch's GroupNorm dies on a CPU in its backward pass over neighbouring channels that need no gradient.
                 self.blocks[name] = value[-batch:].detach().float().contiguous()
 

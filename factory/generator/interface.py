@@ -18,7 +18,9 @@ FEATURES = "features"
 MAPS = "maps"
 WORDS = "words"
 LATENT = "latent"
-"""What a grounder may need besides the image."""
+HALVES = "halves"
+"""What a grounder may need besides the image. HALVES: features of both halves of classifier-free guidance, the channels
+of the unconditional one first."""
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from factory.errors import UserError
 from factory.generator.capture import Capture, level_shape
 from factory.generator.interface import (
     ATTENTION,
     FEATURES,
+    HALVES,
     LATENT,
     MAPS,
     WORDS,
@@ -45,11 +47,17 @@ class _Step:
 class PipelineGenerator:
     """Samples in micro-batches: one noise generator per image, guidance batched, embeddings made once.
 
-    `needs` says what to capture, of ATTENTION, FEATURES, MAPS, WORDS and LATENT; capturing does not change the images.
+    `needs` says what to capture, of ATTENTION, FEATURES, HALVES, MAPS, WORDS and LATENT; capturing does not change the
+    images. UserError where HALVES are to be read while sampling without guidance.
     """
 
     def __init__(self, recipe: Recipe, device: str = "cpu", needs: frozenset[str] = frozenset()) -> None:
         self.recipe, self.settings, self.device, self.needs = recipe, recipe.generator, device, needs
+        if HALVES in needs and recipe.masks.capture == "sampling" and self.settings.guidance <= 1:
+            raise UserError(
+                f"this grounder reads both halves of classifier-free guidance, and with a guidance of "
+                f"{self.settings.guidance:g} there is one; give a guidance above 1."
+            )
         _be_deterministic(device)
         self._pipeline = load_pipeline(self.settings, device)
         self._unet, self._vae = self._pipeline.unet.eval(), self._pipeline.vae.eval()
@@ -94,9 +102,8 @@ class PipelineGenerator:
         precision where autocast is on.
         """
         capture, groups = Capture(self._unet, self.needs), self._groups(prompts)
-        words, more = self._conditions([prompt.text for prompt in prompts], False)
         with capture.watching(len(prompts), groups):
-            self._predict(self._unet, latents.to(self.device), torch.tensor(timesteps, device=self.device), words, more)
+            self._look(latents.to(self.device), torch.tensor(timesteps, device=self.device), prompts)
         maps = {name: self._shaped(row) for name, row in capture.maps.items()}
         return Captured(capture.blocks, maps, self._words(prompts))
 
@@ -191,7 +198,6 @@ class PipelineGenerator:
 
     def _look_again(self, latents: Tensor, prompts: list[Prompt], capture: Capture, groups: Tensor | None) -> "_Step":
         """One conditional call on the finished latents for each chosen noise level, with the same noise for all."""
-        words, more = self._conditions([prompt.text for prompt in prompts], False)
         levels = self._pipeline.scheduler.alphas_cumprod
         random = torch.Generator().manual_seed(_CAPTURE_SEED)
         last = _Step(latents, 0)
@@ -200,8 +206,16 @@ class PipelineGenerator:
             kept = float(levels[time])
             last = _Step(kept**0.5 * latents + (1 - kept) ** 0.5 * noise, time)
             with capture.watching(len(prompts), groups):
-                self._predict(self._unet, last.latents, torch.tensor(time, device=self.device), words, more)
+                self._look(last.latents, torch.tensor(time, device=self.device), prompts)
         return last
+
+    def _look(self, latents: Tensor, times: Tensor, prompts: Sequence[Prompt]) -> None:
+        """One U-Net call to be watched: conditional, and behind the unconditional half where HALVES are needed."""
+        texts, both = [prompt.text for prompt in prompts], HALVES in self.needs
+        words, more = self._conditions([self.settings.negative] * len(texts) + texts if both else texts, both)
+        if both:
+            latents, times = torch.cat([latents, latents]), torch.cat([times, times]) if times.ndim else times
+        self._predict(self._unet, latents, times, words, more)
 
     def _watched_steps(self, times: Tensor) -> set[int]:
         """The solver's steps nearest to the chosen noise levels."""

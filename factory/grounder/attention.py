@@ -68,6 +68,11 @@ def class_heats(attention: Attention, prompt: Prompt, levels: tuple[int, ...] | 
         for shape in chosen:
             total += _resized(attention.cross[shape][place], finest) * np.float32(attention.layers[shape] / layers)
         heats.append(_spread(total, attention))
+        if not np.isfinite(heats[-1]).all():
+            raise UserError(
+                f"the text-to-image model's attention to {prompt.classes[place]} is NaN; its weights are broken or "
+                f"overflow in half precision: set generator.dtype to float32."
+            )
     return heats
 
 

@@ -106,6 +106,12 @@ class OracleSet:
                 f"sample {row['__key__']} of {self.store.address} names {', '.join(sorted(leaked))}, which split "
                 f"{self.recipe.oracle.split} leaves unseen; a grounder is trained on seen classes only."
             )
+        latent = np.load(io.BytesIO(row["latent.npy"]), allow_pickle=False)
+        if not np.isfinite(latent).all():
+            raise UserError(
+                f"the latent of sample {row['__key__']} of {self.store.address} holds NaN or infinity: the model that "
+                f"made it overflows; make the dataset again, in float32 or with another autoencoder."
+            )
         ids = {entry["category_name"]: entry["category_id"] for entry in about["annotations"]}
         pixels = decode_label_png(row["seg.png"])
         labels = np.where(pixels == IGNORE, IGNORE, 0).astype(np.uint8)
@@ -115,7 +121,7 @@ class OracleSet:
         return OracleSample(
             key=row["__key__"],
             prompt=prompt,
-            latent=np.load(io.BytesIO(row["latent.npy"]), allow_pickle=False),
+            latent=latent,
             timestep=int(about["timestep"]),
             image=np.asarray(Pictures.open(io.BytesIO(row["jpg"])).convert("RGB")),
             labels=labels,
@@ -185,6 +191,14 @@ def held_out_samples(sets: Iterable[OracleSet], share: float, most: int) -> list
     """The first `most` samples that training never sees."""
     rows = (row for one in sets for number in one.receipts for row in one.rows(number))
     return [row.decode() for row in islice((row for row in rows if is_held_out(row.key, share)), most)]
+
+
+def first_samples(one: OracleSet, most: int) -> list[OracleSample]:
+    """The first `most` samples of a dataset, whatever shards they are in. UserError where it has none."""
+    samples = [row.decode() for row in islice((row for number in one.receipts for row in one.rows(number)), most)]
+    if not samples:
+        raise UserError(f"{one.store.address} holds no sample: none was accepted. Look at `factory status`.")
+    return samples
 
 
 def is_held_out(key: str, share: float) -> bool:

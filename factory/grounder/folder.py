@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from factory.errors import UserError
 from factory.generator.load import EMBEDDED, folder_digest
+from factory.paths import local_path
 from factory.recipe_parts import GeneratorRecipe
+from factory.valid_json import dumps
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-MODULES = ("guided", "paper")
+MODULES = ("guided", "paper", "paper-cfg")
 CONFIG, WEIGHTS, CARD, METRICS = "config.json", "model.safetensors", "README.md", "metrics.json"
 _KIND = "factory-grounder"
 
@@ -48,7 +50,7 @@ def grounder_folder(name: str) -> Path:
     """Where a grounder lies: the embedded one's folder, or the one named. UserError where there is none."""
     from factory.stickers.embedded import grounder_folder as embedded
 
-    folder = embedded() if name == EMBEDDED else Path(name).expanduser()
+    folder = embedded() if name == EMBEDDED else local_path(name, "the grounder").expanduser()
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(
             f"there are no masks from {name!r}: it is neither attention, detector nor {EMBEDDED}, and no folder with "
@@ -76,7 +78,12 @@ def pin_grounder(name: str) -> str:
 
 
 def check_fits(name: str, config: GrounderConfig, generator: GeneratorRecipe) -> None:
-    """UserError unless the grounder was trained on this very text-to-image model."""
+    """UserError unless the grounder was trained on this very text-to-image model, and finds what it reads."""
+    if config.module == "paper-cfg" and config.capture == "sampling" and generator.guidance <= 1:
+        raise UserError(
+            f"the grounder {name} reads both halves of classifier-free guidance, and with a guidance of "
+            f"{generator.guidance:g} there is one; give a guidance above 1."
+        )
     if config.revision != generator.revision:
         raise UserError(
             f"the grounder {name} was trained on {config.model} of revision {config.revision[:12]}, and the model is "
@@ -90,30 +97,43 @@ def build_module(config: GrounderConfig) -> "nn.Module":
     from factory.grounder.modules.backbone import Backbone
     from factory.grounder.modules.guided import GuidedModule, GuidedOptions
     from factory.grounder.modules.paper import PaperModule
+    from factory.grounder.modules.published import PublishedModule
 
     backbone = Backbone.from_dict(config.backbone)
     if config.module == "paper":
         return PaperModule(backbone)
+    if config.module == "paper-cfg":
+        return PublishedModule(backbone)
     return GuidedModule(backbone, GuidedOptions(**config.options))
 
 
 def save_grounder(module: "nn.Module", config: GrounderConfig, metrics: Mapping[str, Any], folder: Path) -> None:
-    """Write the folder; the weights in half precision."""
+    """Write the folder; the weights in half precision. UserError for weights that are no finite numbers."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: (value.detach().cpu().half() if value.is_floating_point() else value.cpu()).contiguous()
-        for name, value in module.state_dict().items()
-    }
+    weights = {name: _halved(name, value.detach().cpu()).contiguous() for name, value in module.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
-    (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
+    (folder / METRICS).write_text(dumps(metrics, indent=1) + "\n")
     (folder / CARD).write_text(card(config, metrics))
-    (folder / CONFIG).write_text(json.dumps(asdict(config), indent=1) + "\n")
+    (folder / CONFIG).write_text(dumps(asdict(config), indent=1) + "\n")
+
+
+def _halved(name: str, value: "Tensor") -> "Tensor":
+    """A floating-point weight in half precision, where that does not overflow."""
+    if not value.is_floating_point():
+        return value
+    if not value.isfinite().all():
+        raise UserError(f"the grounder's weight {name} holds NaN or infinity, so it was not written; train it again.")
+    half = value.half()
+    return half if half.isfinite().all() else value
 
 
 def load_grounder(folder: Path) -> tuple["nn.Module", GrounderConfig]:
-    """The network in float32, ready to be asked, and its config. UserError where the weights are cut off or foreign."""
+    """The network in float32, ready to be asked, and its config.
+
+    UserError where the weights are cut off, foreign or no finite numbers.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -124,6 +144,9 @@ def load_grounder(folder: Path) -> tuple["nn.Module", GrounderConfig]:
     except (SafetensorError, RuntimeError, OSError) as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(f"{folder / WEIGHTS} does not hold this grounder ({said}); copy or train it again.") from error
+    for name, value in module.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{folder / WEIGHTS} holds NaN or infinity in {name}; train the grounder again.")
     return module.eval(), config
 
 

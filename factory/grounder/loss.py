@@ -17,7 +17,8 @@ def competing_loss(logits: Tensor, labels: Tensor, found: Tensor, dice: float = 
     """
     logits = logits.float().masked_fill(~found[:, :, None, None], _NEVER)
     every = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)
-    loss = functional.cross_entropy(every, labels.long(), ignore_index=IGNORE)
+    summed = functional.cross_entropy(every, labels.long(), ignore_index=IGNORE, reduction="sum")
+    loss = summed / (labels != IGNORE).sum().clamp_min(1)
     if not dice:
         return loss
     shares = every.softmax(1)[:, 1:]
@@ -26,7 +27,7 @@ def competing_loss(logits: Tensor, labels: Tensor, found: Tensor, dice: float = 
     overlap = (shares * truth * counted).sum((2, 3))
     total = ((shares + truth) * counted).sum((2, 3))
     misses = 1 - (2 * overlap + 1) / (total + 1)
-    return loss + dice * misses[found].mean()
+    return loss + dice * (misses * found).sum() / found.sum().clamp_min(1)
 
 
 def binary_loss(logits: Tensor, labels: Tensor, found: Tensor) -> Tensor:

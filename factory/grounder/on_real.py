@@ -12,7 +12,9 @@ from factory.grounder.data import OracleSample, OracleSet
 from factory.grounder.folder import check_fits
 from factory.grounder.tally import IouTally
 from factory.grounder.trained import ModuleGrounder, labels_of, open_grounders, to_pictures
+from factory.paths import split_name
 from factory.store import Store
+from factory.training.devices import chosen_device
 
 _BATCH = 8
 
@@ -36,7 +38,7 @@ class RealResult:
 def on_real(
     folders: Sequence[str],
     sets: Sequence[str],
-    device: str = "cpu",
+    device: str = "auto",
     threads: int = 1,
     report: Callable[[str], None] = print,
 ) -> list[RealResult]:
@@ -44,6 +46,7 @@ def on_real(
 
     UserError where a set is none of `invert`, or of another model; all are opened before anything is run.
     """
+    device = chosen_device(device)
     grounders = open_grounders(folders, device, threads)
     opened = [_open(one) for one in sets]
     for _, one in opened:
@@ -63,11 +66,11 @@ def on_real(
 
 
 def _open(named: str) -> tuple[str, OracleSet]:
-    name, told, address = named.rpartition("=")
+    name, address = split_name(named)
     opened = OracleSet(Store(address))
     if opened.recipe.real is None:
         raise UserError(f"{address} is no set of real images; make one with `factory invert --split all`.")
-    return name if told else address, opened
+    return name or address, opened
 
 
 def _measure(name: str, grounder: ModuleGrounder, real: str, opened: OracleSet, device: str) -> RealResult:

@@ -20,6 +20,8 @@ from factory.plan import PlannedSample
 from factory.prompts import Prompt, captioned
 from factory.recipe import make_recipe
 from factory.records import Grounded
+from factory.training.devices import chosen_device
+from factory.valid_json import dumps
 
 GROUPS = ("one seen", "one unseen", "two seen", "seen + unseen", "two unseen")
 """The columns of the paper's tables 1 and 2, by the classes that a prompt names."""
@@ -50,7 +52,7 @@ def protocol_1(
     folders: Sequence[str],
     classes: str,
     images: int,
-    device: str = "cpu",
+    device: str = "auto",
     threads: int = 1,
     report: Report = print,
 ) -> list[Result]:
@@ -59,6 +61,7 @@ def protocol_1(
     `images` are wanted for each group and split. Images are made, and true masks found, as in the grounder's oracle
     set: the same model, solver, steps and detector. Raises UserError where a grounder does not fit the vocabulary.
     """
+    device = chosen_device(device)
     opened = open_grounders(folders, device, threads)
     results: list[Result] = []
     for split in dict.fromkeys(one.config.split for _, one in opened):
@@ -231,10 +234,9 @@ def as_markdown(results: Sequence[Result], classes: str) -> str:
 
 def write_results(results: Sequence[Result], classes: str, out: Path) -> None:
     """`protocol-1.json` and `protocol-1.md` in a folder."""
-    import json
     from dataclasses import asdict
 
     out.mkdir(parents=True, exist_ok=True)
     rows = {"classes": classes, "results": [asdict(row) for row in results], "average": dict(averaged(results))}
-    (out / "protocol-1.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (out / "protocol-1.json").write_text(dumps(rows, indent=1) + "\n")
     (out / "protocol-1.md").write_text(as_markdown(results, classes) + "\n")

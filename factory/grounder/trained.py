@@ -12,6 +12,7 @@ from torch.nn import functional
 from factory.errors import UserError
 from factory.generator.interface import Captured, Generated
 from factory.grounder.folder import grounder_folder, load_grounder
+from factory.paths import split_name
 from factory.prompts import Prompt
 from factory.records import Grounded, Image, Instance
 
@@ -22,7 +23,7 @@ class ModuleGrounder:
     def __init__(self, folder: Path, device: str = "cpu", threads: int = 1) -> None:
         self._module, self.config = load_grounder(folder)
         self._module.to(device)
-        self._device, self._threads = device, threads
+        self._folder, self._device, self._threads = folder, device, threads
         self.needs: frozenset[str] = self._module.needs  # type: ignore[assignment]
 
     @torch.inference_mode()
@@ -35,6 +36,13 @@ class ModuleGrounder:
     def logits(self, captured: Captured, pictures: Tensor) -> Tensor:
         """The module's own answer, float32 (B, K, H, W); `pictures` as `to_pictures` makes them."""
         answer: Tensor = self._module(captured, pictures.to(self._device)).float()
+        if not answer.isfinite().all():
+            broken = not_finite(captured)
+            where = f"reads NaN or infinity in {broken}" if broken else "gives NaN, though what it reads is finite"
+            raise UserError(
+                f"the grounder {self._folder} {where}; the weights of the "
+                f"{'text-to-image model' if broken else 'grounder'} are broken, or overflow in half precision."
+            )
         return answer
 
 
@@ -45,9 +53,9 @@ def open_grounders(named: Sequence[str], device: str, threads: int) -> list[tupl
     """
     opened: list[tuple[str, ModuleGrounder]] = []
     for one in named:
-        name, told, folder = one.rpartition("=")
+        given, folder = split_name(one)
         grounder = ModuleGrounder(grounder_folder(folder), device, threads)
-        name = name if told else grounder.config.module
+        name = given or grounder.config.module
         if any((name, grounder.config.split) == (other, row.config.split) for other, row in opened):
             raise UserError(
                 f"two grounders of split {grounder.config.split} would both be called {name}; give them names: "
@@ -66,6 +74,13 @@ def gather(generated: Sequence[Generated]) -> Captured:
         maps={name: torch.stack([_padded(one.maps[name], 1, most) for one in generated]) for name in first.maps},
         words=_words([one.words for one in generated if one.words is not None]),
     )
+
+
+def not_finite(captured: Captured) -> str | None:
+    """The first of what was captured that holds NaN or infinity; None where all is finite."""
+    rows = {**captured.features, **captured.maps, **({} if captured.words is None else {"words": captured.words})}
+    finite = torch.stack([value.isfinite().all() for value in rows.values()]).tolist()
+    return next((name for name, good in zip(rows, finite, strict=True) if not good), None)
 
 
 def to_pictures(images: Sequence[Image]) -> Tensor:

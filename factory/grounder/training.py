@@ -15,14 +15,15 @@ from factory.errors import UserError
 from factory.generator.interface import Captured
 from factory.generator.load import pin_revision
 from factory.generator.pipeline import PipelineGenerator
-from factory.grounder.data import OracleSample, OracleSet, OracleStream, held_out_samples
+from factory.grounder.data import OracleSample, OracleSet, OracleStream, first_samples, held_out_samples
 from factory.grounder.folder import GrounderConfig, build_module, load_grounder, save_grounder
 from factory.grounder.loss import binary_loss, competing_loss
 from factory.grounder.modules.backbone import Backbone
 from factory.grounder.modules.guided import GuidedOptions
 from factory.grounder.tally import IouTally
-from factory.grounder.trained import labels_of, to_pictures
+from factory.grounder.trained import labels_of, not_finite, to_pictures
 from factory.training.loop import rank_and_world, tile
+from factory.training.precision import autocast
 
 HELD_OUT = 0.05
 _VALIDATED = 128
@@ -48,7 +49,7 @@ class GrounderTask:
     name = "grounder"
 
     def __init__(self, sets: Sequence[OracleSet], options: GrounderOptions, device: str, steps: int) -> None:
-        self.sets, self.options, self.device, self.steps = sets, options, device, steps
+        self.sets, self.options, self.device = sets, options, device
         self.made_of = {"network": str(options), "data": ", ".join(one.identity for one in sets)}
         recipe = one_backbone(sets)
         self.recipe = recipe.model_copy(
@@ -57,9 +58,9 @@ class GrounderTask:
         needs = _needs(options.module)
         self.reader = PipelineGenerator(self.recipe, device, needs)
         self.validation = held_out_samples(sets, HELD_OUT, _VALIDATED)
-        first = next(iter(sets[0].samples(min(sets[0].receipts))))
+        (first,) = first_samples(sets[0], 1)
         self.backbone = Backbone.of(self._read([first]))
-        self.config = self._config(first.timestep)
+        self.config = self._config(first.timestep, steps)
         torch.manual_seed(0)
         self.model: nn.Module = build_module(self.config).to(device)
         self._stream: tuple[tuple[int, int], OracleStream] | None = None
@@ -68,12 +69,15 @@ class GrounderTask:
         """The loss of one step's batch of oracle samples."""
         if self._stream is None or self._stream[0] != (batch, seed):
             self._stream = (batch, seed), OracleStream(self.sets, batch, seed, HELD_OUT)
-        samples = self._stream[1].batch(step, *rank_and_world())
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16):
+        return self.loss_of(self._stream[1].batch(step, *rank_and_world()))
+
+    def loss_of(self, samples: Sequence[OracleSample]) -> Tensor:
+        """The loss of some oracle samples."""
+        with autocast(self.device):
             logits = self.model(self._read(samples), self._pictures(samples))
         labels = torch.from_numpy(np.stack([row.labels for row in samples])).to(self.device)
         found = _found(samples, logits.shape[1]).to(self.device)
-        if self.options.module == "paper" or not self.options.competing:
+        if self.options.module != "guided" or not self.options.competing:
             return binary_loss(logits, labels, found)
         return competing_loss(logits, labels, found, self.options.dice)
 
@@ -89,7 +93,7 @@ class GrounderTask:
 
     def sample_sheet(self, model: nn.Module) -> Pictures.Image:
         """Held-out images, below each its oracle mask and the module's."""
-        samples = self.validation[:_SHOWN] or list(self.sets[0].samples(min(self.sets[0].receipts)))[:_SHOWN]
+        samples = self.validation[:_SHOWN] or first_samples(self.sets[0], _SHOWN)
         predicted = self._predict(model, samples)
         return tile(
             [
@@ -112,7 +116,7 @@ class GrounderTask:
             raise ValueError(f"it is a {config.module} module of another backbone or kind")
         self.model.load_state_dict(module.state_dict())
 
-    def _config(self, timestep: int) -> GrounderConfig:
+    def _config(self, timestep: int, steps: int) -> GrounderConfig:
         generator, oracle = self.recipe.generator, self.recipe.oracle
         assert oracle is not None
         options = asdict(self.options.guided) if self.options.module == "guided" else {}
@@ -127,7 +131,7 @@ class GrounderTask:
             classes_seen=oracle.seen,
             split=oracle.split,
             data=tuple(one.recipe.fingerprint() for one in self.sets),
-            steps=self.steps,
+            steps=steps,
             oracle={
                 "generator": generator.model_dump(mode="json", exclude=_OWN_GENERATOR),
                 "masks": self.recipe.masks.model_dump(mode="json", include=_DETECTING),
@@ -136,8 +140,15 @@ class GrounderTask:
 
     def _read(self, samples: Sequence[OracleSample]) -> Captured:
         latents = torch.from_numpy(np.stack([row.latent for row in samples])).float()
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16):
-            return self.reader.read(latents, [row.timestep for row in samples], [row.prompt for row in samples])
+        with autocast(self.device):
+            captured = self.reader.read(latents, [row.timestep for row in samples], [row.prompt for row in samples])
+        broken = not_finite(captured)
+        if broken:
+            raise UserError(
+                f"{self.recipe.generator.model} gives NaN or infinity in {broken} for the samples {samples[0].key} to "
+                f"{samples[-1].key}: its weights are broken or overflow in {self.recipe.generator.dtype}."
+            )
+        return captured
 
     def _pictures(self, samples: Sequence[OracleSample]) -> Tensor:
         return to_pictures([row.image for row in samples]).to(self.device)
@@ -175,8 +186,14 @@ def _seen_by(one: OracleSet) -> tuple[Any, ...]:
 def _needs(module: str) -> frozenset[str]:
     from factory.grounder.modules.guided import GuidedModule
     from factory.grounder.modules.paper import PaperModule
+    from factory.grounder.modules.published import PublishedModule
 
-    return PaperModule.needs if module == "paper" else GuidedModule.needs
+    needs: dict[str, frozenset[str]] = {
+        "guided": GuidedModule.needs,
+        "paper": PaperModule.needs,
+        "paper-cfg": PublishedModule.needs,
+    }
+    return needs[module]
 
 
 def _found(samples: Sequence[OracleSample], most: int) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from factory.errors import UserError
+from factory.paths import local_path
 from factory.segmenter.evaluate import SegmenterScore
 from factory.segmenter.run import RealImages, evaluate_here
 
@@ -39,7 +40,7 @@ def compared(
     segmenters: Sequence[str],
     reals: Sequence[str],
     where: RealImages,
-    device: str = "cpu",
+    device: str = "auto",
     threads: int = 0,
     report: Callable[[str], None] = print,
 ) -> list[Row]:
@@ -88,4 +89,4 @@ def _pair(text: str, what: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if not (name.strip() and equals and folder):
         raise UserError(f"{what} {text!r} is no pair; give NAME=FOLDER, where NAME is what the table shall say.")
-    return name.strip(), Path(folder)
+    return name.strip(), local_path(folder, what)

@@ -96,17 +96,48 @@ class SetSource:
         return [_PackedRow(row["__key__"], row["jpg"], row["seg.png"], self._lookup) for row in groups]
 
 
+class Shares:
+    """How many samples of each source are in the batch of a step, so that shares hold over the steps.
+
+    A source gives the whole part of its share to every batch; the places left go, one by one, to the source that is
+    furthest behind. So a share of less than one sample a batch is a sample every few steps.
+    """
+
+    def __init__(self, shares: Sequence[float], batch: int) -> None:
+        """`shares` are weights. UserError unless they are finite, none negative and some positive."""
+        if not all(0 <= share < float("inf") for share in shares) or not sum(shares):
+            raise UserError(f"Shares of a batch are {list(shares)}; give numbers that are not negative, not all 0.")
+        wanted = [share / sum(shares) * batch for share in shares]
+        self._whole = [int(want) for want in wanted]
+        self._parts = [want - whole for want, whole in zip(wanted, self._whole, strict=True)]
+        self._left = batch - sum(self._whole)
+        self._behind = [0.0] * len(shares)
+        self.given = [0] * len(shares)
+        """Samples of each source in all batches so far."""
+
+    def next(self) -> list[int]:
+        """Samples of each source in the next batch; they sum to the batch."""
+        counts = list(self._whole)
+        self._behind = [behind + part for behind, part in zip(self._behind, self._parts, strict=True)]
+        for _ in range(self._left):
+            place = max(range(len(counts)), key=self._behind.__getitem__)
+            counts[place] += 1
+            self._behind[place] -= 1
+        self.given = [given + count for given, count in zip(self.given, counts, strict=True)]
+        return counts
+
+
 class LabelledStream:
     """Batches of several sources without end, in an order that depends on the seed alone.
 
-    Each source gives its share of every batch: `shares` are weights, by default the sources' sizes.
+    Each source gives its share of the samples, as `Shares` deals them out: `shares` are weights, by default the
+    sources' sizes.
     """
 
     def __init__(self, sources: Sequence[Source], batch: int, seed: int, shares: Sequence[float] | None = None) -> None:
-        weights = np.array(shares if shares is not None else [source.size for source in sources], float)
-        edges = np.round(np.cumsum(weights / weights.sum()) * batch).astype(int)
-        self._counts = np.diff(edges, prepend=0)
-        self._sources, self._seed, self._next = sources, seed, 0
+        self._shares = list(shares) if shares is not None else [float(source.size) for source in sources]
+        self._sources, self._batch, self._seed = sources, batch, seed
+        self._next = 0
         self._rows: list[Iterator[Packed]] = []
         self._start(0)
 
@@ -115,13 +146,16 @@ class LabelledStream:
         if step != self._next:
             self._start(step)
         self._next += 1
-        rows = [row for rows, count in zip(self._rows, self._counts, strict=True) for row in islice(rows, int(count))]
+        rows = [row for rows, count in zip(self._rows, self._dealt.next(), strict=True) for row in islice(rows, count)]
         return [row.decode() for row in rows[rank::world]]
 
     def _start(self, step: int) -> None:
         self._next, self._rows = step, []
-        for number, (source, count) in enumerate(zip(self._sources, self._counts, strict=True)):
-            epoch, place = divmod(step * int(count), source.size)
+        self._dealt = Shares(self._shares, self._batch)
+        for _ in range(step):
+            self._dealt.next()
+        for number, (source, given) in enumerate(zip(self._sources, self._dealt.given, strict=True)):
+            epoch, place = divmod(given, source.size)
             self._rows.append(islice(self._from(source, number, epoch), place, None))
 
     def _from(self, source: Source, number: int, epoch: int) -> Iterator[Packed]:

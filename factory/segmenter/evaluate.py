@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from factory.errors import UserError
 from factory.masks import IGNORE
 from factory.real.labelled import LabelledImage
 from factory.segmenter.data import Source
@@ -63,7 +64,12 @@ def score(
     for part in range(source.parts()):
         for batch in _of_one_size([row.decode() for row in source.rows(part)]):
             images = torch.from_numpy(np.stack([row.image for row in batch])).permute(0, 3, 1, 2).to(device)
-            predicted = model.scores(images).argmax(1).cpu().numpy().astype(np.uint8)
+            scores = model.scores(images)
+            if not scores.isfinite().all():
+                raise UserError(
+                    f"The segmenter gives NaN for the image {batch[0].key} or one beside it; train it again."
+                )
+            predicted = scores.argmax(1).cpu().numpy().astype(np.uint8)
             for row, labels in zip(batch, predicted, strict=True):
                 confusion.add(row.labels, labels)
             done += len(batch)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
@@ -20,6 +21,7 @@ from transformers import (
 
 from factory.errors import UserError
 from factory.masks import IGNORE
+from factory.valid_json import dumps
 
 ARCHITECTURES = ("segformer", "maskformer", "mask2former")
 _MEAN = (0.485, 0.456, 0.406)
@@ -41,17 +43,27 @@ class Segmenter(nn.Module):
         self.proposes = config.model_type in ("maskformer", "mask2former")
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """`images` are uint8 (B, 3, H, W), `labels` uint8 (B, H, W) with 255 to be ignored."""
+        """`images` are uint8 (B, 3, H, W), `labels` uint8 (B, H, W) with 255 to be ignored.
+
+        An image whose pixels are all to be ignored teaches nothing; a batch of such images has a loss of 0.
+        """
+        counted = labels != IGNORE
         if not self.proposes:
             logits = self.network(pixel_values=self._normed(images)).logits.float()
             logits = functional.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
-            return functional.cross_entropy(logits, labels.long(), ignore_index=IGNORE)
+            summed = functional.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="sum")
+            return summed / counted.sum().clamp_min(1)
+        taught = counted.flatten(1).any(1)
+        if not taught.any():
+            answer = self.network(pixel_values=self._normed(images))
+            return 0 * (answer.class_queries_logits.sum() + answer.masks_queries_logits.sum())
         masks, classes = [], []
-        for row in labels:
+        for row in labels[taught]:
             present = [int(k) for k in row.unique() if k != IGNORE]
             masks.append(torch.stack([row == k for k in present]).float())
             classes.append(torch.tensor(present, device=row.device))
-        result: Tensor = self.network(pixel_values=self._normed(images), mask_labels=masks, class_labels=classes).loss
+        shown = self._normed(images[taught])
+        result: Tensor = self.network(pixel_values=shown, mask_labels=masks, class_labels=classes).loss
         return result.mean()
 
     def scores(self, images: Tensor) -> Tensor:
@@ -71,15 +83,23 @@ class Segmenter(nn.Module):
 
 
 def new_segmenter(architecture: str, names: Sequence[str]) -> Segmenter:
-    """Fresh weights of one of ARCHITECTURES, or those of a folder or hub id with a new last layer.
+    """Fresh weights of one of ARCHITECTURES, or those of a folder or hub id with a new head.
 
-    `names` are the classes with background first. UserError for what is neither.
+    `names` are the classes with background first. UserError for what is neither, and for weights that are incomplete.
     """
     labels = dict(enumerate(names))
     told: dict[str, Any] = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
-    if architecture not in ARCHITECTURES:
-        return Segmenter(_pretrained(architecture, told), names)
-    return Segmenter(_fresh(architecture, told), names)
+    if architecture in ARCHITECTURES:
+        return Segmenter(_fresh(architecture, told), names)
+    network, wrong = _pretrained(architecture, told)
+    body = f"{network.base_model_prefix}."
+    lacking = [name for name in (*wrong["missing"], *wrong["mismatched"]) if name.startswith(body)]
+    if lacking:
+        raise UserError(
+            f"{architecture} does not give {len(lacking)} of its network's weights, {lacking[0]} first; only those of "
+            f"its head may be new. Copy the model again."
+        )
+    return Segmenter(network, names)
 
 
 def _fresh(architecture: str, told: dict[str, Any]) -> nn.Module:
@@ -92,25 +112,37 @@ def _fresh(architecture: str, told: dict[str, Any]) -> nn.Module:
     return proposer
 
 
-def _pretrained(source: str, told: dict[str, Any]) -> nn.Module:
+def _pretrained(source: str, told: dict[str, Any]) -> tuple[nn.Module, dict[str, list[str]]]:
+    """The network of a folder or hub id, and the names of the weights that its file does not give as they are wanted.
+
+    They are listed under `missing`, `mismatched` (of another shape) and `unexpected`; transformers draws the first two
+    at random. UserError for what is no segmentation model, and for weights that are no finite numbers.
+    """
     try:
         config = AutoConfig.from_pretrained(source)
         proposes = config.model_type in ("maskformer", "mask2former")
         kind = AutoModelForUniversalSegmentation if proposes else AutoModelForSemanticSegmentation
-        network: nn.Module = kind.from_pretrained(source, ignore_mismatched_sizes=True, **told)
-    except (OSError, ValueError, KeyError) as error:
+        network, loading = kind.from_pretrained(source, ignore_mismatched_sizes=True, output_loading_info=True, **told)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(
             f"{source} is no segmentation model ({said}); give {', '.join(ARCHITECTURES)}, a folder or a hub id."
         ) from error
-    return network
+    broken = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f"The weight {broken[0]} of {source} holds NaN or infinity; train or copy the model again.")
+    return network, {
+        "missing": sorted(loading["missing_keys"]),
+        "mismatched": sorted(row[0] for row in loading["mismatched_keys"]),
+        "unexpected": sorted(loading["unexpected_keys"]),
+    }
 
 
 def save_segmenter(model: Segmenter, folder: Path, about: dict[str, Any]) -> None:
     """A transformers folder, and `segmenter.json` with what it learnt from."""
     network: Any = model.network
     network.save_pretrained(folder)
-    (folder / "segmenter.json").write_text(json.dumps({"names": list(model.names), **about}, indent=1) + "\n")
+    (folder / "segmenter.json").write_text(dumps({"names": list(model.names), **about}, indent=1) + "\n")
 
 
 def load_segmenter(folder: Path) -> Segmenter:
@@ -121,4 +153,10 @@ def load_segmenter(folder: Path) -> Segmenter:
         raise UserError(f"{folder} holds no segmenter ({error}); train one with `factory train-segmenter`.") from error
     labels = dict(enumerate(names))
     told = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
-    return Segmenter(_pretrained(str(folder), told), names).eval()
+    network, wrong = _pretrained(str(folder), told)
+    listed = [f"{len(keys)} {kind} ({keys[0]})" for kind, keys in wrong.items() if keys]
+    if listed:
+        raise UserError(
+            f"The weights of {folder} do not fit its config: {', '.join(listed)}; copy or train the segmenter again."
+        )
+    return Segmenter(network, names).eval()

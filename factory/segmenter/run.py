@@ -1,12 +1,14 @@
 """Training and measuring a segmenter, from options."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from factory.errors import UserError
 from factory.libraries import quiet_model_libraries
+from factory.paths import local_path
 from factory.store import Store, absolute
 from factory.vocabulary import Vocabulary, parse_classes
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SegmenterRun:
-    """What to train on what, and where to. `real_classes` is "all" or "seen"."""
+    """What to train on what, and where to. `real_classes` is "all" or "seen"; `device` may be "auto"."""
 
     out: str
     shards: tuple[str, ...] = ()
@@ -34,7 +36,7 @@ class SegmenterRun:
     side: int = 128
     learning_rate: float = 6e-4
     seed: int = 0
-    device: str = "cpu"
+    device: str = "auto"
     threads: int = 0
     start: str | None = None
 
@@ -42,7 +44,7 @@ class SegmenterRun:
         """The same run, with addresses that mean the same in every process."""
         return replace(
             self,
-            out=str(Path(self.out).absolute()),
+            out=str(local_path(self.out, "--out").absolute()),
             shards=absolute(self.shards),
             classes=str(Path(self.classes).absolute()) if Path(self.classes).is_file() else self.classes,
             architecture=str(Path(self.architecture).absolute())
@@ -60,25 +62,28 @@ def train_here(run: SegmenterRun, report: Callable[[str], None] = lambda text: p
 
     quiet_model_libraries()
     from factory.segmenter.training import SegmenterOptions, SegmenterTask
+    from factory.training.devices import chosen_device
     from factory.training.loop import TrainOptions, train
 
+    out, device = local_path(run.out, "--out"), chosen_device(run.device)
     if run.threads:
         torch.set_num_threads(run.threads)
     vocabulary = parse_classes(run.classes)
     sources, shares = _sources(run, vocabulary)
+    _check_all_used(run, sources, shares)
     options = TrainOptions(
         steps=run.steps,
         batch=run.batch,
         learning_rate=run.learning_rate,
         seed=run.seed,
-        device=run.device,
+        device=device,
         ema_decay=0.99,
         weight_decay=0.01,
         start=run.start,
     )
     chosen = SegmenterOptions(run.architecture, run.side)
-    task = SegmenterTask(sources, vocabulary, chosen, run.device, shares, {"run": asdict(run)})
-    return train(task, options, Path(run.out), report)
+    task = SegmenterTask(sources, vocabulary, chosen, device, shares, {"run": asdict(run)})
+    return train(task, options, out, report)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class RealImages:
 def evaluate_here(
     folder: Path,
     test: RealImages,
-    device: str = "cpu",
+    device: str = "auto",
     threads: int = 0,
     report: Callable[[str], None] = lambda text: None,
 ) -> "SegmenterScore":
@@ -109,7 +114,9 @@ def evaluate_here(
     from factory.real.folders import open_labelled
     from factory.segmenter.evaluate import score
     from factory.segmenter.model import load_segmenter
+    from factory.training.devices import chosen_device
 
+    device = chosen_device(device)
     if threads:
         torch.set_num_threads(threads)
     vocabulary = parse_classes(test.classes)
@@ -134,7 +141,9 @@ def _real_source(run: SegmenterRun, address: str, vocabulary: Vocabulary) -> "So
     store = Store(address)
     if store.get(RECIPE) is None:
         annotations = Path(run.annotations) if run.annotations else None
-        return open_labelled(Path(address), run.real_set, annotations, vocabulary, only)
+        return open_labelled(
+            local_path(address, "--real of a labelled folder"), run.real_set, annotations, vocabulary, only
+        )
     oracle = recipe_of(store).oracle
     shown = recipe_of(store).vocabulary().names if oracle is None else oracle.seen
     others = [name for name in shown if only is not None and vocabulary.resolve(name).name not in only]
@@ -147,6 +156,7 @@ def _real_source(run: SegmenterRun, address: str, vocabulary: Vocabulary) -> "So
 
 
 def _sources(run: SegmenterRun, vocabulary: Vocabulary) -> tuple[list["Source"], list[float] | None]:
+    """What to train on, and each source's share of the samples; None for their sizes."""
     from factory.segmenter.data import SetSource
 
     if run.real_classes not in ("all", "seen"):
@@ -161,5 +171,23 @@ def _sources(run: SegmenterRun, vocabulary: Vocabulary) -> tuple[list["Source"],
     real = _real_source(run, run.real, vocabulary)
     if not sets:
         return [real], None
+    if not 0 < run.real_share < 1:
+        raise UserError(
+            f"--real-share is {run.real_share}, with which one of the datasets and --real would not be used; give a "
+            f"share between 0 and 1, or leave one of the two out."
+        )
     total = sum(one.size for one in sets)
     return [*sets, real], [*((1 - run.real_share) * one.size / total for one in sets), run.real_share]
+
+
+def _check_all_used(run: SegmenterRun, sources: Sequence["Source"], shares: Sequence[float] | None) -> None:
+    """UserError where the run is so short that not one sample of a source would be trained on."""
+    weights = shares or [one.size for one in sources]
+    names = [*run.shards, *([run.real] if run.real else [])]
+    for name, weight in zip(names, weights, strict=True):
+        share = weight / sum(weights)
+        if share * run.batch * run.steps < 1:
+            raise UserError(
+                f"{run.steps} steps of {run.batch} would use no sample of {name}, whose share is {share:.2g}; give at "
+                f"least {math.ceil(1 / share / run.batch)} --steps, or leave it out."
+            )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,12 @@ class SegmenterTask:
     ) -> None:
         self.sources, self.vocabulary, self.options = sources, vocabulary, options
         self.device, self.shares, self.about = device, shares, about or {}
-        data = ", ".join(one.identity for one in sources)
-        self.made_of = {"network": str(options), "data": data, "shares": str(shares)}
+        self.made_of = {
+            "network": str(options),
+            "classes": ", ".join(vocabulary.names),
+            "data": ", ".join(one.identity for one in sources),
+            "shares": str(shares),
+        }
         torch.manual_seed(0)
         model = new_segmenter(options.architecture, ["background", *vocabulary.names])
         # Images come with neighbouring channels, and convolutions are faster where the weights do too.
@@ -75,7 +80,8 @@ class SegmenterTask:
         """Training images, their labels, and what the segmenter says."""
         assert isinstance(model, Segmenter)
         rng = np.random.default_rng(0)
-        rows = [row.decode() for row in self.sources[0].rows(0)[:_SHOWN]]
+        parts = (row for part in range(self.sources[0].parts()) for row in self.sources[0].rows(part))
+        rows = [row.decode() for row in islice(parts, _SHOWN)]
         pairs = [augmented(rng, row, self.options.side) for row in rows]
         images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).to(self.device)
         predicted = model.scores(images).argmax(1).cpu().numpy().astype(np.uint8)
@@ -93,24 +99,30 @@ class SegmenterTask:
         save_segmenter(model, folder, self.about)
 
     def load(self, folder: Path) -> None:
-        """Begin with a trained segmenter's weights."""
-        self.model.load_state_dict(load_segmenter(folder).state_dict())
+        """Begin with a trained segmenter's weights; ValueError where its classes are others or in another order."""
+        start = load_segmenter(folder)
+        mine = ("background", *self.vocabulary.names)
+        if start.names != mine:
+            raise ValueError(f"its classes are {', '.join(start.names)}, and these are {', '.join(mine)}")
+        self.model.load_state_dict(start.state_dict())
 
 
 def augmented(rng: np.random.Generator, row: LabelledImage, side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """A random square of the sample, uint8 (side, side, 3) and (side, side): scaled, flipped, with other colours.
 
-    What lies outside the image is grey and to be ignored.
+    What lies outside the image is grey and to be ignored. The square has a pixel that is not to be ignored, unless the
+    whole sample has none.
     """
     scale = side / min(row.labels.shape) * float(np.exp(rng.uniform(np.log(0.7), np.log(1.5))))
     size = (max(1, round(row.labels.shape[1] * scale)), max(1, round(row.labels.shape[0] * scale)))
     picture = np.asarray(Pictures.fromarray(row.image).resize(size, Pictures.Resampling.BILINEAR))
     numbers = np.asarray(Pictures.fromarray(row.labels).resize(size, Pictures.Resampling.NEAREST))
-    image, labels = np.full((side, side, 3), 128, np.uint8), np.full((side, side), IGNORE, np.uint8)
-    (top, low), (left, across) = (_window(rng, length, side) for length in numbers.shape)
-    height, width = min(side, numbers.shape[0]), min(side, numbers.shape[1])
-    image[low : low + height, across : across + width] = picture[top : top + height, left : left + width]
-    labels[low : low + height, across : across + width] = numbers[top : top + height, left : left + width]
+    windows = [_window(rng, length, side) for length in numbers.shape]
+    image, labels = _cut(picture, numbers, windows, side)
+    if (labels == IGNORE).all() and len(taught := np.argwhere(numbers != IGNORE)):
+        around = taught[rng.integers(len(taught))]
+        windows = [_window(rng, length, side, int(at)) for length, at in zip(numbers.shape, around, strict=True)]
+        image, labels = _cut(picture, numbers, windows, side)
     if rng.random() < 0.5:
         image, labels = image[:, ::-1], labels[:, ::-1]
     toned = (image.astype(np.float32) - 128) * rng.uniform(0.7, 1.3, 3).astype(np.float32) + 128
@@ -118,10 +130,25 @@ def augmented(rng: np.random.Generator, row: LabelledImage, side: int) -> tuple[
     return np.clip(toned, 0, 255).astype(np.uint8), np.ascontiguousarray(labels)
 
 
-def _window(rng: np.random.Generator, length: int, side: int) -> tuple[int, int]:
-    """(start in the picture, start in the square) along one axis."""
-    spare = int(rng.integers(0, abs(length - side) + 1))
-    return (spare, 0) if length > side else (0, spare)
+def _cut(
+    picture: NDArray[np.uint8], numbers: NDArray[np.uint8], windows: Sequence[tuple[int, int]], side: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The square that `windows` name of a picture and its labels."""
+    image, labels = np.full((side, side, 3), 128, np.uint8), np.full((side, side), IGNORE, np.uint8)
+    (top, low), (left, across) = windows
+    height, width = min(side, numbers.shape[0]), min(side, numbers.shape[1])
+    image[low : low + height, across : across + width] = picture[top : top + height, left : left + width]
+    labels[low : low + height, across : across + width] = numbers[top : top + height, left : left + width]
+    return image, labels
+
+
+def _window(rng: np.random.Generator, length: int, side: int, around: int | None = None) -> tuple[int, int]:
+    """(start in the picture, start in the square) along one axis; `around` is a place that the window must have."""
+    spare = abs(length - side)
+    if length <= side:
+        return 0, int(rng.integers(0, spare + 1))
+    low, high = (0, spare) if around is None else (max(0, around - side + 1), min(spare, around))
+    return int(rng.integers(low, high + 1)), 0
 
 
 def _coloured(labels: NDArray[np.uint8]) -> Pictures.Image:

@@ -1,10 +1,8 @@
 """The training loop: checkpoints, exact resume, progress, figures, log, TensorBoard and sample sheets."""
 
-import json
 import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -12,14 +10,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from factory.errors import UserError
+from factory.training.devices import check_device
 from factory.training.muon import Muon, muon_groups
+from factory.training.progress import Progress
+
+CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,11 @@ class TrainOptions:
             raise UserError(
                 f"A training needs at least one step and one sample a step; got {self.steps} steps of {self.batch}."
             )
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"The device {self.device!r} was asked for and no GPU is here; choose --device cpu.")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
+            raise UserError(
+                f"The learning rate is {self.learning_rate}; give a number that is not negative, such as 0.001."
+            )
+        check_device(self.device)
 
 
 class TrainTask(Protocol):
@@ -87,11 +90,15 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
     """Train to `options.steps`, from the last checkpoint in `out` if there is one; return the model's folder.
 
     Killed at any moment, the same call goes on from the last checkpoint: batches and noise depend on the step
-    alone, so only the work since then is repeated. Raises UserError where `out` holds another run.
+    alone, so only the work since then is repeated. Of several processes only the first writes and reports. Raises
+    UserError where `out` holds another run, and where the loss or a weight is no number any more: the last checkpoint
+    is from before.
     """
     out.mkdir(parents=True, exist_ok=True)
-    if options.start:
+    if options.start and not (out / CHECKPOINT).exists():
         _begin_with(task, Path(options.start))
+    writes = rank_and_world()[0] == 0
+    report = report if writes else _silent
     optimizer = _optimizer(task.model, options)
     factor = _SCHEDULES[options.schedule]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step, options.steps))
@@ -99,28 +106,26 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
     average = torch.optim.swa_utils.AveragedModel(task.model, multi_avg_fn=moving)
     state: dict[str, Any] = {"model": task.model, "average": average, "optimizer": optimizer, "schedule": schedule}
     run = {**asdict(options), **task.made_of}
-    first = _restore(out, state, run)
+    first = _restore(out, state, run, task.made_of)
     if first:
         report(f"{task.name}: resuming at step {first} of {options.steps}")
     task.model.train()
-    board = SummaryWriter(str(out / "board"), purge_step=first)
-    progress = _Progress(task.name, first, options.steps, out / "log.jsonl", report, board)
-    with closing(board), _interrupt_between_steps() as interrupted:
+    progress = Progress(task.name, first, options.steps, out if writes else None, report)
+    with closing(progress), _interrupt_between_steps() as interrupted:
         for step in range(first, options.steps):
-            loss = _step(task, options, step, optimizer)
+            loss = _step(task, options, step, optimizer, out)
             schedule.step()
             average.update_parameters(task.model)
             done = step + 1
             progress.advance(done, loss)
             finished = done == options.steps
-            writes = rank_and_world()[0] == 0
             if writes and (done % options.checkpoint_every == 0 or finished or interrupted()):
-                _checkpoint(out, state, run, done)
+                _checkpoint(task, out, state, run, done)
             if interrupted():
                 raise KeyboardInterrupt
             if writes and (done % (5 * options.checkpoint_every) == 0 or finished):
                 _show(task, average.module if options.ema_decay else task.model, out, done, progress)
-    if rank_and_world()[0] == 0:
+    if writes:
         task.save(average.module if options.ema_decay else task.model, out / "model")
         report(f"{task.name}: written to {out / 'model'}")
     return out / "model"
@@ -138,16 +143,33 @@ def _optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer
     )
 
 
-def _step(task: TrainTask, options: TrainOptions, step: int, optimizer: torch.optim.Optimizer) -> float:
-    """One update of the weights; returns the loss."""
+def _step(task: TrainTask, options: TrainOptions, step: int, optimizer: torch.optim.Optimizer, out: Path) -> float:
+    """One update of the weights; returns the loss. UserError, before the update, where loss or gradient is NaN."""
     torch.manual_seed(options.seed * 1_000_003 + step)
     loss = task.loss(step, options.batch, options.seed)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    _share(task.model)
-    torch.nn.utils.clip_grad_norm_(task.model.parameters(), 1.0)
+    value = loss.detach().float().reshape(1)
+    _share(task.model, value)
+    norm = torch.nn.utils.clip_grad_norm_(task.model.parameters(), 1.0)
+    told, length = torch.stack([value[0], norm.to(value)]).tolist()
+    if not (math.isfinite(told) and math.isfinite(length)):
+        what = f"loss is {told}" if not math.isfinite(told) else f"gradient's norm is {length}"
+        raise _not_a_number(task, f"its {what} at step {step + 1}", out)
     optimizer.step()
-    return loss.item()
+    return float(told)
+
+
+def _not_a_number(task: TrainTask, what: str, out: Path) -> UserError:
+    kept = f"the checkpoint {out / CHECKPOINT} is from before" if (out / CHECKPOINT).exists() else "nothing is written"
+    return UserError(
+        f"The training of the {task.name} was stopped: {what}; {kept}. Train in another --out with a smaller learning "
+        f"rate, and look for broken values in data or start weights."
+    )
+
+
+def _silent(text: str) -> None:
+    """What processes behind the first report."""
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -157,52 +179,15 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-def _share(model: nn.Module) -> None:
-    """The mean of gradients and running statistics over the processes that train together."""
+def _share(model: nn.Module, loss: Tensor) -> None:
+    """The mean of gradients, running statistics and the loss over the processes that train together."""
     world = rank_and_world()[1]
     if world == 1:
         return
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-    for value in [*gradients, *(buffer for buffer in model.buffers() if buffer.is_floating_point())]:
+    for value in [*gradients, *(buffer for buffer in model.buffers() if buffer.is_floating_point()), loss]:
         torch.distributed.all_reduce(value)
         value /= world
-
-
-class _Progress:
-    """Tells and logs the smoothed loss, the pace and the time left, every 20 steps."""
-
-    def __init__(
-        self, name: str, first: int, steps: int, log: Path, report: Callable[[str], None], board: SummaryWriter
-    ) -> None:
-        self.name, self.first, self.steps, self.log, self.report = name, first, steps, log, report
-        self.board = board
-        self.began, self.loss = time.monotonic(), math.nan
-
-    def advance(self, done: int, loss: float) -> None:
-        self.loss = loss if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * loss
-        if done % 20 and done != self.steps:
-            return
-        pace = (time.monotonic() - self.began) / (done - self.first)
-        left = pace * (self.steps - done) / 60
-        self.report(
-            f"{self.name} step {done}/{self.steps}  loss {self.loss:.4f}  {pace:.2f} s/step  {left:.1f} min left"
-        )
-        self.board.add_scalar("loss", self.loss, done)
-        self._write({"step": done, "loss": round(self.loss, 5), "seconds_per_step": round(pace, 3)})
-
-    def tell(self, done: int, figures: dict[str, float], sheet: Image.Image) -> None:
-        """Figures and a sample sheet."""
-        for name, value in figures.items():
-            self.board.add_scalar(name, value, done)
-        self.board.add_image("samples", np.asarray(sheet.convert("RGB")), done, dataformats="HWC")
-        if figures:
-            told = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-            self.report(f"{self.name} step {done}/{self.steps}  {told}")
-            self._write({"step": done, **{name: round(value, 5) for name, value in figures.items()}})
-
-    def _write(self, row: dict[str, float]) -> None:
-        with self.log.open("a") as log:
-            log.write(json.dumps(row) + "\n")
 
 
 @contextmanager
@@ -252,7 +237,7 @@ def _trapezoid(step: int, steps: int) -> float:
 _SCHEDULES: dict[str, Callable[[int, int], float]] = {"cosine": _one_cycle, "trapezoid": _trapezoid}
 
 
-def _show(task: TrainTask, model: nn.Module, out: Path, done: int, progress: _Progress) -> None:
+def _show(task: TrainTask, model: nn.Module, out: Path, done: int, progress: Progress) -> None:
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -262,15 +247,18 @@ def _show(task: TrainTask, model: nn.Module, out: Path, done: int, progress: _Pr
     model.train(was_training)
 
 
-def _checkpoint(out: Path, state: dict[str, Any], run: dict[str, Any], step: int) -> None:
-    partial = out / "checkpoint.pt.partial"
+def _checkpoint(task: TrainTask, out: Path, state: dict[str, Any], run: dict[str, Any], step: int) -> None:
+    partial = out / f"{CHECKPOINT}.partial"
     payload = {name: part.state_dict() for name, part in state.items()}
+    for name, value in (*payload["model"].items(), *payload["average"].items()):
+        if value.is_floating_point() and not value.isfinite().all():
+            raise _not_a_number(task, f"its weight {name} is no finite number after step {step}", out)
     torch.save({"step": step, "options": run, **payload}, partial)
-    partial.replace(out / "checkpoint.pt")
+    partial.replace(out / CHECKPOINT)
 
 
-def _restore(out: Path, state: dict[str, Any], run: dict[str, Any]) -> int:
-    path = out / "checkpoint.pt"
+def _restore(out: Path, state: dict[str, Any], run: dict[str, Any], made_of: Mapping[str, str]) -> int:
+    path = out / CHECKPOINT
     if not path.exists():
         return 0
     try:
@@ -278,6 +266,12 @@ def _restore(out: Path, state: dict[str, Any], run: dict[str, Any]) -> int:
     except Exception as error:
         raise UserError(f"The checkpoint {path} cannot be read ({error}); move it away to start afresh.") from error
     before = saved["options"]
+    unknown = [key for key in made_of if key not in before]
+    if unknown:
+        raise UserError(
+            f"The checkpoint {path} does not tell its {' and '.join(unknown)}, as an earlier version wrote it; train "
+            f"again in another --out."
+        )
     changed = [key for key, value in run.items() if before.get(key, value) != value and key != "device"]
     if changed:
         listed = ", ".join(f"{key} was {before[key]}, is {run[key]}" for key in changed)
@@ -285,6 +279,15 @@ def _restore(out: Path, state: dict[str, Any], run: dict[str, Any]) -> int:
     for name, part in state.items():
         part.load_state_dict(saved[name])
     return int(saved["step"])
+
+
+def saved_options(out: Path) -> Mapping[str, Any]:
+    """The options of the checkpoint in `out`; none where there is no checkpoint that can be read."""
+    try:
+        saved = torch.load(out / CHECKPOINT, map_location="cpu", mmap=True, weights_only=True)
+        return dict(saved["options"])
+    except Exception:  # `train` says what is wrong with it
+        return {}
 
 
 def tile(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:

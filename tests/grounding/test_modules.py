@@ -13,6 +13,7 @@ from factory.grounder.loss import binary_loss, competing_loss
 from factory.grounder.modules.backbone import Backbone
 from factory.grounder.modules.guided import GuidedModule
 from factory.grounder.modules.paper import PaperModule
+from factory.grounder.modules.published import PublishedModule
 
 
 def test_the_papers_module_has_the_papers_size_on_stable_diffusion() -> None:
@@ -33,7 +34,7 @@ def test_the_papers_module_has_the_papers_size_on_stable_diffusion() -> None:
     assert round(sum(weight.numel() for weight in module.parameters()) / 1e6, 1) == 18.8
 
 
-@pytest.mark.parametrize("kind", [PaperModule, GuidedModule])
+@pytest.mark.parametrize("kind", [PaperModule, PublishedModule, GuidedModule])
 def test_an_image_has_the_same_masks_alone_and_in_a_batch(captured: Any, kind: Any) -> None:
     read, pictures = captured
     module = kind(Backbone.of(read)).eval()

@@ -9,15 +9,16 @@ from factory.generator.interface import FEATURES, WORDS, Captured
 from factory.grounder.modules.backbone import Backbone, resized
 
 _FINEST_WIDTH = 128
-_HIDDEN, _HEADS, _FEED_FORWARD, _LAYERS = 512, 8, 2048, 3
+HIDDEN, HEADS, FEED_FORWARD, LAYERS = 512, 8, 2048, 3
 _TOKENS_A_SIDE = 16
 
 
 class PaperModule(nn.Module):
     """Features of all blocks, mixed from coarse to fine; queries of class names; masks by their dot product.
 
-    Unlike the released code it treats each image of a batch apart, and it normalises with running statistics when it
-    is evaluated. 18.8 M parameters for Stable Diffusion 1 with both guidance halves joined.
+    Unlike the released code it treats each image of a batch apart, normalises with running statistics when it is
+    evaluated, and reads the conditional half of guidance alone: 17.87 M parameters for Stable Diffusion 1.
+    `PublishedModule` is the form that was published.
     """
 
     needs = frozenset({FEATURES, WORDS})
@@ -25,7 +26,7 @@ class PaperModule(nn.Module):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.levels = backbone.levels()
-        widths = [_FINEST_WIDTH >> place for place in range(len(self.levels))][::-1]
+        self.widths = widths = [_FINEST_WIDTH >> place for place in range(len(self.levels))][::-1]
         self.reduce = nn.ModuleList(
             nn.Conv2d(backbone.channels(level), width, 1) for level, width in zip(self.levels, widths, strict=True)
         )
@@ -33,14 +34,12 @@ class PaperModule(nn.Module):
         self.mix = nn.ModuleList(ResidualBlock(channels) for channels in joined)
         channels = sum(widths)
         self.patch = max(1, backbone.side // _TOKENS_A_SIDE)
-        self.tokens = nn.Linear(channels * self.patch**2, _HIDDEN)
-        self.query = nn.Linear(backbone.words, _HIDDEN)
-        layer = nn.TransformerDecoderLayer(
-            _HIDDEN, _HEADS, _FEED_FORWARD, dropout=0.0, batch_first=True, norm_first=True
-        )
-        self.decoder = nn.TransformerDecoder(layer, _LAYERS, norm=nn.LayerNorm(_HIDDEN))
+        self.tokens = nn.Linear(channels * self.patch**2, HIDDEN)
+        self.query = nn.Linear(backbone.words, HIDDEN)
+        layer = nn.TransformerDecoderLayer(HIDDEN, HEADS, FEED_FORWARD, dropout=0.0, batch_first=True, norm_first=True)
+        self.decoder: nn.Module = nn.TransformerDecoder(layer, LAYERS, norm=nn.LayerNorm(HIDDEN))
         self.mask_embedding = nn.Sequential(
-            nn.Linear(_HIDDEN, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, channels)
+            nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, channels)
         )
 
     def forward(self, captured: Captured, pictures: Tensor) -> Tensor:

@@ -1,0 +1,42 @@
+"""What all options and arguments that name a path have in common: none of them takes a URL."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import typer
+from typer.models import CommandInfo, OptionInfo, ParameterInfo
+
+from factory.errors import UserError
+from factory.paths import local_path
+
+PATH = "PATH"
+"""The metavar of such an option, by which `factory run` knows one."""
+
+
+def refuse_urls(commands: Iterable[CommandInfo]) -> None:
+    """Let every parameter of type Path refuse a URL with a sentence."""
+    for command in commands:
+        assert command.callback is not None
+        for name, info in _paths(command.callback):
+            named = f"--{name.replace('_', '-')}" if isinstance(info, OptionInfo) else name.upper()
+            info.parser = partial(_parsed, named)
+            info.metavar = info.metavar or PATH
+
+
+def _paths(command: Callable[..., Any]) -> Iterable[tuple[str, ParameterInfo]]:
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind, *more = get_args(parameter.annotation) or (parameter.annotation,)
+        kinds = get_args(kind) if get_origin(kind) else (kind,)
+        yield from ((name, info) for info in more if isinstance(info, ParameterInfo) and Path in kinds)
+
+
+def _parsed(named: str, value: str | Path) -> Path:
+    if isinstance(value, Path):
+        return value
+    try:
+        return local_path(value, named)
+    except UserError as error:
+        raise typer.BadParameter(str(error)) from error

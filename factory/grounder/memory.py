@@ -1,0 +1,82 @@
+"""How many samples a step of training may have in the memory that is there."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from factory.grounder.data import first_samples
+
+if TYPE_CHECKING:
+    from factory.grounder.training import GrounderTask
+
+_LOOKED_AT = 64
+"""Samples among which the one with the most classes is measured: each class has logits of its own."""
+_OF_GPU, _OF_HOST = 0.85, 0.5
+"""Shares of the free memory that a step may take; a host's is needed for shards, too."""
+_TRANSIENT = 2.0
+"""On a CPU only what is kept for the backward pass is counted; activations and gradients come and go besides."""
+
+
+def fitting_batch(task: "GrounderTask", most: int, report: Callable[[str], None] = print) -> int:
+    """The largest power of two up to `most` whose samples fit into the free memory; 1 at least.
+
+    One sample is sent forward and back, which changes no weight and no running statistic.
+    """
+    needed = _bytes_of_a_sample(task)
+    free = free_bytes(task.device)
+    batch = _power_of_two(min(most, int(free / max(1, needed))))
+    if batch < most:
+        report(
+            f"Batches of {batch}: a sample takes {needed / 2**30:.2f} GiB, and {free / 2**30:.1f} GiB of {task.device} "
+            f"may be used; --batch overrides."
+        )
+    return batch
+
+
+def free_bytes(device: str) -> float:
+    """The part of a device's free memory that a step may take."""
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return _OF_GPU * (free + unused)
+    rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    free = next(1024 * int(row[1]) for row in rows if row[0] == "MemAvailable:")
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        free = free if limit == "max" else min(free, int(limit) - int(used))
+    except OSError:
+        pass
+    return _OF_HOST * max(0, free)
+
+
+def _bytes_of_a_sample(task: "GrounderTask") -> float:
+    samples = first_samples(task.sets[0], _LOOKED_AT)
+    sample = max(samples, key=lambda row: len(row.prompt.classes))
+    kept: dict[int, int] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    on_gpu = task.device.startswith("cuda")
+    task.model.eval()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(task.device)
+        before = torch.cuda.memory_allocated(task.device)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        loss = task.loss_of([sample])
+    loss.backward()  # type: ignore[no-untyped-call]
+    task.model.zero_grad(set_to_none=True)
+    task.model.train()
+    if on_gpu:
+        return float(torch.cuda.max_memory_allocated(task.device) - before)
+    weights = {weight.untyped_storage().data_ptr() for weight in task.model.parameters()}
+    return _TRANSIENT * sum(size for place, size in kept.items() if place not in weights)
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (max(1, number).bit_length() - 1)

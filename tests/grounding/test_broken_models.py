@@ -1,0 +1,169 @@
+"""Empty shards, NaN wherever it arises on the way to a mask, and defaults that are chosen by what is there."""
+
+import io
+import json
+import shutil
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from grounding_sets import OPTIONS, command
+from safetensors.torch import load_file, save_file
+
+from factory.errors import UserError
+from factory.generator.interface import Attention, Captured
+from factory.grounder import memory
+from factory.grounder.attention import class_heats
+from factory.grounder.data import OracleSet, first_samples
+from factory.grounder.folder import load_grounder, save_grounder
+from factory.grounder.run import MOST_BATCH, Run, train_here
+from factory.grounder.trained import ModuleGrounder
+from factory.grounder.training import GrounderOptions, GrounderTask
+from factory.prompts import captioned
+from factory.receipts import Receipt
+from factory.store import Store
+from factory.training.loop import saved_options, train
+from factory.vocabulary import voc
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def _copied(oracle: Path, place: Path) -> Store:
+    shutil.copytree(oracle, place)
+    return Store(str(place))
+
+
+def _replaced(store: Store, name: str, data: bytes) -> None:
+    store.delete(name)
+    store.create(name, data)
+
+
+def _rewritten(data: bytes, change: Any) -> bytes:
+    """A tar whose members `change(name, content)` gave; None leaves one out."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(data)) as old, tarfile.open(fileobj=stream, mode="w") as new:
+        for member in old:
+            content = change(member.name, old.extractfile(member).read())  # type: ignore[union-attr]
+            if content is not None:
+                member.size = len(content)
+                new.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def _nan(name: str, content: bytes) -> bytes:
+    if not name.endswith("latent.npy"):
+        return content
+    stream = io.BytesIO()
+    np.save(stream, np.full_like(np.load(io.BytesIO(content)), np.nan))
+    return stream.getvalue()
+
+
+def test_a_first_shard_without_a_sample_does_not_end_a_training(oracle: Path, tmp_path: Path) -> None:
+    store = _copied(oracle, tmp_path / "set")
+    rows = OracleSet(store).receipts[0]
+    indices = [sample.index for sample in OracleSet(store).plan.shard(0).samples]
+    _replaced(store, rows.tar.name, _rewritten(store.get(rows.tar.name) or b"", lambda name, content: None))
+    emptied: Receipt = replace(rows, accepted=0, short=tuple(indices))
+    _replaced(store, "receipts/000000.json", emptied.to_json())
+    opened = OracleSet(store)
+    assert first_samples(opened, 3)[0].key == f"{indices[-1] + 1:09d}"
+    task = GrounderTask([opened], GrounderOptions(), "cpu", OPTIONS.steps)
+    task.validation = []
+    assert train(task, replace(OPTIONS, steps=1), tmp_path / "run", _silent).is_dir()
+
+
+def test_a_latent_that_is_nan_is_named(oracle: Path, tmp_path: Path) -> None:
+    store = _copied(oracle, tmp_path / "set")
+    _replaced(store, "train/000000.tar", _rewritten(store.get("train/000000.tar") or b"", _nan))
+    with pytest.raises(UserError, match=r"the latent of sample 00000000\d of .*set holds NaN"):
+        first_samples(OracleSet(store), 1)
+
+
+def test_features_that_are_nan_are_named_at_the_first_step(oracle: Path, tmp_path: Path) -> None:
+    task = GrounderTask([OracleSet(Store(str(oracle)))], GrounderOptions(), "cpu", OPTIONS.steps)
+    with torch.no_grad():
+        task.reader._unet.mid_block.resnets[0].conv1.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match=r"gives NaN or infinity in mid for the samples 0000000\d\d to 0000000\d\d"):
+        train(task, OPTIONS, tmp_path / "run", _silent)
+    assert not (tmp_path / "run/checkpoint.pt").exists()
+
+
+def test_a_grounder_whose_weights_are_nan_is_neither_written_nor_opened(trained: Path, tmp_path: Path) -> None:
+    module, config = load_grounder(trained)
+    with torch.no_grad():
+        module.last.weight.fill_(torch.nan)  # type: ignore[union-attr,operator]
+    with pytest.raises(UserError, match=r"weight last.weight holds NaN or infinity, so it was not written"):
+        save_grounder(module, config, {}, tmp_path / "written")
+    assert not (tmp_path / "written/config.json").exists()
+    broken = shutil.copytree(trained, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    save_file({**weights, "last.bias": weights["last.bias"] * torch.inf}, broken / "model.safetensors")
+    with pytest.raises(UserError, match=r"holds NaN or infinity in last.bias"):
+        load_grounder(broken)
+
+
+def test_a_weight_too_large_for_half_precision_keeps_its_own(trained: Path, tmp_path: Path) -> None:
+    module, config = load_grounder(trained)
+    with torch.no_grad():
+        module.last.bias.fill_(1e6)  # type: ignore[union-attr,operator]
+    save_grounder(module, config, {"miou_one": float("nan")}, tmp_path)
+    assert load_grounder(tmp_path)[0].last.bias.item() == 1e6  # type: ignore[union-attr]
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"miou_one": None}
+
+
+def test_features_and_attention_that_are_nan_are_named_when_masks_are_made(
+    trained: Path, captured: tuple[Captured, torch.Tensor]
+) -> None:
+    grounder, (read, pictures) = ModuleGrounder(trained), captured
+    broken = replace(read, features={**read.features, "in.1": read.features["in.1"] * torch.nan})
+    with torch.no_grad(), pytest.raises(UserError, match=r"reads NaN or infinity in in.1; the weights of the text-to-"):
+        grounder.logits(broken, pictures)
+    attention = Attention({(4, 4): np.full((4, 4, 4), np.nan, np.float32)}, {(4, 4): 1})
+    with pytest.raises(UserError, match="attention to dog is NaN"):
+        class_heats(attention, captioned(voc(), ["dog"]))
+
+
+def test_a_batch_is_as_large_as_memory_holds_and_stays_when_resumed(
+    oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = GrounderTask([OracleSet(Store(str(oracle)))], GrounderOptions(), "cpu", 1)
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    one = memory._bytes_of_a_sample(task)
+    assert 2**20 < one < 2**28
+    assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
+    assert memory.fitting_batch(task, MOST_BATCH, _silent) == MOST_BATCH
+    told: list[str] = []
+    for free, batch in ((9.5 * one, 8), (1.5 * one, 1), (0.0, 1)):
+        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
+        assert memory.fitting_batch(task, MOST_BATCH, told.append) == batch
+    assert "Batches of 8: a sample takes" in told[0]
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 4.5 * one)
+    run = Run((str(oracle),), str(tmp_path / "run"), steps=2, threads=1)
+    train_here(run, _silent)
+    assert saved_options(tmp_path / "run")["batch"] == 4
+    monkeypatch.undo()
+    train_here(run, _silent)
+    with pytest.raises(UserError, match="batch was 4, is 2"):
+        train_here(replace(run, batch=2), _silent)
+
+
+def test_a_batch_for_several_devices_parts_evenly() -> None:
+    run = Run(("oracle",), "run")
+    assert [run.on_several(devices).batch for devices in (2, 3, 5, 64)] == [32, 30, 30, 64]
+    assert replace(run, batch=7).on_several(2).batch == 7
+    assert run.on_several(1).batch is None
+
+
+def test_the_command_trains_with_what_it_finds(oracle: Path, tmp_path: Path) -> None:
+    for module, more, batch in (("guided", [], MOST_BATCH), ("paper-cfg", ["--batch", 2], 2)):
+        arguments = ["--out", tmp_path / module, "--steps", 1, "--threads", 1, "--module", module, *more]
+        result = command("train-grounder", oracle, *arguments)
+        assert result.exit_code == 0, result.output + str(result.exception)
+        assert saved_options(tmp_path / module)["batch"] == batch
+        assert load_grounder(tmp_path / module / "model")[1].module == module

@@ -1,0 +1,59 @@
+"""A model of a few weights: small enough to train in a test, run by the same loop as the real ones."""
+
+import math
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from factory.errors import UserError
+from factory.training.loop import TrainOptions, train
+
+OPTIONS = TrainOptions(steps=40, batch=4, learning_rate=1e-2, ema_decay=0.9, checkpoint_every=10)
+
+
+class Line:
+    """`nan_at` is the step at which the loss is NaN."""
+
+    name = "line"
+
+    def __init__(self, nan_at: int | None = None) -> None:
+        self.made_of = {"data": "a line"}
+        torch.manual_seed(0)
+        self.model = nn.Linear(3, 1)
+        self.nan_at = nan_at
+
+    def loss(self, step: int, batch: int, seed: int) -> Tensor:
+        inputs = torch.randn(batch, 3)
+        loss = (self.model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+        return loss * math.nan if step == self.nan_at else loss
+
+    def sample_sheet(self, model: nn.Module) -> Image.Image:
+        return Image.new("RGB", (8, 8))
+
+    def figures(self, model: nn.Module) -> dict[str, float]:
+        return {"nothing": math.nan}
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        torch.save(model.state_dict(), folder / "weights.pt")
+
+    def load(self, folder: Path) -> None:
+        self.model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+
+
+def main() -> None:
+    """One of two processes that train together, twice; in the second training the other one's loss is NaN."""
+    rank, out = int(sys.argv[1]), Path(sys.argv[2])
+    torch.distributed.init_process_group("gloo", f"file://{out / 'meeting'}", rank=rank, world_size=2)
+    train(Line(), OPTIONS, out / "whole")
+    try:
+        train(Line(25 if rank else None), OPTIONS, out / "broken", lambda text: None)
+    except UserError as error:
+        print(error, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
