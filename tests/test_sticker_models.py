@@ -1,5 +1,7 @@
 """The recipes of the embedded models, on a handful of scenes."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -141,3 +143,17 @@ def test_augmented_labels_stay_those_of_the_scene() -> None:
         assert image.shape == (128, 128, 3)
         assert set(np.unique(labels)) <= {0, 17, 42}
         assert (labels > 0).any()
+
+
+def test_the_command_measures_an_autoencoder(folders) -> None:
+    from typer.testing import CliRunner
+
+    from factory.cli.main import app
+
+    options = ["--autoencoder", str(folders / "vae"), "--scenes", "4", "--json"]
+    result = CliRunner().invoke(app, ["stickers", "evaluate-autoencoder", *options])
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    assert figures.keys() == {"scenes", "psnr", "kept_single", "kept_pairs", "roughness"}
+    assert 0 <= figures["kept_single"] <= 1
+    assert 0 < figures["roughness"] < 1

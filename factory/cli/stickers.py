@@ -136,7 +136,7 @@ def evaluate(
 def evaluate_autoencoder(
     autoencoder: Annotated[Path | None, typer.Option(help="Folder; default: that of the embedded pipeline.")] = None,
     detector: Annotated[Path | None, typer.Option(help="Detector folder; default: the embedded one.")] = None,
-    scenes: Annotated[int, typer.Option(min=20, help="Fresh scenes of one object, and as many of two.")] = 400,
+    scenes: Annotated[int, typer.Option(min=1, help="Fresh scenes of one object, and as many of two.")] = 400,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON only.")] = False,
 ) -> None:
     """Measure what the autoencoder keeps of fresh scenes: PSNR, and the objects that the detector still finds.
@@ -153,9 +153,9 @@ def evaluate_autoencoder(
     from factory.stickers.text_to_image import open_autoencoder
 
     opened = open_autoencoder(autoencoder or pipeline_folder() / "vae", "cpu")
-    quiet = (lambda text: None) if as_json else typer.echo
+    quiet = (lambda text: None) if as_json else (lambda text: typer.echo(text, err=True))
     figures = asdict(round_trip(opened, open_detector(detector), scenes, quiet))
-    typer.echo(json.dumps({key: round(value, 4) for key, value in figures.items()}))
+    typer.echo(dumps({key: round(value, 4) for key, value in figures.items()}))
 
 
 @app.command()

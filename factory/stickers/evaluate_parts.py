@@ -122,7 +122,7 @@ def _kept(autoencoder: AutoencoderTiny, detector: StickerDetector, scenes: int, 
 
 
 @torch.no_grad()
-def _roughness(autoencoder: AutoencoderTiny, scenes: int = 64) -> float:
+def _roughness(autoencoder: AutoencoderTiny, scenes: int = 32) -> float:
     names = coco().names
     drawn = [render_scene((32, k), random_class_names(np.random.default_rng((32, k)), names)) for k in range(scenes)]
     device = next(autoencoder.parameters()).device
