@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -66,13 +66,23 @@ def run() -> None:
         app()
     except UserError as error:
         _say(str(error))
-        raise SystemExit(error.exit_code) from None
+        _end(error.exit_code)
     except SystemExit as end:
         # typer turns KeyboardInterrupt into this code and a closed pipe into 1, both without a word.
         if end.code == exit_codes.INTERRUPTED:
             _say("Interrupted; what is written is kept, and the same command continues from there.")
-            raise SystemExit(interrupts.exit_code()) from None
+            _end(interrupts.exit_code())
         raise
+
+
+def _end(code: int) -> NoReturn:
+    """Exit; at once where Ray would wait for a cluster that is gone, and then end the process in its own way."""
+    cluster = sys.modules.get("factory.engine.cluster")
+    if cluster is not None and cluster.is_stuck():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code) from None
 
 
 def _say(sentence: str) -> None:

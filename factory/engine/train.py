@@ -37,21 +37,23 @@ def train_on_several(train_here: Callable[[Any], Path], run: SeveralRun, devices
         raise UserError(
             f"a batch of {run.batch} does not part evenly over {devices} devices; choose a multiple for --batch."
         )
-    from factory.engine.cluster import connected, resources
+    from factory.engine.capacity import resources
+    from factory.engine.cluster import connected, quiet
 
     out = Path(run.out).absolute()
     with connected(engine.model_copy(update={"workers": devices + 1}), max(1, run.threads)):
         import ray.train  # reads the environment that `connected` prepares
         from ray.train.torch import TorchTrainer
 
-        gpus = resources()[1] >= devices
+        gpus = resources().total("GPU") >= devices
         trainer = TorchTrainer(
             _train_part,
             train_loop_config={"train_here": train_here, "run": run, "gpus": gpus},
             scaling_config=ray.train.ScalingConfig(num_workers=devices, use_gpu=gpus),
             run_config=ray.train.RunConfig(name="train", storage_path=str(out / "ray")),
         )
-        trainer.fit()
+        with quiet():
+            trainer.fit()
     return out / "model"
 
 
