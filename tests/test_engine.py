@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from factory.engine import deadlines, scheduler
+from factory.engine import deadlines, health
 from factory.engine.capacity import Capacity, Share
 from factory.engine.cluster import connected
 from factory.engine.deadlines import Deadlines
@@ -114,7 +114,7 @@ def test_a_detector_pool_that_cannot_start_ends_the_run_with_a_sentence(tmp_path
 def test_workers_that_never_get_ready_are_reported_and_not_replaced_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, said: str
 ) -> None:
-    monkeypatch.setattr(scheduler, "_FAILED_STARTS", 2)
+    monkeypatch.setattr(health, "FAILED_STARTS", 2)
     with pytest.raises(GivenUpError, match=f"failed 2 times in a row while loading, at last with: .*{said}"):
         run(SleepingJob(str(tmp_path), start=start), 3, workers=1, load_deadline=1.0)
 
@@ -218,13 +218,9 @@ def test_an_address_where_no_cluster_is_gets_a_sentence() -> None:
 
 
 def test_a_ray_that_does_not_start_gets_a_sentence(tmp_path: Path) -> None:
-    file = tempfile.NamedTemporaryFile(dir="/tmp")  # a short path: a long one is another fault
-    run = subprocess.run(
-        [*PROGRAM, "generate", "--classes", "dog", "--n", "1", "--shards", str(tmp_path / "set")],
-        env={**os.environ, "RAY_TMPDIR": file.name},
-        capture_output=True,
-        text=True,
-    )
+    command = [*PROGRAM, "generate", "--classes", "dog", "--n", "1", "--shards", str(tmp_path / "set")]
+    with tempfile.NamedTemporaryFile(dir="/tmp") as file:  # a short path: a long one is another fault
+        run = subprocess.run(command, env={**os.environ, "RAY_TMPDIR": file.name}, capture_output=True, text=True)
     assert run.returncode == 75, run.stderr
     assert "Ray did not start on this machine" in run.stderr
     assert "Traceback" not in run.stderr

@@ -72,14 +72,14 @@ HEADLESS = """
 import sys
 from pathlib import Path
 from factory.cli import main
-from factory.engine import cluster, scheduler
+from factory.engine import cluster, health, scheduler
 from factory.engine.capacity import Capacity
 from factory.engine.pool import Pool
 from factory.engine.view import ClusterView
 from factory.recipe_parts import EngineRecipe
 from factory.testing.jobs import SleepingJob
 
-scheduler._LONGEST_SILENCE = 3.0
+health.LONGEST_SILENCE = 3.0
 cluster._keep_token_in_memory()
 from ray.cluster_utils import Cluster
 there = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})

@@ -16,6 +16,8 @@ from factory.engine.machine import session_folder, usable_cpus
 from factory.errors import TransientError, UserError
 from factory.recipe_parts import EngineRecipe
 
+_log = logging.getLogger(__name__)
+
 _LOCAL_OBJECT_STORE = 256 * 1024 * 1024
 _LOOPBACK = "127.0.0.1"
 _ENVIRONMENT = {
@@ -183,6 +185,21 @@ def _join(address: str) -> None:
             f"there is no Ray cluster to join at {address}: {_said(error)} Start one with `ray start --head`, give its "
             f"address (host:6379, or auto on one of its machines), or leave --address out to run on this machine."
         ) from error
+    _warn_without_token(address)
+
+
+def _warn_without_token(address: str) -> None:
+    from ray._raylet import (  # type: ignore[attr-defined]
+        AuthenticationMode,
+        get_authentication_mode,
+    )
+
+    if get_authentication_mode() == AuthenticationMode.DISABLED:
+        _log.warning(
+            "The Ray cluster at %s has no token authentication: whoever reaches its ports can run code on it. Start it "
+            "with RAY_AUTH_MODE=token (docs/generate.md).",
+            address,
+        )
 
 
 def _check_this_host_is_a_node(address: str) -> None:

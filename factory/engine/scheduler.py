@@ -8,11 +8,12 @@ from typing import Any
 
 from factory.engine import logs
 from factory.engine.deadlines import Deadlines
+from factory.engine.health import Health
 from factory.engine.pool import Member, Pool, references
 from factory.engine.queue import LOSSES, TRIES, ShardQueue
 from factory.engine.state import Listener, State
 from factory.engine.view import ClusterView
-from factory.errors import GivenUpError, StoreUnavailableError, TransientError, UserError
+from factory.errors import StoreUnavailableError, UserError
 from factory.interrupts import stop_requests
 from factory.recipe_parts import EngineRecipe
 
@@ -21,10 +22,6 @@ __all__ = ["Listener", "Scheduler", "State"]
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _TICK = 0.5
 _ASK_EVERY = 2.0
-_FAILED_STARTS = 5
-_SILENCE_TOLD, _LONGEST_SILENCE, _LONGEST_LOCAL_SILENCE = 8.0, 40.0, 15.0
-"""Seconds without an answer of the cluster's head; after 60 Ray would end this process itself. A local one that does not
-answer does not come back."""
 
 
 class Scheduler:
@@ -35,8 +32,9 @@ class Scheduler:
     ) -> None:
         self._pool, self._view, self._engine, self._listener = pool, view, engine, listener
         self._queue, self._deadlines = ShardQueue(shards), Deadlines(engine)
-        self._asked, self._failed_starts, self._silence_told = 0.0, 0, False
+        self._asked = 0.0
         self.state = State(len(shards))
+        self._health = Health(pool, view, engine, self.state)
 
     def run(self) -> State:
         """Returns when every shard is done or quarantined.
@@ -74,7 +72,7 @@ class Scheduler:
         self._kill_late()
         self._ask_progress()
         self._tell()
-        self._check_head()
+        self._health.check_head()
 
     def _busy(self) -> int:
         return sum(len(member.shards) for member in self._pool.members)
@@ -86,10 +84,10 @@ class Scheduler:
             f"stopping: {self._busy()} shards under way may take {grace:g} s more; a second signal stops at once"
         )
         end = time.monotonic() + grace
-        while self._busy() and time.monotonic() < end and self._view.silent_for() < _SILENCE_TOLD / 2:
-            self._turn()  # a signal to the whole process group ends Ray too: then there is nothing to wait for
-        if self._view.silent_for() >= _SILENCE_TOLD / 2:
-            self._pool.abandon()
+        while self._busy() and time.monotonic() < end and not self._health.cut_off():
+            self._turn()
+        if self._health.cut_off():
+            self._pool.abandon()  # a signal to the whole process group ends Ray too
 
     def _size_pool(self) -> None:
         if self._view.silent_for() > 0:
@@ -129,7 +127,8 @@ class Scheduler:
             elif reference == member.started:
                 member.where, member.since = result, time.monotonic()
             else:
-                member.ready, member.where, self._failed_starts = True, result, 0
+                member.ready, member.where = True, result
+                self._health.started()
 
     def _done(self, shard: int, result: Any) -> None:
         self._pool.progressed()
@@ -180,18 +179,7 @@ class Scheduler:
 
     def _start_failed(self, member: Member, said: str) -> None:
         """An actor that was lost or failed while it started; they are replaced, but not for ever."""
-        what = "detector worker" if member.is_detector else "worker"
-        written = logs.LOGS.tail(member.where.get("ip", ""), member.where.get("pid", ""), 3)
-        said = " | ".join([said, *written.splitlines()])
-        self.state.errors.append(f"a {what} on {member.where.get('host', 'an unknown host')} did not start: {said}")
-        self._failed_starts += 1
-        working = any(one.ready for one in self._pool.members)
-        if member.is_detector or (self._failed_starts >= _FAILED_STARTS and not working):
-            times = "again and again" if member.is_detector else f"{self._failed_starts} times in a row"
-            raise GivenUpError(
-                f"the {what}s cannot start: they failed {times} while loading, at last with: {said}. Give them more "
-                f"memory, fewer of them (--workers), or correct what that says; finished shards are kept."
-            )
+        self._health.start_failed(member, said)
         self._take_out(member, said, charged=False)
 
     def _take_out(self, member: Member, why: str, charged: bool) -> None:
@@ -301,20 +289,6 @@ class Scheduler:
             shard: member.counts[shard] for member in members for shard in member.shards if shard in member.counts
         }
         self._listener.tick(state)
-
-    def _check_head(self) -> None:
-        silent, local = self._view.silent_for(), self._engine.address is None
-        longest = _LONGEST_LOCAL_SILENCE if local else _LONGEST_SILENCE
-        if silent > longest:
-            self._pool.abandon()
-            where = "on this machine" if local else f"cluster at {self._engine.address}"
-            raise TransientError(
-                f"the head of the Ray {where} has not answered for {silent:.0f} s: it is gone, or cut off. Committed "
-                f"shards are kept; give the same command again{'' if local else ' when the cluster is back'}."
-            )
-        if silent > _SILENCE_TOLD and not self._silence_told:
-            self.state.errors.append(f"the head of the Ray cluster does not answer; waiting up to {longest:.0f} s")
-        self._silence_told = silent > _SILENCE_TOLD
 
     def _keep_logs(self) -> None:
         text = logs.LOGS.text()
