@@ -44,6 +44,7 @@ protocol-2: $(STAMP) ## Segmenters from synthetic sets beside labelled ones, on 
 
 chaos: $(STAMP) ## Kill workers and drivers 20 times, resume, compare every byte
 	$(BIN)/python tests/chaos.py --rounds 20
+	$(BIN)/python tests/chaos_engine.py --rounds 20
 
 bench: $(STAMP) ## The figures of docs/performance.md; needs an otherwise idle machine
 	$(BIN)/python benchmarks/startup.py

@@ -10,9 +10,11 @@ import argparse
 import tempfile
 import time
 
+from factory.engine.capacity import Capacity, Share
 from factory.engine.cluster import connected
 from factory.engine.pool import Pool
 from factory.engine.scheduler import Listener, Scheduler, State
+from factory.engine.view import ClusterView
 from factory.recipe_parts import EngineRecipe
 from factory.testing.jobs import SleepingJob
 
@@ -32,10 +34,11 @@ def measure(actors: int, seconds: float, shards: int) -> tuple[float, int]:
     """(seconds from all actors ready to the end, shards done in that time)."""
     watch = Stopwatch(actors)
     with tempfile.TemporaryDirectory() as folder:
-        pool = Pool(SleepingJob(folder, seconds=seconds), 0, 0, 0, 0)
+        engine = EngineRecipe(workers=actors)
+        pool = Pool(SleepingJob(folder, seconds=seconds), Share(0))
         try:
-            listener = Listener(tick=watch.tick)
-            state = Scheduler(pool, range(shards), actors, (0.01, 0), None, listener).run()
+            with ClusterView(Capacity(engine, 0)) as view:
+                state = Scheduler(pool, range(shards), view, engine, Listener(tick=watch.tick)).run()
             return time.perf_counter() - watch.ready, state.shards_done - watch.done_before
         finally:
             pool.close()

@@ -40,16 +40,20 @@ def peaks(command: list[str]) -> tuple[float, float, float]:
 
 def empty_shards(count: int) -> None:
     """Four actors through the scheduler, with nothing to make."""
+    from factory.engine.capacity import Capacity, Share
     from factory.engine.cluster import connected
     from factory.engine.pool import Pool
     from factory.engine.scheduler import Listener, Scheduler
+    from factory.engine.view import ClusterView
     from factory.recipe_parts import EngineRecipe
     from factory.testing.jobs import SleepingJob
 
     with tempfile.TemporaryDirectory() as folder, connected(EngineRecipe(workers=1), 1):
-        pool = Pool(SleepingJob(folder), 0, 0, 0, 0)
+        engine = EngineRecipe(workers=4)
+        pool = Pool(SleepingJob(folder), Share(0))
         try:
-            Scheduler(pool, range(count), 4, (0.01, 0), None, Listener()).run()
+            with ClusterView(Capacity(engine, 0)) as view:
+                Scheduler(pool, range(count), view, engine, Listener()).run()
         finally:
             pool.close()
 

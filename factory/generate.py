@@ -1,15 +1,20 @@
 """Make a set: recipe, plan, what is missing of it, the engine, and the statement at the end."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
+from factory import exit_codes
 from factory.dataset import Totals, begin, put_progress, write_statement
-from factory.engine.cluster import connected, gpus_per_worker
+from factory.engine.capacity import Capacity
+from factory.engine.cluster import connected
 from factory.engine.content import ContentJob
 from factory.engine.pool import Pool
 from factory.engine.scheduler import Listener, Scheduler, State
+from factory.engine.view import ClusterView
 from factory.errors import UserError
 from factory.generator.load import EMBEDDED, model_folder, pin_revision
 from factory.grounder.folder import check_fits, grounder_folder, pin_grounder, read_config
@@ -21,9 +26,6 @@ from factory.recipe import Recipe
 from factory.recipe_parts import GeneratorRecipe, MaskRecipe
 from factory.store import Store
 from factory.vocabulary import coco
-
-DONE, QUARANTINED, SHORT = 0, 3, 4
-"""Exit codes: complete; some shards were given up; complete, but some samples were never accepted."""
 
 _PROGRESS_EVERY = 3.0
 
@@ -43,8 +45,8 @@ class Summary:
     def exit_code(self) -> int:
         """0, or what is missing."""
         if self.last.quarantined:
-            return QUARANTINED
-        return SHORT if self.totals.short else DONE
+            return exit_codes.GIVEN_UP
+        return exit_codes.SHORT if self.totals.short else exit_codes.DONE
 
 
 def pinned(recipe: Recipe) -> Recipe:
@@ -104,7 +106,8 @@ def uses_detector(recipe: Recipe) -> bool:
 def generate(recipe: Recipe, store: Store, extend: bool = False, watch: Watch = lambda snapshot: None) -> Summary:
     """Begin or resume a set, and run until it is done. `watch` sees a snapshot at least every half second.
 
-    KeyboardInterrupt passes through: what is committed stays, and the same call goes on from there.
+    KeyboardInterrupt passes through, after the shards under way had `engine.grace` seconds: what is committed is kept,
+    and the same call continues.
     """
     recipe = begin(store, pinned(recipe), extend)
     plan = Plan(recipe)
@@ -124,12 +127,11 @@ def generate(recipe: Recipe, store: Store, extend: bool = False, watch: Watch = 
 def _run(recipe: Recipe, store: Store, todo: list[int], tracker: Tracker, watch: Watch) -> State:
     engine, threads = recipe.engine, recipe.generator.threads
     listener = _Reporter(store, tracker, watch)
-    with connected(engine, threads):
-        gpus = gpus_per_worker(engine)
-        detectors = engine.detectors if uses_detector(recipe) else 0
-        pool = Pool(ContentJob(recipe, store), threads, gpus, detectors, engine.gpus_per_detector)
-        share = (float(threads), gpus)
-        scheduler = Scheduler(pool, todo, engine.workers, share, engine.deadline, listener.as_listener())
+    job = ContentJob(recipe, store)
+    detectors = engine.detectors if uses_detector(recipe) else 0
+    with connected(engine, threads), ClusterView(Capacity(engine, threads, job.memory())) as view:
+        pool = Pool(job, view.share, detectors, engine.gpus_per_detector)
+        scheduler = Scheduler(pool, todo, view, engine, listener.as_listener())
         status = "failed"
         try:
             state = scheduler.run()
@@ -149,9 +151,10 @@ class _Reporter:
     def __init__(self, store: Store, tracker: Tracker, watch: Watch) -> None:
         self._store, self._tracker, self._watch = store, tracker, watch
         self._written = 0.0
+        self._log = f"logs/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.log"
 
     def as_listener(self) -> Listener:
-        return Listener(tick=self.tick, quarantine=self.quarantine, finished=self.finished)
+        return Listener(tick=self.tick, quarantine=self.quarantine, finished=self.finished, logs=self.logs)
 
     def tick(self, state: State) -> None:
         snapshot = self._tracker.snapshot(state)
@@ -172,6 +175,11 @@ class _Reporter:
         name = _quarantine_name(shard)
         data = json.dumps({"shard": shard, "error": text}, indent=1).encode()
         self._store.swap(name, data, self._store.get(name))
+
+    def logs(self, text: str) -> None:
+        """What the workers wrote, in one file for each run; best effort."""
+        with contextlib.suppress(ValueError):
+            self._store.swap(self._log, text.encode(), self._store.get(self._log))
 
     def finished(self, shard: int) -> None:
         """A shard that was given up in an earlier run is done now."""

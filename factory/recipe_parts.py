@@ -131,7 +131,26 @@ class EngineRecipe(Part):
     gpus_per_detector: float = Field(default=0.0, ge=0, le=16, description="GPUs of a detector worker.")
     writers: int = Field(default=1, ge=1, le=64, description="Threads of a worker that encode and write.")
     deadline: float | None = Field(
-        default=None, gt=0, description="Seconds after which a shard is killed and queued again."
+        default=None,
+        gt=0,
+        description="Seconds after which a shard's worker is killed and the shard tried again; by default ten times "
+        "the slowest shard, at least ten minutes, and an hour without any sample before three shards are done.",
+    )
+    load_deadline: float = Field(
+        default=3600.0, gt=0, description="Seconds in which a worker must have loaded its models."
+    )
+    grace: float = Field(
+        default=20.0,
+        ge=0,
+        le=86400,
+        description="Seconds that shards under way may still take after SIGTERM or Ctrl-C.",
+    )
+    memory_per_worker: float | None = Field(
+        default=None,
+        gt=0,
+        le=4096,
+        description="GiB that a CPU worker reserves; estimated from the models' files by default, and not reserved "
+        "where `workers` is given.",
     )
     address: str | None = Field(default=None, description="The Ray cluster to join; a local one is started by default.")
 

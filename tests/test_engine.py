@@ -1,18 +1,25 @@
 """The engine on work that sleeps, fails, hangs and dies: everything is done once, and nothing is given up too early."""
 
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from factory.engine import deadlines, health
+from factory.engine.capacity import Capacity, Share
 from factory.engine.cluster import connected
+from factory.engine.deadlines import Deadlines
 from factory.engine.pool import Member, Pool
 from factory.engine.scheduler import Listener, Scheduler, State
-from factory.errors import UserError
+from factory.engine.view import ClusterView
+from factory.errors import GivenUpError, UserError
 from factory.recipe_parts import EngineRecipe
 from factory.testing.jobs import AskingJob, RefusingJob, SleepingJob
 
@@ -25,14 +32,14 @@ def ray_here() -> Iterator[None]:
         yield
 
 
-def run(
-    job: SleepingJob, shards: int, workers: int = 2, deadline: float | None = None, listener: Listener | None = None
-) -> State:
-    pool = Pool(job, threads=1, gpus=0, detectors=0, gpus_per_detector=0)
-    try:
-        return Scheduler(pool, range(shards), workers, (1, 0), deadline, listener or Listener()).run()
-    finally:
-        pool.close()
+def run(job: SleepingJob, shards: int, listener: Listener | None = None, detectors: int = 0, **engine: Any) -> State:
+    recipe = EngineRecipe(**{"workers": 2, **engine})
+    with ClusterView(Capacity(recipe, threads=1)) as view:
+        pool = Pool(job, Share(1), detectors)
+        try:
+            return Scheduler(pool, range(shards), view, recipe, listener or Listener()).run()
+        finally:
+            pool.close()
 
 
 def times(folder: Path, mark: str, shard: int) -> int:
@@ -48,8 +55,8 @@ def test_every_shard_is_made_once(tmp_path: Path) -> None:
 
 
 def test_the_last_shards_wait_for_whoever_is_free_first(tmp_path: Path) -> None:
-    pool = Pool(SleepingJob(str(tmp_path)), threads=1, gpus=0, detectors=0, gpus_per_detector=0)
-    idle, busy, full, loading = (Member(name, None, ready=True) for name in ("idle", "busy", "full", "loading"))
+    pool = Pool(SleepingJob(str(tmp_path)), Share(1))
+    idle, busy, full, loading = (Member(name, None, None, ready=True) for name in ("idle", "busy", "full", "loading"))
     busy.shards, full.shards, loading.ready = {0: None}, {1: None, 2: None}, False
 
     def given(members: list[Member], queued: int) -> list[str]:
@@ -72,10 +79,88 @@ def test_the_shards_of_a_worker_that_dies_go_back_to_the_queue(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("ray_here")
+def test_a_shard_that_kills_every_worker_is_given_up_and_its_neighbours_are_done(tmp_path: Path) -> None:
+    told, written = dict[int, str](), list[str]()
+    listener = Listener(quarantine=told.__setitem__, logs=written.append)
+    state = run(SleepingJob(str(tmp_path), poisonous=frozenset({1})), 8, listener)
+    assert (state.quarantined, state.shards_done) == ([1], 7)
+    assert times(tmp_path, "tried", 1) == 5
+    assert "its worker was lost, 5 of 5 times" in told[1]
+    assert "shard 1 takes all memory" in told[1], "what the worker wrote before it died is kept"
+    assert "shard 1 takes all memory" in written[-1]
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_shard_that_was_finished_when_its_worker_died_is_not_made_again(tmp_path: Path) -> None:
+    """A busy driver finds the loss and the answer at once, the loss first."""
+    job = SleepingJob(str(tmp_path), writing=1.0, dying_late=frozenset({0}))
+    state = run(job, 4, Listener(tick=lambda state: time.sleep(2)), workers=1)
+    assert (state.shards_done, state.lost) == (4, 1)
+    assert [times(tmp_path, "done", shard) for shard in range(4)] == [1] * 4
+
+
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize("start", ["raise", "die"])
+def test_a_detector_pool_that_cannot_start_ends_the_run_with_a_sentence(tmp_path: Path, start: str) -> None:
+    job = AskingJob(str(tmp_path), start=start)
+    with pytest.raises(GivenUpError, match="the detector workers cannot start: they failed again and again"):
+        run(job, 3, detectors=1)
+
+
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize(
+    ("start", "said"), [("hang", "loading was not done after 1 s"), ("die", "worker process has died")]
+)
+def test_workers_that_never_get_ready_are_reported_and_not_replaced_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, said: str
+) -> None:
+    monkeypatch.setattr(health, "FAILED_STARTS", 2)
+    with pytest.raises(GivenUpError, match=f"failed 2 times in a row while loading, at last with: .*{said}"):
+        run(SleepingJob(str(tmp_path), start=start), 3, workers=1, load_deadline=1.0)
+
+
+def test_a_worker_that_tries_no_sample_for_an_hour_is_late_before_any_shard_is_known() -> None:
+    now, hour = time.monotonic(), deadlines._FIRST_SILENCE
+    silent = Member(None, None, None, ready=True, shards={0: None}, since=now - hour - 1, alive=now - hour - 1)
+    busy = Member(None, None, None, ready=True, shards={0: None}, since=now - hour - 1, alive=now - 5)
+    waiting = Member(None, None, None, since=0.0)
+    late = Deadlines(EngineRecipe())
+    assert "it tried no sample for 3600 s" in str(late.exceeded(silent))
+    assert late.exceeded(busy) is None
+    assert late.exceeded(waiting) is None, "an actor that waits for room is not late"
+    for _ in range(3):
+        late.took(100.0)
+    assert "not done after 1000 s" in str(late.exceeded(busy))
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_sigterm_lets_shards_under_way_finish_and_drops_what_does_not(tmp_path: Path) -> None:
+    said: list[State] = []
+
+    def tick(state: State) -> None:
+        said.append(state)
+        if (tmp_path / "tried-0").exists() and state.shards_done >= 1 and not (tmp_path / "sent").exists():
+            (tmp_path / "sent").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    job = SleepingJob(str(tmp_path), seconds=1.0, writing=0.5, hanging=frozenset({0}))
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run(job, 30, Listener(tick=tick), grace=4.0)
+    assert time.monotonic() - began < 15
+    tried, done = ({path.name.partition("-")[2] for path in tmp_path.glob(f"{what}-*")} for what in ("tried", "done"))
+    assert tried - done == {"0"}, "what was under way was finished, and the one that hangs was dropped"
+    assert 2 <= len(done) <= 5, "nothing was given out after the signal"
+    assert any("stopping:" in line for line in said[-1].errors)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+@pytest.mark.usefixtures("ray_here")
 def test_a_shard_that_fails_is_tried_three_times_and_then_put_aside(tmp_path: Path) -> None:
     told: dict[int, str] = {}
     listener = Listener(quarantine=told.__setitem__)
-    state = run(SleepingJob(str(tmp_path), failing=frozenset({2})), 6, listener=listener)
+    state = run(SleepingJob(str(tmp_path), failing=frozenset({2})), 6, listener)
     assert times(tmp_path, "tried", 2) == 3
     assert state.quarantined == [2]
     assert state.shards_done == 5
@@ -94,10 +179,9 @@ def test_a_shard_over_its_deadline_is_killed_and_its_neighbours_are_done(tmp_pat
 
 @pytest.mark.usefixtures("ray_here")
 def test_a_worker_generates_while_it_writes_the_shard_before(tmp_path: Path) -> None:
-    run(SleepingJob(str(tmp_path)), 2, workers=1)
-    start = time.monotonic()
     run(SleepingJob(str(tmp_path), seconds=0.4, writing=0.4), 5, workers=1)
-    assert time.monotonic() - start < 5 * 0.8 - 0.5
+    took = (tmp_path / "done-4").stat().st_mtime - (tmp_path / "tried-0").stat().st_mtime
+    assert took < 5 * 0.8 - 0.5
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -108,11 +192,7 @@ def test_bad_input_that_a_worker_finds_ends_the_run_with_its_sentence(tmp_path: 
 
 @pytest.mark.usefixtures("ray_here")
 def test_workers_ask_the_detector_pool_and_a_lost_detector_comes_back(tmp_path: Path) -> None:
-    pool = Pool(AskingJob(str(tmp_path)), threads=1, gpus=0, detectors=1, gpus_per_detector=0)
-    try:
-        state = Scheduler(pool, range(4), 1, (1, 0), None, Listener()).run()
-    finally:
-        pool.close()
+    state = run(AskingJob(str(tmp_path)), 4, workers=1, detectors=1)
     assert (tmp_path / "detector-died").exists()
     assert (state.shards_done, state.accepted, state.quarantined) == (4, 12, [])
 
@@ -138,13 +218,9 @@ def test_an_address_where_no_cluster_is_gets_a_sentence() -> None:
 
 
 def test_a_ray_that_does_not_start_gets_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    run = subprocess.run(
-        [*PROGRAM, "generate", "--classes", "dog", "--n", "1", "--shards", str(tmp_path / "set")],
-        env={**os.environ, "RAY_TMPDIR": str(tmp_path / "file")},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 2, run.stderr
+    command = [*PROGRAM, "generate", "--classes", "dog", "--n", "1", "--shards", str(tmp_path / "set")]
+    with tempfile.NamedTemporaryFile(dir="/tmp") as file:  # a short path: a long one is another fault
+        run = subprocess.run(command, env={**os.environ, "RAY_TMPDIR": file.name}, capture_output=True, text=True)
+    assert run.returncode == 75, run.stderr
     assert "Ray did not start on this machine" in run.stderr
     assert "Traceback" not in run.stderr

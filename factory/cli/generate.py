@@ -31,6 +31,9 @@ ShardSize = Annotated[int | None, typer.Option(help="Samples of a shard.")]
 Workers = Annotated[int | None, typer.Option(help="Generating workers; as many as fit by default.")]
 Gpus = Annotated[float | None, typer.Option(help="GPUs of a worker, also a fraction; 0 is the CPU.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join, host:port or auto; local by default.")]
+Grace = Annotated[
+    float | None, typer.Option(help="Seconds that shards under way may take after SIGTERM or Ctrl-C; 20 by default.")
+]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe file; options override it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -54,13 +57,15 @@ def generate(
     workers: Workers = None,
     gpus_per_worker: Gpus = None,
     address: Address = None,
+    grace: Grace = None,
     recipe: RecipeFile = None,
     extend: Annotated[bool, typer.Option("--extend", help="Make a finished or unfinished set larger, to --n.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a set of images with masks, or go on with one.
 
-    The same command again resumes; the recipe is written beside the shards. Ctrl-C stops, and keeps what is done.
+    The same command again resumes; the recipe is written beside the shards. Ctrl-C and SIGTERM
+    finish the shards under way, for --grace seconds, and stop; what is done is kept.
 
     Example: factory generate --classes coco --n 1000 --shards out/
 
@@ -68,8 +73,8 @@ def generate(
 
     Example: factory generate --recipe out/recipe.yaml --shards again/
 
-    Exit codes: 0 complete, 2 bad input, 3 some shards were given up after three errors (see quarantine/), 4 complete
-    but for samples that no attempt filled, 130 interrupted.
+    Exit codes: 0 complete, 2 bad input, 3 some shards were given up (see quarantine/), 4 complete but for samples that
+    no attempt filled, 75 temporary trouble, 130 and 143 interrupted: docs/exit-codes.md.
     """
     from factory.cli.options import assemble
     from factory.cli.view import watching

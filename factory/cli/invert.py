@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from factory.cli.generate import Address, AsJson, Batch, Gpus, Model, ShardSize, Workers, as_data, as_text
+from factory.cli.generate import Address, AsJson, Batch, Gpus, Grace, Model, ShardSize, Workers, as_data, as_text
 from factory.valid_json import dumps
 
 
@@ -36,6 +36,7 @@ def invert(
     workers: Workers = None,
     gpus_per_worker: Gpus = None,
     address: Address = None,
+    grace: Grace = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring real labelled images back to noise, and keep the latents of their features with their true masks.
@@ -69,7 +70,7 @@ def invert(
     )
     generator = load_recipe(recipe).get("generator", {}) if recipe else {}
     given = {"generator": generator, "model": model, "batch": batch, "shard_size": shard_size}
-    engine = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address}
+    engine = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address, "grace": grace}
     chosen, left_out = recipe_of_folder(options, given, engine)
     typer.echo(f"{chosen.n} images of {root}; {left_out} left out.", err=True)
     store = Store(shards)

@@ -25,6 +25,7 @@ _PLACES = {
     "workers": ("engine", "workers"),
     "gpus_per_worker": ("engine", "gpus_per_worker"),
     "address": ("engine", "address"),
+    "grace": ("engine", "grace"),
     "detectors": ("engine", "detectors"),
     "gpus_per_detector": ("engine", "gpus_per_detector"),
 }

@@ -3,90 +3,221 @@
 import logging
 import os
 import secrets
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from typing import Any
 
-from factory.errors import UserError
+from factory.engine import environment, logs
+from factory.engine.machine import session_folder, usable_cpus
+from factory.errors import TransientError, UserError
 from factory.recipe_parts import EngineRecipe
 
+_log = logging.getLogger(__name__)
+
 _LOCAL_OBJECT_STORE = 256 * 1024 * 1024
+_LOOPBACK = "127.0.0.1"
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Each thread of a worker would else keep what it once needed, 260 MB in all (docs/performance.md).
-    "MALLOC_ARENA_MAX": "1",
+    **environment.AT_START,
 }
 """For the processes that Ray starts on this machine."""
+_LEAVING = 10.0
+_stuck = False
 
 
 @contextmanager
 def connected(engine: EngineRecipe, threads: int) -> Iterator[None]:
     """Ray, for the time of the `with`: a cluster of this machine alone, or the one at `engine.address`.
 
-    Standard output is closed meanwhile: Ray prints its daemon's messages there, whatever it is told about logs.
+    A program that is connected to a cluster already keeps its own, which is used and not ended. The handlers of signals
+    stay as they were: Ray sets one for SIGTERM that ends the process. UserError and TransientError say why there is no
+    cluster.
     """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        _check_same_cluster(engine.address)
+        with logs.kept(printed=True):
+            yield
+        return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if engine.address is None:
-        _start((engine.workers or 1) * threads + engine.detectors)
-    else:
-        _join(engine.address)
+    with _same_handlers():
+        if engine.address is None:
+            _start((engine.workers or 1) * threads + engine.detectors)
+        else:
+            _join(engine.address)
     try:
-        with open(os.devnull, "w") as sink, redirect_stdout(sink):
+        with logs.kept(printed=False):
             yield
     finally:
         _leave()
 
 
+def _check_same_cluster(address: str | None) -> None:
+    """UserError where a program is connected to one cluster and the recipe names another."""
+    import ray
+
+    if address is None or address == "auto":
+        return
+    _check_reachable(address)
+    current = str(ray.get_runtime_context().gcs_address)
+    if not address.startswith("ray://") and current != address:
+        raise UserError(
+            f"this program is connected to the Ray cluster at {current}, not to {address}; call ray.shutdown() first, "
+            f"or leave the address out to use that cluster."
+        )
+
+
+@contextmanager
+def _same_handlers() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without standard output: Ray prints there while it starts, ends and trains, whatever its log level is."""
+    with open(os.devnull, "w") as sink, redirect_stdout(sink):
+        yield
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Have Ray's servers listen on the loopback interface, as they do on macOS and Windows.
+
+    They bind to the address of their node, and on Linux Ray replaces a loopback address by the machine's own one.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
 def _start(cpus: int) -> None:
+    folder = session_folder()
     _keep_token_in_memory()
     import ray
 
+    options: dict[str, Any] = {} if folder is None else {"_temp_dir": folder}
     try:
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, cpus),
-            include_dashboard=False,
-            object_store_memory=_LOCAL_OBJECT_STORE,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with quiet(), _loopback_only():
+            ray.init(
+                address="local",
+                num_cpus=max(usable_cpus(), cpus),
+                include_dashboard=False,
+                object_store_memory=_LOCAL_OBJECT_STORE,
+                logging_level=logging.ERROR,
+                _node_ip_address=_LOOPBACK,
+                **options,
+            )
     except Exception as error:  # Ray raises Exception itself where its daemons do not come up
-        raise UserError(
-            f"Ray did not start on this machine: {' '.join(str(error).split())[:300]} Too many other programs, too "
-            f"little memory or a full disk prevent it; give the same command again when there is room."
+        raise TransientError(
+            f"Ray did not start on this machine: {_said(error)} Too many other programs, too little memory or a full "
+            f"disk prevent it; give the same command again when there is room."
         ) from error
 
 
 def _leave() -> None:
+    """End the connection; a cluster whose head is gone is not waited for."""
     import ray
 
-    ray.shutdown()
+    def leave() -> None:
+        with quiet():
+            ray.shutdown()
+
+    leaving = threading.Thread(target=leave, name="leave-ray", daemon=True)
+    leaving.start()
+    leaving.join(_LEAVING)
+    if leaving.is_alive():
+        global _stuck
+        _stuck = True
+
+
+def is_stuck() -> bool:
+    """Whether a cluster that is gone keeps Ray from ending in this process; only `os._exit` does then."""
+    return _stuck
 
 
 def _keep_token_in_memory() -> None:
     """A local cluster gets a token of its own that lives in the environment of its processes.
 
-    Left alone, `ray.init()` writes a token into the home folder. One who sets RAY_AUTH_MODE decides otherwise.
+    Left alone, `ray.init()` writes a token into the home folder. RAY_AUTH_MODE, where it is set, decides otherwise. A
+    program that imported Ray before has its configuration read already, without the token: it is read again.
     """
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if "ray" in sys.modules:
+        from ray._raylet import Config  # type: ignore[attr-defined]
+
+        Config.initialize("")
 
 
 def _join(address: str) -> None:
     import ray
 
     _check_reachable(address)
+    if not address.startswith("ray://") and address != "auto":
+        _check_this_host_is_a_node(address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())[:300]
+        with quiet():
+            ray.init(
+                address=address,
+                logging_level=logging.ERROR,
+                log_to_driver=not address.startswith("ray://"),
+                runtime_env={"env_vars": environment.AT_START},
+            )
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise UserError(
-            f"there is no Ray cluster to join at {address}: {said} Start one with `ray start --head`, give its "
+            f"there is no Ray cluster to join at {address}: {_said(error)} Start one with `ray start --head`, give its "
             f"address (host:6379, or auto on one of its machines), or leave --address out to run on this machine."
         ) from error
+    _warn_without_token(address)
+
+
+def _warn_without_token(address: str) -> None:
+    from ray._raylet import (  # type: ignore[attr-defined]
+        AuthenticationMode,
+        get_authentication_mode,
+    )
+
+    if get_authentication_mode() == AuthenticationMode.DISABLED:
+        _log.warning(
+            "The Ray cluster at %s has no token authentication: whoever reaches its ports can run code on it. Start it "
+            "with RAY_AUTH_MODE=token (docs/generate.md).",
+            address,
+        )
+
+
+def _check_this_host_is_a_node(address: str) -> None:
+    """A driver shares memory with a Ray daemon of its own host; without one, Ray ends the process from C++."""
+    import ray
+    from ray._private.services import find_node_ids
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    try:
+        nodes = {node.hex() for node in GcsClient(address=address).get_all_node_info(timeout=10)}
+    except (ray.exceptions.RayError, RuntimeError, ConnectionError, ValueError):
+        return  # `ray.init` has more to say about that
+    if not nodes & set(find_node_ids()):  # type: ignore[no-untyped-call]
+        host = address.rpartition(":")[0]
+        raise UserError(
+            f"this host is not part of the Ray cluster at {address}: run the command on one of its machines, submit it "
+            f"with `ray job submit`, join with `ray start --address {address}`, or give --address ray://{host}:10001."
+        )
 
 
 def _check_reachable(address: str) -> None:
@@ -97,29 +228,14 @@ def _check_reachable(address: str) -> None:
         return
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(
+    except OverflowError as error:
+        raise UserError(f"an address is host:port with a port up to 65535, got {address!r}.") from error
+    except OSError as error:
+        raise TransientError(
             f"nothing answers at {address} ({error}); start a cluster with `ray start --head --port {port}`, check the "
             f"address, or leave --address out to run on this machine."
         ) from error
 
 
-def resources() -> tuple[float, float]:
-    """(CPUs, GPUs) of the cluster as it is now."""
-    import ray
-
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return float(have.get("CPU", 0)), float(have.get("GPU", 0))
-
-
-def gpus_per_worker(engine: EngineRecipe) -> float:
-    """What a worker asks for: the recipe's, or 1 where the cluster has GPUs. UserError for GPUs that are not here."""
-    gpus = resources()[1]
-    if engine.gpus_per_worker is None:
-        return 1.0 if gpus else 0.0
-    if engine.address is None and max(engine.gpus_per_worker, engine.gpus_per_detector) > gpus:
-        raise UserError(
-            f"a worker asks for {engine.gpus_per_worker:g} GPUs (a detector for {engine.gpus_per_detector:g}), this "
-            f"machine has {gpus:g}; give --gpus-per-worker 0 to run on the CPU."
-        )
-    return engine.gpus_per_worker
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -29,6 +29,12 @@ class ContentJob:
         """Load the models."""
         return ContentProducer(self.recipe, self.store, device, detector)
 
+    def memory(self) -> int:
+        """Bytes that a CPU worker is expected to need."""
+        from factory.produce.footprint import worker_memory
+
+        return worker_memory(self.recipe, detector_in_worker=self.recipe.engine.detectors == 0)
+
     def open_detector(self, device: str) -> Detector:
         """Load the detector alone."""
         from factory.detector.load import open_detector

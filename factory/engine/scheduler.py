@@ -3,125 +3,115 @@
 import re
 import time
 import traceback
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
-from factory.engine.cluster import resources
-from factory.engine.job import Done
+from factory.engine import logs
+from factory.engine.deadlines import Deadlines
+from factory.engine.health import Health
 from factory.engine.pool import Member, Pool, references
-from factory.errors import UserError
+from factory.engine.queue import LOSSES, TRIES, ShardQueue
+from factory.engine.state import Listener, State
+from factory.engine.view import ClusterView
+from factory.errors import StoreUnavailableError, UserError
+from factory.interrupts import stop_requests
+from factory.recipe_parts import EngineRecipe
 
-TRIES = 3
+__all__ = ["Listener", "Scheduler", "State"]
+
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_ERRORS_KEPT = 50
 _TICK = 0.5
 _ASK_EVERY = 2.0
-_LOOK_AROUND_EVERY = 5.0
-_SHORTEST_DEADLINE = 600.0
-_DEADLINE_FACTOR = 10.0
-
-
-@dataclass
-class State:
-    """What the run has come to; the views and progress.json show it."""
-
-    shards: int
-    shards_done: int = 0
-    accepted: int = 0
-    attempts: int = 0
-    short: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    seconds: dict[str, float] = field(default_factory=dict)
-    quarantined: list[int] = field(default_factory=list)
-    errors: deque[str] = field(default_factory=lambda: deque(maxlen=_ERRORS_KEPT))
-    lost: int = 0
-    requeued: int = 0
-    workers: int = 0
-    pending_workers: int = 0
-    under_way: dict[int, tuple[int, dict[str, int]]] = field(default_factory=dict)
-
-    def add(self, done: Done) -> None:
-        """Count a shard that is done; sums only, so that a long run needs no more memory than a short one."""
-        self.shards_done += 1
-        self.accepted += done.accepted
-        self.attempts += done.attempts
-        self.short += done.short
-        self.rejected.update(done.rejected)
-        for step, seconds in done.seconds.items():
-            self.seconds[step] = self.seconds.get(step, 0.0) + seconds
-
-
-@dataclass(frozen=True)
-class Listener:
-    """Called by the scheduler, in the driver: `tick` at least every half second."""
-
-    tick: Callable[[State], None] = lambda state: None
-    quarantine: Callable[[int, str], None] = lambda shard, text: None
-    finished: Callable[[int], None] = lambda shard: None
 
 
 class Scheduler:
-    """Runs shards on a pool. A lost actor's shards go back to the queue without limit; errors are tried thrice."""
+    """Runs shards on a pool, through lost actors, errors and hanging workers; all three are counted for each shard."""
 
     def __init__(
-        self,
-        pool: Pool,
-        shards: Sequence[int],
-        workers: int | None,
-        per_worker: tuple[float, float],
-        deadline: float | None,
-        listener: Listener,
+        self, pool: Pool, shards: Sequence[int], view: ClusterView, engine: EngineRecipe, listener: Listener
     ) -> None:
-        """`per_worker` is (CPUs, GPUs) of an actor; where `workers` is None, as many as the cluster has room for."""
-        self._pool, self._listener = pool, listener
-        self._queue = deque(shards)
-        self._tries: dict[int, int] = {}
-        self._workers, self._per_worker, self._deadline = workers, per_worker, deadline
-        self._slowest = 0.0
-        self._asked = self._looked = 0.0
-        self._fitting = 1
+        self._pool, self._view, self._engine, self._listener = pool, view, engine, listener
+        self._queue, self._deadlines = ShardQueue(shards), Deadlines(engine)
+        self._asked = 0.0
         self.state = State(len(shards))
+        self._health = Health(pool, view, engine, self.state)
 
     def run(self) -> State:
-        """Returns when every shard is done or quarantined; UserError from a worker ends it at once."""
-        import ray
+        """Returns when every shard is done or quarantined.
 
-        while self._queue or any(member.shards for member in self._pool.members):
-            self._size_pool()
-            for member in self._pool.free(len(self._queue)):
-                if self._queue:
-                    self._pool.give(member, self._queue.popleft())
-            awaited = references(self._pool.members)
-            if awaited:
-                ready, rest = ray.wait(list(awaited), num_returns=1, timeout=_TICK)
-                if rest:
-                    ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
-                for reference in ready:
-                    self._take(reference, *awaited[reference])
-            else:
-                time.sleep(_TICK)
-            self._kill_late()
-            self._ask_progress()
-            self._tell()
+        The first SIGINT or SIGTERM lets the shards under way finish within `engine.grace` seconds; then, or at a second
+        signal, KeyboardInterrupt. UserError from a worker ends the run at once; GivenUpError where workers cannot
+        start, TransientError where the cluster is gone.
+        """
+        try:
+            with stop_requests() as stopping:
+                while self._queue or self._busy():
+                    if stopping():
+                        self._drain()
+                        raise KeyboardInterrupt
+                    self._size_pool()
+                    self._give()
+                    self._turn()
+        finally:
+            self._keep_logs()
         return self.state
 
+    def _turn(self) -> None:
+        """Wait for something to happen, half a second at most, and deal with all that did."""
+        import ray
+
+        awaited = references([*self._pool.members, *self._pool.detectors])
+        if awaited:
+            ready, rest = ray.wait(list(awaited), num_returns=1, timeout=_TICK)
+            if rest:
+                ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+            for reference in ready:
+                self._take(reference, *awaited[reference])
+        else:
+            time.sleep(_TICK)
+        self._kill_late()
+        self._ask_progress()
+        self._tell()
+        self._health.check_head()
+
+    def _busy(self) -> int:
+        return sum(len(member.shards) for member in self._pool.members)
+
+    def _drain(self) -> None:
+        """Give nothing more, and take what still gets done within the grace period."""
+        grace = self._engine.grace
+        self.state.errors.append(
+            f"stopping: {self._busy()} shards under way may take {grace:g} s more; a second signal stops at once"
+        )
+        end = time.monotonic() + grace
+        while self._busy() and time.monotonic() < end and not self._health.cut_off():
+            self._turn()
+        if self._health.cut_off():
+            self._pool.abandon()  # a signal to the whole process group ends Ray too
+
     def _size_pool(self) -> None:
-        if time.monotonic() - self._looked > _LOOK_AROUND_EVERY:
-            self._looked = time.monotonic()
-            cpus, gpus = resources()
-            mine_cpus, mine_gpus = self._per_worker
-            self._fitting = max(1, int(gpus / mine_gpus) if mine_gpus else int(cpus / mine_cpus))
+        if self._view.silent_for() > 0:
+            return  # asking for an actor would wait for the head
+        self._pool.use(self._view.share)
         busy = sum(1 for member in self._pool.members if member.shards)
-        wanted = min(self._workers or self._fitting, busy + len(self._queue))
+        wanted = min(self._engine.workers or self._view.fitting, busy + len(self._queue))
         self._pool.grow_to(wanted)
         self._pool.shrink_to(wanted)
+
+    def _give(self) -> None:
+        if self.state.waiting:
+            return
+        for member in self._pool.free(len(self._queue)):
+            shard = self._queue.next(beside_another=bool(member.shards)) if not member.alone else None
+            if shard is not None:
+                self._pool.give(member, shard, alone=self._queue.is_suspect(shard))
 
     def _take(self, reference: Any, member: Member, shard: int | None) -> None:
         import ray
 
-        if member not in self._pool.members:
+        if shard is not None and member.shards.get(shard) != reference:
+            return
+        if shard is None and member not in self._pool.members and not member.is_detector:
             return
         try:
             result = ray.get(reference)
@@ -130,68 +120,147 @@ class Scheduler:
         except ray.exceptions.RayError as error:
             self._lost(member, error)
         else:
-            if shard is None:
+            if shard is not None:
+                self._deadlines.took(time.monotonic() - member.since)
+                self._pool.took(member, shard)
+                self._done(shard, result)
+            elif reference == member.started:
+                member.where, member.since = result, time.monotonic()
+            else:
                 member.ready, member.where = True, result
-                return
-            self._slowest = max(self._slowest, time.monotonic() - member.since)
-            self._pool.took(member, shard)
-            self._pool.progressed()
-            self.state.add(result)
-            self._listener.finished(shard)
+                self._health.started()
+
+    def _done(self, shard: int, result: Any) -> None:
+        self._pool.progressed()
+        self._queue.done(shard)
+        self.state.add(result)
+        self._listener.finished(shard)
 
     def _failed(self, member: Member, shard: int | None, error: Any) -> None:
-        """An exception in the worker's code: bad input ends the run, a loss elsewhere is no fault of the shard."""
+        """An exception in a worker's code: bad input ends the run; a lost detector counts as a loss, all else a try."""
         import ray
 
         cause = error.cause
+        if isinstance(cause, StoreUnavailableError) and shard is not None:
+            # The shard was made, but could not be written for as long as the store's patience lasts: not its fault.
+            self.state.errors.append(_line(cause))
+            self._pool.took(member, shard)
+            self.state.requeued += 1
+            self._queue.put_back(shard)
+            return
         if isinstance(cause, UserError):
             raise cause from None
-        if isinstance(cause, ray.exceptions.RayError):
-            if shard is None:
-                self._lost(member, cause)
-            else:
-                self._pool.took(member, shard)
-                self._requeue([shard])
-            return
         if shard is None:
+            lost = isinstance(cause, ray.exceptions.RayError)
+            if lost or member.is_detector or any(one.ready for one in self._pool.members):
+                self._start_failed(member, _line(error))
+                return
             raise error
         self._pool.took(member, shard)
+        if isinstance(cause, ray.exceptions.RayError):
+            self._lost_with(shard, f"the detector that it asked was lost: {_line(cause)}")
+            return
         self._try_again(shard, _COLOURS.sub("", str(error)))
-        if self._per_worker[1]:
-            self._requeue(self._pool.lose(member))
+        if member.share.gpus:
+            # An error on a GPU may leave the process without a usable one.
+            self._take_out(member, f"its neighbour failed on the same GPU: {_line(error)}", charged=False)
 
     def _lost(self, member: Member, error: Exception) -> None:
         if getattr(error, "actor_init_failed", False):
             raise UserError(
                 f"the workers cannot start: {_line(error)}. Every machine of a cluster needs this version of factory."
             ) from error
-        self.state.lost += 1
+        if not member.ready:
+            self._start_failed(member, _line(error))
+            return
         self.state.errors.append(f"lost a worker on {member.where.get('host', 'an unknown host')}: {_line(error)}")
-        self._requeue(self._pool.lose(member))
+        self._take_out(member, _line(error), charged=not getattr(error, "preempted", False))
+        self._keep_logs()
+
+    def _start_failed(self, member: Member, said: str) -> None:
+        """An actor that was lost or failed while it started; they are replaced, but not for ever."""
+        self._health.start_failed(member, said)
+        self._take_out(member, said, charged=False)
+
+    def _take_out(self, member: Member, why: str, charged: bool) -> None:
+        """Replace an actor. What it had finished counts; what it was making counts as a loss if it is `charged`."""
+        self.state.lost += 1
+        had = dict(member.shards)
+        making = {next(iter(had)), *member.counts} & set(had) if had else set()
+        for shard, reference in had.items():
+            if self._was_done(shard, reference):
+                continue
+            if shard not in making:
+                self.state.requeued += 1
+                self._queue.lost_waiting(shard) if charged else self._queue.put_back(shard)
+            elif charged:
+                self._lost_with(shard, why, member)
+            else:
+                self.state.requeued += 1
+                self._queue.put_back(shard)
+        member.shards.clear()
+        self._pool.lose(member)
+
+    def _was_done(self, shard: int, reference: Any) -> bool:
+        """Whether a lost actor had answered for a shard already; then it counts, well or badly."""
+        import ray
+
+        if not ray.wait([reference], timeout=0)[0]:
+            return False
+        try:
+            result = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, (ray.exceptions.RayError, UserError)):
+                return False
+            self._try_again(shard, _COLOURS.sub("", str(error)))
+        except ray.exceptions.RayError:
+            return False
+        else:
+            self._done(shard, result)
+        return True
+
+    def _lost_with(self, shard: int, why: str, member: Member | None = None) -> None:
+        losses = self._queue.lost(shard)
+        text = f"shard {shard}: its worker was lost, {losses} of {LOSSES} times: {why}"
+        self.state.errors.append(text)
+        if losses < LOSSES:
+            self.state.requeued += 1
+            return
+        where = member.where if member is not None else {}
+        written = logs.LOGS.tail(where.get("ip", ""), where.get("pid", ""))
+        self._give_up(shard, text + (f"\n\nThe last lines of its worker:\n{written}" if written else ""))
 
     def _try_again(self, shard: int, text: str) -> None:
-        self._tries[shard] = self._tries.get(shard, 0) + 1
-        self.state.errors.append(f"shard {shard}, try {self._tries[shard]} of {TRIES}: {_line(text)}")
-        if self._tries[shard] < TRIES:
-            self._queue.append(shard)
-        else:
-            self.state.quarantined.append(shard)
-            self._listener.quarantine(shard, text)
+        tries = self._queue.failed(shard)
+        self.state.errors.append(f"shard {shard}, try {tries} of {TRIES}: {_line(text)}")
+        if tries >= TRIES:
+            self._give_up(shard, text)
 
-    def _requeue(self, shards: list[int]) -> None:
-        self.state.requeued += len(shards)
-        self._queue.extendleft(reversed(shards))
+    def _give_up(self, shard: int, text: str) -> None:
+        self.state.quarantined.append(shard)
+        self._listener.quarantine(shard, text)
+        self._keep_logs()
 
     def _kill_late(self) -> None:
         """A shard over its deadline: the actor is killed, the late shard has failed once, its neighbour is requeued."""
-        deadline = self._deadline or max(_SHORTEST_DEADLINE, self._slowest * _DEADLINE_FACTOR)
-        if self._deadline is None and self.state.shards_done < TRIES:
+        import ray
+
+        if self.state.waiting:
+            for member in self._pool.members:
+                member.since = member.alive = time.monotonic()
             return
-        for member in list(self._pool.members):
-            if member.shards and time.monotonic() - member.since > deadline:
-                late, *others = self._pool.lose(member)
-                self._requeue(others)
-                self._try_again(late, f"it was not done after {deadline:.0f} s; its worker was killed")
+        for member in [*self._pool.members, *self._pool.detectors]:
+            late = self._deadlines.exceeded(member)
+            if late is None:
+                continue
+            if not member.ready:
+                self._start_failed(member, late)
+                continue
+            shard, reference = next(iter(member.shards.items()))
+            if not ray.wait([reference], timeout=0)[0]:
+                self._try_again(shard, late)
+                del member.shards[shard]
+                self._take_out(member, late, charged=False)
 
     def _ask_progress(self) -> None:
         """Collect the answers to the last questions and, every now and then, ask again; nobody is waited for."""
@@ -200,9 +269,11 @@ class Scheduler:
         for member in self._pool.members:
             if member.asked is not None and ray.wait([member.asked], timeout=0)[0]:
                 try:
-                    member.counts = ray.get(member.asked)
+                    counts = ray.get(member.asked)
                 except ray.exceptions.RayError:
-                    member.counts = {}
+                    counts = {}
+                if counts != member.counts:
+                    member.counts, member.alive = counts, time.monotonic()
                 member.asked = None
         if time.monotonic() - self._asked > _ASK_EVERY:
             self._asked = time.monotonic()
@@ -218,6 +289,11 @@ class Scheduler:
             shard: member.counts[shard] for member in members for shard in member.shards if shard in member.counts
         }
         self._listener.tick(state)
+
+    def _keep_logs(self) -> None:
+        text = logs.LOGS.text()
+        if text:
+            self._listener.logs(text)
 
 
 def _line(error: object) -> str:

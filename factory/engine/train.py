@@ -38,14 +38,15 @@ def train_on_several(train_here: Callable[[Any], Path], run: SeveralRun, devices
         raise UserError(
             f"a batch of {run.batch} does not part evenly over {devices} devices; choose a multiple for --batch."
         )
-    from factory.engine.cluster import connected, resources
+    from factory.engine.capacity import resources
+    from factory.engine.cluster import connected, quiet
 
     out = Path(run.out).absolute()
     with connected(engine.model_copy(update={"workers": devices + 1}), max(1, run.threads)):
         import ray.train  # reads the environment that `connected` prepares
         from ray.train.torch import TorchTrainer
 
-        gpus = resources()[1] >= devices
+        gpus = resources().total("GPU") >= devices
         trainer = TorchTrainer(
             _train_part,
             train_loop_config={"train_here": train_here, "run": run, "gpus": gpus},
@@ -53,13 +54,14 @@ def train_on_several(train_here: Callable[[Any], Path], run: SeveralRun, devices
             run_config=ray.train.RunConfig(name="train", storage_path=str(out / "ray")),
         )
         try:
-            trainer.fit()
+            with quiet():
+                trainer.fit()
         except ray.train.TrainingFailedError as error:
             failures = getattr(error, "worker_failures", {}).values()
-            said = next((one for one in failures if isinstance(one, UserError)), None)
-            if said is None:
+            message = next((failure for failure in failures if isinstance(failure, UserError)), None)
+            if message is None:
                 raise
-            raise UserError(str(said)) from None
+            raise UserError(str(message)) from None
     return out / "model"
 
 

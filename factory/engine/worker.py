@@ -5,10 +5,11 @@ import os
 import socket
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from factory.engine.environment import adopt
 from factory.engine.job import Done, Job, Producer
 
 METHODS_AT_ONCE = 4
@@ -21,17 +22,22 @@ class ShardWorker:
     Models run in one thread, whichever call asks: each thread that runs them would keep memory of its own.
     """
 
-    def __init__(self, job: Job, device: str, detectors: Sequence[Any]) -> None:
+    def __init__(self, job: Job, device: str, detectors: Sequence[Any], variables: Mapping[str, str]) -> None:
+        adopt(variables)
         self._job, self._device, self._detectors = job, device, detectors
         self._producer: Producer | None = None
         self._models, self._lock = ThreadPoolExecutor(1, "models"), threading.Lock()
         self._counts: dict[int, tuple[int, Counter[str]]] = {}
 
+    def where(self) -> dict[str, str]:
+        """Where this worker runs; answers before the models are loaded."""
+        return _where(self._device)
+
     def load(self) -> dict[str, str]:
         """Load the models, and say where that was."""
         detector = PooledDetector(self._detectors) if self._detectors else None
         self._producer = self._models.submit(self._job.open, self._device, detector).result()
-        return {"host": socket.gethostname(), "pid": str(os.getpid()), "device": self._device}
+        return _where(self._device)
 
     def produce(self, shard: int) -> Done:
         """Make and write one shard."""
@@ -60,13 +66,26 @@ class ShardWorker:
 
 
 class DetectorWorker:
-    """One of the detector pool."""
+    """One of the detector pool. It loads when it is asked to, so that an error is an answer and no failed start."""
 
-    def __init__(self, job: Job, device: str) -> None:
-        self._detector = job.open_detector(device)
+    def __init__(self, job: Job, device: str, variables: Mapping[str, str]) -> None:
+        adopt(variables)
+        self._job, self._device = job, device
+        self._detector: Any = None
+
+    def where(self) -> dict[str, str]:
+        """Where this worker runs; answers before the detector is loaded."""
+        return _where(self._device)
+
+    def load(self) -> dict[str, str]:
+        """Load the detector, and say where that was."""
+        if self._detector is None:
+            self._detector = self._job.open_detector(self._device)
+        return _where(self._device)
 
     def detect(self, images: Sequence[Any]) -> Any:
-        """As the detector's own method."""
+        """As the detector's own method; a worker that Ray restarted loads first."""
+        self.load()
         return self._detector.detect(images)
 
 
@@ -81,3 +100,10 @@ class PooledDetector:
         import ray
 
         return ray.get(next(self._turns).detect.remote(list(images)))
+
+
+def _where(device: str) -> dict[str, str]:
+    import ray
+
+    ip = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    return {"host": socket.gethostname(), "ip": ip, "pid": str(os.getpid()), "device": device}

@@ -1,8 +1,9 @@
-"""Work for the engine that needs no model: it sleeps, fails, hangs or dies as told."""
+"""Work for the engine that needs no model: it sleeps, fails, hangs or dies as its fields say."""
 
 import os
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from factory.errors import UserError
 class SleepingJob:
     """Each shard takes `seconds` to generate and `writing` to write, and leaves a file in `folder` that names it.
 
-    `failing` shards raise, `hanging` ones never return, and `dying` ones kill their worker the first time.
+    `failing` shards raise, `hanging` ones never return, `dying` ones kill their worker the first time and `poisonous`
+    ones each time; those in `dying_late` kill it when they are written. `start` is what opening does: `hang` or `die`,
+    and the same with a detector. Variables in `noting` are written to the folder when a worker opens.
     """
 
     folder: str
@@ -23,14 +26,32 @@ class SleepingJob:
     failing: frozenset[int] = frozenset()
     hanging: frozenset[int] = frozenset()
     dying: frozenset[int] = frozenset()
+    poisonous: frozenset[int] = frozenset()
+    dying_late: frozenset[int] = frozenset()
+    start: str = ""
+    device: str = ""
+    noting: tuple[str, ...] = ()
 
     def open(self, device: str, detector: Any | None) -> Producer:
         """There is nothing to load."""
+        self._start()
+        for name in (*self.noting, "MALLOC_ARENA_MAX"):
+            if name in os.environ:
+                Path(self.folder, f"{name}-{device}").write_text(os.environ[name])
+        return replace(self, device=device)
+
+    def open_detector(self, device: str) -> Any:
+        """There is nothing to load."""
+        self._start()
         return self
 
-    def open_detector(self, device: str) -> "SleepingJob":
-        """There is nothing to load."""
-        return self
+    def _start(self) -> None:
+        if self.start == "hang":
+            time.sleep(3600)
+        if self.start == "die":
+            os.kill(os.getpid(), 9)
+        if self.start == "raise":
+            raise RuntimeError("the weights are of another network")
 
     def generate(self, shard: int, progress: Progress) -> float:
         """Sleep, or what the shard is told to do."""
@@ -38,6 +59,10 @@ class SleepingJob:
         _mark(self.folder, f"tried-{shard}")
         if shard in self.dying and not Path(self.folder, f"died-{shard}").exists():
             _mark(self.folder, f"died-{shard}")
+            os.kill(os.getpid(), 9)
+        if shard in self.poisonous:
+            print(f"shard {shard} takes all memory", file=sys.stderr, flush=True)
+            time.sleep(0.5)
             os.kill(os.getpid(), 9)
         if shard in self.failing:
             raise RuntimeError(f"shard {shard} always fails")
@@ -47,8 +72,12 @@ class SleepingJob:
 
     def finish(self, shard: int, content: Any) -> Done:
         """Sleep, then write the file."""
-        time.sleep(self.writing)
+        time.sleep(self.writing if not self.dying_late or shard in self.dying_late else 0)
+        if shard in self.dying_late and not Path(self.folder, f"died-{shard}").exists():
+            _mark(self.folder, f"died-{shard}")
+            os.kill(os.getpid(), 9)
         _mark(self.folder, f"done-{shard}")
+        _mark(self.folder, f"on-{self.device}")
         return Done(accepted=1, attempts=1, seconds={"generate": self.seconds})
 
 
@@ -69,7 +98,7 @@ def _mark(folder: str, name: str) -> None:
 class AskingJob(SleepingJob):
     """Each shard asks the detector pool once; the pool's worker dies at its first question."""
 
-    def open(self, device: str, detector: Any | None) -> "AskingProducer":
+    def open(self, device: str, detector: Any | None) -> Any:
         """Keep hold of the pool."""
         return AskingProducer(self, detector)
 

@@ -1,0 +1,45 @@
+"""How long a worker may take before it counts as hanging."""
+
+import time
+
+from factory.engine.pool import Member
+from factory.recipe_parts import EngineRecipe
+
+_KNOWN_AFTER = 3
+_SHORTEST = 600.0
+_FACTOR = 10.0
+_FIRST_SILENCE = 3600.0
+
+
+class Deadlines:
+    """Deadlines of a run: the recipe's, or what the shards so far suggest."""
+
+    def __init__(self, engine: EngineRecipe) -> None:
+        self._engine = engine
+        self._slowest, self._known = 0.0, 0
+
+    def took(self, seconds: float) -> None:
+        """A shard was made in so many seconds."""
+        self._slowest, self._known = max(self._slowest, seconds), self._known + 1
+
+    def exceeded(self, member: Member) -> str | None:
+        """A sentence about an actor that is late, or None."""
+        now = time.monotonic()
+        if not member.ready:
+            limit = self._engine.load_deadline
+            return _late("loading", limit) if member.where and now - member.since > limit else None
+        if not member.shards:
+            return None
+        if self._engine.deadline is not None:
+            limit = self._engine.deadline
+        elif self._known >= _KNOWN_AFTER:
+            limit = max(_SHORTEST, self._slowest * _FACTOR)
+        elif now - max(member.since, member.alive) > _FIRST_SILENCE:
+            return f"it tried no sample for {_FIRST_SILENCE:.0f} s; its worker was killed"
+        else:
+            return None
+        return f"it was not done after {limit:.0f} s; its worker was killed" if now - member.since > limit else None
+
+
+def _late(what: str, limit: float) -> str:
+    return f"{what} was not done after {limit:.0f} s (engine.load_deadline); the worker was killed"

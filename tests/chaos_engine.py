@@ -1,0 +1,143 @@
+"""Disturb the engine where `tests/chaos.py` does not: SIGTERM, poison shards, and machines that join and leave.
+
+    python tests/chaos_engine.py --rounds 20
+
+A `sigterm` round stops `factory generate` at random moments, as Kubernetes or Slurm does, resumes it, and compares
+every byte with an undisturbed run. A `poison` round gives a pool work of which some shards kill every worker; a `hosts`
+round adds machines to a cluster and takes some away. Prints a line a round and exits with 1 at the first difference.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+from chaos import hashes, launch, recipe, workers_of
+
+KINDS = ("sigterm", "poison", "hosts")
+TERMINATED = 143
+
+
+def sigterm(file: Path, out: Path, dice: random.Random) -> list[str]:
+    """Stop and resume a run until it is done; the driver alone is signalled, or its whole group."""
+    happened: list[str] = []
+    for _ in range(20):
+        driver = launch(file, out, dice.choice([1, 2]), "--grace", str(dice.choice([0, 1, 20])))
+        if len(happened) < 3:
+            begun = time.monotonic()
+            while not workers_of(driver) and driver.poll() is None and time.monotonic() - begun < 60:
+                time.sleep(0.05)
+            time.sleep(dice.uniform(0, 5))
+            group = dice.random() < 0.3
+            if driver.poll() is None:
+                os.killpg(driver.pid, signal.SIGTERM) if group else driver.send_signal(signal.SIGTERM)
+                happened.append("SIGTERM to the group" if group else "SIGTERM")
+        text, _ = driver.communicate(timeout=300)
+        if driver.returncode == 0:
+            return happened
+        if driver.returncode != TERMINATED or "Traceback" in text or ".cc:" in text:
+            raise SystemExit(f"the run ended with {driver.returncode}:\n{text}")
+    raise SystemExit("not done after 20 launches")
+
+
+WORK = """
+import random, sys, time
+from pathlib import Path
+from factory.engine import cluster
+from factory.engine.capacity import Capacity
+from factory.engine.pool import Pool
+from factory.engine.scheduler import Listener, Scheduler
+from factory.engine.view import ClusterView
+from factory.recipe_parts import EngineRecipe
+from factory.testing.jobs import SleepingJob
+
+kind, seed, folder = sys.argv[1], sys.argv[2], sys.argv[3]
+dice = random.Random(seed)
+cluster._keep_token_in_memory()
+from ray.cluster_utils import Cluster
+there = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+hosts, last = [], [time.monotonic()]
+
+def tick(state):
+    if kind == "hosts" and time.monotonic() - last[0] > 4 and len(hosts) < 4:
+        last[0] = time.monotonic()
+        if hosts and dice.random() < 0.5:
+            there.remove_node(hosts.pop(), allow_graceful=dice.random() < 0.5)
+        else:
+            hosts.append(there.add_node(num_cpus=1, wait=False))
+
+shards = 40
+poisonous = frozenset(dice.sample(range(shards), dice.choice([1, 2, 3]))) if kind == "poison" else frozenset()
+dying = frozenset(dice.sample(range(shards), 3)) - poisonous
+job = SleepingJob(folder, seconds=dice.uniform(0.1, 0.8), poisonous=poisonous, dying=dying)
+engine = EngineRecipe(address=there.address)
+with cluster.connected(engine, 1), ClusterView(Capacity(engine, 1)) as view:
+    pool = Pool(job, view.share)
+    try:
+        state = Scheduler(pool, range(shards), view, engine, Listener(tick=tick)).run()
+    finally:
+        pool.close()
+there.shutdown()
+made = {shard for shard in range(shards) if Path(folder, f"done-{shard}").exists()}
+assert sorted(state.quarantined) == sorted(poisonous), (state.quarantined, poisonous, list(state.errors))
+assert made == set(range(shards)) - poisonous, made
+assert state.shards_done == len(made), state
+print(f"{len(poisonous)} poison shards, {state.lost} workers lost, {len(hosts)} hosts more")
+"""
+
+
+def at_work(kind: str, folder: Path, seed: str) -> str:
+    """One run on a cluster of its own; what happened."""
+    folder.mkdir()
+    command = [sys.executable, "-c", WORK, kind, seed, str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    if result.returncode:
+        raise SystemExit(f"{kind}, seed {seed}: {result.stderr}")
+    return result.stdout.strip()
+
+
+def main() -> None:
+    from factory.testing.tiny_pipeline import tiny_pipeline
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--n", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=KINDS, action="append", help="Kinds of rounds; all by default.")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        file = place / "recipe.yaml"
+        file.write_text(yaml.safe_dump(recipe(tiny_pipeline(place / "model"), options.n)))
+        expected: dict[str, str] = {}
+        for number in range(options.rounds):
+            seed = f"{options.seed}/{number}"
+            dice = random.Random(seed)
+            kind, out = dice.choice(options.only or KINDS), place / f"round-{number}"
+            if kind != "sigterm":
+                print(f"round {number} ({kind}): {at_work(kind, out, seed)}", flush=True)
+                continue
+            if not expected:
+                calm = launch(file, place / "calm", 1)
+                text, _ = calm.communicate(timeout=600)
+                if calm.returncode:
+                    raise SystemExit(text)
+                expected = hashes(place / "calm")
+            happened = sigterm(file, out, dice)
+            same = hashes(out) == expected
+            print(
+                f"round {number} ({kind}): {', '.join(happened)}: {'same bytes' if same else 'DIFFERENT'}", flush=True
+            )
+            if not same:
+                raise SystemExit(1)
+    print(f"{options.rounds} rounds")
+
+
+if __name__ == "__main__":
+    main()
