@@ -64,6 +64,16 @@ def test_oneformers_instances_are_the_librarys_in_every_size(tmp_path: Path) -> 
 # --- torchvision
 
 
+def _calm(name: str, value: torch.Tensor) -> None:
+    """Let random weights find something: features that do not explode, boxes within the image, likely classes."""
+    if name.endswith(("bn3.weight", "conv3.norm.weight")):
+        value.mul_(0.2)
+    elif name.endswith(("bbox_pred.weight", "anchor_deltas.weight")):
+        value.zero_()
+    elif name.endswith("cls_score.bias"):
+        value[1:9] = 3  # else every class is as likely as the others, and none reaches 0.05
+
+
 def seeded(builder: str, **options: Any) -> dict[str, torch.Tensor]:
     """Random weights of torchvision's form, with statistics of normalisation that matter."""
     from torchvision.models import detection
@@ -73,13 +83,10 @@ def seeded(builder: str, **options: Any) -> dict[str, torch.Tensor]:
     state = network.state_dict()
     for name, value in state.items():
         if name.endswith("running_var"):
-            value.uniform_(1e-6, 1)  # eps would change the small ones
+            value.uniform_(0.05, 1)
         elif name.endswith("running_mean"):
             value.normal_(std=0.1)
-        elif name.endswith("cls_score.weight"):
-            value.mul_(30)
-        elif name.endswith("cls_score.bias"):
-            value[1:9] = 3  # else every class is as likely as the others, and none reaches 0.05
+        _calm(name, value)
     return dict(state)
 
 
@@ -96,8 +103,14 @@ def by_torchvision(network: Any, picture: np.ndarray, labels: list[str]) -> list
     return sorted(row for row in named if row[0] != "N/A")
 
 
-@pytest.mark.parametrize("form", ["file", "default weights"])
-@pytest.mark.parametrize("builder", ["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"])
+@pytest.mark.parametrize(
+    ("builder", "form"),
+    [
+        ("maskrcnn_resnet50_fpn", "file"),
+        ("maskrcnn_resnet50_fpn", "default weights"),
+        ("maskrcnn_resnet50_fpn_v2", "file"),
+    ],
+)
 def test_torchvisions_mask_rcnn_is_what_torchvision_builds_for_its_coco_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builder: str, form: str
 ) -> None:
@@ -122,7 +135,7 @@ def test_torchvisions_mask_rcnn_is_what_torchvision_builds_for_its_coco_weights(
     (found,) = detector.detect([image()])
     assert rows(found) == by_torchvision(theirs, image(), list(weights.meta["categories"]))
     assert len(found) > 3
-    if (builder, form) == ("maskrcnn_resnet50_fpn_v2", "file"):
+    if builder == "maskrcnn_resnet50_fpn_v2":
         mixed = detector.detect([image(), image(64, 64)])
         assert [rows(row) for row in mixed] == [rows(detector.detect([one])[0]) for one in (image(), image(64, 64))]
 
@@ -222,12 +235,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Any:
     for name, value in state.items():
         if name.endswith("running_var"):
             value.uniform_(0.5, 1)
-        elif name.endswith("cls_score.weight"):
-            value.mul_(30)
-        elif name.endswith("cls_score.bias"):
-            value[:8] = 3
         elif name.endswith("mask_head.predictor.weight"):
             value.mul_(300)
+        _calm(name, value)
     return config, state, tmp_path_factory.mktemp("zoo")
 
 
@@ -302,7 +312,7 @@ def test_detectron2s_weights_with_a_list_of_classes_of_ones_own(zoo: Any) -> Non
     assert len(cut[head]) == 3
     torch.save(cut, path)
     detector = open_detector(recipe(f"detectron2:{CONFIG}@{path}", ["unicorn", "griffin"]), "cpu")
-    assert {row.class_name for row in detector.detect([image()])[0]} <= {"unicorn", "griffin"}
+    assert {row.class_name for row in detector.detect([image()])[0]} == {"griffin"}  # _calm makes the second likely
 
 
 @pytest.mark.parametrize(

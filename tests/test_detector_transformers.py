@@ -199,3 +199,12 @@ def test_a_model_of_semantic_segmentation_is_refused(folders: dict[str, Path], t
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="semantic segmentation"):
         open_detector(_recipe(folder), "cpu")
+
+
+def test_a_model_that_neither_the_hub_nor_its_cache_has_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError, match=r"nobody/nothing cannot be had from the hub or its cache .*; check the id"
+    ) as raised:
+        open_detector(_recipe(Path("nobody/nothing")), "cpu")
+    assert "\n" not in str(raised.value)

@@ -169,6 +169,11 @@ def _config(source: str, revision: str | None) -> Any:
     try:
         config = AutoConfig.from_pretrained(source, **_options(source, revision))
     except Exception as error:
+        if not Path(source).exists():
+            raise UserError(
+                f"the detector {source} cannot be had from the hub or its cache ({_said(error)}); check the id and the "
+                f"network."
+            ) from error
         raise UserError(
             f"{source} is no instance segmentation model of transformers ({_said(error)}); docs/detectors.md lists "
             f"what is."
