@@ -140,7 +140,7 @@ def test_a_list_of_classes_in_another_encoding_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["/tmp/evil.yaml", "../evil.yaml", "COCO/../../evil.yaml", "~/evil.yaml", "evil.yaml", "a/b.yml", "a//b.yaml"],
+    ["/tmp/evil.yaml", "../evil.yaml", "COCO/../../evil.yaml", "~/evil.yaml", "./evil.yaml", "a/b.yml", "a//b.yaml"],
 )
 def test_no_config_of_detectron2_is_read_but_the_zoos(name: str) -> None:
     """Its YAML may hold Python objects."""

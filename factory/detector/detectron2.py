@@ -21,7 +21,7 @@ PREFIX = "detectron2:"
 _MIN_SCORE = 0.05
 _EXAMPLE = f"{PREFIX}COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 _FROM_CONFIG = ("pixel_mean", "pixel_std")
-_NAME = re.compile(r"[\w-]+(/[\w-][\w.-]*)+")
+_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
 
 
 class Detectron2Detector:
