@@ -4,7 +4,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-slow test-gpu test-extras protocol-1 protocol-2 real atlas stickers-all chaos bench clean
+.PHONY: help setup setup-extras demo test check test-slow test-gpu test-extras protocol-1 protocol-2 real atlas \
+	stickers-all chaos bench clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,8 +57,35 @@ bench: $(STAMP) ## The figures of docs/performance.md; needs an otherwise idle m
 test-gpu: $(STAMP) ## The tests on a GPU; they fail where there is none
 	$(BIN)/python -m pytest -m gpu
 
-test-extras: $(STAMP) ## The detectors of torchvision and detectron2; fails where they are not installed
-	$(BIN)/python -m pytest -m extras
+# The detectors of torchvision and detectron2 get an environment of their own: detectron2 needs a setuptools that still
+# has pkg_resources, and a torchvision that does not match torch breaks transformers and diffusers at import.
+# === asks for the builds without a local version, which match each other; for CPU builds give both, for instance
+# make setup-extras TORCH=torch==2.13.0+cpu TORCHVISION=torchvision==0.28.0+cpu PIP_INDEX_URL=...
+EXTRAS ?= .venv-extras
+EXTRAS_STAMP := $(EXTRAS)/.installed
+TORCH ?= torch===2.13.0
+TORCHVISION ?= torchvision===0.28.0
+DETECTRON2 ?= https://github.com/facebookresearch/detectron2
+DETECTRON2_COMMIT ?= 02b5c4e295e990042a714712c21dc79b731e8833
+DETECTRON2_SOURCE := build/detectron2
+PIP_EXTRAS := $(EXTRAS)/bin/python -m pip install --quiet --constraint constraints.txt --constraint constraints-extras.txt
+
+setup-extras: $(EXTRAS_STAMP) ## Make a second environment with torchvision and detectron2 (6 GB), for test-extras
+
+# Without ext_modules detectron2 needs no compiler: Mask R-CNN uses torchvision's operators only.
+$(EXTRAS_STAMP): pyproject.toml constraints.txt constraints-extras.txt
+	test -x $(EXTRAS)/bin/python || $(PYTHON) -m venv $(EXTRAS)
+	$(PIP_EXTRAS) '$(TORCH)' '$(TORCHVISION)' 'setuptools<82' wheel
+	$(PIP_EXTRAS) --editable '.[dev,torchvision]' 'setuptools<82'
+	test -d $(DETECTRON2_SOURCE) || git clone --quiet $(DETECTRON2) $(DETECTRON2_SOURCE)
+	git -C $(DETECTRON2_SOURCE) checkout --quiet --force $(DETECTRON2_COMMIT)
+	sed 's/ext_modules=get_extensions()/ext_modules=[]/' $(DETECTRON2_SOURCE)/setup.py > $(DETECTRON2_SOURCE)/setup.tmp
+	mv $(DETECTRON2_SOURCE)/setup.tmp $(DETECTRON2_SOURCE)/setup.py
+	$(PIP_EXTRAS) --no-build-isolation ./$(DETECTRON2_SOURCE)
+	touch $@
+
+test-extras: $(EXTRAS_STAMP) ## The detectors of torchvision and detectron2 against those libraries themselves
+	$(EXTRAS)/bin/python -m pytest -m extras
 
 ICONS := build/icons
 atlas: $(STAMP) ## Rebuild the sprite atlas from the icon sets' packages (needs npm)
@@ -80,4 +108,4 @@ stickers-all: $(STAMP) ## Train and measure all embedded models, in order; resum
 		--judge runs/judge/model --steps 4 --guidance 1 --out runs/evaluation-turbo
 
 clean: ## Remove the environment and what is quickly made again; training runs in runs/ stay
-	rm -rf $(VENV) demo build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(EXTRAS) demo build .mypy_cache .ruff_cache .pytest_cache

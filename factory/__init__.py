@@ -1,3 +1,7 @@
 """A distributed synthetic-dataset factory: class names in, segmentation datasets out."""
 
+from factory.libraries import guard_against_torchvision
+
 __version__ = "0.1.0"
+
+guard_against_torchvision()

@@ -60,14 +60,10 @@ def pinned(recipe: Recipe) -> Recipe:
         generator = generator.model_copy(update={"model": str(folder.absolute())})
     if generator.revision is None:
         generator = generator.model_copy(update={"revision": pin_revision(generator.model)})
-    if masks.detector_revision is None and uses_detector(recipe):
-        from factory.detector.load import check_classes, detector_folder, pin_detector
+    if uses_detector(recipe):
+        from factory.detector.load import pinned_detector
 
-        check_classes(recipe)
-        named = masks.detector
-        if not named.startswith(("torchvision:", "detectron2:", EMBEDDED)) and (there := detector_folder(named)):
-            named = str(there.absolute())
-        masks = masks.model_copy(update={"detector": named, "detector_revision": pin_detector(named)})
+        masks = pinned_detector(recipe)
     if masks.source not in (*SOURCES, "labels"):
         masks = _pinned_grounder(masks, generator)
     return recipe.model_copy(update={"generator": generator, "masks": masks})

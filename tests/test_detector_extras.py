@@ -1,37 +1,349 @@
-"""The detectors of torchvision and detectron2 themselves; `make test-extras` fails where they are not installed."""
+"""The detectors of torchvision and detectron2 against those libraries themselves, with seeded weights.
 
+`make test-extras` makes an environment that has them; without them these tests fail.
+"""
+
+import copy
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from library_detections import library_rows
 
-from factory.detector.load import open_detector
-from factory.recipe import make_recipe
+from factory.detector.load import check_classes, open_detector, pin_detector, pinned_detector
+from factory.errors import UserError
+from factory.recipe import Recipe, make_recipe
+from factory.records import Instance
+from factory.testing.tiny_detectors import tiny_oneformer, tiny_rf_detr
 from factory.vocabulary import coco
 
-pytestmark = pytest.mark.extras
+pytestmark = [pytest.mark.extras, pytest.mark.filterwarnings("default")]  # detectron2's dependencies warn
+
+LABELS = ["N/A", *coco().names]
+CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 
 
-def images() -> list[np.ndarray]:
-    return [np.random.default_rng(k).integers(0, 255, (96, 128, 3), np.uint8) for k in range(2)]
+def image(height: int = 96, width: int = 128, seed: int = 0) -> np.ndarray:
+    """Blocks of colour: plain noise looks the same everywhere to random weights."""
+    blocks = np.random.default_rng(seed).integers(0, 255, (height // 16, width // 16, 3), np.uint8)
+    return np.kron(blocks, np.ones((16, 16, 1), np.uint8))
 
 
-def test_torchvisions_mask_rcnn_with_weights_of_a_file(tmp_path: Path) -> None:
-    from torchvision.models.detection import maskrcnn_resnet50_fpn
+def recipe(detector: str | Path, classes: Any = "coco", **masks: Any) -> Recipe:
+    named = {"source": "detector", "detector": str(detector)} | masks
+    return make_recipe({"n": 1, "classes": classes, "masks": named})
+
+
+def rows(found: list[Instance]) -> list[tuple[str, float, bytes]]:
+    return sorted((row.class_name, row.score, row.mask.tobytes()) for row in found)
+
+
+# --- transformers' classes that need torchvision
+
+
+def test_rf_detrs_instances_are_the_librarys(tmp_path: Path) -> None:
+    folder = tiny_rf_detr(tmp_path / "it", coco().names)
+    (found,) = open_detector(recipe(folder), "cpu").detect([image()])
+    expected, _ = library_rows(folder, image(), target_sizes=[(96, 128)], return_binary_maps=True)
+    named = [(LABELS[label], score, mask.tobytes()) for label, score, mask in expected if label and mask.any()]
+    assert rows(found) == sorted(named)
+    assert len(found) > 3
+
+
+def test_oneformers_instances_are_the_librarys_in_every_size(tmp_path: Path) -> None:
+    folder = tiny_oneformer(tmp_path / "it", coco().names)
+    (found,) = open_detector(recipe(folder), "cpu").detect([image()])
+    expected, _ = library_rows(folder, image(), target_sizes=[(96, 128)])
+    assert rows(found) == sorted((LABELS[label], score, mask.tobytes()) for label, score, mask in expected if label)
+    assert found
+
+
+# --- torchvision
+
+
+def _calm(name: str, value: torch.Tensor) -> None:
+    """Let random weights find something: features that do not explode, boxes within the image, likely classes."""
+    if name.endswith(("bn3.weight", "conv3.norm.weight")):
+        value.mul_(0.2)
+    elif name.endswith(("bbox_pred.weight", "anchor_deltas.weight")):
+        value.zero_()
+    elif name.endswith("cls_score.bias"):
+        value[1:9] = 3  # else every class is as likely as the others, and none reaches 0.05
+
+
+def seeded(builder: str, **options: Any) -> dict[str, torch.Tensor]:
+    """Random weights of torchvision's form, with statistics of normalisation that matter."""
+    from torchvision.models import detection
 
     torch.manual_seed(0)
-    network = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
-    torch.save(network.state_dict(), tmp_path / "weights.pth")
-    named = f"torchvision:maskrcnn_resnet50_fpn@{tmp_path / 'weights.pth'}"
-    detector = open_detector(make_recipe({"n": 1, "masks": {"source": "detector", "detector": named}}), "cpu")
-    for row in (row for rows in detector.detect(images()) for row in rows):
-        assert row.class_name in coco().names
-        assert row.mask.shape == (96, 128)
+    network = getattr(detection, builder)(weights=None, weights_backbone=None, **options)
+    state = network.state_dict()
+    for name, value in state.items():
+        if name.endswith("running_var"):
+            value.uniform_(0.05, 1)
+        elif name.endswith("running_mean"):
+            value.normal_(std=0.1)
+        _calm(name, value)
+    return dict(state)
 
 
-def test_detectron2s_mask_rcnn_of_the_zoo() -> None:
-    """Fetches the weights of the model zoo."""
-    named = "detectron2:COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
-    detector = open_detector(make_recipe({"n": 1, "masks": {"source": "detector", "detector": named}}), "cpu")
-    assert len(detector.detect(images())) == 2
+def without_counters(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As the COCO weights of the first Mask R-CNN are."""
+    return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def by_torchvision(network: Any, picture: np.ndarray, labels: list[str]) -> list[tuple[str, float, bytes]]:
+    with torch.inference_mode():
+        (row,) = network.eval()([torch.from_numpy(picture).permute(2, 0, 1).float().div(255)])
+    found = zip(row["labels"], row["scores"], row["masks"], strict=True)
+    named = [(labels[int(k)], float(score), (mask[0] > 0.5).numpy().tobytes()) for k, score, mask in found]
+    return sorted(row for row in named if row[0] != "N/A")
+
+
+@pytest.mark.parametrize(
+    ("builder", "form"),
+    [
+        ("maskrcnn_resnet50_fpn", "file"),
+        ("maskrcnn_resnet50_fpn", "default weights"),
+        ("maskrcnn_resnet50_fpn_v2", "file"),
+    ],
+)
+def test_torchvisions_mask_rcnn_is_what_torchvision_builds_for_its_coco_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builder: str, form: str
+) -> None:
+    from torchvision.models import detection, get_model_weights
+
+    weights = get_model_weights(builder).DEFAULT
+    state = seeded(builder)
+    if builder == "maskrcnn_resnet50_fpn":
+        state = without_counters(state)
+    named = f"torchvision:{builder}"
+    # In place of the download: the same file where torch.hub keeps it.
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = tmp_path / "hub/checkpoints" / weights.url.rpartition("/")[2]
+    cached.parent.mkdir(parents=True)
+    torch.save(state, cached)
+    theirs = getattr(detection, builder)(weights=weights)
+    if form == "file":
+        torch.save(state, tmp_path / "weights.pth")
+        cached.unlink()
+        named += f"@{tmp_path / 'weights.pth'}"
+    detector = open_detector(recipe(named), "cpu")
+    (found,) = detector.detect([image()])
+    assert rows(found) == by_torchvision(theirs, image(), list(weights.meta["categories"]))
+    assert len(found) > 3
+    if builder == "maskrcnn_resnet50_fpn_v2":
+        mixed = detector.detect([image(), image(64, 64)])
+        assert [rows(row) for row in mixed] == [rows(detector.detect([one])[0]) for one in (image(), image(64, 64))]
+
+
+def test_weights_that_count_batches_get_ordinary_normalisation(tmp_path: Path) -> None:
+    from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+    state = seeded("maskrcnn_resnet50_fpn")
+    torch.save({"model": state}, tmp_path / "weights.pth")
+    theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    theirs.load_state_dict(state)
+    detector = open_detector(recipe(f"torchvision:maskrcnn_resnet50_fpn@{tmp_path / 'weights.pth'}"), "cpu")
+    labels = ["N/A"] * 91
+    for entry in coco().classes:
+        labels[entry.id] = entry.name
+    assert rows(detector.detect([image()])[0]) == by_torchvision(theirs, image(), labels)
+
+
+def test_torchvisions_weights_with_a_list_of_classes_of_ones_own(tmp_path: Path) -> None:
+    from torchvision.models.detection import maskrcnn_resnet50_fpn_v2
+
+    state = seeded("maskrcnn_resnet50_fpn_v2", num_classes=4)
+    torch.save(state, tmp_path / "weights.pth")
+    named = f"torchvision:maskrcnn_resnet50_fpn_v2@{tmp_path / 'weights.pth'}"
+    with pytest.raises(UserError, match=r"knows 4 classes, background among them, .*weights.classes.txt, one a line"):
+        open_detector(recipe(named, ["dog"]), "cpu")
+    (tmp_path / "weights.classes.txt").write_text("unicorn\nN/A\ngriffin\n")
+    theirs = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=4)
+    theirs.load_state_dict(state)
+    (found,) = open_detector(recipe(named, ["unicorn", "griffin"]), "cpu").detect([image()])
+    assert rows(found) == by_torchvision(theirs, image(), ["N/A", "unicorn", "N/A", "griffin"])
+    assert found
+    with pytest.raises(UserError, match="does not know 1 of the classes: dog"):
+        check_classes(recipe(named, ["dog"]))
+    (tmp_path / "weights.classes.txt").write_text("unicorn\n")
+    with pytest.raises(UserError, match=r"knows 3 classes besides background, and .* names 1"):
+        open_detector(recipe(named, ["unicorn"]), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("maskrcnn_resnet500_fpn", "torchvision has no detector"),
+        ("fasterrcnn_resnet50_fpn", "finds no masks"),
+        ("resnet50", "finds no masks"),
+    ],
+)
+def test_a_builder_that_is_no_detector_with_masks_is_named(name: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        pinned_detector(recipe(f"torchvision:{name}"))
+
+
+def test_torchvisions_classes_are_checked_without_its_weights() -> None:
+    with pytest.raises(UserError, match="does not know 1 of the classes: unicorn"):
+        pinned_detector(recipe("torchvision:maskrcnn_resnet50_fpn_v2", ["unicorn"]))
+
+
+def test_a_pin_of_torchvisions_weights_outlives_the_librarys_version() -> None:
+    named = "torchvision:maskrcnn_resnet50_fpn_v2"
+    old = pin_detector(named).rpartition(" ")[0] + " 0.21.0"
+    assert pinned_detector(recipe(named, detector_revision=old)).detector_revision == old
+    with pytest.raises(UserError, match="pins the detector"):
+        pinned_detector(recipe(named, detector_revision="MaskRCNN_ResNet50_FPN_Weights.COCO_V1 of torchvision 0.28.0"))
+
+
+def test_default_weights_that_cannot_be_had_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, and then a download that broke off."""
+    from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights as Weights
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    address = "http://127.0.0.1:9/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"
+    monkeypatch.setattr(type(Weights.DEFAULT), "url", property(lambda self: address), raising=False)
+    named = recipe("torchvision:maskrcnn_resnet50_fpn")
+    with pytest.raises(UserError, match=r"cannot be had .*; check the network"):
+        open_detector(named, "cpu")
+    cached = tmp_path / "hub/checkpoints" / address.rpartition("/")[2]
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    cached.write_bytes(b"PK\x03\x04 half a file")
+    with pytest.raises(UserError, match=r"delete a damaged copy in .*checkpoints"):
+        open_detector(named, "cpu")
+
+
+# --- detectron2
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A seeded Mask R-CNN of the zoo's config: its config, its weights and the folder of the files."""
+    from detectron2 import model_zoo
+    from detectron2.modeling import build_model
+
+    config = model_zoo.get_config(CONFIG)
+    config.MODEL.DEVICE, config.MODEL.WEIGHTS = "cpu", ""
+    config.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.05
+    torch.manual_seed(0)
+    state = {name: value.clone() for name, value in build_model(config).state_dict().items()}
+    for name, value in state.items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 1)
+        elif name.endswith("mask_head.predictor.weight"):
+            value.mul_(300)
+        _calm(name, value)
+    return config, state, tmp_path_factory.mktemp("zoo")
+
+
+def saved(zoo: Any, form: str) -> Path:
+    _, state, folder = zoo
+    path: Path = folder / f"weights-{form}.{'pth' if form == 'torch' else 'pkl'}"
+    if form == "torch":
+        torch.save({"model": state, "iteration": 1}, path)
+        return path
+    arrays = {name: value.numpy() for name, value in state.items()}
+    if form == "matching":  # names without what stands before them, as backbones are published
+        arrays = {name.removeprefix("backbone.bottom_up."): value for name, value in arrays.items()}
+    more = {"matching_heuristics": True} if form == "matching" else {}
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "test", **more}))
+    return path
+
+
+@pytest.mark.parametrize("form", ["torch", "zoo", "matching"])
+def test_detectron2s_mask_rcnn_is_what_its_default_predictor_finds(zoo: Any, form: str) -> None:
+    from detectron2.data import MetadataCatalog
+    from detectron2.engine import DefaultPredictor
+
+    path = saved(zoo, form)
+    config = copy.deepcopy(zoo[0])
+    config.MODEL.WEIGHTS = str(path)
+    predictor = DefaultPredictor(config)
+    labels = MetadataCatalog.get(config.DATASETS.TRAIN[0]).thing_classes
+    detector = open_detector(recipe(f"detectron2:{CONFIG}@{path}"), "cpu")
+    pictures = [image(seed=k) for k in range(2)] if form == "torch" else [image()]
+    for picture in pictures:
+        theirs = predictor(picture[:, :, ::-1])["instances"]  # it takes BGR
+        expected = [
+            (labels[int(number)], float(score), mask.numpy().tobytes())
+            for number, score, mask in zip(theirs.pred_classes, theirs.scores, theirs.pred_masks, strict=True)
+        ]
+        (found,) = detector.detect([picture])
+        assert rows(found) == sorted(expected)
+        assert len(found) > 3
+    if form == "torch":
+        mixed = detector.detect([image(), image(64, 64)])
+        assert [rows(row) for row in mixed] == [rows(detector.detect([one])[0]) for one in (image(), image(64, 64))]
+
+
+def test_a_file_in_which_nothing_fits_is_refused(zoo: Any) -> None:
+    """detectron2 itself warns and goes on with random weights."""
+    _, state, folder = zoo
+    torch.save({"model": {f"other.{name}": value for name, value in state.items()}}, folder / "other.pth")
+    (folder / "other.pkl").write_bytes(
+        pickle.dumps({"model": {"a": np.zeros(3, np.float32)}, "__author__": "x", "matching_heuristics": True})
+    )
+    for name in ("other.pth", "other.pkl"):
+        with pytest.raises(UserError, match=r"does not fit the model, which has \d+ tensors: \d+ are missing"):
+            open_detector(recipe(f"detectron2:{CONFIG}@{folder / name}"), "cpu")
+
+
+def test_detectron2s_weights_with_a_list_of_classes_of_ones_own(zoo: Any) -> None:
+    _, state, folder = zoo
+    head = "roi_heads.box_predictor.cls_score.weight"
+    path = folder / "two.pth"
+    torch.save(state, path)
+    (folder / "two.classes.txt").write_text("unicorn\ngriffin\n")
+    with pytest.raises(UserError, match=r"have another shape, as roi_heads"):
+        open_detector(recipe(f"detectron2:{CONFIG}@{path}", ["unicorn"]), "cpu")
+    cut = dict(state)
+    for name in state:
+        if "box_predictor.cls_score" in name:
+            cut[name] = state[name][:3]
+        elif "box_predictor.bbox_pred" in name:
+            cut[name] = state[name][:8]
+        elif "mask_head.predictor" in name:
+            cut[name] = state[name][:2]
+    assert len(cut[head]) == 3
+    torch.save(cut, path)
+    detector = open_detector(recipe(f"detectron2:{CONFIG}@{path}", ["unicorn", "griffin"]), "cpu")
+    assert {row.class_name for row in detector.detect([image()])[0]} == {"griffin"}  # _calm makes the second likely
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("COCO-InstanceSegmentation/mask_rcnn_R_500.yaml", "has no config"),
+        ("COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml", "finds boxes and no masks"),
+        ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x.yaml", "finds boxes and no masks"),
+    ],
+)
+def test_a_config_without_masks_is_named(name: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        pinned_detector(recipe(f"detectron2:{name}"))
+
+
+def test_detectron2s_classes_are_checked_without_its_weights() -> None:
+    with pytest.raises(UserError, match="does not know 1 of the classes: unicorn"):
+        pinned_detector(recipe(f"detectron2:{CONFIG}", ["unicorn"]))
+
+
+def test_zoo_weights_that_cannot_be_had_or_are_damaged_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detectron2.model_zoo.model_zoo import _ModelZooUrls
+
+    monkeypatch.setattr(_ModelZooUrls, "S3_PREFIX", "http://127.0.0.1:9/")
+    with pytest.raises(UserError, match=r"cannot be had .*; check the network, or fetch http"):
+        open_detector(recipe(f"detectron2:{CONFIG}"), "cpu")
+    place = tmp_path / CONFIG.removesuffix(".yaml") / _ModelZooUrls.CONFIG_PATH_TO_URL_SUFFIX[CONFIG[:-5]]
+    place.parent.mkdir(parents=True)
+    monkeypatch.setattr(_ModelZooUrls, "S3_PREFIX", f"{tmp_path}/")
+    place.write_bytes(pickle.dumps({"model": {}, "__author__": "x"})[:-4])
+    with pytest.raises(UserError, match=r"detectron2's copy of the weights .* cannot be used"):
+        open_detector(recipe(f"detectron2:{CONFIG}"), "cpu")

@@ -7,11 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    MaskFormerConfig,
-    MaskFormerForInstanceSegmentation,
-    ResNetConfig,
-)
+from transformers import ResNetConfig
 
 from factory.detector import detectron2 as with_detectron2
 from factory.detector import torchvision as with_torchvision
@@ -21,7 +17,7 @@ from factory.detector.load import check_classes, open_detector, pin_detector
 from factory.detector.universal import UniversalDetector
 from factory.errors import UserError
 from factory.recipe import Recipe, make_recipe
-from factory.testing.tiny_detector import tiny_mask2former
+from factory.testing.tiny_detectors import TINY_DETECTORS
 from factory.vocabulary import coco, voc
 
 LABELS = ["N/A", *coco().names]
@@ -34,33 +30,7 @@ def _recipe(detector: str | Path, classes: str = "voc", **more: Any) -> Recipe:
 @pytest.fixture(scope="module", params=["mask2former", "maskformer"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that takes everything for some class, with high scores."""
-    place = tmp_path_factory.mktemp("detector") / request.param
-    return tiny_mask2former(place, coco().names) if request.param == "mask2former" else _maskformer(place)
-
-
-def _maskformer(place: Path) -> Path:
-    from transformers.models.maskformer.image_processing_pil_maskformer import MaskFormerImageProcessorPil
-
-    torch.manual_seed(0)
-    resnet = ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic",
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    config = MaskFormerConfig(
-        backbone_config=resnet, fpn_feature_size=32, mask_feature_size=32, id2label=dict(enumerate(LABELS)),
-        label2id={name: k for k, name in enumerate(LABELS)},
-        decoder_config={
-            "model_type": "detr", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 20,
-            "encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32,
-            "encoder_ffn_dim": 32, "use_pretrained_backbone": False,
-        },
-    )  # fmt: skip
-    model = MaskFormerForInstanceSegmentation(config)
-    MaskFormerImageProcessorPil(size={"height": 64, "width": 64}, ignore_index=255).save_pretrained(place)
-    with torch.no_grad():
-        model.class_predictor.weight.mul_(30)
-    model.save_pretrained(place)
-    return place
+    return TINY_DETECTORS[request.param](tmp_path_factory.mktemp("detector") / request.param, coco().names)
 
 
 def _images(count: int = 3) -> list[Any]:
@@ -108,6 +78,31 @@ def test_the_embedded_detectors_folder_opens_as_itself(tmp_path: Path) -> None:
     assert isinstance(open_detector(_recipe(detector_folder()), "cpu"), EmbeddedDetector)
 
 
+def test_the_embedded_detector_takes_images_of_mixed_sizes() -> None:
+    detector, images = open_detector(_recipe("stickers"), "cpu"), _images()
+    mixed = detector.detect([images[0], images[1][:32]])
+    alone = [detector.detect([image])[0] for image in (images[0], images[1][:32])]
+    assert [[(row.class_name, row.score) for row in rows] for rows in mixed] == [
+        [(row.class_name, row.score) for row in rows] for rows in alone
+    ]
+
+
+def test_an_embedded_detector_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from factory.stickers.embedded import detector_folder
+
+    (tmp_path / "config.json").write_bytes((detector_folder() / "config.json").read_bytes())
+    state = load_file(detector_folder() / "model.safetensors")
+    state.pop("decode_head.classifier.weight")
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"1 tensors are missing or unknown, as decode_head.classifier.weight"):
+        open_detector(_recipe(tmp_path), "cpu")
+    (tmp_path / "model.safetensors").write_bytes(b"<html>")
+    with pytest.raises(UserError, match=r"cannot be loaded .*; copy it again"):
+        open_detector(_recipe(tmp_path), "cpu")
+
+
 def test_labels_are_found_by_alias_and_gaps_are_no_class() -> None:
     names = translation(voc(), ["N/A", "tv", "Dining_Table", "airplane", *voc().names])
     assert names["tv"] == "tvmonitor"
@@ -137,12 +132,12 @@ def test_a_class_that_no_prompt_names_may_be_missing() -> None:
         ("torchvision:maskrcnn_resnet50_fpn_v2@nowhere.pth", "there is no file of weights nowhere.pth"),
     ],
 )
-def test_a_detector_that_there_is_not_is_told(name: str, told: str) -> None:
+def test_a_missing_detector_is_named(name: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
         pin_detector(name)
 
 
-def test_a_folder_of_another_kind_of_model_is_told(tmp_path: Path) -> None:
+def test_a_folder_of_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], id2label=dict(enumerate(LABELS))).save_pretrained(
         tmp_path
     )
@@ -151,7 +146,7 @@ def test_a_folder_of_another_kind_of_model_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("library", "name"), [("torchvision", "maskrcnn_resnet50_fpn_v2"), ("detectron2", "x.yaml")])
-def test_a_library_that_is_not_installed_is_told(library: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_not_installed_is_named(library: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, library, None)

@@ -47,7 +47,7 @@ def known() -> list[dict[str, Any]]:
             "embedded grounder",
         ),
         ("--detector", "stickers", (detector / "config.json").is_file(), "embedded detector of the 80 COCO classes"),
-        ("--detector", "torchvision:NAME", _installed("torchvision"), "Mask R-CNN of torchvision, 80 COCO classes"),
+        ("--detector", "torchvision:NAME", _torchvision(), "Mask R-CNN of torchvision, 80 COCO classes"),
         ("--detector", "detectron2:CONFIG", _installed("detectron2"), "Mask R-CNN of detectron2's model zoo"),
     ]
     return [{"option": option, "name": name, "present": here, "about": about} for option, name, here, about in rows]
@@ -55,3 +55,10 @@ def known() -> list[dict[str, Any]]:
 
 def _installed(library: str) -> bool:
     return find_spec(library) is not None
+
+
+def _torchvision() -> bool:
+    """Whether it is installed and matches torch."""
+    from factory.libraries import torchvision_fault
+
+    return _installed("torchvision") and torchvision_fault() is None

@@ -22,8 +22,13 @@ class EmbeddedDetector:
         self._names = translation(recipe.vocabulary(), self._detector.class_names, recipe.planned_names())
 
     def detect(self, images: Sequence[Image]) -> list[list[Instance]]:
-        """On a CPU it runs on the recipe's number of threads, as the generator does."""
+        """On a CPU it runs on the recipe's number of threads, as the generator does.
+
+        Images of other sizes than their neighbours go alone.
+        """
         torch.set_num_threads(self._threads)
+        if len({image.shape for image in images}) > 1:
+            return [self.detect([image])[0] for image in images]
         found = self._detector.detect([Pictures.fromarray(image) for image in images])
         return [
             [

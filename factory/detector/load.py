@@ -9,6 +9,7 @@ from factory.detector.labels import translation
 from factory.errors import UserError
 from factory.generator.load import EMBEDDED, folder_digest, pin_revision
 from factory.recipe import Recipe
+from factory.recipe_parts import MaskRecipe
 
 TORCHVISION, DETECTRON2 = "torchvision:", "detectron2:"
 _OWN = "UperNetForSemanticSegmentation"
@@ -19,7 +20,11 @@ _FORMS = (
 
 
 def open_detector(recipe: Recipe, device: str) -> Detector:
-    """The detector of a recipe with its weights loaded. UserError where it cannot be had or misses a class."""
+    """The detector of a recipe with its weights loaded.
+
+    UserError where it cannot be had, is not the one that the recipe pins, or misses a class.
+    """
+    check_pin(recipe.masks)
     name = recipe.masks.detector
     if name.startswith(TORCHVISION):
         from factory.detector.torchvision import TorchvisionDetector
@@ -39,6 +44,43 @@ def open_detector(recipe: Recipe, device: str) -> Detector:
     return UniversalDetector(recipe, name if folder is None else str(folder), device)
 
 
+def pinned_detector(recipe: Recipe) -> MaskRecipe:
+    """The recipe's masks with the detector's place made absolute and its content pinned.
+
+    UserError, before any worker starts, where there is no such detector, where it misses a class that prompts name, or
+    where it is not the one that the recipe pins.
+    """
+    named = _absolute(recipe.masks.detector)
+    masks = recipe.masks.model_copy(update={"detector": named})
+    if masks.detector_revision is None:
+        masks = masks.model_copy(update={"detector_revision": pin_detector(named)})
+    else:
+        check_pin(masks)
+    check_classes(recipe.model_copy(update={"masks": masks}))
+    return masks
+
+
+def check_pin(masks: MaskRecipe) -> None:
+    """UserError where a detector is pinned and another one lies in its place. A hub's commit is asked for as such."""
+    name, pinned = masks.detector, masks.detector_revision
+    if pinned is None:
+        return
+    if not name.startswith((TORCHVISION, DETECTRON2)) and detector_folder(name) is None:
+        return
+    found = pin_detector(name)
+    if found == pinned:
+        return
+    if name.startswith(TORCHVISION):
+        from factory.detector.torchvision import same_pin
+
+        if same_pin(found, pinned):
+            return
+    raise UserError(
+        f"the recipe pins the detector {name} as {pinned}, and what is there now is {found}; put the old one back, or "
+        f"set masks.detector_revision to null and make another dataset."
+    )
+
+
 def pin_detector(name: str) -> str:
     """What stands for the detector's exact content: a folder's digest, the hub's commit, or a library's weights."""
     if name.startswith(TORCHVISION):
@@ -54,12 +96,27 @@ def pin_detector(name: str) -> str:
 
 
 def check_classes(recipe: Recipe) -> None:
-    """UserError, before any worker starts, where a folder's detector misses a class that prompts name."""
-    name = recipe.masks.detector
-    if name.startswith((TORCHVISION, DETECTRON2)) or (folder := detector_folder(name)) is None:
-        return
-    labels = _config(folder).get("id2label") or {}
-    translation(recipe.vocabulary(), [str(label) for label in labels.values()], recipe.planned_names())
+    """UserError, before any worker starts, where the detector misses a class that prompts name."""
+    translation(recipe.vocabulary(), known_labels(recipe.masks), recipe.planned_names())
+
+
+def known_labels(masks: MaskRecipe) -> list[str]:
+    """The detector's labels in the order of their numbers, read without its weights."""
+    name = masks.detector
+    if name.startswith(TORCHVISION):
+        from factory.detector.torchvision import labels
+
+        return labels(name.removeprefix(TORCHVISION))
+    if name.startswith(DETECTRON2):
+        from factory.detector.detectron2 import labels as labels_of_config
+
+        return labels_of_config(name.removeprefix(DETECTRON2))
+    folder = detector_folder(name)
+    if folder is not None and _architecture(folder) == _OWN:
+        return [str(label) for label in (_config(folder).get("id2label") or {}).values()]
+    from factory.detector.universal import read_labels
+
+    return read_labels(name if folder is None else str(folder), masks.detector_revision)
 
 
 def detector_folder(name: str) -> Path | None:
@@ -74,6 +131,15 @@ def detector_folder(name: str) -> Path | None:
     if not (path / "config.json").is_file():
         raise UserError(f"{name} holds no detector (there is no config.json); give {_FORMS}.")
     return path
+
+
+def _absolute(name: str) -> str:
+    """The name with the path in it made absolute, so that workers on other folders and hosts mean the same file."""
+    if name.startswith((TORCHVISION, DETECTRON2)):
+        model, at, file = name.partition("@")
+        return f"{model}@{Path(file).expanduser().absolute()}" if at and file else name
+    folder = None if name == EMBEDDED else detector_folder(name)
+    return name if folder is None else str(folder.absolute())
 
 
 def _architecture(folder: Path) -> str:

@@ -49,12 +49,25 @@ class StickerDetector:
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, device: str = "cpu") -> "StickerDetector":
-        """Load a folder that the training recipe wrote. Raises UserError where it is none."""
+        """Load a folder that the training recipe wrote. Raises UserError where it is none, or is not complete."""
         if not (Path(folder) / "config.json").exists():
             raise UserError(
                 f"{folder} holds no detector; make one with `factory stickers train detector` or name its folder."
             )
-        return cls(UperNetForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32), device)
+        try:
+            network, report = UperNetForSemanticSegmentation.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
+        except Exception as error:  # truncated and foreign weights fail in many ways
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(f"the detector {folder} cannot be loaded ({said}); copy it again.") from error
+        wrong = sorted([*report["missing_keys"], *report["unexpected_keys"]])
+        if wrong:
+            raise UserError(
+                f"the weights of {folder} do not fit its config.json: {len(wrong)} tensors are missing or unknown, as "
+                f"{wrong[0]}. Copy the whole model again."
+            )
+        return cls(network, device)
 
     @torch.no_grad()
     def detect(self, images: Sequence[Image.Image]) -> list[list[Instance]]:

@@ -1,0 +1,210 @@
+"""Each documented class of transformers' detectors against the library's own post-processing, with random weights."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from library_detections import MIN_SCORE, Row, library_answer, library_rows
+from safetensors.torch import load_file, save_file
+
+from factory.detector.load import open_detector
+from factory.errors import UserError
+from factory.recipe import Recipe, make_recipe
+from factory.records import Instance
+from factory.testing.tiny_detectors import TINY_DETECTORS
+from factory.vocabulary import coco
+
+LABELS = ["N/A", *coco().names]
+HERE = [name for name in TINY_DETECTORS if name != "rf_detr"]  # its image processor needs torchvision
+
+
+def _recipe(folder: Path) -> Recipe:
+    return make_recipe({"n": 1, "classes": "coco", "masks": {"source": "detector", "detector": str(folder)}})
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("detectors")
+    return {name: TINY_DETECTORS[name](place / name, coco().names) for name in HERE}
+
+
+def image(height: int = 64, width: int = 96) -> np.ndarray:
+    """Not square, as many images are."""
+    return np.random.default_rng(7).integers(0, 255, (height, width, 3), np.uint8)
+
+
+def detect(folder: Path, picture: np.ndarray) -> list[Instance]:
+    (found,) = open_detector(_recipe(folder), "cpu").detect([picture])
+    return found
+
+
+def assert_same(found: Sequence[Instance], expected: Sequence[Row]) -> None:
+    named = [row for row in expected if LABELS[row[0]] != "N/A" and row[2].any()]
+    assert len(found) == len(named) > 0
+    for ours, theirs in zip(_sorted(found), sorted(named, key=_order), strict=True):
+        assert (ours.class_name, ours.score) == (LABELS[theirs[0]], theirs[1])
+        assert np.array_equal(ours.mask, theirs[2])
+
+
+def _sorted(found: Sequence[Instance]) -> list[Instance]:
+    return sorted(found, key=lambda row: (-row.score, row.class_name, row.mask.tobytes()))
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    return -row[1], LABELS[row[0]], row[2].tobytes()
+
+
+@pytest.mark.parametrize("name", ["mask2former", "maskformer"])
+def test_overlapping_instances_are_the_librarys(folders: dict[str, Path], name: str) -> None:
+    expected, _ = library_rows(folders[name], image(), target_sizes=[(64, 96)], return_binary_maps=True)
+    assert_same(detect(folders[name], image()), expected)
+
+
+def test_detrs_instances_are_the_librarys_and_so_are_its_scores(folders: dict[str, Path]) -> None:
+    found = detect(folders["detr"], image())
+    expected, _ = library_rows(folders["detr"], image(), target_sizes=[(64, 96)])
+    assert_same(found, expected)
+    _, answer = library_answer(folders["detr"], image())
+    assert found[0].score == pytest.approx(float(answer.logits.softmax(-1)[..., :-1].max()), abs=1e-5)
+
+
+def test_oneformers_instances_are_the_librarys(folders: dict[str, Path]) -> None:
+    """Without torchvision the library answers in the size of the logits only: 16 x 16 of 64 x 64 pixels."""
+    expected, _ = library_rows(folders["oneformer"], image(16, 16))
+    assert_same(detect(folders["oneformer"], image(16, 16)), expected)
+    assert {row.mask.shape for row in detect(folders["oneformer"], image())} == {(64, 96)}
+
+
+@pytest.mark.parametrize("size", [(64, 96), (80, 40), (64, 64)])
+def test_eomts_masks_leave_the_padding_out(folders: dict[str, Path], size: tuple[int, int]) -> None:
+    """The library paints one instance over another; painted in the same order, ours are its segmentation."""
+    found = detect(folders["eomt"], image(*size))
+    expected, painted = library_rows(folders["eomt"], image(*size), target_sizes=[size])
+    left = {(LABELS[row[0]], row[1]) for row in expected}
+    assert {(row.class_name, row.score) for row in found} == {row for row in left if row[0] != "N/A"}
+    ours = torch.full(size, -1.0)
+    masks = {row.score: row.mask for row in found}
+    for number, (label, score, mask) in enumerate(expected):
+        ours[torch.from_numpy(mask if LABELS[label] == "N/A" else masks[score])] = number
+    assert len(expected) > 5
+    assert torch.equal(ours, painted)
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_images_of_mixed_sizes_are_seen_as_they_are_alone(folders: dict[str, Path], name: str) -> None:
+    detector = open_detector(_recipe(folders[name]), "cpu")
+    pictures = [image(), image(80, 48)]
+    for rows, picture in zip(detector.detect(pictures), pictures, strict=True):
+        (alone,) = detector.detect([picture])
+        assert [(row.class_name, row.score) for row in rows] == [(row.class_name, row.score) for row in alone]
+        assert all(row.mask.shape == picture.shape[:2] and row.score >= MIN_SCORE for row in rows)
+    assert detector.detect([]) == []
+
+
+def _copy(folder: Path, place: Path) -> Path:
+    place.mkdir()
+    for path in folder.iterdir():
+        (place / path.name).write_bytes(path.read_bytes())
+    return place
+
+
+def _without_a_tensor(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    state.pop(next(name for name in state if "class_predictor" in name))
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+def _with_a_tensor(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors") | {"model.more.weight": torch.zeros(2)}
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+def _truncated(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _empty(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def _foreign(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"<html>404</html>" * 10)
+
+
+def _another_shape(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text()) | {"hidden_dim": 16}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (_without_a_tensor, "1 tensors are missing, as class_predictor"),
+        (_with_a_tensor, "1 tensors are unknown, as model.more.weight"),
+        (_truncated, "cannot be loaded"),
+        (_empty, "cannot be loaded"),
+        (_foreign, "cannot be loaded"),
+        (_another_shape, "cannot be loaded"),
+    ],
+)
+def test_weights_that_do_not_fill_the_model_are_refused(
+    folders: dict[str, Path], tmp_path: Path, damage: Any, told: str
+) -> None:
+    folder = _copy(folders["mask2former"], tmp_path / "copy")
+    damage(folder)
+    with pytest.raises(UserError, match=told) as raised:
+        open_detector(_recipe(folder), "cpu")
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 500
+
+
+def test_a_models_own_code_is_not_run(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder, mark = _copy(folders["mask2former"], tmp_path / "copy"), tmp_path / "it-ran"
+    (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass Evil: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    code = {"auto_map": {"AutoConfig": "evil.Evil", "AutoModelForUniversalSegmentation": "evil.Evil"}}
+    (folder / "config.json").write_text(json.dumps(config | code))
+    open_detector(_recipe(folder), "cpu")  # the library knows this type itself
+    (folder / "config.json").write_text(json.dumps(config | code | {"model_type": "evil"}))
+    with pytest.raises(UserError, match="is no instance segmentation model of transformers"):
+        open_detector(_recipe(folder), "cpu")
+    assert not mark.exists()
+
+
+def test_a_pickle_in_place_of_weights_is_not_run(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder, mark = _copy(folders["mask2former"], tmp_path / "copy"), tmp_path / "it-ran"
+    (folder / "model.safetensors").unlink()
+    torch.save({"class_predictor.weight": _Evil(mark)}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        open_detector(_recipe(folder), "cpu")
+    assert not mark.exists()
+
+
+class _Evil:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.mark), "w")
+
+
+def test_a_model_of_semantic_segmentation_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = _copy(folders["eomt"], tmp_path / "copy")
+    settings = json.loads((folder / "preprocessor_config.json").read_text()) | {"do_split_image": True}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="semantic segmentation"):
+        open_detector(_recipe(folder), "cpu")
+
+
+def test_a_model_that_neither_the_hub_nor_its_cache_has_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError, match=r"nobody/nothing cannot be had from the hub or its cache .*; check the id"
+    ) as raised:
+        open_detector(_recipe(Path("nobody/nothing")), "cpu")
+    assert "\n" not in str(raised.value)

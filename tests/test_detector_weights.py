@@ -1,0 +1,259 @@
+"""Weights made by others: everything is accounted for, pins are checked, and every fault is one sentence."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from factory.detector import detectron2 as with_detectron2
+from factory.detector.load import check_pin, open_detector, pin_detector, pinned_detector
+from factory.detector.weights import fill, read_state, split_name
+from factory.errors import UserError
+from factory.recipe import Recipe, make_recipe
+from factory.testing.tiny_detector import tiny_mask2former
+from factory.vocabulary import coco
+
+MASK_RCNN = "detectron2:COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
+
+
+def assert_one_sentence(error: BaseException) -> None:
+    assert "\n" not in str(error)
+    assert len(str(error)) < 700
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+
+
+@pytest.mark.parametrize("form", ["bare", "model", "state_dict", "parallel", "safetensors", "pkl"])
+def test_tensors_are_found_however_they_were_saved(tmp_path: Path, form: str) -> None:
+    state = dict(network().state_dict())
+    path = tmp_path / f"w.{form if form in ('safetensors', 'pkl') else 'pth'}"
+    if form == "safetensors":
+        save_file(state, path)
+    elif form == "pkl":
+        path.write_bytes(pickle.dumps({"model": {k: v.numpy() for k, v in state.items()}, "__author__": "me"}))
+    elif form == "parallel":
+        torch.save({f"module.{name}": value for name, value in state.items()}, path)
+    else:
+        torch.save(state if form == "bare" else {form: state, "iteration": 7}, path)
+    found, _ = read_state(path, "it")
+    target = network()
+    fill(target, found, "it")
+    assert all(torch.equal(value, state[name]) for name, value in target.state_dict().items())
+
+
+# --- every tensor is accounted for
+
+
+def _state(**more: torch.Tensor) -> dict[str, torch.Tensor]:
+    return dict(network().state_dict()) | more
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ({"other": torch.zeros(2)}, "7 are missing, as 0.weight; 1 are unknown, as other"),
+        ({k: v for k, v in _state().items() if k != "1.running_mean"}, "1 are missing, as 1.running_mean"),
+        (_state(more=torch.zeros(1)), "1 are unknown, as more"),
+        (_state(**{"0.weight": torch.zeros(3, 9)}), "1 have another shape, as 0.weight"),
+        (_state(**{"0.bias": torch.tensor([0.0, float("nan"), 0.0])}), "damaged: 0.bias holds NaN"),
+    ],
+)
+def test_a_model_is_filled_wholly_or_not_at_all(state: dict[str, torch.Tensor], told: str) -> None:
+    target = network()
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    with pytest.raises(UserError, match=told) as raised:
+        fill(target, state, "the file")
+    assert_one_sentence(raised.value)
+    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+
+
+def test_what_a_config_gives_may_be_missing() -> None:
+    state = {name: value for name, value in _state().items() if name != "1.running_mean"}
+    fill(network(), state, "the file", may_lack=("running_mean",))
+
+
+# --- names of files
+
+
+def test_a_files_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "w.pth").write_bytes(b"1")
+    monkeypatch.chdir(tmp_path)
+    model, file = split_name("some_model@w.pth", "torchvision:")
+    assert (model, file.path if file else None) == ("some_model", tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("prefix", ["torchvision:maskrcnn_resnet50_fpn", MASK_RCNN])
+@pytest.mark.parametrize(("content", "told"), [(None, "there is no file of weights"), (b"", "is empty; copy it again")])
+def test_a_file_that_is_missing_or_empty_is_named(
+    tmp_path: Path, prefix: str, content: bytes | None, told: str
+) -> None:
+    path = tmp_path / "w.pth"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        pin_detector(f"{prefix}@{path}")
+    with pytest.raises(UserError, match="there is no file of weights"):
+        pin_detector(f"{prefix}@")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("cat\ndog\n", ("cat", "dog")),
+        ("\ufeff__background__\r\ncat\r\nN/A\r\ndog\r\n", ("cat", "N/A", "dog")),
+        ("cat\ncat\n", None),
+        ("cat\n\ndog\n", None),
+        ("\n", None),
+        ("N/A\n", None),
+    ],
+)
+def test_a_list_of_classes_lies_beside_the_weights(
+    tmp_path: Path, content: str, expected: tuple[str, ...] | None
+) -> None:
+    (tmp_path / "w.pth").write_bytes(b"1")
+    alone = split_name(f"m@{tmp_path / 'w.pth'}", "torchvision:")[1]
+    (tmp_path / "w.classes.txt").write_bytes(content.encode())
+    if expected is None:
+        with pytest.raises(UserError, match=r"must hold one class a line"):
+            split_name(f"m@{tmp_path / 'w.pth'}", "torchvision:")
+        return
+    _, file = split_name(f"m@{tmp_path / 'w.pth'}", "torchvision:")
+    assert file is not None
+    assert file.labels == expected
+    assert alone is not None
+    assert alone.digest != file.digest  # the names are part of what the detector is
+
+
+def test_a_list_of_classes_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"1")
+    (tmp_path / "w.classes.txt").write_bytes("Bär\n".encode("latin1"))
+    with pytest.raises(UserError, match="is not UTF-8"):
+        split_name(f"m@{tmp_path / 'w.pth'}", "torchvision:")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/tmp/evil.yaml", "../evil.yaml", "COCO/../../evil.yaml", "~/evil.yaml", "./evil.yaml", "a/b.yml", "a//b.yaml"],
+)
+def test_no_config_of_detectron2_is_read_but_the_zoos(name: str) -> None:
+    """Its YAML may hold Python objects."""
+    with pytest.raises(UserError, match="no name of a config in detectron2's model zoo"):
+        pin_detector(f"detectron2:{name}")
+
+
+def test_a_lazy_config_is_refused() -> None:
+    with pytest.raises(UserError, match="is a lazy config, which is a program"):
+        pin_detector("detectron2:new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py")
+
+
+# --- pins
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_mask2former(tmp_path_factory.mktemp("detector") / "it", coco().names)
+
+
+def _recipe(detector: str | Path, revision: str | None = None) -> Recipe:
+    masks = {"source": "detector", "detector": str(detector), "detector_revision": revision}
+    return make_recipe({"n": 1, "classes": "coco", "masks": masks})
+
+
+def test_a_pin_is_made_and_the_path_made_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    masks = pinned_detector(_recipe("./it"))
+    assert (masks.detector, masks.detector_revision) == (str(folder), pin_detector(str(folder)))
+    assert pinned_detector(_recipe(folder, masks.detector_revision)) == masks
+
+
+def test_another_detector_under_a_pin_is_refused_before_and_in_a_worker(folder: Path) -> None:
+    recipe = _recipe(folder, "0" * 40)
+    for act in (lambda: pinned_detector(recipe), lambda: open_detector(recipe, "cpu")):
+        with pytest.raises(UserError, match=f"pins the detector .* as {'0' * 40}, and what is there now is"):
+            act()
+
+
+def test_a_file_swapped_under_its_pin_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"old")
+    name = f"torchvision:maskrcnn_resnet50_fpn@{path}"
+    recipe = _recipe(name, pin_detector(name))
+    check_pin(recipe.masks)
+    path.write_bytes(b"new")
+    with pytest.raises(UserError, match="pins the detector"):
+        check_pin(recipe.masks)
+
+
+def test_a_run_of_a_pinned_recipe_checks_the_pin(folder: Path) -> None:
+    from factory.generate import pinned
+
+    with pytest.raises(UserError, match="pins the detector"):
+        pinned(_recipe(folder, "0" * 40))
+
+
+# --- libraries that do not match
+
+
+def _put(place: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(text)
+
+
+def test_a_torchvision_that_does_not_match_torch_stops_only_its_own_detectors(tmp_path: Path) -> None:
+    """It raises at import, as torchvision does then, and transformers and diffusers import it where it is installed."""
+    _put(
+        tmp_path,
+        {
+            "torchvision/__init__.py": "raise RuntimeError('operator torchvision::nms does not exist')",
+            "torchvision-0.1.dist-info/METADATA": "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n",
+        },
+    )
+    script = (
+        "import factory\n"
+        "from transformers import Mask2FormerForUniversalSegmentation\n"
+        "from diffusers import StableDiffusionPipeline\n"
+        "from factory.detector.load import pin_detector\n"
+        "try: pin_detector('torchvision:maskrcnn_resnet50_fpn')\n"
+        "except factory.errors.UserError as error: print(error)\n"
+    )
+    path = f"{tmp_path}:{Path(__file__).parents[1]}"
+    ran = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": path}, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "torchvision 0.1 does not work with torch" in ran.stdout
+    assert "operator torchvision::nms does not exist; install the build that matches" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("import pkg_resources_that_is_not_here as pkg_resources", "cannot be imported"),
+        (
+            "raise ModuleNotFoundError('x', name='pkg_resources')",
+            r"setuptools 82 and later no longer have; .*'setuptools<82'",
+        ),
+        (
+            "raise RuntimeError('operator torchvision::nms does not exist')",
+            "installed and cannot be imported .operator",
+        ),
+    ],
+)
+def test_a_detectron2_that_cannot_be_imported_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, told: str
+) -> None:
+    _put(tmp_path, {"detectron2/__init__.py": "", "detectron2/model_zoo/__init__.py": source})
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "detectron2"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UserError, match=told) as raised:
+        with_detectron2.labels(MASK_RCNN.removeprefix("detectron2:"))
+    assert_one_sentence(raised.value)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "detectron2"]:
+        monkeypatch.delitem(sys.modules, name)
