@@ -5,6 +5,7 @@ file mean the same everywhere.
 """
 
 import codecs
+import os
 import re
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def read_bytes(path: str | Path, what: str, most: int) -> bytes:
             told = "it is no file" if place.exists() else "there is no such file"
             raise UserError(f"the {what} {path} cannot be read: {told}; give the path of an existing file.")
         with place.open("rb") as stream:
-            data = stream.read(most + 1)
+            # Python sets aside as many bytes as are asked for, so a limit of gigabytes is not asked for.
+            data = stream.read(min(os.fstat(stream.fileno()).st_size, most) + 1)
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
