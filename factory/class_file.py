@@ -82,7 +82,7 @@ def _of_table(path: Path, lines: Sequence[str]) -> list[str]:
     if len(widths) > 1:
         raise UserError(f"the class file {path} has rows of {widths[0]} and of {widths[-1]} columns; {_ONE_PER_LINE}.")
     heads = [" ".join(cell.lower().split()) for cell in rows[0]] if rows else []
-    named = [place for place, head in enumerate(heads) if head in _HEADS]
+    named = [k for k, head in enumerate(heads) if head in _HEADS and not all(_number(row[k]) for row in rows[1:])]
     body = rows[1:] if named else rows
     columns = named or [place for place in range(len(heads)) if not all(_number(row[place]) for row in rows)]
     if len(columns) != 1:

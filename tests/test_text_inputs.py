@@ -68,6 +68,7 @@ def test_a_file_that_is_too_large_or_no_file_is_refused_before_it_is_read(tmp_pa
     ("name", "text", "names"),
     [
         ("c.csv", "id,name\n1,lynx\n2,ibex\n", ["lynx", "ibex"]),
+        ("c.csv", "class,name\n0,lynx\n1,ibex\n", ["lynx", "ibex"]),
         ("c.csv", "1,lynx\n2,ibex\n", ["lynx", "ibex"]),
         ("c.csv", "lynx\nibex\n", ["lynx", "ibex"]),
         ("c.csv", 'Name\n"traffic light"\nibex\n', ["traffic light", "ibex"]),
