@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -9,11 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from factory import exit_codes, interrupts
 from factory.errors import UserError
+from factory.job_check import arguments_of, steps_of, values_of
 from factory.paths import local_path
+from factory.plain_yaml import parse_plain_yaml
+from factory.textfile import read_text
 
 DONE = "job.json"
 _WRITES = ("--shards", "--out", "--to")
@@ -72,23 +74,18 @@ def load_job(path: Path, out: Path | None, commands: Mapping[str, Any], change: 
     """Read a job file and check every option of every step before anything runs.
 
     The file has `out`, `values` and `steps`; a step is one command with its options, and positional arguments under
-    `with`; a list of values gives an option several times. `{out}` and `{name}` in them stand for the folder and for
-    the values, which `change` overrides. UserError names what is wrong.
+    `with`; a list of values gives an option several times where it may be. `{out}` and `{name}` in them stand for the
+    folder and for the values, which `change` overrides. UserError names what is wrong.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        values = {**data.get("values", {}), **change}
-        unknown = set(change) - set(data.get("values", {}))
-        place = out or local_path(str(data["out"]), f"`out` of {path}")
-        rows = [next(iter(row.items())) for row in data["steps"]]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the job {path}: {' '.join(str(error).split())}.") from error
-    except (KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise UserError(f"{path} is no job: it wants `out:` and `steps:`, each step a command with options.") from error
+    data = parse_plain_yaml(read_text(path, "job"), f"the job {path}")
+    rows, values = steps_of(data, str(path)), values_of(data, str(path))
+    unknown = sorted(set(change) - set(values))
     if unknown:
-        raise UserError(f"{path} has no value {sorted(unknown)[0]!r}; its values are {', '.join(data['values'])}.")
-    filled = {"out": str(place), **{name: str(value) for name, value in values.items()}}
-    return Job(place, _chained([_step(path, name, options or {}, commands, filled) for name, options in rows]))
+        raise UserError(f"{path} has no value {unknown[0]!r}; its values are {', '.join(values) or 'none'}.")
+    place = out or local_path(data["out"], f"`out` of {path}")
+    filled = {"out": str(place), **values, **change}
+    steps = [_step(f"{path}", name, options, commands, filled) for name, options in rows]
+    return Job(place, _chained(steps))
 
 
 def run_job(job: Job, report: Callable[[str], None] = print) -> None:
@@ -142,32 +139,23 @@ def _chained(steps: Iterable[Step]) -> tuple[Step, ...]:
     return tuple(chain)
 
 
-def _step(
-    path: Path, name: str, options: Mapping[str, Any], commands: Mapping[str, Any], filled: dict[str, str]
-) -> Step:
+def _step(path: str, name: str, options: Any, commands: Mapping[str, Any], filled: Mapping[str, str]) -> Step:
     if name not in commands:
         raise UserError(f"{path}: there is no command {name!r}; a step is one of {', '.join(sorted(commands))}.")
-    known = {
-        flag.removeprefix("--"): one for one in commands[name].params for flag in one.opts if flag.startswith("--")
-    }
-    arguments: list[str] = []
-    for option, value in options.items():
-        if option == "with":
-            arguments += [_filled(path, one, filled) for one in (value if isinstance(value, list) else [value])]
-        elif option not in known:
-            raise UserError(f"{path}: {name} has no option {option!r}; it has {', '.join(sorted(known))}.")
-        elif known[option].is_flag:
-            arguments += [f"--{option}"] if value else []
-        else:
-            for one in value if isinstance(value, list) else [value]:
-                arguments += [f"--{option}", _filled(path, one, filled)]
-                if known[option].metavar == "PATH":
-                    local_path(arguments[-1], f"{path}: --{option} of {name}")
-    return Step(name, tuple(arguments))
+    return Step(name, arguments_of(path, name, options, commands[name], lambda value: _filled(path, value, filled)))
 
 
-def _filled(path: Path, value: object, filled: Mapping[str, str]) -> str:
-    try:
-        return str(value).format(**filled)
-    except (KeyError, IndexError, ValueError) as error:
-        raise UserError(f"{path}: {value!r} names {error}, which is neither `out` nor one of the values.") from error
+def _filled(path: str, value: object, filled: Mapping[str, str]) -> str:
+    """A text with the values of its {names}; {{ and }} are braces, and there is no other form."""
+
+    def one(match: re.Match[str]) -> str:
+        part = match[0]
+        if part in ("{{", "}}"):
+            return part[0]
+        if len(part) == 1:
+            raise UserError(f"{path}: {value!r} holds a single {part}; write {part * 2} for a brace.")
+        if part[1:-1] not in filled:
+            raise UserError(f"{path}: {value!r} names {part[1:-1]!r}, which is neither `out` nor one of the values.")
+        return filled[part[1:-1]]
+
+    return re.sub(r"\{\{|\}\}|\{[^{}]*\}|[{}]", one, str(value))

@@ -36,7 +36,7 @@ def encode_rle(mask: Mask) -> Rle:
 def decode_rle(rle: Rle) -> Mask:
     """The mask of an encoding; ValueError where the runs do not add up to its size."""
     height, width = rle["size"]
-    runs = np.array(_unpack(rle["counts"]), dtype=np.int64)
+    runs = np.array(unpack_runs(rle["counts"]), dtype=np.int64)
     if runs.sum() != height * width or (runs < 0).any():
         raise ValueError(f"run lengths add up to {runs.sum()}, the size is {height} x {width}")
     values = np.arange(len(runs)) % 2 == 1
@@ -56,7 +56,8 @@ def _pack(runs: Sequence[int]) -> str:
     return "".join(text)
 
 
-def _unpack(text: str) -> list[int]:
+def unpack_runs(text: str) -> list[int]:
+    """The runs of COCO's text, each the difference to the run before last, in groups of five bits, lowest first."""
     runs: list[int] = []
     value = shift = 0
     for letter in text:

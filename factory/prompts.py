@@ -5,9 +5,13 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from factory.errors import UserError
+from factory.textfile import read_lines
 from factory.vocabulary import ClassEntry, Vocabulary, caption
+
+_FORM = '{"text": "...", "classes": ["..."]} or {"text": "...", "classes": {"class": "its words in the text"}}'
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,10 @@ def read_prompts(path: str | Path, vocabulary: Vocabulary) -> list[Prompt]:
     A line is `text <tab> class, class` or a JSON object {"text": ..., "classes": [...]}. Where the text names a class
     by another word, write `class=word` (JSON: "classes": {"class": "word"}).
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompts file {path}: {error}.") from error
     prompts = []
-    for number, line in enumerate(lines, 1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            prompts.append(_read_line(line.strip(), f"{path}, line {number}", vocabulary))
+    for number, line in read_lines(path, "prompts file"):
+        if not line.startswith("#"):
+            prompts.append(_read_line(line, f"{path}, line {number}", vocabulary))
     if not prompts:
         raise UserError(f"the prompts file {path} holds no prompt; give a line like `a photograph of a dog<tab>dog`.")
     return prompts
@@ -85,16 +85,51 @@ def _found(text: str, entry: ClassEntry) -> str:
 
 def _read_line(line: str, where: str, vocabulary: Vocabulary) -> Prompt:
     if line.startswith("{"):
-        try:
-            row = json.loads(line)
-            classes = row["classes"]
-            named = dict(classes) if isinstance(classes, dict) else {str(name): "" for name in classes}
-            return make_prompt(str(row["text"]), named, where, vocabulary)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            form = '{"text": "...", "classes": ["..."]}'
-            raise UserError(f"{where}: a JSON line is {form}, got {line[:80]}.") from error
+        return make_prompt(*_of_json(line, where), where, vocabulary)
     text, tab, rest = line.partition("\t")
     if not tab:
         raise UserError(f"{where}: a line is a text, a tab and its classes separated by commas, got {line[:80]!r}.")
-    pairs = [part.partition("=") for part in rest.split(",") if part.strip()]
-    return make_prompt(text, {name.strip(): words.strip() for name, _, words in pairs}, where, vocabulary)
+    parts = [part.partition("=") for part in rest.split(",") if part.strip()]
+    pairs = [(name.strip(), words.strip(), bool(equals)) for name, equals, words in parts]
+    bare = next((name for name, words, equals in pairs if equals and not words), None)
+    if bare is not None:
+        raise UserError(f"{where}: {bare}= names no word of the text; write {bare}=word, or {bare} alone.")
+    return make_prompt(text, _once([(name, words) for name, words, _ in pairs], where), where, vocabulary)
+
+
+def _of_json(line: str, where: str) -> tuple[str, dict[str, str]]:
+    """(text, the words of each class) of a JSON line; UserError where it is not exactly of that form."""
+    twice: list[str] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice.extend(name for place, name in enumerate(names) if name in names[:place])
+        return dict(pairs)
+
+    try:
+        row = json.loads(line, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: a JSON line is {_FORM}, got {line[:80]}.") from error
+    if twice:
+        raise UserError(f"{where}: {twice[0]!r} comes twice in one JSON object; give it once, got {line[:80]}.")
+    text, classes = row.get("text"), row.get("classes")
+    pairs = list(classes.items()) if isinstance(classes, dict) else None
+    if isinstance(classes, list):
+        pairs = [(name, "") for name in classes]
+    if (
+        set(row) != {"text", "classes"}
+        or not isinstance(text, str)
+        or pairs is None
+        or not all(isinstance(name, str) and isinstance(words, str) for name, words in pairs)
+    ):
+        raise UserError(f"{where}: a JSON line is {_FORM}, got {line[:80]}.")
+    return text, _once(pairs, where)
+
+
+def _once(pairs: Sequence[tuple[str, str]], where: str) -> dict[str, str]:
+    """The pairs as a mapping; UserError for a class that comes twice, for its first words would be lost."""
+    names = [name for name, _ in pairs]
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if twice is not None:
+        raise UserError(f"{where}: the class {twice!r} comes twice; a prompt names a class once, with one phrase.")
+    return dict(pairs)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -23,6 +24,7 @@ from factory.recipe_parts import (
     PromptRow,
     RealRecipe,
 )
+from factory.textfile import read_text
 from factory.vocabulary import Vocabulary, coco, from_names, voc
 
 
@@ -162,10 +164,7 @@ def make_recipe(data: Mapping[str, Any], where: str = "the options") -> Recipe:
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
     """The plain data of a recipe file, not yet validated, so that options can override it."""
-    try:
-        return parse_recipe(Path(path).read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the recipe {path}: {error}.") from error
+    return parse_recipe(read_text(path, "recipe"), str(path))
 
 
 def parse_recipe(text: str, where: str) -> dict[str, Any]:
@@ -201,7 +200,7 @@ def _short(value: object) -> str:
 
 def _check_objects(objects: Mapping[int, float], classes: int) -> None:
     shares = {count: share for count, share in objects.items() if share}
-    if not shares or any(not 1 <= count <= MAX_OBJECTS or share < 0 for count, share in shares.items()):
+    if not shares or any(not (1 <= count <= MAX_OBJECTS and 0 < share < math.inf) for count, share in shares.items()):
         raise ValueError(f'objects are 1 to {MAX_OBJECTS} with shares over 0, as in "1:0.5,2:0.5", got {dict(objects)}')
     needed = {count: count if count < 3 else 3 * (count - 1) for count in shares}
     for count, least in needed.items():

@@ -1,14 +1,29 @@
 """The parts of a recipe, each the fields of one side of the work, with their defaults and bounds."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Part(BaseModel):
-    """What all parts share: no unknown field, no change."""
+    """What all parts share: no unknown field, no change, no number that is infinite, NaN or true."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, data: Any) -> Any:
+        """Pydantic reads `n: true` as 1; YAML also writes true as yes and on."""
+        for name, value in data.items() if isinstance(data, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and bool not in _types_of(field.annotation):
+                raise ValueError(f"{name} is no yes or no, got {str(value).lower()}")
+        return data
+
+
+def _types_of(annotation: Any) -> set[Any]:
+    """The types that a field's annotation is made of."""
+    return {annotation}.union(*(_types_of(part) for part in get_args(annotation)))
 
 
 class GeneratorRecipe(Part):

@@ -4,6 +4,8 @@ import csv
 import difflib
 import functools
 import hashlib
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +52,14 @@ _COCO_UNSEEN_1 = (
 
 _PLURAL = frozenset({"skis", "scissors"})
 
+_CONTROLS = ("Cc", "Cs", "Co", "Zl", "Zp")
+"""Unicode's controls (a newline, a tab), halves of characters, private characters and line separators."""
+_IGNORABLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
+"""Soft hyphens, zero-width characters and direction marks: two names that differ in these look the same."""
+_UNSEEN = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
+"""Those of them that no script needs; U+200C and U+200D stand inside words of Persian and Hindi."""
+_LONGEST = 100
+
 
 @dataclass(frozen=True)
 class ClassEntry:
@@ -83,12 +93,19 @@ class Vocabulary:
         """The official names, in order."""
         return tuple(entry.name for entry in self.classes)
 
-    def resolve(self, name: str) -> ClassEntry:
-        """The class of this name or alias, whatever its case; UserError with the nearest names otherwise."""
+    def find(self, name: str) -> ClassEntry | None:
+        """The class of this name or alias, whatever its case, blanks and underscores; None where there is none."""
         wanted = _plain(name)
         for entry in self.classes:
             if wanted in (_plain(known) for known in (entry.name, *entry.aliases)):
                 return entry
+        return None
+
+    def resolve(self, name: str) -> ClassEntry:
+        """The class of this name or alias, as `find` does; UserError with the nearest names otherwise."""
+        entry = self.find(name)
+        if entry is not None:
+            return entry
         raise UserError(f"There is no class {name!r} in {self.name}{_nearest(name, self.classes)}")
 
     def by_id(self, class_id: int) -> ClassEntry:
@@ -140,9 +157,10 @@ def from_names(names: Sequence[str], label: str = "the class list") -> Vocabular
     """A vocabulary of the given names in their order.
 
     If COCO knows every one of them it lends its names, aliases and official ids; otherwise ids count from 1. Raises
-    UserError for an empty list and for a name that comes twice.
+    UserError for an empty list, a name that cannot be one (see `_check_name`), and a name that comes twice, also where
+    the two differ in case, blanks or Unicode form only.
     """
-    cleaned = [" ".join(name.split()) for name in names if name.strip()]
+    cleaned = [" ".join(_check_name(name, label).split()) for name in names if name.strip()]
     if not cleaned:
         raise UserError(f"There is no class name in {label}; give at least one, as in --classes dog,cat.")
     by_name = {_plain(known): entry for entry in coco().classes for known in (entry.name, *entry.aliases)}
@@ -151,28 +169,65 @@ def from_names(names: Sequence[str], label: str = "the class list") -> Vocabular
         entries = tuple(entry for entry in known if entry is not None)
     else:
         entries = tuple(ClassEntry(number, name) for number, name in enumerate(cleaned, 1))
-    final = [_plain(entry.name) for entry in entries]
-    twice = next((name for position, name in enumerate(final) if name in final[:position]), None)
-    if twice is not None:
-        raise UserError(f"The class {twice!r} comes twice in {label}; name each class once.")
+    first: dict[str, str] = {}
+    for entry, given in zip(entries, cleaned, strict=True):
+        plain = _plain(entry.name)
+        if plain in first:
+            told = "" if first[plain] == given else f" as {first[plain]!a} and {given!a}"
+            raise UserError(f"The class {plain!r} comes twice in {label}{told}; name each class once.")
+        first[plain] = given
     return Vocabulary("custom", entries)
 
 
 def parse_classes(text: str) -> Vocabulary:
-    """What `--classes` takes: `coco`, `voc`, a file with a name per line, or names with commas between them."""
+    """What `--classes` takes: `coco`, `voc`, a file of names, or names with commas between them."""
+    from factory.class_file import SUFFIXES, read_class_file
+
     if text in ("coco", "voc"):
         return coco() if text == "coco" else voc()
-    path = Path(text)
+    label = f"--classes {text[:80]!r}"
     try:
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            return from_names([line for line in lines if not line.lstrip().startswith("#")], f"the file {text}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The class file {text} cannot be read ({error}); it should hold one name per line.") from error
-    if text.endswith((".txt", ".csv", ".names")) or "/" in text:
+        if Path(text).is_file():
+            return _checked(read_class_file(Path(text)), f"the file {text}")
+    except (OSError, ValueError) as error:  # a path that is too long, or holds a NUL
+        if isinstance(error, UserError):
+            raise
+    if text.lower().endswith(SUFFIXES) or "/" in text:
         raise UserError(f"There is no class file {text}; give coco, voc, an existing file, or names like dog,cat.")
-    row = next(csv.reader([text], skipinitialspace=True), [])
-    return from_names(row, f"--classes {text!r}")
+    _check_name(text, "--classes")
+    try:
+        row = next(csv.reader([text], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise UserError(f"{label} cannot be read ({error}); give names with commas between them: dog,cat.") from error
+    return _checked(row, label)
+
+
+def _checked(names: Sequence[str], label: str) -> Vocabulary:
+    """`from_names` for what a person gives now; a recipe that holds such a name keeps it."""
+    for name in (name for name in names if name.strip()):
+        told = None
+        if not any(letter.isalpha() for letter in name):
+            told = "has no letter; give names, not ids"
+        elif _UNSEEN.search(name):
+            told = f"holds an invisible character ({name[:60]!a}); type the name again"
+        elif len(name) > _LONGEST:
+            told = f"is longer than {_LONGEST} characters; give one name per class"
+        if told is not None:
+            raise UserError(f"The class {name.strip()[:60]!r} in {label} {told}.")
+    return from_names(names, label)
+
+
+def _check_name(name: str, label: str) -> str:
+    """The name; UserError where it is background or holds a control character, as a newline."""
+    told = None
+    strange = next((letter for letter in name if unicodedata.category(letter) in _CONTROLS), None)
+    if strange is not None:
+        told = f"holds the character U+{ord(strange):04X}, which is no letter of a name; give names like dog,cat"
+    elif _plain(name) == "background":
+        told = "is what all pixels of no class are, and is never listed; leave it out"
+    if told is not None:
+        raise UserError(f"The class {name[:60]!r} in {label} {told}.")
+    return name
 
 
 def article(name: str) -> str:
@@ -187,8 +242,11 @@ def caption(names: Sequence[str]) -> str:
     return "a photograph of " + " and ".join(article(name) + name for name in names)
 
 
+@functools.lru_cache(4096)
 def _plain(name: str) -> str:
-    return " ".join(name.lower().replace("_", " ").split())
+    """What two spellings of one class have in common: Unicode's compatibility form, small letters, single blanks."""
+    form = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return " ".join(_IGNORABLE.sub("", form).replace("_", " ").split())
 
 
 def _nearest(name: str, classes: tuple[ClassEntry, ...]) -> str:

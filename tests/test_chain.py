@@ -57,7 +57,9 @@ def test_the_chain_for_voc_runs_from_class_names_to_the_scores_of_segmenters_and
 ) -> None:
     values = {**small(tiny_model, tmp_path, voc(), 100), "inversion_steps": "4"}
     out, told = tmp_path / "out", list[str]()
-    broken = load_job(JOBS / "voc.yaml", out, commands(), {**values, "segmenter_steps": "0"})
+    with pytest.raises(UserError, match="train-segmenter: Invalid value for '--steps'"):
+        load_job(JOBS / "voc.yaml", out, commands(), {**values, "segmenter_steps": "0"})
+    broken = load_job(JOBS / "voc.yaml", out, commands(), {**values, "architecture": "nothing"})
     with pytest.raises(UserError, match="step 6, train-segmenter, ended with 2"):
         run_job(broken, told.append)
     tar = (out / "set" / "train" / "000000.tar").read_bytes()

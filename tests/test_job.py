@@ -59,7 +59,8 @@ def test_a_job_that_cannot_run_is_told_before_it_runs(data: dict[str, Any], told
     with pytest.raises(UserError, match=told):
         load_job(write(tmp_path / "job.yaml", **data), None, commands(), {})
     with pytest.raises(UserError, match="has no value 'm'"):
-        load_job(write(tmp_path / "job.yaml", out="x", values={"n": 1}, steps=[]), None, commands(), {"m": "2"})
+        steps = [{"verify": {"with": "a"}}]
+        load_job(write(tmp_path / "job.yaml", out="x", values={"n": 1}, steps=steps), None, commands(), {"m": "2"})
 
 
 def test_a_list_gives_an_option_several_times(tmp_path: Path) -> None:

@@ -307,7 +307,7 @@ def test_a_picture_that_is_missing_is_told(folder: Path, tmp_path: Path) -> None
     broken = shutil.copytree(folder, tmp_path / "broken")
     key = (broken / "ImageSets/Segmentation/val.txt").read_text().split()[0]
     (broken / "JPEGImages" / f"{key}.jpg").unlink()
-    with pytest.raises(UserError, match=f"{key}.jpg cannot be read .*every image of the set needs its picture"):
+    with pytest.raises(UserError, match=f"{key}.jpg cannot be read: .*every image of the folder needs its picture"):
         VocFolder(broken, "val", voc()).rows(0)[0].decode()
 
 

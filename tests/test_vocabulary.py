@@ -85,7 +85,7 @@ def test_bad_class_lists_are_told_in_a_sentence(text: str, sentence: str) -> Non
 
 
 def test_a_binary_class_file_is_told_in_a_sentence(tmp_path) -> None:
-    (tmp_path / "names.txt").write_bytes(b"\xff\xfe\x00dog")
+    (tmp_path / "names.txt").write_bytes(b"\x89PNG\r\n\x1a\n\x00")
     with pytest.raises(UserError, match="cannot be read"):
         parse_classes(str(tmp_path / "names.txt"))
 

@@ -49,6 +49,7 @@ def invert(
     Exit codes: those of `factory generate`.
     """
     from factory.cli.view import watching
+    from factory.errors import UserError
     from factory.generate import generate as run
     from factory.real.recipe import RealOptions, mean_psnr, recipe_of_folder
     from factory.recipe import load_recipe
@@ -69,9 +70,11 @@ def invert(
         min_area=min_area,
     )
     generator = load_recipe(recipe).get("generator", {}) if recipe else {}
+    if not isinstance(generator, dict):
+        raise UserError(f"{recipe} has no generator part: under `generator:` there are its fields, as `model:`.")
     given = {"generator": generator, "model": model, "batch": batch, "shard_size": shard_size}
     engine = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address, "grace": grace}
-    chosen, left_out = recipe_of_folder(options, given, engine)
+    chosen, left_out = recipe_of_folder(options, given, engine, lambda text: typer.echo(text, err=True))
     typer.echo(f"{chosen.n} images of {root}; {left_out} left out.", err=True)
     store = Store(shards)
     with watching(quiet=as_json) as watch:

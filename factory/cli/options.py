@@ -1,5 +1,6 @@
 """From options and a recipe file to a recipe: what is given overrides the file, and nothing else does."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from factory.errors import UserError
 from factory.recipe import Recipe, load_recipe, make_recipe
 from factory.store import Store
+from factory.textfile import read_lines
 
 _PLACES = {
     "n": ("n",),
@@ -64,13 +66,19 @@ def assemble(file: Path | None, store: Store | None, options: Mapping[str, Any])
 
 def parse_objects(text: str) -> dict[int, float]:
     """ "1:0.5,2:0.5" as shares by number of objects; "2" alone is "2:1"."""
+    form = '--objects is number:share pairs such as "1:0.5,2:0.5"'
     shares: dict[int, float] = {}
     for part in text.split(","):
-        count, _, share = part.partition(":")
+        count, colon, share = part.partition(":")
         try:
-            shares[int(count)] = float(share) if share else 1.0
+            number, value = int(count), float(share) if colon else 1.0
         except ValueError as error:
-            raise UserError(f'--objects is number:share pairs such as "1:0.5,2:0.5", got {text!r}.') from error
+            raise UserError(f"{form}, got {text!r}.") from error
+        if not math.isfinite(value) or value < 0:
+            raise UserError(f"{form}; a share is a number from 0 up, got {share.strip()!r} in {text!r}.")
+        if number in shares:
+            raise UserError(f"{form}; give each number of objects once, got {number} twice in {text!r}.")
+        shares[number] = value
     return shares
 
 
@@ -110,11 +118,8 @@ def _oracle(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
                 f"there is no split file {split}; give one with an unseen class per line, or a split's name."
             )
         return {"split": split, "seen": list(vocabulary.seen(split))}
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the split file {split}: {error}.") from error
-    unseen = {vocabulary.resolve(line).name for line in lines if line and not line.startswith("#")}
+    lines = [line for _, line in read_lines(path, "split file")]
+    unseen = {vocabulary.resolve(line).name for line in lines if not line.startswith("#")}
     seen = [name for name in vocabulary.names if name not in unseen]
     if not seen or not unseen:
         raise UserError(

@@ -27,12 +27,12 @@ from factory.vocabulary import Vocabulary
 _NOISE_SEED = 0
 
 
-def open_folder(real: RealRecipe, vocabulary: Vocabulary) -> LabelledFolder:
-    """The labelled images of a recipe; UserError where they are not there."""
+def open_folder(real: RealRecipe, vocabulary: Vocabulary, checked: bool = False) -> LabelledFolder:
+    """The labelled images of a recipe; UserError where they are not there, and `checked` as in `open_labelled`."""
     if real.dataset == "coco" and real.annotations is None:
         raise UserError("COCO's labels are in a file; name it with --annotations instances_train2017.json.")
     annotations = Path(real.annotations) if real.dataset == "coco" and real.annotations else None
-    return open_labelled(Path(real.root), real.image_set, annotations, vocabulary)
+    return open_labelled(Path(real.root), real.image_set, annotations, vocabulary, checked=checked)
 
 
 class InvertingGenerator:

@@ -4,14 +4,15 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Pictures
 
 from factory.errors import UserError
+from factory.masks import IGNORE
 from factory.records import Image
+from factory.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class LabelledFolder(ABC):
     part_size = 256
     keys: Sequence[str]
     """What the images are called, in order."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what was found and is not used, with counts: for the person who gave the folder."""
 
     @property
     def size(self) -> int:
@@ -39,6 +42,13 @@ class LabelledFolder(ABC):
     def identity(self) -> str:
         """What tells these images from others, in words."""
         return f"{self.size} labelled images {hashlib.sha256(' '.join(self.keys).encode()).hexdigest()[:12]}"
+
+    @abstractmethod
+    def check(self) -> None:
+        """Look for everything that can be known before work starts, and fill `notes`.
+
+        UserError where a picture is missing, or where nothing is left to learn from.
+        """
 
     @abstractmethod
     def load(self, key: str) -> LabelledImage:
@@ -65,11 +75,23 @@ class PackedImage:
         return self.of.load(self.key)
 
 
-def read_picture(path: Path) -> Pictures.Image:
-    """A picture, decoded. UserError where there is none or it is damaged."""
-    try:
-        picture = Pictures.open(path)
-        picture.load()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}); every image of the set needs its picture.") from error
-    return picture
+def checked_vocabulary(vocabulary: Vocabulary) -> Vocabulary:
+    """The vocabulary; UserError where it has more classes than a label picture has values."""
+    if len(vocabulary.classes) >= IGNORE:
+        raise UserError(f"labels have room for {IGNORE - 1} classes, {vocabulary.name} has {len(vocabulary.classes)}.")
+    return vocabulary
+
+
+def inside(root: Path, name: str) -> PurePosixPath | None:
+    """A path below `root` as its parts, None where it leads out of it; a leading slash means `root`, as in some lists.
+
+    Both slashes part folders: lists are made on Windows too.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute():
+        # A path of this machine that lies in the folder is meant as it is.
+        whole = PurePosixPath(root.absolute().as_posix())
+        path = path.relative_to(whole if path.is_relative_to(whole) else "/")
+    if ".." in path.parts or not path.parts or "\0" in name or ":" in path.parts[0]:
+        return None
+    return path

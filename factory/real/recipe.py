@@ -1,7 +1,7 @@
 """The recipe of a set of real images: which images, with which prompts, of which labels."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,11 +40,21 @@ class RealOptions:
     min_area: float
 
 
-def recipe_of_folder(options: RealOptions, given: Mapping[str, Any], engine: Mapping[str, Any]) -> tuple[Recipe, int]:
-    """(the recipe, how many images were left out). UserError where no image may be used."""
+def recipe_of_folder(
+    options: RealOptions,
+    given: Mapping[str, Any],
+    engine: Mapping[str, Any],
+    report: Callable[[str], None] = lambda text: None,
+) -> tuple[Recipe, int]:
+    """(the recipe, how many images were left out). UserError where no image may be used.
+
+    `report` hears what the folder holds that is not used.
+    """
     from factory.generator.inversion import open_folder, present
     from factory.recipe_parts import RealRecipe
 
+    if options.dataset == "voc" and options.annotations is not None:
+        raise UserError("--annotations is COCO's file of instances; give it with --dataset coco, or leave it out.")
     vocabulary = parse_classes(options.classes)
     seen = vocabulary.names if options.split == "all" else vocabulary.seen(options.split)
     real = {
@@ -55,7 +65,9 @@ def recipe_of_folder(options: RealOptions, given: Mapping[str, Any], engine: Map
         "method": options.method,
         "steps": options.steps,
     }
-    folder = open_folder(RealRecipe(**real, keys=("",), labels_digest=""), vocabulary)  # type: ignore[arg-type]
+    folder = open_folder(RealRecipe(**real, keys=("",), labels_digest=""), vocabulary, checked=True)  # type: ignore[arg-type]
+    for note in folder.notes:
+        report(note)
     keys: list[str] = []
     prompts: list[dict[str, Any]] = []
     digest, left_out = hashlib.sha256(), 0

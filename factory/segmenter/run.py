@@ -71,6 +71,8 @@ def train_here(run: SegmenterRun, report: Callable[[str], None] = lambda text: p
     vocabulary = parse_classes(run.classes)
     sources, shares = _sources(run, vocabulary)
     _check_all_used(run, sources, shares)
+    for note in (note for source in sources for note in getattr(source, "notes", ())):
+        report(note)
     options = TrainOptions(
         steps=run.steps,
         batch=run.batch,
@@ -128,6 +130,8 @@ def evaluate_here(
         )
     unseen = vocabulary.unseen(test.split) if test.split is not None else ()
     images = open_labelled(test.root, test.image_set, test.annotations, vocabulary)
+    for note in images.notes:
+        report(note)
     return score(model, images, unseen, device, lambda done: report(f"{done} of {images.size} images"))
 
 

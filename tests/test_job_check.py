@@ -1,0 +1,140 @@
+"""Job files as people write them: every option of every step is checked before the first one runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory.errors import UserError
+from factory.job import Job, load_job
+
+
+@pytest.fixture(scope="module")
+def commands() -> dict[str, Any]:
+    import typer
+
+    from factory.cli.main import app
+
+    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def loaded(text: str, folder: Path, commands: dict[str, Any], **change: str) -> Job:
+    (folder / "job.yaml").write_text(text)
+    return load_job(folder / "job.yaml", None, commands, change)
+
+
+def job(step: str) -> str:
+    return f"out: o\nsteps:\n  - verify: {{with: first}}\n  - {step}\n"
+
+
+GOOD = 'generate: {classes: "dog,cat", n: 2, shards: "{out}/s"'
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        ("verify: set", "the options of verify are `option: value`, got 'set'"),
+        ("verify: [set]", "the options of verify are `option: value`"),
+        ("verify: 5", "the options of verify are `option: value`"),
+        ('generate: {classes: [dog, cat], n: 2, shards: "{out}/s"}', "classes has one value, got a list of 2"),
+        ("{generate: {n: 1}, verify: {with: a}}", "step 2 is one command with its options, got 2 commands"),
+        ("verify", "step 2 is one command with its options, got 'verify'"),
+        ("[verify]", "step 2 is one command with its options"),
+        ("~", "step 2 is one command with its options, got None"),
+        ("bake: {}", "there is no command 'bake'"),
+        ("verify:", "verify: Missing argument"),
+        ("verify: {with: ~}", "with is a text or a number, got nothing"),
+        ("verify: {with: [a, b]}", "verify: Got unexpected extra argument"),
+        ("verify: {with: {a: b}}", "with is a text or a number"),
+        ("verify: {with: a, repair: 1}", "repair is true or false, got '1'"),
+        ("verify: {with: a, repair: ~}", "repair is true or false, got nothing"),
+        ('verify: {with: a, repair: "false"}', "repair is true or false, got 'false'"),
+        ("verify: {with: a, colour: red}", "verify has no option 'colour'"),
+        ("verify: {with: [a, --colour]}", "No such option: --colour"),
+        ("verify: {with: --help}", "--help does no work"),
+        (GOOD + ", seed: ~}", "seed is a text or a number, got nothing"),
+        (GOOD + ", seed: true}", "seed is a text or a number, got true"),
+        (GOOD + ", seed: 1.5}", "Invalid value for '--seed'"),
+        (GOOD + ", n: 3}", "gives 'n' a second time"),
+        (GOOD + ", objects: 1:nan}", "a share is a number from 0 up, got 'nan'"),
+        (GOOD + ", seed: {a: 1}}", "seed is a text or a number"),
+        ('generate: {classes: "dog,dog", n: 2, shards: s}', "'dog' comes twice"),
+        ("generate: {classes: missing.txt, n: 2, shards: s}", "There is no class file missing.txt"),
+        ("generate: {classes: dog, n: two, shards: s}", "Invalid value for '--n'"),
+        ("generate: {classes: dog, n: 2}", "Missing option '--shards'"),
+        ("train-grounder: {with: a, out: b, module: other}", "Invalid value for '--module'"),
+        ("train-grounder: {with: a, out: b, steps: 0}", "Invalid value for '--steps'"),
+        ("stickers: {}", "stickers has commands of its own, render"),
+        ("stickers: {with: [bake]}", "No such command 'bake'"),
+        ("stickers: {with: [render, --n, x, --out, y]}", "Invalid value for '--n'"),
+        ("run: {with: job.yaml}", None),
+        ('verify: {with: "{nothing}"}', "names 'nothing', which is neither"),
+        ('verify: {with: "{out.__class__}"}', "names 'out.__class__', which is neither"),
+        ('verify: {with: "{out:>99999999999}"}', "names 'out:>99999999999', which is neither"),
+        ('verify: {with: "a{"}', "holds a single {; write {{ for a brace"),
+    ],
+)
+def test_a_wrong_step_is_refused_before_the_first_runs(
+    step: str, told: str | None, tmp_path: Path, commands: dict[str, Any]
+) -> None:
+    known = {name: one for name, one in commands.items() if name != "run"}
+    with pytest.raises(UserError, match=told or "there is no command 'run'") as error:
+        loaded(job(step), tmp_path, known)
+    assert str(error.value).startswith((f"{tmp_path}/job.yaml", "cannot read the job"))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "is no job"),
+        ("- a", "is no job"),
+        ("out: o", "is no job"),
+        ("steps: [{verify: {with: a}}]", "is no job"),
+        ("out: o\nsteps: {verify: {with: a}}", "is no job"),
+        ("out: o\nsteps: []", "is no job"),
+        ("out: ~\nsteps: [{verify: {with: a}}]", "`out:` is the path of a folder"),
+        ("out: [o]\nsteps: [{verify: {with: a}}]", "`out:` is the path of a folder"),
+        ("out: s3://bucket/x\nsteps: [{verify: {with: a}}]", "the folder of a job is on a disk, got s3://bucket/x"),
+        ("out: o\nname: x\nsteps: [{verify: {with: a}}]", "has no part 'name'; a job has out, values and steps"),
+        ("out: o\nvalues: [n]\nsteps: [{verify: {with: a}}]", "`values:` are names with a value each"),
+        ("out: o\nvalues: {n: ~}\nsteps: [{verify: {with: a}}]", "the value n is a text or a number, got nothing"),
+        ("out: o\nvalues: {n: [1]}\nsteps: [{verify: {with: a}}]", "the value n is a text or a number"),
+        ("out: o\nvalues: {out: x}\nsteps: [{verify: {with: a}}]", "cannot be called 'out'"),
+        ("out: o\nvalues: {a-b: x}\nsteps: [{verify: {with: a}}]", "cannot be called 'a-b'"),
+        ("out: o\nsteps: [", "cannot read the job"),
+        ("out: o\nsteps:\n- verify: &a {with: *a}", "contains itself|found undefined alias|cannot read"),
+        ("out: !!python/name:os.system x\nsteps: []", "cannot read the job"),
+    ],
+)
+def test_a_file_that_is_no_job_is_refused(text: str, told: str, tmp_path: Path, commands: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=told):
+        loaded(text, tmp_path, commands)
+
+
+def test_options_are_what_their_line_says(tmp_path: Path, commands: dict[str, Any]) -> None:
+    """YAML 1.1 reads 2:1 as 121, 010 as 8 and no as false."""
+    step = 'generate: {classes: no, n: "{split}", objects: 2:1, shards: "{out}/{{x}}"}'
+    text = f"out: o\nvalues: {{split: 010}}\nsteps:\n  - {step}\n"
+    (step,) = loaded(text, tmp_path, commands).steps
+    assert step.arguments == ("--classes", "no", "--n", "010", "--objects", "2:1", "--shards", "o/{x}")
+
+
+def test_a_job_of_a_windows_editor_is_read_and_a_folder_given_beside_it_counts(
+    tmp_path: Path, commands: dict[str, Any]
+) -> None:
+    (tmp_path / "job.yaml").write_text(job('verify: {with: "{out}/x"}').replace("\n", "\r\n"), encoding="utf-16")
+    found = load_job(tmp_path / "job.yaml", Path("other"), commands, {})
+    assert found.steps[1].arguments == ("other/x",)
+    with pytest.raises(UserError, match="on a disk, got s3:/b"):
+        load_job(tmp_path / "job.yaml", Path("s3://b"), commands, {})
+
+
+def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from factory.cli.main import app
+
+    (tmp_path / "job.yaml").write_text(job("verify: set"))
+    result = CliRunner().invoke(app, ["run", str(tmp_path / "job.yaml"), "--dry"])
+    assert isinstance(result.exception, UserError)
+    assert not result.stdout
