@@ -38,7 +38,7 @@ def assemble(folder: Path, checkpoint: Path | None, recipe: GeneratorRecipe) -> 
     import diffusers
 
     index = read_index(folder)
-    models, _ = component_names(index)
+    models, tokenizers = component_names(index)
     parts: dict[str, Any] = dict.fromkeys(UNUSED)
     if checkpoint is not None:
         from factory.generator.single_file import load_checkpoint
@@ -53,15 +53,14 @@ def assemble(folder: Path, checkpoint: Path | None, recipe: GeneratorRecipe) -> 
     parts["scheduler"] = _explained(
         recipe.model, "scheduler", lambda: scheduler.from_config(scheduler.load_config(folder / "scheduler"))
     )
+    for name in tokenizers:
+        parts[name] = _explained(recipe.model, name, partial(_tokenizer, folder / name))
     kind = getattr(diffusers, index["_class_name"])
     taken = inspect.signature(kind.__init__).parameters
-    given = {name: part for name, part in parts.items() if name in taken}
-    more = {"requires_safety_checker": False} if "requires_safety_checker" in taken else {}
-    return _explained(
-        recipe.model,
-        "tokenizer",
-        lambda: kind.from_pretrained(str(folder), local_files_only=True, low_cpu_mem_usage=False, **given, **more),
-    )
+    parts |= {name: value for name, value in index.items() if name in taken and not isinstance(value, list)}
+    parts["requires_safety_checker"] = False
+    # Not `from_pretrained`: it wants the class in the index to be there even of a component that it is given.
+    return kind(**{name: part for name, part in parts.items() if name in taken})
 
 
 def check_tensors(name: str, where: object, missing: Collection[str], unexpected: Collection[str], of: int) -> None:
@@ -76,6 +75,12 @@ def check_tensors(name: str, where: object, missing: Collection[str], unexpected
                 f"the {name} of {where} {what} ({some}): its weights and its configuration do not belong together, "
                 f"or a file was cut. Download or save the model again."
             )
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def _load(folder: Path, index: dict[str, Any], name: str, recipe: GeneratorRecipe) -> nn.Module:
