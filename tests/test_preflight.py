@@ -15,7 +15,7 @@ from factory.dataset import begin, recipe_of
 from factory.errors import UserError
 from factory.generate import generate, pinned
 from factory.generator.interface import Request
-from factory.generator.load import load_pipeline, pin_generator
+from factory.generator.load import load_pipeline, pin_generator, pin_revision
 from factory.generator.pipeline import PipelineGenerator
 from factory.plan import Plan
 from factory.produce.preflight import preflight
@@ -147,12 +147,15 @@ def offline(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     shutil.copytree(tiny_model, cached / "snapshots" / COMMIT)
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(COMMIT)
+    detector = tmp_path / "cache" / "models--someone--detector"
+    shutil.copytree(tiny_model / "unet", detector / "snapshots" / COMMIT)
+    shutil.copytree(cached / "refs", detector / "refs")
     return "someone/tiny"
 
 
 def test_a_hub_model_in_the_cache_needs_no_network(offline: str, tiny_model: Path) -> None:
     chosen = pinned(recipe(offline, generator={"solver": "ddim"}, masks={"source": "attention"}))
-    assert chosen.generator.revision == COMMIT
+    assert chosen.generator.revision == pin_revision("someone/detector") == COMMIT
     preflight(chosen)
     asked = [Request(sample.prompt, sample.seed(0, 0)) for sample in Plan(chosen).shard(0).samples]
     images = [

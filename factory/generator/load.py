@@ -1,5 +1,6 @@
 """Open a diffusers pipeline by the recipe's name for it, and pin its revision."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,9 @@ EMBEDDED = "stickers"
 
 CHECKPOINTS = (".safetensors", ".ckpt")
 """Ends of the names of single files that hold a whole Stable Diffusion model."""
+
+_MAIN_FILES = ("model_index.json", "config.json")
+"""One of them is in every model of diffusers and of transformers."""
 
 _CONFIG_FILES = ["*.json", "*/*.json", "*.txt", "*/*.txt"]
 
@@ -191,10 +195,10 @@ def _hub_commit(model: str) -> str:
         return str(HfApi().model_info(model).sha)
     except Exception as error:
         said = " ".join(str(error).split())[:200]
-    try:
-        return Path(hf_hub_download(model, "model_index.json", local_files_only=True)).parent.name
-    except Exception as error:
-        raise UserError(f"{_no_model(model)} (the hub said: {said}).") from error
+    for file in _MAIN_FILES:
+        with contextlib.suppress(Exception):
+            return Path(hf_hub_download(model, file, local_files_only=True)).parent.name
+    raise UserError(f"{_no_model(model)} (the hub said: {said}).")
 
 
 def _no_model(model: str) -> str:
