@@ -38,6 +38,7 @@ class Totals:
 def begin(store: Store, recipe: Recipe, extend: bool = False) -> Recipe:
     """Claim an empty place for a recipe, or check that what is there was begun with the same one.
 
+    A dataset of which no shard is finished has nothing to lose, and is started over where the recipe is another.
     Returns the recipe of the set: of an extended one, it knows the sizes that the set had before. UserError names what
     differs.
     """
@@ -49,6 +50,9 @@ def begin(store: Store, recipe: Recipe, extend: bool = False) -> Recipe:
         return recipe
     old = recipe_of(store)
     changed = differences(old, recipe)
+    if changed and not store.list("receipts"):
+        _start_over(store, recipe, before)
+        return begin(store, recipe, extend)
     if changed:
         raise UserError(
             f"{store.address} was begun with another recipe: {'; '.join(changed)}. Give the same options to resume it, "
@@ -64,6 +68,14 @@ def begin(store: Store, recipe: Recipe, extend: bool = False) -> Recipe:
     if not store.swap(RECIPE, longer.to_yaml().encode(), before):
         return begin(store, recipe, extend)
     return longer
+
+
+def _start_over(store: Store, recipe: Recipe, before: bytes) -> None:
+    """Put a recipe in the place of one that came to nothing, with whatever its workers left without a receipt."""
+    for folder in ("train", "manifest", "quarantine"):
+        for name in store.list(folder):
+            store.delete(name)
+    store.swap(RECIPE, recipe.to_yaml().encode(), before)
 
 
 def recipe_of(store: Store) -> Recipe:

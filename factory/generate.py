@@ -16,10 +16,11 @@ from factory.engine.pool import Pool
 from factory.engine.scheduler import Listener, Scheduler, State
 from factory.engine.view import ClusterView
 from factory.errors import UserError
-from factory.generator.load import EMBEDDED, model_folder, pin_revision
+from factory.generator.load import EMBEDDED, pin_generator
 from factory.grounder.folder import check_fits, grounder_folder, pin_grounder, read_config
 from factory.plan import Plan, shard_name
 from factory.produce.components import SOURCES, check_source
+from factory.produce.preflight import preflight
 from factory.progress import Snapshot, Tracker
 from factory.receipts import committed, missing
 from factory.recipe import Recipe
@@ -54,14 +55,10 @@ def pinned(recipe: Recipe) -> Recipe:
     if recipe.real is None:
         check_source(recipe.masks.source)
     _check_embedded_classes(recipe)
-    generator, masks = recipe.generator, recipe.masks
-    folder = model_folder(generator.model)
-    if folder is not None and generator.model != EMBEDDED:
-        generator = generator.model_copy(update={"model": str(folder.absolute())})
-    if generator.revision is None:
-        generator = generator.model_copy(update={"revision": pin_revision(generator.model)})
+    generator, masks = pin_generator(recipe.generator), recipe.masks
     if uses_detector(recipe):
         from factory.detector.load import pinned_detector
+
 
         masks = pinned_detector(recipe)
     if masks.source not in (*SOURCES, "labels"):
@@ -105,7 +102,9 @@ def generate(recipe: Recipe, store: Store, extend: bool = False, watch: Watch = 
     KeyboardInterrupt passes through, after the shards under way had `engine.grace` seconds: what is committed is kept,
     and the same call continues.
     """
-    recipe = begin(store, pinned(recipe), extend)
+    recipe = pinned(recipe)
+    preflight(recipe)
+    recipe = begin(store, recipe, extend)
     plan = Plan(recipe)
     done = {number for number in committed(store) if number < len(plan)}
     tracker, state = Tracker(plan, done), State(len(plan))

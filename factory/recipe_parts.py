@@ -29,7 +29,11 @@ def _types_of(annotation: Any) -> set[Any]:
 class GeneratorRecipe(Part):
     """The text-to-image model and how it samples."""
 
-    model: str = Field(default="stickers", description="`stickers`, a folder of a diffusers pipeline, or a hub id.")
+    model: str = Field(
+        default="stickers",
+        description="`stickers`, a folder of a diffusers pipeline, a hub id, or a checkpoint file, alone or as "
+        "PIPELINE@FILE with the folder or hub id of the pipeline that configures it.",
+    )
     revision: str | None = Field(default=None, description="Pinned when a set is begun.")
     steps: int = Field(default=20, ge=1, le=1000, description="Steps of the solver; 12 by default for `stickers`.")
     guidance: float = Field(
@@ -39,15 +43,17 @@ class GeneratorRecipe(Part):
         description="Classifier-free guidance; 1 or less calls the U-Net once a step; 3 by default for `stickers`.",
     )
     solver: Literal["dpm++", "ddim", "euler", "model"] = Field(
-        default="dpm++", description="`model` is the pipeline's own scheduler."
+        default="dpm++",
+        description="`model` is the pipeline's own scheduler, and the default for models that were distilled for it.",
     )
     width: int | None = Field(default=None, ge=8, multiple_of=8, description="Pixels; the model's own size by default.")
     height: int | None = Field(
         default=None, ge=8, multiple_of=8, description="Pixels; the model's own size by default."
     )
     negative: str = Field(default="", description="The text of the unconditional half.")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field(
-        default="float32", description="Of weights and activations."
+    dtype: Literal["float32", "tf32", "float16", "bfloat16"] = Field(
+        default="float32",
+        description="Of weights and activations; `tf32` is float32 whose products a GPU rounds to TF32.",
     )
     channels_last: bool = Field(default=False, description="Memory layout of the convolutions.")
     compile: bool = Field(default=False, description="Run the U-Net through torch.compile.")
@@ -92,8 +98,8 @@ class MaskRecipe(Part):
     )
     levels: tuple[Annotated[int, Field(ge=1, le=64)], ...] | None = Field(
         default=None,
-        description="U-Net levels whose attention is read, by their reduction (1 is the finest); all if null, and 1 "
-        "and 2 by default for `stickers`.",
+        description="U-Net levels whose attention is read, by their reduction from the finest one that has attention, "
+        "which is 1; all if null, and 1 and 2 by default for `stickers`.",
     )
     threshold: float | None = Field(
         default=None,

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
-from factory.generate import pinned
 from factory.plan import Plan, PlannedShard
 from factory.produce.components import load_components
 from factory.produce.shard import produce
@@ -31,11 +30,10 @@ class Trial:
 def run_trial(recipe: Recipe) -> Trial:
     """Make two micro-batches of the recipe's first samples and time the second, on a GPU if there is one.
 
-    The first warms caches up. Nothing is written. Raises UserError for what `generate` would refuse.
+    The recipe is pinned. The first micro-batch warms caches up. Nothing is written.
     """
     import torch
 
-    recipe = pinned(recipe)
     on_gpu = torch.cuda.is_available() and recipe.engine.gpus_per_worker != 0
     if not on_gpu:
         torch.set_num_threads(recipe.generator.threads)

@@ -2,15 +2,17 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from factory.errors import UserError
-from factory.generator.interface import ATTENTION, FEATURES, Request
+from factory.generator.interface import ATTENTION, FEATURES, LATENT, MAPS, Request
 from factory.generator.load import load_pipeline, pin_revision
 from factory.generator.pipeline import PipelineGenerator
 from factory.generator.tokens import class_tokens
@@ -91,6 +93,52 @@ def test_features_are_the_outputs_of_every_block(tiny_recipe: Recipe) -> None:
     assert not torch.equal(made[0].features["mid"], made[1].features["mid"])
 
 
+@pytest.fixture(scope="module")
+def fine_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latents of 16 x 16 for 64 x 64 pixels, and a finest U-Net level without attention."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tiny_pipeline(tmp_path_factory.mktemp("fine") / "tiny", fine=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "latents", "attended"),
+    [({}, (16, 16), [(8, 8), (4, 4)]), ({"width": 72, "height": 88}, (22, 18), [(11, 9), (6, 5)])],
+)
+def test_shapes_come_from_the_model_not_from_eight_pixels_a_latent_or_even_levels(
+    tiny_data: dict[str, Any], fine_model: Path, size: dict[str, int], latents: tuple[int, int], attended: list[Any]
+) -> None:
+    recipe = changed(tiny_data, generator={"model": str(fine_model), "guidance": 4.0, **size})
+    needs = frozenset({ATTENTION, FEATURES, MAPS, LATENT})
+    made = PipelineGenerator(recipe, needs=needs).generate(requests(recipe, 2))[0]
+    assert made.image.shape == (4 * latents[0], 4 * latents[1], 3)
+    assert made.latent is not None
+    assert made.latent.shape == (4, *latents)
+    assert made.features["in.0"].shape[1:] == latents
+    assert made.attention is not None
+    assert list(made.attention.cross) == attended
+    assert made.attention.within_shape == attended[0]
+    assert {tuple(maps.shape[2:]) for maps in made.maps.values()} == set(attended)
+
+
+def test_a_unet_without_a_middle_block_is_read(tiny_data: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "small"))
+    config = json.loads((folder / "unet" / "config.json").read_text()) | {"mid_block_type": None}
+    (folder / "unet" / "config.json").write_text(json.dumps(config))
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v for k, v in load_file(weights).items() if not k.startswith("mid_block")}, weights)
+    recipe = changed(tiny_data, generator={"model": str(folder)})
+    made = PipelineGenerator(recipe, needs=frozenset({FEATURES})).generate(requests(recipe, 1))
+    assert [name[:2] for name in made[0].features] == ["in"] * 4 + ["ou"] * 4
+
+
+def test_features_do_not_keep_the_unconditional_half_in_memory(tiny_data: dict[str, Any]) -> None:
+    recipe = changed(tiny_data, generator={"guidance": 4.0}, masks={"capture": "sampling"})
+    for made in PipelineGenerator(recipe, needs=frozenset({FEATURES})).generate(requests(recipe, 3)):
+        for block in made.features.values():
+            assert block.untyped_storage().nbytes() == 3 * block.numel() * 4
+
+
 def test_a_number_of_threads_given_to_the_process_changes_no_image(tiny_recipe: Recipe) -> None:
     images = []
     for threads in (1, 4):
@@ -135,7 +183,7 @@ def test_a_folder_that_is_no_pipeline_is_told(tmp_path: Path, tiny_model: Path) 
         pin_revision(str(tmp_path))
     broken = shutil.copytree(tiny_model, tmp_path / "broken")
     shutil.rmtree(broken / "unet")
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match=r"there is no .*unet/config.json"):
         load_pipeline(GeneratorRecipe(model=str(broken)), "cpu")
 
 

@@ -1,6 +1,7 @@
 """Real images brought to noise: what is kept of them, how near the way back ends, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from factory.generator.inversion import InvertingGenerator, psnr
 from factory.grounder.data import OracleSet
 from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.plan import Plan
+from factory.produce.preflight import preflight
 from factory.real.coco import CocoFolder
 from factory.real.recipe import RealOptions, mean_psnr, recipe_of_folder
 from factory.real.voc import VocFolder
@@ -24,6 +26,7 @@ from factory.recipe import Recipe, load_recipe, make_recipe
 from factory.stickers.voc_folder import write_voc_folder
 from factory.store import Store
 from factory.testing.sets import make_set
+from factory.testing.tiny_pipeline import tiny_pipeline
 from factory.verify import verify
 from factory.vocabulary import coco, voc
 
@@ -94,6 +97,29 @@ def test_a_grounder_learns_from_inverted_images(folder: Path, tiny_model: Path, 
     make_set(_recipe(folder, tiny_model), tmp_path / "set")
     task = GrounderTask([OracleSet(Store(str(tmp_path / "set")))], GrounderOptions(), "cpu", 1)
     assert torch.isfinite(task.loss(0, 4, 0))
+
+
+def test_a_model_of_finer_latents_is_inverted_and_learnt_from(folder: Path, tmp_path: Path) -> None:
+    """Four pixels a latent, and a finest level without attention."""
+    model = tiny_pipeline(tmp_path / "fine", fine=True)
+    recipe = _recipe(folder, model, most=3)
+    make_set(recipe, tmp_path / "set")
+    sample = next(iter(OracleSet(Store(str(tmp_path / "set"))).samples(0)))
+    assert sample.latent.shape == (4, 16, 16)
+    assert sample.labels.shape == (64, 64)
+    for module in ("guided", "paper"):
+        task = GrounderTask([OracleSet(Store(str(tmp_path / "set")))], GrounderOptions(module), "cpu", 1)
+        assert task.backbone.side == 16
+        assert torch.isfinite(task.loss(0, 2, 0))
+
+
+def test_a_consistency_model_is_not_inverted_step_by_step(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "lcm"))
+    config = json.loads((model / "unet" / "config.json").read_text()) | {"time_cond_proj_dim": 8}
+    (model / "unet" / "config.json").write_text(json.dumps(config))
+    preflight(_recipe(folder, model, method="noise"))
+    with pytest.raises(UserError, match="no image can be followed to noise and back; give --method noise"):
+        preflight(_recipe(folder, model))
 
 
 def test_images_with_unseen_classes_are_left_out(folder: Path) -> None:

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 Classes = Annotated[str | None, typer.Option(help='coco, voc, a file of names, or names: dog,cat,"traffic light".')]
 Count = Annotated[int | None, typer.Option("--n", help="Accepted samples wanted.")]
-Model = Annotated[str | None, typer.Option(help="stickers (embedded), a diffusers folder, or a hub id.")]
+Model = Annotated[
+    str | None, typer.Option(help="stickers (embedded), a diffusers folder, a hub id, or a checkpoint file.")
+]
 Masks = Annotated[str | None, typer.Option(help="attention, detector, or the folder of a trained grounder.")]
 Detector = Annotated[
     str | None, typer.Option(help="stickers (embedded), a folder, a hub id, torchvision:NAME or detectron2:CONFIG.")
@@ -22,6 +24,10 @@ Prompts = Annotated[Path | None, typer.Option(help="File of prompts: per line a 
 Seed = Annotated[int | None, typer.Option(help="Another seed, another set.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the solver.")]
 Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="Precision: float32, tf32 (float32 with faster products on a GPU), bfloat16, float16."),
+]
 Batch = Annotated[int | None, typer.Option(help="Images generated together.")]
 MinConfidence = Annotated[
     float | None, typer.Option(help="Reject samples with a mask of a lower score, 0 to 1; none by default.")
@@ -50,6 +56,7 @@ def generate(
     seed: Seed = None,
     steps: Steps = None,
     guidance: Guidance = None,
+    dtype: Dtype = None,
     batch: Batch = None,
     min_confidence: MinConfidence = None,
     attempts: Attempts = None,

@@ -19,6 +19,7 @@ _PLACES = {
     "model": ("generator", "model"),
     "steps": ("generator", "steps"),
     "guidance": ("generator", "guidance"),
+    "dtype": ("generator", "dtype"),
     "min_confidence": ("filters", "min_confidence"),
     "masks": ("masks", "source"),
     "detector": ("masks", "detector"),

@@ -12,6 +12,7 @@ from factory.cli.generate import (
     Classes,
     Count,
     Detector,
+    Dtype,
     Guidance,
     Masks,
     MinConfidence,
@@ -43,6 +44,7 @@ def plan(
     seed: Seed = None,
     steps: Steps = None,
     guidance: Guidance = None,
+    dtype: Dtype = None,
     batch: Batch = None,
     min_confidence: MinConfidence = None,
     attempts: Attempts = None,
@@ -102,15 +104,22 @@ def cost(data: dict[str, Any]) -> str:
 
 
 def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool = False) -> dict[str, Any]:
-    """The plan as plain data. Classes are counted over at most 100,000 samples; the balance holds at every point."""
+    """The plan as plain data. Classes are counted over at most 100,000 samples; the balance holds at every point.
+
+    Raises UserError for what `generate` would refuse before it starts.
+    """
     from dataclasses import asdict
     from itertools import islice
 
     from factory.errors import UserError
+    from factory.generate import pinned
     from factory.plan import Plan
+    from factory.produce.preflight import preflight
 
     if workers < 1 or (rate is not None and rate <= 0):
         raise UserError(f"--workers is at least 1 and --rate over 0, got {workers} and {rate}.")
+    recipe = pinned(recipe)
+    preflight(recipe)
     expanded = Plan(recipe)
     counts = Counter(dict.fromkeys(recipe.vocabulary().names, 0))
     for sample in islice(expanded.samples(), _COUNTED):

@@ -1,6 +1,5 @@
 """Read a U-Net's attention and block outputs while it runs, without changing what it computes."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -93,7 +92,9 @@ class Capture:
                 if HALVES in self.needs:
                     value = torch.cat([value[:batch], value[-batch:]], 1)
                 # torch's GroupNorm dies on a CPU in its backward pass over neighbouring channels that need no gradient.
-                self.blocks[name] = value[-batch:].detach().float().contiguous()
+                # A slice is a view and would keep the unconditional half in memory, hence the copy.
+                kept = value[-batch:].detach().to(torch.float32, copy=value.shape[0] > batch)
+                self.blocks[name] = kept.contiguous()
 
             return hook
 
@@ -106,7 +107,9 @@ class Capture:
             layers, samplers = _layers(block), list(getattr(block, "upsamplers", None) or [])
             outer += [*layers[: len(layers) - len(samplers)], *samplers]
         named = [(f"in.{number}", layer) for number, layer in enumerate(inner)]
-        named += [("mid", unet.mid_block), *((f"out.{number}", layer) for number, layer in enumerate(outer))]
+        if unet.mid_block is not None:  # distilled U-Nets leave it out
+            named.append(("mid", unet.mid_block))
+        named += [(f"out.{number}", layer) for number, layer in enumerate(outer)]
         return [layer.register_forward_hook(keep(name)) for name, layer in named]
 
 
@@ -128,12 +131,14 @@ def _attention(module: Any, hidden: Tensor, words: Tensor) -> Tensor:
 
 
 def level_shape(places: int, latents: Sequence[int]) -> tuple[int, int]:
-    """(height, width) of a level with so many places, for latents of (height, width)."""
-    height, width = latents
-    scale = math.sqrt(height * width / places)
-    shape = round(height / scale), round(width / scale)
-    if shape[0] * shape[1] != places:
-        down = round(scale)
-        shape = -(-height // down), -(-width // down)
-    assert shape[0] * shape[1] == places, f"{places} places do not come from latents of {height} x {width}"
-    return shape
+    """(height, width) of the U-Net level with so many places, for latents of (height, width).
+
+    Each level is half of the one before. Where a side is odd, most U-Nets round up; those without padding round down.
+    """
+    for extra in (1, 0):
+        height, width = latents
+        while height * width > places:
+            height, width = (height + extra) // 2, (width + extra) // 2
+        if height * width == places:
+            return height, width
+    raise ValueError(f"{places} places are no level of a U-Net whose latents are {latents[0]} x {latents[1]}")

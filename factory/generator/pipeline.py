@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from factory.errors import UserError
 from factory.generator.capture import Capture, level_shape
+from factory.generator.finite import check_finite
 from factory.generator.interface import (
     ATTENTION,
     FEATURES,
@@ -27,6 +28,7 @@ from factory.generator.interface import (
     Request,
 )
 from factory.generator.load import load_pipeline
+from factory.generator.schedulers import SOLVERS
 from factory.generator.tokens import class_tokens
 from factory.prompts import Prompt
 from factory.recipe import Recipe
@@ -34,6 +36,12 @@ from factory.records import Image
 from factory.vocabulary import caption
 
 _CAPTURE_SEED = 0
+
+_DECODED_TOGETHER = 2**21
+"""Pixels that the autoencoder takes at a time: 8 images of 512 x 512, 2 of 1024 x 1024. More need much memory."""
+
+_UNTILED = 1024
+"""Images with a longer side are decoded and encoded in overlapping tiles."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class PipelineGenerator:
                 f"this grounder reads both halves of classifier-free guidance, and with a guidance of "
                 f"{self.settings.guidance:g} there is one; give a guidance above 1."
             )
-        _be_deterministic(device)
+        _be_deterministic(device, tf32=self.settings.dtype == "tf32")
         self._pipeline = load_pipeline(self.settings, device)
         self._unet, self._vae = self._pipeline.unet.eval(), self._pipeline.vae.eval()
         if self.settings.channels_last:
@@ -78,6 +86,11 @@ class PipelineGenerator:
             self.settings.width // factor if self.settings.width else native[1],
         )
         self._pixels = (self._latent_shape[1] * factor, self._latent_shape[2] * factor)
+        self._together = max(1, _DECODED_TOGETHER // (self._pixels[0] * self._pixels[1]))
+        # AutoencoderTiny's tiles are right for 8 pixels to a latent only, and it needs little memory.
+        if max(self._pixels) > _UNTILED and type(self._vae).__name__ == "AutoencoderKL":
+            self._vae.enable_tiling()
+        self._guidance_embedding = self._embedded_guidance()
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
@@ -121,12 +134,12 @@ class PipelineGenerator:
     def encode_images(self, images: NDArray[np.uint8]) -> Tensor:
         """Latents, float32 (B, C, h, w), of uint8 images (B, height, width, 3): the autoencoder's mean, scaled."""
         pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        made = self._vae.encode(pixels.to(self._vae.dtype))
-        mean = made.latents if hasattr(made, "latents") else made.latent_dist.mode()
-        config = self._vae.config
-        latents: Tensor = (mean.float() - float(getattr(config, "shift_factor", None) or 0)) * float(
-            config.scaling_factor
-        )
+        made = [self._vae.encode(part.to(self._vae.dtype)) for part in _parted(pixels, self._together)]
+        means = [part.latents if hasattr(part, "latents") else part.latent_dist.mode() for part in made]
+        mean = torch.cat(means).float()
+        check_finite(mean, "the autoencoder's encoder", self.settings)
+        shift, spread = self._latent_statistics()
+        latents: Tensor = (mean - shift) * spread
         return latents
 
     def decode_latents(self, latents: Tensor) -> list[Image]:
@@ -168,7 +181,7 @@ class PipelineGenerator:
         """
         scheduler = self._scheduler()
         noise = torch.cat([torch.randn((1, *self._latent_shape), generator=generator) for generator in random])
-        guided = self.settings.guidance > 1
+        guided = self.settings.guidance > 1 and self._guidance_embedding is None
         texts = [prompt.text for prompt in prompts]
         words, more = self._conditions([self.settings.negative] * len(texts) + texts if guided else texts, guided)
         latents = noise.to(self.device) * scheduler.init_noise_sigma
@@ -193,7 +206,15 @@ class PipelineGenerator:
         given = latents.to(self._unet.dtype)
         if self.settings.channels_last:
             given = given.contiguous(memory_format=torch.channels_last)
-        out: Tensor = unet(given, time, encoder_hidden_states=words, added_cond_kwargs=more or None).sample
+        guidance = self._guidance_embedding
+        out: Tensor = unet(
+            given,
+            time,
+            encoder_hidden_states=words,
+            timestep_cond=None if guidance is None else guidance.expand(len(given), -1),
+            added_cond_kwargs=more or None,
+        ).sample
+        check_finite(out, "the U-Net", self.settings)
         return out.float()
 
     def _look_again(self, latents: Tensor, prompts: list[Prompt], capture: Capture, groups: Tensor | None) -> "_Step":
@@ -224,11 +245,31 @@ class PipelineGenerator:
 
     def _decode(self, latents: Tensor) -> list[Any]:
         """uint8 RGB (height, width, 3) each."""
-        config = self._vae.config
-        scaled = latents / float(config.scaling_factor) + float(getattr(config, "shift_factor", None) or 0)
-        pixels = self._vae.decode(scaled.to(self._vae.dtype)).sample.float()
+        shift, spread = self._latent_statistics()
+        scaled = (latents / spread + shift).to(self._vae.dtype)
+        pixels = torch.cat([self._vae.decode(part).sample.float() for part in _parted(scaled, self._together)])
+        check_finite(pixels, "the autoencoder's decoder", self.settings)
         pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return list(pixels.permute(0, 2, 3, 1).cpu().numpy())
+
+    def _latent_statistics(self) -> tuple[Any, Any]:
+        """(shift, spread) between what the autoencoder makes and what the U-Net sees: (made - shift) * spread."""
+        config = self._vae.config
+        scale, shift = float(config.scaling_factor), float(getattr(config, "shift_factor", None) or 0)
+        mean, deviation = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        if mean is None or deviation is None:
+            return shift, scale
+        means, deviations = (torch.tensor(row, device=self.device).view(1, -1, 1, 1) for row in (mean, deviation))
+        return means, scale / deviations
+
+    def _embedded_guidance(self) -> Tensor | None:
+        """(1, channels) for a U-Net that was distilled to take the guidance as an input; None for others."""
+        channels = getattr(self._unet.config, "time_cond_proj_dim", None)
+        if channels is None:
+            return None
+        scale = torch.tensor([self.settings.guidance - 1])
+        embedded: Tensor = self._pipeline.get_guidance_scale_embedding(scale, embedding_dim=channels)
+        return embedded.to(self.device, self._unet.dtype)
 
     def _groups(self, prompts: Sequence[Prompt]) -> Tensor | None:
         """(B, tokens, K + 3) of 0 and 1: the tokens of each class, the start token, other words, end and padding.
@@ -294,6 +335,7 @@ class PipelineGenerator:
             prompt=text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         words, pooled = result[0], result[2] if len(result) == 4 else None
+        check_finite(words, "the text encoder", self.settings)
         zero = negative and not text and getattr(self._pipeline.config, "force_zeros_for_empty_prompt", False)
         if zero and pooled is not None:
             return torch.zeros_like(words), torch.zeros_like(pooled)
@@ -301,23 +343,30 @@ class PipelineGenerator:
 
     def _scheduler(self) -> Any:
         """A fresh scheduler: multistep solvers remember earlier steps."""
-        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+        import diffusers
 
-        chosen = {"dpm++": DPMSolverMultistepScheduler, "ddim": DDIMScheduler, "euler": EulerDiscreteScheduler}
-        kind = chosen.get(self.settings.solver, type(self._pipeline.scheduler))
-        scheduler = kind.from_config(self._pipeline.scheduler.config)
+        own = self._pipeline.scheduler
+        kind = getattr(diffusers, SOLVERS[self.settings.solver]) if self.settings.solver in SOLVERS else type(own)
+        scheduler = kind.from_config(own.config)
         scheduler.set_timesteps(self.settings.steps, device=self.device)
         return scheduler
 
     @staticmethod
     def _step_options(scheduler: Any, random: list[torch.Generator]) -> dict[str, Any]:
-        return {"generator": random} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        """As diffusers' pipelines call `step`: noise from the samples' own generators, and no noise by eta."""
+        taken = inspect.signature(scheduler.step).parameters
+        options: dict[str, Any] = {"generator": random} if "generator" in taken else {}
+        return options | ({"eta": 0.0} if "eta" in taken else {})
 
 
-def _be_deterministic(device: str) -> None:
+def _parted(batch: Tensor, size: int) -> list[Tensor]:
+    return [batch[start : start + size] for start in range(0, len(batch), size)]
+
+
+def _be_deterministic(device: str, tf32: bool) -> None:
     if device.startswith("cuda"):
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from diffusers import (
+    AutoencoderKL,
     AutoencoderTiny,
     DDIMScheduler,
     StableDiffusionPipeline,
@@ -19,19 +20,16 @@ MAX_TOKENS = 24
 _WIDTH = 32
 
 
-def tiny_pipeline(folder: Path, xl: bool = False, seed: int = 0) -> Path:
-    """Write a pipeline of 64 x 64 images (latents 8 x 8) to `folder`, of Stable Diffusion's kind or XL's."""
+def tiny_pipeline(folder: Path, xl: bool = False, seed: int = 0, fine: bool = False, kl: bool = False) -> Path:
+    """Write a pipeline of 64 x 64 images to `folder`, of Stable Diffusion's kind or XL's.
+
+    Its latents are 8 x 8. `fine` ones are 16 x 16: an autoencoder of three levels, and a U-Net whose finest level has
+    no attention. With `kl` the autoencoder is of Stable Diffusion's own class.
+    """
     torch.manual_seed(seed)
     names = coco().names
     tokenizer = train_tokenizer([caption([name]) for name in names])
-    vae = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8),
-        num_encoder_blocks=(1, 1, 1, 1),
-        num_decoder_blocks=(1, 1, 1, 1),
-    )
-    with torch.no_grad():
-        list(vae.decoder.layers.children())[-1].weight.mul_(12)
+    vae = _kl_autoencoder() if kl else _autoencoder(3 if fine else 4)
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -41,7 +39,7 @@ def tiny_pipeline(folder: Path, xl: bool = False, seed: int = 0) -> Path:
         steps_offset=1,
         prediction_type="v_prediction",
     )
-    parts = {"vae": vae, "unet": _unet(xl), "scheduler": scheduler, "tokenizer": tokenizer}
+    parts = {"vae": vae, "unet": _unet(xl, fine), "scheduler": scheduler, "tokenizer": tokenizer}
     if xl:
         first, second = (_text_encoder(tokenizer, projected) for projected in (False, True))
         pipeline = StableDiffusionXLPipeline(
@@ -59,7 +57,31 @@ def tiny_pipeline(folder: Path, xl: bool = False, seed: int = 0) -> Path:
     return folder
 
 
-def _unet(xl: bool) -> UNet2DConditionModel:
+def _autoencoder(levels: int) -> AutoencoderTiny:
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8,) * levels,
+        decoder_block_out_channels=(8,) * levels,
+        num_encoder_blocks=(1,) * levels,
+        num_decoder_blocks=(1,) * levels,
+    )
+    with torch.no_grad():
+        list(vae.decoder.layers.children())[-1].weight.mul_(12)
+    return vae
+
+
+def _kl_autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8,) * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=64,
+    ).eval()
+
+
+def _unet(xl: bool, fine: bool) -> UNet2DConditionModel:
+    plain = ("DownBlock2D", "UpBlock2D") if fine else ()
     options = (
         {
             "addition_embed_type": "text_time",
@@ -70,12 +92,12 @@ def _unet(xl: bool) -> UNet2DConditionModel:
         else {}
     )
     return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(_WIDTH, _WIDTH),
+        sample_size=16 if fine else 8,
+        block_out_channels=(_WIDTH,) * (3 if fine else 2),
         layers_per_block=1,
         cross_attention_dim=2 * _WIDTH if xl else _WIDTH,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=(*plain[:1], "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", *plain[1:]),
         attention_head_dim=2,
         norm_num_groups=8,
         **options,

@@ -1,0 +1,120 @@
+"""Single-file checkpoints: a whole Stable Diffusion model in one file, under its first release's tensor names."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from factory.errors import UserError
+from factory.generator.layout import component_class, component_names, read_config, read_index
+
+_CLIP, _OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
+_XL_CLIP, _XL_OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
+
+
+def reference_pipeline(file: Path) -> str:
+    """The hub id of the pipeline whose configurations and tokenizers fit a checkpoint, from its tensors' names."""
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config
+
+    tensors = _read(file, shapes_only=True)
+    if not any(name.startswith("model.diffusion_model.") for name in tensors):
+        raise UserError(
+            f"{file} holds no Stable Diffusion checkpoint: no tensor's name begins with model.diffusion_model. LoRA, "
+            f"ControlNet and lone U-Net files are no models by themselves."
+        )
+    return str(fetch_diffusers_config(tensors)["pretrained_model_name_or_path"])
+
+
+def load_checkpoint(file: Path, folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """The models in a checkpoint by component, on the CPU; `folder` holds their configurations.
+
+    UserError where the file lacks a tensor, or says that it predicts otherwise than the folder's scheduler.
+    """
+    tensors, index = _read(file), read_index(folder)
+    if "v_pred" in tensors and read_config(folder, "scheduler").get("prediction_type") != "v_prediction":
+        raise UserError(
+            f"{file} predicts v, and the scheduler of {folder} is configured for another prediction; name a pipeline "
+            f"that fits it, as PIPELINE@{file.name}."
+        )
+    models, _ = component_names(index)
+    return {
+        name: _load(name, component_class(index, name, str(folder)), tensors, folder, file, dtype) for name in models
+    }
+
+
+def _load(
+    name: str, kind: str, tensors: Mapping[str, Tensor], folder: Path, file: Path, dtype: torch.dtype
+) -> nn.Module:
+    from factory.generator.weights import check_tensors
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        model = _build(kind, folder / name)
+    finally:
+        torch.set_default_dtype(before)
+    converted = _converted(name, model, tensors)
+    found = model.load_state_dict(converted, strict=False)
+    check_tensors(name, file, found.missing_keys, (), len(model.state_dict()))
+    return model.to(dtype).eval()
+
+
+def _build(kind: str, folder: Path) -> Any:
+    import diffusers
+    import transformers
+
+    if hasattr(diffusers, kind):
+        made = getattr(diffusers, kind)
+        return made.from_config(made.load_config(folder))
+    made = getattr(transformers, kind)
+    return made(made.config_class.from_pretrained(folder))
+
+
+def _converted(name: str, model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A component's tensors under the names that its class has; empty where the checkpoint has none of it."""
+    from diffusers.loaders import single_file_utils as convert
+
+    own = dict(tensors)
+    if name == "unet":
+        return dict(convert.convert_ldm_unet_checkpoint(own, config=dict(model.config)))
+    if name == "vae":
+        return dict(convert.convert_ldm_vae_checkpoint(own, config=dict(model.config)))
+    if name == "text_encoder_2" or any(key.startswith(_OPEN_CLIP) for key in tensors):
+        prefix = _XL_OPEN_CLIP if name == "text_encoder_2" else _OPEN_CLIP
+        found = convert.convert_open_clip_checkpoint(model, own, prefix=prefix)
+    else:
+        prefix = _XL_CLIP if any(key.startswith(_XL_CLIP) for key in tensors) else _CLIP
+        found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    if hasattr(model, "text_model"):
+        return dict(found)
+    return {key.removeprefix("text_model."): value for key, value in found.items()}
+
+
+def _read(file: Path, shapes_only: bool = False) -> dict[str, Tensor]:
+    """A checkpoint's tensors by name, on the meta device where only their shapes are wanted.
+
+    Pickled files are read without running what they hold.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            return _read_safetensors(file, shapes_only)
+        data: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        while "state_dict" in data:
+            data = data["state_dict"]
+        return {str(key): value for key, value in data.items() if isinstance(value, Tensor)}
+    except Exception as error:  # what a broken pickle raises has no common class
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{file} cannot be read as a checkpoint: {said}. Download it again.") from error
+
+
+def _read_safetensors(file: Path, shapes_only: bool) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        names = list(opened.keys())
+        if not shapes_only:
+            return {name: opened.get_tensor(name) for name in names}
+        shapes = {name: opened.get_slice(name).get_shape() for name in names}
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}

@@ -1,0 +1,83 @@
+"""A pipeline's weights as a single-file checkpoint, under the names of Stable Diffusion's first release."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+_RESIDUAL = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_OUTER = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out", "group_norm": "norm"}
+
+
+def write_checkpoint(pipeline: Any, file: Path, drop: str | None = None) -> Path:
+    """Write a pipeline's U-Net, AutoencoderKL and CLIP text encoder, but not the tensor `drop`."""
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    layers = int(pipeline.unet.config.layers_per_block)
+    for name, value in pipeline.unet.state_dict().items():
+        tensors[f"model.diffusion_model.{_unet_name(name, layers)}"] = value
+    last = len(pipeline.vae.config.block_out_channels) - 1
+    for name, value in pipeline.vae.state_dict().items():
+        named = _vae_name(name, last)
+        convolution = ".attn_1." in named and value.ndim == 2
+        tensors[f"first_stage_model.{named}"] = value[:, :, None, None] if convolution else value
+    for name, value in pipeline.text_encoder.state_dict().items():
+        short = name.removeprefix("text_model.")
+        tensors[f"cond_stage_model.transformer.text_model.{short}"] = value
+    kept: Mapping[str, Tensor] = {name: value.contiguous() for name, value in tensors.items() if name != drop}
+    save_file(dict(kept), file)
+    return file
+
+
+def _unet_name(name: str, layers: int) -> str:
+    for ours, first in _OUTER.items():
+        if name.startswith(f"{ours}."):
+            return name.replace(ours, first, 1)
+    found = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", name)
+    if found is None:
+        kind, place, rest = re.match(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)", name).groups()  # type: ignore[union-attr]
+        number = 1 if kind == "attentions" else 2 * int(place)
+        return f"middle_block.{number}.{_inner(kind, rest)}"
+    side, block, kind, place, rest = found.groups()
+    if side == "down":
+        number = 1 + int(block) * (layers + 1) + (layers if kind == "downsamplers" else int(place))
+        inner = rest.replace("conv", "op", 1) if kind == "downsamplers" else _inner(kind, rest)
+        return f"input_blocks.{number}.{int(kind == 'attentions')}.{inner}"
+    number = int(block) * (layers + 1) + (layers if kind == "upsamplers" else int(place))
+    slot = {"resnets": 0, "attentions": 1, "upsamplers": 2}[kind]
+    return f"output_blocks.{number}.{slot}.{_inner(kind, rest)}"
+
+
+def _inner(kind: str, rest: str) -> str:
+    if kind != "resnets":
+        return rest
+    part, _, end = rest.partition(".")
+    return f"{_RESIDUAL[part]}.{end}"
+
+
+def _vae_name(name: str, last: int) -> str:
+    name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+    name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
+    for ours, first in _ATTENTION.items():
+        name = name.replace(f"mid_block.attentions.0.{ours}.", f"mid.attn_1.{first}.")
+    name = re.sub(r"down_blocks\.(\d)\.resnets", r"down.\1.block", name)
+    name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", name)
+    name = re.sub(r"up_blocks\.(\d)\.resnets", lambda m: f"up.{last - int(m[1])}.block", name)
+    return re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{last - int(m[1])}.upsample", name)

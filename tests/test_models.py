@@ -1,0 +1,216 @@
+"""Models as people have them: variants, single files, broken and foreign files; every tensor is accounted for."""
+
+import functools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from factory.errors import UserError
+from factory.generator.interface import LATENT, Request
+from factory.generator.load import load_pipeline, pin_generator, pin_revision
+from factory.generator.pipeline import PipelineGenerator
+from factory.prompts import Prompt
+from factory.recipe import make_recipe
+from factory.recipe_parts import GeneratorRecipe
+from factory.testing.checkpoint import write_checkpoint
+from factory.testing.tiny_pipeline import tiny_pipeline
+
+WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+PROMPT = Prompt("a photograph of a dog", ("dog",), ("dog",))
+
+
+@pytest.fixture(scope="module")
+def kl_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pipeline(tmp_path_factory.mktemp("kl") / "tiny", kl=True)
+
+
+@pytest.fixture
+def copied(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+
+
+def edit_weights(folder: Path, component: str, change: Callable[[dict[str, Any]], None]) -> None:
+    file = folder / component / f"{WEIGHTS[component]}.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def image(model: object, needs: frozenset[str] = frozenset(), **generator: Any) -> Any:
+    recipe = make_recipe(
+        {"n": 1, "classes": "voc", "generator": {"model": str(model), "steps": 2, "solver": "ddim", **generator}}
+    )
+    return PipelineGenerator(recipe, needs=needs).generate([Request(PROMPT, 7)])[0].image
+
+
+@pytest.mark.parametrize("component", WEIGHTS)
+def test_a_component_whose_file_lacks_tensors_is_refused(copied: Path, component: str) -> None:
+    def cut(tensors: dict[str, Any]) -> None:
+        for name in sorted(tensors)[:2]:
+            del tensors[name]
+
+    edit_weights(copied, component, cut)
+    with pytest.raises(UserError, match=rf"the {component} of .* lacks 2 of its \d+ tensors"):
+        load_pipeline(GeneratorRecipe(model=str(copied)), "cpu")
+
+
+@pytest.mark.parametrize("component", WEIGHTS)
+def test_a_component_whose_file_holds_other_tensors_is_refused(copied: Path, component: str) -> None:
+    edit_weights(copied, component, lambda tensors: tensors.update({"lora.up.weight": torch.zeros(2)}))
+    with pytest.raises(UserError, match=rf"the {component} of .* holds tensors that its configuration does not have"):
+        load_pipeline(GeneratorRecipe(model=str(copied)), "cpu")
+
+
+def test_tensors_of_another_shape_and_files_that_are_cut_are_refused(copied: Path) -> None:
+    edit_weights(copied, "unet", lambda tensors: tensors.update({"conv_in.bias": torch.zeros(5)}))
+    with pytest.raises(UserError, match=r"the unet of the model .* cannot be loaded"):
+        load_pipeline(GeneratorRecipe(model=str(copied)), "cpu")
+    file = copied / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"the unet of the model .* cannot be loaded"):
+        load_pipeline(GeneratorRecipe(model=str(copied)), "cpu")
+    file.unlink()
+    with pytest.raises(UserError, match="unet holds no weights"):
+        load_pipeline(GeneratorRecipe(model=str(copied)), "cpu")
+
+
+def test_a_table_of_positions_that_older_releases_stored_is_no_foreign_tensor(copied: Path) -> None:
+    name = "embeddings.position_ids"
+    edit_weights(copied, "text_encoder", lambda tensors: tensors.update({name: torch.arange(24)[None]}))
+    load_pipeline(GeneratorRecipe(model=str(copied)), "cpu")
+
+
+def test_parts_that_make_no_image_may_be_missing(copied: Path) -> None:
+    index = json.loads((copied / "model_index.json").read_text())
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (copied / "model_index.json").write_text(json.dumps(index))
+    assert load_pipeline(GeneratorRecipe(model=str(copied)), "cpu").safety_checker is None
+
+
+def test_a_folder_of_a_half_precision_variant_alone_is_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    load_pipeline(GeneratorRecipe(model=str(tiny_model), dtype="float16"), "cpu").save_pretrained(
+        tmp_path / "half", variant="fp16"
+    )
+    assert not list((tmp_path / "half").rglob("diffusion_pytorch_model.safetensors"))
+    half = load_pipeline(GeneratorRecipe(model=str(tmp_path / "half"), dtype="float16"), "cpu")
+    plain = load_pipeline(GeneratorRecipe(model=str(tiny_model), dtype="float16"), "cpu")
+    for name in WEIGHTS:
+        theirs = getattr(plain, name).state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in getattr(half, name).state_dict().items())
+
+
+def test_weights_are_never_in_another_precision_than_the_recipes(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import UNet2DConditionModel
+
+    seen = []
+    build = UNet2DConditionModel.__init__
+
+    @functools.wraps(build)
+    def watched(self: Any, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        seen.append(self.conv_in.weight.dtype)
+
+    monkeypatch.setattr(UNet2DConditionModel, "__init__", watched)
+    pipeline = load_pipeline(GeneratorRecipe(model=str(tiny_model), dtype="bfloat16"), "cpu")
+    assert seen == [torch.bfloat16]
+    assert {pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.bfloat16}
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_tf32_is_float32_on_a_cpu(tiny_model: Path) -> None:
+    assert (image(tiny_model, dtype="tf32") == image(tiny_model)).all()
+
+
+def test_a_single_file_gives_the_images_of_its_folder(kl_model: Path, tmp_path: Path) -> None:
+    pipeline = load_pipeline(GeneratorRecipe(model=str(kl_model)), "cpu")
+    file = write_checkpoint(pipeline, tmp_path / "model.safetensors")
+    named = f"{kl_model}@{file}"
+    assert (image(named) == image(kl_model)).all()
+    pinned = pin_generator(GeneratorRecipe(model=named))
+    assert len(str(pinned.revision)) == 40
+    assert pin_revision(named) == pinned.revision
+    torch.save({"state_dict": load_file(file)}, tmp_path / "model.ckpt")
+    assert (image(f"{kl_model}@{tmp_path / 'model.ckpt'}") == image(kl_model)).all()
+
+
+def test_single_files_that_are_no_whole_model_are_refused(kl_model: Path, tmp_path: Path) -> None:
+    pipeline = load_pipeline(GeneratorRecipe(model=str(kl_model)), "cpu")
+    dropped = "model.diffusion_model.input_blocks.0.0.bias"
+    file = write_checkpoint(pipeline, tmp_path / "cut.safetensors", drop=dropped)
+    with pytest.raises(UserError, match=r"the unet of .* lacks 1 of its \d+ tensors \(conv_in.bias\)"):
+        load_pipeline(GeneratorRecipe(model=f"{kl_model}@{file}"), "cpu")
+    save_file({"lora_unet.up.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
+    with pytest.raises(UserError, match="holds no Stable Diffusion checkpoint"):
+        pin_generator(GeneratorRecipe(model=str(tmp_path / "lora.safetensors")))
+    (tmp_path / "junk.ckpt").write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"cannot be read as a checkpoint"):
+        pin_generator(GeneratorRecipe(model=str(tmp_path / "junk.ckpt")))
+    with pytest.raises(UserError, match=r"there is no model folder .*nowhere.safetensors"):
+        pin_generator(GeneratorRecipe(model=str(tmp_path / "nowhere.safetensors")))
+
+
+@pytest.mark.parametrize(
+    ("component", "tensor", "told"),
+    [
+        ("unet", "conv_out.bias", "the U-Net of the model"),
+        ("vae", "decoder.layers.0.bias", "the autoencoder's decoder of the model"),
+        ("text_encoder", "final_layer_norm.bias", "the text encoder of the model"),
+    ],
+)
+def test_values_that_are_not_finite_are_named_where_they_arise(
+    copied: Path, component: str, tensor: str, told: str
+) -> None:
+    edit_weights(copied, component, lambda tensors: tensors[tensor].fill_(torch.nan))
+    with pytest.raises(UserError, match=f"{told} .* gives values that are not finite: these weights are broken"):
+        image(copied)
+
+
+def test_an_overflow_in_half_precision_is_named_with_its_remedy(copied: Path) -> None:
+    edit_weights(copied, "unet", lambda tensors: tensors["conv_out.weight"].fill_(60000))
+    with pytest.raises(UserError, match="this model overflows in float16; give another --dtype"):
+        image(copied, dtype="float16")
+
+
+def test_an_encoder_that_overflows_is_named(copied: Path) -> None:
+    edit_weights(copied, "vae", lambda tensors: tensors["encoder.layers.0.bias"].fill_(torch.inf))
+    recipe = make_recipe({"n": 1, "classes": "voc", "generator": {"model": str(copied)}})
+    with pytest.raises(UserError, match="the autoencoder's encoder of the model"):
+        PipelineGenerator(recipe, needs=frozenset({LATENT})).encode_images(np.zeros((1, 64, 64, 3), np.uint8))
+
+
+def test_many_images_are_decoded_some_at_a_time(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make_recipe(
+        {"n": 5, "classes": "voc", "generator": {"model": str(tiny_model), "steps": 1, "solver": "ddim"}}
+    )
+    requests = [Request(PROMPT, seed) for seed in range(5)]
+    together = PipelineGenerator(recipe).generate(requests)
+    monkeypatch.setattr("factory.generator.pipeline._DECODED_TOGETHER", 2 * 64 * 64)
+    generator, sizes = PipelineGenerator(recipe), []
+    generator._vae.decoder.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    parted = generator.generate(requests)
+    assert sizes == [2, 2, 1]
+    for one, other in zip(together, parted, strict=True):
+        assert np.abs(one.image.astype(int) - other.image.astype(int)).max() <= 1
+    generator._vae.encoder.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    generator.encode_images(np.stack([one.image for one in parted]))
+    assert sizes[3:] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(("width", "tiled"), [(1024, False), (1032, True)])
+def test_images_over_1024_are_decoded_in_tiles(kl_model: Path, width: int, tiled: bool) -> None:
+    generator = {"model": str(kl_model), "steps": 1, "solver": "ddim", "width": width, "height": 64}
+    made = PipelineGenerator(make_recipe({"n": 1, "classes": "voc", "generator": generator}))
+    tiles: list[int] = []
+    made._vae.decoder.register_forward_pre_hook(lambda module, given: tiles.append(len(given[0])))
+    assert made.generate([Request(PROMPT, 1)])[0].image.shape == (64, width, 3)
+    assert (len(tiles) > 1) == tiled
