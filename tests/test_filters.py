@@ -56,8 +56,9 @@ def test_a_good_sample_is_accepted_with_what_was_measured() -> None:
     assert verdict.reason is None
     assert set(verdict.scores) == {
         "contrast", "area_smallest", "area_largest", "border", "confidence", "overlap", "detector_iou",
-        "image_hash",
+        "duplicate_distance", "image_hash",
     }  # fmt: skip
+    assert verdict.scores["duplicate_distance"] == 64, "no image of the shard came before"
 
 
 def test_an_image_that_comes_again_a_little_changed_is_a_near_duplicate() -> None:
