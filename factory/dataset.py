@@ -93,7 +93,7 @@ def receipts(store: Store, numbers: list[int]) -> Iterator[Receipt]:
             return read_receipt(store, number)
         except ValueError as error:
             raise UserError(
-                f"the receipt of shard {number} is broken ({error}); mend with `factory verify --repair`."
+                f"the receipt of shard {number} is broken ({error}); repair the dataset with `factory verify --repair`."
             ) from error
 
     with ThreadPoolExecutor(_READERS) as readers:

@@ -40,7 +40,7 @@ def decode_rle(rle: Rle) -> Mask:
     height, width = rle["size"]
     if not (0 <= height <= MAX_PIXELS and 0 <= width <= MAX_PIXELS and height * width <= MAX_PIXELS):
         raise ValueError(f"a mask of {height} x {width} is too large, at most {MAX_PIXELS} pixels are read")
-    runs = _unpack(rle["counts"])
+    runs = unpack_runs(rle["counts"])
     if sum(runs) != height * width or min(runs, default=0) < 0:
         raise ValueError(f"run lengths add up to {sum(runs)}, the size is {height} x {width}")
     values = np.arange(len(runs)) % 2 == 1
@@ -60,7 +60,8 @@ def _pack(runs: Sequence[int]) -> str:
     return "".join(text)
 
 
-def _unpack(text: str) -> list[int]:
+def unpack_runs(text: str) -> list[int]:
+    """The runs of COCO's text, each the difference to the run before last, in groups of five bits, lowest first."""
     runs: list[int] = []
     value = shift = 0
     for letter in text:

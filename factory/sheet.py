@@ -1,4 +1,4 @@
-"""A picture of a set: images beside themselves with their masks laid over, cell by cell."""
+"""A picture of a dataset: images beside themselves with their masks laid over, cell by cell."""
 
 import io
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 def contact_sheet(store: Store, count: int, suffix: str = ".png", columns: int = 4) -> bytes:
-    """A picture file of the first samples of a set, in the format of a suffix of FORMATS.
+    """A picture file of the first samples of a dataset, in the format of a suffix of FORMATS.
 
     UserError for another suffix, and where there is no sample.
     """

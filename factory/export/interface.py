@@ -1,4 +1,4 @@
-"""What passes between the set that is read and the formats that are written."""
+"""What passes between the dataset that is read and the formats that are written."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -90,7 +90,7 @@ class Records(Protocol):
 
 
 class Format(Protocol):
-    """One form of a set. Writing a unit or the end twice gives the same bytes."""
+    """One form of a dataset. Writing a unit or the end twice gives the same bytes."""
 
     unit_bytes: int
     """Shards are put together up to this size; 0: each by itself."""
@@ -103,7 +103,7 @@ class Format(Protocol):
 
 
 def split_of(key: str, val: float) -> str:
-    """The split of a sample: a function of its key alone, so it stays the same when the set grows.
+    """The split of a sample: a function of its key alone, so it stays the same when the dataset grows.
 
     `val` is the share of the validation split, 0 to 1.
     """

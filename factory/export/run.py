@@ -44,7 +44,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Summary:
-    """What an export holds. `complete` tells whether it is the whole of the planned set."""
+    """What an export holds. `complete` tells whether it is the whole of the planned dataset."""
 
     to: str
     format: str
@@ -58,8 +58,8 @@ class Summary:
 class Export:
     """An export that is checked and ready to run; nothing is written before `run`.
 
-    `samples` counts those to be exported. UserError for bad options, a folder that holds something else, no set, and
-    for a set that is not finished unless `partial` allows it.
+    `samples` counts those to be exported. UserError for bad options, a folder that holds something else, no dataset, and
+    for a dataset that is not finished unless `partial` allows it.
     """
 
     def __init__(self, store: Store, to: Path, options: Options, partial: bool = False) -> None:
@@ -158,7 +158,7 @@ def cut(done: Iterable[Receipt], unit_bytes: int) -> list[Unit]:
 
 
 def default_target(address: str, name: str) -> Path:
-    """A folder beside the set, in the working directory for a set elsewhere: out/ -> out-coco."""
+    """A folder beside the dataset, in the working directory for one elsewhere: out/ -> out-coco."""
     if is_remote(address):
         url = urlparse(address)
         return Path(f"{PurePosixPath(url.path).name or url.netloc}-{name}")
@@ -185,7 +185,7 @@ def _check_options(store: Store, to: Path, options: Options) -> None:
     if is_remote(str(to)):
         raise UserError(f"an export goes to a folder of this machine, got --to {to}; copy it from there.")
     if store.folder is not None and to.resolve().is_relative_to(store.folder.resolve()):
-        raise UserError(f"--to {to} lies inside the set {store.address}; give a folder outside of it.")
+        raise UserError(f"--to {to} lies inside the dataset {store.address}; give a folder outside of it.")
 
 
 def _check_state(store: Store, done: int, planned: int, partial: bool) -> None:
