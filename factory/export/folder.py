@@ -42,8 +42,8 @@ class Folder:
                    if found.get(name) != value]  # fmt: skip
         if changed:
             raise UserError(
-                f"{self.root} holds another export: {'; '.join(changed)}. Give the same dataset and options to go on with "
-                f"it, or another folder with --to. Nothing was written."
+                f"{self.root} holds another export: {'; '.join(changed)}. Give the same dataset and options to go on "
+                f"with it, or another folder with --to. Nothing was written."
             )
 
     @contextlib.contextmanager

@@ -58,8 +58,8 @@ class Summary:
 class Export:
     """An export that is checked and ready to run; nothing is written before `run`.
 
-    `samples` counts those to be exported. UserError for bad options, a folder that holds something else, no dataset, and
-    for a dataset that is not finished unless `partial` allows it.
+    `samples` counts those to be exported. UserError for bad options, a folder that holds something else, no dataset,
+    and for a dataset that is not finished unless `partial` allows it.
     """
 
     def __init__(self, store: Store, to: Path, options: Options, partial: bool = False) -> None:
