@@ -26,7 +26,7 @@ def _record(recipe: Recipe) -> dict[str, Column]:
         tries = {"rejected": _structs({**tried, "reason": _value("string")})}
     else:
         tries = {"attempts": _structs({**tried, "outcome": _value("string")})}
-    oracle = {}
+    oracle: dict[str, Column] = {}
     if recipe.oracle is not None:
         box = {"category_name": _value("string"), "score": _value("float64"), "bbox": _several("int64")}
         oracle = {"timestep": _value("int64"), "detections": _structs(box)}
