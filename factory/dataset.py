@@ -16,10 +16,11 @@ from factory.store import Store
 
 RECIPE = "recipe.yaml"
 STATEMENT = "dataset.json"
-WIDS = "wids-meta.json"
 CARD = "README.md"
 PROGRESS = "progress.json"
 _READERS = 32
+_WIDS = "wids-meta.json"
+"""Written beside a dataset by earlier versions; webdataset has no reader of it since 1.0."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def begin(store: Store, recipe: Recipe, extend: bool = False) -> Recipe:
             return begin(store, recipe, extend)
         return recipe
     old = recipe_of(store)
+    recipe = recipe.model_copy(update={"format": old.format})  # A dataset keeps the format that it was begun with.
     changed = differences(old, recipe)
     if changed and not store.list("receipts"):
         _start_over(store, recipe, before)
@@ -103,7 +105,7 @@ def receipts(store: Store, numbers: list[int]) -> Iterator[Receipt]:
             return read_receipt(store, number)
         except ValueError as error:
             raise UserError(
-                f"the receipt of shard {number} is broken ({error}); mend with `factory verify --repair`."
+                f"the receipt of shard {number} is broken ({error}); repair the dataset with `factory verify --repair`."
             ) from error
 
     with ThreadPoolExecutor(_READERS) as readers:
@@ -142,12 +144,12 @@ def state(store: Store, plan: Plan) -> Totals:
 
 
 def write_statement(store: Store, recipe: Recipe) -> Totals:
-    """Fold the receipts into dataset.json, wids-meta.json and the card, which are functions of the shards alone."""
+    """Fold the receipts into dataset.json and the card, which are functions of the shards alone."""
     plan = Plan(recipe)
     numbers = sorted(number for number in committed(store) if number < len(plan))
     sums = totals(store, numbers)
     _put(store, STATEMENT, statement(recipe, plan, sums))
-    _put(store, WIDS, wids(store, numbers))
+    store.delete(_WIDS)
     _put_text(store, CARD, card(recipe, sums, numbers[-1] if numbers else 0))
     return sums
 
@@ -169,18 +171,10 @@ def statement(recipe: Recipe, plan: Plan, sums: Totals) -> dict[str, Any]:
         "members": {
             "jpg": "the image",
             "json": "COCO-style annotations and provenance",
+            **({"latent.npy": "latent of the features, float16 (C, h, w)"} if recipe.oracle else {}),
             "seg.png": "palette picture: 0 background, category ids, 255 ignore",
         },
     }
-
-
-def wids(store: Store, numbers: list[int]) -> dict[str, Any]:
-    """The index that webdataset's random access reads."""
-    rows = [
-        {"url": receipt.tar.name, "nsamples": receipt.accepted, "filesize": receipt.tar.bytes}
-        for receipt in receipts(store, numbers)
-    ]
-    return {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": "train", "shardlist": rows}
 
 
 def _put(store: Store, name: str, data: dict[str, Any]) -> None:

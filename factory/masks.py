@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from factory.decode import MAX_PIXELS, load_picture
+
 Mask = NDArray[np.bool_]
 """bool (height, width)."""
 
@@ -34,11 +36,13 @@ def encode_rle(mask: Mask) -> Rle:
 
 
 def decode_rle(rle: Rle) -> Mask:
-    """The mask of an encoding; ValueError where the runs do not add up to its size."""
+    """The mask of an encoding; ValueError where the runs do not add up to its size, or it is over `MAX_PIXELS`."""
     height, width = rle["size"]
-    runs = np.array(unpack_runs(rle["counts"]), dtype=np.int64)
-    if runs.sum() != height * width or (runs < 0).any():
-        raise ValueError(f"run lengths add up to {runs.sum()}, the size is {height} x {width}")
+    if not (0 <= height <= MAX_PIXELS and 0 <= width <= MAX_PIXELS and height * width <= MAX_PIXELS):
+        raise ValueError(f"a mask of {height} x {width} is too large, at most {MAX_PIXELS} pixels are read")
+    runs = unpack_runs(rle["counts"])
+    if sum(runs) != height * width or min(runs, default=0) < 0:
+        raise ValueError(f"run lengths add up to {sum(runs)}, the size is {height} x {width}")
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape((height, width), order="F")
 
@@ -62,6 +66,8 @@ def unpack_runs(text: str) -> list[int]:
     value = shift = 0
     for letter in text:
         bits = ord(letter) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise ValueError(f"the run lengths hold {letter!r}, or a number of more than 35 bits")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:
@@ -122,7 +128,7 @@ def encode_label_png(labels: NDArray[np.uint8]) -> bytes:
 
 def decode_label_png(data: bytes) -> NDArray[np.uint8]:
     """The labels of a palette PNG, uint8 (height, width); ValueError for another kind of picture."""
-    with Image.open(io.BytesIO(data)) as picture:
-        if picture.mode != "P":
-            raise ValueError(f"a label picture has a palette, this one is of mode {picture.mode}")
-        return np.asarray(picture, dtype=np.uint8)
+    picture = load_picture(data, "PNG")
+    if picture.mode != "P":
+        raise ValueError(f"a label picture has a palette, this one is of mode {picture.mode}")
+    return np.asarray(picture, dtype=np.uint8)

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from factory.balance import ClassSequence, shuffled
 from factory.errors import UserError
+from factory.keys import key_of
 from factory.prompts import Prompt, captioned
 from factory.recipe import Recipe, canonical
 from factory.vocabulary import Vocabulary
@@ -26,7 +27,7 @@ class PlannedSample:
     @property
     def key(self) -> str:
         """Nine digits: the stem of the sample's members."""
-        return f"{self.index:09d}"
+        return key_of(self.index)
 
     def seed(self, recipe_seed: int, attempt: int) -> int:
         """63 bits that depend on nothing else."""
@@ -35,11 +36,15 @@ class PlannedSample:
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """A fixed range of samples. `digest` is the shard's own fingerprint: a receipt that bears it is this shard's."""
+    """A fixed range of samples. `digest` is the shard's own fingerprint: a receipt that bears it is this shard's.
+
+    `format` is the recipe's: it says how samples are judged and recorded.
+    """
 
     number: int
     samples: tuple[PlannedSample, ...]
     digest: str
+    format: int
 
     @property
     def name(self) -> str:
@@ -89,7 +94,7 @@ class Plan:
         samples = tuple(PlannedSample(index, self.prompt(index)) for index in range(start, stop))
         rows = [(sample.index, asdict(sample.prompt)) for sample in samples]
         digest = hashlib.sha256(self._fingerprint.encode() + canonical(rows)).hexdigest()
-        return PlannedShard(number, samples, digest)
+        return PlannedShard(number, samples, digest, self.recipe.format)
 
     def prompt(self, index: int) -> Prompt:
         """The prompt of a sample: the next of the recipe's own, or a caption of the next classes."""

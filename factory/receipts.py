@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from factory.manifest import manifest_of
+from factory.decode import decode_json
+from factory.manifest import manifest_of, read_manifest
 from factory.plan import Plan, PlannedShard, shard_name
 from factory.shards.encode import EncodedSample
 from factory.shards.tar import pack
-from factory.store import Store
+from factory.store import ConflictError, Store
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,22 @@ def commit(
     recipe: str,
     about: Mapping[str, Mapping[str, Any]],
 ) -> Receipt:
-    """Write tar and manifest, then the receipt. Whoever comes second finds the same bytes and is content.
+    """Write tar and manifest, then the receipt. Whoever comes second finds the same content and is content with it.
 
-    `recipe` is the fingerprint; `about` holds `seconds`, `versions` and `worker`. Raises `ConflictError` where other
-    bytes are there already.
+    `recipe` is the fingerprint; `about` holds `seconds`, `versions` and `worker`. Raises `ConflictError` where a tar of
+    other bytes is there already, which no receipt proves.
     """
-    files = {tar_name(shard.number): pack(samples), manifest_name(shard.number): manifest_of(samples, shard.number)}
-    for name, data in files.items():
-        store.create_same(name, data)
-    tar, manifest = (Blob(name, hashlib.sha256(data).hexdigest(), len(data)) for name, data in files.items())
+    data = pack(samples)
+    try:
+        store.create_same(tar_name(shard.number), data)
+    except ConflictError as error:
+        raise ConflictError(
+            f"{error} If no other run is at work on this dataset, that file was left by one that ended before its "
+            f"receipt: `factory verify {store.address} --repair` deletes it and makes the shard again."
+        ) from error
+    tar = blob_of(tar_name(shard.number), data)
+    rows = manifest_of(samples, shard.number, shard.format)
+    manifest = blob_of(manifest_name(shard.number), _create_manifest(store, manifest_name(shard.number), rows))
     receipt = Receipt(
         shard=shard.number,
         recipe=recipe,
@@ -109,27 +118,89 @@ def commit(
     return receipt
 
 
+def blob_of(name: str, data: bytes) -> Blob:
+    """What a receipt says of a file."""
+    return Blob(name, hashlib.sha256(data).hexdigest(), len(data))
+
+
+def _create_manifest(store: Store, name: str, data: bytes) -> bytes:
+    """Write a manifest, or take the one that is there if it has the same rows; returns what is there.
+
+    Parquet files name the version of the library that wrote them, so rows are compared and not bytes.
+    """
+    while not store.create(name, data):
+        there = store.get(name)
+        if there is None:
+            continue
+        try:
+            same = there == data or read_manifest(there) == read_manifest(data)
+        except ValueError:
+            same = False
+        if not same:
+            raise ConflictError(
+                f"{store.address}/{name} exists with other rows than this worker made from the same plan, or cannot be "
+                f"read. If no other run is at work on this dataset, `factory verify {store.address} --repair` deletes "
+                f"it and makes the shard again."
+            )
+        return there
+    return data
+
+
 def read_receipt(store: Store, shard: int) -> Receipt | None:
-    """A shard's receipt, or None; ValueError where the file is there but no receipt."""
+    """A shard's receipt, or None; ValueError where the file is there but no receipt of this shard."""
     data = store.get(receipt_name(shard))
-    return None if data is None else parse_receipt(data)
+    receipt = None if data is None else parse_receipt(data)
+    if receipt is not None and receipt.shard != shard:
+        raise ValueError(f"no receipt of shard {shard}, but of {receipt.shard}")
+    return receipt
 
 
 def parse_receipt(data: bytes) -> Receipt:
-    """ValueError where `data` is no receipt."""
+    """ValueError where `data` is no receipt: it names the files of its own shard only, and every field has its type."""
     try:
-        row = json.loads(data)
-        known = {field.name: row[field.name] for field in fields(Receipt)}
-        blobs = {name: Blob(**row[name]) for name in ("tar", "manifest")}
-        return Receipt(**(known | blobs | {"short": tuple(row["short"])}))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"no receipt: {type(error).__name__} {error}") from error
+        row = decode_json(data)
+        shard = _whole(row["shard"])
+        return Receipt(
+            shard=shard,
+            recipe=_digest(row["recipe"]),
+            plan=_digest(row["plan"]),
+            tar=_blob(row["tar"], tar_name(shard)),
+            manifest=_blob(row["manifest"], manifest_name(shard)),
+            planned=_whole(row["planned"]),
+            accepted=_whole(row["accepted"]),
+            attempts=_whole(row["attempts"]),
+            rejected={str(reason): _whole(count) for reason, count in row["rejected"].items()},
+            short=tuple(_whole(index) for index in row["short"]),
+            seconds=dict(row["seconds"]),
+            versions=dict(row["versions"]),
+            worker=dict(row["worker"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no receipt: {type(error).__name__} {str(error)[:200]}") from error
+
+
+def _blob(row: Any, name: str) -> Blob:
+    if row["name"] != name:
+        raise ValueError(f"it names {str(row['name'])[:60]!r}, not {name}")
+    return Blob(name, _digest(row["sha256"]), _whole(row["bytes"]))
+
+
+def _digest(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError(f"{str(value)[:80]!r} is no SHA-256 digest")
+    return value
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise ValueError(f"{str(value)[:60]!r} is no count")
+    return value
 
 
 def committed(store: Store) -> set[int]:
     """The numbers of all shards that have a receipt: one listing, whatever their number."""
-    names = (name.removeprefix("receipts/").removesuffix(".json") for name in store.list("receipts"))
-    return {int(stem) for stem in names if stem.isdecimal()}
+    stems = (name.removeprefix("receipts/").removesuffix(".json") for name in store.list("receipts"))
+    return {int(stem) for stem in stems if re.fullmatch("[0-9]{6,7}", stem) and shard_name(int(stem)) == stem}
 
 
 def missing(plan: Plan, done: Iterable[int]) -> list[int]:

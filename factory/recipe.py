@@ -31,8 +31,10 @@ from factory.vocabulary import Vocabulary, coco, from_names, voc
 class Recipe(Part):
     """What to make. `fingerprint()` covers what changes a shard's bytes; `n`, `earlier` and `engine` are not in it."""
 
-    # `format` goes up when the same recipe would give other bytes.
-    format: Literal[1] = Field(default=1, description="The version of the recipe's meaning.")
+    # `format` goes up when the same recipe would give other bytes. Older formats are still made as they were.
+    format: Literal[1, 2] = Field(
+        default=2, description="The version of the recipe's meaning; 1 is that of datasets begun before."
+    )
     classes: Literal["coco", "voc"] | tuple[str, ...] = Field(
         default="coco", description="A vocabulary's name, or the class names in order."
     )

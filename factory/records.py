@@ -12,6 +12,9 @@ from factory.plan import PlannedSample
 from factory.recipe import Recipe
 from factory.vocabulary import Vocabulary
 
+ACCEPTED = "accepted"
+"""The outcome of a sample's last attempt."""
+
 Image = NDArray[np.uint8]
 """uint8 RGB (height, width, 3)."""
 
@@ -96,7 +99,11 @@ class Sample:
 
 
 def annotate(sample: Sample, vocabulary: Vocabulary, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The sample's json member: COCO-style annotations and where everything came from; see schemas/annotation.json."""
+    """The sample's json member: COCO-style annotations and where everything came from; see schemas/annotation.json.
+
+    Every field has one type whatever the data, and no list is empty, for readers that infer types from a few samples.
+    The `provenance` of a recipe of format 1 gives that format's record: schemas/annotation-1.json.
+    """
     height, width = sample.image.shape[:2]
     annotations = []
     for place, instance in enumerate(sample.grounded.instances):
@@ -126,20 +133,35 @@ def annotate(sample: Sample, vocabulary: Vocabulary, provenance: Mapping[str, An
         "classes": list(sample.planned.prompt.classes),
         "seed": sample.seed,
         "attempt": sample.attempt,
-        "rejected": [{"attempt": row.attempt, "seed": row.seed, "reason": row.reason} for row in sample.rejections],
+        **(_rejected(sample) if provenance.get("format") == 1 else _attempts(sample)),
         "filters": dict(sample.scores),
         "provenance": dict(provenance),
     }
-    return row if sample.latent is None else row | _of_the_oracle(sample)
+    if sample.latent is None:
+        return row
+    detected = sample.grounded.detections or provenance.get("format") == 1
+    return row | {"timestep": sample.timestep} | (_detections(sample) if detected else {})
 
 
-def _of_the_oracle(sample: Sample) -> dict[str, Any]:
-    """What only an oracle's samples tell: the step of their features, and every detection of the prompt's classes."""
+def _attempts(sample: Sample) -> dict[str, Any]:
+    """Every attempt with its outcome: the reasons of those that were rejected, and at last "accepted"."""
+    rows = [(row.attempt, row.seed, row.reason) for row in sample.rejections]
+    rows.append((sample.attempt, sample.seed, ACCEPTED))
+    return {"attempts": [{"attempt": attempt, "seed": seed, "outcome": outcome} for attempt, seed, outcome in rows]}
+
+
+def _rejected(sample: Sample) -> dict[str, Any]:
+    """The rejected attempts alone, as datasets of format 1 have them."""
+    return {"rejected": [{"attempt": row.attempt, "seed": row.seed, "reason": row.reason} for row in sample.rejections]}
+
+
+def _detections(sample: Sample) -> dict[str, Any]:
+    """Every detection of the prompt's classes; real images have none, for their masks are their labels."""
     detections = [
         {"category_name": row.class_name, "score": round(float(row.score), 4), "bbox": list(row.box_xywh)}
         for row in sample.grounded.detections
     ]
-    return {"timestep": sample.timestep, "detections": detections}
+    return {"detections": detections}
 
 
 def provenance(recipe: Recipe) -> dict[str, Any]:

@@ -1,7 +1,6 @@
-"""A picture of a set: images beside themselves with their masks laid over, cell by cell."""
+"""A picture of a dataset: images beside themselves with their masks laid over, cell by cell."""
 
 import io
-import json
 from collections.abc import Iterator
 from itertools import islice
 
@@ -9,11 +8,12 @@ import numpy as np
 from PIL import Image as Pictures
 from PIL import ImageDraw
 
+from factory.decode import decode_jpeg
 from factory.errors import UserError
 from factory.masks import decode_rle, palette
 from factory.receipts import committed, tar_name
 from factory.shards.encode import EncodedSample
-from factory.shards.tar import unpack
+from factory.shards.read import annotation_of, read_shard, readable
 from factory.store import Store
 
 CELL = 160
@@ -25,7 +25,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 def contact_sheet(store: Store, count: int, suffix: str = ".png", columns: int = 4) -> bytes:
-    """A picture file of the first samples of a set, in the format of a suffix of FORMATS.
+    """A picture file of the first samples of a dataset, in the format of a suffix of FORMATS.
 
     UserError for another suffix, and where there is no sample.
     """
@@ -33,9 +33,9 @@ def contact_sheet(store: Store, count: int, suffix: str = ".png", columns: int =
         raise UserError(f"a sheet is written as {', '.join(FORMATS)}, not as {suffix!r}.")
     if count < 1:
         raise UserError(f"a sheet shows at least 1 sample, got {count}.")
-    cells = [_cell(sample) for sample in islice(_samples(store), count)]
+    cells = list(islice(_cells(store), count))
     if not cells:
-        raise UserError(f"{store.address} holds no finished shard yet; make one with `factory generate`.")
+        raise UserError(f"{store.address} holds no sample yet; make some with `factory generate`.")
     rows = -(-len(cells) // columns)
     width, height = cells[0].size
     sheet = Pictures.new("RGB", (min(columns, len(cells)) * width, rows * height), "white")
@@ -46,24 +46,27 @@ def contact_sheet(store: Store, count: int, suffix: str = ".png", columns: int =
     return stream.getvalue()
 
 
-def _samples(store: Store) -> Iterator[EncodedSample]:
+def _cells(store: Store) -> Iterator[Pictures.Image]:
     for number in sorted(committed(store)):
-        data = store.get(tar_name(number))
-        if data is not None:
-            yield from unpack(data)
+        name = tar_name(number)
+        for sample in read_shard(store, name):
+            with readable(store, name):
+                yield _cell(sample)
 
 
 def _cell(sample: EncodedSample) -> Pictures.Image:
-    """The image, the image under its masks, and the classes in words."""
-    row = json.loads(sample.members["json"])
-    image = Pictures.open(io.BytesIO(sample.members["jpg"])).convert("RGB")
-    pixels = np.asarray(image, np.float32).copy()
+    """The image, the image under its masks, and the classes in words; ValueError where the sample cannot be read."""
+    row = annotation_of(sample)
+    image = decode_jpeg(sample.members["jpg"])
+    if image.shape[:2] != (row["image"]["height"], row["image"]["width"]):
+        raise ValueError(f"the image of sample {sample.key} is {image.shape[1]} x {image.shape[0]}, not as annotated")
+    pixels = image.astype(np.float32)
     colours = np.array(palette(), np.float32).reshape(256, 3)
     for annotation in row["annotations"]:
         mask = decode_rle(annotation["segmentation"])
         pixels[mask] = (1 - _OPACITY) * pixels[mask] + _OPACITY * colours[annotation["category_id"]]
     cell = Pictures.new("RGB", (2 * CELL + 4, CELL + _CAPTION + 4), "white")
-    for place, picture in enumerate((image, Pictures.fromarray(pixels.astype(np.uint8)))):
+    for place, picture in enumerate(map(Pictures.fromarray, (image, pixels.astype(np.uint8)))):
         cell.paste(picture.resize((CELL, CELL), Pictures.Resampling.LANCZOS), (place * CELL, 0))
     ImageDraw.Draw(cell).text((3, CELL), " + ".join(row["classes"]), fill="black")
     return cell

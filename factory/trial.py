@@ -43,7 +43,7 @@ def run_trial(recipe: Recipe) -> Trial:
     with ThreadPoolExecutor(recipe.engine.writers) as encoder:
         for chosen in (first, second):
             start = time.perf_counter()
-            produced = produce(PlannedShard(0, chosen, "trial"), recipe, components, encoder)
+            produced = produce(PlannedShard(0, chosen, "trial", recipe.format), recipe, components, encoder)
             encoded = [job.result() for job in produced.samples]
             seconds = time.perf_counter() - start
     size = len(pack(encoded)) / len(encoded) if encoded else 0.0

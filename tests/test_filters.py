@@ -56,8 +56,9 @@ def test_a_good_sample_is_accepted_with_what_was_measured() -> None:
     assert verdict.reason is None
     assert set(verdict.scores) == {
         "contrast", "area_smallest", "area_largest", "border", "confidence", "overlap", "detector_iou",
-        "image_hash",
+        "duplicate_distance", "image_hash",
     }  # fmt: skip
+    assert verdict.scores["duplicate_distance"] == 64, "no image of the shard came before"
 
 
 def test_an_image_that_comes_again_a_little_changed_is_a_near_duplicate() -> None:
@@ -73,3 +74,16 @@ def test_a_limit_of_null_rejects_nothing() -> None:
     filters = Filters(FilterRecipe.model_validate(dict.fromkeys(none)))
     for _ in range(2):
         assert filters.judge(np.zeros((64, 64, 3), np.uint8), PROMPT, both(block(0, 9), block(0, 9))).reason is None
+
+
+def test_overlap_is_judged_on_the_masks_that_were_found_and_all_else_on_those_that_are_written() -> None:
+    """A cat within a dog's mask keeps no pixel, one at its rim a few: neither may pass for what was found."""
+    dog, within, rim = block(0, 40), block(10, 14), block(20, 44)
+    found = both(dog, within)
+    verdict = Filters(FilterRecipe()).judge(photo(), PROMPT, found.disjoint(), raw=found)
+    assert verdict.reason == "mask_empty"
+    found = both(dog, rim)
+    verdict = Filters(FilterRecipe(min_area=0.1, max_overlap=None)).judge(photo(), PROMPT, found.disjoint(), raw=found)
+    assert (verdict.reason, verdict.scores["area_smallest"]) == ("mask_small", round(20 * 4 / 64**2, 5))
+    verdict = Filters(FilterRecipe(max_overlap=0.4)).judge(photo(), PROMPT, found.disjoint(), raw=found)
+    assert (verdict.reason, verdict.scores["overlap"]) == ("overlap", round(20 / 44, 4))

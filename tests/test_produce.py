@@ -34,7 +34,9 @@ def test_rejected_samples_are_tried_again_with_the_next_attempts_seed(tiny_recip
     for row in rows:
         planned = shard_samples[row["image"]["id"]]
         assert row["seed"] == planned.seed(tiny_recipe.seed, row["attempt"])
-        assert [r["seed"] for r in row["rejected"]] == [planned.seed(0, k) for k in range(row["attempt"])]
+        assert [tried["seed"] for tried in row["attempts"]] == [planned.seed(0, k) for k in range(row["attempt"] + 1)]
+        assert row["attempts"][-1] == {"attempt": row["attempt"], "seed": row["seed"], "outcome": "accepted"}
+        assert all(tried["outcome"] != "accepted" for tried in row["attempts"][:-1])
 
 
 def test_a_sample_that_no_attempt_fills_leaves_its_place_empty_and_is_counted(tiny_data: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`factory sheet`: a picture of a set."""
+"""`factory sheet`: a picture of a dataset."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +9,12 @@ from factory.valid_json import dumps
 
 
 def sheet(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of a set.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of a dataset.")],
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("sheet.png"),
     n: Annotated[int, typer.Option("--n", help="Samples shown.")] = 24,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Draw the first samples of a set beside their masks, and print the picture's path.
+    """Draw the first samples of a dataset beside their masks, and print the picture's path.
 
     Example: factory sheet out/ --out sheet.png
     """

@@ -1,17 +1,25 @@
-"""`factory verify`: check a set from the bytes up, and mend it."""
+"""`factory verify`: check a dataset from the bytes up, and repair it."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from factory import exit_codes
 from factory.valid_json import dumps
 
-_DAMAGED = 5
+if TYPE_CHECKING:
+    from factory.store import Store
+    from factory.verify import Report
+
+_SHOWN = 3
 
 
 def verify(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of a set.")],
-    repair: Annotated[bool, typer.Option("--repair", help="Make again what is damaged or missing.")] = False,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of a dataset.")],
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Make what is damaged or missing again; no other run may be at work there."),
+    ] = False,
     workers: Annotated[int | None, typer.Option(help="Workers of a repair; as the recipe says by default.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -21,56 +29,79 @@ def verify(
 
     Example: factory verify out/ --repair
 
-    Exit codes: 0 sound, 2 bad input, 5 damaged (and not repaired).
+    Exit codes: 0 all that exists is sound, 2 bad input, 3 some shards were given up by the repair, 5 damaged.
     """
     from factory.store import Store
     from factory.verify import verify as check
 
     store = Store(folder)
     report = check(store)
-    mended = _repair(store, report, workers, as_json) if repair and (report.damaged or report.missing) else None
+    repaired = None
+    if repair and (report.damaged or report.missing or report.orphans):
+        repaired = _repair(store, report, workers, as_json)
+        report = check(store)
+        repaired &= set(range(report.planned)) - set(report.missing) - set(report.damaged)
     data: dict[str, Any] = {
         "shards": report.shards,
+        "shards_planned": report.planned,
         "samples": report.samples,
         "missing": report.missing,
         "damaged": {str(number): problems for number, problems in report.damaged.items()},
-        "strays": report.strays,
-        "repaired": mended,
-        "sound": report.sound or mended is not None,
+        "orphans": list(report.orphans),
+        "foreign": report.foreign,
+        "repaired": None if repaired is None else sorted(repaired),
+        "sound": report.sound,
     }
     typer.echo(dumps(data) if as_json else as_text(data))
-    raise typer.Exit(0 if data["sound"] else _DAMAGED)
+    if not report.sound:
+        raise typer.Exit(exit_codes.DAMAGED)
+    raise typer.Exit(exit_codes.GIVEN_UP if repaired is not None and report.missing else exit_codes.DONE)
 
 
-def _repair(store: Any, report: Any, workers: int | None, quiet: bool) -> list[int]:
+def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool) -> set[int]:
+    """The shards that were taken in hand; whether they are there now is for another check to find out."""
     from factory.cli.view import watching
     from factory.dataset import recipe_of
     from factory.generate import generate
-    from factory.verify import mend
-    from factory.verify import verify as check
+    from factory.repair import take_out
 
-    again = mend(store, report)
+    done = take_out(store, report)
     recipe = recipe_of(store)
     engine = recipe.engine.model_copy(update={"workers": workers} if workers else {})
-    with watching(quiet) as watch:
-        generate(recipe.model_copy(update={"engine": engine}), store, watch=watch)
-    after = check(store)
-    if after.damaged:
-        raise RuntimeError(f"shards {sorted(after.damaged)} are damaged again right after they were made")
-    return sorted({*again, *report.only_manifest, *report.missing})
+    if done.again or done.orphans or report.missing:
+        with watching(quiet) as watch:
+            generate(recipe.model_copy(update={"engine": engine}), store, watch=watch)
+    return {*done.rewritten, *done.again, *report.missing, *report.orphans.values()}
 
 
 def as_text(data: dict[str, Any]) -> str:
     """The report for people."""
-    lines = [f"{data['shards']} shards with {data['samples']} samples checked."]
-    for number, problems in data["damaged"].items():
-        lines += [f"shard {number}: {problem}" for problem in problems]
-    if data["missing"]:
-        lines.append(f"{len(data['missing'])} shards are not made yet.")
-    if data["repaired"] is not None:
-        lines.append(f"Made again: shards {', '.join(map(str, data['repaired']))}. The set is sound.")
-    elif data["sound"]:
-        lines.append("All of them are sound.")
-    else:
+    lines = [f"shard {number}: {problem}" for number, problems in data["damaged"].items() for problem in problems]
+    after_repair = data["repaired"] is not None
+    if after_repair:
+        lines.append(f"Repaired shards: {', '.join(map(str, data['repaired'])) or 'none'}.")
+    sound = data["shards"] - len(data["damaged"])
+    lines.append(
+        f"{data['shards']} of {data['shards_planned']} shards exist, with {data['samples']} samples; {sound} are sound."
+    )
+    if data["damaged"] and after_repair:
+        lines.append(f"{len(data['damaged'])} shards are damaged although they were made again; see the lines above.")
+    elif data["damaged"]:
         lines.append(f"{len(data['damaged'])} shards are damaged; `factory verify --repair` makes them again.")
+    if data["missing"] and after_repair:
+        lines.append(f"Missing after the repair: shards {_few(data['missing'])}; quarantine/ tells why.")
+    elif data["missing"]:
+        lines.append(f"{len(data['missing'])} shards are not made yet: {_few(data['missing'])}.")
+    if data["orphans"]:
+        lines.append(
+            f"{len(data['orphans'])} files have no receipt: {_few(data['orphans'])}. A run is writing them now, or "
+            f"ended before it was done; in the second case `factory verify --repair` deletes them and makes their "
+            f"shards."
+        )
+    if data["foreign"]:
+        lines.append(f"{len(data['foreign'])} files do not belong to the dataset: {_few(data['foreign'])}.")
     return "\n".join(lines)
+
+
+def _few(values: list[Any]) -> str:
+    return ", ".join(map(str, values[:_SHOWN])) + (", ..." if len(values) > _SHOWN else "")

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 from factory.errors import UserError
 from factory.export.interface import SPLITS, ExportSample, Records, Subject
 from factory.export.polygons import joined, parts_of
-from factory.masks import decode_rle
+from factory.masks import Mask
 from factory.vocabulary import ClassEntry, coco
 
 _SUPERCATEGORIES = {
@@ -37,8 +37,9 @@ class CocoFormat:
         records = []
         for sample in samples:
             (self._subject.root / sample.split / f"{sample.key}.jpg").write_bytes(sample.image)
-            annotations = [self._annotation(row) for row in sample.objects]
-            records.append((sample.split, {"image": sample.row["image"], "annotations": annotations}))
+            annotations = [self._annotation(*one) for one in zip(sample.objects, sample.masks, strict=True)]
+            image = {name: sample.row["image"][name] for name in ("id", "file_name", "width", "height")}
+            records.append((sample.split, {"image": image, "annotations": annotations}))
         return records
 
     def finish(self, records: Records) -> None:
@@ -54,12 +55,11 @@ class CocoFormat:
                 self._write_json(stream, records, split)
             os.replace(partial, path)
 
-    def _annotation(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _annotation(self, row: dict[str, Any], mask: Mask) -> dict[str, Any]:
         kept = ("id", "image_id", "category_id", "segmentation", "bbox", "area", "iscrowd", "score")
         annotation = {name: row[name] for name in kept}
         if self._polygons:
-            parts = parts_of(decode_rle(row["segmentation"]))
-            annotation["segmentation"] = [joined(part).ravel().tolist() for part in parts]
+            annotation["segmentation"] = [joined(part).ravel().tolist() for part in parts_of(mask)]
         return annotation
 
     def _write_json(self, stream: TextIO, records: Records, split: str) -> None:

@@ -1,4 +1,4 @@
-"""The folder of an export: claimed for one set and one way of writing it, resumed by the same, closed to others."""
+"""The folder of an export: claimed for one dataset and one way of writing it, resumed by the same, closed to others."""
 
 import contextlib
 import errno
@@ -42,8 +42,8 @@ class Folder:
                    if found.get(name) != value]  # fmt: skip
         if changed:
             raise UserError(
-                f"{self.root} holds another export: {'; '.join(changed)}. Give the same set and options to go on with "
-                f"it, or another folder with --to. Nothing was written."
+                f"{self.root} holds another export: {'; '.join(changed)}. Give the same dataset and options to go on "
+                f"with it, or another folder with --to. Nothing was written."
             )
 
     @contextlib.contextmanager

@@ -73,11 +73,14 @@ class HuggingFaceFormat:
         counts = {split: count for split in SPLITS if (count := records.count(split))}
         data = self._subject.root / "data"
         data.mkdir(exist_ok=True)
-        for split in counts:
-            self._publish(data, split, records.units)
-        put(self._subject.root / "README.md", self._card(counts).encode())
+        splits, stored = [], 0
+        for split, count in counts.items():
+            files = self._publish(data, split, records.units)
+            stored += sum(file.stat().st_size for file in files)
+            splits.append({"name": _NAMES[split], "num_bytes": sum(map(_bytes_of, files)), "num_examples": count})
+        put(self._subject.root / "README.md", self._card(splits, stored).encode())
 
-    def _publish(self, data: Path, split: str, units: int) -> None:
+    def _publish(self, data: Path, split: str, units: int) -> list[Path]:
         """Each unit's file to its final name, be it fresh or named by an earlier end over fewer units."""
         names = [f"{_NAMES[split]}-{unit:05d}-of-{units:05d}.parquet" for unit in range(units)]
         for unit, name in enumerate(names):
@@ -89,6 +92,7 @@ class HuggingFaceFormat:
         for path in data.iterdir():
             if re.fullmatch(rf"{_NAMES[split]}-\d+-of-\d+\.parquet", path.name) and path.name not in names:
                 path.unlink()
+        return [data / name for name in names]
 
     def _fresh(self, split: str, unit: int) -> Path:
         return self._subject.root / STATE / f"{split}-{unit:05d}.parquet"
@@ -111,25 +115,35 @@ class HuggingFaceFormat:
             },
         }
 
-    def _card(self, counts: dict[str, int]) -> str:
-        splits = [{"name": _NAMES[split], "num_examples": count} for split, count in counts.items()]
-        files = [{"split": _NAMES[split], "path": f"data/{_NAMES[split]}-*"} for split in counts]
+    def _card(self, splits: list[dict[str, Any]], stored: int) -> str:
+        files = [{"split": split["name"], "path": f"data/{split['name']}-*"} for split in splits]
         head = {
             "task_categories": ["image-segmentation", "object-detection"],
-            "tags": ["synthetic"],
-            "dataset_info": {"features": _as_yaml(self._features), "splits": splits},
+            "tags": [] if self._subject.real else ["synthetic"],
+            "dataset_info": {
+                "features": _as_yaml(self._features),
+                "splits": splits,
+                "download_size": stored,
+                "dataset_size": sum(split["num_bytes"] for split in splits),
+            },
             "configs": [{"config_name": "default", "data_files": files}],
         }
         text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=110)
         lines = [
             f"# {self._subject.title}",
-            "Synthetic images with masks; recipe `" + self._subject.fingerprint + "`.",
+            f"Recipe `{self._subject.fingerprint}`.",
             "`label` is a palette picture: 0 background, 255 ignore, otherwise `category_id`. `objects` holds lists of "
             "equal length: `category` is the class (its name in the features), `bbox` left, top, width and height in "
             "pixels, `rle` the counts of COCO's compressed run lengths: "
             '`pycocotools.mask.decode({"size": [height, width], "counts": rle})` is the mask.',
         ]
         return f"---\n{text}---\n\n" + "\n\n".join(lines) + "\n"
+
+
+def _bytes_of(file: Path) -> int:
+    """The rows of a parquet file before compression: what `num_bytes` of a card means."""
+    about = pq.read_metadata(file)
+    return sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
 
 
 class _Rows:

@@ -1,4 +1,4 @@
-"""What passes between the set that is read and the formats that are written."""
+"""What passes between the dataset that is read and the formats that are written."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from factory.masks import Mask, decode_rle
+from factory.masks import Mask
 from factory.receipts import Blob
 from factory.vocabulary import Vocabulary
 
@@ -15,9 +15,9 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class ExportSample:
-    """One sample as it lies in its shard: JPEG bytes, palette PNG bytes, and the json member read.
+    """One sample as it lies in its shard: JPEG bytes, palette PNG bytes, the json member read, and its masks.
 
-    `split` is one of SPLITS.
+    `split` is one of SPLITS; `masks` are the pixels of each of `objects`, bool (height, width).
     """
 
     key: str
@@ -25,6 +25,7 @@ class ExportSample:
     image: bytes
     labels: bytes
     row: dict[str, Any]
+    masks: tuple[Mask, ...]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -36,10 +37,6 @@ class ExportSample:
         """The annotations, in their order."""
         rows: list[dict[str, Any]] = self.row["annotations"]
         return rows
-
-    def masks(self) -> list[Mask]:
-        """The pixels of each of `objects`, bool (height, width)."""
-        return [decode_rle(row["segmentation"]) for row in self.objects]
 
 
 @dataclass(frozen=True)
@@ -56,18 +53,23 @@ class Unit:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a format is told of the export: where it goes, the classes, and the recipe's fingerprint."""
+    """What a format is told of the export: where it goes, the classes, and the recipe's fingerprint.
+
+    `real` says that the images are photographs with labels made by people, not generated ones.
+    """
 
     root: Path
     vocabulary: Vocabulary
     fingerprint: str
+    real: bool = False
 
     @property
     def title(self) -> str:
         """A line for people."""
         names = self.vocabulary.names
         more = f" and {len(names) - 3} more classes" if len(names) > 3 else ""
-        return f"Synthetic images with masks of {', '.join(names[:3])}{more}"
+        kind = "Real images with their labels" if self.real else "Synthetic images with masks"
+        return f"{kind} of {', '.join(names[:3])}{more}"
 
     @property
     def places(self) -> dict[int, int]:
@@ -88,7 +90,7 @@ class Records(Protocol):
 
 
 class Format(Protocol):
-    """One form of a set. Writing a unit or the end twice gives the same bytes."""
+    """One form of a dataset. Writing a unit or the end twice gives the same bytes."""
 
     unit_bytes: int
     """Shards are put together up to this size; 0: each by itself."""
@@ -101,7 +103,7 @@ class Format(Protocol):
 
 
 def split_of(key: str, val: float) -> str:
-    """The split of a sample: a function of its key alone, so it stays the same when the set grows.
+    """The split of a sample: a function of its key alone, so it stays the same when the dataset grows.
 
     `val` is the share of the validation split, 0 to 1.
     """

@@ -1,13 +1,13 @@
 """An export from start to end: which shards, read one at a time, written unit by unit, resumed after a kill."""
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
 from factory.dataset import receipts, recipe_of
+from factory.decode import open_picture
 from factory.errors import UserError
 from factory.export.coco import CocoFormat
 from factory.export.folder import Folder
@@ -15,8 +15,11 @@ from factory.export.hf import HuggingFaceFormat
 from factory.export.interface import SPLITS, ExportSample, Format, Subject, Unit, split_of
 from factory.export.voc import VocFormat
 from factory.export.yolo import YoloFormat
+from factory.masks import decode_label_png, decode_rle
 from factory.plan import Plan
 from factory.receipts import Blob, Receipt, committed
+from factory.shards.encode import EncodedSample
+from factory.shards.read import annotation_of, readable
 from factory.shards.tar import unpack
 from factory.store import Store, is_remote
 
@@ -41,7 +44,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Summary:
-    """What an export holds. `complete` tells whether it is the whole of the planned set."""
+    """What an export holds. `complete` tells whether it is the whole of the planned dataset."""
 
     to: str
     format: str
@@ -55,8 +58,8 @@ class Summary:
 class Export:
     """An export that is checked and ready to run; nothing is written before `run`.
 
-    `samples` counts those to be exported. UserError for bad options, a folder that holds something else, no set, and
-    for a set that is not finished unless `partial` allows it.
+    `samples` counts those to be exported. UserError for bad options, a folder that holds something else, no dataset,
+    and for a dataset that is not finished unless `partial` allows it.
     """
 
     def __init__(self, store: Store, to: Path, options: Options, partial: bool = False) -> None:
@@ -67,7 +70,8 @@ class Export:
         numbers = sorted(number for number in committed(store) if number < len(self._plan))
         _check_state(store, len(numbers), len(self._plan), partial)
         fingerprint = recipe.fingerprint()
-        subject = Subject(to, recipe.vocabulary(), fingerprint)
+        subject = Subject(to, recipe.vocabulary(), fingerprint, real=recipe.real is not None)
+        self._ids = subject.places.keys()
         self._format = FORMATS[options.format](subject, options.polygons)
         purpose = {"set": fingerprint[:16], **asdict(options), "layout": _LAYOUT}
         self._folder = Folder(to, purpose)
@@ -100,21 +104,42 @@ class Export:
 
     def _read(self, unit: Unit) -> Iterator[ExportSample]:
         for tar in unit.tars:
-            yield from read_shard(self._store, tar, self._options.val)
+            yield from read_shard(self._store, tar, self._options.val, self._ids)
 
 
-def read_shard(store: Store, tar: Blob, val: float) -> Iterator[ExportSample]:
-    """The samples of a shard, its bytes checked against its receipt; UserError where they differ."""
+def read_shard(store: Store, tar: Blob, val: float, ids: Collection[int]) -> Iterator[ExportSample]:
+    """The samples of a shard, its bytes checked against its receipt, and each sample in all that formats build upon.
+
+    `ids` are the category ids of the vocabulary. UserError where anything is not as it should be.
+    """
     data = store.get(tar.name)
     if data is None or hashlib.sha256(data).hexdigest() != tar.sha256:
         raise UserError(
-            f"{tar.name} of {store.address} is {'gone' if data is None else 'damaged'}; mend the set with "
+            f"{tar.name} of {store.address} is {'gone' if data is None else 'damaged'}; repair the dataset with "
             f"`factory verify {store.address} --repair`, then run the same export again: it goes on."
         )
-    for sample in unpack(data):
-        members = sample.members
-        row = json.loads(members["json"])
-        yield ExportSample(sample.key, split_of(sample.key, val), members["jpg"], members["seg.png"], row)
+    with readable(store, tar.name):
+        for sample in unpack(data):
+            yield _export_sample(sample, split_of(sample.key, val), ids)
+
+
+def _export_sample(sample: EncodedSample, split: str, ids: Collection[int]) -> ExportSample:
+    """ValueError where a member is missing, broken, or of another size; of the image only the header is read."""
+    if lacking := {"jpg", "json", "seg.png"} - sample.members.keys():
+        raise ValueError(f"sample {sample.key} has no {', '.join(sorted(lacking))}")
+    try:
+        row = annotation_of(sample)
+        size = (row["image"]["width"], row["image"]["height"])
+        image, labels = open_picture(sample.members["jpg"], "JPEG"), decode_label_png(sample.members["seg.png"])
+        if image.size != size or labels.shape[::-1] != size:
+            raise ValueError(f"its image is {image.size}, its labels {labels.shape[::-1]}, its annotation {size}")
+        masks = [decode_rle(annotation["segmentation"]) for annotation in row["annotations"]]
+        for annotation, mask in zip(row["annotations"], masks, strict=True):
+            if annotation["category_id"] not in ids or annotation["area"] != mask.sum():
+                raise ValueError(f"object {annotation['id']} is of no class of the recipe, or its area is wrong")
+    except ValueError as error:
+        raise ValueError(f"sample {sample.key}: {error}") from error
+    return ExportSample(sample.key, split, sample.members["jpg"], sample.members["seg.png"], row, tuple(masks))
 
 
 def cut(done: Iterable[Receipt], unit_bytes: int) -> list[Unit]:
@@ -133,7 +158,7 @@ def cut(done: Iterable[Receipt], unit_bytes: int) -> list[Unit]:
 
 
 def default_target(address: str, name: str) -> Path:
-    """A folder beside the set, in the working directory for a set elsewhere: out/ -> out-coco."""
+    """A folder beside the dataset, in the working directory for one elsewhere: out/ -> out-coco."""
     if is_remote(address):
         url = urlparse(address)
         return Path(f"{PurePosixPath(url.path).name or url.netloc}-{name}")
@@ -160,7 +185,7 @@ def _check_options(store: Store, to: Path, options: Options) -> None:
     if is_remote(str(to)):
         raise UserError(f"an export goes to a folder of this machine, got --to {to}; copy it from there.")
     if store.folder is not None and to.resolve().is_relative_to(store.folder.resolve()):
-        raise UserError(f"--to {to} lies inside the set {store.address}; give a folder outside of it.")
+        raise UserError(f"--to {to} lies inside the dataset {store.address}; give a folder outside of it.")
 
 
 def _check_state(store: Store, done: int, planned: int, partial: bool) -> None:

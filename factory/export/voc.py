@@ -54,7 +54,7 @@ class VocFormat:
             raise UserError(
                 f"{key} has {len(sample.objects)} objects, VOC's pictures have room for 254; export it as coco."
             )
-        for number, mask in enumerate(sample.masks(), 1):
+        for number, mask in enumerate(sample.masks, 1):
             objects[mask] = number
         (root / "JPEGImages" / f"{key}.jpg").write_bytes(sample.image)
         (root / "SegmentationClass" / f"{key}.png").write_bytes(encode_label_png(classes))

@@ -46,7 +46,7 @@ class YoloFormat:
 
     def _lines(self, sample: ExportSample) -> str:
         lines = []
-        for row, mask in zip(sample.objects, sample.masks(), strict=True):
+        for row, mask in zip(sample.objects, sample.masks, strict=True):
             polygon = joined([ring for part in parts_of(mask) for ring in part]) / np.array(sample.size)
             points = " ".join(f"{value:.6f}" for value in polygon.ravel().tolist())
             lines.append(f"{self._subject.places[row['category_id']]} {points}\n")

@@ -25,27 +25,42 @@ Reason = Literal[
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
 
+_BITS = 64
+"""Of an image's hash: what two images differ in at most, and what is told where there is no other image."""
+
 Scores = dict[str, float | str]
 
 
 class Filters:
-    """The checks of one shard: it remembers the images that it accepted, to see when one comes again."""
+    """The checks of one shard: it remembers the images that it accepted, to see when one comes again.
 
-    def __init__(self, recipe: FilterRecipe) -> None:
-        self._recipe = recipe
+    `format` is the recipe's: format 1 tells no `duplicate_distance` of a shard's first image.
+    """
+
+    def __init__(self, recipe: FilterRecipe, format: int = 2) -> None:
+        self._recipe, self._format = recipe, format
         self._hashes: list[int] = []
 
     def judge(
-        self, image: Image, prompt: Prompt, grounded: Grounded, detected: Sequence[Instance] | None = None
+        self,
+        image: Image,
+        prompt: Prompt,
+        grounded: Grounded,
+        detected: Sequence[Instance] | None = None,
+        raw: Grounded | None = None,
     ) -> Verdict:
-        """Accept, or reject with the first reason. `detected` is asked for where the recipe has `min_detector_iou`."""
+        """Accept, or reject with the first reason.
+
+        `grounded` are the masks that will be written, which are disjoint; `raw` those that were found, for only there
+        can overlap be seen (`grounded` by default). `detected` is needed where the recipe has `min_detector_iou`.
+        """
         scores: Scores = {}
         checks: list[Callable[[], Reason | None]] = [
             lambda: self._blank(image, scores),
             lambda: self._area(prompt, grounded, scores),
             lambda: self._border(prompt, grounded, scores),
             lambda: self._confidence(grounded, scores),
-            lambda: self._overlap(prompt, grounded, scores),
+            lambda: self._overlap(prompt, raw or grounded, scores),
             lambda: self._agreement(prompt, grounded, detected, scores),
             lambda: self._duplicate(image, scores),
         ]
@@ -105,9 +120,9 @@ class Filters:
     def _duplicate(self, image: Image, scores: Scores) -> Reason | None:
         code = difference_hash(image)
         scores["image_hash"] = f"{code:016x}"
-        if self._recipe.duplicate_distance is None or not self._hashes:
+        if self._recipe.duplicate_distance is None or (self._format == 1 and not self._hashes):
             return None
-        nearest = min((code ^ other).bit_count() for other in self._hashes)
+        nearest = min(((code ^ other).bit_count() for other in self._hashes), default=_BITS)
         scores["duplicate_distance"] = nearest
         return "near_duplicate" if nearest <= self._recipe.duplicate_distance else None
 

@@ -1,24 +1,23 @@
 """Oracle sets as a stream of training samples: the same order every time, from any step on."""
 
 import hashlib
-import io
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Pictures
 
 from factory.dataset import receipts, recipe_of
+from factory.decode import decode_array, decode_jpeg
 from factory.errors import UserError
 from factory.masks import IGNORE, decode_label_png
 from factory.plan import Plan
 from factory.prompts import Prompt
 from factory.receipts import Receipt, committed
 from factory.records import Image
+from factory.shards.encode import ORACLE_SUFFIXES, EncodedSample
+from factory.shards.read import annotation_of, read_shard, readable
 from factory.store import Store
 
 _OPEN = 4
@@ -86,44 +85,48 @@ class OracleSet:
 
     def rows(self, shard: int) -> Iterator["PackedSample"]:
         """One shard's samples in order, not yet decoded."""
-        from webdataset.tariterators import group_by_keys, tar_file_expander
-
         name = self.receipts[shard].tar.name
-        data = self.store.get(name)
-        if data is None:
-            raise UserError(f"{name} of {self.store.address} is gone; mend with `factory verify --repair`.")
         prompts = {sample.key: sample.prompt for sample in self.plan.shard(shard).samples}
-        for row in group_by_keys(tar_file_expander([{"url": name, "stream": io.BytesIO(data)}])):
-            yield PackedSample(self, row["__key__"], row, prompts[row["__key__"]])
+        for sample in read_shard(self.store, name, ORACLE_SUFFIXES):
+            if sample.key not in prompts:
+                raise UserError(
+                    f"{name} of {self.store.address} holds sample {sample.key}, which its recipe does not plan; check "
+                    f"it with `factory verify`."
+                )
+            yield PackedSample(self, sample, prompts[sample.key])
 
-    def decode(self, row: Mapping[str, Any], prompt: Prompt) -> OracleSample:
-        """One sample from its members; UserError where it has a class that the split leaves unseen."""
-        about = json.loads(row["json"])
+    def decode(self, sample: EncodedSample, prompt: Prompt) -> OracleSample:
+        """One sample from its members; UserError where it is damaged or has a class that the split leaves unseen."""
+        members = sample.members
+        with readable(self.store, f"sample {sample.key}"):
+            about, pixels = annotation_of(sample), decode_label_png(members["seg.png"])
+            image, latent = decode_jpeg(members["jpg"]), decode_array(members["latent.npy"])
+            timestep = about.get("timestep")
+            if image.shape[:2] != pixels.shape or not isinstance(timestep, int) or not 0 <= timestep < 1000:
+                raise ValueError(f"an image of {image.shape[:2]}, labels of {pixels.shape} at timestep {timestep!r}")
         assert self.recipe.oracle is not None
         leaked = {*about["classes"], *prompt.classes} - set(self.recipe.oracle.seen)
         if leaked:
             raise UserError(
-                f"sample {row['__key__']} of {self.store.address} names {', '.join(sorted(leaked))}, which split "
+                f"sample {sample.key} of {self.store.address} names {', '.join(sorted(leaked))}, which split "
                 f"{self.recipe.oracle.split} leaves unseen; a grounder is trained on seen classes only."
             )
-        latent = np.load(io.BytesIO(row["latent.npy"]), allow_pickle=False)
         if not np.isfinite(latent).all():
             raise UserError(
-                f"the latent of sample {row['__key__']} of {self.store.address} holds NaN or infinity: the model that "
+                f"the latent of sample {sample.key} of {self.store.address} holds NaN or infinity: the model that "
                 f"made it overflows; make the dataset again, in float32 or with another autoencoder."
             )
         ids = {entry["category_name"]: entry["category_id"] for entry in about["annotations"]}
-        pixels = decode_label_png(row["seg.png"])
         labels = np.where(pixels == IGNORE, IGNORE, 0).astype(np.uint8)
         for place, name in enumerate(prompt.classes, 1):
             if name in ids:
                 labels[pixels == ids[name]] = place
         return OracleSample(
-            key=row["__key__"],
+            key=sample.key,
             prompt=prompt,
             latent=latent,
-            timestep=int(about["timestep"]),
-            image=np.asarray(Pictures.open(io.BytesIO(row["jpg"])).convert("RGB")),
+            timestep=timestep,
+            image=image,
             labels=labels,
             found=tuple(name in ids for name in prompt.classes),
         )
@@ -134,13 +137,17 @@ class PackedSample:
     """A sample's members as they lie in the tar."""
 
     of: OracleSet
-    key: str
-    members: Mapping[str, Any]
+    sample: EncodedSample
     prompt: Prompt
+
+    @property
+    def key(self) -> str:
+        """The sample's key."""
+        return self.sample.key
 
     def decode(self) -> OracleSample:
         """Decompress and check."""
-        return self.of.decode(self.members, self.prompt)
+        return self.of.decode(self.sample, self.prompt)
 
 
 class OracleStream:

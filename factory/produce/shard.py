@@ -10,9 +10,10 @@ from factory.filters.checks import Filters
 from factory.generator.interface import Request
 from factory.plan import PlannedSample, PlannedShard
 from factory.produce.components import Components
+from factory.prompts import Prompt
 from factory.receipts import Tally
 from factory.recipe import Recipe
-from factory.records import Rejection, Sample, Verdict, provenance
+from factory.records import Grounded, Rejection, Sample, Verdict, provenance
 from factory.shards.encode import EncodedSample, encode_sample
 
 
@@ -45,7 +46,7 @@ def produce(
     progress: Progress = lambda accepted, reasons: None,
 ) -> Produced:
     """Try the shard's samples in rounds; in each, those still without an accepted image, in micro-batches, in order."""
-    filters, clock = Filters(recipe.filters), _Clock()
+    filters, clock = Filters(recipe.filters, recipe.format), _Clock()
     about, vocabulary = provenance(recipe), recipe.vocabulary()
     encoded: dict[int, Future[EncodedSample]] = {}
     rejected: Counter[str] = Counter()
@@ -91,16 +92,18 @@ def _try(
     results = []
     with clock("filter"):
         for place, one in enumerate(batch):
-            judged, made = prompts[place], generated[place]
+            made, raw, written = generated[place], grounded[place], grounded[place].disjoint()
+            measured = written if recipe.format > 1 else _measured_by_format_1(recipe, prompts[place], raw, written)
+            judged = prompts[place]
             if recipe.oracle is not None:
-                judged = judged.only({instance.class_name for instance in grounded[place].instances})
-            verdict = filters.judge(made.image, judged, grounded[place], opinions[place])
+                judged = judged.only({instance.class_name for instance in measured.instances})
+            verdict = filters.judge(made.image, judged, measured, opinions[place], raw)
             sample = Sample(
                 planned=one.planned,
                 attempt=attempt,
                 seed=seeds[place],
                 image=made.image,
-                grounded=grounded[place].disjoint(),
+                grounded=written,
                 scores={**verdict.scores, **made.measured},
                 rejections=one.rejections,
                 latent=made.latent if recipe.oracle is not None else None,
@@ -108,6 +111,17 @@ def _try(
             )
             results.append((one, sample, verdict))
     return results
+
+
+def _measured_by_format_1(recipe: Recipe, prompt: Prompt, raw: Grounded, written: Grounded) -> Grounded:
+    """The masks that filters of format 1 measured: those that were found, before overlaps were removed.
+
+    A class of the prompt that lost all of its pixels to another was accepted and then missing. Such a shard was never
+    sound, so it is judged as today: a dataset of format 1 can be repaired, and its sound shards keep their bytes.
+    """
+    left = {instance.class_name for instance in written.instances}
+    lost = {instance.class_name for instance in raw.instances} - left
+    return written if recipe.oracle is None and lost & set(prompt.classes) else raw
 
 
 def _rejected(one: Pending, sample: Sample, reason: str) -> Pending:

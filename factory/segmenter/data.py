@@ -1,6 +1,5 @@
 """Images with labels from finished sets and from PASCAL VOC folders, as one stream of training samples."""
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -8,13 +7,15 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Pictures
 
 from factory.dataset import receipts, recipe_of
+from factory.decode import decode_jpeg
 from factory.errors import UserError
 from factory.masks import IGNORE, decode_label_png
 from factory.real.labelled import LabelledImage
 from factory.receipts import committed
+from factory.shards.encode import EncodedSample
+from factory.shards.read import read_shard, readable
 from factory.store import Store
 from factory.vocabulary import Vocabulary
 
@@ -53,14 +54,18 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class _PackedRow:
-    key: str
-    jpg: bytes
-    png: bytes
+    store: Store
+    tar: str
+    sample: EncodedSample
     lookup: NDArray[np.uint8]
 
     def decode(self) -> LabelledImage:
-        image = np.asarray(Pictures.open(io.BytesIO(self.jpg)).convert("RGB"))
-        return LabelledImage(self.key, image, self.lookup[decode_label_png(self.png)])
+        key, members = self.sample.key, self.sample.members
+        with readable(self.store, f"sample {key} in {self.tar}"):
+            image, labels = decode_jpeg(members["jpg"]), decode_label_png(members["seg.png"])
+            if image.shape[:2] != labels.shape:
+                raise ValueError(f"its image is {image.shape[:2]}, its labels {labels.shape}")
+        return LabelledImage(key, image, self.lookup[labels])
 
 
 class SetSource:
@@ -86,14 +91,11 @@ class SetSource:
 
     def rows(self, part: int) -> list[Packed]:
         """The samples of a shard."""
-        from webdataset.tariterators import group_by_keys, tar_file_expander
-
         name = self._names[part]
-        data = self._store.get(name)
-        if data is None:
-            raise UserError(f"{name} of {self._store.address} is gone; mend with `factory verify --repair`.")
-        groups = group_by_keys(tar_file_expander([{"url": name, "stream": io.BytesIO(data)}]))
-        return [_PackedRow(row["__key__"], row["jpg"], row["seg.png"], self._lookup) for row in groups]
+        return [
+            _PackedRow(self._store, name, sample, self._lookup)
+            for sample in read_shard(self._store, name, ("jpg", "seg.png"))
+        ]
 
 
 class Shares:

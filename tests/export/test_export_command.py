@@ -67,7 +67,7 @@ def test_a_damaged_shard_is_told_and_the_export_goes_on_once_it_is_mended(store:
         ("x", {"form": "coco", "val": 1.5}, "less than 1; got 1.5"),
         ("x", {"form": "coco", "val": float("nan")}, "less than 1; got nan"),
         ("x", {"form": "voc", "polygons": True}, "--polygons goes with --format coco"),
-        ("set/coco", {"form": "coco"}, "lies inside the set"),
+        ("set/coco", {"form": "coco"}, "lies inside the dataset"),
         ("file", {"form": "coco"}, "is a file"),
         ("file/x", {"form": "coco"}, "cannot be written"),
     ],

@@ -224,5 +224,14 @@ def test_the_card_and_the_parquet_files_tell_the_same_features(store: Store, tmp
     told = datasets.Features._from_yaml_list(card["dataset_info"]["features"])
     assert told == datasets.Features.from_arrow_schema(schema)
     assert told.arrow_schema.remove_metadata().equals(schema.remove_metadata())
-    assert card["dataset_info"]["splits"] == [{"name": "train", "num_examples": SHARD_SIZE * SHARDS}]
+    files = sorted((tmp_path / "data").iterdir())
+    groups = [pq.read_metadata(file).row_group(0).total_byte_size for file in files]
+    size = sum(groups)
+    assert card["dataset_info"]["splits"] == [{"name": "train", "num_bytes": size, "num_examples": SHARD_SIZE * SHARDS}]
+    assert card["dataset_info"]["dataset_size"] == size
+    assert card["dataset_info"]["download_size"] == sum(file.stat().st_size for file in files)
+    builder = datasets.load_dataset_builder(str(tmp_path))
+    assert (builder.info.splits["train"].num_bytes, builder.info.download_size) == (size, sum(
+        file.stat().st_size for file in files
+    ))  # fmt: skip
     assert [path.name for path in (tmp_path / "data").iterdir() if "validation" in path.name] == []

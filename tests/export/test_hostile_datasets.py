@@ -1,0 +1,290 @@
+"""Datasets made elsewhere, with hostile tars, records and pictures: refused in a sentence, nothing written outside."""
+
+import io
+import json
+import struct
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from export_sets import FORMATS, make_set, run
+from PIL import Image
+from typer.testing import CliRunner
+
+from factory.cli.main import app
+from factory.decode import decode_array, decode_jpeg, decode_json
+from factory.errors import UserError
+from factory.masks import decode_label_png, decode_rle
+from factory.receipts import blob_of, parse_receipt, read_receipt
+from factory.segmenter.data import SetSource
+from factory.shards.tar import unpack
+from factory.sheet import contact_sheet
+from factory.store import Store
+from factory.verify import verify
+from factory.vocabulary import coco
+
+TAR, RECEIPT = "train/000000.tar", "receipts/000000.json"
+KEY = "000000000"
+DAMAGED = r"train/000000\.tar of .* is damaged: .*; repair the dataset with `factory verify .* --repair`"
+
+
+def members_of(store: Store) -> list[tuple[str, bytes]]:
+    return [(f"{s.key}.{suffix}", data) for s in unpack(store.get(TAR) or b"") for suffix, data in s.members.items()]
+
+
+def packed(members: list[tuple[str, bytes]], **about: Any) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, data in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            for field, value in about.items():
+                setattr(entry, field, value)
+            tar.addfile(entry, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def plant(store: Store, tar: bytes) -> None:
+    """Put a tar into a dataset together with the receipt that proves it, as whoever made it elsewhere could."""
+    assert store.folder is not None
+    receipt = json.loads((store.folder / RECEIPT).read_text())
+    blob = blob_of(TAR, tar)
+    (store.folder / TAR).write_bytes(tar)
+    (store.folder / RECEIPT).write_text(json.dumps(receipt | {"tar": vars(blob)}))
+
+
+def changed(store: Store, suffix: str, change: Callable[[bytes], bytes]) -> bytes:
+    return packed([(name, change(data) if name.endswith(suffix) else data) for name, data in members_of(store)])
+
+
+def record(**changes: Any) -> Callable[[bytes], bytes]:
+    return lambda data: json.dumps(json.loads(data) | changes).encode()
+
+
+def in_image(**changes: Any) -> Callable[[bytes], bytes]:
+    return lambda data: json.dumps((row := json.loads(data)) | {"image": row["image"] | changes}).encode()
+
+
+def in_objects(**changes: Any) -> Callable[[bytes], bytes]:
+    def change(data: bytes) -> bytes:
+        row = json.loads(data)
+        return json.dumps(row | {"annotations": [one | changes for one in row["annotations"]]}).encode()
+
+    return change
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG whose header tells of a size, and which has no pixels."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)), (b"PLTE", bytes(768)), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def renamed(name: str) -> Callable[[Store], bytes]:
+    """The first sample's members under another stem."""
+    return lambda store: packed([(member.replace(KEY, name), data) for member, data in members_of(store)])
+
+
+HOSTILE: dict[str, Callable[[Store], bytes]] = {
+    "a key that climbs": renamed("../../escaped"),
+    "an absolute key": renamed("/tmp/escaped"),
+    "a key of other characters": renamed("<script>"),
+    "a key of Arabic digits": renamed("\u0660" * 9),
+    "a key that is too long": renamed("0" * 90),
+    "a suffix with a folder": lambda store: packed([(f"{KEY}.jpg/../../x", b"x")]),
+    "no tar": lambda store: b"what is this" * 1000,
+    "nothing": lambda store: b"",
+    "cut within a member": lambda store: (store.get(TAR) or b"")[:3000],
+    "cut before its end": lambda store: (store.get(TAR) or b"").rstrip(b"\0") + bytes(100),
+    "a symbolic link": lambda store: packed([(f"{KEY}.jpg", b"")], type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+    "a hard link": lambda store: packed([(f"{KEY}.jpg", b"")], type=tarfile.LNKTYPE, linkname="other"),
+    "a sparse file": lambda store: packed([(f"{KEY}.jpg", bytes(512))], type=tarfile.GNUTYPE_SPARSE),
+    "a size below zero": lambda store: with_size(packed([(f"{KEY}.jpg", b"x")]), b"-0000000777\0"),
+    "a size beyond the file": lambda store: with_size(packed([(f"{KEY}.jpg", b"x")]), b"77777777777\0"),
+    "members without end": lambda store: packed([(f"{KEY}.m{k}", b"") for k in range(17)]),
+    "a sample without its image": lambda store: packed([m for m in members_of(store) if not m[0].endswith("jpg")]),
+    "a sample twice": lambda store: packed(members_of(store) * 2),
+    "a record of another sample": lambda store: changed(store, "json", record(key="../../x")),
+    "a file name that climbs": lambda store: changed(store, "json", in_image(file_name="../../x.jpg")),
+    "a record that is a list": lambda store: changed(store, "json", lambda data: b"[]"),
+    "a record that is cut off": lambda store: changed(store, "json", lambda data: data[:-9]),
+    "a record nested without end": lambda store: changed(store, "json", lambda data: b"[" * 100_000),
+    "an image of more than memory": lambda store: changed(store, "json", in_image(width=10**9, height=10**9)),
+    "a size that is no number": lambda store: changed(store, "json", in_image(width="64")),
+    "a class that is not there": lambda store: changed(store, "json", in_objects(category_id=90)),
+    "a box of text": lambda store: changed(store, "json", in_objects(bbox=["a", 1, 1, 1])),
+    "a score of infinity": lambda store: changed(store, "json", lambda d: d.replace(b'"score":0.5', b'"score":1e999')),
+    "run lengths of another size": lambda store: changed(
+        store, "json", in_objects(segmentation={"size": [10**6, 10**6], "counts": "0"})
+    ),
+    "run lengths beyond the image": lambda store: changed(
+        store, "json", in_objects(segmentation={"size": [48, 64], "counts": "o" * 999 + "0"})
+    ),
+    "labels that are no picture": lambda store: changed(store, "seg.png", lambda data: b"GIF89a"),
+    "labels of many pixels": lambda store: changed(store, "seg.png", lambda data: png_of(60_000, 60_000)),
+    "labels that are cut off": lambda store: changed(store, "seg.png", lambda data: data[:-30]),
+    "an image that is a PNG": lambda store: changed(store, "jpg", lambda data: png_of(64, 48)),
+    "an image of many pixels": lambda store: changed(store, "jpg", enlarged),
+}
+
+
+def with_size(tar: bytes, size: bytes) -> bytes:
+    header = tar[:124] + size + tar[136:148] + b" " * 8 + tar[156:512]
+    return header[:148] + f"{sum(header):06o}\0 ".encode() + header[156:] + tar[512:]
+
+
+def enlarged(jpeg: bytes) -> bytes:
+    """A JPEG whose frame header tells of 65,000 x 65,000 pixels."""
+    place = jpeg.index(b"\xff\xc0")
+    return jpeg[: place + 5] + struct.pack(">HH", 65_000, 65_000) + jpeg[place + 9 :]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    store, _ = make_set(tmp_path_factory.mktemp("hostile") / "set", shards=range(1), n=5)
+    assert store.folder is not None
+    return {path.relative_to(store.folder).as_posix(): path.read_bytes() for path in store.folder.rglob("*.*")
+            if path.is_file()}  # fmt: skip
+
+
+@pytest.fixture
+def foreign(whole: Mapping[str, bytes], tmp_path: Path) -> Store:
+    for name, data in whole.items():
+        (tmp_path / "in" / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / "set" / name).write_bytes(data)
+    return Store(str(tmp_path / "in" / "set"))
+
+
+def everything_in(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_shard_is_refused_by_every_reader(foreign: Store, tmp_path: Path, kind: str) -> None:
+    plant(foreign, HOSTILE[kind](foreign))
+    before = everything_in(tmp_path)
+    assert list(verify(foreign).damaged) == [0]
+    for form in FORMATS:
+        with pytest.raises(UserError, match=DAMAGED):
+            run(foreign, tmp_path / "in" / form, form)
+    exports = [tmp_path / "in" / form for form in FORMATS]
+    assert [path for path in everything_in(tmp_path) - before if not any(map(path.is_relative_to, exports))] == []
+    assert [path for path in everything_in(tmp_path) if "escaped" in path.name or path.stem == "x"] == []
+
+
+READ_BY_TRAININGS = [kind for kind in HOSTILE if not any(word in kind for word in ("record", "box", "score", "run le",
+                     "class", "size that", "file name", "more than memory", "suffix"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", READ_BY_TRAININGS)
+def test_a_hostile_shard_is_refused_by_a_training(foreign: Store, kind: str) -> None:
+    plant(foreign, HOSTILE[kind](foreign))
+    source = SetSource(foreign, coco())
+    with pytest.raises(UserError, match=DAMAGED):
+        [row.decode() for row in source.rows(0)]
+
+
+READ_BY_SHEETS = [kind for kind in HOSTILE if "labels" not in kind and kind != "a class that is not there"]
+
+
+@pytest.mark.parametrize("kind", READ_BY_SHEETS)
+def test_a_hostile_shard_is_refused_by_a_sheet(foreign: Store, kind: str) -> None:
+    plant(foreign, HOSTILE[kind](foreign))
+    with pytest.raises(UserError, match=DAMAGED):
+        contact_sheet(foreign, 24)
+
+
+def test_a_truncated_tar_ends_the_sheet_command_with_a_sentence(foreign: Store, tmp_path: Path) -> None:
+    plant(foreign, (foreign.get(TAR) or b"")[:3000])
+    result = CliRunner().invoke(app, ["sheet", foreign.address, "--out", str(tmp_path / "sheet.png")])
+    assert isinstance(result.exception, UserError)
+    assert "the tar is cut off within 000000000.jpg; repair the dataset with `factory verify" in str(result.exception)
+    assert not (tmp_path / "sheet.png").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tar": {"name": "../../secret", "sha256": "0" * 64, "bytes": 1}},
+        {"tar": {"name": "train/000001.tar", "sha256": "0" * 64, "bytes": 1}},
+        {"manifest": {"name": "/etc/passwd", "sha256": "0" * 64, "bytes": 1}},
+        {"shard": 1},
+        {"accepted": "5"},
+        {"accepted": -1},
+        {"short": [None]},
+        {"rejected": []},
+        {"plan": "0"},
+        {"recipe": 7},
+    ],
+)
+def test_a_receipt_names_the_files_of_its_own_shard_and_every_field_has_its_type(
+    foreign: Store, whole: Mapping[str, bytes], change: dict[str, Any]
+) -> None:
+    assert foreign.folder is not None
+    (foreign.folder / RECEIPT).write_text(json.dumps(json.loads(whole[RECEIPT]) | change))
+    with pytest.raises(ValueError, match="no receipt"):
+        read_receipt(foreign, 0)
+    with pytest.raises(UserError, match="the receipt of shard 0 is broken"):
+        run(foreign, foreign.folder.parent / "coco", "coco")
+
+
+def test_a_sound_receipt_survives_its_text(whole: Mapping[str, bytes]) -> None:
+    assert parse_receipt(whole[RECEIPT]).to_json() == whole[RECEIPT]
+
+
+def test_what_python_and_gnu_tar_write_of_the_same_members_is_read(foreign: Store) -> None:
+    assert [(f"{s.key}.{x}", d) for s in unpack(packed(members_of(foreign))) for x, d in s.members.items()] == (
+        members_of(foreign)
+    )
+
+
+def arrays() -> Iterator[bytes]:
+    for array in (np.zeros(3, np.float16), np.zeros((2, 2, 2), np.float32), np.array([[[None]]], object)):
+        stream = io.BytesIO()
+        np.save(stream, array, allow_pickle=True)
+        yield stream.getvalue()
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f2", "fortran_order": False, "shape": (2**20,) * 3})
+    yield stream.getvalue()
+    yield b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 70_000
+    yield b""
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_hostile_array_is_refused_before_it_is_allocated(number: int) -> None:
+    with pytest.raises(ValueError, match="array"):
+        decode_array(list(arrays())[number])
+
+
+@pytest.mark.parametrize("text", [b"[" * 10**6, b'{"a":' * 10**5, b"NaN", b"[Infinity]", b"1" * 10**5, b"\xff", b""])
+def test_hostile_json_is_a_value_error(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"[a-z]"):
+        decode_json(text)
+
+
+@pytest.mark.parametrize(
+    "rle",
+    [
+        {"size": [2**40, 2**40], "counts": "0"},
+        {"size": [-4, -4], "counts": "0"},
+        {"size": [4, 4], "counts": "o" * 10**6 + "0"},
+        {"size": [4, 4], "counts": "\x00 é"},
+        {"size": [4, 4], "counts": "oooo7oooo7"},
+    ],
+)
+def test_hostile_run_lengths_are_a_value_error(rle: Any) -> None:
+    with pytest.raises(ValueError, match=r"mask|run lengths"):
+        decode_rle(rle)
+
+
+def test_a_picture_of_another_format_than_its_name_says_is_not_decoded() -> None:
+    stream = io.BytesIO()
+    Image.new("P", (4, 4)).save(stream, "GIF")
+    with pytest.raises(ValueError, match="no readable PNG"):
+        decode_label_png(stream.getvalue())
+    with pytest.raises(ValueError, match="no readable JPEG"):
+        decode_jpeg(stream.getvalue())

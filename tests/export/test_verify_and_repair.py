@@ -1,0 +1,181 @@
+"""What verify calls damaged and what not, what a repair does about it, and what a commit finds when it comes second."""
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from export_sets import FORMATS, SHARD_SIZE, SHARDS, make_sample, make_set, run
+from typer.testing import CliRunner
+
+import factory.generate
+from factory.cli.main import app
+from factory.cli.verify import as_text
+from factory.manifest import read_manifest
+from factory.plan import Plan
+from factory.receipts import Tally, blob_of, commit, manifest_name, read_receipt, receipt_name, tar_name
+from factory.recipe import Recipe
+from factory.records import Grounded
+from factory.repair import take_out
+from factory.segmenter.data import LabelledStream, SetSource
+from factory.shards.encode import EncodedSample, encode_sample
+from factory.sheet import contact_sheet
+from factory.store import ConflictError, Store
+from factory.verify import verify
+from factory.vocabulary import coco
+
+ABOUT: dict[str, Any] = {"seconds": {}, "versions": {}, "worker": {}}
+
+
+def of_another_version(manifest: bytes) -> bytes:
+    """The same parquet file as another version of its library names itself."""
+    written_by = pq.ParquetFile(io.BytesIO(manifest)).metadata.created_by.encode()
+    changed = manifest.replace(written_by, written_by.translate(bytes.maketrans(b"0123456789", b"1234567890")))
+    assert changed != manifest
+    return changed
+
+
+def samples_of(recipe: Recipe, shard: int) -> list[EncodedSample]:
+    planned = Plan(recipe).shard(shard)
+    return [encode_sample(make_sample(one), recipe.vocabulary(), {}, 90) for one in planned.samples]
+
+
+def file(store: Store, name: str) -> Path:
+    assert store.folder is not None
+    return store.folder / name
+
+
+def rewrite(store: Store, shard: int, manifest: bytes) -> None:
+    """Another manifest, and the receipt that proves it."""
+    path, name = file(store, receipt_name(shard)), manifest_name(shard)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"manifest": asdict(blob_of(name, manifest))}))
+    file(store, name).write_bytes(manifest)
+
+
+def test_a_manifest_that_another_version_of_its_library_wrote_is_sound(tmp_path: Path) -> None:
+    store, _ = make_set(tmp_path)
+    for shard in range(SHARDS):
+        rewrite(store, shard, of_another_version(store.get(manifest_name(shard)) or b""))
+    assert verify(store).damaged == {}
+
+
+def test_a_manifest_whose_rows_do_not_follow_from_the_samples_is_damaged_and_repaired(tmp_path: Path) -> None:
+    store, _ = make_set(tmp_path)
+    before = {name: store.get(name) for name in store.list("")}
+    rewrite(store, 1, store.get(manifest_name(2)) or b"")
+    report = verify(store)
+    assert report.damaged == {1: ["the manifest does not follow from the samples"]}
+    assert take_out(store, report).rewritten == (1,)
+    assert verify(store).damaged == {}
+    assert {name: store.get(name) for name in before} == before
+
+
+def test_a_lost_manifest_is_written_with_the_receipt_that_proves_it_whatever_the_version(tmp_path: Path) -> None:
+    store, _ = make_set(tmp_path)
+    rewrite(store, 0, of_another_version(store.get(manifest_name(0)) or b""))
+    tar = store.get(tar_name(0))
+    store.delete(manifest_name(0))
+    assert take_out(store, verify(store)).rewritten == (0,)
+    assert verify(store).damaged == {}
+    assert store.get(tar_name(0)) == tar
+
+
+def test_a_worker_of_another_version_takes_the_manifest_that_is_there(tmp_path: Path) -> None:
+    store, recipe = make_set(tmp_path, shards=range(1))
+    planned, samples = Plan(recipe).shard(1), samples_of(recipe, 1)
+    commit(store, planned, samples, Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
+    older = of_another_version(store.get(manifest_name(1)) or b"")
+    store.delete(receipt_name(1))
+    file(store, manifest_name(1)).write_bytes(older)
+    commit(store, planned, samples, Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
+    receipt = read_receipt(store, 1)
+    assert receipt is not None
+    assert receipt.manifest == blob_of(manifest_name(1), older)
+    assert verify(store).damaged == {}
+
+
+@pytest.mark.parametrize("name", [tar_name(1), manifest_name(1)])
+@pytest.mark.parametrize("content", [b"", b"of another library"])
+def test_an_orphan_of_other_content_is_a_conflict_reported_by_verify_and_deleted_by_a_repair(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    store, recipe = make_set(tmp_path, shards=(0, 2, 3, 4))
+    store.create(name, content)
+    planned, samples = Plan(recipe).shard(1), samples_of(recipe, 1)
+    with pytest.raises(ConflictError, match=r"factory verify .* --repair` deletes it"):
+        commit(store, planned, samples, Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
+    store.create(name, content)
+    report = verify(store)
+    assert (report.missing, report.orphans.keys() >= {name}, set(report.orphans.values())) == ([1], True, {1})
+    take_out(store, report)
+    commit(store, planned, samples, Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
+    report = verify(store)
+    assert (report.missing, report.orphans, report.damaged, report.shards) == ([], {}, {}, SHARDS)
+
+
+def test_files_that_no_run_writes_are_reported_and_left(tmp_path: Path) -> None:
+    store, _ = make_set(tmp_path)
+    names = ["manifest/index.parquet", "train/000099.tar", "train/1.tar", "train/notes.txt", "train/\u0661.tar"]
+    for name in names:
+        store.create(name, b"mine")
+    report = verify(store)
+    assert sorted(report.foreign) == names
+    take_out(store, report)
+    assert all(store.get(name) == b"mine" for name in names)
+
+
+def test_a_repair_that_makes_nothing_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = make_set(tmp_path)
+    tar = file(store, tar_name(2))
+    tar.write_bytes(tar.read_bytes()[:30_000])
+    found = CliRunner().invoke(app, ["verify", str(tmp_path)])
+    assert found.exit_code == 5
+    assert "5 of 5 shards exist, with 20 samples; 4 are sound." in found.stdout
+    monkeypatch.setattr(factory.generate, "generate", lambda *_, **__: None)  # as where three tries failed
+    repaired = CliRunner().invoke(app, ["verify", str(tmp_path), "--repair"])
+    assert repaired.exit_code == 3
+    assert "Repaired shards: none.\n4 of 5 shards exist, with 20 samples; 4 are sound." in repaired.stdout
+    assert "Missing after the repair: shards 2; quarantine/ tells why." in repaired.stdout
+
+
+def test_a_repair_that_leaves_damage_says_so() -> None:
+    data = {"damaged": {"1": ["broken"]}, "missing": [], "repaired": [0], "shards": 2, "shards_planned": 2,
+            "samples": 8, "orphans": [], "foreign": []}  # fmt: skip
+    assert "1 shards are damaged although they were made again" in as_text(data)
+
+
+@pytest.fixture(scope="module")
+def first_empty(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A dataset in whose first shard no sample was accepted."""
+    store, recipe = make_set(tmp_path_factory.mktemp("empty"), shards=range(1, SHARDS))
+    planned = Plan(recipe).shard(0)
+    short = tuple(one.index for one in planned.samples)
+    commit(store, planned, [], Tally(SHARD_SIZE, {"mask_empty": SHARD_SIZE}, short), recipe.fingerprint(), ABOUT)
+    return store
+
+
+def test_a_shard_without_a_sample_is_sound_and_read_by_everything(first_empty: Store, tmp_path: Path) -> None:
+    assert verify(first_empty).damaged == {}
+    assert read_manifest(first_empty.get(manifest_name(0)) or b"") == []
+    for form in FORMATS:
+        summary = run(first_empty, tmp_path / form, form)
+        assert summary.train + summary.val == SHARD_SIZE * (SHARDS - 1)
+    assert contact_sheet(first_empty, 1)
+    source = SetSource(first_empty, coco())
+    assert source.size == SHARD_SIZE * (SHARDS - 1)
+    stream = LabelledStream([source], 4, seed=0)
+    assert all(len(stream.batch(step)) == 4 for step in range(12))
+
+
+def test_objects_that_vanish_are_damage_and_no_traceback(tmp_path: Path) -> None:
+    store, recipe = make_set(tmp_path, shards=range(1))
+    planned = Plan(recipe).shard(1)
+    made = [make_sample(one) for one in planned.samples]
+    whole = next(one for one in made if len(one.grounded.instances) == 2)
+    made[made.index(whole)] = type(whole)(**(vars(whole) | {"grounded": Grounded(whole.grounded.instances[:1])}))
+    samples = [encode_sample(one, recipe.vocabulary(), {}, 90) for one in made]
+    commit(store, planned, samples, Tally(len(samples), {}, ()), recipe.fingerprint(), ABOUT)
+    assert verify(store).damaged == {1: [f"{whole.planned.key}: the objects are not those of the prompt"]}
