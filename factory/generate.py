@@ -59,7 +59,6 @@ def pinned(recipe: Recipe) -> Recipe:
     if uses_detector(recipe):
         from factory.detector.load import pinned_detector
 
-
         masks = pinned_detector(recipe)
     if masks.source not in (*SOURCES, "labels"):
         masks = _pinned_grounder(masks, generator)

@@ -58,8 +58,8 @@ def test_a_value_of_a_shipped_job_reaches_its_steps(name: str, tmp_path: Path) -
 def test_a_job_that_cannot_run_is_told_before_it_runs(data: dict[str, Any], told: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=told):
         load_job(write(tmp_path / "job.yaml", **data), None, commands(), {})
+    steps = [{"verify": {"with": "a"}}]
     with pytest.raises(UserError, match="has no value 'm'"):
-        steps = [{"verify": {"with": "a"}}]
         load_job(write(tmp_path / "job.yaml", out="x", values={"n": 1}, steps=steps), None, commands(), {"m": "2"})
 
 
