@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from factory import exit_codes
 from factory.dataset import Totals, begin, put_progress, write_statement
 from factory.engine.cluster import connected, gpus_per_worker
 from factory.engine.content import ContentJob
@@ -21,9 +22,6 @@ from factory.recipe import Recipe
 from factory.recipe_parts import GeneratorRecipe, MaskRecipe
 from factory.store import Store
 from factory.vocabulary import coco
-
-DONE, QUARANTINED, SHORT = 0, 3, 4
-"""Exit codes: complete; some shards were given up; complete, but some samples were never accepted."""
 
 _PROGRESS_EVERY = 3.0
 
@@ -43,8 +41,8 @@ class Summary:
     def exit_code(self) -> int:
         """0, or what is missing."""
         if self.last.quarantined:
-            return QUARANTINED
-        return SHORT if self.totals.short else DONE
+            return exit_codes.GIVEN_UP
+        return exit_codes.SHORT if self.totals.short else exit_codes.DONE
 
 
 def pinned(recipe: Recipe) -> Recipe:

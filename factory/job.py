@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -12,12 +11,24 @@ from typing import Any
 
 import yaml
 
+from factory import exit_codes, interrupts
 from factory.errors import UserError
-from factory.generate import SHORT
 
 DONE = "job.json"
 _WRITES = ("--shards", "--out", "--to")
 _PROGRAM = (sys.executable, "-c", "from factory.cli.main import run; run()")
+
+
+class StepFailedError(UserError):
+    """A step of a job failed; the job ends with the step's own exit code (1 where a signal killed the step)."""
+
+    def __init__(self, number: int, name: str, code: int) -> None:
+        self.exit_code = code if code > 0 else exit_codes.UNEXPECTED
+        how = f"ended with exit code {code}" if code > 0 else f"was killed by signal {-code}"
+        hint = " (out of memory?)" if code == -9 else ""
+        super().__init__(
+            f"step {number}, {name}, {how}{hint}; correct the cause, shown above, and give the same command again."
+        )
 
 
 @dataclass(frozen=True)
@@ -80,29 +91,45 @@ def load_job(path: Path, out: Path | None, commands: Mapping[str, Any], change: 
 
 
 def run_job(job: Job, report: Callable[[str], None] = print) -> None:
-    """Run the steps that are not done, in order. UserError at the first that fails; the same call goes on there.
+    """Run the steps that are not done, in order; the same call continues at the first one that failed.
 
-    A set in which some samples were accepted in no attempt is complete: it stops no job.
+    Signals are passed on to the step under way, and its end is waited for. A dataset in which some samples were
+    accepted in no attempt is complete: it stops no job. Raises StepFailedError, KeyboardInterrupt where the step was
+    interrupted, and UserError where the list of finished steps cannot be read.
     """
     job.out.mkdir(parents=True, exist_ok=True)
     path = job.out / DONE
-    done: list[str] = json.loads(path.read_text()) if path.exists() else []
+    done = _done_before(path)
     for number, step in enumerate(job.steps, 1):
         if step.digest in done:
             report(f"[{number}/{len(job.steps)}] done before: {step.told()}")
             continue
         report(f"[{number}/{len(job.steps)}] {step.told()}")
-        code = subprocess.run([*_PROGRAM, step.name, *step.arguments], check=False).returncode
-        if code == 130:
+        code = interrupts.run_passing_signals_on([*_PROGRAM, step.name, *step.arguments])
+        if code in (exit_codes.INTERRUPTED, exit_codes.TERMINATED):
             raise KeyboardInterrupt
-        if code == SHORT:
+        if code == exit_codes.SHORT:
             report("That step is complete, with some places left empty; going on.")
         elif code:
-            raise UserError(f"step {number}, {step.name}, ended with {code}; mend it and give the same command again.")
+            raise StepFailedError(number, step.name, code)
         done.append(step.digest)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(done))
         partial.replace(path)
+
+
+def _done_before(path: Path) -> list[str]:
+    try:
+        done = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the list of finished steps {path} cannot be read ({error}); delete it to begin again."
+        ) from error
+    if not isinstance(done, list):
+        raise UserError(f"the list of finished steps {path} is no list; delete it to begin again.")
+    return [str(one) for one in done]
 
 
 def _chained(steps: Iterable[Step]) -> tuple[Step, ...]:

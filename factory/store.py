@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from factory.errors import UserError
+from factory.errors import TransientError, UserError
 
 REMOTE_SCHEMES = ("s3", "gs", "az", "http", "https")
 
 
-class StoreFullError(UserError):
+class StoreFullError(TransientError):
     """The disk or bucket takes no more; nothing that was committed is lost."""
 
 

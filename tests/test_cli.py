@@ -1,12 +1,16 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 import typer.main
 
+from factory import exit_codes
 from factory.cli.main import app
 
 
@@ -83,6 +87,9 @@ def test_every_command_and_every_option_says_what_it_is_for() -> None:
     assert silent == []
 
 
+INTERRUPTED = "Interrupted; what is written is kept, and the same command continues from there.\n"
+
+
 def with_a_command_that(does: str) -> list[str]:
     script = (
         "from factory.cli import main\nfrom factory.errors import UserError\n"
@@ -95,7 +102,36 @@ def test_an_interrupt_is_told_in_a_sentence_and_ends_with_130() -> None:
     program = with_a_command_that("raise KeyboardInterrupt")
     result = subprocess.run(program, capture_output=True, text=True, timeout=60)
     assert result.returncode == 130
-    assert result.stderr == "Interrupted; what is written stays, and the same command goes on from there.\n"
+    assert result.stderr == INTERRUPTED
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_sigterm_and_an_inherited_ignored_sigint_stop_a_command_in_order(number: signal.Signals, code: int) -> None:
+    program = with_a_command_that("import time; print('up', flush=True); time.sleep(60)")
+    ignored = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # as a shell does for its background jobs
+    with subprocess.Popen(
+        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=ignored
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (code, INTERRUPTED)
+
+
+@pytest.mark.parametrize("name", ["UserError", "TransientError", "GivenUpError"])
+def test_each_kind_of_error_is_one_sentence_with_its_documented_code(name: str) -> None:
+    program = with_a_command_that(f"from factory import errors; raise errors.{name}('The cause, and what to do.')")
+    result = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    assert result.stderr == "The cause, and what to do.\n"
+    assert result.returncode == {"UserError": 2, "TransientError": 75, "GivenUpError": 3}[name]
+
+
+def test_the_table_of_exit_codes_is_complete() -> None:
+    page = (Path(__file__).parents[1] / "docs/exit-codes.md").read_text()
+    rows = [int(line.split("|")[1]) for line in page.splitlines() if line.startswith("| ") and line[2].isdecimal()]
+    codes = [value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)]
+    assert rows == sorted(codes)
 
 
 def test_a_reader_who_leaves_early_meets_no_traceback_and_no_success() -> None:

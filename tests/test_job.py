@@ -1,6 +1,9 @@
 """Jobs: chains of commands from a file, checked before they run, resumed after a failure."""
 
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +73,7 @@ def test_a_job_goes_on_at_the_step_that_failed(tmp_path: Path) -> None:
     steps = [{"stickers": {"with": ["render", *(part for k, v in render.items() for part in (f"--{k}", v))]}}]
     steps.append({"status": {"with": "{out}/nowhere"}})
     file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), values={"n": 3}, steps=steps)
-    with pytest.raises(UserError, match="step 2, status, ended with 2"):
+    with pytest.raises(UserError, match="step 2, status, ended with exit code 2"):
         run_job(load_job(file, None, commands(), {}), lambda text: None)
     assert len(list((tmp_path / "out/real/JPEGImages").iterdir())) == 3
     told: list[str] = []
@@ -79,7 +82,7 @@ def test_a_job_goes_on_at_the_step_that_failed(tmp_path: Path) -> None:
     assert told[0].startswith("[1/2] done before: factory stickers render")
 
 
-@pytest.mark.parametrize(("code", "goes_on"), [(4, True), (3, False), (1, False)])
+@pytest.mark.parametrize(("code", "goes_on"), [(4, True), (3, False), (1, False), (75, False)])
 def test_a_set_with_empty_places_stops_no_job(
     code: int, goes_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,8 +93,57 @@ def test_a_set_with_empty_places_stops_no_job(
         run_job(job, told.append)
         assert "complete, with some places left empty" in told[1]
     else:
-        with pytest.raises(UserError, match=f"step 1, status, ended with {code}"):
+        with pytest.raises(UserError, match=f"step 1, status, ended with exit code {code};") as failed:
             run_job(job, told.append)
+        assert failed.value.exit_code == code, "an orchestrator sees why the step failed"
+
+
+def test_a_step_that_a_signal_killed_is_reported_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.job._PROGRAM", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
+    file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), steps=[{"status": {"with": "a"}}])
+    with pytest.raises(UserError, match=r"was killed by signal 9 \(out of memory\?\)") as failed:
+        run_job(load_job(file, None, commands(), {}), lambda text: None)
+    assert failed.value.exit_code == 1
+
+
+def test_a_broken_list_of_finished_steps_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text("[")
+    file = write(tmp_path / "job.yaml", out=str(tmp_path), steps=[])
+    with pytest.raises(UserError, match=r"finished steps .*job\.json cannot be read"):
+        run_job(load_job(file, None, commands(), {}), lambda text: None)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_job_lets_its_step_leave_a_checkpoint(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    out = tmp_path / "grounder"
+    step = f"import sys, time; from pathlib import Path; sys.argv = ['x']\n{STEP.format(out=out)}"
+    file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), steps=[{"status": {"with": "a"}}])
+    program = (
+        f"import sys, factory.job; factory.job._PROGRAM = (sys.executable, '-c', {step!r}); "
+        f"sys.argv = ['factory', 'run', {str(file)!r}]; from factory.cli.main import run; run()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "grounder.begun").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert out.read_text() == "checkpoint", "the step had its second to finish, and was not killed"
+    assert "Interrupted; what is written is kept" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out/job.json").exists()
+
+
+STEP = (
+    "from factory import interrupts; interrupts.listen()\n"
+    "with interrupts.stop_requests() as stop:\n"
+    "    Path('{out}.begun').touch()\n"
+    "    while not stop(): time.sleep(0.05)\n"
+    "    time.sleep(1); Path('{out}').write_text('checkpoint')\n"
+    "raise SystemExit(interrupts.exit_code())"
+)
+"""A step that, like a training, needs longer than a moment to write what it has."""
 
 
 def test_a_step_is_done_again_when_what_it_reads_is_made_anew(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import factory
+from factory import exit_codes, interrupts
 from factory.cli import stickers
 from factory.cli.compare import compare_segmenters
 from factory.cli.export import export
@@ -22,8 +23,6 @@ from factory.cli.sheet import sheet
 from factory.cli.status import status
 from factory.cli.verify import verify
 from factory.errors import UserError
-
-_INTERRUPTED = 130
 
 app = typer.Typer(
     help="Turns class names into segmentation datasets: images with masks from a diffusion model, no human label.",
@@ -58,20 +57,21 @@ def main(
 
 
 def run() -> None:
-    """Run the command line and end the process.
+    """Run the command line and end the process with a code of `factory.exit_codes`.
 
-    0 done, 2 bad input told in a sentence, 130 interrupted, 1 anything else; a command may document more. Whoever stops
-    reading the output gets a quiet 1, for the work was not finished.
+    Whoever stops reading the output gets a quiet 1, for the work was not finished.
     """
+    interrupts.listen()
     try:
         app()
     except UserError as error:
         _say(str(error))
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_code) from None
     except SystemExit as end:
         # typer turns KeyboardInterrupt into this code and a closed pipe into 1, both without a word.
-        if end.code == _INTERRUPTED:
-            _say("Interrupted; what is written stays, and the same command goes on from there.")
+        if end.code == exit_codes.INTERRUPTED:
+            _say("Interrupted; what is written is kept, and the same command continues from there.")
+            raise SystemExit(interrupts.exit_code()) from None
         raise
 
 
