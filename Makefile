@@ -48,6 +48,7 @@ chaos: $(STAMP) ## Kill workers and drivers 20 times, resume, compare every byte
 bench: $(STAMP) ## The figures of docs/performance.md; needs an otherwise idle machine
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/resume.py
+	$(BIN)/python benchmarks/driver.py
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/end_to_end.py

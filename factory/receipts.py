@@ -132,6 +132,16 @@ def committed(store: Store) -> set[int]:
     return {int(stem) for stem in names if stem.isdecimal()}
 
 
+def tags(store: Store, shards: int) -> dict[int, str]:
+    """The tag of each receipt's file in a listing, by number, for a plan of so many shards."""
+    found = {}
+    for name, entry in store.entries("receipts").items():
+        stem = name.removeprefix("receipts/").removesuffix(".json")
+        if stem.isdecimal() and int(stem) < shards:
+            found[int(stem)] = entry.tag
+    return found
+
+
 def missing(plan: Plan, done: Iterable[int]) -> list[int]:
     """Resume is this: the plan less the receipts."""
     there = set(done)

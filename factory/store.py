@@ -73,6 +73,13 @@ class Store:
         access = self._find_access() if self.folder is None else None
         return _carried, (self.address, self.settings, access, self._patience.proven)
 
+    def with_patience(self, seconds: float) -> "Store":
+        """The same store for what may be dropped: it gives up after so many seconds."""
+        brief = Store(self.address, self.settings, self._access)
+        brief._clients = self._clients
+        brief._patience = Patience(self.address, min(seconds, self.settings.patience), proven=True, quiet=True)
+        return brief
+
     @property
     def trouble(self) -> str | None:
         """A sentence while calls wait for a bucket that does not answer."""

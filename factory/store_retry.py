@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from factory.errors import StoreUnavailableError
 
@@ -49,8 +49,8 @@ def first_line(error: Exception) -> str:
 class Patience:
     """Repeats what fails in passing, with growing pauses. `trouble` is a sentence while the store does not answer."""
 
-    def __init__(self, address: str, seconds: float, proven: bool = False) -> None:
-        self._address, self._seconds, self.proven = address, seconds, proven
+    def __init__(self, address: str, seconds: float, proven: bool = False, quiet: bool = False) -> None:
+        self._address, self._seconds, self.proven, self._quiet = address, seconds, proven, quiet
         self._waiting: dict[int, str] = {}
         self._lock = threading.Lock()
 
@@ -85,18 +85,13 @@ class Patience:
             with self._lock:
                 self._waiting.pop(threading.get_ident(), None)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"address": self._address, "seconds": self._seconds, "proven": self.proven}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
-
     def _answered(self) -> None:
         self.proven = True
         if self._waiting:
             with self._lock:
                 self._waiting.clear()
-            _log.warning("%s answers again.", self._address)
+            if not self._quiet:
+                _log.warning("%s answers again.", self._address)
 
     def _say(self, said: str, limit: float) -> None:
         sentence = (
@@ -106,7 +101,7 @@ class Patience:
         with self._lock:
             known = bool(self._waiting)
             self._waiting[threading.get_ident()] = sentence
-        if not known:
+        if not known and not self._quiet:
             _log.warning("%s", sentence)
 
     def _given_up(self, waited: float, said: str) -> StoreUnavailableError:

@@ -31,6 +31,9 @@ Workers = Annotated[int | None, typer.Option(help="Generating workers; as many a
 Gpus = Annotated[float | None, typer.Option(help="GPUs of a worker, also a fraction; 0 is the CPU.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join, host:port or auto; local by default.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe file; options override it.")]
+Force = Annotated[bool, typer.Option("--force", help="Take over from another driver that works on the dataset.")]
+NO_FIELDS = ("recipe", "shards", "extend", "force", "as_json")
+"""Options that are no field of a recipe."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -55,6 +58,7 @@ def generate(
     address: Address = None,
     recipe: RecipeFile = None,
     extend: Annotated[bool, typer.Option("--extend", help="Make a finished or unfinished set larger, to --n.")] = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a set of images with masks, or go on with one.
@@ -70,18 +74,15 @@ def generate(
     Exit codes: 0 complete, 2 bad input, 3 some shards were given up after three errors (see quarantine/), 4 complete
     but for samples that no attempt filled, 130 interrupted.
     """
-    from factory.cli.options import assemble
+    from factory.cli.options import assemble, open_store
     from factory.cli.view import watching
     from factory.generate import generate as run
-    from factory.store import Store
 
-    options = {
-        key: value for key, value in locals().copy().items() if key not in ("recipe", "shards", "extend", "as_json")
-    }
-    store = Store(shards)
+    options = {key: value for key, value in locals().copy().items() if key not in NO_FIELDS}
+    store = open_store(shards, recipe)
     chosen = assemble(recipe, store, options)
     with watching(quiet=as_json) as watch:
-        summary = run(chosen, store, extend, watch)
+        summary = run(chosen, store, extend, watch, force)
     typer.echo(json.dumps(as_data(summary, shards)) if as_json else as_text(summary, shards))
     raise typer.Exit(summary.exit_code)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from factory.cli.generate import Address, AsJson, Batch, Gpus, Model, ShardSize, Workers, as_data, as_text
+from factory.cli.generate import Address, AsJson, Batch, Force, Gpus, Model, ShardSize, Workers, as_data, as_text
 
 
 def invert(
@@ -36,6 +36,7 @@ def invert(
     workers: Workers = None,
     gpus_per_worker: Gpus = None,
     address: Address = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring real labelled images back to noise, and keep the latents of their features with their true masks.
@@ -47,11 +48,11 @@ def invert(
 
     Exit codes: those of `factory generate`.
     """
+    from factory.cli.options import open_store
     from factory.cli.view import watching
     from factory.generate import generate as run
     from factory.real.recipe import RealOptions, mean_psnr, recipe_of_folder
     from factory.recipe import load_recipe
-    from factory.store import Store
 
     options = RealOptions(
         dataset=dataset,
@@ -72,9 +73,9 @@ def invert(
     engine = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address}
     chosen, left_out = recipe_of_folder(options, given, engine)
     typer.echo(f"{chosen.n} images of {root}; {left_out} left out.", err=True)
-    store = Store(shards)
+    store = open_store(shards, recipe)
     with watching(quiet=as_json) as watch:
-        summary = run(chosen, store, False, watch)
+        summary = run(chosen, store, False, watch, force)
     psnr = mean_psnr(store, summary.recipe)
     if as_json:
         typer.echo(json.dumps(as_data(summary, shards) | {"psnr": psnr, "left_out": left_out}))

@@ -43,7 +43,7 @@ class _Lines:
             if error not in self._errors:
                 print(f"  {error}", file=sys.stderr, flush=True)
         self._errors = snapshot.errors
-        if time.monotonic() - self._last > _LINE_EVERY or snapshot.status != "running":
+        if time.monotonic() - self._last > _LINE_EVERY or snapshot.status not in ("running", "waiting"):
             self._last = time.monotonic()
             print(one_line(snapshot), file=sys.stderr, flush=True)
 

@@ -11,7 +11,7 @@ from typing import Any
 from factory.engine.cluster import resources
 from factory.engine.job import Done
 from factory.engine.pool import Member, Pool, references
-from factory.errors import UserError
+from factory.errors import StoreUnavailableError, UserError
 
 TRIES = 3
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -41,6 +41,8 @@ class State:
     workers: int = 0
     pending_workers: int = 0
     under_way: dict[int, tuple[int, dict[str, int]]] = field(default_factory=dict)
+    waiting: str = ""
+    """Why the run stands still, set by the listener: the store does not answer. Nothing is given out meanwhile."""
 
     def add(self, done: Done) -> None:
         """Count a shard that is done; sums only, so that a long run needs no more memory than a short one."""
@@ -91,7 +93,7 @@ class Scheduler:
         while self._queue or any(member.shards for member in self._pool.members):
             self._size_pool()
             for member in self._pool.free(len(self._queue)):
-                if self._queue:
+                if self._queue and not self.state.waiting:
                     self._pool.give(member, self._queue.popleft())
             awaited = references(self._pool.members)
             if awaited:
@@ -144,6 +146,12 @@ class Scheduler:
         import ray
 
         cause = error.cause
+        if isinstance(cause, StoreUnavailableError) and shard is not None:
+            # The shard was made, but could not be written for as long as the store's patience lasts: not its fault.
+            self.state.errors.append(_line(cause))
+            self._pool.took(member, shard)
+            self._requeue([shard])
+            return
         if isinstance(cause, UserError):
             raise cause from None
         if isinstance(cause, ray.exceptions.RayError):
@@ -184,6 +192,10 @@ class Scheduler:
 
     def _kill_late(self) -> None:
         """A shard over its deadline: the actor is killed, the late shard has failed once, its neighbour is requeued."""
+        if self.state.waiting:
+            for member in self._pool.members:
+                member.since = time.monotonic()
+            return
         deadline = self._deadline or max(_SHORTEST_DEADLINE, self._slowest * _DEADLINE_FACTOR)
         if self._deadline is None and self.state.shards_done < TRIES:
             return

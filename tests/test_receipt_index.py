@@ -1,0 +1,90 @@
+"""The index of receipts: each is read once, a row counts only while its receipt is the same, and all of it may be lost."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from factory.dataset import state, write_statement
+from factory.errors import UserError
+from factory.plan import Plan
+from factory.receipt_index import ReceiptIndex
+from factory.receipts import Blob, Receipt, manifest_name, receipt_name, tags, tar_name
+from factory.recipe import Recipe, make_recipe
+from factory.store import Store
+from factory.testing.bucket import Bucket, Fault, serving
+
+SHARDS = 1500
+
+
+def receipt(number: int, accepted: int = 4) -> bytes:
+    tar, manifest = Blob(tar_name(number), "0" * 64, 10), Blob(manifest_name(number), "1" * 64, 5)
+    return Receipt(number, "", "", tar, manifest, 4, accepted, 6, {"overlap": 2}, (), {}, {}, {}).to_json()
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return make_recipe({"n": 4 * SHARDS, "shard_size": 4})
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    with serving(Bucket()) as bucket:
+        for name, value in bucket.environment().items():
+            monkeypatch.setenv(name, value)
+        for number in range(SHARDS):
+            bucket.put(f"b/set/{receipt_name(number)}", receipt(number))
+        yield bucket
+
+
+def test_every_receipt_is_read_once_and_never_again(bucket: Bucket, recipe: Recipe) -> None:
+    store = Store("s3://b/set")
+    sums = write_statement(store, recipe)
+    assert (sums.shards, sums.accepted, sums.rejected) == (SHARDS, 4 * SHARDS, {"overlap": 2 * SHARDS})
+    assert SHARDS <= bucket.requests["GET"] <= SHARDS + 10, "a listing of two pages, and three files to compare"
+    bucket.requests.clear()
+    assert state(store, Plan(recipe)) == sums
+    assert sum(bucket.requests.values()) <= 6
+
+
+def test_a_receipt_that_changed_or_came_or_went_is_noticed(bucket: Bucket, recipe: Recipe) -> None:
+    store = Store("s3://b/set")
+    before = write_statement(store, recipe)
+    bucket.put(f"b/set/{receipt_name(3)}", receipt(3, accepted=1))
+    store.delete(receipt_name(1200))
+    bucket.requests.clear()
+    after = state(store, Plan(recipe))
+    assert (after.shards, after.accepted) == (before.shards - 1, before.accepted - 3 - 4)
+    assert bucket.requests["GET"] <= 7
+
+
+@pytest.mark.parametrize("data", [b"", b"[1]", b'{"0": 1}', b'{"0": [1]}', b"\xff"])
+def test_a_broken_block_costs_time_only(bucket: Bucket, recipe: Recipe, data: bytes) -> None:
+    store = Store("s3://b/set")
+    before = write_statement(store, recipe)
+    store.put("index/000000.json", data)
+    assert state(store, Plan(recipe)) == before
+
+
+def test_an_index_that_cannot_be_written_ends_nothing(bucket: Bucket, recipe: Recipe) -> None:
+    bucket.faults[:] = [Fault("status", "PUT .*index", times=None, code=403)]
+    assert write_statement(Store("s3://b/set"), recipe).shards == SHARDS
+
+
+def test_a_broken_receipt_is_named(bucket: Bucket, recipe: Recipe) -> None:
+    bucket.put(f"b/set/{receipt_name(7)}", b"{")
+    with pytest.raises(UserError, match="the receipt of shard 7 is broken"):
+        write_statement(Store("s3://b/set"), recipe)
+
+
+def test_full_blocks_are_written_while_a_run_goes_on(bucket: Bucket, recipe: Recipe) -> None:
+    store = Store("s3://b/set")
+    index = ReceiptIndex(store)
+    index.add(range(1100))
+    index.save(only_full=True)
+    assert list(store.list("index")) == ["index/000000.json"]
+    index.save()
+    assert len(json.loads(store.get("index/000001.json") or b"{}")) == 100
+    bucket.requests.clear()
+    ReceiptIndex(store).rows(tags(store, len(Plan(recipe))))
+    assert bucket.requests["GET"] <= SHARDS - 1100 + 5
