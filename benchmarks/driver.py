@@ -127,10 +127,13 @@ def main() -> None:
     pipe.send("")
     server.terminate()
     if options.table:
-        text = "\n".join(
-            [f"`python benchmarks/driver.py --shards {shards}`", "", "| | | requests |", "|---|---|---|", *rows]
-        )
-        write_table(options.table, text + "\n", "driver")
+        head = [
+            f"`python benchmarks/driver.py --shards {shards}` printed this.",
+            "",
+            "| | | requests |",
+            "|---|---|---|",
+        ]
+        write_table(Path(options.table), "\n".join([*head, *rows]) + "\n", "driver")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The index of receipts: each is read once, a row counts only while its receipt is the same, and all of it may be lost."""
+"""The index of receipts: each is read once, a row counts while its receipt is the same, and all of it may be lost."""
 
 import json
 from collections.abc import Iterator

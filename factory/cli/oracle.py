@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from factory.cli.generate import (
+    NO_FIELDS,
     Address,
     AsJson,
     Batch,
