@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from factory.cli.status import state
 from factory.dataset import recipe_begun, write_statement

@@ -9,13 +9,16 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from factory import lease
+from factory.cli.status import state
 from factory.errors import LeaseHeldError, TransientError
 from factory.lease import LEASE, Lease, acquire, leased, parse_lease, stale
+from factory.recipe import make_recipe
 from factory.store import Store
 from factory.testing.bucket import Bucket, Fault, serving
 
@@ -137,3 +140,19 @@ def test_what_is_no_lease_protects_nothing(tmp_path: Path, data: bytes) -> None:
     store = Store(str(tmp_path))
     store.put(LEASE, data)
     assert acquire(store).holder == json.loads(store.get(LEASE) or b"{}")["holder"]
+
+
+def test_status_tells_a_run_that_lives_from_one_that_died(store: Store, tmp_path: Path) -> None:
+    store.create("recipe.yaml", make_recipe({"n": 4}).to_yaml().encode())
+    assert state(store.address)["status"] == "begun"
+    store.put("progress.json", b'{"status": "running"}')
+    assert state(store.address)["status"] == "stale", "nobody holds the dataset"
+    with leased(store):
+        assert state(store.address)["status"] == "running"
+    store.put(LEASE, ELSEWHERE.to_json())
+    assert state(store.address)["status"] == "stale", "its heart stopped long ago"
+    now = datetime.now(UTC).isoformat()
+    store.put(LEASE, replace(ELSEWHERE, updated=now).to_json())
+    assert state(store.address)["status"] == "running"
+    store.put("progress.json", b'{"status": "run')
+    assert state(store.address)["status"] == "running", "progress is for the eyes only"

@@ -44,7 +44,10 @@ def state(folder: str) -> dict[str, Any]:
     recipe = recipe_of(store)
     plan = Plan(recipe)
     data = statement(recipe, plan, receipts_state(store, plan))
-    progress = json.loads(store.get(PROGRESS) or b"{}")
+    try:
+        progress = dict(json.loads(store.get(PROGRESS) or b"{}"))
+    except (ValueError, TypeError):
+        progress = {}
     quarantined = [name.removeprefix("quarantine/").removesuffix(".json") for name in store.list("quarantine")]
     said, dead = progress.get("status", "begun"), lease.stale(store)
     if data["complete"]:
