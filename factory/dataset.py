@@ -89,7 +89,7 @@ def recipe_of(store: Store) -> Recipe:
 
 
 def _refuse_foreign(store: Store) -> None:
-    foreign = [name for name in store.list("") if name not in (LEASE, ".lock")][:3]
+    foreign = [name for name in store.entries("", most=10) if name not in (LEASE, ".lock")][:3]
     if foreign:
         raise UserError(
             f"{store.address} is not empty and holds no {RECIPE}, but {', '.join(foreign)}; give an empty or new place."

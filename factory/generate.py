@@ -143,7 +143,7 @@ def generate(
         tracker, state = Tracker(plan, done), State(len(plan))
         todo = missing(plan, done)
         if todo:
-            state = _run(recipe, store, todo, Reporter(store, tracker, watch, lease, quarantined(store)), tracker)
+            state = _run(recipe, store, todo, tracker, watch, lease)
         totals = write_statement(store, recipe)
         last = tracker.snapshot(state, "done" if totals.shards == len(plan) else "incomplete")
         put_progress(store, last.to_dict())
@@ -151,13 +151,15 @@ def generate(
     return Summary(totals, last, state.seconds, recipe)
 
 
-def _run(recipe: Recipe, store: Store, todo: list[int], reporter: Reporter, tracker: Tracker) -> State:
+def _run(recipe: Recipe, store: Store, todo: list[int], tracker: Tracker, watch: Watch, lease: Held) -> State:
     engine, threads = recipe.engine, recipe.generator.threads
+    given_up = quarantined(store)
     with connected(engine, threads):
         gpus = gpus_per_worker(engine)
         detectors = engine.detectors if uses_detector(recipe) else 0
         pool = Pool(ContentJob(recipe, store), threads, gpus, detectors, engine.gpus_per_detector)
         share = (float(threads), gpus)
+        reporter = Reporter(store, tracker, watch, lease, given_up)
         scheduler = Scheduler(pool, todo, engine.workers, share, engine.deadline, reporter.as_listener())
         status = "failed"
         try:

@@ -57,11 +57,11 @@ class ReceiptIndex:
         UserError names a receipt that is broken. One that vanished since it was listed is left out.
         """
         self._load()
-        self.add(number for number, tag in tags.items() if number not in self._rows or self._rows[number].tag != tag)
+        self.add((n for n, tag in tags.items() if n not in self._rows or self._rows[n].tag != tag), tags)
         return {number: self._rows[number] for number in sorted(tags) if number in self._rows}
 
-    def add(self, numbers: Iterable[int]) -> None:
-        """Read some receipts, many at once."""
+    def add(self, numbers: Iterable[int], tags: Mapping[int, str] | None = None) -> None:
+        """Read some receipts, many at once. `tags` are those of a listing made before."""
         for name, found in self._store.get_many(receipt_name(number) for number in numbers):
             number = int(name.removeprefix("receipts/").removesuffix(".json"))
             if found is None:
@@ -78,7 +78,7 @@ class ReceiptIndex:
                     f"the receipt of shard {number} is of {receipt.tar.name}; repair it with `factory verify --repair`."
                 )
             self._rows[number] = Row(
-                found[1],
+                (tags or {}).get(number, found[1]),
                 receipt.accepted,
                 receipt.planned,
                 receipt.attempts,

@@ -167,8 +167,8 @@ class Store:
         """Every name in the folder `prefix` ("" for all) with its size in bytes; half-written files are not there."""
         return {name: entry.size for name, entry in self.entries(prefix).items()}
 
-    def entries(self, prefix: str) -> dict[str, Entry]:
-        """As `list`, with tags. A listing that breaks off goes on after the last name that came."""
+    def entries(self, prefix: str, most: int | None = None) -> dict[str, Entry]:
+        """As `list`, with tags; `most` ends it early. A listing that is cut continues after the last name that came."""
         if self.folder is not None and not (self.folder / prefix).is_dir():
             return {}
         rows: dict[str, Entry] = {}
@@ -178,6 +178,8 @@ class Store:
             after = max(rows, default=None) if self.folder is None else None
             for chunk in client.list(prefix or None, offset=after, chunk_size=1000):
                 rows.update((row["path"], Entry(row["size"], _tag(row))) for row in chunk)
+                if most is not None and len(rows) >= most:
+                    break
 
         self._do(prefix, read)
         return {name: rows[name] for name in sorted(rows) if not re.search(r"#\d+$", name)}
@@ -272,7 +274,8 @@ def _with_meta(answer: Any) -> tuple[bytes, dict[str, Any]]:
 
 
 def _tag(meta: Any) -> str:
-    return str(meta.get("e_tag") or f"{meta['last_modified'].timestamp()}-{meta['size']}")
+    # Some services quote tags in one answer and not in the other.
+    return str(meta.get("e_tag") or "").strip('"') or f"{meta['last_modified'].timestamp()}-{meta['size']}"
 
 
 def with_environment(settings: StoreRecipe) -> StoreRecipe:

@@ -17,11 +17,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 _UNPROVEN = 30.0
 """Seconds of patience with a store that never answered: an address mistyped is more likely than an outage."""
 _WORTH_A_WORD = 5.0
-_PASSES = re.compile(
-    r"HTTP error: (?!builder)|status code: (?:5\d\d|408|409|425|429)\b|connection|timed? ?out|broken pipe",
-    re.IGNORECASE,
-)
-_CREDENTIALS = re.compile(r"token request|credential|169\.254\.", re.IGNORECASE)
+_PASSES = re.compile(r"HTTP error: (?!builder)|status code: (?:5\d\d|408|409|425|429)\b")
+_CREDENTIALS = re.compile(r"Error performing token request|credential error|http://169\.254\.")
+_NETWORK_DISK = re.compile(r"\(os error (?:110|116)\)")
+"""Timed out, stale handle: NFS."""
 
 
 def passes(error: Exception, proven: bool) -> bool:
@@ -35,6 +34,8 @@ def passes(error: Exception, proven: bool) -> bool:
     if not isinstance(error, GenericError):
         return False
     said = first_line(error)
+    if said.startswith("Generic LocalFileSystem"):
+        return _NETWORK_DISK.search(said) is not None
     if _CREDENTIALS.search(said):
         return proven
     return _PASSES.search(said) is not None

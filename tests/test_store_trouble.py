@@ -224,3 +224,14 @@ def test_patience_by_the_environment_is_checked(text: str, monkeypatch: pytest.M
     monkeypatch.setenv("FACTORY_STORE_PATIENCE", text)
     with pytest.raises(UserError, match="FACTORY_STORE_PATIENCE"):
         Store("s3://b/set")
+
+
+@pytest.mark.parametrize("name", ["connection", "timed out", "credential", "status"])
+def test_a_name_that_sounds_like_trouble_is_not_waited_for(bucket: Bucket, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("a file, not a folder")
+    with pytest.raises(UserError, match="cannot use"):
+        Store(str(tmp_path / name)).create("connection/a", b"1")
+    bucket.faults[:] = [Fault("status", times=None, code=400)]
+    with pytest.raises(UserError, match="400"):
+        Store(f"s3://b/{name}").get("a")
+    assert sum(bucket.requests.values()) == 1
