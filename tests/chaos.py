@@ -4,9 +4,9 @@
     python tests/chaos.py --rounds 4 --only s3 --only gs
 
 Each round picks one of: SIGKILL of a random worker, of the driver, of the driver's whole process tree; `s3`, a bucket
-of a real S3 server (moto) behind a proxy with faults, `gs`, one in Google's dialect with faults, both with a kill on top;
-`drivers`, two drivers at once, of which one takes over from the other. Prints a line a round and exits with 1 at the
-first difference.
+of a real S3 server (moto) behind a proxy with faults; `gs`, one in Google's dialect with faults; both with a kill on
+top; `drivers`, two drivers at once, of which one takes over from the other. Prints a line a round and exits with 1 at
+the first difference.
 """
 
 import argparse
