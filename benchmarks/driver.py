@@ -26,25 +26,16 @@ from factory.lease import leased
 from factory.pages import write_table
 from factory.plan import Plan
 from factory.progress import Tracker
-from factory.receipts import Blob, Receipt, manifest_name, missing, receipt_name, tags, tar_name
+from factory.receipts import missing, receipt_name, tags
 from factory.recipe import Recipe, make_recipe
 from factory.reporter import Reporter, quarantined
 from factory.store import Store
 from factory.testing.bucket import Bucket, serving
+from factory.testing.receipts import receipt
 
 ADDRESS = "s3://bucket/set"
 SHARD_SIZE = 100
 _RATE = 500
-
-
-def receipt(number: int) -> bytes:
-    """As a worker would write it, about 1 KB."""
-    tar, manifest = (Blob(name, f"{number:064x}", 10_000_000) for name in (tar_name(number), manifest_name(number)))
-    reasons = {"mask_small": 40, "mask_border": 12, "near_duplicate": 1}
-    return Receipt(
-        number, "0" * 64, f"{number:064x}", tar, manifest, SHARD_SIZE, SHARD_SIZE - 1, 150, reasons, (7,),
-        {"generate": 12.345, "ground": 3.21, "encode": 0.7}, {"torch": "2.13.0"}, {"host": "node", "device": "cuda"},
-    ).to_json()  # fmt: skip
 
 
 def serve(shards: int, recipe: bytes, latency: float, pipe: Connection) -> None:
@@ -52,7 +43,7 @@ def serve(shards: int, recipe: bytes, latency: float, pipe: Connection) -> None:
     bucket = Bucket()
     bucket.put("bucket/set/recipe.yaml", recipe)
     for number in range(shards):
-        bucket.put(f"bucket/set/{receipt_name(number)}", receipt(number))
+        bucket.put(f"bucket/set/{receipt_name(number)}", receipt(number, SHARD_SIZE - 1, SHARD_SIZE))
     with serving(bucket):
         bucket.latency = latency
         pipe.send(bucket.environment())

@@ -9,17 +9,13 @@ from factory.dataset import state, write_statement
 from factory.errors import UserError
 from factory.plan import Plan
 from factory.receipt_index import ReceiptIndex
-from factory.receipts import Blob, Receipt, manifest_name, receipt_name, tags, tar_name
+from factory.receipts import receipt_name, tags
 from factory.recipe import Recipe, make_recipe
 from factory.store import Store
 from factory.testing.bucket import Bucket, Fault, serving
+from factory.testing.receipts import receipt
 
 SHARDS = 1500
-
-
-def receipt(number: int, accepted: int = 4) -> bytes:
-    tar, manifest = Blob(tar_name(number), "0" * 64, 10), Blob(manifest_name(number), "1" * 64, 5)
-    return Receipt(number, "", "", tar, manifest, 4, accepted, 6, {"overlap": 2}, (), {}, {}, {}).to_json()
 
 
 @pytest.fixture(scope="module")
