@@ -35,7 +35,7 @@ from factory.testing.receipts import receipt
 
 ADDRESS = "s3://bucket/set"
 SHARD_SIZE = 100
-_RATE = 500
+_RATE = 800
 
 
 def serve(shards: int, recipe: bytes, latency: float, pipe: Connection) -> None:

@@ -51,6 +51,11 @@ class ReceiptIndex:
         self._changed: set[int] = set()
         self._loaded = False
 
+    def known(self) -> int:
+        """How many rows the blocks hold."""
+        self._load()
+        return len(self._rows)
+
     def rows(self, tags: Mapping[int, str]) -> dict[int, Row]:
         """The rows of some shards in order, by number and tag of their receipts; reads what is not known yet.
 

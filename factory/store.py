@@ -22,7 +22,7 @@ from factory.store_retry import Patience, first_line
 T = TypeVar("T")
 
 REMOTE_SCHEMES = ("s3", "gs", "az", "http", "https")
-_READERS = 64
+_READERS = 128
 _SMALL = 1 << 20
 _VARIABLES = {
     "timeout": "FACTORY_STORE_TIMEOUT",
@@ -160,7 +160,7 @@ class Store:
         """(name, content and tag, or None) of each, in order; many are read at once, few are held in memory."""
         names = iter(names)
         with ThreadPoolExecutor(_READERS, thread_name_prefix="readers") as readers:
-            while batch := [name for _, name in zip(range(16 * _READERS), names, strict=False)]:
+            while batch := [name for _, name in zip(range(8 * _READERS), names, strict=False)]:
                 yield from zip(batch, readers.map(self.get_tagged, batch), strict=True)
 
     def list(self, prefix: str) -> dict[str, int]:

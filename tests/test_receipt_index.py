@@ -15,7 +15,7 @@ from factory.store import Store
 from factory.testing.bucket import Bucket, Fault, serving
 from factory.testing.receipts import receipt
 
-SHARDS = 1500
+SHARDS = 1100
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +47,20 @@ def test_a_receipt_that_changed_or_came_or_went_is_noticed(bucket: Bucket, recip
     store = Store("s3://b/set")
     before = write_statement(store, recipe)
     bucket.put(f"b/set/{receipt_name(3)}", receipt(3, accepted=1))
-    store.delete(receipt_name(1200))
+    store.delete(receipt_name(1020))
     bucket.requests.clear()
     after = state(store, Plan(recipe))
     assert (after.shards, after.accepted) == (before.shards - 1, before.accepted - 3 - 4)
     assert bucket.requests["GET"] <= 7
 
 
-@pytest.mark.parametrize("data", [b"", b"[1]", b'{"0": 1}', b'{"0": [1]}', b"\xff"])
-def test_a_broken_block_costs_time_only(bucket: Bucket, recipe: Recipe, data: bytes) -> None:
+def test_a_broken_block_costs_time_only(bucket: Bucket, recipe: Recipe) -> None:
     store = Store("s3://b/set")
     before = write_statement(store, recipe)
-    store.put("index/000000.json", data)
+    for data in (b"", b"[1]", b'{"0": 1}', b'{"0": [1]}', b"\xff"):
+        store.put("index/000000.json", data)
+        store.put("index/000001.json", data)
+        assert ReceiptIndex(store).known() == 0
     assert state(store, Plan(recipe)) == before
 
 
@@ -76,11 +78,11 @@ def test_a_broken_receipt_is_named(bucket: Bucket, recipe: Recipe) -> None:
 def test_full_blocks_are_written_while_a_run_goes_on(bucket: Bucket, recipe: Recipe) -> None:
     store = Store("s3://b/set")
     index = ReceiptIndex(store)
-    index.add(range(1100))
+    index.add(range(1050))
     index.save(only_full=True)
     assert list(store.list("index")) == ["index/000000.json"]
     index.save()
-    assert len(json.loads(store.get("index/000001.json") or b"{}")) == 100
+    assert len(json.loads(store.get("index/000001.json") or b"{}")) == 50
     bucket.requests.clear()
     ReceiptIndex(store).rows(tags(store, len(Plan(recipe))))
-    assert bucket.requests["GET"] <= SHARDS - 1100 + 5
+    assert bucket.requests["GET"] <= SHARDS - 1050 + 5
