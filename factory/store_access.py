@@ -76,7 +76,8 @@ class Access:
             given = dict(zip(("access_key_id", "secret_access_key", "token"), self.keys, strict=True))
             answer = {name: value or None for name, value in given.items()} | {"expires_at": None}
             more["credential_provider"] = lambda: answer
-        return from_url(address, client_options=options, retry_config={"max_retries": 0}, **more)
+        make: Any = from_url  # its overloads want the scheme to be known
+        return make(address, client_options=options, retry_config={"max_retries": 0}, **more)
 
 
 def check_address(address: str) -> None:
