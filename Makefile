@@ -43,13 +43,14 @@ real: $(STAMP) ## Grounders trained and measured on inverted labelled images; af
 protocol-2: $(STAMP) ## Segmenters from synthetic sets beside labelled ones, on the embedded models; takes hours
 	$(BIN)/factory run jobs/protocol-2.yaml
 
-chaos: $(STAMP) ## Kill workers and drivers 20 times, resume, compare every byte
+chaos: $(STAMP) ## Kill workers and drivers, break buckets, start two drivers, 20 times; resume, compare every byte
 	$(BIN)/python tests/chaos.py --rounds 20
 	$(BIN)/python tests/chaos_engine.py --rounds 20
 
 bench: $(STAMP) ## The figures of docs/performance.md; needs an otherwise idle machine
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/resume.py
+	$(BIN)/python benchmarks/driver.py
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/end_to_end.py

@@ -1,16 +1,19 @@
 """A set as a whole: begun with a recipe, resumed or extended only by the same one, finished with a statement."""
 
+import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from factory.card import card
 from factory.errors import UserError
+from factory.lease import LEASE
 from factory.plan import Plan
-from factory.receipts import Receipt, committed, read_receipt
+from factory.receipt_index import ReceiptIndex, Row
+from factory.receipts import Receipt, read_receipt, tags
 from factory.recipe import Recipe, canonical, differences, make_recipe, parse_recipe
 from factory.store import Store
 
@@ -21,6 +24,7 @@ PROGRESS = "progress.json"
 _READERS = 32
 _WIDS = "wids-meta.json"
 """Written beside a dataset by earlier versions; webdataset has no reader of it since 1.0."""
+_PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
@@ -61,23 +65,32 @@ def begin(store: Store, recipe: Recipe, extend: bool = False) -> Recipe:
             f"or another --shards to begin anew."
         )
     if recipe.n == old.n:
-        return old.model_copy(update={"engine": recipe.engine})
+        return old.model_copy(update={"engine": recipe.engine, "store": recipe.store})
     if recipe.n < old.n:
         raise UserError(f"{store.address} was begun with n = {old.n}; a set does not shrink to {recipe.n}.")
     if not extend:
         raise UserError(f"{store.address} was begun with n = {old.n}; to make it {recipe.n}, add --extend.")
-    longer = old.model_copy(update={"n": recipe.n, "earlier": (*old.earlier, old.n), "engine": recipe.engine})
+    mine = {"engine": recipe.engine, "store": recipe.store}
+    longer = old.model_copy(update={"n": recipe.n, "earlier": (*old.earlier, old.n), **mine})
     if not store.swap(RECIPE, longer.to_yaml().encode(), before):
         return begin(store, recipe, extend)
     return longer
 
 
 def _start_over(store: Store, recipe: Recipe, before: bytes) -> None:
-    """Put a recipe in the place of one that came to nothing, with whatever its workers left without a receipt."""
-    for folder in ("train", "manifest", "quarantine"):
+    """Replace a recipe of which no shard was finished, and delete what its workers left without a receipt."""
+    for folder in ("train", "manifest", "quarantine", "index"):
         for name in store.list(folder):
             store.delete(name)
     store.swap(RECIPE, recipe.to_yaml().encode(), before)
+
+
+def recipe_begun(store: Store) -> Recipe | None:
+    """The recipe of what is there; None for an empty place. UserError for other files, or a broken recipe."""
+    if store.get(RECIPE) is None:
+        _refuse_foreign(store)
+        return None
+    return recipe_of(store)
 
 
 def recipe_of(store: Store) -> Recipe:
@@ -90,7 +103,7 @@ def recipe_of(store: Store) -> Recipe:
 
 
 def _refuse_foreign(store: Store) -> None:
-    foreign = list(store.list(""))[:3]
+    foreign = [name for name in store.entries("", most=10) if name not in (LEASE, ".lock")][:3]
     if foreign:
         raise UserError(
             f"{store.address} is not empty and holds no {RECIPE}, but {', '.join(foreign)}; give an empty or new place."
@@ -113,20 +126,20 @@ def receipts(store: Store, numbers: list[int]) -> Iterator[Receipt]:
             yield from (row for row in readers.map(read, numbers[start : start + 1000]) if row is not None)
 
 
-def totals(store: Store, numbers: list[int]) -> Totals:
+def totals(rows: Mapping[int, Row]) -> Totals:
     """Sums over the receipts of some shards."""
     sums: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
-    for receipt in receipts(store, numbers):
+    for row in rows.values():
         sums.update(
             shards=1,
-            accepted=receipt.accepted,
-            planned=receipt.planned,
-            attempts=receipt.attempts,
-            bytes=receipt.tar.bytes,
-            short=len(receipt.short),
+            accepted=row.accepted,
+            planned=row.planned,
+            attempts=row.attempts,
+            bytes=row.bytes,
+            short=row.short,
         )
-        rejected.update(receipt.rejected)
+        rejected.update(row.rejected)
     return Totals(
         shards=sums["shards"],
         accepted=sums["accepted"],
@@ -139,18 +152,20 @@ def totals(store: Store, numbers: list[int]) -> Totals:
 
 
 def state(store: Store, plan: Plan) -> Totals:
-    """What is done of a plan."""
-    return totals(store, sorted(number for number in committed(store) if number < len(plan)))
+    """What is done of a plan: one listing, the index, and the receipts that it does not know yet."""
+    return totals(ReceiptIndex(store).rows(tags(store, len(plan))))
 
 
 def write_statement(store: Store, recipe: Recipe) -> Totals:
     """Fold the receipts into dataset.json and the card, which are functions of the shards alone."""
-    plan = Plan(recipe)
-    numbers = sorted(number for number in committed(store) if number < len(plan))
-    sums = totals(store, numbers)
+    plan, index = Plan(recipe), ReceiptIndex(store)
+    rows = index.rows(tags(store, len(plan)))
+    numbers, sums = list(rows), totals(rows)
     _put(store, STATEMENT, statement(recipe, plan, sums))
     store.delete(_WIDS)
     _put_text(store, CARD, card(recipe, sums, numbers[-1] if numbers else 0))
+    with contextlib.suppress(UserError):  # a cache, which is missed by nobody but the next reader's patience
+        index.save()
     return sums
 
 
@@ -183,10 +198,11 @@ def _put(store: Store, name: str, data: dict[str, Any]) -> None:
 
 def _put_text(store: Store, name: str, content: str) -> None:
     text = content.encode()
-    while (seen := store.get(name)) != text and not store.swap(name, text, seen):
-        pass
+    if store.get(name) != text:
+        store.put(name, text)
 
 
 def put_progress(store: Store, data: dict[str, Any]) -> None:
-    """For other eyes; a write that loses to another is dropped."""
-    store.swap(PROGRESS, canonical(data) + b"\n", store.get(PROGRESS))
+    """For other eyes; dropped where the store does not take it."""
+    with contextlib.suppress(UserError):
+        store.with_patience(_PATIENCE).put(PROGRESS, canonical(data) + b"\n")

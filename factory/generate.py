@@ -1,36 +1,34 @@
 """Make a set: recipe, plan, what is missing of it, the engine, and the statement at the end."""
 
-import contextlib
-import json
-import time
-from collections.abc import Callable
+import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from pathlib import Path
 
 from factory import exit_codes
-from factory.dataset import Totals, begin, put_progress, write_statement
+from factory.dataset import Totals, begin, put_progress, recipe_begun, write_statement
 from factory.engine.capacity import Capacity
 from factory.engine.cluster import connected
 from factory.engine.content import ContentJob
 from factory.engine.pool import Pool
-from factory.engine.scheduler import Listener, Scheduler, State
+from factory.engine.scheduler import Scheduler, State
 from factory.engine.view import ClusterView
 from factory.errors import UserError
-from factory.generator.load import EMBEDDED, pin_generator
+from factory.generator.load import EMBEDDED, model_folder, pin_generator
 from factory.grounder.folder import check_fits, grounder_folder, pin_grounder, read_config
-from factory.plan import Plan, shard_name
+from factory.lease import Held, leased
+from factory.plan import Plan
 from factory.produce.components import SOURCES, check_source
 from factory.produce.preflight import preflight
 from factory.progress import Snapshot, Tracker
-from factory.receipts import committed, missing
+from factory.receipts import missing, tags
 from factory.recipe import Recipe
 from factory.recipe_parts import GeneratorRecipe, MaskRecipe
+from factory.reporter import Reporter, Watch, quarantined
 from factory.store import Store
 from factory.vocabulary import coco
 
-_PROGRESS_EVERY = 3.0
-
-Watch = Callable[[Snapshot], None]
+_log = logging.getLogger("factory.generate")
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,13 @@ class Summary:
         return exit_codes.SHORT if self.totals.short else exit_codes.DONE
 
 
-def pinned(recipe: Recipe) -> Recipe:
-    """The recipe with the revisions of its models, and with all that a worker would find wrong told before."""
+def pinned(recipe: Recipe, begun: Recipe | None = None) -> Recipe:
+    """The recipe with the revisions of its models, and with all that a worker would find wrong said before.
+
+    `begun` is the recipe of an unfinished dataset: the hub is not asked for what it has pinned already.
+    """
+    if begun is not None:
+        recipe = _pinned_before(recipe, begun)
     if recipe.real is None:
         check_source(recipe.masks.source)
     _check_embedded_classes(recipe)
@@ -62,6 +65,22 @@ def pinned(recipe: Recipe) -> Recipe:
         masks = pinned_detector(recipe)
     if masks.source not in (*SOURCES, "labels"):
         masks = _pinned_grounder(masks, generator)
+    return recipe.model_copy(update={"generator": generator, "masks": masks})
+
+
+def _pinned_before(recipe: Recipe, begun: Recipe) -> Recipe:
+    """The recipe with the pins of the dataset, for models of the hub that are the same in both.
+
+    A new commit on the hub between two runs must not stop the second, and neither must a hub that cannot be reached.
+    The files of a folder are looked at again: they may have been changed in place.
+    """
+    generator, masks = recipe.generator, recipe.masks
+    same = generator.model == begun.generator.model and generator.model.count("/") == 1
+    if generator.revision is None and same and model_folder(generator.model) is None:
+        generator = generator.model_copy(update={"revision": begun.generator.revision})
+    same = masks.detector == begun.masks.detector and masks.detector.count("/") == 1 and ":" not in masks.detector
+    if masks.detector_revision is None and same and not Path(masks.detector).expanduser().exists():
+        masks = masks.model_copy(update={"detector_revision": begun.masks.detector_revision})
     return recipe.model_copy(update={"generator": generator, "masks": masks})
 
 
@@ -95,37 +114,47 @@ def uses_detector(recipe: Recipe) -> bool:
     return recipe.masks.source == "detector" or recipe.filters.min_detector_iou is not None
 
 
-def generate(recipe: Recipe, store: Store, extend: bool = False, watch: Watch = lambda snapshot: None) -> Summary:
-    """Begin or resume a set, and run until it is done. `watch` sees a snapshot at least every half second.
+def generate(
+    recipe: Recipe,
+    store: Store,
+    extend: bool = False,
+    watch: Watch = lambda snapshot: None,
+    force: bool = False,
+    held: Held | None = None,
+) -> Summary:
+    """Begin or resume a dataset, and run until it is done. `watch` sees a snapshot at least every half second.
 
-    KeyboardInterrupt passes through, after the shards under way had `engine.grace` seconds: what is committed is kept,
-    and the same call continues.
+    One driver at a time: LeaseHeldError names another one that is at work, unless `force` takes over from it; `held` is
+    a lease that the caller has already. KeyboardInterrupt passes through, after the shards under way had `engine.grace`
+    seconds: what is committed is kept, and the same call continues.
     """
-    recipe = pinned(recipe)
+    begun = recipe_begun(store)
+    recipe = pinned(recipe, begun)
     preflight(recipe)
-    recipe = begin(store, recipe, extend)
-    plan = Plan(recipe)
-    done = {number for number in committed(store) if number < len(plan)}
-    tracker, state = Tracker(plan, done), State(len(plan))
-    todo = missing(plan, done)
-    if todo:
-        state = _run(recipe, store, todo, tracker, watch)
-    totals = write_statement(store, recipe)
-    status = "done" if totals.shards == len(plan) else "incomplete"
-    last = tracker.snapshot(state, status)
-    put_progress(store, last.to_dict())
+    with nullcontext(held) if held else leased(store, force, _log.warning) as lease:
+        recipe = begin(store, recipe, extend)
+        plan = Plan(recipe)
+        done = set(tags(store, len(plan)))
+        tracker, state = Tracker(plan, done), State(len(plan))
+        todo = missing(plan, done)
+        if todo:
+            state = _run(recipe, store, todo, tracker, watch, lease)
+        totals = write_statement(store, recipe)
+        last = tracker.snapshot(state, "done" if totals.shards == len(plan) else "incomplete")
+        put_progress(store, last.to_dict())
     watch(last)
     return Summary(totals, last, state.seconds, recipe)
 
 
-def _run(recipe: Recipe, store: Store, todo: list[int], tracker: Tracker, watch: Watch) -> State:
+def _run(recipe: Recipe, store: Store, todo: list[int], tracker: Tracker, watch: Watch, lease: Held) -> State:
     engine, threads = recipe.engine, recipe.generator.threads
-    listener = _Reporter(store, tracker, watch)
+    given_up = quarantined(store)
     job = ContentJob(recipe, store)
     detectors = engine.detectors if uses_detector(recipe) else 0
     with connected(engine, threads), ClusterView(Capacity(engine, threads, job.memory())) as view:
         pool = Pool(job, view.share, detectors, engine.gpus_per_detector)
-        scheduler = Scheduler(pool, todo, view, engine, listener.as_listener())
+        reporter = Reporter(store, tracker, watch, lease, given_up)
+        scheduler = Scheduler(pool, todo, view, engine, reporter.as_listener())
         status = "failed"
         try:
             state = scheduler.run()
@@ -135,51 +164,5 @@ def _run(recipe: Recipe, store: Store, todo: list[int], tracker: Tracker, watch:
             raise
         finally:
             pool.close()
-            listener.tell(scheduler.state, status)
+            reporter.close(tracker.snapshot(scheduler.state, status))
     return state
-
-
-class _Reporter:
-    """Listens to the scheduler for the view, progress.json and the quarantine."""
-
-    def __init__(self, store: Store, tracker: Tracker, watch: Watch) -> None:
-        self._store, self._tracker, self._watch = store, tracker, watch
-        self._written = 0.0
-        self._log = f"logs/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.log"
-
-    def as_listener(self) -> Listener:
-        return Listener(tick=self.tick, quarantine=self.quarantine, finished=self.finished, logs=self.logs)
-
-    def tick(self, state: State) -> None:
-        snapshot = self._tracker.snapshot(state)
-        self._watch(snapshot)
-        if time.monotonic() - self._written > _PROGRESS_EVERY:
-            self._written = time.monotonic()
-            put_progress(self._store, snapshot.to_dict())
-
-    def tell(self, state: State, status: str) -> None:
-        """The last word of a run; a full disk does not hide why it ended."""
-        try:
-            put_progress(self._store, self._tracker.snapshot(state, status).to_dict())
-        except ValueError:
-            if status == "finishing":
-                raise
-
-    def quarantine(self, shard: int, text: str) -> None:
-        name = _quarantine_name(shard)
-        data = json.dumps({"shard": shard, "error": text}, indent=1).encode()
-        self._store.swap(name, data, self._store.get(name))
-
-    def logs(self, text: str) -> None:
-        """What the workers wrote, in one file for each run; best effort."""
-        with contextlib.suppress(ValueError):
-            self._store.swap(self._log, text.encode(), self._store.get(self._log))
-
-    def finished(self, shard: int) -> None:
-        """A shard that was given up in an earlier run is done now."""
-        if self._store.get(_quarantine_name(shard)) is not None:
-            self._store.delete(_quarantine_name(shard))
-
-
-def _quarantine_name(shard: int) -> str:
-    return f"quarantine/{shard_name(shard)}.json"

@@ -203,6 +203,16 @@ def committed(store: Store) -> set[int]:
     return {int(stem) for stem in stems if re.fullmatch("[0-9]{6,7}", stem) and shard_name(int(stem)) == stem}
 
 
+def tags(store: Store, shards: int) -> dict[int, str]:
+    """The tag of each receipt's file in a listing, by number, for a plan of so many shards."""
+    found = {}
+    for name, entry in store.entries("receipts").items():
+        stem = name.removeprefix("receipts/").removesuffix(".json")
+        if stem.isdecimal() and int(stem) < shards:
+            found[int(stem)] = entry.tag
+    return found
+
+
 def missing(plan: Plan, done: Iterable[int]) -> list[int]:
     """Resume is this: the plan less the receipts."""
     there = set(done)

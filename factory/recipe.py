@@ -23,13 +23,17 @@ from factory.recipe_parts import (
     Part,
     PromptRow,
     RealRecipe,
+    StoreRecipe,
 )
 from factory.textfile import read_text
 from factory.vocabulary import Vocabulary, coco, from_names, voc
 
 
 class Recipe(Part):
-    """What to make. `fingerprint()` covers what changes a shard's bytes; `n`, `earlier` and `engine` are not in it."""
+    """What to make.
+
+    `fingerprint()` covers what changes a shard's bytes; `n`, `earlier`, `engine` and `store` are not in it.
+    """
 
     # `format` goes up when the same recipe would give other bytes. Older formats are still made as they were.
     format: Literal[1, 2] = Field(
@@ -57,6 +61,7 @@ class Recipe(Part):
     masks: MaskRecipe = MaskRecipe()
     filters: FilterRecipe = FilterRecipe()
     engine: EngineRecipe = EngineRecipe()
+    store: StoreRecipe = StoreRecipe()
     oracle: OracleRecipe | None = Field(default=None, description="Null for a set of images with masks.")
     real: RealRecipe | None = Field(default=None, description="Null where images are generated.")
 
@@ -120,7 +125,7 @@ class Recipe(Part):
         Fields that came after the first release of the format are left out where they are null, so that a set that
         was begun before them keeps its fingerprint.
         """
-        data = self.model_dump(mode="json", exclude={"n", "earlier", "engine"})
+        data = self.model_dump(mode="json", exclude={"n", "earlier", "engine", "store"})
         for name in ("oracle", "real"):
             if data[name] is None:
                 del data[name]
@@ -133,9 +138,14 @@ class Recipe(Part):
         return hashlib.sha256(canonical(self.content())).hexdigest()
 
     def to_yaml(self) -> str:
-        """A file that `load_recipe` reads back to an equal recipe."""
+        """A file that `load_recipe` reads back to an equal recipe.
+
+        But for `store`, which says how one user reaches the bucket and is not written into the dataset.
+        """
         head = f"# factory generate --recipe recipe.yaml --shards DIR\n# fingerprint: {self.fingerprint()}\n"
-        return head + yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+        return head + yaml.safe_dump(
+            self.model_dump(mode="json", exclude={"store"}), sort_keys=False, allow_unicode=True, width=110
+        )
 
 
 def canonical(data: object) -> bytes:
@@ -157,7 +167,10 @@ def make_recipe(data: Mapping[str, Any], where: str = "the options") -> Recipe:
             for row in error.errors()
         ]
         told = "; ".join(
-            message if name == "the recipe" else f"{name}: {message}{'' if value is data else f' (got {value!r})'[:80]}"
+            message
+            if name == "the recipe"
+            # A key that was put into `store` by mistake must not end up in a log.
+            else f"{name}: {message}{'' if value is data or name.startswith('store') else f' (got {value!r})'[:80]}"
             for name, message, value in wrong
         )
         told += ". `factory generate --help` and schemas/recipe.json tell what is allowed."

@@ -1,6 +1,7 @@
 """The parts of a recipe, each the fields of one side of the work, with their defaults and bounds."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -174,6 +175,39 @@ class EngineRecipe(Part):
         "where `workers` is given.",
     )
     address: str | None = Field(default=None, description="The Ray cluster to join; a local one is started by default.")
+
+
+class StoreRecipe(Part):
+    """How the bucket is reached. Not in the fingerprint, not written into the dataset, and no place for a secret.
+
+    Each field beats the environment variable of the same meaning; keys and tokens come from the environment, a profile
+    or a file (docs/storage.md).
+    """
+
+    endpoint: str | None = Field(default=None, description="The service's URL; that of AWS or Google by default.")
+    region: str | None = Field(default=None, description="The region of an S3 bucket.")
+    profile: str | None = Field(default=None, description="A profile of the AWS configuration files.")
+    credentials_file: str | None = Field(default=None, description="A JSON key file of Google Cloud.")
+    allow_http: bool = Field(default=False, description="Allow an endpoint without TLS.")
+    virtual_hosted: bool = Field(default=False, description="S3: the bucket's name is part of the host's.")
+    anonymous: bool = Field(default=False, description="S3: send requests that are not signed.")
+    timeout: float = Field(
+        default=60.0, gt=0, le=3600, description="Seconds that a small request may take before it is tried again."
+    )
+    slowest: float = Field(
+        default=50_000, gt=0, description="Bytes a second: a request may take longer by its size at this speed."
+    )
+    patience: float = Field(
+        default=3600.0, ge=0, description="Seconds to try again while the store does not answer, before giving up."
+    )
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> Self:
+        if self.endpoint is not None:
+            url = urlsplit(self.endpoint)
+            if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query:
+                raise ValueError("endpoint is a URL such as https://host:port without user, password or query")
+        return self
 
 
 class OracleRecipe(Part):

@@ -1,9 +1,12 @@
-"""Kill whatever runs a set, at random moments, resume it, and compare every byte with an undisturbed run.
+"""Disturb whatever makes a dataset, at random moments, resume it, and compare every byte with an undisturbed run.
 
     python tests/chaos.py --rounds 20
+    python tests/chaos.py --rounds 4 --only s3 --only gs
 
-Each round picks one of: SIGKILL of a random worker, of the driver, of the driver's whole process tree. Prints a line a
-round and exits with 1 at the first difference.
+Each round picks one of: SIGKILL of a random worker, of the driver, of the driver's whole process tree; `s3`, a bucket
+of a real S3 server (moto) behind a proxy with faults; `gs`, one in Google's dialect with faults; both with a kill on
+top; `drivers`, two drivers at once, of which one takes over from the other. Prints a line a round and exits with 1 at
+the first difference.
 """
 
 import argparse
@@ -12,17 +15,25 @@ import hashlib
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import psutil
 import yaml
 
+from factory.store import Store
+from factory.testing.bucket import Bucket, Fault, serving
+
 PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
 MOST_LAUNCHES = 12
+KINDS = ("worker", "driver", "tree", "s3", "gs", "drivers")
+TRY_AGAIN = 75
 
 
 def recipe(model: Path, n: int) -> dict[str, object]:
@@ -46,7 +57,14 @@ def hashes(out: Path) -> dict[str, str]:
     return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def launch(file: Path, out: Path, workers: int, *more: str) -> subprocess.Popen[str]:
+def bucket_hashes(address: str) -> dict[str, str]:
+    """As `hashes`, of a bucket."""
+    store = Store(address)
+    names = [name for folder in ("train", "manifest") for name in store.list(folder)]
+    return {name: hashlib.sha256(store.get(name) or b"").hexdigest() for name in names}
+
+
+def launch(file: Path, out: Path | str, workers: int, *more: str) -> subprocess.Popen[str]:
     """Start `factory generate`, in a process group of its own and with Ctrl-C heard.
 
     A shell that runs the tests in the background has its children ignore SIGINT, and Python keeps what it inherits.
@@ -105,6 +123,88 @@ def disturbed(file: Path, out: Path, workers: int, kind: str, dice: random.Rando
     raise SystemExit(f"not done after {MOST_LAUNCHES} launches")
 
 
+@contextlib.contextmanager
+def buckets(kind: str, seed: int) -> Iterator[Bucket]:
+    """A bucket with faults: of moto behind a proxy, or of this program's own server in Google's dialect."""
+    with contextlib.ExitStack() as stack:
+        upstream = stack.enter_context(moto()) if kind == "s3" else None
+        bucket = stack.enter_context(serving(Bucket(upstream=upstream, seed=seed)))
+        before = dict(os.environ)
+        os.environ |= bucket.environment()
+        stack.callback(lambda: (os.environ.clear(), os.environ.update(before)))
+        yield bucket
+
+
+@contextlib.contextmanager
+def moto() -> Iterator[str]:
+    """moto's S3 server with an empty bucket `b`; its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(300):
+                with contextlib.suppress(OSError):
+                    signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=k/20260101/us-east-1/s3/aws4_request"}
+                    urlopen(Request(f"{url}/b", method="PUT", headers=signed)).close()
+                    break
+                if server.poll() is not None:
+                    raise SystemExit("moto does not start; install it with `pip install 'moto[s3,server]'`")
+                time.sleep(0.1)
+            yield url
+        finally:
+            server.kill()
+
+
+def on_a_bucket(file: Path, kind: str, workers: int, dice: random.Random) -> tuple[list[str], dict[str, str]]:
+    """Make a dataset on a bucket in trouble, with one kill; (what happened, the hashes)."""
+    address = f"{kind}://b/set"
+    with buckets(kind, dice.randrange(2**32)) as bucket:
+        names = dice.sample(["reset", "lost", "cut", "status", "stall"], 3)
+        bucket.faults[:] = [Fault(name, times=None, chance=dice.uniform(0.02, 0.1), seconds=1) for name in names]
+        happened, victim = [*names], dice.choice(["worker", "driver", "nobody"])
+        for _ in range(MOST_LAUNCHES):
+            driver = launch(file, address, workers)
+            if victim != "nobody":
+                time.sleep(dice.uniform(6, 14))
+                happened.append(strike(driver, victim, dice))
+                victim = "nobody"
+            else:
+                time.sleep(dice.uniform(2, 10))
+                length = dice.uniform(2, 12)
+                bucket.faults.append(Fault("outage", times=None, seconds=length))
+                happened.append(f"outage of {length:.0f} s")
+            text, _ = driver.communicate(timeout=300)
+            if driver.returncode == 0:
+                break
+            if driver.returncode != -signal.SIGKILL:
+                raise SystemExit(f"the run ended with {driver.returncode}:\n{text}")
+        bucket.faults.clear()
+        return happened, bucket_hashes(address)
+
+
+def two_drivers(file: Path, out: Path, workers: int, dice: random.Random) -> list[str]:
+    """A second driver is refused, a third one takes over; the first ends by itself, and nothing is made twice."""
+    first = launch(file, out, workers)
+    deadline = time.monotonic() + 60
+    while not (out / "lease.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = launch(file, out, workers)
+    said = second.communicate(timeout=60)[0]
+    if second.returncode != TRY_AGAIN or f"process {first.pid} " not in said:
+        raise SystemExit(f"the second driver ended with {second.returncode}:\n{said}")
+    time.sleep(dice.uniform(0, 6))
+    third = launch(file, out, workers, "--force")
+    said = third.communicate(timeout=300)[0]
+    if third.returncode:
+        raise SystemExit(f"the third driver ended with {third.returncode}:\n{said}")
+    said = first.communicate(timeout=60)[0]
+    if first.returncode not in (0, TRY_AGAIN):
+        raise SystemExit(f"the first driver ended with {first.returncode}:\n{said}")
+    return ["a second driver was refused", f"a third took over, the first ended with {first.returncode}"]
+
+
 def _wait_for_work(driver: subprocess.Popen[str], out: Path) -> None:
     """Until a worker has written something new, or the run is over."""
     before = len(list(out.glob("receipts/*.json")))
@@ -135,6 +235,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--n", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=KINDS, action="append", help="Kinds of rounds; all by default.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -147,12 +248,20 @@ def main() -> None:
         expected = hashes(place / "calm")
         for number in range(options.rounds):
             dice = random.Random(f"{options.seed}/{number}")
-            kind, workers = dice.choice(["worker", "driver", "tree"]), dice.choice([1, 2, 3])
+            kind, workers = dice.choice(options.only or KINDS), dice.choice([1, 2, 3])
             out = place / f"round-{number}"
-            struck = disturbed(file, out, workers, kind, dice)
-            same = hashes(out) == expected
-            told = "same bytes" if same else "DIFFERENT"
-            print(f"round {number}: {workers} workers, killed {', '.join(struck)}: {told}", flush=True)
+            if kind in ("s3", "gs"):
+                happened, found = on_a_bucket(file, kind, workers, dice)
+            else:
+                happened = (
+                    two_drivers(file, out, workers, dice)
+                    if kind == "drivers"
+                    else [f"killed {victim}" for victim in disturbed(file, out, workers, kind, dice)]
+                )
+                found = hashes(out)
+            same = found == expected
+            result = "same bytes" if same else "DIFFERENT"
+            print(f"round {number} ({kind}): {workers} workers, {', '.join(happened)}: {result}", flush=True)
             if not same:
                 raise SystemExit(1)
     print(f"{options.rounds} rounds, {len(expected)} files each, all equal to the undisturbed run")

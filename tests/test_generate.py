@@ -2,17 +2,22 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from PIL import Image
 
+from factory.recipe import make_recipe
 from factory.store import Store
+from factory.testing.bucket import Bucket, Fault, serving
 from factory.verify import verify
 
 PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
@@ -240,3 +245,68 @@ def test_a_trial_tells_the_disk_that_the_set_then_takes(recipe_file: Path, finis
     assert data["bytes"] == pytest.approx(taken, rel=0.35), "tars are padded to blocks of 10 KiB"
     assert data["trial"]["accepted"] == 3
     assert data["worker_hours"] > 0
+
+
+def test_a_run_on_a_bucket_in_trouble_ends_with_the_same_bytes_and_a_second_driver_leaves(
+    finished: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    """Resets, lost answers, 503 and an outage of five seconds; and no credential in files, logs or the process list."""
+    with serving(Bucket(seed=1)) as bucket:
+        environment = {**os.environ, **bucket.environment(), "HOME": str(tmp_path)}
+        command = [*PROGRAM, "generate", "--recipe", str(recipe_file), "--shards", "s3://b/set"]
+        kinds: list[Any] = ["reset", "lost", "cut", "status"]
+        bucket.faults[:] = [Fault(kind, times=None, chance=0.08) for kind in kinds]
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as first:
+            wait_for(lambda: "b/set/lease.json" in bucket.objects)
+            second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+            wait_for(lambda: any(name.startswith("b/set/receipts/") for name in bucket.objects))
+            commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+            bucket.faults.append(Fault("outage", times=None, seconds=5))
+            out, err = first.communicate(timeout=120)
+    assert first.returncode == 0, err
+    assert second.returncode == 75, second.stderr
+    assert f"another driver works on s3://b/set: process {first.pid} on " in second.stderr
+    made = {name.removeprefix("b/set/"): data for name, (data, _) in bucket.objects.items()}
+    tars = {name: hashlib.sha256(data).hexdigest() for name, data in made.items()}
+    assert tars.items() >= hashes(finished).items()
+    assert "lease.json" not in made
+    assert json.loads(made["progress.json"])["status"] == "done"
+    everything = "".join([out, err, second.stderr, *commands, *(data.decode("latin-1") for data in made.values())])
+    assert "test-secret-key" not in everything
+    assert "test-access-key" not in everything
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_a_dataset_of_a_hub_model_resumes_by_its_own_pins_without_the_hub(
+    recipe_file: Path, tiny_model: Path, finished: Path, tmp_path: Path
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = tmp_path / "hub" / "models--nobody--tiny"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("f" * 40)
+    subprocess.run(["cp", "-r", tiny_model, cache / "snapshots"], check=True)
+    (cache / "snapshots").rename(cache / "moved")
+    (cache / "snapshots").mkdir()
+    (cache / "moved").rename(cache / "snapshots" / commit)
+    data = yaml.safe_load(recipe_file.read_text())
+    data["generator"]["model"] = "nobody/tiny"
+    (tmp_path / "unpinned.yaml").write_text(yaml.safe_dump(data))
+    data["generator"]["revision"] = commit
+    Store(str(tmp_path / "out")).create("recipe.yaml", make_recipe(data).to_yaml().encode())
+    result = subprocess.run(
+        [*PROGRAM, "generate", "--recipe", str(tmp_path / "unpinned.yaml"), "--shards", str(tmp_path / "out")],
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(hashes(tmp_path / "out")) == len(hashes(finished))

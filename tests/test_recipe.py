@@ -110,3 +110,19 @@ def test_a_class_inside_another_name_gets_its_own_words(tmp_path: Path) -> None:
     (prompt,) = read_prompts(tmp_path / "p.txt", coco())
     assert [prompt.text[slice(*span)] for span in prompt.spans() if span] == ["dog", "hot dog"]
     assert prompt.spans()[0] == (32, 35)
+
+
+def test_the_store_section_is_no_part_of_the_dataset_and_no_place_for_a_secret() -> None:
+    plain, reached = make_recipe({"n": 4}), make_recipe({"n": 4, "store": {"endpoint": "https://minio:9000"}})
+    assert reached.fingerprint() == plain.fingerprint()
+    assert reached.to_yaml() == plain.to_yaml()
+    assert "store" not in plain.to_yaml()
+    for section in (
+        {"secret_access_key": "hunter22"},
+        {"endpoint": "https://me:hunter22@minio"},
+        {"endpoint": "https://minio/?sig=hunter22"},
+        {"profile": ["hunter22"]},
+    ):
+        with pytest.raises(UserError, match="store") as told:
+            make_recipe({"n": 4, "store": section})
+        assert "hunter22" not in str(told.value)

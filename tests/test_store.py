@@ -1,8 +1,10 @@
 """The five verbs: all or nothing, first come, and sentences for what the disk says."""
 
+import errno
 import os
 import pickle
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,3 +94,31 @@ def test_looking_for_what_is_not_there_makes_no_folder(tmp_path: Path) -> None:
     assert store.list("") == {}
     store.delete("recipe.yaml")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flock", [True, False])
+def test_a_swap_is_taken_in_turns_also_where_the_file_system_has_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flock: bool
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if not flock:
+        monkeypatch.setattr("fcntl.flock", refuse)
+        (tmp_path / ".lock.held").touch()
+        os.utime(tmp_path / ".lock.held", (0, 0))  # of a process that was killed in its turn
+    store = Store(str(tmp_path))
+    store.put("n", b"0")
+
+    def count() -> None:
+        for _ in range(10):
+            while not store.swap("n", str(int(seen := store.get("n") or b"0") + 1).encode(), seen):
+                pass
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.get("n") == b"40"
+    assert not (tmp_path / ".lock.held").exists()

@@ -41,6 +41,9 @@ Grace = Annotated[
     float | None, typer.Option(help="Seconds that shards under way may take after SIGTERM or Ctrl-C; 20 by default.")
 ]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe file; options override it.")]
+Force = Annotated[bool, typer.Option("--force", help="Take over from another driver that works on the dataset.")]
+NO_FIELDS = ("recipe", "shards", "extend", "force", "as_json")
+"""Options that are no field of a recipe."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -67,6 +70,7 @@ def generate(
     grace: Grace = None,
     recipe: RecipeFile = None,
     extend: Annotated[bool, typer.Option("--extend", help="Make a finished or unfinished set larger, to --n.")] = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a set of images with masks, or go on with one.
@@ -83,18 +87,15 @@ def generate(
     Exit codes: 0 complete, 2 bad input, 3 some shards were given up (see quarantine/), 4 complete but for samples that
     no attempt filled, 75 temporary trouble, 130 and 143 interrupted: docs/exit-codes.md.
     """
-    from factory.cli.options import assemble
+    from factory.cli.options import assemble, open_store
     from factory.cli.view import watching
     from factory.generate import generate as run
-    from factory.store import Store
 
-    options = {
-        key: value for key, value in locals().copy().items() if key not in ("recipe", "shards", "extend", "as_json")
-    }
-    store = Store(shards)
+    options = {key: value for key, value in locals().copy().items() if key not in NO_FIELDS}
+    store = open_store(shards, recipe)
     chosen = assemble(recipe, store, options)
     with watching(quiet=as_json) as watch:
-        summary = run(chosen, store, extend, watch)
+        summary = run(chosen, store, extend, watch, force)
     typer.echo(dumps(as_data(summary, shards)) if as_json else as_text(summary, shards))
     raise typer.Exit(summary.exit_code)
 

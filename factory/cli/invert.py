@@ -5,7 +5,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from factory.cli.generate import Address, AsJson, Batch, Gpus, Grace, Model, ShardSize, Workers, as_data, as_text
+from factory.cli.generate import (
+    Address,
+    AsJson,
+    Batch,
+    Force,
+    Gpus,
+    Grace,
+    Model,
+    ShardSize,
+    Workers,
+    as_data,
+    as_text,
+)
 from factory.valid_json import dumps
 
 
@@ -37,6 +49,7 @@ def invert(
     gpus_per_worker: Gpus = None,
     address: Address = None,
     grace: Grace = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring real labelled images back to noise, and keep the latents of their features with their true masks.
@@ -48,12 +61,12 @@ def invert(
 
     Exit codes: those of `factory generate`.
     """
+    from factory.cli.options import open_store
     from factory.cli.view import watching
     from factory.errors import UserError
     from factory.generate import generate as run
     from factory.real.recipe import RealOptions, mean_psnr, recipe_of_folder
     from factory.recipe import load_recipe
-    from factory.store import Store
 
     options = RealOptions(
         dataset=dataset,
@@ -76,9 +89,9 @@ def invert(
     engine = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address, "grace": grace}
     chosen, left_out = recipe_of_folder(options, given, engine, lambda text: typer.echo(text, err=True))
     typer.echo(f"{chosen.n} images of {root}; {left_out} left out.", err=True)
-    store = Store(shards)
+    store = open_store(shards, recipe)
     with watching(quiet=as_json) as watch:
-        summary = run(chosen, store, False, watch)
+        summary = run(chosen, store, False, watch, force)
     psnr = mean_psnr(store, summary.recipe)
     if as_json:
         typer.echo(dumps(as_data(summary, shards) | {"psnr": psnr, "left_out": left_out}))

@@ -65,6 +65,13 @@ def assemble(file: Path | None, store: Store | None, options: Mapping[str, Any])
     return make_recipe(data, str(file) if file else "the options")
 
 
+def open_store(address: str, file: Path | None) -> Store:
+    """The store at an address, reached as the `store` section of a recipe file says; by the environment without one."""
+    section = load_recipe(file).get("store") if file else None
+    recipe = make_recipe({"n": 1, "store": section or {}}, str(file))
+    return Store(address, recipe.store)
+
+
 def parse_objects(text: str) -> dict[int, float]:
     """ "1:0.5,2:0.5" as shares by number of objects; "2" alone is "2:1"."""
     form = '--objects is number:share pairs such as "1:0.5,2:0.5"'

@@ -5,12 +5,14 @@ from typing import Annotated
 import typer
 
 from factory.cli.generate import (
+    NO_FIELDS,
     Address,
     AsJson,
     Batch,
     Count,
     Detector,
     Dtype,
+    Force,
     Gpus,
     Grace,
     Guidance,
@@ -58,6 +60,7 @@ def bootstrap_oracle(
     grace: Grace = None,
     recipe: RecipeFile = None,
     extend: Annotated[bool, typer.Option("--extend", help="Make the set larger, to --n.")] = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Make images of seen classes with oracle masks: what `factory train-grounder` learns from.
@@ -69,16 +72,13 @@ def bootstrap_oracle(
 
     Exit codes: those of `factory generate`.
     """
-    from factory.cli.options import assemble
+    from factory.cli.options import assemble, open_store
     from factory.cli.view import watching
     from factory.errors import UserError
     from factory.generate import generate as run
-    from factory.store import Store
 
-    options = {
-        key: value for key, value in locals().copy().items() if key not in ("recipe", "shards", "extend", "as_json")
-    }
-    store = Store(shards)
+    options = {key: value for key, value in locals().copy().items() if key not in NO_FIELDS}
+    store = open_store(shards, recipe)
     if split is not None:
         options |= {
             "masks": "detector",
@@ -94,6 +94,6 @@ def bootstrap_oracle(
     if chosen.oracle is None:
         raise UserError("the recipe is that of a set of images with masks; add --split to make it an oracle.")
     with watching(quiet=as_json) as watch:
-        summary = run(chosen, store, extend, watch)
+        summary = run(chosen, store, extend, watch, force)
     typer.echo(dumps(as_data(summary, shards)) if as_json else as_text(summary, shards))
     raise typer.Exit(summary.exit_code)

@@ -7,12 +7,16 @@ import typer
 
 from factory.valid_json import dumps
 
+_AT_WORK = ("running", "waiting", "finishing")
+
 
 def status(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of a set.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Tell how far a set is, from its receipts; it may be running elsewhere.
+    """Show how far a dataset is, from its receipts; it may be running elsewhere.
+
+    "stale" is a run whose driver gave no sign of life for more than a minute: give its command again to resume.
 
     Example: factory status out/
 
@@ -32,6 +36,7 @@ def status(
 
 def state(folder: str) -> dict[str, Any]:
     """The state of a set as plain data."""
+    from factory import lease
     from factory.dataset import PROGRESS, recipe_of, statement
     from factory.dataset import state as receipts_state
     from factory.plan import Plan
@@ -41,10 +46,16 @@ def state(folder: str) -> dict[str, Any]:
     recipe = recipe_of(store)
     plan = Plan(recipe)
     data = statement(recipe, plan, receipts_state(store, plan))
-    progress = json.loads(store.get(PROGRESS) or b"{}")
+    try:
+        progress = dict(json.loads(store.get(PROGRESS) or b"{}"))
+    except (ValueError, TypeError):
+        progress = {}
     quarantined = [name.removeprefix("quarantine/").removesuffix(".json") for name in store.list("quarantine")]
-    return data | {
-        "status": "complete" if data["complete"] else progress.get("status", "begun"),
-        "progress": progress,
-        "quarantined": quarantined,
-    }
+    said, dead = progress.get("status", "begun"), lease.stale(store)
+    if data["complete"]:
+        said = "complete"
+    elif dead or (dead is None and said in _AT_WORK):
+        said = "stale"
+    elif dead is False and said not in _AT_WORK:
+        said = "running"  # it has begun, and not written its progress yet
+    return data | {"status": said, "progress": progress, "quarantined": quarantined}

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from factory.generate import Watch
     from factory.progress import Snapshot
+    from factory.reporter import Watch
 
 _LINE_EVERY = 10.0
 
@@ -43,7 +43,7 @@ class _Lines:
             if error not in self._errors:
                 print(f"  {error}", file=sys.stderr, flush=True)
         self._errors = snapshot.errors
-        if time.monotonic() - self._last > _LINE_EVERY or snapshot.status != "running":
+        if time.monotonic() - self._last > _LINE_EVERY or snapshot.status not in ("running", "waiting"):
             self._last = time.monotonic()
             print(one_line(snapshot), file=sys.stderr, flush=True)
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from factory.detector.interface import Detector
 from factory.engine.job import Done, Progress
+from factory.errors import UserError
 from factory.plan import Plan, PlannedShard
 from factory.produce.components import load_components
 from factory.produce.shard import Produced, produce
-from factory.receipts import commit
+from factory.receipts import Receipt, commit, read_receipt
 from factory.recipe import Recipe
 from factory.store import Store
 
@@ -51,13 +52,27 @@ class ContentProducer:
         self._components = load_components(recipe, device, detector)
         self._encoder = ThreadPoolExecutor(recipe.engine.writers, thread_name_prefix="writer")
 
-    def generate(self, shard: int, progress: Progress) -> tuple[PlannedShard, Produced]:
-        """All but the writing; samples are already being encoded when this returns."""
+    def generate(self, shard: int, progress: Progress) -> tuple[PlannedShard, Produced] | Receipt:
+        """All but the writing; samples are already being encoded when this returns. Or the receipt that is there."""
         planned = self._plan.shard(shard)
+        receipt = self._receipt(shard)
+        if receipt is not None and receipt.plan == planned.digest:
+            return receipt
         return planned, produce(planned, self._recipe, self._components, self._encoder, progress)
+
+    def _receipt(self, shard: int) -> Receipt | None:
+        """What another driver left meanwhile; None also where it is broken, for then it proves nothing."""
+        try:
+            return read_receipt(self._store, shard)
+        except UserError:
+            raise
+        except ValueError:
+            return None
 
     def finish(self, shard: int, content: Any) -> Done:
         """Wait for the encoder, then commit."""
+        if isinstance(content, Receipt):
+            return _done(content)
         planned, produced = content
         start = time.perf_counter()
         samples = [job.result() for job in produced.samples]
@@ -68,8 +83,11 @@ class ContentProducer:
             "worker": {"host": socket.gethostname(), "device": self._device, "machine": platform.machine()},
         }
         tally = produced.tally
-        receipt = commit(self._store, planned, samples, tally, self._recipe.fingerprint(), about)
-        return Done(receipt.accepted, tally.attempts, dict(tally.rejected), len(tally.short), produced.seconds)
+        return _done(commit(self._store, planned, samples, tally, self._recipe.fingerprint(), about))
+
+
+def _done(receipt: Receipt) -> Done:
+    return Done(receipt.accepted, receipt.attempts, dict(receipt.rejected), len(receipt.short), dict(receipt.seconds))
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,132 @@
+"""What a driver costs on a bucket whose answers take 30 ms: start, status, statement, and shards a second.
+
+    python benchmarks/driver.py --shards 100000
+
+The bucket is a server in a process of its own that waits `--latency` before each answer. Rows:
+
+- `start`: from an unfinished dataset to the list of what is missing: recipe, lease, receipts, quarantine.
+- `statement, no index`: the sums of all receipts, each read once: for a dataset of an older version.
+- `statement`, `status`: the same with the index that a run leaves behind.
+- `driver`: shards a second that the reports of a run keep up with, while receipts are read for the index.
+"""
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from factory.cli.status import state
+from factory.dataset import recipe_begun, write_statement
+from factory.engine.job import Done
+from factory.engine.scheduler import State
+from factory.lease import leased
+from factory.pages import write_table
+from factory.plan import Plan
+from factory.progress import Tracker
+from factory.receipts import missing, receipt_name, tags
+from factory.recipe import Recipe, make_recipe
+from factory.reporter import Reporter, quarantined
+from factory.store import Store
+from factory.testing.bucket import Bucket, serving
+from factory.testing.receipts import receipt
+
+ADDRESS = "s3://bucket/set"
+SHARD_SIZE = 100
+_RATE = 800
+
+
+def serve(shards: int, recipe: bytes, latency: float, pipe: Connection) -> None:
+    """The bucket; answers each word on the pipe with the number of requests since the last one."""
+    bucket = Bucket()
+    bucket.put("bucket/set/recipe.yaml", recipe)
+    for number in range(shards):
+        bucket.put(f"bucket/set/{receipt_name(number)}", receipt(number, SHARD_SIZE - 1, SHARD_SIZE))
+    with serving(bucket):
+        bucket.latency = latency
+        pipe.send(bucket.environment())
+        while pipe.recv():
+            pipe.send(dict(bucket.requests))
+            bucket.requests.clear()
+
+
+def start(store: Store, shards: int) -> int:
+    """What `generate` does before it looks for workers."""
+    recipe = recipe_begun(store)
+    assert recipe is not None
+    with leased(store):
+        plan = Plan(recipe)
+        quarantined(store)
+        return len(missing(plan, set(tags(store, len(plan)))))
+
+
+def drive(store: Store, recipe: Recipe, shards: int, seconds: float) -> float:
+    """Shards a second of a run whose workers finish `_RATE` shards a second, the last receipt in the index included."""
+    with leased(store) as held:
+        tracker, run = Tracker(Plan(recipe), set()), State(shards)
+        reporter = Reporter(store, tracker, lambda snapshot: None, held, set())
+        listener = reporter.as_listener()
+        began, number = time.perf_counter(), 0
+        while (now := time.perf_counter() - began) < seconds:
+            while number < min(shards, int(now * _RATE)):
+                run.add(Done(99, 150))
+                listener.finished(number)
+                number += 1
+            listener.tick(run)
+            time.sleep(0.01)
+        reporter.drain()
+        taken = time.perf_counter() - began
+        reporter.close(tracker.snapshot(run, "interrupted"))
+    return number / taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=int, default=100_000)
+    parser.add_argument("--latency", type=float, default=0.03)
+    parser.add_argument("--seconds", type=float, default=20.0, help="Length of the run of `driver`.")
+    parser.add_argument("--table", help="Page to write the table into.")
+    options = parser.parse_args()
+    shards = options.shards
+    recipe = make_recipe({"n": (shards + 1) * SHARD_SIZE, "shard_size": SHARD_SIZE})
+    pipe, theirs = multiprocessing.Pipe()
+    arguments = (shards, recipe.to_yaml().encode(), options.latency, theirs)
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=arguments, daemon=True)
+    server.start()
+    os.environ |= pipe.recv()
+    rows = list[str]()
+
+    def timed(name: str, action: Callable[[], object]) -> None:
+        pipe.send("forget")
+        pipe.recv()
+        began = time.perf_counter()
+        result = action()
+        taken = time.perf_counter() - began
+        pipe.send("tell")
+        requests = sum(pipe.recv().values())
+        figure = f"{result:.0f} shards/s" if isinstance(result, float) else f"{taken:.1f} s"
+        rows.append(f"| {name} | {figure} | {requests} |")
+        print(rows[-1], flush=True)
+
+    print("| | | requests |\n|---|---|---|")
+    timed("start", lambda: start(Store(ADDRESS), shards))
+    timed("driver", lambda: drive(Store(ADDRESS), recipe, shards, options.seconds))
+    timed("statement, no index", lambda: write_statement(Store(ADDRESS), recipe))
+    timed("statement", lambda: write_statement(Store(ADDRESS), recipe))
+    timed("status", lambda: state(ADDRESS))
+    pipe.send("")
+    server.terminate()
+    if options.table:
+        head = [
+            f"`python benchmarks/driver.py --shards {shards}` printed this.",
+            "",
+            "| | | requests |",
+            "|---|---|---|",
+        ]
+        write_table(Path(options.table), "\n".join([*head, *rows]) + "\n", "driver")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""A bucket in memory behind HTTP, in S3's and in Google's dialect, with the faults that real ones have.
+
+Tests, benchmarks and the chaos rounds run against it. With `upstream` it is a proxy in front of another S3 server, so
+that the faults meet a real implementation.
+"""
+
+import asyncio
+import hashlib
+import random
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+Kind = Literal["status", "reset", "lost", "cut", "stall", "throttle", "outage"]
+_WRITTEN = "2026-01-01T00:00:00.000Z"
+_HTTP_DATE = "Thu, 01 Jan 2026 00:00:00 GMT"
+
+
+@dataclass
+class Fault:
+    """What happens to requests whose line, "PUT /bucket/name", matches; `times` None is always.
+
+    status: answered with `code`; reset: closed before anything is done; lost: done, then closed; cut: half of the
+    answer, then closed; stall: answered after `seconds`; throttle: the body is read at `rate` bytes a second; outage:
+    every connection is closed for `seconds` from now on.
+    """
+
+    kind: Kind
+    match: str = ""
+    times: int | None = 1
+    seconds: float = 0.0
+    code: int = 503
+    rate: float = 0.0
+    chance: float = 1.0
+    since: float = field(default_factory=time.monotonic)
+
+    def hits(self, line: str, dice: random.Random) -> bool:
+        """Whether this request is struck; counts it."""
+        if self.kind == "outage" and time.monotonic() - self.since > self.seconds:
+            return False
+        if self.times == 0 or not re.search(self.match, line) or dice.random() >= self.chance:
+            return False
+        self.times = None if self.times is None else self.times - 1
+        return True
+
+
+@dataclass(frozen=True)
+class _Request:
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def line(self) -> str:
+        return f"{self.method} {self.target}"
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+class Bucket:
+    """The server. `faults` and `latency` may be changed while it runs; `objects` maps "bucket/name" to bytes."""
+
+    def __init__(self, latency: float = 0.0, upstream: str | None = None, seed: int = 0) -> None:
+        self.latency, self.faults = latency, list[Fault]()
+        self.objects: dict[str, tuple[bytes, int]] = {}
+        self.requests: Counter[str] = Counter()
+        self.endpoint = ""
+        self._upstream, self._dice = upstream, random.Random(seed)
+        self._generation = 1000
+        self._sorted: list[str] | None = None
+
+    def put(self, name: str, data: bytes) -> int:
+        """Store an object; returns its generation."""
+        self._generation += 1
+        if name not in self.objects:
+            self._sorted = None
+        self.objects[name] = data, self._generation
+        return self._generation
+
+    def environment(self) -> dict[str, str]:
+        """The variables that point s3:// and gs:// here; the keys are of nobody."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "test-access-key",
+            "AWS_SECRET_ACCESS_KEY": "test-secret-key",
+            "GOOGLE_BASE_URL": self.endpoint,
+            "GOOGLE_BEARER_TOKEN": "test-token",
+            "GOOGLE_ALLOW_HTTP": "true",
+        }
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, request after request."""
+        try:
+            while request := await self._read(reader, writer):
+                await self._respond(request, writer)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client went away, or the server is being stopped
+        finally:
+            writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> _Request | None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        except asyncio.IncompleteReadError:
+            return None
+        first, *lines = head.split("\r\n")
+        method, target, _ = first.split(" ")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
+        length, line = int(headers.get("content-length", 0)), f"{method} {target}"
+        slow = next((fault for fault in self.faults if fault.kind == "throttle" and fault.hits(line, self._dice)), None)
+        if slow is None:
+            return _Request(method, target, headers, await reader.readexactly(length) if length else b"")
+        parts = list[bytes]()
+        while length:
+            parts.append(await reader.readexactly(min(length, 65536)))
+            length -= len(parts[-1])
+            await asyncio.sleep(len(parts[-1]) / slow.rate)
+        return _Request(method, target, headers, b"".join(parts))
+
+    async def _respond(self, request: _Request, writer: asyncio.StreamWriter) -> None:
+        hit = (fault for fault in self.faults if fault.kind != "throttle" and fault.hits(request.line, self._dice))
+        fault = next(hit, None)
+        kind = fault.kind if fault else None
+        self.requests[f"{request.method} {kind}" if kind else request.method] += 1
+        if kind in ("reset", "outage"):
+            writer.transport.abort()
+            raise ConnectionAbortedError
+        if self.latency:
+            await asyncio.sleep(self.latency)
+        if fault and kind == "stall":
+            await asyncio.sleep(fault.seconds)
+        if fault and kind == "status":
+            answer = _error(fault.code, "SlowDown")
+        elif self._upstream:
+            answer = await self._forward(request)
+        else:
+            answer = self._answer(request)
+        if kind == "lost":
+            writer.transport.abort()
+            raise ConnectionAbortedError
+        sent = answer.body if request.method != "HEAD" else b""
+        length = answer.headers.get("content-length", str(len(answer.body)))
+        lines = [f"HTTP/1.1 {answer.status} -", f"content-length: {length}"]
+        lines += [f"{name}: {value}" for name, value in answer.headers.items() if name != "content-length"]
+        writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        writer.write(sent[: len(sent) // 2] if kind == "cut" else sent)
+        await writer.drain()
+        if kind == "cut":
+            await asyncio.sleep(0.05)
+            writer.transport.abort()
+            raise ConnectionAbortedError
+
+    def _answer(self, request: _Request) -> _Answer:
+        url = urlsplit(request.target)
+        name, query = unquote(url.path).lstrip("/"), parse_qs(url.query, keep_blank_values=True)
+        bucket, _, key = name.partition("/")
+        if request.method == "POST" and "delete" in query:
+            return self._delete_many(bucket, request.body)
+        if request.method == "GET" and not key:
+            return self._list(bucket, {field: values[0] for field, values in query.items()})
+        if request.method == "PUT":
+            return self._put(name, request)
+        if name not in self.objects:
+            return _error(404, "NoSuchKey")
+        if request.method == "DELETE":
+            del self.objects[name]
+            self._sorted = None
+            return _Answer(204)
+        return _Answer(200, self._about(name), self.objects[name][0])
+
+    def _put(self, name: str, request: _Request) -> _Answer:
+        there = self.objects.get(name)
+        generation = request.headers.get("x-goog-if-generation-match")
+        refused = (
+            (generation is not None and generation != str(there[1] if there else 0))
+            or (request.headers.get("if-none-match") == "*" and there is not None)
+            or ("if-match" in request.headers and (there is None or request.headers["if-match"] != _tag(there[0])))
+        )
+        if refused:
+            return _error(412, "PreconditionFailed")
+        self.put(name, request.body)
+        return _Answer(200, self._about(name))
+
+    def _about(self, name: str) -> dict[str, str]:
+        data, generation = self.objects[name]
+        return {"etag": _tag(data), "x-goog-generation": str(generation), "last-modified": _HTTP_DATE}
+
+    def _delete_many(self, bucket: str, body: bytes) -> _Answer:
+        keys = list[str](re.findall(r"<Key>(.*?)</Key>", body.decode()))
+        for key in keys:
+            self.objects.pop(f"{bucket}/{key}", None)
+        self._sorted = None
+        rows = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+        return _Answer(200, {"content-type": "application/xml"}, f"<DeleteResult>{rows}</DeleteResult>".encode())
+
+    def _list(self, bucket: str, query: dict[str, str]) -> _Answer:
+        """A page of at most 1,000 names, as both services answer."""
+        if self._sorted is None:
+            self._sorted = sorted(self.objects)
+        prefix, after = f"{bucket}/{query.get('prefix', '')}", query.get("continuation-token", query.get("start-after"))
+        first = f"{bucket}/{after}" if after else ""
+        page, more = list[str](), False
+        for name in self._names_from(max(prefix, first)):
+            if not name.startswith(prefix):
+                break
+            if name == first:
+                continue
+            if len(page) == 1000:
+                more = True
+                break
+            page.append(name)
+        rows = "".join(self._row(name, name.removeprefix(f"{bucket}/")) for name in page)
+        last = page[-1].removeprefix(f"{bucket}/") if more else ""
+        token = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if more else ""
+        text = (
+            f'<?xml version="1.0"?><ListBucketResult><Name>{bucket}</Name><Prefix></Prefix>'
+            f"<KeyCount>{len(page)}</KeyCount><IsTruncated>{str(more).lower()}</IsTruncated>{token}{rows}"
+            f"</ListBucketResult>"
+        )
+        return _Answer(200, {"content-type": "application/xml"}, text.encode())
+
+    def _names_from(self, first: str) -> Iterator[str]:
+        from bisect import bisect_left
+
+        assert self._sorted is not None
+        for place in range(bisect_left(self._sorted, first), len(self._sorted)):
+            yield self._sorted[place]
+
+    def _row(self, name: str, key: str) -> str:
+        data, generation = self.objects[name]
+        return (
+            f"<Contents><Key>{escape(key)}</Key><LastModified>{_WRITTEN}</LastModified><Generation>{generation}"
+            f"</Generation><ETag>{escape(_tag(data))}</ETag><Size>{len(data)}</Size></Contents>"
+        )
+
+    async def _forward(self, request: _Request) -> _Answer:
+        assert self._upstream is not None
+        url = urlsplit(self._upstream)
+        reader, writer = await asyncio.open_connection(url.hostname, url.port)
+        headers = {name: value for name, value in request.headers.items() if name not in ("connection", "expect")}
+        lines = [f"{request.line} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+        writer.write("\r\n".join([*lines, "connection: close", "", ""]).encode("latin-1") + request.body)
+        await writer.drain()
+        head, _, rest = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        first, *said = head.decode("latin-1").split("\r\n")
+        back = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in said)}
+        back.pop("connection", None)
+        return _Answer(int(first.split(" ")[1]), back, rest)
+
+
+@contextmanager
+def serving(bucket: Bucket, port: int = 0) -> Iterator[Bucket]:
+    """Run the server in a thread of its own for the time of the `with`."""
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(bucket.serve, "127.0.0.1", port, backlog=1024))
+    bucket.endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    thread = threading.Thread(target=loop.run_forever, name="bucket", daemon=True)
+    thread.start()
+    try:
+        yield bucket
+    finally:
+        asyncio.run_coroutine_threadsafe(_stop(server), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _stop(server: asyncio.Server) -> None:
+    server.close()
+    mine = asyncio.current_task()
+    tasks = [task for task in asyncio.all_tasks() if task is not mine]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _tag(data: bytes) -> str:
+    return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
+
+
+def _error(status: int, code: str) -> _Answer:
+    text = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{code}</Message></Error>'
+    return _Answer(status, {"content-type": "application/xml"}, text.encode())

@@ -1,0 +1,88 @@
+"""The index of receipts: each is read once, a row counts while its receipt is the same, and all of it may be lost."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from factory.dataset import state, write_statement
+from factory.errors import UserError
+from factory.plan import Plan
+from factory.receipt_index import ReceiptIndex
+from factory.receipts import receipt_name, tags
+from factory.recipe import Recipe, make_recipe
+from factory.store import Store
+from factory.testing.bucket import Bucket, Fault, serving
+from factory.testing.receipts import receipt
+
+SHARDS = 1100
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return make_recipe({"n": 4 * SHARDS, "shard_size": 4})
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    with serving(Bucket()) as bucket:
+        for name, value in bucket.environment().items():
+            monkeypatch.setenv(name, value)
+        for number in range(SHARDS):
+            bucket.put(f"b/set/{receipt_name(number)}", receipt(number))
+        yield bucket
+
+
+def test_every_receipt_is_read_once_and_never_again(bucket: Bucket, recipe: Recipe) -> None:
+    store = Store("s3://b/set")
+    sums = write_statement(store, recipe)
+    assert (sums.shards, sums.accepted, sums.rejected) == (SHARDS, 4 * SHARDS, {"overlap": 2 * SHARDS})
+    assert SHARDS <= bucket.requests["GET"] <= SHARDS + 10, "a listing of two pages, and three files to compare"
+    bucket.requests.clear()
+    assert state(store, Plan(recipe)) == sums
+    assert sum(bucket.requests.values()) <= 6
+
+
+def test_a_receipt_that_changed_or_came_or_went_is_noticed(bucket: Bucket, recipe: Recipe) -> None:
+    store = Store("s3://b/set")
+    before = write_statement(store, recipe)
+    bucket.put(f"b/set/{receipt_name(3)}", receipt(3, accepted=1))
+    store.delete(receipt_name(1020))
+    bucket.requests.clear()
+    after = state(store, Plan(recipe))
+    assert (after.shards, after.accepted) == (before.shards - 1, before.accepted - 3 - 4)
+    assert bucket.requests["GET"] <= 7
+
+
+def test_a_broken_block_costs_time_only(bucket: Bucket, recipe: Recipe) -> None:
+    store = Store("s3://b/set")
+    before = write_statement(store, recipe)
+    for data in (b"", b"[1]", b'{"0": 1}', b'{"0": [1]}', b"\xff"):
+        store.put("index/000000.json", data)
+        store.put("index/000001.json", data)
+        assert ReceiptIndex(store).known() == 0
+    assert state(store, Plan(recipe)) == before
+
+
+def test_an_index_that_cannot_be_written_ends_nothing(bucket: Bucket, recipe: Recipe) -> None:
+    bucket.faults[:] = [Fault("status", "PUT .*index", times=None, code=403)]
+    assert write_statement(Store("s3://b/set"), recipe).shards == SHARDS
+
+
+def test_a_broken_receipt_is_named(bucket: Bucket, recipe: Recipe) -> None:
+    bucket.put(f"b/set/{receipt_name(7)}", b"{")
+    with pytest.raises(UserError, match="the receipt of shard 7 is broken"):
+        write_statement(Store("s3://b/set"), recipe)
+
+
+def test_full_blocks_are_written_while_a_run_goes_on(bucket: Bucket, recipe: Recipe) -> None:
+    store = Store("s3://b/set")
+    index = ReceiptIndex(store)
+    index.add(range(1050))
+    index.save(only_full=True)
+    assert list(store.list("index")) == ["index/000000.json"]
+    index.save()
+    assert len(json.loads(store.get("index/000001.json") or b"{}")) == 50
+    bucket.requests.clear()
+    ReceiptIndex(store).rows(tags(store, len(Plan(recipe))))
+    assert bucket.requests["GET"] <= SHARDS - 1050 + 5

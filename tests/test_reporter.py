@@ -1,0 +1,129 @@
+"""A driver's reports: they never end a run or hold it up, and a run stands still while its store does not answer."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from factory import lease
+from factory.engine.job import Done
+from factory.engine.scheduler import State
+from factory.errors import LeaseHeldError
+from factory.lease import Held, leased
+from factory.plan import Plan
+from factory.progress import Snapshot, Tracker
+from factory.recipe import make_recipe
+from factory.reporter import Reporter, quarantined
+from factory.store import Store
+from factory.testing.bucket import Bucket, Fault, serving
+from factory.testing.receipts import receipt
+
+SHARDS = 40
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    with serving(Bucket()) as bucket:
+        for name, value in bucket.environment().items():
+            monkeypatch.setenv(name, value)
+        yield bucket
+
+
+@pytest.fixture
+def store(bucket: Bucket) -> Store:
+    store = Store("s3://b/set")
+    for number in range(SHARDS):
+        bucket.put(f"b/set/receipts/{number:06d}.json", receipt(number))
+    store.put("quarantine/000003.json", b"{}")
+    return store
+
+
+def reporter_of(store: Store, held: Held, seen: list[Snapshot]) -> tuple[Reporter, Tracker]:
+    tracker = Tracker(Plan(make_recipe({"n": 4 * SHARDS, "shard_size": 4})), set())
+    return Reporter(store, tracker, seen.append, held, quarantined(store)), tracker
+
+
+def run(store: Store, held: Held) -> State:
+    """Forty shards that are done, one of which had been given up before, and one that is given up now."""
+    reporter, tracker = reporter_of(store, held, [])
+    listener, state = reporter.as_listener(), State(SHARDS)
+    for number in range(SHARDS):
+        state.add(Done(4, 6))
+        listener.finished(number)
+        listener.tick(state)
+    listener.quarantine(7, "Traceback: the key is test-secret-key")
+    reporter.drain()
+    reporter.close(tracker.snapshot(state, "done"))
+    return state
+
+
+def test_progress_quarantine_and_index_are_written(bucket: Bucket, store: Store) -> None:
+    with leased(store) as held:
+        bucket.requests.clear()
+        run(store, held)
+    assert json.loads(store.get("progress.json") or b"{}")["status"] == "done"
+    assert quarantined(store) == {7}
+    assert "the key is ***" in json.loads(store.get("quarantine/000007.json") or b"{}")["error"]
+    assert len(json.loads(store.get("index/000000.json") or b"{}")) == SHARDS
+    assert bucket.requests["GET"] <= SHARDS + 6, "one for each receipt, none for shards that were never given up"
+
+
+def test_reports_that_the_store_refuses_end_nothing(bucket: Bucket, store: Store) -> None:
+    bucket.faults[:] = [
+        Fault("status", "(PUT|GET) .*(progress|quarantine|index)", times=None, code=403, chance=0.7),
+        Fault("status", "PUT .*(progress|quarantine|index)", times=None, code=507),
+    ]
+    with leased(store) as held:
+        assert run(Store("s3://b/set"), held).shards_done == SHARDS
+
+
+def test_a_slow_store_does_not_hold_up_the_scheduler(bucket: Bucket, store: Store) -> None:
+    seen = list[Snapshot]()
+    with leased(store) as held:
+        reporter, tracker = reporter_of(store, held, seen)
+        bucket.latency = 0.5
+        began = time.monotonic()
+        for number in range(SHARDS):
+            reporter.finished(number)
+            reporter.quarantine(number, "late")
+            reporter.tick(State(SHARDS))
+        assert time.monotonic() - began < 0.4
+        bucket.latency = 0
+        reporter.close(tracker.snapshot(State(SHARDS), "failed"))
+
+
+def test_a_run_waits_while_its_store_does_not_answer(
+    bucket: Bucket, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factory.store_retry._WORTH_A_WORD", 0.2)
+    seen, state = list[Snapshot](), State(SHARDS)
+    with leased(store) as held:
+        reporter, tracker = reporter_of(store, held, seen)
+        bucket.faults[:] = [Fault("outage", times=None, seconds=1.5)]
+        call = threading.Thread(target=store.get, args=("recipe.yaml",))
+        call.start()
+        time.sleep(1.2)
+        reporter.tick(state)
+        assert "s3://b/set does not answer" in state.waiting
+        assert seen[-1].status == "waiting"
+        call.join()
+        reporter.tick(state)
+        assert (state.waiting, seen[-1].status) == ("", "running")
+        reporter.close(tracker.snapshot(state, "done"))
+
+
+def test_a_driver_whose_lease_was_taken_ends_and_leaves_the_other_s_progress(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    with leased(store) as held:
+        reporter, tracker = reporter_of(store, held, [])
+        with leased(store, force=True):
+            store.put("progress.json", b"of the other")
+            time.sleep(0.5)
+            with pytest.raises(LeaseHeldError):
+                reporter.tick(State(SHARDS))
+            reporter.close(tracker.snapshot(State(SHARDS), "failed"))
+            assert store.get("progress.json") == b"of the other"
