@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
+from factory.errors import UserError
 from factory.stickers import train_diffusion, training_scenes
 from factory.stickers.text_to_image import as_pipeline, new_text_to_image, save_pipeline
 from factory.stickers.tokens import train_tokenizer
@@ -157,3 +158,9 @@ def test_the_command_measures_an_autoencoder(folders) -> None:
     assert figures.keys() == {"scenes", "psnr", "kept_single", "kept_pairs", "roughness"}
     assert 0 <= figures["kept_single"] <= 1
     assert 0 < figures["roughness"] < 1
+
+
+def test_an_autoencoder_of_another_factor_is_refused(tmp_path) -> None:
+    AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="8 times smaller"):
+        DiffusionTask(tmp_path, tmp_path / "latents.pt", "cpu", lambda text: None)

@@ -20,6 +20,8 @@ from factory.errors import UserError
 from factory.stickers.tokens import MAX_TOKENS
 
 NOISE: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+LATENT_FACTOR = 4
+"""Pixels of a side of a latent."""
 _TEXT_WIDTH = 192
 
 

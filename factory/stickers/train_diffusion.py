@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
+from factory.errors import UserError
 from factory.stickers.sampling import GUIDANCE, STEPS
 from factory.stickers.text_to_image import (
+    LATENT_FACTOR,
     NOISE,
     TextToImage,
     as_pipeline,
@@ -53,6 +55,7 @@ class DiffusionTask:
         self.tokenizer = train_tokenizer(all_captions())
         self.model: nn.Module = new_text_to_image(self.tokenizer, device)
         self.noise = DDPMScheduler(**NOISE, prediction_type="v_prediction")
+        _check_factor(self.autoencoder, autoencoder)
         self.latents, self.weights = scene_latents(self.autoencoder, autoencoder, cache, device, report)
         self.token_ids = self._tokens([caption(scene_classes(k)) for k in range(len(self.latents))])
         self.empty = self._tokens([""])[0]
@@ -136,3 +139,12 @@ class DiffusionTask:
         """Start with the U-Net and the text encoder of a saved pipeline."""
         assert isinstance(self.model, TextToImage)
         load_weights(self.model, folder)
+
+
+def _check_factor(autoencoder: AutoencoderTiny, folder: Path) -> None:
+    factor = 2 ** (len(autoencoder.config["encoder_block_out_channels"]) - 1)
+    if factor != LATENT_FACTOR:
+        raise UserError(
+            f"The autoencoder {folder} makes images {factor} times smaller and the text-to-image model is built for "
+            f"{LATENT_FACTOR}; train one with `factory stickers train autoencoder` and the same --out."
+        )
