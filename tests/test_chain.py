@@ -77,6 +77,7 @@ def test_the_chain_for_voc_runs_from_class_names_to_the_scores_of_segmenters_and
     assert "| VOC2012 | and true masks | 1 |" in (out / "real.md").read_text()
 
 
+@pytest.mark.slow  # 400 queries at the library's 384 x 384: some minutes, for the same code as VOC's chain
 def test_the_chain_for_coco_runs_from_class_names_to_the_score_of_a_segmenter(
     tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
