@@ -94,7 +94,9 @@ class Store:
         from obstore.exceptions import AlreadyExistsError
 
         try:
-            self._do(name, lambda client: client.put(name, data, mode="create"), len(data), writes=True)
+            self._do(
+                name, lambda client: client.put(name, data, mode="create", use_multipart=False), len(data), writes=True
+            )
         except AlreadyExistsError:
             return False
         return True
@@ -130,7 +132,9 @@ class Store:
                 return there[0] == data
             # Google compares the version, S3 the tag.
             mode = {key: there[1][key] for key in ("e_tag", "version") if there[1].get(key) is not None}
-            self._do(name, lambda client: client.put(name, data, mode=mode), len(data), writes=True)
+            self._do(
+                name, lambda client: client.put(name, data, mode=mode, use_multipart=False), len(data), writes=True
+            )
         except FileNotFoundError:
             return False
         except (AlreadyExistsError, PreconditionError):
@@ -139,7 +143,10 @@ class Store:
 
     def put(self, name: str, data: bytes) -> None:
         """Write `data` over whatever is there: for what is only a copy or news, such as progress. The last one wins."""
-        self._do(name, lambda client: client.put(name, data, mode="overwrite"), len(data), writes=True)
+        # One request: the client would else send more than 5 MB in parts, each with a time-out of its own.
+        self._do(
+            name, lambda client: client.put(name, data, mode="overwrite", use_multipart=False), len(data), writes=True
+        )
 
     def get(self, name: str) -> bytes | None:
         """The content, or None where there is no such name; reading makes no folder."""

@@ -143,6 +143,13 @@ def test_a_slow_upload_may_take_as_long_as_its_size_allows(bucket: Bucket) -> No
     assert bucket.requests == {"PUT": 1}
 
 
+def test_a_large_file_is_one_request(bucket: Bucket, address: str) -> None:
+    data = b"1" * 12_000_000
+    Store(address).put("dataset.json", data)
+    assert bucket.requests == {"PUT": 1}
+    assert bucket.objects["b/set/dataset.json"][0] == data
+
+
 def test_a_request_that_stalls_is_made_again(bucket: Bucket) -> None:
     bucket.faults[:] = [Fault("stall", seconds=30)]
     began = time.monotonic()
