@@ -93,8 +93,14 @@ def test_a_shard_that_kills_every_worker_is_given_up_and_its_neighbours_are_done
 @pytest.mark.usefixtures("ray_here")
 def test_a_shard_that_was_finished_when_its_worker_died_is_not_made_again(tmp_path: Path) -> None:
     """A busy driver finds the loss and the answer at once, the loss first."""
+
+    def tick(state: State) -> None:
+        while (tmp_path / "tried-0").exists() and not (tmp_path / "died-0").exists():
+            time.sleep(0.1)
+        time.sleep(0.3)
+
     job = SleepingJob(str(tmp_path), writing=1.0, dying_late=frozenset({0}))
-    state = run(job, 4, Listener(tick=lambda state: time.sleep(2)), workers=1)
+    state = run(job, 4, Listener(tick=tick), workers=1)
     assert (state.shards_done, state.lost) == (4, 1)
     assert [times(tmp_path, "done", shard) for shard in range(4)] == [1] * 4
 

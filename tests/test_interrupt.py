@@ -14,7 +14,7 @@ import yaml
 PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
 
 
-@pytest.mark.parametrize("group", [False, True])
+@pytest.mark.parametrize("group", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_sigterm_commits_what_is_under_way_and_the_same_command_continues(
     tiny_model: Path, tmp_path: Path, group: bool
 ) -> None:
@@ -22,9 +22,9 @@ def test_sigterm_commits_what_is_under_way_and_the_same_command_continues(
     data = {
         "classes": "voc",
         "n": 400,
-        "shard_size": 4,
+        "shard_size": 2,
         "batch": 2,
-        "generator": {"model": str(tiny_model), "steps": 8, "solver": "ddim"},
+        "generator": {"model": str(tiny_model), "steps": 4, "solver": "ddim"},
         "masks": {"timesteps": [300]},
         "filters": {"min_area": None, "max_area": None, "max_border": None, "duplicate_distance": None},
         "engine": {"workers": 1},
@@ -50,5 +50,5 @@ def test_sigterm_commits_what_is_under_way_and_the_same_command_continues(
     assert after <= {path.stem for path in out.glob("train/*")}
     if not group:
         assert "stopping:" in said
-        assert before < len(after) < 100, "the shard under way was committed"
+        assert before < len(after) < 200, "the shard under way was committed"
         assert after == {path.stem for path in out.glob("train/*")}, "nothing was half written"
