@@ -199,18 +199,20 @@ def _whole(value: object) -> int:
 
 def committed(store: Store) -> set[int]:
     """The numbers of all shards that have a receipt: one listing, whatever their number."""
-    stems = (name.removeprefix("receipts/").removesuffix(".json") for name in store.list("receipts"))
-    return {int(stem) for stem in stems if re.fullmatch("[0-9]{6,7}", stem) and shard_name(int(stem)) == stem}
+    return {number for name in store.list("receipts") if (number := _number(name)) is not None}
 
 
 def tags(store: Store, shards: int) -> dict[int, str]:
     """The tag of each receipt's file in a listing, by number, for a plan of so many shards."""
-    found = {}
-    for name, entry in store.entries("receipts").items():
-        stem = name.removeprefix("receipts/").removesuffix(".json")
-        if stem.isdecimal() and int(stem) < shards:
-            found[int(stem)] = entry.tag
-    return found
+    rows = ((_number(name), entry.tag) for name, entry in store.entries("receipts").items())
+    return {number: tag for number, tag in rows if number is not None and number < shards}
+
+
+def _number(name: str) -> int | None:
+    """The shard of a receipt's file; None for any other file, such as receipts/1.json."""
+    stem = name.removeprefix("receipts/").removesuffix(".json")
+    known = re.fullmatch("[0-9]{6,7}", stem) and name == receipt_name(int(stem))
+    return int(stem) if known else None
 
 
 def missing(plan: Plan, done: Iterable[int]) -> list[int]:

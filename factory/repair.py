@@ -23,9 +23,9 @@ class TakenOut:
 def take_out(store: Store, report: Report) -> TakenOut:
     """Write damaged manifests from their tars, delete what else is damaged, and delete orphans; a run makes the rest.
 
-    No other run may be at work on the dataset: its newest files are orphans until their receipt is written. The receipt
-    of a damaged shard is deleted first, so that a repair that is cut off leaves a shard to be made and not one that
-    looks sound.
+    The caller holds the dataset's lease since before the check, for the newest files of a run are orphans until their
+    receipt is written. The receipt of a damaged shard is deleted first, so that a repair that is cut off leaves a shard
+    to be made and not one that looks sound.
     """
     layout = recipe_of(store).format
     rewritten = tuple(number for number in report.only_manifest if _rewrite_manifest(store, number, layout))

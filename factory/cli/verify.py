@@ -1,13 +1,16 @@
 """`factory verify`: check a dataset from the bytes up, and repair it."""
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from factory import exit_codes
+from factory.cli.generate import Force
 from factory.valid_json import dumps
 
 if TYPE_CHECKING:
+    from factory.lease import Held
     from factory.store import Store
     from factory.verify import Report
 
@@ -18,8 +21,9 @@ def verify(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of a dataset.")],
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Make what is damaged or missing again; no other run may be at work there."),
+        typer.Option("--repair", help="Make what is damaged or missing again; refused while a run is at work there."),
     ] = False,
+    force: Force = False,
     workers: Annotated[int | None, typer.Option(help="Workers of a repair; as the recipe says by default.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -31,16 +35,21 @@ def verify(
 
     Exit codes: 0 all that exists is sound, 2 bad input, 3 some shards were given up by the repair, 5 damaged.
     """
+    from factory.dataset import recipe_of
+    from factory.lease import leased
     from factory.store import Store
     from factory.verify import verify as check
 
     store = Store(folder)
-    report = check(store)
-    repaired = None
-    if repair and (report.damaged or report.missing or report.orphans):
-        repaired = _repair(store, report, workers, as_json)
+    recipe_of(store)  # a place without a dataset gets no lease
+    # From the check to the end nobody else writes: the newest files of a run look like orphans.
+    with leased(store, force, lambda text: typer.echo(text, err=True)) if repair else contextlib.nullcontext() as lease:
         report = check(store)
-        repaired &= set(range(report.planned)) - set(report.missing) - set(report.damaged)
+        repaired = None
+        if lease is not None and (report.damaged or report.missing or report.orphans):
+            repaired = _repair(store, report, workers, as_json, lease)
+            report = check(store)
+            repaired &= set(range(report.planned)) - set(report.missing) - set(report.damaged)
     data: dict[str, Any] = {
         "shards": report.shards,
         "shards_planned": report.planned,
@@ -58,7 +67,7 @@ def verify(
     raise typer.Exit(exit_codes.GIVEN_UP if repaired is not None and report.missing else exit_codes.DONE)
 
 
-def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool) -> set[int]:
+def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool, lease: "Held") -> set[int]:
     """The shards that were taken in hand; whether they are there now is for another check to find out."""
     from factory.cli.view import watching
     from factory.dataset import recipe_of
@@ -70,7 +79,7 @@ def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool) 
     engine = recipe.engine.model_copy(update={"workers": workers} if workers else {})
     if done.again or done.orphans or report.missing:
         with watching(quiet) as watch:
-            generate(recipe.model_copy(update={"engine": engine}), store, watch=watch)
+            generate(recipe.model_copy(update={"engine": engine}), store, watch=watch, held=lease)
     return {*done.rewritten, *done.again, *report.missing, *report.orphans.values()}
 
 

@@ -14,9 +14,21 @@ from typer.testing import CliRunner
 import factory.generate
 from factory.cli.main import app
 from factory.cli.verify import as_text
+from factory.errors import LeaseHeldError
+from factory.lease import leased
 from factory.manifest import read_manifest
 from factory.plan import Plan
-from factory.receipts import Tally, blob_of, commit, manifest_name, read_receipt, receipt_name, tar_name
+from factory.receipts import (
+    Tally,
+    blob_of,
+    commit,
+    committed,
+    manifest_name,
+    read_receipt,
+    receipt_name,
+    tags,
+    tar_name,
+)
 from factory.recipe import Recipe
 from factory.records import Grounded
 from factory.repair import take_out
@@ -139,6 +151,23 @@ def test_a_repair_that_makes_nothing_says_what_is_missing(tmp_path: Path, monkey
     assert repaired.exit_code == 3
     assert "Repaired shards: none.\n4 of 5 shards exist, with 20 samples; 4 are sound." in repaired.stdout
     assert "Missing after the repair: shards 2; quarantine/ tells why." in repaired.stdout
+
+
+def test_a_repair_is_refused_while_a_run_is_at_work_whose_newest_files_have_no_receipt_yet(tmp_path: Path) -> None:
+    store, _ = make_set(tmp_path, shards=(0, 2, 3, 4))
+    store.create(tar_name(1), b"being written")
+    with leased(store):
+        result = CliRunner().invoke(app, ["verify", str(tmp_path), "--repair"])
+        assert isinstance(result.exception, LeaseHeldError)
+        assert CliRunner().invoke(app, ["verify", str(tmp_path)]).exit_code == 0
+    assert store.get(tar_name(1)) == b"being written"
+
+
+def test_a_file_that_is_named_almost_like_a_receipt_is_none(tmp_path: Path) -> None:
+    store, _ = make_set(tmp_path, shards=range(2))
+    for name in ("receipts/2.json", "receipts/\u0660\u0660\u0660\u0660\u0660\u0662.json", "receipts/000003.txt"):
+        store.create(name, b"{}")
+    assert committed(store) == set(tags(store, SHARDS)) == {0, 1}
 
 
 def test_a_repair_that_leaves_damage_says_so() -> None:
