@@ -44,6 +44,7 @@ protocol-2: $(STAMP) ## Segmenters from synthetic sets beside labelled ones, on 
 	$(BIN)/factory run jobs/protocol-2.yaml
 
 chaos: $(STAMP) ## Kill workers and drivers, break buckets, start two drivers, 20 times; resume, compare every byte
+	$(BIN)/python -m pip install --quiet --editable '.[dev,chaos]'
 	$(BIN)/python tests/chaos.py --rounds 20
 	$(BIN)/python tests/chaos_engine.py --rounds 20
 
