@@ -80,7 +80,10 @@ def test_a_url_is_refused_in_arguments_too(command: list[str], tmp_path: Path, m
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (f"out: {URL}\nsteps: []\n", r"`out` of .*job.yaml is a path on this machine and cannot be the URL"),
+        (
+            f"out: {URL}\nsteps: [status: {{with: a}}]\n",
+            r"`out` of .*job.yaml is a path on this machine and cannot be the URL",
+        ),
         (f"out: here\nvalues: {{to: {URL}}}\nsteps: [train-grounder: {{with: o, out: '{{to}}'}}]\n", "--out of train-"),
     ],
 )
