@@ -109,7 +109,7 @@ def test_a_step_that_a_signal_killed_is_reported_as_such(tmp_path: Path, monkeyp
 
 def test_a_broken_list_of_finished_steps_is_refused(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text("[")
-    file = write(tmp_path / "job.yaml", out=str(tmp_path), steps=[])
+    file = write(tmp_path / "job.yaml", out=str(tmp_path), steps=[{"status": {"with": "a"}}])
     with pytest.raises(UserError, match=r"finished steps .*job\.json cannot be read"):
         run_job(load_job(file, None, commands(), {}), lambda text: None)
 
