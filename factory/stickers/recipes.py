@@ -45,7 +45,7 @@ _RECIPES: dict[str, dict[str, Any]] = {
     "detector": _DETECTOR,
     "judge": _DETECTOR,
 }
-"""`steps` of the turbo recipe are those of each of its stages."""
+"""The `steps` of the turbo recipe apply to each of its stages."""
 
 
 def run_recipe(

@@ -15,7 +15,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from factory.stickers.text_to_image import TextToImage, as_pipeline, load_weights, new_text_to_image, save_pipeline
+from factory.stickers.text_to_image import TextToImage, as_pipeline, load_weights, new_text_to_image
 from factory.stickers.train_diffusion import DiffusionTask
 from factory.training.precision import autocast
 
@@ -96,10 +96,6 @@ class TurboTask(DiffusionTask):
     def sampling(self) -> tuple[int, float]:
         """As many steps as the stage has, without guidance."""
         return self.stage.steps, 1.0
-
-    def save(self, model: nn.Module, folder: Path) -> None:
-        """A diffusers folder in half precision."""
-        save_pipeline(self.pipeline(model), folder)
 
     def _scales(self, level: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.alphas[level].to(self.device)[:, None, None, None]
