@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -227,16 +227,21 @@ def _kill(process: psutil.Process) -> None:
         process.kill()
 
 
+def parsed_options(description: str | None, kinds: Sequence[str]) -> argparse.Namespace:
+    """The command line of a chaos script."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--n", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=kinds, action="append", help="Kinds of rounds; all by default.")
+    return parser.parse_args()
+
+
 def main() -> None:
     """The rounds."""
     from factory.testing.tiny_pipeline import tiny_pipeline
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--n", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=KINDS, action="append", help="Kinds of rounds; all by default.")
-    options = parser.parse_args()
+    options = parsed_options(__doc__, KINDS)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         file = place / "recipe.yaml"

@@ -7,7 +7,6 @@ every byte with an undisturbed run. A `poison` round gives a pool work of which 
 round adds machines to a cluster and takes some away. Prints a line a round and exits with 1 at the first difference.
 """
 
-import argparse
 import os
 import random
 import signal
@@ -18,7 +17,7 @@ import time
 from pathlib import Path
 
 import yaml
-from chaos import hashes, launch, recipe, workers_of
+from chaos import hashes, launch, parsed_options, recipe, workers_of
 
 KINDS = ("sigterm", "poison", "hosts")
 TERMINATED = 143
@@ -105,12 +104,7 @@ def at_work(kind: str, folder: Path, seed: str) -> str:
 def main() -> None:
     from factory.testing.tiny_pipeline import tiny_pipeline
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--n", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=KINDS, action="append", help="Kinds of rounds; all by default.")
-    options = parser.parse_args()
+    options = parsed_options(__doc__, KINDS)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         file = place / "recipe.yaml"
