@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from learning import losses_on_one_batch
 
 from factory.errors import UserError
 from factory.stickers import train_diffusion, training_scenes
@@ -55,14 +56,7 @@ def test_muon_takes_inner_matrices_and_adamw_the_rest() -> None:
 def test_the_autoencoder_learns_within_a_few_steps_of_muon() -> None:
     torch.manual_seed(0)
     task = AutoencoderTask("cpu")
-    optimizer = Muon(muon_groups(task.model, 3e-3, 0.0))
-    losses = []
-    for _ in range(4):
-        loss = task.loss(1, 2, 0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_on_one_batch(task, Muon(muon_groups(task.model, 3e-3, 0.0)), 4, step=1)
     assert losses[-1] < 0.9 * losses[0]
 
 
@@ -96,15 +90,7 @@ def test_the_text_to_image_model_learns_and_is_validated_on_other_scenes(folders
     task = DiffusionTask(folders / "vae", tmp_path / "latents.pt", "cpu", lambda text: None)
     assert task.training_scenes == 24 - 4
     assert task.latents.shape == (24, 4, 32, 32)
-    optimizer = Muon(muon_groups(task.model, 3e-3, 0.01))
-    losses = []
-    for _ in range(3):
-        torch.manual_seed(0)
-        loss = task.loss(0, 4, 0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_on_one_batch(task, Muon(muon_groups(task.model, 3e-3, 0.01)), 3)
     assert losses[-1] < losses[0]
     figures = task.figures(task.model)
     assert figures.keys() == {"error_300", "error_500", "error_700", "error_850"}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from learning import losses_on_one_batch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -172,14 +173,7 @@ def test_a_folder_without_a_detector_is_told_in_a_sentence(tmp_path) -> None:
 
 def test_the_detectors_loss_falls_within_a_few_steps() -> None:
     task = DetectorTask("cpu", autoencoder=pipeline_folder() / "vae")
-    optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(4):
-        loss = task.loss(0, 2, 0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_on_one_batch(task, torch.optim.AdamW(task.model.parameters(), lr=1e-3), 4)
     assert losses[-1] < losses[0]
 
 
