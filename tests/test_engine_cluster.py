@@ -43,7 +43,10 @@ def test_a_machine_that_joins_late_is_used_and_has_the_drivers_variables(
     def tick(state: State) -> None:
         seen.append(state)
         if state.shards_done >= 1 and not joined:
-            joined.append(cluster.add_node(num_cpus=1, num_gpus=1, wait=False))
+            with monkeypatch.context() as elsewhere:  # another machine, whose processes inherit nothing from the driver
+                elsewhere.delenv("AWS_ENDPOINT_URL")
+                elsewhere.delenv("AWS_CONFIG_FILE")
+                joined.append(cluster.add_node(num_cpus=1, num_gpus=1, wait=False))
 
     with connected(engine, 1), ClusterView(Capacity(engine, 1)) as view:
         pool = Pool(SleepingJob(str(tmp_path), seconds=0.4, noting=("AWS_ENDPOINT_URL", "AWS_CONFIG_FILE")), view.share)

@@ -74,6 +74,9 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the runs; each model has its own inside.")] = Path("runs"),
     steps: Annotated[int | None, typer.Option(help="Training steps; the default is the shipped recipe's.")] = None,
     batch: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="Peak learning rate; the default is the shipped recipe's.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to PyTorch.")] = 0,
     seed: Annotated[int, typer.Option(help="Another seed, another model.")] = 0,
@@ -88,7 +91,17 @@ def train(
     quiet_model_libraries()
     from factory.stickers.recipes import run_recipe
 
-    run_recipe(part.value, out, steps=steps, batch=batch, device=device, threads=threads, seed=seed, start=start)
+    run_recipe(
+        part.value,
+        out,
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        device=device,
+        threads=threads,
+        seed=seed,
+        start=start,
+    )
 
 
 @app.command()

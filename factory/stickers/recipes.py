@@ -53,6 +53,7 @@ def run_recipe(
     out: Path,
     steps: int | None = None,
     batch: int | None = None,
+    learning_rate: float | None = None,
     device: str = "cpu",
     threads: int = 0,
     seed: int = 0,
@@ -67,7 +68,7 @@ def run_recipe(
 
     if threads:
         torch.set_num_threads(threads)
-    given = {"steps": steps, "batch": batch, "start": start and str(start)}
+    given = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "start": start and str(start)}
     options = {**_RECIPES[part], **{key: value for key, value in given.items() if value is not None}}
     chosen = TrainOptions(**options, device=device, seed=seed)
 

@@ -23,6 +23,7 @@ _CROPS_PER_SCENE = 2
 _WIDTH = 48
 _LATENT_NOISE = 0.05
 _OBJECT_WEIGHT = 2.0
+_SQUARE_WEIGHT = 10.0  # the gradients of both norms are equal at an error of 0.05, which is 32 dB
 _EQUIVARIANCE = 0.25
 _TEST_SCENES = 96
 
@@ -100,8 +101,9 @@ class AutoencoderTask:
 
 
 def reconstruction_loss(decoded: Tensor, pixels: Tensor, objects: Tensor) -> Tensor:
-    """L1 and twice the squared error of pixels, L1 of their differences across and down; objects count threefold.
+    """L1 and squared error of pixels, L1 of their differences across and down; objects count threefold.
 
+    L1 alone leaves large errors on edges, which limit the PSNR; the squared error reduces them.
     The squared error of 8 x 8 means keeps the tints: without it a whole axis of colour is given up early.
 
     `decoded` and `pixels` are (B, 3, H, W) in -1..1, `objects` is 1 on objects and 0 elsewhere, (B, 1, H, W).
@@ -111,7 +113,7 @@ def reconstruction_loss(decoded: Tensor, pixels: Tensor, objects: Tensor) -> Ten
     across = (weight[..., 1:] * error.diff(dim=3).abs()).mean()
     down = (weight[..., 1:, :] * error.diff(dim=2).abs()).mean()
     tint = functional.avg_pool2d(error, 8).square().mean()
-    return (weight * (error.abs() + 2 * error.square())).mean() + across + down + 4 * tint
+    return (weight * (error.abs() + _SQUARE_WEIGHT * error.square())).mean() + across + down + 4 * tint
 
 
 @torch.no_grad()
