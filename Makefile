@@ -45,16 +45,16 @@ protocol-2: $(STAMP) ## Segmenters from synthetic sets beside labelled ones, on 
 
 chaos: $(STAMP) ## Kill workers and drivers, break buckets, start two drivers, 20 times; resume, compare every byte
 	$(BIN)/python -m pip install --quiet --editable '.[dev,chaos]'
-	$(BIN)/python tests/chaos.py --rounds 20
-	$(BIN)/python tests/chaos_engine.py --rounds 20
+	$(BIN)/python -m tests.chaos --rounds 20
+	$(BIN)/python -m tests.chaos_engine --rounds 20
 
 bench: $(STAMP) ## The figures of docs/performance.md; needs an otherwise idle machine
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/resume.py
-	$(BIN)/python benchmarks/driver.py
-	$(BIN)/python benchmarks/engine.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/end_to_end.py
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.resume
+	$(BIN)/python -m benchmarks.driver
+	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.end_to_end
 
 test-gpu: $(STAMP) ## The tests on a GPU; they fail where there is none
 	$(BIN)/python -m pytest -m gpu

@@ -1,6 +1,6 @@
 """What each ingredient of the guided module is worth: trained without it, measured by Protocol I.
 
-    python benchmarks/ablations.py ORACLE_SET --classes voc --steps 600 --images 60 --out runs/ablations
+    python -m benchmarks.ablations ORACLE_SET --classes voc --steps 600 --images 60 --out runs/ablations
 
 Every row has the same oracle set, steps, batch and seed, and is measured on the same images. A row that is trained
 already is not trained again; `--rows` chooses some of them, by their names' beginnings.
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
+from factory.dataset.storage import Store
+from factory.evaluation.markdown import write_table
+from factory.evaluation.protocol_1 import GROUPS, averaged, protocol_1
 from factory.grounder.data import OracleSet
 from factory.grounder.modules.guided import GuidedOptions
-from factory.grounder.protocol import GROUPS, averaged, protocol_1
 from factory.grounder.training import GrounderOptions, GrounderTask
-from factory.libraries import quiet_model_libraries
-from factory.pages import write_table
-from factory.store import Store
+from factory.hf_logging import quiet_model_libraries
 from factory.training.loop import TrainOptions, train
 
 WHOLE = GrounderOptions()
@@ -73,7 +73,7 @@ def main() -> None:
         mean = sum(by_group.values()) / len(by_group)
         lines.append(f"| {method} | {' | '.join(f'{100 * by_group[g]:.1f}' for g in GROUPS)} | {100 * mean:.1f} |")
     how = f"--steps {options.steps} --batch {options.batch} --images {options.images}"
-    text = f"`python benchmarks/ablations.py ... {how}` printed this.\n\n" + "\n".join(lines) + "\n"
+    text = f"`python -m benchmarks.ablations ... {how}` printed this.\n\n" + "\n".join(lines) + "\n"
     print(text)
     if options.table:
         write_table(options.table, text, f"ablations-{options.classes}")

@@ -1,6 +1,6 @@
 """What a driver costs on a bucket whose answers take 30 ms: start, status, statement, and shards a second.
 
-    python benchmarks/driver.py --shards 100000
+    python -m benchmarks.driver --shards 100000
 
 The bucket is a server in a process of its own that waits `--latency` before each answer. Rows:
 
@@ -19,19 +19,19 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from factory.cli.status import state
-from factory.dataset import recipe_begun, write_statement
-from factory.engine.job import Done
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe, make_recipe
+from factory.dataset.lease import leased
+from factory.dataset.receipts import missing, receipt_name, tags
+from factory.dataset.state import recipe_begun, write_statement
+from factory.dataset.storage import Store
+from factory.engine.interface import Done
 from factory.engine.scheduler import State
-from factory.lease import leased
-from factory.pages import write_table
-from factory.plan import Plan
-from factory.progress import Tracker
-from factory.receipts import missing, receipt_name, tags
-from factory.recipe import Recipe, make_recipe
-from factory.reporter import Reporter, quarantined
-from factory.store import Store
-from factory.testing.bucket import Bucket, serving
-from factory.testing.receipts import receipt
+from factory.evaluation.markdown import write_table
+from factory.generation.progress import Tracker
+from factory.generation.reporter import Reporter, quarantined
+from tests.support.bucket import Bucket, serving
+from tests.support.receipts import receipt
 
 ADDRESS = "s3://bucket/set"
 SHARD_SIZE = 100
@@ -120,7 +120,7 @@ def main() -> None:
     server.terminate()
     if options.table:
         head = [
-            f"`python benchmarks/driver.py --shards {shards}` printed this.",
+            f"`python -m benchmarks.driver --shards {shards}` printed this.",
             "",
             "| | | requests |",
             "|---|---|---|",

@@ -1,6 +1,6 @@
 """Samples per second of `factory generate` against two loops on the same model, in one run.
 
-    python benchmarks/end_to_end.py --n 128
+    python -m benchmarks.end_to_end --n 128
 
 `bare` is the stock diffusers pipeline in batches, images only, nothing written. `released` is the way of the released
 code: one image at a time, 50 DDIM steps, one PNG at a time. Start-up is left out on all sides.
@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from factory.dataset import begin
-from factory.generate import generate, pinned
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe, make_recipe
+from factory.dataset.state import begin
+from factory.dataset.storage import Store
+from factory.generation.pin import pinned
+from factory.generation.progress import Snapshot
+from factory.generation.run import generate
 from factory.generator.load import load_pipeline
-from factory.plan import Plan
-from factory.progress import Snapshot
-from factory.recipe import Recipe, make_recipe
-from factory.store import Store
 
 
 def factory_rate(recipe: Recipe, folder: Path) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """The engine alone, with work that only sleeps: efficiency by number of actors, and shards per second of the driver.
 
-    python benchmarks/engine.py --actors 1 4 16 64 --seconds 2
+    python -m benchmarks.engine --actors 1 4 16 64 --seconds 2
 
 Efficiency is the time that the sleeping takes on so many actors, over the time from the first shard given out to the
 last one done. Actors ask for a fraction of a core, since they only sleep.
@@ -10,13 +10,13 @@ import argparse
 import tempfile
 import time
 
+from factory.config.sections import EngineRecipe
 from factory.engine.capacity import Capacity, Share
 from factory.engine.cluster import connected
 from factory.engine.pool import Pool
 from factory.engine.scheduler import Listener, Scheduler, State
 from factory.engine.view import ClusterView
-from factory.recipe_parts import EngineRecipe
-from factory.testing.jobs import SleepingJob
+from tests.support.jobs import SleepingJob
 
 
 class Stopwatch:

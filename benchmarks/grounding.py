@@ -1,6 +1,6 @@
 """What masks by a grounding module add to the time of generating, as a ratio to images alone, in one run.
 
-    python benchmarks/grounding.py --n 64
+    python -m benchmarks.grounding --n 64
 
 The modules have random weights, for their time does not depend on them; rounds of all ways alternate, and the median of
 the ratios is told. One thread, as a worker has.
@@ -13,16 +13,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from factory.generate import pinned
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe, make_recipe
+from factory.generation.pin import pinned
 from factory.generator.interface import Request
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.attention import AttentionGrounder
 from factory.grounder.folder import GrounderConfig, build_module, save_grounder
 from factory.grounder.modules.backbone import Backbone
 from factory.grounder.trained import ModuleGrounder, gather
-from factory.libraries import quiet_model_libraries
-from factory.plan import Plan
-from factory.recipe import Recipe, make_recipe
+from factory.hf_logging import quiet_model_libraries
 
 
 def module_grounder(recipe: Recipe, module: str, folder: Path) -> ModuleGrounder:
@@ -71,7 +71,7 @@ def main() -> None:
             watching.generate(asked), [one.prompt for one in asked]
         )
         taken = measure(recipe, ways)
-    print(f"`python benchmarks/grounding.py --n {options.n}`: one thread, {recipe.generator.steps} steps\n")
+    print(f"`python -m benchmarks.grounding --n {options.n}`: one thread, {recipe.generator.steps} steps\n")
     print("| | seconds an image | ratio to images only |\n|---|---|---|")
     for name, rows in taken.items():
         ratio = statistics.median(mine / alone for mine, alone in zip(rows, taken["images only"], strict=True))

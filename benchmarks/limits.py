@@ -1,6 +1,6 @@
 """What limits the figures of Protocol I: the truth that they are measured by, the resolution, or which object is which.
 
-    python benchmarks/limits.py GROUNDER --classes voc --images 60
+    python -m benchmarks.limits GROUNDER --classes voc --images 60
 
 On the same fresh images as Protocol I, all as mIoU in percent, classes pooled and then averaged:
 
@@ -22,13 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from factory.grounder.protocol import GROUPS, Trial, TrialBatch
+from factory.dataset.masks import IGNORE
+from factory.dataset.records import Image, Instance
+from factory.evaluation.markdown import write_table
+from factory.evaluation.protocol_1 import GROUPS, Trial, TrialBatch
 from factory.grounder.tally import IouTally, label_picture
 from factory.grounder.trained import ModuleGrounder, open_grounders
-from factory.libraries import quiet_model_libraries
-from factory.masks import IGNORE
-from factory.pages import write_table
-from factory.records import Image, Instance
+from factory.hf_logging import quiet_model_libraries
 
 SURER, SIDES = (0.7, 0.9), (16, 32, 64)
 Labels = NDArray[np.uint8]
@@ -102,7 +102,7 @@ def main() -> None:
         cells = [f"{100 * t[row].miou:.1f} ({t[row].images})" if t[row].images else "" for t in columns.values()]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     told = (
-        f"`python benchmarks/limits.py GROUNDER --classes {options.classes} --images {options.images}` printed this; in"
+        f"`python -m benchmarks.limits GROUNDER --classes {options.classes} --images {options.images}` printed this; in"
     )
     text = f"{told} brackets\nthe number of images.\n\n" + "\n".join(lines) + "\n"
     print(text)

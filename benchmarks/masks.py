@@ -1,6 +1,6 @@
 """How good masks from attention are against the detector's, by where and how the attention is read.
 
-    python benchmarks/masks.py --n 64
+    python -m benchmarks.masks --n 64
 
 Every row reads the same images. A class counts where the detector finds it with a score of at least 0.5; the figure is
 the mean intersection over union of these masks. This is how the recipe's defaults for `masks` are chosen.
@@ -12,17 +12,17 @@ from dataclasses import replace
 
 import numpy as np
 
+from factory.config.plan import Plan
+from factory.config.prompts import Prompt
+from factory.config.recipe import Recipe, make_recipe
+from factory.dataset.masks import intersection_over_union
+from factory.dataset.records import Grounded
 from factory.detector.interface import Detector
 from factory.detector.load import open_detector
-from factory.generate import pinned
+from factory.generation.pin import pinned
 from factory.generator.interface import ATTENTION, Generated, Request
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.attention import AttentionGrounder
-from factory.masks import intersection_over_union
-from factory.plan import Plan
-from factory.prompts import Prompt
-from factory.recipe import Recipe, make_recipe
-from factory.records import Grounded
 
 TIMESTEPS = ([30], [100], [300], [500], [700], [100, 300, 500])
 THRESHOLDS = (None, 0.3, 0.4, 0.5, 0.6)

@@ -1,6 +1,6 @@
 """Peak memory of the driver and of its workers as n grows: it must not.
 
-    python benchmarks/memory.py --shards 1000 10000 100000 --samples 128 512 1024
+    python -m benchmarks.memory --shards 1000 10000 100000 --samples 128 512 1024
 
 The first table is the engine with shards that do nothing, the second `factory generate` on the embedded model. Peaks
 are resident sizes of the largest process of each kind, as the system tells them, looked at five times a second.
@@ -40,13 +40,13 @@ def peaks(command: list[str]) -> tuple[float, float, float]:
 
 def empty_shards(count: int) -> None:
     """Four actors through the scheduler, with nothing to make."""
+    from factory.config.sections import EngineRecipe
     from factory.engine.capacity import Capacity, Share
     from factory.engine.cluster import connected
     from factory.engine.pool import Pool
     from factory.engine.scheduler import Listener, Scheduler
     from factory.engine.view import ClusterView
-    from factory.recipe_parts import EngineRecipe
-    from factory.testing.jobs import SleepingJob
+    from tests.support.jobs import SleepingJob
 
     with tempfile.TemporaryDirectory() as folder, connected(EngineRecipe(workers=1), 1):
         engine = EngineRecipe(workers=4)

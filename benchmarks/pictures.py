@@ -1,8 +1,8 @@
 """Pictures of what the tables tell: generated masks, inverted images with their way back, what segmenters say.
 
-    python benchmarks/pictures.py masks GROUNDER GROUNDER --classes voc --images 40 --out docs/pictures/masks.jpg
-    python benchmarks/pictures.py inverted INVERTED_SET --grounder GROUNDER --out docs/pictures/inverted.jpg
-    python benchmarks/pictures.py segmenters NAME=FOLDER NAME=FOLDER --real VOC_FOLDER --out segmenters.jpg
+    python -m benchmarks.pictures masks GROUNDER GROUNDER --classes voc --images 40 --out docs/pictures/masks.jpg
+    python -m benchmarks.pictures inverted INVERTED_SET --grounder GROUNDER --out docs/pictures/inverted.jpg
+    python -m benchmarks.pictures segmenters NAME=FOLDER NAME=FOLDER --real VOC_FOLDER --out segmenters.jpg
 
 Nothing is chosen by hand. `masks` shows, for every group of Protocol I, the images at which the first grounder is at
 its median and at its worst. `inverted` shows those of a set at which the way back ends best, at the median, and worst;
@@ -20,22 +20,22 @@ from numpy.typing import NDArray
 from PIL import Image as Pictures
 from PIL import ImageDraw
 
+from factory.config.vocabulary import parse_classes
+from factory.dataset.masks import IGNORE, palette
+from factory.dataset.records import Image
+from factory.dataset.storage import Store
+from factory.evaluation.grounders_on_real import predict
+from factory.evaluation.protocol_1 import GROUPS, Trial
 from factory.generator.inversion import InvertingGenerator, psnr
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleSample, OracleSet
-from factory.grounder.on_real import predict
-from factory.grounder.protocol import GROUPS, Trial
 from factory.grounder.tally import IouTally, label_picture
 from factory.grounder.trained import ModuleGrounder, open_grounders
-from factory.libraries import quiet_model_libraries
-from factory.masks import IGNORE, palette
-from factory.real.labelled import LabelledImage
-from factory.real.voc import VocFolder
-from factory.records import Image
+from factory.hf_logging import quiet_model_libraries
+from factory.labelled.interface import LabelledImage
+from factory.labelled.voc import VocFolder
 from factory.segmenter.evaluate import Confusion
 from factory.segmenter.model import Segmenter, load_segmenter
-from factory.store import Store
-from factory.vocabulary import parse_classes
 
 CELL, CAPTION, OPACITY = 144, 16, 0.6
 Labels = NDArray[np.uint8]

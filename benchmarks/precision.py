@@ -1,6 +1,6 @@
 """What float32 and bfloat16 cost and lose on this machine's CPU.
 
-    python benchmarks/precision.py --steps 8 --images 16
+    python -m benchmarks.precision --steps 8 --images 16
 
 Seconds of a segmenter's training step (SegFormer-B0, 16 images of 128 pixels), of an image that the embedded model
 draws, and of one that is inverted by 50 steps of DDIM, with the PSNR of its way back; and the PSNR of the autoencoder
@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from factory.generate import pinned
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe, make_recipe
+from factory.config.vocabulary import voc
+from factory.generation.inversion_recipe import RealOptions, recipe_of_folder
+from factory.generation.pin import pinned
 from factory.generator.interface import Request
 from factory.generator.inversion import InvertingGenerator
 from factory.generator.pipeline import PipelineGenerator
-from factory.libraries import quiet_model_libraries
-from factory.plan import Plan
-from factory.real.recipe import RealOptions, recipe_of_folder
-from factory.recipe import Recipe, make_recipe
+from factory.hf_logging import quiet_model_libraries
 from factory.segmenter.model import new_segmenter
 from factory.stickers.voc_folder import write_voc_folder
-from factory.vocabulary import voc
 
 PRECISIONS = ("float32", "bfloat16")
 

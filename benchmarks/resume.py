@@ -1,6 +1,6 @@
 """How long it takes to see what is missing of a set with 100,000 receipts, and what memory that needs.
 
-python benchmarks/resume.py --shards 100000
+python -m benchmarks.resume --shards 100000
 """
 
 import argparse
@@ -9,10 +9,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from factory.plan import Plan
-from factory.receipts import committed, missing, receipt_name
-from factory.recipe import make_recipe
-from factory.store import Store
+from factory.config.plan import Plan
+from factory.config.recipe import make_recipe
+from factory.dataset.receipts import committed, missing, receipt_name
+from factory.dataset.storage import Store
 
 
 def main() -> None:

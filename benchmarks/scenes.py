@@ -1,12 +1,12 @@
-"""Time of rendering a scene: `python benchmarks/scenes.py`. The target is 3 ms an image of 128 x 128 on one core."""
+"""Time of rendering a scene: `python -m benchmarks.scenes`. The target is 3 ms an image of 128 x 128 on one core."""
 
 import time
 
 import numpy as np
 
+from factory.config.vocabulary import coco
 from factory.stickers.atlas import load_atlas
 from factory.stickers.scenes import random_class_names, render_scene
-from factory.vocabulary import coco
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Time of `factory --help`, and from the command to the first accepted sample.
 
-python benchmarks/startup.py
+python -m benchmarks.startup
 """
 
 import json

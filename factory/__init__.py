@@ -1,6 +1,6 @@
 """A distributed synthetic-dataset factory: class names in, segmentation datasets out."""
 
-from factory.libraries import guard_against_torchvision
+from factory.hf_logging import guard_against_torchvision
 
 __version__ = "0.1.0"
 

@@ -1,7 +1,7 @@
 """Disturb whatever makes a dataset, at random moments, resume it, and compare every byte with an undisturbed run.
 
-    python tests/chaos.py --rounds 20
-    python tests/chaos.py --rounds 4 --only s3 --only gs
+    python -m tests.chaos --rounds 20
+    python -m tests.chaos --rounds 4 --only s3 --only gs
 
 Each round picks one of: SIGKILL of a random worker, of the driver, of the driver's whole process tree; `s3`, a bucket
 of a real S3 server (moto) behind a proxy with faults; `gs`, one in Google's dialect with faults; both with a kill on
@@ -27,8 +27,8 @@ from urllib.request import Request, urlopen
 import psutil
 import yaml
 
-from factory.store import Store
-from factory.testing.bucket import Bucket, Fault, serving
+from factory.dataset.storage import Store
+from tests.support.bucket import Bucket, Fault, serving
 
 PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
 MOST_LAUNCHES = 12
@@ -239,7 +239,7 @@ def parsed_options(description: str | None, kinds: Sequence[str]) -> argparse.Na
 
 def main() -> None:
     """The rounds."""
-    from factory.testing.tiny_pipeline import tiny_pipeline
+    from tests.support.tiny_pipeline import tiny_pipeline
 
     options = parsed_options(__doc__, KINDS)
     with tempfile.TemporaryDirectory() as folder:

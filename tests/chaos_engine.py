@@ -1,6 +1,6 @@
 """Disturb the engine where `tests/chaos.py` does not: SIGTERM, poison shards, and machines that join and leave.
 
-    python tests/chaos_engine.py --rounds 20
+    python -m tests.chaos_engine --rounds 20
 
 A `sigterm` round stops `factory generate` at random moments, as Kubernetes or Slurm does, resumes it, and compares
 every byte with an undisturbed run. A `poison` round gives a pool work of which some shards kill every worker; a `hosts`
@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 
 import yaml
-from chaos import hashes, launch, parsed_options, recipe, workers_of
+
+from tests.chaos import hashes, launch, parsed_options, recipe, workers_of
 
 KINDS = ("sigterm", "poison", "hosts")
 TERMINATED = 143
@@ -53,8 +54,8 @@ from factory.engine.capacity import Capacity
 from factory.engine.pool import Pool
 from factory.engine.scheduler import Listener, Scheduler
 from factory.engine.view import ClusterView
-from factory.recipe_parts import EngineRecipe
-from factory.testing.jobs import SleepingJob
+from factory.config.sections import EngineRecipe
+from tests.support.jobs import SleepingJob
 
 kind, seed, folder = sys.argv[1], sys.argv[2], sys.argv[3]
 dice = random.Random(seed)
@@ -102,7 +103,7 @@ def at_work(kind: str, folder: Path, seed: str) -> str:
 
 
 def main() -> None:
-    from factory.testing.tiny_pipeline import tiny_pipeline
+    from tests.support.tiny_pipeline import tiny_pipeline
 
     options = parsed_options(__doc__, KINDS)
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from factory.recipe import Recipe, make_recipe
+from factory.config.recipe import Recipe, make_recipe
 
 # torch's tensors do not take numpy's `copy` keyword yet; the schedulers of diffusers convert them.
 QUIET = "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
@@ -19,7 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Stable Diffusion pipeline with random weights: 64 x 64 images in a few milliseconds."""
-    from factory.testing.tiny_pipeline import tiny_pipeline
+    from tests.support.tiny_pipeline import tiny_pipeline
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

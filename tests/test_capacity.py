@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from factory.config.recipe import make_recipe
+from factory.config.sections import EngineRecipe
 from factory.engine import machine
 from factory.engine.capacity import Capacity, Resources, Share
 from factory.engine.machine import session_folder, usable_cpus
 from factory.errors import UserError
-from factory.produce.footprint import worker_memory
-from factory.recipe import make_recipe
-from factory.recipe_parts import EngineRecipe
+from factory.generation.worker_memory import worker_memory
 
 GIB = 2**30
 HEAD = {"CPU": 4.0, "memory": 16.0 * GIB}

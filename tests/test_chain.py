@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
+from factory.config.vocabulary import Vocabulary, coco, voc
 from factory.errors import UserError
-from factory.job import load_job, run_job
-from factory.real.voc import VocFolder
+from factory.labelled.voc import VocFolder
 from factory.stickers.voc_folder import write_voc_folder
-from factory.testing.coco_folder import write_annotations
-from factory.testing.tiny_detector import tiny_mask2former
-from factory.vocabulary import Vocabulary, coco, voc
+from factory.workflow.run import load_job, run_job
+from tests.support.coco_folder import write_annotations
+from tests.support.tiny_detector import tiny_mask2former
 
 JOBS = Path(__file__).parents[1] / "jobs"
 

@@ -16,12 +16,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from factory.config.vocabulary import coco, voc
 from factory.errors import UserError
-from factory.real.coco import CocoFolder
-from factory.real.folders import open_labelled
-from factory.real.recipe import RealOptions, recipe_of_folder
-from factory.real.segmentation import MAX_OUTLINE, to_mask
-from factory.vocabulary import coco, voc
+from factory.generation.inversion_recipe import RealOptions, recipe_of_folder
+from factory.labelled.coco import CocoFolder
+from factory.labelled.folders import open_labelled
+from factory.labelled.segmentation import MAX_OUTLINE, to_mask
 
 DOG, CAT = coco().names.index("dog") + 1, coco().names.index("cat") + 1
 DOG_BOX, CAT_BOX = [5, 5, 25, 5, 25, 20, 5, 20], [30, 20, 50, 20, 50, 30, 30, 30]
@@ -274,8 +274,8 @@ import resource
 resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
 from pathlib import Path
 from factory.errors import UserError
-from factory.real.coco import CocoFolder
-from factory.vocabulary import coco
+from factory.labelled.coco import CocoFolder
+from factory.config.vocabulary import coco
 refused = 0
 for number in range({len(BAD)}):
     try:
@@ -314,7 +314,7 @@ def test_a_file_of_too_many_bytes_or_values_is_refused_before_it_is_parsed(
         ("MAX_JSON_VALUES", 10, "about .* values"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(f"factory.real.annotations.{name}", least)
+            patch.setattr(f"factory.labelled.annotations.{name}", least)
             patch.setattr("json.loads", None)
             with pytest.raises(UserError, match=told):
                 CocoFolder(tmp_path, tmp_path / "a.json", coco())

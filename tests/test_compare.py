@@ -7,12 +7,12 @@ import pytest
 from typer.testing import CliRunner
 
 from factory.cli.main import app
+from factory.config.vocabulary import voc
 from factory.errors import UserError
-from factory.segmenter.compare import as_markdown, compared
+from factory.evaluation.protocol_2 import as_markdown, compared
 from factory.segmenter.model import new_segmenter, save_segmenter
 from factory.segmenter.run import RealImages, evaluate_here
 from factory.stickers.voc_folder import write_voc_folder
-from factory.vocabulary import voc
 
 
 @pytest.fixture(scope="module")

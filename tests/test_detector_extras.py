@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from library_detections import library_rows
 
+from factory.config.recipe import Recipe, make_recipe
+from factory.config.vocabulary import coco
+from factory.dataset.records import Instance
 from factory.detector.load import check_classes, open_detector, pin_detector, pinned_detector
 from factory.errors import UserError
-from factory.recipe import Recipe, make_recipe
-from factory.records import Instance
-from factory.testing.tiny_detectors import tiny_oneformer, tiny_rf_detr
-from factory.vocabulary import coco
+from tests.support.library_detections import library_rows
+from tests.support.tiny_detectors import tiny_oneformer, tiny_rf_detr
 
 pytestmark = [pytest.mark.extras, pytest.mark.filterwarnings("default")]  # detectron2's dependencies warn
 

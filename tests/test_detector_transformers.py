@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from library_detections import MIN_SCORE, Row, library_answer, library_rows
 from safetensors.torch import load_file, save_file
 
+from factory.config.recipe import Recipe, make_recipe
+from factory.config.vocabulary import coco
+from factory.dataset.records import Instance
 from factory.detector.load import open_detector
 from factory.errors import UserError
-from factory.recipe import Recipe, make_recipe
-from factory.records import Instance
-from factory.testing.tiny_detectors import TINY_DETECTORS
-from factory.vocabulary import coco
+from tests.support.library_detections import MIN_SCORE, Row, library_answer, library_rows
+from tests.support.tiny_detectors import TINY_DETECTORS
 
 LABELS = ["N/A", *coco().names]
 HERE = [name for name in TINY_DETECTORS if name != "rf_detr"]  # its image processor needs torchvision

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from factory.config.recipe import Recipe, make_recipe
+from factory.config.vocabulary import coco
 from factory.detector import detectron2 as with_detectron2
 from factory.detector.load import check_pin, open_detector, pin_detector, pinned_detector
 from factory.detector.weights import fill, read_state, split_name
 from factory.errors import UserError
-from factory.recipe import Recipe, make_recipe
-from factory.testing.tiny_detector import tiny_mask2former
-from factory.vocabulary import coco
+from tests.support.tiny_detector import tiny_mask2former
 
 MASK_RCNN = "detectron2:COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 
@@ -192,7 +192,7 @@ def test_a_file_swapped_under_its_pin_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_of_a_pinned_recipe_checks_the_pin(folder: Path) -> None:
-    from factory.generate import pinned
+    from factory.generation.pin import pinned
 
     with pytest.raises(UserError, match="pins the detector"):
         pinned(_recipe(folder, "0" * 40))

@@ -9,16 +9,16 @@ import pytest
 import torch
 from transformers import ResNetConfig
 
+from factory.config.recipe import Recipe, make_recipe
+from factory.config.vocabulary import coco, voc
 from factory.detector import detectron2 as with_detectron2
 from factory.detector import torchvision as with_torchvision
 from factory.detector.embedded import EmbeddedDetector
 from factory.detector.labels import in_order, translation, unseen_by
 from factory.detector.load import check_classes, open_detector, pin_detector
-from factory.detector.universal import UniversalDetector
+from factory.detector.transformers import UniversalDetector
 from factory.errors import UserError
-from factory.recipe import Recipe, make_recipe
-from factory.testing.tiny_detectors import TINY_DETECTORS
-from factory.vocabulary import coco, voc
+from tests.support.tiny_detectors import TINY_DETECTORS
 
 LABELS = ["N/A", *coco().names]
 

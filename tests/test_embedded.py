@@ -6,16 +6,17 @@ import pytest
 import torch
 from PIL import Image
 
+from factory.config.plan import Plan
+from factory.config.recipe import make_recipe
+from factory.config.vocabulary import caption, coco
 from factory.detector.load import open_detector as open_any_detector
 from factory.detector.oracle import OracleGrounder
 from factory.errors import UserError
-from factory.generate import pinned
+from factory.generation.components import load_components
+from factory.generation.pin import pinned
 from factory.generator.interface import Request
 from factory.generator.load import pin_revision
 from factory.grounder.folder import read_config
-from factory.plan import Plan
-from factory.produce.components import load_components
-from factory.recipe import make_recipe
 from factory.stickers.atlas import TRAIN_STYLES
 from factory.stickers.embedded import (
     detector_folder,
@@ -27,7 +28,6 @@ from factory.stickers.embedded import (
 )
 from factory.stickers.evaluate_parts import classes_found, mask_iou
 from factory.stickers.sampling import sample
-from factory.vocabulary import caption, coco
 
 
 def _mebibytes(folder: Path, pattern: str = "*") -> float:

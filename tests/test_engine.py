@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from factory.config.sections import EngineRecipe
 from factory.engine import deadlines, health
 from factory.engine.capacity import Capacity, Share
 from factory.engine.cluster import connected
@@ -20,8 +21,7 @@ from factory.engine.pool import Member, Pool
 from factory.engine.scheduler import Listener, Scheduler, State
 from factory.engine.view import ClusterView
 from factory.errors import GivenUpError, UserError
-from factory.recipe_parts import EngineRecipe
-from factory.testing.jobs import AskingJob, RefusingJob, SleepingJob
+from tests.support.jobs import AskingJob, RefusingJob, SleepingJob
 
 PROGRAM = (sys.executable, "-c", "from factory.cli.main import run; run()")
 

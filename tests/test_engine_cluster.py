@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
+from factory.config.sections import EngineRecipe
 from factory.engine.capacity import Capacity
 from factory.engine.cluster import _keep_token_in_memory, connected
 from factory.engine.pool import Pool
 from factory.engine.scheduler import Listener, Scheduler, State
 from factory.engine.view import ClusterView
 from factory.errors import UserError
-from factory.recipe_parts import EngineRecipe
-from factory.testing.jobs import SleepingJob
+from tests.support.jobs import SleepingJob
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,8 @@ from factory.engine import cluster, health, scheduler
 from factory.engine.capacity import Capacity
 from factory.engine.pool import Pool
 from factory.engine.view import ClusterView
-from factory.recipe_parts import EngineRecipe
-from factory.testing.jobs import SleepingJob
+from factory.config.sections import EngineRecipe
+from tests.support.jobs import SleepingJob
 
 health.LONGEST_SILENCE = 3.0
 cluster._keep_token_in_memory()
@@ -121,7 +121,7 @@ BEFORE = """
 import ray, sys
 import psutil
 from factory.engine.cluster import connected
-from factory.recipe_parts import EngineRecipe
+from factory.config.sections import EngineRecipe
 
 with connected(EngineRecipe(workers=1), 1):
     print("own output")

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factory.filters.checks import REASONS, Filters
-from factory.prompts import Prompt
-from factory.recipe_parts import FilterRecipe
-from factory.records import Grounded, Instance
+from factory.config.prompts import Prompt
+from factory.config.sections import FilterRecipe
+from factory.dataset.records import Grounded, Instance
+from factory.generation.filters import REASONS, Filters
 
 PROMPT = Prompt("a dog and a cat", ("dog", "cat"), ("dog", "cat"))
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chaos import disturbed, hashes, launch, recipe, workers_of
+
+from tests.chaos import disturbed, hashes, launch, recipe, workers_of
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from factory.recipe import make_recipe
-from factory.store import Store
-from factory.testing.bucket import Bucket, Fault, serving
-from factory.verify import verify
+from factory.config.recipe import make_recipe
+from factory.dataset.storage import Store
+from factory.dataset.verify import verify
+from tests.support.bucket import Bucket, Fault, serving
 
 PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from factory.config.plan import Plan
+from factory.config.prompts import Prompt
+from factory.config.recipe import Recipe, make_recipe
+from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
 from factory.generator.interface import ATTENTION, FEATURES, LATENT, MAPS, Request
 from factory.generator.load import load_pipeline, pin_revision
 from factory.generator.pipeline import PipelineGenerator
 from factory.generator.tokens import class_tokens
-from factory.plan import Plan
-from factory.prompts import Prompt
-from factory.recipe import Recipe, make_recipe
-from factory.recipe_parts import GeneratorRecipe
-from factory.testing.tiny_pipeline import tiny_pipeline
+from tests.support.tiny_pipeline import tiny_pipeline
 
 
 def requests(recipe: Recipe, count: int) -> list[Request]:

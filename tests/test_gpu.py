@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from factory.config.plan import Plan
+from factory.config.recipe import make_recipe
+from factory.generation.components import load_components
+from factory.generation.shard import produce
 from factory.generator.interface import ATTENTION, Request
 from factory.generator.pipeline import PipelineGenerator
-from factory.plan import Plan
-from factory.produce.components import load_components
-from factory.produce.shard import produce
-from factory.recipe import make_recipe
 
 pytestmark = pytest.mark.gpu
 

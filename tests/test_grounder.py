@@ -2,12 +2,12 @@
 
 import numpy as np
 
+from factory.config.prompts import Prompt
+from factory.config.sections import MaskRecipe
+from factory.dataset.records import Image, Instance
 from factory.detector.interface import DetectorGrounder
 from factory.generator.interface import Attention, Generated
 from factory.grounder.attention import AttentionGrounder, otsu
-from factory.prompts import Prompt
-from factory.recipe_parts import MaskRecipe
-from factory.records import Image, Instance
 
 PAIR = Prompt("a photograph of a dog and a cat", ("dog", "cat"), ("dog", "cat"))
 IMAGE = np.zeros((64, 64, 3), np.uint8)

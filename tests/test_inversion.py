@@ -11,24 +11,24 @@ import pytest
 import torch
 from PIL import Image
 
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe, load_recipe, make_recipe
+from factory.config.vocabulary import coco, voc
+from factory.dataset.storage import Store
+from factory.dataset.verify import verify
 from factory.errors import UserError
-from factory.generate import pinned
+from factory.generation.inversion_recipe import RealOptions, mean_psnr, recipe_of_folder
+from factory.generation.pin import pinned
+from factory.generation.preflight import preflight
 from factory.generator.interface import Request
 from factory.generator.inversion import InvertingGenerator, psnr
 from factory.grounder.data import OracleSet
 from factory.grounder.training import GrounderOptions, GrounderTask
-from factory.plan import Plan
-from factory.produce.preflight import preflight
-from factory.real.coco import CocoFolder
-from factory.real.recipe import RealOptions, mean_psnr, recipe_of_folder
-from factory.real.voc import VocFolder
-from factory.recipe import Recipe, load_recipe, make_recipe
+from factory.labelled.coco import CocoFolder
+from factory.labelled.voc import VocFolder
 from factory.stickers.voc_folder import write_voc_folder
-from factory.store import Store
-from factory.testing.sets import make_set
-from factory.testing.tiny_pipeline import tiny_pipeline
-from factory.verify import verify
-from factory.vocabulary import coco, voc
+from tests.support.sets import make_set
+from tests.support.tiny_pipeline import tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_psnr_is_that_of_the_textbook() -> None:
 
 
 def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
-    from factory.grounder.on_real import as_markdown, on_real
+    from factory.evaluation.grounders_on_real import as_markdown, on_real
     from factory.training.loop import TrainOptions, train
 
     make_set(_recipe(folder, tiny_model), tmp_path / "seen")

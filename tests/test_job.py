@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from factory.errors import UserError
-from factory.job import load_job, run_job
+from factory.workflow.run import load_job, run_job
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
@@ -87,7 +87,7 @@ def test_a_job_goes_on_at_the_step_that_failed(tmp_path: Path) -> None:
 def test_a_set_with_empty_places_stops_no_job(
     code: int, goes_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("factory.job._PROGRAM", (sys.executable, "-c", f"raise SystemExit({code})"))
+    monkeypatch.setattr("factory.workflow.run._PROGRAM", (sys.executable, "-c", f"raise SystemExit({code})"))
     file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), steps=[{"status": {"with": "a"}}])
     job, told = load_job(file, None, commands(), {}), list[str]()
     if goes_on:
@@ -100,7 +100,7 @@ def test_a_set_with_empty_places_stops_no_job(
 
 
 def test_a_step_that_a_signal_killed_is_reported_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("factory.job._PROGRAM", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
+    monkeypatch.setattr("factory.workflow.run._PROGRAM", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
     file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), steps=[{"status": {"with": "a"}}])
     with pytest.raises(UserError, match=r"was killed by signal 9 \(out of memory\?\)") as failed:
         run_job(load_job(file, None, commands(), {}), lambda text: None)
@@ -120,7 +120,7 @@ def test_an_interrupted_job_lets_its_step_leave_a_checkpoint(number: signal.Sign
     step = f"import sys, time; from pathlib import Path; sys.argv = ['x']\n{STEP.format(out=out)}"
     file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), steps=[{"status": {"with": "a"}}])
     program = (
-        f"import sys, factory.job; factory.job._PROGRAM = (sys.executable, '-c', {step!r}); "
+        f"import sys, factory.workflow.run; factory.workflow.run._PROGRAM = (sys.executable, '-c', {step!r}); "
         f"sys.argv = ['factory', 'run', {str(file)!r}]; from factory.cli.main import run; run()"
     )
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as process:
@@ -137,12 +137,12 @@ def test_an_interrupted_job_lets_its_step_leave_a_checkpoint(number: signal.Sign
 
 
 STEP = (
-    "from factory import interrupts; interrupts.listen()\n"
-    "with interrupts.stop_requests() as stop:\n"
+    "from factory import signals; signals.listen()\n"
+    "with signals.stop_requests() as stop:\n"
     "    Path('{out}.begun').touch()\n"
     "    while not stop(): time.sleep(0.05)\n"
     "    time.sleep(1); Path('{out}').write_text('checkpoint')\n"
-    "raise SystemExit(interrupts.exit_code())"
+    "raise SystemExit(signals.exit_code())"
 )
 """A step that, like a training, needs longer than a moment to write what it has."""
 

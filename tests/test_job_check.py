@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from factory.errors import UserError
-from factory.job import Job, load_job
+from factory.workflow.run import Job, load_job
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from factory.config.vocabulary import from_names, parse_classes, voc
+from factory.dataset.masks import encode_label_png, palette
 from factory.errors import UserError
-from factory.masks import encode_label_png, palette
-from factory.real.folders import open_labelled
-from factory.real.labelled import LabelledImage
-from factory.real.picture import read_photograph, read_values
-from factory.real.voc import VocFolder
-from factory.vocabulary import from_names, parse_classes, voc
+from factory.labelled.folders import open_labelled
+from factory.labelled.interface import LabelledImage
+from factory.labelled.picture import read_photograph, read_values
+from factory.labelled.voc import VocFolder
 
 DOG, CAT = 12, 8
 LABELS = np.zeros((40, 60), np.uint8)

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from factory import lease
 from factory.cli.status import state
+from factory.config.recipe import make_recipe
+from factory.dataset import lease
+from factory.dataset.lease import LEASE, Lease, acquire, leased, parse_lease, stale
+from factory.dataset.storage import Store
 from factory.errors import LeaseHeldError, TransientError
-from factory.lease import LEASE, Lease, acquire, leased, parse_lease, stale
-from factory.recipe import make_recipe
-from factory.store import Store
-from factory.testing.bucket import Bucket, Fault, serving
+from tests.support.bucket import Bucket, Fault, serving
 
 ELSEWHERE = Lease("abc", "node-7", 12, "other-boot/pid:[1]/5", "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
 
@@ -101,7 +101,8 @@ def test_a_driver_elsewhere_whose_heart_stopped_is_taken_over(store: Store, monk
 
 def test_a_killed_driver_of_this_machine_is_taken_over_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from factory.lease import *; acquire(Store(sys.argv[1])); print(flush=True); time.sleep(60)"
+        "import sys, time; from factory.dataset.lease import *\n"
+        "acquire(Store(sys.argv[1])); print(flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_masks
 
-from factory.masks import Mask, decode_label_png, decode_rle, encode_label_png, encode_rle, label_map, mask_to_xywh
+from factory.dataset.masks import (
+    Mask,
+    decode_label_png,
+    decode_rle,
+    encode_label_png,
+    encode_rle,
+    label_map,
+    mask_to_xywh,
+)
 
 MASKS = st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(lambda shape: arrays(bool, shape))
 

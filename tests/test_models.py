@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from factory.config.prompts import Prompt
+from factory.config.recipe import make_recipe
+from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
 from factory.generator.interface import LATENT, Request
 from factory.generator.load import load_pipeline, pin_generator, pin_revision
 from factory.generator.pipeline import PipelineGenerator
-from factory.prompts import Prompt
-from factory.recipe import make_recipe
-from factory.recipe_parts import GeneratorRecipe
-from factory.testing.checkpoint import write_checkpoint
-from factory.testing.tiny_pipeline import tiny_pipeline
+from tests.support.checkpoint import write_checkpoint
+from tests.support.tiny_pipeline import tiny_pipeline
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 PROMPT = Prompt("a photograph of a dog", ("dog",), ("dog",))

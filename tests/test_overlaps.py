@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe, make_recipe
+from factory.dataset.manifest import rejections
+from factory.dataset.receipts import commit
+from factory.dataset.records import Image, Instance
+from factory.dataset.storage import Store
+from factory.dataset.tar import unpack
+from factory.dataset.verify import verify
 from factory.detector.interface import DetectorGrounder
 from factory.detector.oracle import OracleGrounder
+from factory.generation.components import Components
+from factory.generation.shard import produce
 from factory.generator.interface import Generated, Request
-from factory.manifest import rejections
-from factory.plan import Plan
-from factory.produce.components import Components
-from factory.produce.shard import produce
-from factory.receipts import commit
-from factory.recipe import Recipe, make_recipe
-from factory.records import Image, Instance
-from factory.shards.tar import unpack
-from factory.store import Store
-from factory.verify import verify
 
 ABOUT: dict[str, Any] = {"seconds": {}, "versions": {}, "worker": {}}
 ORACLE = {"oracle": {"split": "all", "seen": ["dog", "cat", "bus"]}}

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from factory.cli.main import app
 from factory.errors import UserError
-from factory.job import load_job
-from factory.paths import local_path, split_name
+from factory.files.paths import local_path, split_name
+from factory.workflow.run import load_job
 
 URL = "s3://bucket/prefix"
 

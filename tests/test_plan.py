@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.balance import ClassSequence
+from factory.config.class_balance import ClassSequence
+from factory.config.plan import Plan
+from factory.config.recipe import make_recipe
 from factory.errors import UserError
-from factory.plan import Plan
-from factory.recipe import make_recipe
 
 FROZEN_TEXTS = ["a photograph of a baseball glove", "a photograph of a donut and a bicycle"]
 FROZEN_SEED = 3336214738267760206

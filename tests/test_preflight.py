@@ -11,18 +11,19 @@ import pytest
 from typer.testing import CliRunner
 
 from factory.cli.main import app
-from factory.dataset import begin, recipe_of
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe, make_recipe
+from factory.config.sections import GeneratorRecipe
+from factory.dataset.state import begin, recipe_of
+from factory.dataset.storage import Store
 from factory.errors import UserError
-from factory.generate import generate, pinned
+from factory.generation.pin import pinned
+from factory.generation.preflight import preflight
+from factory.generation.run import generate
 from factory.generator.interface import Request
 from factory.generator.load import load_pipeline, pin_generator, pin_revision
 from factory.generator.pipeline import PipelineGenerator
-from factory.plan import Plan
-from factory.produce.preflight import preflight
-from factory.recipe import Recipe, make_recipe
-from factory.recipe_parts import GeneratorRecipe
-from factory.store import Store
-from factory.testing.sets import make_set
+from tests.support.sets import make_set
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from factory.masks import decode_label_png, decode_rle
-from factory.plan import Plan
-from factory.produce.components import load_components
-from factory.produce.shard import Produced, produce
-from factory.recipe import Recipe, make_recipe
-from factory.shards.encode import EncodedSample
-from factory.shards.tar import pack
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe, make_recipe
+from factory.dataset.encode import EncodedSample
+from factory.dataset.masks import decode_label_png, decode_rle
+from factory.dataset.tar import pack
+from factory.generation.components import load_components
+from factory.generation.shard import Produced, produce
 
 
 def run(recipe: Recipe, number: int = 0, threads: int = 1) -> tuple[list[EncodedSample], Produced]:

@@ -3,11 +3,11 @@
 from collections import Counter
 
 from factory.cli.view import one_line
-from factory.engine.job import Done
+from factory.config.plan import Plan
+from factory.config.recipe import make_recipe
+from factory.engine.interface import Done
 from factory.engine.scheduler import State
-from factory.plan import Plan
-from factory.progress import Tracker
-from factory.recipe import make_recipe
+from factory.generation.progress import Tracker
 
 
 def test_a_snapshot_adds_up_earlier_shards_done_shards_and_those_under_way() -> None:

@@ -12,11 +12,11 @@ import pytest
 from jsonschema import Draft202012Validator
 from PIL import Image
 
-from factory.manifest import SCHEMA, read_manifest
-from factory.masks import decode_label_png
-from factory.receipts import Receipt
-from factory.recipe import Recipe, make_recipe
-from factory.testing.sets import make_set
+from factory.config.recipe import Recipe, make_recipe
+from factory.dataset.manifest import SCHEMA, read_manifest
+from factory.dataset.masks import decode_label_png
+from factory.dataset.receipts import Receipt
+from tests.support.sets import make_set
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 
@@ -73,7 +73,7 @@ def test_hugging_face_datasets_streams_every_sample(made: Any, tmp_path: Path, m
 def test_pycocotools_decodes_every_annotation_as_the_label_picture_has_it(made: Any) -> None:
     from pycocotools import mask as coco_masks
 
-    from factory.shards.tar import unpack
+    from factory.dataset.tar import unpack
 
     count = 0
     for path in (made[0] / "train").glob("*.tar"):
@@ -93,7 +93,7 @@ def validator(name: str) -> Draft202012Validator:
 
 
 def test_what_is_written_holds_the_published_schemas(made: Any) -> None:
-    from factory.shards.tar import unpack
+    from factory.dataset.tar import unpack
 
     folder, recipe, _ = made
     for path in (folder / "train").glob("*.tar"):
@@ -125,7 +125,7 @@ def test_the_published_manifest_schema_is_the_one_that_is_written(made: Any) -> 
 
 @pytest.mark.parametrize("broken", [{"annotations": None}, {"seed": "7"}, {"extra": 1}])
 def test_the_annotation_schema_refuses_what_the_writer_never_writes(made: Any, broken: dict[str, Any]) -> None:
-    from factory.shards.tar import unpack
+    from factory.dataset.tar import unpack
 
     sample = next(unpack((made[0] / "train" / "000000.tar").read_bytes()))
     assert not validator("annotation.json").is_valid(json.loads(sample.members["json"]) | broken)

@@ -5,15 +5,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from factory.dataset import state, write_statement
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe, make_recipe
+from factory.dataset.receipt_index import ReceiptIndex
+from factory.dataset.receipts import receipt_name, tags
+from factory.dataset.state import state, write_statement
+from factory.dataset.storage import Store
 from factory.errors import UserError
-from factory.plan import Plan
-from factory.receipt_index import ReceiptIndex
-from factory.receipts import receipt_name, tags
-from factory.recipe import Recipe, make_recipe
-from factory.store import Store
-from factory.testing.bucket import Bucket, Fault, serving
-from factory.testing.receipts import receipt
+from tests.support.bucket import Bucket, Fault, serving
+from tests.support.receipts import receipt
 
 SHARDS = 1100
 

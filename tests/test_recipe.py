@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from factory.cli.options import assemble
+from factory.config.prompts import read_prompts
+from factory.config.recipe import differences, load_recipe, make_recipe, parse_recipe
+from factory.config.vocabulary import coco
 from factory.errors import UserError
-from factory.prompts import read_prompts
-from factory.recipe import differences, load_recipe, make_recipe, parse_recipe
-from factory.vocabulary import coco
 
 
 def test_a_written_recipe_reads_back_equal() -> None:

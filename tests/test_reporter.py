@@ -7,18 +7,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from factory import lease
-from factory.engine.job import Done
+from factory.config.plan import Plan
+from factory.config.recipe import make_recipe
+from factory.dataset import lease
+from factory.dataset.lease import Held, leased
+from factory.dataset.storage import Store
+from factory.engine.interface import Done
 from factory.engine.scheduler import State
 from factory.errors import LeaseHeldError
-from factory.lease import Held, leased
-from factory.plan import Plan
-from factory.progress import Snapshot, Tracker
-from factory.recipe import make_recipe
-from factory.reporter import Reporter, quarantined
-from factory.store import Store
-from factory.testing.bucket import Bucket, Fault, serving
-from factory.testing.receipts import receipt
+from factory.generation.progress import Snapshot, Tracker
+from factory.generation.reporter import Reporter, quarantined
+from tests.support.bucket import Bucket, Fault, serving
+from tests.support.receipts import receipt
 
 SHARDS = 40
 
@@ -97,7 +97,7 @@ def test_a_slow_store_does_not_hold_up_the_scheduler(bucket: Bucket, store: Stor
 def test_a_run_waits_while_its_store_does_not_answer(
     bucket: Bucket, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("factory.store_retry._WORTH_A_WORD", 0.2)
+    monkeypatch.setattr("factory.dataset.storage_retry._WORTH_A_WORD", 0.2)
     seen, state = list[Snapshot](), State(SHARDS)
     with leased(store) as held:
         reporter, tracker = reporter_of(store, held, seen)

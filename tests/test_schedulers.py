@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from factory.config.prompts import Prompt
+from factory.config.recipe import Recipe, make_recipe
+from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
 from factory.generator.interface import FEATURES, Request
 from factory.generator.load import load_pipeline, pin_generator
 from factory.generator.pipeline import PipelineGenerator
 from factory.generator.schedulers import _CONSISTENCY, _ORDINARY
-from factory.prompts import Prompt
-from factory.recipe import Recipe, make_recipe
-from factory.recipe_parts import GeneratorRecipe
-from factory.testing.tiny_pipeline import tiny_pipeline
+from tests.support.tiny_pipeline import tiny_pipeline
 
 PROMPT, SEED = Prompt("a photograph of a dog", ("dog",), ("dog",)), 11
 

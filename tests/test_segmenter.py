@@ -18,23 +18,23 @@ from transformers import (
     SwinConfig,
 )
 
+from factory.config.recipe import make_recipe
+from factory.config.vocabulary import coco, from_names, voc
+from factory.dataset.storage import Store
 from factory.errors import UserError
-from factory.generate import pinned
-from factory.real.coco import CocoFolder
-from factory.real.labelled import LabelledImage
-from factory.real.recipe import RealOptions, recipe_of_folder
-from factory.real.voc import VocFolder
-from factory.recipe import make_recipe
+from factory.generation.inversion_recipe import RealOptions, recipe_of_folder
+from factory.generation.pin import pinned
+from factory.labelled.coco import CocoFolder
+from factory.labelled.interface import LabelledImage
+from factory.labelled.voc import VocFolder
 from factory.segmenter.data import LabelledStream, SetSource
 from factory.segmenter.evaluate import Confusion, summed_up
 from factory.segmenter.model import Segmenter, load_segmenter, new_segmenter, save_segmenter
 from factory.segmenter.run import RealImages, SegmenterRun, evaluate_here, train_here
 from factory.segmenter.training import augmented
 from factory.stickers.voc_folder import write_voc_folder
-from factory.store import Store
-from factory.testing.coco_folder import write_annotations
-from factory.testing.sets import make_set
-from factory.vocabulary import coco, from_names, voc
+from tests.support.coco_folder import write_annotations
+from tests.support.sets import make_set
 
 NAMES = ["background", *voc().names]
 
@@ -258,8 +258,8 @@ def test_two_processes_train_together(
     shards: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through Ray Train, from addresses that are relative to where the command was given."""
-    from factory.engine.train import train_on_several
-    from factory.recipe_parts import EngineRecipe
+    from factory.config.sections import EngineRecipe
+    from factory.training.distributed import train_on_several
 
     monkeypatch.chdir(tmp_path)
     save_segmenter(tiny("segformer"), Path("tiny"), {})

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_segmenter import NAMES, folder, saved_tiny, shards, tiny  # noqa: F401
 
+from factory.config.vocabulary import from_names, voc
+from factory.dataset.masks import IGNORE
+from factory.dataset.storage import Store
 from factory.errors import UserError
-from factory.masks import IGNORE
-from factory.real.labelled import LabelledImage
-from factory.real.voc import VocFolder
+from factory.labelled.interface import LabelledImage
+from factory.labelled.voc import VocFolder
 from factory.segmenter.data import LabelledStream, SetSource, Shares
 from factory.segmenter.model import load_segmenter, new_segmenter
 from factory.segmenter.run import SegmenterRun, train_here
 from factory.segmenter.training import SegmenterOptions, SegmenterTask, augmented
-from factory.store import Store
-from factory.vocabulary import from_names, voc
+from tests.test_segmenter import NAMES, folder, saved_tiny, shards, tiny  # noqa: F401
 
 
 @pytest.mark.parametrize("shares", [(0.98, 0.02), (0.49, 0.49, 0.02), (1, 1, 1), (10_000, 10, 3), (0.1,) * 10, (1,)])

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
-from learning import losses_on_one_batch
 
 from factory.errors import UserError
 from factory.stickers import train_diffusion, training_scenes
@@ -17,6 +16,7 @@ from factory.stickers.train_detector import augmented
 from factory.stickers.train_diffusion import DiffusionTask
 from factory.stickers.train_turbo import STAGES, TurboTask
 from factory.training.muon import Muon, muon_groups, orthogonalized
+from tests.support.learning import losses_on_one_batch
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from factory.config.vocabulary import coco, from_names, voc
+from factory.dataset.masks import palette
 from factory.errors import UserError
-from factory.masks import palette
 from factory.stickers.atlas import HELD_OUT_STYLE, STYLES, TRAIN_STYLES, load_atlas, sprites_of
 from factory.stickers.scenes import random_class_names, render_scene
 from factory.stickers.voc_folder import embedded_name, write_voc_folder
-from factory.vocabulary import coco, from_names, voc
 
 
 @pytest.mark.parametrize("name", coco().names)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from learning import losses_on_one_batch
 from PIL import Image
 from torch import Tensor, nn
 
+from factory.config.vocabulary import coco
 from factory.errors import UserError
 from factory.stickers.detector import StickerDetector
 from factory.stickers.embedded import pipeline_folder
@@ -16,7 +16,7 @@ from factory.stickers.tokens import MAX_TOKENS, train_tokenizer
 from factory.stickers.train_detector import DetectorTask, label_map, new_network
 from factory.stickers.training_scenes import all_captions
 from factory.training.loop import TrainOptions, train
-from factory.vocabulary import coco
+from tests.support.learning import losses_on_one_batch
 
 
 class _Line:
@@ -185,7 +185,7 @@ def test_labels_of_a_scene_are_positions_in_the_vocabulary() -> None:
 
 
 def test_a_table_is_renewed_between_its_marks_and_nowhere_else(tmp_path) -> None:
-    from factory.pages import write_table
+    from factory.evaluation.markdown import write_table
 
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- evaluation -->\nold \\1\n<!-- evaluation -->\nafter\n")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from factory.dataset.storage import ConflictError, Store, StoreFullError
 from factory.errors import UserError
-from factory.store import ConflictError, Store, StoreFullError
 
 
 def test_what_is_created_can_be_read_listed_and_deleted(tmp_path: Path) -> None:

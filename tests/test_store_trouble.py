@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from factory.config.sections import StoreRecipe
+from factory.dataset.storage import ConflictError, Store
 from factory.errors import StoreUnavailableError, UserError
-from factory.recipe_parts import StoreRecipe
-from factory.store import ConflictError, Store
-from factory.testing.bucket import Bucket, Fault, serving
+from tests.support.bucket import Bucket, Fault, serving
 
 SECRET = "test-secret-key"
 
@@ -89,7 +89,7 @@ def test_a_listing_that_is_cut_goes_on_where_it_was(bucket: Bucket) -> None:
 def test_an_outage_is_waited_for_and_told(
     bucket: Bucket, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("factory.store_retry._WORTH_A_WORD", 0.3)
+    monkeypatch.setattr("factory.dataset.storage_retry._WORTH_A_WORD", 0.3)
     store = Store("s3://b/set")
     assert store.create("a", b"1")
     bucket.faults[:] = [Fault("outage", times=None, seconds=2)]

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from factory.class_file import read_class_file
-from factory.cli.options import assemble, parse_objects
+from factory.cli.options import assemble
+from factory.config.class_file import read_class_file
+from factory.config.prompts import read_prompts
+from factory.config.recipe import make_recipe, parse_objects
+from factory.config.vocabulary import coco, from_names, parse_classes, voc
 from factory.errors import UserError
-from factory.plain_yaml import parse_plain_yaml
-from factory.prompts import read_prompts
-from factory.recipe import make_recipe
-from factory.textfile import MAX_TEXT_BYTES, read_lines, read_text
-from factory.vocabulary import coco, from_names, parse_classes, voc
+from factory.files.strict_yaml import parse_plain_yaml
+from factory.files.text import MAX_TEXT_BYTES, read_lines, read_text
 
 ENCODINGS = {
     "plain": "dog\ncafé\n".encode(),

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from training_line import OPTIONS, Line
 
 import factory
 from factory.errors import UserError
+from factory.files.strict_json import dumps
 from factory.training.devices import chosen_device
 from factory.training.loop import TrainOptions, train
-from factory.valid_json import dumps
+from tests.support.training_line import OPTIONS, Line
 
 
 def _silent(text: str) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
+from factory.config.vocabulary import caption, coco, from_names, parse_classes, voc
 from factory.errors import UserError
-from factory.vocabulary import caption, coco, from_names, parse_classes, voc
 
 
 def test_coco_has_its_eighty_official_ids_with_their_gaps() -> None:

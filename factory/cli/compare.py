@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from factory.valid_json import dumps
+from factory.files.strict_json import dumps
 
 
 def compare_segmenters(
@@ -28,7 +28,7 @@ def compare_segmenters(
     """
     from dataclasses import asdict
 
-    from factory.segmenter.compare import as_markdown, compared
+    from factory.evaluation.protocol_2 import as_markdown, compared
     from factory.segmenter.run import RealImages
 
     def report(text: str) -> None:
@@ -38,7 +38,7 @@ def compare_segmenters(
     rows = compared(segmenters, real, where, device, threads, report)
     text = as_markdown(rows, classes)
     if table is not None:
-        from factory.pages import write_table
+        from factory.evaluation.markdown import write_table
 
         told = f"`factory compare-segmenters ... --classes {classes} --split {split}` printed this."
         write_table(table, f"{told}\n\n{text}\n", f"protocol-2-{classes}")

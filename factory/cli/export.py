@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from factory.valid_json import dumps
+from factory.files.strict_json import dumps
 
 
 def export(
@@ -25,9 +25,9 @@ def export(
     Example: factory export out/ --format yolo --to pets-yolo --val 0.1
     """
     from factory.cli.progress import progress_bar
+    from factory.dataset.storage import Store
     from factory.export.run import Export, Options, default_target
-    from factory.paths import local_path
-    from factory.store import Store
+    from factory.files.paths import local_path
 
     target = local_path(to, "--to") if to else default_target(folder, form)
     job = Export(Store(folder), target, Options(form, val, polygons), partial)

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from factory.valid_json import dumps
+from factory.files.strict_json import dumps
 
 if TYPE_CHECKING:
-    from factory.generate import Summary
+    from factory.generation.run import Summary
 
 Classes = Annotated[str | None, typer.Option(help='coco, voc, a file of names, or names: dog,cat,"traffic light".')]
 Count = Annotated[int | None, typer.Option("--n", help="Accepted samples wanted.")]
@@ -89,7 +89,7 @@ def generate(
     """
     from factory.cli.options import assemble, open_store
     from factory.cli.view import watching
-    from factory.generate import generate as run
+    from factory.generation.run import generate as run
 
     options = {key: value for key, value in locals().copy().items() if key not in NO_FIELDS}
     store = open_store(shards, recipe)

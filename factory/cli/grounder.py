@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from factory.valid_json import dumps
+from factory.files.strict_json import dumps
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: the GPU where there is one.")]
 Out = Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log, board; the grounder is in model/.")]
@@ -46,10 +46,10 @@ def train_grounder(
 
     Example: factory generate --masks runs/grounder/model --classes voc --n 1000 --shards out/
     """
-    from factory.engine.train import train_on_several
+    from factory.config.sections import EngineRecipe
+    from factory.dataset.storage import absolute
     from factory.grounder.run import Run, train_here
-    from factory.recipe_parts import EngineRecipe
-    from factory.store import absolute
+    from factory.training.distributed import train_on_several
 
     run = Run(
         oracles=absolute(oracles),
@@ -97,11 +97,11 @@ def evaluate_grounder(
     """
     from dataclasses import asdict
 
-    from factory.grounder.on_real import RealResult, on_real
-    from factory.grounder.on_real import as_markdown as real_table
-    from factory.grounder.protocol import Result, as_markdown, protocol_1, write_results
-    from factory.libraries import quiet_model_libraries
-    from factory.pages import write_table
+    from factory.evaluation.grounders_on_real import RealResult, on_real
+    from factory.evaluation.grounders_on_real import as_markdown as real_table
+    from factory.evaluation.markdown import write_table
+    from factory.evaluation.protocol_1 import Result, as_markdown, protocol_1, write_results
+    from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
 

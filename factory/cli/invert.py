@@ -18,7 +18,7 @@ from factory.cli.generate import (
     as_data,
     as_text,
 )
-from factory.valid_json import dumps
+from factory.files.strict_json import dumps
 
 
 def invert(
@@ -63,10 +63,10 @@ def invert(
     """
     from factory.cli.options import open_store
     from factory.cli.view import watching
+    from factory.config.recipe import load_recipe
     from factory.errors import UserError
-    from factory.generate import generate as run
-    from factory.real.recipe import RealOptions, mean_psnr, recipe_of_folder
-    from factory.recipe import load_recipe
+    from factory.generation.inversion_recipe import RealOptions, mean_psnr, recipe_of_folder
+    from factory.generation.run import generate as run
 
     options = RealOptions(
         dataset=dataset,

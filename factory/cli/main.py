@@ -7,22 +7,22 @@ from typing import Annotated, NoReturn
 import typer
 
 import factory
-from factory import exit_codes, interrupts
+from factory import exit_codes, signals
 from factory.cli import stickers
 from factory.cli.compare import compare_segmenters
 from factory.cli.export import export
 from factory.cli.generate import generate
 from factory.cli.grounder import evaluate_grounder, import_grounder, train_grounder
 from factory.cli.invert import invert
-from factory.cli.job import run_steps
 from factory.cli.models import models
 from factory.cli.oracle import bootstrap_oracle
 from factory.cli.paths import refuse_urls
 from factory.cli.plan import plan
+from factory.cli.preview import sheet
 from factory.cli.segmenter import evaluate_segmenter, train_segmenter
-from factory.cli.sheet import sheet
 from factory.cli.status import status
 from factory.cli.verify import verify
+from factory.cli.workflow import run_steps
 from factory.errors import UserError
 
 app = typer.Typer(
@@ -64,7 +64,7 @@ def run() -> None:
 
     Whoever stops reading the output gets a quiet 1, for the work was not finished.
     """
-    interrupts.listen()
+    signals.listen()
     try:
         app()
     except UserError as error:
@@ -74,7 +74,7 @@ def run() -> None:
         # typer turns KeyboardInterrupt into this code and a closed pipe into 1, both without a word.
         if end.code == exit_codes.INTERRUPTED:
             _say("Interrupted; what is written is kept, and the same command continues from there.")
-            _end(interrupts.exit_code())
+            _end(signals.exit_code())
         raise
 
 

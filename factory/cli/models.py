@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from factory.valid_json import dumps
+from factory.files.strict_json import dumps
 
 
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False) -> None:
@@ -59,6 +59,6 @@ def _installed(library: str) -> bool:
 
 def _torchvision() -> bool:
     """Whether it is installed and matches torch."""
-    from factory.libraries import torchvision_fault
+    from factory.hf_logging import torchvision_fault
 
     return _installed("torchvision") and torchvision_fault() is None

@@ -1,14 +1,13 @@
 """From options and a recipe file to a recipe: what is given overrides the file, and nothing else does."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from factory.config.recipe import Recipe, load_recipe, make_recipe, parse_objects
+from factory.dataset.storage import Store
 from factory.errors import UserError
-from factory.recipe import Recipe, load_recipe, make_recipe
-from factory.store import Store
-from factory.textfile import read_lines
+from factory.files.text import read_lines
 
 _PLACES = {
     "n": ("n",),
@@ -72,27 +71,9 @@ def open_store(address: str, file: Path | None) -> Store:
     return Store(address, recipe.store)
 
 
-def parse_objects(text: str) -> dict[int, float]:
-    """ "1:0.5,2:0.5" as shares by number of objects; "2" alone is "2:1"."""
-    form = '--objects is number:share pairs such as "1:0.5,2:0.5"'
-    shares: dict[int, float] = {}
-    for part in text.split(","):
-        count, colon, share = part.partition(":")
-        try:
-            number, value = int(count), float(share) if colon else 1.0
-        except ValueError as error:
-            raise UserError(f"{form}, got {text!r}.") from error
-        if not math.isfinite(value) or value < 0:
-            raise UserError(f"{form}; a share is a number from 0 up, got {share.strip()!r} in {text!r}.")
-        if number in shares:
-            raise UserError(f"{form}; give each number of objects once, got {number} twice in {text!r}.")
-        shares[number] = value
-    return shares
-
-
 def _begun(store: Store | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """A set that is resumed without naming its classes or its size goes on with its own recipe."""
-    from factory.dataset import RECIPE, recipe_of
+    from factory.dataset.state import RECIPE, recipe_of
 
     named = options.get("classes") is not None and options.get("n") is not None
     if store is None or named or store.get(RECIPE) is None:
@@ -110,7 +91,7 @@ def _set(data: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
 
 
 def _classes(text: str) -> Any:
-    from factory.vocabulary import parse_classes
+    from factory.config.vocabulary import parse_classes
 
     vocabulary = parse_classes(text)
     return text if text in ("coco", "voc") else list(vocabulary.names)
@@ -137,7 +118,7 @@ def _oracle(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prompts(path: Path, data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    from factory.prompts import read_prompts
+    from factory.config.prompts import read_prompts
 
     vocabulary = make_recipe({"n": 1, "classes": data.get("classes", "coco")}).vocabulary()
     rows = read_prompts(path, vocabulary)

@@ -26,7 +26,7 @@ from factory.cli.generate import (
     as_data,
     as_text,
 )
-from factory.valid_json import dumps
+from factory.files.strict_json import dumps
 
 _TIMESTEP = 80
 
@@ -75,7 +75,7 @@ def bootstrap_oracle(
     from factory.cli.options import assemble, open_store
     from factory.cli.view import watching
     from factory.errors import UserError
-    from factory.generate import generate as run
+    from factory.generation.run import generate as run
 
     options = {key: value for key, value in locals().copy().items() if key not in NO_FIELDS}
     store = open_store(shards, recipe)

@@ -10,7 +10,7 @@ import typer
 from typer.models import CommandInfo, OptionInfo, ParameterInfo
 
 from factory.errors import UserError
-from factory.paths import local_path
+from factory.files.paths import local_path
 
 PATH = "PATH"
 """The metavar of such an option, by which `factory run` knows one."""

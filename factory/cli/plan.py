@@ -24,10 +24,10 @@ from factory.cli.generate import (
     ShardSize,
     Steps,
 )
-from factory.valid_json import dumps
+from factory.files.strict_json import dumps
 
 if TYPE_CHECKING:
-    from factory.recipe import Recipe
+    from factory.config.recipe import Recipe
 
 _SHOWN = 10
 _COUNTED = 100_000
@@ -111,10 +111,10 @@ def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool =
     from dataclasses import asdict
     from itertools import islice
 
+    from factory.config.plan import Plan
     from factory.errors import UserError
-    from factory.generate import pinned
-    from factory.plan import Plan
-    from factory.produce.preflight import preflight
+    from factory.generation.pin import pinned
+    from factory.generation.preflight import preflight
 
     if workers < 1 or (rate is not None and rate <= 0):
         raise UserError(f"--workers is at least 1 and --rate over 0, got {workers} and {rate}.")
@@ -126,7 +126,7 @@ def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool =
         counts.update(sample.prompt.classes)
     trial = None
     if measure:
-        from factory.trial import run_trial
+        from factory.generation.estimate import run_trial
 
         trial = run_trial(recipe)
         rate = rate or trial.rate

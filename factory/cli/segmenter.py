@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from factory.valid_json import dumps
+from factory.files.strict_json import dumps
 
 Classes = Annotated[str, typer.Option(help="voc, coco, a file of names, or names: the classes that are told apart.")]
 Annotations = Annotated[
@@ -60,9 +60,9 @@ def train_segmenter(
 
     Example: factory train-segmenter out/ --real VOCdevkit/VOC2012 --real-classes seen --split 1 --out runs/mixed
     """
-    from factory.engine.train import train_on_several
-    from factory.recipe_parts import EngineRecipe
+    from factory.config.sections import EngineRecipe
     from factory.segmenter.run import SegmenterRun, train_here
+    from factory.training.distributed import train_on_several
 
     run = SegmenterRun(
         out=str(out),

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from factory.valid_json import dumps
+from factory.files.strict_json import dumps
 
 _AT_WORK = ("running", "waiting", "finishing")
 
@@ -36,11 +36,11 @@ def status(
 
 def state(folder: str) -> dict[str, Any]:
     """The state of a set as plain data."""
-    from factory import lease
-    from factory.dataset import PROGRESS, recipe_of, statement
-    from factory.dataset import state as receipts_state
-    from factory.plan import Plan
-    from factory.store import Store
+    from factory.config.plan import Plan
+    from factory.dataset import lease
+    from factory.dataset.state import PROGRESS, recipe_of, statement
+    from factory.dataset.state import state as receipts_state
+    from factory.dataset.storage import Store
 
     store = Store(folder)
     recipe = recipe_of(store)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from factory.valid_json import dumps
+from factory.files.strict_json import dumps
 
 app = typer.Typer(
     help="The sticker world: the small models that are shipped, how they were trained and how good they are.",
@@ -54,9 +54,9 @@ def render(
     Example: factory stickers render --classes voc --n 1000 --style held-out --out VOCstickers
     """
     from factory.cli.progress import progress_bar
+    from factory.config.vocabulary import parse_classes
     from factory.stickers.atlas import DRAWN_STYLES, HELD_OUT_STYLE, TRAIN_STYLES
     from factory.stickers.voc_folder import write_voc_folder
-    from factory.vocabulary import parse_classes
 
     styles = {Style.train: TRAIN_STYLES, Style.drawn: DRAWN_STYLES, Style.held_out: (HELD_OUT_STYLE,)}[style]
     vocabulary = parse_classes(classes)
@@ -86,7 +86,7 @@ def train(
 
     Example: factory stickers train detector --out runs --steps 2000
     """
-    from factory.libraries import quiet_model_libraries
+    from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
     from factory.stickers.recipes import run_recipe
@@ -124,10 +124,10 @@ def evaluate(
 
     Example: factory stickers evaluate --judge runs/judge/model --table docs/embedded.md
     """
-    from factory.libraries import quiet_model_libraries
+    from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
-    from factory.pages import write_table
+    from factory.evaluation.markdown import write_table
     from factory.stickers.embedded import open_detector, open_pipeline
     from factory.stickers.evaluate import Judges, Sampling
     from factory.stickers.evaluate import as_json as figures_of
@@ -158,7 +158,7 @@ def evaluate_autoencoder(
     """
     from dataclasses import asdict
 
-    from factory.libraries import quiet_model_libraries
+    from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
     from factory.stickers.embedded import open_detector, pipeline_folder
@@ -185,12 +185,12 @@ def draw(
 
     Example: factory stickers draw --classes dog,cat,bus --n 24 --out dogs.png
     """
-    from factory.libraries import quiet_model_libraries
+    from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
     from factory.cli.progress import progress_bar
+    from factory.config.vocabulary import parse_classes
     from factory.stickers.contact_sheet import contact_sheet
-    from factory.vocabulary import parse_classes
 
     vocabulary = parse_classes(classes)
     with progress_bar("drawing", n) as advance:

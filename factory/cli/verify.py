@@ -7,12 +7,12 @@ import typer
 
 from factory import exit_codes
 from factory.cli.generate import Force
-from factory.valid_json import dumps
+from factory.files.strict_json import dumps
 
 if TYPE_CHECKING:
-    from factory.lease import Held
-    from factory.store import Store
-    from factory.verify import Report
+    from factory.dataset.lease import Held
+    from factory.dataset.storage import Store
+    from factory.dataset.verify import Report
 
 _SHOWN = 3
 
@@ -35,10 +35,10 @@ def verify(
 
     Exit codes: 0 all that exists is sound, 2 bad input, 3 some shards were given up by the repair, 5 damaged.
     """
-    from factory.dataset import recipe_of
-    from factory.lease import leased
-    from factory.store import Store
-    from factory.verify import verify as check
+    from factory.dataset.lease import leased
+    from factory.dataset.state import recipe_of
+    from factory.dataset.storage import Store
+    from factory.dataset.verify import verify as check
 
     store = Store(folder)
     recipe_of(store)  # a place without a dataset gets no lease
@@ -70,9 +70,9 @@ def verify(
 def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool, lease: "Held") -> set[int]:
     """The shards that were taken in hand; whether they are there now is for another check to find out."""
     from factory.cli.view import watching
-    from factory.dataset import recipe_of
-    from factory.generate import generate
-    from factory.repair import take_out
+    from factory.dataset.repair import take_out
+    from factory.dataset.state import recipe_of
+    from factory.generation.run import generate
 
     done = take_out(store, report)
     recipe = recipe_of(store)

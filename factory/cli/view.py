@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from factory.progress import Snapshot
-    from factory.reporter import Watch
+    from factory.generation.progress import Snapshot
+    from factory.generation.reporter import Watch
 
 _LINE_EVERY = 10.0
 

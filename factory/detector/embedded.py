@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from PIL import Image as Pictures
 
+from factory.config.recipe import Recipe
+from factory.dataset.records import Image, Instance
 from factory.detector.labels import translation
-from factory.recipe import Recipe
-from factory.records import Image, Instance
 
 
 class EmbeddedDetector:

@@ -5,10 +5,10 @@ from typing import Protocol
 
 import numpy as np
 
+from factory.config.prompts import Prompt
+from factory.config.sections import MaskRecipe
+from factory.dataset.records import Grounded, Image, Instance
 from factory.generator.interface import Generated
-from factory.prompts import Prompt
-from factory.recipe_parts import MaskRecipe
-from factory.records import Grounded, Image, Instance
 
 
 class Detector(Protocol):

@@ -4,9 +4,9 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from factory.config.vocabulary import Vocabulary
+from factory.dataset.records import Image
 from factory.errors import UserError
-from factory.records import Image
-from factory.vocabulary import Vocabulary
 
 NO_CLASSES = frozenset({"N/A", "__background__", "background"})
 """Labels of some lists that stand for no class."""

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from factory.config.recipe import Recipe
+from factory.config.sections import MaskRecipe
 from factory.detector.interface import Detector
 from factory.detector.labels import translation
 from factory.errors import UserError
 from factory.generator.load import EMBEDDED, folder_digest, pin_revision
-from factory.recipe import Recipe
-from factory.recipe_parts import MaskRecipe
 
 TORCHVISION, DETECTRON2 = "torchvision:", "detectron2:"
 _OWN = "UperNetForSemanticSegmentation"
@@ -39,7 +39,7 @@ def open_detector(recipe: Recipe, device: str) -> Detector:
         from factory.detector.embedded import EmbeddedDetector
 
         return EmbeddedDetector(recipe, folder, device)
-    from factory.detector.universal import UniversalDetector
+    from factory.detector.transformers import UniversalDetector
 
     return UniversalDetector(recipe, name if folder is None else str(folder), device)
 
@@ -114,7 +114,7 @@ def known_labels(masks: MaskRecipe) -> list[str]:
     folder = detector_folder(name)
     if folder is not None and _architecture(folder) == _OWN:
         return [str(label) for label in (_config(folder).get("id2label") or {}).values()]
-    from factory.detector.universal import read_labels
+    from factory.detector.transformers import read_labels
 
     return read_labels(name if folder is None else str(folder), masks.detector_revision)
 

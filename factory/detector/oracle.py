@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from factory.config.prompts import Prompt
+from factory.config.sections import MaskRecipe
+from factory.dataset.masks import mask_to_xywh
+from factory.dataset.records import Detection, Grounded, Instance
 from factory.detector.interface import Detector
 from factory.generator.interface import LATENT, Generated
-from factory.masks import mask_to_xywh
-from factory.prompts import Prompt
-from factory.recipe_parts import MaskRecipe
-from factory.records import Detection, Grounded, Instance
 
 
 class OracleGrounder:

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from factory.config.recipe import Recipe
+from factory.dataset.records import Image, Instance
 from factory.detector.labels import NO_CLASSES, translation
 from factory.detector.weights import State, WeightFile, fill, read_state, split_name
 from factory.errors import UserError
-from factory.libraries import torchvision_fault
-from factory.recipe import Recipe
-from factory.records import Image, Instance
+from factory.hf_logging import torchvision_fault
 
 PREFIX = "torchvision:"
 _MASK_THRESHOLD = 0.5

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from factory.config.sections import EngineRecipe
 from factory.errors import UserError
-from factory.recipe_parts import EngineRecipe
 
 _MOST = 4096
 _LEAST_ASKED = 4

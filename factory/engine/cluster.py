@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
+from factory.config.sections import EngineRecipe
 from factory.engine import environment, logs
 from factory.engine.machine import session_folder, usable_cpus
 from factory.errors import TransientError, UserError
-from factory.recipe_parts import EngineRecipe
 
 _log = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 import time
 
+from factory.config.sections import EngineRecipe
 from factory.engine.pool import Member
-from factory.recipe_parts import EngineRecipe
 
 _KNOWN_AFTER = 3
 _SHORTEST = 600.0

@@ -1,11 +1,11 @@
 """When a run has to end because of where it runs: workers that cannot start, and a cluster whose head is gone."""
 
+from factory.config.sections import EngineRecipe
 from factory.engine import logs
 from factory.engine.pool import Member, Pool
 from factory.engine.state import State
 from factory.engine.view import ClusterView
 from factory.errors import GivenUpError, TransientError
-from factory.recipe_parts import EngineRecipe
 
 FAILED_STARTS = 5
 """Workers that may fail to start in a row while none is ready."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from factory.engine import environment
 from factory.engine.capacity import Share
-from factory.engine.job import Job
+from factory.engine.interface import Job
 from factory.engine.worker import METHODS_AT_ONCE, DetectorWorker, ShardWorker
 
 SHARDS_AT_ONCE = 2

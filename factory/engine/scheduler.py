@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from factory.config.sections import EngineRecipe
 from factory.engine import logs
 from factory.engine.deadlines import Deadlines
 from factory.engine.health import Health
@@ -14,8 +15,7 @@ from factory.engine.queue import LOSSES, TRIES, ShardQueue
 from factory.engine.state import Listener, State
 from factory.engine.view import ClusterView
 from factory.errors import StoreUnavailableError, UserError
-from factory.interrupts import stop_requests
-from factory.recipe_parts import EngineRecipe
+from factory.signals import stop_requests
 
 __all__ = ["Listener", "Scheduler", "State"]
 

@@ -4,7 +4,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from factory.engine.job import Done
+from factory.engine.interface import Done
 
 _ERRORS_KEPT = 50
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from factory.engine.environment import adopt
-from factory.engine.job import Done, Job, Producer
+from factory.engine.interface import Done, Job, Producer
 
 METHODS_AT_ONCE = 4
 """Two shards, one of which generates while the other is written, and room for questions."""

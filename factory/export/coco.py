@@ -5,11 +5,11 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
+from factory.config.vocabulary import ClassEntry, coco
+from factory.dataset.masks import Mask
 from factory.errors import UserError
 from factory.export.interface import SPLITS, ExportSample, Records, Subject
 from factory.export.polygons import joined, parts_of
-from factory.masks import Mask
-from factory.vocabulary import ClassEntry, coco
 
 _SUPERCATEGORIES = {
     1: "person", 9: "vehicle", 15: "outdoor", 25: "animal", 33: "accessory", 43: "sports", 51: "kitchen", 61: "food",

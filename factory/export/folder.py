@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from factory.config.recipe import canonical
 from factory.errors import UserError
 from factory.export.interface import Unit
-from factory.recipe import canonical
 
 STATE = ".export"
 """Inside an export: what it is of, and a part per finished unit. Deleting it makes the export final."""

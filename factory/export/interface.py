@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from factory.masks import Mask
-from factory.receipts import Blob
-from factory.vocabulary import Vocabulary
+from factory.config.vocabulary import Vocabulary
+from factory.dataset.masks import Mask
+from factory.dataset.receipts import Blob
 
 SPLITS = ("train", "val")
 

@@ -7,7 +7,7 @@ import numpy as np
 from contourpy import FillType, contour_generator
 from numpy.typing import NDArray
 
-from factory.masks import Mask, mask_to_xywh
+from factory.dataset.masks import Mask, mask_to_xywh
 
 Ring = NDArray[np.float64]
 """float64 (points, 2): x and y in pixels, where the image's corner is (0, 0) and a pixel's centre is at a half."""

@@ -6,8 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
-from factory.dataset import receipts, recipe_of
-from factory.decode import open_picture
+from factory.config.plan import Plan
+from factory.dataset.encode import EncodedSample
+from factory.dataset.masks import decode_label_png, decode_rle
+from factory.dataset.receipts import Blob, Receipt, committed
+from factory.dataset.state import receipts, recipe_of
+from factory.dataset.storage import Store, is_remote
+from factory.dataset.stream import annotation_of, readable
+from factory.dataset.tar import unpack
 from factory.errors import UserError
 from factory.export.coco import CocoFormat
 from factory.export.folder import Folder
@@ -15,13 +21,7 @@ from factory.export.hf import HuggingFaceFormat
 from factory.export.interface import SPLITS, ExportSample, Format, Subject, Unit, split_of
 from factory.export.voc import VocFormat
 from factory.export.yolo import YoloFormat
-from factory.masks import decode_label_png, decode_rle
-from factory.plan import Plan
-from factory.receipts import Blob, Receipt, committed
-from factory.shards.encode import EncodedSample
-from factory.shards.read import annotation_of, readable
-from factory.shards.tar import unpack
-from factory.store import Store, is_remote
+from factory.files.decode import open_picture
 
 FORMATS: dict[str, Callable[[Subject, bool], Format]] = {
     "coco": CocoFormat,

@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from factory.dataset.masks import IGNORE, decode_label_png, encode_label_png
 from factory.errors import UserError
 from factory.export.interface import ExportSample, Records, Subject
-from factory.masks import IGNORE, decode_label_png, encode_label_png
 
 _FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject", "Annotations")
 _SETS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val")}

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
-from factory.recipe_parts import GeneratorRecipe
 
 
 def check_finite(values: Tensor, what: str, generator: GeneratorRecipe) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from factory.prompts import Prompt
-from factory.records import Image
+from factory.config.prompts import Prompt
+from factory.dataset.records import Image
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image as Pictures
 from torch import Tensor
 
+from factory.config.prompts import Prompt
+from factory.config.recipe import Recipe
+from factory.config.sections import RealRecipe
+from factory.config.vocabulary import Vocabulary
+from factory.dataset.masks import IGNORE
+from factory.dataset.records import Image
 from factory.errors import UserError
 from factory.generator.interface import Generated, Request
 from factory.generator.pipeline import PipelineGenerator
-from factory.masks import IGNORE
-from factory.prompts import Prompt
-from factory.real.folders import open_labelled
-from factory.real.labelled import LabelledFolder, LabelledImage
-from factory.recipe import Recipe
-from factory.recipe_parts import RealRecipe
-from factory.records import Image
-from factory.vocabulary import Vocabulary
+from factory.labelled.folders import open_labelled
+from factory.labelled.interface import LabelledFolder, LabelledImage
 
 _NOISE_SEED = 0
 

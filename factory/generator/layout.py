@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
 from factory.generator.schedulers import check_scheduler
-from factory.recipe_parts import GeneratorRecipe
 
 LATENT_CONSISTENCY = "LatentConsistencyModelPipeline"
 XL = "StableDiffusionXLPipeline"

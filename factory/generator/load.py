@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
 from factory.generator.layout import KINDS, UNUSED, check_layout, read_config, read_index
 from factory.generator.schedulers import own_solver_needed
-from factory.recipe_parts import GeneratorRecipe
 
 __all__ = [
     "CHECKPOINTS",
@@ -145,7 +145,7 @@ def load_pipeline(recipe: GeneratorRecipe, device: str) -> Any:
 
     UserError where a file is missing or broken, and where weights and configuration do not belong together.
     """
-    from factory.libraries import quiet_model_libraries
+    from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
     from factory.generator.weights import assemble

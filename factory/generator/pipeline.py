@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from factory.config.prompts import Prompt
+from factory.config.recipe import Recipe
+from factory.config.vocabulary import caption
+from factory.dataset.records import Image
 from factory.errors import UserError
 from factory.generator.capture import Capture, level_shape
 from factory.generator.finite import check_finite
@@ -30,10 +34,6 @@ from factory.generator.interface import (
 from factory.generator.load import load_pipeline
 from factory.generator.schedulers import SOLVERS
 from factory.generator.tokens import class_tokens
-from factory.prompts import Prompt
-from factory.recipe import Recipe
-from factory.records import Image
-from factory.vocabulary import caption
 
 _CAPTURE_SEED = 0
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
-from factory.recipe_parts import GeneratorRecipe
 
 SOLVERS = {"dpm++": "DPMSolverMultistepScheduler", "ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler"}
 

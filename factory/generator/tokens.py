@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from factory.config.prompts import Prompt
 from factory.errors import UserError
-from factory.prompts import Prompt
 
 
 def class_tokens(tokenizer: Any, prompt: Prompt) -> tuple[list[list[int]], int]:

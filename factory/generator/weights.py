@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
 from factory.generator.layout import UNUSED, component_class, component_names, read_index, weights_variant
 from factory.generator.schedulers import loaded_class
-from factory.recipe_parts import GeneratorRecipe
 
 _IGNORED = re.compile(r"(^|\.)position_ids$")
 """A table of the numbers 0, 1, 2 ... that older releases of the libraries stored."""

@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pictures
 
+from factory.config.prompts import Prompt
+from factory.config.sections import MaskRecipe
+from factory.dataset.records import Grounded, Instance
 from factory.errors import UserError
 from factory.generator.interface import ATTENTION, Attention, Generated
-from factory.prompts import Prompt
-from factory.recipe_parts import MaskRecipe
-from factory.records import Grounded, Instance
 
 Heat = NDArray[np.float32]
 """float32 (height, width)."""

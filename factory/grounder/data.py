@@ -8,17 +8,17 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from factory.dataset import receipts, recipe_of
-from factory.decode import decode_array, decode_jpeg
+from factory.config.plan import Plan
+from factory.config.prompts import Prompt
+from factory.dataset.encode import ORACLE_SUFFIXES, EncodedSample
+from factory.dataset.masks import IGNORE, decode_label_png
+from factory.dataset.receipts import Receipt, committed
+from factory.dataset.records import Image
+from factory.dataset.state import receipts, recipe_of
+from factory.dataset.storage import Store
+from factory.dataset.stream import annotation_of, read_shard, readable
 from factory.errors import UserError
-from factory.masks import IGNORE, decode_label_png
-from factory.plan import Plan
-from factory.prompts import Prompt
-from factory.receipts import Receipt, committed
-from factory.records import Image
-from factory.shards.encode import ORACLE_SUFFIXES, EncodedSample
-from factory.shards.read import annotation_of, read_shard, readable
-from factory.store import Store
+from factory.files.decode import decode_array, decode_jpeg
 
 _OPEN = 4
 """Shards whose samples are shuffled among each other."""

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
+from factory.files.paths import local_path
+from factory.files.strict_json import dumps
 from factory.generator.load import EMBEDDED, folder_digest
-from factory.paths import local_path
-from factory.recipe_parts import GeneratorRecipe
-from factory.valid_json import dumps
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -4,12 +4,12 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from factory.config.prompts import captioned
+from factory.config.recipe import make_recipe
 from factory.errors import UserError
-from factory.generate import pinned
+from factory.generator.load import pin_generator
 from factory.grounder.folder import CONFIG, GrounderConfig, save_grounder
-from factory.libraries import quiet_model_libraries
-from factory.prompts import captioned
-from factory.recipe import make_recipe
+from factory.hf_logging import quiet_model_libraries
 
 _TIMESTEP = 1
 """The release reads features at the last of 50 DDIM steps."""
@@ -50,7 +50,8 @@ def import_released(release: Release, out: Path, device: str = "auto") -> Path:
     masks = {"source": "attention", "capture": "sampling", "timesteps": [_TIMESTEP], **detector}
     generator = {"model": release.model, **_SAMPLING}
     digest = _digest(release.checkpoint)
-    recipe = pinned(make_recipe({"n": 1, "classes": release.classes, "generator": generator, "masks": masks}))
+    recipe = make_recipe({"n": 1, "classes": release.classes, "generator": generator, "masks": masks})
+    recipe = recipe.model_copy(update={"generator": pin_generator(recipe.generator)})
     vocabulary = recipe.vocabulary()
     seen = tuple(vocabulary.seen(release.split))
     reader = PipelineGenerator(recipe, chosen_device(device), PublishedModule.needs)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from factory.config.prompts import Prompt
+from factory.dataset.records import Grounded
 from factory.generator.interface import Generated
-from factory.prompts import Prompt
-from factory.records import Grounded
 
 
 class Grounder(Protocol):

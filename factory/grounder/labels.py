@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from factory.config.prompts import Prompt
+from factory.dataset.masks import IGNORE
+from factory.dataset.records import Grounded, Instance
 from factory.generator.interface import Generated
-from factory.masks import IGNORE
-from factory.prompts import Prompt
-from factory.records import Grounded, Instance
 
 
 class LabelGrounder:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from factory.masks import IGNORE
+from factory.dataset.masks import IGNORE
 
 _NEVER = -1e4
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from factory.dataset.storage import Store
+from factory.files.paths import local_path
 from factory.grounder.data import OracleSet
-from factory.libraries import quiet_model_libraries
-from factory.paths import local_path
-from factory.store import Store
+from factory.hf_logging import quiet_model_libraries
 
 LEARNING_RATES = {"guided": 1e-3, "paper": 3e-4, "paper-cfg": 3e-4}
 PASSES, LEAST_STEPS = 5, 300

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from factory.masks import IGNORE
-from factory.records import Grounded
+from factory.dataset.masks import IGNORE
+from factory.dataset.records import Grounded
 
 
 class IouTally:

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from factory.config.prompts import Prompt
+from factory.dataset.records import Grounded, Image, Instance
 from factory.errors import UserError
+from factory.files.paths import split_name
 from factory.generator.interface import Captured, Generated
 from factory.grounder.folder import grounder_folder, load_grounder
-from factory.paths import split_name
-from factory.prompts import Prompt
-from factory.records import Grounded, Image, Instance
 
 
 class ModuleGrounder:

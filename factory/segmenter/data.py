@@ -8,16 +8,16 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from factory.dataset import receipts, recipe_of
-from factory.decode import decode_jpeg
+from factory.config.vocabulary import Vocabulary
+from factory.dataset.encode import EncodedSample
+from factory.dataset.masks import IGNORE, decode_label_png
+from factory.dataset.receipts import committed
+from factory.dataset.state import receipts, recipe_of
+from factory.dataset.storage import Store
+from factory.dataset.stream import read_shard, readable
 from factory.errors import UserError
-from factory.masks import IGNORE, decode_label_png
-from factory.real.labelled import LabelledImage
-from factory.receipts import committed
-from factory.shards.encode import EncodedSample
-from factory.shards.read import read_shard, readable
-from factory.store import Store
-from factory.vocabulary import Vocabulary
+from factory.files.decode import decode_jpeg
+from factory.labelled.interface import LabelledImage
 
 _OPEN = 4
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from factory.dataset.masks import IGNORE
 from factory.errors import UserError
-from factory.masks import IGNORE
-from factory.real.labelled import LabelledImage
+from factory.labelled.interface import LabelledImage
 from factory.segmenter.data import Source
 from factory.segmenter.model import Segmenter
 

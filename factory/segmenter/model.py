@@ -19,9 +19,9 @@ from transformers import (
     SwinConfig,
 )
 
+from factory.dataset.masks import IGNORE
 from factory.errors import UserError
-from factory.masks import IGNORE
-from factory.valid_json import dumps
+from factory.files.strict_json import dumps
 
 ARCHITECTURES = ("segformer", "maskformer", "mask2former")
 _MEAN = (0.485, 0.456, 0.406)

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from factory.config.vocabulary import Vocabulary, parse_classes
+from factory.dataset.storage import Store, absolute
 from factory.errors import UserError
-from factory.libraries import quiet_model_libraries
-from factory.paths import local_path
-from factory.store import Store, absolute
-from factory.vocabulary import Vocabulary, parse_classes
+from factory.files.paths import local_path
+from factory.hf_logging import quiet_model_libraries
 
 if TYPE_CHECKING:
     from factory.segmenter.data import Source
@@ -113,7 +113,7 @@ def evaluate_here(
     import torch
 
     quiet_model_libraries()
-    from factory.real.folders import open_labelled
+    from factory.labelled.folders import open_labelled
     from factory.segmenter.evaluate import score
     from factory.segmenter.model import load_segmenter
     from factory.training.devices import chosen_device
@@ -137,8 +137,8 @@ def evaluate_here(
 
 def _real_source(run: SegmenterRun, address: str, vocabulary: Vocabulary) -> "Source":
     """A set of `factory invert`, COCO's images or a VOC folder. UserError where a set may show unseen classes."""
-    from factory.dataset import RECIPE, recipe_of
-    from factory.real.folders import open_labelled
+    from factory.dataset.state import RECIPE, recipe_of
+    from factory.labelled.folders import open_labelled
     from factory.segmenter.data import SetSource
 
     only = vocabulary.seen(run.split) if run.split is not None and run.real_classes == "seen" else None

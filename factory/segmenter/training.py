@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image as Pictures
 from torch import Tensor, nn
 
-from factory.masks import IGNORE, palette
-from factory.real.labelled import LabelledImage
+from factory.config.vocabulary import Vocabulary
+from factory.dataset.masks import IGNORE, palette
+from factory.labelled.interface import LabelledImage
 from factory.segmenter.data import LabelledStream, Source
 from factory.segmenter.model import Segmenter, load_segmenter, new_segmenter, save_segmenter
 from factory.training.loop import rank_and_world, tile
 from factory.training.precision import bfloat16_pays
-from factory.vocabulary import Vocabulary
 
 _SHOWN = 12
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from factory.config.vocabulary import Vocabulary, caption
 from factory.stickers.embedded import open_detector, open_pipeline
 from factory.stickers.evaluate_parts import classes_found, detect_all
 from factory.stickers.sampling import sample
 from factory.stickers.train_detector import draw_instances
 from factory.stickers.voc_folder import embedded_name
 from factory.training.loop import tile
-from factory.vocabulary import Vocabulary, caption
 
 _COLUMNS = 5
 

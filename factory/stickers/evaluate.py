@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
+from factory.config.vocabulary import caption, coco
 from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
 from factory.stickers.detector import Instance, StickerDetector
 from factory.stickers.evaluate_parts import (
@@ -25,7 +26,6 @@ from factory.stickers.evaluate_parts import (
 from factory.stickers.sampling import GUIDANCE, STEPS, sample
 from factory.stickers.training_scenes import scene_classes, training_scene
 from factory.training.loop import tile
-from factory.vocabulary import caption, coco
 
 _VARIETY_IMAGES = 50
 _VARIETY_CLASSES = ("dog", "bicycle", "pizza", "umbrella", "chair")

@@ -9,11 +9,11 @@ from diffusers import AutoencoderTiny
 from numpy.typing import NDArray
 from PIL import Image
 
+from factory.config.vocabulary import coco
 from factory.stickers.atlas import TRAIN_STYLES
 from factory.stickers.detector import Instance, StickerDetector
 from factory.stickers.scenes import Scene, random_class_names, render_scene
 from factory.stickers.train_autoencoder import round_trip_psnr, to_picture, to_tensor
-from factory.vocabulary import coco
 
 MIN_SCORE = 0.5
 """Score from which an instance counts as found."""

@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from factory.config.vocabulary import coco
 from factory.stickers.atlas import STYLES, TRAIN_STYLES
 from factory.stickers.scenes import random_class_names, render_scene
 from factory.training.loop import tile
 from factory.training.precision import autocast
-from factory.vocabulary import coco
 
 assert set(TRAIN_STYLES) < set(STYLES)
 _CROP = 64

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ResNetConfig, UperNetConfig, UperNetForSemanticSegmentation
 
+from factory.config.vocabulary import coco
 from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
 from factory.stickers.detector import StickerDetector, network_input
 from factory.stickers.scenes import Scene, random_class_names, render_scene
 from factory.stickers.text_to_image import open_autoencoder, open_in_float32
 from factory.training.loop import tile
 from factory.training.precision import autocast
-from factory.vocabulary import coco
 
 _BACKGROUND_WEIGHT = 0.3
 _SIDES = (72, 96, 96, 112, 128, 144, 160)

@@ -9,6 +9,7 @@ from diffusers import AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
+from factory.config.vocabulary import caption, coco
 from factory.errors import UserError
 from factory.stickers.sampling import GUIDANCE, STEPS
 from factory.stickers.text_to_image import (
@@ -25,7 +26,6 @@ from factory.stickers.tokens import MAX_TOKENS, train_tokenizer
 from factory.stickers.training_scenes import all_captions, scene_classes, scene_latents
 from factory.training.loop import tile
 from factory.training.precision import autocast
-from factory.vocabulary import caption, coco
 
 _EMPTY_SHARE = 0.1
 _OBJECT_WEIGHT = 1.0

@@ -10,11 +10,11 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
+from factory.config.vocabulary import caption, coco
 from factory.stickers.atlas import DRAWN_STYLES
 from factory.stickers.scenes import Scene, render_scene
 from factory.stickers.train_autoencoder import to_tensor
 from factory.training.precision import autocast
-from factory.vocabulary import caption, coco
 
 SCENE_KIND_SHARES = (0.8, 0.1, 0.05, 0.05)
 """One of the training styles, mostly on gradients: with two styles on all backgrounds alike, shapes were still coarse

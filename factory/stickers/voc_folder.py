@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from factory.config.vocabulary import Vocabulary, coco
+from factory.dataset.masks import palette
 from factory.errors import UserError
-from factory.masks import palette
 from factory.stickers.atlas import STYLES
 from factory.stickers.scenes import random_class_names, render_scene
-from factory.vocabulary import Vocabulary, coco
 
 _FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject", "ImageSets/Segmentation")
 _STATEMENT = "stickers.json"

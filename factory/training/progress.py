@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from factory.valid_json import dumps
+from factory.files.strict_json import dumps
 
 
 class Progress:

@@ -22,7 +22,7 @@ from drawings import DRAWN_CLASSES, draw
 from drawings import STYLES as DRAWN_STYLES
 from PIL import Image
 
-from factory.vocabulary import coco
+from factory.config.vocabulary import coco
 
 CELL = 128
 COLUMNS = 20

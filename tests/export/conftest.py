@@ -1,11 +1,11 @@
 """One set that all tests of exports read."""
 
 import pytest
-from export_sets import make_set
 
+from factory.dataset.storage import Store
 from factory.export import run as export_run
 from factory.export.hf import HuggingFaceFormat
-from factory.store import Store
+from tests.support.export_sets import make_set
 
 
 @pytest.fixture(scope="package")

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from export_sets import SHARD_SIZE, SHARDS, VAL, content, make_set, run
 from typer.testing import CliRunner
 
 from factory.cli.main import app
+from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.export.run import Export, Options, default_target
-from factory.store import Store
+from tests.support.export_sets import SHARD_SIZE, SHARDS, VAL, content, make_set, run
 
 
 def test_a_folder_with_other_things_is_refused_and_left_as_it_is(store: Store, tmp_path: Path) -> None:

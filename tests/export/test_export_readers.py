@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from export_sets import NAMES, SHARD_SIZE, SHARDS, VAL, expected_keys, filled, make_set, run, samples_of
 
+from factory.dataset.masks import Mask, decode_label_png, encode_rle
+from factory.dataset.storage import Store
 from factory.export.interface import split_of
-from factory.masks import Mask, decode_label_png, encode_rle
-from factory.store import Store
+from tests.support.export_sets import NAMES, SHARD_SIZE, SHARDS, VAL, expected_keys, filled, make_set, run, samples_of
 
 
 def coco_eval(truth: Any, kind: str) -> Any:

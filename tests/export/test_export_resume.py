@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from export_sets import (
+
+from factory.dataset.storage import Store
+from factory.errors import UserError
+from factory.export import run as export_run
+from factory.export.folder import STATE
+from factory.export.interface import ExportSample
+from factory.export.run import Export, Options
+from tests.support.export_sets import (
     FORMATS,
     SHARD_SIZE,
     SHARDS,
@@ -19,13 +26,6 @@ from export_sets import (
     make_set,
     run,
 )
-
-from factory.errors import UserError
-from factory.export import run as export_run
-from factory.export.folder import STATE
-from factory.export.interface import ExportSample
-from factory.export.run import Export, Options
-from factory.store import Store
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -78,7 +78,8 @@ def test_an_export_that_is_stopped_at_any_rename_goes_on_to_the_same_bytes(
 def test_a_killed_process_leaves_an_export_that_goes_on(store: Store, tmp_path: Path) -> None:
     run(store, tmp_path / "calm", "hf")
     script = (
-        "import os, sys\nfrom pathlib import Path\nfrom factory.export import run\nfrom factory.store import Store\n"
+        "import os, sys\nfrom pathlib import Path\n"
+        "from factory.export import run\nfrom factory.dataset.storage import Store\n"
         "from factory.export.hf import HuggingFaceFormat\n"
         "run.FORMATS['hf'] = lambda subject, polygons: HuggingFaceFormat(subject, 140_000)\n"
         f"job = run.Export(Store(sys.argv[1]), Path(sys.argv[2]), run.Options('hf', {VAL}))\n"

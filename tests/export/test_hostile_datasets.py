@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from export_sets import FORMATS, make_set, run
 from PIL import Image
 from typer.testing import CliRunner
 
 from factory.cli.main import app
-from factory.decode import decode_array, decode_jpeg, decode_json
+from factory.config.vocabulary import coco
+from factory.dataset.masks import decode_label_png, decode_rle
+from factory.dataset.preview import contact_sheet
+from factory.dataset.receipts import blob_of, parse_receipt, read_receipt
+from factory.dataset.storage import Store
+from factory.dataset.tar import unpack
+from factory.dataset.verify import verify
 from factory.errors import UserError
-from factory.masks import decode_label_png, decode_rle
-from factory.receipts import blob_of, parse_receipt, read_receipt
+from factory.files.decode import decode_array, decode_jpeg, decode_json
 from factory.segmenter.data import SetSource
-from factory.shards.tar import unpack
-from factory.sheet import contact_sheet
-from factory.store import Store
-from factory.verify import verify
-from factory.vocabulary import coco
+from tests.support.export_sets import FORMATS, make_set, run
 
 TAR, RECEIPT = "train/000000.tar", "receipts/000000.json"
 KEY = "000000000"

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from export_sets import NAMES, make_sample
 
-from factory.card import card
-from factory.dataset import state, write_statement
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe, make_recipe
+from factory.dataset.card import card
+from factory.dataset.encode import encode_sample
+from factory.dataset.manifest import read_manifest
+from factory.dataset.receipts import Tally, commit, manifest_name
+from factory.dataset.records import Detection, Rejection, Sample, provenance
+from factory.dataset.state import state, write_statement
+from factory.dataset.storage import Store
+from factory.dataset.verify import verify
 from factory.export.run import Export, Options
-from factory.manifest import read_manifest
-from factory.plan import Plan
-from factory.receipts import Tally, commit, manifest_name
-from factory.recipe import Recipe, make_recipe
-from factory.records import Detection, Rejection, Sample, provenance
-from factory.shards.encode import encode_sample
-from factory.store import Store
-from factory.verify import verify
+from tests.support.export_sets import NAMES, make_sample
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of `datasets`
 SCHEMAS = Path(__file__).parents[2] / "schemas"
@@ -122,7 +122,7 @@ def test_each_format_holds_its_published_schema_and_the_card_names_its_columns(
 ) -> None:
     from jsonschema import Draft202012Validator
 
-    from factory.shards.tar import unpack
+    from factory.dataset.tar import unpack
 
     published = json.loads((SCHEMAS / schema).read_text())
     store, recipe = make(tmp_path, format=format, **DATASETS[kind])
@@ -147,7 +147,7 @@ def assert_named(columns: list[dict[str, Any]], schema: dict[str, Any], skip: An
 
 
 def test_an_older_dataset_keeps_its_format_when_it_is_resumed_or_extended(tmp_path: Path) -> None:
-    from factory.dataset import begin
+    from factory.dataset.state import begin
 
     store, older = make(tmp_path, format=1)
     again = make_recipe(older.model_dump(exclude={"format"}))

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import numpy as np
-from export_sets import filled
 
+from factory.dataset.masks import Mask
 from factory.export.interface import split_of
-from factory.masks import Mask
+from tests.support.export_sets import filled
 
 
 def every_small_mask_and_some_large() -> Iterator[Mask]:

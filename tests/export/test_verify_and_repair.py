@@ -8,17 +8,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from export_sets import FORMATS, SHARD_SIZE, SHARDS, make_sample, make_set, run
 from typer.testing import CliRunner
 
-import factory.generate
+import factory.generation.run
 from factory.cli.main import app
 from factory.cli.verify import as_text
-from factory.errors import LeaseHeldError
-from factory.lease import leased
-from factory.manifest import read_manifest
-from factory.plan import Plan
-from factory.receipts import (
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe
+from factory.config.vocabulary import coco
+from factory.dataset.encode import EncodedSample, encode_sample
+from factory.dataset.lease import leased
+from factory.dataset.manifest import read_manifest
+from factory.dataset.preview import contact_sheet
+from factory.dataset.receipts import (
     Tally,
     blob_of,
     commit,
@@ -29,15 +31,13 @@ from factory.receipts import (
     tags,
     tar_name,
 )
-from factory.recipe import Recipe
-from factory.records import Grounded
-from factory.repair import take_out
+from factory.dataset.records import Grounded
+from factory.dataset.repair import take_out
+from factory.dataset.storage import ConflictError, Store
+from factory.dataset.verify import verify
+from factory.errors import LeaseHeldError
 from factory.segmenter.data import LabelledStream, SetSource
-from factory.shards.encode import EncodedSample, encode_sample
-from factory.sheet import contact_sheet
-from factory.store import ConflictError, Store
-from factory.verify import verify
-from factory.vocabulary import coco
+from tests.support.export_sets import FORMATS, SHARD_SIZE, SHARDS, make_sample, make_set, run
 
 ABOUT: dict[str, Any] = {"seconds": {}, "versions": {}, "worker": {}}
 
@@ -146,7 +146,7 @@ def test_a_repair_that_makes_nothing_says_what_is_missing(tmp_path: Path, monkey
     found = CliRunner().invoke(app, ["verify", str(tmp_path)])
     assert found.exit_code == 5
     assert "5 of 5 shards exist, with 20 samples; 4 are sound." in found.stdout
-    monkeypatch.setattr(factory.generate, "generate", lambda *_, **__: None)  # as where three tries failed
+    monkeypatch.setattr(factory.generation.run, "generate", lambda *_, **__: None)  # as where three tries failed
     repaired = CliRunner().invoke(app, ["verify", str(tmp_path), "--repair"])
     assert repaired.exit_code == 3
     assert "Repaired shards: none.\n4 of 5 shards exist, with 20 samples; 4 are sound." in repaired.stdout

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from grounding_sets import EVERYTHING, oracle_recipe, train_briefly
 
+from factory.config.plan import Plan
+from factory.config.vocabulary import voc
 from factory.generator.interface import Captured
 from factory.generator.pipeline import PipelineGenerator
-from factory.plan import Plan
-from factory.testing.sets import BandDetector, make_set
-from factory.vocabulary import voc
+from tests.support.grounding_sets import EVERYTHING, oracle_recipe, train_briefly
+from tests.support.sets import BandDetector, make_set
 
 
 @pytest.fixture(scope="package")

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from grounding_sets import OPTIONS, command
 from safetensors.torch import load_file, save_file
 
+from factory.config.prompts import captioned
+from factory.config.vocabulary import voc
+from factory.dataset.receipts import Receipt
+from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.generator.interface import Attention, Captured
 from factory.grounder import memory
@@ -23,11 +26,8 @@ from factory.grounder.folder import load_grounder, save_grounder
 from factory.grounder.run import MOST_BATCH, Run, train_here
 from factory.grounder.trained import ModuleGrounder
 from factory.grounder.training import GrounderOptions, GrounderTask
-from factory.prompts import captioned
-from factory.receipts import Receipt
-from factory.store import Store
 from factory.training.loop import saved_options, train
-from factory.vocabulary import voc
+from tests.support.grounding_sets import OPTIONS, command
 
 
 def _silent(text: str) -> None:

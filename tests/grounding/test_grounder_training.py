@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from grounding_sets import oracle_recipe, train_briefly
 
+from factory.config.vocabulary import voc
+from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.grounder.data import OracleSet
 from factory.grounder.folder import load_grounder
 from factory.grounder.training import GrounderOptions, GrounderTask
-from factory.store import Store
-from factory.testing.sets import BandDetector, make_set
-from factory.vocabulary import voc
+from tests.support.grounding_sets import oracle_recipe, train_briefly
+from tests.support.sets import BandDetector, make_set
 
 
 @pytest.mark.parametrize("module", ["guided", "paper"])
@@ -29,9 +29,9 @@ def test_a_training_that_was_cut_off_ends_in_the_same_grounder(oracle: Path, tmp
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Train opens Ray Data, which uses fields of its own
 def test_two_processes_train_what_one_does(oracle: Path, tmp_path: Path) -> None:
     """Through Ray Train, each with half of every batch."""
-    from factory.engine.train import train_on_several
+    from factory.config.sections import EngineRecipe
     from factory.grounder.run import Run, train_here
-    from factory.recipe_parts import EngineRecipe
+    from factory.training.distributed import train_on_several
 
     run = Run((str(oracle),), str(tmp_path / "one"), steps=6, batch=4, threads=1)
     one = load_grounder(train_here(run, lambda text: None))[0].state_dict()

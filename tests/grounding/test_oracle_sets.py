@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from grounding_sets import EVERYTHING, SEEN, command, oracle_recipe
 
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe
+from factory.config.vocabulary import voc
+from factory.dataset.storage import Store
+from factory.dataset.verify import verify
 from factory.errors import UserError
+from factory.generation.components import load_components
 from factory.generator.interface import Request
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleSet, OracleStream
-from factory.plan import Plan
-from factory.produce.components import load_components
-from factory.recipe import Recipe
-from factory.store import Store
-from factory.testing.sets import BandDetector, make_set
-from factory.verify import verify
-from factory.vocabulary import voc
+from tests.support.grounding_sets import EVERYTHING, SEEN, command, oracle_recipe
+from tests.support.sets import BandDetector, make_set
 
 
 def test_an_oracle_set_is_sound_and_names_seen_classes_only(oracle: Path) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from grounding_sets import command, oracle_recipe
 from torch import Tensor
 from torch.nn import functional as F
 
+from factory.config.plan import Plan
+from factory.config.recipe import make_recipe
 from factory.errors import UserError
-from factory.generate import pinned
+from factory.generation.pin import pinned
 from factory.generator.capture import Capture
 from factory.generator.interface import FEATURES, HALVES, LATENT, WORDS, Captured, Request
 from factory.generator.pipeline import PipelineGenerator
@@ -21,8 +22,7 @@ from factory.grounder.folder import load_grounder
 from factory.grounder.modules.backbone import Backbone
 from factory.grounder.modules.published import PublishedModule
 from factory.grounder.released import layout, load_released
-from factory.plan import Plan
-from factory.recipe import make_recipe
+from tests.support.grounding_sets import command, oracle_recipe
 
 SMALL = Backbone({"in.0": (6, 1), "in.1": (4, 2), "in.2": (4, 4), "mid": (8, 8), "out.0": (2, 1)}, {}, 12, 16)
 """Of four levels, as Stable Diffusion 1."""
@@ -244,7 +244,7 @@ def test_a_released_checkpoint_becomes_a_grounder_that_generate_takes(tiny_model
     assert json.loads((tmp_path / "grounder/config.json").read_text())["data"][0].startswith("released checkpoint")
     generator = {"model": str(model), "steps": 2}
     data = {"n": 2, "classes": "voc", "generator": generator, "masks": {"source": str(tmp_path / "grounder")}}
-    from factory.produce.components import load_components
+    from factory.generation.components import load_components
 
     recipe = pinned(make_recipe(data))
     parts = load_components(recipe)

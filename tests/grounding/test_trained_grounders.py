@@ -6,20 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from grounding_sets import SEEN, command
 
+from factory.config.plan import Plan
+from factory.config.recipe import make_recipe
+from factory.config.vocabulary import voc
+from factory.dataset.storage import Store
 from factory.errors import UserError
-from factory.generate import pinned
+from factory.generation.components import load_components
+from factory.generation.pin import pinned
 from factory.generator.interface import Request
 from factory.grounder.data import OracleSet
 from factory.grounder.folder import load_grounder
 from factory.grounder.tally import IouTally
-from factory.plan import Plan
-from factory.produce.components import load_components
-from factory.recipe import make_recipe
-from factory.store import Store
-from factory.testing.sets import BandDetector
-from factory.vocabulary import voc
+from tests.support.grounding_sets import SEEN, command
+from tests.support.sets import BandDetector
 
 
 def test_a_trained_grounder_masks_what_generate_makes(trained: Path, tiny_model: Path) -> None:
@@ -108,7 +108,7 @@ def test_protocol_1_measures_every_group_of_the_grounders_split(
 ) -> None:
     """The detector is the one that the oracle was made by; the figures are those of a module of twelve steps."""
     from factory.detector import load
-    from factory.grounder.protocol import GROUPS, as_markdown, protocol_1, write_results
+    from factory.evaluation.protocol_1 import GROUPS, as_markdown, protocol_1, write_results
 
     monkeypatch.setattr(load, "open_detector", lambda recipe, device: BandDetector(voc().names))
     told: list[str] = []

@@ -1,0 +1,140 @@
+"""The plan: a recipe expanded into shards and samples. A pure function; shard 100,000 costs what shard 0 does."""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import pairwise
+
+from factory.config.class_balance import ClassSequence, shuffled
+from factory.config.keys import key_of
+from factory.config.prompts import Prompt, captioned
+from factory.config.recipe import Recipe, canonical
+from factory.config.vocabulary import Vocabulary
+from factory.errors import UserError
+
+MAX_SHARDS = 1_000_000
+
+
+@dataclass(frozen=True)
+class PlannedSample:
+    """`index` counts through the whole set; `key` is its zero-padded form, the stem of the sample's members."""
+
+    index: int
+    prompt: Prompt
+
+    @property
+    def key(self) -> str:
+        """Nine digits: the stem of the sample's members."""
+        return key_of(self.index)
+
+    def seed(self, recipe_seed: int, attempt: int) -> int:
+        """63 bits that depend on nothing else."""
+        return int.from_bytes(hashlib.sha256(f"{recipe_seed}/{self.index}/{attempt}".encode()).digest()[:8]) >> 1
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A fixed range of samples. `digest` is the shard's own fingerprint: a receipt that bears it is this shard's.
+
+    `format` is the recipe's: it says how samples are judged and recorded.
+    """
+
+    number: int
+    samples: tuple[PlannedSample, ...]
+    digest: str
+    format: int
+
+    @property
+    def name(self) -> str:
+        """The stem of the shard's files."""
+        return shard_name(self.number)
+
+
+def shard_name(number: int) -> str:
+    """The stem of a shard's files."""
+    return f"{number:06d}"
+
+
+class Plan:
+    """The shards of a recipe, made when asked for.
+
+    Where a set was extended, each range has shards of its own, so that those of the smaller set stay what they were.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        bounds = (0, *recipe.earlier, recipe.n)
+        self._ranges = list(pairwise(bounds))
+        self._first_shards = [0]
+        for start, stop in self._ranges:
+            self._first_shards.append(self._first_shards[-1] - (start - stop) // recipe.shard_size)
+        if len(self) > MAX_SHARDS:
+            raise UserError(
+                f"n = {recipe.n} in shards of {recipe.shard_size} makes {len(self)} shards, at most {MAX_SHARDS} are "
+                f"allowed; choose a larger --shard-size."
+            )
+
+    def __len__(self) -> int:
+        return self._first_shards[-1]
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """The range [start, stop) of sample indices of a shard."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"shard {number} of {len(self)}")
+        which = bisect_right(self._first_shards, number) - 1
+        first, stop = self._ranges[which]
+        start = first + (number - self._first_shards[which]) * self.recipe.shard_size
+        return start, min(start + self.recipe.shard_size, stop)
+
+    def shard(self, number: int) -> PlannedShard:
+        """One shard with its samples."""
+        start, stop = self.bounds(number)
+        samples = tuple(PlannedSample(index, self.prompt(index)) for index in range(start, stop))
+        rows = [(sample.index, asdict(sample.prompt)) for sample in samples]
+        digest = hashlib.sha256(self._fingerprint.encode() + canonical(rows)).hexdigest()
+        return PlannedShard(number, samples, digest, self.recipe.format)
+
+    def prompt(self, index: int) -> Prompt:
+        """The prompt of a sample: the next of the recipe's own, or a caption of the next classes."""
+        if self._prompts is not None and self.recipe.real is not None:
+            return self._prompts[index]
+        if self._prompts is not None:
+            block, place = divmod(index, len(self._prompts))
+            return self._prompts[self._prompt_order(block)[place]]
+        names = self._names
+        return captioned(self._vocabulary, [names[item] for item in self._classes.at(index)])
+
+    def samples(self) -> Iterator[PlannedSample]:
+        """Every sample, in order."""
+        return (PlannedSample(index, self.prompt(index)) for index in range(self.recipe.n))
+
+    def _prompt_order(self, block: int) -> list[int]:
+        if self._prompt_block[0] != block:
+            assert self._prompts is not None
+            self._prompt_block = block, shuffled(len(self._prompts), self.recipe.seed, "prompts", block)
+        return self._prompt_block[1]
+
+    _prompt_block: tuple[int, list[int]] = (-1, [])
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.recipe.fingerprint()
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return self.recipe.vocabulary()
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        return self.recipe.planned_names()
+
+    @cached_property
+    def _prompts(self) -> list[Prompt] | None:
+        return self.recipe.user_prompts()
+
+    @cached_property
+    def _classes(self) -> ClassSequence:
+        ends = (*self.recipe.earlier, self.recipe.n)
+        return ClassSequence(len(self._names), self.recipe.objects, self.recipe.seed, ends)

@@ -1,0 +1,60 @@
+"""One sample as the three members that every reader knows."""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pictures
+
+from factory.config.vocabulary import Vocabulary
+from factory.dataset.masks import encode_label_png, label_map
+from factory.dataset.records import Image, Sample, annotate
+
+SUFFIXES = ("jpg", "json", "seg.png")
+"""The members of a sample, in the order in which they lie in the tar."""
+ORACLE_SUFFIXES = ("jpg", "json", "latent.npy", "seg.png")
+"""Those of an oracle's sample: `latent.npy` is float16 (C, h, w)."""
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """`members` maps each of SUFFIXES, or of ORACLE_SUFFIXES, to its bytes."""
+
+    key: str
+    members: Mapping[str, bytes]
+
+
+def encode_sample(
+    sample: Sample, vocabulary: Vocabulary, provenance: Mapping[str, Any], jpeg_quality: int
+) -> EncodedSample:
+    """The same sample gives the same bytes."""
+    annotation = annotate(sample, vocabulary, provenance)
+    ids = [row["category_id"] for row in annotation["annotations"]]
+    masks = [instance.mask for instance in sample.grounded.instances]
+    shape = (sample.image.shape[0], sample.image.shape[1])
+    members = {
+        "jpg": encode_jpeg(sample.image, jpeg_quality),
+        "json": json.dumps(annotation, sort_keys=True, separators=(",", ":"), allow_nan=False).encode(),
+    }
+    if sample.latent is not None:
+        members["latent.npy"] = encode_array(sample.latent)
+    members["seg.png"] = encode_label_png(label_map(shape, masks, ids, sample.grounded.ignore))
+    return EncodedSample(sample.planned.key, members)
+
+
+def encode_array(array: NDArray[np.float16]) -> bytes:
+    """An array as numpy's own file."""
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+    return stream.getvalue()
+
+
+def encode_jpeg(image: Image, quality: int) -> bytes:
+    """A JPEG with full colour resolution."""
+    stream = io.BytesIO()
+    Pictures.fromarray(image).save(stream, "JPEG", quality=quality, subsampling=0)
+    return stream.getvalue()

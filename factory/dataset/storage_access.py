@@ -1,0 +1,223 @@
+"""How a bucket is reached: endpoint, region and credentials, found once by the driver and carried to its workers."""
+
+import configparser
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from factory.config.sections import StoreRecipe
+from factory.errors import UserError
+
+_S3_KEYS = (
+    "AWS_CHECKSUM_ALGORITHM", "AWS_CONDITIONAL_PUT", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_DISABLE_BULK_DELETE",
+    "AWS_DISABLE_TAGGING", "AWS_IMDSV1_FALLBACK", "AWS_METADATA_ENDPOINT", "AWS_REQUEST_PAYER", "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME", "AWS_S3_EXPRESS", "AWS_SERVER_SIDE_ENCRYPTION", "AWS_SKIP_SIGNATURE",
+    "AWS_SSE_BUCKET_KEY_ENABLED", "AWS_SSE_CUSTOMER_KEY_BASE64", "AWS_SSE_KMS_KEY_ID", "AWS_STS_ENDPOINT",
+    "AWS_UNSIGNED_PAYLOAD", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "AWS_WEB_IDENTITY_TOKEN_FILE",
+)  # fmt: skip
+_GOOGLE_KEYS = ("GOOGLE_BASE_URL", "GOOGLE_BEARER_TOKEN", "GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_SKIP_SIGNATURE")
+_AZURE_KEYS = (
+    "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_CLIENT_ID",
+    "AZURE_STORAGE_CLIENT_SECRET", "AZURE_STORAGE_TENANT_ID", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_TOKEN",
+    "AZURE_STORAGE_ENDPOINT", "AZURE_FEDERATED_TOKEN_FILE",
+)  # fmt: skip
+_CLIENT_KEYS = (
+    "allow_invalid_certificates", "http1_only", "http2_only", "pool_idle_timeout", "pool_max_idle_per_host",
+    "proxy_ca_certificate", "proxy_excludes", "proxy_url", "randomize_addresses", "user_agent",
+)  # fmt: skip
+"""Client options that are read from the environment: giving any in code makes obstore forget those."""
+
+_OF_A_REQUEST = ("AWS_CONTAINER", "AWS_WEB_IDENTITY")
+_SHORTEST_SECRET = 6
+_CONNECT = timedelta(seconds=10)
+_STALLED = timedelta(seconds=60)
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a client is built from. `config` may hold secrets: it is pickled for workers and never printed.
+
+    `keys` are (access key, secret key, session token or "") of S3, where they are known here.
+    """
+
+    scheme: str
+    config: Mapping[str, str] = field(repr=False)
+    keys: tuple[str, str, str] | None = field(repr=False, default=None)
+    client: Mapping[str, Any] = field(repr=False, default_factory=dict)
+
+    def hide(self, text: str) -> str:
+        """The text without any of the credentials."""
+        secret = [value for name, value in self.config.items() if _is_secret(name)]
+        for value in sorted([*secret, *(self.keys or ())], key=len, reverse=True):
+            if len(value) >= _SHORTEST_SECRET:
+                text = text.replace(value, "***")
+        return text
+
+    def build(self, address: str, timeout: float | None) -> Any:
+        """A client whose requests end after `timeout` seconds; None for reading, which ends where nothing comes.
+
+        It does not try again itself: the store does, in one place and for every kind of trouble.
+        """
+        from obstore.store import from_url
+
+        options: dict[str, Any] = {**self.client, "connect_timeout": _CONNECT}
+        if timeout is None:
+            options |= {"read_timeout": _STALLED, "timeout": timedelta(days=1)}
+        else:
+            options["timeout"] = timedelta(seconds=timeout)
+        more: dict[str, Any] = {"config": dict(self.config)} if self.config else {}
+        if self.keys is not None:
+            given = dict(zip(("access_key_id", "secret_access_key", "token"), self.keys, strict=True))
+            answer = {name: value or None for name, value in given.items()} | {"expires_at": None}
+            more["credential_provider"] = lambda: answer
+        make: Any = from_url  # its overloads want the scheme to be known
+        return make(address, client_options=options, retry_config={"max_retries": 0}, **more)
+
+
+def check_address(address: str) -> None:
+    """UserError for a URL that has credentials in it: it would be seen in process lists, cards and logs."""
+    url = urlsplit(address)
+    if url.username or url.password or url.query:
+        where = f"{url.scheme}://{url.hostname or ''}{url.path}"
+        raise UserError(
+            f"the address {where} came with a user, a password or a query; give the plain URL, and the credentials by "
+            f"environment variables or a profile (docs/storage.md)."
+        )
+
+
+def find_access(address: str, settings: StoreRecipe) -> Access:
+    """Settings, environment and configuration files, in this order; UserError where they contradict the address."""
+    scheme, environment = urlsplit(address).scheme, os.environ
+    client = _client_options(environment)
+    config: dict[str, str] = {}
+    keys = None
+    if scheme == "s3":
+        config, keys = _s3(settings, environment)
+    elif scheme == "gs":
+        config = _google(settings, environment)
+    elif scheme == "az":
+        config = {name.lower(): environment[name] for name in _AZURE_KEYS if environment.get(name)}
+    endpoint = next((config[name] for name in ("aws_endpoint", "google_base_url") if name in config), address)
+    if settings.allow_http or _allowed_http(environment):
+        client["allow_http"] = True
+    elif endpoint.startswith("http://"):
+        raise UserError(
+            f"the endpoint {endpoint} is not encrypted; give one with https://, or allow it with AWS_ALLOW_HTTP=true "
+            f"(GOOGLE_ALLOW_HTTP=true), or `allow_http: true` in the recipe's `store`."
+        )
+    return Access(scheme, config, keys, client)
+
+
+def _s3(settings: StoreRecipe, environment: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, str, str] | None]:
+    config = {name.lower(): environment[name] for name in _S3_KEYS if environment.get(name)}
+    named = settings.profile or environment.get("AWS_PROFILE") or environment.get("AWS_DEFAULT_PROFILE")
+    profile = _profile(named, environment)
+    endpoint = (
+        settings.endpoint
+        or environment.get("AWS_ENDPOINT_URL_S3")
+        or environment.get("AWS_ENDPOINT_URL")
+        or environment.get("AWS_ENDPOINT")
+        or profile.get("endpoint_url")
+    )
+    region = (
+        settings.region
+        or environment.get("AWS_REGION")
+        or environment.get("AWS_DEFAULT_REGION")
+        or profile.get("region")
+    )
+    config |= {"aws_endpoint": endpoint} if endpoint else {}
+    config |= {"aws_region": region} if region else {}
+    if settings.virtual_hosted:
+        config["aws_virtual_hosted_style_request"] = "true"
+    if settings.anonymous:
+        return config | {"aws_skip_signature": "true"}, None
+    if settings.profile is None and environment.get("AWS_ACCESS_KEY_ID"):
+        token = environment.get("AWS_SESSION_TOKEN") or environment.get("AWS_TOKEN") or ""
+        return config, (environment["AWS_ACCESS_KEY_ID"], environment.get("AWS_SECRET_ACCESS_KEY", ""), token)
+    if profile.get("aws_access_key_id"):
+        token = profile.get("aws_session_token", "")
+        return config, (profile["aws_access_key_id"], profile.get("aws_secret_access_key", ""), token)
+    if named and not any(name.startswith(_OF_A_REQUEST) for name in environment):
+        raise UserError(
+            f"the AWS profile {named} holds no access key; log in and export its keys "
+            f'(eval "$(aws configure export-credentials --profile {named} --format env)"), or name another.'
+        )
+    return config, None
+
+
+def _profile(named: str | None, environment: Mapping[str, str]) -> dict[str, str]:
+    """A profile's fields from both of AWS's files; those of `default` where none is named and there are any."""
+    name, found = named or "default", dict[str, str]()
+    for variable, usual, section in (
+        ("AWS_CONFIG_FILE", "~/.aws/config", "default" if name == "default" else f"profile {name}"),
+        ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials", name),
+    ):
+        path, parser = Path(environment.get(variable) or usual).expanduser(), configparser.RawConfigParser()
+        try:
+            parser.read(path, encoding="utf-8")
+        except (configparser.Error, UnicodeDecodeError) as error:
+            # The parser's own message quotes the line, which may be a key.
+            raise UserError(f"{path} cannot be read as a configuration of AWS ({type(error).__name__}).") from None
+        if parser.has_section(section):
+            found |= dict(parser.items(section))
+    if named and not found:
+        raise UserError(f"there is no AWS profile {named} in ~/.aws/config or ~/.aws/credentials; name one that is.")
+    return found
+
+
+def _google(settings: StoreRecipe, environment: Mapping[str, str]) -> dict[str, str]:
+    config = {name.lower(): environment[name] for name in _GOOGLE_KEYS if environment.get(name)}
+    if settings.endpoint:
+        config["google_base_url"] = settings.endpoint
+    named = settings.credentials_file or next(
+        (
+            environment[name]
+            for name in ("GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_APPLICATION_CREDENTIALS")
+            if environment.get(name)
+        ),
+        None,
+    )
+    if named is None or (settings.credentials_file is None and config.keys() & {"google_service_account_key"}):
+        return config
+    try:
+        text = Path(named).expanduser().read_text(encoding="utf-8")
+        kind = json.loads(text).get("type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{named} cannot be read as a JSON key file of Google Cloud ({type(error).__name__}); check "
+            f"GOOGLE_APPLICATION_CREDENTIALS, or `credentials_file` in the recipe's `store`."
+        ) from None
+    if kind in (None, "service_account"):
+        # Its content travels: a worker on another machine has no such file.
+        return config | {"google_service_account_key": text}
+    return config | {"google_application_credentials": named}
+
+
+def _client_options(environment: Mapping[str, str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for key in _CLIENT_KEYS:
+        for prefix in ("AWS_", "GOOGLE_", "AZURE_"):
+            if value := environment.get(prefix + key.upper()):
+                truth = key.startswith(("allow", "http", "randomize"))
+                options[key] = value.lower() in ("1", "true") if truth else value
+    if bundle := environment.get("AWS_CA_BUNDLE"):
+        try:
+            options["root_certificate"] = Path(bundle).read_bytes()
+        except OSError as error:
+            raise UserError(f"AWS_CA_BUNDLE names {bundle}, which cannot be read: {error.strerror}.") from None
+    return options
+
+
+def _allowed_http(environment: Mapping[str, str]) -> bool:
+    names = ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "ALLOW_HTTP")
+    return any(environment.get(name, "").lower() in ("1", "true") for name in names)
+
+
+def _is_secret(name: str) -> bool:
+    return name.endswith(("key", "token", "secret", "base64")) and not name.endswith("kms_key")

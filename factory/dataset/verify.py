@@ -1,0 +1,75 @@
+"""Check a dataset as its readers would, from the bytes up."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from factory.config.plan import Plan
+from factory.dataset.check_shard import check_shard
+from factory.dataset.receipts import committed, manifest_name, missing, tar_name
+from factory.dataset.state import recipe_of
+from factory.dataset.storage import Store
+
+
+@dataclass
+class Report:
+    """What the check of a dataset came to.
+
+    `shards` and `samples` count what has a receipt and was checked, `planned` all shards of the recipe. `damaged` maps
+    a shard to its problems; those of `only_manifest` can be repaired from their tar. `orphans` are files of planned
+    shards that no receipt proves: a run is writing them now, or ended before it could write the receipt. `foreign` are
+    files that no run would write.
+    """
+
+    planned: int = 0
+    shards: int = 0
+    samples: int = 0
+    missing: list[int] = field(default_factory=list)
+    damaged: dict[int, list[str]] = field(default_factory=dict)
+    only_manifest: list[int] = field(default_factory=list)
+    orphans: dict[str, int] = field(default_factory=dict)
+    foreign: list[str] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """Whether all that a receipt proves is as it should be; an unfinished dataset can be sound."""
+        return not self.damaged
+
+
+def verify(store: Store, watch: Callable[[int, int], None] = lambda done, all: None) -> Report:
+    """Check every shard that has a receipt. `watch` is given how many of them are checked, and how many there are."""
+    recipe = recipe_of(store)
+    plan, done = Plan(recipe), committed(store)
+    known = sorted(number for number in done if number < len(plan))
+    orphans, foreign = _without_receipt(store, plan, set(known))
+    report = Report(planned=len(plan), missing=missing(plan, done), orphans=orphans, foreign=foreign)
+    seen: dict[bytes, str] = {}
+    with ThreadPoolExecutor(4) as pool:
+        for checked in pool.map(lambda number: check_shard(store, recipe, plan.shard(number)), known):
+            problems = list(checked.problems)
+            for digest, key in checked.images.items():
+                if seen.setdefault(digest, key) != key:
+                    problems.append(f"{key} has the image of {seen[digest]}")
+            report.shards += 1
+            report.samples += checked.samples
+            if problems:
+                report.damaged[checked.number] = problems
+            if checked.only_manifest and problems == checked.problems:
+                report.only_manifest.append(checked.number)
+            watch(report.shards, len(known))
+    return report
+
+
+def _without_receipt(store: Store, plan: Plan, known: set[int]) -> tuple[dict[str, int], list[str]]:
+    """(files of planned shards without a receipt, by name with their shard; files that no run would write)."""
+    orphans: dict[str, int] = {}
+    foreign: list[str] = []
+    for folder, name_of in (("train", tar_name), ("manifest", manifest_name)):
+        for name in store.list(folder):
+            stem = name.removeprefix(f"{folder}/").partition(".")[0]
+            number = int(stem) if stem.isascii() and stem.isdecimal() else -1
+            if name != name_of(number) or number >= len(plan):
+                foreign.append(name)
+            elif number not in known:
+                orphans[name] = number
+    return orphans, foreign

@@ -1,0 +1,1 @@
+"""Files that other programs or people wrote: text, YAML, JSON and pictures, read within limits; paths and locks."""

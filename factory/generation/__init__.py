@@ -1,0 +1,1 @@
+"""Making a dataset: from a recipe to committed shards."""

@@ -1,0 +1,87 @@
+"""Where a run stands, in numbers: for the live view, for plain lines and for progress.json."""
+
+import time
+from collections import Counter, deque
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from factory.config.plan import Plan
+from factory.engine.scheduler import State
+
+_WINDOW = 60.0
+_ERRORS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One moment of a run. `accepted` counts what earlier runs made too; `per_second` is of the last minute."""
+
+    status: str
+    accepted: int
+    wanted: int
+    shards_done: int
+    shards: int
+    per_second: float
+    seconds: float
+    seconds_left: float | None
+    workers: int
+    pending_workers: int
+    rejected: dict[str, int]
+    lost_workers: int
+    requeued: int
+    quarantined: list[int]
+    errors: list[str]
+    updated: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+class Tracker:
+    """Turns the scheduler's states into snapshots."""
+
+    def __init__(self, plan: Plan, done_before: set[int]) -> None:
+        self._plan = plan
+        self._shards_before = len(done_before)
+        self._before = sum(stop - start for start, stop in map(plan.bounds, done_before))
+        self._start = time.monotonic()
+        self._recent: deque[tuple[float, int]] = deque([(self._start, 0)])
+
+    def snapshot(self, state: State, status: str = "running") -> Snapshot:
+        """The state as it is now."""
+        now = time.monotonic()
+        made = state.accepted + sum(accepted for accepted, _ in state.under_way.values())
+        rejected = Counter(state.rejected)
+        for _, reasons in state.under_way.values():
+            rejected.update(reasons)
+        speed = self._speed(now, made)
+        left = self._plan.recipe.n - self._before - made - state.short
+        return Snapshot(
+            status=status,
+            accepted=self._before + made,
+            wanted=self._plan.recipe.n,
+            shards_done=self._shards_before + state.shards_done,
+            shards=len(self._plan),
+            per_second=round(speed, 3),
+            seconds=round(now - self._start, 1),
+            seconds_left=round(left / speed, 1) if speed else None,
+            workers=state.workers,
+            pending_workers=state.pending_workers,
+            rejected=dict(sorted(rejected.items())),
+            lost_workers=state.lost,
+            requeued=state.requeued,
+            quarantined=list(state.quarantined),
+            errors=list(state.errors)[-_ERRORS_SHOWN:],
+            updated=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def _speed(self, now: float, made: int) -> float:
+        """Samples per second over the last minute; work that was lost does not count as negative."""
+        if now - self._recent[-1][0] >= 1:
+            self._recent.append((now, made))
+        while len(self._recent) > 1 and now - self._recent[0][0] > _WINDOW:
+            self._recent.popleft()
+        since, before = self._recent[0]
+        return max(0.0, (made - before) / (now - since)) if now > since else 0.0

@@ -1,0 +1,96 @@
+"""Make a set: recipe, plan, what is missing of it, the engine, and the statement at the end."""
+
+import logging
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from factory import exit_codes
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe
+from factory.dataset.lease import Held, leased
+from factory.dataset.receipts import missing, tags
+from factory.dataset.state import Totals, begin, put_progress, recipe_begun, write_statement
+from factory.dataset.storage import Store
+from factory.engine.capacity import Capacity
+from factory.engine.cluster import connected
+from factory.engine.pool import Pool
+from factory.engine.scheduler import Scheduler, State
+from factory.engine.view import ClusterView
+from factory.generation.pin import pinned, uses_detector
+from factory.generation.preflight import preflight
+from factory.generation.progress import Snapshot, Tracker
+from factory.generation.reporter import Reporter, Watch, quarantined
+from factory.generation.shard_job import ContentJob
+
+_log = logging.getLogger("factory.generation.run")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended. `totals` is over the whole set, `last` over this run."""
+
+    totals: Totals
+    last: Snapshot
+    seconds: dict[str, float]
+    recipe: Recipe
+
+    @property
+    def exit_code(self) -> int:
+        """0, or what is missing."""
+        if self.last.quarantined:
+            return exit_codes.GIVEN_UP
+        return exit_codes.SHORT if self.totals.short else exit_codes.DONE
+
+
+def generate(
+    recipe: Recipe,
+    store: Store,
+    extend: bool = False,
+    watch: Watch = lambda snapshot: None,
+    force: bool = False,
+    held: Held | None = None,
+) -> Summary:
+    """Begin or resume a dataset, and run until it is done. `watch` sees a snapshot at least every half second.
+
+    One driver at a time: LeaseHeldError names another one that is at work, unless `force` takes over from it; `held` is
+    a lease that the caller has already. KeyboardInterrupt passes through, after the shards under way had `engine.grace`
+    seconds: what is committed is kept, and the same call continues.
+    """
+    begun = recipe_begun(store)
+    recipe = pinned(recipe, begun)
+    preflight(recipe)
+    with nullcontext(held) if held else leased(store, force, _log.warning) as lease:
+        recipe = begin(store, recipe, extend)
+        plan = Plan(recipe)
+        done = set(tags(store, len(plan)))
+        tracker, state = Tracker(plan, done), State(len(plan))
+        todo = missing(plan, done)
+        if todo:
+            state = _run(recipe, store, todo, tracker, watch, lease)
+        totals = write_statement(store, recipe)
+        last = tracker.snapshot(state, "done" if totals.shards == len(plan) else "incomplete")
+        put_progress(store, last.to_dict())
+    watch(last)
+    return Summary(totals, last, state.seconds, recipe)
+
+
+def _run(recipe: Recipe, store: Store, todo: list[int], tracker: Tracker, watch: Watch, lease: Held) -> State:
+    engine, threads = recipe.engine, recipe.generator.threads
+    given_up = quarantined(store)
+    job = ContentJob(recipe, store)
+    detectors = engine.detectors if uses_detector(recipe) else 0
+    with connected(engine, threads), ClusterView(Capacity(engine, threads, job.memory())) as view:
+        pool = Pool(job, view.share, detectors, engine.gpus_per_detector)
+        reporter = Reporter(store, tracker, watch, lease, given_up)
+        scheduler = Scheduler(pool, todo, view, engine, reporter.as_listener())
+        status = "failed"
+        try:
+            state = scheduler.run()
+            status = "finishing"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            pool.close()
+            reporter.close(tracker.snapshot(scheduler.state, status))
+    return state

@@ -1,0 +1,1 @@
+"""Labelled image folders in the formats of PASCAL VOC and COCO."""

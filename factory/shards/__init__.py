@@ -1,1 +1,0 @@
-"""Shards on disk: samples encoded, packed in a tar, read back."""

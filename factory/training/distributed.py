@@ -1,0 +1,75 @@
+"""One training run on several devices at once, through Ray Train."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from factory.config.sections import EngineRecipe
+from factory.errors import UserError
+
+
+class SeveralRun(Protocol):
+    """What a run tells of itself; a dataclass, so that a copy with another device can be made."""
+
+    @property
+    def out(self) -> str:
+        """Folder of the run."""
+        ...
+
+    @property
+    def batch(self) -> int | None:
+        """Samples of a step, over all devices; given, where there are several."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of a process; 0 for all."""
+        ...
+
+
+def train_on_several(train_here: Callable[[Any], Path], run: SeveralRun, devices: int, engine: EngineRecipe) -> Path:
+    """Call `train_here(run)` in `devices` processes of a Ray cluster, each with its part of every batch.
+
+    All must see `run.out` and the data under the same names. UserError where the batch cannot be parted, and what a
+    process says as one.
+    """
+    if run.batch is None or run.batch % devices:
+        raise UserError(
+            f"a batch of {run.batch} does not part evenly over {devices} devices; choose a multiple for --batch."
+        )
+    from factory.engine.capacity import resources
+    from factory.engine.cluster import connected, quiet
+
+    out = Path(run.out).absolute()
+    with connected(engine.model_copy(update={"workers": devices + 1}), max(1, run.threads)):
+        import ray.train  # reads the environment that `connected` prepares
+        from ray.train.torch import TorchTrainer
+
+        gpus = resources().total("GPU") >= devices
+        trainer = TorchTrainer(
+            _train_part,
+            train_loop_config={"train_here": train_here, "run": run, "gpus": gpus},
+            scaling_config=ray.train.ScalingConfig(num_workers=devices, use_gpu=gpus),
+            run_config=ray.train.RunConfig(name="train", storage_path=str(out / "ray")),
+        )
+        try:
+            with quiet():
+                trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            failures = getattr(error, "worker_failures", {}).values()
+            message = next((failure for failure in failures if isinstance(failure, UserError)), None)
+            if message is None:
+                raise
+            raise UserError(str(message)) from None
+    return out / "model"
+
+
+def _train_part(config: dict[str, Any]) -> None:
+    """One process of several: the same run, on its own device; the first one writes."""
+    device = "cpu"
+    if config["gpus"]:
+        import ray.train.torch
+
+        device = str(ray.train.torch.get_device())
+    config["train_here"](replace(config["run"], device=device))

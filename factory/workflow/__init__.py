@@ -1,0 +1,1 @@
+"""Chains of this program's commands, read from one file."""

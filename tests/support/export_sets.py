@@ -1,0 +1,88 @@
+"""Sets to export that need no model, and what is in them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe, make_recipe
+from factory.dataset.encode import encode_sample
+from factory.dataset.masks import Mask, decode_label_png
+from factory.dataset.receipts import Tally, commit
+from factory.dataset.records import Grounded, Instance, Sample
+from factory.dataset.storage import Store
+from factory.dataset.tar import unpack
+from factory.export import run as export_run
+from factory.export.interface import split_of
+from factory.export.run import Export, Options
+
+NAMES = ("dog", "cat", "traffic light", "bus", "hair drier")
+SHARD_SIZE, SHARDS, VAL = 5, 5, 0.3
+FORMATS = ("coco", "voc", "yolo", "hf")
+
+
+def shape(kind: int, dice: np.random.Generator) -> Mask:
+    """A disc, a ring, two parts of which one is a pixel at the border, or a ragged patch; in the left or right half."""
+    rows, columns = np.ogrid[:48, :64]
+    mask = (rows - dice.integers(15, 30)) ** 2 + (columns - 16) ** 2 < 12**2
+    if kind == 1:
+        mask &= (rows - 22) ** 2 + (columns - 16) ** 2 > 4**2
+    if kind == 2:
+        mask[0, 0] = True
+    if kind == 3:
+        mask &= dice.random((48, 64)) < 0.8
+    return mask
+
+
+def make_sample(planned: Any) -> Sample:
+    dice = np.random.default_rng(planned.index)
+    image = dice.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    instances = []
+    for place, name in enumerate(planned.prompt.classes):
+        mask = shape(int(dice.integers(4)), dice)
+        instances.append(Instance(name, 0.5 + place / 10, mask if place == 0 else mask[:, ::-1] & ~instances[0].mask))
+    taken = np.logical_or.reduce([instance.mask for instance in instances])
+    ignore = ~taken & (np.arange(48) > 44)[:, None]
+    return Sample(planned, 0, planned.index, image, Grounded(tuple(instances), ignore), {})
+
+
+def make_set(folder: Path, shards: Any = range(SHARDS), **more: Any) -> tuple[Store, Recipe]:
+    """Shards as the engine commits them, of pictures that need no model."""
+    wanted = {"n": SHARD_SIZE * SHARDS, "classes": NAMES, "objects": {1: 0.5, 2: 0.5}, "shard_size": SHARD_SIZE}
+    recipe = make_recipe(wanted | more)
+    store, about = Store(str(folder)), {"seconds": {}, "versions": {}, "worker": {}}
+    store.create("recipe.yaml", recipe.to_yaml().encode())
+    for number in shards:
+        planned = Plan(recipe).shard(number)
+        samples = [encode_sample(make_sample(one), recipe.vocabulary(), {}, 90) for one in planned.samples]
+        commit(store, planned, samples, Tally(len(samples), {}, ()), recipe.fingerprint(), about)
+    return store, recipe
+
+
+def samples_of(store: Store) -> Iterator[tuple[str, dict[str, Any], Any, bytes]]:
+    for name in store.list("train"):
+        for sample in unpack(store.get(name) or b""):
+            row = json.loads(sample.members["json"])
+            yield sample.key, row, decode_label_png(sample.members["seg.png"]), sample.members["jpg"]
+
+
+def run(store: Store, to: Path, form: str, partial: bool = False, **options: Any) -> export_run.Summary:
+    return Export(store, to, Options(form, **{"val": VAL, **options}), partial).run()
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def expected_keys(store: Store, split: str) -> list[str]:
+    return [key for key, *_ in samples_of(store) if split_of(key, VAL) == split]
+
+
+def filled(polygons: list[list[float]], shape: tuple[int, ...]) -> Mask:
+    from pycocotools import mask as coco_masks
+
+    return coco_masks.decode(coco_masks.merge(coco_masks.frPyObjects(polygons, *shape))).astype(bool)

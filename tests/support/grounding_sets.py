@@ -1,0 +1,56 @@
+"""Recipes of oracle sets, and short trainings on them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from factory.config.recipe import Recipe, make_recipe
+from factory.config.vocabulary import voc
+from factory.dataset.storage import Store
+from factory.generation.pin import pinned
+from factory.generator.interface import FEATURES, LATENT, MAPS, WORDS
+from factory.grounder.data import OracleSet
+from factory.grounder.training import GrounderOptions, GrounderTask
+from factory.training.loop import TrainOptions, train
+
+SEEN = voc().seen("1")
+EVERYTHING = frozenset({FEATURES, MAPS, WORDS, LATENT})
+OPTIONS = TrainOptions(steps=12, batch=4, learning_rate=1e-3, ema_decay=0.5, checkpoint_every=3)
+
+
+def oracle_recipe(model: Path, **more: Any) -> Recipe:
+    data = {
+        "n": 16,
+        "classes": "voc",
+        "objects": {1: 0.5, 2: 0.5},
+        "shard_size": 8,
+        "batch": 4,
+        "generator": {"model": str(model), "steps": 4, "guidance": 4.0},
+        "masks": {"source": "detector", "capture": "sampling", "timesteps": [200]},
+        "filters": {"min_area": None, "duplicate_distance": None, "max_border": None},
+        "oracle": {"split": "1", "seen": list(SEEN)},
+    }
+    return pinned(make_recipe(data | more))
+
+
+def train_briefly(folder: Path, out: Path, module: str = "guided", stop_at: int | None = None) -> Path:
+    task = GrounderTask([OracleSet(Store(str(folder)))], GrounderOptions(module=module), "cpu", OPTIONS.steps)
+    if stop_at is not None:
+        whole = task.loss
+
+        def loss(step: int, batch: int, seed: int) -> torch.Tensor:
+            if step == stop_at:
+                raise KeyboardInterrupt
+            return whole(step, batch, seed)
+
+        task.loss = loss  # type: ignore[method-assign]
+    return train(task, OPTIONS, out, lambda text: None)
+
+
+def command(*arguments: str) -> Any:
+    from typer.testing import CliRunner
+
+    from factory.cli.main import app
+
+    return CliRunner().invoke(app, [str(one) for one in arguments])

@@ -1,0 +1,59 @@
+"""Sets made in this process, without the engine: for tests of what comes before and after it."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe
+from factory.dataset.receipts import Receipt, commit
+from factory.dataset.records import Image, Instance
+from factory.dataset.state import write_statement
+from factory.dataset.storage import Store
+from factory.detector.interface import Detector
+from factory.generation.components import load_components
+from factory.generation.shard import produce
+
+
+def make_set(recipe: Recipe, folder: Path, detector: Detector | None = None) -> list[Receipt]:
+    """All shards of a recipe, committed to a folder; the recipe is taken as it is."""
+    store, parts, receipts = Store(str(folder)), load_components(recipe, detector=detector), []
+    store.create("recipe.yaml", recipe.to_yaml().encode())
+    about: dict[str, dict[str, Any]] = {
+        "seconds": {"generate": 1.0},
+        "versions": {"torch": "2"},
+        "worker": {"host": "here"},
+    }
+    with ThreadPoolExecutor(1) as encoder:
+        for number in range(len(Plan(recipe))):
+            planned = Plan(recipe).shard(number)
+            produced = produce(planned, recipe, parts, encoder)
+            samples = [job.result() for job in produced.samples]
+            receipts.append(commit(store, planned, samples, produced.tally, recipe.fingerprint(), about))
+    write_statement(store, recipe)
+    return receipts
+
+
+class BandDetector:
+    """Takes a band of brightness for each class: a truth that pictures of a random model have, too.
+
+    The k-th of `names` is the k-th part of the pixels by brightness, so its masks can be learnt from features.
+    """
+
+    def __init__(self, names: tuple[str, ...], score: float = 0.9) -> None:
+        self._names, self._bands, self._score = names, len(names), score
+
+    def detect(self, images: Sequence[Image]) -> list[list[Instance]]:
+        """An instance of every class in every image."""
+        return [self._of(image) for image in images]
+
+    def _of(self, image: Image) -> list[Instance]:
+        grey = image.astype(np.float64).mean(2)
+        grey += np.linspace(0, 1e-3, grey.size).reshape(grey.shape)  # no two pixels alike, so bands are never empty
+        edges = np.quantile(grey, np.linspace(0, 1, self._bands + 1))
+        edges[-1] += 1
+        place = [(edges[k] <= grey) & (grey < edges[k + 1]) for k in range(self._bands)]
+        return [Instance(name, self._score, place[k]) for k, name in enumerate(self._names)]
