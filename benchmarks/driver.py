@@ -23,7 +23,7 @@ from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.lease import leased
 from factory.dataset.receipts import missing, receipt_name, tags
-from factory.dataset.state import recipe_begun, write_statement
+from factory.dataset.state import existing_recipe, write_statement
 from factory.dataset.storage import Store
 from factory.engine.interface import Done
 from factory.engine.scheduler import State
@@ -54,7 +54,7 @@ def serve(shards: int, recipe: bytes, latency: float, pipe: Connection) -> None:
 
 def start(store: Store, shards: int) -> int:
     """What `generate` does before it looks for workers."""
-    recipe = recipe_begun(store)
+    recipe = existing_recipe(store)
     assert recipe is not None
     with leased(store):
         plan = Plan(recipe)

@@ -18,9 +18,9 @@ import torch
 
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
-from factory.dataset.state import begin
+from factory.dataset.state import init_or_resume
 from factory.dataset.storage import Store
-from factory.generation.pin import pinned
+from factory.generation.pin import pin_recipe
 from factory.generation.progress import Snapshot
 from factory.generation.run import generate
 from factory.generator.load import load_pipeline
@@ -82,9 +82,9 @@ def main() -> None:
     parser.add_argument("--masks", default="stickers")
     options = parser.parse_args()
     data = {"n": options.n, "shard_size": 16, "generator": {"model": options.model}, "masks": {"source": options.masks}}
-    recipe = pinned(make_recipe(data))
+    recipe = pin_recipe(make_recipe(data))
     with tempfile.TemporaryDirectory() as folder:
-        begin(Store(f"{folder}/set"), recipe)
+        init_or_resume(Store(f"{folder}/set"), recipe)
         accepted, attempts = factory_rate(recipe, Path(folder) / "set")
         bare, released = bare_rate(recipe), released_rate(recipe, Path(folder), min(16, options.n))
     print("| way | per second | factory / it |\n|---|---|---|")

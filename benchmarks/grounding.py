@@ -15,17 +15,17 @@ from pathlib import Path
 
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
-from factory.generation.pin import pinned
+from factory.generation.pin import pin_recipe
 from factory.generator.interface import Request
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.attention import AttentionGrounder
 from factory.grounder.folder import GrounderConfig, build_module, save_grounder
 from factory.grounder.modules.backbone import Backbone
-from factory.grounder.trained import ModuleGrounder, gather
+from factory.grounder.trained import TrainedGrounder, gather
 from factory.hf_logging import quiet_model_libraries
 
 
-def module_grounder(recipe: Recipe, module: str, folder: Path) -> ModuleGrounder:
+def module_grounder(recipe: Recipe, module: str, folder: Path) -> TrainedGrounder:
     """A grounder with fresh weights that fits the recipe's model."""
     needs = frozenset({"features", "maps", "words"})
     sample = next(Plan(recipe).samples())
@@ -44,7 +44,7 @@ def module_grounder(recipe: Recipe, module: str, folder: Path) -> ModuleGrounder
         steps=0,
     )
     save_grounder(build_module(config), config, {}, folder)
-    return ModuleGrounder(folder)
+    return TrainedGrounder(folder)
 
 
 def main() -> None:
@@ -55,7 +55,9 @@ def main() -> None:
     options = parser.parse_args()
     quiet_model_libraries()
     data = {"n": options.n, "objects": {1: 0.5, 2: 0.5}, "generator": {"model": options.model}}
-    recipe = pinned(make_recipe(data | {"masks": {"source": "attention", "capture": "sampling", "timesteps": [80]}}))
+    recipe = pin_recipe(
+        make_recipe(data | {"masks": {"source": "attention", "capture": "sampling", "timesteps": [80]}})
+    )
     plain = PipelineGenerator(recipe)
     ways: dict[str, Callable[[list[Request]], object]] = {"images only": plain.generate}
     with tempfile.TemporaryDirectory() as folder:

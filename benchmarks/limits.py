@@ -25,17 +25,19 @@ from torch.nn import functional
 from factory.dataset.masks import IGNORE
 from factory.dataset.records import Image, Instance
 from factory.evaluation.markdown import write_table
-from factory.evaluation.protocol_1 import GROUPS, Trial, TrialBatch
-from factory.grounder.tally import IouTally, label_picture
-from factory.grounder.trained import ModuleGrounder, open_grounders
+from factory.evaluation.protocol_1 import GROUPS, EvaluationBatch, SplitEvaluation
+from factory.grounder.tally import IoUMeter, label_picture
+from factory.grounder.trained import TrainedGrounder, open_grounders
 from factory.hf_logging import quiet_model_libraries
 
 SURER, SIDES = (0.7, 0.9), (16, 32, 64)
 Labels = NDArray[np.uint8]
-Tallies = dict[str, IouTally]
+Tallies = dict[str, IoUMeter]
 
 
-def count(tallies: Tallies, batch: TrialBatch, grounder: ModuleGrounder, again: Sequence[Sequence[Instance]]) -> None:
+def count(
+    tallies: Tallies, batch: EvaluationBatch, grounder: TrainedGrounder, again: Sequence[Sequence[Instance]]
+) -> None:
     """Add a batch's complete images."""
     shape = batch.made[0][0].image.shape[:2]
     predicted = grounder.ground(batch.made[1], batch.prompts)
@@ -73,9 +75,9 @@ def through(labels: Labels, classes: int, side: int) -> Labels:
     return large[0].argmax(0).numpy().astype(np.uint8)
 
 
-def mirrored(images: Sequence[Image], trial: Trial) -> list[list[Instance]]:
+def mirrored(images: Sequence[Image], evaluation: SplitEvaluation) -> list[list[Instance]]:
     """What the detector finds in mirrored images, mirrored back."""
-    found = trial.detector.detect([np.ascontiguousarray(image[:, ::-1]) for image in images])
+    found = evaluation.detector.detect([np.ascontiguousarray(image[:, ::-1]) for image in images])
     return [[Instance(row.class_name, row.score, row.mask[:, ::-1]) for row in rows] for rows in found]
 
 
@@ -88,12 +90,12 @@ def main() -> None:
     options = parser.parse_args()
     quiet_model_libraries()
     ((name, grounder),) = open_grounders([options.grounder], "cpu", 1)
-    trial = Trial({name: grounder}, grounder.config.split, options.classes, "cpu", 1)
+    evaluation = SplitEvaluation({name: grounder}, grounder.config.split, options.classes, "cpu", 1)
     columns: dict[str, Tallies] = {}
     for group in GROUPS:
-        tallies = columns[group] = defaultdict(IouTally)
-        for batch in trial.batches(group, 3 * options.images):
-            count(tallies, batch, grounder, mirrored([one.image for one in batch.made[0]], trial))
+        tallies = columns[group] = defaultdict(IoUMeter)
+        for batch in evaluation.batches(group, 3 * options.images):
+            count(tallies, batch, grounder, mirrored([one.image for one in batch.made[0]], evaluation))
             if tallies["module"].images >= options.images:
                 break
     rows = list(dict.fromkeys(name for tallies in columns.values() for name in tallies))

@@ -19,7 +19,7 @@ from factory.dataset.masks import intersection_over_union
 from factory.dataset.records import Grounded
 from factory.detector.interface import Detector
 from factory.detector.load import open_detector
-from factory.generation.pin import pinned
+from factory.generation.pin import pin_recipe
 from factory.generator.interface import ATTENTION, Generated, Request
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.attention import AttentionGrounder
@@ -88,7 +88,9 @@ def main() -> None:
     parser.add_argument("--model", default="stickers")
     parser.add_argument("--show", type=int, default=15)
     options = parser.parse_args()
-    recipe = pinned(make_recipe({"n": options.n, "objects": {1: 0.5, 2: 0.5}, "generator": {"model": options.model}}))
+    recipe = pin_recipe(
+        make_recipe({"n": options.n, "objects": {1: 0.5, 2: 0.5}, "generator": {"model": options.model}})
+    )
     table = rows(recipe, open_detector(recipe, "cpu"))
     print("| mean IoU | classes | read how |\n|---|---|---|")
     for value, count, told in table[: options.show]:

@@ -25,12 +25,12 @@ from factory.dataset.masks import IGNORE, palette
 from factory.dataset.records import Image
 from factory.dataset.storage import Store
 from factory.evaluation.grounders_on_real import predict
-from factory.evaluation.protocol_1 import GROUPS, Trial
+from factory.evaluation.protocol_1 import GROUPS, SplitEvaluation
 from factory.generator.inversion import InvertingGenerator, psnr
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleSample, OracleSet
-from factory.grounder.tally import IouTally, label_picture
-from factory.grounder.trained import ModuleGrounder, open_grounders
+from factory.grounder.tally import IoUMeter, label_picture
+from factory.grounder.trained import TrainedGrounder, open_grounders
 from factory.hf_logging import quiet_model_libraries
 from factory.labelled.interface import LabelledImage
 from factory.labelled.voc import VocFolder
@@ -65,18 +65,18 @@ def drawn(heads: Sequence[str], rows: Sequence[Row]) -> Pictures.Image:
     return sheet
 
 
-def rows_of_group(trial: Trial, group: str, images: int, judge: str) -> list[Row]:
+def rows_of_group(evaluation: SplitEvaluation, group: str, images: int, judge: str) -> list[Row]:
     """The images at which `judge` is at its median and at its worst."""
     found: list[tuple[float, Row]] = []
-    for batch in trial.batches(group, 3 * images):
+    for batch in evaluation.batches(group, 3 * images):
         predicted = {
             name: method.ground(made, batch.prompts)
-            for made, (_, methods) in zip(batch.made, trial.makers, strict=True)
+            for made, (_, methods) in zip(batch.made, evaluation.makers, strict=True)
             for name, method in methods.items()
         }
         for k in batch.complete:
             classes, image = batch.prompts[k].classes, batch.made[0][k].image
-            shape, tally = image.shape[:2], IouTally()
+            shape, tally = image.shape[:2], IoUMeter()
             truth = label_picture(batch.truths[k].disjoint(), classes, shape)
             labels = {name: label_picture(rows[k].disjoint(), classes, shape) for name, rows in predicted.items()}
             tally.add(classes, labels[judge], truth)
@@ -92,8 +92,8 @@ def rows_of_group(trial: Trial, group: str, images: int, judge: str) -> list[Row
 def masks(options: argparse.Namespace) -> Pictures.Image:
     grounders = dict(open_grounders(options.grounders, "cpu", 1))
     first, one = next(iter(grounders.items()))
-    trial = Trial(grounders, one.config.split, options.classes, "cpu", 1)
-    rows = [row for group in GROUPS for row in rows_of_group(trial, group, options.images, first)]
+    evaluation = SplitEvaluation(grounders, one.config.split, options.classes, "cpu", 1)
+    rows = [row for group in GROUPS for row in rows_of_group(evaluation, group, options.images, first)]
     return drawn(["image", "detector", "attention", *grounders], rows)
 
 
@@ -137,7 +137,7 @@ def ends(rows: Sequence[tuple[float, Row]]) -> list[tuple[str, Sequence[tuple[fl
 
 
 def way_back(
-    sample: OracleSample, trip: InvertingGenerator, grounder: ModuleGrounder, reader: PipelineGenerator
+    sample: OracleSample, trip: InvertingGenerator, grounder: TrainedGrounder, reader: PipelineGenerator
 ) -> tuple[float, Row]:
     """PSNR of the round trip in dB, and what is shown of the image."""
     _, _, (back,) = trip.round_trip([sample.image], [sample.prompt])

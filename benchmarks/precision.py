@@ -20,7 +20,7 @@ from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.vocabulary import voc
 from factory.generation.inversion_recipe import RealOptions, recipe_of_folder
-from factory.generation.pin import pinned
+from factory.generation.pin import pin_recipe
 from factory.generator.interface import Request
 from factory.generator.inversion import InvertingGenerator
 from factory.generator.pipeline import PipelineGenerator
@@ -61,7 +61,7 @@ def requests_of(recipe: Recipe) -> list[Request]:
 
 
 def drawing(precision: str, images: int) -> float:
-    recipe = pinned(make_recipe({"n": images, "classes": "voc", "generator": {"dtype": precision}}))
+    recipe = pin_recipe(make_recipe({"n": images, "classes": "voc", "generator": {"dtype": precision}}))
     generator = PipelineGenerator(recipe)
     return seconds(lambda: generator.generate(requests_of(recipe)), 2) / images
 
@@ -69,7 +69,7 @@ def drawing(precision: str, images: int) -> float:
 def inverting(precision: str, images: int, folder: Path, method: str = "ddim") -> tuple[float, float]:
     """(seconds an image, mean PSNR in dB)."""
     options = RealOptions("voc", folder, "trainval", None, "voc", "all", images, method, 50, 80, 3, 0.01)
-    recipe = pinned(recipe_of_folder(options, {"generator": {"dtype": precision}}, {})[0])
+    recipe = pin_recipe(recipe_of_folder(options, {"generator": {"dtype": precision}}, {})[0])
     generator = InvertingGenerator(recipe)
     began = time.perf_counter()
     made = generator.generate(requests_of(recipe))

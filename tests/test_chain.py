@@ -11,7 +11,7 @@ from factory.config.vocabulary import Vocabulary, coco, voc
 from factory.errors import UserError
 from factory.labelled.voc import VocFolder
 from factory.stickers.voc_folder import write_voc_folder
-from factory.workflow.run import load_job, run_job
+from factory.workflow.run import load_workflow, run_workflow
 from tests.support.coco_folder import write_annotations
 from tests.support.tiny_detector import tiny_mask2former
 
@@ -59,14 +59,14 @@ def test_the_chain_for_voc_runs_from_class_names_to_the_scores_of_segmenters_and
     values = {**small(tiny_model, tmp_path, voc(), 100), "inversion_steps": "4"}
     out, told = tmp_path / "out", list[str]()
     with pytest.raises(UserError, match="train-segmenter: Invalid value for '--steps'"):
-        load_job(JOBS / "voc.yaml", out, commands(), {**values, "segmenter_steps": "0"})
-    broken = load_job(JOBS / "voc.yaml", out, commands(), {**values, "architecture": "nothing"})
+        load_workflow(JOBS / "voc.yaml", out, commands(), {**values, "segmenter_steps": "0"})
+    broken = load_workflow(JOBS / "voc.yaml", out, commands(), {**values, "architecture": "nothing"})
     with pytest.raises(UserError, match="step 6, train-segmenter, ended with exit code 2"):
-        run_job(broken, told.append)
+        run_workflow(broken, told.append)
     tar = (out / "set" / "train" / "000000.tar").read_bytes()
 
     told.clear()
-    run_job(load_job(JOBS / "voc.yaml", out, commands(), values), told.append)
+    run_workflow(load_workflow(JOBS / "voc.yaml", out, commands(), values), told.append)
     assert [line.split("] ")[1].startswith("done before") for line in told] == [True] * 5 + [False] * 7
     assert (out / "set" / "train" / "000000.tar").read_bytes() == tar
     protocol = json.loads((out / "protocol-1" / "protocol-1.json").read_text())
@@ -90,5 +90,5 @@ def test_the_chain_for_coco_runs_from_class_names_to_the_score_of_a_segmenter(
         "real": str(folder.root / "JPEGImages"),
         "annotations": str(write_annotations(folder, tmp_path / "instances.json", ids)),
     }
-    run_job(load_job(JOBS / "coco.yaml", tmp_path / "out", commands(), values))
+    run_workflow(load_workflow(JOBS / "coco.yaml", tmp_path / "out", commands(), values))
     assert "over 2 images" in capfd.readouterr().out

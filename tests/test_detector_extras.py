@@ -15,7 +15,7 @@ import torch
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.vocabulary import coco
 from factory.dataset.records import Instance
-from factory.detector.load import check_classes, open_detector, pin_detector, pinned_detector
+from factory.detector.load import check_classes, open_detector, pin_detector, with_pinned_detector
 from factory.errors import UserError
 from tests.support.library_detections import library_rows
 from tests.support.tiny_detectors import tiny_oneformer, tiny_rf_detr
@@ -185,20 +185,22 @@ def test_torchvisions_weights_with_a_list_of_classes_of_ones_own(tmp_path: Path)
 )
 def test_a_builder_that_is_no_detector_with_masks_is_named(name: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        pinned_detector(recipe(f"torchvision:{name}"))
+        with_pinned_detector(recipe(f"torchvision:{name}"))
 
 
 def test_torchvisions_classes_are_checked_without_its_weights() -> None:
     with pytest.raises(UserError, match="does not know 1 of the classes: unicorn"):
-        pinned_detector(recipe("torchvision:maskrcnn_resnet50_fpn_v2", ["unicorn"]))
+        with_pinned_detector(recipe("torchvision:maskrcnn_resnet50_fpn_v2", ["unicorn"]))
 
 
 def test_a_pin_of_torchvisions_weights_outlives_the_librarys_version() -> None:
     named = "torchvision:maskrcnn_resnet50_fpn_v2"
     old = pin_detector(named).rpartition(" ")[0] + " 0.21.0"
-    assert pinned_detector(recipe(named, detector_revision=old)).detector_revision == old
+    assert with_pinned_detector(recipe(named, detector_revision=old)).detector_revision == old
     with pytest.raises(UserError, match="pins the detector"):
-        pinned_detector(recipe(named, detector_revision="MaskRCNN_ResNet50_FPN_Weights.COCO_V1 of torchvision 0.28.0"))
+        with_pinned_detector(
+            recipe(named, detector_revision="MaskRCNN_ResNet50_FPN_Weights.COCO_V1 of torchvision 0.28.0")
+        )
 
 
 def test_default_weights_that_cannot_be_had_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,12 +327,12 @@ def test_detectron2s_weights_with_a_list_of_classes_of_ones_own(zoo: Any) -> Non
 )
 def test_a_config_without_masks_is_named(name: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        pinned_detector(recipe(f"detectron2:{name}"))
+        with_pinned_detector(recipe(f"detectron2:{name}"))
 
 
 def test_detectron2s_classes_are_checked_without_its_weights() -> None:
     with pytest.raises(UserError, match="does not know 1 of the classes: unicorn"):
-        pinned_detector(recipe(f"detectron2:{CONFIG}", ["unicorn"]))
+        with_pinned_detector(recipe(f"detectron2:{CONFIG}", ["unicorn"]))
 
 
 def test_zoo_weights_that_cannot_be_had_or_are_damaged_are_named(

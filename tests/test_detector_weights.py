@@ -13,7 +13,7 @@ from torch import nn
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.vocabulary import coco
 from factory.detector import detectron2 as with_detectron2
-from factory.detector.load import check_pin, open_detector, pin_detector, pinned_detector
+from factory.detector.load import check_pin, open_detector, pin_detector, with_pinned_detector
 from factory.detector.weights import fill, read_state, split_name
 from factory.errors import UserError
 from tests.support.tiny_detector import tiny_mask2former
@@ -168,14 +168,14 @@ def _recipe(detector: str | Path, revision: str | None = None) -> Recipe:
 
 def test_a_pin_is_made_and_the_path_made_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
-    masks = pinned_detector(_recipe("./it"))
+    masks = with_pinned_detector(_recipe("./it"))
     assert (masks.detector, masks.detector_revision) == (str(folder), pin_detector(str(folder)))
-    assert pinned_detector(_recipe(folder, masks.detector_revision)) == masks
+    assert with_pinned_detector(_recipe(folder, masks.detector_revision)) == masks
 
 
 def test_another_detector_under_a_pin_is_refused_before_and_in_a_worker(folder: Path) -> None:
     recipe = _recipe(folder, "0" * 40)
-    for act in (lambda: pinned_detector(recipe), lambda: open_detector(recipe, "cpu")):
+    for act in (lambda: with_pinned_detector(recipe), lambda: open_detector(recipe, "cpu")):
         with pytest.raises(UserError, match=f"pins the detector .* as {'0' * 40}, and what is there now is"):
             act()
 
@@ -192,10 +192,10 @@ def test_a_file_swapped_under_its_pin_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_of_a_pinned_recipe_checks_the_pin(folder: Path) -> None:
-    from factory.generation.pin import pinned
+    from factory.generation.pin import pin_recipe
 
     with pytest.raises(UserError, match="pins the detector"):
-        pinned(_recipe(folder, "0" * 40))
+        pin_recipe(_recipe(folder, "0" * 40))
 
 
 # --- libraries that do not match

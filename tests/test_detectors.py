@@ -16,7 +16,7 @@ from factory.detector import torchvision as with_torchvision
 from factory.detector.embedded import EmbeddedDetector
 from factory.detector.labels import in_order, translation, unseen_by
 from factory.detector.load import check_classes, open_detector, pin_detector
-from factory.detector.transformers import UniversalDetector
+from factory.detector.transformers import TransformersDetector
 from factory.errors import UserError
 from tests.support.tiny_detectors import TINY_DETECTORS
 
@@ -40,7 +40,7 @@ def _images(count: int = 3) -> list[Any]:
 
 def test_instances_have_the_images_size_and_the_vocabularys_names(folder: Path) -> None:
     detector = open_detector(_recipe(folder, "coco"), "cpu")
-    assert isinstance(detector, UniversalDetector)
+    assert isinstance(detector, TransformersDetector)
     found = detector.detect(_images())
     assert len(found) == 3
     assert any(found)

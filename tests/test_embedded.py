@@ -13,7 +13,7 @@ from factory.detector.load import open_detector as open_any_detector
 from factory.detector.oracle import OracleGrounder
 from factory.errors import UserError
 from factory.generation.components import load_components
-from factory.generation.pin import pinned
+from factory.generation.pin import pin_recipe
 from factory.generator.interface import Request
 from factory.generator.load import pin_revision
 from factory.grounder.folder import read_config
@@ -97,7 +97,7 @@ def test_the_grounder_fits_the_model_and_finds_seen_and_unseen_classes_where_the
     seen = [name for name in coco().seen("1") if name in config.classes_seen]
     assert len(seen) == 65
     names = [*coco().unseen("1")[:12], *seen[::6][:12]]
-    recipe = pinned(make_recipe({"n": len(names), "classes": names, "batch": 12}))
+    recipe = pin_recipe(make_recipe({"n": len(names), "classes": names, "batch": 12}))
     assert recipe.masks.source == "stickers"
     parts, oracle = load_components(recipe), OracleGrounder(open_any_detector(recipe, "cpu"), recipe.masks)
     samples = list(Plan(recipe).samples())

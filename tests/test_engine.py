@@ -17,7 +17,7 @@ from factory.engine import deadlines, health
 from factory.engine.capacity import Capacity, Share
 from factory.engine.cluster import connected
 from factory.engine.deadlines import Deadlines
-from factory.engine.pool import Member, Pool
+from factory.engine.pool import Pool, Worker
 from factory.engine.scheduler import Listener, Scheduler, State
 from factory.engine.view import ClusterView
 from factory.errors import GivenUpError, UserError
@@ -56,12 +56,12 @@ def test_every_shard_is_made_once(tmp_path: Path) -> None:
 
 def test_the_last_shards_wait_for_whoever_is_free_first(tmp_path: Path) -> None:
     pool = Pool(SleepingJob(str(tmp_path)), Share(1))
-    idle, busy, full, loading = (Member(name, None, None, ready=True) for name in ("idle", "busy", "full", "loading"))
+    idle, busy, full, loading = (Worker(name, None, None, ready=True) for name in ("idle", "busy", "full", "loading"))
     busy.shards, full.shards, loading.ready = {0: None}, {1: None, 2: None}, False
 
-    def given(members: list[Member], queued: int) -> list[str]:
-        pool.members = members
-        return [member.handle for member in pool.free(queued)]
+    def given(workers: list[Worker], queued: int) -> list[str]:
+        pool.workers = workers
+        return [worker.handle for worker in pool.free(queued)]
 
     assert given([full, busy, idle], queued=4) == ["idle", "busy", "idle"], "plenty: one more beyond each first one"
     assert given([full, busy, idle], queued=3) == ["idle"], "then fewer are left than there are actors"
@@ -127,15 +127,15 @@ def test_workers_that_never_get_ready_are_reported_and_not_replaced_for_ever(
 
 def test_a_worker_that_tries_no_sample_for_an_hour_is_late_before_any_shard_is_known() -> None:
     now, hour = time.monotonic(), deadlines._FIRST_SILENCE
-    silent = Member(None, None, None, ready=True, shards={0: None}, since=now - hour - 1, alive=now - hour - 1)
-    busy = Member(None, None, None, ready=True, shards={0: None}, since=now - hour - 1, alive=now - 5)
-    waiting = Member(None, None, None, since=0.0)
+    silent = Worker(None, None, None, ready=True, shards={0: None}, since=now - hour - 1, alive=now - hour - 1)
+    busy = Worker(None, None, None, ready=True, shards={0: None}, since=now - hour - 1, alive=now - 5)
+    waiting = Worker(None, None, None, since=0.0)
     late = Deadlines(EngineRecipe())
     assert "it tried no sample for 3600 s" in str(late.exceeded(silent))
     assert late.exceeded(busy) is None
     assert late.exceeded(waiting) is None, "an actor that waits for room is not late"
     for _ in range(3):
-        late.took(100.0)
+        late.complete(100.0)
     assert "not done after 1000 s" in str(late.exceeded(busy))
 
 

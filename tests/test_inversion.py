@@ -18,7 +18,7 @@ from factory.dataset.storage import Store
 from factory.dataset.verify import verify
 from factory.errors import UserError
 from factory.generation.inversion_recipe import RealOptions, mean_psnr, recipe_of_folder
-from factory.generation.pin import pinned
+from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
 from factory.generator.interface import Request
 from factory.generator.inversion import InvertingGenerator, psnr
@@ -45,7 +45,7 @@ def _options(folder: Path, **more: Any) -> RealOptions:
 
 def _recipe(folder: Path, model: Path, **more: Any) -> Recipe:
     given = {"model": str(model), "shard_size": 3, "batch": 2}
-    return pinned(recipe_of_folder(_options(folder, **more), given, {})[0])
+    return pin_recipe(recipe_of_folder(_options(folder, **more), given, {})[0])
 
 
 def test_an_inverted_set_is_sound_and_has_the_true_masks(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -79,13 +79,13 @@ def test_more_steps_bring_the_image_back_better(folder: Path) -> None:
     """On the embedded model; the autoencoder alone is the limit."""
     found = {}
     for steps in (4, 40):
-        recipe = pinned(recipe_of_folder(_options(folder, steps=steps, most=2), {}, {})[0])
+        recipe = pin_recipe(recipe_of_folder(_options(folder, steps=steps, most=2), {}, {})[0])
         generator = InvertingGenerator(recipe)
         samples = Plan(recipe).shard(0).samples
         made = generator.generate([Request(one.prompt, 0, one.index) for one in samples])
         found[steps] = np.mean([one.measured["psnr"] for one in made])
         assert made[0].timestep == pytest.approx(200, abs=999 / steps)
-    recipe = pinned(recipe_of_folder(_options(folder, method="noise", most=2), {}, {})[0])
+    recipe = pin_recipe(recipe_of_folder(_options(folder, method="noise", most=2), {}, {})[0])
     generator = InvertingGenerator(recipe)
     made = generator.generate([Request(one.prompt, 0, one.index) for one in Plan(recipe).shard(0).samples])
     assert made[0].timestep == 200
@@ -226,6 +226,6 @@ def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tm
     assert 0 <= result.miou <= 1
     assert 0 <= result.unseen <= 1
     assert "| drawn | guided | 1 |" in as_markdown([result])
-    make_set(pinned(recipe_of_folder(_options(folder, most=2), {}, {})[0]), tmp_path / "other")
+    make_set(pin_recipe(recipe_of_folder(_options(folder, most=2), {}, {})[0]), tmp_path / "other")
     with pytest.raises(UserError, match="was trained on"):
         on_real([str(grounder)], [str(tmp_path / "other")])

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from factory.errors import UserError
-from factory.workflow.run import load_job, run_job
+from factory.workflow.run import load_workflow, run_workflow
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
@@ -31,7 +31,7 @@ def write(path: Path, **data: Any) -> Path:
 
 @pytest.mark.parametrize("name", sorted(path.name for path in JOBS.glob("*.yaml")))
 def test_every_shipped_job_is_understood(name: str, tmp_path: Path) -> None:
-    job = load_job(JOBS / name, tmp_path, commands(), {})
+    job = load_workflow(JOBS / name, tmp_path, commands(), {})
     made = {step.arguments[step.arguments.index("--shards") + 1] for step in job.steps if "--shards" in step.arguments}
     made |= {step.arguments[step.arguments.index("--out") + 1] for step in job.steps if "--out" in step.arguments}
     trained = [step for step in job.steps if step.name == "train-grounder"]
@@ -41,7 +41,7 @@ def test_every_shipped_job_is_understood(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["voc.yaml", "coco.yaml", "protocol-2.yaml"])
 def test_a_value_of_a_shipped_job_reaches_its_steps(name: str, tmp_path: Path) -> None:
-    job = load_job(JOBS / name, tmp_path, commands(), {"split": "2"})
+    job = load_workflow(JOBS / name, tmp_path, commands(), {"split": "2"})
     oracle = next(step for step in job.steps if step.name == "bootstrap-oracle")
     assert oracle.arguments[2:4] == ("--split", "2")
 
@@ -57,15 +57,15 @@ def test_a_value_of_a_shipped_job_reaches_its_steps(name: str, tmp_path: Path) -
 )
 def test_a_job_that_cannot_run_is_told_before_it_runs(data: dict[str, Any], told: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=told):
-        load_job(write(tmp_path / "job.yaml", **data), None, commands(), {})
+        load_workflow(write(tmp_path / "job.yaml", **data), None, commands(), {})
     steps = [{"verify": {"with": "a"}}]
     with pytest.raises(UserError, match="has no value 'm'"):
-        load_job(write(tmp_path / "job.yaml", out="x", values={"n": 1}, steps=steps), None, commands(), {"m": "2"})
+        load_workflow(write(tmp_path / "job.yaml", out="x", values={"n": 1}, steps=steps), None, commands(), {"m": "2"})
 
 
 def test_a_list_gives_an_option_several_times(tmp_path: Path) -> None:
     step = {"compare-segmenters": {"with": ["a={out}/a"], "real": ["R={out}/r", "O={out}/o"]}}
-    job = load_job(write(tmp_path / "job.yaml", out="x", steps=[step]), None, commands(), {})
+    job = load_workflow(write(tmp_path / "job.yaml", out="x", steps=[step]), None, commands(), {})
     assert job.steps[0].arguments == ("a=x/a", "--real", "R=x/r", "--real", "O=x/o")
 
 
@@ -75,11 +75,11 @@ def test_a_job_goes_on_at_the_step_that_failed(tmp_path: Path) -> None:
     steps.append({"status": {"with": "{out}/nowhere"}})
     file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), values={"n": 3}, steps=steps)
     with pytest.raises(UserError, match="step 2, status, ended with exit code 2"):
-        run_job(load_job(file, None, commands(), {}), lambda text: None)
+        run_workflow(load_workflow(file, None, commands(), {}), lambda text: None)
     assert len(list((tmp_path / "out/real/JPEGImages").iterdir())) == 3
     told: list[str] = []
     with pytest.raises(UserError, match="step 2"):
-        run_job(load_job(file, None, commands(), {}), told.append)
+        run_workflow(load_workflow(file, None, commands(), {}), told.append)
     assert told[0].startswith("[1/2] done before: factory stickers render")
 
 
@@ -89,13 +89,13 @@ def test_a_set_with_empty_places_stops_no_job(
 ) -> None:
     monkeypatch.setattr("factory.workflow.run._PROGRAM", (sys.executable, "-c", f"raise SystemExit({code})"))
     file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), steps=[{"status": {"with": "a"}}])
-    job, told = load_job(file, None, commands(), {}), list[str]()
+    job, told = load_workflow(file, None, commands(), {}), list[str]()
     if goes_on:
-        run_job(job, told.append)
+        run_workflow(job, told.append)
         assert "complete, with some places left empty" in told[1]
     else:
         with pytest.raises(UserError, match=f"step 1, status, ended with exit code {code};") as failed:
-            run_job(job, told.append)
+            run_workflow(job, told.append)
         assert failed.value.exit_code == code, "an orchestrator sees why the step failed"
 
 
@@ -103,7 +103,7 @@ def test_a_step_that_a_signal_killed_is_reported_as_such(tmp_path: Path, monkeyp
     monkeypatch.setattr("factory.workflow.run._PROGRAM", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
     file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), steps=[{"status": {"with": "a"}}])
     with pytest.raises(UserError, match=r"was killed by signal 9 \(out of memory\?\)") as failed:
-        run_job(load_job(file, None, commands(), {}), lambda text: None)
+        run_workflow(load_workflow(file, None, commands(), {}), lambda text: None)
     assert failed.value.exit_code == 1
 
 
@@ -111,7 +111,7 @@ def test_a_broken_list_of_finished_steps_is_refused(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text("[")
     file = write(tmp_path / "job.yaml", out=str(tmp_path), steps=[{"status": {"with": "a"}}])
     with pytest.raises(UserError, match=r"finished steps .*job\.json cannot be read"):
-        run_job(load_job(file, None, commands(), {}), lambda text: None)
+        run_workflow(load_workflow(file, None, commands(), {}), lambda text: None)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -155,5 +155,5 @@ def test_a_step_is_done_again_when_what_it_reads_is_made_anew(tmp_path: Path) ->
         {"compare-segmenters": {"with": "mine={out}/segmenter/model", "real": "x"}},
     ]
     file = write(tmp_path / "job.yaml", out="x", values={"n": 3}, steps=steps)
-    before, after = (load_job(file, None, commands(), {"n": n}).steps for n in ("3", "4"))
+    before, after = (load_workflow(file, None, commands(), {"n": n}).steps for n in ("3", "4"))
     assert [old.digest == new.digest for old, new in zip(before, after, strict=True)] == [False, True, False, False]

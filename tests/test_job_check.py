@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from factory.errors import UserError
-from factory.workflow.run import Job, load_job
+from factory.workflow.run import Workflow, load_workflow
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +18,9 @@ def commands() -> dict[str, Any]:
     return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
-def loaded(text: str, folder: Path, commands: dict[str, Any], **change: str) -> Job:
+def loaded(text: str, folder: Path, commands: dict[str, Any], **change: str) -> Workflow:
     (folder / "job.yaml").write_text(text)
-    return load_job(folder / "job.yaml", None, commands, change)
+    return load_workflow(folder / "job.yaml", None, commands, change)
 
 
 def job(step: str) -> str:
@@ -126,7 +126,7 @@ def test_a_job_of_a_windows_editor_is_read_and_a_folder_given_beside_it_counts(
     tmp_path: Path, commands: dict[str, Any]
 ) -> None:
     (tmp_path / "job.yaml").write_text(job('verify: {with: "{out}/x"}').replace("\n", "\r\n"), encoding="utf-16")
-    found = load_job(tmp_path / "job.yaml", Path("other"), commands, {})
+    found = load_workflow(tmp_path / "job.yaml", Path("other"), commands, {})
     assert found.steps[1].arguments == ("other/x",)
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from factory.cli.main import app
 from factory.errors import UserError
 from factory.files.paths import local_path, split_name
-from factory.workflow.run import load_job
+from factory.workflow.run import load_workflow
 
 URL = "s3://bucket/prefix"
 
@@ -90,12 +90,12 @@ def test_a_url_is_refused_in_arguments_too(command: list[str], tmp_path: Path, m
 def test_a_url_in_a_job_is_refused_before_anything_runs(text: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(text)
     with pytest.raises(UserError, match=told):
-        load_job(tmp_path / "job.yaml", None, _commands(), {})
+        load_workflow(tmp_path / "job.yaml", None, _commands(), {})
 
 
 def test_a_datasets_url_in_a_job_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(f"out: here\nsteps: [generate: {{classes: voc, n: 4, shards: {URL}/a}}]\n")
-    (step,) = load_job(tmp_path / "job.yaml", None, _commands(), {}).steps
+    (step,) = load_workflow(tmp_path / "job.yaml", None, _commands(), {}).steps
     assert step.arguments[-1] == f"{URL}/a"
 
 

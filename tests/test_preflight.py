@@ -14,10 +14,10 @@ from factory.cli.main import app
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.sections import GeneratorRecipe
-from factory.dataset.state import begin, recipe_of
+from factory.dataset.state import init_or_resume, recipe_of
 from factory.dataset.storage import Store
 from factory.errors import UserError
-from factory.generation.pin import pinned
+from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
 from factory.generation.run import generate
 from factory.generator.interface import Request
@@ -155,7 +155,7 @@ def offline(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_hub_model_in_the_cache_needs_no_network(offline: str, tiny_model: Path) -> None:
-    chosen = pinned(recipe(offline, generator={"solver": "ddim"}, masks={"source": "attention"}))
+    chosen = pin_recipe(recipe(offline, generator={"solver": "ddim"}, masks={"source": "attention"}))
     assert chosen.generator.revision == pin_revision("someone/detector") == COMMIT
     preflight(chosen)
     asked = [Request(sample.prompt, sample.seed(0, 0)) for sample in Plan(chosen).shard(0).samples]
@@ -178,11 +178,11 @@ def test_a_mistyped_folder_is_not_taken_for_a_hub_model_alone(
 def test_a_dataset_without_a_receipt_may_be_begun_with_another_recipe(tiny_model: Path, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "out"))
     first, second = recipe(tiny_model), recipe(tiny_model, seed=1)
-    begin(store, first)
+    init_or_resume(store, first)
     store.create("train/000000.tar", b"made by a worker that was killed before its receipt")
-    assert begin(store, second).fingerprint() == second.fingerprint()
+    assert init_or_resume(store, second).fingerprint() == second.fingerprint()
     assert recipe_of(store).fingerprint() == second.fingerprint()
     assert not store.list("train")
     store.create("receipts/000000.json", b"{}")
     with pytest.raises(UserError, match="seed: 1 -> 0"):
-        begin(store, first)
+        init_or_resume(store, first)

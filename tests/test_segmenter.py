@@ -23,14 +23,14 @@ from factory.config.vocabulary import coco, from_names, voc
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.generation.inversion_recipe import RealOptions, recipe_of_folder
-from factory.generation.pin import pinned
+from factory.generation.pin import pin_recipe
 from factory.labelled.coco import CocoFolder
 from factory.labelled.interface import LabelledImage
 from factory.labelled.voc import VocFolder
 from factory.segmenter.data import LabelledStream, SetSource
 from factory.segmenter.evaluate import Confusion, summed_up
 from factory.segmenter.model import Segmenter, load_segmenter, new_segmenter, save_segmenter
-from factory.segmenter.run import RealImages, SegmenterRun, evaluate_here, train_here
+from factory.segmenter.run import RealImages, SegmenterTraining, evaluate_here, train_here
 from factory.segmenter.training import augmented
 from factory.stickers.voc_folder import write_voc_folder
 from tests.support.coco_folder import write_annotations
@@ -184,7 +184,7 @@ def test_a_confusion_counts_as_vocs_devkit_does() -> None:
 
 def test_train_and_evaluate_from_shards_and_a_folder(shards: Path, folder: Path, tmp_path: Path) -> None:
     start = saved_tiny(tmp_path / "tiny")
-    run = SegmenterRun(
+    run = SegmenterTraining(
         out=str(tmp_path / "run"),
         shards=(str(shards),),
         architecture=str(start),
@@ -204,7 +204,7 @@ def test_train_and_evaluate_from_shards_and_a_folder(shards: Path, folder: Path,
 def test_cocos_images_are_trained_and_measured_on_as_vocs_are(folder: Path, tmp_path: Path) -> None:
     ids = {entry.name: entry.id for entry in voc().classes}
     annotations = write_annotations(VocFolder(folder, "val", voc()), tmp_path / "instances.json", ids)
-    run = SegmenterRun(
+    run = SegmenterTraining(
         out=str(tmp_path / "run"),
         architecture=str(saved_tiny(tmp_path / "tiny")),
         real=str(folder / "JPEGImages"),
@@ -229,8 +229,8 @@ def test_a_set_of_real_images_is_mixed_in_where_it_shows_seen_classes_alone(
     for split in ("1", "2"):
         options = RealOptions("voc", folder, "train", None, "voc", split, 4, "noise", 4, 80, 3, 0.01)
         recipe = recipe_of_folder(options, {"model": str(tiny_model), "shard_size": 4, "batch": 2}, {})[0]
-        make_set(pinned(recipe), tmp_path / split)
-    run = SegmenterRun(
+        make_set(pin_recipe(recipe), tmp_path / split)
+    run = SegmenterTraining(
         out=str(tmp_path / "run"),
         shards=(str(shards),),
         architecture=str(saved_tiny(tmp_path / "tiny", "mask2former")),
@@ -263,7 +263,7 @@ def test_two_processes_train_together(
 
     monkeypatch.chdir(tmp_path)
     save_segmenter(tiny("segformer"), Path("tiny"), {})
-    run = SegmenterRun("run", (str(shards),), "voc", "tiny", str(folder), steps=4, batch=4, side=64, threads=1)
+    run = SegmenterTraining("run", (str(shards),), "voc", "tiny", str(folder), steps=4, batch=4, side=64, threads=1)
     trained = train_on_several(train_here, run.absolute(), 2, EngineRecipe())
     assert trained == tmp_path / "run" / "model"
     assert evaluate_here(trained, RealImages(folder), threads=1).images
@@ -288,7 +288,7 @@ def test_what_cannot_be_trained_on_is_told(folder: Path, tmp_path: Path, change:
     if change.get("real") == "FOLDER":
         change = change | {"real": str(folder)}
     with pytest.raises(UserError, match=told):
-        train_here(SegmenterRun(out=str(tmp_path / "run"), steps=1, threads=1, **change))
+        train_here(SegmenterTraining(out=str(tmp_path / "run"), steps=1, threads=1, **change))
 
 
 def test_a_label_picture_of_another_size_is_told(folder: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from factory.labelled.interface import LabelledImage
 from factory.labelled.voc import VocFolder
 from factory.segmenter.data import LabelledStream, SetSource, Shares
 from factory.segmenter.model import load_segmenter, new_segmenter
-from factory.segmenter.run import SegmenterRun, train_here
+from factory.segmenter.run import SegmenterTraining, train_here
 from factory.segmenter.training import SegmenterOptions, SegmenterTask, augmented
 from tests.test_segmenter import NAMES, folder, saved_tiny, shards, tiny  # noqa: F401
 
@@ -69,7 +69,7 @@ def test_a_source_that_would_never_be_used_is_refused(
     change: dict[str, Any],
     told: str,
 ) -> None:
-    run = SegmenterRun(str(tmp_path / "run"), (str(shards),), real=str(folder), steps=4, batch=4, threads=1)
+    run = SegmenterTraining(str(tmp_path / "run"), (str(shards),), real=str(folder), steps=4, batch=4, threads=1)
     with pytest.raises(UserError, match=told):
         train_here(replace(run, **change))
 
@@ -77,7 +77,7 @@ def test_a_source_that_would_never_be_used_is_refused(
 def test_a_training_with_the_classes_in_another_order_is_another_training(folder: Path, tmp_path: Path) -> None:  # noqa: F811
     start = saved_tiny(tmp_path / "tiny")
     names = voc().names
-    run = SegmenterRun(
+    run = SegmenterTraining(
         str(tmp_path / "run"), (), ",".join(names), str(start), str(folder), steps=2, batch=2, side=64, threads=1
     )
     train_here(run, lambda text: None)

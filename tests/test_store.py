@@ -37,10 +37,10 @@ def test_the_first_writer_wins_and_the_same_bytes_again_are_no_error(tmp_path: P
 
 def test_swap_replaces_only_what_was_seen(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    assert store.swap("p", b"1", None)
-    assert not store.swap("p", b"2", None)
-    assert not store.swap("p", b"2", b"0")
-    assert store.swap("p", b"2", b"1")
+    assert store.compare_and_swap("p", b"1", None)
+    assert not store.compare_and_swap("p", b"2", None)
+    assert not store.compare_and_swap("p", b"2", b"0")
+    assert store.compare_and_swap("p", b"2", b"1")
     assert store.get("p") == b"2"
 
 
@@ -112,7 +112,7 @@ def test_a_swap_is_taken_in_turns_also_where_the_file_system_has_no_locks(
 
     def count() -> None:
         for _ in range(10):
-            while not store.swap("n", str(int(seen := store.get("n") or b"0") + 1).encode(), seen):
+            while not store.compare_and_swap("n", str(int(seen := store.get("n") or b"0") + 1).encode(), seen):
                 pass
 
     threads = [threading.Thread(target=count) for _ in range(4)]

@@ -40,8 +40,8 @@ def test_every_verb_works_on_s3_and_on_google(bucket: Bucket, address: str) -> N
         store.create_same("train/0.tar", b"other")
     assert (store.get("train/0.tar"), store.list("train")) == (b"abc", {"train/0.tar": 3})
     for before, after in ((None, b"1"), (b"1", b"2"), (b"2", b"3"), (b"3", b"4")):
-        assert store.swap("p", after, before), f"{before!r} -> {after!r}"
-    assert not store.swap("p", b"5", b"3")
+        assert store.compare_and_swap("p", after, before), f"{before!r} -> {after!r}"
+    assert not store.compare_and_swap("p", b"5", b"3")
     store.put("p", b"6")
     assert dict(store.get_many(["p", "q"])) == {"p": store.get_tagged("p"), "q": None}
     assert store.entries("train")["train/0.tar"].tag == (store.get_tagged("train/0.tar") or (b"", ""))[1]
@@ -68,8 +68,8 @@ def test_a_request_that_fails_in_passing_is_made_again(bucket: Bucket, address: 
     for verb in (
         lambda: store.get("receipts/0.json") == b"0" * 1000,
         lambda: store.create_same("train/0.tar", b"1" * 1000) is None,
-        lambda: store.swap("lease.json", b"mine", None),
-        lambda: store.swap("lease.json", b"mine, later", b"mine"),
+        lambda: store.compare_and_swap("lease.json", b"mine", None),
+        lambda: store.compare_and_swap("lease.json", b"mine, later", b"mine"),
         lambda: store.list("receipts") == {"receipts/0.json": 1000},
         lambda: store.delete("receipts/0.json") is None,
     ):
@@ -132,7 +132,7 @@ def test_a_refusal_is_told_at_once(bucket: Bucket, code: int) -> None:
 def test_a_bucket_that_is_not_there_is_told(bucket: Bucket) -> None:
     bucket.faults[:] = [Fault("status", times=None, code=404)]
     with pytest.raises(UserError, match="there is no such bucket"):
-        Store("s3://nowhere/set").swap("a", b"1", None)
+        Store("s3://nowhere/set").compare_and_swap("a", b"1", None)
 
 
 def test_a_slow_upload_may_take_as_long_as_its_size_allows(bucket: Bucket) -> None:

@@ -8,7 +8,7 @@ import typer
 from factory.files.strict_json import dumps
 
 if TYPE_CHECKING:
-    from factory.generation.run import Summary
+    from factory.generation.run import RunSummary
 
 Classes = Annotated[str | None, typer.Option(help='coco, voc, a file of names, or names: dog,cat,"traffic light".')]
 Count = Annotated[int | None, typer.Option("--n", help="Accepted samples wanted.")]
@@ -100,7 +100,7 @@ def generate(
     raise typer.Exit(summary.exit_code)
 
 
-def as_data(summary: "Summary", where: str) -> dict[str, object]:
+def as_data(summary: "RunSummary", where: str) -> dict[str, object]:
     """The summary for machines."""
     totals = summary.totals
     return {
@@ -120,7 +120,7 @@ def as_data(summary: "Summary", where: str) -> dict[str, object]:
     }
 
 
-def as_text(summary: "Summary", where: str) -> str:
+def as_text(summary: "RunSummary", where: str) -> str:
     """The summary for people."""
     totals, last = summary.totals, summary.last
     rate = totals.accepted / totals.attempts if totals.attempts else 0.0

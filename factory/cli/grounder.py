@@ -48,10 +48,10 @@ def train_grounder(
     """
     from factory.config.sections import EngineRecipe
     from factory.dataset.storage import absolute
-    from factory.grounder.run import Run, train_here
+    from factory.grounder.run import GrounderTraining, train_here
     from factory.training.distributed import train_on_several
 
-    run = Run(
+    run = GrounderTraining(
         oracles=absolute(oracles),
         out=str(out.absolute()),
         module=module,
@@ -100,7 +100,7 @@ def evaluate_grounder(
     from factory.evaluation.grounders_on_real import RealResult, on_real
     from factory.evaluation.grounders_on_real import as_markdown as real_table
     from factory.evaluation.markdown import write_table
-    from factory.evaluation.protocol_1 import Result, as_markdown, protocol_1, write_results
+    from factory.evaluation.protocol_1 import GrounderResult, as_markdown, protocol_1, write_results
     from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
@@ -108,7 +108,7 @@ def evaluate_grounder(
     def report(text: str) -> None:
         typer.echo(text, err=True)
 
-    rows: list[Result] | list[RealResult]
+    rows: list[GrounderResult] | list[RealResult]
     if real:
         rows = on_real(grounders, real, device, threads, report)
         text, how, mark = real_table(rows), "--real ...", "grounders-on-real"

@@ -113,12 +113,12 @@ def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool =
 
     from factory.config.plan import Plan
     from factory.errors import UserError
-    from factory.generation.pin import pinned
+    from factory.generation.pin import pin_recipe
     from factory.generation.preflight import preflight
 
     if workers < 1 or (rate is not None and rate <= 0):
         raise UserError(f"--workers is at least 1 and --rate over 0, got {workers} and {rate}.")
-    recipe = pinned(recipe)
+    recipe = pin_recipe(recipe)
     preflight(recipe)
     expanded = Plan(recipe)
     counts = Counter(dict.fromkeys(recipe.vocabulary().names, 0))
@@ -126,9 +126,9 @@ def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool =
         counts.update(sample.prompt.classes)
     trial = None
     if measure:
-        from factory.generation.estimate import run_trial
+        from factory.generation.estimate import estimate_run
 
-        trial = run_trial(recipe)
+        trial = estimate_run(recipe)
         rate = rate or trial.rate
     return {
         "n": recipe.n,

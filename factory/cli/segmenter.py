@@ -61,10 +61,10 @@ def train_segmenter(
     Example: factory train-segmenter out/ --real VOCdevkit/VOC2012 --real-classes seen --split 1 --out runs/mixed
     """
     from factory.config.sections import EngineRecipe
-    from factory.segmenter.run import SegmenterRun, train_here
+    from factory.segmenter.run import SegmenterTraining, train_here
     from factory.training.distributed import train_on_several
 
-    run = SegmenterRun(
+    run = SegmenterTraining(
         out=str(out),
         shards=tuple(shards or ()),
         classes=classes,

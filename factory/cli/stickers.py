@@ -22,7 +22,7 @@ class Style(StrEnum):
     held_out = "held-out"
 
 
-class Part(StrEnum):
+class ModelName(StrEnum):
     """The model to train."""
 
     autoencoder = "autoencoder"
@@ -70,7 +70,7 @@ def render(
 
 @app.command()
 def train(
-    part: Annotated[Part, typer.Argument(help="Which model. The diffusion model needs a trained autoencoder.")],
+    part: Annotated[ModelName, typer.Argument(help="Which model. The diffusion model needs a trained autoencoder.")],
     out: Annotated[Path, typer.Option(help="Folder of the runs; each model has its own inside.")] = Path("runs"),
     steps: Annotated[int | None, typer.Option(help="Training steps; the default is the shipped recipe's.")] = None,
     batch: Annotated[int | None, typer.Option(help="Samples a step.")] = None,

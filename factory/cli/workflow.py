@@ -22,16 +22,16 @@ def run_steps(
     Example: factory run jobs/protocol-2.yaml --set n=200 --dry
     """
     from factory.errors import UserError
-    from factory.workflow.run import load_job, run_job
+    from factory.workflow.run import load_workflow, run_workflow
 
     pairs = [one.partition("=") for one in change or []]
     if any(not equals for _, equals, _ in pairs):
         raise UserError(f"--set is name=value, as in --set n=1000; got {', '.join(change or [])}.")
     assert context.parent is not None
     commands = {name: one for name, one in context.parent.command.commands.items() if name != "run"}  # type: ignore[attr-defined]
-    chosen = load_job(job, out, commands, {name: value for name, _, value in pairs})
+    chosen = load_workflow(job, out, commands, {name: value for name, _, value in pairs})
     if dry:
         for step in chosen.steps:
             typer.echo(step.told())
         return
-    run_job(chosen, lambda text: typer.echo(text, err=True))
+    run_workflow(chosen, lambda text: typer.echo(text, err=True))

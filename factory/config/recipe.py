@@ -19,9 +19,9 @@ from factory.config.sections import (
     GeneratorRecipe,
     MaskRecipe,
     OracleRecipe,
-    Part,
     PromptRow,
     RealRecipe,
+    Section,
     StoreRecipe,
 )
 from factory.config.vocabulary import Vocabulary, coco, from_names, voc
@@ -29,7 +29,7 @@ from factory.errors import UserError
 from factory.files.text import read_text
 
 
-class Recipe(Part):
+class Recipe(Section):
     """What to make.
 
     `fingerprint()` covers what changes a shard's bytes; `n`, `earlier`, `engine` and `store` are not in it.

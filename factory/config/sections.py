@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """What all parts share: no unknown field, no change, no number that is infinite, NaN or true."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -27,7 +27,7 @@ def _types_of(annotation: Any) -> set[Any]:
     return {annotation}.union(*(_types_of(part) for part in get_args(annotation)))
 
 
-class GeneratorRecipe(Part):
+class GeneratorRecipe(Section):
     """The text-to-image model and how it samples."""
 
     model: str = Field(
@@ -74,7 +74,7 @@ READ_BY_ATTENTION = ("capture", "timesteps", "levels", "threshold")
 """Fields of MaskRecipe that `attention` alone reads."""
 
 
-class MaskRecipe(Part):
+class MaskRecipe(Section):
     """Where the masks come from."""
 
     source: str = Field(
@@ -114,7 +114,7 @@ class MaskRecipe(Part):
     )
 
 
-class FilterRecipe(Part):
+class FilterRecipe(Section):
     """When a sample is rejected. A limit of null is never reached."""
 
     min_area: float | None = Field(default=0.01, ge=0, le=1, description="Smallest share of the image for each class.")
@@ -135,7 +135,7 @@ class FilterRecipe(Part):
     )
 
 
-class EngineRecipe(Part):
+class EngineRecipe(Section):
     """How the work is spread. Nothing here changes the bytes, so a set may be resumed with other values."""
 
     workers: int | None = Field(
@@ -177,7 +177,7 @@ class EngineRecipe(Part):
     address: str | None = Field(default=None, description="The Ray cluster to join; a local one is started by default.")
 
 
-class StoreRecipe(Part):
+class StoreRecipe(Section):
     """How the bucket is reached. Not in the fingerprint, not written into the dataset, and no place for a secret.
 
     Each field beats the environment variable of the same meaning; keys and tokens come from the environment, a profile
@@ -210,14 +210,14 @@ class StoreRecipe(Part):
         return self
 
 
-class OracleRecipe(Part):
+class OracleRecipe(Section):
     """Makes the set an oracle: training data of a grounder, masks by the detector, of seen classes only."""
 
     split: str = Field(description="The split of the vocabulary that says which classes are seen.")
     seen: tuple[str, ...] = Field(min_length=1, description="The classes that prompts may name.")
 
 
-class RealRecipe(Part):
+class RealRecipe(Section):
     """Makes the set from real labelled images: each is brought back to noise, and its labels are the masks."""
 
     dataset: Literal["voc", "coco"] = Field(description="How the images are labelled on disk.")
@@ -232,7 +232,7 @@ class RealRecipe(Part):
     steps: int = Field(default=50, ge=2, le=1000, description="Steps of the inversion, and of the way back.")
 
 
-class PromptRow(Part):
+class PromptRow(Section):
     """One prompt of the user's own: its text, and each class with the words that stand for it."""
 
     text: str

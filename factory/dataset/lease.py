@@ -116,13 +116,13 @@ class Held:
         while not self._over.wait(BEAT):
             later = replace(self._lease, beat=self._lease.beat + 1, updated=_now())
             try:
-                if self._store.swap(LEASE, later.to_json(), self._lease.to_json()):
+                if self._store.compare_and_swap(LEASE, later.to_json(), self._lease.to_json()):
                     self._lease = later
                     continue
                 there = parse_lease(self._store.get(LEASE))
                 if there is None:
                     # Somebody tidied up; nobody else works here, so it is still this driver's.
-                    self._store.swap(LEASE, self._lease.to_json(), None)
+                    self._store.compare_and_swap(LEASE, self._lease.to_json(), None)
                     continue
             except UserError:
                 continue  # an outage, or a full disk: whoever writes shards says so
@@ -156,7 +156,7 @@ def acquire(store: Store, force: bool = False, say: Callable[[str], None] = lamb
             if parse_lease(data) not in (None, there):
                 continue
         mine = _new_lease()
-        if store.swap(LEASE, mine.to_json(), data):
+        if store.compare_and_swap(LEASE, mine.to_json(), data):
             return mine
 
 

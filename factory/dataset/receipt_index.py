@@ -18,7 +18,7 @@ BLOCK = 1000
 
 
 @dataclass(frozen=True)
-class Row:
+class IndexEntry:
     """A receipt in short. `tag` is that of the receipt's file, `short` the number of samples that no attempt filled."""
 
     tag: str
@@ -47,7 +47,7 @@ class ReceiptIndex:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._rows: dict[int, Row] = {}
+        self._rows: dict[int, IndexEntry] = {}
         self._changed: set[int] = set()
         self._loaded = False
 
@@ -56,7 +56,7 @@ class ReceiptIndex:
         self._load()
         return len(self._rows)
 
-    def rows(self, tags: Mapping[int, str]) -> dict[int, Row]:
+    def rows(self, tags: Mapping[int, str]) -> dict[int, IndexEntry]:
         """The rows of some shards in order, by number and tag of their receipts; reads what is not known yet.
 
         UserError names a receipt that is broken. One that vanished since it was listed is left out.
@@ -82,7 +82,7 @@ class ReceiptIndex:
                 raise UserError(
                     f"the receipt of shard {number} is of {receipt.tar.name}; repair it with `factory verify --repair`."
                 )
-            self._rows[number] = Row(
+            self._rows[number] = IndexEntry(
                 (tags or {}).get(number, found[1]),
                 receipt.accepted,
                 receipt.planned,
@@ -116,9 +116,9 @@ def _block_name(block: int) -> str:
     return f"{INDEX}/{block:06d}.json"
 
 
-def _rows(data: bytes) -> dict[int, Row]:
+def _rows(data: bytes) -> dict[int, IndexEntry]:
     """A block's rows; none where it is broken, for then they are read from the receipts again."""
     try:
-        return {int(number): Row(*values) for number, values in json.loads(data).items()}
+        return {int(number): IndexEntry(*values) for number, values in json.loads(data).items()}
     except (ValueError, TypeError, AttributeError):
         return {}

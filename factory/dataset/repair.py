@@ -54,4 +54,4 @@ def _rewrite_manifest(store: Store, number: int, layout: int) -> bool:
     if not store.create(manifest_name(number), data):
         return False
     renewed = replace(receipt, manifest=blob_of(manifest_name(number), data))
-    return renewed == receipt or store.swap(receipt_name(number), renewed.to_json(), proof)
+    return renewed == receipt or store.compare_and_swap(receipt_name(number), renewed.to_json(), proof)

@@ -12,7 +12,7 @@ from factory.config.plan import Plan
 from factory.config.recipe import Recipe, canonical, differences, make_recipe, parse_recipe
 from factory.dataset.card import card
 from factory.dataset.lease import LEASE
-from factory.dataset.receipt_index import ReceiptIndex, Row
+from factory.dataset.receipt_index import IndexEntry, ReceiptIndex
 from factory.dataset.receipts import Receipt, read_receipt, tags
 from factory.dataset.storage import Store
 from factory.errors import UserError
@@ -40,7 +40,7 @@ class Totals:
     rejected: dict[str, int]
 
 
-def begin(store: Store, recipe: Recipe, extend: bool = False) -> Recipe:
+def init_or_resume(store: Store, recipe: Recipe, extend: bool = False) -> Recipe:
     """Claim an empty place for a recipe, or check that what is there was begun with the same one.
 
     A dataset of which no shard is finished has nothing to lose, and is started over where the recipe is another.
@@ -51,14 +51,14 @@ def begin(store: Store, recipe: Recipe, extend: bool = False) -> Recipe:
     if before is None:
         _refuse_foreign(store)
         if not store.create(RECIPE, recipe.to_yaml().encode()):
-            return begin(store, recipe, extend)
+            return init_or_resume(store, recipe, extend)
         return recipe
     old = recipe_of(store)
     recipe = recipe.model_copy(update={"format": old.format})  # A dataset keeps the format that it was begun with.
     changed = differences(old, recipe)
     if changed and not store.list("receipts"):
         _start_over(store, recipe, before)
-        return begin(store, recipe, extend)
+        return init_or_resume(store, recipe, extend)
     if changed:
         raise UserError(
             f"{store.address} was begun with another recipe: {'; '.join(changed)}. Give the same options to resume it, "
@@ -72,8 +72,8 @@ def begin(store: Store, recipe: Recipe, extend: bool = False) -> Recipe:
         raise UserError(f"{store.address} was begun with n = {old.n}; to make it {recipe.n}, add --extend.")
     mine = {"engine": recipe.engine, "store": recipe.store}
     longer = old.model_copy(update={"n": recipe.n, "earlier": (*old.earlier, old.n), **mine})
-    if not store.swap(RECIPE, longer.to_yaml().encode(), before):
-        return begin(store, recipe, extend)
+    if not store.compare_and_swap(RECIPE, longer.to_yaml().encode(), before):
+        return init_or_resume(store, recipe, extend)
     return longer
 
 
@@ -82,10 +82,10 @@ def _start_over(store: Store, recipe: Recipe, before: bytes) -> None:
     for folder in ("train", "manifest", "quarantine", "index"):
         for name in store.list(folder):
             store.delete(name)
-    store.swap(RECIPE, recipe.to_yaml().encode(), before)
+    store.compare_and_swap(RECIPE, recipe.to_yaml().encode(), before)
 
 
-def recipe_begun(store: Store) -> Recipe | None:
+def existing_recipe(store: Store) -> Recipe | None:
     """The recipe of what is there; None for an empty place. UserError for other files, or a broken recipe."""
     if store.get(RECIPE) is None:
         _refuse_foreign(store)
@@ -126,7 +126,7 @@ def receipts(store: Store, numbers: list[int]) -> Iterator[Receipt]:
             yield from (row for row in readers.map(read, numbers[start : start + 1000]) if row is not None)
 
 
-def totals(rows: Mapping[int, Row]) -> Totals:
+def totals(rows: Mapping[int, IndexEntry]) -> Totals:
     """Sums over the receipts of some shards."""
     sums: Counter[str] = Counter()
     rejected: Counter[str] = Counter()

@@ -115,7 +115,7 @@ class Store:
                 f"same plan; the machines or library versions differ. Check with `factory verify`."
             )
 
-    def swap(self, name: str, data: bytes, seen: bytes | None) -> bool:
+    def compare_and_swap(self, name: str, data: bytes, seen: bytes | None) -> bool:
         """Replace the content `seen` (None: no such name) by `data`; False where somebody else was faster.
 
         A write whose answer was lost is found again by its content.

@@ -39,12 +39,12 @@ def open_detector(recipe: Recipe, device: str) -> Detector:
         from factory.detector.embedded import EmbeddedDetector
 
         return EmbeddedDetector(recipe, folder, device)
-    from factory.detector.transformers import UniversalDetector
+    from factory.detector.transformers import TransformersDetector
 
-    return UniversalDetector(recipe, name if folder is None else str(folder), device)
+    return TransformersDetector(recipe, name if folder is None else str(folder), device)
 
 
-def pinned_detector(recipe: Recipe) -> MaskRecipe:
+def with_pinned_detector(recipe: Recipe) -> MaskRecipe:
     """The recipe's masks with the detector's place made absolute and its content pinned.
 
     UserError, before any worker starts, where there is no such detector, where it misses a class that prompts name, or

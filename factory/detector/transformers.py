@@ -22,7 +22,7 @@ Segment = tuple[int, float, Tensor]
 """A label's number, a score in 0..1, and a mask bool (H, W) on the CPU."""
 
 
-class UniversalDetector:
+class TransformersDetector:
     """Instances as `post_process_instance_segmentation` of the model's own image processor has them.
 
     Labels, scores and masks are the library's; images are RGB, which the same processor brings to its size and norms.

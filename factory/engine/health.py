@@ -2,7 +2,7 @@
 
 from factory.config.sections import EngineRecipe
 from factory.engine import logs
-from factory.engine.pool import Member, Pool
+from factory.engine.pool import Pool, Worker
 from factory.engine.state import State
 from factory.engine.view import ClusterView
 from factory.errors import GivenUpError, TransientError
@@ -26,16 +26,16 @@ class Health:
         """A worker is ready."""
         self._failed_starts = 0
 
-    def start_failed(self, member: Member, said: str) -> None:
+    def start_failed(self, worker: Worker, said: str) -> None:
         """An actor was lost or failed while it started: GivenUpError where trying again is of no use."""
-        what = "detector worker" if member.is_detector else "worker"
-        written = logs.LOGS.tail(member.where.get("ip", ""), member.where.get("pid", ""), 3)
+        what = "detector worker" if worker.is_detector else "worker"
+        written = logs.LOGS.tail(worker.where.get("ip", ""), worker.where.get("pid", ""), 3)
         said = " | ".join([said, *written.splitlines()])
-        self._state.errors.append(f"a {what} on {member.where.get('host', 'an unknown host')} did not start: {said}")
+        self._state.errors.append(f"a {what} on {worker.where.get('host', 'an unknown host')} did not start: {said}")
         self._failed_starts += 1
-        working = any(one.ready for one in self._pool.members)
-        if member.is_detector or (self._failed_starts >= FAILED_STARTS and not working):
-            times = "again and again" if member.is_detector else f"{self._failed_starts} times in a row"
+        working = any(one.ready for one in self._pool.workers)
+        if worker.is_detector or (self._failed_starts >= FAILED_STARTS and not working):
+            times = "again and again" if worker.is_detector else f"{self._failed_starts} times in a row"
             raise GivenUpError(
                 f"the {what}s cannot start: they failed {times} while loading, at last with: {said}. Give them more "
                 f"memory, fewer of them (--workers), or correct what that says; finished shards are kept."

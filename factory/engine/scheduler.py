@@ -10,7 +10,7 @@ from factory.config.sections import EngineRecipe
 from factory.engine import logs
 from factory.engine.deadlines import Deadlines
 from factory.engine.health import Health
-from factory.engine.pool import Member, Pool, references
+from factory.engine.pool import Pool, Worker, references
 from factory.engine.queue import LOSSES, TRIES, ShardQueue
 from factory.engine.state import Listener, State
 from factory.engine.view import ClusterView
@@ -60,7 +60,7 @@ class Scheduler:
         """Wait for something to happen, half a second at most, and deal with all that did."""
         import ray
 
-        awaited = references([*self._pool.members, *self._pool.detectors])
+        awaited = references([*self._pool.workers, *self._pool.detectors])
         if awaited:
             ready, rest = ray.wait(list(awaited), num_returns=1, timeout=_TICK)
             if rest:
@@ -75,7 +75,7 @@ class Scheduler:
         self._health.check_head()
 
     def _busy(self) -> int:
-        return sum(len(member.shards) for member in self._pool.members)
+        return sum(len(worker.shards) for worker in self._pool.workers)
 
     def _drain(self) -> None:
         """Give nothing more, and take what still gets done within the grace period."""
@@ -93,7 +93,7 @@ class Scheduler:
         if self._view.silent_for() > 0:
             return  # asking for an actor would wait for the head
         self._pool.use(self._view.share)
-        busy = sum(1 for member in self._pool.members if member.shards)
+        busy = sum(1 for worker in self._pool.workers if worker.shards)
         wanted = min(self._engine.workers or self._view.fitting, busy + len(self._queue))
         self._pool.grow_to(wanted)
         self._pool.shrink_to(wanted)
@@ -101,33 +101,33 @@ class Scheduler:
     def _give(self) -> None:
         if self.state.waiting:
             return
-        for member in self._pool.free(len(self._queue)):
-            shard = self._queue.next(beside_another=bool(member.shards)) if not member.alone else None
+        for worker in self._pool.free(len(self._queue)):
+            shard = self._queue.next(beside_another=bool(worker.shards)) if not worker.alone else None
             if shard is not None:
-                self._pool.give(member, shard, alone=self._queue.is_suspect(shard))
+                self._pool.submit(worker, shard, alone=self._queue.is_suspect(shard))
 
-    def _take(self, reference: Any, member: Member, shard: int | None) -> None:
+    def _take(self, reference: Any, worker: Worker, shard: int | None) -> None:
         import ray
 
-        if shard is not None and member.shards.get(shard) != reference:
+        if shard is not None and worker.shards.get(shard) != reference:
             return
-        if shard is None and member not in self._pool.members and not member.is_detector:
+        if shard is None and worker not in self._pool.workers and not worker.is_detector:
             return
         try:
             result = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            self._failed(member, shard, error)
+            self._failed(worker, shard, error)
         except ray.exceptions.RayError as error:
-            self._lost(member, error)
+            self._lost(worker, error)
         else:
             if shard is not None:
-                self._deadlines.took(time.monotonic() - member.since)
-                self._pool.took(member, shard)
+                self._deadlines.complete(time.monotonic() - worker.since)
+                self._pool.complete(worker, shard)
                 self._done(shard, result)
-            elif reference == member.started:
-                member.where, member.since = result, time.monotonic()
+            elif reference == worker.started:
+                worker.where, worker.since = result, time.monotonic()
             else:
-                member.ready, member.where = True, result
+                worker.ready, worker.where = True, result
                 self._health.started()
 
     def _done(self, shard: int, result: Any) -> None:
@@ -136,7 +136,7 @@ class Scheduler:
         self.state.add(result)
         self._listener.finished(shard)
 
-    def _failed(self, member: Member, shard: int | None, error: Any) -> None:
+    def _failed(self, worker: Worker, shard: int | None, error: Any) -> None:
         """An exception in a worker's code: bad input ends the run; a lost detector counts as a loss, all else a try."""
         import ray
 
@@ -144,7 +144,7 @@ class Scheduler:
         if isinstance(cause, StoreUnavailableError) and shard is not None:
             # The shard was made, but could not be written for as long as the store's patience lasts: not its fault.
             self.state.errors.append(_line(cause))
-            self._pool.took(member, shard)
+            self._pool.complete(worker, shard)
             self.state.requeued += 1
             self._queue.put_back(shard)
             return
@@ -152,41 +152,41 @@ class Scheduler:
             raise cause from None
         if shard is None:
             lost = isinstance(cause, ray.exceptions.RayError)
-            if lost or member.is_detector or any(one.ready for one in self._pool.members):
-                self._start_failed(member, _line(error))
+            if lost or worker.is_detector or any(one.ready for one in self._pool.workers):
+                self._start_failed(worker, _line(error))
                 return
             raise error
-        self._pool.took(member, shard)
+        self._pool.complete(worker, shard)
         if isinstance(cause, ray.exceptions.RayError):
             self._lost_with(shard, f"the detector that it asked was lost: {_line(cause)}")
             return
         self._try_again(shard, _COLOURS.sub("", str(error)))
-        if member.share.gpus:
+        if worker.share.gpus:
             # An error on a GPU may leave the process without a usable one.
-            self._take_out(member, f"its neighbour failed on the same GPU: {_line(error)}", charged=False)
+            self._take_out(worker, f"its neighbour failed on the same GPU: {_line(error)}", charged=False)
 
-    def _lost(self, member: Member, error: Exception) -> None:
+    def _lost(self, worker: Worker, error: Exception) -> None:
         if getattr(error, "actor_init_failed", False):
             raise UserError(
                 f"the workers cannot start: {_line(error)}. Every machine of a cluster needs this version of factory."
             ) from error
-        if not member.ready:
-            self._start_failed(member, _line(error))
+        if not worker.ready:
+            self._start_failed(worker, _line(error))
             return
-        self.state.errors.append(f"lost a worker on {member.where.get('host', 'an unknown host')}: {_line(error)}")
-        self._take_out(member, _line(error), charged=not getattr(error, "preempted", False))
+        self.state.errors.append(f"lost a worker on {worker.where.get('host', 'an unknown host')}: {_line(error)}")
+        self._take_out(worker, _line(error), charged=not getattr(error, "preempted", False))
         self._keep_logs()
 
-    def _start_failed(self, member: Member, said: str) -> None:
+    def _start_failed(self, worker: Worker, said: str) -> None:
         """An actor that was lost or failed while it started; they are replaced, but not for ever."""
-        self._health.start_failed(member, said)
-        self._take_out(member, said, charged=False)
+        self._health.start_failed(worker, said)
+        self._take_out(worker, said, charged=False)
 
-    def _take_out(self, member: Member, why: str, charged: bool) -> None:
+    def _take_out(self, worker: Worker, why: str, charged: bool) -> None:
         """Replace an actor. What it had finished counts; what it was making counts as a loss if it is `charged`."""
         self.state.lost += 1
-        had = dict(member.shards)
-        making = {next(iter(had)), *member.counts} & set(had) if had else set()
+        had = dict(worker.shards)
+        making = {next(iter(had)), *worker.counts} & set(had) if had else set()
         for shard, reference in had.items():
             if self._was_done(shard, reference):
                 continue
@@ -194,12 +194,12 @@ class Scheduler:
                 self.state.requeued += 1
                 self._queue.lost_waiting(shard) if charged else self._queue.put_back(shard)
             elif charged:
-                self._lost_with(shard, why, member)
+                self._lost_with(shard, why, worker)
             else:
                 self.state.requeued += 1
                 self._queue.put_back(shard)
-        member.shards.clear()
-        self._pool.lose(member)
+        worker.shards.clear()
+        self._pool.fail(worker)
 
     def _was_done(self, shard: int, reference: Any) -> bool:
         """Whether a lost actor had answered for a shard already; then it counts, well or badly."""
@@ -219,14 +219,14 @@ class Scheduler:
             self._done(shard, result)
         return True
 
-    def _lost_with(self, shard: int, why: str, member: Member | None = None) -> None:
+    def _lost_with(self, shard: int, why: str, worker: Worker | None = None) -> None:
         losses = self._queue.lost(shard)
         text = f"shard {shard}: its worker was lost, {losses} of {LOSSES} times: {why}"
         self.state.errors.append(text)
         if losses < LOSSES:
             self.state.requeued += 1
             return
-        where = member.where if member is not None else {}
+        where = worker.where if worker is not None else {}
         written = logs.LOGS.tail(where.get("ip", ""), where.get("pid", ""))
         self._give_up(shard, text + (f"\n\nThe last lines of its worker:\n{written}" if written else ""))
 
@@ -246,47 +246,47 @@ class Scheduler:
         import ray
 
         if self.state.waiting:
-            for member in self._pool.members:
-                member.since = member.alive = time.monotonic()
+            for worker in self._pool.workers:
+                worker.since = worker.alive = time.monotonic()
             return
-        for member in [*self._pool.members, *self._pool.detectors]:
-            late = self._deadlines.exceeded(member)
+        for worker in [*self._pool.workers, *self._pool.detectors]:
+            late = self._deadlines.exceeded(worker)
             if late is None:
                 continue
-            if not member.ready:
-                self._start_failed(member, late)
+            if not worker.ready:
+                self._start_failed(worker, late)
                 continue
-            shard, reference = next(iter(member.shards.items()))
+            shard, reference = next(iter(worker.shards.items()))
             if not ray.wait([reference], timeout=0)[0]:
                 self._try_again(shard, late)
-                del member.shards[shard]
-                self._take_out(member, late, charged=False)
+                del worker.shards[shard]
+                self._take_out(worker, late, charged=False)
 
     def _ask_progress(self) -> None:
         """Collect the answers to the last questions and, every now and then, ask again; nobody is waited for."""
         import ray
 
-        for member in self._pool.members:
-            if member.asked is not None and ray.wait([member.asked], timeout=0)[0]:
+        for worker in self._pool.workers:
+            if worker.asked is not None and ray.wait([worker.asked], timeout=0)[0]:
                 try:
-                    counts = ray.get(member.asked)
+                    counts = ray.get(worker.asked)
                 except ray.exceptions.RayError:
                     counts = {}
-                if counts != member.counts:
-                    member.counts, member.alive = counts, time.monotonic()
-                member.asked = None
+                if counts != worker.counts:
+                    worker.counts, worker.alive = counts, time.monotonic()
+                worker.asked = None
         if time.monotonic() - self._asked > _ASK_EVERY:
             self._asked = time.monotonic()
-            for member in self._pool.members:
-                if member.ready and member.shards and member.asked is None:
-                    member.asked = member.handle.progress.remote()
+            for worker in self._pool.workers:
+                if worker.ready and worker.shards and worker.asked is None:
+                    worker.asked = worker.handle.progress.remote()
 
     def _tell(self) -> None:
-        state, members = self.state, self._pool.members
-        state.workers = sum(1 for member in members if member.ready)
-        state.pending_workers = len(members) - state.workers
+        state, workers = self.state, self._pool.workers
+        state.workers = sum(1 for worker in workers if worker.ready)
+        state.pending_workers = len(workers) - state.workers
         state.under_way = {
-            shard: member.counts[shard] for member in members for shard in member.shards if shard in member.counts
+            shard: worker.counts[shard] for worker in workers for shard in worker.shards if shard in worker.counts
         }
         self._listener.tick(state)
 

@@ -12,8 +12,8 @@ from factory.files.paths import split_name
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleSample, OracleSet
 from factory.grounder.folder import check_fits
-from factory.grounder.tally import IouTally
-from factory.grounder.trained import ModuleGrounder, labels_of, open_grounders, to_pictures
+from factory.grounder.tally import IoUMeter
+from factory.grounder.trained import TrainedGrounder, labels_of, open_grounders, to_pictures
 from factory.training.devices import chosen_device
 
 _BATCH = 8
@@ -73,9 +73,9 @@ def _open(named: str) -> tuple[str, OracleSet]:
     return name or address, opened
 
 
-def _measure(name: str, grounder: ModuleGrounder, real: str, opened: OracleSet, device: str) -> RealResult:
+def _measure(name: str, grounder: TrainedGrounder, real: str, opened: OracleSet, device: str) -> RealResult:
     reader = PipelineGenerator(opened.recipe, device, grounder.needs)
-    tally = IouTally()
+    tally = IoUMeter()
     for number in opened.receipts:
         samples = list(opened.samples(number))
         for start in range(0, len(samples), _BATCH):
@@ -95,7 +95,7 @@ def _measure(name: str, grounder: ModuleGrounder, real: str, opened: OracleSet, 
 
 
 @torch.inference_mode()
-def predict(grounder: ModuleGrounder, reader: PipelineGenerator, part: Sequence[OracleSample]) -> np.ndarray:
+def predict(grounder: TrainedGrounder, reader: PipelineGenerator, part: Sequence[OracleSample]) -> np.ndarray:
     """Labels (B, H, W): k where the k-th class of a sample's prompt is. `reader` recomputes what the grounder reads."""
     latents = torch.from_numpy(np.stack([row.latent for row in part])).float()
     captured = reader.read(latents, [row.timestep for row in part], [row.prompt for row in part])

@@ -14,13 +14,13 @@ from factory.dataset.records import Grounded
 from factory.detector.oracle import OracleGrounder
 from factory.errors import UserError
 from factory.files.strict_json import dumps
-from factory.generation.pin import pinned
+from factory.generation.pin import pin_recipe
 from factory.generator.interface import Generated, Request
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.attention import AttentionGrounder
 from factory.grounder.folder import check_fits
-from factory.grounder.tally import IouTally, label_picture
-from factory.grounder.trained import ModuleGrounder, open_grounders
+from factory.grounder.tally import IoUMeter, label_picture
+from factory.grounder.trained import TrainedGrounder, open_grounders
 from factory.training.devices import chosen_device
 
 GROUPS = ("one seen", "one unseen", "two seen", "seen + unseen", "two unseen")
@@ -32,7 +32,7 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Result:
+class GrounderResult:
     """One cell: a method on a group of a split.
 
     `miou` pools a class's pixels over the group's images and averages over classes; `image_miou` averages the IoU of
@@ -55,7 +55,7 @@ def protocol_1(
     device: str = "auto",
     threads: int = 1,
     report: Report = print,
-) -> list[Result]:
+) -> list[GrounderResult]:
     """Every grounder ("FOLDER" or "NAME=FOLDER") on the split that it was trained for, beside the attention baseline.
 
     `images` are wanted for each group and split. Images are made, and true masks found, as in the grounder's oracle
@@ -63,7 +63,7 @@ def protocol_1(
     """
     device = chosen_device(device)
     opened = open_grounders(folders, device, threads)
-    results: list[Result] = []
+    results: list[GrounderResult] = []
     for split in dict.fromkeys(one.config.split for _, one in opened):
         group = {name: one for name, one in opened if one.config.split == split}
         results += _split(group, split, classes, images, device, threads, report)
@@ -71,26 +71,26 @@ def protocol_1(
 
 
 def _split(
-    grounders: dict[str, ModuleGrounder],
+    grounders: dict[str, TrainedGrounder],
     split: str,
     classes: str,
     images: int,
     device: str,
     threads: int,
     report: Report,
-) -> list[Result]:
-    trial = Trial(grounders, split, classes, device, threads)
+) -> list[GrounderResult]:
+    evaluation = SplitEvaluation(grounders, split, classes, device, threads)
     results = []
     for group in GROUPS:
-        rows = _measure(trial, group, images)
-        results += [Result(method, split, group, *row) for method, row in rows.items()]
+        rows = _measure(evaluation, group, images)
+        results += [GrounderResult(method, split, group, *row) for method, row in rows.items()]
         told = ", ".join(f"{row.method} {row.miou:.3f}" for row in results[-len(rows) :])
         report(f"split {split}, {group}: {told} ({results[-1].images} of {results[-1].tried} images)")
     return results
 
 
 @dataclass(frozen=True)
-class TrialBatch:
+class EvaluationBatch:
     """Images of one micro-batch: what each maker made, what the detector found, and which of them count.
 
     Of `made[m][k]` the k-th image is the same for every maker but for what was captured of it.
@@ -106,7 +106,7 @@ class TrialBatch:
         return [k for k, one in enumerate(self.truths) if len(one.instances) == len(self.prompts[k].classes)]
 
 
-class Trial:
+class SplitEvaluation:
     """Grounders of one split, with what makes their images and the detector that tells the truth.
 
     Images are made, and true masks found, as in the grounders' oracle set. `makers` are generators with the methods
@@ -114,7 +114,7 @@ class Trial:
     """
 
     def __init__(
-        self, grounders: dict[str, ModuleGrounder], split: str, classes: str, device: str, threads: int
+        self, grounders: dict[str, TrainedGrounder], split: str, classes: str, device: str, threads: int
     ) -> None:
         """UserError where grounders differ in what they read, and where `classes` is not their vocabulary."""
         first, *others = grounders.values()
@@ -123,7 +123,9 @@ class Trial:
             raise UserError(f"the grounders of split {split} read other models or timesteps; evaluate them one by one.")
         generator = {"model": config.model, **config.oracle.get("generator", {}), "threads": threads}
         masks = {**config.oracle.get("masks", {}), "source": "attention"}
-        recipe = pinned(make_recipe({"n": 1, "classes": classes, "batch": 8, "generator": generator, "masks": masks}))
+        recipe = pin_recipe(
+            make_recipe({"n": 1, "classes": classes, "batch": 8, "generator": generator, "masks": masks})
+        )
         captured = {"capture": config.capture, "timesteps": (config.timestep,)}
         trained = recipe.model_copy(update={"masks": recipe.masks.model_copy(update=captured)})
         self._vocabulary, self._batch = recipe.vocabulary(), recipe.batch
@@ -147,7 +149,7 @@ class Trial:
             (PipelineGenerator(trained, device, needs), {**grounders}),
         ]
 
-    def batches(self, group: str, most: int) -> Iterator[TrialBatch]:
+    def batches(self, group: str, most: int) -> Iterator[EvaluationBatch]:
         """Up to `most` fresh images of a group of GROUPS, the same every time."""
         prompts = self._prompts(group, most)
         for start in range(0, len(prompts), self._batch):
@@ -155,7 +157,7 @@ class Trial:
             asked = [prompt for _, prompt in part]
             requests = [Request(prompt, PlannedSample(index, prompt).seed(_SEED, 0)) for index, prompt in part]
             made = [maker.generate(requests) for maker, _ in self.makers]
-            yield TrialBatch(asked, made, self._oracle.ground(made[0], asked))
+            yield EvaluationBatch(asked, made, self._oracle.ground(made[0], asked))
 
     def _prompts(self, group: str, count: int) -> list[tuple[int, Prompt]]:
         """Numbered prompts of a group, classes in turn and partners at random."""
@@ -173,14 +175,14 @@ class Trial:
         return rows
 
 
-def _measure(trial: Trial, group: str, wanted: int) -> dict[str, tuple[float, float, int, int]]:
+def _measure(evaluation: SplitEvaluation, group: str, wanted: int) -> dict[str, tuple[float, float, int, int]]:
     """By method: mIoU, mIoU of images, images counted, images tried."""
-    tallies: dict[str, IouTally] = {name: IouTally() for _, methods in trial.makers for name in methods}
+    tallies: dict[str, IoUMeter] = {name: IoUMeter() for _, methods in evaluation.makers for name in methods}
     counted = tried = 0
-    for batch in trial.batches(group, 3 * wanted):
+    for batch in evaluation.batches(group, 3 * wanted):
         shape = batch.made[0][0].image.shape[:2]
         kept = batch.complete[: wanted - counted]
-        for generated, (_, methods) in zip(batch.made, trial.makers, strict=True):
+        for generated, (_, methods) in zip(batch.made, evaluation.makers, strict=True):
             for name, method in methods.items():
                 predicted = method.ground(generated, batch.prompts)
                 for k in kept:
@@ -193,12 +195,12 @@ def _measure(trial: Trial, group: str, wanted: int) -> dict[str, tuple[float, fl
     return {name: (tally.miou, tally.image_miou, counted, tried) for name, tally in tallies.items()}
 
 
-def _reads(one: ModuleGrounder) -> tuple[object, ...]:
+def _reads(one: TrainedGrounder) -> tuple[object, ...]:
     config = one.config
     return config.model, config.revision, config.capture, config.timestep, config.classes_seen, config.oracle
 
 
-def averaged(results: Sequence[Result]) -> Iterator[tuple[str, dict[str, float]]]:
+def averaged(results: Sequence[GrounderResult]) -> Iterator[tuple[str, dict[str, float]]]:
     """(method, mIoU by group), averaged over splits, methods in the order in which they come first."""
     for method in dict.fromkeys(row.method for row in results):
         yield (
@@ -217,7 +219,7 @@ PAPER = {
 """The paper's figures, average of its three splits, mIoU in percent."""
 
 
-def as_markdown(results: Sequence[Result], classes: str) -> str:
+def as_markdown(results: Sequence[GrounderResult], classes: str) -> str:
     """The table in the paper's form, percent, with the paper's own rows above."""
     lines = [f"| | {' | '.join(GROUPS)} |", "|---" * (len(GROUPS) + 1) + "|"]
     for name, row in PAPER.get(classes, {}).items():
@@ -232,7 +234,7 @@ def as_markdown(results: Sequence[Result], classes: str) -> str:
     return "\n".join(lines)
 
 
-def write_results(results: Sequence[Result], classes: str, out: Path) -> None:
+def write_results(results: Sequence[GrounderResult], classes: str, out: Path) -> None:
     """`protocol-1.json` and `protocol-1.md` in a folder."""
     from dataclasses import asdict
 

@@ -27,7 +27,7 @@ PAPER = {
 
 
 @dataclass(frozen=True)
-class Row:
+class SegmenterResult:
     """One segmenter on one labelled folder."""
 
     name: str
@@ -43,7 +43,7 @@ def compared(
     device: str = "auto",
     threads: int = 0,
     report: Callable[[str], None] = print,
-) -> list[Row]:
+) -> list[SegmenterResult]:
     """Measure every segmenter ("NAME=FOLDER") on every labelled folder ("NAME=FOLDER"), read as `where` says.
 
     `where.root` is not looked at. UserError for a pair without a name, and what `evaluate_here` refuses; all pairs are
@@ -55,12 +55,12 @@ def compared(
     for real, root in places:
         for name, folder in named:
             found = evaluate_here(folder, replace(where, root=root), device, threads, report)
-            rows.append(Row(name, str(folder), real, found))
+            rows.append(SegmenterResult(name, str(folder), real, found))
             report(f"{real}: {name}: mIoU {found.miou:.3f}, harmonic {found.harmonic:.3f} ({found.images} images)")
     return rows
 
 
-def as_markdown(rows: Sequence[Row], classes: str) -> str:
+def as_markdown(rows: Sequence[SegmenterResult], classes: str) -> str:
     """A table for each labelled folder, in percent, the paper's figures above the first."""
     parts = []
     for number, real in enumerate(dict.fromkeys(row.real for row in rows)):

@@ -43,7 +43,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Summary:
+class ExportSummary:
     """What an export holds. `complete` tells whether it is the whole of the planned dataset."""
 
     to: str
@@ -79,7 +79,7 @@ class Export:
         self._units = cut(receipts(store, numbers), self._format.unit_bytes)
         self.samples = sum(unit.samples for unit in self._units)
 
-    def run(self, watch: Callable[[int], None] = lambda done: None) -> Summary:
+    def run(self, watch: Callable[[int], None] = lambda done: None) -> ExportSummary:
         """Write what is missing; `watch` is told how many samples are there."""
         done = 0
         with self._folder.claimed():
@@ -100,7 +100,9 @@ class Export:
         shards = sum(len(unit.tars) for unit in self._units)
         whole = shards == len(self._plan)
         name = self._options.format
-        return Summary(str(self._to), name, **counts, shards=shards, shards_planned=len(self._plan), complete=whole)
+        return ExportSummary(
+            str(self._to), name, **counts, shards=shards, shards_planned=len(self._plan), complete=whole
+        )
 
     def _read(self, unit: Unit) -> Iterator[ExportSample]:
         for tar in unit.tars:

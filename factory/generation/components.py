@@ -65,8 +65,8 @@ def _grounder(recipe: Recipe, detector: Detector | None, device: str) -> Grounde
 
 
 def _trained(recipe: Recipe, device: str) -> Grounder:
-    from factory.grounder.trained import ModuleGrounder
+    from factory.grounder.trained import TrainedGrounder
 
-    grounder = ModuleGrounder(grounder_folder(recipe.masks.source), device, recipe.generator.threads)
+    grounder = TrainedGrounder(grounder_folder(recipe.masks.source), device, recipe.generator.threads)
     check_fits(recipe.masks.source, grounder.config, recipe.generator)
     return grounder

@@ -13,7 +13,7 @@ from factory.generation.shard import produce
 
 
 @dataclass(frozen=True)
-class Trial:
+class Estimate:
     """What one worker did: `rate` is accepted samples a second, `bytes_per_sample` their share of the tar."""
 
     accepted: int
@@ -27,7 +27,7 @@ class Trial:
         return self.accepted / self.seconds
 
 
-def run_trial(recipe: Recipe) -> Trial:
+def estimate_run(recipe: Recipe) -> Estimate:
     """Make two micro-batches of the recipe's first samples and time the second, on a GPU if there is one.
 
     The recipe is pinned. The first micro-batch warms caches up. Nothing is written.
@@ -47,4 +47,4 @@ def run_trial(recipe: Recipe) -> Trial:
             encoded = [job.result() for job in produced.samples]
             seconds = time.perf_counter() - start
     size = len(pack(encoded)) / len(encoded) if encoded else 0.0
-    return Trial(len(encoded), produced.tally.attempts, seconds, size)
+    return Estimate(len(encoded), produced.tally.attempts, seconds, size)

@@ -11,27 +11,27 @@ from factory.generator.load import EMBEDDED, model_folder, pin_generator
 from factory.grounder.folder import check_fits, grounder_folder, pin_grounder, read_config
 
 
-def pinned(recipe: Recipe, begun: Recipe | None = None) -> Recipe:
+def pin_recipe(recipe: Recipe, begun: Recipe | None = None) -> Recipe:
     """The recipe with the revisions of its models, and with all that a worker would find wrong said before.
 
     `begun` is the recipe of an unfinished dataset: the hub is not asked for what it has pinned already.
     """
     if begun is not None:
-        recipe = _pinned_before(recipe, begun)
+        recipe = _with_pins_of(recipe, begun)
     if recipe.real is None:
         check_source(recipe.masks.source)
     _check_embedded_classes(recipe)
     generator, masks = pin_generator(recipe.generator), recipe.masks
     if uses_detector(recipe):
-        from factory.detector.load import pinned_detector
+        from factory.detector.load import with_pinned_detector
 
-        masks = pinned_detector(recipe)
+        masks = with_pinned_detector(recipe)
     if masks.source not in (*SOURCES, "labels"):
-        masks = _pinned_grounder(masks, generator)
+        masks = _pin_grounder_of(masks, generator)
     return recipe.model_copy(update={"generator": generator, "masks": masks})
 
 
-def _pinned_before(recipe: Recipe, begun: Recipe) -> Recipe:
+def _with_pins_of(recipe: Recipe, begun: Recipe) -> Recipe:
     """The recipe with the pins of the dataset, for models of the hub that are the same in both.
 
     A new commit on the hub between two runs must not stop the second, and neither must a hub that cannot be reached.
@@ -47,7 +47,7 @@ def _pinned_before(recipe: Recipe, begun: Recipe) -> Recipe:
     return recipe.model_copy(update={"generator": generator, "masks": masks})
 
 
-def _pinned_grounder(masks: MaskRecipe, generator: GeneratorRecipe) -> MaskRecipe:
+def _pin_grounder_of(masks: MaskRecipe, generator: GeneratorRecipe) -> MaskRecipe:
     """The grounder's digest, and where it reads its features; UserError where it does not fit the model."""
     folder = grounder_folder(masks.source)
     config = read_config(folder)

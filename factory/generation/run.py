@@ -9,14 +9,14 @@ from factory.config.plan import Plan
 from factory.config.recipe import Recipe
 from factory.dataset.lease import Held, leased
 from factory.dataset.receipts import missing, tags
-from factory.dataset.state import Totals, begin, put_progress, recipe_begun, write_statement
+from factory.dataset.state import Totals, existing_recipe, init_or_resume, put_progress, write_statement
 from factory.dataset.storage import Store
 from factory.engine.capacity import Capacity
 from factory.engine.cluster import connected
 from factory.engine.pool import Pool
 from factory.engine.scheduler import Scheduler, State
 from factory.engine.view import ClusterView
-from factory.generation.pin import pinned, uses_detector
+from factory.generation.pin import pin_recipe, uses_detector
 from factory.generation.preflight import preflight
 from factory.generation.progress import Snapshot, Tracker
 from factory.generation.reporter import Reporter, Watch, quarantined
@@ -26,7 +26,7 @@ _log = logging.getLogger("factory.generation.run")
 
 
 @dataclass(frozen=True)
-class Summary:
+class RunSummary:
     """How a run ended. `totals` is over the whole set, `last` over this run."""
 
     totals: Totals
@@ -49,18 +49,18 @@ def generate(
     watch: Watch = lambda snapshot: None,
     force: bool = False,
     held: Held | None = None,
-) -> Summary:
+) -> RunSummary:
     """Begin or resume a dataset, and run until it is done. `watch` sees a snapshot at least every half second.
 
     One driver at a time: LeaseHeldError names another one that is at work, unless `force` takes over from it; `held` is
     a lease that the caller has already. KeyboardInterrupt passes through, after the shards under way had `engine.grace`
     seconds: what is committed is kept, and the same call continues.
     """
-    begun = recipe_begun(store)
-    recipe = pinned(recipe, begun)
+    begun = existing_recipe(store)
+    recipe = pin_recipe(recipe, begun)
     preflight(recipe)
     with nullcontext(held) if held else leased(store, force, _log.warning) as lease:
-        recipe = begin(store, recipe, extend)
+        recipe = init_or_resume(store, recipe, extend)
         plan = Plan(recipe)
         done = set(tags(store, len(plan)))
         tracker, state = Tracker(plan, done), State(len(plan))
@@ -71,7 +71,7 @@ def generate(
         last = tracker.snapshot(state, "done" if totals.shards == len(plan) else "incomplete")
         put_progress(store, last.to_dict())
     watch(last)
-    return Summary(totals, last, state.seconds, recipe)
+    return RunSummary(totals, last, state.seconds, recipe)
 
 
 def _run(recipe: Recipe, store: Store, todo: list[int], tracker: Tracker, watch: Watch, lease: Held) -> State:

@@ -20,7 +20,7 @@ MOST_BATCH = 32
 
 
 @dataclass(frozen=True)
-class Run:
+class GrounderTraining:
     """What to train on what, and where to.
 
     Without `steps`, PASSES over the samples and LEAST_STEPS at least; without `batch`, that of the checkpoint which is
@@ -38,14 +38,14 @@ class Run:
     threads: int = 0
     start: str | None = None
 
-    def on_several(self, devices: int) -> "Run":
+    def on_several(self, devices: int) -> "GrounderTraining":
         """The same run, with a batch that parts evenly over so many devices unless one is given."""
         if self.batch is not None or devices == 1:
             return self
         return replace(self, batch=max(1, MOST_BATCH // devices) * devices)
 
 
-def train_here(run: Run, report: Callable[[str], None] = lambda text: print(text, flush=True)) -> Path:
+def train_here(run: GrounderTraining, report: Callable[[str], None] = lambda text: print(text, flush=True)) -> Path:
     """Train in this process, resuming what lies in `run.out`; return the folder of the finished grounder."""
     import torch
 

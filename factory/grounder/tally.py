@@ -11,7 +11,7 @@ from factory.dataset.masks import IGNORE
 from factory.dataset.records import Grounded
 
 
-class IouTally:
+class IoUMeter:
     """Intersections and unions by class, pooled over images; and of each image.
 
     Pixels to be ignored are not counted. `miou` pools a class's pixels over all images, then averages over classes;

@@ -17,7 +17,7 @@ from factory.generator.interface import Captured, Generated
 from factory.grounder.folder import grounder_folder, load_grounder
 
 
-class ModuleGrounder:
+class TrainedGrounder:
     """One mask per class of the prompt: each pixel goes to the class with the highest logit over 0."""
 
     def __init__(self, folder: Path, device: str = "cpu", threads: int = 1) -> None:
@@ -46,15 +46,15 @@ class ModuleGrounder:
         return answer
 
 
-def open_grounders(named: Sequence[str], device: str, threads: int) -> list[tuple[str, ModuleGrounder]]:
+def open_grounders(named: Sequence[str], device: str, threads: int) -> list[tuple[str, TrainedGrounder]]:
     """Grounders with what their rows are called: "NAME=FOLDER", or a folder alone, called after its module.
 
     UserError where there is no grounder, and where two of one split would be called the same.
     """
-    opened: list[tuple[str, ModuleGrounder]] = []
+    opened: list[tuple[str, TrainedGrounder]] = []
     for one in named:
         given, folder = split_name(one)
-        grounder = ModuleGrounder(grounder_folder(folder), device, threads)
+        grounder = TrainedGrounder(grounder_folder(folder), device, threads)
         name = given or grounder.config.module
         if any((name, grounder.config.split) == (other, row.config.split) for other, row in opened):
             raise UserError(

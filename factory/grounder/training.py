@@ -20,7 +20,7 @@ from factory.grounder.folder import GrounderConfig, build_module, load_grounder,
 from factory.grounder.loss import binary_loss, competing_loss
 from factory.grounder.modules.backbone import Backbone
 from factory.grounder.modules.guided import GuidedOptions
-from factory.grounder.tally import IouTally
+from factory.grounder.tally import IoUMeter
 from factory.grounder.trained import labels_of, not_finite, to_pictures
 from factory.training.loop import rank_and_world, tile
 from factory.training.precision import autocast
@@ -83,7 +83,7 @@ class GrounderTask:
 
     def figures(self, model: nn.Module) -> dict[str, float]:
         """mIoU on held-out samples, over those of one object and of two: classes pooled, then averaged."""
-        tallies: dict[str, IouTally] = {"one": IouTally(), "two": IouTally()}
+        tallies: dict[str, IoUMeter] = {"one": IoUMeter(), "two": IoUMeter()}
         for start in range(0, len(self.validation), 16):
             samples = self.validation[start : start + 16]
             for row, labels in zip(samples, self._predict(model, samples), strict=True):

@@ -40,7 +40,7 @@ class Segmenter(nn.Module):
         self.network = network
         config: Any = network.config
         self.names = tuple(names)
-        self.proposes = config.model_type in ("maskformer", "mask2former")
+        self.is_mask_classification = config.model_type in ("maskformer", "mask2former")
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """`images` are uint8 (B, 3, H, W), `labels` uint8 (B, H, W) with 255 to be ignored.
@@ -48,7 +48,7 @@ class Segmenter(nn.Module):
         An image whose pixels are all to be ignored teaches nothing; a batch of such images has a loss of 0.
         """
         counted = labels != IGNORE
-        if not self.proposes:
+        if not self.is_mask_classification:
             logits = self.network(pixel_values=self._normed(images)).logits.float()
             logits = functional.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
             summed = functional.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="sum")
@@ -69,7 +69,7 @@ class Segmenter(nn.Module):
     def scores(self, images: Tensor) -> Tensor:
         """Class scores, float32 (B, classes, H, W), of uint8 images (B, 3, H, W): the highest is a pixel's class."""
         answer = self.network(pixel_values=self._normed(images))
-        if self.proposes:
+        if self.is_mask_classification:
             classes = answer.class_queries_logits.float().softmax(-1)[..., :-1]
             masks = answer.masks_queries_logits.float().sigmoid()
             scores = torch.einsum("bqc,bqhw->bchw", classes, masks)
@@ -120,8 +120,8 @@ def _pretrained(source: str, told: dict[str, Any]) -> tuple[nn.Module, dict[str,
     """
     try:
         config = AutoConfig.from_pretrained(source)
-        proposes = config.model_type in ("maskformer", "mask2former")
-        kind = AutoModelForUniversalSegmentation if proposes else AutoModelForSemanticSegmentation
+        is_mask_classification = config.model_type in ("maskformer", "mask2former")
+        kind = AutoModelForUniversalSegmentation if is_mask_classification else AutoModelForSemanticSegmentation
         network, loading = kind.from_pretrained(source, ignore_mismatched_sizes=True, output_loading_info=True, **told)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         said = " ".join(str(error).split())[:200]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SegmenterRun:
+class SegmenterTraining:
     """What to train on what, and where to. `real_classes` is "all" or "seen"; `device` may be "auto"."""
 
     out: str
@@ -40,7 +40,7 @@ class SegmenterRun:
     threads: int = 0
     start: str | None = None
 
-    def absolute(self) -> "SegmenterRun":
+    def absolute(self) -> "SegmenterTraining":
         """The same run, with addresses that mean the same in every process."""
         return replace(
             self,
@@ -56,7 +56,7 @@ class SegmenterRun:
         )
 
 
-def train_here(run: SegmenterRun, report: Callable[[str], None] = lambda text: print(text, flush=True)) -> Path:
+def train_here(run: SegmenterTraining, report: Callable[[str], None] = lambda text: print(text, flush=True)) -> Path:
     """Train in this process, resuming what lies in `run.out`; return the folder of the finished segmenter."""
     import torch
 
@@ -135,7 +135,7 @@ def evaluate_here(
     return score(model, images, unseen, device, lambda done: report(f"{done} of {images.size} images"))
 
 
-def _real_source(run: SegmenterRun, address: str, vocabulary: Vocabulary) -> "Source":
+def _real_source(run: SegmenterTraining, address: str, vocabulary: Vocabulary) -> "Source":
     """A set of `factory invert`, COCO's images or a VOC folder. UserError where a set may show unseen classes."""
     from factory.dataset.state import RECIPE, recipe_of
     from factory.labelled.folders import open_labelled
@@ -159,7 +159,7 @@ def _real_source(run: SegmenterRun, address: str, vocabulary: Vocabulary) -> "So
     return SetSource(store, vocabulary)
 
 
-def _sources(run: SegmenterRun, vocabulary: Vocabulary) -> tuple[list["Source"], list[float] | None]:
+def _sources(run: SegmenterTraining, vocabulary: Vocabulary) -> tuple[list["Source"], list[float] | None]:
     """What to train on, and each source's share of the samples; None for their sizes."""
     from factory.segmenter.data import SetSource
 
@@ -184,7 +184,7 @@ def _sources(run: SegmenterRun, vocabulary: Vocabulary) -> tuple[list["Source"],
     return [*sets, real], [*((1 - run.real_share) * one.size / total for one in sets), run.real_share]
 
 
-def _check_all_used(run: SegmenterRun, sources: Sequence["Source"], shares: Sequence[float] | None) -> None:
+def _check_all_used(run: SegmenterTraining, sources: Sequence["Source"], shares: Sequence[float] | None) -> None:
     """UserError where the run is so short that not one sample of a source would be trained on."""
     weights = shares or [one.size for one in sources]
     names = [*run.shards, *([run.real] if run.real else [])]

@@ -69,7 +69,9 @@ class SegmenterTask:
         images = torch.from_numpy(np.stack([image for image, _ in rows])).permute(0, 3, 1, 2).to(self.device)
         labels = torch.from_numpy(np.stack([labels for _, labels in rows])).to(self.device)
         kind = self.device.split(":")[0]
-        with torch.autocast(kind, torch.bfloat16, enabled=bfloat16_pays(kind) and not self.model.proposes):
+        with torch.autocast(
+            kind, torch.bfloat16, enabled=bfloat16_pays(kind) and not self.model.is_mask_classification
+        ):
             return self.model.loss(images, labels)
 
     def figures(self, model: nn.Module) -> dict[str, float]:

@@ -9,7 +9,7 @@ from factory.config.sections import EngineRecipe
 from factory.errors import UserError
 
 
-class SeveralRun(Protocol):
+class DistributedRun(Protocol):
     """What a run tells of itself; a dataclass, so that a copy with another device can be made."""
 
     @property
@@ -28,7 +28,9 @@ class SeveralRun(Protocol):
         ...
 
 
-def train_on_several(train_here: Callable[[Any], Path], run: SeveralRun, devices: int, engine: EngineRecipe) -> Path:
+def train_on_several(
+    train_here: Callable[[Any], Path], run: DistributedRun, devices: int, engine: EngineRecipe
+) -> Path:
     """Call `train_here(run)` in `devices` processes of a Ray cluster, each with its part of every batch.
 
     All must see `run.out` and the data under the same names. UserError where the batch cannot be parted, and what a

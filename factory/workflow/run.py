@@ -63,14 +63,14 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Job:
+class Workflow:
     """The steps in order; what is done of them is written to `out`."""
 
     out: Path
     steps: tuple[Step, ...]
 
 
-def load_job(path: Path, out: Path | None, commands: Mapping[str, Any], change: Mapping[str, str]) -> Job:
+def load_workflow(path: Path, out: Path | None, commands: Mapping[str, Any], change: Mapping[str, str]) -> Workflow:
     """Read a job file and check every option of every step before anything runs.
 
     The file has `out`, `values` and `steps`; a step is one command with its options, and positional arguments under
@@ -85,10 +85,10 @@ def load_job(path: Path, out: Path | None, commands: Mapping[str, Any], change: 
     place = out or local_path(data["out"], f"`out` of {path}")
     filled = {"out": str(place), **values, **change}
     steps = [_step(f"{path}", name, options, commands, filled) for name, options in rows]
-    return Job(place, _chained(steps))
+    return Workflow(place, _chained(steps))
 
 
-def run_job(job: Job, report: Callable[[str], None] = print) -> None:
+def run_workflow(job: Workflow, report: Callable[[str], None] = print) -> None:
     """Run the steps that are not done, in order; the same call continues at the first one that failed.
 
     Signals are passed on to the step under way, and its end is waited for. A dataset in which some samples were

@@ -147,13 +147,13 @@ def assert_named(columns: list[dict[str, Any]], schema: dict[str, Any], skip: An
 
 
 def test_an_older_dataset_keeps_its_format_when_it_is_resumed_or_extended(tmp_path: Path) -> None:
-    from factory.dataset.state import begin
+    from factory.dataset.state import init_or_resume
 
     store, older = make(tmp_path, format=1)
     again = make_recipe(older.model_dump(exclude={"format"}))
     assert again.format == 2
-    assert begin(store, again) == older
-    longer = begin(store, again.model_copy(update={"n": 30}), extend=True)
+    assert init_or_resume(store, again) == older
+    longer = init_or_resume(store, again.model_copy(update={"n": 30}), extend=True)
     assert (longer.format, longer.n, longer.fingerprint()) == (1, 30, older.fingerprint())
 
 

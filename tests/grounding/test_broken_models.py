@@ -23,8 +23,8 @@ from factory.grounder import memory
 from factory.grounder.attention import class_heats
 from factory.grounder.data import OracleSet, first_samples
 from factory.grounder.folder import load_grounder, save_grounder
-from factory.grounder.run import MOST_BATCH, Run, train_here
-from factory.grounder.trained import ModuleGrounder
+from factory.grounder.run import MOST_BATCH, GrounderTraining, train_here
+from factory.grounder.trained import TrainedGrounder
 from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.training.loop import saved_options, train
 from tests.support.grounding_sets import OPTIONS, command
@@ -120,7 +120,7 @@ def test_a_weight_too_large_for_half_precision_keeps_its_own(trained: Path, tmp_
 def test_features_and_attention_that_are_nan_are_named_when_masks_are_made(
     trained: Path, captured: tuple[Captured, torch.Tensor]
 ) -> None:
-    grounder, (read, pictures) = ModuleGrounder(trained), captured
+    grounder, (read, pictures) = TrainedGrounder(trained), captured
     broken = replace(read, features={**read.features, "in.1": read.features["in.1"] * torch.nan})
     with torch.no_grad(), pytest.raises(UserError, match=r"reads NaN or infinity in in.1; the weights of the text-to-"):
         grounder.logits(broken, pictures)
@@ -144,7 +144,7 @@ def test_a_batch_is_as_large_as_memory_holds_and_stays_when_resumed(
         assert memory.fitting_batch(task, MOST_BATCH, told.append) == batch
     assert "Batches of 8: a sample takes" in told[0]
     monkeypatch.setattr(memory, "free_bytes", lambda device: 4.5 * one)
-    run = Run((str(oracle),), str(tmp_path / "run"), steps=2, threads=1)
+    run = GrounderTraining((str(oracle),), str(tmp_path / "run"), steps=2, threads=1)
     train_here(run, _silent)
     assert saved_options(tmp_path / "run")["batch"] == 4
     monkeypatch.undo()
@@ -154,7 +154,7 @@ def test_a_batch_is_as_large_as_memory_holds_and_stays_when_resumed(
 
 
 def test_a_batch_for_several_devices_parts_evenly() -> None:
-    run = Run(("oracle",), "run")
+    run = GrounderTraining(("oracle",), "run")
     assert [run.on_several(devices).batch for devices in (2, 3, 5, 64)] == [32, 30, 30, 64]
     assert replace(run, batch=7).on_several(2).batch == 7
     assert run.on_several(1).batch is None

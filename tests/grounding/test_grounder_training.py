@@ -30,10 +30,10 @@ def test_a_training_that_was_cut_off_ends_in_the_same_grounder(oracle: Path, tmp
 def test_two_processes_train_what_one_does(oracle: Path, tmp_path: Path) -> None:
     """Through Ray Train, each with half of every batch."""
     from factory.config.sections import EngineRecipe
-    from factory.grounder.run import Run, train_here
+    from factory.grounder.run import GrounderTraining, train_here
     from factory.training.distributed import train_on_several
 
-    run = Run((str(oracle),), str(tmp_path / "one"), steps=6, batch=4, threads=1)
+    run = GrounderTraining((str(oracle),), str(tmp_path / "one"), steps=6, batch=4, threads=1)
     one = load_grounder(train_here(run, lambda text: None))[0].state_dict()
     again = replace(run, out=str(tmp_path / "two"))
     two = load_grounder(train_on_several(train_here, again, 2, EngineRecipe()))[0].state_dict()

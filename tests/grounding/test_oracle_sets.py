@@ -99,7 +99,7 @@ def test_a_set_whose_recipe_was_changed_is_refused(oracle: Path, tmp_path: Path)
     for name in Store(str(oracle)).list(""):
         store.create(name, Store(str(oracle)).get(name) or b"")
     text = (store.get("recipe.yaml") or b"").decode().replace("  - bird", "  - dog")
-    store.swap("recipe.yaml", text.encode(), store.get("recipe.yaml"))
+    store.compare_and_swap("recipe.yaml", text.encode(), store.get("recipe.yaml"))
     with pytest.raises(UserError, match="was made by another recipe"):
         OracleSet(store)
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
 from factory.errors import UserError
-from factory.generation.pin import pinned
+from factory.generation.pin import pin_recipe
 from factory.generator.capture import Capture
 from factory.generator.interface import FEATURES, HALVES, LATENT, WORDS, Captured, Request
 from factory.generator.pipeline import PipelineGenerator
@@ -246,12 +246,12 @@ def test_a_released_checkpoint_becomes_a_grounder_that_generate_takes(tiny_model
     data = {"n": 2, "classes": "voc", "generator": generator, "masks": {"source": str(tmp_path / "grounder")}}
     from factory.generation.components import load_components
 
-    recipe = pinned(make_recipe(data))
+    recipe = pin_recipe(make_recipe(data))
     parts = load_components(recipe)
     prompts = [sample.prompt for sample in Plan(recipe).shard(0).samples]
     generated = parts.generator.generate([Request(prompt, 1) for prompt in prompts])
     assert len(parts.grounder.ground(generated, prompts)) == 2
     with pytest.raises(UserError, match="give a guidance above 1"):
-        pinned(make_recipe(data | {"generator": {**generator, "guidance": 1.0}}))
+        pin_recipe(make_recipe(data | {"generator": {**generator, "guidance": 1.0}}))
     with pytest.raises(UserError, match="holds a grounder already"):
         raise command(*arguments).exception

@@ -13,17 +13,17 @@ from factory.config.vocabulary import voc
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.generation.components import load_components
-from factory.generation.pin import pinned
+from factory.generation.pin import pin_recipe
 from factory.generator.interface import Request
 from factory.grounder.data import OracleSet
 from factory.grounder.folder import load_grounder
-from factory.grounder.tally import IouTally
+from factory.grounder.tally import IoUMeter
 from tests.support.grounding_sets import SEEN, command
 from tests.support.sets import BandDetector
 
 
 def test_a_trained_grounder_masks_what_generate_makes(trained: Path, tiny_model: Path) -> None:
-    recipe = pinned(
+    recipe = pin_recipe(
         make_recipe(
             {
                 "n": 4,
@@ -47,7 +47,7 @@ def test_a_trained_grounder_masks_what_generate_makes(trained: Path, tiny_model:
 
 
 def test_a_text_to_image_model_in_half_precision_is_masked_too(trained: Path, tiny_model: Path) -> None:
-    recipe = pinned(
+    recipe = pin_recipe(
         make_recipe(
             {
                 "n": 4,
@@ -71,7 +71,7 @@ def timestep_of(folder: Path) -> int:
 def test_a_grounder_of_another_backbone_is_refused(trained: Path, tmp_path: Path, tiny_model: Path) -> None:
     data = {"n": 4, "classes": "voc", "masks": {"source": str(trained)}}
     with pytest.raises(UserError, match="the features are others"):
-        pinned(make_recipe(data))
+        pin_recipe(make_recipe(data))
 
 
 def test_a_grounder_that_was_cut_short_is_told(trained: Path, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_grounder_that_was_cut_short_is_told(trained: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match="does not hold this grounder"):
         load_grounder(tmp_path)
     with pytest.raises(UserError, match="there are no masks from"):
-        pinned(make_recipe({"n": 4, "masks": {"source": str(tmp_path / "nowhere")}}))
+        pin_recipe(make_recipe({"n": 4, "masks": {"source": str(tmp_path / "nowhere")}}))
 
 
 def test_the_card_and_the_config_say_what_the_grounder_saw(trained: Path, oracle: Path) -> None:
@@ -94,7 +94,7 @@ def test_the_card_and_the_config_say_what_the_grounder_saw(trained: Path, oracle
 
 
 def test_iou_is_pooled_by_class_and_ignores_what_is_ignored() -> None:
-    tally = IouTally()
+    tally = IoUMeter()
     truth = np.array([[1, 1, 0, 255]])
     tally.add(["dog"], np.array([[1, 0, 0, 1]]), truth)
     tally.add(["dog"], np.array([[1, 1, 1, 0]]), truth)

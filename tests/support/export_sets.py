@@ -69,7 +69,7 @@ def samples_of(store: Store) -> Iterator[tuple[str, dict[str, Any], Any, bytes]]
             yield sample.key, row, decode_label_png(sample.members["seg.png"]), sample.members["jpg"]
 
 
-def run(store: Store, to: Path, form: str, partial: bool = False, **options: Any) -> export_run.Summary:
+def run(store: Store, to: Path, form: str, partial: bool = False, **options: Any) -> export_run.ExportSummary:
     return Export(store, to, Options(form, **{"val": VAL, **options}), partial).run()
 
 

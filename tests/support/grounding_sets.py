@@ -8,7 +8,7 @@ import torch
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.vocabulary import voc
 from factory.dataset.storage import Store
-from factory.generation.pin import pinned
+from factory.generation.pin import pin_recipe
 from factory.generator.interface import FEATURES, LATENT, MAPS, WORDS
 from factory.grounder.data import OracleSet
 from factory.grounder.training import GrounderOptions, GrounderTask
@@ -31,7 +31,7 @@ def oracle_recipe(model: Path, **more: Any) -> Recipe:
         "filters": {"min_area": None, "duplicate_distance": None, "max_border": None},
         "oracle": {"split": "1", "seen": list(SEEN)},
     }
-    return pinned(make_recipe(data | more))
+    return pin_recipe(make_recipe(data | more))
 
 
 def train_briefly(folder: Path, out: Path, module: str = "guided", stop_at: int | None = None) -> Path:
