@@ -171,7 +171,7 @@ def _digest(paths: Any, folder: Path) -> str:
     for path in paths:
         with path.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:40]
 
 
