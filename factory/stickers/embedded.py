@@ -30,17 +30,19 @@ def detector_folder() -> Path:
 def open_pipeline(folder: Path | None = None, device: str = "cpu") -> "StableDiffusionPipeline":
     """The embedded text-to-image model, or another diffusers folder, in full precision and without a progress bar.
 
-    Raises UserError where the folder is no Stable Diffusion pipeline.
+    Raises UserError where the folder is no Stable Diffusion pipeline, and where weights and configuration differ in a
+    tensor.
     """
     import torch
     from diffusers import StableDiffusionPipeline
 
+    from factory.generator.weights import assemble
+    from factory.recipe_parts import GeneratorRecipe
+
     folder = folder or pipeline_folder()
-    if not (folder / "model_index.json").exists():
-        raise UserError(f"{folder} holds no diffusers pipeline (model_index.json is missing); name a folder that does.")
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, safety_checker=None
-    )
+    pipeline = assemble(folder, None, GeneratorRecipe(model=str(folder)))
+    if not isinstance(pipeline, StableDiffusionPipeline):
+        raise UserError(f"{folder} is a {type(pipeline).__name__}; name the folder of a StableDiffusionPipeline.")
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.to(memory_format=torch.channels_last)
     return pipeline.to(device)
