@@ -9,15 +9,19 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from factory.dataset import begin
 from factory.errors import UserError
 from factory.export.folder import Folder
 from factory.generator.load import folder_digest
+from factory.real.coco import CocoFolder
+from factory.real.voc import VocFolder
 from factory.recipe import Recipe
 from factory.store import Entry, Store
 from factory.testing.disks import available
 from factory.verify import verify
+from factory.vocabulary import voc
 
 _ODD = b"x\xff.tar"
 
@@ -151,3 +155,57 @@ def test_a_models_digest_counts_a_file_whose_name_is_no_text(tmp_path: Path) -> 
     before = folder_digest(tmp_path)
     Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), _ODD))).touch()
     assert folder_digest(tmp_path) != before
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """A folder like VOC's with one image, in a folder whose name is no text, with a second image of such a name."""
+    root = tmp_path / os.fsdecode(b"voc\xff")
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / part).mkdir(parents=True)
+    for name in ("a", os.fsdecode(b"b\xff")):
+        with open(root / "JPEGImages" / f"{name}.jpg", "wb") as stream:
+            Image.new("RGB", (16, 16)).save(stream, "JPEG")
+        with open(root / "SegmentationClass" / f"{name}.png", "wb") as stream:
+            Image.new("L", (16, 16), 3).save(stream, "PNG")
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("a\n")
+    return root
+
+
+def test_a_labelled_picture_whose_name_is_no_text_is_passed_over(labelled: Path) -> None:
+    folder = VocFolder(labelled, "train", voc())
+    folder.check()
+    assert folder.keys == ["a"]
+    assert folder.load("a").labels.max() == 3
+    (labelled / "ImageSets" / "Segmentation" / "train.txt").write_bytes(b"a\nb\xff\n")
+    with pytest.raises(UserError, match="save it as UTF-8"):
+        VocFolder(labelled, "train", voc())
+
+
+def test_coco_names_a_picture_by_its_bytes_and_no_id_is_half_a_character(labelled: Path, tmp_path: Path) -> None:
+    def opened(number: object, name: str) -> CocoFolder:
+        square = {"image_id": number, "category_id": 1, "segmentation": [[0, 0, 9, 0, 9, 9]]}
+        image = {"id": number, "file_name": name, "height": 16, "width": 16}
+        content = {"images": [image], "categories": [{"id": 1, "name": "person"}], "annotations": [square]}
+        (tmp_path / "instances.json").write_text(json.dumps(content))
+        folder = CocoFolder(labelled / "JPEGImages", tmp_path / "instances.json", voc())
+        folder.check()
+        return folder
+
+    assert opened(1, "b\udcff.jpg").load("1").labels.any()
+    with pytest.raises(UserError, match="cannot be read: there is none"):
+        opened(1, "\ud800.jpg")
+    with pytest.raises(UserError, match="id is a whole number or a text"):
+        opened("\ud800", "a.jpg")
+
+
+def test_a_recipe_that_would_name_a_folder_by_no_text_is_refused_before_anything_is_written(
+    labelled: Path, tmp_path: Path
+) -> None:
+    program = [sys.executable, "-c", "from factory.cli.main import run; run()"]
+    command = ["invert", "--root", str(labelled), "--shards", str(tmp_path / "out"), "--method", "noise"]
+    done = subprocess.run([*program, *command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    assert "cannot be written as UTF-8" in done.stderr
+    assert not (tmp_path / "out").exists()
