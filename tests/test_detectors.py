@@ -72,7 +72,7 @@ def test_a_detector_is_pinned_by_its_content(folder: Path) -> None:
 
 
 def test_the_embedded_detectors_folder_opens_as_itself(tmp_path: Path) -> None:
-    from factory.stickers.embedded import detector_folder
+    from factory.files.embedded_models import detector_folder
 
     assert isinstance(open_detector(_recipe("stickers"), "cpu"), EmbeddedDetector)
     assert isinstance(open_detector(_recipe(detector_folder()), "cpu"), EmbeddedDetector)
@@ -90,7 +90,7 @@ def test_the_embedded_detector_takes_images_of_mixed_sizes() -> None:
 def test_an_embedded_detector_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from factory.stickers.embedded import detector_folder
+    from factory.files.embedded_models import detector_folder
 
     (tmp_path / "config.json").write_bytes((detector_folder() / "config.json").read_bytes())
     state = load_file(detector_folder() / "model.safetensors")

@@ -162,3 +162,26 @@ def test_weights_that_are_missing_foreign_or_nan_are_named(kind: str, tmp_path: 
     (start / "segmenter.json").write_text('{"names": ["background", "a"]}')
     with pytest.raises(UserError, match="mismatched"):
         load_segmenter(start)
+
+
+def test_of_a_model_to_begin_with_only_the_whole_head_or_its_classifier_may_be_new(tmp_path: Path) -> None:
+    start = saved_tiny(tmp_path / "segformer", "segformer")
+    more = ["background", *from_names(("a", "b"), "here").names]
+
+    def without_head(weights: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in weights if name.startswith("decode_head.")]:
+            del weights[name]
+
+    assert new_segmenter(str(_changed(start, tmp_path / "body", without_head)), more).names == tuple(more)
+    part = next(name for name in load_file(start / "model.safetensors") if name.endswith("0.proj.weight"))
+    told = r"does not give 1 of its network's weights, decode_head\..*0\.proj\.weight first"
+    cut = _changed(start, tmp_path / "cut", lambda weights: weights.pop(part))
+    with pytest.raises(UserError, match=told):
+        new_segmenter(str(cut), more)
+    wide = _changed(start, tmp_path / "wide", lambda weights: weights.update({part: torch.zeros(3, 5)}))
+    with pytest.raises(UserError, match=told):
+        new_segmenter(str(wide), more)
+    strange = {"segformer.encoder.strange": torch.zeros(1)}
+    foreign = _changed(start, tmp_path / "foreign", lambda weights: weights.update(strange))
+    with pytest.raises(UserError, match=r"holds 1 weights that its config.json does not have, .*strange first"):
+        new_segmenter(str(foreign), more)

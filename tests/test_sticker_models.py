@@ -1,18 +1,29 @@
 """The recipes of the embedded models, on a handful of scenes."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from factory.errors import UserError
+from factory.files.embedded_models import detector_folder
 from factory.stickers import train_diffusion, training_scenes
-from factory.stickers.text_to_image import as_pipeline, new_text_to_image, save_pipeline
+from factory.stickers.embedded import open_pipeline
+from factory.stickers.text_to_image import (
+    as_pipeline,
+    load_weights,
+    new_text_to_image,
+    open_autoencoder,
+    save_pipeline,
+)
 from factory.stickers.tokens import train_tokenizer
 from factory.stickers.train_autoencoder import AutoencoderTask, new_autoencoder, round_trip_psnr
-from factory.stickers.train_detector import augmented
+from factory.stickers.train_detector import DetectorTask, augmented, new_network
 from factory.stickers.train_diffusion import DiffusionTask
 from factory.stickers.train_turbo import STAGES, TurboTask
 from factory.training.muon import Muon, muon_groups, orthogonalized
@@ -150,3 +161,37 @@ def test_an_autoencoder_of_another_factor_is_refused(tmp_path) -> None:
     AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="8 times smaller"):
         DiffusionTask(tmp_path, tmp_path / "latents.pt", "cpu", lambda text: None)
+
+
+@pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
+def test_a_pipeline_or_autoencoder_that_lacks_a_tensor_is_refused_wherever_it_is_opened(
+    folders, tmp_path, part
+) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(folders / "pipeline", folder)
+    (file,) = (folder / part).glob("*.safetensors")
+    weights = load_file(file)
+    weights.pop(min(weights))
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(UserError, match=f"the {part} of .* lacks 1 of its"):
+        open_pipeline(folder)
+    if part == "vae":
+        for opened in (
+            lambda: open_autoencoder(folder / part, "cpu"),
+            lambda: AutoencoderTask("cpu").load(folder / part),
+        ):
+            with pytest.raises(UserError, match=r"the autoencoder of .* lacks 1 of its"):
+                opened()
+    else:
+        with pytest.raises(UserError, match=f"the {part} of .* lacks 1 of its"):
+            load_weights(new_text_to_image(train_tokenizer(training_scenes.all_captions()), "cpu"), folder)
+
+
+def test_a_detector_to_begin_with_that_lacks_a_tensor_is_refused(tmp_path) -> None:
+    shutil.copytree(detector_folder(), tmp_path / "detector")
+    (file,) = (tmp_path / "detector").glob("*.safetensors")
+    weights = load_file(file)
+    weights.pop(min(weights))
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"the detector of .* lacks 1 of its"):
+        DetectorTask.load(SimpleNamespace(model=new_network()), tmp_path / "detector")

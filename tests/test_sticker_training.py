@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from factory.config.vocabulary import coco
 from factory.errors import UserError
+from factory.files.embedded_models import pipeline_folder
 from factory.stickers.detector import StickerDetector
-from factory.stickers.embedded import pipeline_folder
 from factory.stickers.tokens import MAX_TOKENS, train_tokenizer
 from factory.stickers.train_detector import DetectorTask, label_map, new_network
 from factory.stickers.training_scenes import all_captions

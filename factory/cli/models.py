@@ -28,7 +28,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the resul
 
 def known() -> list[dict[str, Any]]:
     """The rows: the option that takes it, its name there, whether it is here, and what it is."""
-    from factory.stickers.embedded import detector_folder, grounder_folder, pipeline_folder
+    from factory.files.embedded_models import detector_folder, grounder_folder, pipeline_folder
 
     pipeline, detector = pipeline_folder(), detector_folder()
     rows = [

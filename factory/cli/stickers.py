@@ -161,7 +161,8 @@ def evaluate_autoencoder(
     from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
-    from factory.stickers.embedded import open_detector, pipeline_folder
+    from factory.files.embedded_models import pipeline_folder
+    from factory.stickers.embedded import open_detector
     from factory.stickers.evaluate_parts import round_trip
     from factory.stickers.text_to_image import open_autoencoder
 

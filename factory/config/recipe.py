@@ -150,7 +150,15 @@ class Recipe(Section):
 
 def canonical(data: object) -> bytes:
     """The one JSON text of some plain data: sorted, without spaces, UTF-8."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        near = text[max(0, error.start - 60) : error.end + 20]
+        raise UserError(
+            f"a name cannot be written as UTF-8, near {near!r}: it is that of a file or folder in another encoding, or "
+            f"half a character; rename it."
+        ) from error
 
 
 def make_recipe(data: Mapping[str, Any], where: str = "the options") -> Recipe:

@@ -1,7 +1,9 @@
 """Where a dataset lives: a folder or a bucket behind a few verbs. A write is there whole or not at all."""
 
 import contextlib
+import errno
 import hashlib
+import itertools
 import os
 import re
 import sys
@@ -17,6 +19,7 @@ from factory.config.sections import StoreRecipe
 from factory.dataset.storage_access import Access, check_address, find_access
 from factory.dataset.storage_retry import Patience, first_line
 from factory.errors import TransientError, UserError
+from factory.files.listing import LOST_AND_FOUND, walk_files
 from factory.files.lock import locked
 
 T = TypeVar("T")
@@ -29,6 +32,9 @@ _VARIABLES = {
     "slowest": "FACTORY_STORE_SLOWEST",
     "patience": "FACTORY_STORE_PATIENCE",
 }
+_NO_LINKS = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
+_LINK_REFUSED = re.compile(rf"\(os error (?:{'|'.join(map(str, _NO_LINKS))})\)")
+"""What a file system without hard links says; where it is another fault, writing in turns meets it again."""
 
 
 class StoreFullError(TransientError):
@@ -67,6 +73,7 @@ class Store:
         self._access = access
         self._clients: dict[float | None, Any] = {}
         self._lock = threading.Lock()
+        self._without_links = False
         self._patience = Patience(address, self.settings.patience)
 
     def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[Any, ...]]:
@@ -93,13 +100,30 @@ class Store:
         """Write `data` if there is no `name` yet; False where there is one, which stays as it is."""
         from obstore.exceptions import AlreadyExistsError
 
+        def put(client: Any) -> bool:
+            if not self._without_links:
+                try:
+                    client.put(name, data, mode="create", use_multipart=False)
+                    return True
+                except Exception as error:
+                    if self.folder is None or not _LINK_REFUSED.search(str(error)):
+                        raise
+                    self._without_links = True
+            return self._create_in_turn(client, name, data)
+
         try:
-            self._do(
-                name, lambda client: client.put(name, data, mode="create", use_multipart=False), len(data), writes=True
-            )
+            return self._do(name, put, len(data), writes=True)
         except AlreadyExistsError:
             return False
-        return True
+
+    def _create_in_turn(self, client: Any, name: str, data: bytes) -> bool:
+        """`create` on a file system without hard links, by which the client makes a file whole or not at all."""
+        assert self.folder is not None
+        with locked(self.folder / ".lock"):
+            if (self.folder / name).exists():
+                return False
+            client.put(name, data, mode="overwrite", use_multipart=False)
+            return True
 
     def create_same(self, name: str, data: bytes) -> None:
         """Write `data`, or find the same bytes already there; `ConflictError` where there are others."""
@@ -184,12 +208,36 @@ class Store:
             # Only buckets promise an order to go on from.
             after = max(rows, default=None) if self.folder is None else None
             for chunk in client.list(prefix or None, offset=after, chunk_size=1000):
-                rows.update((row["path"], Entry(row["size"], _tag(row))) for row in chunk)
+                rows.update((row["path"], Entry(row["size"], _tag(row))) for row in chunk if not self._not_ours(row))
                 if most is not None and len(rows) >= most:
                     break
 
-        self._do(prefix, read)
+        def read_folder(client: Any) -> None:
+            try:
+                read(client)
+            except (GenericError, InvalidPathError, PermissionDeniedError):  # the client reads all of it or nothing
+                rows.clear()
+                rows.update(self._walked(client, prefix, most))
+
+        from obstore.exceptions import GenericError, InvalidPathError, PermissionDeniedError
+
+        self._do(prefix, read if self.folder is None else read_folder)
         return {name: rows[name] for name in sorted(rows) if not re.search(r"#\d+$", name)}
+
+    def _not_ours(self, row: Any) -> bool:
+        return self.folder is not None and str(row["path"]).startswith(f"{LOST_AND_FOUND}/")
+
+    def _walked(self, client: Any, prefix: str, most: int | None) -> Iterator[tuple[str, Entry]]:
+        """`entries` of a folder that the client cannot list; tags are the client's where it can open the file."""
+        from obstore.exceptions import BaseError
+
+        assert self.folder is not None
+        for name, status in itertools.islice(walk_files(self.folder, prefix), most):
+            try:
+                tag = _tag(client.head(name))
+            except (BaseError, OSError, ValueError):
+                tag = f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
+            yield name, Entry(status.st_size, tag)
 
     def delete(self, name: str) -> None:
         """Remove `name`; it need not exist."""

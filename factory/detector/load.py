@@ -122,7 +122,7 @@ def known_labels(masks: MaskRecipe) -> list[str]:
 def detector_folder(name: str) -> Path | None:
     """Where a detector lies; None for a hub id. UserError where a folder is meant and holds none."""
     if name == EMBEDDED:
-        from factory.stickers.embedded import detector_folder as embedded
+        from factory.files.embedded_models import detector_folder as embedded
 
         return embedded()
     path = Path(name).expanduser()

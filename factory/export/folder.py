@@ -13,6 +13,7 @@ from typing import Any
 from factory.config.recipe import canonical
 from factory.errors import UserError
 from factory.export.interface import Unit
+from factory.files.listing import names_in
 
 STATE = ".export"
 """Inside an export: what it is of, and a part per finished unit. Deleting it makes the export final."""
@@ -31,7 +32,7 @@ class Folder:
             if self.root.exists() and not self.root.is_dir():
                 raise UserError(f"{self.root} is a file; give a new or empty folder with --to.")
             claimed = (self._state / "purpose.json").exists()
-            foreign = sorted(path.name for path in self.root.glob("*") if path.name != STATE) if not claimed else []
+            foreign = [] if claimed else [name for name in names_in(self.root) if name != STATE]
             found = json.loads((self._state / "purpose.json").read_text()) if claimed else self._purpose
         if foreign:
             raise UserError(

@@ -28,6 +28,7 @@ def preflight(recipe: Recipe) -> None:
 
     A hub model's configurations are downloaded for it, a few kilobytes.
     """
+    recipe.fingerprint()  # of names that are no text, it says so
     folder = check_generator(recipe.generator)
     scheduler, unet = read_config(folder, "scheduler"), read_config(folder, "unet")
     _check_noise_levels(recipe, scheduler)

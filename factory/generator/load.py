@@ -39,7 +39,7 @@ _CONFIG_FILES = ["*.json", "*/*.json", "*.txt", "*/*.txt"]
 def model_folder(model: str) -> Path | None:
     """The folder or checkpoint file of a model; None for a hub id. UserError where one is meant and none is there."""
     if model == EMBEDDED:
-        from factory.stickers.embedded import pipeline_folder
+        from factory.files.embedded_models import pipeline_folder
 
         return pipeline_folder()
     path = Path(split_checkpoint(model)[1] or model).expanduser()
@@ -171,7 +171,7 @@ def _digest(paths: Any, folder: Path) -> str:
     for path in paths:
         with path.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:40]
 
 

@@ -77,6 +77,14 @@ def check_tensors(name: str, where: object, missing: Collection[str], unexpected
             )
 
 
+def load_model(kind: Any, folder: Path, name: str) -> Any:
+    """A model of diffusers or transformers in float32 and eval mode; `name` is for sentences.
+
+    UserError where its file is broken or lacks a tensor.
+    """
+    return _explained(str(folder), name, lambda: _whole(kind, folder, name, folder, dtype=torch.float32))
+
+
 def _tokenizer(folder: Path) -> Any:
     from transformers import CLIPTokenizer
 
@@ -88,18 +96,16 @@ def _load(folder: Path, index: dict[str, Any], name: str, recipe: GeneratorRecip
     import transformers
 
     kind_name = component_class(index, name, str(folder))
-    of_diffusers = hasattr(diffusers, kind_name)
-    kind = getattr(diffusers if of_diffusers else transformers, kind_name)
-    more = {"low_cpu_mem_usage": False} if of_diffusers else {}
-    model, info = kind.from_pretrained(
-        folder / name,
-        dtype=torch_dtype(recipe),
-        variant=weights_variant(folder / name),
-        local_files_only=True,
-        output_loading_info=True,
-        **more,
+    kind = getattr(diffusers if hasattr(diffusers, kind_name) else transformers, kind_name)
+    return _whole(
+        kind, folder / name, name, recipe.model, dtype=torch_dtype(recipe), variant=weights_variant(folder / name)
     )
-    check_tensors(name, recipe.model, info["missing_keys"], info["unexpected_keys"], len(model.state_dict()))
+
+
+def _whole(kind: Any, folder: Path, name: str, said: object, **options: Any) -> nn.Module:
+    more = {"low_cpu_mem_usage": False} if kind.__module__.startswith("diffusers.") else {}
+    model, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options, **more)
+    check_tensors(name, said, info["missing_keys"], info["unexpected_keys"], len(model.state_dict()))
     loaded: nn.Module = model.eval()
     return loaded
 

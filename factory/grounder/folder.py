@@ -48,7 +48,7 @@ class GrounderConfig:
 
 def grounder_folder(name: str) -> Path:
     """Where a grounder lies: the embedded one's folder, or the one named. UserError where there is none."""
-    from factory.stickers.embedded import grounder_folder as embedded
+    from factory.files.embedded_models import grounder_folder as embedded
 
     folder = embedded() if name == EMBEDDED else local_path(name, "the grounder").expanduser()
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():

@@ -20,6 +20,8 @@ MAX_JSON_VALUES = 200_000_000
 
 Id = int | str
 
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""Half a character, which JSON can hold and UTF-8 cannot."""
 _WHOLE = re.compile(r"([-+]?[0-9]{1,30})(?:\.0*)?")
 
 
@@ -161,7 +163,7 @@ def _add(found: Instances, place: int, row: Mapping[str, Any]) -> None:
 
 def _id(value: Any, where: str, name: str) -> Id:
     """An id by what it means: 7, 7.0, "7" and "000007" are one."""
-    if isinstance(value, str) and value.strip():
+    if isinstance(value, str) and value.strip() and not _SURROGATE.search(value):
         whole = _WHOLE.fullmatch(value.strip())
         return int(whole[1]) if whole else value.strip()
     if isinstance(value, int) and not isinstance(value, bool):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,19 @@ class Segmenter(nn.Module):
         return (images.float() / 255 - mean) / std
 
 
+@dataclass(frozen=True)
+class _Wrong:
+    """Names of weights that a file does not give as they are wanted; transformers draws the first two at random.
+
+    `mismatched` have another shape; those of `classifier` differ just by the number of classes.
+    """
+
+    missing: list[str]
+    mismatched: list[str]
+    classifier: list[str]
+    unexpected: list[str]
+
+
 def new_segmenter(architecture: str, names: Sequence[str]) -> Segmenter:
     """Fresh weights of one of ARCHITECTURES, or those of a folder or hub id with a new head.
 
@@ -92,14 +106,31 @@ def new_segmenter(architecture: str, names: Sequence[str]) -> Segmenter:
     if architecture in ARCHITECTURES:
         return Segmenter(_fresh(architecture, told), names)
     network, wrong = _pretrained(architecture, told)
+    _check_only_head_is_new(architecture, network, wrong)
+    return Segmenter(network, names)
+
+
+def _check_only_head_is_new(source: str, network: Any, wrong: _Wrong) -> None:
+    """UserError unless the file gives the whole network but the classifier of other classes, or the whole body.
+
+    A body without a head is one that was trained on ImageNet. A head of which some tensors are there was cut.
+    """
     body = f"{network.base_model_prefix}."
-    lacking = [name for name in (*wrong["missing"], *wrong["mismatched"]) if name.startswith(body)]
+    head = {name for name in network.state_dict() if not name.startswith(body)}
+    lacking = [name for name in wrong.missing if name.startswith(body)]
+    lacking += [] if head <= {*wrong.missing} else [name for name in wrong.missing if name in head]
+    lacking += [name for name in wrong.mismatched if name not in wrong.classifier]
     if lacking:
         raise UserError(
-            f"{architecture} does not give {len(lacking)} of its network's weights, {lacking[0]} first; only those of "
-            f"its head may be new. Copy the model again."
+            f"{source} does not give {len(lacking)} of its network's weights, {lacking[0]} first; only those of its "
+            f"head may be new, all of them or its classifier. Copy the model again."
         )
-    return Segmenter(network, names)
+    unknown = [name for name in wrong.unexpected if name.startswith(body)]
+    if unknown:
+        raise UserError(
+            f"{source} holds {len(unknown)} weights that its config.json does not have, {unknown[0]} first: the two do "
+            f"not belong together. Copy the model again."
+        )
 
 
 def _fresh(architecture: str, told: dict[str, Any]) -> nn.Module:
@@ -112,11 +143,10 @@ def _fresh(architecture: str, told: dict[str, Any]) -> nn.Module:
     return proposer
 
 
-def _pretrained(source: str, told: dict[str, Any]) -> tuple[nn.Module, dict[str, list[str]]]:
-    """The network of a folder or hub id, and the names of the weights that its file does not give as they are wanted.
+def _pretrained(source: str, told: dict[str, Any]) -> tuple[nn.Module, _Wrong]:
+    """The network of a folder or hub id, and what its file does not give.
 
-    They are listed under `missing`, `mismatched` (of another shape) and `unexpected`; transformers draws the first two
-    at random. UserError for what is no segmentation model, and for weights that are no finite numbers.
+    UserError for what is no segmentation model, and for weights that are no finite numbers.
     """
     try:
         config = AutoConfig.from_pretrained(source)
@@ -131,11 +161,17 @@ def _pretrained(source: str, told: dict[str, Any]) -> tuple[nn.Module, dict[str,
     broken = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
     if broken:
         raise UserError(f"The weight {broken[0]} of {source} holds NaN or infinity; train or copy the model again.")
-    return network, {
-        "missing": sorted(loading["missing_keys"]),
-        "mismatched": sorted(row[0] for row in loading["mismatched_keys"]),
-        "unexpected": sorted(loading["unexpected_keys"]),
-    }
+    more = len(told["id2label"]) - config.num_labels
+    return network, _Wrong(
+        missing=sorted(loading["missing_keys"]),
+        mismatched=sorted(row[0] for row in loading["mismatched_keys"]),
+        classifier=[
+            name
+            for name, theirs, ours in loading["mismatched_keys"]
+            if theirs[1:] == ours[1:] and ours[0] - theirs[0] == more
+        ],
+        unexpected=sorted(loading["unexpected_keys"]),
+    )
 
 
 def save_segmenter(model: Segmenter, folder: Path, about: dict[str, Any]) -> None:
@@ -154,7 +190,11 @@ def load_segmenter(folder: Path) -> Segmenter:
     labels = dict(enumerate(names))
     told = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
     network, wrong = _pretrained(str(folder), told)
-    listed = [f"{len(keys)} {kind} ({keys[0]})" for kind, keys in wrong.items() if keys]
+    listed = [
+        f"{len(keys)} {kind} ({keys[0]})"
+        for kind, keys in (("missing", wrong.missing), ("mismatched", wrong.mismatched), ("unknown", wrong.unexpected))
+        if keys
+    ]
     if listed:
         raise UserError(
             f"The weights of {folder} do not fit its config: {', '.join(listed)}; copy or train the segmenter again."

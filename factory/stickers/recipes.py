@@ -105,7 +105,7 @@ def _task(part: str, out: Path, device: str) -> TrainTask:
 
 
 def _trained_or_shipped(trained: Path, part: str) -> Path:
-    from factory.stickers.embedded import pipeline_folder
+    from factory.files.embedded_models import pipeline_folder
 
     return trained if trained.exists() else pipeline_folder() / part
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from factory.errors import UserError
+from factory.generator.weights import load_model
+from factory.stickers.embedded import open_pipeline
 from factory.stickers.tokens import MAX_TOKENS
 
 NOISE: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -76,10 +78,11 @@ def new_text_to_image(tokenizer: CLIPTokenizer, device: str) -> TextToImage:
 
 
 def load_weights(model: TextToImage, folder: Path) -> None:
-    """Copy the weights of a saved pipeline. Raises RuntimeError where they have another shape."""
-    parts = StableDiffusionPipeline.from_pretrained(
-        folder, local_files_only=True, safety_checker=None, dtype=torch.float32
-    )
+    """Copy the weights of a saved pipeline.
+
+    UserError where a tensor is missing, RuntimeError where the shapes differ.
+    """
+    parts = open_pipeline(folder)
     model.unet.load_state_dict(parts.unet.state_dict())
     model.text_encoder.load_state_dict(parts.text_encoder.state_dict())
 
@@ -88,7 +91,8 @@ def open_autoencoder(folder: Path, device: str) -> AutoencoderTiny:
     """A trained autoencoder in float32. Raises UserError where the folder holds none."""
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} holds no trained autoencoder; run `factory stickers train autoencoder` first.")
-    autoencoder = AutoencoderTiny.from_pretrained(folder).to(device, torch.float32, memory_format=torch.channels_last)
+    autoencoder: AutoencoderTiny = load_model(AutoencoderTiny, folder, "autoencoder")
+    autoencoder.to(device, memory_format=torch.channels_last)
     autoencoder.register_to_config(_name_or_path="")  # else the saved folder contains a path of this machine
     return autoencoder.eval()
 

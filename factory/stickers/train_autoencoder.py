@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from factory.config.vocabulary import coco
+from factory.generator.weights import load_model
 from factory.stickers.atlas import STYLES, TRAIN_STYLES
 from factory.stickers.scenes import random_class_names, render_scene
 from factory.training.loop import tile
@@ -97,7 +98,7 @@ class AutoencoderTask:
 
     def load(self, folder: Path) -> None:
         """Begin with saved weights."""
-        self.model.load_state_dict(AutoencoderTiny.from_pretrained(folder).state_dict())
+        self.model.load_state_dict(load_model(AutoencoderTiny, folder, "autoencoder").state_dict())
 
 
 def reconstruction_loss(decoded: Tensor, pixels: Tensor, objects: Tensor) -> Tensor:

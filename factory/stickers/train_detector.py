@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import ResNetConfig, UperNetConfig, UperNetForSemanticSegmentation
 
 from factory.config.vocabulary import coco
+from factory.generator.weights import load_model
 from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
 from factory.stickers.detector import StickerDetector, network_input
 from factory.stickers.scenes import Scene, random_class_names, render_scene
@@ -136,7 +137,7 @@ class DetectorTask:
 
     def load(self, folder: Path) -> None:
         """Start with saved weights."""
-        self.model.load_state_dict(UperNetForSemanticSegmentation.from_pretrained(folder).state_dict())
+        self.model.load_state_dict(load_model(UperNetForSemanticSegmentation, folder, "detector").state_dict())
 
 
 def quarter_logits(model: UperNetForSemanticSegmentation, pixels: Tensor) -> Tensor:

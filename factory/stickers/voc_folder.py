@@ -11,6 +11,7 @@ from PIL import Image
 from factory.config.vocabulary import Vocabulary, coco
 from factory.dataset.masks import palette
 from factory.errors import UserError
+from factory.files.listing import names_in
 from factory.stickers.atlas import STYLES
 from factory.stickers.scenes import random_class_names, render_scene
 
@@ -129,7 +130,7 @@ def _claim(out: Path, statement: dict[str, object]) -> None:
                     f"{out} holds a rendering with another {' and '.join(changed)}; choose another --out folder, or "
                     "the same options to complete it."
                 )
-        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        elif out.exists() and (not out.is_dir() or names_in(out)):
             raise UserError(f"{out} exists and is no rendering of this command; choose a new or empty --out folder.")
         for folder in _FOLDERS:
             (out / folder).mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,24 @@
+"""Where the models that ship with the package lie."""
+
+from importlib.resources import files
+from pathlib import Path
+
+
+def models_folder() -> Path:
+    """The folder of the shipped models inside the package."""
+    return Path(str(files("factory"))) / "stickers" / "models"
+
+
+def pipeline_folder() -> Path:
+    """The diffusers folder of the embedded text-to-image model."""
+    return models_folder() / "pipeline"
+
+
+def detector_folder() -> Path:
+    """The transformers folder of the embedded detector."""
+    return models_folder() / "detector"
+
+
+def grounder_folder() -> Path:
+    """The folder of the embedded grounder."""
+    return models_folder() / "grounder"

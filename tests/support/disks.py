@@ -1,0 +1,44 @@
+"""Disks as users have them: without hard links (FAT, FUSE, some network shares), with directories closed to them."""
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+
+_LINK_CALLS = {"x86_64": (86, 265), "aarch64": (37,)}
+"""The numbers of the system calls link and linkat."""
+_LOAD, _EQUALS, _RETURN = 0x20, 0x15, 0x06
+_ALLOW, _FAIL = 0x7FFF0000, 0x00050000
+_NO_NEW_PRIVILEGES, _SECCOMP, _FILTER = 38, 22, 2
+
+
+def available() -> bool:
+    """Whether this machine can be made to refuse hard links."""
+    return platform.system() == "Linux" and platform.machine() in _LINK_CALLS
+
+
+def refuse_hard_links(error: int = errno.EPERM) -> None:
+    """Have the kernel answer `error` to every hard link of this thread and what it starts; there is no way back.
+
+    The kernel refuses, and not a function of Python, because stores make their links in native code. OSError where the
+    kernel does not take the filter.
+    """
+    calls = _LINK_CALLS[platform.machine()]
+    lines = [(_LOAD, 0, 0, 0)]
+    lines += [(_EQUALS, len(calls) - place, 0, number) for place, number in enumerate(calls)]
+    lines += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _FAIL | error)]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(lines), ctypes.addressof(program)))
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    if prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0) or prctl(_SECCOMP, _FILTER, header, 0, 0):
+        raise OSError(ctypes.get_errno(), "the kernel takes no filter")
+
+
+def drop_root() -> None:
+    """Take root's right to read everything from this thread and what it starts: file modes count, as for any user."""
+    if os.geteuid() != 0:
+        return
+    header = struct.pack("Ii", 0x20080522, 0)
+    if ctypes.CDLL(None, use_errno=True).capset(header, bytes(24)):
+        raise OSError(ctypes.get_errno(), "capabilities cannot be dropped")

@@ -1,0 +1,211 @@
+"""Folders that are volumes: no hard links, `lost+found` at the root, files whose names are no text."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from factory.config.recipe import Recipe
+from factory.config.vocabulary import voc
+from factory.dataset.state import init_or_resume
+from factory.dataset.storage import Entry, Store
+from factory.dataset.verify import verify
+from factory.errors import UserError
+from factory.export.folder import Folder
+from factory.generator.load import folder_digest
+from factory.labelled.coco import CocoFolder
+from factory.labelled.voc import VocFolder
+from tests.support.disks import available
+
+_ODD = b"x\xff.tar"
+
+pytestmark = pytest.mark.skipif(not available(), reason="needs Linux")
+
+
+def _in_process(code: str, *arguments: object) -> str:
+    """What a program prints; each has a process of its own, for what it gives up does not come back."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_what_is_created_without_hard_links_is_whole_and_of_the_first_writer(tmp_path: Path, error: int) -> None:
+    printed = _in_process(
+        """
+        import json, os, sys
+        from tests.support.disks import refuse_hard_links
+        refuse_hard_links(int(sys.argv[2]))
+        from concurrent.futures import ThreadPoolExecutor
+        from factory.dataset.storage import Store
+        folder = sys.argv[1]
+        open(f"{folder}/.lock", "w").close()
+        try:
+            os.link(f"{folder}/.lock", f"{folder}/linked")
+            sys.exit("the file system makes hard links")
+        except OSError as error:
+            assert error.errno == int(sys.argv[2])
+        stores = [Store(folder) for _ in range(4)]
+        with ThreadPoolExecutor(8) as pool:
+            jobs = [(n, pool.submit(stores[n % 4].create, "train/0.tar", bytes([n]) * 100_000)) for n in range(40)]
+        stores[0].create_same("same", b"1")
+        stores[1].create_same("same", b"1")
+        assert stores[2].compare_and_swap("lease", b"1", None) and stores[3].compare_and_swap("lease", b"2", b"1")
+        print(json.dumps([n for n, job in jobs if job.result()]))
+        """,
+        tmp_path,
+        error,
+    )
+    (first,) = json.loads(printed)
+    store = Store(str(tmp_path))
+    assert store.get("train/0.tar") == bytes([first]) * 100_000
+    assert store.get("lease") == b"2"
+    assert sorted(os.listdir(tmp_path / "train")) == ["0.tar"]
+
+
+def test_a_volumes_root_with_lost_and_found_takes_a_dataset_and_an_export(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "lost+found" / "#12345").touch()
+    (tmp_path / "lost+found").chmod(0)
+    program = """
+        import sys
+        from pathlib import Path
+        from tests.support.disks import drop_root
+        drop_root()
+        from factory.dataset.state import recipe_begun
+        from factory.errors import UserError
+        from factory.export.folder import Folder
+        from factory.dataset.storage import Store
+        try:
+            assert recipe_begun(Store(sys.argv[1])) is None
+            Folder(Path(sys.argv[1]), {}).check()
+            print("taken")
+        except UserError as error:
+            print(error)
+        """
+    assert _in_process(program, tmp_path) == "taken\n"
+    (tmp_path / "notes.txt").touch()
+    assert "is not empty and holds no recipe.yaml, but notes.txt;" in _in_process(program, tmp_path)
+    (tmp_path / "notes.txt").unlink()
+    (tmp_path / "private").mkdir(mode=0)
+    assert f"Permission denied: '{tmp_path}/private'" in _in_process(program, tmp_path)
+    (tmp_path / "private").chmod(0o700)
+    (tmp_path / "lost+found").chmod(0o700)
+
+
+def test_lost_and_found_hides_nothing_that_lies_beside_it(tmp_path: Path, tiny_recipe: Recipe) -> None:
+    (tmp_path / "lost+found").mkdir()
+    for number in range(20):
+        (tmp_path / "lost+found" / f"#{number}").touch()
+    (tmp_path / "z.txt").touch()
+    store = Store(str(tmp_path))
+    with pytest.raises(UserError, match=r"holds no recipe.yaml, but z.txt;"):
+        init_or_resume(store, tiny_recipe)
+    with pytest.raises(UserError, match=r"but z.txt;"):
+        Folder(tmp_path, {}).check()
+    (tmp_path / "z.txt").unlink()
+    init_or_resume(store, tiny_recipe)
+    Folder(tmp_path / "export", {}).check()
+
+
+def test_a_file_whose_name_is_no_text_is_foreign_to_a_dataset_and_stops_nothing(
+    tmp_path: Path, tiny_recipe: Recipe
+) -> None:
+    store = Store(str(tmp_path))
+    init_or_resume(store, tiny_recipe)
+    store.create("train/000000.tar", b"1")
+    before = store.entries("train")
+    for folder in ("train", "receipts", "index", "quarantine"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (Path(os.fsdecode(os.path.join(os.fsencode(tmp_path / folder), _ODD)))).touch()
+    after = store.entries("train")
+    assert after.pop("train/x\N{REPLACEMENT CHARACTER}.tar").size == 0
+    assert after == before == {"train/000000.tar": Entry(1, after["train/000000.tar"].tag)}
+    report = verify(store)
+    assert report.foreign == ["train/x\N{REPLACEMENT CHARACTER}.tar"]
+    assert report.orphans == {"train/000000.tar": 0}
+    with pytest.raises(UserError, match="was begun with n = 12"):
+        init_or_resume(store, tiny_recipe.model_copy(update={"n": 8}))
+
+
+def test_a_folder_with_a_name_that_is_no_text_is_not_empty(tmp_path: Path, tiny_recipe: Recipe) -> None:
+    Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), _ODD))).touch()
+    for claim in (lambda: init_or_resume(Store(str(tmp_path)), tiny_recipe), lambda: Folder(tmp_path, {}).check()):
+        with pytest.raises(UserError, match="but x\N{REPLACEMENT CHARACTER}\\.tar;"):
+            claim()
+
+
+def test_a_link_that_leads_back_up_ends_a_walk(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "up").symlink_to(tmp_path, target_is_directory=True)
+    Store(str(tmp_path)).create("train/0.tar", b"1")
+    assert "train/0.tar" in Store(str(tmp_path)).list("train")
+
+
+def test_a_models_digest_counts_a_file_whose_name_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    before = folder_digest(tmp_path)
+    Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), _ODD))).touch()
+    assert folder_digest(tmp_path) != before
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """A folder like VOC's with one image, in a folder whose name is no text, with a second image of such a name."""
+    root = tmp_path / os.fsdecode(b"voc\xff")
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / part).mkdir(parents=True)
+    for name in ("a", os.fsdecode(b"b\xff")):
+        with open(root / "JPEGImages" / f"{name}.jpg", "wb") as stream:
+            Image.new("RGB", (16, 16)).save(stream, "JPEG")
+        with open(root / "SegmentationClass" / f"{name}.png", "wb") as stream:
+            Image.new("L", (16, 16), 3).save(stream, "PNG")
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("a\n")
+    return root
+
+
+def test_a_labelled_picture_whose_name_is_no_text_is_passed_over(labelled: Path) -> None:
+    folder = VocFolder(labelled, "train", voc())
+    folder.check()
+    assert folder.keys == ["a"]
+    assert folder.load("a").labels.max() == 3
+    (labelled / "ImageSets" / "Segmentation" / "train.txt").write_bytes(b"a\nb\xff\n")
+    with pytest.raises(UserError, match="save it as UTF-8"):
+        VocFolder(labelled, "train", voc())
+
+
+def test_coco_names_a_picture_by_its_bytes_and_no_id_is_half_a_character(labelled: Path, tmp_path: Path) -> None:
+    def opened(number: object, name: str) -> CocoFolder:
+        square = {"image_id": number, "category_id": 1, "segmentation": [[0, 0, 9, 0, 9, 9]]}
+        image = {"id": number, "file_name": name, "height": 16, "width": 16}
+        content = {"images": [image], "categories": [{"id": 1, "name": "person"}], "annotations": [square]}
+        (tmp_path / "instances.json").write_text(json.dumps(content))
+        folder = CocoFolder(labelled / "JPEGImages", tmp_path / "instances.json", voc())
+        folder.check()
+        return folder
+
+    assert opened(1, "b\udcff.jpg").load("1").labels.any()
+    with pytest.raises(UserError, match="cannot be read: there is none"):
+        opened(1, "\ud800.jpg")
+    with pytest.raises(UserError, match="id is a whole number or a text"):
+        opened("\ud800", "a.jpg")
+
+
+def test_a_recipe_that_would_name_a_folder_by_no_text_is_refused_before_anything_is_written(
+    labelled: Path, tmp_path: Path
+) -> None:
+    program = [sys.executable, "-c", "from factory.cli.main import run; run()"]
+    command = ["invert", "--root", str(labelled), "--shards", str(tmp_path / "out"), "--method", "noise"]
+    done = subprocess.run([*program, *command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    assert "cannot be written as UTF-8" in done.stderr
+    assert not (tmp_path / "out").exists()
