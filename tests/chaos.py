@@ -21,7 +21,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from http.client import HTTPResponse
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import psutil
@@ -137,29 +139,39 @@ def buckets(kind: str, seed: int) -> Iterator[Bucket]:
 
 @contextlib.contextmanager
 def moto() -> Iterator[str]:
-    """moto's S3 server with an empty bucket `b`; its URL."""
+    """moto's S3 server with an empty bucket `chaos`; its URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            for _ in range(300):
-                with contextlib.suppress(OSError):
-                    signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=k/20260101/us-east-1/s3/aws4_request"}
-                    urlopen(Request(f"{url}/b", method="PUT", headers=signed)).close()
+            for _ in range(600):
+                with contextlib.suppress(URLError, ConnectionError), make_bucket(f"{url}/chaos"):
                     break
                 if server.poll() is not None:
                     raise SystemExit("moto does not start; install it with `pip install 'moto[s3,server]'`")
                 time.sleep(0.1)
+            else:
+                raise SystemExit("moto did not answer for a minute")
             yield url
         finally:
             server.kill()
 
 
+def make_bucket(url: str) -> HTTPResponse:
+    """Its answer; SystemExit where the server refuses."""
+    signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=k/20260101/us-east-1/s3/aws4_request"}
+    try:
+        answer: HTTPResponse = urlopen(Request(url, method="PUT", headers=signed))
+    except HTTPError as error:
+        raise SystemExit(f"moto does not make the bucket: {error.read().decode()}") from None
+    return answer
+
+
 def on_a_bucket(file: Path, kind: str, workers: int, dice: random.Random) -> tuple[list[str], dict[str, str]]:
     """Make a dataset on a bucket in trouble, with one kill; (what happened, the hashes)."""
-    address = f"{kind}://b/set"
+    address = f"{kind}://chaos/set"
     with buckets(kind, dice.randrange(2**32)) as bucket:
         names = dice.sample(["reset", "lost", "cut", "status", "stall"], 3)
         bucket.faults[:] = [Fault(name, times=None, chance=dice.uniform(0.02, 0.1), seconds=1) for name in names]

@@ -20,6 +20,7 @@ from xml.sax.saxutils import escape
 
 Kind = Literal["status", "reset", "lost", "cut", "stall", "throttle", "outage"]
 _WRITTEN = "2026-01-01T00:00:00.000Z"
+_CODES = {403: "AccessDenied", 404: "NoSuchBucket"}
 _HTTP_DATE = "Thu, 01 Jan 2026 00:00:00 GMT"
 
 
@@ -145,7 +146,7 @@ class Bucket:
         if fault and kind == "stall":
             await asyncio.sleep(fault.seconds)
         if fault and kind == "status":
-            answer = _error(fault.code, "SlowDown")
+            answer = _error(fault.code, _CODES.get(fault.code, "SlowDown"))
         elif self._upstream:
             answer = await self._forward(request)
         else:
@@ -295,5 +296,6 @@ def _tag(data: bytes) -> str:
 
 
 def _error(status: int, code: str) -> _Answer:
-    text = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{code}</Message></Error>'
+    # Two lines, as the services send it.
+    text = f'<?xml version="1.0"?>\n<Error><Code>{code}</Code><Message>{code}</Message></Error>'
     return _Answer(status, {"content-type": "application/xml"}, text.encode())
