@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import yaml
-from chaos import hashes, launch, parsed_options, recipe, workers_of
+from chaos import hashes, in_turn, launch, parsed_options, recipe, workers_of
 
 KINDS = ("sigterm", "poison", "hosts")
 TERMINATED = 143
@@ -113,7 +113,7 @@ def main() -> None:
         for number in range(options.rounds):
             seed = f"{options.seed}/{number}"
             dice = random.Random(seed)
-            kind, out = dice.choice(options.only or KINDS), place / f"round-{number}"
+            kind, out = in_turn(options.only or KINDS, number), place / f"round-{number}"
             if kind != "sigterm":
                 print(f"round {number} ({kind}): {at_work(kind, out, seed)}", flush=True)
                 continue

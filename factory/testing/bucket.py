@@ -29,8 +29,8 @@ class Fault:
     """What happens to requests whose line, "PUT /bucket/name", matches; `times` None is always.
 
     status: answered with `code`; reset: closed before anything is done; lost: done, then closed; cut: half of the
-    answer, then closed; stall: answered after `seconds`; throttle: the body is read at `rate` bytes a second; outage:
-    every connection is closed for `seconds` from now on.
+    answer, then closed; stall: answered after `seconds`; throttle: the body is read at `rate` bytes a second, or in
+    `seconds` where those are given; outage: every connection is closed for `seconds` from now on.
     """
 
     kind: Kind
@@ -126,11 +126,12 @@ class Bucket:
         slow = next((fault for fault in self.faults if fault.kind == "throttle" and fault.hits(line, self._dice)), None)
         if slow is None:
             return _Request(method, target, headers, await reader.readexactly(length) if length else b"")
-        parts = list[bytes]()
+        self.requests[f"{method} throttle"] += 1
+        rate, parts = length / slow.seconds if slow.seconds else slow.rate, list[bytes]()
         while length:
-            parts.append(await reader.readexactly(min(length, 65536)))
+            parts.append(await reader.readexactly(min(length, 65536, max(1, int(rate / 2)))))
             length -= len(parts[-1])
-            await asyncio.sleep(len(parts[-1]) / slow.rate)
+            await asyncio.sleep(len(parts[-1]) / rate)
         return _Request(method, target, headers, b"".join(parts))
 
     async def _respond(self, request: _Request, writer: asyncio.StreamWriter) -> None:
