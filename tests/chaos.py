@@ -3,9 +3,10 @@
     python -m tests.chaos --rounds 20
     python -m tests.chaos --rounds 4 --only s3 --only gs
 
-Each round picks one of: SIGKILL of a random worker, of the driver, of the driver's whole process tree; `s3`, a bucket
+The rounds take turns: SIGKILL of a random worker, of the driver, of the driver's whole process tree; `s3`, a bucket
 of a real S3 server (moto) behind a proxy with faults; `gs`, one in Google's dialect with faults; both with a kill on
-top; `drivers`, two drivers at once, of which one takes over from the other. Prints a line a round and exits with 1 at
+top; `drivers`, two drivers at once, of which one takes over from the other; `slow` and `outage`, an upload of 40 s and
+20 s without an answer, which one launch has to survive. Prints a line a round and exits with 1 at
 the first difference.
 """
 
@@ -15,24 +16,24 @@ import hashlib
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import psutil
 import yaml
 
 from factory.dataset.storage import Store
-from tests.support.bucket import Bucket, Fault, serving
+from tests.support.bucket import Fault
+from tests.support.chaos_buckets import bucket_hashes, buckets
 
 PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
 MOST_LAUNCHES = 12
-KINDS = ("worker", "driver", "tree", "s3", "gs", "drivers")
+KINDS = ("worker", "driver", "tree", "s3", "gs", "drivers", "slow", "outage")
+LONG_UPLOAD, LONG_OUTAGE = 40, 20
 TRY_AGAIN = 75
 
 
@@ -55,13 +56,6 @@ def hashes(out: Path) -> dict[str, str]:
     """Name -> sha256 of every shard and manifest."""
     files = sorted([*out.glob("train/*.tar"), *out.glob("manifest/*.parquet")])
     return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def bucket_hashes(address: str) -> dict[str, str]:
-    """As `hashes`, of a bucket."""
-    store = Store(address)
-    names = [name for folder in ("train", "manifest") for name in store.list(folder)]
-    return {name: hashlib.sha256(store.get(name) or b"").hexdigest() for name in names}
 
 
 def launch(file: Path, out: Path | str, workers: int, *more: str) -> subprocess.Popen[str]:
@@ -123,43 +117,9 @@ def disturbed(file: Path, out: Path, workers: int, kind: str, dice: random.Rando
     raise SystemExit(f"not done after {MOST_LAUNCHES} launches")
 
 
-@contextlib.contextmanager
-def buckets(kind: str, seed: int) -> Iterator[Bucket]:
-    """A bucket with faults: of moto behind a proxy, or of this program's own server in Google's dialect."""
-    with contextlib.ExitStack() as stack:
-        upstream = stack.enter_context(moto()) if kind == "s3" else None
-        bucket = stack.enter_context(serving(Bucket(upstream=upstream, seed=seed)))
-        before = dict(os.environ)
-        os.environ |= bucket.environment()
-        stack.callback(lambda: (os.environ.clear(), os.environ.update(before)))
-        yield bucket
-
-
-@contextlib.contextmanager
-def moto() -> Iterator[str]:
-    """moto's S3 server with an empty bucket `b`; its URL."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    url = f"http://127.0.0.1:{port}"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            for _ in range(300):
-                with contextlib.suppress(OSError):
-                    signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=k/20260101/us-east-1/s3/aws4_request"}
-                    urlopen(Request(f"{url}/b", method="PUT", headers=signed)).close()
-                    break
-                if server.poll() is not None:
-                    raise SystemExit("moto does not start; install it with `pip install 'moto[s3,server]'`")
-                time.sleep(0.1)
-            yield url
-        finally:
-            server.kill()
-
-
 def on_a_bucket(file: Path, kind: str, workers: int, dice: random.Random) -> tuple[list[str], dict[str, str]]:
     """Make a dataset on a bucket in trouble, with one kill; (what happened, the hashes)."""
-    address = f"{kind}://b/set"
+    address = f"{kind}://chaos/set"
     with buckets(kind, dice.randrange(2**32)) as bucket:
         names = dice.sample(["reset", "lost", "cut", "status", "stall"], 3)
         bucket.faults[:] = [Fault(name, times=None, chance=dice.uniform(0.02, 0.1), seconds=1) for name in names]
@@ -182,6 +142,33 @@ def on_a_bucket(file: Path, kind: str, workers: int, dice: random.Random) -> tup
                 raise SystemExit(f"the run ended with {driver.returncode}:\n{text}")
         bucket.faults.clear()
         return happened, bucket_hashes(address)
+
+
+def long_trouble(file: Path, kind: str, workers: int, dice: random.Random) -> tuple[list[str], dict[str, str]]:
+    """Trouble of full length that one launch has to survive; (what happened, the hashes).
+
+    slow: every upload of one of the shards takes 40 s. outage: for 20 s in the middle nothing answers.
+    """
+    address = "s3://chaos/set"
+    with buckets("s3", dice.randrange(2**32)) as bucket:
+        shard = f"train/{dice.randrange(5):06d}.tar"
+        if kind == "slow":
+            bucket.faults[:] = [Fault("throttle", f"PUT .*{shard}", times=None, seconds=LONG_UPLOAD)]
+        driver = launch(file, address, workers)
+        if kind == "outage":
+            _wait_for_receipts(driver, address)
+            bucket.faults[:] = [Fault("outage", times=None, seconds=LONG_OUTAGE)]
+        text, _ = driver.communicate(timeout=600)
+        if driver.returncode:
+            raise SystemExit(f"the run ended with {driver.returncode}:\n{text}")
+        struck = sum(count for name, count in bucket.requests.items() if name.endswith(("outage", "throttle")))
+        if not struck or (kind == "outage" and "does not answer" not in text):
+            raise SystemExit(f"{struck} requests met the {kind}:\n{text}")
+        bucket.faults.clear()
+        happened = (
+            f"{struck} uploads of {shard} in {LONG_UPLOAD} s each" if kind == "slow" else f"{struck} requests lost"
+        )
+        return [happened], bucket_hashes(address)
 
 
 def two_drivers(file: Path, out: Path, workers: int, dice: random.Random) -> list[str]:
@@ -215,6 +202,15 @@ def _wait_for_work(driver: subprocess.Popen[str], out: Path) -> None:
         time.sleep(0.05)
 
 
+def _wait_for_receipts(driver: subprocess.Popen[str], address: str) -> None:
+    """Until two shards are done."""
+    store, deadline = Store(address), time.monotonic() + 200
+    while driver.poll() is None and time.monotonic() < deadline:
+        if len(store.list("receipts")) >= 2:
+            return
+        time.sleep(0.2)
+
+
 def _command(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
@@ -237,6 +233,11 @@ def parsed_options(description: str | None, kinds: Sequence[str]) -> argparse.Na
     return parser.parse_args()
 
 
+def in_turn(kinds: Sequence[str], number: int) -> str:
+    """The kind of a round: each in its turn, so that a few rounds already hold all of them."""
+    return kinds[number % len(kinds)]
+
+
 def main() -> None:
     """The rounds."""
     from tests.support.tiny_pipeline import tiny_pipeline
@@ -253,10 +254,12 @@ def main() -> None:
         expected = hashes(place / "calm")
         for number in range(options.rounds):
             dice = random.Random(f"{options.seed}/{number}")
-            kind, workers = dice.choice(options.only or KINDS), dice.choice([1, 2, 3])
+            kind, workers = in_turn(options.only or KINDS, number), dice.choice([1, 2, 3])
             out = place / f"round-{number}"
             if kind in ("s3", "gs"):
                 happened, found = on_a_bucket(file, kind, workers, dice)
+            elif kind in ("slow", "outage"):
+                happened, found = long_trouble(file, kind, workers, dice)
             else:
                 happened = (
                     two_drivers(file, out, workers, dice)

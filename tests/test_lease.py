@@ -16,8 +16,8 @@ import pytest
 
 from factory.cli.status import state
 from factory.config.recipe import make_recipe
+from factory.dataset import lease
 from factory.dataset.lease import LEASE, Lease, acquire, leased, parse_lease, stale
-from factory.dataset.state import lease
 from factory.dataset.storage import Store
 from factory.errors import LeaseHeldError, TransientError
 from tests.support.bucket import Bucket, Fault, serving

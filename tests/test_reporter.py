@@ -9,8 +9,8 @@ import pytest
 
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
+from factory.dataset import lease
 from factory.dataset.lease import Held, leased
-from factory.dataset.state import lease
 from factory.dataset.storage import Store
 from factory.engine.interface import Done
 from factory.engine.scheduler import State

@@ -129,10 +129,26 @@ def test_a_refusal_is_told_at_once(bucket: Bucket, code: int) -> None:
     assert sum(bucket.requests.values()) == 1
 
 
-def test_a_bucket_that_is_not_there_is_told(bucket: Bucket) -> None:
+def test_a_bucket_that_is_not_there_is_told(bucket: Bucket, address: str) -> None:
+    """By each verb, at once: a listing raises another error than the rest, and for a reader 404 is an answer."""
     bucket.faults[:] = [Fault("status", times=None, code=404)]
-    with pytest.raises(UserError, match="there is no such bucket"):
-        Store("s3://nowhere/set").compare_and_swap("a", b"1", None)
+    store = Store(address)
+    for verb in (
+        lambda: store.compare_and_swap("a", b"1", None),
+        lambda: store.create("a", b"1"),
+        lambda: store.get("a"),
+        lambda: store.list("receipts"),
+    ):
+        with pytest.raises(UserError, match=f"{address}/.*: there is no such bucket; make it"):
+            verb()
+
+
+def test_the_message_of_a_service_is_told(bucket: Bucket, address: str) -> None:
+    """Their XML begins with a line of its own, so the message is in none of the client's first lines."""
+    bucket.faults[:] = [Fault("status", times=None, code=403)]
+    with pytest.raises(UserError, match=r"403 Forbidden: AccessDenied\. Give a folder") as told:
+        Store(address).list("receipts")
+    assert "<" not in str(told.value)
 
 
 def test_a_slow_upload_may_take_as_long_as_its_size_allows(bucket: Bucket) -> None:
@@ -140,7 +156,7 @@ def test_a_slow_upload_may_take_as_long_as_its_size_allows(bucket: Bucket) -> No
     bucket.faults[:] = [Fault("throttle", "PUT", times=None, rate=1e6)]
     store = Store("s3://b/set", StoreRecipe(timeout=0.5, slowest=500_000))
     assert store.create("train/0.tar", b"1" * 2_000_000)
-    assert bucket.requests == {"PUT": 1}
+    assert bucket.requests == {"PUT": 1, "PUT throttle": 1}
 
 
 def test_a_large_file_is_one_request(bucket: Bucket, address: str) -> None:

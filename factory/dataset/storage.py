@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 
 from factory.config.sections import StoreRecipe
 from factory.dataset.storage_access import Access, check_address, find_access
-from factory.dataset.storage_retry import Patience, first_line
+from factory.dataset.storage_retry import Patience, first_line, names_no_bucket
 from factory.errors import TransientError, UserError
 from factory.files.listing import LOST_AND_FOUND, walk_files
 from factory.files.lock import locked
@@ -302,11 +302,12 @@ class Store:
             yield
         except (AlreadyExistsError, PreconditionError, UserError):
             raise
-        except FileNotFoundError as error:
-            if writes and self.folder is None:
-                raise UserError(f"cannot write {where}: there is no such bucket; make it, or give another.") from error
-            raise
         except (BaseError, OSError, ValueError) as error:
+            if self.folder is None and (names_no_bucket(error) or (writes and isinstance(error, FileNotFoundError))):
+                verb = "write" if writes else "read"
+                raise UserError(f"cannot {verb} {where}: there is no such bucket; make it, or give another.") from None
+            if isinstance(error, FileNotFoundError):
+                raise
             said = self.hide(first_line(error))
             if "os error 28" in said or "os error 122" in said or getattr(error, "errno", 0) in (28, 122):
                 raise StoreFullError(

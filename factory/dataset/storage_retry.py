@@ -21,6 +21,8 @@ _PASSES = re.compile(r"HTTP error: (?!builder)|status code: (?:5\d\d|408|409|425
 _CREDENTIALS = re.compile(r"Error performing token request|credential error|http://169\.254\.")
 _NETWORK_DISK = re.compile(r"\(os error (?:110|116)\)")
 """Timed out, stale handle: NFS."""
+_PAGE = re.compile(r"\s*\ufeff?<(?:\?xml|!doctype|html)", re.IGNORECASE)
+_NO_BUCKET = re.compile(r"<Code>(?:NoSuchBucket|ContainerNotFound)</Code>")
 
 
 def passes(error: Exception, proven: bool) -> bool:
@@ -42,9 +44,19 @@ def passes(error: Exception, proven: bool) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """What the client says, without its debugging text and without the page that a service sent."""
-    line = str(error).split("\n")[0]
-    return re.sub(r"\s*<\?xml.*?(?:<Message>(.*?)</Message>.*)?$", r" \1", line).strip()[:300]
+    """What the client says, without its debugging text, and of a page that a service sent only its message."""
+    said = str(error).split("\n\nDebug source:")[0]
+    page = _PAGE.search(said)
+    line = (said[: page.start()] if page else said).split("\n")[0].strip()
+    message = re.search(r"<Message>\s*(.*?)\s*</Message>", said[page.start() :], re.DOTALL) if page else None
+    if page:
+        line = line.removesuffix(":") + (f": {message[1]}" if message and message[1] else "")
+    return " ".join(line.split())[:300].removesuffix(".")
+
+
+def names_no_bucket(error: Exception) -> bool:
+    """Whether the service says that the bucket itself is missing, not only a name in it."""
+    return _NO_BUCKET.search(str(error)) is not None
 
 
 class Patience:

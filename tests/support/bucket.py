@@ -20,6 +20,7 @@ from xml.sax.saxutils import escape
 
 Kind = Literal["status", "reset", "lost", "cut", "stall", "throttle", "outage"]
 _WRITTEN = "2026-01-01T00:00:00.000Z"
+_CODES = {403: "AccessDenied", 404: "NoSuchBucket"}
 _HTTP_DATE = "Thu, 01 Jan 2026 00:00:00 GMT"
 
 
@@ -28,8 +29,8 @@ class Fault:
     """What happens to requests whose line, "PUT /bucket/name", matches; `times` None is always.
 
     status: answered with `code`; reset: closed before anything is done; lost: done, then closed; cut: half of the
-    answer, then closed; stall: answered after `seconds`; throttle: the body is read at `rate` bytes a second; outage:
-    every connection is closed for `seconds` from now on.
+    answer, then closed; stall: answered after `seconds`; throttle: the body is read at `rate` bytes a second, or in
+    `seconds` where those are given; outage: every connection is closed for `seconds` from now on.
     """
 
     kind: Kind
@@ -125,11 +126,12 @@ class Bucket:
         slow = next((fault for fault in self.faults if fault.kind == "throttle" and fault.hits(line, self._dice)), None)
         if slow is None:
             return _Request(method, target, headers, await reader.readexactly(length) if length else b"")
-        parts = list[bytes]()
+        self.requests[f"{method} throttle"] += 1
+        rate, parts = length / slow.seconds if slow.seconds else slow.rate, list[bytes]()
         while length:
-            parts.append(await reader.readexactly(min(length, 65536)))
+            parts.append(await reader.readexactly(min(length, 65536, max(1, int(rate / 2)))))
             length -= len(parts[-1])
-            await asyncio.sleep(len(parts[-1]) / slow.rate)
+            await asyncio.sleep(len(parts[-1]) / rate)
         return _Request(method, target, headers, b"".join(parts))
 
     async def _respond(self, request: _Request, writer: asyncio.StreamWriter) -> None:
@@ -145,7 +147,7 @@ class Bucket:
         if fault and kind == "stall":
             await asyncio.sleep(fault.seconds)
         if fault and kind == "status":
-            answer = _error(fault.code, "SlowDown")
+            answer = _error(fault.code, _CODES.get(fault.code, "SlowDown"))
         elif self._upstream:
             answer = await self._forward(request)
         else:
@@ -295,5 +297,6 @@ def _tag(data: bytes) -> str:
 
 
 def _error(status: int, code: str) -> _Answer:
-    text = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{code}</Message></Error>'
+    # Two lines, as the services send it.
+    text = f'<?xml version="1.0"?>\n<Error><Code>{code}</Code><Message>{code}</Message></Error>'
     return _Answer(status, {"content-type": "application/xml"}, text.encode())
