@@ -12,20 +12,14 @@ from factory.config.vocabulary import caption, coco
 from factory.detector.load import open_detector as open_any_detector
 from factory.detector.oracle import OracleGrounder
 from factory.errors import UserError
+from factory.files.embedded_models import detector_folder, grounder_folder, models_folder, pipeline_folder
 from factory.generation.components import load_components
 from factory.generation.pin import pin_recipe
 from factory.generator.interface import Request
 from factory.generator.load import pin_revision
 from factory.grounder.folder import read_config
 from factory.stickers.atlas import TRAIN_STYLES
-from factory.stickers.embedded import (
-    detector_folder,
-    grounder_folder,
-    models_folder,
-    open_detector,
-    open_pipeline,
-    pipeline_folder,
-)
+from factory.stickers.embedded import open_detector, open_pipeline
 from factory.stickers.evaluate_parts import classes_found, mask_iou
 from factory.stickers.sampling import sample
 
