@@ -139,7 +139,7 @@ def test_a_file_whose_name_is_no_text_is_foreign_to_a_dataset_and_stops_nothing(
 def test_a_folder_with_a_name_that_is_no_text_is_not_empty(tmp_path: Path, tiny_recipe: Recipe) -> None:
     Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), _ODD))).touch()
     for claim in (lambda: begin(Store(str(tmp_path)), tiny_recipe), lambda: Folder(tmp_path, {}).check()):
-        with pytest.raises(UserError, match="but x\N{REPLACEMENT CHARACTER}.tar;"):
+        with pytest.raises(UserError, match=r"but x\N{REPLACEMENT CHARACTER}\.tar;"):
             claim()
 
 
