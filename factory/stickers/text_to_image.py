@@ -89,7 +89,7 @@ def open_autoencoder(folder: Path, device: str) -> AutoencoderTiny:
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} holds no trained autoencoder; run `factory stickers train autoencoder` first.")
     autoencoder: AutoencoderTiny = load_model(AutoencoderTiny, folder, "autoencoder")
-    autoencoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    autoencoder.to(device, memory_format=torch.channels_last)
     autoencoder.register_to_config(_name_or_path="")  # else the saved folder contains a path of this machine
     return autoencoder.eval()
 
