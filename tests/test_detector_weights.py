@@ -4,6 +4,8 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,13 @@ from torch import nn
 
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.vocabulary import coco
+from factory.dataset.storage import Store
 from factory.detector import detectron2 as with_detectron2
 from factory.detector.load import check_pin, open_detector, pin_detector, with_pinned_detector
 from factory.detector.weights import fill, read_state, split_name
 from factory.errors import UserError
+from factory.generation.pin import pin_recipe
+from factory.generation.run import generate
 from tests.support.tiny_detector import tiny_mask2former
 
 MASK_RCNN = "detectron2:COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
@@ -192,8 +197,6 @@ def test_a_file_swapped_under_its_pin_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_of_a_pinned_recipe_checks_the_pin(folder: Path) -> None:
-    from factory.generation.pin import pin_recipe
-
     with pytest.raises(UserError, match="pins the detector"):
         pin_recipe(_recipe(folder, "0" * 40))
 
@@ -257,3 +260,51 @@ def test_a_detectron2_that_cannot_be_imported_says_why(
     assert_one_sentence(raised.value)
     for name in [name for name in sys.modules if name.partition(".")[0] == "detectron2"]:
         monkeypatch.delitem(sys.modules, name)
+
+
+# --- a file is checked before the dataset's place is claimed
+
+
+class _Rcnn(nn.Module):
+    """A stand-in for torchvision's model, which is an extra: as many outputs as classes, named as its last layer's."""
+
+    def __init__(self, num_classes: int, **options: object) -> None:
+        super().__init__()
+        self.roi_heads = nn.ModuleDict({"box_predictor": nn.ModuleDict({"cls_score": nn.Linear(2, num_classes)})})
+
+
+@pytest.mark.parametrize(
+    ("classes", "change", "told"),
+    [
+        ("dog\ncat\n", lambda state: state.pop("roi_heads.box_predictor.cls_score.weight"), "1 are missing"),
+        ("dog\ncat\n", lambda state: state.update(other=torch.zeros(1)), "1 are unknown, as other"),
+        ("dog\ncat\ncow\n", lambda state: None, "knows 2 classes besides background, and .* names 3"),
+        ("dog\ncow\n", lambda state: None, "does not know 1 of the classes: cat"),
+    ],
+)
+def test_a_detectors_file_that_does_not_fit_is_refused_before_the_place_is_claimed(
+    classes: str, change: Any, told: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = SimpleNamespace(DEFAULT=SimpleNamespace(meta={"categories": ["__background__", *coco().names]}))
+    models = SimpleNamespace(
+        get_model_weights=lambda builder: weights, detection=SimpleNamespace(maskrcnn_resnet50_fpn_v2=_Rcnn)
+    )
+    monkeypatch.setattr("factory.detector.torchvision._library", lambda: SimpleNamespace(models=models))
+    state = dict(_Rcnn(3).state_dict())
+    recipe = make_recipe(
+        {
+            "n": 1,
+            "classes": ["dog", "cat"],
+            "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim"},
+            "masks": {"source": "detector", "detector": f"torchvision:maskrcnn_resnet50_fpn_v2@{tmp_path / 'w.pth'}"},
+        }
+    )
+    (tmp_path / "w.classes.txt").write_text("dog\ncat\n")
+    torch.save(state, tmp_path / "w.pth")
+    assert pin_recipe(recipe).masks.detector_revision
+    (tmp_path / "w.classes.txt").write_text(classes)
+    change(state)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=told):
+        generate(recipe, Store(str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()

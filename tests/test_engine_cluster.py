@@ -33,7 +33,7 @@ def cluster() -> Iterator[Any]:
 
 
 def test_a_machine_that_joins_late_is_used_and_has_the_drivers_variables(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere/config")
@@ -60,6 +60,7 @@ def test_a_machine_that_joins_late_is_used_and_has_the_drivers_variables(
     assert (tmp_path / "AWS_ENDPOINT_URL-cpu").read_text() == "http://127.0.0.1:1"
     assert not (tmp_path / "AWS_CONFIG_FILE-cpu").exists(), "a file that this machine lacks is no setting for it"
     assert (tmp_path / "MALLOC_ARENA_MAX-cpu").read_text() == "1"
+    assert "no token authentication" not in caplog.text
 
 
 def test_a_driver_on_a_host_outside_the_cluster_gets_a_sentence(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +70,35 @@ def test_a_driver_on_a_host_outside_the_cluster_gets_a_sentence(cluster: Any, mo
         connected(EngineRecipe(address=cluster.address), 1),
     ):
         pass
+
+
+WITHOUT_TOKEN = """
+import logging, sys
+logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+from ray.cluster_utils import Cluster
+from factory.engine.cluster import connected
+from factory.config.sections import EngineRecipe
+there = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+try:
+    with connected(EngineRecipe(address=there.address), 1):
+        print("joined", there.address)
+finally:
+    there.shutdown()
+"""
+
+
+def test_who_joins_a_cluster_without_a_token_is_warned() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    environment["RAY_AUTH_MODE"] = "disabled"
+    ran = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TOKEN], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    address = ran.stdout.split()[-1]
+    told = (
+        f"factory.engine.cluster: The Ray cluster at {address} has no token authentication: whoever reaches its ports"
+    )
+    assert told in ran.stderr
 
 
 HEADLESS = """

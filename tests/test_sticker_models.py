@@ -173,7 +173,7 @@ def test_a_pipeline_or_autoencoder_that_lacks_a_tensor_is_refused_wherever_it_is
     weights = load_file(file)
     weights.pop(min(weights))
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(UserError, match=f"the {part} of .* lacks 1 of its"):
+    with pytest.raises(UserError, match=rf"the {part} of .* lacks 1 of its"):
         open_pipeline(folder)
     if part == "vae":
         for opened in (
@@ -183,7 +183,7 @@ def test_a_pipeline_or_autoencoder_that_lacks_a_tensor_is_refused_wherever_it_is
             with pytest.raises(UserError, match=r"the autoencoder of .* lacks 1 of its"):
                 opened()
     else:
-        with pytest.raises(UserError, match=f"the {part} of .* lacks 1 of its"):
+        with pytest.raises(UserError, match=rf"the {part} of .* lacks 1 of its"):
             load_weights(new_text_to_image(train_tokenizer(training_scenes.all_captions()), "cpu"), folder)
 
 

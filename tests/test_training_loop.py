@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,13 @@ def test_a_nan_in_one_process_stops_both(together: Any) -> None:
     for _, _, told in ended:
         assert "its loss is nan at step 26; the checkpoint" in told
     assert torch.load(out / "broken/checkpoint.pt", weights_only=True)["step"] == 20
+
+
+def test_two_processes_that_are_asked_to_stop_leave_a_checkpoint_of_that_step_and_go_on_from_it(together: Any) -> None:
+    out, _ = together
+    assert torch.load(out / "stopped/kept.pt", weights_only=True)["step"] == 27
+    whole, resumed = (torch.load(out / name / "model/weights.pt", weights_only=True) for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
 def test_a_nan_loss_stops_the_training_and_the_last_good_checkpoint_stays(tmp_path: Path) -> None:
@@ -128,3 +137,59 @@ def test_a_device_that_there_is_not_is_refused(name: str) -> None:
 
 def test_auto_is_the_gpu_where_there_is_one() -> None:
     assert chosen_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+THROUGH_RAY = """
+import sys, time
+from dataclasses import dataclass
+from pathlib import Path
+from factory.cli import main
+
+@dataclass(frozen=True)
+class Run:
+    out: str
+    batch: int = 4
+    threads: int = 1
+    device: str = "cpu"
+
+def train_here(run, tests=sys.argv.pop()):
+    sys.path.insert(0, tests)
+    from tests.support.training_line import Line
+    from factory.training.loop import TrainOptions, train
+
+    class Slow(Line):
+        def loss(self, step, batch, seed):
+            time.sleep(0.02)
+            Path(run.out, "begun").touch()
+            return super().loss(step, batch, seed)
+
+    return train(Slow(), TrainOptions(100_000, 4, 1e-2, checkpoint_every=50_000), Path(run.out), lambda text: None)
+
+@main.app.command()
+def probe(out: str) -> None:
+    from factory.training.distributed import train_on_several
+    from factory.config.sections import EngineRecipe
+    train_on_several(train_here, Run(out), 2, EngineRecipe())
+
+main.run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_a_training_on_several_devices_leaves_a_checkpoint(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """Through Ray Train, whose processes hear no signal and which ends them in the middle of a step by itself."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", THROUGH_RAY, "probe", str(out), str(Path(__file__).parent)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(factory.__file__).parents[1])}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as driver:
+        deadline = time.monotonic() + 200
+        while not (out / "begun").exists() and driver.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        driver.send_signal(number)
+        _, said = driver.communicate(timeout=100)
+    assert driver.returncode == code, said
+    assert 0 < torch.load(out / "checkpoint.pt", weights_only=True)["step"] < 50_000
+    assert not (out / "stop").exists()

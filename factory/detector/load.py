@@ -47,8 +47,8 @@ def open_detector(recipe: Recipe, device: str) -> Detector:
 def with_pinned_detector(recipe: Recipe) -> MaskRecipe:
     """The recipe's masks with the detector's place made absolute and its content pinned.
 
-    UserError, before any worker starts, where there is no such detector, where it misses a class that prompts name, or
-    where it is not the one that the recipe pins.
+    UserError, before anything is written, where there is no such detector, where it misses a class that prompts name,
+    where it is not the one that the recipe pins, or where a file of weights does not fit its model.
     """
     named = _absolute(recipe.masks.detector)
     masks = recipe.masks.model_copy(update={"detector": named})
@@ -57,6 +57,7 @@ def with_pinned_detector(recipe: Recipe) -> MaskRecipe:
     else:
         check_pin(masks)
     check_classes(recipe.model_copy(update={"masks": masks}))
+    check_file(named)
     return masks
 
 
@@ -98,6 +99,23 @@ def pin_detector(name: str) -> str:
 def check_classes(recipe: Recipe) -> None:
     """UserError, before any worker starts, where the detector misses a class that prompts name."""
     translation(recipe.vocabulary(), known_labels(recipe.masks), recipe.planned_names())
+
+
+def check_file(name: str) -> None:
+    """UserError where a detector of a library is given a file of weights that is not wholly its own.
+
+    The model is built and filled as a worker does it, seconds on the CPU, and dropped.
+    """
+    if "@" not in name:
+        return
+    if name.startswith(TORCHVISION):
+        from factory.detector.torchvision import load_model
+
+        load_model(name.removeprefix(TORCHVISION))
+    elif name.startswith(DETECTRON2):
+        from factory.detector.detectron2 import load_model as load_config
+
+        load_config(name.removeprefix(DETECTRON2))
 
 
 def known_labels(masks: MaskRecipe) -> list[str]:

@@ -78,10 +78,7 @@ def new_text_to_image(tokenizer: CLIPTokenizer, device: str) -> TextToImage:
 
 
 def load_weights(model: TextToImage, folder: Path) -> None:
-    """Copy the weights of a saved pipeline.
-
-    UserError where a tensor is missing, RuntimeError where the shapes differ.
-    """
+    """Copy the weights of a saved pipeline. UserError where a tensor is missing, RuntimeError where shapes differ."""
     parts = open_pipeline(folder)
     model.unet.load_state_dict(parts.unet.state_dict())
     model.text_encoder.load_state_dict(parts.text_encoder.state_dict())

@@ -20,6 +20,8 @@ from factory.training.muon import Muon, muon_groups
 from factory.training.progress import Progress
 
 CHECKPOINT = "checkpoint.pt"
+STOP = "stop"
+"""A file in a run's folder that asks processes that train together, which hear no Ctrl-C, to stop as after one."""
 
 
 @dataclass(frozen=True)
@@ -111,17 +113,17 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
         report(f"{task.name}: resuming at step {first} of {options.steps}")
     task.model.train()
     progress = Progress(task.name, first, options.steps, out if writes else None, report)
-    with closing(progress), _interrupt_between_steps() as interrupted:
+    with closing(progress), _interrupt_between_steps() as asked:
         for step in range(first, options.steps):
-            loss = _step(task, options, step, optimizer, out)
+            loss, interrupted = _step(task, options, step, optimizer, out, asked)
             schedule.step()
             average.update_parameters(task.model)
             done = step + 1
             progress.advance(done, loss)
             finished = done == options.steps
-            if writes and (done % options.checkpoint_every == 0 or finished or interrupted()):
+            if writes and (done % options.checkpoint_every == 0 or finished or interrupted):
                 _checkpoint(task, out, state, run, done)
-            if interrupted():
+            if interrupted:
                 raise KeyboardInterrupt
             if writes and (done % (5 * options.checkpoint_every) == 0 or finished):
                 _show(task, average.module if options.ema_decay else task.model, out, done, progress)
@@ -143,21 +145,36 @@ def _optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer
     )
 
 
-def _step(task: TrainTask, options: TrainOptions, step: int, optimizer: torch.optim.Optimizer, out: Path) -> float:
-    """One update of the weights; returns the loss. UserError, before the update, where loss or gradient is NaN."""
+def _step(
+    task: TrainTask,
+    options: TrainOptions,
+    step: int,
+    optimizer: torch.optim.Optimizer,
+    out: Path,
+    asked: Callable[[], bool],
+) -> tuple[float, bool]:
+    """One update of the weights; returns the loss, and whether this or another process was asked to stop.
+
+    UserError, before the update, where loss or gradient is NaN.
+    """
     torch.manual_seed(options.seed * 1_000_003 + step)
     loss = task.loss(step, options.batch, options.seed)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    value = loss.detach().float().reshape(1)
-    _share(task.model, value)
+    rank, world = rank_and_world()
+    # All stop after the same step, or those that go on would wait for the others for ever.
+    stop = asked() or (world > 1 and rank == 0 and (out / STOP).exists())
+    value = loss.detach().float().reshape(())
+    figures = torch.stack([value, value.new_tensor(float(stop))])
+    if world > 1:
+        _share(task.model, figures, world)
     norm = torch.nn.utils.clip_grad_norm_(task.model.parameters(), 1.0)
-    told, length = torch.stack([value[0], norm.to(value)]).tolist()
+    told, stops, length = torch.stack([*figures, norm.to(figures)]).tolist()
     if not (math.isfinite(told) and math.isfinite(length)):
         what = f"loss is {told}" if not math.isfinite(told) else f"gradient's norm is {length}"
         raise _not_a_number(task, f"its {what} at step {step + 1}", out)
     optimizer.step()
-    return float(told)
+    return float(told), stops > 0 or (world == 1 and asked())
 
 
 def _not_a_number(task: TrainTask, what: str, out: Path) -> UserError:
@@ -179,13 +196,10 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-def _share(model: nn.Module, loss: Tensor) -> None:
-    """The mean of gradients, running statistics and the loss over the processes that train together."""
-    world = rank_and_world()[1]
-    if world == 1:
-        return
+def _share(model: nn.Module, figures: Tensor, world: int) -> None:
+    """The mean of gradients, running statistics and some figures over the processes that train together."""
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-    for value in [*gradients, *(buffer for buffer in model.buffers() if buffer.is_floating_point()), loss]:
+    for value in [*gradients, *(buffer for buffer in model.buffers() if buffer.is_floating_point()), figures]:
         torch.distributed.all_reduce(value)
         value /= world
 

@@ -1,6 +1,7 @@
 """A model of a few weights: small enough to train in a test, run by the same loop as the real ones."""
 
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,23 +10,25 @@ from PIL import Image
 from torch import Tensor, nn
 
 from factory.errors import UserError
-from factory.training.loop import TrainOptions, train
+from factory.training.loop import CHECKPOINT, STOP, TrainOptions, train
 
 OPTIONS = TrainOptions(steps=40, batch=4, learning_rate=1e-2, ema_decay=0.9, checkpoint_every=10)
 
 
 class Line:
-    """`nan_at` is the step at which the loss is NaN."""
+    """`nan_at` is the step at which the loss is NaN, `stop_at` the one in which `stop` is asked for."""
 
     name = "line"
 
-    def __init__(self, nan_at: int | None = None) -> None:
+    def __init__(self, nan_at: int | None = None, stop_at: int | None = None, stop: Path = Path()) -> None:
         self.made_of = {"data": "a line"}
         torch.manual_seed(0)
         self.model = nn.Linear(3, 1)
-        self.nan_at = nan_at
+        self.nan_at, self.stop_at, self.stop = nan_at, stop_at, stop
 
     def loss(self, step: int, batch: int, seed: int) -> Tensor:
+        if step == self.stop_at:
+            self.stop.touch()
         inputs = torch.randn(batch, 3)
         loss = (self.model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
         return loss * math.nan if step == self.nan_at else loss
@@ -45,7 +48,7 @@ class Line:
 
 
 def main() -> None:
-    """One of two processes that train together, twice; in the second training the other one's loss is NaN."""
+    """One of two processes that train together: to the end, to a NaN of the second one, and to a stop and on."""
     rank, out = int(sys.argv[1]), Path(sys.argv[2])
     torch.distributed.init_process_group("gloo", f"file://{out / 'meeting'}", rank=rank, world_size=2)
     train(Line(), OPTIONS, out / "whole")
@@ -53,6 +56,16 @@ def main() -> None:
         train(Line(25 if rank else None), OPTIONS, out / "broken", lambda text: None)
     except UserError as error:
         print(error, file=sys.stderr)
+    stop = out / "stopped" / STOP
+    try:
+        train(Line(stop_at=26 if rank == 0 else None, stop=stop), OPTIONS, out / "stopped", lambda text: None)
+    except KeyboardInterrupt:
+        if rank == 0:
+            (out / "stopped" / CHECKPOINT).rename(out / "stopped" / "kept.pt")
+            shutil.copy(out / "stopped" / "kept.pt", out / "stopped" / CHECKPOINT)
+            stop.unlink()
+        torch.distributed.barrier()
+        train(Line(), OPTIONS, out / "stopped", lambda text: None)
 
 
 if __name__ == "__main__":
