@@ -6,8 +6,9 @@ import os
 import re
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -165,10 +166,18 @@ class Store:
 
     def get_many(self, names: Iterable[str]) -> Iterator[tuple[str, tuple[bytes, str] | None]]:
         """(name, content and tag, or None) of each, in order; many are read at once, few are held in memory."""
-        names = iter(names)
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="readers") as readers:
-            while batch := [name for _, name in zip(range(8 * _READERS), names, strict=False)]:
-                yield from zip(batch, readers.map(self.get_tagged, batch), strict=True)
+        readers = ThreadPoolExecutor(_READERS, thread_name_prefix="readers")
+        ahead = deque[tuple[str, Future[tuple[bytes, str] | None]]]()
+        try:
+            for name in names:
+                ahead.append((name, readers.submit(self.get_tagged, name)))
+                if len(ahead) == 8 * _READERS:  # the rest goes on while a slow answer is waited for
+                    first, answer = ahead.popleft()
+                    yield first, answer.result()
+            for first, answer in ahead:
+                yield first, answer.result()
+        finally:
+            readers.shutdown(cancel_futures=True)
 
     def list(self, prefix: str) -> dict[str, int]:
         """Every name in the folder `prefix` ("" for all) with its size in bytes; half-written files are not there."""
