@@ -173,6 +173,19 @@ def test_a_request_that_stalls_is_made_again(bucket: Bucket) -> None:
     assert time.monotonic() - began < 5
 
 
+def test_many_reads_go_on_while_one_is_slow(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.store._READERS", 4)
+    names = [f"receipts/{number}" for number in range(50)]
+    for name in names:
+        bucket.put(f"b/set/{name}", name.encode())
+    bucket.faults[:] = [Fault("stall", "receipts/30", seconds=1)]
+    for name, found in Store("s3://b/set").get_many(names):
+        assert found is not None
+        assert found[0] == name.encode()
+        if name == "receipts/30":
+            assert bucket.requests == {"GET": 49, "GET stall": 1}, "all others were answered meanwhile"
+
+
 def test_workers_get_what_the_driver_has(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     for address in ("s3://b/set", "gs://b/set"):
         for name, value in bucket.environment().items():
