@@ -42,7 +42,8 @@ def sigterm(file: Path, out: Path, dice: random.Random) -> list[str]:
             return happened
         if too_busy(driver, text):
             continue
-        if driver.returncode != TERMINATED or "Traceback" in text or ".cc:" in text:
+        # A shell shows both as 143: Python takes its handlers back before the process is gone.
+        if driver.returncode not in (TERMINATED, -signal.SIGTERM) or "Traceback" in text or ".cc:" in text:
             raise SystemExit(f"the run ended with {driver.returncode}:\n{text}")
     raise SystemExit("not done after 20 launches")
 
