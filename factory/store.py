@@ -7,9 +7,10 @@ import re
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
@@ -23,7 +24,9 @@ from factory.store_retry import Patience, first_line, names_no_bucket
 T = TypeVar("T")
 
 REMOTE_SCHEMES = ("s3", "gs", "az", "http", "https")
-_READERS = 128
+_READERS, _LISTERS = 128, 16
+_LISTS_FROM_A_NAME = ("s3", "gs")
+"""Others skip what comes before the name only after it was sent."""
 _SMALL = 1 << 20
 _VARIABLES = {
     "timeout": "FACTORY_STORE_TIMEOUT",
@@ -183,22 +186,34 @@ class Store:
         """Every name in the folder `prefix` ("" for all) with its size in bytes; half-written files are not there."""
         return {name: entry.size for name, entry in self.entries(prefix).items()}
 
-    def entries(self, prefix: str, most: int | None = None) -> dict[str, Entry]:
-        """As `list`, with tags; `most` ends it early. A listing that is cut continues after the last name that came."""
+    def entries(self, prefix: str, most: int | None = None, bounds: Sequence[str] = ()) -> dict[str, Entry]:
+        """As `list`, with tags; `most` ends it early. A listing that is cut continues after the last name that came.
+
+        `bounds` are names in order, between which a bucket's listing is read in parts at once: a page holds only 1,000.
+        """
         if self.folder is not None and not (self.folder / prefix).is_dir():
             return {}
+        if urlparse(self.address).scheme not in _LISTS_FROM_A_NAME:
+            bounds = ()
+        with ThreadPoolExecutor(_LISTERS, thread_name_prefix="listers") as listers:
+            parts = listers.map(lambda part: self._part(prefix, most, *part), pairwise([None, *bounds, None]))
+            rows = {name: entry for part in parts for name, entry in part.items()}
+        return {name: rows[name] for name in sorted(rows) if not re.search(r"#\d+$", name)}
+
+    def _part(self, prefix: str, most: int | None, first: str | None, end: str | None) -> dict[str, Entry]:
+        """The entries behind the name `first` and before the name `end`."""
         rows: dict[str, Entry] = {}
 
         def read(client: Any) -> None:
             # Only buckets promise an order to go on from.
-            after = max(rows, default=None) if self.folder is None else None
+            after = max(rows, default=first) if self.folder is None else None
             for chunk in client.list(prefix or None, offset=after, chunk_size=1000):
                 rows.update((row["path"], Entry(row["size"], _tag(row))) for row in chunk)
-                if most is not None and len(rows) >= most:
+                if (most is not None and len(rows) >= most) or (end is not None and max(rows) >= end):
                     break
 
         self._do(prefix, read)
-        return {name: rows[name] for name in sorted(rows) if not re.search(r"#\d+$", name)}
+        return rows if end is None else {name: entry for name, entry in rows.items() if name < end}
 
     def delete(self, name: str) -> None:
         """Remove `name`; it need not exist."""
