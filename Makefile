@@ -43,10 +43,10 @@ real: $(STAMP) ## Grounders trained and measured on inverted labelled images; af
 protocol-2: $(STAMP) ## Segmenters from synthetic sets beside labelled ones, on the embedded models; takes hours
 	$(BIN)/factory run jobs/protocol-2.yaml
 
-chaos: $(STAMP) ## Kill workers and drivers, break buckets, start two drivers, 20 times; resume, compare every byte
+chaos: $(STAMP) ## 50 runs with killed workers and drivers, broken buckets, SIGTERM, poison shards: same bytes?
 	$(BIN)/python -m pip install --quiet --editable '.[dev,chaos]'
-	$(BIN)/python -m tests.chaos --rounds 20
-	$(BIN)/python -m tests.chaos_engine --rounds 20
+	$(BIN)/python tests/chaos.py --rounds 32
+	$(BIN)/python tests/chaos_engine.py --rounds 18
 
 bench: $(STAMP) ## The figures of docs/performance.md; needs an otherwise idle machine
 	$(BIN)/python -m benchmarks.startup

@@ -74,6 +74,23 @@ def launch(file: Path, out: Path | str, workers: int, *more: str) -> subprocess.
     )
 
 
+def too_busy(driver: subprocess.Popen[str], text: str) -> bool:
+    """Whether the machine was too busy for Ray to start within Ray's 30 s: the same command is given again."""
+    return driver.returncode == TRY_AGAIN and "Ray did not start on this machine" in text
+
+
+def calm_run(file: Path, out: Path) -> dict[str, str]:
+    """The hashes of an undisturbed run."""
+    for _ in range(MOST_LAUNCHES):
+        driver = launch(file, out, 1)
+        text, _ = driver.communicate(timeout=600)
+        if driver.returncode == 0:
+            return hashes(out)
+        if not too_busy(driver, text):
+            raise SystemExit(text)
+    raise SystemExit(f"not done after {MOST_LAUNCHES} launches")
+
+
 def workers_of(driver: subprocess.Popen[str]) -> list[psutil.Process]:
     """The generating workers below a driver."""
     try:
@@ -112,7 +129,7 @@ def disturbed(file: Path, out: Path, workers: int, kind: str, dice: random.Rando
         text, _ = driver.communicate(timeout=300)
         if driver.returncode == 0:
             return struck
-        if driver.returncode != -signal.SIGKILL:
+        if driver.returncode != -signal.SIGKILL and not too_busy(driver, text):
             raise SystemExit(f"the run ended with {driver.returncode}:\n{text}")
     raise SystemExit(f"not done after {MOST_LAUNCHES} launches")
 
@@ -138,7 +155,7 @@ def on_a_bucket(file: Path, kind: str, workers: int, dice: random.Random) -> tup
             text, _ = driver.communicate(timeout=300)
             if driver.returncode == 0:
                 break
-            if driver.returncode != -signal.SIGKILL:
+            if driver.returncode != -signal.SIGKILL and not too_busy(driver, text):
                 raise SystemExit(f"the run ended with {driver.returncode}:\n{text}")
         bucket.faults.clear()
         return happened, bucket_hashes(address)
@@ -151,7 +168,7 @@ def long_trouble(file: Path, kind: str, workers: int, dice: random.Random) -> tu
     """
     address = "s3://chaos/set"
     with buckets("s3", dice.randrange(2**32)) as bucket:
-        shard = f"train/{dice.randrange(5):06d}.tar"
+        shard = f"train/{dice.randrange(2):06d}.tar"
         if kind == "slow":
             bucket.faults[:] = [Fault("throttle", f"PUT .*{shard}", times=None, seconds=LONG_UPLOAD)]
         driver = launch(file, address, workers)
@@ -247,11 +264,7 @@ def main() -> None:
         place = Path(folder)
         file = place / "recipe.yaml"
         file.write_text(yaml.safe_dump(recipe(tiny_pipeline(place / "model"), options.n)))
-        calm = launch(file, place / "calm", 1)
-        text, _ = calm.communicate(timeout=600)
-        if calm.returncode:
-            raise SystemExit(text)
-        expected = hashes(place / "calm")
+        expected = calm_run(file, place / "calm")
         for number in range(options.rounds):
             dice = random.Random(f"{options.seed}/{number}")
             kind, workers = in_turn(options.only or KINDS, number), dice.choice([1, 2, 3])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from factory.config.sections import StoreRecipe
+from factory.dataset.receipts import tags
 from factory.dataset.storage import ConflictError, Store
 from factory.errors import StoreUnavailableError, UserError
 from tests.support.bucket import Bucket, Fault, serving
@@ -84,6 +85,21 @@ def test_a_listing_that_is_cut_goes_on_where_it_was(bucket: Bucket) -> None:
     bucket.faults[:] = [Fault("cut", "continuation-token", times=2)]
     assert len(Store("s3://b/set").list("receipts")) == 2500
     assert bucket.requests == {"GET": 3, "GET cut": 2}, "no page that came was asked for again"
+
+
+def test_a_long_listing_is_read_in_parts_at_once(bucket: Bucket, address: str, tmp_path: Path) -> None:
+    """The same names come as in one piece, and parts that are cut continue; a folder and few shards have one part."""
+    numbers = [*range(0, 40_000, 16), 9_999, 10_000, 20_000, 29_999]
+    for number in numbers:
+        bucket.put(f"b/set/receipts/{number:06d}.json", b"{}")
+    bucket.faults[:] = [Fault("cut", "start-after", times=3)]
+    whole = Store(address).entries("receipts")
+    assert bucket.requests == {"GET": 3}, "pages"
+    found = tags(Store(address), 40_000)
+    assert found == {number: whole[f"receipts/{number:06d}.json"].tag for number in numbers}
+    assert bucket.requests["GET cut"] == 3
+    Store(str(tmp_path)).put("receipts/020000.json", b"{}")
+    assert set(tags(Store(str(tmp_path)), 40_000)) == {20_000}
 
 
 def test_an_outage_is_waited_for_and_told(
@@ -171,6 +187,19 @@ def test_a_request_that_stalls_is_made_again(bucket: Bucket) -> None:
     began = time.monotonic()
     assert Store("s3://b/set", StoreRecipe(timeout=0.5)).create("a", b"1")
     assert time.monotonic() - began < 5
+
+
+def test_many_reads_go_on_while_one_is_slow(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.dataset.storage._READERS", 4)
+    names = [f"receipts/{number}" for number in range(50)]
+    for name in names:
+        bucket.put(f"b/set/{name}", name.encode())
+    bucket.faults[:] = [Fault("stall", "receipts/30", seconds=1)]
+    for name, found in Store("s3://b/set").get_many(names):
+        assert found is not None
+        assert found[0] == name.encode()
+        if name == "receipts/30":
+            assert bucket.requests == {"GET": 49, "GET stall": 1}, "all others were answered meanwhile"
 
 
 def test_workers_get_what_the_driver_has(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

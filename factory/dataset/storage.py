@@ -8,9 +8,11 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
@@ -25,7 +27,9 @@ from factory.files.lock import locked
 T = TypeVar("T")
 
 REMOTE_SCHEMES = ("s3", "gs", "az", "http", "https")
-_READERS = 128
+_READERS, _LISTERS = 128, 16
+_LISTS_FROM_A_NAME = ("s3", "gs")
+"""Others skip what comes before the name only after it was sent."""
 _SMALL = 1 << 20
 _VARIABLES = {
     "timeout": "FACTORY_STORE_TIMEOUT",
@@ -189,27 +193,47 @@ class Store:
 
     def get_many(self, names: Iterable[str]) -> Iterator[tuple[str, tuple[bytes, str] | None]]:
         """(name, content and tag, or None) of each, in order; many are read at once, few are held in memory."""
-        names = iter(names)
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="readers") as readers:
-            while batch := [name for _, name in zip(range(8 * _READERS), names, strict=False)]:
-                yield from zip(batch, readers.map(self.get_tagged, batch), strict=True)
+        readers = ThreadPoolExecutor(_READERS, thread_name_prefix="readers")
+        ahead = deque[tuple[str, Future[tuple[bytes, str] | None]]]()
+        try:
+            for name in names:
+                ahead.append((name, readers.submit(self.get_tagged, name)))
+                if len(ahead) == 8 * _READERS:  # the rest goes on while a slow answer is waited for
+                    first, answer = ahead.popleft()
+                    yield first, answer.result()
+            for first, answer in ahead:
+                yield first, answer.result()
+        finally:
+            readers.shutdown(cancel_futures=True)
 
     def list(self, prefix: str) -> dict[str, int]:
         """Every name in the folder `prefix` ("" for all) with its size in bytes; half-written files are not there."""
         return {name: entry.size for name, entry in self.entries(prefix).items()}
 
-    def entries(self, prefix: str, most: int | None = None) -> dict[str, Entry]:
-        """As `list`, with tags; `most` ends it early. A listing that is cut continues after the last name that came."""
+    def entries(self, prefix: str, most: int | None = None, bounds: Sequence[str] = ()) -> dict[str, Entry]:
+        """As `list`, with tags; `most` ends it early. A listing that is cut continues after the last name that came.
+
+        `bounds` are names in order, between which a bucket's listing is read in parts at once: a page holds only 1,000.
+        """
         if self.folder is not None and not (self.folder / prefix).is_dir():
             return {}
+        if urlparse(self.address).scheme not in _LISTS_FROM_A_NAME:
+            bounds = ()
+        with ThreadPoolExecutor(_LISTERS, thread_name_prefix="listers") as listers:
+            parts = listers.map(lambda part: self._part(prefix, most, *part), pairwise([None, *bounds, None]))
+            rows = {name: entry for part in parts for name, entry in part.items()}
+        return {name: rows[name] for name in sorted(rows) if not re.search(r"#\d+$", name)}
+
+    def _part(self, prefix: str, most: int | None, first: str | None, end: str | None) -> dict[str, Entry]:
+        """The entries behind the name `first` and before the name `end`."""
         rows: dict[str, Entry] = {}
 
         def read(client: Any) -> None:
             # Only buckets promise an order to go on from.
-            after = max(rows, default=None) if self.folder is None else None
+            after = max(rows, default=first) if self.folder is None else None
             for chunk in client.list(prefix or None, offset=after, chunk_size=1000):
                 rows.update((row["path"], Entry(row["size"], _tag(row))) for row in chunk if not self._not_ours(row))
-                if most is not None and len(rows) >= most:
+                if (most is not None and len(rows) >= most) or (end is not None and max(rows, default="") >= end):
                     break
 
         def read_folder(client: Any) -> None:
@@ -222,7 +246,7 @@ class Store:
         from obstore.exceptions import GenericError, InvalidPathError, PermissionDeniedError
 
         self._do(prefix, read if self.folder is None else read_folder)
-        return {name: rows[name] for name in sorted(rows) if not re.search(r"#\d+$", name)}
+        return rows if end is None else {name: entry for name, entry in rows.items() if name < end}
 
     def _not_ours(self, row: Any) -> bool:
         return self.folder is not None and str(row["path"]).startswith(f"{LOST_AND_FOUND}/")
