@@ -12,7 +12,7 @@ from PIL import Image as Pictures
 from torch import Tensor, nn
 
 from factory.config.vocabulary import Vocabulary
-from factory.dataset.masks import IGNORE, palette
+from factory.dataset.masks import IGNORE, palette_image
 from factory.labelled.interface import LabelledImage
 from factory.segmenter.data import LabelledStream, Source
 from factory.segmenter.model import Segmenter, load_segmenter, new_segmenter, save_segmenter
@@ -90,8 +90,8 @@ class SegmenterTask:
         return tile(
             [
                 [Pictures.fromarray(image) for image, _ in pairs],
-                [_coloured(labels) for _, labels in pairs],
-                [_coloured(labels) for labels in predicted],
+                [palette_image(labels).convert("RGB") for _, labels in pairs],
+                [palette_image(labels).convert("RGB") for labels in predicted],
             ]
         )
 
@@ -151,9 +151,3 @@ def _window(rng: np.random.Generator, length: int, side: int, around: int | None
         return 0, int(rng.integers(0, spare + 1))
     low, high = (0, spare) if around is None else (max(0, around - side + 1), min(spare, around))
     return int(rng.integers(low, high + 1)), 0
-
-
-def _coloured(labels: NDArray[np.uint8]) -> Pictures.Image:
-    picture = Pictures.fromarray(labels, "P")
-    picture.putpalette(palette())
-    return picture.convert("RGB")

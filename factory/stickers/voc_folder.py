@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from factory.config.vocabulary import Vocabulary, coco
-from factory.dataset.masks import palette
+from factory.dataset.masks import palette_image
 from factory.errors import UserError
 from factory.files.listing import names_in
 from factory.stickers.atlas import STYLES
@@ -101,10 +101,8 @@ def _edges(instance_map: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 def _save_labels(labels: NDArray[np.uint8], path: Path) -> None:
     """A palette PNG, whole or not at all."""
-    picture = Image.fromarray(labels.astype(np.uint8)).convert("P")
-    picture.putpalette(palette())
     partial = path.with_suffix(".partial")
-    picture.save(partial, format="PNG")
+    palette_image(labels.astype(np.uint8)).save(partial, format="PNG")
     partial.replace(path)
 
 
