@@ -111,7 +111,7 @@ def inverted(options: argparse.Namespace) -> Pictures.Image:
 def segmenters(options: argparse.Namespace) -> Pictures.Image:
     models = {name: load_segmenter(Path(folder)) for name, _, folder in (one.partition("=") for one in options.models)}
     real = VocFolder(Path(options.real), "val", parse_classes(options.classes))
-    packed = chain.from_iterable(real.rows(part) for part in range(real.parts()))
+    packed = chain.from_iterable(real.samples(part) for part in range(real.parts()))
     found = sorted((said_of(row.decode(), models) for row in islice(packed, options.images)), key=lambda row: row[0])
     told = [(f"{text}, the {end}, IoU {iou:.2f}", shown) for end, rows in ends(found) for iou, (text, shown) in rows]
     return drawn(["image", "true labels", *models], told)

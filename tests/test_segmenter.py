@@ -27,7 +27,7 @@ from factory.generation.pin import pin_recipe
 from factory.labelled.coco import CocoFolder
 from factory.labelled.interface import LabelledImage
 from factory.labelled.voc import VocFolder
-from factory.segmenter.data import LabelledStream, SetSource
+from factory.segmenter.data import DatasetSource, LabelledStream
 from factory.segmenter.evaluate import Confusion, summed_up
 from factory.segmenter.model import Segmenter, load_segmenter, new_segmenter, save_segmenter
 from factory.segmenter.run import RealImages, SegmenterTraining, evaluate_here, train_here
@@ -94,7 +94,7 @@ def tiny(kind: str) -> Segmenter:
 def test_a_segmenter_learns_and_its_scores_have_the_images_size(kind: str, folder: Path) -> None:
     torch.manual_seed(0)
     model = tiny(kind)
-    rows = [row.decode() for row in VocFolder(folder, "train", voc()).rows(0)[:4]]
+    rows = [row.decode() for row in VocFolder(folder, "train", voc()).samples(0)[:4]]
     images = torch.from_numpy(np.stack([row.image for row in rows])).permute(0, 3, 1, 2)
     labels = torch.from_numpy(np.stack([row.labels for row in rows]))
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
@@ -121,15 +121,15 @@ def test_a_saved_segmenter_says_the_same(kind: str, tmp_path: Path) -> None:
 
 
 def test_shards_and_folders_speak_of_the_same_classes(shards: Path, folder: Path) -> None:
-    source = SetSource(Store(str(shards)), voc())
+    source = DatasetSource(Store(str(shards)), voc())
     assert source.size == 10
     for part in range(source.parts()):
-        for row in (packed.decode() for packed in source.rows(part)):
+        for row in (packed.decode() for packed in source.samples(part)):
             assert row.image.shape == (64, 64, 3)
             assert row.labels.max() <= 20
     wide = VocFolder(folder, "val", coco())
     narrow = VocFolder(folder, "val", voc())
-    one, other = wide.rows(0)[0].decode().labels, narrow.rows(0)[0].decode().labels
+    one, other = wide.samples(0)[0].decode().labels, narrow.samples(0)[0].decode().labels
     numbers = {int(k) for k in np.unique(other)} - {0, 255}
     assert {coco().names[k - 1] for k in {int(k) for k in np.unique(one)} - {0, 255}} == {
         coco().resolve(voc().names[k - 1]).name for k in numbers
@@ -140,12 +140,12 @@ def test_images_of_unseen_classes_are_left_out_where_only_seen_ones_are_asked_fo
     everything, seen = VocFolder(folder, "trainval", voc()), VocFolder(folder, "trainval", voc(), voc().seen("1"))
     assert 0 < seen.size < everything.size
     unseen = {voc().names.index(name) + 1 for name in voc().unseen("1")}
-    for packed in seen.rows(0):
+    for packed in seen.samples(0):
         assert not unseen & set(np.unique(packed.decode().labels).tolist())
 
 
 def test_a_stream_is_the_same_from_any_step_on_and_mixes_by_share(shards: Path, folder: Path) -> None:
-    sources = [SetSource(Store(str(shards)), voc()), VocFolder(folder, "train", voc())]
+    sources = [DatasetSource(Store(str(shards)), voc()), VocFolder(folder, "train", voc())]
 
     def keys(stream: LabelledStream, step: int) -> list[str]:
         return [row.key for row in stream.batch(step)]
@@ -298,7 +298,7 @@ def test_a_label_picture_of_another_size_is_told(folder: Path, tmp_path: Path) -
     key = (broken / "ImageSets/Segmentation/val.txt").read_text().split()[0]
     Image.new("P", (10, 10)).save(broken / "SegmentationClass" / f"{key}.png")
     with pytest.raises(UserError, match="is 10 x 10 and its image 64 x 64"):
-        VocFolder(broken, "val", voc()).rows(0)[0].decode()
+        VocFolder(broken, "val", voc()).samples(0)[0].decode()
 
 
 def test_a_picture_that_is_missing_is_told(folder: Path, tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_picture_that_is_missing_is_told(folder: Path, tmp_path: Path) -> None
     key = (broken / "ImageSets/Segmentation/val.txt").read_text().split()[0]
     (broken / "JPEGImages" / f"{key}.jpg").unlink()
     with pytest.raises(UserError, match=f"{key}.jpg cannot be read: .*every image of the folder needs its picture"):
-        VocFolder(broken, "val", voc()).rows(0)[0].decode()
+        VocFolder(broken, "val", voc()).samples(0)[0].decode()
 
 
 def test_segmenters_of_full_size_have_the_vocabularys_classes() -> None:

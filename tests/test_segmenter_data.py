@@ -16,7 +16,7 @@ from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.labelled.interface import LabelledImage
 from factory.labelled.voc import VocFolder
-from factory.segmenter.data import LabelledStream, SetSource, Shares
+from factory.segmenter.data import DatasetSource, LabelledStream, Shares
 from factory.segmenter.model import load_segmenter, new_segmenter
 from factory.segmenter.run import SegmenterTraining, train_here
 from factory.segmenter.training import SegmenterOptions, SegmenterTask, augmented
@@ -41,7 +41,7 @@ def test_shares_that_are_none_are_refused(shares: tuple[float, ...]) -> None:
 
 
 def test_a_share_of_two_percent_is_used_and_the_same_from_any_step_on(shards: Path, folder: Path) -> None:  # noqa: F811
-    sources = [SetSource(Store(str(shards)), voc()), VocFolder(folder, "train", voc())]
+    sources = [DatasetSource(Store(str(shards)), voc()), VocFolder(folder, "train", voc())]
 
     def stream() -> LabelledStream:
         return LabelledStream(sources, 4, 0, [0.98, 0.02])
@@ -91,18 +91,18 @@ def test_a_training_with_the_classes_in_another_order_is_another_training(folder
 class _HalfEmpty:
     """A source whose first part has no sample, as a shard in which nothing was accepted."""
 
-    def __init__(self, source: SetSource) -> None:
+    def __init__(self, source: DatasetSource) -> None:
         self._source, self.size, self.identity = source, source.size, source.identity
 
     def parts(self) -> int:
         return self._source.parts() + 1
 
-    def rows(self, part: int) -> Any:
-        return self._source.rows(part - 1) if part else []
+    def samples(self, part: int) -> Any:
+        return self._source.samples(part - 1) if part else []
 
 
 def test_a_first_shard_without_a_sample_does_not_end_a_training(shards: Path) -> None:  # noqa: F811
-    source = _HalfEmpty(SetSource(Store(str(shards)), voc()))
+    source = _HalfEmpty(DatasetSource(Store(str(shards)), voc()))
     task = SegmenterTask([source], voc(), SegmenterOptions(side=32), "cpu")
     assert task.sample_sheet(task.model.eval()).size == (10 * 32, 3 * 32)
 

@@ -25,7 +25,7 @@ class _Line:
     name = "line"
 
     def __init__(self, stop_at: int | None = None, data: str = "a line") -> None:
-        self.made_of = {"data": data}
+        self.depends_on = {"data": data}
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.1), nn.Linear(8, 1))
         self.stop_at = stop_at

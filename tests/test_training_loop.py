@@ -94,7 +94,7 @@ def test_weights_that_an_update_broke_do_not_replace_a_good_checkpoint(tmp_path:
 def test_a_checkpoint_that_does_not_tell_what_it_was_made_of_is_refused(tmp_path: Path) -> None:
     train(Line(), OPTIONS, tmp_path, _silent)
     ordered = Line()
-    ordered.made_of = {"data": "a line", "classes": "a, b"}
+    ordered.depends_on = {"data": "a line", "classes": "a, b"}
     with pytest.raises(UserError, match="does not tell its classes"):
         train(ordered, OPTIONS, tmp_path, _silent)
 

@@ -58,7 +58,7 @@ class LabelledFolder(ABC):
         """Runs of `part_size` images."""
         return -(-self.size // self.part_size)
 
-    def rows(self, part: int) -> list["PackedImage"]:
+    def samples(self, part: int) -> list["PackedImage"]:
         """The images of a part."""
         return [PackedImage(self, key) for key in self.keys[part * self.part_size : (part + 1) * self.part_size]]
 

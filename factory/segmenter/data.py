@@ -47,7 +47,7 @@ class Source(Protocol):
         """How many parts there are."""
         ...
 
-    def rows(self, part: int) -> Sequence[Packed]:
+    def samples(self, part: int) -> Sequence[Packed]:
         """The samples of a part, in order."""
         ...
 
@@ -68,7 +68,7 @@ class _PackedRow:
         return LabelledImage(key, image, self.lookup[labels])
 
 
-class SetSource:
+class DatasetSource:
     """A finished or unfinished set: its shards are the parts."""
 
     def __init__(self, store: Store, vocabulary: Vocabulary) -> None:
@@ -89,7 +89,7 @@ class SetSource:
         """Shards."""
         return len(self._names)
 
-    def rows(self, part: int) -> list[Packed]:
+    def samples(self, part: int) -> list[Packed]:
         """The samples of a shard."""
         name = self._names[part]
         return [
@@ -165,6 +165,6 @@ class LabelledStream:
             random = np.random.default_rng((self._seed, number, epoch))
             order = random.permutation(source.parts())
             for start in range(0, len(order), _OPEN):
-                opened = [row for part in order[start : start + _OPEN] for row in source.rows(int(part))]
+                opened = [row for part in order[start : start + _OPEN] for row in source.samples(int(part))]
                 yield from (opened[k] for k in random.permutation(len(opened)))
             epoch += 1

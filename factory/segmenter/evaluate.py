@@ -62,7 +62,7 @@ def score(
     confusion, done = Confusion(len(model.names)), 0
     model.to(device).eval()
     for part in range(source.parts()):
-        for batch in _of_one_size([row.decode() for row in source.rows(part)]):
+        for batch in _of_one_size([row.decode() for row in source.samples(part)]):
             images = torch.from_numpy(np.stack([row.image for row in batch])).permute(0, 3, 1, 2).to(device)
             scores = model.scores(images)
             if not scores.isfinite().all():

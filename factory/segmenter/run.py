@@ -139,7 +139,7 @@ def _real_source(run: SegmenterTraining, address: str, vocabulary: Vocabulary) -
     """A set of `factory invert`, COCO's images or a VOC folder. UserError where a set may show unseen classes."""
     from factory.dataset.state import RECIPE, recipe_of
     from factory.labelled.folders import open_labelled
-    from factory.segmenter.data import SetSource
+    from factory.segmenter.data import DatasetSource
 
     only = vocabulary.seen(run.split) if run.split is not None and run.real_classes == "seen" else None
     store = Store(address)
@@ -156,18 +156,18 @@ def _real_source(run: SegmenterTraining, address: str, vocabulary: Vocabulary) -
             f"{address} may show {', '.join(others[:3])}, unseen in split {run.split}; make it with `factory invert "
             f"--split {run.split}`, or take --real-classes all."
         )
-    return SetSource(store, vocabulary)
+    return DatasetSource(store, vocabulary)
 
 
 def _sources(run: SegmenterTraining, vocabulary: Vocabulary) -> tuple[list["Source"], list[float] | None]:
     """What to train on, and each source's share of the samples; None for their sizes."""
-    from factory.segmenter.data import SetSource
+    from factory.segmenter.data import DatasetSource
 
     if run.real_classes not in ("all", "seen"):
         raise UserError(f"--real-classes is all or seen, got {run.real_classes!r}.")
     if run.real_classes == "seen" and run.split is None:
         raise UserError("which classes are seen? Give --split, as in --real-classes seen --split 1.")
-    sets: list[Source] = [SetSource(Store(address), vocabulary) for address in run.shards]
+    sets: list[Source] = [DatasetSource(Store(address), vocabulary) for address in run.shards]
     if run.real is None:
         if not sets:
             raise UserError("there is nothing to train on; give a set's folder, --real, or both.")

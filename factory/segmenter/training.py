@@ -46,7 +46,7 @@ class SegmenterTask:
     ) -> None:
         self.sources, self.vocabulary, self.options = sources, vocabulary, options
         self.device, self.shares, self.about = device, shares, about or {}
-        self.made_of = {
+        self.depends_on = {
             "network": str(options),
             "classes": ", ".join(vocabulary.names),
             "data": ", ".join(one.identity for one in sources),
@@ -82,7 +82,7 @@ class SegmenterTask:
         """Training images, their labels, and what the segmenter says."""
         assert isinstance(model, Segmenter)
         rng = np.random.default_rng(0)
-        parts = (row for part in range(self.sources[0].parts()) for row in self.sources[0].rows(part))
+        parts = (row for part in range(self.sources[0].parts()) for row in self.sources[0].samples(part))
         rows = [row.decode() for row in islice(parts, _SHOWN)]
         pairs = [augmented(rng, row, self.options.side) for row in rows]
         images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).to(self.device)

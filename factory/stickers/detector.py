@@ -25,7 +25,7 @@ _MIN_AREA = 0.004
 
 
 @dataclass(frozen=True)
-class Instance:
+class DetectedInstance:
     """One found object. `box_xyxy` is in pixels, ends exclusive; `mask` is bool (height, width)."""
 
     class_name: str
@@ -70,7 +70,7 @@ class StickerDetector:
         return cls(network, device)
 
     @torch.no_grad()
-    def detect(self, images: Sequence[Image.Image]) -> list[list[Instance]]:
+    def detect(self, images: Sequence[Image.Image]) -> list[list[DetectedInstance]]:
         """The instances in each RGB picture, by falling score. The pictures of one call share one size."""
         if not images:
             return []
@@ -92,7 +92,7 @@ class StickerDetector:
             logits = self.network(pixel_values=network_input(pixels, side)).logits
         return functional.interpolate(logits.float(), (height, width), mode="bilinear").softmax(dim=1)
 
-    def _instances(self, scores: NDArray[np.float32], classes: NDArray[np.int64]) -> list[Instance]:
+    def _instances(self, scores: NDArray[np.float32], classes: NDArray[np.int64]) -> list[DetectedInstance]:
         found = []
         for number in np.unique(classes[classes > 0]):
             regions, count = ndimage.label(classes == number)
@@ -102,7 +102,7 @@ class StickerDetector:
                     continue
                 rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
                 box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-                found.append(Instance(self.class_names[number - 1], float(scores[mask].mean()), box, mask))
+                found.append(DetectedInstance(self.class_names[number - 1], float(scores[mask].mean()), box, mask))
         return sorted(found, key=lambda instance: -instance.score)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from factory.config.vocabulary import caption, coco
 from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
-from factory.stickers.detector import Instance, StickerDetector
+from factory.stickers.detector import DetectedInstance, StickerDetector
 from factory.stickers.evaluate_parts import (
     Report,
     RoundTrip,
@@ -259,7 +259,7 @@ def _squared(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float
     return squared
 
 
-def _centres(found: list[list[Instance]], name: str) -> NDArray[np.float32]:
+def _centres(found: list[list[DetectedInstance]], name: str) -> NDArray[np.float32]:
     masks = [instance.mask for instances in found for instance in instances if instance.class_name == name]
     return np.stack([_centre(mask) for mask in masks]) if len(masks) > 1 else np.zeros((2, 2), np.float32)
 

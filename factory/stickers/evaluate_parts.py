@@ -11,7 +11,7 @@ from PIL import Image
 
 from factory.config.vocabulary import coco
 from factory.stickers.atlas import TRAIN_STYLES
-from factory.stickers.detector import Instance, StickerDetector
+from factory.stickers.detector import DetectedInstance, StickerDetector
 from factory.stickers.scenes import Scene, random_class_names, render_scene
 from factory.stickers.train_autoencoder import round_trip_psnr, to_picture, to_tensor
 
@@ -84,17 +84,17 @@ def mirrored_agreement(detector: StickerDetector, pictures: list[Image.Image], r
     return agreement
 
 
-def detect_all(detector: StickerDetector, pictures: list[Image.Image]) -> list[list[Instance]]:
+def detect_all(detector: StickerDetector, pictures: list[Image.Image]) -> list[list[DetectedInstance]]:
     """The instances in each picture, found in batches."""
     return [found for k in range(0, len(pictures), 20) for found in detector.detect(pictures[k : k + 20])]
 
 
-def classes_found(instances: list[Instance]) -> set[str]:
+def classes_found(instances: list[DetectedInstance]) -> set[str]:
     """The classes with an instance of at least `MIN_SCORE`."""
     return {instance.class_name for instance in instances if instance.score >= MIN_SCORE}
 
 
-def _mask(instances: list[Instance], name: str) -> NDArray[np.bool_] | None:
+def _mask(instances: list[DetectedInstance], name: str) -> NDArray[np.bool_] | None:
     masks = [i.mask for i in instances if i.class_name == name and i.score >= MIN_SCORE]
     return np.logical_or.reduce(masks) if masks else None
 

@@ -47,7 +47,7 @@ class AutoencoderTask:
     """Crops of rendered scenes through the bottleneck: L1 on pixels and on their differences, and a weak prior."""
 
     name = "autoencoder"
-    made_of: ClassVar[Mapping[str, str]] = {}
+    depends_on: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, device: str) -> None:
         self.device = device

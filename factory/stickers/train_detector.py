@@ -63,7 +63,7 @@ class DetectorTask:
     """
 
     name = "detector"
-    made_of: ClassVar[Mapping[str, str]] = {}
+    depends_on: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, device: str, autoencoder: Path, judge: bool = False) -> None:
         self.device = device

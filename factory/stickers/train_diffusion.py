@@ -45,7 +45,7 @@ class DiffusionTask:
     name = "diffusion"
 
     @property
-    def made_of(self) -> Mapping[str, str]:
+    def depends_on(self) -> Mapping[str, str]:
         """Nothing that the options do not say."""
         return {}
 

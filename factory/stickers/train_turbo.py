@@ -63,7 +63,7 @@ class TurboTask(DiffusionTask):
         """Cumulative alpha by the number of noise steps: 0 for clean latents, 1000 for the noisiest."""
 
     @property
-    def made_of(self) -> Mapping[str, str]:
+    def depends_on(self) -> Mapping[str, str]:
         """The stage, and the scale that its teacher is guided with."""
         return {"stage": f"{self.stage.steps} steps, guidance {self.stage.guidance:g}"}
 

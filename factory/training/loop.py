@@ -61,7 +61,7 @@ class TrainTask(Protocol):
     """Everything that is trained, as one module."""
 
     @property
-    def made_of(self) -> Mapping[str, str]:
+    def depends_on(self) -> Mapping[str, str]:
         """What a run depends on besides its options, as its data and its network; a checkpoint of others is refused."""
         ...
 
@@ -105,8 +105,8 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
     moving = torch.optim.swa_utils.get_ema_multi_avg_fn(options.ema_decay)  # type: ignore[no-untyped-call]
     average = torch.optim.swa_utils.AveragedModel(task.model, multi_avg_fn=moving)
     state: dict[str, Any] = {"model": task.model, "average": average, "optimizer": optimizer, "schedule": schedule}
-    run = {**asdict(options), **task.made_of}
-    first = _restore(out, state, run, task.made_of)
+    run = {**asdict(options), **task.depends_on}
+    first = _restore(out, state, run, task.depends_on)
     if first:
         report(f"{task.name}: resuming at step {first} of {options.steps}")
     task.model.train()
@@ -257,7 +257,7 @@ def _checkpoint(task: TrainTask, out: Path, state: dict[str, Any], run: dict[str
     partial.replace(out / CHECKPOINT)
 
 
-def _restore(out: Path, state: dict[str, Any], run: dict[str, Any], made_of: Mapping[str, str]) -> int:
+def _restore(out: Path, state: dict[str, Any], run: dict[str, Any], depends_on: Mapping[str, str]) -> int:
     path = out / CHECKPOINT
     if not path.exists():
         return 0
@@ -266,7 +266,7 @@ def _restore(out: Path, state: dict[str, Any], run: dict[str, Any], made_of: Map
     except Exception as error:
         raise UserError(f"The checkpoint {path} cannot be read ({error}); move it away to start afresh.") from error
     before = saved["options"]
-    unknown = [key for key in made_of if key not in before]
+    unknown = [key for key in depends_on if key not in before]
     if unknown:
         raise UserError(
             f"The checkpoint {path} does not tell its {' and '.join(unknown)}, as an earlier version wrote it; train "

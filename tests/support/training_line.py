@@ -20,7 +20,7 @@ class Line:
     name = "line"
 
     def __init__(self, nan_at: int | None = None) -> None:
-        self.made_of = {"data": "a line"}
+        self.depends_on = {"data": "a line"}
         torch.manual_seed(0)
         self.model = nn.Linear(3, 1)
         self.nan_at = nan_at
