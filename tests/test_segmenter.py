@@ -278,10 +278,10 @@ def test_two_processes_train_together(
     [
         ({}, "there is nothing to train on"),
         ({"real": "here", "real_classes": "seen"}, "which classes are seen"),
-        ({"real": "here"}, "is no PASCAL VOC folder"),
+        ({"real": "here"}, "is not a PASCAL VOC folder"),
         ({"shards": ("nowhere",)}, "holds no set"),
         ({"real": "FOLDER", "architecture": "nothing"}, "is no segmentation model"),
-        ({"real": "FOLDER", "classes": "dog,cat"}, "which the vocabulary custom has not"),
+        ({"real": "FOLDER", "classes": "dog,cat"}, "which is not in the vocabulary custom"),
     ],
 )
 def test_what_cannot_be_trained_on_is_told(folder: Path, tmp_path: Path, change: dict[str, Any], told: str) -> None:
@@ -297,7 +297,7 @@ def test_a_label_picture_of_another_size_is_told(folder: Path, tmp_path: Path) -
     broken = shutil.copytree(folder, tmp_path / "broken")
     key = (broken / "ImageSets/Segmentation/val.txt").read_text().split()[0]
     Image.new("P", (10, 10)).save(broken / "SegmentationClass" / f"{key}.png")
-    with pytest.raises(UserError, match="is 10 x 10 and its image 64 x 64"):
+    with pytest.raises(UserError, match="has 10 x 10 pixels, but its image has 64 x 64"):
         VocFolder(broken, "val", voc()).samples(0)[0].decode()
 
 
@@ -307,7 +307,7 @@ def test_a_picture_that_is_missing_is_told(folder: Path, tmp_path: Path) -> None
     broken = shutil.copytree(folder, tmp_path / "broken")
     key = (broken / "ImageSets/Segmentation/val.txt").read_text().split()[0]
     (broken / "JPEGImages" / f"{key}.jpg").unlink()
-    with pytest.raises(UserError, match=f"{key}.jpg cannot be read: .*every image of the folder needs its picture"):
+    with pytest.raises(UserError, match=f"{key}.jpg does not exist"):
         VocFolder(broken, "val", voc()).samples(0)[0].decode()
 
 
