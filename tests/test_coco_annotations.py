@@ -237,7 +237,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "huge": ([[5, 5, 1e9, 5, 25, 20]], "extends from 5 to 1e.09, but the image has 60 pixels"),
     "far below": ([[5, -1e18, 9, 5, 25, 20]], "extends from -1e.18 to 20, but the image has 40 pixels"),
     "no float": ([[5, 5, 10**400, 5, 25, 20]], "too large"),
-    "long": ([[0, 0, 60, 40] * 20_000], f"polygon outline has .* more than the limit of {MAX_OUTLINE:,}"),
+    "long": ([[0, 0, 60, 40] * 20_000], f"outline of a polygon has .* more than the limit of {MAX_OUTLINE:,}"),
     "odd": ([[5, 5, 25, 5, 25, 20, 5]], "has 7 numbers, but x and y must come in pairs"),
     "texts": ([["5", "5", "25", "5", "25", "20"]], "a list of numbers"),
     "null inside": ([[5, 5, None, 5, 25, 20]], "a list of numbers"),
