@@ -154,9 +154,7 @@ def test_a_stream_is_the_same_from_any_step_and_mixes_by_share(shards: Path, fol
     whole = LabelledStream(sources, 8, 0, [0.25, 0.75])
     batches = [keys(whole, step) for step in range(9)]
     assert keys(LabelledStream(sources, 8, 0, [0.25, 0.75]), 6) == batches[6]
-    assert all(
-        sum(len(key) == 9 for key in batch) == 2 for batch in batches
-    )  # the keys of a generated dataset have nine digits
+    assert all(sum(len(key) == 9 for key in batch) == 2 for batch in batches)  # generated keys have nine digits
 
 
 def test_an_augmented_crop_is_square_and_ignores_pixels_outside() -> None:
@@ -256,9 +254,7 @@ def saved_tiny(folder: Path, kind: str = "segformer") -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning"
-)  # Ray Train imports Ray Data, which uses its own deprecated fields
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Train imports Ray Data, which warns
 def test_two_processes_train_together(
     shards: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,9 +268,9 @@ def test_two_processes_train_together(
     trained = train_on_several(train_here, run.absolute(), 2, EngineRecipe())
     assert trained == tmp_path / "run" / "model"
     assert evaluate_here(trained, RealImages(folder), threads=1).images
-    with pytest.raises(UserError, match="does not part evenly"):
+    with pytest.raises(UserError, match="is not divisible by the 3 devices"):
         train_on_several(train_here, run, 3, EngineRecipe())
-    with pytest.raises(UserError, match=r"is of another run .*batch was 4, is 8"):
+    with pytest.raises(UserError, match=r"belongs to another run .*batch was 4, is 8"):
         train_on_several(train_here, replace(run.absolute(), batch=8), 2, EngineRecipe())
 
 

@@ -48,9 +48,7 @@ def test_a_share_of_two_percent_is_used_and_does_not_depend_on_the_first_step(sh
 
     whole = stream()
     batches = [[sample.key for sample in whole.batch(step)] for step in range(60)]
-    real = [
-        sum(len(key) != 9 for key in batch) for batch in batches
-    ]  # the keys of a generated dataset have nine digits
+    real = [sum(len(key) != 9 for key in batch) for batch in batches]  # generated keys have nine digits
     assert sum(real) in (4, 5)
     assert [sample.key for sample in stream().batch(33)] == batches[33]
 
@@ -89,7 +87,7 @@ def test_classes_in_another_order_are_another_run(folder: Path, tmp_path: Path) 
     reordered = ",".join(reversed(names))
     with pytest.raises(UserError, match=r"classes was airplane, .*, is tv, train"):
         train_here(replace(run, classes=reordered), lambda text: None)
-    with pytest.raises(UserError, match=r"can begin with .*its classes are background, aeroplane"):
+    with pytest.raises(UserError, match=r"cannot start from .*its classes are background, aeroplane"):
         train_here(replace(run, classes=reordered, start=str(start), out=str(tmp_path / "other")), lambda text: None)
 
 

@@ -193,6 +193,6 @@ def _check_all_used(run: SegmenterTraining, sources: Sequence["Source"], shares:
         share = weight / sum(weights)
         if share * run.batch * run.steps < 1:
             raise UserError(
-                f"{run.steps} steps of {run.batch} samples would use no sample of {name}, whose share is {share:.2g}; give "
-                f"at least {math.ceil(1 / share / run.batch)} --steps, or leave it out."
+                f"{run.steps} steps of {run.batch} samples would use no sample of {name}, whose share is {share:.2g}; "
+                f"give at least {math.ceil(1 / share / run.batch)} --steps, or leave it out."
             )

@@ -1,4 +1,4 @@
-"""A model of a few weights: small enough to train in a test, run by the same loop as the real ones."""
+"""A tiny model that is trained by the same loop as the real ones."""
 
 import math
 import sys
@@ -15,7 +15,7 @@ OPTIONS = TrainOptions(steps=40, batch=4, learning_rate=1e-2, ema_decay=0.9, che
 
 
 class Line:
-    """`nan_at` is the step at which the loss is NaN."""
+    """A linear model. `nan_at` is the step at which the loss is NaN."""
 
     name = "line"
 
@@ -45,9 +45,9 @@ class Line:
 
 
 def main() -> None:
-    """One of two processes that train together, twice; in the second training the other one's loss is NaN."""
+    """One of two processes that train together, twice. In the second training, the loss of process 1 becomes NaN."""
     rank, out = int(sys.argv[1]), Path(sys.argv[2])
-    torch.distributed.init_process_group("gloo", f"file://{out / 'meeting'}", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", f"file://{out / 'rendezvous'}", rank=rank, world_size=2)
     train(Line(), OPTIONS, out / "whole")
     try:
         train(Line(25 if rank else None), OPTIONS, out / "broken", lambda text: None)
