@@ -167,7 +167,7 @@ def test_masks_boxes_and_scores_of_an_instance_are_consistent(tmp_path) -> None:
 
 
 def test_a_folder_without_a_detector_raises_a_clear_error(tmp_path) -> None:
-    with pytest.raises(UserError, match="holds no detector"):
+    with pytest.raises(UserError, match="is not a detector folder"):
         StickerDetector.from_pretrained(tmp_path)
 
 
