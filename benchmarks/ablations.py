@@ -1,9 +1,9 @@
-"""What each ingredient of the guided module is worth: trained without it, measured by Protocol I.
+"""Ablations of the guided module: modules trained without one component each, evaluated with Protocol I.
 
     python -m benchmarks.ablations ORACLE_SET --classes voc --steps 600 --images 60 --out runs/ablations
 
-Every row has the same oracle set, steps, batch and seed, and is measured on the same images. A row that is trained
-already is not trained again; `--rows` chooses some of them, by their names' beginnings.
+Every row uses the same oracle dataset, steps, batch size and seed, and is evaluated on the same images. Rows that have
+been trained before are not trained again. `--rows` selects rows by the beginnings of their names.
 """
 
 import argparse
@@ -49,21 +49,23 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rows", nargs="+", default=[""])
-    parser.add_argument("--only-train", action="store_true", help="Measure later, by the same command without it.")
+    parser.add_argument(
+        "--only-train", action="store_true", help="Skip the evaluation; run the same command without this option later."
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", type=Path)
     options = parser.parse_args()
     quiet_model_libraries()
     if options.threads:
         torch.set_num_threads(options.threads)
-    chosen = {name: row for name, row in ROWS.items() if name.startswith(tuple(options.rows))}
+    selected = {name: row for name, row in ROWS.items() if name.startswith(tuple(options.rows))}
     sets = [OracleSet(Store(options.oracle))]
     named = []
-    for name, (what, rate) in chosen.items():
+    for name, (module_options, rate) in selected.items():
         folder = options.out / name.translate({ord(" "): "-", ord(","): "", ord("'"): ""})
         plan = TrainOptions(steps=options.steps, batch=options.batch, learning_rate=rate, ema_decay=0.99)
         if not (folder / "model" / "config.json").exists():
-            train(GrounderTask(sets, what, "cpu", options.steps), plan, folder)
+            train(GrounderTask(sets, module_options, "cpu", options.steps), plan, folder)
         named.append(f"{name}={folder / 'model'}")
     if options.only_train:
         return
@@ -72,8 +74,8 @@ def main() -> None:
     for method, by_group in averaged(results):
         mean = sum(by_group.values()) / len(by_group)
         lines.append(f"| {method} | {' | '.join(f'{100 * by_group[g]:.1f}' for g in GROUPS)} | {100 * mean:.1f} |")
-    how = f"--steps {options.steps} --batch {options.batch} --images {options.images}"
-    text = f"`python -m benchmarks.ablations ... {how}` printed this.\n\n" + "\n".join(lines) + "\n"
+    arguments = f"--steps {options.steps} --batch {options.batch} --images {options.images}"
+    text = f"`python -m benchmarks.ablations ... {arguments}` printed this.\n\n" + "\n".join(lines) + "\n"
     print(text)
     if options.table:
         write_table(options.table, text, f"ablations-{options.classes}")

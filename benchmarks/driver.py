@@ -1,14 +1,14 @@
-"""What a driver costs on a bucket whose answers take 30 ms: start, status, statement, and shards a second.
+"""Driver overhead with an object store of 30 ms latency: start, status, statement, and shards per second.
 
     python -m benchmarks.driver --shards 100000
 
 The bucket is a server in a process of its own that waits `--latency` before each answer. `processor` is the processor
 time of the driver alone, which other programs on the machine hardly lengthen. Rows:
 
-- `start`: from an unfinished dataset to the list of what is missing: recipe, lease, receipts, quarantine.
-- `statement, no index`: the sums of all receipts, each read once: for a dataset of an older version.
-- `statement`, `status`: the same with the index that a run leaves behind.
-- `driver`: shards a second that the reports of a run keep up with, while receipts are read for the index.
+- `start`: finds the missing shards of an incomplete dataset: recipe, lease, receipts, quarantine.
+- `statement, no index`: totals of all receipts, each of which is read, as for a dataset of an older version.
+- `statement`, `status`: the same with the receipt index that a run writes.
+- `driver`: shards per second that a run's reporter can process, while it reads receipts for the index.
 """
 
 import argparse
@@ -37,10 +37,11 @@ from tests.support.receipts import receipt
 ADDRESS = "s3://bucket/set"
 SHARD_SIZE = 100
 _RATE = 800
+"""Shards per second of the simulated workers."""
 
 
 def serve(shards: int, recipe: bytes, latency: float, pipe: Connection) -> None:
-    """The bucket; answers each word on the pipe with the number of requests since the last one."""
+    """Run the bucket. Answers every message on the pipe with the request counts since the previous message."""
     bucket = Bucket()
     bucket.put("bucket/set/recipe.yaml", recipe)
     for number in range(shards):
@@ -54,7 +55,7 @@ def serve(shards: int, recipe: bytes, latency: float, pipe: Connection) -> None:
 
 
 def start(store: Store, shards: int) -> int:
-    """What `generate` does before it looks for workers."""
+    """The work of `generate` before it starts workers."""
     recipe = existing_recipe(store)
     assert recipe is not None
     with leased(store):
@@ -64,13 +65,13 @@ def start(store: Store, shards: int) -> int:
 
 
 def drive(store: Store, recipe: Recipe, shards: int, seconds: float) -> float:
-    """Shards a second of a run whose workers finish `_RATE` shards a second, the last receipt in the index included."""
+    """Shards per second of a run whose workers finish `_RATE` shards per second, until all receipts are indexed."""
     with leased(store) as held:
         tracker, run = Tracker(Plan(recipe), set()), State(shards)
         reporter = Reporter(store, tracker, lambda snapshot: None, held, set())
         listener = reporter.as_listener()
-        began, number = time.perf_counter(), 0
-        while (now := time.perf_counter() - began) < seconds:
+        start_time, number = time.perf_counter(), 0
+        while (now := time.perf_counter() - start_time) < seconds:
             while number < min(shards, int(now * _RATE)):
                 run.add(Done(99, 150))
                 listener.finished(number)
@@ -78,34 +79,34 @@ def drive(store: Store, recipe: Recipe, shards: int, seconds: float) -> float:
             listener.tick(run)
             time.sleep(0.01)
         reporter.drain()
-        taken = time.perf_counter() - began
+        seconds_taken = time.perf_counter() - start_time
         reporter.close(tracker.snapshot(run, "interrupted"))
-    return number / taken
+    return number / seconds_taken
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=100_000)
     parser.add_argument("--latency", type=float, default=0.03)
-    parser.add_argument("--seconds", type=float, default=20.0, help="Length of the run of `driver`.")
-    parser.add_argument("--table", help="Page to write the table into.")
+    parser.add_argument("--seconds", type=float, default=20.0, help="Duration of the `driver` row.")
+    parser.add_argument("--table", help="Markdown page whose table is replaced.")
     options = parser.parse_args()
     shards = options.shards
     recipe = make_recipe({"n": (shards + 1) * SHARD_SIZE, "shard_size": SHARD_SIZE})
-    pipe, theirs = multiprocessing.Pipe()
-    arguments = (shards, recipe.to_yaml().encode(), options.latency, theirs)
+    pipe, server_pipe = multiprocessing.Pipe()
+    arguments = (shards, recipe.to_yaml().encode(), options.latency, server_pipe)
     server = multiprocessing.get_context("spawn").Process(target=serve, args=arguments, daemon=True)
     server.start()
     os.environ |= pipe.recv()
     rows = list[str]()
 
     def timed(name: str, action: Callable[[], object]) -> None:
-        pipe.send("forget")
+        pipe.send("reset")
         pipe.recv()
         began, used = time.perf_counter(), time.process_time()
         result = action()
         taken, used = time.perf_counter() - began, time.process_time() - used
-        pipe.send("tell")
+        pipe.send("count")
         requests = sum(pipe.recv().values())
         figure = f"{result:.0f} shards/s" if isinstance(result, float) else f"{taken:.1f} s"
         rows.append(f"| {name} | {figure} | {used:.1f} s | {requests} |")

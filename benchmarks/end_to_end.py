@@ -1,9 +1,9 @@
-"""Samples per second of `factory generate` against two loops on the same model, in one run.
+"""Samples per second of `factory generate`, compared with two loops on the same model.
 
     python -m benchmarks.end_to_end --n 128
 
-`bare` is the stock diffusers pipeline in batches, images only, nothing written. `released` is the way of the released
-code: one image at a time, 50 DDIM steps, one PNG at a time. Start-up is left out on all sides.
+`bare` is the standard diffusers pipeline in batches: images only, and nothing is written. `released` is the method of
+the paper's released code: one image at a time, 50 DDIM steps, saved as PNG. Start-up time is excluded everywhere.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from factory.generator.load import load_pipeline
 
 
 def factory_rate(recipe: Recipe, folder: Path) -> tuple[float, float]:
-    """(accepted samples per second, attempts per second), from the receipts' span of generating."""
+    """(accepted samples per second, attempts per second), from the moment when all workers are ready."""
     first: list[float] = []
 
     def watch(snapshot: Snapshot) -> None:
@@ -40,28 +40,28 @@ def factory_rate(recipe: Recipe, folder: Path) -> tuple[float, float]:
 
 
 def bare_rate(recipe: Recipe) -> float:
-    """Images per second of the stock pipeline on all cores."""
+    """Images per second of the standard pipeline on all cores."""
     torch.set_num_threads(os.cpu_count() or 1)
-    pipeline = _stock(recipe, "DPMSolverMultistepScheduler")
+    pipeline = _standard_pipeline(recipe, "DPMSolverMultistepScheduler")
     texts = [sample.prompt.text for sample in Plan(recipe).samples()]
-    _draw(pipeline, texts[: recipe.batch], recipe, recipe.generator.steps)
+    _generate(pipeline, texts[: recipe.batch], recipe, recipe.generator.steps)
     start = time.perf_counter()
-    for at in range(0, len(texts), recipe.batch):
-        _draw(pipeline, texts[at : at + recipe.batch], recipe, recipe.generator.steps)
+    for first in range(0, len(texts), recipe.batch):
+        _generate(pipeline, texts[first : first + recipe.batch], recipe, recipe.generator.steps)
     return len(texts) / (time.perf_counter() - start)
 
 
 def released_rate(recipe: Recipe, folder: Path, count: int) -> float:
-    """Images per second one at a time, 50 DDIM steps, each saved as a PNG."""
-    pipeline = _stock(recipe, "DDIMScheduler")
+    """Images per second with one image at a time and 50 DDIM steps, each saved as PNG."""
+    pipeline = _standard_pipeline(recipe, "DDIMScheduler")
     texts = [sample.prompt.text for sample in Plan(recipe).samples()][:count]
     start = time.perf_counter()
     for number, text in enumerate(texts):
-        _draw(pipeline, [text], recipe, 50)[0].save(folder / f"{number}.png")
+        _generate(pipeline, [text], recipe, 50)[0].save(folder / f"{number}.png")
     return len(texts) / (time.perf_counter() - start)
 
 
-def _stock(recipe: Recipe, scheduler: str) -> Any:
+def _standard_pipeline(recipe: Recipe, scheduler: str) -> Any:
     import diffusers
 
     pipeline = load_pipeline(recipe.generator, "cpu")
@@ -70,13 +70,13 @@ def _stock(recipe: Recipe, scheduler: str) -> Any:
     return pipeline
 
 
-def _draw(pipeline: Any, texts: list[str], recipe: Recipe, steps: int) -> list[Any]:
+def _generate(pipeline: Any, texts: list[str], recipe: Recipe, steps: int) -> list[Any]:
     with torch.inference_mode():
         return list(pipeline(texts, num_inference_steps=steps, guidance_scale=recipe.generator.guidance).images)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=128)
     parser.add_argument("--model", default="stickers")
     parser.add_argument("--masks", default="stickers")

@@ -1,9 +1,9 @@
-"""The engine alone, with work that only sleeps: efficiency by number of actors, and shards per second of the driver.
+"""The engine with jobs that only sleep: efficiency by number of actors, and shards per second of the driver.
 
     python -m benchmarks.engine --actors 1 4 16 64 --seconds 2
 
-Efficiency is the time that the sleeping takes on so many actors, over the time from the first shard given out to the
-last one done. Actors ask for a fraction of a core, since they only sleep.
+Efficiency is the ideal time for that number of actors, divided by the time from the moment when all actors are ready to
+the last completed shard. Actors request a fraction of a core because they only sleep.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from tests.support.jobs import SleepingJob
 
 
 class Stopwatch:
-    """The time from the moment at which all actors were ready to the end."""
+    """Records the moment when all actors are ready."""
 
     def __init__(self, actors: int) -> None:
         self._actors, self.ready, self.done_before = actors, 0.0, 0
@@ -45,7 +45,7 @@ def measure(actors: int, seconds: float, shards: int) -> tuple[float, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--shards-each", type=int, default=12)

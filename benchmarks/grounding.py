@@ -1,9 +1,9 @@
-"""What masks by a grounding module add to the time of generating, as a ratio to images alone, in one run.
+"""Cost of masks from a grounding module, relative to generating images without masks.
 
     python -m benchmarks.grounding --n 64
 
-The modules have random weights, for their time does not depend on them; rounds of all ways alternate, and the median of
-the ratios is told. One thread, as a worker has.
+The modules have random weights, which do not affect their speed. All methods alternate batch by batch, and the median
+of the ratios is reported. Uses one thread, like a worker.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from factory.hf_logging import quiet_model_libraries
 
 
 def module_grounder(recipe: Recipe, module: str, folder: Path) -> TrainedGrounder:
-    """A grounder with fresh weights that fits the recipe's model."""
+    """A grounder with random weights for the recipe's model."""
     needs = frozenset({"features", "maps", "words"})
     sample = next(Plan(recipe).samples())
     made = PipelineGenerator(recipe, needs=needs).generate([Request(sample.prompt, 0)])
@@ -59,39 +59,39 @@ def main() -> None:
         make_recipe(data | {"masks": {"source": "attention", "capture": "sampling", "timesteps": [80]}})
     )
     plain = PipelineGenerator(recipe)
-    ways: dict[str, Callable[[list[Request]], object]] = {"images only": plain.generate}
+    methods: dict[str, Callable[[list[Request]], object]] = {"images only": plain.generate}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("guided", "paper"):
             grounder = module_grounder(recipe, name, Path(folder) / name)
             generator = PipelineGenerator(recipe, needs=grounder.needs)
-            ways[f"`{name}`"] = lambda asked, g=generator, m=grounder: m.ground(
-                g.generate(asked), [one.prompt for one in asked]
+            methods[f"`{name}`"] = lambda requests, g=generator, m=grounder: m.ground(
+                g.generate(requests), [request.prompt for request in requests]
             )
         attention = AttentionGrounder(recipe.masks)
-        watching = PipelineGenerator(recipe, needs=attention.needs)
-        ways["`attention`, one step"] = lambda asked: attention.ground(
-            watching.generate(asked), [one.prompt for one in asked]
+        recording = PipelineGenerator(recipe, needs=attention.needs)
+        methods["`attention`, one step"] = lambda requests: attention.ground(
+            recording.generate(requests), [request.prompt for request in requests]
         )
-        taken = measure(recipe, ways)
+        timings = measure(recipe, methods)
     print(f"`python -m benchmarks.grounding --n {options.n}`: one thread, {recipe.generator.steps} steps\n")
     print("| | seconds an image | ratio to images only |\n|---|---|---|")
-    for name, rows in taken.items():
-        ratio = statistics.median(mine / alone for mine, alone in zip(rows, taken["images only"], strict=True))
-        print(f"| {name} | {statistics.median(rows):.4f} | {ratio:.3f} |")
+    for name, seconds in timings.items():
+        ratio = statistics.median(s / base for s, base in zip(seconds, timings["images only"], strict=True))
+        print(f"| {name} | {statistics.median(seconds):.4f} | {ratio:.3f} |")
 
 
-def measure(recipe: Recipe, ways: dict[str, Callable[[list[Request]], object]]) -> dict[str, list[float]]:
-    """Seconds an image of each way, by micro-batch; the first is not counted."""
+def measure(recipe: Recipe, methods: dict[str, Callable[[list[Request]], object]]) -> dict[str, list[float]]:
+    """Seconds per image of each method, by batch; the first batch is excluded."""
     samples = list(Plan(recipe).samples())
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+    timings: dict[str, list[float]] = {name: [] for name in methods}
     for start in range(0, len(samples), recipe.batch):
-        asked = [Request(one.prompt, one.seed(0, 0)) for one in samples[start : start + recipe.batch]]
-        for name, way in ways.items():
-            began = time.perf_counter()
-            way(asked)
+        requests = [Request(sample.prompt, sample.seed(0, 0)) for sample in samples[start : start + recipe.batch]]
+        for name, method in methods.items():
+            start_time = time.perf_counter()
+            method(requests)
             if start:
-                taken[name].append((time.perf_counter() - began) / len(asked))
-    return taken
+                timings[name].append((time.perf_counter() - start_time) / len(requests))
+    return timings
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""What limits the figures of Protocol I: the truth that they are measured by, the resolution, or which object is which.
+"""What limits the scores of Protocol I: the detector's masks, the resolution, or the assignment of objects to classes.
 
     python -m benchmarks.limits GROUNDER --classes voc --images 60
 
-On the same fresh images as Protocol I, all as mIoU in percent, classes pooled and then averaged:
+All values are mIoU in percent on the new images of Protocol I, pooled by class and averaged over classes:
 
-- `module`: the grounder against the detector, as in Protocol I; and over surer detections only, found with a score of
-  at least 0.7 and of 0.9 for every class.
-- `detector, second look`: the detector against itself on the picture mirrored and mirrored back. No grounder can be
-  expected to agree with it better than it does itself.
-- `resolution`: the detector's own mask, shrunken to a side of so many pixels and enlarged again.
-- `objects as one`: module against detector with the classes of a picture not told apart.
+- `module`: the grounder against the detector, as in Protocol I; also restricted to images in which the detector finds
+  every class with a score of at least 0.7 or 0.9.
+- `detector, second look`: the detector against itself on mirrored images. No grounder can be expected to agree with the
+  detector more than the detector agrees with itself.
+- `resolution`: the detector's own masks, reduced to the given side in pixels and enlarged again.
+- `objects as one`: the module against the detector without distinguishing the classes of an image.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from factory.grounder.tally import IoUMeter, label_picture
 from factory.grounder.trained import TrainedGrounder, open_grounders
 from factory.hf_logging import quiet_model_libraries
 
-SURER, SIDES = (0.7, 0.9), (16, 32, 64)
+THRESHOLDS, SIDES = (0.7, 0.9), (16, 32, 64)
 Labels = NDArray[np.uint8]
 Tallies = dict[str, IoUMeter]
 
@@ -46,29 +46,29 @@ def count(
         truth = label_picture(batch.truths[k].disjoint(), classes, shape)
         mine = label_picture(predicted[k].disjoint(), classes, shape)
         tallies["module"].add(classes, mine, truth)
-        surest = min(one.score for one in batch.truths[k].instances)
-        for least in SURER:
-            if surest >= least:
-                tallies[f"module, detections of {least} and more"].add(classes, mine, truth)
+        lowest_score = min(instance.score for instance in batch.truths[k].instances)
+        for threshold in THRESHOLDS:
+            if lowest_score >= threshold:
+                tallies[f"module, detections of {threshold} and more"].add(classes, mine, truth)
         tallies["detector, second look"].add(classes, of_detections(again[k], classes, shape), truth)
         for side in SIDES:
-            tallies[f"resolution of {side}"].add(classes, through(truth, len(classes), side), truth)
+            tallies[f"resolution of {side}"].add(classes, resized(truth, len(classes), side), truth)
         tallies["objects as one"].add(
             ["object"], (mine > 0).astype(np.uint8), np.where(truth == IGNORE, truth, truth > 0)
         )
 
 
 def of_detections(found: Sequence[Instance], classes: Sequence[str], shape: Sequence[int]) -> Labels:
-    """Labels from detections over 0.5, the surest in front."""
+    """Labels from detections with a score of at least 0.5, those with higher scores in front."""
     labels = np.zeros(tuple(shape), np.uint8)
-    for one in sorted(found, key=lambda row: row.score):
-        if one.score >= 0.5 and one.class_name in classes:
-            labels[one.mask] = classes.index(one.class_name) + 1
+    for instance in sorted(found, key=lambda instance: instance.score):
+        if instance.score >= 0.5 and instance.class_name in classes:
+            labels[instance.mask] = classes.index(instance.class_name) + 1
     return labels
 
 
-def through(labels: Labels, classes: int, side: int) -> Labels:
-    """Labels after shrinking each class's mask to `side` pixels and enlarging it again."""
+def resized(labels: Labels, classes: int, side: int) -> Labels:
+    """Labels after reducing the mask of each class to `side` pixels and enlarging it again."""
     layers = torch.from_numpy(np.stack([labels == k for k in range(classes + 1)])).float()[None]
     small = functional.interpolate(layers, (side, side), mode="area")
     large = functional.interpolate(small, labels.shape, mode="bilinear", align_corners=False)
@@ -76,9 +76,9 @@ def through(labels: Labels, classes: int, side: int) -> Labels:
 
 
 def mirrored(images: Sequence[Image], evaluation: SplitEvaluation) -> list[list[Instance]]:
-    """What the detector finds in mirrored images, mirrored back."""
+    """Detections in mirrored images, mirrored back."""
     found = evaluation.detector.detect([np.ascontiguousarray(image[:, ::-1]) for image in images])
-    return [[Instance(row.class_name, row.score, row.mask[:, ::-1]) for row in rows] for rows in found]
+    return [[Instance(i.class_name, i.score, i.mask[:, ::-1]) for i in instances] for instances in found]
 
 
 def main() -> None:
@@ -103,10 +103,10 @@ def main() -> None:
     for row in rows:
         cells = [f"{100 * t[row].miou:.1f} ({t[row].images})" if t[row].images else "" for t in columns.values()]
         lines.append(f"| {row} | {' | '.join(cells)} |")
-    told = (
+    command = (
         f"`python -m benchmarks.limits GROUNDER --classes {options.classes} --images {options.images}` printed this; in"
     )
-    text = f"{told} brackets\nthe number of images.\n\n" + "\n".join(lines) + "\n"
+    text = f"{command} brackets\nthe number of images.\n\n" + "\n".join(lines) + "\n"
     print(text)
     if options.table:
         write_table(options.table, text, f"limits-{options.classes}")

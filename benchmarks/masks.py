@@ -1,9 +1,9 @@
-"""How good masks from attention are against the detector's, by where and how the attention is read.
+"""Agreement of attention masks with the detector's masks, by the settings with which attention is read.
 
     python -m benchmarks.masks --n 64
 
-Every row reads the same images. A class counts where the detector finds it with a score of at least 0.5; the figure is
-the mean intersection over union of these masks. This is how the recipe's defaults for `masks` are chosen.
+All rows use the same images. A class counts if the detector finds it with a score of at least 0.5; the metric is the
+mean intersection over union of these masks. The defaults of the recipe's `masks` section are based on this benchmark.
 """
 
 import argparse
@@ -29,51 +29,51 @@ THRESHOLDS = (None, 0.3, 0.4, 0.5, 0.6)
 LEVELS = (None, (1,), (2,), (4,), (1, 2), (2, 4))
 
 
-def oracle_masks(detector: Detector, made: Sequence[Generated]) -> list[Grounded]:
-    """What the detector is sure of."""
-    found = detector.detect([one.image for one in made])
-    return [Grounded(tuple(row for row in rows if row.score >= 0.5)) for rows in found]
+def oracle_masks(detector: Detector, generated: Sequence[Generated]) -> list[Grounded]:
+    """Detections with a score of at least 0.5."""
+    found = detector.detect([sample.image for sample in generated])
+    return [Grounded(tuple(i for i in instances if i.score >= 0.5)) for instances in found]
 
 
 def agreement(grounded: Sequence[Grounded], oracle: Sequence[Grounded], prompts: Sequence[Prompt]) -> tuple[float, int]:
-    """(mean IoU, classes that counted)."""
+    """(mean IoU, number of classes that counted)."""
     values = []
-    for mine, truth, prompt in zip(grounded, oracle, prompts, strict=True):
+    for prediction, truth, prompt in zip(grounded, oracle, prompts, strict=True):
         for name in prompt.classes:
-            seen, own = truth.of_class(name), mine.of_class(name)
-            if seen is not None:
-                values.append(0.0 if own is None else intersection_over_union(own, seen))
+            expected, predicted = truth.of_class(name), prediction.of_class(name)
+            if expected is not None:
+                values.append(0.0 if predicted is None else intersection_over_union(predicted, expected))
     return float(np.mean(values)) if values else 0.0, len(values)
 
 
-def drawn(recipe: Recipe) -> tuple[list[Generated], list[Prompt]]:
-    """The images of a recipe with their attention."""
+def generate(recipe: Recipe) -> tuple[list[Generated], list[Prompt]]:
+    """The images of a recipe, with their attention."""
     generator, samples = PipelineGenerator(recipe, needs=frozenset({ATTENTION})), list(Plan(recipe).samples())
-    made: list[Generated] = []
+    generated: list[Generated] = []
     for start in range(0, len(samples), recipe.batch):
         batch = samples[start : start + recipe.batch]
-        made += generator.generate([Request(one.prompt, one.seed(recipe.seed, 0)) for one in batch])
-    return made, [one.prompt for one in samples]
+        generated += generator.generate([Request(sample.prompt, sample.seed(recipe.seed, 0)) for sample in batch])
+    return generated, [sample.prompt for sample in samples]
 
 
 def rows(recipe: Recipe, detector: Detector) -> list[tuple[float, int, str]]:
-    """(mean IoU, classes, settings) of every combination, the best first."""
+    """(mean IoU, classes, settings) of every combination, best first."""
     result, oracle = [], None
     for mode in ("finished", "sampling"):
         for times in TIMESTEPS:
             chosen = recipe.masks.model_copy(update={"capture": mode, "timesteps": tuple(times)})
-            made, prompts = drawn(recipe.model_copy(update={"masks": chosen}))
-            oracle = oracle or oracle_masks(detector, made)
+            generated, prompts = generate(recipe.model_copy(update={"masks": chosen}))
+            oracle = oracle or oracle_masks(detector, generated)
             for spread in (True, False):
-                read = made if spread else [replace(one, attention=_unspread(one)) for one in made]
+                samples = generated if spread else [replace(s, attention=_unspread(s)) for s in generated]
                 for levels in LEVELS:
                     for threshold in THRESHOLDS:
                         setting = chosen.model_copy(update={"levels": levels, "threshold": threshold})
-                        found = AttentionGrounder(setting).ground(read, prompts)
-                        told = (
+                        found = AttentionGrounder(setting).ground(samples, prompts)
+                        description = (
                             f"{mode} {times} levels {levels or 'all'} threshold {threshold or 'found'} spread {spread}"
                         )
-                        result.append((*agreement(found, oracle, prompts), told))
+                        result.append((*agreement(found, oracle, prompts), description))
     return sorted(result, reverse=True)
 
 
@@ -83,7 +83,7 @@ def _unspread(one: Generated) -> object:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=64)
     parser.add_argument("--model", default="stickers")
     parser.add_argument("--show", type=int, default=15)
@@ -93,8 +93,8 @@ def main() -> None:
     )
     table = rows(recipe, open_detector(recipe, "cpu"))
     print("| mean IoU | classes | read how |\n|---|---|---|")
-    for value, count, told in table[: options.show]:
-        print(f"| {value:.3f} | {count} | {told} |")
+    for value, count, description in table[: options.show]:
+        print(f"| {value:.3f} | {count} | {description} |")
 
 
 if __name__ == "__main__":

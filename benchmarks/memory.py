@@ -1,9 +1,9 @@
-"""Peak memory of the driver and of its workers as n grows: it must not.
+"""Peak memory of the driver and the workers for growing n; it must stay constant.
 
     python -m benchmarks.memory --shards 1000 10000 100000 --samples 128 512 1024
 
-The first table is the engine with shards that do nothing, the second `factory generate` on the embedded model. Peaks
-are resident sizes of the largest process of each kind, as the system tells them, looked at five times a second.
+The first table is the engine with empty shards, the second `factory generate` with the embedded model. Peaks are the
+resident set sizes of the largest process of each kind, sampled five times per second.
 """
 
 import argparse
@@ -20,15 +20,15 @@ _EMPTY = "--only-empty-shards"
 
 
 def peaks(command: list[str]) -> tuple[float, float, float]:
-    """(driver MiB, largest worker MiB, seconds) of a command that starts a local Ray."""
+    """(driver MiB, largest worker MiB, seconds) of a command that starts a local Ray cluster."""
     start = time.perf_counter()
     driver, worker = 0, 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        watched = psutil.Process(process.pid)
+        monitored = psutil.Process(process.pid)
         while process.poll() is None:
             with suppress(psutil.Error):
-                driver = max(driver, watched.memory_info().rss)
-                for child in watched.children(recursive=True):
+                driver = max(driver, monitored.memory_info().rss)
+                for child in monitored.children(recursive=True):
                     with suppress(psutil.Error, IndexError):
                         if child.cmdline()[0].startswith("ray::ShardWorker"):
                             worker = max(worker, child.memory_info().rss)
@@ -39,7 +39,7 @@ def peaks(command: list[str]) -> tuple[float, float, float]:
 
 
 def empty_shards(count: int) -> None:
-    """Four actors through the scheduler, with nothing to make."""
+    """Run the scheduler with four actors and empty shards."""
     from factory.config.sections import EngineRecipe
     from factory.engine.capacity import Capacity, Share
     from factory.engine.cluster import connected
@@ -69,7 +69,7 @@ def main() -> None:
         return
     print("| shards of nothing | driver MiB | worker MiB | seconds |\n|---|---|---|---|")
     for count in options.shards:
-        driver, worker, seconds = peaks([sys.executable, __file__, _EMPTY, str(count)])
+        driver, worker, seconds = peaks([sys.executable, "-m", "benchmarks.memory", _EMPTY, str(count)])
         print(f"| {count} | {driver:.0f} | {worker:.0f} | {seconds:.0f} |", flush=True)
     print("\n| samples, embedded model | driver MiB | worker MiB | seconds |\n|---|---|---|---|")
     for count in options.samples:

@@ -1,12 +1,12 @@
-"""Pictures of what the tables tell: generated masks, inverted images with their way back, what segmenters say.
+"""Figures for the documentation: generated masks, inverted images with reconstructions, segmenter predictions.
 
     python -m benchmarks.pictures masks GROUNDER GROUNDER --classes voc --images 40 --out docs/pictures/masks.jpg
     python -m benchmarks.pictures inverted INVERTED_SET --grounder GROUNDER --out docs/pictures/inverted.jpg
     python -m benchmarks.pictures segmenters NAME=FOLDER NAME=FOLDER --real VOC_FOLDER --out segmenters.jpg
 
-Nothing is chosen by hand. `masks` shows, for every group of Protocol I, the images at which the first grounder is at
-its median and at its worst. `inverted` shows those of a set at which the way back ends best, at the median, and worst;
-`segmenters` those labelled images at which the first segmenter is best, at the median, and worst.
+No image is selected by hand. `masks` shows, for every group of Protocol I, the images with the median and the worst IoU
+of the first grounder. `inverted` shows the images of a dataset with the best, median and worst reconstruction.
+`segmenters` shows the labelled images with the best, median and worst IoU of the first segmenter.
 """
 
 import argparse
@@ -43,7 +43,7 @@ Row = tuple[str, list[Image]]
 
 
 def overlaid(image: Image, labels: Labels) -> Image:
-    """The image under its labels; what is ignored turns grey."""
+    """The image with its labels overlaid; ignored pixels are grey."""
     colours = np.array(palette(), np.float32).reshape(256, 3)
     colours[IGNORE] = 128
     mixed = (1 - OPACITY) * image + OPACITY * colours[labels]
@@ -51,22 +51,22 @@ def overlaid(image: Image, labels: Labels) -> Image:
 
 
 def drawn(heads: Sequence[str], rows: Sequence[Row]) -> Pictures.Image:
-    """Rows of pictures with a caption beneath each row and a heading over each column."""
+    """A grid of images with a caption below each row and a heading above each column."""
     sheet = Pictures.new("RGB", (len(heads) * CELL, CAPTION + len(rows) * (CELL + CAPTION)), "white")
     pen = ImageDraw.Draw(sheet)
-    for place, head in enumerate(heads):
-        pen.text((place * CELL + 4, 2), head, fill="black")
+    for column, head in enumerate(heads):
+        pen.text((column * CELL + 4, 2), head, fill="black")
     for number, (caption, pictures) in enumerate(rows):
         top = CAPTION + number * (CELL + CAPTION)
-        for place, picture in enumerate(pictures):
+        for column, picture in enumerate(pictures):
             cell = Pictures.fromarray(picture).resize((CELL - 2, CELL - 2), Pictures.Resampling.LANCZOS)
-            sheet.paste(cell, (place * CELL, top))
+            sheet.paste(cell, (column * CELL, top))
         pen.text((4, top + CELL), caption, fill="black")
     return sheet
 
 
 def rows_of_group(evaluation: SplitEvaluation, group: str, images: int, judge: str) -> list[Row]:
-    """The images at which `judge` is at its median and at its worst."""
+    """The images with the median and the worst IoU of the method `judge`."""
     found: list[tuple[float, Row]] = []
     for batch in evaluation.batches(group, 3 * images):
         predicted = {
@@ -91,9 +91,9 @@ def rows_of_group(evaluation: SplitEvaluation, group: str, images: int, judge: s
 
 def masks(options: argparse.Namespace) -> Pictures.Image:
     grounders = dict(open_grounders(options.grounders, "cpu", 1))
-    first, one = next(iter(grounders.items()))
-    evaluation = SplitEvaluation(grounders, one.config.split, options.classes, "cpu", 1)
-    rows = [row for group in GROUPS for row in rows_of_group(evaluation, group, options.images, first)]
+    first_name, first = next(iter(grounders.items()))
+    evaluation = SplitEvaluation(grounders, first.config.split, options.classes, "cpu", 1)
+    rows = [row for group in GROUPS for row in rows_of_group(evaluation, group, options.images, first_name)]
     return drawn(["image", "detector", "attention", *grounders], rows)
 
 
@@ -102,44 +102,47 @@ def inverted(options: argparse.Namespace) -> Pictures.Image:
     trip = InvertingGenerator(opened.recipe)
     ((name, grounder),) = open_grounders([options.grounder], "cpu", 1)
     reader = PipelineGenerator(opened.recipe, "cpu", grounder.needs)
-    samples = [row for number in opened.receipts for row in opened.samples(number)][: options.images]
-    rows = sorted((way_back(row, trip, grounder, reader) for row in samples), key=lambda row: row[0])
-    told = [(f"{text}, the {end}, {db:.1f} dB", shown) for end, some in ends(rows) for db, (text, shown) in some]
-    return drawn(["image", "after the way back", "true masks", name], told)
+    samples = [sample for number in opened.receipts for sample in opened.samples(number)][: options.images]
+    scored = sorted((reconstruction_row(sample, trip, grounder, reader) for sample in samples), key=lambda row: row[0])
+    rows = [(f"{text}, the {end}, {db:.1f} dB", shown) for end, group in ends(scored) for db, (text, shown) in group]
+    return drawn(["image", "reconstruction", "true masks", name], rows)
 
 
 def segmenters(options: argparse.Namespace) -> Pictures.Image:
-    models = {name: load_segmenter(Path(folder)) for name, _, folder in (one.partition("=") for one in options.models)}
+    models = {
+        name: load_segmenter(Path(folder)) for name, _, folder in (model.partition("=") for model in options.models)
+    }
     real = VocFolder(Path(options.real), "val", parse_classes(options.classes))
-    packed = chain.from_iterable(real.rows(part) for part in range(real.parts()))
-    found = sorted((said_of(row.decode(), models) for row in islice(packed, options.images)), key=lambda row: row[0])
-    told = [(f"{text}, the {end}, IoU {iou:.2f}", shown) for end, rows in ends(found) for iou, (text, shown) in rows]
-    return drawn(["image", "true labels", *models], told)
+    lazy = chain.from_iterable(real.samples(part) for part in range(real.parts()))
+    samples = (sample.decode() for sample in islice(lazy, options.images))
+    scored = sorted((prediction_row(sample, models) for sample in samples), key=lambda row: row[0])
+    rows = [(f"{text}, the {end}, IoU {iou:.2f}", shown) for end, group in ends(scored) for iou, (text, shown) in group]
+    return drawn(["image", "true labels", *models], rows)
 
 
-def said_of(row: LabelledImage, models: dict[str, Segmenter]) -> tuple[float, Row]:
-    """IoU of the first segmenter in this image, classes and background alike, and what is shown of all."""
+def prediction_row(sample: LabelledImage, models: dict[str, Segmenter]) -> tuple[float, Row]:
+    """The first segmenter's mean IoU on this image, including background, and the row of all predictions."""
     first = next(iter(models.values()))
-    pixels = torch.from_numpy(row.image.copy()).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(sample.image.copy()).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        said = [model.scores(pixels).argmax(1)[0].numpy().astype(np.uint8) for model in models.values()]
+        predictions = [model.scores(pixels).argmax(1)[0].numpy().astype(np.uint8) for model in models.values()]
     confusion = Confusion(len(first.names))
-    confusion.add(row.labels, said[0])
-    shown = [row.image, *(overlaid(row.image, labels) for labels in (row.labels, *said))]
-    classes = " + ".join(first.names[k] for k in np.unique(row.labels) if k not in (0, IGNORE))
+    confusion.add(sample.labels, predictions[0])
+    shown = [sample.image, *(overlaid(sample.image, labels) for labels in (sample.labels, *predictions))]
+    classes = " + ".join(first.names[k] for k in np.unique(sample.labels) if k not in (0, IGNORE))
     return float(np.nanmean(confusion.iou())), (classes, shown)
 
 
 def ends(rows: Sequence[tuple[float, Row]]) -> list[tuple[str, Sequence[tuple[float, Row]]]]:
-    """Of rows in ascending order the two best, the two in the middle and the two worst."""
+    """The two best, the two middle and the two worst of rows in ascending order."""
     middle = len(rows) // 2
     return [("best", rows[:-3:-1]), ("median", rows[middle - 1 : middle + 1]), ("worst", rows[1::-1])]
 
 
-def way_back(
+def reconstruction_row(
     sample: OracleSample, trip: InvertingGenerator, grounder: TrainedGrounder, reader: PipelineGenerator
 ) -> tuple[float, Row]:
-    """PSNR of the round trip in dB, and what is shown of the image."""
+    """PSNR of the round trip in dB, and the row of the image."""
     _, _, (back,) = trip.round_trip([sample.image], [sample.prompt])
     (labels,) = predict(grounder, reader, [sample])
     shown = [sample.image, back, overlaid(sample.image, sample.labels), overlaid(sample.image, labels)]
@@ -162,9 +165,9 @@ def main() -> None:
     of_segmenters.add_argument("--real", required=True)
     of_segmenters.add_argument("--classes", default="voc")
     of_segmenters.set_defaults(draw=segmenters)
-    for one in (of_masks, of_inverted, of_segmenters):
-        one.add_argument("--images", type=int, default=40)
-        one.add_argument("--out", type=Path, required=True)
+    for command in (of_masks, of_inverted, of_segmenters):
+        command.add_argument("--images", type=int, default=40)
+        command.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     quiet_model_libraries()
     options.draw(options).save(options.out, quality=88)

@@ -1,10 +1,10 @@
-"""What float32 and bfloat16 cost and lose on this machine's CPU.
+"""Speed and accuracy of float32 and bfloat16 on the CPU.
 
     python -m benchmarks.precision --steps 8 --images 16
 
-Seconds of a segmenter's training step (SegFormer-B0, 16 images of 128 pixels), of an image that the embedded model
-draws, and of one that is inverted by 50 steps of DDIM, with the PSNR of its way back; and the PSNR of the autoencoder
-alone, which is what no inversion can exceed.
+Measures the time of a segmenter's training step (SegFormer-B0, 16 images of 128 x 128 pixels), of an image of the
+embedded model, and of an image that is inverted with 50 DDIM steps. Also reports the PSNR of its reconstruction, and
+that of the autoencoder alone, which no inversion can exceed.
 """
 
 import argparse
@@ -32,13 +32,13 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def seconds(work: Callable[[], object], times: int) -> float:
-    """The median of several calls after one that is not counted."""
+    """The median time of several calls, after one warmup call."""
     work()
     spans = []
     for _ in range(times):
-        began = time.perf_counter()
+        start = time.perf_counter()
         work()
-        spans.append(time.perf_counter() - began)
+        spans.append(time.perf_counter() - start)
     return float(np.median(spans))
 
 
@@ -57,7 +57,7 @@ def segmenter_step(precision: str, steps: int) -> float:
 
 
 def requests_of(recipe: Recipe) -> list[Request]:
-    return [Request(one.prompt, 0, one.index) for one in Plan(recipe).shard(0).samples]
+    return [Request(sample.prompt, 0, sample.index) for sample in Plan(recipe).shard(0).samples]
 
 
 def drawing(precision: str, images: int) -> float:
@@ -67,13 +67,14 @@ def drawing(precision: str, images: int) -> float:
 
 
 def inverting(precision: str, images: int, folder: Path, method: str = "ddim") -> tuple[float, float]:
-    """(seconds an image, mean PSNR in dB)."""
+    """(seconds per image, mean PSNR in dB)."""
     options = RealOptions("voc", folder, "trainval", None, "voc", "all", images, method, 50, 80, 3, 0.01)
     recipe = pin_recipe(recipe_of_folder(options, {"generator": {"dtype": precision}}, {})[0])
     generator = InvertingGenerator(recipe)
-    began = time.perf_counter()
-    made = generator.generate(requests_of(recipe))
-    return (time.perf_counter() - began) / len(made), float(np.mean([one.measured["psnr"] for one in made]))
+    start = time.perf_counter()
+    generated = generator.generate(requests_of(recipe))
+    elapsed = time.perf_counter() - start
+    return elapsed / len(generated), float(np.mean([sample.measured["psnr"] for sample in generated]))
 
 
 def main() -> None:
@@ -84,15 +85,15 @@ def main() -> None:
     quiet_model_libraries()
     threads = torch.get_num_threads()
     print("| | segmenter, s a step | drawing, s an image | inverting, s an image | PSNR, dB |\n|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as place:
-        write_voc_folder(Path(place), voc(), 2 * options.images, ("noto",), seed=22)
+    with tempfile.TemporaryDirectory() as folder:
+        write_voc_folder(Path(folder), voc(), 2 * options.images, ("noto",), seed=22)
         for precision in PRECISIONS:
             torch.set_num_threads(threads)
             step = segmenter_step(precision, options.steps)
             drawn = drawing(precision, options.images)
-            inverted, psnr = inverting(precision, options.images, Path(place))
+            inverted, psnr = inverting(precision, options.images, Path(folder))
             print(f"| {precision} | {step:.3f} | {drawn:.3f} | {inverted:.2f} | {psnr:.2f} |", flush=True)
-        print(f"| autoencoder alone | | | | {inverting('float32', options.images, Path(place), 'noise')[1]:.2f} |")
+        print(f"| autoencoder alone | | | | {inverting('float32', options.images, Path(folder), 'noise')[1]:.2f} |")
     print(f"\nThe step on {threads} threads, the rest on one.")
 
 

@@ -1,4 +1,4 @@
-"""How long it takes to see what is missing of a set with 100,000 receipts, and what memory that needs.
+"""Time and memory to find the missing shard of a dataset with 100,000 receipts.
 
 python -m benchmarks.resume --shards 100000
 """
@@ -16,7 +16,7 @@ from factory.dataset.storage import Store
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=100_000)
     options = parser.parse_args()
     recipe = make_recipe({"n": options.shards * 250, "shard_size": 250})
@@ -28,12 +28,12 @@ def main() -> None:
         (Path(folder) / receipt_name(options.shards // 2)).unlink()
         start = time.perf_counter()
         plan, store = Plan(recipe), Store(folder)
-        todo = missing(plan, committed(store))
-        shard = plan.shard(todo[0])
-        taken = time.perf_counter() - start
+        missing_shards = missing(plan, committed(store))
+        shard = plan.shard(missing_shards[0])
+        seconds = time.perf_counter() - start
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print("| receipts | missing found | first sample to make | seconds | peak memory |\n|---|---|---|---|---|")
-    print(f"| {options.shards - 1} | {todo} | {shard.samples[0].key} | {taken:.2f} | {memory:.0f} MB |")
+    print(f"| {options.shards - 1} | {missing_shards} | {shard.samples[0].key} | {seconds:.2f} | {memory:.0f} MB |")
 
 
 if __name__ == "__main__":

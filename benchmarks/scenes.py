@@ -1,4 +1,7 @@
-"""Time of rendering a scene: `python -m benchmarks.scenes`. The target is 3 ms an image of 128 x 128 on one core."""
+"""Time to render a scene. The target is 3 ms per image of 128 x 128 pixels on one core.
+
+python -m benchmarks.scenes
+"""
 
 import time
 
@@ -17,9 +20,9 @@ def main() -> None:
     for size in (64, 128, 256):
         times = []
         for seed, names in enumerate(classes):
-            began = time.process_time()
+            start = time.process_time()
             render_scene(seed, names, size)
-            times.append(1000 * (time.process_time() - began))
+            times.append(1000 * (time.process_time() - start))
         print(f"| {size} | {np.median(times):.2f} | {np.percentile(times, 95):.2f} |")
 
 

@@ -1,4 +1,4 @@
-"""Time of `factory --help`, and from the command to the first accepted sample.
+"""Time of `factory --help`, and time from the command to the first accepted sample.
 
 python -m benchmarks.startup
 """
@@ -28,11 +28,11 @@ def main() -> None:
             if first is None and path.exists() and json.loads(path.read_text())["accepted"]:
                 first = time.perf_counter() - start
             time.sleep(0.02)
-        whole = time.perf_counter() - start
+        total = time.perf_counter() - start
     print("| what | seconds |\n|---|---|")
     print(f"| factory --help, best of 5 | {min(times):.2f} |")
-    print(f"| command to first accepted sample in progress.json | {first or whole:.1f} |")
-    print(f"| 16 samples, whole command | {whole:.1f} |")
+    print(f"| command to first accepted sample in progress.json | {first or total:.1f} |")
+    print(f"| 16 samples, whole command | {total:.1f} |")
 
 
 if __name__ == "__main__":

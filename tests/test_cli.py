@@ -52,8 +52,8 @@ def test_rendering_writes_a_voc_folder_and_tells_it_as_json(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--n", "0"), "at least 1; got 0"),
-        (("--size", "5"), "32 to 1024; got 5"),
+        (("--n", "0"), "must be at least 1, got 0"),
+        (("--size", "5"), "must be 32 to 1024 pixels, got 5"),
         (("--classes", "dog,unicorn"), "do not know 'unicorn'"),
         (("--classes", "nowhere.txt"), "no class file nowhere.txt"),
     ],

@@ -28,14 +28,14 @@ def _mebibytes(folder: Path, pattern: str = "*") -> float:
     return sum(path.stat().st_size for path in folder.rglob(pattern) if path.is_file()) / 2**20
 
 
-def test_the_shipped_files_keep_their_size_limits() -> None:
+def test_shipped_files_are_within_their_size_limits() -> None:
     assert _mebibytes(pipeline_folder(), "*.safetensors") <= 48
     assert _mebibytes(detector_folder(), "*.safetensors") <= 20
     assert _mebibytes(grounder_folder()) <= 16
     assert _mebibytes(models_folder().parent / "data") <= 8
 
 
-def test_every_shipped_weight_is_half_precision() -> None:
+def test_all_shipped_weights_are_half_precision() -> None:
     from safetensors import safe_open
 
     files = sorted(models_folder().rglob("*.safetensors"))
@@ -46,7 +46,7 @@ def test_every_shipped_weight_is_half_precision() -> None:
         assert torch.float32 not in kinds, path
 
 
-def test_the_pipeline_is_made_of_stock_classes() -> None:
+def test_the_pipeline_consists_of_standard_classes() -> None:
     index = json.loads((pipeline_folder() / "model_index.json").read_text())
     libraries = {value[0] for key, value in index.items() if isinstance(value, list) and value[0] is not None}
     assert index["_class_name"] == "StableDiffusionPipeline"
@@ -56,7 +56,7 @@ def test_the_pipeline_is_made_of_stock_classes() -> None:
     assert unet.config.in_channels == 4
 
 
-def test_a_picture_depends_on_its_seed_and_not_on_its_neighbours_seed() -> None:
+def test_an_image_depends_on_its_own_seed_only() -> None:
     pipeline = open_pipeline()
     prompt = caption(("dog",))
     first, second = sample(pipeline, [prompt] * 2, [1, 2], batch=2)
@@ -66,14 +66,14 @@ def test_a_picture_depends_on_its_seed_and_not_on_its_neighbours_seed() -> None:
     assert first.size == (128, 128)
 
 
-def test_the_detector_agrees_with_the_truth_of_fresh_renders() -> None:
-    """Far below the figure that is reported, far above chance: the shipped weights are the trained ones."""
+def test_the_detector_agrees_with_the_ground_truth_of_rendered_scenes() -> None:
+    """A threshold far below the reported IoU and far above chance, which shows that the shipped weights are trained."""
     ious = mask_iou(open_detector(), TRAIN_STYLES, 80, lambda text: None)
     assert np.mean(list(ious.values())) > 0.55
 
 
-def test_the_picture_follows_the_class_of_its_prompt() -> None:
-    """The detector sees the prompted class far more in a picture of it than in pictures of other classes."""
+def test_images_show_the_class_of_their_prompt() -> None:
+    """The detector assigns a class more pixels in images of that class than in images of other classes."""
     names = ("zebra", "apple", "toilet", "cow", "suitcase", "banana", "person", "carrot", "dog", "pizza")
     pictures = sample(open_pipeline(), [caption((name,)) for name in names], range(len(names)))
     pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
@@ -84,8 +84,8 @@ def test_the_picture_follows_the_class_of_its_prompt() -> None:
     assert own > 10 * others
 
 
-def test_the_grounder_fits_the_model_and_finds_seen_and_unseen_classes_where_the_detector_does() -> None:
-    """Of 24 pictures, half of classes that it never saw, those in which the detector is sure."""
+def test_the_grounder_agrees_with_the_detector_on_seen_and_unseen_classes() -> None:
+    """On those of 24 images in which the detector is confident; half of the images show unseen classes."""
     config = read_config(grounder_folder())
     assert config.revision == pin_revision("stickers")
     seen = [name for name in coco().seen("1") if name in config.classes_seen]
@@ -95,28 +95,32 @@ def test_the_grounder_fits_the_model_and_finds_seen_and_unseen_classes_where_the
     assert recipe.masks.source == "stickers"
     parts, oracle = load_components(recipe), OracleGrounder(open_any_detector(recipe, "cpu"), recipe.masks)
     samples = list(Plan(recipe).samples())
-    asked = [sample.prompt for sample in samples]
-    made = parts.generator.generate([Request(sample.prompt, sample.seed(0, 0)) for sample in samples])
-    found: dict[str, list[float]] = {"seen": [], "unseen": []}
-    for mine, truth, prompt in zip(parts.grounder.ground(made, asked), oracle.ground(made, asked), asked, strict=True):
+    prompts = [sample.prompt for sample in samples]
+    generated = parts.generator.generate([Request(sample.prompt, sample.seed(0, 0)) for sample in samples])
+    ious: dict[str, list[float]] = {"seen": [], "unseen": []}
+    predictions, truths = parts.grounder.ground(generated, prompts), oracle.ground(generated, prompts)
+    for prediction, truth, prompt in zip(predictions, truths, prompts, strict=True):
         if truth.instances:
-            one, other = (
-                row.instances[0].mask if row.instances else np.zeros((128, 128), bool) for row in (mine, truth)
+            predicted, expected = (
+                result.instances[0].mask if result.instances else np.zeros((128, 128), bool)
+                for result in (prediction, truth)
             )
             group = "seen" if prompt.classes[0] in seen else "unseen"
-            found[group].append((one & other).sum() / (one | other).sum())
-    assert min(len(values) for values in found.values()) >= 6
-    assert np.mean(found["seen"]) > 0.6
-    assert np.mean(found["unseen"]) > 0.6
+            ious[group].append((predicted & expected).sum() / (predicted | expected).sum())
+    assert min(len(values) for values in ious.values()) >= 6
+    assert np.mean(ious["seen"]) > 0.6
+    assert np.mean(ious["unseen"]) > 0.6
 
 
-def test_no_picture_no_instances() -> None:
+def test_no_images_give_no_instances() -> None:
     assert open_detector().detect([]) == []
     (plain,) = open_detector().detect([Image.new("RGB", (128, 128), (90, 120, 60))])
     assert classes_found(plain) == set()
 
 
-@pytest.mark.parametrize("opener", [open_pipeline, open_detector])
-def test_a_folder_that_is_no_model_is_told_in_a_sentence(tmp_path, opener) -> None:
-    with pytest.raises(UserError, match="holds no"):
+@pytest.mark.parametrize(
+    ("opener", "message"), [(open_pipeline, "pipeline"), (open_detector, "is not a detector folder")]
+)
+def test_a_folder_without_a_model_raises_a_clear_error(tmp_path, opener, message) -> None:
+    with pytest.raises(UserError, match=message):
         opener(tmp_path)

@@ -190,11 +190,11 @@ def test_a_coco_folder_becomes_a_recipe(coco_folder: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"root": Path("nowhere")}, "is no PASCAL VOC folder with an image set train: there is no JPEGImages"),
-        ({"image_set": "test"}, "there is no ImageSets/Segmentation/test.txt"),
+        ({"root": Path("nowhere")}, "is not a PASCAL VOC folder with an image set train: JPEGImages is missing"),
+        ({"image_set": "test"}, "ImageSets/Segmentation/test.txt is missing"),
         ({"min_area": 1.0}, "no image of"),
         ({"dataset": "coco"}, "name it with --annotations"),
-        ({"dataset": "coco", "annotations": Path("nowhere.json")}, "there is no nowhere.json"),
+        ({"dataset": "coco", "annotations": Path("nowhere.json")}, "nowhere.json does not exist"),
         ({"classes": "coco", "split": "9"}, "There is no split '9' of coco"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Segmenters trained from shards and labelled folders, and measured as PASCAL VOC measures."""
+"""Segmenters trained on shards and labelled folders, and evaluated like PASCAL VOC."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +27,8 @@ from factory.generation.pin import pin_recipe
 from factory.labelled.coco import CocoFolder
 from factory.labelled.interface import LabelledImage
 from factory.labelled.voc import VocFolder
-from factory.segmenter.data import LabelledStream, SetSource
-from factory.segmenter.evaluate import Confusion, summed_up
+from factory.segmenter.data import DatasetSource, LabelledStream
+from factory.segmenter.evaluate import Confusion, summarise
 from factory.segmenter.model import Segmenter, load_segmenter, new_segmenter, save_segmenter
 from factory.segmenter.run import RealImages, SegmenterTraining, evaluate_here, train_here
 from factory.segmenter.training import augmented
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("set") / "set"
+    root = tmp_path_factory.mktemp("set") / "set"
     data = {
         "n": 10,
         "classes": "voc",
@@ -56,18 +56,18 @@ def shards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "generator": {"model": str(tiny_model), "steps": 2},
         "filters": {"min_area": None, "duplicate_distance": None},
     }
-    make_set(make_recipe(data), place)
-    return place
+    make_set(make_recipe(data), root)
+    return root
 
 
 def tiny(kind: str) -> Segmenter:
-    told = {"id2label": dict(enumerate(NAMES)), "label2id": {name: k for k, name in enumerate(NAMES)}}
+    id_maps = {"id2label": dict(enumerate(NAMES)), "label2id": {name: k for k, name in enumerate(NAMES)}}
     if kind == "segformer":
         from transformers import SegformerForSemanticSegmentation
 
         config = SegformerConfig(
             depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 16, 16], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16,
-            **told,
+            **id_maps,
         )  # fmt: skip
         return Segmenter(SegformerForSemanticSegmentation(config), NAMES)
     swin = SwinConfig(
@@ -80,23 +80,23 @@ def tiny(kind: str) -> Segmenter:
             num_queries=6, use_timm_backbone=False, backbone_config=swin,
         )  # fmt: skip
         maskformer = MaskFormerConfig(
-            backbone_config=swin, decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32, **told
+            backbone_config=swin, decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32, **id_maps
         )
         return Segmenter(MaskFormerForInstanceSegmentation(maskformer), NAMES)
     config = Mask2FormerConfig(
         backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=32,
-        encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=32, num_queries=6, **told,
+        encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=32, num_queries=6, **id_maps,
     )  # fmt: skip
     return Segmenter(Mask2FormerForUniversalSegmentation(config), NAMES)
 
 
 @pytest.mark.parametrize("kind", ["segformer", "maskformer", "mask2former"])
-def test_a_segmenter_learns_and_its_scores_have_the_images_size(kind: str, folder: Path) -> None:
+def test_a_segmenter_learns_and_scores_have_the_image_size(kind: str, folder: Path) -> None:
     torch.manual_seed(0)
     model = tiny(kind)
-    rows = [row.decode() for row in VocFolder(folder, "train", voc()).rows(0)[:4]]
-    images = torch.from_numpy(np.stack([row.image for row in rows])).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(np.stack([row.labels for row in rows]))
+    samples = [sample.decode() for sample in VocFolder(folder, "train", voc()).samples(0)[:4]]
+    images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(np.stack([sample.labels for sample in samples]))
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
     losses = []
     for _ in range(8):
@@ -110,70 +110,71 @@ def test_a_segmenter_learns_and_its_scores_have_the_images_size(kind: str, folde
 
 
 @pytest.mark.parametrize("kind", ["segformer", "maskformer", "mask2former"])
-def test_a_saved_segmenter_says_the_same(kind: str, tmp_path: Path) -> None:
+def test_a_saved_segmenter_gives_the_same_scores(kind: str, tmp_path: Path) -> None:
     model = tiny(kind).eval()
     save_segmenter(model, tmp_path / kind, {})
     images = torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)
-    again = load_segmenter(tmp_path / kind)
-    assert again.names == tuple(NAMES)
+    loaded = load_segmenter(tmp_path / kind)
+    assert loaded.names == tuple(NAMES)
     with torch.no_grad():
-        assert torch.allclose(model.scores(images), again.scores(images), atol=1e-5)
+        assert torch.allclose(model.scores(images), loaded.scores(images), atol=1e-5)
 
 
-def test_shards_and_folders_speak_of_the_same_classes(shards: Path, folder: Path) -> None:
-    source = SetSource(Store(str(shards)), voc())
+def test_shards_and_folders_have_the_same_classes(shards: Path, folder: Path) -> None:
+    source = DatasetSource(Store(str(shards)), voc())
     assert source.size == 10
     for part in range(source.parts()):
-        for row in (packed.decode() for packed in source.rows(part)):
-            assert row.image.shape == (64, 64, 3)
-            assert row.labels.max() <= 20
+        for sample in (lazy.decode() for lazy in source.samples(part)):
+            assert sample.image.shape == (64, 64, 3)
+            assert sample.labels.max() <= 20
     wide = VocFolder(folder, "val", coco())
     narrow = VocFolder(folder, "val", voc())
-    one, other = wide.rows(0)[0].decode().labels, narrow.rows(0)[0].decode().labels
-    numbers = {int(k) for k in np.unique(other)} - {0, 255}
-    assert {coco().names[k - 1] for k in {int(k) for k in np.unique(one)} - {0, 255}} == {
-        coco().resolve(voc().names[k - 1]).name for k in numbers
+    wide_labels, narrow_labels = (
+        {int(k) for k in np.unique(part.samples(0)[0].decode().labels)} - {0, 255} for part in (wide, narrow)
+    )
+    assert {coco().names[k - 1] for k in wide_labels} == {
+        coco().resolve(voc().names[k - 1]).name for k in narrow_labels
     }
 
 
-def test_images_of_unseen_classes_are_left_out_where_only_seen_ones_are_asked_for(folder: Path) -> None:
+def test_images_of_unseen_classes_are_left_out(folder: Path) -> None:
     everything, seen = VocFolder(folder, "trainval", voc()), VocFolder(folder, "trainval", voc(), voc().seen("1"))
     assert 0 < seen.size < everything.size
     unseen = {voc().names.index(name) + 1 for name in voc().unseen("1")}
-    for packed in seen.rows(0):
-        assert not unseen & set(np.unique(packed.decode().labels).tolist())
+    for lazy in seen.samples(0):
+        assert not unseen & set(np.unique(lazy.decode().labels).tolist())
 
 
-def test_a_stream_is_the_same_from_any_step_on_and_mixes_by_share(shards: Path, folder: Path) -> None:
-    sources = [SetSource(Store(str(shards)), voc()), VocFolder(folder, "train", voc())]
+def test_a_stream_is_the_same_from_any_step_and_mixes_by_share(shards: Path, folder: Path) -> None:
+    sources = [DatasetSource(Store(str(shards)), voc()), VocFolder(folder, "train", voc())]
 
     def keys(stream: LabelledStream, step: int) -> list[str]:
-        return [row.key for row in stream.batch(step)]
+        return [sample.key for sample in stream.batch(step)]
 
     whole = LabelledStream(sources, 8, 0, [0.25, 0.75])
     batches = [keys(whole, step) for step in range(9)]
     assert keys(LabelledStream(sources, 8, 0, [0.25, 0.75]), 6) == batches[6]
-    assert all(sum(len(key) == 9 for key in batch) == 2 for batch in batches)  # a set's keys have nine digits
+    assert all(sum(len(key) == 9 for key in batch) == 2 for batch in batches)  # generated keys have nine digits
 
 
-def test_an_augmented_sample_is_a_square_whose_outside_is_ignored() -> None:
+def test_an_augmented_crop_is_square_and_ignores_pixels_outside() -> None:
     labels = np.full((40, 100), 3, np.uint8)
-    row = LabelledImage("k", np.full((40, 100, 3), 200, np.uint8), labels)
+    sample = LabelledImage("k", np.full((40, 100, 3), 200, np.uint8), labels)
     seen = set()
     for seed in range(20):
-        image, numbers = augmented(np.random.default_rng(seed), row, 64)
+        image, cropped = augmented(np.random.default_rng(seed), sample, 64)
         assert image.shape == (64, 64, 3)
-        assert numbers.shape == (64, 64)
-        assert set(np.unique(numbers)) <= {3, 255}
-        seen |= set(np.unique(numbers).tolist())
+        assert cropped.shape == (64, 64)
+        assert set(np.unique(cropped)) <= {3, 255}
+        seen |= set(np.unique(cropped).tolist())
     assert seen == {3, 255}
 
 
-def test_a_confusion_counts_as_vocs_devkit_does() -> None:
+def test_the_confusion_matrix_matches_vocs_devkit() -> None:
     confusion = Confusion(4)
     confusion.add(np.array([[0, 1, 1, 255]], np.uint8), np.array([[0, 1, 0, 2]], np.uint8))
     confusion.add(np.array([[1, 2]], np.uint8), np.array([[1, 0]], np.uint8))
-    result = summed_up(confusion, ["background", "a", "b", "c"], ["b"], 2)
+    result = summarise(confusion, ["background", "a", "b", "c"], ["b"], 2)
     assert result.by_class["background"] == pytest.approx(1 / 3)
     assert result.by_class["a"] == pytest.approx(2 / 3)
     assert result.by_class["b"] == 0
@@ -182,7 +183,7 @@ def test_a_confusion_counts_as_vocs_devkit_does() -> None:
     assert (result.seen, result.unseen, result.harmonic) == (pytest.approx(2 / 3), 0, 0)
 
 
-def test_train_and_evaluate_from_shards_and_a_folder(shards: Path, folder: Path, tmp_path: Path) -> None:
+def test_train_and_evaluate_on_shards_and_a_folder(shards: Path, folder: Path, tmp_path: Path) -> None:
     start = saved_tiny(tmp_path / "tiny")
     run = SegmenterTraining(
         out=str(tmp_path / "run"),
@@ -201,7 +202,7 @@ def test_train_and_evaluate_from_shards_and_a_folder(shards: Path, folder: Path,
     assert 0 <= result.miou <= 1
 
 
-def test_cocos_images_are_trained_and_measured_on_as_vocs_are(folder: Path, tmp_path: Path) -> None:
+def test_coco_images_give_the_same_figures_as_voc_images(folder: Path, tmp_path: Path) -> None:
     ids = {entry.name: entry.id for entry in voc().classes}
     annotations = write_annotations(VocFolder(folder, "val", voc()), tmp_path / "instances.json", ids)
     run = SegmenterTraining(
@@ -223,7 +224,7 @@ def test_cocos_images_are_trained_and_measured_on_as_vocs_are(folder: Path, tmp_
         CocoFolder(folder / "JPEGImages", annotations, from_names(("unicorn",), "here"))
 
 
-def test_a_set_of_real_images_is_mixed_in_where_it_shows_seen_classes_alone(
+def test_inverted_images_are_mixed_in_if_they_show_only_seen_classes(
     shards: Path, folder: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     for split in ("1", "2"):
@@ -253,11 +254,11 @@ def saved_tiny(folder: Path, kind: str = "segformer") -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Train opens Ray Data, which uses fields of its own
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Train imports Ray Data, which warns
 def test_two_processes_train_together(
     shards: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through Ray Train, from addresses that are relative to where the command was given."""
+    """Through Ray Train, with paths relative to the current directory."""
     from factory.config.sections import EngineRecipe
     from factory.training.distributed import train_on_several
 
@@ -267,51 +268,53 @@ def test_two_processes_train_together(
     trained = train_on_several(train_here, run.absolute(), 2, EngineRecipe())
     assert trained == tmp_path / "run" / "model"
     assert evaluate_here(trained, RealImages(folder), threads=1).images
-    with pytest.raises(UserError, match="does not part evenly"):
+    with pytest.raises(UserError, match="is not divisible by the 3 devices"):
         train_on_several(train_here, run, 3, EngineRecipe())
-    with pytest.raises(UserError, match=r"is of another run .*batch was 4, is 8"):
+    with pytest.raises(UserError, match=r"belongs to another run .*batch was 4, is 8"):
         train_on_several(train_here, replace(run.absolute(), batch=8), 2, EngineRecipe())
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({}, "there is nothing to train on"),
-        ({"real": "here", "real_classes": "seen"}, "which classes are seen"),
-        ({"real": "here"}, "is no PASCAL VOC folder"),
+        ({"real": "here", "real_classes": "seen"}, "--real-classes seen requires --split"),
+        ({"real": "here"}, "is not a PASCAL VOC folder"),
         ({"shards": ("nowhere",)}, "holds no set"),
-        ({"real": "FOLDER", "architecture": "nothing"}, "is no segmentation model"),
-        ({"real": "FOLDER", "classes": "dog,cat"}, "which the vocabulary custom has not"),
+        ({"real": "FOLDER", "architecture": "nothing"}, "is not a segmentation model"),
+        ({"real": "FOLDER", "classes": "dog,cat"}, "which is not in the vocabulary custom"),
     ],
 )
-def test_what_cannot_be_trained_on_is_told(folder: Path, tmp_path: Path, change: dict[str, Any], told: str) -> None:
+def test_invalid_training_data_raises_a_clear_error(
+    folder: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     if change.get("real") == "FOLDER":
         change = change | {"real": str(folder)}
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         train_here(SegmenterTraining(out=str(tmp_path / "run"), steps=1, threads=1, **change))
 
 
-def test_a_label_picture_of_another_size_is_told(folder: Path, tmp_path: Path) -> None:
+def test_a_label_image_of_another_size_is_refused(folder: Path, tmp_path: Path) -> None:
     import shutil
 
     broken = shutil.copytree(folder, tmp_path / "broken")
     key = (broken / "ImageSets/Segmentation/val.txt").read_text().split()[0]
     Image.new("P", (10, 10)).save(broken / "SegmentationClass" / f"{key}.png")
-    with pytest.raises(UserError, match="is 10 x 10 and its image 64 x 64"):
-        VocFolder(broken, "val", voc()).rows(0)[0].decode()
+    with pytest.raises(UserError, match="has 10 x 10 pixels, but its image has 64 x 64"):
+        VocFolder(broken, "val", voc()).samples(0)[0].decode()
 
 
-def test_a_picture_that_is_missing_is_told(folder: Path, tmp_path: Path) -> None:
+def test_a_missing_image_is_refused(folder: Path, tmp_path: Path) -> None:
     import shutil
 
     broken = shutil.copytree(folder, tmp_path / "broken")
     key = (broken / "ImageSets/Segmentation/val.txt").read_text().split()[0]
     (broken / "JPEGImages" / f"{key}.jpg").unlink()
-    with pytest.raises(UserError, match=f"{key}.jpg cannot be read: .*every image of the folder needs its picture"):
-        VocFolder(broken, "val", voc()).rows(0)[0].decode()
+    with pytest.raises(UserError, match=f"{key}.jpg does not exist"):
+        VocFolder(broken, "val", voc()).samples(0)[0].decode()
 
 
-def test_segmenters_of_full_size_have_the_vocabularys_classes() -> None:
+def test_the_default_segmenter_has_the_classes_of_the_vocabulary() -> None:
     model = new_segmenter("segformer", NAMES)
     assert model.scores(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 21, 64, 64)
     assert 3e6 < sum(weight.numel() for weight in model.parameters()) < 4.5e6

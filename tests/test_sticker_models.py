@@ -1,4 +1,4 @@
-"""The recipes of the embedded models, on a handful of scenes."""
+"""The training tasks of the embedded models, on a few scenes."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ from tests.support.learning import losses_on_one_batch
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """An untrained autoencoder and an untrained pipeline on its latents, with a small cache of scenes."""
+    """A folder with an untrained autoencoder and an untrained pipeline on its latents."""
     folder = tmp_path_factory.mktemp("models")
     autoencoder = new_autoencoder()
     autoencoder.save_pretrained(folder / "vae")
@@ -55,7 +55,7 @@ def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
         assert values.max() < 1.4
 
 
-def test_muon_takes_inner_matrices_and_adamw_the_rest() -> None:
+def test_muon_updates_inner_matrices_and_adamw_the_rest() -> None:
     model = new_autoencoder()
     muon, adamw = muon_groups(model, 1e-3, 0.0)
     assert len(muon["params"]) + len(adamw["params"]) == len(list(model.parameters()))
@@ -64,16 +64,16 @@ def test_muon_takes_inner_matrices_and_adamw_the_rest() -> None:
     assert [tuple(weight.shape[:2]) for weight in convolutions] == [(48, 3), (3, 48)]
 
 
-def test_the_autoencoder_learns_within_a_few_steps_of_muon() -> None:
+def test_the_autoencoder_learns_within_a_few_muon_steps() -> None:
     torch.manual_seed(0)
     task = AutoencoderTask("cpu")
     losses = losses_on_one_batch(task, Muon(muon_groups(task.model, 3e-3, 0.0)), 4, step=1)
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_psnr_is_that_of_the_mean_squared_error() -> None:
+def test_psnr_is_computed_from_the_mean_squared_error() -> None:
     class Darker(torch.nn.Module):
-        """Takes 10 grey levels away, but not below black."""
+        """Subtracts 10 grey levels."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -88,8 +88,8 @@ def test_psnr_is_that_of_the_mean_squared_error() -> None:
     assert round_trip_psnr(Darker(), 16) == pytest.approx(20 * np.log10(255 / 10), abs=0.5)
 
 
-def test_a_saved_pipeline_opens_without_options_and_draws(folders) -> None:
-    """Weights are float16, and parts that open in different dtypes would not fit each other."""
+def test_a_saved_pipeline_loads_without_options_and_generates(folders) -> None:
+    """Weights are float16; parts that load in different dtypes would be incompatible."""
     pipeline = StableDiffusionPipeline.from_pretrained(folders / "pipeline")
     pipeline.set_progress_bar_config(disable=True)
     assert {pipeline.unet.dtype, pipeline.text_encoder.dtype, pipeline.vae.dtype} == {torch.float32}
@@ -97,29 +97,29 @@ def test_a_saved_pipeline_opens_without_options_and_draws(folders) -> None:
     assert image.size == (128, 128)
 
 
-def test_the_text_to_image_model_learns_and_is_validated_on_other_scenes(folders, few_scenes, tmp_path) -> None:
+def test_the_text_to_image_model_learns_and_is_validated_on_held_out_scenes(folders, few_scenes, tmp_path) -> None:
     task = DiffusionTask(folders / "vae", tmp_path / "latents.pt", "cpu", lambda text: None)
     assert task.training_scenes == 24 - 4
     assert task.latents.shape == (24, 4, 32, 32)
     losses = losses_on_one_batch(task, Muon(muon_groups(task.model, 3e-3, 0.01)), 3)
     assert losses[-1] < losses[0]
-    figures = task.figures(task.model)
-    assert figures.keys() == {"error_300", "error_500", "error_700", "error_850"}
+    metrics = task.figures(task.model)
+    assert metrics.keys() == {"error_300", "error_500", "error_700", "error_850"}
 
 
-def test_the_students_target_lands_where_two_steps_of_its_teacher_land(folders, few_scenes, tmp_path) -> None:
+def test_the_students_target_reaches_the_result_of_two_teacher_steps(folders, few_scenes, tmp_path) -> None:
     stage = STAGES[0]
     task = TurboTask(stage, folders / "pipeline", folders / "vae", tmp_path / "latents.pt", "cpu", lambda text: None)
     level = torch.tensor([1000, 500, 125])
     noisy = torch.randn(3, 4, 32, 32)
-    landed = torch.randn(3, 4, 32, 32)
-    v = task._v_that_lands(noisy, landed, level, level - 125)
+    result = torch.randn(3, 4, 32, 32)
+    v = task._v_reaching(noisy, result, level, level - 125)
     signal, spread = task._scales(level)
     clean, noise = signal * noisy - spread * v, signal * v + spread * noisy
-    assert torch.allclose(task._mixed(clean, noise, level - 125), landed, atol=1e-3)
+    assert torch.allclose(task._mixed(clean, noise, level - 125), result, atol=1e-3)
 
 
-def test_a_few_step_model_starts_from_its_teacher_and_its_loss_is_finite(folders, few_scenes, tmp_path) -> None:
+def test_a_few_step_model_starts_from_its_teacher_with_a_finite_loss(folders, few_scenes, tmp_path) -> None:
     for stage in STAGES:
         task = TurboTask(
             stage, folders / "pipeline", folders / "vae", tmp_path / "latents.pt", "cpu", lambda text: None
@@ -132,7 +132,7 @@ def test_a_few_step_model_starts_from_its_teacher_and_its_loss_is_finite(folders
         assert all(weight.grad is None for weight in task.teacher.parameters())
 
 
-def test_augmented_labels_stay_those_of_the_scene() -> None:
+def test_augmentation_keeps_the_labels_of_the_scene() -> None:
     from factory.stickers.scenes import render_scene
 
     for seed in range(8):
@@ -143,7 +143,7 @@ def test_augmented_labels_stay_those_of_the_scene() -> None:
         assert (labels > 0).any()
 
 
-def test_the_command_measures_an_autoencoder(folders) -> None:
+def test_the_command_evaluates_an_autoencoder(folders) -> None:
     from typer.testing import CliRunner
 
     from factory.cli.main import app
@@ -151,22 +151,20 @@ def test_the_command_measures_an_autoencoder(folders) -> None:
     options = ["--autoencoder", str(folders / "vae"), "--scenes", "4", "--json"]
     result = CliRunner().invoke(app, ["stickers", "evaluate-autoencoder", *options])
     assert result.exit_code == 0, result.output
-    figures = json.loads(result.stdout)
-    assert figures.keys() == {"scenes", "psnr", "kept_single", "kept_pairs", "roughness"}
-    assert 0 <= figures["kept_single"] <= 1
-    assert 0 < figures["roughness"] < 1
+    metrics = json.loads(result.stdout)
+    assert metrics.keys() == {"scenes", "psnr", "kept_single", "kept_pairs", "roughness"}
+    assert 0 <= metrics["kept_single"] <= 1
+    assert 0 < metrics["roughness"] < 1
 
 
-def test_an_autoencoder_of_another_factor_is_refused(tmp_path) -> None:
+def test_an_autoencoder_with_another_factor_is_refused(tmp_path) -> None:
     AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="8 times smaller"):
+    with pytest.raises(UserError, match="downsamples images 8 times"):
         DiffusionTask(tmp_path, tmp_path / "latents.pt", "cpu", lambda text: None)
 
 
 @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
-def test_a_pipeline_or_autoencoder_that_lacks_a_tensor_is_refused_wherever_it_is_opened(
-    folders, tmp_path, part
-) -> None:
+def test_a_pipeline_or_autoencoder_with_a_missing_tensor_is_refused(folders, tmp_path, part) -> None:
     folder = tmp_path / "pipeline"
     shutil.copytree(folders / "pipeline", folder)
     (file,) = (folder / part).glob("*.safetensors")
@@ -187,7 +185,7 @@ def test_a_pipeline_or_autoencoder_that_lacks_a_tensor_is_refused_wherever_it_is
             load_weights(new_text_to_image(train_tokenizer(training_scenes.all_captions()), "cpu"), folder)
 
 
-def test_a_detector_to_begin_with_that_lacks_a_tensor_is_refused(tmp_path) -> None:
+def test_start_weights_of_a_detector_with_a_missing_tensor_are_refused(tmp_path) -> None:
     shutil.copytree(detector_folder(), tmp_path / "detector")
     (file,) = (tmp_path / "detector").glob("*.safetensors")
     weights = load_file(file)

@@ -11,22 +11,22 @@ from factory.stickers.voc_folder import embedded_name, write_voc_folder
 
 
 @pytest.mark.parametrize("name", coco().names)
-def test_every_class_is_drawn_in_two_training_styles_and_the_held_out_one(name: str) -> None:
+def test_every_class_has_sprites_in_two_training_styles_and_the_held_out_one(name: str) -> None:
     assert len(sprites_of(name, TRAIN_STYLES)) >= 2
     assert len(sprites_of(name, (HELD_OUT_STYLE,))) == 1
 
 
-def test_the_held_out_style_is_no_training_style() -> None:
+def test_the_held_out_style_is_not_a_training_style() -> None:
     assert HELD_OUT_STYLE not in TRAIN_STYLES
     assert {style for _, style in load_atlas()} == set(STYLES)
 
 
-def test_no_two_sprites_are_the_same_drawing() -> None:
+def test_all_sprites_differ() -> None:
     drawings = [sprite.mips[0].tobytes() for sprite in load_atlas().values()]
     assert len(set(drawings)) == len(drawings)
 
 
-def test_the_same_seed_draws_the_same_pixels_and_another_seed_does_not() -> None:
+def test_pixels_depend_only_on_the_seed() -> None:
     first, again, other = (render_scene(seed, ("dog", "bus")) for seed in (5, 5, 6))
     assert (first.image == again.image).all()
     assert (first.instance_map == again.instance_map).all()
@@ -34,7 +34,7 @@ def test_the_same_seed_draws_the_same_pixels_and_another_seed_does_not() -> None
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])
-def test_masks_of_a_scene_are_disjoint_visible_and_of_its_size(size: int) -> None:
+def test_masks_are_disjoint_visible_and_have_the_scene_size(size: int) -> None:
     for seed in range(20):
         scene = render_scene(seed, ("dog", "traffic light", "pizza"), size)
         masks = scene.masks()
@@ -44,8 +44,8 @@ def test_masks_of_a_scene_are_disjoint_visible_and_of_its_size(size: int) -> Non
         assert (masks.sum((1, 2)) >= 12).all()
 
 
-def test_a_mask_covers_just_the_pixels_that_its_object_changed() -> None:
-    """Over one background, the picture differs from a picture of another object only around the two objects."""
+def test_a_mask_covers_exactly_the_pixels_of_its_object() -> None:
+    """The mask equals the sprite's coverage, and pixels far from the object are background or shadow."""
     from factory.stickers import scenes
 
     scene = render_scene(3, ("stop sign",))
@@ -58,17 +58,17 @@ def test_a_mask_covers_just_the_pixels_that_its_object_changed() -> None:
     far = np.asarray(Image.fromarray((alpha > 0).astype(np.uint8) * 255).resize((16, 16), Image.Resampling.BOX)) == 0
     untouched = np.repeat(np.repeat(far, 8, 0), 8, 1)
     lighter = scene.image[untouched].astype(int) - background[untouched]
-    assert lighter.max() <= 1, "only a shadow, which darkens, may reach beyond the object"
+    assert lighter.max() <= 1, "only the shadow, which darkens, may extend beyond the object"
 
 
-def test_a_scene_has_one_to_three_objects() -> None:
+def test_a_scene_must_have_one_to_three_objects() -> None:
     with pytest.raises(ValueError, match="1 to 3 objects, got 4"):
         render_scene(0, ("dog",) * 4)
     counts = {len(random_class_names(np.random.default_rng(k), coco().names)) for k in range(100)}
     assert counts == {1, 2, 3}
 
 
-def test_the_voc_folder_holds_what_voc_readers_open(tmp_path) -> None:
+def test_the_voc_folder_has_the_files_that_voc_readers_expect(tmp_path) -> None:
     write_voc_folder(tmp_path / "voc", voc(), 10, TRAIN_STYLES)
     sets = tmp_path / "voc" / "ImageSets" / "Segmentation"
     keys = (sets / "trainval.txt").read_text().split()
@@ -91,7 +91,7 @@ def test_the_voc_folder_holds_what_voc_readers_open(tmp_path) -> None:
             assert len(np.unique(class_values[object_values == number])) == 1
 
 
-def test_an_interrupted_rendering_goes_on_to_the_same_bytes(tmp_path) -> None:
+def test_an_interrupted_rendering_resumes_to_the_same_bytes(tmp_path) -> None:
     write_voc_folder(tmp_path / "whole", voc(), 6, TRAIN_STYLES)
 
     class InterruptedRunError(Exception):
@@ -111,7 +111,7 @@ def test_an_interrupted_rendering_goes_on_to_the_same_bytes(tmp_path) -> None:
     assert contents[0] == contents[1]
 
 
-def test_a_rendering_onto_something_else_is_refused_and_leaves_it_alone(tmp_path) -> None:
+def test_rendering_into_a_foreign_folder_is_refused_and_changes_nothing(tmp_path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="choose a new or empty"):
         write_voc_folder(tmp_path, voc(), 2, TRAIN_STYLES)
@@ -121,7 +121,7 @@ def test_a_rendering_onto_something_else_is_refused_and_leaves_it_alone(tmp_path
         write_voc_folder(tmp_path / "a", voc(), 2, TRAIN_STYLES, seed=1)
 
 
-def test_a_class_outside_the_eighty_gets_told_what_the_embedded_model_knows() -> None:
+def test_an_unknown_class_raises_an_error_with_the_known_classes() -> None:
     assert embedded_name(voc(), "sofa") == "couch"
     vocabulary = from_names(["dog", "unicorn"])
     with pytest.raises(UserError, match=r"do not know 'unicorn'.*80 COCO classes.*--model"):

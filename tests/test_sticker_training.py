@@ -20,12 +20,12 @@ from tests.support.learning import losses_on_one_batch
 
 
 class _Line:
-    """A model of one weight: small enough to train in a test, run by the same loop as the real ones."""
+    """A tiny model that is trained by the same loop as the real ones."""
 
     name = "line"
 
     def __init__(self, stop_at: int | None = None, data: str = "a line") -> None:
-        self.made_of = {"data": data}
+        self.depends_on = {"data": data}
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.1), nn.Linear(8, 1))
         self.stop_at = stop_at
@@ -57,7 +57,7 @@ def _silent(text: str) -> None:
     pass
 
 
-def test_a_training_that_was_killed_resumes_to_the_same_weights(tmp_path) -> None:
+def test_an_interrupted_training_resumes_to_the_same_weights(tmp_path) -> None:
     whole = train(_Line(), OPTIONS, tmp_path / "whole", _silent)
     with pytest.raises(KeyboardInterrupt):
         train(_Line(stop_at=27), OPTIONS, tmp_path / "cut", _silent)
@@ -68,8 +68,8 @@ def test_a_training_that_was_killed_resumes_to_the_same_weights(tmp_path) -> Non
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
-def test_an_interrupt_waits_for_the_step_and_leaves_a_checkpoint_of_it(tmp_path) -> None:
-    class Pressed(_Line):
+def test_an_interrupt_waits_for_the_step_and_writes_a_checkpoint(tmp_path) -> None:
+    class Interrupted(_Line):
         def loss(self, step: int, batch: int, seed: int) -> Tensor:
             if step == 26:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -77,7 +77,7 @@ def test_an_interrupt_waits_for_the_step_and_leaves_a_checkpoint_of_it(tmp_path)
 
     whole = train(_Line(), OPTIONS, tmp_path / "whole", _silent)
     with pytest.raises(KeyboardInterrupt):
-        train(Pressed(), OPTIONS, tmp_path / "cut", _silent)
+        train(Interrupted(), OPTIONS, tmp_path / "cut", _silent)
     reports: list[str] = []
     resumed = train(_Line(), OPTIONS, tmp_path / "cut", reports.append)
     assert any("resuming at step 27 of 40" in report for report in reports)
@@ -85,24 +85,24 @@ def test_an_interrupt_waits_for_the_step_and_leaves_a_checkpoint_of_it(tmp_path)
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
-def test_a_training_begins_with_the_weights_of_a_finished_one(tmp_path) -> None:
+def test_a_training_starts_from_the_weights_of_a_trained_model(tmp_path) -> None:
     first = train(_Line(), OPTIONS, tmp_path / "first", _silent)
     still = TrainOptions(steps=1, batch=4, learning_rate=0.0, start=str(first))
     second = train(_Line(), still, tmp_path / "second", _silent)
     before, after = (torch.load(folder / "weights.pt", weights_only=True) for folder in (first, second))
     assert all(torch.equal(before[key], after[key]) for key in before)
-    with pytest.raises(UserError, match="holds no weights that the line can begin with"):
+    with pytest.raises(UserError, match="Training of the line cannot start from"):
         train(_Line(), TrainOptions(1, 4, 0.1, start=str(tmp_path / "nowhere")), tmp_path / "third", _silent)
 
 
-def test_a_training_tells_loss_and_time_left_and_logs_them(tmp_path) -> None:
+def test_loss_and_time_left_are_reported_and_logged(tmp_path) -> None:
     reports: list[str] = []
     train(_Line(), OPTIONS, tmp_path, reports.append)
     assert any("loss" in report and "min left" in report for report in reports)
-    *rows, figures = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [20, 40]
-    assert rows[-1]["loss"] < rows[0]["loss"]
-    assert figures.keys() == {"step", "bias"}
+    *steps, metrics = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in steps] == [20, 40]
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert metrics.keys() == {"step", "bias"}
     assert list((tmp_path / "board").iterdir())
     assert (tmp_path / "samples-000040.png").exists()
 
@@ -116,7 +116,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path) -> None:
         train(_Line(data="a curve"), OPTIONS, tmp_path, _silent)
 
 
-def test_a_checkpoint_that_was_cut_short_is_told_in_a_sentence(tmp_path) -> None:
+def test_a_truncated_checkpoint_raises_a_clear_error(tmp_path) -> None:
     train(_Line(), OPTIONS, tmp_path, _silent)
     whole = (tmp_path / "checkpoint.pt").read_bytes()
     (tmp_path / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
@@ -124,21 +124,21 @@ def test_a_checkpoint_that_was_cut_short_is_told_in_a_sentence(tmp_path) -> None
         train(_Line(), OPTIONS, tmp_path, _silent)
 
 
-def test_no_steps_and_a_missing_gpu_are_refused() -> None:
+def test_zero_steps_and_a_missing_gpu_are_refused() -> None:
     with pytest.raises(UserError, match="at least one step"):
         TrainOptions(steps=0, batch=4, learning_rate=1e-3)
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="no GPU is here"):
+        with pytest.raises(UserError, match="PyTorch finds no GPU"):
             TrainOptions(steps=1, batch=4, learning_rate=1e-3, device="cuda")
 
 
 def test_the_same_captions_give_the_same_tokens() -> None:
-    """Ties are many, and two trainings of one recipe must read each other's weights."""
+    """Pairs often have equal counts, and runs of one recipe must be able to load each other's weights."""
     vocabularies = [train_tokenizer(all_captions()).get_vocab() for _ in range(3)]
     assert vocabularies[0] == vocabularies[1] == vocabularies[2]
 
 
-def test_the_tokenizer_takes_any_text_and_keeps_the_words_of_captions_whole() -> None:
+def test_the_tokenizer_accepts_any_text_and_has_a_token_for_every_caption_word() -> None:
     tokenizer = train_tokenizer(all_captions())
     assert tokenizer.tokenize("a photograph of a traffic light") == [
         *(word + "</w>" for word in ("a", "photograph", "of", "a", "traffic", "light"))
@@ -151,7 +151,7 @@ def test_the_tokenizer_takes_any_text_and_keeps_the_words_of_captions_whole() ->
     assert tokenizer.decode(ids, skip_special_tokens=True) == "日本 snørkel"
 
 
-def test_masks_boxes_and_scores_of_an_instance_belong_together(tmp_path) -> None:
+def test_masks_boxes_and_scores_of_an_instance_are_consistent(tmp_path) -> None:
     network = new_network()
     folder = tmp_path / "detector"
     network.save_pretrained(folder)
@@ -166,12 +166,12 @@ def test_masks_boxes_and_scores_of_an_instance_belong_together(tmp_path) -> None
         assert 0 < instance.score <= 1
 
 
-def test_a_folder_without_a_detector_is_told_in_a_sentence(tmp_path) -> None:
-    with pytest.raises(UserError, match="holds no detector"):
+def test_a_folder_without_a_detector_raises_a_clear_error(tmp_path) -> None:
+    with pytest.raises(UserError, match="is not a detector folder"):
         StickerDetector.from_pretrained(tmp_path)
 
 
-def test_the_detectors_loss_falls_within_a_few_steps() -> None:
+def test_the_detector_loss_decreases_within_a_few_steps() -> None:
     task = DetectorTask("cpu", autoencoder=pipeline_folder() / "vae")
     losses = losses_on_one_batch(task, torch.optim.AdamW(task.model.parameters(), lr=1e-3), 4)
     assert losses[-1] < losses[0]
@@ -184,7 +184,7 @@ def test_labels_of_a_scene_are_positions_in_the_vocabulary() -> None:
     assert set(label_map(scene).ravel()) == {0, coco().names.index("dog") + 1, 80}
 
 
-def test_a_table_is_renewed_between_its_marks_and_nowhere_else(tmp_path) -> None:
+def test_only_the_text_between_the_markers_of_a_table_is_replaced(tmp_path) -> None:
     from factory.evaluation.markdown import write_table
 
     page = tmp_path / "page.md"

@@ -1,4 +1,4 @@
-"""What the training loop writes, and that it stops before a NaN reaches the weights."""
+"""The files of the training loop, and that it stops before NaN reaches the weights."""
 
 import json
 import math
@@ -28,32 +28,32 @@ def _silent(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, str, str]]]:
-    """The folder of two processes that trained together, and (exit code, stdout, stderr) of each."""
+    """The folder of two processes that trained together, and their (exit code, stdout, stderr)."""
     out = tmp_path_factory.mktemp("together")
-    program = [sys.executable, str(Path(__file__).parent / "training_line.py")]
+    program = [sys.executable, str(Path(__file__).parent / "support" / "training_line.py")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(factory.__file__).parents[1])}
-    running = [
+    processes = [
         subprocess.Popen([*program, str(rank), str(out)], stdout=-1, stderr=-1, text=True, env=environment)
         for rank in (0, 1)
     ]
-    ended = [process.communicate(timeout=120) for process in running]
-    return out, [(process.returncode, *told) for process, told in zip(running, ended, strict=True)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    return out, [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
 
 
-def test_of_two_processes_the_first_alone_writes_and_reports(together: Any) -> None:
+def test_only_the_first_process_writes_and_reports(together: Any) -> None:
     out, (first, second) = together
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
-    rows = [json.loads(line) for line in (out / "whole/log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [20, 40, 40]
+    entries = [json.loads(line) for line in (out / "whole/log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [20, 40, 40]
     assert len(list((out / "whole/board").iterdir())) == 1
     assert "step 40/40" in first[1]
     assert second[1] == ""
 
 
 def test_a_nan_in_one_process_stops_both(together: Any) -> None:
-    out, ended = together
-    for _, _, told in ended:
-        assert "its loss is nan at step 26; the checkpoint" in told
+    out, results = together
+    for _, _, stderr in results:
+        assert "its loss is nan at step 26; the checkpoint" in stderr
     assert torch.load(out / "broken/checkpoint.pt", weights_only=True)["step"] == 20
 
 
@@ -64,78 +64,78 @@ def test_two_processes_that_are_asked_to_stop_leave_a_checkpoint_of_that_step_an
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-def test_a_nan_loss_stops_the_training_and_the_last_good_checkpoint_stays(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"its loss is nan at step 26; the checkpoint .*checkpoint.pt is from before"):
+def test_a_nan_loss_stops_the_training_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"its loss is nan at step 26; the checkpoint .*checkpoint.pt is intact"):
         train(Line(nan_at=25), OPTIONS, tmp_path, _silent)
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["step"] == 20
     assert all(value.isfinite().all() for value in saved["model"].values())
     assert not (tmp_path / "model").exists()
-    with pytest.raises(UserError, match="at step 1; nothing is written"):
+    with pytest.raises(UserError, match="at step 1; no checkpoint was written"):
         train(Line(nan_at=0), OPTIONS, tmp_path / "other", _silent)
 
 
-def test_a_gradient_that_is_nan_behind_a_finite_loss_stops_the_training(tmp_path: Path) -> None:
+def test_a_nan_gradient_with_a_finite_loss_stops_the_training(tmp_path: Path) -> None:
     class Root(Line):
         def loss(self, step: int, batch: int, seed: int) -> Tensor:
             return (self.model.weight * 0).sum().sqrt() + super().loss(step, batch, seed)
 
-    with pytest.raises(UserError, match="its gradient's norm is nan at step 1"):
+    with pytest.raises(UserError, match="its gradient norm is nan at step 1"):
         train(Root(), OPTIONS, tmp_path, _silent)
 
 
-def test_weights_that_an_update_broke_do_not_replace_a_good_checkpoint(tmp_path: Path) -> None:
+def test_non_finite_weights_do_not_replace_a_checkpoint(tmp_path: Path) -> None:
     class Broken(Line):
         def __init__(self) -> None:
             super().__init__()
             self.model.register_buffer("mean", torch.zeros(1))
 
         def loss(self, step: int, batch: int, seed: int) -> Tensor:
-            if step == 19:  # as running statistics that overflow; the loss of this step does not see it
+            if step == 19:  # like running statistics that overflow after the loss of this step
                 self.model.mean.fill_(math.inf)  # type: ignore[union-attr,operator]
             return super().loss(step, batch, seed)
 
-    with pytest.raises(UserError, match="its weight mean is no finite number after step 20"):
+    with pytest.raises(UserError, match="its weight mean is not finite after step 20"):
         train(Broken(), OPTIONS, tmp_path, _silent)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 10
 
 
-def test_a_checkpoint_that_does_not_tell_what_it_was_made_of_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_record_its_dependencies_is_refused(tmp_path: Path) -> None:
     train(Line(), OPTIONS, tmp_path, _silent)
     ordered = Line()
-    ordered.made_of = {"data": "a line", "classes": "a, b"}
-    with pytest.raises(UserError, match="does not tell its classes"):
+    ordered.depends_on = {"data": "a line", "classes": "a, b"}
+    with pytest.raises(UserError, match="does not record its classes"):
         train(ordered, OPTIONS, tmp_path, _silent)
 
 
-def test_the_log_is_json_also_where_a_figure_is_nan(tmp_path: Path) -> None:
+def test_the_log_is_valid_json_if_a_metric_is_nan(tmp_path: Path) -> None:
     train(Line(), OPTIONS, tmp_path, _silent)
 
     def refuse(text: str) -> None:
         raise AssertionError(text)
 
-    rows = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert rows[-1] == {"step": 40, "nothing": None}
+    entries = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert entries[-1] == {"step": 40, "nothing": None}
 
 
-def test_json_has_null_for_what_is_no_number() -> None:
+def test_nan_and_infinity_become_null_in_json() -> None:
     value = {"a": [math.nan, 1.5, (math.inf, "NaN")], "b": {"c": -math.inf}, "d": True}
     assert json.loads(dumps(value)) == {"a": [None, 1.5, [None, "NaN"]], "b": {"c": None}, "d": True}
 
 
 @pytest.mark.parametrize("rate", [math.nan, math.inf, -1.0])
-def test_a_learning_rate_that_is_none_is_refused(rate: float) -> None:
+def test_an_invalid_learning_rate_is_refused(rate: float) -> None:
     with pytest.raises(UserError, match="The learning rate is"):
         TrainOptions(steps=1, batch=1, learning_rate=rate)
 
 
 @pytest.mark.parametrize("name", ["gpu", "mps", "cpu:x", ""])
-def test_a_device_that_there_is_not_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="There is no device"):
+def test_an_unknown_device_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="Unknown device"):
         chosen_device(name)
 
 
-def test_auto_is_the_gpu_where_there_is_one() -> None:
+def test_auto_selects_the_gpu_if_there_is_one() -> None:
     assert chosen_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -117,12 +117,17 @@ def palette() -> list[int]:
     return colours
 
 
+def palette_image(labels: NDArray[np.uint8]) -> Image.Image:
+    """An image of mode P whose pixel values are the labels, shown in PASCAL VOC's colours."""
+    image = Image.frombytes("P", (labels.shape[1], labels.shape[0]), np.ascontiguousarray(labels).tobytes())
+    image.putpalette(palette())
+    return image
+
+
 def encode_label_png(labels: NDArray[np.uint8]) -> bytes:
     """A palette PNG whose pixel values are the labels."""
-    picture = Image.frombytes("P", (labels.shape[1], labels.shape[0]), np.ascontiguousarray(labels).tobytes())
-    picture.putpalette(palette())
     stream = io.BytesIO()
-    picture.save(stream, "PNG", optimize=False, compress_level=6)
+    palette_image(labels).save(stream, "PNG", optimize=False, compress_level=6)
     return stream.getvalue()
 
 

@@ -50,7 +50,7 @@ class GrounderTask:
 
     def __init__(self, sets: Sequence[OracleSet], options: GrounderOptions, device: str, steps: int) -> None:
         self.sets, self.options, self.device = sets, options, device
-        self.made_of = {"network": str(options), "data": ", ".join(one.identity for one in sets)}
+        self.depends_on = {"network": str(options), "data": ", ".join(one.identity for one in sets)}
         recipe = one_backbone(sets)
         self.recipe = recipe.model_copy(
             update={"generator": recipe.generator.model_copy(update={"threads": torch.get_num_threads()})}

@@ -1,4 +1,4 @@
-"""A file of COCO instances made by others: read within limits, ids compared by what they mean, every field checked."""
+"""Reads COCO instances files from any source: within limits, with normalised ids and every field checked."""
 
 import json
 import math
@@ -16,20 +16,23 @@ from factory.labelled.segmentation import check
 
 MAX_JSON_BYTES = 2 * 2**30
 MAX_JSON_VALUES = 200_000_000
-"""Values of the file, of 30 to 100 bytes of memory each. COCO's and LVIS's training files have a fifth of it."""
+"""JSON values in the file, 30 to 100 bytes of memory each. The training files of COCO and LVIS have a fifth of this."""
 
 Id = int | str
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-"""Half a character, which JSON can hold and UTF-8 cannot."""
-_WHOLE = re.compile(r"([-+]?[0-9]{1,30})(?:\.0*)?")
+"""An unpaired surrogate, which JSON can represent and UTF-8 cannot."""
+_INTEGER = re.compile(r"([-+]?[0-9]{1,30})(?:\.0*)?")
 
 
 @dataclass
 class Annotation:
-    """One object. `area` orders overlapping objects; None where the file has none, and the pixels are counted."""
+    """One object, at position `index` of the file's annotations.
 
-    place: int
+    `area` orders overlapping objects; None if the file does not give it, in which case pixels are counted.
+    """
+
+    index: int
     category: Id
     segmentation: Any
     area: float | None
@@ -37,8 +40,8 @@ class Annotation:
 
 
 @dataclass
-class ImageRow:
-    """One image and its objects in the file's order. `size` is (height, width), None where the file has none."""
+class ImageEntry:
+    """One image and its objects in file order. `size` is (height, width), or None if the file does not give it."""
 
     id: Id
     file_name: str
@@ -47,59 +50,63 @@ class ImageRow:
 
 
 @dataclass
-class Instances:
-    """The file's images and categories by id, and how many annotations belong to none of them."""
+class InstancesFile:
+    """The file's images and categories by id, and the number of annotations that refer to neither."""
 
     path: Path
-    images: dict[Id, ImageRow]
+    images: dict[Id, ImageEntry]
     categories: dict[Id, str]
     without_image: int = 0
     without_category: int = 0
 
 
-def read_instances(path: Path, root: Path) -> Instances:
-    """Read a file of instances whose images lie in `root`.
+def read_instances(path: Path, root: Path) -> InstancesFile:
+    """Read a COCO instances file whose images are in `root`.
 
-    UserError names the file, the id and the field of what is missing or cannot be. Annotations of an image or a
-    category that the file does not list are counted and left out. Segmentations are not looked at; see `check_objects`.
+    Annotations that refer to an image or a category that the file does not list are counted and skipped. Segmentations
+    are not checked here; see `check_object`. UserError names the file, the id and the field that is missing or invalid.
     """
     data = _parsed(path)
-    found = Instances(path, {}, {})
-    for row in _rows(data, "images", path):
-        image = _image(row, path, root)
-        if image.id in found.images:
-            raise UserError(f"{path} has two images with the id {image.id}; give each its own.")
-        found.images[image.id] = image
+    instances = InstancesFile(path, {}, {})
+    for entry in _entries(data, "images", path):
+        image = _image(entry, path, root)
+        if image.id in instances.images:
+            raise UserError(f"{path} has two images with the id {image.id}; ids must be unique.")
+        instances.images[image.id] = image
     files: dict[str, Id] = {}
-    for image in found.images.values():
+    for image in instances.images.values():
         other = files.setdefault(image.file_name, image.id)
         if other != image.id:
-            raise UserError(f"{path}: the images {other} and {image.id} are both {image.file_name}; merge them.")
-    for row in _rows(data, "categories", path):
-        number = _id(row.get("id"), f"{path}: a category", "id")
-        if number in found.categories:
-            raise UserError(f"{path} has two categories with the id {number}; give each its own.")
-        if not isinstance(row.get("name"), str):
-            raise UserError(f"{path}: the name of category {number} is a text, got {row.get('name')!r:.40}.")
-        found.categories[number] = row["name"]
-    for place, row in enumerate(_rows(data, "annotations", path)):
-        _add(found, place, row)
-    return found
+            raise UserError(
+                f"{path}: images {other} and {image.id} have the same file_name {image.file_name}; merge them."
+            )
+    for entry in _entries(data, "categories", path):
+        category = _id(entry.get("id"), f"{path}: a category", "id")
+        if category in instances.categories:
+            raise UserError(f"{path} has two categories with the id {category}; ids must be unique.")
+        if not isinstance(entry.get("name"), str):
+            raise UserError(f"{path}: the name of category {category} must be a string, got {entry.get('name')!r:.40}.")
+        instances.categories[category] = entry["name"]
+    for index, entry in enumerate(_entries(data, "annotations", path)):
+        _add(instances, index, entry)
+    return instances
 
 
-def check_object(instances: Instances, image: ImageRow, one: Annotation, size: tuple[int, int]) -> bool:
-    """Whether an object has pixels; UserError names the file, the annotation and what is wrong."""
+def check_object(instances: InstancesFile, image: ImageEntry, annotation: Annotation, size: tuple[int, int]) -> bool:
+    """Whether an object has pixels. UserError names the file, the annotation and the problem."""
     try:
-        return check(one.segmentation, *size)
+        return check(annotation.segmentation, *size)
     except ValueError as error:
-        raise wrong_segmentation(instances, image, one, error) from error
+        raise invalid_segmentation(instances, image, annotation, error) from error
 
 
-def wrong_segmentation(instances: Instances, image: ImageRow, one: Annotation, error: ValueError) -> UserError:
-    """The sentence for a segmentation that cannot be used."""
+def invalid_segmentation(
+    instances: InstancesFile, image: ImageEntry, annotation: Annotation, error: ValueError
+) -> UserError:
+    """The error for a segmentation that cannot be used."""
     return UserError(
-        f"{instances.path}: the segmentation of annotation {one.place} (counted from 0), image {image.id}, cannot be "
-        f"used: {error}."
+        f"{instances.path}: the segmentation of annotation {annotation.index} (zero-based), image {image.id}, is "
+        f"invalid: {error}."
     )
 
 
@@ -107,74 +114,77 @@ def _parsed(path: Path) -> Mapping[str, Any]:
     data = read_bytes(path, "annotation file", MAX_JSON_BYTES)
     values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
     if values > MAX_JSON_VALUES:
-        raise UserError(f"{path} has about {values:,} values; at most {MAX_JSON_VALUES:,} are read: split it.")
+        raise UserError(
+            f"{path} has about {values:,} values, more than the limit of {MAX_JSON_VALUES:,}; split the file."
+        )
     try:
         parsed = json.loads(data)
     except (ValueError, RecursionError) as error:
-        told = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise UserError(f"{path} is no file of COCO instances ({told}).") from error
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"{path} is not a COCO instances file ({reason}).") from error
     if not isinstance(parsed, dict):
-        raise UserError(f"{path} is no file of COCO instances: it holds a {type(parsed).__name__}, not an object.")
+        raise UserError(f"{path} is not a COCO instances file: it holds a {type(parsed).__name__}, not an object.")
     return parsed
 
 
-def _rows(data: Mapping[str, Any], name: str, path: Path) -> list[dict[str, Any]]:
-    rows = data.get(name)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} is no file of COCO instances: it has no list of objects under {name!r}.")
-    return rows
+def _entries(data: Mapping[str, Any], name: str, path: Path) -> list[dict[str, Any]]:
+    entries = data.get(name)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path} is not a COCO instances file: it has no list of objects under {name!r}.")
+    return entries
 
 
-def _image(row: Mapping[str, Any], path: Path, root: Path) -> ImageRow:
-    number = _id(row.get("id"), f"{path}: an image", "id")
-    where, name = f"{path}: image {number}", row.get("file_name")
+def _image(entry: Mapping[str, Any], path: Path, root: Path) -> ImageEntry:
+    image_id = _id(entry.get("id"), f"{path}: an image", "id")
+    where, name = f"{path}: image {image_id}", entry.get("file_name")
     if not isinstance(name, str) or not name.strip():
-        raise UserError(f"{where} has no file_name; every image names its file in the folder of images.")
-    below = inside(root, name)
-    if below is None:
-        raise UserError(f"{where}: its file_name {name[:100]!r} leads out of the folder of images, {root}.")
-    sides = [_side(row.get(side), where, side) for side in ("height", "width")]
+        raise UserError(f"{where} has no file_name; every image needs one, relative to the image folder.")
+    relative = inside(root, name)
+    if relative is None:
+        raise UserError(f"{where}: file_name {name[:100]!r} is outside the image folder {root}.")
+    sides = [_side(entry.get(side), where, side) for side in ("height", "width")]
     size = None if sides[0] is None or sides[1] is None else (sides[0], sides[1])
     if size is not None and size[0] * size[1] > MAX_PIXELS:
-        raise UserError(f"{where} has {size[1]} x {size[0]} pixels, more than the {MAX_PIXELS:,} that are read.")
-    return ImageRow(number, str(below), size)
+        raise UserError(f"{where} has {size[1]} x {size[0]} pixels, more than the limit of {MAX_PIXELS:,}.")
+    return ImageEntry(image_id, str(relative), size)
 
 
-def _add(found: Instances, place: int, row: Mapping[str, Any]) -> None:
-    where = f"{found.path}: annotation {place} (counted from 0)"
-    image = found.images.get(_id(row.get("image_id"), where, "image_id")) if row.get("image_id") is not None else None
+def _add(instances: InstancesFile, index: int, entry: Mapping[str, Any]) -> None:
+    where = f"{instances.path}: annotation {index} (zero-based)"
+    image_id = entry.get("image_id")
+    image = instances.images.get(_id(image_id, where, "image_id")) if image_id is not None else None
     if image is None:
-        found.without_image += 1
+        instances.without_image += 1
         return
-    category = row.get("category_id")
-    number = _id(category, where, "category_id") if category is not None else ""
-    if number not in found.categories:
-        found.without_category += 1
+    given = entry.get("category_id")
+    category = _id(given, where, "category_id") if given is not None else ""
+    if category not in instances.categories:
+        instances.without_category += 1
         return
-    crowd = row.get("iscrowd")
+    crowd = entry.get("iscrowd")
     if crowd not in (None, 0, 1, "0", "1"):
-        raise UserError(f"{where}: iscrowd is 0 or 1, got {crowd!r:.40}.")
-    area = row.get("area")
-    size = None if area is None else _number(area)
-    if area is not None and (size is None or size < 0):
-        raise UserError(f"{where}: area is a number from 0 up, got {area!r:.40}.")
-    image.objects.append(Annotation(place, number, row.get("segmentation"), size, crowd in (1, "1")))
+        raise UserError(f"{where}: iscrowd must be 0 or 1, got {crowd!r:.40}.")
+    area = entry.get("area")
+    pixels = None if area is None else _number(area)
+    if area is not None and (pixels is None or pixels < 0):
+        raise UserError(f"{where}: area must be a non-negative number, got {area!r:.40}.")
+    image.objects.append(Annotation(index, category, entry.get("segmentation"), pixels, crowd in (1, "1")))
 
 
 def _id(value: Any, where: str, name: str) -> Id:
-    """An id by what it means: 7, 7.0, "7" and "000007" are one."""
+    """A normalised id: 7, 7.0, "7" and "000007" are the same."""
     if isinstance(value, str) and value.strip() and not _SURROGATE.search(value):
-        whole = _WHOLE.fullmatch(value.strip())
-        return int(whole[1]) if whole else value.strip()
+        integer = _INTEGER.fullmatch(value.strip())
+        return int(integer[1]) if integer else value.strip()
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    raise UserError(f"{where}: {name} is a whole number or a text, got {value!r:.40}.")
+    raise UserError(f"{where}: {name} must be an integer or a string, got {value!r:.40}.")
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, also one that is written as a text; None for anything else."""
+    """A finite number, also if given as a string; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -189,5 +199,5 @@ def _side(value: Any, where: str, name: str) -> int | None:
         return None
     number = _number(value)
     if number is None or number < 1 or not number.is_integer():
-        raise UserError(f"{where}: {name} is a whole number of pixels, got {value!r:.40}.")
+        raise UserError(f"{where}: {name} must be a positive whole number of pixels, got {value!r:.40}.")
     return int(number)

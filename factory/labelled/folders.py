@@ -1,4 +1,4 @@
-"""Which kind of labelled folder lies on disk."""
+"""Opens a labelled folder of either format."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +17,10 @@ def open_labelled(
     only: Sequence[str] | None = None,
     checked: bool = True,
 ) -> LabelledFolder:
-    """COCO's images in `root` where there is a file of instances, else the image set of a PASCAL VOC folder.
+    """COCO's images in `root` if `annotations` is given, else an image set of the PASCAL VOC folder `root`.
 
-    Where `only` names classes, images that show another one are left out. UserError where the folder lacks something.
-    `checked` looks for all that can be known now and fills `notes`; a worker does without what its driver has done.
+    If `only` names classes, images that show any other class are left out. `checked` runs `LabelledFolder.check`, which
+    fills `notes`; workers skip it because the driver has done it. UserError if the folder is incomplete or invalid.
     """
     folder: LabelledFolder
     if annotations is None:

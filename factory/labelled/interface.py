@@ -1,4 +1,4 @@
-"""One labelled image, and the folders on disk that such images come from."""
+"""Labelled images, and the interface of the folders that they are read from."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from factory.errors import UserError
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """`labels` is uint8 (H, W): 0 background, k the k-th class of the vocabulary, 255 to be ignored."""
+    """`labels` is uint8 (H, W): 0 is background, k the k-th class of the vocabulary, 255 is ignored."""
 
     key: str
     image: Image
@@ -25,73 +25,75 @@ class LabelledImage:
 
 
 class LabelledFolder(ABC):
-    """Labelled images on disk, read one at a time; `part_size` of them are a part."""
+    """Labelled images on disk, read one at a time and grouped into parts of `part_size` images."""
 
     part_size = 256
     keys: Sequence[str]
-    """What the images are called, in order."""
+    """Names of the images, in order."""
     notes: tuple[str, ...] = ()
-    """Sentences about what was found and is not used, with counts: for the person who gave the folder."""
+    """Messages for the user about entries that are not used, with counts."""
 
     @property
     def size(self) -> int:
-        """Images in all."""
+        """Number of images."""
         return len(self.keys)
 
     @property
     def identity(self) -> str:
-        """What tells these images from others, in words."""
+        """A text that identifies these images; checkpoints record it."""
         return f"{self.size} labelled images {hashlib.sha256(' '.join(self.keys).encode()).hexdigest()[:12]}"
 
     @abstractmethod
     def check(self) -> None:
-        """Look for everything that can be known before work starts, and fill `notes`.
+        """Find problems before work starts, and fill `notes`.
 
-        UserError where a picture is missing, or where nothing is left to learn from.
+        UserError if a file is missing or no usable label remains.
         """
 
     @abstractmethod
     def load(self, key: str) -> LabelledImage:
-        """One image with its labels; UserError where one cannot be read or the two do not fit together."""
+        """One image with its labels. UserError if either cannot be read or their sizes differ."""
 
     def parts(self) -> int:
-        """Runs of `part_size` images."""
+        """Number of parts."""
         return -(-self.size // self.part_size)
 
-    def rows(self, part: int) -> list["PackedImage"]:
-        """The images of a part."""
-        return [PackedImage(self, key) for key in self.keys[part * self.part_size : (part + 1) * self.part_size]]
+    def samples(self, part: int) -> list["LazyImage"]:
+        """The images of a part, not read yet."""
+        return [LazyImage(self, key) for key in self.keys[part * self.part_size : (part + 1) * self.part_size]]
 
 
 @dataclass(frozen=True)
-class PackedImage:
-    """An image that is not read yet."""
+class LazyImage:
+    """An image that has not been read yet."""
 
-    of: LabelledFolder
+    folder: LabelledFolder
     key: str
 
     def decode(self) -> LabelledImage:
-        """Read it."""
-        return self.of.load(self.key)
+        """Read the image and its labels."""
+        return self.folder.load(self.key)
 
 
 def checked_vocabulary(vocabulary: Vocabulary) -> Vocabulary:
-    """The vocabulary; UserError where it has more classes than a label picture has values."""
+    """The vocabulary. UserError if it has more classes than uint8 labels can represent."""
     if len(vocabulary.classes) >= IGNORE:
-        raise UserError(f"labels have room for {IGNORE - 1} classes, {vocabulary.name} has {len(vocabulary.classes)}.")
+        raise UserError(
+            f"labels can represent {IGNORE - 1} classes, but {vocabulary.name} has {len(vocabulary.classes)}."
+        )
     return vocabulary
 
 
 def inside(root: Path, name: str) -> PurePosixPath | None:
-    """A path below `root` as its parts, None where it leads out of it; a leading slash means `root`, as in some lists.
+    """`name` as a path relative to `root`, or None if it leads outside.
 
-    Both slashes part folders: lists are made on Windows too.
+    A leading slash means `root`, as in some image lists. Backslashes separate folders too: Windows tools write them.
     """
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute():
-        # A path of this machine that lies in the folder is meant as it is.
-        whole = PurePosixPath(root.absolute().as_posix())
-        path = path.relative_to(whole if path.is_relative_to(whole) else "/")
+        # An absolute path below `root` is taken literally.
+        absolute_root = PurePosixPath(root.absolute().as_posix())
+        path = path.relative_to(absolute_root if path.is_relative_to(absolute_root) else "/")
     if ".." in path.parts or not path.parts or "\0" in name or ":" in path.parts[0]:
         return None
     return path

@@ -1,1 +1,1 @@
-"""The segmenter: an ordinary segmentation model, trained on a finished set, whose worth proves the set's."""
+"""The segmenter: a standard segmentation model trained on a generated dataset, to measure its quality."""

@@ -1,4 +1,4 @@
-"""Images with labels from finished sets and from PASCAL VOC folders, as one stream of training samples."""
+"""Labelled images from generated datasets and labelled folders, as one stream of training samples."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,41 +19,42 @@ from factory.errors import UserError
 from factory.files.decode import decode_jpeg
 from factory.labelled.interface import LabelledImage
 
-_OPEN = 4
+_SHUFFLED_PARTS = 4
+"""Parts whose samples are shuffled together."""
 
 
-class Packed(Protocol):
-    """A sample that is not decoded yet."""
+class LazySample(Protocol):
+    """A sample that has not been decoded yet."""
 
     def decode(self) -> LabelledImage:
-        """Decompress."""
+        """Decode the image and its labels."""
         ...
 
 
 class Source(Protocol):
-    """Where samples come from, in parts that are read one at a time."""
+    """A source of samples, divided into parts that are read one at a time."""
 
     @property
     def size(self) -> int:
-        """Samples in all."""
+        """Number of samples."""
         ...
 
     @property
     def identity(self) -> str:
-        """What tells these samples from others, in words."""
+        """A text that identifies these samples; checkpoints record it."""
         ...
 
     def parts(self) -> int:
-        """How many parts there are."""
+        """Number of parts."""
         ...
 
-    def rows(self, part: int) -> Sequence[Packed]:
+    def samples(self, part: int) -> Sequence[LazySample]:
         """The samples of a part, in order."""
         ...
 
 
 @dataclass(frozen=True)
-class _PackedRow:
+class _ShardSample:
     store: Store
     tar: str
     sample: EncodedSample
@@ -64,21 +65,21 @@ class _PackedRow:
         with readable(self.store, f"sample {key} in {self.tar}"):
             image, labels = decode_jpeg(members["jpg"]), decode_label_png(members["seg.png"])
             if image.shape[:2] != labels.shape:
-                raise ValueError(f"its image is {image.shape[:2]}, its labels {labels.shape}")
+                raise ValueError(f"its image has shape {image.shape[:2]}, its labels {labels.shape}")
         return LabelledImage(key, image, self.lookup[labels])
 
 
-class SetSource:
-    """A finished or unfinished set: its shards are the parts."""
+class DatasetSource:
+    """A complete or incomplete dataset; its shards are the parts."""
 
     def __init__(self, store: Store, vocabulary: Vocabulary) -> None:
-        """UserError where there is no set, no shard, or a class that the vocabulary has not."""
+        """UserError if there is no dataset, no sample, or a class that is not in the vocabulary."""
         recipe = recipe_of(store)
-        done = sorted(committed(store))
-        self._store, self._names = store, [row.tar.name for row in receipts(store, done)]
-        self.size = sum(row.accepted for row in receipts(store, done))
+        shards = sorted(committed(store))
+        self._store, self._names = store, [receipt.tar.name for receipt in receipts(store, shards)]
+        self.size = sum(receipt.accepted for receipt in receipts(store, shards))
         if not self.size:
-            raise UserError(f"{store.address} has no sample yet; finish it with `factory generate`.")
+            raise UserError(f"{store.address} has no samples yet; complete it with `factory generate`.")
         self.identity = f"{self.size} samples of recipe {recipe.fingerprint()[:12]}"
         self._lookup = np.full(256, IGNORE, np.uint8)
         self._lookup[0] = 0
@@ -86,85 +87,93 @@ class SetSource:
             self._lookup[entry.id] = vocabulary.names.index(vocabulary.resolve(entry.name).name) + 1
 
     def parts(self) -> int:
-        """Shards."""
+        """Number of committed shards."""
         return len(self._names)
 
-    def rows(self, part: int) -> list[Packed]:
+    def samples(self, part: int) -> list[LazySample]:
         """The samples of a shard."""
         name = self._names[part]
         return [
-            _PackedRow(self._store, name, sample, self._lookup)
+            _ShardSample(self._store, name, sample, self._lookup)
             for sample in read_shard(self._store, name, ("jpg", "seg.png"))
         ]
 
 
 class Shares:
-    """How many samples of each source are in the batch of a step, so that shares hold over the steps.
+    """The number of samples of each source in every batch, such that the shares hold over time.
 
-    A source gives the whole part of its share to every batch; the places left go, one by one, to the source that is
-    furthest behind. So a share of less than one sample a batch is a sample every few steps.
+    Every batch contains the integer part of each source's share. The remaining samples go, one by one, to the source
+    that is furthest behind, so a share of less than one sample per batch yields one sample every few steps.
     """
 
     def __init__(self, shares: Sequence[float], batch: int) -> None:
-        """`shares` are weights. UserError unless they are finite, none negative and some positive."""
+        """`shares` are weights. UserError unless they are finite, non-negative and not all 0."""
         if not all(0 <= share < float("inf") for share in shares) or not sum(shares):
-            raise UserError(f"Shares of a batch are {list(shares)}; give numbers that are not negative, not all 0.")
-        wanted = [share / sum(shares) * batch for share in shares]
-        self._whole = [int(want) for want in wanted]
-        self._parts = [want - whole for want, whole in zip(wanted, self._whole, strict=True)]
-        self._left = batch - sum(self._whole)
-        self._behind = [0.0] * len(shares)
-        self.given = [0] * len(shares)
+            raise UserError(
+                f"The shares of the sources are {list(shares)}; give finite, non-negative numbers that are not all 0."
+            )
+        per_batch = [share / sum(shares) * batch for share in shares]
+        self._integers = [int(count) for count in per_batch]
+        self._fractions = [count - integer for count, integer in zip(per_batch, self._integers, strict=True)]
+        self._remaining = batch - sum(self._integers)
+        self._deficits = [0.0] * len(shares)
+        self.totals = [0] * len(shares)
         """Samples of each source in all batches so far."""
 
     def next(self) -> list[int]:
-        """Samples of each source in the next batch; they sum to the batch."""
-        counts = list(self._whole)
-        self._behind = [behind + part for behind, part in zip(self._behind, self._parts, strict=True)]
-        for _ in range(self._left):
-            place = max(range(len(counts)), key=self._behind.__getitem__)
-            counts[place] += 1
-            self._behind[place] -= 1
-        self.given = [given + count for given, count in zip(self.given, counts, strict=True)]
+        """Samples of each source in the next batch; they add up to the batch size."""
+        counts = list(self._integers)
+        self._deficits = [deficit + part for deficit, part in zip(self._deficits, self._fractions, strict=True)]
+        for _ in range(self._remaining):
+            index = max(range(len(counts)), key=self._deficits.__getitem__)
+            counts[index] += 1
+            self._deficits[index] -= 1
+        self.totals = [total + count for total, count in zip(self.totals, counts, strict=True)]
         return counts
 
 
 class LabelledStream:
-    """Batches of several sources without end, in an order that depends on the seed alone.
+    """Endless batches from several sources, in an order that depends only on the seed.
 
-    Each source gives its share of the samples, as `Shares` deals them out: `shares` are weights, by default the
-    sources' sizes.
+    Each source contributes its share of the samples, as computed by `Shares`. `shares` are weights and default to the
+    sizes of the sources.
     """
 
     def __init__(self, sources: Sequence[Source], batch: int, seed: int, shares: Sequence[float] | None = None) -> None:
         self._shares = list(shares) if shares is not None else [float(source.size) for source in sources]
         self._sources, self._batch, self._seed = sources, batch, seed
         self._next = 0
-        self._rows: list[Iterator[Packed]] = []
+        self._iterators: list[Iterator[LazySample]] = []
         self._start(0)
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> list[LabelledImage]:
-        """The samples of a step; of `world` equal parts the `rank`-th, which alone is decoded."""
+        """The samples of a step. If `world` processes train together, only those of process `rank` are decoded."""
         if step != self._next:
             self._start(step)
         self._next += 1
-        rows = [row for rows, count in zip(self._rows, self._dealt.next(), strict=True) for row in islice(rows, count)]
-        return [row.decode() for row in rows[rank::world]]
+        samples = [
+            sample
+            for iterator, count in zip(self._iterators, self._counts.next(), strict=True)
+            for sample in islice(iterator, count)
+        ]
+        return [sample.decode() for sample in samples[rank::world]]
 
     def _start(self, step: int) -> None:
-        self._next, self._rows = step, []
-        self._dealt = Shares(self._shares, self._batch)
+        """Position the stream before `step`: each source skips the samples of the earlier batches."""
+        self._next, self._iterators = step, []
+        self._counts = Shares(self._shares, self._batch)
         for _ in range(step):
-            self._dealt.next()
-        for number, (source, given) in enumerate(zip(self._sources, self._dealt.given, strict=True)):
-            epoch, place = divmod(given, source.size)
-            self._rows.append(islice(self._from(source, number, epoch), place, None))
+            self._counts.next()
+        for number, (source, used) in enumerate(zip(self._sources, self._counts.totals, strict=True)):
+            epoch, offset = divmod(used, source.size)
+            self._iterators.append(islice(self._shuffled(source, number, epoch), offset, None))
 
-    def _from(self, source: Source, number: int, epoch: int) -> Iterator[Packed]:
+    def _shuffled(self, source: Source, number: int, epoch: int) -> Iterator[LazySample]:
         while True:
             random = np.random.default_rng((self._seed, number, epoch))
             order = random.permutation(source.parts())
-            for start in range(0, len(order), _OPEN):
-                opened = [row for part in order[start : start + _OPEN] for row in source.rows(int(part))]
-                yield from (opened[k] for k in random.permutation(len(opened)))
+            for start in range(0, len(order), _SHUFFLED_PARTS):
+                parts = order[start : start + _SHUFFLED_PARTS]
+                samples = [sample for part in parts for sample in source.samples(int(part))]
+                yield from (samples[k] for k in random.permutation(len(samples)))
             epoch += 1

@@ -1,4 +1,4 @@
-"""mIoU of a segmenter over a labelled folder, counted as PASCAL VOC's devkit counts it."""
+"""mIoU of a segmenter on a labelled folder, computed like PASCAL VOC's devkit."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from factory.segmenter.model import Segmenter
 
 @dataclass(frozen=True)
 class SegmenterScore:
-    """IoU by class, 0..1, and means over them.
+    """IoU by class, 0..1, and means over classes.
 
-    `miou` has background, as VOC's devkit; `seen` and `unseen` are means over classes without background, and
-    `harmonic` is their harmonic mean. NaN where a class or a group has no pixel.
+    `miou` includes background, as in VOC's devkit. `seen` and `unseen` are means over classes without background, and
+    `harmonic` is their harmonic mean. Values are NaN for a class or group without pixels.
     """
 
     by_class: dict[str, float]
@@ -31,20 +31,20 @@ class SegmenterScore:
 
 
 class Confusion:
-    """Counts of pixels by (true class, predicted class), summed over the whole set; 255 is not counted."""
+    """Pixel counts by (true class, predicted class), summed over all images; 255 is ignored."""
 
     def __init__(self, classes: int) -> None:
         self.counts = np.zeros((classes, classes), np.int64)
 
     def add(self, truth: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> None:
-        """Two label pictures of one size."""
+        """Count one image, given two label maps of the same size."""
         counted = truth != IGNORE
         size = len(self.counts)
         pairs = truth[counted].astype(np.int64) * size + predicted[counted]
         self.counts += np.bincount(pairs, minlength=size * size).reshape(size, size)
 
     def iou(self) -> NDArray[np.float64]:
-        """By class: hits over hits, misses and false alarms; NaN for a class that is nowhere."""
+        """IoU by class; NaN for a class that neither label map contains."""
         hits = np.diag(self.counts).astype(float)
         union = self.counts.sum(0) + self.counts.sum(1) - hits
         return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
@@ -58,45 +58,46 @@ def score(
     device: str = "cpu",
     report: Callable[[int], None] = lambda done: None,
 ) -> SegmenterScore:
-    """Predict every image of a source in its own size and count; `report` hears after each part how many are done."""
+    """Predict every image of a source at its own size. `report` receives the number of images done after each part."""
     confusion, done = Confusion(len(model.names)), 0
     model.to(device).eval()
     for part in range(source.parts()):
-        for batch in _of_one_size([row.decode() for row in source.rows(part)]):
-            images = torch.from_numpy(np.stack([row.image for row in batch])).permute(0, 3, 1, 2).to(device)
+        for batch in _by_size([sample.decode() for sample in source.samples(part)]):
+            images = torch.from_numpy(np.stack([sample.image for sample in batch])).permute(0, 3, 1, 2).to(device)
             scores = model.scores(images)
             if not scores.isfinite().all():
                 raise UserError(
-                    f"The segmenter gives NaN for the image {batch[0].key} or one beside it; train it again."
+                    f"The segmenter predicts NaN for the batch that starts with image {batch[0].key}; train it again."
                 )
             predicted = scores.argmax(1).cpu().numpy().astype(np.uint8)
-            for row, labels in zip(batch, predicted, strict=True):
-                confusion.add(row.labels, labels)
+            for sample, labels in zip(batch, predicted, strict=True):
+                confusion.add(sample.labels, labels)
             done += len(batch)
         report(done)
-    return summed_up(confusion, model.names, unseen, done)
+    return summarise(confusion, model.names, unseen, done)
 
 
-def summed_up(confusion: Confusion, names: Sequence[str], unseen: Sequence[str], images: int) -> SegmenterScore:
-    """The figures of a confusion; `names` has background first."""
+def summarise(confusion: Confusion, names: Sequence[str], unseen: Sequence[str], images: int) -> SegmenterScore:
+    """The metrics of a confusion matrix; `names` starts with background."""
     by_class = dict(zip(names, confusion.iou().tolist(), strict=True))
-    one = _mean([value for name, value in by_class.items() if name != names[0] and name not in unseen])
-    other = _mean([value for name, value in by_class.items() if name in unseen])
-    harmonic = 2 * one * other / (one + other) if one + other > 0 else float("nan")
-    return SegmenterScore(by_class, _mean(list(by_class.values())), one, other, harmonic, images)
+    seen_iou = _mean([value for name, value in by_class.items() if name != names[0] and name not in unseen])
+    unseen_iou = _mean([value for name, value in by_class.items() if name in unseen])
+    total = seen_iou + unseen_iou
+    harmonic = 2 * seen_iou * unseen_iou / total if total > 0 else float("nan")
+    return SegmenterScore(by_class, _mean(list(by_class.values())), seen_iou, unseen_iou, harmonic, images)
 
 
 def _mean(values: list[float]) -> float:
-    known = [value for value in values if value == value]
+    known = [value for value in values if value == value]  # without NaN
     return float(np.mean(known)) if known else float("nan")
 
 
-def _of_one_size(rows: list[LabelledImage], most: int = 16) -> list[list[LabelledImage]]:
-    """Neighbours of one size together, a few at a time."""
+def _by_size(samples: list[LabelledImage], max_batch: int = 16) -> list[list[LabelledImage]]:
+    """Batches of consecutive images of the same size."""
     batches: list[list[LabelledImage]] = []
-    for row in rows:
-        if batches and len(batches[-1]) < most and batches[-1][0].image.shape == row.image.shape:
-            batches[-1].append(row)
+    for sample in samples:
+        if batches and len(batches[-1]) < max_batch and batches[-1][0].image.shape == sample.image.shape:
+            batches[-1].append(sample)
         else:
-            batches.append([row])
+            batches.append([sample])
     return batches

@@ -1,4 +1,4 @@
-"""Segmenters from transformers behind one pair of functions: the loss of a batch, and class scores of every pixel."""
+"""Segmentation models of transformers behind one interface: the loss of a batch, and class scores of every pixel."""
 
 import json
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ _STD = (0.229, 0.224, 0.225)
 
 
 class Segmenter(nn.Module):
-    """A model of transformers and the classes that it tells apart; class 0 is background.
+    """A transformers model and the names of its classes; class 0 is background.
 
-    Models that label pixels (SegFormer and its like) learn by cross-entropy; models that propose masks (MaskFormer,
-    Mask2Former) by their own loss on one mask per class.
+    Models that classify pixels, such as SegFormer, are trained with cross-entropy. Models that classify masks
+    (MaskFormer, Mask2Former) are trained with their own loss on one mask per class.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
@@ -44,50 +44,51 @@ class Segmenter(nn.Module):
         self.is_mask_classification = config.model_type in ("maskformer", "mask2former")
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """`images` are uint8 (B, 3, H, W), `labels` uint8 (B, H, W) with 255 to be ignored.
+        """The loss of uint8 images (B, 3, H, W) and uint8 labels (B, H, W), in which 255 is ignored.
 
-        An image whose pixels are all to be ignored teaches nothing; a batch of such images has a loss of 0.
+        An image whose pixels are all ignored does not contribute; a batch of such images has a loss of 0.
         """
         counted = labels != IGNORE
         if not self.is_mask_classification:
-            logits = self.network(pixel_values=self._normed(images)).logits.float()
+            logits = self.network(pixel_values=self._normalised(images)).logits.float()
             logits = functional.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
             summed = functional.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="sum")
             return summed / counted.sum().clamp_min(1)
-        taught = counted.flatten(1).any(1)
-        if not taught.any():
-            answer = self.network(pixel_values=self._normed(images))
-            return 0 * (answer.class_queries_logits.sum() + answer.masks_queries_logits.sum())
+        labelled = counted.flatten(1).any(1)
+        if not labelled.any():
+            # 0, but still a function of the weights: `backward` needs a graph, and other processes wait for gradients.
+            output = self.network(pixel_values=self._normalised(images))
+            return 0 * (output.class_queries_logits.sum() + output.masks_queries_logits.sum())
         masks, classes = [], []
-        for row in labels[taught]:
-            present = [int(k) for k in row.unique() if k != IGNORE]
-            masks.append(torch.stack([row == k for k in present]).float())
-            classes.append(torch.tensor(present, device=row.device))
-        shown = self._normed(images[taught])
-        result: Tensor = self.network(pixel_values=shown, mask_labels=masks, class_labels=classes).loss
+        for label_map in labels[labelled]:
+            present = [int(k) for k in label_map.unique() if k != IGNORE]
+            masks.append(torch.stack([label_map == k for k in present]).float())
+            classes.append(torch.tensor(present, device=label_map.device))
+        pixels = self._normalised(images[labelled])
+        result: Tensor = self.network(pixel_values=pixels, mask_labels=masks, class_labels=classes).loss
         return result.mean()
 
     def scores(self, images: Tensor) -> Tensor:
-        """Class scores, float32 (B, classes, H, W), of uint8 images (B, 3, H, W): the highest is a pixel's class."""
-        answer = self.network(pixel_values=self._normed(images))
+        """Class scores, float32 (B, classes, H, W), of uint8 images (B, 3, H, W). The argmax is a pixel's class."""
+        output = self.network(pixel_values=self._normalised(images))
         if self.is_mask_classification:
-            classes = answer.class_queries_logits.float().softmax(-1)[..., :-1]
-            masks = answer.masks_queries_logits.float().sigmoid()
+            classes = output.class_queries_logits.float().softmax(-1)[..., :-1]
+            masks = output.masks_queries_logits.float().sigmoid()
             scores = torch.einsum("bqc,bqhw->bchw", classes, masks)
         else:
-            scores = answer.logits.float()
+            scores = output.logits.float()
         return functional.interpolate(scores, images.shape[-2:], mode="bilinear", align_corners=False)
 
-    def _normed(self, images: Tensor) -> Tensor:
-        mean, std = (torch.tensor(row, device=images.device)[None, :, None, None] for row in (_MEAN, _STD))
+    def _normalised(self, images: Tensor) -> Tensor:
+        mean, std = (torch.tensor(v, device=images.device)[None, :, None, None] for v in (_MEAN, _STD))
         return (images.float() / 255 - mean) / std
 
 
 @dataclass(frozen=True)
-class _Wrong:
-    """Names of weights that a file does not give as they are wanted; transformers draws the first two at random.
+class _LoadingReport:
+    """Names of weights in which a file and the network differ; transformers initialises `missing` and `mismatched`.
 
-    `mismatched` have another shape; those of `classifier` differ just by the number of classes.
+    `mismatched` weights have another shape. The subset `classifier` differs only by the number of classes.
     """
 
     missing: list[str]
@@ -97,106 +98,119 @@ class _Wrong:
 
 
 def new_segmenter(architecture: str, names: Sequence[str]) -> Segmenter:
-    """Fresh weights of one of ARCHITECTURES, or those of a folder or hub id with a new head.
+    """A segmenter with random weights of one of ARCHITECTURES, or with those of a folder or hub id and a new head.
 
-    `names` are the classes with background first. UserError for what is neither, and for weights that are incomplete.
+    `names` are the classes, starting with background. UserError if `architecture` is none of these or its weights are
+    incomplete.
     """
     labels = dict(enumerate(names))
-    told: dict[str, Any] = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
+    id_maps: dict[str, Any] = {"id2label": labels, "label2id": {name: index for index, name in labels.items()}}
     if architecture in ARCHITECTURES:
-        return Segmenter(_fresh(architecture, told), names)
-    network, wrong = _pretrained(architecture, told)
-    _check_only_head_is_new(architecture, network, wrong)
+        return Segmenter(_randomly_initialised(architecture, id_maps), names)
+    network, report = _pretrained(architecture, id_maps)
+    _check_only_head_is_new(architecture, network, report)
     return Segmenter(network, names)
 
 
-def _check_only_head_is_new(source: str, network: Any, wrong: _Wrong) -> None:
-    """UserError unless the file gives the whole network but the classifier of other classes, or the whole body.
+def _check_only_head_is_new(source: str, network: Any, report: _LoadingReport) -> None:
+    """UserError unless the file contains everything but the classifier of other classes, or everything but the head.
 
-    A body without a head is one that was trained on ImageNet. A head of which some tensors are there was cut.
+    A file without the whole head is a backbone that was pretrained on ImageNet. A file with a part of the head is
+    damaged.
     """
     body = f"{network.base_model_prefix}."
     head = {name for name in network.state_dict() if not name.startswith(body)}
-    lacking = [name for name in wrong.missing if name.startswith(body)]
-    lacking += [] if head <= {*wrong.missing} else [name for name in wrong.missing if name in head]
-    lacking += [name for name in wrong.mismatched if name not in wrong.classifier]
-    if lacking:
+    missing = [name for name in report.missing if name.startswith(body)]
+    missing += [] if head <= {*report.missing} else [name for name in report.missing if name in head]
+    missing += [name for name in report.mismatched if name not in report.classifier]
+    if missing:
         raise UserError(
-            f"{source} does not give {len(lacking)} of its network's weights, {lacking[0]} first; only those of its "
-            f"head may be new, all of them or its classifier. Copy the model again."
+            f"{source} is missing {len(missing)} weights of its network, starting with {missing[0]}; only the whole "
+            f"head or its classifier may be absent. Copy the model again."
         )
-    unknown = [name for name in wrong.unexpected if name.startswith(body)]
-    if unknown:
+    unexpected = [name for name in report.unexpected if name.startswith(body)]
+    if unexpected:
         raise UserError(
-            f"{source} holds {len(unknown)} weights that its config.json does not have, {unknown[0]} first: the two do "
-            f"not belong together. Copy the model again."
+            f"{source} contains {len(unexpected)} weights that do not match its config.json, starting with "
+            f"{unexpected[0]}. Copy the model again."
         )
 
 
-def _fresh(architecture: str, told: dict[str, Any]) -> nn.Module:
+def _randomly_initialised(architecture: str, id_maps: dict[str, Any]) -> nn.Module:
     if architecture == "segformer":  # the sizes of B0
-        network: nn.Module = AutoModelForSemanticSegmentation.from_config(SegformerConfig(**told))
+        network: nn.Module = AutoModelForSemanticSegmentation.from_config(SegformerConfig(**id_maps))
         return network
     backbone = SwinConfig(out_features=["stage1", "stage2", "stage3", "stage4"])  # Swin-T
     kind = MaskFormerConfig if architecture == "maskformer" else Mask2FormerConfig
-    proposer: nn.Module = AutoModelForUniversalSegmentation.from_config(kind(backbone_config=backbone, **told))
-    return proposer
+    mask_classifier: nn.Module = AutoModelForUniversalSegmentation.from_config(
+        kind(backbone_config=backbone, **id_maps)
+    )
+    return mask_classifier
 
 
-def _pretrained(source: str, told: dict[str, Any]) -> tuple[nn.Module, _Wrong]:
-    """The network of a folder or hub id, and what its file does not give.
+def _pretrained(source: str, id_maps: dict[str, Any]) -> tuple[nn.Module, _LoadingReport]:
+    """The network of a folder or hub id, and how its file differs from it.
 
-    UserError for what is no segmentation model, and for weights that are no finite numbers.
+    UserError if it is not a segmentation model or its weights are not finite.
     """
     try:
         config = AutoConfig.from_pretrained(source)
         is_mask_classification = config.model_type in ("maskformer", "mask2former")
         kind = AutoModelForUniversalSegmentation if is_mask_classification else AutoModelForSemanticSegmentation
-        network, loading = kind.from_pretrained(source, ignore_mismatched_sizes=True, output_loading_info=True, **told)
+        network, loading = kind.from_pretrained(
+            source, ignore_mismatched_sizes=True, output_loading_info=True, **id_maps
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        said = " ".join(str(error).split())[:200]
+        message = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{source} is no segmentation model ({said}); give {', '.join(ARCHITECTURES)}, a folder or a hub id."
+            f"{source} is not a segmentation model ({message}); give {', '.join(ARCHITECTURES)}, a folder or a hub id."
         ) from error
     broken = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
     if broken:
-        raise UserError(f"The weight {broken[0]} of {source} holds NaN or infinity; train or copy the model again.")
-    more = len(told["id2label"]) - config.num_labels
-    return network, _Wrong(
+        raise UserError(f"The weight {broken[0]} of {source} contains NaN or infinity; train or copy the model again.")
+    extra_classes = len(id_maps["id2label"]) - config.num_labels
+    return network, _LoadingReport(
         missing=sorted(loading["missing_keys"]),
-        mismatched=sorted(row[0] for row in loading["mismatched_keys"]),
+        mismatched=sorted(name for name, _, _ in loading["mismatched_keys"]),
         classifier=[
             name
             for name, theirs, ours in loading["mismatched_keys"]
-            if theirs[1:] == ours[1:] and ours[0] - theirs[0] == more
+            if theirs[1:] == ours[1:] and ours[0] - theirs[0] == extra_classes
         ],
         unexpected=sorted(loading["unexpected_keys"]),
     )
 
 
 def save_segmenter(model: Segmenter, folder: Path, about: dict[str, Any]) -> None:
-    """A transformers folder, and `segmenter.json` with what it learnt from."""
+    """Write a transformers folder, and `segmenter.json` with the class names and `about`."""
     network: Any = model.network
     network.save_pretrained(folder)
     (folder / "segmenter.json").write_text(dumps({"names": list(model.names), **about}, indent=1) + "\n")
 
 
 def load_segmenter(folder: Path) -> Segmenter:
-    """What `save_segmenter` wrote. UserError where the folder holds no segmenter."""
+    """Load a folder of `save_segmenter`. UserError if it does not contain a complete segmenter."""
     try:
         names = json.loads((folder / "segmenter.json").read_text())["names"]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} holds no segmenter ({error}); train one with `factory train-segmenter`.") from error
+        raise UserError(
+            f"{folder} is not a segmenter folder ({error}); train one with `factory train-segmenter`."
+        ) from error
     labels = dict(enumerate(names))
-    told = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
-    network, wrong = _pretrained(str(folder), told)
-    listed = [
+    id_maps = {"id2label": labels, "label2id": {name: index for index, name in labels.items()}}
+    network, report = _pretrained(str(folder), id_maps)
+    differences = [
         f"{len(keys)} {kind} ({keys[0]})"
-        for kind, keys in (("missing", wrong.missing), ("mismatched", wrong.mismatched), ("unknown", wrong.unexpected))
+        for kind, keys in (
+            ("missing", report.missing),
+            ("mismatched", report.mismatched),
+            ("unknown", report.unexpected),
+        )
         if keys
     ]
-    if listed:
+    if differences:
         raise UserError(
-            f"The weights of {folder} do not fit its config: {', '.join(listed)}; copy or train the segmenter again."
+            f"The weights of {folder} do not match its config: {', '.join(differences)}; copy or train the segmenter "
+            f"again."
         )
     return Segmenter(network, names).eval()

@@ -1,4 +1,4 @@
-"""Training and measuring a segmenter, from options."""
+"""Train and evaluate a segmenter from options."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SegmenterTraining:
-    """What to train on what, and where to. `real_classes` is "all" or "seen"; `device` may be "auto"."""
+    """Options of a training run. `real_classes` is "all" or "seen"; `device` may be "auto"."""
 
     out: str
     shards: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class SegmenterTraining:
     start: str | None = None
 
     def absolute(self) -> "SegmenterTraining":
-        """The same run, with addresses that mean the same in every process."""
+        """The same run with absolute paths, which mean the same in every process."""
         return replace(
             self,
             out=str(local_path(self.out, "--out").absolute()),
@@ -57,7 +57,7 @@ class SegmenterTraining:
 
 
 def train_here(run: SegmenterTraining, report: Callable[[str], None] = lambda text: print(text, flush=True)) -> Path:
-    """Train in this process, resuming what lies in `run.out`; return the folder of the finished segmenter."""
+    """Train in this process, resuming the run in `run.out` if there is one. Returns the trained segmenter's folder."""
     import torch
 
     quiet_model_libraries()
@@ -83,16 +83,16 @@ def train_here(run: SegmenterTraining, report: Callable[[str], None] = lambda te
         weight_decay=0.01,
         start=run.start,
     )
-    chosen = SegmenterOptions(run.architecture, run.side)
-    task = SegmenterTask(sources, vocabulary, chosen, device, shares, {"run": asdict(run)})
+    model_options = SegmenterOptions(run.architecture, run.side)
+    task = SegmenterTask(sources, vocabulary, model_options, device, shares, {"run": asdict(run)})
     return train(task, options, out, report)
 
 
 @dataclass(frozen=True)
 class RealImages:
-    """Labelled images to measure on: an image set of a PASCAL VOC folder, or COCO's where `annotations` is given.
+    """Labelled images for evaluation: an image set of a PASCAL VOC folder, or COCO images if `annotations` is given.
 
-    `split` tells seen and unseen classes of the vocabulary apart.
+    `split` divides the classes of the vocabulary into seen and unseen ones.
     """
 
     root: Path
@@ -109,7 +109,7 @@ def evaluate_here(
     threads: int = 0,
     report: Callable[[str], None] = lambda text: None,
 ) -> "SegmenterScore":
-    """The segmenter's figures. UserError where its classes are not those asked for."""
+    """Evaluate a segmenter. UserError if its classes differ from those of `test`."""
     import torch
 
     quiet_model_libraries()
@@ -125,7 +125,7 @@ def evaluate_here(
     model = load_segmenter(folder)
     if model.names[1:] != vocabulary.names:
         raise UserError(
-            f"{folder} tells {len(model.names) - 1} classes apart ({', '.join(model.names[1:4])} ...), which are not "
+            f"{folder} has {len(model.names) - 1} classes ({', '.join(model.names[1:4])} ...), which differ from "
             f"those of {test.classes}; give the vocabulary that it was trained for with --classes."
         )
     unseen = vocabulary.unseen(test.split) if test.split is not None else ()
@@ -136,10 +136,10 @@ def evaluate_here(
 
 
 def _real_source(run: SegmenterTraining, address: str, vocabulary: Vocabulary) -> "Source":
-    """A set of `factory invert`, COCO's images or a VOC folder. UserError where a set may show unseen classes."""
+    """A dataset of `factory invert`, COCO images or a VOC folder. UserError if a dataset may show unseen classes."""
     from factory.dataset.state import RECIPE, recipe_of
     from factory.labelled.folders import open_labelled
-    from factory.segmenter.data import SetSource
+    from factory.segmenter.data import DatasetSource
 
     only = vocabulary.seen(run.split) if run.split is not None and run.real_classes == "seen" else None
     store = Store(address)
@@ -149,49 +149,50 @@ def _real_source(run: SegmenterTraining, address: str, vocabulary: Vocabulary) -
             local_path(address, "--real of a labelled folder"), run.real_set, annotations, vocabulary, only
         )
     oracle = recipe_of(store).oracle
-    shown = recipe_of(store).vocabulary().names if oracle is None else oracle.seen
-    others = [name for name in shown if only is not None and vocabulary.resolve(name).name not in only]
-    if others:
+    possible = recipe_of(store).vocabulary().names if oracle is None else oracle.seen
+    unseen = [name for name in possible if only is not None and vocabulary.resolve(name).name not in only]
+    if unseen:
         raise UserError(
-            f"{address} may show {', '.join(others[:3])}, unseen in split {run.split}; make it with `factory invert "
-            f"--split {run.split}`, or take --real-classes all."
+            f"{address} may show {', '.join(unseen[:3])}, unseen in split {run.split}; make it with `factory invert "
+            f"--split {run.split}`, or use --real-classes all."
         )
-    return SetSource(store, vocabulary)
+    return DatasetSource(store, vocabulary)
 
 
 def _sources(run: SegmenterTraining, vocabulary: Vocabulary) -> tuple[list["Source"], list[float] | None]:
-    """What to train on, and each source's share of the samples; None for their sizes."""
-    from factory.segmenter.data import SetSource
+    """The sources to train on and their shares of the samples; None stands for their sizes."""
+    from factory.segmenter.data import DatasetSource
 
     if run.real_classes not in ("all", "seen"):
-        raise UserError(f"--real-classes is all or seen, got {run.real_classes!r}.")
+        raise UserError(f"--real-classes must be all or seen, got {run.real_classes!r}.")
     if run.real_classes == "seen" and run.split is None:
-        raise UserError("which classes are seen? Give --split, as in --real-classes seen --split 1.")
-    sets: list[Source] = [SetSource(Store(address), vocabulary) for address in run.shards]
+        raise UserError("--real-classes seen requires --split, for example --real-classes seen --split 1.")
+    datasets: list[Source] = [DatasetSource(Store(address), vocabulary) for address in run.shards]
     if run.real is None:
-        if not sets:
-            raise UserError("there is nothing to train on; give a set's folder, --real, or both.")
-        return sets, None
+        if not datasets:
+            raise UserError("there is nothing to train on; give a dataset folder, --real, or both.")
+        return datasets, None
     real = _real_source(run, run.real, vocabulary)
-    if not sets:
+    if not datasets:
         return [real], None
     if not 0 < run.real_share < 1:
         raise UserError(
-            f"--real-share is {run.real_share}, with which one of the datasets and --real would not be used; give a "
-            f"share between 0 and 1, or leave one of the two out."
+            f"--real-share is {run.real_share}, so either the datasets or --real would not be used; give a share "
+            f"between 0 and 1 (exclusive), or leave one of the two out."
         )
-    total = sum(one.size for one in sets)
-    return [*sets, real], [*((1 - run.real_share) * one.size / total for one in sets), run.real_share]
+    total = sum(dataset.size for dataset in datasets)
+    shares = [(1 - run.real_share) * dataset.size / total for dataset in datasets]
+    return [*datasets, real], [*shares, run.real_share]
 
 
 def _check_all_used(run: SegmenterTraining, sources: Sequence["Source"], shares: Sequence[float] | None) -> None:
-    """UserError where the run is so short that not one sample of a source would be trained on."""
-    weights = shares or [one.size for one in sources]
+    """UserError if the run is too short to use a sample of every source."""
+    weights = shares or [source.size for source in sources]
     names = [*run.shards, *([run.real] if run.real else [])]
     for name, weight in zip(names, weights, strict=True):
         share = weight / sum(weights)
         if share * run.batch * run.steps < 1:
             raise UserError(
-                f"{run.steps} steps of {run.batch} would use no sample of {name}, whose share is {share:.2g}; give at "
-                f"least {math.ceil(1 / share / run.batch)} --steps, or leave it out."
+                f"{run.steps} steps of {run.batch} samples would use no sample of {name}, whose share is {share:.2g}; "
+                f"give at least {math.ceil(1 / share / run.batch)} --steps, or leave it out."
             )

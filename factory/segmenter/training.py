@@ -1,4 +1,4 @@
-"""Training a segmenter straight from shards, alone or mixed with labelled folders."""
+"""The training task of a segmenter, on shards, labelled folders or both."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from PIL import Image as Pictures
 from torch import Tensor, nn
 
 from factory.config.vocabulary import Vocabulary
-from factory.dataset.masks import IGNORE, palette
+from factory.dataset.masks import IGNORE, palette_image
 from factory.labelled.interface import LabelledImage
 from factory.segmenter.data import LabelledStream, Source
 from factory.segmenter.model import Segmenter, load_segmenter, new_segmenter, save_segmenter
 from factory.training.loop import rank_and_world, tile
 from factory.training.precision import bfloat16_pays
 
-_SHOWN = 12
+_SHEET_SAMPLES = 12
 
 
 @dataclass(frozen=True)
 class SegmenterOptions:
-    """`side` is the square that is trained on, in pixels."""
+    """`side` is the side of the square training crops in pixels."""
 
     architecture: str = "segformer"
     side: int = 128
 
 
 class SegmenterTask:
-    """Pixel classes of a vocabulary and background, on cropped, flipped and recoloured images."""
+    """Semantic segmentation into background and the classes of a vocabulary, on augmented crops."""
 
     name = "segmenter"
 
@@ -46,15 +46,15 @@ class SegmenterTask:
     ) -> None:
         self.sources, self.vocabulary, self.options = sources, vocabulary, options
         self.device, self.shares, self.about = device, shares, about or {}
-        self.made_of = {
+        self.depends_on = {
             "network": str(options),
             "classes": ", ".join(vocabulary.names),
-            "data": ", ".join(one.identity for one in sources),
+            "data": ", ".join(source.identity for source in sources),
             "shares": str(shares),
         }
         torch.manual_seed(0)
         model = new_segmenter(options.architecture, ["background", *vocabulary.names])
-        # Images come with neighbouring channels, and convolutions are faster where the weights do too.
+        # Images arrive in channels-last layout; convolutions are faster if the weights have it too.
         self.model: nn.Module = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._stream: tuple[tuple[int, int], LabelledStream] | None = None
 
@@ -65,9 +65,9 @@ class SegmenterTask:
             self._stream = (batch, seed), LabelledStream(self.sources, batch, seed, self.shares)
         rank, world = rank_and_world()
         rng = np.random.default_rng((seed, 5, step, rank))
-        rows = [augmented(rng, row, self.options.side) for row in self._stream[1].batch(step, rank, world)]
-        images = torch.from_numpy(np.stack([image for image, _ in rows])).permute(0, 3, 1, 2).to(self.device)
-        labels = torch.from_numpy(np.stack([labels for _, labels in rows])).to(self.device)
+        crops = [augmented(rng, sample, self.options.side) for sample in self._stream[1].batch(step, rank, world)]
+        images = torch.from_numpy(np.stack([image for image, _ in crops])).permute(0, 3, 1, 2).to(self.device)
+        labels = torch.from_numpy(np.stack([labels for _, labels in crops])).to(self.device)
         kind = self.device.split(":")[0]
         with torch.autocast(
             kind, torch.bfloat16, enabled=bfloat16_pays(kind) and not self.model.is_mask_classification
@@ -75,56 +75,58 @@ class SegmenterTask:
             return self.model.loss(images, labels)
 
     def figures(self, model: nn.Module) -> dict[str, float]:
-        """None; `factory evaluate-segmenter` measures on labelled images."""
+        """No metrics during training; `factory evaluate-segmenter` measures on labelled images."""
         return {}
 
     def sample_sheet(self, model: nn.Module) -> Pictures.Image:
-        """Training images, their labels, and what the segmenter says."""
+        """Training images, their labels and the predictions."""
         assert isinstance(model, Segmenter)
         rng = np.random.default_rng(0)
-        parts = (row for part in range(self.sources[0].parts()) for row in self.sources[0].rows(part))
-        rows = [row.decode() for row in islice(parts, _SHOWN)]
-        pairs = [augmented(rng, row, self.options.side) for row in rows]
+        source = self.sources[0]
+        lazy = (sample for part in range(source.parts()) for sample in source.samples(part))
+        pairs = [augmented(rng, sample.decode(), self.options.side) for sample in islice(lazy, _SHEET_SAMPLES)]
         images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).to(self.device)
         predicted = model.scores(images).argmax(1).cpu().numpy().astype(np.uint8)
         return tile(
             [
                 [Pictures.fromarray(image) for image, _ in pairs],
-                [_coloured(labels) for _, labels in pairs],
-                [_coloured(labels) for labels in predicted],
+                [palette_image(labels).convert("RGB") for _, labels in pairs],
+                [palette_image(labels).convert("RGB") for labels in predicted],
             ]
         )
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """A transformers folder."""
+        """Write a transformers folder."""
         assert isinstance(model, Segmenter)
         save_segmenter(model, folder, self.about)
 
     def load(self, folder: Path) -> None:
-        """Begin with a trained segmenter's weights; ValueError where its classes are others or in another order."""
+        """Load the weights of a trained segmenter. ValueError if its classes or their order differ."""
         start = load_segmenter(folder)
-        mine = ("background", *self.vocabulary.names)
-        if start.names != mine:
-            raise ValueError(f"its classes are {', '.join(start.names)}, and these are {', '.join(mine)}")
+        names = ("background", *self.vocabulary.names)
+        if start.names != names:
+            raise ValueError(f"its classes are {', '.join(start.names)}, but this run has {', '.join(names)}")
         self.model.load_state_dict(start.state_dict())
 
 
-def augmented(rng: np.random.Generator, row: LabelledImage, side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A random square of the sample, uint8 (side, side, 3) and (side, side): scaled, flipped, with other colours.
+def augmented(
+    rng: np.random.Generator, sample: LabelledImage, side: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A random square crop of the sample, uint8 (side, side, 3) and (side, side), scaled, flipped and recoloured.
 
-    What lies outside the image is grey and to be ignored. The square has a pixel that is not to be ignored, unless the
-    whole sample has none.
+    Pixels outside the image are grey and ignored. The crop contains a pixel that is not ignored, unless the sample has
+    none.
     """
-    scale = side / min(row.labels.shape) * float(np.exp(rng.uniform(np.log(0.7), np.log(1.5))))
-    size = (max(1, round(row.labels.shape[1] * scale)), max(1, round(row.labels.shape[0] * scale)))
-    picture = np.asarray(Pictures.fromarray(row.image).resize(size, Pictures.Resampling.BILINEAR))
-    numbers = np.asarray(Pictures.fromarray(row.labels).resize(size, Pictures.Resampling.NEAREST))
-    windows = [_window(rng, length, side) for length in numbers.shape]
-    image, labels = _cut(picture, numbers, windows, side)
-    if (labels == IGNORE).all() and len(taught := np.argwhere(numbers != IGNORE)):
-        around = taught[rng.integers(len(taught))]
-        windows = [_window(rng, length, side, int(at)) for length, at in zip(numbers.shape, around, strict=True)]
-        image, labels = _cut(picture, numbers, windows, side)
+    scale = side / min(sample.labels.shape) * float(np.exp(rng.uniform(np.log(0.7), np.log(1.5))))
+    size = (max(1, round(sample.labels.shape[1] * scale)), max(1, round(sample.labels.shape[0] * scale)))
+    scaled_image = np.asarray(Pictures.fromarray(sample.image).resize(size, Pictures.Resampling.BILINEAR))
+    scaled_labels = np.asarray(Pictures.fromarray(sample.labels).resize(size, Pictures.Resampling.NEAREST))
+    windows = [_window(rng, length, side) for length in scaled_labels.shape]
+    image, labels = _crop(scaled_image, scaled_labels, windows, side)
+    if (labels == IGNORE).all() and len(labelled := np.argwhere(scaled_labels != IGNORE)):
+        centre = labelled[rng.integers(len(labelled))]
+        windows = [_window(rng, length, side, int(p)) for length, p in zip(scaled_labels.shape, centre, strict=True)]
+        image, labels = _crop(scaled_image, scaled_labels, windows, side)
     if rng.random() < 0.5:
         image, labels = image[:, ::-1], labels[:, ::-1]
     toned = (image.astype(np.float32) - 128) * rng.uniform(0.7, 1.3, 3).astype(np.float32) + 128
@@ -132,28 +134,23 @@ def augmented(rng: np.random.Generator, row: LabelledImage, side: int) -> tuple[
     return np.clip(toned, 0, 255).astype(np.uint8), np.ascontiguousarray(labels)
 
 
-def _cut(
-    picture: NDArray[np.uint8], numbers: NDArray[np.uint8], windows: Sequence[tuple[int, int]], side: int
+def _crop(
+    full_image: NDArray[np.uint8], full_labels: NDArray[np.uint8], windows: Sequence[tuple[int, int]], side: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The square that `windows` name of a picture and its labels."""
+    """The square crop of an image and its labels that is given by a window per axis."""
     image, labels = np.full((side, side, 3), 128, np.uint8), np.full((side, side), IGNORE, np.uint8)
-    (top, low), (left, across) = windows
-    height, width = min(side, numbers.shape[0]), min(side, numbers.shape[1])
-    image[low : low + height, across : across + width] = picture[top : top + height, left : left + width]
-    labels[low : low + height, across : across + width] = numbers[top : top + height, left : left + width]
+    (top, to_top), (left, to_left) = windows
+    height, width = min(side, full_labels.shape[0]), min(side, full_labels.shape[1])
+    source = slice(top, top + height), slice(left, left + width)
+    target = slice(to_top, to_top + height), slice(to_left, to_left + width)
+    image[target], labels[target] = full_image[source], full_labels[source]
     return image, labels
 
 
-def _window(rng: np.random.Generator, length: int, side: int, around: int | None = None) -> tuple[int, int]:
-    """(start in the picture, start in the square) along one axis; `around` is a place that the window must have."""
-    spare = abs(length - side)
+def _window(rng: np.random.Generator, length: int, side: int, required: int | None = None) -> tuple[int, int]:
+    """A random (start in the image, start in the crop) along one axis. The window contains the position `required`."""
+    slack = abs(length - side)
     if length <= side:
-        return 0, int(rng.integers(0, spare + 1))
-    low, high = (0, spare) if around is None else (max(0, around - side + 1), min(spare, around))
+        return 0, int(rng.integers(0, slack + 1))
+    low, high = (0, slack) if required is None else (max(0, required - side + 1), min(slack, required))
     return int(rng.integers(low, high + 1)), 0
-
-
-def _coloured(labels: NDArray[np.uint8]) -> Pictures.Image:
-    picture = Pictures.fromarray(labels, "P")
-    picture.putpalette(palette())
-    return picture.convert("RGB")

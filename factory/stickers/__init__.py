@@ -1,1 +1,1 @@
-"""The sticker world: sprites, rendered scenes, and the small models that the project trains on them and ships."""
+"""The embedded models: sprites, rendered scenes, and the small models that are trained on them and shipped."""

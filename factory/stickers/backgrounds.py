@@ -1,4 +1,4 @@
-"""Backgrounds of sticker scenes: gradients, textures, stripes, and clutter of shapes that are no class."""
+"""Backgrounds of rendered scenes: gradients, textures, stripes, and clutter of shapes that are not a class."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,31 +7,31 @@ from PIL import Image, ImageDraw
 Pixels = NDArray[np.uint8]
 
 KIND_SHARES = (0.35, 0.25, 0.2, 0.2)
-"""How often a background is a gradient, a texture, stripes, clutter."""
+"""Probabilities of a gradient, a texture, stripes and clutter."""
 
 
 def random_background(rng: np.random.Generator, size: int, kind_shares: tuple[float, ...] = KIND_SHARES) -> Pixels:
-    """A background, uint8 RGB of (size, size, 3), of a kind that `rng` chooses."""
+    """A background of a random kind, uint8 RGB (size, size, 3)."""
     kind = rng.choice(4, p=kind_shares)
     return (gradient, texture, stripes, clutter)[kind](rng, size)
 
 
 def gradient(rng: np.random.Generator, size: int) -> Pixels:
-    """Two to nine random colours, blended smoothly over the picture."""
+    """Two to nine random colours with smooth transitions."""
     knots = _colours(rng, int(rng.integers(2, 4)), int(rng.integers(1, 4)))
     return np.asarray(Image.fromarray(knots).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def texture(rng: np.random.Generator, size: int) -> Pixels:
-    """A base colour with noise of two scales, as plaster, grass or fabric has."""
+    """A base colour with noise at two scales, like plaster, grass or fabric."""
     coarse = int(rng.integers(6, 24))
     base = rng.integers(40, 216, 3)
     strength = rng.uniform(5, 18)
     noise = rng.normal(0, strength, (coarse, coarse, 1)) + rng.normal(0, strength / 3, (coarse, coarse, 3))
     knots = np.clip(base + noise, 0, 255).astype(np.uint8)
-    blown = Image.fromarray(knots).resize((size, size), Image.Resampling.BICUBIC)
+    enlarged = Image.fromarray(knots).resize((size, size), Image.Resampling.BICUBIC)
     grain = rng.integers(-3, 4, (size // 2, size // 2, 1), dtype=np.int16).repeat(2, 0).repeat(2, 1)
-    return np.clip(np.asarray(blown, np.int16) + grain[:size, :size], 0, 255).astype(np.uint8)
+    return np.clip(np.asarray(enlarged, np.int16) + grain[:size, :size], 0, 255).astype(np.uint8)
 
 
 def stripes(rng: np.random.Generator, size: int) -> Pixels:
@@ -50,7 +50,7 @@ def stripes(rng: np.random.Generator, size: int) -> Pixels:
 
 
 def clutter(rng: np.random.Generator, size: int) -> Pixels:
-    """A gradient strewn with discs, boxes, triangles and strokes."""
+    """A gradient with discs, boxes, triangles and strokes on it."""
     canvas = Image.fromarray(gradient(rng, size))
     draw = ImageDraw.Draw(canvas)
     for _ in range(int(rng.integers(3, 8))):

@@ -1,4 +1,4 @@
-"""A picture of images drawn by the embedded model beside the masks that the embedded detector finds."""
+"""A contact sheet of images of the embedded model beside the instances that the embedded detector finds."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,14 +24,16 @@ def contact_sheet(
     out: Path,
     progress: Callable[[int], None] = lambda done: None,
 ) -> int:
-    """Write the sheet to `out`; return in how many images every prompted class was found.
+    """Write the sheet to `out`. Returns the number of images in which every prompted class was found.
 
-    Raises UserError for a class that the embedded model does not know.
+    UserError for a class that the embedded model does not know.
     """
     names = list(dict.fromkeys(embedded_name(vocabulary, name) for name in vocabulary.names))
     objects = min(objects, len(names))
     prompted = [
-        tuple(names[(k + j * (1 + k // len(names))) % len(names)] for j in range(objects)) for k in range(num_images)
+        # The step between the classes grows with every pass over the names, so that each pass has other pairs.
+        tuple(names[(k + j * (1 + k // len(names))) % len(names)] for j in range(objects))
+        for k in range(num_images)
     ]
     captions = [caption(tuple(dict.fromkeys(chosen))) for chosen in prompted]
     pictures = sample(open_pipeline(), captions, [seed * 1_000_003 + k for k in range(num_images)], progress=progress)

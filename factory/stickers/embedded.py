@@ -1,4 +1,4 @@
-"""Open the models that ship with the package, or others that the training recipes wrote."""
+"""Opens the models that ship with the package, or others that the training recipes wrote."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 def open_pipeline(folder: Path | None = None, device: str = "cpu") -> "StableDiffusionPipeline":
     """The embedded text-to-image model, or another diffusers folder, in full precision and without a progress bar.
 
-    Raises UserError where the folder is no Stable Diffusion pipeline, and where weights and configuration differ in a
-    tensor.
+    UserError if the folder is not a Stable Diffusion pipeline, or if its weights do not match its configuration.
     """
     import torch
     from diffusers import StableDiffusionPipeline
@@ -27,7 +26,7 @@ def open_pipeline(folder: Path | None = None, device: str = "cpu") -> "StableDif
     folder = folder or pipeline_folder()
     pipeline = assemble(folder, None, GeneratorRecipe(model=str(folder)))
     if not isinstance(pipeline, StableDiffusionPipeline):
-        raise UserError(f"{folder} is a {type(pipeline).__name__}; name the folder of a StableDiffusionPipeline.")
+        raise UserError(f"{folder} is a {type(pipeline).__name__}; give the folder of a StableDiffusionPipeline.")
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.to(memory_format=torch.channels_last)
     return pipeline.to(device)

@@ -1,4 +1,4 @@
-"""What the embedded models can do, in figures: classes found, mask quality, variety, copies, time and memory."""
+"""Evaluation of the embedded models: classes found, mask quality, variety, memorisation, time and memory."""
 
 import resource
 import time
@@ -13,7 +13,7 @@ from PIL import Image
 
 from factory.config.vocabulary import caption, coco
 from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
-from factory.stickers.detector import Instance, StickerDetector
+from factory.stickers.detector import DetectedInstance, StickerDetector
 from factory.stickers.evaluate_parts import (
     Report,
     RoundTrip,
@@ -29,12 +29,12 @@ from factory.training.loop import tile
 
 _VARIETY_IMAGES = 50
 _VARIETY_CLASSES = ("dog", "bicycle", "pizza", "umbrella", "chair")
-_COPY_SCENES = 4000
+_MEMORISATION_SCENES = 4000
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are drawn: solver steps, and the scale of classifier-free guidance (1 is none)."""
+    """Sampling options: solver steps, and the scale of classifier-free guidance (1 disables it)."""
 
     steps: int = STEPS
     guidance: float = GUIDANCE
@@ -42,7 +42,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Found:
-    """What one detector finds in the generated images; shares are 0..1."""
+    """Shares (0..1) of the prompted classes that a detector finds in the generated images."""
 
     one_object: float
     one_object_by_class: dict[str, float]
@@ -52,7 +52,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Every figure of `docs/embedded.md`; shares and IoUs are 0..1."""
+    """All metrics of `docs/embedded.md`; shares and IoUs are 0..1."""
 
     sampling: Sampling
     images_per_class: int
@@ -75,7 +75,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Judges:
-    """The detector that is measured and measures, and a second one, independently trained."""
+    """The detector that is evaluated and used for evaluation, and a second one that is trained independently."""
 
     detector: StickerDetector
     second: StickerDetector | None = None
@@ -91,7 +91,7 @@ def evaluate(
     sampling: Sampling = Sampling(),
     report: Report = print,
 ) -> Evaluation:
-    """Measure everything and write the sheets `classes.png` and `pairs.png` to `out`."""
+    """Measure all_singles and write the sheets `classes.png` and `pairs.png` to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     names, detector = coco().names, judges.detector
     report("time and memory: 100 images")
@@ -100,11 +100,11 @@ def evaluate(
     singles = _single_images(pipeline, sampling, images_per_class, report)
     tile([[singles[name][0] for name in names[row : row + 16]] for row in range(0, 80, 16)]).save(out / "classes.png")
     doubles = _pair_images(pipeline, sampling, pairs, report)
-    shown = [picture for _, picture in doubles[:80]]
-    tile([shown[row : row + 16] for row in range(0, len(shown), 16)]).save(out / "pairs.png")
-    everything = [picture for row in singles.values() for picture in row]
+    first_pairs = [picture for _, picture in doubles[:80]]
+    tile([first_pairs[row : row + 16] for row in range(0, len(first_pairs), 16)]).save(out / "pairs.png")
+    all_singles = [picture for pictures in singles.values() for picture in pictures]
     train_iou = mask_iou(detector, TRAIN_STYLES, scenes, report)
-    held_iou = mask_iou(detector, (HELD_OUT_STYLE,), scenes, report)
+    held_out_iou = mask_iou(detector, (HELD_OUT_STYLE,), scenes, report)
     variety = {name: variety_of(pipeline, detector, name, sampling, report) for name in _VARIETY_CLASSES}
     return Evaluation(
         sampling=sampling,
@@ -115,12 +115,12 @@ def evaluate(
         autoencoder=round_trip(pipeline.vae, detector, scenes, report),
         scenes=scenes,
         mask_miou_train=float(np.mean(list(train_iou.values()))),
-        mask_miou_held_out=float(np.mean(list(held_iou.values()))),
+        mask_miou_held_out=float(np.mean(list(held_out_iou.values()))),
         mask_iou_by_class_train=train_iou,
-        mask_iou_by_class_held_out=held_iou,
-        mirrored_agreement=mirrored_agreement(detector, everything[:400] + [p for _, p in doubles], report),
+        mask_iou_by_class_held_out=held_out_iou,
+        mirrored_agreement=mirrored_agreement(detector, all_singles[:400] + [p for _, p in doubles], report),
         variety=variety,
-        nearest_scene=nearest_scene(everything, report),
+        nearest_scene=nearest_scene(all_singles, report),
         seconds_for_100_images=seconds,
         peak_memory_mib=memory,
         threads=torch.get_num_threads(),
@@ -129,17 +129,17 @@ def evaluate(
 
 def time_and_memory(pipeline: StableDiffusionPipeline, sampling: Sampling) -> tuple[float, float]:
     """Seconds for 100 images, and this process's peak resident memory in MiB so far."""
-    began = time.perf_counter()
+    start = time.perf_counter()
     prompts = [caption((name,)) for name in (coco().names * 2)[:100]]
     sample(pipeline, prompts, range(100), steps=sampling.steps, guidance=sampling.guidance)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _single_images(
     pipeline: StableDiffusionPipeline, sampling: Sampling, images_per_class: int, report: Report
 ) -> dict[str, list[Image.Image]]:
-    """Images of one object by class."""
+    """Images of one object, by class."""
     names = [name for name in coco().names for _ in range(images_per_class)]
     pictures = sample(
         pipeline,
@@ -158,7 +158,7 @@ def _single_images(
 def _pair_images(
     pipeline: StableDiffusionPipeline, sampling: Sampling, pairs: int, report: Report
 ) -> list[tuple[tuple[str, ...], Image.Image]]:
-    """Random pairs of classes, each with an image of both."""
+    """Random pairs of classes with an image of each pair."""
     rng = np.random.default_rng(20)
     names = [tuple(coco().names[k] for k in rng.choice(80, 2, replace=False)) for _ in range(pairs)]
     pictures = sample(
@@ -192,7 +192,7 @@ def _found(
 def variety_of(
     pipeline: StableDiffusionPipeline, detector: StickerDetector, name: str, sampling: Sampling, report: Report
 ) -> dict[str, float]:
-    """Mean pairwise distance of 50 generated images, and of the centres of their masks, over that of 50 renders."""
+    """Mean pairwise distance of 50 generated images, and of their mask centres, relative to 50 rendered scenes."""
     prompts = [caption((name,))] * _VARIETY_IMAGES
     seeds = [3_000_000 + k for k in range(_VARIETY_IMAGES)]
     drawn = sample(pipeline, prompts, seeds, steps=sampling.steps, guidance=sampling.guidance)
@@ -207,12 +207,12 @@ def variety_of(
 
 
 def nearest_scene(pictures: list[Image.Image], report: Report) -> dict[str, float]:
-    """Root-mean-square distance (0..1) from generated images to their nearest of many training scenes.
+    """Root-mean-square distance (0..1) from generated images to the nearest of many training scenes.
 
-    Beside it, the same distance from fresh renders to those scenes: an image that copies a scene would be far
-    nearer than any render that the model never saw.
+    The distance of newly rendered scenes is given for comparison: an image that copies a training scene would be much
+    nearer than any scene that the model has not seen.
     """
-    scenes = [training_scene((3, k), scene_classes(k)) for k in range(_COPY_SCENES)]
+    scenes = [training_scene((3, k), scene_classes(k)) for k in range(_MEMORISATION_SCENES)]
     fresh = [training_scene((9, k), scene_classes(k)) for k in range(len(pictures))]
     known = _thumbnails([Image.fromarray(scene.image) for scene in scenes])
     generated = _nearest(_thumbnails(pictures), known)
@@ -228,7 +228,7 @@ def nearest_scene(pictures: list[Image.Image], report: Report) -> dict[str, floa
 
 
 def as_json(evaluation: Evaluation) -> dict[str, object]:
-    """The figures, rounded for print."""
+    """The metrics, rounded for output."""
 
     def rounded(value: object) -> object:
         if isinstance(value, dict):
@@ -239,7 +239,7 @@ def as_json(evaluation: Evaluation) -> dict[str, object]:
 
 
 def _thumbnails(pictures: list[Image.Image]) -> NDArray[np.float32]:
-    """(N, 3072) of 32 x 32 pictures, 0..1."""
+    """Images as (N, 3072) vectors of 32 x 32 RGB pixels, 0..1."""
     small = [np.asarray(picture.resize((32, 32), Image.Resampling.BOX), np.float32) / 255 for picture in pictures]
     return np.stack(small).reshape(len(small), -1).astype(np.float32)
 
@@ -259,7 +259,7 @@ def _squared(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float
     return squared
 
 
-def _centres(found: list[list[Instance]], name: str) -> NDArray[np.float32]:
+def _centres(found: list[list[DetectedInstance]], name: str) -> NDArray[np.float32]:
     masks = [instance.mask for instances in found for instance in instances if instance.class_name == name]
     return np.stack([_centre(mask) for mask in masks]) if len(masks) > 1 else np.zeros((2, 2), np.float32)
 

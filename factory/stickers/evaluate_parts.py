@@ -1,4 +1,4 @@
-"""Figures of the autoencoder and of the detector, on fresh renders."""
+"""Metrics of the autoencoder and the detector on newly rendered scenes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,30 +11,30 @@ from PIL import Image
 
 from factory.config.vocabulary import coco
 from factory.stickers.atlas import TRAIN_STYLES
-from factory.stickers.detector import Instance, StickerDetector
+from factory.stickers.detector import DetectedInstance, StickerDetector
 from factory.stickers.scenes import Scene, random_class_names, render_scene
 from factory.stickers.train_autoencoder import round_trip_psnr, to_picture, to_tensor
 
 MIN_SCORE = 0.5
-"""Score from which an instance counts as found."""
+"""Minimum score of an instance that counts as found."""
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """What the autoencoder keeps. Shares are of the objects that the detector finds before encoding."""
+    """Reconstruction quality of the autoencoder. Shares refer to objects that the detector finds before encoding."""
 
     scenes: int
     psnr: float
-    """dB, over fresh scenes of all training styles and backgrounds."""
+    """In dB, over new scenes of all training styles and backgrounds."""
     kept_single: float
     kept_pairs: float
     roughness: float
-    """Share of the latents' variance above half the Nyquist frequency: rough latents are hard to diffuse."""
+    """Share of the latents' variance above half the Nyquist frequency; diffusion models learn rough latents poorly."""
 
 
 def round_trip(autoencoder: AutoencoderTiny, detector: StickerDetector, scenes: int, report: Report) -> RoundTrip:
-    """Encode and decode `scenes` fresh scenes of one object and as many of two."""
+    """Encode and decode `scenes` new scenes of one object and as many of two objects."""
     single, pairs = (_kept(autoencoder, detector, scenes, objects) for objects in (1, 2))
     measured = RoundTrip(scenes, round_trip_psnr(autoencoder, scenes), single, pairs, _roughness(autoencoder))
     report(
@@ -45,7 +45,7 @@ def round_trip(autoencoder: AutoencoderTiny, detector: StickerDetector, scenes: 
 
 
 def mask_iou(detector: StickerDetector, styles: tuple[str, ...], scenes: int, report: Report) -> dict[str, float]:
-    """Per class, intersection over union of its pixels pooled over fresh renders, no score threshold applied."""
+    """IoU by class, with pixels pooled over new scenes and without a score threshold."""
     names = coco().names
     rng = np.random.default_rng(30)
     overlap, union = np.zeros(81), np.zeros(81)
@@ -65,36 +65,36 @@ def mask_iou(detector: StickerDetector, styles: tuple[str, ...], scenes: int, re
 
 
 def mirrored_agreement(detector: StickerDetector, pictures: list[Image.Image], report: Report) -> float:
-    """Mean IoU between the masks that the detector finds in a picture and in its mirror image, by class.
+    """Mean IoU by class between the masks that the detector finds in an image and in its mirror image.
 
-    A class that is found in one of the two only counts as 0.
+    A class that is found in only one of the two counts as 0.
     """
     plain = detect_all(detector, pictures)
     mirrored = detect_all(detector, [p.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for p in pictures])
     ious = []
-    for here, there in zip(plain, mirrored, strict=True):
-        for name in sorted(classes_found(here) | classes_found(there)):
-            one, other = _mask(here, name), _mask(there, name)
-            if one is None or other is None:
+    for original, flipped in zip(plain, mirrored, strict=True):
+        for name in sorted(classes_found(original) | classes_found(flipped)):
+            mask, flipped_mask = _mask(original, name), _mask(flipped, name)
+            if mask is None or flipped_mask is None:
                 ious.append(0.0)
             else:
-                ious.append(float((one & other[:, ::-1]).sum() / (one | other[:, ::-1]).sum()))
+                ious.append(float((mask & flipped_mask[:, ::-1]).sum() / (mask | flipped_mask[:, ::-1]).sum()))
     agreement = float(np.mean(ious)) if ious else 0.0
     report(f"agreement with itself on {len(pictures)} mirrored images: {agreement:.1%}")
     return agreement
 
 
-def detect_all(detector: StickerDetector, pictures: list[Image.Image]) -> list[list[Instance]]:
-    """The instances in each picture, found in batches."""
-    return [found for k in range(0, len(pictures), 20) for found in detector.detect(pictures[k : k + 20])]
+def detect_all(detector: StickerDetector, pictures: list[Image.Image]) -> list[list[DetectedInstance]]:
+    """The instances in each image, detected in batches."""
+    return [instances for k in range(0, len(pictures), 20) for instances in detector.detect(pictures[k : k + 20])]
 
 
-def classes_found(instances: list[Instance]) -> set[str]:
-    """The classes with an instance of at least `MIN_SCORE`."""
+def classes_found(instances: list[DetectedInstance]) -> set[str]:
+    """The classes of instances with a score of at least `MIN_SCORE`."""
     return {instance.class_name for instance in instances if instance.score >= MIN_SCORE}
 
 
-def _mask(instances: list[Instance], name: str) -> NDArray[np.bool_] | None:
+def _mask(instances: list[DetectedInstance], name: str) -> NDArray[np.bool_] | None:
     masks = [i.mask for i in instances if i.class_name == name and i.score >= MIN_SCORE]
     return np.logical_or.reduce(masks) if masks else None
 

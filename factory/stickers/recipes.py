@@ -1,4 +1,4 @@
-"""The training recipes of the shipped models: one table of options, one way to run them."""
+"""The training recipes of the shipped models, and a function that runs them."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ _RECIPES: dict[str, dict[str, Any]] = {
     "detector": _DETECTOR,
     "judge": _DETECTOR,
 }
-"""The `steps` of the turbo recipe apply to each of its stages."""
+"""`steps` of the turbo recipe apply to each of its stages."""
 
 
 def run_recipe(
@@ -59,21 +59,21 @@ def run_recipe(
     seed: int = 0,
     start: Path | None = None,
 ) -> Path:
-    """Train `part` in its folder below `out`, resuming what is there; return the folder of the finished model.
+    """Train `part` in its folder below `out`, resuming if possible. Returns the folder of the trained model.
 
-    What a model builds on is looked for in `out` first, then among the shipped models: the autoencoder of the
-    text-to-image model and of the detector, the text-to-image model of the few-step one.
+    Models that it depends on are taken from `out`, or from the shipped models if they are not there: the autoencoder
+    for the text-to-image model and the detector, and the text-to-image model for the few-step model.
     """
     import torch
 
     if threads:
         torch.set_num_threads(threads)
-    given = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "start": start and str(start)}
-    options = {**_RECIPES[part], **{key: value for key, value in given.items() if value is not None}}
-    chosen = TrainOptions(**options, device=device, seed=seed)
+    overrides = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "start": start and str(start)}
+    options = {**_RECIPES[part], **{key: value for key, value in overrides.items() if value is not None}}
+    train_options = TrainOptions(**options, device=device, seed=seed)
 
     def run(task: TrainTask) -> Path:
-        return train(task, chosen, out / task.name, _report)
+        return train(task, train_options, out / task.name, _report)
 
     if part != "turbo":
         return run(_task(part, out, device))
@@ -81,11 +81,11 @@ def run_recipe(
 
     folder = _trained_or_shipped(out / "diffusion" / "model", "")
     for stage in STAGES:
-        finished = out / stage.name / "model"
-        if not finished.exists():
+        stage_model = out / stage.name / "model"
+        if not stage_model.exists():
             autoencoder = _trained_or_shipped(out / "autoencoder" / "model", "vae")
             run(TurboTask(stage, folder, autoencoder, out / "diffusion" / "latents.pt", device, _report))
-        folder = finished
+        folder = stage_model
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Pictures from a text-to-image pipeline in batches, each from a seed of its own."""
+"""Samples images from a text-to-image pipeline in batches, with one seed per image."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,17 +21,16 @@ def sample(
     steps: int = STEPS,
     guidance: float = GUIDANCE,
 ) -> list[Image.Image]:
-    """One picture per prompt; noise comes from a CPU generator per picture, whatever the device."""
+    """One image per prompt. The noise of each image comes from its own CPU generator, regardless of the device."""
     assert len(prompts) == len(seeds)
     pictures: list[Image.Image] = []
     device = pipeline.device.type
     for first in range(0, len(prompts), batch):
-        chosen = slice(first, first + batch)
-        noise = [torch.Generator().manual_seed(seed) for seed in seeds[chosen]]
+        selected = slice(first, first + batch)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[selected]]
         with autocast(device), torch.no_grad():
-            drawn = pipeline(
-                list(prompts[chosen]), num_inference_steps=steps, guidance_scale=guidance, generator=noise
+            pictures += pipeline(
+                list(prompts[selected]), num_inference_steps=steps, guidance_scale=guidance, generator=generators
             ).images
-        pictures += drawn
         progress(len(pictures))
     return pictures

@@ -1,4 +1,4 @@
-"""The renderer: sprites on a background, with the exact masks of their visible pixels."""
+"""Renders scenes: sprites on a background, with exact masks of their visible pixels."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from factory.stickers.atlas import TRAIN_STYLES, Sprite, sprites_of
 from factory.stickers.backgrounds import KIND_SHARES, random_background
 
 _MIN_VISIBLE = 0.6
-"""Share of an object's pixels that stays visible; a placement that hides more of any object is drawn again."""
+"""Minimum visible share of every object's pixels; a placement that hides more is drawn again."""
 _SIDES_BY_COUNT = {1: (0.5, 0.88), 2: (0.4, 0.6), 3: (0.32, 0.48)}
-"""Longest side of an object as a share of the picture, by the number of objects."""
+"""Range of an object's cell side as a share of the image side, by number of objects."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A rendered picture with its truth.
+    """A rendered image with its ground truth.
 
     `image` is uint8 RGB (size, size, 3). `instance_map` is uint8 (size, size): 0 is background, k is the k-th of
     `class_names` and `styles`. A pixel belongs to the topmost object that covers at least half of it.
@@ -31,7 +31,7 @@ class Scene:
     styles: tuple[str, ...]
 
     def masks(self) -> NDArray[np.bool_]:
-        """One mask per object, bool (objects, size, size); no two overlap."""
+        """One mask per object, bool (objects, size, size), without overlaps."""
         return self.instance_map[None] == np.arange(1, len(self.class_names) + 1)[:, None, None]
 
 
@@ -48,14 +48,13 @@ def render_scene(
     styles: tuple[str, ...] = TRAIN_STYLES,
     kind_shares: tuple[float, ...] = KIND_SHARES,
 ) -> Scene:
-    """Draw one to three objects; the same arguments give the same pixels.
+    """Render one to three objects. The same arguments always give the same pixels.
 
-    `kind_shares` says how often the background is a gradient, a texture, stripes, clutter.
-
-    Raises ValueError for another number of objects, and for a class or style without sprites.
+    `kind_shares` are the probabilities of a gradient, a texture, stripes and clutter as background. Raises ValueError
+    for another number of objects, and for a class or style without sprites.
     """
     if len(class_names) not in _SIDES_BY_COUNT:
-        raise ValueError(f"a scene has 1 to 3 objects, got {len(class_names)}")
+        raise ValueError(f"a scene must have 1 to 3 objects, got {len(class_names)}")
     rng = np.random.Generator(np.random.PCG64(seed))
     sprites = [_choose(rng, name, styles) for name in class_names]
     canvas = random_background(rng, size, kind_shares).astype(np.float32)
@@ -70,7 +69,7 @@ def render_scene(
 
 
 def random_class_names(rng: np.random.Generator, names: Sequence[str], max_objects: int = 3) -> tuple[str, ...]:
-    """One to `max_objects` classes for a scene, usually distinct: half of the scenes hold one, a few hold many."""
+    """One to `max_objects` classes for a scene, usually distinct. Half of the scenes have one, few have three."""
     weights = np.array((0.5, 0.38, 0.12)[:max_objects])
     count = int(rng.choice(max_objects, p=weights / weights.sum())) + 1
     return tuple(names[int(k)] for k in rng.integers(0, len(names), count))
@@ -84,7 +83,7 @@ def _choose(rng: np.random.Generator, class_name: str, styles: tuple[str, ...]) 
 
 
 def _place(rng: np.random.Generator, sprites: list[Sprite], size: int) -> tuple[list[_Layer], NDArray[np.uint8]]:
-    """Lay the sprites out until each is visible enough; the last attempts shrink them, so this always ends."""
+    """Draw placements until every sprite is visible enough. Sprites shrink with every attempt, so this terminates."""
     shrink = 1.0
     while True:
         layers = [_layer(rng, sprite, size, len(sprites), shrink) for sprite in sprites]
@@ -93,14 +92,14 @@ def _place(rng: np.random.Generator, sprites: list[Sprite], size: int) -> tuple[
         for position, mask in enumerate(covered, 1):
             instance_map[mask] = position
         visible = np.bincount(instance_map.ravel(), minlength=len(layers) + 1)[1:]
-        whole = np.array([mask.sum() for mask in covered])
-        if (visible >= np.maximum(_MIN_VISIBLE * whole, 12)).all():
+        areas = np.array([mask.sum() for mask in covered])
+        if (visible >= np.maximum(_MIN_VISIBLE * areas, 12)).all():
             return layers, instance_map
         shrink = max(0.6, shrink * 0.97)
 
 
 def _layer(rng: np.random.Generator, sprite: Sprite, size: int, count: int, shrink: float) -> _Layer:
-    """One sprite under a random similarity, colour and tone; float32 colours of 0..255 and alpha of 0..1."""
+    """One sprite with random position, size, rotation and colour gain; float32 colours 0..255, alpha 0..1."""
     low, high = _SIDES_BY_COUNT[count]
     side = rng.uniform(low, high) * size * shrink
     angle = math.radians(float(np.clip(rng.normal(0, 9), -25, 25)))
@@ -111,18 +110,18 @@ def _layer(rng: np.random.Generator, sprite: Sprite, size: int, count: int, shri
     flip = -1.0 if rng.random() < 0.5 else 1.0
     cos, sin, centre = math.cos(angle) * scale, math.sin(angle) * scale, mip.width / 2
     matrix = (flip * cos, flip * sin, centre - flip * (cos * x + sin * y), -sin, cos, centre + sin * x - cos * y)
-    moved = mip.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-    pixels = np.asarray(moved).astype(np.float32)
+    transformed = mip.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    pixels = np.asarray(transformed).astype(np.float32)
     gain = (rng.uniform(0.82, 1.15) * rng.uniform(0.93, 1.07, 3)).astype(np.float32)
     return _Layer(np.minimum(pixels[..., :3] * gain, 255), pixels[..., 3] / np.float32(255))
 
 
 def _shadow(rng: np.random.Generator, alpha: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """How much a soft shadow of `alpha` darkens each pixel, 0..0.5."""
+    """How much the soft shadow of `alpha` darkens each pixel, 0..0.5."""
     dx, dy = rng.uniform(0.01, 0.05, 2) * size
     strength = np.float32(rng.uniform(0.15, 0.5) / 255)
-    flat = Image.fromarray((alpha * 255).astype(np.uint8))
-    small = flat.resize((size // 2, size // 2)).filter(ImageFilter.BoxBlur(size / 64))
+    silhouette = Image.fromarray((alpha * 255).astype(np.uint8))
+    small = silhouette.resize((size // 2, size // 2)).filter(ImageFilter.BoxBlur(size / 64))
     offset = (0.5, 0, -dx / 2, 0, 0.5, -dy / 2)
-    moved = small.transform((size, size), Image.Transform.AFFINE, offset, Image.Resampling.BILINEAR)
-    return np.asarray(moved).astype(np.float32) * strength
+    shifted = small.transform((size, size), Image.Transform.AFFINE, offset, Image.Resampling.BILINEAR)
+    return np.asarray(shifted).astype(np.float32) * strength

@@ -1,21 +1,21 @@
-"""The evaluation of the embedded models as a table."""
+"""Formats the evaluation of the embedded models as Markdown tables."""
 
 from factory.stickers.evaluate import Evaluation
 
 
 def markdown(measured: Evaluation) -> str:
-    """Every figure beside its target, then the classes."""
+    """All metrics with their targets, then the metrics of each class."""
     found, judge, kept = measured.found, measured.found_by_judge, measured.autoencoder
-    worst = sorted(found.one_object_by_class.items(), key=lambda item: item[1])[:8]
-    low = sum(share < 0.85 for share in found.one_object_by_class.values())
+    lowest = sorted(found.one_object_by_class.items(), key=lambda item: item[1])[:8]
+    below_85 = sum(share < 0.85 for share in found.one_object_by_class.values())
     images = [figures["images"] for figures in measured.variety.values()]
     positions = [figures["positions"] for figures in measured.variety.values()]
-    near = measured.nearest_scene
+    nearest = measured.nearest_scene
     steps, guidance = measured.sampling.steps, measured.sampling.guidance
-    hundred = f"100 images ({steps} steps, guidance {guidance:g}, {measured.threads} threads)"
+    time_label = f"100 images ({steps} steps, guidance {guidance:g}, {measured.threads} threads)"
     rows = [
         ("one object: class found, score >= 0.5, mean of 80 classes", f"{found.one_object:.1%}", ">= 98 %"),
-        ("classes found in under 85 % of their images", str(low), "0"),
+        ("classes found in under 85 % of their images", str(below_85), "0"),
         ("one object: the class is also the largest instance", f"{found.one_object_is_largest:.1%}", ""),
         ("two objects: both found, score >= 0.5", f"{found.both_of_two:.1%}", ">= 88 %"),
     ]
@@ -33,18 +33,18 @@ def markdown(measured: Evaluation) -> str:
         ("detector agreement with itself on mirrored images", f"{measured.mirrored_agreement:.1%}", ">= 95 %"),
         ("variety of images against renders: lowest, mean", _low_and_mean(images), ">= 0.8"),
         ("variety of mask positions against renders: lowest, mean", _low_and_mean(positions), ">= 0.8"),
-        ("RMS distance to the nearest training scene: least, median", _least_and_median("generated", near), ""),
-        ("the same for renders that no model saw", _least_and_median("fresh_renders", near), "alike"),
-        (hundred, f"{measured.seconds_for_100_images:.1f} s", ""),
+        ("RMS distance to the nearest training scene: least, median", _least_and_median("generated", nearest), ""),
+        ("the same for renders that no model saw", _least_and_median("fresh_renders", nearest), "alike"),
+        (time_label, f"{measured.seconds_for_100_images:.1f} s", ""),
         ("peak memory for 100 images", f"{measured.peak_memory_mib:.0f} MiB", ""),
     ]
     lines = ["| figure | measured | target |", "|---|---|---|"]
     lines += [f"| {name} | {value} | {target} |" for name, value, target in rows]
-    lines += ["", "Found least often: " + ", ".join(f"{name} {share:.0%}" for name, share in worst) + "."]
+    lines += ["", "Found least often: " + ", ".join(f"{name} {share:.0%}" for name, share in lowest) + "."]
     lines += ["", "| class | found | mask IoU, training styles | mask IoU, held-out style |", "|---|---|---|---|"]
     for name, share in found.one_object_by_class.items():
-        train, held = measured.mask_iou_by_class_train[name], measured.mask_iou_by_class_held_out[name]
-        lines.append(f"| {name} | {share:.0%} | {train:.2f} | {held:.2f} |")
+        train, held_out = measured.mask_iou_by_class_train[name], measured.mask_iou_by_class_held_out[name]
+        lines.append(f"| {name} | {share:.0%} | {train:.2f} | {held_out:.2f} |")
     head = (
         f"`factory stickers evaluate --images-per-class {measured.images_per_class} --pairs {measured.pairs} "
         f"--scenes {measured.scenes}` printed this table.\n"
@@ -56,5 +56,5 @@ def _low_and_mean(values: list[float]) -> str:
     return f"{min(values):.2f}, {sum(values) / len(values):.2f}"
 
 
-def _least_and_median(which: str, near: dict[str, float]) -> str:
-    return f"{near[which + '_min']:.3f}, {near[which + '_median']:.3f}"
+def _least_and_median(group: str, nearest: dict[str, float]) -> str:
+    return f"{nearest[group + '_min']:.3f}, {nearest[group + '_median']:.3f}"

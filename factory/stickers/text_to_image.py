@@ -1,4 +1,4 @@
-"""The embedded text-to-image model: its architecture, and its folder as a stock diffusers pipeline."""
+"""The embedded text-to-image model: its architecture, and loading and saving as a standard diffusers pipeline."""
 
 import json
 from pathlib import Path
@@ -23,15 +23,15 @@ from factory.stickers.tokens import MAX_TOKENS
 
 NOISE: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 LATENT_FACTOR = 4
-"""Pixels of a side of a latent."""
+"""Downsampling factor of the autoencoder: image side over latent side."""
 _TEXT_WIDTH = 192
 
 
 class TextToImage(nn.Module):
-    """The two parts that are trained together: a U-Net of 10.8 M parameters and a text encoder of 1.0 M.
+    """The two parts that are trained together: a U-Net with 10.8 M parameters and a text encoder with 1.0 M.
 
-    No attention at 32 x 32: it would cost more than all other levels together, and the cross-attention at 16 x 16 is
-    fine enough to place objects.
+    There is no attention at 32 x 32: it would cost more than all other levels together, and cross-attention at 16 x 16
+    is sufficient to place objects.
     """
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
@@ -68,36 +68,39 @@ class TextToImage(nn.Module):
 
 
 def new_text_to_image(tokenizer: CLIPTokenizer, device: str) -> TextToImage:
-    """The model with fresh weights, the same on every call."""
+    """The model with random weights, which are the same for every call."""
     torch.manual_seed(0)
     model = TextToImage(tokenizer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert isinstance(model, TextToImage)
-    if device == "cpu":  # the backward pass of fused attention is slower there than that of the plain one
+    if device == "cpu":  # where the backward pass of fused attention is slower than that of plain attention
         model.unet.set_attn_processor(AttnProcessor())
     return model
 
 
 def load_weights(model: TextToImage, folder: Path) -> None:
-    """Copy the weights of a saved pipeline. UserError where a tensor is missing, RuntimeError where shapes differ."""
+    """Copy the weights of a saved pipeline.
+
+    UserError if a tensor is missing, RuntimeError if shapes differ.
+    """
     parts = open_pipeline(folder)
     model.unet.load_state_dict(parts.unet.state_dict())
     model.text_encoder.load_state_dict(parts.text_encoder.state_dict())
 
 
 def open_autoencoder(folder: Path, device: str) -> AutoencoderTiny:
-    """A trained autoencoder in float32. Raises UserError where the folder holds none."""
+    """Open a trained autoencoder in float32. UserError if the folder does not contain one."""
     if not (folder / "config.json").exists():
-        raise UserError(f"{folder} holds no trained autoencoder; run `factory stickers train autoencoder` first.")
+        raise UserError(f"{folder} does not contain an autoencoder; run `factory stickers train autoencoder` first.")
     autoencoder: AutoencoderTiny = load_model(AutoencoderTiny, folder, "autoencoder")
     autoencoder.to(device, memory_format=torch.channels_last)
-    autoencoder.register_to_config(_name_or_path="")  # else the saved folder contains a path of this machine
+    autoencoder.register_to_config(_name_or_path="")  # otherwise saved configs would contain a local path
     return autoencoder.eval()
 
 
 def as_pipeline(
     model: TextToImage, tokenizer: CLIPTokenizer, autoencoder: AutoencoderTiny, few_steps: bool = False
 ) -> StableDiffusionPipeline:
-    """The parts as a stock pipeline: DPM-Solver++, or for a few-step model the DDIM that it was distilled with."""
+    """A standard pipeline with DPM-Solver++, or with the DDIM scheduler that few-step models were distilled with."""
     return StableDiffusionPipeline(
         vae=autoencoder,
         text_encoder=model.text_encoder,
@@ -111,30 +114,30 @@ def as_pipeline(
 
 
 def dpm_solver() -> DPMSolverMultistepScheduler:
-    """The default solver. (`from_config` of another scheduler would drop settings that are that class's defaults.)"""
+    """The default scheduler. `from_config` of another scheduler would drop settings that equal its defaults."""
     return DPMSolverMultistepScheduler(
         **NOISE, prediction_type="v_prediction", timestep_spacing="trailing", steps_offset=1
     )
 
 
 def ddim() -> DDIMScheduler:
-    """DDIM whose last step ends at clean latents."""
+    """DDIM with a final step that ends at clean latents."""
     return DDIMScheduler(
         **NOISE, prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True
     )
 
 
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
-    """Write a diffusers folder with float16 weights that opens in float32."""
+    """Write a diffusers folder with float16 weights that loads in float32."""
     pipeline.to(torch.float16).save_pretrained(folder)
     open_in_float32(folder / "text_encoder")
 
 
 def open_in_float32(folder: Path) -> None:
-    """Let a saved transformers model open in float32, whatever the dtype of its weights.
+    """Make a saved transformers model load in float32, whatever the dtype of its weights.
 
-    transformers opens a folder in the dtype of its config, and diffusers in float32: a config that says float16 would
-    give a text encoder that the U-Net cannot take.
+    transformers loads a folder in the dtype of its config, but diffusers in float32. A config with float16 would result
+    in a text encoder that is incompatible with the U-Net.
     """
     path = folder / "config.json"
     config = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""The tokenizer of the embedded text-to-image model: byte-level BPE of CLIP's kind, learnt from its own captions."""
+"""The tokenizer of the embedded text-to-image model: CLIP's byte-level BPE, trained on the model's captions."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -11,10 +11,10 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def train_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges spell the words of `captions`; any other text falls back to bytes.
+    """A CLIP tokenizer with one token for every word of `captions`; other text falls back to bytes.
 
-    The same captions give the same tokens. (The trainer of `tokenizers` breaks ties by the order of a hash map, which
-    changes from run to run: weights trained with one would be read with another.)
+    The same captions always give the same tokens. The trainer of `tokenizers` is not used because it breaks ties by the
+    order of a hash map, which changes between runs, and weights depend on the token ids.
     """
     template = CLIPTokenizer().backend_tokenizer
     words: Counter[str] = Counter()
@@ -30,7 +30,7 @@ def train_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
 
 
 def _merges(words: Counter[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges until every word is one piece: the commonest pair first, of equals the first in the alphabet."""
+    """Byte-pair merges until every word is one piece: the most frequent pair first, ties in alphabetical order."""
     spelled = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
     merges: list[tuple[str, str]] = []
     while True:
@@ -40,15 +40,15 @@ def _merges(words: Counter[str]) -> list[tuple[str, str]]:
                 pairs[pair] += words[word]
         if not pairs:
             return merges
-        chosen = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        merges.append(chosen)
-        spelled = {word: _merged(pieces, chosen) for word, pieces in spelled.items()}
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        spelled = {word: _merged(pieces, best) for word, pieces in spelled.items()}
 
 
 def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
     result: list[str] = []
     for piece in pieces:
-        # A piece that was merged just now cannot be the left of another merge: it is longer than `pair[0]`.
+        # A piece that was just merged is longer than `pair[0]`, so it cannot be merged again.
         if result and (result[-1], piece) == pair:
             result[-1] += piece
         else:
@@ -57,7 +57,7 @@ def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def _byte_alphabet() -> list[str]:
-    """The printable stand-in of each of the 256 bytes, in GPT-2's order."""
+    """The printable character for each of the 256 bytes, in GPT-2's order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + k) for k in range(len(others))]

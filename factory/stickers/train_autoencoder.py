@@ -1,4 +1,4 @@
-"""Training recipe of the embedded autoencoder: 4x smaller, 4 channels, from rendered scenes."""
+"""Training task of the embedded autoencoder: 4x downsampling, 4 channels, trained on rendered scenes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,15 +24,16 @@ _CROPS_PER_SCENE = 2
 _WIDTH = 48
 _LATENT_NOISE = 0.05
 _OBJECT_WEIGHT = 2.0
-_SQUARE_WEIGHT = 10.0  # the gradients of both norms are equal at an error of 0.05, which is 32 dB
+_SQUARE_WEIGHT = 10.0  # L1 and squared error have equal gradients at an error of 0.05, which is 32 dB
 _EQUIVARIANCE = 0.25
 _TEST_SCENES = 96
 
 
 def new_autoencoder() -> AutoencoderTiny:
-    """The architecture, with fresh weights (1.2 M parameters); it has no normalisation layers, which lose colours.
+    """The architecture with random weights (1.2 M parameters), without normalisation layers, which lose colours.
 
-    Three levels, so that latents are a quarter of the picture's side: at an eighth, stripes, keys and faces are lost.
+    It has three levels, so that the latents have a quarter of the image's side. At an eighth, stripes, keys and faces
+    are lost.
     """
     return AutoencoderTiny(
         encoder_block_out_channels=(_WIDTH,) * 3,
@@ -44,20 +45,20 @@ def new_autoencoder() -> AutoencoderTiny:
 
 
 class AutoencoderTask:
-    """Crops of rendered scenes through the bottleneck: L1 on pixels and on their differences, and a weak prior."""
+    """Reconstruction of crops of rendered scenes, with a weak prior on the latents."""
 
     name = "autoencoder"
-    made_of: ClassVar[Mapping[str, str]] = {}
+    depends_on: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.model = new_autoencoder().to(device, memory_format=torch.channels_last)
 
     def loss(self, step: int, batch: int, seed: int) -> Tensor:
-        """The loss of one step's batch of fresh scenes.
+        """The loss of a batch of new scenes.
 
-        Latents that are average-pooled 2x or 4x must decode to the equally pooled picture: scale equivariance keeps
-        latents image-like and easy to diffuse (Kouzelis et al., EQ-VAE, 2025).
+        Latents that are average-pooled 2x or 4x must decode to the image that is pooled in the same way. This scale
+        equivariance makes latents easy to learn for diffusion models (Kouzelis et al., EQ-VAE, 2025).
         """
         pixels, objects = _crops(step, batch, seed)
         pixels = pixels.to(self.device, memory_format=torch.channels_last)
@@ -73,7 +74,7 @@ class AutoencoderTask:
         return loss + 1e-3 * latents.float().square().mean()
 
     def sample_sheet(self, model: nn.Module) -> Image.Image:
-        """Scenes, each beside its reconstruction."""
+        """Scenes next to their reconstructions."""
         assert isinstance(model, AutoencoderTiny)
         names = coco().names
         scenes = [render_scene((77, k), random_class_names(np.random.default_rng(k), names)) for k in range(24)]
@@ -83,12 +84,12 @@ class AutoencoderTask:
         return tile([[picture for pair in pairs[row : row + 4] for picture in pair] for row in range(0, 24, 4)])
 
     def figures(self, model: nn.Module) -> dict[str, float]:
-        """The PSNR of the round trip in dB, over fresh scenes of all training styles and backgrounds."""
+        """The reconstruction PSNR in dB, over new scenes of all training styles and backgrounds."""
         assert isinstance(model, AutoencoderTiny)
         return {"psnr": round_trip_psnr(model, _TEST_SCENES)}
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the model in half precision, with the scaling factor that gives its latents unit variance."""
+        """Write the model in half precision, with the scaling factor that normalises its latents to unit variance."""
         assert isinstance(model, AutoencoderTiny)
         model.eval()
         with torch.no_grad():
@@ -97,17 +98,17 @@ class AutoencoderTask:
         model.to(torch.float16).save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
-        """Begin with saved weights."""
+        """Load saved weights."""
         self.model.load_state_dict(load_model(AutoencoderTiny, folder, "autoencoder").state_dict())
 
 
 def reconstruction_loss(decoded: Tensor, pixels: Tensor, objects: Tensor) -> Tensor:
-    """L1 and squared error of pixels, L1 of their differences across and down; objects count threefold.
+    """L1 and squared error of pixels, and L1 of horizontal and vertical differences; objects have triple weight.
 
-    L1 alone leaves large errors on edges, which limit the PSNR; the squared error reduces them.
-    The squared error of 8 x 8 means keeps the tints: without it a whole axis of colour is given up early.
+    L1 alone leaves large errors on edges, which limit the PSNR; the squared error reduces them. The squared error of
+    8 x 8 means preserves hues: without it, training ignores a whole colour axis early on.
 
-    `decoded` and `pixels` are (B, 3, H, W) in -1..1, `objects` is 1 on objects and 0 elsewhere, (B, 1, H, W).
+    `decoded` and `pixels` are (B, 3, H, W) in -1..1, `objects` is (B, 1, H, W), 1 on objects and 0 elsewhere.
     """
     weight = 1 + _OBJECT_WEIGHT * objects
     error = decoded - pixels
@@ -119,7 +120,7 @@ def reconstruction_loss(decoded: Tensor, pixels: Tensor, objects: Tensor) -> Ten
 
 @torch.no_grad()
 def round_trip_psnr(model: AutoencoderTiny, scenes: int) -> float:
-    """The PSNR in dB of 8-bit pictures after encoding and decoding, from the mean squared error over fresh `scenes`."""
+    """The PSNR in dB of 8-bit images after encoding and decoding, from the mean squared error over new scenes."""
     names = coco().names
     device = next(model.parameters()).device
     total = 0.0
@@ -130,29 +131,29 @@ def round_trip_psnr(model: AutoencoderTiny, scenes: int) -> float:
         ]
         pixels = torch.stack([to_tensor(scene.image) for scene in drawn]).to(device)
         decoded = model.decode(model.encode(pixels).latents).sample.float()
-        stored = ((decoded.clamp(-1, 1) + 1) * 127.5).round()
-        total += ((stored - (pixels + 1) * 127.5) ** 2).mean(dim=(1, 2, 3)).sum().item()
+        quantised = ((decoded.clamp(-1, 1) + 1) * 127.5).round()
+        total += ((quantised - (pixels + 1) * 127.5) ** 2).mean(dim=(1, 2, 3)).sum().item()
     return float(10 * np.log10(255**2 / (total / scenes)))
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
-    """uint8 (H, W, 3) to float32 (3, H, W) in -1..1."""
+    """Convert uint8 (H, W, 3) to float32 (3, H, W) in -1..1."""
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
-    """float (3, H, W) in -1..1 to a picture."""
+    """Convert float (3, H, W) in -1..1 to an image."""
     clipped = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(clipped.permute(1, 2, 0).cpu().numpy())
 
 
 def _crops(step: int, batch: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Pixels (B, 3, crop, crop) and where objects are, (B, 1, crop, crop)."""
+    """Pixels (B, 3, crop, crop) and object masks (B, 1, crop, crop)."""
     rng = np.random.default_rng((seed, 1, step))
     names = coco().names
     crops, objects = [], []
     for position in range(batch):
-        if position % _CROPS_PER_SCENE == 0:  # rendering a scene costs as much as a tenth of its step
+        if position % _CROPS_PER_SCENE == 0:  # rendering takes a tenth of a training step
             scene = render_scene((seed, 1, step, position), random_class_names(rng, names))
         y, x = rng.integers(0, scene.image.shape[0] - _CROP + 1, 2)
         crops.append(to_tensor(scene.image[y : y + _CROP, x : x + _CROP]))

@@ -1,4 +1,4 @@
-"""Training recipe of the embedded detector: pixel classes of rendered scenes in the training styles."""
+"""Training task of the embedded detector: semantic segmentation of rendered scenes in the training styles."""
 
 import colorsys
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from transformers import ResNetConfig, UperNetConfig, UperNetForSemanticSegmenta
 from factory.config.vocabulary import coco
 from factory.generator.weights import load_model
 from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
-from factory.stickers.detector import StickerDetector, network_input
+from factory.stickers.detector import DetectedInstance, StickerDetector, network_input
 from factory.stickers.scenes import Scene, random_class_names, render_scene
 from factory.stickers.text_to_image import open_autoencoder, open_in_float32
 from factory.training.loop import tile
@@ -25,15 +25,15 @@ from factory.training.precision import autocast
 
 _BACKGROUND_WEIGHT = 0.3
 _SIDES = (72, 96, 96, 112, 128, 144, 160)
-"""Side of the network's input, drawn for each step: a network that sees few sizes knows objects in few sizes."""
-_REPAINTED_SHARE = 0.25
+"""Input sides, one of which is drawn per step, so that the network learns objects of many sizes."""
+_RECONSTRUCTED_SHARE = 0.25
 _MAX_LATENT_NOISE = 0.5
 JUDGE_WIDTHS = (40, 80, 160, 256)
-"""Channels of the second judge, which checks that figures do not depend on one detector's mistakes."""
+"""Channels of the second detector (`judge`), which checks that metrics do not depend on errors of the first."""
 
 
 def new_network(widths: tuple[int, ...] = (48, 96, 192, 320), seed: int = 0) -> UperNetForSemanticSegmentation:
-    """The architecture, with fresh weights (5.6 M parameters at the default widths)."""
+    """The architecture with random weights (5.6 M parameters at the default widths)."""
     torch.manual_seed(seed)
     names = coco().names
     labels = {0: "background", **{k + 1: name for k, name in enumerate(names)}}
@@ -57,13 +57,13 @@ def new_network(widths: tuple[int, ...] = (48, 96, 192, 320), seed: int = 0) -> 
 
 
 class DetectorTask:
-    """Cross-entropy of pixels, on scenes that are recoloured, blurred and noised as other pictures may be.
+    """Pixel-wise cross-entropy on augmented scenes.
 
-    Some go through the autoencoder with noise on their latents, as the pictures do that the detector is to label.
+    Some scenes are decoded from noisy latents of the autoencoder, like the images that the detector will be used on.
     """
 
     name = "detector"
-    made_of: ClassVar[Mapping[str, str]] = {}
+    depends_on: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, device: str, autoencoder: Path, judge: bool = False) -> None:
         self.device = device
@@ -74,45 +74,45 @@ class DetectorTask:
             self.name = "judge"
 
     def loss(self, step: int, batch: int, seed: int) -> Tensor:
-        """The loss of one step's batch of fresh scenes."""
+        """The loss of a batch of new scenes."""
         names = coco().names
         rng = np.random.default_rng((seed, 4, step))
         images, labels = [], []
         for position in range(batch):
             scene = render_scene((seed, 4, step, position), random_class_names(rng, names))
-            image, label = augmented(rng, scene)
+            image, label_image = augmented(rng, scene)
             images.append(image)
-            labels.append(label)
+            labels.append(label_image)
         side = int(rng.choice(_SIDES))
-        repainted = self._repainted(np.stack(images), rng)
-        pixels = network_input(torch.from_numpy(repainted).to(self.device), side)
+        reconstructed = self._reconstructed(np.stack(images), rng)
+        pixels = network_input(torch.from_numpy(reconstructed).to(self.device), side)
         truth = torch.from_numpy(np.stack(labels)).to(self.device)
-        near = functional.interpolate(truth[:, None].float(), (side // 2, side // 2), mode="nearest-exact")[:, 0]
+        targets = functional.interpolate(truth[:, None].float(), (side // 2, side // 2), mode="nearest-exact")[:, 0]
         with autocast(self.device):
             logits = quarter_logits(self.model, pixels)
         logits = functional.interpolate(logits.float(), (side // 2, side // 2), mode="bilinear")
         weight = torch.ones(len(names) + 1, device=self.device)
         weight[0] = _BACKGROUND_WEIGHT
-        return functional.cross_entropy(logits, near.long(), weight)
+        return functional.cross_entropy(logits, targets.long(), weight)
 
-    def _repainted(self, images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        """The images (B, H, W, 3), a share of them decoded from noisy latents."""
-        chosen = rng.random(len(images)) < _REPAINTED_SHARE
-        if not chosen.any():
+    def _reconstructed(self, images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+        """The images (B, H, W, 3), with a random share of them decoded from noisy latents."""
+        selected = rng.random(len(images)) < _RECONSTRUCTED_SHARE
+        if not selected.any():
             return images
-        pixels = torch.from_numpy(images[chosen]).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = torch.from_numpy(images[selected]).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.no_grad(), autocast(self.device):
             latents = self.autoencoder.encode(pixels).latents
-            spread = torch.from_numpy(rng.uniform(0, _MAX_LATENT_NOISE, (int(chosen.sum()), 1, 1, 1))).to(latents)
+            spread = torch.from_numpy(rng.uniform(0, _MAX_LATENT_NOISE, (int(selected.sum()), 1, 1, 1))).to(latents)
             noise = torch.randn(latents.shape).to(latents) / self.autoencoder.config["scaling_factor"]
             decoded = self.autoencoder.decode(latents + spread * noise).sample.float()
-        repainted = images.copy()
-        painted = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        repainted[chosen] = painted.permute(0, 2, 3, 1).cpu().numpy()
-        return repainted
+        reconstructed = images.copy()
+        quantised = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        reconstructed[selected] = quantised.permute(0, 2, 3, 1).cpu().numpy()
+        return reconstructed
 
     def sample_sheet(self, model: nn.Module) -> Image.Image:
-        """Instances found in scenes of the training styles, then of the held-out one."""
+        """Detections in scenes of the training styles, then of the held-out style."""
         assert isinstance(model, UperNetForSemanticSegmentation)
         detector = StickerDetector(model, self.device)
         names = coco().names
@@ -126,34 +126,34 @@ class DetectorTask:
         return tile(rows)
 
     def figures(self, model: nn.Module) -> dict[str, float]:
-        """None; `factory stickers evaluate` measures."""
+        """No metrics during training; use `factory stickers evaluate`."""
         return {}
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """A transformers folder with float16 weights that opens in float32."""
+        """Write a transformers folder with float16 weights that loads in float32."""
         assert isinstance(model, UperNetForSemanticSegmentation)
         model.to(torch.float16).save_pretrained(folder)
         open_in_float32(folder)
 
     def load(self, folder: Path) -> None:
-        """Start with saved weights."""
+        """Load saved weights."""
         self.model.load_state_dict(load_model(UperNetForSemanticSegmentation, folder, "detector").state_dict())
 
 
 def quarter_logits(model: UperNetForSemanticSegmentation, pixels: Tensor) -> Tensor:
-    """The network's logits at a quarter of its input's resolution, before its own upsampling to full size."""
+    """The network's logits at a quarter of the input resolution, before its own upsampling to full size."""
     logits: Tensor = model.decode_head(model.backbone(pixels).feature_maps)
     return logits
 
 
 def label_map(scene: Scene) -> NDArray[np.uint8]:
     """uint8 (size, size): 0 is background, k the k-th COCO class."""
-    numbers = [0, *(coco().names.index(name) + 1 for name in scene.class_names)]
-    return np.array(numbers, np.uint8)[scene.instance_map]
+    labels = [0, *(coco().names.index(name) + 1 for name in scene.class_names)]
+    return np.array(labels, np.uint8)[scene.instance_map]
 
 
 def augmented(rng: np.random.Generator, scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Picture and labels of the scene with, at random, another frame, colours, inked lines, less sharpness, noise."""
+    """Image and labels of the scene with random recolouring, outlines, framing, blur, gamma and noise."""
     size = scene.image.shape[0]
     pixels = scene.image.astype(np.float32)
     for number in range(1, len(scene.class_names) + 1):
@@ -180,9 +180,9 @@ def augmented(rng: np.random.Generator, scene: Scene) -> tuple[NDArray[np.uint8]
 def _reframed(
     rng: np.random.Generator, pixels: NDArray[np.float32], labels: NDArray[np.uint8]
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """A random window of 0.75 to 1.3 times the picture's side and its aspect changed by up to 15 %, as the picture.
+    """A random window of 0.75 to 1.3 times the image's side, with its aspect ratio changed by up to 15 %.
 
-    Outside the picture its edge is repeated.
+    Pixels outside the image repeat its edge and are background.
     """
     size = labels.shape[0]
     width, height = size * rng.uniform(0.75, 1.3) * rng.uniform(0.87, 1.15, 2)
@@ -191,7 +191,7 @@ def _reframed(
     rows = np.clip((top + (np.arange(size) + 0.5) * height / size).astype(int), 0, size - 1)
     outside = (columns[None] == 0) | (columns[None] == size - 1) | (rows[:, None] == 0) | (rows[:, None] == size - 1)
     framed = labels[rows][:, columns]
-    # The edge's pixels are repeated outside the picture; a smeared object is not an object.
+    # Objects at the edge are smeared across the outside; these pixels are labelled as background.
     return pixels[rows][:, columns], np.where(outside & (width > size or height > size), 0, framed).astype(np.uint8)
 
 
@@ -203,7 +203,7 @@ def _resized(pixels: NDArray[np.float32], side: int) -> NDArray[np.float32]:
 def _inked(
     rng: np.random.Generator, pixels: NDArray[np.float32], instance_map: NDArray[np.uint8]
 ) -> NDArray[np.float32]:
-    """The objects flattened and drawn with dark lines round them and along their inner edges, as in comics."""
+    """Objects with flat colours and dark lines along their outlines and inner edges, like in comics."""
     flat = ndimage.median_filter(pixels, size=(3, 3, 1)) if rng.random() < 0.5 else pixels
     grey = ndimage.gaussian_filter(flat.mean(axis=2), 0.7)
     edge = np.hypot(ndimage.sobel(grey, 0), ndimage.sobel(grey, 1)) > rng.uniform(60, 160)
@@ -218,16 +218,16 @@ def _inked(
 
 
 def _hue_matrix(turn: float, saturation: float) -> NDArray[np.float32]:
-    """A 3 x 3 matrix for row vectors of RGB that turns hues by `turn` of the circle and scales saturation."""
+    """A 3 x 3 matrix for RGB row vectors that rotates hues by `turn` full turns and scales saturation."""
     to_yiq = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
     cos, sin = np.cos(2 * np.pi * turn) * saturation, np.sin(2 * np.pi * turn) * saturation
-    turned = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
-    matrix: NDArray[np.float32] = (np.linalg.inv(to_yiq) @ turned @ to_yiq).T.astype(np.float32)
+    rotation = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+    matrix: NDArray[np.float32] = (np.linalg.inv(to_yiq) @ rotation @ to_yiq).T.astype(np.float32)
     return matrix
 
 
-def draw_instances(picture: Image.Image, instances: list, min_score: float = 0.5) -> Image.Image:  # type: ignore[type-arg]
-    """The picture with its instances tinted, boxed and named."""
+def draw_instances(picture: Image.Image, instances: list[DetectedInstance], min_score: float = 0.5) -> Image.Image:
+    """The image with a coloured mask, box and label for each instance."""
     pixels = np.asarray(picture).astype(np.float32)
     kept = [instance for instance in instances if instance.score >= min_score]
     for instance in kept:
@@ -238,8 +238,8 @@ def draw_instances(picture: Image.Image, instances: list, min_score: float = 0.5
         left, top, right, bottom = instance.box_xyxy
         pen.rectangle((left, top, right - 1, bottom - 1), outline=_colour(instance.class_name))
         label = f"{instance.class_name} {instance.score:.2f}"
-        place = (min(left, max(0, drawn.width - 6 * len(label))), max(0, top - 10))
-        pen.text(place, label, fill=(255, 255, 255), stroke_width=1, stroke_fill=(0, 0, 0))
+        position = (min(left, max(0, drawn.width - 6 * len(label))), max(0, top - 10))
+        pen.text(position, label, fill=(255, 255, 255), stroke_width=1, stroke_fill=(0, 0, 0))
     return drawn
 
 

@@ -1,4 +1,4 @@
-"""Training recipe of the embedded text-to-image model: latent diffusion on the captions of rendered scenes."""
+"""Training task of the embedded text-to-image model: latent diffusion on captioned rendered scenes."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,24 +29,24 @@ from factory.training.precision import autocast
 
 _EMPTY_SHARE = 0.1
 _OBJECT_WEIGHT = 1.0
-"""How much more the error on an object's latents counts than the background's."""
+"""Additional weight of the error on the latents of objects."""
 _MAX_SNR = 1.0
 _SNR_POWER = 0.75
-"""The error of the clean latents counts as min(SNR, 1) ** 0.75. That is min-SNR weighting (Hang et al., ICCV 2023)
-turned towards the noisier half, where shapes are decided: with its usual 5 and power 1 four tenths of the loss came
-from noise levels at which only the autoencoder's finest detail is missing."""
+"""The error of the clean latents is weighted by min(SNR, 1) ** 0.75. This is min-SNR weighting (Hang et al., ICCV 2023)
+with more weight on high noise levels, which determine shapes. With the usual maximum of 5 and power 1, 40 % of the loss
+came from noise levels at which only the finest details of the autoencoder are missing."""
 _TEST_TIMESTEPS = (300, 500, 700, 850)
 _TEST_SCENES = 96
 
 
 class DiffusionTask:
-    """v-prediction with min-SNR weights on cached latents of scenes with one object or two."""
+    """v-prediction with min-SNR weights on cached latents of scenes with one or two objects."""
 
     name = "diffusion"
 
     @property
-    def made_of(self) -> Mapping[str, str]:
-        """Nothing that the options do not say."""
+    def depends_on(self) -> Mapping[str, str]:
+        """Nothing besides the options."""
         return {}
 
     def __init__(self, autoencoder: Path, cache: Path, device: str, report: Callable[[str], None] = print) -> None:
@@ -66,14 +66,14 @@ class DiffusionTask:
         return torch.tensor(encoded.input_ids)
 
     def loss(self, step: int, batch: int, seed: int) -> Tensor:
-        """The loss of one step's batch of cached scenes."""
+        """The loss of a batch of cached scenes."""
         rng = np.random.default_rng((seed, 2, step))
-        chosen = rng.integers(0, self.training_scenes, batch)
-        latents = self.latents[chosen].float()
-        token_ids = self.token_ids[chosen]
+        indices = rng.integers(0, self.training_scenes, batch)
+        latents = self.latents[indices].float()
+        token_ids = self.token_ids[indices]
         token_ids[torch.from_numpy(rng.random(batch) < _EMPTY_SHARE)] = self.empty
-        # One timestep from each of `batch` equal ranges: the same distribution with less variance.
-        # The exponent favours the noisier steps, in which the object takes shape.
+        # Stratified timesteps, one from each of `batch` equal ranges: the same distribution with less variance.
+        # The exponent favours high noise levels, which determine shapes.
         strata = ((np.arange(batch) + rng.random(batch)) / batch) ** 0.8 * 1000
         timesteps = torch.from_numpy(rng.permutation(strata).astype(np.int64))
         noise = torch.randn(latents.shape)
@@ -82,7 +82,7 @@ class DiffusionTask:
         alpha = self.noise.alphas_cumprod[timesteps]
         snr = alpha / (1 - alpha)
         weight = (snr.clamp(max=_MAX_SNR) ** _SNR_POWER / (snr + 1))[:, None, None, None]
-        weight = weight * (1 + _OBJECT_WEIGHT * self.weights[chosen].float()[:, None])
+        weight = weight * (1 + _OBJECT_WEIGHT * self.weights[indices].float()[:, None])
         with autocast(self.device):
             predicted = self.model(
                 noisy.to(self.device, memory_format=torch.channels_last),
@@ -92,7 +92,7 @@ class DiffusionTask:
         return (weight.to(self.device) * (predicted - target.to(self.device)) ** 2).mean()
 
     def pipeline(self, model: nn.Module) -> StableDiffusionPipeline:
-        """The parts as a stock pipeline."""
+        """The model as a standard pipeline."""
         assert isinstance(model, TextToImage)
         return as_pipeline(model, self.tokenizer, self.autoencoder)
 
@@ -102,7 +102,7 @@ class DiffusionTask:
         return STEPS, GUIDANCE
 
     def sample_sheet(self, model: nn.Module) -> Image.Image:
-        """One image of every class, then of pairs."""
+        """One image of every class, then images of pairs."""
         pipeline = self.pipeline(model)
         pipeline.set_progress_bar_config(disable=True)
         names = coco().names
@@ -118,7 +118,7 @@ class DiffusionTask:
         return tile([pictures[row : row + 20] for row in range(0, len(pictures), 20)])
 
     def figures(self, model: nn.Module) -> dict[str, float]:
-        """The unweighted error of v on scenes that are not trained on, at four timesteps."""
+        """The unweighted error of v on held-out scenes, at four timesteps."""
         latents, token_ids = self.latents[self.training_scenes :].float(), self.token_ids[self.training_scenes :]
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(5))
         errors = {}
@@ -132,11 +132,11 @@ class DiffusionTask:
         return errors
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """A diffusers folder in half precision."""
+        """Write a diffusers folder in half precision."""
         save_pipeline(self.pipeline(model), folder)
 
     def load(self, folder: Path) -> None:
-        """Start with the U-Net and the text encoder of a saved pipeline."""
+        """Load the U-Net and the text encoder of a saved pipeline."""
         assert isinstance(self.model, TextToImage)
         load_weights(self.model, folder)
 
@@ -145,6 +145,6 @@ def _check_factor(autoencoder: AutoencoderTiny, folder: Path) -> None:
     factor = 2 ** (len(autoencoder.config["encoder_block_out_channels"]) - 1)
     if factor != LATENT_FACTOR:
         raise UserError(
-            f"The autoencoder {folder} makes images {factor} times smaller and the text-to-image model is built for "
-            f"{LATENT_FACTOR}; train one with `factory stickers train autoencoder` and the same --out."
+            f"The autoencoder {folder} downsamples images {factor} times, but the text-to-image model requires "
+            f"{LATENT_FACTOR} times; train one with `factory stickers train autoencoder` and the same --out."
         )

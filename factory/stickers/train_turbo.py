@@ -1,9 +1,9 @@
-"""Training recipe of the few-step model: progressive distillation, with guidance distilled in by the first stage.
+"""Training task of the few-step model: progressive distillation, with guidance distillation in the first stage.
 
 Salimans & Ho, *Progressive Distillation for Fast Sampling of Diffusion Models* (ICLR 2022), algorithm 2: one DDIM step
-of the student must land where two DDIM steps of its teacher land. Meng et al., *On Distillation of Guided Diffusion
-Models* (CVPR 2023): the teacher of the first stage is guided, and the student is not, which saves half of every
-step. Here the guidance scale is fixed.
+of the student must reach the result of two DDIM steps of its teacher. Meng et al., *On Distillation of Guided Diffusion
+Models* (CVPR 2023): the teacher of the first stage uses classifier-free guidance and the student does not, which halves
+the cost of every step. Here, the guidance scale is fixed.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,15 +24,15 @@ NUM_TRAIN_TIMESTEPS = 1000
 
 @dataclass(frozen=True)
 class Stage:
-    """One halving: the student makes `steps` steps where its teacher makes twice as many."""
+    """One stage, in which the student learns to use half as many steps as its teacher: `steps`."""
 
     steps: int
     guidance: float
-    """Scale of the teacher's classifier-free guidance; 1 for a teacher that has it distilled in."""
+    """Scale of the teacher's classifier-free guidance; 1 for a teacher with distilled guidance."""
 
     @property
     def name(self) -> str:
-        """`turbo-8`, and plain `turbo` for the last stage."""
+        """`turbo-STEPS`, or `turbo` for the last stage."""
         return "turbo" if self.steps == STAGES[-1].steps else f"turbo-{self.steps}"
 
 
@@ -40,7 +40,7 @@ STAGES = (Stage(8, 3.0), Stage(4, 1.0))
 
 
 class TurboTask(DiffusionTask):
-    """One stage, on the same cached scenes as the teacher's training."""
+    """One stage of the distillation, on the scenes that the teacher was trained on."""
 
     def __init__(
         self,
@@ -60,41 +60,41 @@ class TurboTask(DiffusionTask):
         assert isinstance(self.model, TextToImage)
         self.model.load_state_dict(self.teacher.state_dict())
         self.alphas = torch.cat([torch.ones(1), self.noise.alphas_cumprod.float()])
-        """Cumulative alpha by the number of noise steps: 0 for clean latents, 1000 for the noisiest."""
+        """Cumulative alpha by noise level: 0 for clean latents, 1000 for pure noise."""
 
     @property
-    def made_of(self) -> Mapping[str, str]:
-        """The stage, and the scale that its teacher is guided with."""
+    def depends_on(self) -> Mapping[str, str]:
+        """The stage and the guidance scale of its teacher."""
         return {"stage": f"{self.stage.steps} steps, guidance {self.stage.guidance:g}"}
 
     def loss(self, step: int, batch: int, seed: int) -> Tensor:
-        """The squared distance of v between the student and the v that would land where the teacher lands.
+        """The squared error of the student's v against the v that reaches the teacher's result in one step.
 
-        In terms of clean latents this is the weight SNR + 1 of the paper.
+        In terms of clean latents, this is the paper's SNR + 1 weighting.
         """
         rng = np.random.default_rng((seed, 5, step))
-        chosen = rng.integers(0, self.training_scenes, batch)
-        latents = self.latents[chosen].float().to(self.device)
-        token_ids = self.token_ids[chosen].to(self.device)
+        indices = rng.integers(0, self.training_scenes, batch)
+        latents = self.latents[indices].float().to(self.device)
+        token_ids = self.token_ids[indices].to(self.device)
         stride = NUM_TRAIN_TIMESTEPS // self.stage.steps
         level = torch.from_numpy((1 + rng.permutation(np.arange(batch) % self.stage.steps)) * stride)
         noisy = self._mixed(latents, torch.randn(latents.shape).to(self.device), level)
         with torch.no_grad():
             middle = self._ddim(noisy, level, level - stride // 2, token_ids)
-            landed = self._ddim(middle, level - stride // 2, level - stride, token_ids)
-        target = self._v_that_lands(noisy, landed, level, level - stride)
+            result = self._ddim(middle, level - stride // 2, level - stride, token_ids)
+        target = self._v_reaching(noisy, result, level, level - stride)
         with autocast(self.device):
             predicted = self.model(noisy, (level - 1).to(self.device), token_ids).float()
         return (predicted - target).square().mean()
 
     def pipeline(self, model: nn.Module) -> StableDiffusionPipeline:
-        """The parts as a stock pipeline with the solver of the distillation."""
+        """The model as a standard pipeline with the scheduler of the distillation."""
         assert isinstance(model, TextToImage)
         return as_pipeline(model, self.tokenizer, self.autoencoder, few_steps=True)
 
     @property
     def sampling(self) -> tuple[int, float]:
-        """As many steps as the stage has, without guidance."""
+        """The steps of the stage, without guidance."""
         return self.stage.steps, 1.0
 
     def _scales(self, level: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,17 +115,17 @@ class TurboTask(DiffusionTask):
         timesteps = (level - 1).to(self.device)
         with autocast(self.device):
             if self.stage.guidance == 1:
-                plain: Tensor = self.teacher(noisy, timesteps, token_ids).float()
-                return plain
+                v: Tensor = self.teacher(noisy, timesteps, token_ids).float()
+                return v
             empty = self.empty.to(self.device).expand_as(token_ids)
             both = self.teacher(noisy.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat([empty, token_ids]))
         uncond, cond = both.float().chunk(2)
         return uncond + self.stage.guidance * (cond - uncond)
 
-    def _v_that_lands(self, noisy: Tensor, landed: Tensor, level: Tensor, lower: Tensor) -> Tensor:
-        """The v with which one DDIM step from `level` reaches `landed` at `lower`."""
+    def _v_reaching(self, noisy: Tensor, result: Tensor, level: Tensor, lower: Tensor) -> Tensor:
+        """The v with which one DDIM step from `level` reaches `result` at `lower`."""
         signal, spread = self._scales(level)
         lower_signal, lower_spread = self._scales(lower)
         ratio = lower_spread / spread
-        clean = (landed - ratio * noisy) / (lower_signal - ratio * signal)
+        clean = (result - ratio * noisy) / (lower_signal - ratio * signal)
         return (signal * noisy - clean) / spread

@@ -1,4 +1,4 @@
-"""The scenes that the embedded text-to-image model learns, and the cache of their latents."""
+"""The training scenes of the embedded text-to-image model, and the cache of their latents."""
 
 import hashlib
 from collections.abc import Callable
@@ -17,21 +17,22 @@ from factory.stickers.train_autoencoder import to_tensor
 from factory.training.precision import autocast
 
 SCENE_KIND_SHARES = (0.8, 0.1, 0.05, 0.05)
-"""One of the training styles, mostly on gradients: with two styles on all backgrounds alike, shapes were still coarse
-after 230,000 samples."""
+"""Probabilities of the background kinds: mostly gradients.
+
+With two styles and equally frequent backgrounds, shapes were still coarse after 230,000 samples."""
 NUM_SCENES = 16_000
 _PAIR_SHARE = 0.4
-_ENCODED_AT_ONCE = 48
+_ENCODING_BATCH = 48
 
 
 def all_captions() -> list[str]:
-    """The captions of every class and of every ordered pair: what the tokenizer is learnt from."""
+    """The captions of every class and of every ordered pair, on which the tokenizer is trained."""
     names = coco().names
     return [caption((a,)) for a in names] + [caption((a, b)) for a in names for b in names if a != b]
 
 
 def scene_classes(index: int) -> tuple[str, ...]:
-    """The classes of the index-th training scene: singles in turn, and random pairs."""
+    """The classes of the index-th training scene: single classes in turn, or a random pair."""
     names = coco().names
     rng = np.random.default_rng((3, index))
     if rng.random() >= _PAIR_SHARE:
@@ -41,36 +42,36 @@ def scene_classes(index: int) -> tuple[str, ...]:
 
 
 def training_scene(seed: tuple[int, ...], class_names: tuple[str, ...]) -> Scene:
-    """A scene of the kind that the model learns."""
+    """A scene in the style of the training data."""
     return render_scene(seed, class_names, styles=DRAWN_STYLES, kind_shares=SCENE_KIND_SHARES)
 
 
 def scene_latents(
     autoencoder: AutoencoderTiny, folder: Path, cache: Path, device: str, report: Callable[[str], None]
 ) -> tuple[Tensor, Tensor]:
-    """Latents (N, 4, 32, 32) and object coverage (N, 32, 32), both float16, kept in the file `cache`.
+    """Latents (N, 4, 32, 32) and object coverage (N, 32, 32), both float16, cached in the file `cache`.
 
-    The latents are scaled to unit variance. `folder` is where the autoencoder comes from: a cache made with another
-    autoencoder or other scenes is rebuilt.
+    The latents are scaled to unit variance. `folder` is the folder of the autoencoder. A cache of another autoencoder
+    or of other scenes is rebuilt.
     """
     weights = (folder / "diffusion_pytorch_model.safetensors").read_bytes()
     scenes = f"{DRAWN_STYLES} {SCENE_KIND_SHARES} {_PAIR_SHARE}"
-    made_by = hashlib.sha256(weights + scenes.encode()).hexdigest()
+    fingerprint = hashlib.sha256(weights + scenes.encode()).hexdigest()
     if cache.exists():
         saved = torch.load(cache, weights_only=True)
-        if saved.get("autoencoder") == made_by and len(saved["latents"]) == NUM_SCENES:
+        if saved.get("autoencoder") == fingerprint and len(saved["latents"]) == NUM_SCENES:
             return saved["latents"], saved["coverage"]
-        report(f"{cache} belongs to another autoencoder or to other scenes; encoding again")
+        report(f"{cache} was created with another autoencoder or other scenes; encoding again")
     parts = []
-    for first in range(0, NUM_SCENES, _ENCODED_AT_ONCE):
-        indices = range(first, min(first + _ENCODED_AT_ONCE, NUM_SCENES))
+    for first in range(0, NUM_SCENES, _ENCODING_BATCH):
+        indices = range(first, min(first + _ENCODING_BATCH, NUM_SCENES))
         parts.append(_encoded(autoencoder, [training_scene((3, k), scene_classes(k)) for k in indices], device))
-        if first // 2400 != (first + _ENCODED_AT_ONCE) // 2400:
+        if first // 2400 != (first + _ENCODING_BATCH) // 2400:
             report(f"scene {first + len(indices)} of {NUM_SCENES} encoded")
     stacked: dict[str, Any] = {
         "latents": torch.cat([latents for latents, _ in parts]),
         "coverage": torch.cat([coverage for _, coverage in parts]),
-        "autoencoder": made_by,
+        "autoencoder": fingerprint,
     }
     cache.parent.mkdir(parents=True, exist_ok=True)
     partial = cache.with_suffix(".partial")

@@ -1,4 +1,4 @@
-"""Rendered scenes as a PASCAL VOC folder: the stand-in for real labelled photographs."""
+"""Writes rendered scenes as a PASCAL VOC folder, as a substitute for labelled photographs."""
 
 import json
 from collections.abc import Callable
@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from factory.config.vocabulary import Vocabulary, coco
-from factory.dataset.masks import palette
+from factory.dataset.masks import palette_image
 from factory.errors import UserError
 from factory.files.listing import names_in
 from factory.stickers.atlas import STYLES
 from factory.stickers.scenes import random_class_names, render_scene
 
 _FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject", "ImageSets/Segmentation")
-_STATEMENT = "stickers.json"
+_OPTIONS_FILE = "stickers.json"
 VALIDATION_SHARE = 5
-"""Every fifth picture is in val.txt, the others in train.txt."""
+"""Every fifth image is in val.txt, the others are in train.txt."""
 
 
 def write_voc_folder(
@@ -32,17 +32,17 @@ def write_voc_folder(
 ) -> None:
     """Render `num_images` scenes of the vocabulary's classes into VOC's four folders.
 
-    Palette PNGs as VOC has them: class indices in SegmentationClass, object numbers in SegmentationObject, 0 for
-    background and 255 for the pixels along an object's edge, which VOC leaves out of its scores. Indices are the
-    positions in the vocabulary, from 1: the lines of labels.txt. The same arguments write the same bytes; a run that
-    was cut short goes on where it stopped. Raises UserError for a folder that holds something else.
+    As in VOC, palette PNGs contain class indices in SegmentationClass and object numbers in SegmentationObject. 0 is
+    background and 255 marks pixels along an object's edge, which evaluations ignore. Class indices are positions in the
+    vocabulary, starting at 1, and lines of labels.txt. The same arguments write the same bytes, and an interrupted run
+    resumes. UserError if the folder contains anything else.
     """
     _check(num_images, size, styles)
     embedded = [embedded_name(vocabulary, name) for name in vocabulary.names]
-    statement = {
+    options = {
         "classes": list(vocabulary.names), "num_images": num_images, "styles": list(styles), "size": size, "seed": seed
     }  # fmt: skip
-    _claim(out, statement)
+    _claim(out, options)
     (out / "labels.txt").write_text("".join(f"{name}\n" for name in ("background", *vocabulary.names)))
     keys = [f"{number:06d}" for number in range(num_images)]
     for number, key in enumerate(keys):
@@ -50,19 +50,19 @@ def write_voc_folder(
             _write_scene(out, key, (seed, 5, number), embedded, styles, size)
         progress(number + 1)
     sets = out / "ImageSets" / "Segmentation"
-    held = {key for number, key in enumerate(keys) if number % VALIDATION_SHARE == VALIDATION_SHARE - 1}
-    for name, chosen in (
-        ("train", [key for key in keys if key not in held]),
-        ("val", [key for key in keys if key in held]),
+    validation = {key for number, key in enumerate(keys) if number % VALIDATION_SHARE == VALIDATION_SHARE - 1}
+    for name, members in (
+        ("train", [key for key in keys if key not in validation]),
+        ("val", [key for key in keys if key in validation]),
         ("trainval", keys),
     ):
-        (sets / f"{name}.txt").write_text("".join(f"{key}\n" for key in chosen))
+        (sets / f"{name}.txt").write_text("".join(f"{key}\n" for key in members))
 
 
 def embedded_name(vocabulary: Vocabulary, name: str) -> str:
-    """The sticker world's name of a vocabulary's class.
+    """The name by which the embedded models know a class of the vocabulary.
 
-    Raises UserError, with what the embedded models know and what to do, for a class outside the 80.
+    UserError, with the known classes and alternatives, for any class outside the 80.
     """
     known = coco()
     entry = vocabulary.resolve(name)
@@ -70,8 +70,8 @@ def embedded_name(vocabulary: Vocabulary, name: str) -> str:
         if candidate in known.names:
             return candidate
     raise UserError(
-        f"The embedded models do not know {name!r}: they know the 80 COCO classes ({', '.join(known.names[:4])}, ... "
-        f"{known.names[-1]}). Choose among these, or name another model with --model FOLDER or --model HUB_ID."
+        f"The embedded models do not know {name!r}, only the 80 COCO classes ({', '.join(known.names[:4])}, ... "
+        f"{known.names[-1]}). Choose among these, or give another model with --model FOLDER or --model HUB_ID."
     )
 
 
@@ -88,7 +88,7 @@ def _write_scene(
 
 
 def _edges(instance_map: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """The object pixels that touch something else above, below or beside them."""
+    """Object pixels with a different neighbour above, below, left or right."""
     edge = np.zeros(instance_map.shape, bool)
     across = instance_map[:, 1:] != instance_map[:, :-1]
     down = instance_map[1:] != instance_map[:-1]
@@ -100,40 +100,38 @@ def _edges(instance_map: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _save_labels(labels: NDArray[np.uint8], path: Path) -> None:
-    """A palette PNG, whole or not at all."""
-    picture = Image.fromarray(labels.astype(np.uint8)).convert("P")
-    picture.putpalette(palette())
+    """Write a palette PNG atomically."""
     partial = path.with_suffix(".partial")
-    picture.save(partial, format="PNG")
+    palette_image(labels.astype(np.uint8)).save(partial, format="PNG")
     partial.replace(path)
 
 
 def _check(num_images: int, size: int, styles: tuple[str, ...]) -> None:
     if num_images < 1:
-        raise UserError(f"--n is the number of images to render, at least 1; got {num_images}.")
+        raise UserError(f"--n must be at least 1, got {num_images}.")
     if not 32 <= size <= 1024:
-        raise UserError(f"--size is the side of an image in pixels, 32 to 1024; got {size}.")
+        raise UserError(f"--size must be 32 to 1024 pixels, got {size}.")
     unknown = [style for style in styles if style not in STYLES]
     if unknown:
-        raise UserError(f"There is no style {unknown[0]!r}; the styles are {', '.join(STYLES)}.")
+        raise UserError(f"Unknown style {unknown[0]!r}; choose among {', '.join(STYLES)}.")
 
 
-def _claim(out: Path, statement: dict[str, object]) -> None:
-    """Make the folders, or see that they are of the same run."""
-    path = out / _STATEMENT
+def _claim(out: Path, options: dict[str, object]) -> None:
+    """Create the folders, or check that they belong to a run with the same options."""
+    path = out / _OPTIONS_FILE
     try:
         if path.exists():
-            found = json.loads(path.read_text())
-            changed = [key for key, value in statement.items() if found.get(key) != value]
+            existing = json.loads(path.read_text())
+            changed = [key for key, value in options.items() if existing.get(key) != value]
             if changed:
                 raise UserError(
-                    f"{out} holds a rendering with another {' and '.join(changed)}; choose another --out folder, or "
-                    "the same options to complete it."
+                    f"{out} contains a rendering with another {' and '.join(changed)}; choose another --out folder, or "
+                    "use the same options to complete it."
                 )
         elif out.exists() and (not out.is_dir() or names_in(out)):
-            raise UserError(f"{out} exists and is no rendering of this command; choose a new or empty --out folder.")
+            raise UserError(f"{out} exists and was not written by this command; choose a new or empty --out folder.")
         for folder in _FOLDERS:
             (out / folder).mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(statement, indent=1) + "\n")
+        path.write_text(json.dumps(options, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out folder.") from error

@@ -1,1 +1,1 @@
-"""Training: the loop that all of the project's own models share."""
+"""The training loop that all models of the project share."""

@@ -1,4 +1,4 @@
-"""Which device a model runs on."""
+"""Selects the device that a model runs on."""
 
 import torch
 
@@ -7,28 +7,28 @@ from factory.errors import UserError
 AUTO = "auto"
 
 
-def chosen_device(named: str) -> str:
-    """`auto` as `cuda` where there is a GPU and as `cpu` elsewhere; any other name as it is. UserError for none."""
-    if named == AUTO:
+def chosen_device(name: str) -> str:
+    """Resolve `auto` to `cuda` if there is a GPU, else to `cpu`. UserError for any other name that is not available."""
+    if name == AUTO:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    check_device(named)
-    return named
+    check_device(name)
+    return name
 
 
-def check_device(named: str) -> None:
-    """UserError unless this machine has the device."""
+def check_device(name: str) -> None:
+    """UserError unless the device is available."""
     try:
-        device = torch.device(named)
+        device = torch.device(name)
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise UserError(f"There is no device {named!r}; choose {AUTO}, cpu, cuda or cuda:N.")
+        raise UserError(f"Unknown device {name!r}; choose {AUTO}, cpu, cuda or cuda:N.")
     if device.type == "cpu":
         return
     if not torch.cuda.is_available():
-        raise UserError(f"The device {named!r} was asked for and no GPU is here; choose --device cpu.")
+        raise UserError(f"The device {name!r} is not available because PyTorch finds no GPU; choose --device cpu.")
     if device.index is not None and device.index >= torch.cuda.device_count():
         raise UserError(
-            f"The device {named!r} was asked for and this machine has {torch.cuda.device_count()} GPUs, numbered from "
-            f"0; choose one of them."
+            f"The device {name!r} is not available because this machine has {torch.cuda.device_count()} GPUs, "
+            f"numbered from 0; choose one of them."
         )

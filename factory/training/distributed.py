@@ -1,4 +1,4 @@
-"""One training run on several devices at once, through Ray Train."""
+"""One training run on several devices, through Ray Train."""
 
 import threading
 from collections.abc import Callable
@@ -14,21 +14,21 @@ from factory.signals import stop_requests
 
 
 class DistributedRun(Protocol):
-    """What a run tells of itself; a dataclass, so that a copy with another device can be made."""
+    """The options of a run that are needed here. Must be a dataclass: each process gets a copy with its own device."""
 
     @property
     def out(self) -> str:
-        """Folder of the run."""
+        """The folder of the run."""
         ...
 
     @property
     def batch(self) -> int | None:
-        """Samples of a step, over all devices; given, where there are several."""
+        """Samples per step over all devices. Required for several devices."""
         ...
 
     @property
     def threads(self) -> int:
-        """CPU threads of a process; 0 for all."""
+        """CPU threads per process; 0 for all."""
         ...
 
 
@@ -43,19 +43,19 @@ def train_on_several(
     """
     if run.batch is None or run.batch % devices:
         raise UserError(
-            f"a batch of {run.batch} does not part evenly over {devices} devices; choose a multiple for --batch."
+            f"--batch {run.batch} is not divisible by the {devices} devices; choose a multiple of {devices}."
         )
     from factory.engine.capacity import resources
     from factory.engine.cluster import connected, quiet
 
     out = Path(run.out).absolute()
     with connected(engine.model_copy(update={"workers": devices + 1}), max(1, run.threads)):
-        import ray.train  # reads the environment that `connected` prepares
+        import ray.train  # imported here because it reads the environment that `connected` prepares
         from ray.train.torch import TorchTrainer
 
         gpus = resources().total("GPU") >= devices
         trainer = TorchTrainer(
-            _train_part,
+            _train_process,
             train_loop_config={"train_here": train_here, "run": run, "gpus": gpus},
             scaling_config=ray.train.ScalingConfig(num_workers=devices, use_gpu=gpus),
             run_config=ray.train.RunConfig(name="train", storage_path=str(out / "ray")),
@@ -101,7 +101,7 @@ def _fit(trainer: Any, folder: Path) -> None:
             raise KeyboardInterrupt
 
 
-def _train_part(config: dict[str, Any]) -> None:
+def _train_process(config: dict[str, Any]) -> None:
     """One process of several: the same run, on its own device; the first one writes."""
     device = "cpu"
     if config["gpus"]:

@@ -1,9 +1,9 @@
-"""The Muon optimizer with AdamW for what Muon does not fit.
+"""The Muon optimizer, with AdamW for parameters that Muon does not suit.
 
 Muon (Jordan et al., 2024) replaces the gradient momentum of a weight matrix by the nearest semi-orthogonal matrix, so
-every direction of the matrix learns at the same pace. On the embedded text-to-image model it reached in 600 steps
-what AdamW reached in 2,000 (`docs/log.md`). `torch.optim.Muon` takes two-dimensional weights only, and nearly all
-weights here are convolutions, so this is an implementation of our own.
+that every direction of the matrix is updated at the same rate. On the embedded text-to-image model, it reached in 600
+steps what AdamW reached in 2,000 (`docs/log.md`). `torch.optim.Muon` only supports two-dimensional weights, and nearly
+all weights here are convolutions; hence this implementation.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from factory.training.precision import bfloat16_pays
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic iteration: steep at zero, and close enough to 1 everywhere after five steps."""
+"""Coefficients of the quintic iteration: steep at zero, and close to 1 everywhere after five steps."""
 _NEWTON_SCHULZ_STEPS = 5
 
 
 def muon_groups(model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-    """The parameters of `model` as the two groups that `Muon` takes.
+    """The parameters of `model` as the two groups of `Muon`.
 
-    Matrices and convolutions go to Muon. Embeddings, norms and biases go to AdamW, as do the first and the last
-    convolution, whose few rows or columns are pixels or latents and not features.
+    Muon updates matrices and convolutions. AdamW updates embeddings, norms and biases, and also the first and the last
+    convolution, whose few input or output channels are pixels or latents rather than features.
     """
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     outer = {id(module.weight) for module in (*convolutions[:1], *convolutions[-1:])}
@@ -31,8 +31,8 @@ def muon_groups(model: nn.Module, learning_rate: float, weight_decay: float) -> 
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for weight in model.parameters():
-        fits = weight.ndim >= 2 and id(weight) not in outer and id(weight) not in embedded
-        (matrices if fits else others).append(weight)
+        suits_muon = weight.ndim >= 2 and id(weight) not in outer and id(weight) not in embedded
+        (matrices if suits_muon else others).append(weight)
     return [
         {"params": matrices, "muon": True, "lr": learning_rate, "weight_decay": weight_decay},
         {"params": others, "muon": False, "lr": learning_rate, "weight_decay": 0.0},
@@ -42,8 +42,8 @@ def muon_groups(model: nn.Module, learning_rate: float, weight_decay: float) -> 
 class Muon(torch.optim.Optimizer):
     """Muon for the groups marked `muon`, AdamW for the others, with one learning rate for both.
 
-    The orthogonal update of a (rows, columns) matrix is scaled by 0.2 sqrt(max(rows, columns)), which gives it the
-    root-mean-square size of an AdamW update (Liu et al., 2025, section 2.2). A convolution counts as a matrix of
+    The orthogonal update of a (rows, columns) matrix is scaled by 0.2 sqrt(max(rows, columns)), which matches the
+    root mean square of an AdamW update (Liu et al., 2025, section 2.2). A convolution is treated as a matrix of
     (out, in * height * width).
     """
 
@@ -88,9 +88,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """About the nearest semi-orthogonal matrix of (rows, columns), by Newton-Schulz iteration.
+    """Approximately the nearest semi-orthogonal matrix of (rows, columns), by Newton-Schulz iteration.
 
-    bfloat16 where the device multiplies in it, float32 elsewhere: the iteration corrects its own rounding.
+    Computed in bfloat16 on devices with fast bfloat16 multiplication, else in float32. The iteration corrects its own
+    rounding errors.
     """
     a, b, c = _NEWTON_SCHULZ
     tall = matrix.shape[0] > matrix.shape[1]

@@ -1,15 +1,15 @@
-"""Which arithmetic pays on which device."""
+"""Selects the precision that is fastest on a device."""
 
 import torch
 
 
 def bfloat16_pays(kind: str) -> bool:
-    """Whether bfloat16 is faster than float32: on GPUs, and on CPUs that multiply in it; others take twice as long."""
-    able = torch.cpu.get_capabilities()
-    return kind != "cpu" or bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    """Whether bfloat16 is faster than float32. It is half as fast on CPUs without bfloat16 instructions."""
+    capabilities = torch.cpu.get_capabilities()
+    return kind != "cpu" or bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def autocast(device: str) -> torch.autocast:
-    """bfloat16 autocast on `device` (as in `cuda:1`) where it pays, else none."""
+    """bfloat16 autocast on `device` (such as `cuda:1`) if it is faster, else disabled autocast."""
     kind = device.split(":")[0]
     return torch.autocast(kind, torch.bfloat16, enabled=bfloat16_pays(kind))

@@ -6,9 +6,9 @@
         @iconify-json/fxemoji@1.2.2 @iconify-json/streamline-emojis@1.2.4
     python jobs/stickers/build_atlas.py --icons build/icons/node_modules/@iconify-json
 
-Every class of COCO is drawn in `noto`, `twemoji`, `fluent-flat` and `openmoji`, most in `emojione` too. What no
-set draws comes from `drawings.py`, which imitates the manner of each of these five. The other sets add what
-drawings they have. `openmoji` is the held-out style.
+The styles `noto`, `twemoji`, `fluent-flat` and `openmoji` have sprites of every COCO class, `emojione` of most.
+Classes that are missing from an icon set come from `drawings.py`, which imitates each of these five styles. The other
+icon sets contribute the classes that they contain. `openmoji` is the held-out style.
 """
 
 import argparse
@@ -67,13 +67,13 @@ ICON_OF_CLASS = {
     "cell phone": "mobile-phone", "book": "open-book", "clock": "alarm-clock", "vase": "amphora",
     "scissors": "scissors", "teddy bear": "teddy-bear", "toothbrush": "toothbrush",
 }  # fmt: skip
-"""The icon of each class; a class that is missing here is always drawn by the project."""
+"""The icon of each class. Classes that are missing here always come from `drawings.py`."""
 UNFIT = {("emojione-v1", "keyboard"), ("fxemoji", "keyboard"), ("fxemoji", "boat"), ("fxemoji", "bird")}
-"""Drawings of something else (a piano), of a part, or with a filled background."""
+"""Icons that show something else (a piano) or only a part, or that have a filled background."""
 
 
 def icon_svg(icon_set: dict, name: str) -> str | None:
-    """One icon of an Iconify collection as an SVG document, None where the collection does not have it."""
+    """One icon of an Iconify collection as an SVG document; None if the collection does not contain it."""
     entry = icon_set["icons"].get(name)
     if entry is None:
         alias = icon_set.get("aliases", {}).get(name)
@@ -90,10 +90,10 @@ def icon_svg(icon_set: dict, name: str) -> str | None:
 
 
 def rasterise(svg: str) -> Image.Image:
-    """An SVG document as a sprite: RGBA, `CELL` pixels square, trimmed to its drawing and centred."""
+    """Render an SVG document as a sprite: RGBA, `CELL` pixels square, cropped to the drawing and centred."""
     large = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=4 * CELL)))).convert("RGBA")
     box = large.getchannel("A").point(lambda a: 255 * (a > 8)).getbbox()
-    assert box is not None, "an empty drawing"
+    assert box is not None, "the drawing is empty"
     drawing = large.crop(box)
     scale = (CELL - 2) / max(drawing.size)
     drawing = drawing.resize([max(1, round(side * scale)) for side in drawing.size], Image.Resampling.LANCZOS)
@@ -104,18 +104,18 @@ def rasterise(svg: str) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--icons", type=Path, required=True, help="folder that holds the icon sets' packages")
+    parser.add_argument("--icons", type=Path, required=True, help="Folder of the icon set packages.")
     parser.add_argument("--out", type=Path, default=Path("factory/stickers/data"))
     arguments = parser.parse_args()
     cells, index = [], []
     for style, package in SETS.items():
         icon_set = json.loads((arguments.icons / package / "icons.json").read_text())
         for name in coco().names:
-            wanted = ICON_OF_CLASS.get(name) if (style, name) not in UNFIT else None
-            icon = icon_svg(icon_set, wanted) if wanted else None
+            icon_name = ICON_OF_CLASS.get(name) if (style, name) not in UNFIT else None
+            icon = icon_svg(icon_set, icon_name) if icon_name else None
             if icon is None and (name not in DRAWN_CLASSES or style not in DRAWN_STYLES):
                 continue
-            source = "factory" if icon is None else f"{package}@{VERSIONS[package]}:{wanted}"
+            source = "factory" if icon is None else f"{package}@{VERSIONS[package]}:{icon_name}"
             cells.append(rasterise(icon if icon is not None else draw(name, style)))
             index.append({"class": name, "style": style, "source": source})
     rows = -(-len(cells) // COLUMNS)

@@ -1,7 +1,7 @@
-"""Drawings of the classes that no icon set has, as SVG, in the manner of each art style.
+"""SVG drawings of the classes that are missing from the icon sets, in each art style.
 
-The project's own work (Apache-2.0). Every drawing fills a 128-unit square. A style differs from the others in
-colours, finish (flat, gradient, side shade, black outline) and proportions, as the icon sets do.
+Original work of this project (Apache-2.0). Every drawing fills a 128-unit square. Like the icon sets, the styles differ
+in colours, finish (flat, gradient, side shade, black outline) and proportions.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ _WOOD = {
 
 @dataclass
 class Brush:
-    """Collects shapes and finishes them in one style; `k` is the style's number, which varies the proportions."""
+    """Collects shapes and renders them in one style. `k` is the index of the style, which varies the proportions."""
 
     style: str
     shapes: list[str] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Brush:
         return _WOOD[self.style]
 
     def pick(self, *colours: str) -> str:
-        """The style's own of several colours."""
+        """The colour of the style, from one colour per style."""
         return colours[self.k % len(colours)]
 
     def _finish(self, colour: str) -> str:
@@ -73,7 +73,7 @@ class Brush:
         return f'fill="{colour}"'
 
     def box(self, x: float, y: float, w: float, h: float, colour: str, r: float = 4) -> None:
-        """A rounded rectangle; in `emojione` its right third is darker."""
+        """A rounded rectangle. In `emojione`, its right third is darker."""
         self.shapes.append(f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="{r}" {self._finish(colour)}/>')
         if self.style == "emojione" and w > 14:
             dark = _shade(colour, 0.8)
@@ -82,7 +82,7 @@ class Brush:
             )
 
     def disc(self, x: float, y: float, rx: float, colour: str, ry: float | None = None) -> None:
-        """An ellipse, a circle without `ry`."""
+        """An ellipse, or a circle if `ry` is not given."""
         self.shapes.append(f'<ellipse cx="{x}" cy="{y}" rx="{rx}" ry="{ry or rx}" {self._finish(colour)}/>')
 
     def path(self, d: str, colour: str) -> None:

@@ -24,7 +24,7 @@ from factory.dataset.tar import unpack
 from factory.dataset.verify import verify
 from factory.errors import UserError
 from factory.files.decode import decode_array, decode_jpeg, decode_json
-from factory.segmenter.data import SetSource
+from factory.segmenter.data import DatasetSource
 from tests.support.export_sets import FORMATS, make_set, run
 
 TAR, RECEIPT = "train/000000.tar", "receipts/000000.json"
@@ -183,9 +183,9 @@ READ_BY_TRAININGS = [kind for kind in HOSTILE if not any(word in kind for word i
 @pytest.mark.parametrize("kind", READ_BY_TRAININGS)
 def test_a_hostile_shard_is_refused_by_a_training(foreign: Store, kind: str) -> None:
     plant(foreign, HOSTILE[kind](foreign))
-    source = SetSource(foreign, coco())
+    source = DatasetSource(foreign, coco())
     with pytest.raises(UserError, match=DAMAGED):
-        [row.decode() for row in source.rows(0)]
+        [row.decode() for row in source.samples(0)]
 
 
 READ_BY_SHEETS = [kind for kind in HOSTILE if "labels" not in kind and kind != "a class that is not there"]

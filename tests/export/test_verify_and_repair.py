@@ -36,7 +36,7 @@ from factory.dataset.repair import take_out
 from factory.dataset.storage import ConflictError, Store
 from factory.dataset.verify import verify
 from factory.errors import LeaseHeldError
-from factory.segmenter.data import LabelledStream, SetSource
+from factory.segmenter.data import DatasetSource, LabelledStream
 from tests.support.export_sets import FORMATS, SHARD_SIZE, SHARDS, make_sample, make_set, run
 
 ABOUT: dict[str, Any] = {"seconds": {}, "versions": {}, "worker": {}}
@@ -193,7 +193,7 @@ def test_a_shard_without_a_sample_is_sound_and_read_by_everything(first_empty: S
         summary = run(first_empty, tmp_path / form, form)
         assert summary.train + summary.val == SHARD_SIZE * (SHARDS - 1)
     assert contact_sheet(first_empty, 1)
-    source = SetSource(first_empty, coco())
+    source = DatasetSource(first_empty, coco())
     assert source.size == SHARD_SIZE * (SHARDS - 1)
     stream = LabelledStream([source], 4, seed=0)
     assert all(len(stream.batch(step)) == 4 for step in range(12))

@@ -37,7 +37,7 @@ def test_two_processes_train_what_one_does(oracle: Path, tmp_path: Path) -> None
     one = load_grounder(train_here(run, lambda text: None))[0].state_dict()
     again = replace(run, out=str(tmp_path / "two"))
     two = load_grounder(train_on_several(train_here, again, 2, EngineRecipe()))[0].state_dict()
-    with pytest.raises(UserError, match="does not part evenly"):
+    with pytest.raises(UserError, match="is not divisible by"):
         train_on_several(train_here, replace(run, batch=5), 2, EngineRecipe())
     for name, weight in one.items():
         assert torch.allclose(weight, two[name], atol=5e-3), name

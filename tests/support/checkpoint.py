@@ -1,4 +1,4 @@
-"""A pipeline's weights as a single-file checkpoint, under the names of Stable Diffusion's first release."""
+"""Writes a pipeline's weights as a single-file checkpoint with the tensor names of the original Stable Diffusion."""
 
 import re
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out", "gr
 
 
 def write_checkpoint(pipeline: Any, file: Path, drop: str | None = None) -> Path:
-    """Write a pipeline's U-Net, AutoencoderKL and CLIP text encoder, but not the tensor `drop`."""
+    """Write a pipeline's U-Net, AutoencoderKL and CLIP text encoder, without the tensor `drop`."""
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
@@ -35,9 +35,9 @@ def write_checkpoint(pipeline: Any, file: Path, drop: str | None = None) -> Path
         tensors[f"model.diffusion_model.{_unet_name(name, layers)}"] = value
     last = len(pipeline.vae.config.block_out_channels) - 1
     for name, value in pipeline.vae.state_dict().items():
-        named = _vae_name(name, last)
-        convolution = ".attn_1." in named and value.ndim == 2
-        tensors[f"first_stage_model.{named}"] = value[:, :, None, None] if convolution else value
+        original = _vae_name(name, last)
+        convolution = ".attn_1." in original and value.ndim == 2
+        tensors[f"first_stage_model.{original}"] = value[:, :, None, None] if convolution else value
     for name, value in pipeline.text_encoder.state_dict().items():
         short = name.removeprefix("text_model.")
         tensors[f"cond_stage_model.transformer.text_model.{short}"] = value
@@ -47,20 +47,20 @@ def write_checkpoint(pipeline: Any, file: Path, drop: str | None = None) -> Path
 
 
 def _unet_name(name: str, layers: int) -> str:
-    for ours, first in _OUTER.items():
-        if name.startswith(f"{ours}."):
-            return name.replace(ours, first, 1)
-    found = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", name)
-    if found is None:
-        kind, place, rest = re.match(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)", name).groups()  # type: ignore[union-attr]
-        number = 1 if kind == "attentions" else 2 * int(place)
+    for diffusers_name, original in _OUTER.items():
+        if name.startswith(f"{diffusers_name}."):
+            return name.replace(diffusers_name, original, 1)
+    match = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", name)
+    if match is None:
+        kind, index, rest = re.match(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)", name).groups()  # type: ignore[union-attr]
+        number = 1 if kind == "attentions" else 2 * int(index)
         return f"middle_block.{number}.{_inner(kind, rest)}"
-    side, block, kind, place, rest = found.groups()
+    side, block, kind, index, rest = match.groups()
     if side == "down":
-        number = 1 + int(block) * (layers + 1) + (layers if kind == "downsamplers" else int(place))
+        number = 1 + int(block) * (layers + 1) + (layers if kind == "downsamplers" else int(index))
         inner = rest.replace("conv", "op", 1) if kind == "downsamplers" else _inner(kind, rest)
         return f"input_blocks.{number}.{int(kind == 'attentions')}.{inner}"
-    number = int(block) * (layers + 1) + (layers if kind == "upsamplers" else int(place))
+    number = int(block) * (layers + 1) + (layers if kind == "upsamplers" else int(index))
     slot = {"resnets": 0, "attentions": 1, "upsamplers": 2}[kind]
     return f"output_blocks.{number}.{slot}.{_inner(kind, rest)}"
 
@@ -75,8 +75,8 @@ def _inner(kind: str, rest: str) -> str:
 def _vae_name(name: str, last: int) -> str:
     name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
-    for ours, first in _ATTENTION.items():
-        name = name.replace(f"mid_block.attentions.0.{ours}.", f"mid.attn_1.{first}.")
+    for diffusers_name, original in _ATTENTION.items():
+        name = name.replace(f"mid_block.attentions.0.{diffusers_name}.", f"mid.attn_1.{original}.")
     name = re.sub(r"down_blocks\.(\d)\.resnets", r"down.\1.block", name)
     name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", name)
     name = re.sub(r"up_blocks\.(\d)\.resnets", lambda m: f"up.{last - int(m[1])}.block", name)

@@ -1,4 +1,4 @@
-"""COCO's form of a labelled folder, written apart from the exporter: for tests of what reads it."""
+"""Writes a labelled folder in COCO format, independently of the exporter, to test its readers."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,10 @@ from factory.labelled.voc import VocFolder
 
 
 def write_annotations(folder: VocFolder, file: Path, ids: dict[str, int]) -> Path:
-    """The instances file of a VOC folder's images, one instance a class; `ids` are the category ids by class name.
+    """Write the instances file of a VOC folder's images, with one instance per class.
 
-    The keys of the folder are decimal numbers. Pixels to be ignored become a crowd, which readers ignore.
+    `ids` are the category ids by class name. The keys of the folder must be decimal numbers. Ignored pixels become a
+    crowd, which readers ignore.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -22,16 +23,16 @@ def write_annotations(folder: VocFolder, file: Path, ids: dict[str, int]) -> Pat
         labels = folder.load(key).labels
         height, width = labels.shape
         images.append({"id": int(key), "file_name": f"{key}.jpg", "width": width, "height": height})
-        for place in sorted({*np.unique(labels).tolist()} - {0}):
-            packed = coco_masks.encode(np.asfortranarray(labels == place).astype(np.uint8))
+        for label in sorted({*np.unique(labels).tolist()} - {0}):
+            packed = coco_masks.encode(np.asfortranarray(labels == label).astype(np.uint8))
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": int(key),
-                    "category_id": ids[names.get(place, names[1])],
+                    "category_id": ids[names.get(label, names[1])],
                     "segmentation": {"size": [height, width], "counts": packed["counts"].decode()},
-                    "area": int((labels == place).sum()) if place in names else 0,
-                    "iscrowd": int(place not in names),
+                    "area": int((labels == label).sum()) if label in names else 0,
+                    "iscrowd": int(label not in names),
                 }
             )
     categories = [{"id": number, "name": name} for name, number in ids.items()]

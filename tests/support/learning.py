@@ -1,4 +1,4 @@
-"""A few steps of training on one batch, for tests that a task learns."""
+"""A few training steps on one batch, to test that a task learns."""
 
 from typing import Any
 

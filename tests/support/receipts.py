@@ -1,10 +1,10 @@
-"""Receipts of shards that nobody made: for tests and benchmarks of what only reads receipts."""
+"""Receipts without shards, for tests and benchmarks of code that only reads receipts."""
 
 from factory.dataset.receipts import Blob, Receipt, manifest_name, tar_name
 
 
 def receipt(number: int, accepted: int = 4, planned: int = 4) -> bytes:
-    """As a worker would write it, about 1 KB."""
+    """A receipt like those of workers, about 1 KB."""
     tar, manifest = (Blob(name, f"{number:064x}", 10_000) for name in (tar_name(number), manifest_name(number)))
     return Receipt(
         shard=number,

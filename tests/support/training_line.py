@@ -1,4 +1,4 @@
-"""A model of a few weights: small enough to train in a test, run by the same loop as the real ones."""
+"""A tiny model that is trained by the same loop as the real ones."""
 
 import math
 import shutil
@@ -21,7 +21,7 @@ class Line:
     name = "line"
 
     def __init__(self, nan_at: int | None = None, stop_at: int | None = None, stop: Path = Path()) -> None:
-        self.made_of = {"data": "a line"}
+        self.depends_on = {"data": "a line"}
         torch.manual_seed(0)
         self.model = nn.Linear(3, 1)
         self.nan_at, self.stop_at, self.stop = nan_at, stop_at, stop
@@ -50,7 +50,7 @@ class Line:
 def main() -> None:
     """One of two processes that train together: to the end, to a NaN of the second one, and to a stop and on."""
     rank, out = int(sys.argv[1]), Path(sys.argv[2])
-    torch.distributed.init_process_group("gloo", f"file://{out / 'meeting'}", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", f"file://{out / 'rendezvous'}", rank=rank, world_size=2)
     train(Line(), OPTIONS, out / "whole")
     try:
         train(Line(25 if rank else None), OPTIONS, out / "broken", lambda text: None)
