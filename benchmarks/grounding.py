@@ -27,7 +27,7 @@ from factory.hf_logging import quiet_model_libraries
 
 def module_grounder(recipe: Recipe, module: str, folder: Path) -> TrainedGrounder:
     """A grounder with fresh weights that fits the recipe's model."""
-    needs = frozenset({"features", "maps", "words"})
+    needs = frozenset({"features", "cross_attention", "class_embeddings"})
     sample = next(Plan(recipe).samples())
     made = PipelineGenerator(recipe, needs=needs).generate([Request(sample.prompt, 0)])
     config = GrounderConfig(

@@ -16,7 +16,7 @@ from factory.config.prompts import Prompt
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
-from factory.generator.interface import ATTENTION, FEATURES, LATENT, MAPS, Request
+from factory.generator.interface import ATTENTION, CROSS_ATTENTION, FEATURES, LATENT, Request
 from factory.generator.load import load_pipeline, pin_revision
 from factory.generator.pipeline import PipelineGenerator
 from factory.generator.tokens import class_tokens
@@ -109,7 +109,7 @@ def test_shapes_come_from_the_model_not_from_eight_pixels_a_latent_or_even_level
     tiny_data: dict[str, Any], fine_model: Path, size: dict[str, int], latents: tuple[int, int], attended: list[Any]
 ) -> None:
     recipe = changed(tiny_data, generator={"model": str(fine_model), "guidance": 4.0, **size})
-    needs = frozenset({ATTENTION, FEATURES, MAPS, LATENT})
+    needs = frozenset({ATTENTION, FEATURES, CROSS_ATTENTION, LATENT})
     made = PipelineGenerator(recipe, needs=needs).generate(requests(recipe, 2))[0]
     assert made.image.shape == (4 * latents[0], 4 * latents[1], 3)
     assert made.latent is not None
@@ -118,7 +118,7 @@ def test_shapes_come_from_the_model_not_from_eight_pixels_a_latent_or_even_level
     assert made.attention is not None
     assert list(made.attention.cross) == attended
     assert made.attention.within_shape == attended[0]
-    assert {tuple(maps.shape[2:]) for maps in made.maps.values()} == set(attended)
+    assert {tuple(maps.shape[2:]) for maps in made.cross_attention.values()} == set(attended)
 
 
 def test_a_unet_without_a_middle_block_is_read(tiny_data: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:

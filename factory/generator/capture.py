@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factory.generator.interface import ATTENTION, FEATURES, HALVES, MAPS
+from factory.generator.interface import ATTENTION, CROSS_ATTENTION, FEATURES, HALVES
 
 MAX_WITHIN = 1024
 """Self-attention is kept of the finest level with at most this many places."""
@@ -16,10 +16,11 @@ MAX_WITHIN = 1024
 class Capture:
     """What the U-Net's calls showed, of those things that `needs` names.
 
-    ATTENTION: `cross` and `within`, sums over layers, heads and calls. MAPS: `maps`, each layer's cross-attention by
-    head, of the last call. FEATURES: `blocks`, outputs of the last call. All are float32, as grounders are, whatever
-    the U-Net computes in. Of a batch only the last images are read: the conditional half, where guidance put the other
-    before it. With HALVES the features of both are read, as (B, 2 C, h, w), the unconditional channels first.
+    ATTENTION: `cross` and `within`, sums over layers, heads and calls. CROSS_ATTENTION: `cross_attention`, the maps of
+    each layer by head, of the last call. FEATURES: `blocks`, outputs of the last call. All are float32, as grounders
+    are, whatever the U-Net computes in. Of a batch only the last images are read: the conditional half, where guidance
+    put the other before it. With HALVES the features of both are read, as (B, 2 C, h, w), the unconditional channels
+    first.
     """
 
     def __init__(self, unet: nn.Module, needs: frozenset[str]) -> None:
@@ -27,7 +28,7 @@ class Capture:
         self.cross: dict[int, Tensor] = {}
         self.layers: dict[int, int] = {}
         self.within: dict[int, Tensor] = {}
-        self.maps: dict[str, Tensor] = {}
+        self.cross_attention: dict[str, Tensor] = {}
         self.blocks: dict[str, Tensor] = {}
 
     @contextmanager
@@ -38,7 +39,7 @@ class Capture:
         is given. The last three groups are not kept by layer.
         """
         handles: list[Any] = []
-        if groups is not None and self.needs & {ATTENTION, MAPS}:
+        if groups is not None and self.needs & {ATTENTION, CROSS_ATTENTION}:
             for name, module in self.unet.named_modules():
                 if name.endswith(".attn2"):
                     handles.append(self._hooked(module, self._cross_hook(name, batch, groups)))
@@ -58,12 +59,12 @@ class Capture:
 
     def _cross_hook(self, name: str, batch: int, groups: Tensor) -> Any:
         def hook(module: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-            words = kwargs["encoder_hidden_states"]
-            probabilities = _attention(module, args[0][-batch:], words[-batch:])
+            text = kwargs["encoder_hidden_states"]
+            probabilities = _attention(module, args[0][-batch:], text[-batch:])
             with torch.autocast(probabilities.device.type, enabled=False):
                 summed = torch.einsum("bhpt,btg->bhgp", probabilities, groups)
-            if MAPS in self.needs:
-                self.maps[name] = summed[:, :, :-3]
+            if CROSS_ATTENTION in self.needs:
+                self.cross_attention[name] = summed[:, :, :-3]
             if ATTENTION in self.needs:
                 places = summed.shape[-1]
                 self.cross[places] = self.cross.get(places, 0) + summed.mean(1)
@@ -119,10 +120,10 @@ def _layers(block: Any) -> list[nn.Module]:
     return list(attentions if attentions else block.resnets)
 
 
-def _attention(module: Any, hidden: Tensor, words: Tensor) -> Tensor:
+def _attention(module: Any, hidden: Tensor, context: Tensor) -> Tensor:
     """Attention probabilities, float32 (batch, heads, places, tokens), also where autocast is on."""
     query = module.head_to_batch_dim(module.to_q(hidden)).float()
-    key = module.head_to_batch_dim(module.to_k(words)).float()
+    key = module.head_to_batch_dim(module.to_k(context)).float()
     with torch.autocast(query.device.type, enabled=False):
         scores = torch.baddbmm(
             torch.empty(1, 1, 1, device=query.device), query, key.transpose(1, 2), beta=0, alpha=float(module.scale)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 ATTENTION = "attention"
 FEATURES = "features"
-MAPS = "maps"
-WORDS = "words"
+CROSS_ATTENTION = "cross_attention"
+CLASS_EMBEDDINGS = "class_embeddings"
 LATENT = "latent"
 HALVES = "halves"
 """What a grounder may need besides the image. HALVES: features of both halves of classifier-free guidance, the channels
@@ -52,19 +52,19 @@ class Attention:
 class Generated:
     """An image with what was captured on the way, as far as it was asked for.
 
-    `features` are the U-Net's block outputs by name, (C, h, w) each. `maps` are the cross-attention of the prompt's
-    classes, each the sum over the class's own tokens, by layer: (heads, classes, h, w). `words` (classes, channels) is
-    the text encoder's last state for "a photograph of a ..." over the class's own tokens, their mean. `latent` is the
-    U-Net's conditional input at the feature step, float16 (C, h, w), and `timestep` that step's: with the prompt they
-    give the features again. `labels` are a real image's: 0 background, k the k-th class of the prompt, 255 ignored; and
-    `measured` what is worth keeping of how it was brought.
+    `features` are the U-Net's block outputs by name, (C, h, w) each. `cross_attention` are the maps of the prompt's
+    classes, each the sum over the class's own tokens, by layer: (heads, classes, h, w). `class_embeddings` (classes,
+    channels) is the text encoder's last state for "a photograph of a ...", averaged over the class's tokens. `latent`
+    is the U-Net's conditional input at the feature step, float16 (C, h, w), and `timestep` that step's; together with
+    the prompt they reproduce the features. `labels` are those of a real image: 0 is background, k the k-th class of the
+    prompt, 255 ignored. `measured` holds figures about the inversion of a real image.
     """
 
     image: Image
     attention: Attention | None = None
     features: Mapping[str, "Tensor"] = field(default_factory=dict)
-    maps: Mapping[str, "Tensor"] = field(default_factory=dict)
-    words: "Tensor | None" = None
+    cross_attention: Mapping[str, "Tensor"] = field(default_factory=dict)
+    class_embeddings: "Tensor | None" = None
     latent: NDArray[np.float16] | None = None
     timestep: int = 0
     labels: NDArray[np.uint8] | None = None
@@ -75,13 +75,13 @@ class Generated:
 class Captured:
     """The same of a whole micro-batch: what the modules learn from.
 
-    `features` are (B, C, h, w), `maps` (B, heads, K, h, w) and `words` (B, K, channels), where K is the most classes
-    that a prompt of the batch has: the rest is 0.
+    `features` are (B, C, h, w), `cross_attention` (B, heads, K, h, w) and `class_embeddings` (B, K, channels),
+    where K is the most classes that a prompt of the batch has: the rest is 0.
     """
 
     features: Mapping[str, "Tensor"]
-    maps: Mapping[str, "Tensor"]
-    words: "Tensor | None"
+    cross_attention: Mapping[str, "Tensor"]
+    class_embeddings: "Tensor | None"
 
 
 class Generator(Protocol):

@@ -21,11 +21,11 @@ from factory.generator.capture import Capture, level_shape
 from factory.generator.finite import check_finite
 from factory.generator.interface import (
     ATTENTION,
+    CLASS_EMBEDDINGS,
+    CROSS_ATTENTION,
     FEATURES,
     HALVES,
     LATENT,
-    MAPS,
-    WORDS,
     Attention,
     Captured,
     Generated,
@@ -53,10 +53,10 @@ class _Step:
 
 
 class PipelineGenerator:
-    """Samples in micro-batches: one noise generator per image, guidance batched, embeddings made once.
+    """Samples in micro-batches, with one noise generator per image, batched guidance and cached text embeddings.
 
-    `needs` says what to capture, of ATTENTION, FEATURES, HALVES, MAPS, WORDS and LATENT; capturing does not change the
-    images. UserError where HALVES are to be read while sampling without guidance.
+    `needs` names what to capture (see `factory.generator.interface`); capturing does not change the images. Raises
+    UserError where HALVES are to be captured while sampling without guidance.
     """
 
     def __init__(self, recipe: Recipe, device: str = "cpu", needs: frozenset[str] = frozenset()) -> None:
@@ -76,7 +76,7 @@ class PipelineGenerator:
         if self._vae.dtype == torch.float16 and getattr(self._vae.config, "force_upcast", False):
             self._vae.to(torch.float32)
         self._encode = lru_cache(maxsize=4096)(self._encode_uncached)
-        self._word = lru_cache(maxsize=4096)(self._word_uncached)
+        self._class_embedding = lru_cache(maxsize=4096)(self._class_embedding_uncached)
         factor = int(self._pipeline.vae_scale_factor)
         size = self._unet.config.sample_size
         native = (size, size) if isinstance(size, int) else tuple(size)
@@ -102,7 +102,7 @@ class PipelineGenerator:
         in_sampling = self.recipe.masks.capture == "sampling"
         groups = self._groups(prompts)
         latents, step = self._denoise(prompts, random, capture if in_sampling else None, groups)
-        if self.needs & {ATTENTION, MAPS, FEATURES, LATENT} and not in_sampling:
+        if self.needs & {ATTENTION, CROSS_ATTENTION, FEATURES, LATENT} and not in_sampling:
             step = self._look_again(latents, prompts, capture, groups)
         images = self._decode(latents)
         return [self._result(capture, place, prompt, images[place], step) for place, prompt in enumerate(prompts)]
@@ -117,8 +117,8 @@ class PipelineGenerator:
         capture, groups = Capture(self._unet, self.needs), self._groups(prompts)
         with capture.watching(len(prompts), groups):
             self._look(latents.to(self.device), torch.tensor(timesteps, device=self.device), prompts)
-        maps = {name: self._shaped(row) for name, row in capture.maps.items()}
-        return Captured(capture.blocks, maps, self._words(prompts))
+        maps = {name: self._shaped(row) for name, row in capture.cross_attention.items()}
+        return Captured(capture.blocks, maps, self._class_embeddings(prompts))
 
     @property
     def pixels(self) -> tuple[int, int]:
@@ -148,8 +148,8 @@ class PipelineGenerator:
 
     def denoise(self, latents: Tensor, timestep: int, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """(clean latents, noise) as the model sees them in noisy latents (B, C, h, w), without guidance."""
-        words, more = self._conditions([prompt.text for prompt in prompts], False)
-        predicted = self._predict(self._unet, latents, torch.tensor(timestep, device=self.device), words, more)
+        text, extra = self._conditions([prompt.text for prompt in prompts], False)
+        predicted = self._predict(self._unet, latents, torch.tensor(timestep, device=self.device), text, extra)
         kept = self.alphas[timestep]
         signal, spread = kept**0.5, (1 - kept) ** 0.5
         kind = self._pipeline.scheduler.config.prediction_type
@@ -163,10 +163,20 @@ class PipelineGenerator:
         """One image's share of what was captured of the micro-batch."""
         attention = self._attention(capture, place, prompt) if ATTENTION in self.needs else None
         features = {name: block[place] for name, block in capture.blocks.items()}
-        maps = {name: self._shaped(row[place])[:, : len(prompt.classes)] for name, row in capture.maps.items()}
-        words = self._words([prompt])
+        maps = {
+            name: self._shaped(row[place])[:, : len(prompt.classes)] for name, row in capture.cross_attention.items()
+        }
+        embeddings = self._class_embeddings([prompt])
         latent = step.latents[place].cpu().numpy().astype(np.float16) if LATENT in self.needs else None
-        return Generated(image, attention, features, maps, None if words is None else words[0], latent, step.time)
+        return Generated(
+            image=image,
+            attention=attention,
+            features=features,
+            cross_attention=maps,
+            class_embeddings=None if embeddings is None else embeddings[0],
+            latent=latent,
+            timestep=step.time,
+        )
 
     def _denoise(
         self,
@@ -183,7 +193,7 @@ class PipelineGenerator:
         noise = torch.cat([torch.randn((1, *self._latent_shape), generator=generator) for generator in random])
         guided = self.settings.guidance > 1 and self._guidance_embedding is None
         texts = [prompt.text for prompt in prompts]
-        words, more = self._conditions([self.settings.negative] * len(texts) + texts if guided else texts, guided)
+        text, extra = self._conditions([self.settings.negative] * len(texts) + texts if guided else texts, guided)
         latents = noise.to(self.device) * scheduler.init_noise_sigma
         options = self._step_options(scheduler, random)
         watched, last = self._watched_steps(scheduler.timesteps), _Step(latents, 0)
@@ -193,16 +203,16 @@ class PipelineGenerator:
             if capture is not None and step in watched:
                 last = _Step(given[-len(prompts) :], int(time))
                 with capture.watching(len(prompts), groups):
-                    predicted = self._predict(self._unet, given, time, words, more)
+                    predicted = self._predict(self._unet, given, time, text, extra)
             else:
-                predicted = self._predict(self._step_unet, given, time, words, more)
+                predicted = self._predict(self._step_unet, given, time, text, extra)
             if guided:
                 free, held = predicted.chunk(2)
                 predicted = free + self.settings.guidance * (held - free)
             latents = scheduler.step(predicted, time, latents, **options).prev_sample
         return latents, last
 
-    def _predict(self, unet: Any, latents: Tensor, time: Any, words: Tensor, more: dict[str, Tensor]) -> Tensor:
+    def _predict(self, unet: Any, latents: Tensor, time: Any, text: Tensor, extra: dict[str, Tensor]) -> Tensor:
         given = latents.to(self._unet.dtype)
         if self.settings.channels_last:
             given = given.contiguous(memory_format=torch.channels_last)
@@ -210,9 +220,9 @@ class PipelineGenerator:
         out: Tensor = unet(
             given,
             time,
-            encoder_hidden_states=words,
+            encoder_hidden_states=text,
             timestep_cond=None if guidance is None else guidance.expand(len(given), -1),
-            added_cond_kwargs=more or None,
+            added_cond_kwargs=extra or None,
         ).sample
         check_finite(out, "the U-Net", self.settings)
         return out.float()
@@ -233,10 +243,10 @@ class PipelineGenerator:
     def _look(self, latents: Tensor, times: Tensor, prompts: Sequence[Prompt]) -> None:
         """One U-Net call to be watched: conditional, and behind the unconditional half where HALVES are needed."""
         texts, both = [prompt.text for prompt in prompts], HALVES in self.needs
-        words, more = self._conditions([self.settings.negative] * len(texts) + texts if both else texts, both)
+        text, extra = self._conditions([self.settings.negative] * len(texts) + texts if both else texts, both)
         if both:
             latents, times = torch.cat([latents, latents]), torch.cat([times, times]) if times.ndim else times
-        self._predict(self._unet, latents, times, words, more)
+        self._predict(self._unet, latents, times, text, extra)
 
     def _watched_steps(self, times: Tensor) -> set[int]:
         """The solver's steps nearest to the chosen noise levels."""
@@ -276,7 +286,7 @@ class PipelineGenerator:
 
         K is the most classes that a prompt has; a prompt with fewer has empty groups behind its own.
         """
-        if not self.needs & {ATTENTION, MAPS}:
+        if not self.needs & {ATTENTION, CROSS_ATTENTION}:
             return None
         tokenizer = self._pipeline.tokenizer
         most = max(len(prompt.classes) for prompt in prompts)
@@ -305,16 +315,16 @@ class PipelineGenerator:
         """(..., places) to (..., h, w)."""
         return maps.reshape(*maps.shape[:-1], *level_shape(maps.shape[-1], self._latent_shape[1:]))
 
-    def _words(self, prompts: Sequence[Prompt]) -> Tensor | None:
+    def _class_embeddings(self, prompts: Sequence[Prompt]) -> Tensor | None:
         """The embedding of each prompt's classes, (B, K, channels) float32; 0 where a prompt has fewer than K."""
-        if WORDS not in self.needs:
+        if CLASS_EMBEDDINGS not in self.needs:
             return None
         most = max(len(prompt.classes) for prompt in prompts)
-        rows = [[self._word(phrase) for phrase in prompt.phrases] for prompt in prompts]
+        rows = [[self._class_embedding(phrase) for phrase in prompt.phrases] for prompt in prompts]
         nothing = torch.zeros_like(rows[0][0])
         return torch.stack([torch.stack(row + [nothing] * (most - len(row))) for row in rows])
 
-    def _word_uncached(self, phrase: str) -> Tensor:
+    def _class_embedding_uncached(self, phrase: str) -> Tensor:
         prompt = Prompt(caption([phrase]), (phrase,), (phrase,))
         (own,), _ = class_tokens(self._pipeline.tokenizer, prompt)
         return self._encode(prompt.text, False)[0][0, own].float().mean(0)
@@ -322,24 +332,24 @@ class PipelineGenerator:
     def _conditions(self, texts: list[str], guided: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Embeddings (len(texts), tokens, channels) and what an XL U-Net wants besides."""
         pairs = [self._encode(text, guided and k < len(texts) // 2) for k, text in enumerate(texts)]
-        words = torch.cat([pair[0] for pair in pairs])
+        text = torch.cat([pair[0] for pair in pairs])
         if pairs[0][1] is None:
-            return words, {}
+            return text, {}
         height, width = self._pixels
-        times = torch.tensor([[height, width, 0, 0, height, width]] * len(texts), dtype=words.dtype, device=self.device)
-        return words, {"text_embeds": torch.cat([pair[1] for pair in pairs if pair[1] is not None]), "time_ids": times}
+        times = torch.tensor([[height, width, 0, 0, height, width]] * len(texts), dtype=text.dtype, device=self.device)
+        return text, {"text_embeds": torch.cat([pair[1] for pair in pairs if pair[1] is not None]), "time_ids": times}
 
     def _encode_uncached(self, text: str, negative: bool) -> tuple[Tensor, Tensor | None]:
         """One text at a time, so that its embedding does not depend on its neighbours."""
         result = self._pipeline.encode_prompt(
             prompt=text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
-        words, pooled = result[0], result[2] if len(result) == 4 else None
-        check_finite(words, "the text encoder", self.settings)
+        hidden, pooled = result[0], result[2] if len(result) == 4 else None
+        check_finite(hidden, "the text encoder", self.settings)
         zero = negative and not text and getattr(self._pipeline.config, "force_zeros_for_empty_prompt", False)
         if zero and pooled is not None:
-            return torch.zeros_like(words), torch.zeros_like(pooled)
-        return words, pooled
+            return torch.zeros_like(hidden), torch.zeros_like(pooled)
+        return hidden, pooled
 
     def _scheduler(self) -> Any:
         """A fresh scheduler: multistep solvers remember earlier steps."""

@@ -68,17 +68,26 @@ def open_grounders(named: Sequence[str], device: str, threads: int) -> list[tupl
 def gather(generated: Sequence[Generated]) -> Captured:
     """What was captured of each image as one micro-batch."""
     first = generated[0]
-    most = max(next(iter(one.maps.values())).shape[1] for one in generated) if first.maps else 0
+    most = max(next(iter(one.cross_attention.values())).shape[1] for one in generated) if first.cross_attention else 0
     return Captured(
         features=_stacked([one.features for one in generated]),
-        maps={name: torch.stack([_padded(one.maps[name], 1, most) for one in generated]) for name in first.maps},
-        words=_words([one.words for one in generated if one.words is not None]),
+        cross_attention={
+            name: torch.stack([_padded(one.cross_attention[name], 1, most) for one in generated])
+            for name in first.cross_attention
+        },
+        class_embeddings=_class_embeddings(
+            [one.class_embeddings for one in generated if one.class_embeddings is not None]
+        ),
     )
 
 
 def not_finite(captured: Captured) -> str | None:
     """The first of what was captured that holds NaN or infinity; None where all is finite."""
-    rows = {**captured.features, **captured.maps, **({} if captured.words is None else {"words": captured.words})}
+    rows = {
+        **captured.features,
+        **captured.cross_attention,
+        **({} if captured.class_embeddings is None else {"class_embeddings": captured.class_embeddings}),
+    }
     finite = torch.stack([value.isfinite().all() for value in rows.values()]).tolist()
     return next((name for name, good in zip(rows, finite, strict=True) if not good), None)
 
@@ -111,7 +120,7 @@ def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _words(rows: Sequence[Tensor]) -> Tensor | None:
+def _class_embeddings(rows: Sequence[Tensor]) -> Tensor | None:
     if not rows:
         return None
     most = max(len(row) for row in rows)

@@ -1,5 +1,6 @@
 """The modules and their losses."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -44,8 +45,8 @@ def test_an_image_has_the_same_masks_alone_and_in_a_batch(captured: Any, kind: A
         for place, classes in enumerate((2, 2, 1)):
             part = Captured(
                 {name: block[place : place + 1] for name, block in read.features.items()},
-                {name: maps[place : place + 1, :, :classes] for name, maps in read.maps.items()},
-                read.words[place : place + 1, :classes],
+                {name: maps[place : place + 1, :, :classes] for name, maps in read.cross_attention.items()},
+                read.class_embeddings[place : place + 1, :classes],
             )
             alone = module(part, pictures[place : place + 1])
             assert torch.allclose(alone[0], together[place, :classes], atol=1e-4)
@@ -61,3 +62,19 @@ def test_a_class_that_was_not_found_and_pixels_that_are_ignored_teach_nothing() 
         assert (gradient[0, 1] == 0).all()
         assert (gradient[:, :, 4:6] == 0).all()
         assert (gradient[1, 1, 6:] != 0).all()
+
+
+def test_a_backbone_is_written_and_read_as_in_existing_grounder_folders() -> None:
+    """`class_channels` is stored under the key `words`, as in every config.json written so far."""
+    stored = {"blocks": {"in.0": [6, 1], "in.1": [4, 2]}, "layers": {"down.attn2": 8}, "words": 12, "side": 16}
+    backbone = Backbone.from_dict(stored)
+    assert backbone == Backbone({"in.0": (6, 1), "in.1": (4, 2)}, {"down.attn2": 8}, class_channels=12, side=16)
+    assert backbone.to_dict() == stored
+    assert list(backbone.to_dict()) == list(stored)
+
+
+def test_the_embedded_grounders_config_is_read_and_written_back_unchanged() -> None:
+    from factory.files.embedded_models import grounder_folder
+
+    stored = json.loads((grounder_folder() / "config.json").read_text())["backbone"]
+    assert Backbone.from_dict(stored).to_dict() == stored

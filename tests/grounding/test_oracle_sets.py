@@ -43,8 +43,8 @@ def test_the_latent_of_a_sample_gives_its_features_again(tiny_model: Path) -> No
     for place, one in enumerate(made):
         for name, block in one.features.items():
             assert torch.allclose(read.features[name][place], block, atol=0.02)
-        for name, maps in one.maps.items():
-            assert torch.allclose(read.maps[name][place][:, : maps.shape[1]], maps, atol=1e-3)
+        for name, maps in one.cross_attention.items():
+            assert torch.allclose(read.cross_attention[name][place][:, : maps.shape[1]], maps, atol=1e-3)
 
 
 def test_what_the_detector_does_not_find_is_left_out_and_what_it_doubts_is_ignored(tiny_model: Path) -> None:

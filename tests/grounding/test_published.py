@@ -16,7 +16,7 @@ from factory.config.recipe import make_recipe
 from factory.errors import UserError
 from factory.generation.pin import pin_recipe
 from factory.generator.capture import Capture
-from factory.generator.interface import FEATURES, HALVES, LATENT, WORDS, Captured, Request
+from factory.generator.interface import CLASS_EMBEDDINGS, FEATURES, HALVES, LATENT, Captured, Request
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.folder import load_grounder
 from factory.grounder.modules.backbone import Backbone
@@ -200,7 +200,7 @@ def test_a_checkpoint_that_is_cut_short_and_a_u_net_of_other_levels_are_named(tm
 def test_both_halves_are_read_while_sampling_and_again_from_the_latent(tiny_model: Path) -> None:
     recipe = oracle_recipe(tiny_model)
     requests = [Request(sample.prompt, 7) for sample in Plan(recipe).shard(0).samples[:2]]
-    needs = frozenset({FEATURES, WORDS, LATENT})
+    needs = frozenset({FEATURES, CLASS_EMBEDDINGS, LATENT})
     one = PipelineGenerator(recipe, needs=needs).generate(requests)
     generator = PipelineGenerator(recipe, needs=needs | {HALVES})
     both = generator.generate(requests)

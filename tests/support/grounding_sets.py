@@ -9,13 +9,13 @@ from factory.config.recipe import Recipe, make_recipe
 from factory.config.vocabulary import voc
 from factory.dataset.storage import Store
 from factory.generation.pin import pin_recipe
-from factory.generator.interface import FEATURES, LATENT, MAPS, WORDS
+from factory.generator.interface import CLASS_EMBEDDINGS, CROSS_ATTENTION, FEATURES, LATENT
 from factory.grounder.data import OracleSet
 from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.training.loop import TrainOptions, train
 
 SEEN = voc().seen("1")
-EVERYTHING = frozenset({FEATURES, MAPS, WORDS, LATENT})
+EVERYTHING = frozenset({FEATURES, CROSS_ATTENTION, CLASS_EMBEDDINGS, LATENT})
 OPTIONS = TrainOptions(steps=12, batch=4, learning_rate=1e-3, ema_decay=0.5, checkpoint_every=3)
 
 

@@ -1,7 +1,7 @@
 """What a grounding module must know of the U-Net that it reads, and how to bring levels to one size."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -15,13 +15,13 @@ class Backbone:
     """Shapes of a U-Net's features and attention.
 
     `blocks` maps each block's name to (channels, reduction), where a reduction of 1 is the finest level; `layers` maps
-    each cross-attention layer to its number of heads. `words` are the channels of a class's embedding, 0 where none was
-    read; `side` is the finest level's longer side in places.
+    each cross-attention layer to its number of heads. `class_channels` are the channels of a class's embedding, 0
+    where none was read; `side` is the finest level's longer side in places.
     """
 
     blocks: Mapping[str, tuple[int, int]]
     layers: Mapping[str, int]
-    words: int
+    class_channels: int
     side: int
 
     @classmethod
@@ -33,20 +33,25 @@ class Backbone:
                 name: (int(block.shape[1]), round(side / max(block.shape[-2:])))
                 for name, block in captured.features.items()
             },
-            layers={name: int(maps.shape[1]) for name, maps in captured.maps.items()},
-            words=0 if captured.words is None else int(captured.words.shape[-1]),
+            layers={name: int(maps.shape[1]) for name, maps in captured.cross_attention.items()},
+            class_channels=0 if captured.class_embeddings is None else int(captured.class_embeddings.shape[-1]),
             side=side,
         )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Backbone":
-        """What `to_dict` wrote."""
+        """The reverse of `to_dict`."""
         blocks = {name: (int(channels), int(reduction)) for name, (channels, reduction) in data["blocks"].items()}
         return cls(blocks, dict(data["layers"]), int(data["words"]), int(data["side"]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+        """Plain data, as `config.json` of a grounder's folder holds it; `class_channels` is called `words` there."""
+        return {
+            "blocks": {name: list(shape) for name, shape in self.blocks.items()},
+            "layers": dict(self.layers),
+            "words": self.class_channels,
+            "side": self.side,
+        }
 
     def levels(self) -> dict[int, list[str]]:
         """Names of blocks by reduction, coarsest level first."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from factory.generator.interface import FEATURES, MAPS, Captured
+from factory.generator.interface import CROSS_ATTENTION, FEATURES, Captured
 from factory.grounder.modules.backbone import Backbone, resized
 
 _GROUPS = 8
@@ -37,7 +37,7 @@ class GuidedModule(nn.Module):
     knows where it drew it.
     """
 
-    needs = frozenset({FEATURES, MAPS})
+    needs = frozenset({FEATURES, CROSS_ATTENTION})
 
     def __init__(self, backbone: Backbone, options: GuidedOptions | None = None) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class GuidedModule(nn.Module):
 
         Each map is divided by its maximum first: a name's attention differs in strength from layer to layer.
         """
-        rows = [captured.maps[name] for name in self.layers]
+        rows = [captured.cross_attention[name] for name in self.layers]
         size = max(((row.shape[-2], row.shape[-1]) for row in rows), key=lambda shape: shape[0] * shape[1])
         heads = torch.cat([resized(row.flatten(0, 1), size).reshape(*row.shape[:3], *size) for row in rows], 1)
         heads = heads / heads.amax((-2, -1), keepdim=True).clamp_min(1e-6)

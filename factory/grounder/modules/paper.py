@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-from factory.generator.interface import FEATURES, WORDS, Captured
+from factory.generator.interface import CLASS_EMBEDDINGS, FEATURES, Captured
 from factory.grounder.modules.backbone import Backbone, resized
 
 _FINEST_WIDTH = 128
@@ -21,7 +21,7 @@ class PaperModule(nn.Module):
     `PublishedModule` is the form that was published.
     """
 
-    needs = frozenset({FEATURES, WORDS})
+    needs = frozenset({FEATURES, CLASS_EMBEDDINGS})
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class PaperModule(nn.Module):
         channels = sum(widths)
         self.patch = max(1, backbone.side // _TOKENS_A_SIDE)
         self.tokens = nn.Linear(channels * self.patch**2, HIDDEN)
-        self.query = nn.Linear(backbone.words, HIDDEN)
+        self.query = nn.Linear(backbone.class_channels, HIDDEN)
         layer = nn.TransformerDecoderLayer(HIDDEN, HEADS, FEED_FORWARD, dropout=0.0, batch_first=True, norm_first=True)
         self.decoder: nn.Module = nn.TransformerDecoder(layer, LAYERS, norm=nn.LayerNorm(HIDDEN))
         self.mask_embedding = nn.Sequential(
@@ -44,12 +44,12 @@ class PaperModule(nn.Module):
 
     def forward(self, captured: Captured, pictures: Tensor) -> Tensor:
         """Logits (B, K, H, W) in the size of `pictures` (B, 3, H, W); only their size is read."""
-        assert captured.words is not None
+        assert captured.class_embeddings is not None
         features = self.mixed(captured)
         size = (features.shape[-2] // self.patch * self.patch, features.shape[-1] // self.patch * self.patch)
         patches = functional.unfold(resized(features, size), self.patch, stride=self.patch)
-        queries = self.query(captured.words)
-        absent = (captured.words == 0).all(-1)
+        queries = self.query(captured.class_embeddings)
+        absent = (captured.class_embeddings == 0).all(-1)
         answers = self.decoder(queries, self.tokens(patches.transpose(1, 2)), tgt_key_padding_mask=absent)
         logits = torch.einsum("bkc,bchw->bkhw", self.mask_embedding(answers), features)
         return resized(logits, (pictures.shape[-2], pictures.shape[-1]))

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-from factory.generator.interface import FEATURES, HALVES, WORDS, Captured
+from factory.generator.interface import CLASS_EMBEDDINGS, FEATURES, HALVES, Captured
 from factory.grounder.modules.backbone import Backbone, resized
 from factory.grounder.modules.paper import FEED_FORWARD, HEADS, HIDDEN, LAYERS, PaperModule
 
@@ -22,7 +22,7 @@ class PublishedModule(PaperModule):
     at a time; here each image has its own statistics, so that it does not depend on its neighbours.
     """
 
-    needs = frozenset({FEATURES, WORDS, HALVES})
+    needs = frozenset({FEATURES, CLASS_EMBEDDINGS, HALVES})
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone)
@@ -32,7 +32,7 @@ class PublishedModule(PaperModule):
         )
         self.mix = nn.ModuleList(PublishedBlock(sum(self.widths[: k + 1])) for k in range(1, len(self.widths)))
         self.tokens = nn.Linear(self.tokens.in_features, HIDDEN, bias=False)
-        self.query = nn.Linear(backbone.words, HIDDEN, bias=False)
+        self.query = nn.Linear(backbone.class_channels, HIDDEN, bias=False)
         self.decoder: nn.Module = PublishedDecoder()
 
     def mixed(self, captured: Captured) -> Tensor:
