@@ -21,7 +21,7 @@ from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.attention import AttentionGrounder
 from factory.grounder.folder import GrounderConfig, build_module, save_grounder
 from factory.grounder.modules.backbone import Backbone
-from factory.grounder.trained import TrainedGrounder, gather
+from factory.grounder.trained import TrainedGrounder, collate
 from factory.hf_logging import quiet_model_libraries
 
 
@@ -33,7 +33,7 @@ def module_grounder(recipe: Recipe, module: str, folder: Path) -> TrainedGrounde
     config = GrounderConfig(
         module=module,
         options={},
-        backbone=Backbone.of(gather(made)).to_dict(),
+        backbone=Backbone.of(collate(made)).to_dict(),
         model=recipe.generator.model,
         revision=str(recipe.generator.revision),
         capture="sampling",

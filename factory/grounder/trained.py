@@ -30,7 +30,7 @@ class TrainedGrounder:
     def ground(self, generated: Sequence[Generated], prompts: Sequence[Prompt]) -> list[Grounded]:
         """A class's score is its mean probability inside its mask."""
         torch.set_num_threads(self._threads)
-        logits = self.logits(gather(generated), to_pictures([one.image for one in generated]))
+        logits = self.logits(collate(generated), to_pictures([one.image for one in generated]))
         return [_grounded(row, prompt) for row, prompt in zip(logits, prompts, strict=True)]
 
     def logits(self, captured: Captured, pictures: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def open_grounders(named: Sequence[str], device: str, threads: int) -> list[tupl
     return opened
 
 
-def gather(generated: Sequence[Generated]) -> Captured:
+def collate(generated: Sequence[Generated]) -> Captured:
     """What was captured of each image as one micro-batch."""
     first = generated[0]
     most = max(next(iter(one.cross_attention.values())).shape[1] for one in generated) if first.cross_attention else 0
