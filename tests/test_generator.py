@@ -1,8 +1,10 @@
 """The generator on real diffusers classes: seeds, batches, capture, and sentences for what is no model."""
 
+import gc
 import json
 import shutil
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from factory.config.prompts import Prompt
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
-from factory.generator.interface import ATTENTION, CROSS_ATTENTION, FEATURES, LATENT, Request
+from factory.generator.interface import ATTENTION, CLASS_EMBEDDINGS, CROSS_ATTENTION, FEATURES, LATENT, Request
 from factory.generator.load import load_pipeline, pin_revision
 from factory.generator.pipeline import PipelineGenerator
 from factory.generator.tokens import class_tokens
@@ -117,7 +119,7 @@ def test_shapes_come_from_the_model_not_from_eight_pixels_a_latent_or_even_level
     assert made.features["in.0"].shape[1:] == latents
     assert made.attention is not None
     assert list(made.attention.cross) == attended
-    assert made.attention.within_shape == attended[0]
+    assert made.attention.self_attention_shape == attended[0]
     assert {tuple(maps.shape[2:]) for maps in made.cross_attention.values()} == set(attended)
 
 
@@ -154,6 +156,30 @@ def test_an_xl_pipeline_is_the_same_generator(tiny_data: dict[str, Any], tmp_pat
     together = generator.generate(asked)
     alone = generator.generate([asked[1]])[0]
     assert np.abs(together[1].image.astype(int) - alone.image.astype(int)).max() <= 1
+
+
+def test_a_generator_is_freed_without_the_garbage_collector(tiny_recipe: Recipe) -> None:
+    """Its U-Net may fill a GPU: nothing, such as a cache of embeddings, may refer back to the generator."""
+    generator = PipelineGenerator(tiny_recipe, needs=frozenset({CLASS_EMBEDDINGS}))
+    generator.generate(requests(tiny_recipe, 1))
+    seen = weakref.ref(generator)
+    gc.disable()
+    try:
+        del generator
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+def test_embeddings_are_cached_up_to_a_limit(tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.generator.pipeline._MAX_CACHED", 2)
+    generator = PipelineGenerator(tiny_recipe)
+    first = generator._encode("a dog", False)
+    assert generator._encode("a dog", False) is first
+    for text in ("a cat", "a bird"):
+        generator._encode(text, False)
+    assert list(generator._encoded) == [("a cat", False), ("a bird", False)]
+    assert torch.equal(generator._encode("a dog", False)[0], first[0])
 
 
 def test_the_tokens_of_a_name_of_two_words_are_its_own(tiny_recipe: Recipe) -> None:

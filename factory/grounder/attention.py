@@ -94,12 +94,12 @@ def otsu(heat: Heat) -> float:
 
 
 def _spread(heat: Heat, attention: Attention) -> Heat:
-    if attention.within is None or attention.within_shape is None:
+    if attention.self_attention is None or attention.self_attention_shape is None:
         return heat
-    flat = _resized(heat, attention.within_shape).ravel()
+    flat = _resized(heat, attention.self_attention_shape).ravel()
     for _ in range(_SPREAD):
-        flat = attention.within @ flat
-    return flat.reshape(attention.within_shape)
+        flat = attention.self_attention @ flat
+    return flat.reshape(attention.self_attention_shape)
 
 
 def _stretched(heat: Heat) -> Heat:
