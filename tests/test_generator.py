@@ -205,7 +205,7 @@ def test_a_folder_that_is_no_pipeline_is_told(tmp_path: Path, tiny_model: Path) 
     with pytest.raises(UserError, match=r"there is no model folder ./nowhere"):
         pin_revision("./nowhere")
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(UserError, match="is a FluxPipeline; this release runs StableDiffusionPipeline"):
+    with pytest.raises(UserError, match="is a FluxPipeline; supported pipelines are StableDiffusionPipeline"):
         pin_revision(str(tmp_path))
     broken = shutil.copytree(tiny_model, tmp_path / "broken")
     shutil.rmtree(broken / "unet")

@@ -64,7 +64,7 @@ def test_a_component_whose_file_lacks_tensors_is_refused(copied: Path, component
 @pytest.mark.parametrize("component", WEIGHTS)
 def test_a_component_whose_file_holds_other_tensors_is_refused(copied: Path, component: str) -> None:
     edit_weights(copied, component, lambda tensors: tensors.update({"lora.up.weight": torch.zeros(2)}))
-    with pytest.raises(UserError, match=rf"the {component} of .* holds tensors that its configuration does not have"):
+    with pytest.raises(UserError, match=rf"the {component} of .* has tensors that its configuration does not have"):
         load_pipeline(GeneratorRecipe(model=str(copied)), "cpu")
 
 
@@ -150,7 +150,7 @@ def test_single_files_that_are_no_whole_model_are_refused(kl_model: Path, tmp_pa
     with pytest.raises(UserError, match=r"the unet of .* lacks 1 of its \d+ tensors \(conv_in.bias\)"):
         load_pipeline(GeneratorRecipe(model=f"{kl_model}@{file}"), "cpu")
     save_file({"lora_unet.up.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
-    with pytest.raises(UserError, match="holds no Stable Diffusion checkpoint"):
+    with pytest.raises(UserError, match="is not a Stable Diffusion checkpoint"):
         pin_generator(GeneratorRecipe(model=str(tmp_path / "lora.safetensors")))
     (tmp_path / "junk.ckpt").write_bytes(b"junk")
     with pytest.raises(UserError, match=r"cannot be read as a checkpoint"):
@@ -171,13 +171,13 @@ def test_values_that_are_not_finite_are_named_where_they_arise(
     copied: Path, component: str, tensor: str, told: str
 ) -> None:
     edit_weights(copied, component, lambda tensors: tensors[tensor].fill_(torch.nan))
-    with pytest.raises(UserError, match=f"{told} .* gives values that are not finite: these weights are broken"):
+    with pytest.raises(UserError, match=f"{told} .* returns values that are not finite: its weights are broken"):
         image(copied)
 
 
 def test_an_overflow_in_half_precision_is_named_with_its_remedy(copied: Path) -> None:
     edit_weights(copied, "unet", lambda tensors: tensors["conv_out.weight"].fill_(60000))
-    with pytest.raises(UserError, match="this model overflows in float16; give another --dtype"):
+    with pytest.raises(UserError, match="it overflows in float16; give another --dtype"):
         image(copied, dtype="float16")
 
 

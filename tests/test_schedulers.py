@@ -129,10 +129,10 @@ def test_a_distilled_model_keeps_its_own_scheduler_unless_another_is_given(
 @pytest.mark.parametrize(
     ("kind", "changes", "generator", "told"),
     [
-        ("LCMScheduler", {}, {"solver": "dpm++"}, "is a consistency model, which its own LCMScheduler alone"),
-        ("LCMScheduler", {}, {"solver": "model", "steps": 60}, "of at most 50 steps, got 60"),
-        ("FlowMatchEulerDiscreteScheduler", {}, {}, "which this release does not run"),
-        ("EDMDPMSolverMultistepScheduler", {"prediction_type": "epsilon"}, {}, "which this release does not run"),
+        ("LCMScheduler", {}, {"solver": "dpm++"}, "is a consistency model, which only its own LCMScheduler"),
+        ("LCMScheduler", {}, {"solver": "model", "steps": 60}, "of at most 50 steps, but the recipe has 60"),
+        ("FlowMatchEulerDiscreteScheduler", {}, {}, "which is not supported"),
+        ("EDMDPMSolverMultistepScheduler", {"prediction_type": "epsilon"}, {}, "which is not supported"),
         ("UniPCMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}, {}, "predicts"),
     ],
 )
@@ -149,6 +149,6 @@ def test_noise_that_does_not_follow_the_seed_is_refused_and_needs_no_torchsde_un
 ) -> None:
     edit(folder / "model_index.json", scheduler=["diffusers", "DPMSolverSDEScheduler"])
     edit(folder / "scheduler" / "scheduler_config.json", _class_name="DPMSolverSDEScheduler")
-    with pytest.raises(UserError, match=r"would not give the same bytes; set generator\.solver"):
+    with pytest.raises(UserError, match=r"would not be reproducible; set generator\.solver"):
         load_pipeline(recipe(folder, solver="model").generator, "cpu")
     PipelineGenerator(recipe(folder, steps=1)).generate([Request(PROMPT, SEED)])

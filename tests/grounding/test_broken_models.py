@@ -89,7 +89,7 @@ def test_features_that_are_nan_are_named_at_the_first_step(oracle: Path, tmp_pat
     task = GrounderTask([OracleSet(Store(str(oracle)))], GrounderOptions(), "cpu", OPTIONS.steps)
     with torch.no_grad():
         task.reader._unet.mid_block.resnets[0].conv1.weight.fill_(torch.nan)
-    with pytest.raises(UserError, match=r"the U-Net of the model .* gives values that are not finite"):
+    with pytest.raises(UserError, match=r"the U-Net of the model .* returns values that are not finite"):
         train(task, OPTIONS, tmp_path / "run", _silent)
     assert not (tmp_path / "run/checkpoint.pt").exists()
 
