@@ -160,7 +160,7 @@ def test_torchvisions_weights_with_a_list_of_classes_of_ones_own(tmp_path: Path)
     state = seeded("maskrcnn_resnet50_fpn_v2", num_classes=4)
     torch.save(state, tmp_path / "weights.pth")
     named = f"torchvision:maskrcnn_resnet50_fpn_v2@{tmp_path / 'weights.pth'}"
-    with pytest.raises(UserError, match=r"knows 4 classes, background among them, .*weights.classes.txt, one a line"):
+    with pytest.raises(UserError, match=r"has 4 classes including background, .*weights.classes.txt, one per line"):
         open_detector(recipe(named, ["dog"]), "cpu")
     (tmp_path / "weights.classes.txt").write_text("unicorn\nN/A\ngriffin\n")
     theirs = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=4)
@@ -171,7 +171,7 @@ def test_torchvisions_weights_with_a_list_of_classes_of_ones_own(tmp_path: Path)
     with pytest.raises(UserError, match="does not know 1 of the classes: dog"):
         check_classes(recipe(named, ["dog"]))
     (tmp_path / "weights.classes.txt").write_text("unicorn\n")
-    with pytest.raises(UserError, match=r"knows 3 classes besides background, and .* names 1"):
+    with pytest.raises(UserError, match=r"has 3 classes besides background, but .* names 1"):
         open_detector(recipe(named, ["unicorn"]), "cpu")
 
 
@@ -179,8 +179,8 @@ def test_torchvisions_weights_with_a_list_of_classes_of_ones_own(tmp_path: Path)
     ("name", "told"),
     [
         ("maskrcnn_resnet500_fpn", "torchvision has no detector"),
-        ("fasterrcnn_resnet50_fpn", "finds no masks"),
-        ("resnet50", "finds no masks"),
+        ("fasterrcnn_resnet50_fpn", "detects no masks"),
+        ("resnet50", "detects no masks"),
     ],
 )
 def test_a_builder_that_is_no_detector_with_masks_is_named(name: str, told: str) -> None:
@@ -211,7 +211,7 @@ def test_default_weights_that_cannot_be_had_are_named(tmp_path: Path, monkeypatc
     address = "http://127.0.0.1:9/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"
     monkeypatch.setattr(type(Weights.DEFAULT), "url", property(lambda self: address), raising=False)
     named = recipe("torchvision:maskrcnn_resnet50_fpn")
-    with pytest.raises(UserError, match=r"cannot be had .*; check the network"):
+    with pytest.raises(UserError, match=r"cannot be downloaded .*; check the network"):
         open_detector(named, "cpu")
     cached = tmp_path / "hub/checkpoints" / address.rpartition("/")[2]
     cached.parent.mkdir(parents=True, exist_ok=True)
@@ -301,7 +301,7 @@ def test_detectron2s_weights_with_a_list_of_classes_of_ones_own(zoo: Any) -> Non
     path = folder / "two.pth"
     torch.save(state, path)
     (folder / "two.classes.txt").write_text("unicorn\ngriffin\n")
-    with pytest.raises(UserError, match=r"have another shape, as roi_heads"):
+    with pytest.raises(UserError, match=r"have another shape, such as roi_heads"):
         open_detector(recipe(f"detectron2:{CONFIG}@{path}", ["unicorn"]), "cpu")
     cut = dict(state)
     for name in state:
@@ -321,8 +321,8 @@ def test_detectron2s_weights_with_a_list_of_classes_of_ones_own(zoo: Any) -> Non
     ("name", "told"),
     [
         ("COCO-InstanceSegmentation/mask_rcnn_R_500.yaml", "has no config"),
-        ("COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml", "finds boxes and no masks"),
-        ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x.yaml", "finds boxes and no masks"),
+        ("COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml", "detects boxes but no masks"),
+        ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x.yaml", "detects boxes but no masks"),
     ],
 )
 def test_a_config_without_masks_is_named(name: str, told: str) -> None:
@@ -341,7 +341,7 @@ def test_zoo_weights_that_cannot_be_had_or_are_damaged_are_named(
     from detectron2.model_zoo.model_zoo import _ModelZooUrls
 
     monkeypatch.setattr(_ModelZooUrls, "S3_PREFIX", "http://127.0.0.1:9/")
-    with pytest.raises(UserError, match=r"cannot be had .*; check the network, or fetch http"):
+    with pytest.raises(UserError, match=r"cannot be downloaded .*; check the network, or download http"):
         open_detector(recipe(f"detectron2:{CONFIG}"), "cpu")
     place = tmp_path / CONFIG.removesuffix(".yaml") / _ModelZooUrls.CONFIG_PATH_TO_URL_SUFFIX[CONFIG[:-5]]
     place.parent.mkdir(parents=True)

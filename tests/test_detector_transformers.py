@@ -144,8 +144,8 @@ def _another_shape(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (_without_a_tensor, "1 tensors are missing, as class_predictor"),
-        (_with_a_tensor, "1 tensors are unknown, as model.more.weight"),
+        (_without_a_tensor, "1 tensors are missing, such as class_predictor"),
+        (_with_a_tensor, "1 tensors are unknown, such as model.more.weight"),
         (_truncated, "cannot be loaded"),
         (_empty, "cannot be loaded"),
         (_foreign, "cannot be loaded"),
@@ -171,7 +171,7 @@ def test_a_models_own_code_is_not_run(folders: dict[str, Path], tmp_path: Path) 
     (folder / "config.json").write_text(json.dumps(config | code))
     open_detector(_recipe(folder), "cpu")  # the library knows this type itself
     (folder / "config.json").write_text(json.dumps(config | code | {"model_type": "evil"}))
-    with pytest.raises(UserError, match="is no instance segmentation model of transformers"):
+    with pytest.raises(UserError, match="is not an instance segmentation model of transformers"):
         open_detector(_recipe(folder), "cpu")
     assert not mark.exists()
 
@@ -204,7 +204,7 @@ def test_a_model_of_semantic_segmentation_is_refused(folders: dict[str, Path], t
 def test_a_model_that_neither_the_hub_nor_its_cache_has_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        UserError, match=r"nobody/nothing cannot be had from the hub or its cache .*; check the id"
+        UserError, match=r"nobody/nothing cannot be loaded from the hub or its cache .*; check the id"
     ) as raised:
         open_detector(_recipe(Path("nobody/nothing")), "cpu")
     assert "\n" not in str(raised.value)

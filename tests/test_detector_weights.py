@@ -58,10 +58,10 @@ def _state(**more: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("state", "told"),
     [
-        ({"other": torch.zeros(2)}, "7 are missing, as 0.weight; 1 are unknown, as other"),
-        ({k: v for k, v in _state().items() if k != "1.running_mean"}, "1 are missing, as 1.running_mean"),
-        (_state(more=torch.zeros(1)), "1 are unknown, as more"),
-        (_state(**{"0.weight": torch.zeros(3, 9)}), "1 have another shape, as 0.weight"),
+        ({"other": torch.zeros(2)}, "7 are missing, such as 0.weight; 1 are unknown, such as other"),
+        ({k: v for k, v in _state().items() if k != "1.running_mean"}, "1 are missing, such as 1.running_mean"),
+        (_state(more=torch.zeros(1)), "1 are unknown, such as more"),
+        (_state(**{"0.weight": torch.zeros(3, 9)}), "1 have another shape, such as 0.weight"),
         (_state(**{"0.bias": torch.tensor([0.0, float("nan"), 0.0])}), "damaged: 0.bias holds NaN"),
     ],
 )
@@ -90,7 +90,7 @@ def test_a_files_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("prefix", ["torchvision:maskrcnn_resnet50_fpn", MASK_RCNN])
-@pytest.mark.parametrize(("content", "told"), [(None, "there is no file of weights"), (b"", "is empty; copy it again")])
+@pytest.mark.parametrize(("content", "told"), [(None, "there is no weight file"), (b"", "is empty; copy it again")])
 def test_a_file_that_is_missing_or_empty_is_named(
     tmp_path: Path, prefix: str, content: bytes | None, told: str
 ) -> None:
@@ -99,7 +99,7 @@ def test_a_file_that_is_missing_or_empty_is_named(
         path.write_bytes(content)
     with pytest.raises(UserError, match=told):
         pin_detector(f"{prefix}@{path}")
-    with pytest.raises(UserError, match="there is no file of weights"):
+    with pytest.raises(UserError, match="there is no weight file"):
         pin_detector(f"{prefix}@")
 
 
@@ -121,7 +121,7 @@ def test_a_list_of_classes_lies_beside_the_weights(
     alone = split_name(f"m@{tmp_path / 'w.pth'}", "torchvision:")[1]
     (tmp_path / "w.classes.txt").write_bytes(content.encode())
     if expected is None:
-        with pytest.raises(UserError, match=r"must hold one class a line"):
+        with pytest.raises(UserError, match=r"must have one class per line"):
             split_name(f"m@{tmp_path / 'w.pth'}", "torchvision:")
         return
     _, file = split_name(f"m@{tmp_path / 'w.pth'}", "torchvision:")
@@ -144,7 +144,7 @@ def test_a_list_of_classes_in_another_encoding_is_named(tmp_path: Path) -> None:
 )
 def test_no_config_of_detectron2_is_read_but_the_zoos(name: str) -> None:
     """Its YAML may hold Python objects."""
-    with pytest.raises(UserError, match="no name of a config in detectron2's model zoo"):
+    with pytest.raises(UserError, match="is not the name of a config in detectron2's model zoo"):
         pin_detector(f"detectron2:{name}")
 
 
@@ -176,7 +176,7 @@ def test_a_pin_is_made_and_the_path_made_absolute(folder: Path, monkeypatch: pyt
 def test_another_detector_under_a_pin_is_refused_before_and_in_a_worker(folder: Path) -> None:
     recipe = _recipe(folder, "0" * 40)
     for act in (lambda: with_pinned_detector(recipe), lambda: open_detector(recipe, "cpu")):
-        with pytest.raises(UserError, match=f"pins the detector .* as {'0' * 40}, and what is there now is"):
+        with pytest.raises(UserError, match=f"pins the detector .* as {'0' * 40}, but its content is now"):
             act()
 
 
@@ -228,7 +228,7 @@ def test_a_torchvision_that_does_not_match_torch_stops_only_its_own_detectors(tm
     ran = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": path}, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert "torchvision 0.1 does not work with torch" in ran.stdout
-    assert "operator torchvision::nms does not exist; install the build that matches" in ran.stdout
+    assert "operator torchvision::nms does not exist; install the matching build" in ran.stdout
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_torchvision_that_does_not_match_torch_stops_only_its_own_detectors(tm
         ),
         (
             "raise RuntimeError('operator torchvision::nms does not exist')",
-            "installed and cannot be imported .operator",
+            "installed but cannot be imported .operator",
         ),
     ],
 )

@@ -129,7 +129,7 @@ def test_a_class_that_no_prompt_names_may_be_missing() -> None:
     ("name", "told"),
     [
         ("./nowhere", "holds no detector"),
-        ("torchvision:maskrcnn_resnet50_fpn_v2@nowhere.pth", "there is no file of weights nowhere.pth"),
+        ("torchvision:maskrcnn_resnet50_fpn_v2@nowhere.pth", "there is no weight file nowhere.pth"),
     ],
 )
 def test_a_missing_detector_is_named(name: str, told: str) -> None:
@@ -141,7 +141,7 @@ def test_a_folder_of_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], id2label=dict(enumerate(LABELS))).save_pretrained(
         tmp_path
     )
-    with pytest.raises(UserError, match="is no instance segmentation model of transformers"):
+    with pytest.raises(UserError, match="is not an instance segmentation model of transformers"):
         open_detector(_recipe(tmp_path, "coco"), "cpu")
 
 
