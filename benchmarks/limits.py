@@ -26,7 +26,7 @@ from factory.dataset.masks import IGNORE
 from factory.dataset.records import Image, Instance
 from factory.evaluation.markdown import write_table
 from factory.evaluation.protocol_1 import GROUPS, EvaluationBatch, SplitEvaluation
-from factory.grounder.tally import IoUMeter, label_picture
+from factory.grounder.iou import IoUMeter, label_map
 from factory.grounder.trained import TrainedGrounder, open_grounders
 from factory.hf_logging import quiet_model_libraries
 
@@ -43,8 +43,8 @@ def count(
     predicted = grounder.ground(batch.made[1], batch.prompts)
     for k in batch.complete:
         classes = batch.prompts[k].classes
-        truth = label_picture(batch.truths[k].disjoint(), classes, shape)
-        mine = label_picture(predicted[k].disjoint(), classes, shape)
+        truth = label_map(batch.truths[k].disjoint(), classes, shape)
+        mine = label_map(predicted[k].disjoint(), classes, shape)
         tallies["module"].add(classes, mine, truth)
         surest = min(one.score for one in batch.truths[k].instances)
         for least in SURER:

@@ -22,7 +22,7 @@ from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
 from factory.generator.interface import Request
 from factory.generator.inversion import InvertingGenerator, psnr
-from factory.grounder.data import OracleSet
+from factory.grounder.data import OracleDataset
 from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.labelled.coco import CocoFolder
 from factory.labelled.voc import VocFolder
@@ -56,7 +56,7 @@ def test_an_inverted_set_is_sound_and_has_the_true_masks(folder: Path, tiny_mode
     assert (report.samples, report.damaged) == (6, {})
     truth = VocFolder(folder, "train", voc())
     assert recipe.real is not None
-    for key, sample in zip(recipe.real.keys, OracleSet(store).samples(0), strict=False):
+    for key, sample in zip(recipe.real.keys, OracleDataset(store).samples(0), strict=False):
         loaded = truth.load(key)
         assert set(sample.prompt.classes) <= set(voc().seen("1"))
         assert sample.labels.shape == (64, 64)
@@ -95,7 +95,7 @@ def test_more_steps_bring_the_image_back_better(folder: Path) -> None:
 
 def test_a_grounder_learns_from_inverted_images(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     make_set(_recipe(folder, tiny_model), tmp_path / "set")
-    task = GrounderTask([OracleSet(Store(str(tmp_path / "set")))], GrounderOptions(), "cpu", 1)
+    task = GrounderTask([OracleDataset(Store(str(tmp_path / "set")))], GrounderOptions(), "cpu", 1)
     assert torch.isfinite(task.loss(0, 4, 0))
 
 
@@ -104,11 +104,11 @@ def test_a_model_of_finer_latents_is_inverted_and_learnt_from(folder: Path, tmp_
     model = tiny_pipeline(tmp_path / "fine", fine=True)
     recipe = _recipe(folder, model, most=3)
     make_set(recipe, tmp_path / "set")
-    sample = next(iter(OracleSet(Store(str(tmp_path / "set"))).samples(0)))
+    sample = next(iter(OracleDataset(Store(str(tmp_path / "set"))).samples(0)))
     assert sample.latent.shape == (4, 16, 16)
     assert sample.labels.shape == (64, 64)
     for module in ("guided", "paper"):
-        task = GrounderTask([OracleSet(Store(str(tmp_path / "set")))], GrounderOptions(module), "cpu", 1)
+        task = GrounderTask([OracleDataset(Store(str(tmp_path / "set")))], GrounderOptions(module), "cpu", 1)
         assert task.backbone.side == 16
         assert torch.isfinite(task.loss(0, 2, 0))
 
@@ -218,7 +218,7 @@ def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tm
 
     make_set(_recipe(folder, tiny_model), tmp_path / "seen")
     make_set(_recipe(folder, tiny_model, split="all", most=8), tmp_path / "all")
-    task = GrounderTask([OracleSet(Store(str(tmp_path / "seen")))], GrounderOptions(), "cpu", 2)
+    task = GrounderTask([OracleDataset(Store(str(tmp_path / "seen")))], GrounderOptions(), "cpu", 2)
     options = TrainOptions(steps=2, batch=2, learning_rate=1e-3, ema_decay=0.5)
     grounder = train(task, options, tmp_path / "run", lambda text: None)
     (result,) = on_real([str(grounder)], [f"drawn={tmp_path / 'all'}"], report=lambda text: None)

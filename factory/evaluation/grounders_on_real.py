@@ -10,10 +10,10 @@ from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.files.paths import split_name
 from factory.generator.pipeline import PipelineGenerator
-from factory.grounder.data import OracleSample, OracleSet
+from factory.grounder.data import OracleDataset, OracleSample
 from factory.grounder.folder import check_fits
-from factory.grounder.tally import IoUMeter
-from factory.grounder.trained import TrainedGrounder, labels_of, open_grounders, to_pictures
+from factory.grounder.iou import IoUMeter
+from factory.grounder.trained import TrainedGrounder, images_to_tensor, labels_of, open_grounders
 from factory.training.devices import chosen_device
 
 _BATCH = 8
@@ -65,15 +65,15 @@ def on_real(
     return results
 
 
-def _open(named: str) -> tuple[str, OracleSet]:
+def _open(named: str) -> tuple[str, OracleDataset]:
     name, address = split_name(named)
-    opened = OracleSet(Store(address))
+    opened = OracleDataset(Store(address))
     if opened.recipe.real is None:
         raise UserError(f"{address} is no set of real images; make one with `factory invert --split all`.")
     return name or address, opened
 
 
-def _measure(name: str, grounder: TrainedGrounder, real: str, opened: OracleSet, device: str) -> RealResult:
+def _measure(name: str, grounder: TrainedGrounder, real: str, opened: OracleDataset, device: str) -> RealResult:
     reader = PipelineGenerator(opened.recipe, device, grounder.needs)
     tally = IoUMeter()
     for number in opened.receipts:
@@ -99,7 +99,7 @@ def predict(grounder: TrainedGrounder, reader: PipelineGenerator, part: Sequence
     """Labels (B, H, W): k where the k-th class of a sample's prompt is. `reader` recomputes what the grounder reads."""
     latents = torch.from_numpy(np.stack([row.latent for row in part])).float()
     captured = reader.read(latents, [row.timestep for row in part], [row.prompt for row in part])
-    logits = grounder.logits(captured, to_pictures([row.image for row in part]))
+    logits = grounder.logits(captured, images_to_tensor([row.image for row in part]))
     most = logits.shape[1]
     for place, row in enumerate(part):
         logits[place, len(row.prompt.classes) : most] = -1e4

@@ -19,7 +19,7 @@ from factory.generator.interface import Generated, Request
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.attention import AttentionGrounder
 from factory.grounder.folder import check_fits
-from factory.grounder.tally import IoUMeter, label_picture
+from factory.grounder.iou import IoUMeter, label_map
 from factory.grounder.trained import TrainedGrounder, open_grounders
 from factory.training.devices import chosen_device
 
@@ -187,8 +187,8 @@ def _measure(evaluation: SplitEvaluation, group: str, wanted: int) -> dict[str, 
                 predicted = method.ground(generated, batch.prompts)
                 for k in kept:
                     classes = batch.prompts[k].classes
-                    truth = label_picture(batch.truths[k].disjoint(), classes, shape)
-                    tallies[name].add(classes, label_picture(predicted[k].disjoint(), classes, shape), truth)
+                    truth = label_map(batch.truths[k].disjoint(), classes, shape)
+                    tallies[name].add(classes, label_map(predicted[k].disjoint(), classes, shape), truth)
         counted, tried = counted + len(kept), tried + len(batch.prompts)
         if counted >= wanted:
             break

@@ -41,7 +41,7 @@ class OracleSample:
     found: tuple[bool, ...]
 
 
-class OracleSet:
+class OracleDataset:
     """One set that `bootstrap-oracle` made, opened and checked."""
 
     def __init__(self, store: Store) -> None:
@@ -136,7 +136,7 @@ class OracleSet:
 class PackedSample:
     """A sample's members as they lie in the tar."""
 
-    of: OracleSet
+    of: OracleDataset
     sample: EncodedSample
     prompt: Prompt
 
@@ -157,7 +157,7 @@ class OracleStream:
     asked for; asking for the next one is cheap.
     """
 
-    def __init__(self, sets: Sequence[OracleSet], batch: int, seed: int, held_out: float) -> None:
+    def __init__(self, sets: Sequence[OracleDataset], batch: int, seed: int, held_out: float) -> None:
         self._sets, self._batch, self._seed, self._held_out = sets, batch, seed, held_out
         self.size = sum(len(one.keys(False, held_out)) for one in sets)
         if self.size < 1:
@@ -194,13 +194,13 @@ class OracleStream:
             yield from (opened[k] for k in random.permutation(len(opened)))
 
 
-def held_out_samples(sets: Iterable[OracleSet], share: float, most: int) -> list[OracleSample]:
+def held_out_samples(sets: Iterable[OracleDataset], share: float, most: int) -> list[OracleSample]:
     """The first `most` samples that training never sees."""
     rows = (row for one in sets for number in one.receipts for row in one.rows(number))
     return [row.decode() for row in islice((row for row in rows if is_held_out(row.key, share)), most)]
 
 
-def first_samples(one: OracleSet, most: int) -> list[OracleSample]:
+def first_samples(one: OracleDataset, most: int) -> list[OracleSample]:
     """The first `most` samples of a dataset, whatever shards they are in. UserError where it has none."""
     samples = [row.decode() for row in islice((row for number in one.receipts for row in one.rows(number)), most)]
     if not samples:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from factory.dataset.storage import Store
 from factory.files.paths import local_path
-from factory.grounder.data import OracleSet
+from factory.grounder.data import OracleDataset
 from factory.hf_logging import quiet_model_libraries
 
 LEARNING_RATES = {"guided": 1e-3, "paper": 3e-4, "paper-cfg": 3e-4}
@@ -58,7 +58,7 @@ def train_here(run: GrounderTraining, report: Callable[[str], None] = lambda tex
     out, device = local_path(run.out, "--out"), chosen_device(run.device)
     if run.threads:
         torch.set_num_threads(run.threads)
-    sets = [OracleSet(Store(address)) for address in run.oracles]
+    sets = [OracleDataset(Store(address)) for address in run.oracles]
     task = GrounderTask(sets, GrounderOptions(module=run.module), device, run.steps or 0)
     batch = run.batch or saved_options(out).get("batch") or fitting_batch(task, MOST_BATCH, report)
     samples = sum(len(one.keys(False, HELD_OUT)) for one in sets)

@@ -30,11 +30,11 @@ class TrainedGrounder:
     def ground(self, generated: Sequence[Generated], prompts: Sequence[Prompt]) -> list[Grounded]:
         """A class's score is its mean probability inside its mask."""
         torch.set_num_threads(self._threads)
-        logits = self.logits(collate(generated), to_pictures([one.image for one in generated]))
+        logits = self.logits(collate(generated), images_to_tensor([one.image for one in generated]))
         return [_grounded(row, prompt) for row, prompt in zip(logits, prompts, strict=True)]
 
     def logits(self, captured: Captured, pictures: Tensor) -> Tensor:
-        """The module's own answer, float32 (B, K, H, W); `pictures` as `to_pictures` makes them."""
+        """The module's own answer, float32 (B, K, H, W); `pictures` as `images_to_tensor` makes them."""
         answer: Tensor = self._module(captured, pictures.to(self._device)).float()
         if not answer.isfinite().all():
             broken = not_finite(captured)
@@ -92,7 +92,7 @@ def not_finite(captured: Captured) -> str | None:
     return next((name for name, good in zip(rows, finite, strict=True) if not good), None)
 
 
-def to_pictures(images: Sequence[Image]) -> Tensor:
+def images_to_tensor(images: Sequence[Image]) -> Tensor:
     """uint8 RGB (H, W, 3) each to float32 (B, 3, H, W) in -1..1."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 

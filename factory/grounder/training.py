@@ -15,13 +15,13 @@ from factory.errors import UserError
 from factory.generator.interface import Captured
 from factory.generator.load import pin_revision
 from factory.generator.pipeline import PipelineGenerator
-from factory.grounder.data import OracleSample, OracleSet, OracleStream, first_samples, held_out_samples
+from factory.grounder.data import OracleDataset, OracleSample, OracleStream, first_samples, held_out_samples
 from factory.grounder.folder import GrounderConfig, build_module, load_grounder, save_grounder
+from factory.grounder.iou import IoUMeter
 from factory.grounder.loss import binary_loss, competing_loss
 from factory.grounder.modules.backbone import Backbone
 from factory.grounder.modules.guided import GuidedOptions
-from factory.grounder.tally import IoUMeter
-from factory.grounder.trained import labels_of, not_finite, to_pictures
+from factory.grounder.trained import images_to_tensor, labels_of, not_finite
 from factory.training.loop import rank_and_world, tile
 from factory.training.precision import autocast
 
@@ -48,7 +48,7 @@ class GrounderTask:
 
     name = "grounder"
 
-    def __init__(self, sets: Sequence[OracleSet], options: GrounderOptions, device: str, steps: int) -> None:
+    def __init__(self, sets: Sequence[OracleDataset], options: GrounderOptions, device: str, steps: int) -> None:
         self.sets, self.options, self.device = sets, options, device
         self.made_of = {"network": str(options), "data": ", ".join(one.identity for one in sets)}
         recipe = one_backbone(sets)
@@ -151,14 +151,14 @@ class GrounderTask:
         return captured
 
     def _pictures(self, samples: Sequence[OracleSample]) -> Tensor:
-        return to_pictures([row.image for row in samples]).to(self.device)
+        return images_to_tensor([row.image for row in samples]).to(self.device)
 
     def _predict(self, model: nn.Module, samples: Sequence[OracleSample]) -> NDArray[np.int64]:
         logits = model(self._read(samples), self._pictures(samples)).float()
         return labels_of(logits.masked_fill(~_present(samples, logits.shape[1]).to(self.device), -1e4))
 
 
-def one_backbone(sets: Sequence[OracleSet]) -> Any:
+def one_backbone(sets: Sequence[OracleDataset]) -> Any:
     """The recipe that all sets share as far as features go; UserError where they, or the model here, differ."""
     first = sets[0].recipe
     for one in sets[1:]:
@@ -177,7 +177,7 @@ def one_backbone(sets: Sequence[OracleSet]) -> Any:
     return first
 
 
-def _seen_by(one: OracleSet) -> tuple[Any, ...]:
+def _seen_by(one: OracleDataset) -> tuple[Any, ...]:
     recipe = one.recipe
     generator = (recipe.generator.model, recipe.generator.revision, recipe.generator.width, recipe.generator.height)
     return generator, recipe.masks.capture, recipe.masks.timesteps, recipe.classes, recipe.oracle

@@ -21,7 +21,7 @@ from factory.errors import UserError
 from factory.generator.interface import Attention, Captured
 from factory.grounder import memory
 from factory.grounder.attention import class_heats
-from factory.grounder.data import OracleSet, first_samples
+from factory.grounder.data import OracleDataset, first_samples
 from factory.grounder.folder import load_grounder, save_grounder
 from factory.grounder.run import MOST_BATCH, GrounderTraining, train_here
 from factory.grounder.trained import TrainedGrounder
@@ -66,12 +66,12 @@ def _nan(name: str, content: bytes) -> bytes:
 
 def test_a_first_shard_without_a_sample_does_not_end_a_training(oracle: Path, tmp_path: Path) -> None:
     store = _copied(oracle, tmp_path / "set")
-    rows = OracleSet(store).receipts[0]
-    indices = [sample.index for sample in OracleSet(store).plan.shard(0).samples]
+    rows = OracleDataset(store).receipts[0]
+    indices = [sample.index for sample in OracleDataset(store).plan.shard(0).samples]
     _replaced(store, rows.tar.name, _rewritten(store.get(rows.tar.name) or b"", lambda name, content: None))
     emptied: Receipt = replace(rows, accepted=0, short=tuple(indices))
     _replaced(store, "receipts/000000.json", emptied.to_json())
-    opened = OracleSet(store)
+    opened = OracleDataset(store)
     assert first_samples(opened, 3)[0].key == f"{indices[-1] + 1:09d}"
     task = GrounderTask([opened], GrounderOptions(), "cpu", OPTIONS.steps)
     task.validation = []
@@ -82,11 +82,11 @@ def test_a_latent_that_is_nan_is_named(oracle: Path, tmp_path: Path) -> None:
     store = _copied(oracle, tmp_path / "set")
     _replaced(store, "train/000000.tar", _rewritten(store.get("train/000000.tar") or b"", _nan))
     with pytest.raises(UserError, match=r"the latent of sample 00000000\d of .*set holds NaN"):
-        first_samples(OracleSet(store), 1)
+        first_samples(OracleDataset(store), 1)
 
 
 def test_features_that_are_nan_are_named_at_the_first_step(oracle: Path, tmp_path: Path) -> None:
-    task = GrounderTask([OracleSet(Store(str(oracle)))], GrounderOptions(), "cpu", OPTIONS.steps)
+    task = GrounderTask([OracleDataset(Store(str(oracle)))], GrounderOptions(), "cpu", OPTIONS.steps)
     with torch.no_grad():
         task.reader._unet.mid_block.resnets[0].conv1.weight.fill_(torch.nan)
     with pytest.raises(UserError, match=r"the U-Net of the model .* returns values that are not finite"):
@@ -132,7 +132,7 @@ def test_features_and_attention_that_are_nan_are_named_when_masks_are_made(
 def test_a_batch_is_as_large_as_memory_holds_and_stays_when_resumed(
     oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = GrounderTask([OracleSet(Store(str(oracle)))], GrounderOptions(), "cpu", 1)
+    task = GrounderTask([OracleDataset(Store(str(oracle)))], GrounderOptions(), "cpu", 1)
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     one = memory._bytes_of_a_sample(task)
     assert 2**20 < one < 2**28

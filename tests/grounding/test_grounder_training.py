@@ -9,7 +9,7 @@ import torch
 from factory.config.vocabulary import voc
 from factory.dataset.storage import Store
 from factory.errors import UserError
-from factory.grounder.data import OracleSet
+from factory.grounder.data import OracleDataset
 from factory.grounder.folder import load_grounder
 from factory.grounder.training import GrounderOptions, GrounderTask
 from tests.support.grounding_sets import oracle_recipe, train_briefly
@@ -50,7 +50,7 @@ def test_oracles_of_another_backbone_are_refused(tiny_model: Path, tmp_path: Pat
     for name, timestep in (("one", 200), ("two", 500)):
         masks = {"source": "detector", "capture": "sampling", "timesteps": [timestep]}
         make_set(oracle_recipe(model, n=4, masks=masks), tmp_path / name, BandDetector(voc().names))
-    sets = [OracleSet(Store(str(tmp_path / name))) for name in ("one", "two")]
+    sets = [OracleDataset(Store(str(tmp_path / name))) for name in ("one", "two")]
     with pytest.raises(UserError, match="is another kind of oracle"):
         GrounderTask(sets, GrounderOptions(), "cpu", 1)
     with (model / "unet" / "config.json").open("a") as stream:

@@ -19,7 +19,7 @@ from factory.errors import UserError
 from factory.generation.components import load_components
 from factory.generator.interface import Request
 from factory.generator.pipeline import PipelineGenerator
-from factory.grounder.data import OracleSet, OracleStream
+from factory.grounder.data import OracleDataset, OracleStream
 from tests.support.grounding_sets import EVERYTHING, SEEN, command, oracle_recipe
 from tests.support.sets import BandDetector, make_set
 
@@ -27,7 +27,7 @@ from tests.support.sets import BandDetector, make_set
 def test_an_oracle_set_is_sound_and_names_seen_classes_only(oracle: Path) -> None:
     report = verify(Store(str(oracle)))
     assert (report.samples, report.damaged, report.missing) == (16, {}, [])
-    for sample in OracleSet(Store(str(oracle))).samples(0):
+    for sample in OracleDataset(Store(str(oracle))).samples(0):
         assert set(sample.prompt.classes) <= set(SEEN)
         assert sample.latent.dtype == np.float16
         assert all((sample.labels == k).any() for k in range(1, len(sample.prompt.classes) + 1))
@@ -91,7 +91,7 @@ def test_a_sample_of_an_unseen_class_is_refused(oracle: Path, tmp_path: Path) ->
     store.delete("train/000000.tar")
     store.create("train/000000.tar", stream.getvalue())
     with pytest.raises(UserError, match="names dog, which split 1 leaves unseen"):
-        list(OracleSet(store).samples(0))
+        list(OracleDataset(store).samples(0))
 
 
 def test_a_set_whose_recipe_was_changed_is_refused(oracle: Path, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_set_whose_recipe_was_changed_is_refused(oracle: Path, tmp_path: Path)
     text = (store.get("recipe.yaml") or b"").decode().replace("  - bird", "  - dog")
     store.compare_and_swap("recipe.yaml", text.encode(), store.get("recipe.yaml"))
     with pytest.raises(UserError, match="was made by another recipe"):
-        OracleSet(store)
+        OracleDataset(store)
 
 
 def test_a_recipe_of_an_oracle_that_leaks_is_refused(tiny_model: Path) -> None:
@@ -117,14 +117,14 @@ def test_a_recipe_of_an_oracle_that_leaks_is_refused(tiny_model: Path) -> None:
 def test_an_ordinary_set_is_no_oracle(tiny_recipe: Recipe, tmp_path: Path) -> None:
     make_set(tiny_recipe, tmp_path / "plain")
     with pytest.raises(UserError, match="is no oracle set but one of images with masks"):
-        OracleSet(Store(str(tmp_path / "plain")))
+        OracleDataset(Store(str(tmp_path / "plain")))
 
 
 def test_the_stream_is_the_same_from_any_step_on(oracle: Path) -> None:
     def keys(stream: OracleStream, step: int) -> list[str]:
         return [row.key for row in stream.batch(step)]
 
-    opened = OracleSet(Store(str(oracle)))
+    opened = OracleDataset(Store(str(oracle)))
     whole = OracleStream([opened], 5, 0, 0.1)
     batches = [keys(whole, step) for step in range(12)]
     assert keys(OracleStream([opened], 5, 0, 0.1), 7) == batches[7]

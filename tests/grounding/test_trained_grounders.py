@@ -15,9 +15,9 @@ from factory.errors import UserError
 from factory.generation.components import load_components
 from factory.generation.pin import pin_recipe
 from factory.generator.interface import Request
-from factory.grounder.data import OracleSet
+from factory.grounder.data import OracleDataset
 from factory.grounder.folder import load_grounder
-from factory.grounder.tally import IoUMeter
+from factory.grounder.iou import IoUMeter
 from tests.support.grounding_sets import SEEN, command
 from tests.support.sets import BandDetector
 
@@ -87,7 +87,7 @@ def test_a_grounder_that_was_cut_short_is_told(trained: Path, tmp_path: Path) ->
 def test_the_card_and_the_config_say_what_the_grounder_saw(trained: Path, oracle: Path) -> None:
     config = load_grounder(trained)[1]
     assert config.classes_seen == SEEN
-    assert config.data == (OracleSet(Store(str(oracle))).recipe.fingerprint(),)
+    assert config.data == (OracleDataset(Store(str(oracle))).recipe.fingerprint(),)
     card = (trained / "README.md").read_text()
     assert all(name in card for name in SEEN)
     assert config.revision in card

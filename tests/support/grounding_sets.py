@@ -10,7 +10,7 @@ from factory.config.vocabulary import voc
 from factory.dataset.storage import Store
 from factory.generation.pin import pin_recipe
 from factory.generator.interface import CLASS_EMBEDDINGS, CROSS_ATTENTION, FEATURES, LATENT
-from factory.grounder.data import OracleSet
+from factory.grounder.data import OracleDataset
 from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.training.loop import TrainOptions, train
 
@@ -35,7 +35,7 @@ def oracle_recipe(model: Path, **more: Any) -> Recipe:
 
 
 def train_briefly(folder: Path, out: Path, module: str = "guided", stop_at: int | None = None) -> Path:
-    task = GrounderTask([OracleSet(Store(str(folder)))], GrounderOptions(module=module), "cpu", OPTIONS.steps)
+    task = GrounderTask([OracleDataset(Store(str(folder)))], GrounderOptions(module=module), "cpu", OPTIONS.steps)
     if stop_at is not None:
         whole = task.loss
 

@@ -51,7 +51,7 @@ class IoUMeter:
         return float(np.mean(self.of_images)) if self.of_images else float("nan")
 
 
-def label_picture(grounded: Grounded, classes: Sequence[str], shape: Sequence[int]) -> NDArray[np.uint8]:
+def label_map(grounded: Grounded, classes: Sequence[str], shape: Sequence[int]) -> NDArray[np.uint8]:
     """uint8 (H, W): k where the k-th class is, 255 where the grounder is not sure, 0 elsewhere; masks disjoint."""
     labels = np.zeros(tuple(shape), np.uint8)
     if grounded.ignore is not None:
