@@ -62,7 +62,7 @@ def _state(**more: torch.Tensor) -> dict[str, torch.Tensor]:
         ({k: v for k, v in _state().items() if k != "1.running_mean"}, "1 are missing, such as 1.running_mean"),
         (_state(more=torch.zeros(1)), "1 are unknown, such as more"),
         (_state(**{"0.weight": torch.zeros(3, 9)}), "1 have another shape, such as 0.weight"),
-        (_state(**{"0.bias": torch.tensor([0.0, float("nan"), 0.0])}), "damaged: 0.bias holds NaN"),
+        (_state(**{"0.bias": torch.tensor([0.0, float("nan"), 0.0])}), "damaged: 0.bias contains NaN"),
     ],
 )
 def test_a_model_is_filled_wholly_or_not_at_all(state: dict[str, torch.Tensor], told: str) -> None:

@@ -23,7 +23,7 @@ from factory.grounder import memory
 from factory.grounder.attention import class_heats
 from factory.grounder.data import OracleDataset, first_samples
 from factory.grounder.folder import load_grounder, save_grounder
-from factory.grounder.run import MOST_BATCH, GrounderTraining, train_here
+from factory.grounder.run import MAX_BATCH, GrounderTraining, train_here
 from factory.grounder.trained import TrainedGrounder
 from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.training.loop import saved_options, train
@@ -81,7 +81,7 @@ def test_a_first_shard_without_a_sample_does_not_end_a_training(oracle: Path, tm
 def test_a_latent_that_is_nan_is_named(oracle: Path, tmp_path: Path) -> None:
     store = _copied(oracle, tmp_path / "set")
     _replaced(store, "train/000000.tar", _rewritten(store.get("train/000000.tar") or b"", _nan))
-    with pytest.raises(UserError, match=r"the latent of sample 00000000\d of .*set holds NaN"):
+    with pytest.raises(UserError, match=r"the latent of sample 00000000\d of .*set contains NaN"):
         first_samples(OracleDataset(store), 1)
 
 
@@ -98,13 +98,13 @@ def test_a_grounder_whose_weights_are_nan_is_neither_written_nor_opened(trained:
     module, config = load_grounder(trained)
     with torch.no_grad():
         module.last.weight.fill_(torch.nan)  # type: ignore[union-attr,operator]
-    with pytest.raises(UserError, match=r"weight last.weight holds NaN or infinity, so it was not written"):
+    with pytest.raises(UserError, match=r"weight last.weight contains NaN or infinity, so it was not saved"):
         save_grounder(module, config, {}, tmp_path / "written")
     assert not (tmp_path / "written/config.json").exists()
     broken = shutil.copytree(trained, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     save_file({**weights, "last.bias": weights["last.bias"] * torch.inf}, broken / "model.safetensors")
-    with pytest.raises(UserError, match=r"holds NaN or infinity in last.bias"):
+    with pytest.raises(UserError, match=r"contains NaN or infinity in last.bias"):
         load_grounder(broken)
 
 
@@ -134,15 +134,15 @@ def test_a_batch_is_as_large_as_memory_holds_and_stays_when_resumed(
 ) -> None:
     task = GrounderTask([OracleDataset(Store(str(oracle)))], GrounderOptions(), "cpu", 1)
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
-    one = memory._bytes_of_a_sample(task)
+    one = memory._bytes_per_sample(task)
     assert 2**20 < one < 2**28
     assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
-    assert memory.fitting_batch(task, MOST_BATCH, _silent) == MOST_BATCH
+    assert memory.fitting_batch(task, MAX_BATCH, _silent) == MAX_BATCH
     told: list[str] = []
     for free, batch in ((9.5 * one, 8), (1.5 * one, 1), (0.0, 1)):
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
-        assert memory.fitting_batch(task, MOST_BATCH, told.append) == batch
-    assert "Batches of 8: a sample takes" in told[0]
+        assert memory.fitting_batch(task, MAX_BATCH, told.append) == batch
+    assert "Batch size 8: a sample takes" in told[0]
     monkeypatch.setattr(memory, "free_bytes", lambda device: 4.5 * one)
     run = GrounderTraining((str(oracle),), str(tmp_path / "run"), steps=2, threads=1)
     train_here(run, _silent)
@@ -161,7 +161,7 @@ def test_a_batch_for_several_devices_parts_evenly() -> None:
 
 
 def test_the_command_trains_with_what_it_finds(oracle: Path, tmp_path: Path) -> None:
-    for module, more, batch in (("guided", [], MOST_BATCH), ("paper-cfg", ["--batch", 2], 2)):
+    for module, more, batch in (("guided", [], MAX_BATCH), ("paper-cfg", ["--batch", 2], 2)):
         arguments = ["--out", tmp_path / module, "--steps", 1, "--threads", 1, "--module", module, *more]
         result = command("train-grounder", oracle, *arguments)
         assert result.exit_code == 0, result.output + str(result.exception)

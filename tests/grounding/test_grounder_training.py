@@ -51,11 +51,11 @@ def test_oracles_of_another_backbone_are_refused(tiny_model: Path, tmp_path: Pat
         masks = {"source": "detector", "capture": "sampling", "timesteps": [timestep]}
         make_set(oracle_recipe(model, n=4, masks=masks), tmp_path / name, BandDetector(voc().names))
     sets = [OracleDataset(Store(str(tmp_path / name))) for name in ("one", "two")]
-    with pytest.raises(UserError, match="is another kind of oracle"):
+    with pytest.raises(UserError, match="is another kind of oracle dataset"):
         GrounderTask(sets, GrounderOptions(), "cpu", 1)
     with (model / "unet" / "config.json").open("a") as stream:
         stream.write(" ")
-    with pytest.raises(UserError, match="the model there now is of revision"):
+    with pytest.raises(UserError, match="the model now has revision"):
         GrounderTask(sets[:1], GrounderOptions(), "cpu", 1)
 
 
@@ -66,3 +66,13 @@ def test_a_checkpoint_that_was_cut_short_is_told(oracle: Path, tmp_path: Path) -
     (tmp_path / "checkpoint.pt").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="cannot be read"):
         train_briefly(oracle, tmp_path)
+
+
+def test_a_training_starts_from_a_grounder_of_the_same_kind_only(oracle: Path, trained: Path) -> None:
+    task = GrounderTask([OracleDataset(Store(str(oracle)))], GrounderOptions(), "cpu", 1)
+    task.load(trained)
+    weights = load_grounder(trained)[0].state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in task.model.state_dict().items())
+    paper = GrounderTask([OracleDataset(Store(str(oracle)))], GrounderOptions(module="paper"), "cpu", 1)
+    with pytest.raises(ValueError, match="does not fit"):
+        paper.load(trained)

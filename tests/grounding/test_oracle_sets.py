@@ -90,7 +90,7 @@ def test_a_sample_of_an_unseen_class_is_refused(oracle: Path, tmp_path: Path) ->
             new.addfile(member, io.BytesIO(data))
     store.delete("train/000000.tar")
     store.create("train/000000.tar", stream.getvalue())
-    with pytest.raises(UserError, match="names dog, which split 1 leaves unseen"):
+    with pytest.raises(UserError, match="shows dog, which split 1 leaves unseen"):
         list(OracleDataset(store).samples(0))
 
 
@@ -100,7 +100,7 @@ def test_a_set_whose_recipe_was_changed_is_refused(oracle: Path, tmp_path: Path)
         store.create(name, Store(str(oracle)).get(name) or b"")
     text = (store.get("recipe.yaml") or b"").decode().replace("  - bird", "  - dog")
     store.compare_and_swap("recipe.yaml", text.encode(), store.get("recipe.yaml"))
-    with pytest.raises(UserError, match="was made by another recipe"):
+    with pytest.raises(UserError, match="was made with another recipe"):
         OracleDataset(store)
 
 
@@ -116,7 +116,7 @@ def test_a_recipe_of_an_oracle_that_leaks_is_refused(tiny_model: Path) -> None:
 
 def test_an_ordinary_set_is_no_oracle(tiny_recipe: Recipe, tmp_path: Path) -> None:
     make_set(tiny_recipe, tmp_path / "plain")
-    with pytest.raises(UserError, match="is no oracle set but one of images with masks"):
+    with pytest.raises(UserError, match="is not an oracle dataset but one of images with masks"):
         OracleDataset(Store(str(tmp_path / "plain")))
 
 

@@ -176,8 +176,8 @@ def test_released_weights_give_what_the_release_computes(tmp_path: Path) -> None
         (lambda rows: rows.pop("to_q.weight"), "to_q.weight is missing"),
         (lambda rows: rows.update(other=torch.zeros(1)), "other is unknown"),
         (lambda rows: rows.update({"to_k.weight": torch.zeros(512, 16)}), "to_k.weight is 512x16 and not 512x240"),
-        (lambda rows: rows["to_k.weight"].fill_(float("nan")), "to_k.weight holds NaN"),
-        (lambda rows: rows.update(epoch=3), "it is no table of tensors"),
+        (lambda rows: rows["to_k.weight"].fill_(float("nan")), "to_k.weight contains NaN"),
+        (lambda rows: rows.update(epoch=3), "it is not a dictionary of tensors"),
     ],
 )
 def test_a_checkpoint_that_is_not_the_released_one_is_named(change: Any, told: str, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_checkpoint_that_is_cut_short_and_a_u_net_of_other_levels_are_named(tm
     (tmp_path / "a.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:-1000])
     with pytest.raises(UserError, match="cannot be read"):
         load_released(PublishedModule(SMALL), tmp_path / "a.pth")
-    with pytest.raises(UserError, match="reads a U-Net of 4 levels, and this one has 2"):
+    with pytest.raises(UserError, match="reads a U-Net of 4 levels, but this one has 2"):
         layout(PublishedModule(Backbone({"in.0": (6, 1), "in.1": (4, 2)}, {}, 12, 16)))
 
 
@@ -253,5 +253,5 @@ def test_a_released_checkpoint_becomes_a_grounder_that_generate_takes(tiny_model
     assert len(parts.grounder.ground(generated, prompts)) == 2
     with pytest.raises(UserError, match="give a guidance above 1"):
         pin_recipe(make_recipe(data | {"generator": {**generator, "guidance": 1.0}}))
-    with pytest.raises(UserError, match="holds a grounder already"):
+    with pytest.raises(UserError, match="already holds a grounder"):
         raise command(*arguments).exception

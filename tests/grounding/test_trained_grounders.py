@@ -70,7 +70,7 @@ def timestep_of(folder: Path) -> int:
 
 def test_a_grounder_of_another_backbone_is_refused(trained: Path, tmp_path: Path, tiny_model: Path) -> None:
     data = {"n": 4, "classes": "voc", "masks": {"source": str(trained)}}
-    with pytest.raises(UserError, match="the features are others"):
+    with pytest.raises(UserError, match="whose features differ"):
         pin_recipe(make_recipe(data))
 
 
@@ -78,9 +78,9 @@ def test_a_grounder_that_was_cut_short_is_told(trained: Path, tmp_path: Path) ->
     for name in ("config.json", "README.md", "metrics.json"):
         (tmp_path / name).write_bytes((trained / name).read_bytes())
     (tmp_path / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes()[:-100])
-    with pytest.raises(UserError, match="does not hold this grounder"):
+    with pytest.raises(UserError, match="does not fit the config"):
         load_grounder(tmp_path)
-    with pytest.raises(UserError, match="there are no masks from"):
+    with pytest.raises(UserError, match="unknown source of masks"):
         pin_recipe(make_recipe({"n": 4, "masks": {"source": str(tmp_path / "nowhere")}}))
 
 
@@ -123,7 +123,7 @@ def test_protocol_1_measures_every_group_of_the_grounders_split(
     assert table.count("| `guided` |") == 1
     with pytest.raises(UserError, match="is no split of"):
         protocol_1([str(trained)], "coco", 1)
-    with pytest.raises(UserError, match="would both be called guided; give them names"):
+    with pytest.raises(UserError, match="are both named guided; give them different names"):
         protocol_1([str(trained), str(trained)], "voc", 1)
     both = protocol_1([f"one={trained}", f"two={trained}"], "voc", 2, report=told.append)
     assert [row.method for row in both[:3]] == ["attention", "one", "two"]
@@ -136,4 +136,4 @@ def test_train_and_evaluate_grounder_tell_what_is_missing(tmp_path: Path) -> Non
     assert "holds no set" in str(result.exception)
     result = command("evaluate-grounder", tmp_path / "nowhere")
     assert isinstance(result.exception, UserError)
-    assert "there are no masks from" in str(result.exception)
+    assert "unknown source of masks" in str(result.exception)

@@ -1,4 +1,4 @@
-"""What a grounding module must know of the U-Net that it reads, and how to bring levels to one size."""
+"""The shapes of the features and attention that a grounding module reads, and resizing between levels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Backbone:
 
     `blocks` maps each block's name to (channels, reduction), where a reduction of 1 is the finest level; `layers` maps
     each cross-attention layer to its number of heads. `class_channels` are the channels of a class's embedding, 0
-    where none was read; `side` is the finest level's longer side in places.
+    where none was read; `side` is the longer side of the finest level.
     """
 
     blocks: Mapping[str, tuple[int, int]]
@@ -26,7 +26,7 @@ class Backbone:
 
     @classmethod
     def of(cls, captured: Captured) -> "Backbone":
-        """The shapes of what was captured of some image."""
+        """The shapes of captured features and attention."""
         side = max(max(block.shape[-2:]) for block in captured.features.values())
         return cls(
             blocks={
@@ -54,17 +54,17 @@ class Backbone:
         }
 
     def levels(self) -> dict[int, list[str]]:
-        """Names of blocks by reduction, coarsest level first."""
+        """Names of blocks by reduction, from the coarsest level to the finest."""
         reductions = sorted({reduction for _, reduction in self.blocks.values()}, reverse=True)
         return {level: [name for name, (_, own) in self.blocks.items() if own == level] for level in reductions}
 
     def channels(self, level: int) -> int:
-        """Channels of all blocks of a level together."""
+        """Total channels of a level's blocks."""
         return sum(channels for channels, reduction in self.blocks.values() if reduction == level)
 
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) to another height and width, bilinear."""
+    """Resize (B, C, h, w) bilinearly."""
     if tuple(maps.shape[-2:]) == size:
         return maps
     return functional.interpolate(maps, size, mode="bilinear", align_corners=False)
