@@ -39,8 +39,8 @@ def count(
     tallies: Tallies, batch: EvaluationBatch, grounder: TrainedGrounder, again: Sequence[Sequence[Instance]]
 ) -> None:
     """Add a batch's complete images."""
-    shape = batch.made[0][0].image.shape[:2]
-    predicted = grounder.ground(batch.made[1], batch.prompts)
+    shape = batch.generated[0][0].image.shape[:2]
+    predicted = grounder.ground(batch.generated[1], batch.prompts)
     for k in batch.complete:
         classes = batch.prompts[k].classes
         truth = label_map(batch.truths[k].disjoint(), classes, shape)
@@ -95,7 +95,7 @@ def main() -> None:
     for group in GROUPS:
         tallies = columns[group] = defaultdict(IoUMeter)
         for batch in evaluation.batches(group, 3 * options.images):
-            count(tallies, batch, grounder, mirrored([one.image for one in batch.made[0]], evaluation))
+            count(tallies, batch, grounder, mirrored([one.image for one in batch.generated[0]], evaluation))
             if tallies["module"].images >= options.images:
                 break
     rows = list(dict.fromkeys(name for tallies in columns.values() for name in tallies))

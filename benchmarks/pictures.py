@@ -71,11 +71,11 @@ def rows_of_group(evaluation: SplitEvaluation, group: str, images: int, judge: s
     for batch in evaluation.batches(group, 3 * images):
         predicted = {
             name: method.ground(made, batch.prompts)
-            for made, (_, methods) in zip(batch.made, evaluation.makers, strict=True)
+            for made, (_, methods) in zip(batch.generated, evaluation.generators, strict=True)
             for name, method in methods.items()
         }
         for k in batch.complete:
-            classes, image = batch.prompts[k].classes, batch.made[0][k].image
+            classes, image = batch.prompts[k].classes, batch.generated[0][k].image
             shape, tally = image.shape[:2], IoUMeter()
             truth = label_map(batch.truths[k].disjoint(), classes, shape)
             labels = {name: label_map(rows[k].disjoint(), classes, shape) for name, rows in predicted.items()}

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from factory.cli.main import app
 from factory.config.vocabulary import voc
 from factory.errors import UserError
-from factory.evaluation.protocol_2 import as_markdown, compared
+from factory.evaluation.protocol_2 import as_markdown, compare
 from factory.segmenter.model import new_segmenter, save_segmenter
 from factory.segmenter.run import RealImages, evaluate_here
 from factory.stickers.voc_folder import write_voc_folder
@@ -27,7 +27,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_segmenter_is_measured_on_every_folder_and_told_beside_the_paper(world: Path, tmp_path: Path) -> None:
     pairs = [f"one={world}/a", f"two={world}/b"]
-    rows = compared(pairs, [f"R={world}/real", f"O={world}/other"], RealImages(Path(), split="zs3"), threads=1)
+    rows = compare(pairs, [f"R={world}/real", f"O={world}/other"], RealImages(Path(), split="zs3"), threads=1)
     assert [(row.real, row.name) for row in rows] == [("R", "one"), ("R", "two"), ("O", "one"), ("O", "two")]
     alone = evaluate_here(world / "b", RealImages(world / "other", split="zs3"), threads=1)
     assert (rows[3].score.miou, rows[3].score.unseen) == (alone.miou, alone.unseen)
@@ -51,4 +51,4 @@ def test_the_command_renews_a_pages_table(world: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("pair", ["nothing", "=folder", "name="])
 def test_a_segmenter_without_a_name_is_refused(pair: str) -> None:
     with pytest.raises(UserError, match="give NAME=FOLDER"):
-        compared([pair], ["R=real"], RealImages(Path(), split="zs3"))
+        compare([pair], ["R=real"], RealImages(Path(), split="zs3"))
