@@ -121,7 +121,7 @@ def test_protocol_1_measures_every_group_of_the_grounders_split(
     assert table == as_markdown(results, "voc") + "\n"
     assert "| paper, with SD and Mask R-CNN | 90.3 | 83.1 | 79.1 | 67.9 | 55.7 |" in table
     assert table.count("| `guided` |") == 1
-    with pytest.raises(UserError, match="is no split of"):
+    with pytest.raises(UserError, match="is not a split of"):
         protocol_1([str(trained)], "coco", 1)
     with pytest.raises(UserError, match="are both named guided; give them different names"):
         protocol_1([str(trained), str(trained)], "voc", 1)
