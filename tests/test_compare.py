@@ -25,7 +25,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_every_segmenter_is_measured_on_every_folder_and_told_beside_the_paper(world: Path, tmp_path: Path) -> None:
+def test_every_segmenter_is_evaluated_on_every_folder(world: Path, tmp_path: Path) -> None:
     pairs = [f"one={world}/a", f"two={world}/b"]
     rows = compare(pairs, [f"R={world}/real", f"O={world}/other"], RealImages(Path(), split="zs3"), threads=1)
     assert [(row.real, row.name) for row in rows] == [("R", "one"), ("R", "two"), ("O", "one"), ("O", "two")]
@@ -37,7 +37,7 @@ def test_every_segmenter_is_measured_on_every_folder_and_told_beside_the_paper(w
     assert f"| two | {100 * alone.seen:.1f} |" in table
 
 
-def test_the_command_renews_a_pages_table(world: Path, tmp_path: Path) -> None:
+def test_the_command_replaces_the_table_in_a_page(world: Path, tmp_path: Path) -> None:
     page = tmp_path / "results.md"
     page.write_text("# Results\n")
     arguments = ["compare-segmenters", f"mine={world}/a", "--real", f"R={world}/real", "--table", str(page), "--json"]

@@ -1,4 +1,4 @@
-"""The generator on real diffusers classes: seeds, batches, capture, and sentences for what is no model."""
+"""The generator on real diffusers classes: seeds, batches, capture, and errors for folders that are not models."""
 
 import gc
 import json
@@ -40,7 +40,7 @@ def test_the_same_requests_give_the_same_images(tiny_recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("solver", ["dpm++", "ddim", "euler", "model"])
-def test_an_image_is_the_same_alone_and_among_others(tiny_data: dict[str, Any], solver: str) -> None:
+def test_an_image_is_the_same_alone_and_in_a_batch(tiny_data: dict[str, Any], solver: str) -> None:
     """Kernels may round differently by batch size: one step of 255 is allowed, another image's influence is not."""
     recipe = changed(tiny_data, generator={"solver": solver, "guidance": 4.0})
     generator, asked = PipelineGenerator(recipe), requests(recipe, 4)
@@ -50,7 +50,7 @@ def test_an_image_is_the_same_alone_and_among_others(tiny_data: dict[str, Any], 
         assert np.abs(one.image.astype(int) - alone.image.astype(int)).max() <= 1
 
 
-def test_attention_of_an_image_does_not_mix_with_others_nor_with_the_unconditional_half(
+def test_attention_does_not_mix_images_or_guidance_halves(
     tiny_data: dict[str, Any],
 ) -> None:
     for mode in ("finished", "sampling"):
@@ -72,7 +72,7 @@ def test_capturing_changes_no_image(tiny_data: dict[str, Any]) -> None:
     assert all((a.image == b.image).all() for a, b in zip(plain, watched, strict=True))
 
 
-def test_the_image_is_that_of_the_stock_pipeline(tiny_data: dict[str, Any]) -> None:
+def test_images_match_the_diffusers_pipeline(tiny_data: dict[str, Any]) -> None:
     recipe = changed(tiny_data, generator={"solver": "model", "guidance": 5.0, "steps": 3})
     (request,) = requests(recipe, 1)
     mine = PipelineGenerator(recipe).generate([request])[0].image
@@ -107,7 +107,7 @@ def fine_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("size", "latents", "attended"),
     [({}, (16, 16), [(8, 8), (4, 4)]), ({"width": 72, "height": 88}, (22, 18), [(11, 9), (6, 5)])],
 )
-def test_shapes_come_from_the_model_not_from_eight_pixels_a_latent_or_even_levels(
+def test_shapes_come_from_the_model(
     tiny_data: dict[str, Any], fine_model: Path, size: dict[str, int], latents: tuple[int, int], attended: list[Any]
 ) -> None:
     recipe = changed(tiny_data, generator={"model": str(fine_model), "guidance": 4.0, **size})
@@ -123,7 +123,7 @@ def test_shapes_come_from_the_model_not_from_eight_pixels_a_latent_or_even_level
     assert {tuple(maps.shape[2:]) for maps in made.cross_attention.values()} == set(attended)
 
 
-def test_a_unet_without_a_middle_block_is_read(tiny_data: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
+def test_a_unet_without_a_middle_block_is_captured(tiny_data: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_model, tmp_path / "small"))
     config = json.loads((folder / "unet" / "config.json").read_text()) | {"mid_block_type": None}
     (folder / "unet" / "config.json").write_text(json.dumps(config))
@@ -141,7 +141,7 @@ def test_features_do_not_keep_the_unconditional_half_in_memory(tiny_data: dict[s
             assert block.untyped_storage().nbytes() == 3 * block.numel() * 4
 
 
-def test_a_number_of_threads_given_to_the_process_changes_no_image(tiny_recipe: Recipe) -> None:
+def test_the_number_of_threads_of_the_process_changes_no_image(tiny_recipe: Recipe) -> None:
     images = []
     for threads in (1, 4):
         torch.set_num_threads(threads)
@@ -150,7 +150,7 @@ def test_a_number_of_threads_given_to_the_process_changes_no_image(tiny_recipe: 
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_xl_pipeline_is_the_same_generator(tiny_data: dict[str, Any], tmp_path: Path) -> None:
+def test_an_xl_pipeline_is_supported(tiny_data: dict[str, Any], tmp_path: Path) -> None:
     recipe = changed(tiny_data, generator={"model": str(tiny_pipeline(tmp_path / "xl", xl=True)), "guidance": 4.0})
     generator, asked = PipelineGenerator(recipe, needs=frozenset({ATTENTION})), requests(recipe, 2)
     together = generator.generate(asked)
@@ -182,7 +182,7 @@ def test_embeddings_are_cached_up_to_a_limit(tiny_recipe: Recipe, monkeypatch: p
     assert torch.equal(generator._encode("a dog", False)[0], first[0])
 
 
-def test_the_tokens_of_a_name_of_two_words_are_its_own(tiny_recipe: Recipe) -> None:
+def test_class_names_of_two_words_have_their_own_tokens(tiny_recipe: Recipe) -> None:
     tokenizer = load_pipeline(tiny_recipe.generator, "cpu").tokenizer
     text = "a photograph of a hot dog and a dog"
     prompt = Prompt(text, ("dog", "hot dog"), ("dog", "hot dog"))
@@ -193,13 +193,13 @@ def test_the_tokens_of_a_name_of_two_words_are_its_own(tiny_recipe: Recipe) -> N
     assert ids[end] == tokenizer.eos_token_id
 
 
-def test_a_class_without_words_in_the_text_is_told(tiny_recipe: Recipe) -> None:
+def test_a_class_without_words_in_the_text_raises_a_clear_error(tiny_recipe: Recipe) -> None:
     tokenizer = load_pipeline(tiny_recipe.generator, "cpu").tokenizer
     with pytest.raises(UserError, match="Write class=words in the prompts file"):
         class_tokens(tokenizer, Prompt("a puppy", ("dog",), ("dog",)))
 
 
-def test_a_folder_that_is_no_pipeline_is_told(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_folder_without_a_pipeline_raises_a_clear_error(tmp_path: Path, tiny_model: Path) -> None:
     with pytest.raises(UserError, match=r"there is no model_index.json"):
         pin_revision(str(tmp_path))
     with pytest.raises(UserError, match=r"there is no model folder ./nowhere"):

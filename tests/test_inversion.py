@@ -1,4 +1,4 @@
-"""Real images brought to noise: what is kept of them, how near the way back ends, and what is refused."""
+"""Inversion of real images: datasets, reconstruction quality and errors."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def _recipe(folder: Path, model: Path, **more: Any) -> Recipe:
     return pin_recipe(recipe_of_folder(_options(folder, **more), given, {})[0])
 
 
-def test_an_inverted_set_is_sound_and_has_the_true_masks(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_an_inverted_dataset_verifies_and_has_the_true_masks(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     recipe = _recipe(folder, tiny_model)
     make_set(recipe, tmp_path / "set")
     store = Store(str(tmp_path / "set"))
@@ -75,8 +75,8 @@ def test_the_same_recipe_file_makes_the_same_bytes(folder: Path, tiny_model: Pat
     assert [row.tar for row in make_set(again, tmp_path / "two")] == [row.tar for row in first]
 
 
-def test_more_steps_bring_the_image_back_better(folder: Path) -> None:
-    """On the embedded model; the autoencoder alone is the limit."""
+def test_more_steps_restore_the_image_better(folder: Path) -> None:
+    """With the embedded model; the autoencoder sets the limit."""
     found = {}
     for steps in (4, 40):
         recipe = pin_recipe(recipe_of_folder(_options(folder, steps=steps, most=2), {}, {})[0])
@@ -100,7 +100,7 @@ def test_a_grounder_learns_from_inverted_images(folder: Path, tiny_model: Path, 
 
 
 def test_a_model_of_finer_latents_is_inverted_and_learnt_from(folder: Path, tmp_path: Path) -> None:
-    """Four pixels a latent, and a finest level without attention."""
+    """Four pixels per latent, and a finest level without attention."""
     model = tiny_pipeline(tmp_path / "fine", fine=True)
     recipe = _recipe(folder, model, most=3)
     make_set(recipe, tmp_path / "set")
@@ -164,7 +164,7 @@ def coco_folder(tmp_path: Path) -> tuple[Path, Path]:
     return images, tmp_path / "instances.json"
 
 
-def test_cocos_instances_are_united_the_smaller_in_front_and_crowds_ignored(coco_folder: tuple[Path, Path]) -> None:
+def test_coco_instances_are_merged_smaller_in_front_and_crowds_are_ignored(coco_folder: tuple[Path, Path]) -> None:
     images, annotations = coco_folder
     folder = CocoFolder(images, annotations, coco())
     cat, dog = coco().names.index("cat") + 1, coco().names.index("dog") + 1
@@ -188,7 +188,7 @@ def test_a_coco_folder_becomes_a_recipe(coco_folder: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"root": Path("nowhere")}, "is no PASCAL VOC folder with an image set train: there is no JPEGImages"),
         ({"image_set": "test"}, "there is no ImageSets/Segmentation/test.txt"),
@@ -198,15 +198,15 @@ def test_a_coco_folder_becomes_a_recipe(coco_folder: tuple[Path, Path]) -> None:
         ({"classes": "coco", "split": "9"}, "There is no split '9' of coco"),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_told(folder: Path, change: dict[str, Any], told: str) -> None:
+def test_an_unusable_folder_raises_a_clear_error(folder: Path, change: dict[str, Any], message: str) -> None:
     if "annotations" in change:
-        told = f"{Path('nowhere.json').absolute()}"
+        message = f"{Path('nowhere.json').absolute()}"
     with pytest.raises(UserError) as error:
         recipe_of_folder(_options(folder, **change), {}, {})
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
-def test_psnr_is_that_of_the_textbook() -> None:
+def test_psnr_of_known_images() -> None:
     black, grey = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 16, np.uint8)
     assert psnr(black, grey) == pytest.approx(24.05, abs=0.01)
     assert psnr(black, black) == 99

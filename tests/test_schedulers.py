@@ -1,4 +1,4 @@
-"""Every scheduler that is admitted gives the images of diffusers' own pipeline; the others are refused."""
+"""Every supported scheduler gives the images of diffusers' own pipeline; the others are refused."""
 
 import json
 import shutil
@@ -127,7 +127,7 @@ def test_a_distilled_model_keeps_its_own_scheduler_unless_another_is_given(
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("kind", "changes", "generator", "told"),
+    ("kind", "changes", "generator", "message"),
     [
         ("LCMScheduler", {}, {"solver": "dpm++"}, "is a consistency model, which only its own LCMScheduler"),
         ("LCMScheduler", {}, {"solver": "model", "steps": 60}, "of at most 50 steps, but the recipe has 60"),
@@ -136,15 +136,15 @@ def test_a_distilled_model_keeps_its_own_scheduler_unless_another_is_given(
         ("UniPCMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}, {}, "predicts"),
     ],
 )
-def test_what_would_be_sampled_wrongly_is_refused(
-    folder: Path, kind: str, changes: dict[str, Any], generator: dict[str, Any], told: str
+def test_unsupported_schedulers_are_refused(
+    folder: Path, kind: str, changes: dict[str, Any], generator: dict[str, Any], message: str
 ) -> None:
     with_scheduler(folder, kind, **changes)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load_pipeline(recipe(folder, **generator).generator, "cpu")
 
 
-def test_noise_that_does_not_follow_the_seed_is_refused_and_needs_no_torchsde_under_another_solver(
+def test_a_scheduler_with_unseeded_noise_is_refused_unless_a_solver_replaces_it(
     folder: Path,
 ) -> None:
     edit(folder / "model_index.json", scheduler=["diffusers", "DPMSolverSDEScheduler"])

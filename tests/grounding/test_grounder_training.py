@@ -1,4 +1,4 @@
-"""Training that is cut off, parted, or given what does not fit."""
+"""Training of grounders: interrupted, distributed, and with datasets or checkpoints that do not fit."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.support.sets import BandDetector, make_set
 
 
 @pytest.mark.parametrize("module", ["guided", "paper"])
-def test_a_training_that_was_cut_off_ends_in_the_same_grounder(oracle: Path, tmp_path: Path, module: str) -> None:
+def test_an_interrupted_training_resumes_to_the_same_grounder(oracle: Path, tmp_path: Path, module: str) -> None:
     whole = load_grounder(train_briefly(oracle, tmp_path / "whole", module))[0].state_dict()
     with pytest.raises(KeyboardInterrupt):
         train_briefly(oracle, tmp_path / "cut", module, stop_at=8)
@@ -26,9 +26,11 @@ def test_a_training_that_was_cut_off_ends_in_the_same_grounder(oracle: Path, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Train opens Ray Data, which uses fields of its own
-def test_two_processes_train_what_one_does(oracle: Path, tmp_path: Path) -> None:
-    """Through Ray Train, each with half of every batch."""
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # Ray Train imports Ray Data, which uses its own deprecated fields
+def test_two_processes_train_the_same_grounder_as_one(oracle: Path, tmp_path: Path) -> None:
+    """With Ray Train, each process with half of every batch."""
     from factory.config.sections import EngineRecipe
     from factory.grounder.run import GrounderTraining, train_here
     from factory.training.distributed import train_on_several
@@ -59,7 +61,7 @@ def test_oracles_of_another_backbone_are_refused(tiny_model: Path, tmp_path: Pat
         GrounderTask(sets[:1], GrounderOptions(), "cpu", 1)
 
 
-def test_a_checkpoint_that_was_cut_short_is_told(oracle: Path, tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_raises_a_clear_error(oracle: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train_briefly(oracle, tmp_path, stop_at=8)
     data = (tmp_path / "checkpoint.pt").read_bytes()

@@ -17,8 +17,8 @@ from factory.grounder.modules.paper import PaperModule
 from factory.grounder.modules.published import PublishedModule
 
 
-def test_the_papers_module_has_the_papers_size_on_stable_diffusion() -> None:
-    """Both guidance halves joined: 15360, 14080, 8320 and 5120 channels; 18.8 M parameters."""
+def test_the_papers_module_has_the_papers_size() -> None:
+    """Both guidance halves concatenated: 15360, 14080, 8320 and 5120 channels; 18.8 M parameters."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
         capture = Capture(unet, frozenset({FEATURES}))
@@ -52,7 +52,7 @@ def test_an_image_has_the_same_masks_alone_and_in_a_batch(captured: Any, kind: A
             assert torch.allclose(alone[0], together[place, :classes], atol=1e-4)
 
 
-def test_a_class_that_was_not_found_and_pixels_that_are_ignored_teach_nothing() -> None:
+def test_missing_classes_and_ignored_pixels_have_no_gradient() -> None:
     logits = torch.randn(2, 2, 8, 8, requires_grad=True)
     labels = torch.zeros(2, 8, 8, dtype=torch.uint8)
     labels[:, :4], labels[:, 4:6] = 1, 255

@@ -1,4 +1,4 @@
-"""The paper's module as published: both halves of guidance, its size, and the layout of the released checkpoint."""
+"""The paper's released module: both halves of guidance, its size, and the checkpoint's layout."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ from factory.grounder.released import layout, load_released
 from tests.support.grounding_sets import command, oracle_recipe
 
 SMALL = Backbone({"in.0": (6, 1), "in.1": (4, 2), "in.2": (4, 4), "mid": (8, 8), "out.0": (2, 1)}, {}, 12, 16)
-"""Of four levels, as Stable Diffusion 1."""
+"""Four levels, as in Stable Diffusion 1."""
 
 
 def _mixer(name: str, channels: int) -> dict[str, tuple[int, ...]]:
@@ -40,7 +40,7 @@ def _mixer(name: str, channels: int) -> dict[str, tuple[int, ...]]:
 
 
 def released_shapes(inputs: tuple[int, ...], token: int, words: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of `torch.load("grounding_module.pth")`, written down from the release's own code."""
+    """Names and shapes of `torch.load("grounding_module.pth")`, transcribed from the released code."""
     levels, widths = ("low", "mid", "high", "highest"), (16, 32, 64, 128)
     rows: dict[str, tuple[int, ...]] = {
         f"{level}_feature_conv.0.weight": (width, given, 1, 1)
@@ -62,7 +62,7 @@ def released_shapes(inputs: tuple[int, ...], token: int, words: int) -> dict[str
 
 
 def released(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """A checkpoint of random weights that are neither tiny nor alike."""
+    """A checkpoint of random weights with a realistic spread."""
     random = torch.Generator().manual_seed(0)
     weights = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
     scale = {name: value.flatten(1).shape[1] ** -0.5 if value.ndim > 1 else 0.1 for name, value in weights.items()}
@@ -72,7 +72,7 @@ def released(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
 SMALL_SHAPES = released_shapes((8, 4, 4, 8), 240, 12)
 
 
-def test_on_stable_diffusion_it_has_the_published_size_and_the_released_names_and_shapes() -> None:
+def test_the_published_module_has_the_released_names_and_shapes() -> None:
     """Both guidance halves: 15360, 14080, 8320 and 5120 channels; 18.8 M parameters."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
@@ -102,7 +102,7 @@ def _batch_norm(maps: Tensor) -> Tensor:
 
 
 def _as_released(weights: dict[str, Tensor], levels: list[Tensor], words: Tensor) -> Tensor:
-    """Logits (K, h, w) of one image at the finest level's size: the release's arithmetic, written out again.
+    """Logits (K, h, w) of one image at the finest level's size: the released code's arithmetic, reimplemented.
 
     `levels` are the features from coarse to fine, (1, C, h, w), `words` (K, channels).
     """
@@ -120,7 +120,7 @@ def _as_released(weights: dict[str, Tensor], levels: list[Tensor], words: Tensor
         middle = F.conv2d(first, _normed(weights, f"{block}.conv1"), weights[f"{block}.conv1.bias"], padding=1)
         last = F.relu(_batch_norm(middle))
         mixed = first + F.conv2d(last, _normed(weights, f"{block}.conv2"), weights[f"{block}.conv2.bias"], padding=1)
-    tokens = mixed[0].flatten(1).T @ weights["to_k.weight"].T  # tokens of one place: the small U-Net is 16 wide
+    tokens = mixed[0].flatten(1).T @ weights["to_k.weight"].T  # tokens of one position: the small U-Net is 16 wide
     queries = words @ weights["to_q.weight"].T
 
     def attended(name: str, asked: Tensor, given: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def _as_released(weights: dict[str, Tensor], levels: list[Tensor], words: Tensor
     return torch.einsum("kc,chw->khw", queries, mixed[0])
 
 
-def test_released_weights_give_what_the_release_computes(tmp_path: Path) -> None:
+def test_released_weights_reproduce_the_released_code(tmp_path: Path) -> None:
     weights = released(SMALL_SHAPES)
     torch.save(weights, tmp_path / "grounding_module.pth")
     module = PublishedModule(SMALL)
@@ -171,7 +171,7 @@ def test_released_weights_give_what_the_release_computes(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda rows: rows.pop("to_q.weight"), "to_q.weight is missing"),
         (lambda rows: rows.update(other=torch.zeros(1)), "other is unknown"),
@@ -180,15 +180,15 @@ def test_released_weights_give_what_the_release_computes(tmp_path: Path) -> None
         (lambda rows: rows.update(epoch=3), "it is not a dictionary of tensors"),
     ],
 )
-def test_a_checkpoint_that_is_not_the_released_one_is_named(change: Any, told: str, tmp_path: Path) -> None:
+def test_another_checkpoint_than_the_released_one_is_refused(change: Any, message: str, tmp_path: Path) -> None:
     weights = released(SMALL_SHAPES)
     change(weights)
     torch.save(weights, tmp_path / "a.pth")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load_released(PublishedModule(SMALL), tmp_path / "a.pth")
 
 
-def test_a_checkpoint_that_is_cut_short_and_a_u_net_of_other_levels_are_named(tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_and_a_u_net_of_other_levels_are_refused(tmp_path: Path) -> None:
     torch.save(released(SMALL_SHAPES), tmp_path / "a.pth")
     (tmp_path / "a.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:-1000])
     with pytest.raises(UserError, match="cannot be read"):
@@ -197,7 +197,7 @@ def test_a_checkpoint_that_is_cut_short_and_a_u_net_of_other_levels_are_named(tm
         layout(PublishedModule(Backbone({"in.0": (6, 1), "in.1": (4, 2)}, {}, 12, 16)))
 
 
-def test_both_halves_are_read_while_sampling_and_again_from_the_latent(tiny_model: Path) -> None:
+def test_both_halves_are_captured_and_reproduced_from_the_latent(tiny_model: Path) -> None:
     recipe = oracle_recipe(tiny_model)
     requests = [Request(sample.prompt, 7) for sample in Plan(recipe).shard(0).samples[:2]]
     needs = frozenset({FEATURES, CLASS_EMBEDDINGS, LATENT})
@@ -210,21 +210,21 @@ def test_both_halves_are_read_while_sampling_and_again_from_the_latent(tiny_mode
             assert joined.features[name].shape[0] == 2 * len(block)
             assert torch.equal(joined.features[name][len(block) :], block)
             same = torch.equal(joined.features[name][: len(block)], block)
-            assert same == (name == "in.0")  # the first convolution has not read the prompt yet
+            assert same == (name == "in.0")  # the first convolution does not depend on the prompt
     latents = torch.stack([torch.from_numpy(row.latent).float() for row in both if row.latent is not None])
     again = generator.read(latents, [row.timestep for row in both], [request.prompt for request in requests])
     for name, blocks in again.features.items():
         assert torch.allclose(blocks, torch.stack([row.features[name] for row in both]), atol=2e-2)
 
 
-def test_without_guidance_there_is_no_second_half(tiny_model: Path) -> None:
+def test_halves_require_guidance(tiny_model: Path) -> None:
     recipe = oracle_recipe(tiny_model)
     alone = recipe.model_copy(update={"generator": recipe.generator.model_copy(update={"guidance": 1.0})})
     with pytest.raises(UserError, match=r"reads both halves .* give a guidance above 1"):
         PipelineGenerator(alone, needs=frozenset({FEATURES, HALVES}))
 
 
-def test_a_released_checkpoint_becomes_a_grounder_that_generate_takes(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_imported_checkpoint_works_in_generate(tiny_model: Path, tmp_path: Path) -> None:
     model = shutil.copytree(tiny_model, tmp_path / "model")
     config = UNet2DConditionModel.load_config(model / "unet")
     blocks = ("CrossAttnDownBlock2D",) * 4, ("CrossAttnUpBlock2D",) * 4

@@ -1,4 +1,4 @@
-"""Recipes of oracle sets, and short trainings on them."""
+"""Recipes of oracle datasets, and short trainings on them."""
 
 from pathlib import Path
 from typing import Any
