@@ -16,31 +16,46 @@ from factory.stickers.voc_folder import write_voc_folder
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("protocol")
-    write_voc_folder(place / "real", voc(), 20, ("noto",), size=64)
-    write_voc_folder(place / "other", voc(), 20, ("openmoji",), size=64)
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("protocol")
+    write_voc_folder(folder / "real", voc(), 20, ("noto",), size=64)
+    write_voc_folder(folder / "other", voc(), 20, ("openmoji",), size=64)
     for name in ("a", "b"):
-        save_segmenter(new_segmenter("segformer", ["background", *voc().names]), place / name, {})
-    return place
+        save_segmenter(new_segmenter("segformer", ["background", *voc().names]), folder / name, {})
+    return folder
 
 
-def test_every_segmenter_is_evaluated_on_every_folder(world: Path, tmp_path: Path) -> None:
-    pairs = [f"one={world}/a", f"two={world}/b"]
-    rows = compare(pairs, [f"R={world}/real", f"O={world}/other"], RealImages(Path(), split="zs3"), threads=1)
-    assert [(row.real, row.name) for row in rows] == [("R", "one"), ("R", "two"), ("O", "one"), ("O", "two")]
-    alone = evaluate_here(world / "b", RealImages(world / "other", split="zs3"), threads=1)
-    assert (rows[3].score.miou, rows[3].score.unseen) == (alone.miou, alone.unseen)
-    table = as_markdown(rows, "voc")
+def test_every_segmenter_is_evaluated_on_every_folder(workspace: Path, tmp_path: Path) -> None:
+    pairs = [f"one={workspace}/a", f"two={workspace}/b"]
+    results = compare(
+        pairs, [f"R={workspace}/real", f"O={workspace}/other"], RealImages(Path(), split="zs3"), threads=1
+    )
+    assert [(result.real, result.name) for result in results] == [
+        ("R", "one"),
+        ("R", "two"),
+        ("O", "one"),
+        ("O", "two"),
+    ]
+    alone = evaluate_here(workspace / "b", RealImages(workspace / "other", split="zs3"), threads=1)
+    assert (results[3].score.miou, results[3].score.unseen) == (alone.miou, alone.unseen)
+    table = as_markdown(results, "voc")
     assert table.count("| two |") == 2
     assert table.count("paper, mixture") == 1
     assert f"| two | {100 * alone.seen:.1f} |" in table
 
 
-def test_the_command_replaces_the_table_in_a_page(world: Path, tmp_path: Path) -> None:
+def test_the_command_replaces_the_table_in_a_page(workspace: Path, tmp_path: Path) -> None:
     page = tmp_path / "results.md"
     page.write_text("# Results\n")
-    arguments = ["compare-segmenters", f"mine={world}/a", "--real", f"R={world}/real", "--table", str(page), "--json"]
+    arguments = [
+        "compare-segmenters",
+        f"mine={workspace}/a",
+        "--real",
+        f"R={workspace}/real",
+        "--table",
+        str(page),
+        "--json",
+    ]
     for _ in range(2):
         result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert json.loads(result.stdout)[0]["score"]["images"] == 4

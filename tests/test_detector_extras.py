@@ -137,7 +137,9 @@ def test_mask_rcnn_matches_torchvision_with_its_coco_weights(
     assert len(found) > 3
     if builder == "maskrcnn_resnet50_fpn_v2":
         mixed = detector.detect([image(), image(64, 64)])
-        assert [rows(row) for row in mixed] == [rows(detector.detect([one])[0]) for one in (image(), image(64, 64))]
+        assert [rows(found) for found in mixed] == [
+            rows(detector.detect([single])[0]) for single in (image(), image(64, 64))
+        ]
 
 
 def test_weights_that_count_batches_get_ordinary_normalisation(tmp_path: Path) -> None:
@@ -252,8 +254,8 @@ def saved(zoo: Any, form: str) -> Path:
     arrays = {name: value.numpy() for name, value in state.items()}
     if form == "matching":  # names without the prefix, as backbones are published
         arrays = {name.removeprefix("backbone.bottom_up."): value for name, value in arrays.items()}
-    more = {"matching_heuristics": True} if form == "matching" else {}
-    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "test", **more}))
+    extra = {"matching_heuristics": True} if form == "matching" else {}
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "test", **extra}))
     return path
 
 
@@ -280,7 +282,9 @@ def test_mask_rcnn_matches_detectron2s_default_predictor(zoo: Any, form: str) ->
         assert len(found) > 3
     if form == "torch":
         mixed = detector.detect([image(), image(64, 64)])
-        assert [rows(row) for row in mixed] == [rows(detector.detect([one])[0]) for one in (image(), image(64, 64))]
+        assert [rows(found) for found in mixed] == [
+            rows(detector.detect([single])[0]) for single in (image(), image(64, 64))
+        ]
 
 
 def test_a_file_without_matching_tensors_is_refused(zoo: Any) -> None:
@@ -343,9 +347,9 @@ def test_unavailable_or_damaged_zoo_weights_raise_a_clear_error(
     monkeypatch.setattr(_ModelZooUrls, "S3_PREFIX", "http://127.0.0.1:9/")
     with pytest.raises(UserError, match=r"cannot be downloaded .*; check the network, or download http"):
         open_detector(recipe(f"detectron2:{CONFIG}"), "cpu")
-    place = tmp_path / CONFIG.removesuffix(".yaml") / _ModelZooUrls.CONFIG_PATH_TO_URL_SUFFIX[CONFIG[:-5]]
-    place.parent.mkdir(parents=True)
+    path = tmp_path / CONFIG.removesuffix(".yaml") / _ModelZooUrls.CONFIG_PATH_TO_URL_SUFFIX[CONFIG[:-5]]
+    path.parent.mkdir(parents=True)
     monkeypatch.setattr(_ModelZooUrls, "S3_PREFIX", f"{tmp_path}/")
-    place.write_bytes(pickle.dumps({"model": {}, "__author__": "x"})[:-4])
+    path.write_bytes(pickle.dumps({"model": {}, "__author__": "x"})[:-4])
     with pytest.raises(UserError, match=r"detectron2's copy of the weights .* cannot be used"):
         open_detector(recipe(f"detectron2:{CONFIG}"), "cpu")

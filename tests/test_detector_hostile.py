@@ -73,10 +73,10 @@ def test_a_pickle_of_python_2_is_read(tmp_path: Path) -> None:
             b"S'conv_w_momentum'\np19\ng9\nss.",
         ]
     )
-    place = tmp_path / "old.pkl"
-    place.write_bytes(text)
-    assert read_arrays(place)["blobs"]["conv_w"].tolist() == [1.0, 2.0]
-    state, writer = read_state(place, "it")
+    path = tmp_path / "old.pkl"
+    path.write_bytes(text)
+    assert read_arrays(path)["blobs"]["conv_w"].tolist() == [1.0, 2.0]
+    state, writer = read_state(path, "it")
     assert (list(state), writer) == (["conv_w"], "caffe2")
 
 
@@ -133,8 +133,8 @@ def test_shared_content_cannot_fill_the_memory(tmp_path: Path) -> None:
 
 def test_an_array_of_another_size_than_its_content_is_refused(tmp_path: Path) -> None:
     content = bytearray(pickle.dumps({"a": np.zeros((3, 5), np.float32)}, 2))
-    (place,) = [at for op, arg, at in pickletools.genops(bytes(content)) if op.name == "BININT1" and arg == 5]
-    content[place + 1] = 200
+    (position,) = [at for op, arg, at in pickletools.genops(bytes(content)) if op.name == "BININT1" and arg == 5]
+    content[position + 1] = 200
     (tmp_path / "a.pkl").write_bytes(bytes(content))
     with pytest.raises(ForbiddenPickleError, match="size differs from that of its content"):
         read_arrays(tmp_path / "a.pkl")
@@ -156,8 +156,8 @@ def _torch_files(mark: Path) -> dict[str, bytes]:
     def zipped(content: bytes) -> bytes:
         stream = io.BytesIO()
         with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as new:
-            for row in old.infolist():
-                new.writestr(row.filename, old.read(row))
+            for member in old.infolist():
+                new.writestr(member.filename, old.read(member))
         return stream.getvalue()
 
     whole = saved(network().state_dict())

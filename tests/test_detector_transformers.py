@@ -28,8 +28,8 @@ def _recipe(folder: Path) -> Recipe:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    place = tmp_path_factory.mktemp("detectors")
-    return {name: TINY_DETECTORS[name](place / name, coco().names) for name in HERE}
+    parent = tmp_path_factory.mktemp("detectors")
+    return {name: TINY_DETECTORS[name](parent / name, coco().names) for name in HERE}
 
 
 def image(height: int = 64, width: int = 96) -> np.ndarray:
@@ -105,11 +105,11 @@ def test_images_of_mixed_sizes_are_detected_as_if_alone(folders: dict[str, Path]
     assert detector.detect([]) == []
 
 
-def _copy(folder: Path, place: Path) -> Path:
-    place.mkdir()
+def _copy(folder: Path, target: Path) -> Path:
+    target.mkdir()
     for path in folder.iterdir():
-        (place / path.name).write_bytes(path.read_bytes())
-    return place
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
 
 
 def _without_a_tensor(folder: Path) -> None:

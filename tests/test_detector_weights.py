@@ -51,8 +51,8 @@ def test_all_saved_forms_of_tensors_are_read(tmp_path: Path, form: str) -> None:
 # --- every tensor is accounted for
 
 
-def _state(**more: torch.Tensor) -> dict[str, torch.Tensor]:
-    return dict(network().state_dict()) | more
+def _state(**extra: torch.Tensor) -> dict[str, torch.Tensor]:
+    return dict(network().state_dict()) | extra
 
 
 @pytest.mark.parametrize(
@@ -201,10 +201,10 @@ def test_a_run_of_a_pinned_recipe_checks_the_pin(folder: Path) -> None:
 # --- libraries that do not match
 
 
-def _put(place: Path, files: dict[str, str]) -> None:
+def _put(folder: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).write_text(text)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
 
 
 def test_a_mismatched_torchvision_affects_only_its_own_detectors(tmp_path: Path) -> None:

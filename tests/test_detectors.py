@@ -23,8 +23,10 @@ from tests.support.tiny_detectors import TINY_DETECTORS
 LABELS = ["N/A", *coco().names]
 
 
-def _recipe(detector: str | Path, classes: str = "voc", **more: Any) -> Recipe:
-    return make_recipe({"n": 1, "classes": classes, "masks": {"source": "detector", "detector": str(detector)}} | more)
+def _recipe(detector: str | Path, classes: str = "voc", **changes: Any) -> Recipe:
+    return make_recipe(
+        {"n": 1, "classes": classes, "masks": {"source": "detector", "detector": str(detector)}} | changes
+    )
 
 
 @pytest.fixture(scope="module", params=["mask2former", "maskformer"])
@@ -56,12 +58,12 @@ def test_instances_have_the_images_size_and_the_vocabularys_names(folder: Path) 
 def test_an_image_has_the_same_instances_alone_and_in_a_batch(folder: Path) -> None:
     detector, images = open_detector(_recipe(folder, "coco"), "cpu"), _images()
     together = detector.detect(images)
-    for place, image in enumerate(images):
+    for k, image in enumerate(images):
         (alone,) = detector.detect([image])
-        assert [row.class_name for row in alone] == [row.class_name for row in together[place]]
-        for one, other in zip(alone, together[place], strict=True):
-            assert one.score == pytest.approx(other.score, abs=1e-4)
-            assert (one.mask != other.mask).mean() < 0.01
+        assert [row.class_name for row in alone] == [row.class_name for row in together[k]]
+        for instance, other in zip(alone, together[k], strict=True):
+            assert instance.score == pytest.approx(other.score, abs=1e-4)
+            assert (instance.mask != other.mask).mean() < 0.01
     mixed = detector.detect([images[0], images[1][:32]])
     assert [rows[0].mask.shape for rows in mixed if rows] == [(64, 96), (32, 96)][: sum(map(bool, mixed))]
 
@@ -175,7 +177,7 @@ def test_detectron2_classes_start_at_0_without_gaps() -> None:
     masks[0, :2] = True
     row = SimpleNamespace(pred_classes=torch.tensor([16, 62]), scores=torch.tensor([0.9, 0.4]), pred_masks=masks)
     found = with_detectron2.as_instances(row, labels, translation(voc(), labels))
-    assert [one.class_name for one in found] == ["dog", "tvmonitor"]
+    assert [instance.class_name for instance in found] == ["dog", "tvmonitor"]
     assert found[0].mask.sum() == 12
 
 

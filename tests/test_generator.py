@@ -43,11 +43,11 @@ def test_the_same_requests_give_the_same_images(tiny_recipe: Recipe) -> None:
 def test_an_image_is_the_same_alone_and_in_a_batch(tiny_data: dict[str, Any], solver: str) -> None:
     """Kernels may round differently by batch size: one step of 255 is allowed, another image's influence is not."""
     recipe = changed(tiny_data, generator={"solver": solver, "guidance": 4.0})
-    generator, asked = PipelineGenerator(recipe), requests(recipe, 4)
-    together = generator.generate(asked)
-    for one, request in zip(together, asked, strict=True):
+    generator, batch = PipelineGenerator(recipe), requests(recipe, 4)
+    together = generator.generate(batch)
+    for generated, request in zip(together, batch, strict=True):
         alone = generator.generate([request])[0]
-        assert np.abs(one.image.astype(int) - alone.image.astype(int)).max() <= 1
+        assert np.abs(generated.image.astype(int) - alone.image.astype(int)).max() <= 1
 
 
 def test_attention_does_not_mix_images_or_guidance_halves(
@@ -55,12 +55,12 @@ def test_attention_does_not_mix_images_or_guidance_halves(
 ) -> None:
     for mode in ("finished", "sampling"):
         recipe = changed(tiny_data, masks={"capture": mode}, generator={"guidance": 4.0})
-        generator, asked = PipelineGenerator(recipe, needs=frozenset({ATTENTION})), requests(recipe, 4)
-        for one, request in zip(generator.generate(asked), asked, strict=True):
+        generator, batch = PipelineGenerator(recipe, needs=frozenset({ATTENTION})), requests(recipe, 4)
+        for generated, request in zip(generator.generate(batch), batch, strict=True):
             alone = generator.generate([request])[0]
-            assert one.attention is not None
+            assert generated.attention is not None
             assert alone.attention is not None
-            for shape, maps in one.attention.cross.items():
+            for shape, maps in generated.attention.cross.items():
                 assert np.allclose(maps, alone.attention.cross[shape], atol=1e-4)
                 assert np.allclose(maps.sum(0), 1, atol=1e-4)
 
@@ -75,24 +75,24 @@ def test_capturing_changes_no_image(tiny_data: dict[str, Any]) -> None:
 def test_images_match_the_diffusers_pipeline(tiny_data: dict[str, Any]) -> None:
     recipe = changed(tiny_data, generator={"solver": "model", "guidance": 5.0, "steps": 3})
     (request,) = requests(recipe, 1)
-    mine = PipelineGenerator(recipe).generate([request])[0].image
+    image = PipelineGenerator(recipe).generate([request])[0].image
     stock = load_pipeline(recipe.generator, "cpu")
     stock.set_progress_bar_config(disable=True)
-    theirs = stock(
+    expected = stock(
         request.prompt.text,
         num_inference_steps=3,
         guidance_scale=5.0,
         generator=torch.Generator().manual_seed(request.seed),
     ).images[0]
-    assert np.abs(mine.astype(int) - np.asarray(theirs).astype(int)).max() <= 1
+    assert np.abs(image.astype(int) - np.asarray(expected).astype(int)).max() <= 1
 
 
 def test_features_are_the_outputs_of_every_block(tiny_recipe: Recipe) -> None:
-    made = PipelineGenerator(tiny_recipe, needs=frozenset({FEATURES})).generate(requests(tiny_recipe, 2))
-    names = list(made[0].features)
+    generated = PipelineGenerator(tiny_recipe, needs=frozenset({FEATURES})).generate(requests(tiny_recipe, 2))
+    names = list(generated[0].features)
     assert names == ["in.0", "in.1", "in.2", "in.3", "mid", "out.0", "out.1", "out.2", "out.3"]
-    assert made[0].features["mid"].shape == (32, 4, 4)
-    assert not torch.equal(made[0].features["mid"], made[1].features["mid"])
+    assert generated[0].features["mid"].shape == (32, 4, 4)
+    assert not torch.equal(generated[0].features["mid"], generated[1].features["mid"])
 
 
 @pytest.fixture(scope="module")
@@ -112,15 +112,15 @@ def test_shapes_come_from_the_model(
 ) -> None:
     recipe = changed(tiny_data, generator={"model": str(fine_model), "guidance": 4.0, **size})
     needs = frozenset({ATTENTION, FEATURES, CROSS_ATTENTION, LATENT})
-    made = PipelineGenerator(recipe, needs=needs).generate(requests(recipe, 2))[0]
-    assert made.image.shape == (4 * latents[0], 4 * latents[1], 3)
-    assert made.latent is not None
-    assert made.latent.shape == (4, *latents)
-    assert made.features["in.0"].shape[1:] == latents
-    assert made.attention is not None
-    assert list(made.attention.cross) == attended
-    assert made.attention.self_attention_shape == attended[0]
-    assert {tuple(maps.shape[2:]) for maps in made.cross_attention.values()} == set(attended)
+    generated = PipelineGenerator(recipe, needs=needs).generate(requests(recipe, 2))[0]
+    assert generated.image.shape == (4 * latents[0], 4 * latents[1], 3)
+    assert generated.latent is not None
+    assert generated.latent.shape == (4, *latents)
+    assert generated.features["in.0"].shape[1:] == latents
+    assert generated.attention is not None
+    assert list(generated.attention.cross) == attended
+    assert generated.attention.self_attention_shape == attended[0]
+    assert {tuple(maps.shape[2:]) for maps in generated.cross_attention.values()} == set(attended)
 
 
 def test_a_unet_without_a_middle_block_is_captured(tiny_data: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
@@ -130,14 +130,14 @@ def test_a_unet_without_a_middle_block_is_captured(tiny_data: dict[str, Any], ti
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({k: v for k, v in load_file(weights).items() if not k.startswith("mid_block")}, weights)
     recipe = changed(tiny_data, generator={"model": str(folder)})
-    made = PipelineGenerator(recipe, needs=frozenset({FEATURES})).generate(requests(recipe, 1))
-    assert [name[:2] for name in made[0].features] == ["in"] * 4 + ["ou"] * 4
+    generated = PipelineGenerator(recipe, needs=frozenset({FEATURES})).generate(requests(recipe, 1))
+    assert [name[:2] for name in generated[0].features] == ["in"] * 4 + ["ou"] * 4
 
 
 def test_features_do_not_keep_the_unconditional_half_in_memory(tiny_data: dict[str, Any]) -> None:
     recipe = changed(tiny_data, generator={"guidance": 4.0}, masks={"capture": "sampling"})
-    for made in PipelineGenerator(recipe, needs=frozenset({FEATURES})).generate(requests(recipe, 3)):
-        for block in made.features.values():
+    for generated in PipelineGenerator(recipe, needs=frozenset({FEATURES})).generate(requests(recipe, 3)):
+        for block in generated.features.values():
             assert block.untyped_storage().nbytes() == 3 * block.numel() * 4
 
 
@@ -152,9 +152,9 @@ def test_the_number_of_threads_of_the_process_changes_no_image(tiny_recipe: Reci
 @pytest.mark.filterwarnings("ignore")
 def test_an_xl_pipeline_is_supported(tiny_data: dict[str, Any], tmp_path: Path) -> None:
     recipe = changed(tiny_data, generator={"model": str(tiny_pipeline(tmp_path / "xl", xl=True)), "guidance": 4.0})
-    generator, asked = PipelineGenerator(recipe, needs=frozenset({ATTENTION})), requests(recipe, 2)
-    together = generator.generate(asked)
-    alone = generator.generate([asked[1]])[0]
+    generator, batch = PipelineGenerator(recipe, needs=frozenset({ATTENTION})), requests(recipe, 2)
+    together = generator.generate(batch)
+    alone = generator.generate([batch[1]])[0]
     assert np.abs(together[1].image.astype(int) - alone.image.astype(int)).max() <= 1
 
 

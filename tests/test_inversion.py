@@ -38,14 +38,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _options(folder: Path, **more: Any) -> RealOptions:
+def _options(folder: Path, **changes: Any) -> RealOptions:
     plain = RealOptions("voc", folder, "train", None, "voc", "1", 6, "ddim", 4, 200, 3, 0.01)
-    return replace(plain, **more)
+    return replace(plain, **changes)
 
 
-def _recipe(folder: Path, model: Path, **more: Any) -> Recipe:
+def _recipe(folder: Path, model: Path, **changes: Any) -> Recipe:
     given = {"model": str(model), "shard_size": 3, "batch": 2}
-    return pin_recipe(recipe_of_folder(_options(folder, **more), given, {})[0])
+    return pin_recipe(recipe_of_folder(_options(folder, **changes), given, {})[0])
 
 
 def test_an_inverted_dataset_verifies_and_has_the_true_masks(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -60,9 +60,9 @@ def test_an_inverted_dataset_verifies_and_has_the_true_masks(folder: Path, tiny_
         loaded = truth.load(key)
         assert set(sample.prompt.classes) <= set(voc().seen("1"))
         assert sample.labels.shape == (64, 64)
-        for place, name in enumerate(sample.prompt.classes, 1):
+        for k, name in enumerate(sample.prompt.classes, 1):
             expected = (loaded.labels == voc().names.index(name) + 1).mean()
-            assert (sample.labels == place).mean() == pytest.approx(expected, abs=0.02)
+            assert (sample.labels == k).mean() == pytest.approx(expected, abs=0.02)
         assert (sample.labels == 255).any()
     assert 5 < mean_psnr(store, recipe) < 99
 
@@ -72,7 +72,7 @@ def test_the_same_recipe_file_makes_the_same_bytes(folder: Path, tiny_model: Pat
     first = make_set(recipe, tmp_path / "one")
     again = make_recipe(load_recipe(tmp_path / "one" / "recipe.yaml"))
     assert again.fingerprint() == recipe.fingerprint()
-    assert [row.tar for row in make_set(again, tmp_path / "two")] == [row.tar for row in first]
+    assert [receipt.tar for receipt in make_set(again, tmp_path / "two")] == [receipt.tar for receipt in first]
 
 
 def test_more_steps_restore_the_image_better(folder: Path) -> None:
@@ -82,14 +82,14 @@ def test_more_steps_restore_the_image_better(folder: Path) -> None:
         recipe = pin_recipe(recipe_of_folder(_options(folder, steps=steps, most=2), {}, {})[0])
         generator = InvertingGenerator(recipe)
         samples = Plan(recipe).shard(0).samples
-        made = generator.generate([Request(one.prompt, 0, one.index) for one in samples])
-        found[steps] = np.mean([one.measured["psnr"] for one in made])
-        assert made[0].timestep == pytest.approx(200, abs=999 / steps)
+        generated = generator.generate([Request(s.prompt, 0, s.index) for s in samples])
+        found[steps] = np.mean([g.measured["psnr"] for g in generated])
+        assert generated[0].timestep == pytest.approx(200, abs=999 / steps)
     recipe = pin_recipe(recipe_of_folder(_options(folder, method="noise", most=2), {}, {})[0])
     generator = InvertingGenerator(recipe)
-    made = generator.generate([Request(one.prompt, 0, one.index) for one in Plan(recipe).shard(0).samples])
-    assert made[0].timestep == 200
-    limit = np.mean([one.measured["psnr"] for one in made])
+    generated = generator.generate([Request(s.prompt, 0, s.index) for s in Plan(recipe).shard(0).samples])
+    assert generated[0].timestep == 200
+    limit = np.mean([g.measured["psnr"] for g in generated])
     assert found[4] < found[40] <= limit + 0.5
 
 

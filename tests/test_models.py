@@ -197,20 +197,20 @@ def test_large_batches_are_decoded_in_parts(tiny_model: Path, monkeypatch: pytes
     monkeypatch.setattr("factory.generator.pipeline._DECODED_TOGETHER", 2 * 64 * 64)
     generator, sizes = PipelineGenerator(recipe), []
     generator._vae.decoder.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
-    parted = generator.generate(requests)
+    in_parts = generator.generate(requests)
     assert sizes == [2, 2, 1]
-    for one, other in zip(together, parted, strict=True):
-        assert np.abs(one.image.astype(int) - other.image.astype(int)).max() <= 1
+    for generated, other in zip(together, in_parts, strict=True):
+        assert np.abs(generated.image.astype(int) - other.image.astype(int)).max() <= 1
     generator._vae.encoder.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
-    generator.encode_images(np.stack([one.image for one in parted]))
+    generator.encode_images(np.stack([generated.image for generated in in_parts]))
     assert sizes[3:] == [2, 2, 1]
 
 
 @pytest.mark.parametrize(("width", "tiled"), [(1024, False), (1032, True)])
 def test_images_over_1024_are_decoded_in_tiles(kl_model: Path, width: int, tiled: bool) -> None:
     generator = {"model": str(kl_model), "steps": 1, "solver": "ddim", "width": width, "height": 64}
-    made = PipelineGenerator(make_recipe({"n": 1, "classes": "voc", "generator": generator}))
+    pipeline = PipelineGenerator(make_recipe({"n": 1, "classes": "voc", "generator": generator}))
     tiles: list[int] = []
-    made._vae.decoder.register_forward_pre_hook(lambda module, given: tiles.append(len(given[0])))
-    assert made.generate([Request(PROMPT, 1)])[0].image.shape == (64, width, 3)
+    pipeline._vae.decoder.register_forward_pre_hook(lambda module, given: tiles.append(len(given[0])))
+    assert pipeline.generate([Request(PROMPT, 1)])[0].image.shape == (64, width, 3)
     assert (len(tiles) > 1) == tiled

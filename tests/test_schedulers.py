@@ -61,16 +61,16 @@ def recipe(folder: Path, **generator: Any) -> Recipe:
 
 
 def assert_like_the_library(chosen: Recipe) -> None:
-    mine = PipelineGenerator(chosen, needs=frozenset({FEATURES})).generate([Request(PROMPT, SEED)])[0].image
+    image = PipelineGenerator(chosen, needs=frozenset({FEATURES})).generate([Request(PROMPT, SEED)])[0].image
     stock = load_pipeline(chosen.generator, "cpu")
     stock.set_progress_bar_config(disable=True)
-    theirs = stock(
+    expected = stock(
         PROMPT.text,
         num_inference_steps=chosen.generator.steps,
         guidance_scale=chosen.generator.guidance,
         generator=torch.Generator().manual_seed(SEED),
     ).images[0]
-    assert np.abs(mine.astype(int) - np.asarray(theirs).astype(int)).max() <= 1
+    assert np.abs(image.astype(int) - np.asarray(expected).astype(int)).max() <= 1
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -100,9 +100,9 @@ def test_the_statistics_of_playgrounds_latents_are_applied_both_ways(tmp_path: P
     generator = PipelineGenerator(chosen)
     assert not (generator.generate([Request(PROMPT, SEED)])[0].image == plain).all()
     latents = generator.encode_images(plain[None])
-    made = generator._pipeline.vae.encode(torch.from_numpy(plain[None]).permute(0, 3, 1, 2) / 127.5 - 1)
+    encoded = generator._pipeline.vae.encode(torch.from_numpy(plain[None]).permute(0, 3, 1, 2) / 127.5 - 1)
     mean, deviation = (torch.tensor(row).view(1, 4, 1, 1) for row in ([-1.6, 1.1, 2.7, -2.0], [8.4, 5.9, 5.5, 5.8]))
-    assert torch.allclose(latents * deviation / 0.5 + mean, made.latent_dist.mode(), atol=1e-4)
+    assert torch.allclose(latents * deviation / 0.5 + mean, encoded.latent_dist.mode(), atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore")

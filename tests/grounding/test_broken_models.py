@@ -34,9 +34,9 @@ def _silent(text: str) -> None:
     pass
 
 
-def _copied(oracle: Path, place: Path) -> Store:
-    shutil.copytree(oracle, place)
-    return Store(str(place))
+def _copied(oracle: Path, folder: Path) -> Store:
+    shutil.copytree(oracle, folder)
+    return Store(str(folder))
 
 
 def _replaced(store: Store, name: str, data: bytes) -> None:
@@ -132,16 +132,16 @@ def test_the_batch_size_fits_memory_and_is_kept_on_resume(
 ) -> None:
     task = GrounderTask([OracleDataset(Store(str(oracle)))], GrounderOptions(), "cpu", 1)
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
-    one = memory._bytes_per_sample(task)
-    assert 2**20 < one < 2**28
+    sample_bytes = memory._bytes_per_sample(task)
+    assert 2**20 < sample_bytes < 2**28
     assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
     assert memory.fitting_batch(task, MAX_BATCH, _silent) == MAX_BATCH
     messages: list[str] = []
-    for free, batch in ((9.5 * one, 8), (1.5 * one, 1), (0.0, 1)):
+    for free, batch in ((9.5 * sample_bytes, 8), (1.5 * sample_bytes, 1), (0.0, 1)):
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
         assert memory.fitting_batch(task, MAX_BATCH, messages.append) == batch
     assert "Batch size 8: a sample takes" in messages[0]
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 4.5 * one)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 4.5 * sample_bytes)
     run = GrounderTraining((str(oracle),), str(tmp_path / "run"), steps=2, threads=1)
     train_here(run, _silent)
     assert saved_options(tmp_path / "run")["batch"] == 4
@@ -159,8 +159,8 @@ def test_the_batch_size_divides_evenly_among_devices() -> None:
 
 
 def test_train_grounder_chooses_batch_sizes(oracle: Path, tmp_path: Path) -> None:
-    for module, more, batch in (("guided", [], MAX_BATCH), ("paper-cfg", ["--batch", 2], 2)):
-        arguments = ["--out", tmp_path / module, "--steps", 1, "--threads", 1, "--module", module, *more]
+    for module, extra, batch in (("guided", [], MAX_BATCH), ("paper-cfg", ["--batch", 2], 2)):
+        arguments = ["--out", tmp_path / module, "--steps", 1, "--threads", 1, "--module", module, *extra]
         result = command("train-grounder", oracle, *arguments)
         assert result.exit_code == 0, result.output + str(result.exception)
         assert saved_options(tmp_path / module)["batch"] == batch

@@ -26,9 +26,7 @@ def test_an_interrupted_training_resumes_to_the_same_grounder(oracle: Path, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning"
-)  # Ray Train imports Ray Data, which uses its own deprecated fields
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Train imports deprecated parts of Ray Data
 def test_two_processes_train_the_same_grounder_as_one(oracle: Path, tmp_path: Path) -> None:
     """With Ray Train, each process with half of every batch."""
     from factory.config.sections import EngineRecipe
@@ -36,12 +34,12 @@ def test_two_processes_train_the_same_grounder_as_one(oracle: Path, tmp_path: Pa
     from factory.training.distributed import train_on_several
 
     run = GrounderTraining((str(oracle),), str(tmp_path / "one"), steps=6, batch=4, threads=1)
-    one = load_grounder(train_here(run, lambda text: None))[0].state_dict()
+    single = load_grounder(train_here(run, lambda text: None))[0].state_dict()
     again = replace(run, out=str(tmp_path / "two"))
     two = load_grounder(train_on_several(train_here, again, 2, EngineRecipe()))[0].state_dict()
     with pytest.raises(UserError, match="does not part evenly"):
         train_on_several(train_here, replace(run, batch=5), 2, EngineRecipe())
-    for name, weight in one.items():
+    for name, weight in single.items():
         assert torch.allclose(weight, two[name], atol=5e-3), name
 
 
@@ -52,13 +50,13 @@ def test_oracles_of_another_backbone_are_refused(tiny_model: Path, tmp_path: Pat
     for name, timestep in (("one", 200), ("two", 500)):
         masks = {"source": "detector", "capture": "sampling", "timesteps": [timestep]}
         make_set(oracle_recipe(model, n=4, masks=masks), tmp_path / name, BandDetector(voc().names))
-    sets = [OracleDataset(Store(str(tmp_path / name))) for name in ("one", "two")]
+    datasets = [OracleDataset(Store(str(tmp_path / name))) for name in ("one", "two")]
     with pytest.raises(UserError, match="is another kind of oracle dataset"):
-        GrounderTask(sets, GrounderOptions(), "cpu", 1)
+        GrounderTask(datasets, GrounderOptions(), "cpu", 1)
     with (model / "unet" / "config.json").open("a") as stream:
         stream.write(" ")
     with pytest.raises(UserError, match="the model now has revision"):
-        GrounderTask(sets[:1], GrounderOptions(), "cpu", 1)
+        GrounderTask(datasets[:1], GrounderOptions(), "cpu", 1)
 
 
 def test_a_truncated_checkpoint_raises_a_clear_error(oracle: Path, tmp_path: Path) -> None:

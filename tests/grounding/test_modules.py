@@ -24,9 +24,9 @@ def test_the_papers_module_has_the_papers_size() -> None:
         capture = Capture(unet, frozenset({FEATURES}))
         with capture.watching(1), torch.no_grad():
             unet(torch.empty(1, 4, 64, 64), torch.tensor(1), torch.empty(1, 77, 768))
-    one = Backbone.of(Captured(capture.blocks, {}, torch.empty(1, 1, 768)))
-    assert len(one.blocks) == 25
-    both = replace(one, blocks={name: (2 * channels, level) for name, (channels, level) in one.blocks.items()})
+    cond = Backbone.of(Captured(capture.blocks, {}, torch.empty(1, 1, 768)))
+    assert len(cond.blocks) == 25
+    both = replace(cond, blocks={name: (2 * channels, level) for name, (channels, level) in cond.blocks.items()})
     assert {level: both.channels(level) for level in both.levels()} == {8: 15360, 4: 14080, 2: 8320, 1: 5120}
     with torch.device("meta"):
         module = PaperModule(both)
@@ -42,14 +42,14 @@ def test_an_image_has_the_same_masks_alone_and_in_a_batch(captured: Any, kind: A
     with torch.no_grad():
         together = module(read, pictures)
         assert together.shape == (3, 2, 64, 64)
-        for place, classes in enumerate((2, 2, 1)):
+        for k, classes in enumerate((2, 2, 1)):
             part = Captured(
-                {name: block[place : place + 1] for name, block in read.features.items()},
-                {name: maps[place : place + 1, :, :classes] for name, maps in read.cross_attention.items()},
-                read.class_embeddings[place : place + 1, :classes],
+                {name: block[k : k + 1] for name, block in read.features.items()},
+                {name: maps[k : k + 1, :, :classes] for name, maps in read.cross_attention.items()},
+                read.class_embeddings[k : k + 1, :classes],
             )
-            alone = module(part, pictures[place : place + 1])
-            assert torch.allclose(alone[0], together[place, :classes], atol=1e-4)
+            alone = module(part, pictures[k : k + 1])
+            assert torch.allclose(alone[0], together[k, :classes], atol=1e-4)
 
 
 def test_missing_classes_and_ignored_pixels_have_no_gradient() -> None:

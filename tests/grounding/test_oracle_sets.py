@@ -37,14 +37,14 @@ def test_a_samples_latent_reproduces_its_features(tiny_model: Path) -> None:
     recipe = oracle_recipe(tiny_model)
     generator = PipelineGenerator(recipe, needs=EVERYTHING)
     planned = Plan(recipe).shard(0).samples[:3]
-    made = generator.generate([Request(sample.prompt, sample.seed(0, 0)) for sample in planned])
-    latents = torch.from_numpy(np.stack([one.latent for one in made if one.latent is not None])).float()
-    read = generator.read(latents, made[0].timestep, [sample.prompt for sample in planned])
-    for place, one in enumerate(made):
-        for name, block in one.features.items():
-            assert torch.allclose(read.features[name][place], block, atol=0.02)
-        for name, maps in one.cross_attention.items():
-            assert torch.allclose(read.cross_attention[name][place][:, : maps.shape[1]], maps, atol=1e-3)
+    generated = generator.generate([Request(sample.prompt, sample.seed(0, 0)) for sample in planned])
+    latents = torch.from_numpy(np.stack([g.latent for g in generated if g.latent is not None])).float()
+    read = generator.read(latents, generated[0].timestep, [sample.prompt for sample in planned])
+    for k, image in enumerate(generated):
+        for name, block in image.features.items():
+            assert torch.allclose(read.features[name][k], block, atol=0.02)
+        for name, maps in image.cross_attention.items():
+            assert torch.allclose(read.cross_attention[name][k][:, : maps.shape[1]], maps, atol=1e-3)
 
 
 def test_undetected_classes_are_left_out_and_uncertain_pixels_ignored(tiny_model: Path) -> None:
@@ -59,12 +59,12 @@ def test_undetected_classes_are_left_out_and_uncertain_pixels_ignored(tiny_model
     requests = [Request(s.prompt, 1) for s in Plan(recipe).shard(0).samples]
     grounded = parts.grounder.ground(parts.generator.generate(requests), [request.prompt for request in requests])
     left_out = 0
-    for one, request in zip(grounded, requests, strict=True):
-        wanted = [name for name in request.prompt.classes if name in SEEN[::2]]
-        assert [instance.class_name for instance in one.instances] == wanted
-        assert (one.ignore is not None) == (len(wanted) < 2)
-        assert {row.class_name for row in one.detections} == set(request.prompt.classes)
-        left_out += len(wanted) == 1
+    for result, request in zip(grounded, requests, strict=True):
+        expected = [name for name in request.prompt.classes if name in SEEN[::2]]
+        assert [instance.class_name for instance in result.instances] == expected
+        assert (result.ignore is not None) == (len(expected) < 2)
+        assert {detection.class_name for detection in result.detections} == set(request.prompt.classes)
+        left_out += len(expected) == 1
     assert left_out
 
 

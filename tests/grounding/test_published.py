@@ -56,8 +56,8 @@ def released_shapes(inputs: tuple[int, ...], token: int, words: int) -> dict[str
         rows |= {f"{layer}.linear1.weight": (2048, 512), f"{layer}.linear1.bias": (2048,)}
         rows |= {f"{layer}.linear2.weight": (512, 2048), f"{layer}.linear2.bias": (512,)}
         rows |= {f"{layer}.norm{n}.{kind}": (512,) for n in (1, 2, 3) for kind in ("weight", "bias")}
-        made = 240 if k == 2 else 512
-        rows |= {f"mlp.layers.{k}.weight": (made, 512), f"mlp.layers.{k}.bias": (made,)}
+        outputs = 240 if k == 2 else 512
+        rows |= {f"mlp.layers.{k}.weight": (outputs, 512), f"mlp.layers.{k}.bias": (outputs,)}
     return rows | {"to_k.weight": (512, token), "to_q.weight": (512, words)}
 
 
@@ -83,8 +83,8 @@ def test_the_published_module_has_the_released_names_and_shapes() -> None:
         module = PublishedModule(backbone)
     assert [backbone.channels(level) for level in backbone.levels()] == [15360, 14080, 8320, 5120]
     assert sum(weight.numel() for weight in module.parameters()) == 18_796_560
-    wanted = released_shapes((15360, 14080, 8320, 5120), 3840, 768)
-    assert {entry.name: entry.shape for entry in layout(module)} == wanted
+    expected = released_shapes((15360, 14080, 8320, 5120), 3840, 768)
+    assert {entry.name: entry.shape for entry in layout(module)} == expected
     used = {entry.own for entry in layout(module)} - {None}
     assert used == set(module.state_dict()) - {name for name in module.state_dict() if name[-2:] in ("_u", "_v")}
 
@@ -101,10 +101,10 @@ def _batch_norm(maps: Tensor) -> Tensor:
     return F.batch_norm(maps, None, None, training=True, eps=1e-4)
 
 
-def _as_released(weights: dict[str, Tensor], levels: list[Tensor], words: Tensor) -> Tensor:
+def _as_released(weights: dict[str, Tensor], levels: list[Tensor], text: Tensor) -> Tensor:
     """Logits (K, h, w) of one image at the finest level's size: the released code's arithmetic, reimplemented.
 
-    `levels` are the features from coarse to fine, (1, C, h, w), `words` (K, channels).
+    `levels` are the features from coarse to fine, (1, C, h, w), `text` (K, channels).
     """
 
     def grown(maps: Tensor, side: int) -> Tensor:
@@ -121,15 +121,15 @@ def _as_released(weights: dict[str, Tensor], levels: list[Tensor], words: Tensor
         last = F.relu(_batch_norm(middle))
         mixed = first + F.conv2d(last, _normed(weights, f"{block}.conv2"), weights[f"{block}.conv2.bias"], padding=1)
     tokens = mixed[0].flatten(1).T @ weights["to_k.weight"].T  # tokens of one position: the small U-Net is 16 wide
-    queries = words @ weights["to_q.weight"].T
+    queries = text @ weights["to_q.weight"].T
 
-    def attended(name: str, asked: Tensor, given: Tensor) -> Tensor:
+    def attended(name: str, inputs: Tensor, given: Tensor) -> Tensor:
         query, key, value = weights[f"{name}.in_proj_weight"].chunk(3)
         q, k, v = (
-            (x @ w.T).reshape(len(x), 8, 64).transpose(0, 1) for x, w in ((asked, query), (given, key), (given, value))
+            (x @ w.T).reshape(len(x), 8, 64).transpose(0, 1) for x, w in ((inputs, query), (given, key), (given, value))
         )
         answer = (q @ k.transpose(1, 2) / 8).softmax(-1) @ v
-        return answer.transpose(0, 1).reshape(len(asked), 512) @ weights[f"{name}.out_proj.weight"].T
+        return answer.transpose(0, 1).reshape(len(inputs), 512) @ weights[f"{name}.out_proj.weight"].T
 
     for k in range(3):
         layer = f"transfromer_decoder.layers.{k}"
@@ -137,8 +137,8 @@ def _as_released(weights: dict[str, Tensor], levels: list[Tensor], words: Tensor
         def norm(x: Tensor, n: int, layer: str = layer) -> Tensor:
             return F.layer_norm(x, (512,), weights[f"{layer}.norm{n}.weight"], weights[f"{layer}.norm{n}.bias"])
 
-        asked = norm(queries, 1)
-        queries = queries + attended(f"{layer}.self_attn", asked, asked)
+        inputs = norm(queries, 1)
+        queries = queries + attended(f"{layer}.self_attn", inputs, inputs)
         queries = queries + attended(f"{layer}.multihead_attn", norm(queries, 2), tokens)
         inner = F.relu(F.linear(norm(queries, 3), weights[f"{layer}.linear1.weight"], weights[f"{layer}.linear1.bias"]))
         queries = queries + F.linear(inner, weights[f"{layer}.linear2.weight"], weights[f"{layer}.linear2.bias"])
@@ -159,15 +159,15 @@ def test_released_weights_reproduce_the_released_code(tmp_path: Path) -> None:
         name: torch.randn(2, channels, sides[level], sides[level], generator=random)
         for name, (channels, level) in SMALL.blocks.items()
     }
-    words = torch.randn(2, 2, 12, generator=random)
+    embeddings = torch.randn(2, 2, 12, generator=random)
     with torch.no_grad():
-        logits = module.eval()(Captured(features, {}, words), torch.empty(2, 3, 16, 16))
+        logits = module.eval()(Captured(features, {}, embeddings), torch.empty(2, 3, 16, 16))
         for k in range(2):
             levels = [features["mid"], features["in.2"], features["in.1"]]
             finest = torch.cat([features["in.0"], features["out.0"]], 1)
-            wanted = _as_released(weights, [level[k : k + 1] for level in (*levels, finest)], words[k])
-            assert torch.allclose(logits[k], wanted, atol=1e-4 * float(wanted.abs().max()))
-            assert wanted.std() > 0.1
+            expected = _as_released(weights, [level[k : k + 1] for level in (*levels, finest)], embeddings[k])
+            assert torch.allclose(logits[k], expected, atol=1e-4 * float(expected.abs().max()))
+            assert expected.std() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -201,10 +201,10 @@ def test_both_halves_are_captured_and_reproduced_from_the_latent(tiny_model: Pat
     recipe = oracle_recipe(tiny_model)
     requests = [Request(sample.prompt, 7) for sample in Plan(recipe).shard(0).samples[:2]]
     needs = frozenset({FEATURES, CLASS_EMBEDDINGS, LATENT})
-    one = PipelineGenerator(recipe, needs=needs).generate(requests)
+    cond_only = PipelineGenerator(recipe, needs=needs).generate(requests)
     generator = PipelineGenerator(recipe, needs=needs | {HALVES})
     both = generator.generate(requests)
-    for alone, joined in zip(one, both, strict=True):
+    for alone, joined in zip(cond_only, both, strict=True):
         assert (alone.image == joined.image).all()
         for name, block in alone.features.items():
             assert joined.features[name].shape[0] == 2 * len(block)
@@ -239,8 +239,8 @@ def test_an_imported_checkpoint_works_in_generate(tiny_model: Path, tmp_path: Pa
     arguments = ["import-grounder", tmp_path / "grounding_module.pth", "--model", model, "--out", tmp_path / "grounder"]
     result = command(*arguments)
     assert result.exit_code == 0, result.output + str(result.exception)
-    _, made = load_grounder(tmp_path / "grounder")
-    assert (made.module, made.split, made.timestep, made.capture) == ("paper-cfg", "1", 1, "sampling")
+    _, saved = load_grounder(tmp_path / "grounder")
+    assert (saved.module, saved.split, saved.timestep, saved.capture) == ("paper-cfg", "1", 1, "sampling")
     assert json.loads((tmp_path / "grounder/config.json").read_text())["data"][0].startswith("released checkpoint")
     generator = {"model": str(model), "steps": 2}
     data = {"n": 2, "classes": "voc", "generator": generator, "masks": {"source": str(tmp_path / "grounder")}}

@@ -40,10 +40,10 @@ def test_a_trained_grounder_works_in_generate(trained: Path, tiny_model: Path) -
     requests = [Request(s.prompt, 1) for s in Plan(recipe).shard(0).samples]
     grounded = parts.grounder.ground(parts.generator.generate(requests), [request.prompt for request in requests])
     assert len(grounded) == 4
-    assert all(instance.mask.shape == (64, 64) for one in grounded for instance in one.instances)
+    assert all(instance.mask.shape == (64, 64) for result in grounded for instance in result.instances)
     alone = parts.grounder.ground(parts.generator.generate(requests[2:3]), [requests[2].prompt])[0]
-    for mine, other in zip(alone.instances, grounded[2].instances, strict=True):
-        assert (mine.mask != other.mask).mean() < 0.01
+    for instance, other in zip(alone.instances, grounded[2].instances, strict=True):
+        assert (instance.mask != other.mask).mean() < 0.01
 
 
 def test_a_trained_grounder_works_with_a_half_precision_model(trained: Path, tiny_model: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_trained_grounder_works_with_a_half_precision_model(trained: Path, tin
     parts = load_components(recipe)
     requests = [Request(s.prompt, 1) for s in Plan(recipe).shard(0).samples]
     generated = parts.generator.generate(requests)
-    assert all(block.dtype == torch.float32 for one in generated for block in one.features.values())
+    assert all(block.dtype == torch.float32 for image in generated for block in image.features.values())
     assert len(parts.grounder.ground(generated, [request.prompt for request in requests])) == 4
 
 
@@ -94,13 +94,13 @@ def test_the_card_and_the_config_name_the_training_data(trained: Path, oracle: P
 
 
 def test_iou_is_pooled_by_class_without_ignored_pixels() -> None:
-    tally = IoUMeter()
+    meter = IoUMeter()
     truth = np.array([[1, 1, 0, 255]])
-    tally.add(["dog"], np.array([[1, 0, 0, 1]]), truth)
-    tally.add(["dog"], np.array([[1, 1, 1, 0]]), truth)
-    tally.add(["cat"], np.array([[1, 1, 0, 0]]), truth)
-    assert tally.miou == pytest.approx((3 / 5 + 1) / 2)
-    assert tally.image_miou == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
+    meter.add(["dog"], np.array([[1, 0, 0, 1]]), truth)
+    meter.add(["dog"], np.array([[1, 1, 1, 0]]), truth)
+    meter.add(["cat"], np.array([[1, 1, 0, 0]]), truth)
+    assert meter.miou == pytest.approx((3 / 5 + 1) / 2)
+    assert meter.image_miou == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
 
 
 def test_protocol_1_evaluates_every_group_of_a_split(
@@ -113,8 +113,8 @@ def test_protocol_1_evaluates_every_group_of_a_split(
     monkeypatch.setattr(load, "open_detector", lambda recipe, device: BandDetector(voc().names))
     messages: list[str] = []
     results = protocol_1([str(trained)], "voc", 6, report=messages.append)
-    assert [(row.method, row.group) for row in results] == [(m, g) for g in GROUPS for m in ("attention", "guided")]
-    assert all(0 <= row.miou <= 1 and row.images == 6 for row in results)
+    assert [(r.method, r.group) for r in results] == [(m, g) for g in GROUPS for m in ("attention", "guided")]
+    assert all(0 <= r.miou <= 1 and r.images == 6 for r in results)
     assert len(messages) == len(GROUPS)
     write_results(results, "voc", tmp_path)
     table = (tmp_path / "protocol-1.md").read_text()
@@ -126,7 +126,7 @@ def test_protocol_1_evaluates_every_group_of_a_split(
     with pytest.raises(UserError, match="are both named guided; give them different names"):
         protocol_1([str(trained), str(trained)], "voc", 1)
     both = protocol_1([f"one={trained}", f"two={trained}"], "voc", 2, report=messages.append)
-    assert [row.method for row in both[:3]] == ["attention", "one", "two"]
+    assert [r.method for r in both[:3]] == ["attention", "one", "two"]
     assert all(first.miou == second.miou for first, second in zip(both[1::3], both[2::3], strict=True))
 
 

@@ -19,7 +19,7 @@ EVERYTHING = frozenset({FEATURES, CROSS_ATTENTION, CLASS_EMBEDDINGS, LATENT})
 OPTIONS = TrainOptions(steps=12, batch=4, learning_rate=1e-3, ema_decay=0.5, checkpoint_every=3)
 
 
-def oracle_recipe(model: Path, **more: Any) -> Recipe:
+def oracle_recipe(model: Path, **changes: Any) -> Recipe:
     data = {
         "n": 16,
         "classes": "voc",
@@ -31,7 +31,7 @@ def oracle_recipe(model: Path, **more: Any) -> Recipe:
         "filters": {"min_area": None, "duplicate_distance": None, "max_border": None},
         "oracle": {"split": "1", "seen": list(SEEN)},
     }
-    return pin_recipe(make_recipe(data | more))
+    return pin_recipe(make_recipe(data | changes))
 
 
 def train_briefly(folder: Path, out: Path, module: str = "guided", stop_at: int | None = None) -> Path:
@@ -53,4 +53,4 @@ def command(*arguments: str) -> Any:
 
     from factory.cli.main import app
 
-    return CliRunner().invoke(app, [str(one) for one in arguments])
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
