@@ -57,7 +57,7 @@ def test_a_component_whose_file_lacks_tensors_is_refused(copied: Path, component
             del tensors[name]
 
     edit_weights(copied, component, cut)
-    with pytest.raises(UserError, match=rf"the {component} of .* lacks 2 of its \d+ tensors"):
+    with pytest.raises(UserError, match=rf"the {component} of .* is missing 2 of its \d+ tensors"):
         load_pipeline(GeneratorRecipe(model=str(copied)), "cpu")
 
 
@@ -147,7 +147,7 @@ def test_single_files_without_a_whole_model_are_refused(kl_model: Path, tmp_path
     pipeline = load_pipeline(GeneratorRecipe(model=str(kl_model)), "cpu")
     dropped = "model.diffusion_model.input_blocks.0.0.bias"
     file = write_checkpoint(pipeline, tmp_path / "cut.safetensors", drop=dropped)
-    with pytest.raises(UserError, match=r"the unet of .* lacks 1 of its \d+ tensors \(conv_in.bias\)"):
+    with pytest.raises(UserError, match=r"the unet of .* is missing 1 of its \d+ tensors \(conv_in.bias\)"):
         load_pipeline(GeneratorRecipe(model=f"{kl_model}@{file}"), "cpu")
     save_file({"lora_unet.up.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
     with pytest.raises(UserError, match="is not a Stable Diffusion checkpoint"):

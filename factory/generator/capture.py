@@ -14,7 +14,7 @@ MAX_SELF_ATTENTION = 1024
 
 
 class Capture:
-    """Records attention and features of the U-Net's calls, as far as `needs` names them.
+    """Records the attention and features of the U-Net's calls that `needs` names.
 
     - ATTENTION: `cross` and `self_attention` by number of positions, averaged over heads, summed over layers and calls.
     - CROSS_ATTENTION: `cross_attention`, the maps of each layer by head, of the last call.

@@ -61,7 +61,7 @@ class PipelineGenerator:
     """Samples in micro-batches, with one noise generator per image, batched guidance and cached text embeddings.
 
     `needs` names what to capture (see `factory.generator.interface`); capturing does not change the images. Raises
-    UserError where HALVES are to be captured while sampling without guidance.
+    UserError if HALVES are to be captured while sampling without guidance.
     """
 
     def __init__(self, recipe: Recipe, device: str = "cpu", needs: frozenset[str] = frozenset()) -> None:

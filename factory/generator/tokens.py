@@ -10,7 +10,7 @@ def class_tokens(tokenizer: Any, prompt: Prompt) -> tuple[list[list[int]], int]:
     """(positions of each class's own tokens, position of the end token); the start token is at 0.
 
     CLIP tokenises word by word, so counting the tokens of the text before a word gives the word's position. Raises
-    UserError where the text does not contain a class's words, or only after the encoder's last token.
+    UserError if the text does not contain a class's words, or only after the encoder's last token.
     """
     length = tokenizer.model_max_length
 

@@ -1,6 +1,6 @@
 """Load a pipeline's components in the recipe's precision, and account for every tensor.
 
-The libraries themselves only warn when a file lacks tensors, and continue with uninitialised memory in their place.
+The libraries themselves only warn when tensors are missing, and continue with uninitialised memory in their place.
 """
 
 import inspect
@@ -67,7 +67,7 @@ def assemble(folder: Path, checkpoint: Path | None, recipe: GeneratorRecipe) -> 
 def check_tensors(name: str, where: object, missing: Collection[str], unexpected: Collection[str], total: int) -> None:
     """Raise UserError unless weights and configuration have the same tensors; the configuration has `total`."""
     for found, what in (
-        (missing, f"lacks {len(missing)} of its {total} tensors"),
+        (missing, f"is missing {len(missing)} of its {total} tensors"),
         ([key for key in unexpected if not _IGNORED.search(key)], "has tensors that its configuration does not have"),
     ):
         if found:

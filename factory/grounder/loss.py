@@ -16,7 +16,7 @@ def competing_loss(logits: Tensor, labels: Tensor, found: Tensor, dice: float = 
     Classes that the oracle did not find are masked out, so their pixels only count as not belonging to other classes.
     """
     logits = logits.float().masked_fill(~found[:, :, None, None], _NEVER)
-    # The background is a class of its own with a logit of 0.
+    # The background is an additional class with a logit of 0.
     with_background = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)
     summed = functional.cross_entropy(with_background, labels.long(), ignore_index=IGNORE, reduction="sum")
     loss = summed / (labels != IGNORE).sum().clamp_min(1)
