@@ -173,17 +173,17 @@ def test_a_pipeline_or_autoencoder_that_lacks_a_tensor_is_refused_wherever_it_is
     weights = load_file(file)
     weights.pop(min(weights))
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(UserError, match=f"the {part} of .* lacks 1 of its"):
+    with pytest.raises(UserError, match=f"the {part} of .* is missing 1 of its"):
         open_pipeline(folder)
     if part == "vae":
         for opened in (
             lambda: open_autoencoder(folder / part, "cpu"),
             lambda: AutoencoderTask("cpu").load(folder / part),
         ):
-            with pytest.raises(UserError, match=r"the autoencoder of .* lacks 1 of its"):
+            with pytest.raises(UserError, match=r"the autoencoder of .* is missing 1 of its"):
                 opened()
     else:
-        with pytest.raises(UserError, match=f"the {part} of .* lacks 1 of its"):
+        with pytest.raises(UserError, match=f"the {part} of .* is missing 1 of its"):
             load_weights(new_text_to_image(train_tokenizer(training_scenes.all_captions()), "cpu"), folder)
 
 
@@ -193,5 +193,5 @@ def test_a_detector_to_begin_with_that_lacks_a_tensor_is_refused(tmp_path) -> No
     weights = load_file(file)
     weights.pop(min(weights))
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(UserError, match=r"the detector of .* lacks 1 of its"):
+    with pytest.raises(UserError, match=r"the detector of .* is missing 1 of its"):
         DetectorTask.load(SimpleNamespace(model=new_network()), tmp_path / "detector")
