@@ -15,7 +15,7 @@ import torch
 from factory.dataset.storage import Store
 from factory.evaluation.markdown import write_table
 from factory.evaluation.protocol_1 import GROUPS, averaged, protocol_1
-from factory.grounder.data import OracleSet
+from factory.grounder.data import OracleDataset
 from factory.grounder.modules.guided import GuidedOptions
 from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.hf_logging import quiet_model_libraries
@@ -59,7 +59,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     selected = {name: row for name, row in ROWS.items() if name.startswith(tuple(options.rows))}
-    sets = [OracleSet(Store(options.oracle))]
+    sets = [OracleDataset(Store(options.oracle))]
     named = []
     for name, (module_options, rate) in selected.items():
         folder = options.out / name.translate({ord(" "): "-", ord(","): "", ord("'"): ""})

@@ -21,19 +21,19 @@ from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.attention import AttentionGrounder
 from factory.grounder.folder import GrounderConfig, build_module, save_grounder
 from factory.grounder.modules.backbone import Backbone
-from factory.grounder.trained import TrainedGrounder, gather
+from factory.grounder.trained import TrainedGrounder, collate
 from factory.hf_logging import quiet_model_libraries
 
 
 def module_grounder(recipe: Recipe, module: str, folder: Path) -> TrainedGrounder:
-    """A grounder with random weights for the recipe's model."""
-    needs = frozenset({"features", "maps", "words"})
+    """A grounder with fresh weights that fits the recipe's model."""
+    needs = frozenset({"features", "cross_attention", "class_embeddings"})
     sample = next(Plan(recipe).samples())
     made = PipelineGenerator(recipe, needs=needs).generate([Request(sample.prompt, 0)])
     config = GrounderConfig(
         module=module,
         options={},
-        backbone=Backbone.of(gather(made)).to_dict(),
+        backbone=Backbone.of(collate(made)).to_dict(),
         model=recipe.generator.model,
         revision=str(recipe.generator.revision),
         capture="sampling",

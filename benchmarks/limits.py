@@ -26,7 +26,7 @@ from factory.dataset.masks import IGNORE
 from factory.dataset.records import Image, Instance
 from factory.evaluation.markdown import write_table
 from factory.evaluation.protocol_1 import GROUPS, EvaluationBatch, SplitEvaluation
-from factory.grounder.tally import IoUMeter, label_picture
+from factory.grounder.iou import IoUMeter, label_map
 from factory.grounder.trained import TrainedGrounder, open_grounders
 from factory.hf_logging import quiet_model_libraries
 
@@ -39,12 +39,12 @@ def count(
     tallies: Tallies, batch: EvaluationBatch, grounder: TrainedGrounder, again: Sequence[Sequence[Instance]]
 ) -> None:
     """Add a batch's complete images."""
-    shape = batch.made[0][0].image.shape[:2]
-    predicted = grounder.ground(batch.made[1], batch.prompts)
+    shape = batch.generated[0][0].image.shape[:2]
+    predicted = grounder.ground(batch.generated[1], batch.prompts)
     for k in batch.complete:
         classes = batch.prompts[k].classes
-        truth = label_picture(batch.truths[k].disjoint(), classes, shape)
-        mine = label_picture(predicted[k].disjoint(), classes, shape)
+        truth = label_map(batch.truths[k].disjoint(), classes, shape)
+        mine = label_map(predicted[k].disjoint(), classes, shape)
         tallies["module"].add(classes, mine, truth)
         lowest_score = min(instance.score for instance in batch.truths[k].instances)
         for threshold in THRESHOLDS:
@@ -95,7 +95,7 @@ def main() -> None:
     for group in GROUPS:
         tallies = columns[group] = defaultdict(IoUMeter)
         for batch in evaluation.batches(group, 3 * options.images):
-            count(tallies, batch, grounder, mirrored([one.image for one in batch.made[0]], evaluation))
+            count(tallies, batch, grounder, mirrored([one.image for one in batch.generated[0]], evaluation))
             if tallies["module"].images >= options.images:
                 break
     rows = list(dict.fromkeys(name for tallies in columns.values() for name in tallies))

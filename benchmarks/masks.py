@@ -79,7 +79,7 @@ def rows(recipe: Recipe, detector: Detector) -> list[tuple[float, int, str]]:
 
 def _unspread(one: Generated) -> object:
     assert one.attention is not None
-    return replace(one.attention, within=None, within_shape=None)
+    return replace(one.attention, self_attention=None, self_attention_shape=None)
 
 
 def main() -> None:

@@ -28,8 +28,8 @@ from factory.evaluation.grounders_on_real import predict
 from factory.evaluation.protocol_1 import GROUPS, SplitEvaluation
 from factory.generator.inversion import InvertingGenerator, psnr
 from factory.generator.pipeline import PipelineGenerator
-from factory.grounder.data import OracleSample, OracleSet
-from factory.grounder.tally import IoUMeter, label_picture
+from factory.grounder.data import OracleDataset, OracleSample
+from factory.grounder.iou import IoUMeter, label_map
 from factory.grounder.trained import TrainedGrounder, open_grounders
 from factory.hf_logging import quiet_model_libraries
 from factory.labelled.interface import LabelledImage
@@ -71,14 +71,14 @@ def rows_of_group(evaluation: SplitEvaluation, group: str, images: int, judge: s
     for batch in evaluation.batches(group, 3 * images):
         predicted = {
             name: method.ground(made, batch.prompts)
-            for made, (_, methods) in zip(batch.made, evaluation.makers, strict=True)
+            for made, (_, methods) in zip(batch.generated, evaluation.generators, strict=True)
             for name, method in methods.items()
         }
         for k in batch.complete:
-            classes, image = batch.prompts[k].classes, batch.made[0][k].image
+            classes, image = batch.prompts[k].classes, batch.generated[0][k].image
             shape, tally = image.shape[:2], IoUMeter()
-            truth = label_picture(batch.truths[k].disjoint(), classes, shape)
-            labels = {name: label_picture(rows[k].disjoint(), classes, shape) for name, rows in predicted.items()}
+            truth = label_map(batch.truths[k].disjoint(), classes, shape)
+            labels = {name: label_map(rows[k].disjoint(), classes, shape) for name, rows in predicted.items()}
             tally.add(classes, labels[judge], truth)
             shown = [image, overlaid(image, truth), *(overlaid(image, one) for one in labels.values())]
             found.append((tally.image_miou, (f"{group}: {' + '.join(classes)}", shown)))
@@ -98,7 +98,7 @@ def masks(options: argparse.Namespace) -> Pictures.Image:
 
 
 def inverted(options: argparse.Namespace) -> Pictures.Image:
-    opened = OracleSet(Store(options.set))
+    opened = OracleDataset(Store(options.set))
     trip = InvertingGenerator(opened.recipe)
     ((name, grounder),) = open_grounders([options.grounder], "cpu", 1)
     reader = PipelineGenerator(opened.recipe, "cpu", grounder.needs)

@@ -9,38 +9,53 @@ from typer.testing import CliRunner
 from factory.cli.main import app
 from factory.config.vocabulary import voc
 from factory.errors import UserError
-from factory.evaluation.protocol_2 import as_markdown, compared
+from factory.evaluation.protocol_2 import as_markdown, compare
 from factory.segmenter.model import new_segmenter, save_segmenter
 from factory.segmenter.run import RealImages, evaluate_here
 from factory.stickers.voc_folder import write_voc_folder
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("protocol")
-    write_voc_folder(place / "real", voc(), 20, ("noto",), size=64)
-    write_voc_folder(place / "other", voc(), 20, ("openmoji",), size=64)
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("protocol")
+    write_voc_folder(folder / "real", voc(), 20, ("noto",), size=64)
+    write_voc_folder(folder / "other", voc(), 20, ("openmoji",), size=64)
     for name in ("a", "b"):
-        save_segmenter(new_segmenter("segformer", ["background", *voc().names]), place / name, {})
-    return place
+        save_segmenter(new_segmenter("segformer", ["background", *voc().names]), folder / name, {})
+    return folder
 
 
-def test_every_segmenter_is_measured_on_every_folder_and_told_beside_the_paper(world: Path, tmp_path: Path) -> None:
-    pairs = [f"one={world}/a", f"two={world}/b"]
-    rows = compared(pairs, [f"R={world}/real", f"O={world}/other"], RealImages(Path(), split="zs3"), threads=1)
-    assert [(row.real, row.name) for row in rows] == [("R", "one"), ("R", "two"), ("O", "one"), ("O", "two")]
-    alone = evaluate_here(world / "b", RealImages(world / "other", split="zs3"), threads=1)
-    assert (rows[3].score.miou, rows[3].score.unseen) == (alone.miou, alone.unseen)
-    table = as_markdown(rows, "voc")
+def test_every_segmenter_is_evaluated_on_every_folder(workspace: Path, tmp_path: Path) -> None:
+    pairs = [f"one={workspace}/a", f"two={workspace}/b"]
+    results = compare(
+        pairs, [f"R={workspace}/real", f"O={workspace}/other"], RealImages(Path(), split="zs3"), threads=1
+    )
+    assert [(result.real, result.name) for result in results] == [
+        ("R", "one"),
+        ("R", "two"),
+        ("O", "one"),
+        ("O", "two"),
+    ]
+    alone = evaluate_here(workspace / "b", RealImages(workspace / "other", split="zs3"), threads=1)
+    assert (results[3].score.miou, results[3].score.unseen) == (alone.miou, alone.unseen)
+    table = as_markdown(results, "voc")
     assert table.count("| two |") == 2
     assert table.count("paper, mixture") == 1
     assert f"| two | {100 * alone.seen:.1f} |" in table
 
 
-def test_the_command_renews_a_pages_table(world: Path, tmp_path: Path) -> None:
+def test_the_command_replaces_the_table_in_a_page(workspace: Path, tmp_path: Path) -> None:
     page = tmp_path / "results.md"
     page.write_text("# Results\n")
-    arguments = ["compare-segmenters", f"mine={world}/a", "--real", f"R={world}/real", "--table", str(page), "--json"]
+    arguments = [
+        "compare-segmenters",
+        f"mine={workspace}/a",
+        "--real",
+        f"R={workspace}/real",
+        "--table",
+        str(page),
+        "--json",
+    ]
     for _ in range(2):
         result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert json.loads(result.stdout)[0]["score"]["images"] == 4
@@ -51,4 +66,4 @@ def test_the_command_renews_a_pages_table(world: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("pair", ["nothing", "=folder", "name="])
 def test_a_segmenter_without_a_name_is_refused(pair: str) -> None:
     with pytest.raises(UserError, match="give NAME=FOLDER"):
-        compared([pair], ["R=real"], RealImages(Path(), split="zs3"))
+        compare([pair], ["R=real"], RealImages(Path(), split="zs3"))

@@ -44,7 +44,7 @@ def rows(found: list[Instance]) -> list[tuple[str, float, bytes]]:
 # --- transformers' classes that need torchvision
 
 
-def test_rf_detrs_instances_are_the_librarys(tmp_path: Path) -> None:
+def test_rf_detr_instances_match_the_library(tmp_path: Path) -> None:
     folder = tiny_rf_detr(tmp_path / "it", coco().names)
     (found,) = open_detector(recipe(folder), "cpu").detect([image()])
     expected, _ = library_rows(folder, image(), target_sizes=[(96, 128)], return_binary_maps=True)
@@ -53,7 +53,7 @@ def test_rf_detrs_instances_are_the_librarys(tmp_path: Path) -> None:
     assert len(found) > 3
 
 
-def test_oneformers_instances_are_the_librarys_in_every_size(tmp_path: Path) -> None:
+def test_oneformer_instances_match_the_library_in_every_size(tmp_path: Path) -> None:
     folder = tiny_oneformer(tmp_path / "it", coco().names)
     (found,) = open_detector(recipe(folder), "cpu").detect([image()])
     expected, _ = library_rows(folder, image(), target_sizes=[(96, 128)])
@@ -65,13 +65,13 @@ def test_oneformers_instances_are_the_librarys_in_every_size(tmp_path: Path) -> 
 
 
 def _calm(name: str, value: torch.Tensor) -> None:
-    """Let random weights find something: features that do not explode, boxes within the image, likely classes."""
+    """Adjust random weights so that they detect something: bounded features, boxes within the image, likely classes."""
     if name.endswith(("bn3.weight", "conv3.norm.weight")):
         value.mul_(0.2)
     elif name.endswith(("bbox_pred.weight", "anchor_deltas.weight")):
         value.zero_()
     elif name.endswith("cls_score.bias"):
-        value[1:9] = 3  # else every class is as likely as the others, and none reaches 0.05
+        value[1:9] = 3  # otherwise all classes are equally likely, and none reaches 0.05
 
 
 def seeded(builder: str, **options: Any) -> dict[str, torch.Tensor]:
@@ -91,7 +91,7 @@ def seeded(builder: str, **options: Any) -> dict[str, torch.Tensor]:
 
 
 def without_counters(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """As the COCO weights of the first Mask R-CNN are."""
+    """Like the COCO weights of the first Mask R-CNN."""
     return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
 
 
@@ -111,7 +111,7 @@ def by_torchvision(network: Any, picture: np.ndarray, labels: list[str]) -> list
         ("maskrcnn_resnet50_fpn_v2", "file"),
     ],
 )
-def test_torchvisions_mask_rcnn_is_what_torchvision_builds_for_its_coco_weights(
+def test_mask_rcnn_matches_torchvision_with_its_coco_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builder: str, form: str
 ) -> None:
     from torchvision.models import detection, get_model_weights
@@ -121,7 +121,7 @@ def test_torchvisions_mask_rcnn_is_what_torchvision_builds_for_its_coco_weights(
     if builder == "maskrcnn_resnet50_fpn":
         state = without_counters(state)
     named = f"torchvision:{builder}"
-    # In place of the download: the same file where torch.hub keeps it.
+    # Instead of a download: the file in torch.hub's cache.
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cached = tmp_path / "hub/checkpoints" / weights.url.rpartition("/")[2]
     cached.parent.mkdir(parents=True)
@@ -137,7 +137,9 @@ def test_torchvisions_mask_rcnn_is_what_torchvision_builds_for_its_coco_weights(
     assert len(found) > 3
     if builder == "maskrcnn_resnet50_fpn_v2":
         mixed = detector.detect([image(), image(64, 64)])
-        assert [rows(row) for row in mixed] == [rows(detector.detect([one])[0]) for one in (image(), image(64, 64))]
+        assert [rows(found) for found in mixed] == [
+            rows(detector.detect([single])[0]) for single in (image(), image(64, 64))
+        ]
 
 
 def test_weights_that_count_batches_get_ordinary_normalisation(tmp_path: Path) -> None:
@@ -154,13 +156,13 @@ def test_weights_that_count_batches_get_ordinary_normalisation(tmp_path: Path) -
     assert rows(detector.detect([image()])[0]) == by_torchvision(theirs, image(), labels)
 
 
-def test_torchvisions_weights_with_a_list_of_classes_of_ones_own(tmp_path: Path) -> None:
+def test_torchvision_weights_with_a_custom_list_of_classes(tmp_path: Path) -> None:
     from torchvision.models.detection import maskrcnn_resnet50_fpn_v2
 
     state = seeded("maskrcnn_resnet50_fpn_v2", num_classes=4)
     torch.save(state, tmp_path / "weights.pth")
     named = f"torchvision:maskrcnn_resnet50_fpn_v2@{tmp_path / 'weights.pth'}"
-    with pytest.raises(UserError, match=r"knows 4 classes, background among them, .*weights.classes.txt, one a line"):
+    with pytest.raises(UserError, match=r"has 4 classes including background, .*weights.classes.txt, one per line"):
         open_detector(recipe(named, ["dog"]), "cpu")
     (tmp_path / "weights.classes.txt").write_text("unicorn\nN/A\ngriffin\n")
     theirs = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=4)
@@ -171,29 +173,29 @@ def test_torchvisions_weights_with_a_list_of_classes_of_ones_own(tmp_path: Path)
     with pytest.raises(UserError, match="does not know 1 of the classes: dog"):
         check_classes(recipe(named, ["dog"]))
     (tmp_path / "weights.classes.txt").write_text("unicorn\n")
-    with pytest.raises(UserError, match=r"knows 3 classes besides background, and .* names 1"):
+    with pytest.raises(UserError, match=r"has 3 classes besides background, but .* names 1"):
         open_detector(recipe(named, ["unicorn"]), "cpu")
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("maskrcnn_resnet500_fpn", "torchvision has no detector"),
-        ("fasterrcnn_resnet50_fpn", "finds no masks"),
-        ("resnet50", "finds no masks"),
+        ("fasterrcnn_resnet50_fpn", "detects no masks"),
+        ("resnet50", "detects no masks"),
     ],
 )
-def test_a_builder_that_is_no_detector_with_masks_is_named(name: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_builder_without_masks_is_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         with_pinned_detector(recipe(f"torchvision:{name}"))
 
 
-def test_torchvisions_classes_are_checked_without_its_weights() -> None:
+def test_torchvision_classes_are_checked_without_weights() -> None:
     with pytest.raises(UserError, match="does not know 1 of the classes: unicorn"):
         with_pinned_detector(recipe("torchvision:maskrcnn_resnet50_fpn_v2", ["unicorn"]))
 
 
-def test_a_pin_of_torchvisions_weights_outlives_the_librarys_version() -> None:
+def test_a_pin_of_torchvision_weights_survives_a_new_version() -> None:
     named = "torchvision:maskrcnn_resnet50_fpn_v2"
     old = pin_detector(named).rpartition(" ")[0] + " 0.21.0"
     assert with_pinned_detector(recipe(named, detector_revision=old)).detector_revision == old
@@ -203,15 +205,15 @@ def test_a_pin_of_torchvisions_weights_outlives_the_librarys_version() -> None:
         )
 
 
-def test_default_weights_that_cannot_be_had_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, and then a download that broke off."""
+def test_unavailable_default_weights_raise_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network, and with a truncated download."""
     from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights as Weights
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     address = "http://127.0.0.1:9/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"
     monkeypatch.setattr(type(Weights.DEFAULT), "url", property(lambda self: address), raising=False)
     named = recipe("torchvision:maskrcnn_resnet50_fpn")
-    with pytest.raises(UserError, match=r"cannot be had .*; check the network"):
+    with pytest.raises(UserError, match=r"cannot be downloaded .*; check the network"):
         open_detector(named, "cpu")
     cached = tmp_path / "hub/checkpoints" / address.rpartition("/")[2]
     cached.parent.mkdir(parents=True, exist_ok=True)
@@ -250,15 +252,15 @@ def saved(zoo: Any, form: str) -> Path:
         torch.save({"model": state, "iteration": 1}, path)
         return path
     arrays = {name: value.numpy() for name, value in state.items()}
-    if form == "matching":  # names without what stands before them, as backbones are published
+    if form == "matching":  # names without the prefix, as backbones are published
         arrays = {name.removeprefix("backbone.bottom_up."): value for name, value in arrays.items()}
-    more = {"matching_heuristics": True} if form == "matching" else {}
-    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "test", **more}))
+    extra = {"matching_heuristics": True} if form == "matching" else {}
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "test", **extra}))
     return path
 
 
 @pytest.mark.parametrize("form", ["torch", "zoo", "matching"])
-def test_detectron2s_mask_rcnn_is_what_its_default_predictor_finds(zoo: Any, form: str) -> None:
+def test_mask_rcnn_matches_detectron2s_default_predictor(zoo: Any, form: str) -> None:
     from detectron2.data import MetadataCatalog
     from detectron2.engine import DefaultPredictor
 
@@ -280,11 +282,13 @@ def test_detectron2s_mask_rcnn_is_what_its_default_predictor_finds(zoo: Any, for
         assert len(found) > 3
     if form == "torch":
         mixed = detector.detect([image(), image(64, 64)])
-        assert [rows(row) for row in mixed] == [rows(detector.detect([one])[0]) for one in (image(), image(64, 64))]
+        assert [rows(found) for found in mixed] == [
+            rows(detector.detect([single])[0]) for single in (image(), image(64, 64))
+        ]
 
 
-def test_a_file_in_which_nothing_fits_is_refused(zoo: Any) -> None:
-    """detectron2 itself warns and goes on with random weights."""
+def test_a_file_without_matching_tensors_is_refused(zoo: Any) -> None:
+    """detectron2 itself warns and continues with random weights."""
     _, state, folder = zoo
     torch.save({"model": {f"other.{name}": value for name, value in state.items()}}, folder / "other.pth")
     (folder / "other.pkl").write_bytes(
@@ -295,13 +299,13 @@ def test_a_file_in_which_nothing_fits_is_refused(zoo: Any) -> None:
             open_detector(recipe(f"detectron2:{CONFIG}@{folder / name}"), "cpu")
 
 
-def test_detectron2s_weights_with_a_list_of_classes_of_ones_own(zoo: Any) -> None:
+def test_detectron2_weights_with_a_custom_list_of_classes(zoo: Any) -> None:
     _, state, folder = zoo
     head = "roi_heads.box_predictor.cls_score.weight"
     path = folder / "two.pth"
     torch.save(state, path)
     (folder / "two.classes.txt").write_text("unicorn\ngriffin\n")
-    with pytest.raises(UserError, match=r"have another shape, as roi_heads"):
+    with pytest.raises(UserError, match=r"have another shape, such as roi_heads"):
         open_detector(recipe(f"detectron2:{CONFIG}@{path}", ["unicorn"]), "cpu")
     cut = dict(state)
     for name in state:
@@ -318,15 +322,15 @@ def test_detectron2s_weights_with_a_list_of_classes_of_ones_own(zoo: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("COCO-InstanceSegmentation/mask_rcnn_R_500.yaml", "has no config"),
-        ("COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml", "finds boxes and no masks"),
-        ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x.yaml", "finds boxes and no masks"),
+        ("COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml", "detects boxes but no masks"),
+        ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x.yaml", "detects boxes but no masks"),
     ],
 )
-def test_a_config_without_masks_is_named(name: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_config_without_masks_is_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         with_pinned_detector(recipe(f"detectron2:{name}"))
 
 
@@ -335,17 +339,17 @@ def test_detectron2s_classes_are_checked_without_its_weights() -> None:
         with_pinned_detector(recipe(f"detectron2:{CONFIG}", ["unicorn"]))
 
 
-def test_zoo_weights_that_cannot_be_had_or_are_damaged_are_named(
+def test_unavailable_or_damaged_zoo_weights_raise_a_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from detectron2.model_zoo.model_zoo import _ModelZooUrls
 
     monkeypatch.setattr(_ModelZooUrls, "S3_PREFIX", "http://127.0.0.1:9/")
-    with pytest.raises(UserError, match=r"cannot be had .*; check the network, or fetch http"):
+    with pytest.raises(UserError, match=r"cannot be downloaded .*; check the network, or download http"):
         open_detector(recipe(f"detectron2:{CONFIG}"), "cpu")
-    place = tmp_path / CONFIG.removesuffix(".yaml") / _ModelZooUrls.CONFIG_PATH_TO_URL_SUFFIX[CONFIG[:-5]]
-    place.parent.mkdir(parents=True)
+    path = tmp_path / CONFIG.removesuffix(".yaml") / _ModelZooUrls.CONFIG_PATH_TO_URL_SUFFIX[CONFIG[:-5]]
+    path.parent.mkdir(parents=True)
     monkeypatch.setattr(_ModelZooUrls, "S3_PREFIX", f"{tmp_path}/")
-    place.write_bytes(pickle.dumps({"model": {}, "__author__": "x"})[:-4])
+    path.write_bytes(pickle.dumps({"model": {}, "__author__": "x"})[:-4])
     with pytest.raises(UserError, match=r"detectron2's copy of the weights .* cannot be used"):
         open_detector(recipe(f"detectron2:{CONFIG}"), "cpu")

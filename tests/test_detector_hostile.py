@@ -1,4 +1,4 @@
-"""Hostile and broken files of weights, made here: nothing in them runs, and every fault is one sentence."""
+"""Hostile and broken weight files: none of their code runs, and every fault is one clear sentence."""
 
 import io
 import pickle
@@ -19,7 +19,7 @@ from factory.errors import UserError
 
 
 class Evil:
-    """Pickled, it opens a file for writing when it is read."""
+    """Unpickling it opens a file for writing."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -51,7 +51,7 @@ def assert_one_sentence(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_arrays_come_out_of_a_pickle_as_they_went_in(tmp_path: Path, protocol: int) -> None:
+def test_arrays_survive_pickling(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps({"model": OrderedDict(arrays()), "__author__": "x", "n": [1, (2, None)]}, protocol))
     found = read_arrays(path)
@@ -63,7 +63,7 @@ def test_arrays_come_out_of_a_pickle_as_they_went_in(tmp_path: Path, protocol: i
 
 
 def test_a_pickle_of_python_2_is_read(tmp_path: Path) -> None:
-    """Its arrays' content is text there, and module names are those of old NumPy."""
+    """The arrays' content is text, and the module names are those of old NumPy."""
     text = b"".join(
         [
             b"(dp0\nS'blobs'\np1\n(dp2\nS'conv_w'\np3\n",
@@ -73,15 +73,15 @@ def test_a_pickle_of_python_2_is_read(tmp_path: Path) -> None:
             b"S'conv_w_momentum'\np19\ng9\nss.",
         ]
     )
-    place = tmp_path / "old.pkl"
-    place.write_bytes(text)
-    assert read_arrays(place)["blobs"]["conv_w"].tolist() == [1.0, 2.0]
-    state, writer = read_state(place, "it")
+    path = tmp_path / "old.pkl"
+    path.write_bytes(text)
+    assert read_arrays(path)["blobs"]["conv_w"].tolist() == [1.0, 2.0]
+    state, writer = read_state(path, "it")
     assert (list(state), writer) == (["conv_w"], "caffe2")
 
 
 def _pickles(mark: Path) -> dict[str, bytes]:
-    """Hostile and broken pickles by what is wrong with them."""
+    """Hostile and broken pickles by kind."""
     whole = pickle.dumps(arrays())
     return {
         "code": pickle.dumps({"model": {"a": Evil(mark)}, "__author__": "x"}),
@@ -103,7 +103,7 @@ def _pickles(mark: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("which", _pickles(Path("mark")))
-def test_a_hostile_or_broken_pickle_is_refused_and_nothing_runs(tmp_path: Path, which: str) -> None:
+def test_a_hostile_or_broken_pickle_is_refused_without_running_code(tmp_path: Path, which: str) -> None:
     mark, path = tmp_path / "it-ran", tmp_path / "weights.pkl"
     path.write_bytes(_pickles(mark)[which])
     with pytest.raises(ForbiddenPickleError):
@@ -114,8 +114,8 @@ def test_a_hostile_or_broken_pickle_is_refused_and_nothing_runs(tmp_path: Path, 
     assert not mark.exists()
 
 
-def test_content_that_arrays_share_cannot_fill_the_memory(tmp_path: Path) -> None:
-    """100 arrays of one content: the file is 1/100 of what they take."""
+def test_shared_content_cannot_fill_the_memory(tmp_path: Path) -> None:
+    """100 arrays share their content, so they take 100 times the file's size."""
     stream = io.BytesIO()
     row = np.zeros(10_000, np.float32)
     reduced = row.__reduce__()
@@ -133,14 +133,14 @@ def test_content_that_arrays_share_cannot_fill_the_memory(tmp_path: Path) -> Non
 
 def test_an_array_of_another_size_than_its_content_is_refused(tmp_path: Path) -> None:
     content = bytearray(pickle.dumps({"a": np.zeros((3, 5), np.float32)}, 2))
-    (place,) = [at for op, arg, at in pickletools.genops(bytes(content)) if op.name == "BININT1" and arg == 5]
-    content[place + 1] = 200
+    (position,) = [at for op, arg, at in pickletools.genops(bytes(content)) if op.name == "BININT1" and arg == 5]
+    content[position + 1] = 200
     (tmp_path / "a.pkl").write_bytes(bytes(content))
-    with pytest.raises(ForbiddenPickleError, match="size is not that of its content"):
+    with pytest.raises(ForbiddenPickleError, match="size differs from that of its content"):
         read_arrays(tmp_path / "a.pkl")
 
 
-# --- files of torch
+# --- torch files
 
 
 def network() -> nn.Module:
@@ -156,8 +156,8 @@ def _torch_files(mark: Path) -> dict[str, bytes]:
     def zipped(content: bytes) -> bytes:
         stream = io.BytesIO()
         with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as new:
-            for row in old.infolist():
-                new.writestr(row.filename, old.read(row))
+            for member in old.infolist():
+                new.writestr(member.filename, old.read(member))
         return stream.getvalue()
 
     whole = saved(network().state_dict())
@@ -174,7 +174,7 @@ def _torch_files(mark: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("which", _torch_files(Path("mark")))
-def test_a_hostile_or_broken_file_of_torch_is_refused_and_nothing_runs(tmp_path: Path, which: str) -> None:
+def test_a_hostile_or_broken_torch_file_is_refused_without_running_code(tmp_path: Path, which: str) -> None:
     mark, path = tmp_path / "it-ran", tmp_path / "weights.pth"
     path.write_bytes(_torch_files(mark)[which])
     with pytest.raises(UserError, match="the file cannot be used") as raised:

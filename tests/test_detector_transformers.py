@@ -1,4 +1,4 @@
-"""Each documented class of transformers' detectors against the library's own post-processing, with random weights."""
+"""Each documented detector class of transformers against the library's own post-processing, with random weights."""
 
 import json
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ def _recipe(folder: Path) -> Recipe:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    place = tmp_path_factory.mktemp("detectors")
-    return {name: TINY_DETECTORS[name](place / name, coco().names) for name in HERE}
+    parent = tmp_path_factory.mktemp("detectors")
+    return {name: TINY_DETECTORS[name](parent / name, coco().names) for name in HERE}
 
 
 def image(height: int = 64, width: int = 96) -> np.ndarray:
-    """Not square, as many images are."""
+    """A random image that is not square."""
     return np.random.default_rng(7).integers(0, 255, (height, width, 3), np.uint8)
 
 
@@ -59,12 +59,12 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("name", ["mask2former", "maskformer"])
-def test_overlapping_instances_are_the_librarys(folders: dict[str, Path], name: str) -> None:
+def test_overlapping_instances_match_the_library(folders: dict[str, Path], name: str) -> None:
     expected, _ = library_rows(folders[name], image(), target_sizes=[(64, 96)], return_binary_maps=True)
     assert_same(detect(folders[name], image()), expected)
 
 
-def test_detrs_instances_are_the_librarys_and_so_are_its_scores(folders: dict[str, Path]) -> None:
+def test_detr_instances_and_scores_match_the_library(folders: dict[str, Path]) -> None:
     found = detect(folders["detr"], image())
     expected, _ = library_rows(folders["detr"], image(), target_sizes=[(64, 96)])
     assert_same(found, expected)
@@ -72,16 +72,16 @@ def test_detrs_instances_are_the_librarys_and_so_are_its_scores(folders: dict[st
     assert found[0].score == pytest.approx(float(answer.logits.softmax(-1)[..., :-1].max()), abs=1e-5)
 
 
-def test_oneformers_instances_are_the_librarys(folders: dict[str, Path]) -> None:
-    """Without torchvision the library answers in the size of the logits only: 16 x 16 of 64 x 64 pixels."""
+def test_oneformer_instances_match_the_library(folders: dict[str, Path]) -> None:
+    """Without torchvision the library returns masks in the size of the logits only: 16 x 16 for 64 x 64 pixels."""
     expected, _ = library_rows(folders["oneformer"], image(16, 16))
     assert_same(detect(folders["oneformer"], image(16, 16)), expected)
     assert {row.mask.shape for row in detect(folders["oneformer"], image())} == {(64, 96)}
 
 
 @pytest.mark.parametrize("size", [(64, 96), (80, 40), (64, 64)])
-def test_eomts_masks_leave_the_padding_out(folders: dict[str, Path], size: tuple[int, int]) -> None:
-    """The library paints one instance over another; painted in the same order, ours are its segmentation."""
+def test_eomt_masks_exclude_the_padding(folders: dict[str, Path], size: tuple[int, int]) -> None:
+    """The library paints instances over each other; ours, painted in the same order, give the same segmentation."""
     found = detect(folders["eomt"], image(*size))
     expected, painted = library_rows(folders["eomt"], image(*size), target_sizes=[size])
     left = {(LABELS[row[0]], row[1]) for row in expected}
@@ -95,7 +95,7 @@ def test_eomts_masks_leave_the_padding_out(folders: dict[str, Path], size: tuple
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_images_of_mixed_sizes_are_seen_as_they_are_alone(folders: dict[str, Path], name: str) -> None:
+def test_images_of_mixed_sizes_are_detected_as_if_alone(folders: dict[str, Path], name: str) -> None:
     detector = open_detector(_recipe(folders[name]), "cpu")
     pictures = [image(), image(80, 48)]
     for rows, picture in zip(detector.detect(pictures), pictures, strict=True):
@@ -105,11 +105,11 @@ def test_images_of_mixed_sizes_are_seen_as_they_are_alone(folders: dict[str, Pat
     assert detector.detect([]) == []
 
 
-def _copy(folder: Path, place: Path) -> Path:
-    place.mkdir()
+def _copy(folder: Path, target: Path) -> Path:
+    target.mkdir()
     for path in folder.iterdir():
-        (place / path.name).write_bytes(path.read_bytes())
-    return place
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
 
 
 def _without_a_tensor(folder: Path) -> None:
@@ -142,10 +142,10 @@ def _another_shape(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
-        (_without_a_tensor, "1 tensors are missing, as class_predictor"),
-        (_with_a_tensor, "1 tensors are unknown, as model.more.weight"),
+        (_without_a_tensor, "1 tensors are missing, such as class_predictor"),
+        (_with_a_tensor, "1 tensors are unknown, such as model.more.weight"),
         (_truncated, "cannot be loaded"),
         (_empty, "cannot be loaded"),
         (_foreign, "cannot be loaded"),
@@ -153,11 +153,11 @@ def _another_shape(folder: Path) -> None:
     ],
 )
 def test_weights_that_do_not_fill_the_model_are_refused(
-    folders: dict[str, Path], tmp_path: Path, damage: Any, told: str
+    folders: dict[str, Path], tmp_path: Path, damage: Any, message: str
 ) -> None:
     folder = _copy(folders["mask2former"], tmp_path / "copy")
     damage(folder)
-    with pytest.raises(UserError, match=told) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         open_detector(_recipe(folder), "cpu")
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 500
@@ -171,7 +171,7 @@ def test_a_models_own_code_is_not_run(folders: dict[str, Path], tmp_path: Path) 
     (folder / "config.json").write_text(json.dumps(config | code))
     open_detector(_recipe(folder), "cpu")  # the library knows this type itself
     (folder / "config.json").write_text(json.dumps(config | code | {"model_type": "evil"}))
-    with pytest.raises(UserError, match="is no instance segmentation model of transformers"):
+    with pytest.raises(UserError, match="is not an instance segmentation model of transformers"):
         open_detector(_recipe(folder), "cpu")
     assert not mark.exists()
 
@@ -201,10 +201,10 @@ def test_a_model_of_semantic_segmentation_is_refused(folders: dict[str, Path], t
         open_detector(_recipe(folder), "cpu")
 
 
-def test_a_model_that_neither_the_hub_nor_its_cache_has_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_hub_model_raises_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        UserError, match=r"nobody/nothing cannot be had from the hub or its cache .*; check the id"
+        UserError, match=r"nobody/nothing cannot be loaded from the hub or its cache .*; check the id"
     ) as raised:
         open_detector(_recipe(Path("nobody/nothing")), "cpu")
     assert "\n" not in str(raised.value)

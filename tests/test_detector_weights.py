@@ -1,4 +1,4 @@
-"""Weights made by others: everything is accounted for, pins are checked, and every fault is one sentence."""
+"""Third-party weights: every tensor is accounted for, pins are checked, and every fault is one clear sentence."""
 
 import pickle
 import subprocess
@@ -36,7 +36,7 @@ def network() -> nn.Module:
 
 
 @pytest.mark.parametrize("form", ["bare", "model", "state_dict", "parallel", "safetensors", "pkl"])
-def test_tensors_are_found_however_they_were_saved(tmp_path: Path, form: str) -> None:
+def test_all_saved_forms_of_tensors_are_read(tmp_path: Path, form: str) -> None:
     state = dict(network().state_dict())
     path = tmp_path / f"w.{form if form in ('safetensors', 'pkl') else 'pth'}"
     if form == "safetensors":
@@ -56,35 +56,35 @@ def test_tensors_are_found_however_they_were_saved(tmp_path: Path, form: str) ->
 # --- every tensor is accounted for
 
 
-def _state(**more: torch.Tensor) -> dict[str, torch.Tensor]:
-    return dict(network().state_dict()) | more
+def _state(**extra: torch.Tensor) -> dict[str, torch.Tensor]:
+    return dict(network().state_dict()) | extra
 
 
 @pytest.mark.parametrize(
-    ("state", "told"),
+    ("state", "message"),
     [
-        ({"other": torch.zeros(2)}, "7 are missing, as 0.weight; 1 are unknown, as other"),
-        ({k: v for k, v in _state().items() if k != "1.running_mean"}, "1 are missing, as 1.running_mean"),
-        (_state(more=torch.zeros(1)), "1 are unknown, as more"),
-        (_state(**{"0.weight": torch.zeros(3, 9)}), "1 have another shape, as 0.weight"),
-        (_state(**{"0.bias": torch.tensor([0.0, float("nan"), 0.0])}), "damaged: 0.bias holds NaN"),
+        ({"other": torch.zeros(2)}, "7 are missing, such as 0.weight; 1 are unknown, such as other"),
+        ({k: v for k, v in _state().items() if k != "1.running_mean"}, "1 are missing, such as 1.running_mean"),
+        (_state(more=torch.zeros(1)), "1 are unknown, such as more"),
+        (_state(**{"0.weight": torch.zeros(3, 9)}), "1 have another shape, such as 0.weight"),
+        (_state(**{"0.bias": torch.tensor([0.0, float("nan"), 0.0])}), "damaged: 0.bias contains NaN"),
     ],
 )
-def test_a_model_is_filled_wholly_or_not_at_all(state: dict[str, torch.Tensor], told: str) -> None:
+def test_a_model_is_loaded_completely_or_not_at_all(state: dict[str, torch.Tensor], message: str) -> None:
     target = network()
     before = {name: value.clone() for name, value in target.state_dict().items()}
-    with pytest.raises(UserError, match=told) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         fill(target, state, "the file")
     assert_one_sentence(raised.value)
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
 
 
-def test_what_a_config_gives_may_be_missing() -> None:
+def test_tensors_that_a_config_sets_may_be_missing() -> None:
     state = {name: value for name, value in _state().items() if name != "1.running_mean"}
     fill(network(), state, "the file", may_lack=("running_mean",))
 
 
-# --- names of files
+# --- file names
 
 
 def test_a_files_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,16 +95,16 @@ def test_a_files_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("prefix", ["torchvision:maskrcnn_resnet50_fpn", MASK_RCNN])
-@pytest.mark.parametrize(("content", "told"), [(None, "there is no file of weights"), (b"", "is empty; copy it again")])
-def test_a_file_that_is_missing_or_empty_is_named(
-    tmp_path: Path, prefix: str, content: bytes | None, told: str
+@pytest.mark.parametrize(("content", "message"), [(None, "there is no weight file"), (b"", "is empty; copy it again")])
+def test_a_missing_or_empty_file_raises_a_clear_error(
+    tmp_path: Path, prefix: str, content: bytes | None, message: str
 ) -> None:
     path = tmp_path / "w.pth"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         pin_detector(f"{prefix}@{path}")
-    with pytest.raises(UserError, match="there is no file of weights"):
+    with pytest.raises(UserError, match="there is no weight file"):
         pin_detector(f"{prefix}@")
 
 
@@ -119,24 +119,24 @@ def test_a_file_that_is_missing_or_empty_is_named(
         ("N/A\n", None),
     ],
 )
-def test_a_list_of_classes_lies_beside_the_weights(
+def test_a_list_of_classes_is_read_beside_the_weights(
     tmp_path: Path, content: str, expected: tuple[str, ...] | None
 ) -> None:
     (tmp_path / "w.pth").write_bytes(b"1")
     alone = split_name(f"m@{tmp_path / 'w.pth'}", "torchvision:")[1]
     (tmp_path / "w.classes.txt").write_bytes(content.encode())
     if expected is None:
-        with pytest.raises(UserError, match=r"must hold one class a line"):
+        with pytest.raises(UserError, match=r"must have one class per line"):
             split_name(f"m@{tmp_path / 'w.pth'}", "torchvision:")
         return
     _, file = split_name(f"m@{tmp_path / 'w.pth'}", "torchvision:")
     assert file is not None
     assert file.labels == expected
     assert alone is not None
-    assert alone.digest != file.digest  # the names are part of what the detector is
+    assert alone.digest != file.digest  # the class names are part of the detector's content
 
 
-def test_a_list_of_classes_in_another_encoding_is_named(tmp_path: Path) -> None:
+def test_a_list_of_classes_in_another_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(b"1")
     (tmp_path / "w.classes.txt").write_bytes("Bär\n".encode("latin1"))
     with pytest.raises(UserError, match="is not UTF-8"):
@@ -147,9 +147,9 @@ def test_a_list_of_classes_in_another_encoding_is_named(tmp_path: Path) -> None:
     "name",
     ["/tmp/evil.yaml", "../evil.yaml", "COCO/../../evil.yaml", "~/evil.yaml", "./evil.yaml", "a/b.yml", "a//b.yaml"],
 )
-def test_no_config_of_detectron2_is_read_but_the_zoos(name: str) -> None:
+def test_only_configs_of_detectron2s_zoo_are_read(name: str) -> None:
     """Its YAML may hold Python objects."""
-    with pytest.raises(UserError, match="no name of a config in detectron2's model zoo"):
+    with pytest.raises(UserError, match="is not the name of a config in detectron2's model zoo"):
         pin_detector(f"detectron2:{name}")
 
 
@@ -178,10 +178,10 @@ def test_a_pin_is_made_and_the_path_made_absolute(folder: Path, monkeypatch: pyt
     assert with_pinned_detector(_recipe(folder, masks.detector_revision)) == masks
 
 
-def test_another_detector_under_a_pin_is_refused_before_and_in_a_worker(folder: Path) -> None:
+def test_another_detector_than_the_pinned_one_is_refused_before_and_in_a_worker(folder: Path) -> None:
     recipe = _recipe(folder, "0" * 40)
     for act in (lambda: with_pinned_detector(recipe), lambda: open_detector(recipe, "cpu")):
-        with pytest.raises(UserError, match=f"pins the detector .* as {'0' * 40}, and what is there now is"):
+        with pytest.raises(UserError, match=f"pins the detector .* as {'0' * 40}, but its content is now"):
             act()
 
 
@@ -204,14 +204,14 @@ def test_a_run_of_a_pinned_recipe_checks_the_pin(folder: Path) -> None:
 # --- libraries that do not match
 
 
-def _put(place: Path, files: dict[str, str]) -> None:
+def _put(folder: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).write_text(text)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
 
 
-def test_a_torchvision_that_does_not_match_torch_stops_only_its_own_detectors(tmp_path: Path) -> None:
-    """It raises at import, as torchvision does then, and transformers and diffusers import it where it is installed."""
+def test_a_mismatched_torchvision_affects_only_its_own_detectors(tmp_path: Path) -> None:
+    """Such a torchvision raises at import, and transformers and diffusers import it wherever it is installed."""
     _put(
         tmp_path,
         {
@@ -231,11 +231,11 @@ def test_a_torchvision_that_does_not_match_torch_stops_only_its_own_detectors(tm
     ran = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": path}, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert "torchvision 0.1 does not work with torch" in ran.stdout
-    assert "operator torchvision::nms does not exist; install the build that matches" in ran.stdout
+    assert "operator torchvision::nms does not exist; install the matching build" in ran.stdout
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
         ("import pkg_resources_that_is_not_here as pkg_resources", "cannot be imported"),
         (
@@ -244,18 +244,18 @@ def test_a_torchvision_that_does_not_match_torch_stops_only_its_own_detectors(tm
         ),
         (
             "raise RuntimeError('operator torchvision::nms does not exist')",
-            "installed and cannot be imported .operator",
+            "installed but cannot be imported .operator",
         ),
     ],
 )
-def test_a_detectron2_that_cannot_be_imported_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, told: str
+def test_a_detectron2_that_cannot_be_imported_raises_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
 ) -> None:
     _put(tmp_path, {"detectron2/__init__.py": "", "detectron2/model_zoo/__init__.py": source})
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.partition(".")[0] == "detectron2"]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(UserError, match=told) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         with_detectron2.labels(MASK_RCNN.removeprefix("detectron2:"))
     assert_one_sentence(raised.value)
     for name in [name for name in sys.modules if name.partition(".")[0] == "detectron2"]:

@@ -1,4 +1,4 @@
-"""Detectors behind one interface: real classes with random weights, labels in the vocabulary's words, colours."""
+"""The detector interface: real classes with random weights, labels in the vocabulary, channel order."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,13 +23,15 @@ from tests.support.tiny_detectors import TINY_DETECTORS
 LABELS = ["N/A", *coco().names]
 
 
-def _recipe(detector: str | Path, classes: str = "voc", **more: Any) -> Recipe:
-    return make_recipe({"n": 1, "classes": classes, "masks": {"source": "detector", "detector": str(detector)}} | more)
+def _recipe(detector: str | Path, classes: str = "voc", **changes: Any) -> Recipe:
+    return make_recipe(
+        {"n": 1, "classes": classes, "masks": {"source": "detector", "detector": str(detector)}} | changes
+    )
 
 
 @pytest.fixture(scope="module", params=["mask2former", "maskformer"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that takes everything for some class, with high scores."""
+    """A model that detects something of some class everywhere, with high scores."""
     return TINY_DETECTORS[request.param](tmp_path_factory.mktemp("detector") / request.param, coco().names)
 
 
@@ -53,15 +55,15 @@ def test_instances_have_the_images_size_and_the_vocabularys_names(folder: Path) 
     assert all([row.score for row in rows] == sorted((row.score for row in rows), reverse=True) for rows in found)
 
 
-def test_an_image_is_seen_alone_as_it_is_among_others(folder: Path) -> None:
+def test_an_image_has_the_same_instances_alone_and_in_a_batch(folder: Path) -> None:
     detector, images = open_detector(_recipe(folder, "coco"), "cpu"), _images()
     together = detector.detect(images)
-    for place, image in enumerate(images):
+    for k, image in enumerate(images):
         (alone,) = detector.detect([image])
-        assert [row.class_name for row in alone] == [row.class_name for row in together[place]]
-        for one, other in zip(alone, together[place], strict=True):
-            assert one.score == pytest.approx(other.score, abs=1e-4)
-            assert (one.mask != other.mask).mean() < 0.01
+        assert [row.class_name for row in alone] == [row.class_name for row in together[k]]
+        for instance, other in zip(alone, together[k], strict=True):
+            assert instance.score == pytest.approx(other.score, abs=1e-4)
+            assert (instance.mask != other.mask).mean() < 0.01
     mixed = detector.detect([images[0], images[1][:32]])
     assert [rows[0].mask.shape for rows in mixed if rows] == [(64, 96), (32, 96)][: sum(map(bool, mixed))]
 
@@ -71,7 +73,7 @@ def test_a_detector_is_pinned_by_its_content(folder: Path) -> None:
     assert pin_detector(str(folder)) != pin_detector("stickers")
 
 
-def test_the_embedded_detectors_folder_opens_as_itself(tmp_path: Path) -> None:
+def test_the_embedded_detectors_folder_opens_as_the_embedded_detector(tmp_path: Path) -> None:
     from factory.files.embedded_models import detector_folder
 
     assert isinstance(open_detector(_recipe("stickers"), "cpu"), EmbeddedDetector)
@@ -103,7 +105,7 @@ def test_an_embedded_detector_that_lacks_a_tensor_is_refused(tmp_path: Path) -> 
         open_detector(_recipe(tmp_path), "cpu")
 
 
-def test_labels_are_found_by_alias_and_gaps_are_no_class() -> None:
+def test_labels_match_by_alias_and_gaps_are_skipped() -> None:
     names = translation(voc(), ["N/A", "tv", "Dining_Table", "airplane", *voc().names])
     assert names["tv"] == "tvmonitor"
     assert names["Dining_Table"] == "diningtable"
@@ -111,7 +113,7 @@ def test_labels_are_found_by_alias_and_gaps_are_no_class() -> None:
     assert unseen_by(voc(), ["dog", "tv"], ["dog", "tvmonitor", "cat"]) == ["cat"]
 
 
-def test_a_detector_that_misses_a_class_says_which(folder: Path) -> None:
+def test_a_class_that_the_detector_does_not_know_is_named(folder: Path) -> None:
     with pytest.raises(UserError, match="does not know 1 of the classes: unicorn; it knows 81 classes such as person"):
         check_classes(_recipe(folder, classes=["unicorn", "dog"]))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="does not know 2 of the classes: unicorn, troll"):
@@ -126,14 +128,14 @@ def test_a_class_that_no_prompt_names_may_be_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("./nowhere", "holds no detector"),
-        ("torchvision:maskrcnn_resnet50_fpn_v2@nowhere.pth", "there is no file of weights nowhere.pth"),
+        ("torchvision:maskrcnn_resnet50_fpn_v2@nowhere.pth", "there is no weight file nowhere.pth"),
     ],
 )
-def test_a_missing_detector_is_named(name: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_missing_detector_raises_a_clear_error(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         pin_detector(name)
 
 
@@ -141,12 +143,14 @@ def test_a_folder_of_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], id2label=dict(enumerate(LABELS))).save_pretrained(
         tmp_path
     )
-    with pytest.raises(UserError, match="is no instance segmentation model of transformers"):
+    with pytest.raises(UserError, match="is not an instance segmentation model of transformers"):
         open_detector(_recipe(tmp_path, "coco"), "cpu")
 
 
 @pytest.mark.parametrize(("library", "name"), [("torchvision", "maskrcnn_resnet50_fpn_v2"), ("detectron2", "x.yaml")])
-def test_a_library_that_is_not_installed_is_named(library: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_not_installed_raises_a_clear_error(
+    library: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, library, None)
@@ -154,8 +158,8 @@ def test_a_library_that_is_not_installed_is_named(library: str, name: str, monke
         pin_detector(f"{library}:{name}")
 
 
-def test_torchvisions_labels_count_in_a_list_with_gaps() -> None:
-    """Its COCO list has 91 entries, as the official ids have: 18 is the dog, 12 nothing."""
+def test_torchvision_labels_index_a_list_with_gaps() -> None:
+    """Its COCO list has 91 entries like the official ids: 18 is dog, 12 is unused."""
     labels = ["__background__"] + ["N/A"] * 90
     for entry in coco().classes:
         labels[entry.id] = entry.name
@@ -167,17 +171,17 @@ def test_torchvisions_labels_count_in_a_list_with_gaps() -> None:
     assert found[0].mask.sum() == 6
 
 
-def test_detectron2s_classes_count_from_0_without_gaps() -> None:
+def test_detectron2_classes_start_at_0_without_gaps() -> None:
     labels = list(coco().names)
     masks = torch.zeros(2, 4, 6, dtype=torch.bool)
     masks[0, :2] = True
     row = SimpleNamespace(pred_classes=torch.tensor([16, 62]), scores=torch.tensor([0.9, 0.4]), pred_masks=masks)
     found = with_detectron2.as_instances(row, labels, translation(voc(), labels))
-    assert [one.class_name for one in found] == ["dog", "tvmonitor"]
+    assert [instance.class_name for instance in found] == ["dog", "tvmonitor"]
     assert found[0].mask.sum() == 12
 
 
-def test_colours_go_in_the_order_that_a_model_was_trained_with() -> None:
+def test_channels_are_in_the_models_order() -> None:
     red = np.zeros((2, 2, 3), np.uint8)
     red[..., 0] = 255
     assert (in_order(red, "BGR")[..., 2] == 255).all()

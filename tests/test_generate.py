@@ -187,7 +187,7 @@ def test_damage_of_all_kinds_is_repaired_to_the_same_bytes(finished: Path, tmp_p
         (["--classes", "voc"], "how many samples"),
         (["--classes", "voc", "--n", 4, "--model", "./nowhere"], "there is no model folder"),
         (["--classes", "voc", "--n", 4, "--objects", "two"], "number:share"),
-        (["--recipe", "{tiny}", "--masks", "guess"], "there are no masks from 'guess'"),
+        (["--recipe", "{tiny}", "--masks", "guess"], "unknown source of masks 'guess'"),
         (["--recipe", "{tiny}", "--gpus-per-worker", "9"], "this machine has 0; give --gpus-per-worker 0"),
     ],
 )

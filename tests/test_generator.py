@@ -1,8 +1,10 @@
-"""The generator on real diffusers classes: seeds, batches, capture, and sentences for what is no model."""
+"""The generator on real diffusers classes: seeds, batches, capture, and errors for folders that are not models."""
 
+import gc
 import json
 import shutil
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from factory.config.prompts import Prompt
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
-from factory.generator.interface import ATTENTION, FEATURES, LATENT, MAPS, Request
+from factory.generator.interface import ATTENTION, CLASS_EMBEDDINGS, CROSS_ATTENTION, FEATURES, LATENT, Request
 from factory.generator.load import load_pipeline, pin_revision
 from factory.generator.pipeline import PipelineGenerator
 from factory.generator.tokens import class_tokens
@@ -38,27 +40,27 @@ def test_the_same_requests_give_the_same_images(tiny_recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("solver", ["dpm++", "ddim", "euler", "model"])
-def test_an_image_is_the_same_alone_and_among_others(tiny_data: dict[str, Any], solver: str) -> None:
+def test_an_image_is_the_same_alone_and_in_a_batch(tiny_data: dict[str, Any], solver: str) -> None:
     """Kernels may round differently by batch size: one step of 255 is allowed, another image's influence is not."""
     recipe = changed(tiny_data, generator={"solver": solver, "guidance": 4.0})
-    generator, asked = PipelineGenerator(recipe), requests(recipe, 4)
-    together = generator.generate(asked)
-    for one, request in zip(together, asked, strict=True):
+    generator, batch = PipelineGenerator(recipe), requests(recipe, 4)
+    together = generator.generate(batch)
+    for generated, request in zip(together, batch, strict=True):
         alone = generator.generate([request])[0]
-        assert np.abs(one.image.astype(int) - alone.image.astype(int)).max() <= 1
+        assert np.abs(generated.image.astype(int) - alone.image.astype(int)).max() <= 1
 
 
-def test_attention_of_an_image_does_not_mix_with_others_nor_with_the_unconditional_half(
+def test_attention_does_not_mix_images_or_guidance_halves(
     tiny_data: dict[str, Any],
 ) -> None:
     for mode in ("finished", "sampling"):
         recipe = changed(tiny_data, masks={"capture": mode}, generator={"guidance": 4.0})
-        generator, asked = PipelineGenerator(recipe, needs=frozenset({ATTENTION})), requests(recipe, 4)
-        for one, request in zip(generator.generate(asked), asked, strict=True):
+        generator, batch = PipelineGenerator(recipe, needs=frozenset({ATTENTION})), requests(recipe, 4)
+        for generated, request in zip(generator.generate(batch), batch, strict=True):
             alone = generator.generate([request])[0]
-            assert one.attention is not None
+            assert generated.attention is not None
             assert alone.attention is not None
-            for shape, maps in one.attention.cross.items():
+            for shape, maps in generated.attention.cross.items():
                 assert np.allclose(maps, alone.attention.cross[shape], atol=1e-4)
                 assert np.allclose(maps.sum(0), 1, atol=1e-4)
 
@@ -70,27 +72,27 @@ def test_capturing_changes_no_image(tiny_data: dict[str, Any]) -> None:
     assert all((a.image == b.image).all() for a, b in zip(plain, watched, strict=True))
 
 
-def test_the_image_is_that_of_the_stock_pipeline(tiny_data: dict[str, Any]) -> None:
+def test_images_match_the_diffusers_pipeline(tiny_data: dict[str, Any]) -> None:
     recipe = changed(tiny_data, generator={"solver": "model", "guidance": 5.0, "steps": 3})
     (request,) = requests(recipe, 1)
-    mine = PipelineGenerator(recipe).generate([request])[0].image
+    image = PipelineGenerator(recipe).generate([request])[0].image
     stock = load_pipeline(recipe.generator, "cpu")
     stock.set_progress_bar_config(disable=True)
-    theirs = stock(
+    expected = stock(
         request.prompt.text,
         num_inference_steps=3,
         guidance_scale=5.0,
         generator=torch.Generator().manual_seed(request.seed),
     ).images[0]
-    assert np.abs(mine.astype(int) - np.asarray(theirs).astype(int)).max() <= 1
+    assert np.abs(image.astype(int) - np.asarray(expected).astype(int)).max() <= 1
 
 
 def test_features_are_the_outputs_of_every_block(tiny_recipe: Recipe) -> None:
-    made = PipelineGenerator(tiny_recipe, needs=frozenset({FEATURES})).generate(requests(tiny_recipe, 2))
-    names = list(made[0].features)
+    generated = PipelineGenerator(tiny_recipe, needs=frozenset({FEATURES})).generate(requests(tiny_recipe, 2))
+    names = list(generated[0].features)
     assert names == ["in.0", "in.1", "in.2", "in.3", "mid", "out.0", "out.1", "out.2", "out.3"]
-    assert made[0].features["mid"].shape == (32, 4, 4)
-    assert not torch.equal(made[0].features["mid"], made[1].features["mid"])
+    assert generated[0].features["mid"].shape == (32, 4, 4)
+    assert not torch.equal(generated[0].features["mid"], generated[1].features["mid"])
 
 
 @pytest.fixture(scope="module")
@@ -105,41 +107,41 @@ def fine_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("size", "latents", "attended"),
     [({}, (16, 16), [(8, 8), (4, 4)]), ({"width": 72, "height": 88}, (22, 18), [(11, 9), (6, 5)])],
 )
-def test_shapes_come_from_the_model_not_from_eight_pixels_a_latent_or_even_levels(
+def test_shapes_come_from_the_model(
     tiny_data: dict[str, Any], fine_model: Path, size: dict[str, int], latents: tuple[int, int], attended: list[Any]
 ) -> None:
     recipe = changed(tiny_data, generator={"model": str(fine_model), "guidance": 4.0, **size})
-    needs = frozenset({ATTENTION, FEATURES, MAPS, LATENT})
-    made = PipelineGenerator(recipe, needs=needs).generate(requests(recipe, 2))[0]
-    assert made.image.shape == (4 * latents[0], 4 * latents[1], 3)
-    assert made.latent is not None
-    assert made.latent.shape == (4, *latents)
-    assert made.features["in.0"].shape[1:] == latents
-    assert made.attention is not None
-    assert list(made.attention.cross) == attended
-    assert made.attention.within_shape == attended[0]
-    assert {tuple(maps.shape[2:]) for maps in made.maps.values()} == set(attended)
+    needs = frozenset({ATTENTION, FEATURES, CROSS_ATTENTION, LATENT})
+    generated = PipelineGenerator(recipe, needs=needs).generate(requests(recipe, 2))[0]
+    assert generated.image.shape == (4 * latents[0], 4 * latents[1], 3)
+    assert generated.latent is not None
+    assert generated.latent.shape == (4, *latents)
+    assert generated.features["in.0"].shape[1:] == latents
+    assert generated.attention is not None
+    assert list(generated.attention.cross) == attended
+    assert generated.attention.self_attention_shape == attended[0]
+    assert {tuple(maps.shape[2:]) for maps in generated.cross_attention.values()} == set(attended)
 
 
-def test_a_unet_without_a_middle_block_is_read(tiny_data: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
+def test_a_unet_without_a_middle_block_is_captured(tiny_data: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_model, tmp_path / "small"))
     config = json.loads((folder / "unet" / "config.json").read_text()) | {"mid_block_type": None}
     (folder / "unet" / "config.json").write_text(json.dumps(config))
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({k: v for k, v in load_file(weights).items() if not k.startswith("mid_block")}, weights)
     recipe = changed(tiny_data, generator={"model": str(folder)})
-    made = PipelineGenerator(recipe, needs=frozenset({FEATURES})).generate(requests(recipe, 1))
-    assert [name[:2] for name in made[0].features] == ["in"] * 4 + ["ou"] * 4
+    generated = PipelineGenerator(recipe, needs=frozenset({FEATURES})).generate(requests(recipe, 1))
+    assert [name[:2] for name in generated[0].features] == ["in"] * 4 + ["ou"] * 4
 
 
 def test_features_do_not_keep_the_unconditional_half_in_memory(tiny_data: dict[str, Any]) -> None:
     recipe = changed(tiny_data, generator={"guidance": 4.0}, masks={"capture": "sampling"})
-    for made in PipelineGenerator(recipe, needs=frozenset({FEATURES})).generate(requests(recipe, 3)):
-        for block in made.features.values():
+    for generated in PipelineGenerator(recipe, needs=frozenset({FEATURES})).generate(requests(recipe, 3)):
+        for block in generated.features.values():
             assert block.untyped_storage().nbytes() == 3 * block.numel() * 4
 
 
-def test_a_number_of_threads_given_to_the_process_changes_no_image(tiny_recipe: Recipe) -> None:
+def test_the_number_of_threads_of_the_process_changes_no_image(tiny_recipe: Recipe) -> None:
     images = []
     for threads in (1, 4):
         torch.set_num_threads(threads)
@@ -148,15 +150,39 @@ def test_a_number_of_threads_given_to_the_process_changes_no_image(tiny_recipe: 
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_xl_pipeline_is_the_same_generator(tiny_data: dict[str, Any], tmp_path: Path) -> None:
+def test_an_xl_pipeline_is_supported(tiny_data: dict[str, Any], tmp_path: Path) -> None:
     recipe = changed(tiny_data, generator={"model": str(tiny_pipeline(tmp_path / "xl", xl=True)), "guidance": 4.0})
-    generator, asked = PipelineGenerator(recipe, needs=frozenset({ATTENTION})), requests(recipe, 2)
-    together = generator.generate(asked)
-    alone = generator.generate([asked[1]])[0]
+    generator, batch = PipelineGenerator(recipe, needs=frozenset({ATTENTION})), requests(recipe, 2)
+    together = generator.generate(batch)
+    alone = generator.generate([batch[1]])[0]
     assert np.abs(together[1].image.astype(int) - alone.image.astype(int)).max() <= 1
 
 
-def test_the_tokens_of_a_name_of_two_words_are_its_own(tiny_recipe: Recipe) -> None:
+def test_a_generator_is_freed_without_the_garbage_collector(tiny_recipe: Recipe) -> None:
+    """Its U-Net may fill a GPU: nothing, such as a cache of embeddings, may refer back to the generator."""
+    generator = PipelineGenerator(tiny_recipe, needs=frozenset({CLASS_EMBEDDINGS}))
+    generator.generate(requests(tiny_recipe, 1))
+    seen = weakref.ref(generator)
+    gc.disable()
+    try:
+        del generator
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+def test_embeddings_are_cached_up_to_a_limit(tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.generator.pipeline._MAX_CACHED", 2)
+    generator = PipelineGenerator(tiny_recipe)
+    first = generator._encode("a dog", False)
+    assert generator._encode("a dog", False) is first
+    for text in ("a cat", "a bird"):
+        generator._encode(text, False)
+    assert list(generator._encoded) == [("a cat", False), ("a bird", False)]
+    assert torch.equal(generator._encode("a dog", False)[0], first[0])
+
+
+def test_class_names_of_two_words_have_their_own_tokens(tiny_recipe: Recipe) -> None:
     tokenizer = load_pipeline(tiny_recipe.generator, "cpu").tokenizer
     text = "a photograph of a hot dog and a dog"
     prompt = Prompt(text, ("dog", "hot dog"), ("dog", "hot dog"))
@@ -167,19 +193,19 @@ def test_the_tokens_of_a_name_of_two_words_are_its_own(tiny_recipe: Recipe) -> N
     assert ids[end] == tokenizer.eos_token_id
 
 
-def test_a_class_without_words_in_the_text_is_told(tiny_recipe: Recipe) -> None:
+def test_a_class_without_words_in_the_text_raises_a_clear_error(tiny_recipe: Recipe) -> None:
     tokenizer = load_pipeline(tiny_recipe.generator, "cpu").tokenizer
     with pytest.raises(UserError, match="Write class=words in the prompts file"):
         class_tokens(tokenizer, Prompt("a puppy", ("dog",), ("dog",)))
 
 
-def test_a_folder_that_is_no_pipeline_is_told(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_folder_without_a_pipeline_raises_a_clear_error(tmp_path: Path, tiny_model: Path) -> None:
     with pytest.raises(UserError, match=r"there is no model_index.json"):
         pin_revision(str(tmp_path))
     with pytest.raises(UserError, match=r"there is no model folder ./nowhere"):
         pin_revision("./nowhere")
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(UserError, match="is a FluxPipeline; this release runs StableDiffusionPipeline"):
+    with pytest.raises(UserError, match="is a FluxPipeline; supported pipelines are StableDiffusionPipeline"):
         pin_revision(str(tmp_path))
     broken = shutil.copytree(tiny_model, tmp_path / "broken")
     shutil.rmtree(broken / "unet")

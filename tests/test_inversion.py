@@ -1,4 +1,4 @@
-"""Real images brought to noise: what is kept of them, how near the way back ends, and what is refused."""
+"""Inversion of real images: datasets, reconstruction quality and errors."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
 from factory.generator.interface import Request
 from factory.generator.inversion import InvertingGenerator, psnr
-from factory.grounder.data import OracleSet
+from factory.grounder.data import OracleDataset
 from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.labelled.coco import CocoFolder
 from factory.labelled.voc import VocFolder
@@ -38,17 +38,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _options(folder: Path, **more: Any) -> RealOptions:
+def _options(folder: Path, **changes: Any) -> RealOptions:
     plain = RealOptions("voc", folder, "train", None, "voc", "1", 6, "ddim", 4, 200, 3, 0.01)
-    return replace(plain, **more)
+    return replace(plain, **changes)
 
 
-def _recipe(folder: Path, model: Path, **more: Any) -> Recipe:
+def _recipe(folder: Path, model: Path, **changes: Any) -> Recipe:
     given = {"model": str(model), "shard_size": 3, "batch": 2}
-    return pin_recipe(recipe_of_folder(_options(folder, **more), given, {})[0])
+    return pin_recipe(recipe_of_folder(_options(folder, **changes), given, {})[0])
 
 
-def test_an_inverted_set_is_sound_and_has_the_true_masks(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_an_inverted_dataset_verifies_and_has_the_true_masks(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     recipe = _recipe(folder, tiny_model)
     make_set(recipe, tmp_path / "set")
     store = Store(str(tmp_path / "set"))
@@ -56,13 +56,13 @@ def test_an_inverted_set_is_sound_and_has_the_true_masks(folder: Path, tiny_mode
     assert (report.samples, report.damaged) == (6, {})
     truth = VocFolder(folder, "train", voc())
     assert recipe.real is not None
-    for key, sample in zip(recipe.real.keys, OracleSet(store).samples(0), strict=False):
+    for key, sample in zip(recipe.real.keys, OracleDataset(store).samples(0), strict=False):
         loaded = truth.load(key)
         assert set(sample.prompt.classes) <= set(voc().seen("1"))
         assert sample.labels.shape == (64, 64)
-        for place, name in enumerate(sample.prompt.classes, 1):
+        for k, name in enumerate(sample.prompt.classes, 1):
             expected = (loaded.labels == voc().names.index(name) + 1).mean()
-            assert (sample.labels == place).mean() == pytest.approx(expected, abs=0.02)
+            assert (sample.labels == k).mean() == pytest.approx(expected, abs=0.02)
         assert (sample.labels == 255).any()
     assert 5 < mean_psnr(store, recipe) < 99
 
@@ -72,43 +72,43 @@ def test_the_same_recipe_file_makes_the_same_bytes(folder: Path, tiny_model: Pat
     first = make_set(recipe, tmp_path / "one")
     again = make_recipe(load_recipe(tmp_path / "one" / "recipe.yaml"))
     assert again.fingerprint() == recipe.fingerprint()
-    assert [row.tar for row in make_set(again, tmp_path / "two")] == [row.tar for row in first]
+    assert [receipt.tar for receipt in make_set(again, tmp_path / "two")] == [receipt.tar for receipt in first]
 
 
-def test_more_steps_bring_the_image_back_better(folder: Path) -> None:
-    """On the embedded model; the autoencoder alone is the limit."""
+def test_more_steps_restore_the_image_better(folder: Path) -> None:
+    """With the embedded model; the autoencoder sets the limit."""
     found = {}
     for steps in (4, 40):
         recipe = pin_recipe(recipe_of_folder(_options(folder, steps=steps, most=2), {}, {})[0])
         generator = InvertingGenerator(recipe)
         samples = Plan(recipe).shard(0).samples
-        made = generator.generate([Request(one.prompt, 0, one.index) for one in samples])
-        found[steps] = np.mean([one.measured["psnr"] for one in made])
-        assert made[0].timestep == pytest.approx(200, abs=999 / steps)
+        generated = generator.generate([Request(s.prompt, 0, s.index) for s in samples])
+        found[steps] = np.mean([g.measured["psnr"] for g in generated])
+        assert generated[0].timestep == pytest.approx(200, abs=999 / steps)
     recipe = pin_recipe(recipe_of_folder(_options(folder, method="noise", most=2), {}, {})[0])
     generator = InvertingGenerator(recipe)
-    made = generator.generate([Request(one.prompt, 0, one.index) for one in Plan(recipe).shard(0).samples])
-    assert made[0].timestep == 200
-    limit = np.mean([one.measured["psnr"] for one in made])
+    generated = generator.generate([Request(s.prompt, 0, s.index) for s in Plan(recipe).shard(0).samples])
+    assert generated[0].timestep == 200
+    limit = np.mean([g.measured["psnr"] for g in generated])
     assert found[4] < found[40] <= limit + 0.5
 
 
 def test_a_grounder_learns_from_inverted_images(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     make_set(_recipe(folder, tiny_model), tmp_path / "set")
-    task = GrounderTask([OracleSet(Store(str(tmp_path / "set")))], GrounderOptions(), "cpu", 1)
+    task = GrounderTask([OracleDataset(Store(str(tmp_path / "set")))], GrounderOptions(), "cpu", 1)
     assert torch.isfinite(task.loss(0, 4, 0))
 
 
 def test_a_model_of_finer_latents_is_inverted_and_learnt_from(folder: Path, tmp_path: Path) -> None:
-    """Four pixels a latent, and a finest level without attention."""
+    """Four pixels per latent, and a finest level without attention."""
     model = tiny_pipeline(tmp_path / "fine", fine=True)
     recipe = _recipe(folder, model, most=3)
     make_set(recipe, tmp_path / "set")
-    sample = next(iter(OracleSet(Store(str(tmp_path / "set"))).samples(0)))
+    sample = next(iter(OracleDataset(Store(str(tmp_path / "set"))).samples(0)))
     assert sample.latent.shape == (4, 16, 16)
     assert sample.labels.shape == (64, 64)
     for module in ("guided", "paper"):
-        task = GrounderTask([OracleSet(Store(str(tmp_path / "set")))], GrounderOptions(module), "cpu", 1)
+        task = GrounderTask([OracleDataset(Store(str(tmp_path / "set")))], GrounderOptions(module), "cpu", 1)
         assert task.backbone.side == 16
         assert torch.isfinite(task.loss(0, 2, 0))
 
@@ -164,7 +164,7 @@ def coco_folder(tmp_path: Path) -> tuple[Path, Path]:
     return images, tmp_path / "instances.json"
 
 
-def test_cocos_instances_are_united_the_smaller_in_front_and_crowds_ignored(coco_folder: tuple[Path, Path]) -> None:
+def test_coco_instances_are_merged_smaller_in_front_and_crowds_are_ignored(coco_folder: tuple[Path, Path]) -> None:
     images, annotations = coco_folder
     folder = CocoFolder(images, annotations, coco())
     cat, dog = coco().names.index("cat") + 1, coco().names.index("dog") + 1
@@ -188,7 +188,7 @@ def test_a_coco_folder_becomes_a_recipe(coco_folder: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"root": Path("nowhere")}, "is not a PASCAL VOC folder with an image set train: JPEGImages is missing"),
         ({"image_set": "test"}, "ImageSets/Segmentation/test.txt is missing"),
@@ -198,15 +198,15 @@ def test_a_coco_folder_becomes_a_recipe(coco_folder: tuple[Path, Path]) -> None:
         ({"classes": "coco", "split": "9"}, "There is no split '9' of coco"),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_told(folder: Path, change: dict[str, Any], told: str) -> None:
+def test_an_unusable_folder_raises_a_clear_error(folder: Path, change: dict[str, Any], message: str) -> None:
     if "annotations" in change:
-        told = f"{Path('nowhere.json').absolute()}"
+        message = f"{Path('nowhere.json').absolute()}"
     with pytest.raises(UserError) as error:
         recipe_of_folder(_options(folder, **change), {}, {})
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
-def test_psnr_is_that_of_the_textbook() -> None:
+def test_psnr_of_known_images() -> None:
     black, grey = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 16, np.uint8)
     assert psnr(black, grey) == pytest.approx(24.05, abs=0.01)
     assert psnr(black, black) == 99
@@ -218,7 +218,7 @@ def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tm
 
     make_set(_recipe(folder, tiny_model), tmp_path / "seen")
     make_set(_recipe(folder, tiny_model, split="all", most=8), tmp_path / "all")
-    task = GrounderTask([OracleSet(Store(str(tmp_path / "seen")))], GrounderOptions(), "cpu", 2)
+    task = GrounderTask([OracleDataset(Store(str(tmp_path / "seen")))], GrounderOptions(), "cpu", 2)
     options = TrainOptions(steps=2, batch=2, learning_rate=1e-3, ema_decay=0.5)
     grounder = train(task, options, tmp_path / "run", lambda text: None)
     (result,) = on_real([str(grounder)], [f"drawn={tmp_path / 'all'}"], report=lambda text: None)

@@ -1,4 +1,4 @@
-"""Models as people have them: variants, single files, broken and foreign files; every tensor is accounted for."""
+"""Model files: variants, single files, broken and foreign files; every tensor is accounted for."""
 
 import functools
 import json
@@ -57,18 +57,18 @@ def test_a_component_whose_file_lacks_tensors_is_refused(copied: Path, component
             del tensors[name]
 
     edit_weights(copied, component, cut)
-    with pytest.raises(UserError, match=rf"the {component} of .* lacks 2 of its \d+ tensors"):
+    with pytest.raises(UserError, match=rf"the {component} of .* is missing 2 of its \d+ tensors"):
         load_pipeline(GeneratorRecipe(model=str(copied)), "cpu")
 
 
 @pytest.mark.parametrize("component", WEIGHTS)
 def test_a_component_whose_file_holds_other_tensors_is_refused(copied: Path, component: str) -> None:
     edit_weights(copied, component, lambda tensors: tensors.update({"lora.up.weight": torch.zeros(2)}))
-    with pytest.raises(UserError, match=rf"the {component} of .* holds tensors that its configuration does not have"):
+    with pytest.raises(UserError, match=rf"the {component} of .* has tensors that its configuration does not have"):
         load_pipeline(GeneratorRecipe(model=str(copied)), "cpu")
 
 
-def test_tensors_of_another_shape_and_files_that_are_cut_are_refused(copied: Path) -> None:
+def test_tensors_of_another_shape_and_truncated_files_are_refused(copied: Path) -> None:
     edit_weights(copied, "unet", lambda tensors: tensors.update({"conv_in.bias": torch.zeros(5)}))
     with pytest.raises(UserError, match=r"the unet of the model .* cannot be loaded"):
         load_pipeline(GeneratorRecipe(model=str(copied)), "cpu")
@@ -81,13 +81,13 @@ def test_tensors_of_another_shape_and_files_that_are_cut_are_refused(copied: Pat
         load_pipeline(GeneratorRecipe(model=str(copied)), "cpu")
 
 
-def test_a_table_of_positions_that_older_releases_stored_is_no_foreign_tensor(copied: Path) -> None:
+def test_position_ids_of_older_releases_are_accepted(copied: Path) -> None:
     name = "embeddings.position_ids"
     edit_weights(copied, "text_encoder", lambda tensors: tensors.update({name: torch.arange(24)[None]}))
     load_pipeline(GeneratorRecipe(model=str(copied)), "cpu")
 
 
-def test_parts_that_make_no_image_may_be_missing(copied: Path) -> None:
+def test_unused_components_may_be_missing(copied: Path) -> None:
     index = json.loads((copied / "model_index.json").read_text())
     index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
@@ -95,7 +95,7 @@ def test_parts_that_make_no_image_may_be_missing(copied: Path) -> None:
     assert load_pipeline(GeneratorRecipe(model=str(copied)), "cpu").safety_checker is None
 
 
-def test_a_folder_of_a_half_precision_variant_alone_is_loaded(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_folder_with_only_a_half_precision_variant_is_loaded(tiny_model: Path, tmp_path: Path) -> None:
     load_pipeline(GeneratorRecipe(model=str(tiny_model), dtype="float16"), "cpu").save_pretrained(
         tmp_path / "half", variant="fp16"
     )
@@ -107,7 +107,7 @@ def test_a_folder_of_a_half_precision_variant_alone_is_loaded(tiny_model: Path, 
         assert all(torch.equal(value, theirs[key]) for key, value in getattr(half, name).state_dict().items())
 
 
-def test_weights_are_never_in_another_precision_than_the_recipes(
+def test_weights_are_loaded_directly_in_the_recipes_precision(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from diffusers import UNet2DConditionModel
@@ -143,14 +143,14 @@ def test_a_single_file_gives_the_images_of_its_folder(kl_model: Path, tmp_path: 
     assert (image(f"{kl_model}@{tmp_path / 'model.ckpt'}") == image(kl_model)).all()
 
 
-def test_single_files_that_are_no_whole_model_are_refused(kl_model: Path, tmp_path: Path) -> None:
+def test_single_files_without_a_whole_model_are_refused(kl_model: Path, tmp_path: Path) -> None:
     pipeline = load_pipeline(GeneratorRecipe(model=str(kl_model)), "cpu")
     dropped = "model.diffusion_model.input_blocks.0.0.bias"
     file = write_checkpoint(pipeline, tmp_path / "cut.safetensors", drop=dropped)
-    with pytest.raises(UserError, match=r"the unet of .* lacks 1 of its \d+ tensors \(conv_in.bias\)"):
+    with pytest.raises(UserError, match=r"the unet of .* is missing 1 of its \d+ tensors \(conv_in.bias\)"):
         load_pipeline(GeneratorRecipe(model=f"{kl_model}@{file}"), "cpu")
     save_file({"lora_unet.up.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
-    with pytest.raises(UserError, match="holds no Stable Diffusion checkpoint"):
+    with pytest.raises(UserError, match="is not a Stable Diffusion checkpoint"):
         pin_generator(GeneratorRecipe(model=str(tmp_path / "lora.safetensors")))
     (tmp_path / "junk.ckpt").write_bytes(b"junk")
     with pytest.raises(UserError, match=r"cannot be read as a checkpoint"):
@@ -160,35 +160,35 @@ def test_single_files_that_are_no_whole_model_are_refused(kl_model: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("component", "tensor", "told"),
+    ("component", "tensor", "message"),
     [
         ("unet", "conv_out.bias", "the U-Net of the model"),
         ("vae", "decoder.layers.0.bias", "the autoencoder's decoder of the model"),
         ("text_encoder", "final_layer_norm.bias", "the text encoder of the model"),
     ],
 )
-def test_values_that_are_not_finite_are_named_where_they_arise(
-    copied: Path, component: str, tensor: str, told: str
+def test_values_that_are_not_finite_raise_where_they_arise(
+    copied: Path, component: str, tensor: str, message: str
 ) -> None:
     edit_weights(copied, component, lambda tensors: tensors[tensor].fill_(torch.nan))
-    with pytest.raises(UserError, match=f"{told} .* gives values that are not finite: these weights are broken"):
+    with pytest.raises(UserError, match=f"{message} .* returns values that are not finite: its weights are broken"):
         image(copied)
 
 
-def test_an_overflow_in_half_precision_is_named_with_its_remedy(copied: Path) -> None:
+def test_an_overflow_in_half_precision_suggests_another_dtype(copied: Path) -> None:
     edit_weights(copied, "unet", lambda tensors: tensors["conv_out.weight"].fill_(60000))
-    with pytest.raises(UserError, match="this model overflows in float16; give another --dtype"):
+    with pytest.raises(UserError, match="it overflows in float16; give another --dtype"):
         image(copied, dtype="float16")
 
 
-def test_an_encoder_that_overflows_is_named(copied: Path) -> None:
+def test_an_overflow_of_the_encoder_raises_a_clear_error(copied: Path) -> None:
     edit_weights(copied, "vae", lambda tensors: tensors["encoder.layers.0.bias"].fill_(torch.inf))
     recipe = make_recipe({"n": 1, "classes": "voc", "generator": {"model": str(copied)}})
     with pytest.raises(UserError, match="the autoencoder's encoder of the model"):
         PipelineGenerator(recipe, needs=frozenset({LATENT})).encode_images(np.zeros((1, 64, 64, 3), np.uint8))
 
 
-def test_many_images_are_decoded_some_at_a_time(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_batches_are_decoded_in_parts(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = make_recipe(
         {"n": 5, "classes": "voc", "generator": {"model": str(tiny_model), "steps": 1, "solver": "ddim"}}
     )
@@ -197,20 +197,20 @@ def test_many_images_are_decoded_some_at_a_time(tiny_model: Path, monkeypatch: p
     monkeypatch.setattr("factory.generator.pipeline._DECODED_TOGETHER", 2 * 64 * 64)
     generator, sizes = PipelineGenerator(recipe), []
     generator._vae.decoder.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
-    parted = generator.generate(requests)
+    in_parts = generator.generate(requests)
     assert sizes == [2, 2, 1]
-    for one, other in zip(together, parted, strict=True):
-        assert np.abs(one.image.astype(int) - other.image.astype(int)).max() <= 1
+    for generated, other in zip(together, in_parts, strict=True):
+        assert np.abs(generated.image.astype(int) - other.image.astype(int)).max() <= 1
     generator._vae.encoder.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
-    generator.encode_images(np.stack([one.image for one in parted]))
+    generator.encode_images(np.stack([generated.image for generated in in_parts]))
     assert sizes[3:] == [2, 2, 1]
 
 
 @pytest.mark.parametrize(("width", "tiled"), [(1024, False), (1032, True)])
 def test_images_over_1024_are_decoded_in_tiles(kl_model: Path, width: int, tiled: bool) -> None:
     generator = {"model": str(kl_model), "steps": 1, "solver": "ddim", "width": width, "height": 64}
-    made = PipelineGenerator(make_recipe({"n": 1, "classes": "voc", "generator": generator}))
+    pipeline = PipelineGenerator(make_recipe({"n": 1, "classes": "voc", "generator": generator}))
     tiles: list[int] = []
-    made._vae.decoder.register_forward_pre_hook(lambda module, given: tiles.append(len(given[0])))
-    assert made.generate([Request(PROMPT, 1)])[0].image.shape == (64, width, 3)
+    pipeline._vae.decoder.register_forward_pre_hook(lambda module, given: tiles.append(len(given[0])))
+    assert pipeline.generate([Request(PROMPT, 1)])[0].image.shape == (64, width, 3)
     assert (len(tiles) > 1) == tiled

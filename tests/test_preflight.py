@@ -51,26 +51,29 @@ def assert_refused(chosen: Recipe, place: Path, told: str) -> None:
 @pytest.mark.parametrize(
     ("breaking", "told"),
     [
-        (lambda model: shutil.rmtree(model / "tokenizer"), "tokenizer holds no tokenizer"),
+        (lambda model: shutil.rmtree(model / "tokenizer"), "tokenizer is not a tokenizer"),
         (lambda model: (model / "tokenizer" / "tokenizer.json").write_text("{"), r"the tokenizer in .* cannot be read"),
         (lambda model: (model / "unet" / "config.json").write_text("{"), r"config.json cannot be read"),
         (lambda model: shutil.rmtree(model / "vae"), r"there is no .*vae/config.json"),
         (
             lambda model: (model / "unet" / "diffusion_pytorch_model.safetensors").unlink(),
-            "unet holds no weights: none of",
+            "unet holds no weights: there is none of",
         ),
-        (lambda model: edit(model / "unet" / "config.json", in_channels=9), "takes 9 channels and gives 4"),
-        (lambda model: edit(model / "unet" / "config.json", cross_attention_dim=48), "reads text of 48 channels"),
+        (lambda model: edit(model / "unet" / "config.json", in_channels=9), "has 9 input and 4 output channels"),
+        (
+            lambda model: edit(model / "unet" / "config.json", cross_attention_dim=48),
+            "expects text embeddings of 48 channels",
+        ),
         (
             lambda model: edit(model / "unet" / "config.json", addition_embed_type="text_time"),
             "has additional embeddings 'text_time'",
         ),
         (
             lambda model: edit(model / "model_index.json", unet=["diffusers", "UNet3DConditionModel"]),
-            "is a UNet3DConditionModel; this release runs UNet2DConditionModel",
+            "is a UNet3DConditionModel; supported are UNet2DConditionModel",
         ),
-        (lambda model: edit(model / "model_index.json", text_encoder=[None, None]), "has no text_encoder"),
-        (lambda model: edit(model / "unet" / "config.json", sample_size=None), "names no size"),
+        (lambda model: edit(model / "model_index.json", text_encoder=[None, None]), "does not name a text_encoder"),
+        (lambda model: edit(model / "unet" / "config.json", sample_size=None), "has no default size"),
         (
             lambda model: edit(model / "scheduler" / "scheduler_config.json", num_train_timesteps=50),
             "has the noise levels 0 to 49",
@@ -89,7 +92,7 @@ def test_a_pipeline_that_no_worker_could_run_is_refused(
     [
         ({"generator": {"width": 72}}, "must be multiples of 16"),
         ({"masks": {"source": "attention", "levels": [8]}}, r"masks.levels \[8\] are not among the levels .* \[1, 2\]"),
-        ({"generator": {"solver": "model"}}, "would not give the same bytes"),
+        ({"generator": {"solver": "model"}}, "would not be reproducible"),
     ],
 )
 def test_a_recipe_that_does_not_fit_the_model_is_refused(
@@ -120,7 +123,7 @@ def test_a_prompt_whose_class_has_no_words_that_are_read_is_refused_by_generate_
 def test_captions_too_long_for_the_encoder_are_found(tiny_model: Path) -> None:
     names = [f"{'very ' * 8}long name number {letter}" for letter in "abcdefgh"]
     preflight(recipe(tiny_model, classes=names))
-    with pytest.raises(UserError, match=r"sample \d+: the words .* come after the 24 tokens"):
+    with pytest.raises(UserError, match=r"sample \d+: the words .* come after the first 24 tokens"):
         preflight(recipe(tiny_model, classes=names, objects={1: 0.5, 2: 0.5}))
 
 

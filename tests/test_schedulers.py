@@ -1,4 +1,4 @@
-"""Every scheduler that is admitted gives the images of diffusers' own pipeline; the others are refused."""
+"""Every supported scheduler gives the images of diffusers' own pipeline; the others are refused."""
 
 import json
 import shutil
@@ -61,16 +61,16 @@ def recipe(folder: Path, **generator: Any) -> Recipe:
 
 
 def assert_like_the_library(chosen: Recipe) -> None:
-    mine = PipelineGenerator(chosen, needs=frozenset({FEATURES})).generate([Request(PROMPT, SEED)])[0].image
+    image = PipelineGenerator(chosen, needs=frozenset({FEATURES})).generate([Request(PROMPT, SEED)])[0].image
     stock = load_pipeline(chosen.generator, "cpu")
     stock.set_progress_bar_config(disable=True)
-    theirs = stock(
+    expected = stock(
         PROMPT.text,
         num_inference_steps=chosen.generator.steps,
         guidance_scale=chosen.generator.guidance,
         generator=torch.Generator().manual_seed(SEED),
     ).images[0]
-    assert np.abs(mine.astype(int) - np.asarray(theirs).astype(int)).max() <= 1
+    assert np.abs(image.astype(int) - np.asarray(expected).astype(int)).max() <= 1
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -100,9 +100,9 @@ def test_the_statistics_of_playgrounds_latents_are_applied_both_ways(tmp_path: P
     generator = PipelineGenerator(chosen)
     assert not (generator.generate([Request(PROMPT, SEED)])[0].image == plain).all()
     latents = generator.encode_images(plain[None])
-    made = generator._pipeline.vae.encode(torch.from_numpy(plain[None]).permute(0, 3, 1, 2) / 127.5 - 1)
+    encoded = generator._pipeline.vae.encode(torch.from_numpy(plain[None]).permute(0, 3, 1, 2) / 127.5 - 1)
     mean, deviation = (torch.tensor(row).view(1, 4, 1, 1) for row in ([-1.6, 1.1, 2.7, -2.0], [8.4, 5.9, 5.5, 5.8]))
-    assert torch.allclose(latents * deviation / 0.5 + mean, made.latent_dist.mode(), atol=1e-4)
+    assert torch.allclose(latents * deviation / 0.5 + mean, encoded.latent_dist.mode(), atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -127,28 +127,28 @@ def test_a_distilled_model_keeps_its_own_scheduler_unless_another_is_given(
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("kind", "changes", "generator", "told"),
+    ("kind", "changes", "generator", "message"),
     [
-        ("LCMScheduler", {}, {"solver": "dpm++"}, "is a consistency model, which its own LCMScheduler alone"),
-        ("LCMScheduler", {}, {"solver": "model", "steps": 60}, "of at most 50 steps, got 60"),
-        ("FlowMatchEulerDiscreteScheduler", {}, {}, "which this release does not run"),
-        ("EDMDPMSolverMultistepScheduler", {"prediction_type": "epsilon"}, {}, "which this release does not run"),
+        ("LCMScheduler", {}, {"solver": "dpm++"}, "is a consistency model, which only its own LCMScheduler"),
+        ("LCMScheduler", {}, {"solver": "model", "steps": 60}, "of at most 50 steps, but the recipe has 60"),
+        ("FlowMatchEulerDiscreteScheduler", {}, {}, "which is not supported"),
+        ("EDMDPMSolverMultistepScheduler", {"prediction_type": "epsilon"}, {}, "which is not supported"),
         ("UniPCMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}, {}, "predicts"),
     ],
 )
-def test_what_would_be_sampled_wrongly_is_refused(
-    folder: Path, kind: str, changes: dict[str, Any], generator: dict[str, Any], told: str
+def test_unsupported_schedulers_are_refused(
+    folder: Path, kind: str, changes: dict[str, Any], generator: dict[str, Any], message: str
 ) -> None:
     with_scheduler(folder, kind, **changes)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load_pipeline(recipe(folder, **generator).generator, "cpu")
 
 
-def test_noise_that_does_not_follow_the_seed_is_refused_and_needs_no_torchsde_under_another_solver(
+def test_a_scheduler_with_unseeded_noise_is_refused_unless_a_solver_replaces_it(
     folder: Path,
 ) -> None:
     edit(folder / "model_index.json", scheduler=["diffusers", "DPMSolverSDEScheduler"])
     edit(folder / "scheduler" / "scheduler_config.json", _class_name="DPMSolverSDEScheduler")
-    with pytest.raises(UserError, match=r"would not give the same bytes; set generator\.solver"):
+    with pytest.raises(UserError, match=r"would not be reproducible; set generator\.solver"):
         load_pipeline(recipe(folder, solver="model").generator, "cpu")
     PipelineGenerator(recipe(folder, steps=1)).generate([Request(PROMPT, SEED)])

@@ -171,17 +171,17 @@ def test_a_pipeline_or_autoencoder_with_a_missing_tensor_is_refused(folders, tmp
     weights = load_file(file)
     weights.pop(min(weights))
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(UserError, match=rf"the {part} of .* lacks 1 of its"):
+    with pytest.raises(UserError, match=rf"the {part} of .* is missing 1 of its"):
         open_pipeline(folder)
     if part == "vae":
         for opened in (
             lambda: open_autoencoder(folder / part, "cpu"),
             lambda: AutoencoderTask("cpu").load(folder / part),
         ):
-            with pytest.raises(UserError, match=r"the autoencoder of .* lacks 1 of its"):
+            with pytest.raises(UserError, match=r"the autoencoder of .* is missing 1 of its"):
                 opened()
     else:
-        with pytest.raises(UserError, match=rf"the {part} of .* lacks 1 of its"):
+        with pytest.raises(UserError, match=rf"the {part} of .* is missing 1 of its"):
             load_weights(new_text_to_image(train_tokenizer(training_scenes.all_captions()), "cpu"), folder)
 
 
@@ -191,5 +191,5 @@ def test_start_weights_of_a_detector_with_a_missing_tensor_are_refused(tmp_path)
     weights = load_file(file)
     weights.pop(min(weights))
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(UserError, match=r"the detector of .* lacks 1 of its"):
+    with pytest.raises(UserError, match=r"the detector of .* is missing 1 of its"):
         DetectorTask.load(SimpleNamespace(model=new_network()), tmp_path / "detector")

@@ -28,14 +28,14 @@ def compare_segmenters(
     """
     from dataclasses import asdict
 
-    from factory.evaluation.protocol_2 import as_markdown, compared
+    from factory.evaluation.protocol_2 import as_markdown, compare
     from factory.segmenter.run import RealImages
 
     def report(text: str) -> None:
         typer.echo(text, err=True)
 
     where = RealImages(Path(), real_set, annotations, classes, split)
-    rows = compared(segmenters, real, where, device, threads, report)
+    rows = compare(segmenters, real, where, device, threads, report)
     text = as_markdown(rows, classes)
     if table is not None:
         from factory.evaluation.markdown import write_table

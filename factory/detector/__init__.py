@@ -1,1 +1,1 @@
-"""Detectors: off-the-shelf models that find instances of known classes in an image."""
+"""Detectors: off-the-shelf instance segmentation models."""

@@ -1,4 +1,4 @@
-"""The embedded detector, speaking the recipe's vocabulary."""
+"""The embedded detector, with class names of the recipe's vocabulary."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from factory.detector.labels import translation
 
 
 class EmbeddedDetector:
-    """Instances under the names of a vocabulary; a class that it knows under an alias is found too."""
+    """Finds instances under the vocabulary's class names; classes match by alias, too."""
 
     def __init__(self, recipe: Recipe, folder: Path, device: str = "cpu") -> None:
         from factory.stickers.detector import StickerDetector
@@ -22,9 +22,9 @@ class EmbeddedDetector:
         self._names = translation(recipe.vocabulary(), self._detector.class_names, recipe.planned_names())
 
     def detect(self, images: Sequence[Image]) -> list[list[Instance]]:
-        """On a CPU it runs on the recipe's number of threads, as the generator does.
+        """Detect on the recipe's number of CPU threads, as the generator does.
 
-        Images of other sizes than their neighbours go alone.
+        Images of mixed sizes are processed one at a time.
         """
         torch.set_num_threads(self._threads)
         if len({image.shape for image in images}) > 1:
@@ -32,9 +32,9 @@ class EmbeddedDetector:
         found = self._detector.detect([Pictures.fromarray(image) for image in images])
         return [
             [
-                Instance(self._names[row.class_name], row.score, row.mask)
-                for row in rows
-                if row.class_name in self._names
+                Instance(self._names[instance.class_name], instance.score, instance.mask)
+                for instance in instances
+                if instance.class_name in self._names
             ]
-            for rows in found
+            for instances in found
         ]

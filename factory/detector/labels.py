@@ -1,4 +1,4 @@
-"""A detector's labels in the words of a vocabulary, and pictures in its order of colours."""
+"""Map a detector's labels to a vocabulary's classes, and images to its channel order."""
 
 from collections.abc import Collection, Sequence
 
@@ -9,34 +9,34 @@ from factory.dataset.records import Image
 from factory.errors import UserError
 
 NO_CLASSES = frozenset({"N/A", "__background__", "background"})
-"""Labels of some lists that stand for no class."""
+"""Labels that stand for no class in some lists."""
 
 
 def translation(vocabulary: Vocabulary, known: Sequence[str], wanted: Collection[str] | None = None) -> dict[str, str]:
-    """The vocabulary's name of each label that a detector knows by one of the class's names or aliases.
+    """The vocabulary's class name by detector label, matched by the class's names and aliases.
 
-    UserError where one of the `wanted` classes, by default all, is not among them: what cannot be seen can neither be
-    masked nor judged.
+    Raises UserError if one of the `wanted` classes, by default all, has no label: a detector can neither mask nor judge
+    a class that it does not know.
     """
     result = {}
     for entry in vocabulary.classes:
-        names = {_plain(name) for name in (entry.name, entry.display, *entry.aliases)}
-        match = next((name for name in known if name not in NO_CLASSES and _plain(name) in names), None)
+        spellings = {_plain(name) for name in (entry.name, entry.display, *entry.aliases)}
+        match = next((name for name in known if name not in NO_CLASSES and _plain(name) in spellings), None)
         if match is not None:
             result[match] = entry.name
     missing = unseen_by(vocabulary, known, wanted)
     if missing:
-        told = f"{', '.join(missing[:5])}{' and others' if len(missing) > 5 else ''}"
+        names = f"{', '.join(missing[:5])}{' and others' if len(missing) > 5 else ''}"
         examples = ", ".join([name for name in known if name not in NO_CLASSES][:5])
         raise UserError(
-            f"the detector does not know {len(missing)} of the classes: {told}; it knows {len(known)} classes such as "
-            f"{examples}. Take --masks attention, another detector, or other classes."
+            f"the detector does not know {len(missing)} of the classes: {names}; it knows {len(known)} classes such as "
+            f"{examples}. Use --masks attention, another detector, or other classes."
         )
     return result
 
 
 def unseen_by(vocabulary: Vocabulary, known: Sequence[str], wanted: Collection[str] | None = None) -> list[str]:
-    """The `wanted` classes, by default all, that a detector with the labels `known` cannot see."""
+    """The `wanted` classes, by default all, that a detector with the labels `known` does not know."""
     labels = {_plain(name) for name in known if name not in NO_CLASSES}
     return [
         entry.name
@@ -47,7 +47,7 @@ def unseen_by(vocabulary: Vocabulary, known: Sequence[str], wanted: Collection[s
 
 
 def in_order(image: Image, order: str) -> Image:
-    """RGB uint8 (H, W, 3) in the order of colours that a model was trained with: "RGB" or "BGR"."""
+    """RGB uint8 (H, W, 3) in the channel order that a model was trained with, "RGB" or "BGR"."""
     assert order in ("RGB", "BGR")
     return image if order == "RGB" else np.ascontiguousarray(image[:, :, ::-1])
 

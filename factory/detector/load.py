@@ -1,4 +1,4 @@
-"""Open a detector by the recipe's name for it, pin what it is, and say which classes it knows."""
+"""Load the detector that a recipe names, pin its content, and list the classes that it knows."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from factory.errors import UserError
 from factory.generator.load import EMBEDDED, folder_digest, pin_revision
 
 TORCHVISION, DETECTRON2 = "torchvision:", "detectron2:"
-_OWN = "UperNetForSemanticSegmentation"
+_EMBEDDED_ARCHITECTURE = "UperNetForSemanticSegmentation"
 _FORMS = (
     f"`{EMBEDDED}`, a folder or hub id of a transformers model, {TORCHVISION}maskrcnn_resnet50_fpn_v2 or "
     f"{DETECTRON2}COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
@@ -20,9 +20,9 @@ _FORMS = (
 
 
 def open_detector(recipe: Recipe, device: str) -> Detector:
-    """The detector of a recipe with its weights loaded.
+    """The detector of a recipe, with its weights loaded.
 
-    UserError where it cannot be had, is not the one that the recipe pins, or misses a class.
+    Raises UserError if it cannot be loaded, is not the one that the recipe pins, or does not know a class.
     """
     check_pin(recipe.masks)
     name = recipe.masks.detector
@@ -35,7 +35,7 @@ def open_detector(recipe: Recipe, device: str) -> Detector:
 
         return Detectron2Detector(recipe, name.removeprefix(DETECTRON2), device)
     folder = detector_folder(name)
-    if folder is not None and _architecture(folder) == _OWN:
+    if folder is not None and _architecture(folder) == _EMBEDDED_ARCHITECTURE:
         from factory.detector.embedded import EmbeddedDetector
 
         return EmbeddedDetector(recipe, folder, device)
@@ -45,10 +45,10 @@ def open_detector(recipe: Recipe, device: str) -> Detector:
 
 
 def with_pinned_detector(recipe: Recipe) -> MaskRecipe:
-    """The recipe's masks with the detector's place made absolute and its content pinned.
+    """The recipe's mask section with the detector's path made absolute and its content pinned.
 
-    UserError, before anything is written, where there is no such detector, where it misses a class that prompts name,
-    where it is not the one that the recipe pins, or where a file of weights does not fit its model.
+    Raises UserError, before anything is written, if there is no such detector, if it does not know a class that
+    prompts name, if it is not the one that the recipe pins, or if a file of weights does not fit its model.
     """
     named = _absolute(recipe.masks.detector)
     masks = recipe.masks.model_copy(update={"detector": named})
@@ -62,7 +62,7 @@ def with_pinned_detector(recipe: Recipe) -> MaskRecipe:
 
 
 def check_pin(masks: MaskRecipe) -> None:
-    """UserError where a detector is pinned and another one lies in its place. A hub's commit is asked for as such."""
+    """Raise UserError if a pinned detector's files have changed. A hub id is loaded at its pinned commit anyway."""
     name, pinned = masks.detector, masks.detector_revision
     if pinned is None:
         return
@@ -77,13 +77,13 @@ def check_pin(masks: MaskRecipe) -> None:
         if same_pin(found, pinned):
             return
     raise UserError(
-        f"the recipe pins the detector {name} as {pinned}, and what is there now is {found}; put the old one back, or "
-        f"set masks.detector_revision to null and make another dataset."
+        f"the recipe pins the detector {name} as {pinned}, but its content is now {found}; restore the pinned one, or "
+        f"set masks.detector_revision to null and start a new dataset."
     )
 
 
 def pin_detector(name: str) -> str:
-    """What stands for the detector's exact content: a folder's digest, the hub's commit, or a library's weights."""
+    """An identifier of the detector's content: a folder's digest, the hub's commit, or a library's weights."""
     if name.startswith(TORCHVISION):
         from factory.detector.torchvision import pin
 
@@ -97,7 +97,7 @@ def pin_detector(name: str) -> str:
 
 
 def check_classes(recipe: Recipe) -> None:
-    """UserError, before any worker starts, where the detector misses a class that prompts name."""
+    """Raise UserError, before any worker starts, if the detector does not know a class that prompts name."""
     translation(recipe.vocabulary(), known_labels(recipe.masks), recipe.planned_names())
 
 
@@ -119,7 +119,7 @@ def check_file(name: str) -> None:
 
 
 def known_labels(masks: MaskRecipe) -> list[str]:
-    """The detector's labels in the order of their numbers, read without its weights."""
+    """The detector's labels in the order of their ids, read without its weights."""
     name = masks.detector
     if name.startswith(TORCHVISION):
         from factory.detector.torchvision import labels
@@ -130,7 +130,7 @@ def known_labels(masks: MaskRecipe) -> list[str]:
 
         return labels_of_config(name.removeprefix(DETECTRON2))
     folder = detector_folder(name)
-    if folder is not None and _architecture(folder) == _OWN:
+    if folder is not None and _architecture(folder) == _EMBEDDED_ARCHITECTURE:
         return [str(label) for label in (_config(folder).get("id2label") or {}).values()]
     from factory.detector.transformers import read_labels
 
@@ -138,7 +138,7 @@ def known_labels(masks: MaskRecipe) -> list[str]:
 
 
 def detector_folder(name: str) -> Path | None:
-    """Where a detector lies; None for a hub id. UserError where a folder is meant and holds none."""
+    """The folder of a detector; None for a hub id. Raises UserError if a path is named that holds no detector."""
     if name == EMBEDDED:
         from factory.files.embedded_models import detector_folder as embedded
 
@@ -152,7 +152,7 @@ def detector_folder(name: str) -> Path | None:
 
 
 def _absolute(name: str) -> str:
-    """The name with the path in it made absolute, so that workers on other folders and hosts mean the same file."""
+    """The name with an absolute path, so that it means the same file in workers with another working directory."""
     if name.startswith((TORCHVISION, DETECTRON2)):
         model, at, file = name.partition("@")
         return f"{model}@{Path(file).expanduser().absolute()}" if at and file else name
@@ -161,8 +161,8 @@ def _absolute(name: str) -> str:
 
 
 def _architecture(folder: Path) -> str:
-    named = _config(folder).get("architectures") or [""]
-    return str(named[0])
+    architectures = _config(folder).get("architectures") or [""]
+    return str(architectures[0])
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -170,5 +170,5 @@ def _config(folder: Path) -> dict[str, Any]:
         data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         assert isinstance(data, dict)
     except (OSError, ValueError, AssertionError) as error:
-        raise UserError(f"{folder / 'config.json'} is no model's config ({error}); copy the model again.") from error
+        raise UserError(f"{folder / 'config.json'} is not a model's config ({error}); copy the model again.") from error
     return data

@@ -1,4 +1,4 @@
-"""Oracle masks: what the detector finds in a generated image, as training targets for a grounder."""
+"""Oracle masks: the detector's instances in generated images, as training targets for a grounder."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from factory.generator.interface import LATENT, Generated
 
 
 class OracleGrounder:
-    """One mask per class of the prompt that was found: all its instances over the score, united.
+    """One mask per detected class of the prompt: the union of its instances above the score.
 
-    Pixels of weaker detections are marked to be ignored. A class that is not found is left out, for a missing
-    detection says nothing: trained towards an empty mask instead, the paper's module loses 12 points on unseen classes.
-    Detections of classes that the prompt does not name are dropped: they may be of unseen classes.
+    Pixels of weaker detections are marked as ignored. A class that is not detected gets no mask, not an empty one: a
+    missing detection may be the detector's mistake, and training towards empty masks costs the paper's module 12 points
+    on unseen classes. Detections of classes that the prompt does not name are dropped: they may be unseen classes.
     """
 
     needs = frozenset({LATENT})
@@ -26,21 +26,21 @@ class OracleGrounder:
         self._detector, self._recipe = detector, recipe
 
     def ground(self, generated: Sequence[Generated], prompts: Sequence[Prompt]) -> list[Grounded]:
-        """A class's score is that of its surest instance."""
-        found = self._detector.detect([one.image for one in generated])
+        """A class's score is the highest of its instances."""
+        found = self._detector.detect([g.image for g in generated])
         return [self._unite(instances, prompt) for instances, prompt in zip(found, prompts, strict=True)]
 
     def _unite(self, instances: Sequence[Instance], prompt: Prompt) -> Grounded:
-        named = [row for row in instances if row.class_name in prompt.classes and row.mask.any()]
+        named = [found for found in instances if found.class_name in prompt.classes and found.mask.any()]
         united = []
         for name in prompt.classes:
-            sure = [row for row in named if row.class_name == name and row.score >= self._recipe.score]
+            sure = [found for found in named if found.class_name == name and found.score >= self._recipe.score]
             if sure:
-                mask = np.logical_or.reduce([row.mask for row in sure])
-                united.append(Instance(name, max(row.score for row in sure), mask))
-        unsure = [row.mask for row in named if self._recipe.ignore_score <= row.score < self._recipe.score]
+                mask = np.logical_or.reduce([found.mask for found in sure])
+                united.append(Instance(name, max(found.score for found in sure), mask))
+        unsure = [found.mask for found in named if self._recipe.ignore_score <= found.score < self._recipe.score]
         detections = []
-        for row in sorted(named, key=lambda row: -row.score):
-            left, top, width, height = mask_to_xywh(row.mask)
-            detections.append(Detection(row.class_name, row.score, (left, top, width, height)))
+        for found in sorted(named, key=lambda found: -found.score):
+            left, top, width, height = mask_to_xywh(found.mask)
+            detections.append(Detection(found.class_name, found.score, (left, top, width, height)))
         return Grounded(tuple(united), np.logical_or.reduce(unsure) if unsure else None, tuple(detections))

@@ -1,8 +1,8 @@
-"""Read a pickle of NumPy arrays, as detectron2's model zoo has them, without letting it run code.
+"""Read pickles of NumPy arrays, such as those of detectron2's model zoo, without running code from the file.
 
-A pickle is a program: `pickle.load` calls whatever the file names. This reader knows plain containers, numbers, text
-and the few names with which NumPy writes an array. None of NumPy's own functions is called by the file: it builds
-placeholders, which become arrays once their type and size are checked.
+A pickle is a program: `pickle.load` calls whatever the file names. This reader accepts plain containers, numbers, text
+and the few names with which NumPy pickles an array. The file calls none of NumPy's own functions: it builds
+placeholders, which become arrays after their type and size are checked.
 """
 
 import io
@@ -21,24 +21,24 @@ _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
 
 
 class ForbiddenPickleError(ValueError):
-    """The file names something other than arrays, containers, numbers and text, or is no complete pickle."""
+    """The file names something other than arrays, containers, numbers and text, or is not a complete pickle."""
 
 
 def read_arrays(path: Path) -> dict[str, Any]:
-    """The pickle's dictionary; arrays (read-only) at its top and under "model" and "blobs", the rest as it is.
+    """The pickle's dictionary, with read-only arrays at its top level and under "model" and "blobs".
 
-    ForbiddenPickleError where it names anything else, or claims arrays that are larger than the file. Text of Python 2
-    is read as Latin-1, as NumPy's old pickles need.
+    Raises ForbiddenPickleError if it names anything else, or declares arrays larger than the file. Text of Python 2 is
+    decoded as Latin-1, which NumPy's old pickles require.
     """
     try:
         found = _ArrayUnpickler(path.read_bytes()).load()
     except ForbiddenPickleError:
         raise
-    except Exception as error:  # a broken pickle fails in as many ways as there are opcodes
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ForbiddenPickleError(f"it is no complete pickle: {said[:120]}") from error
+    except Exception as error:  # a broken pickle can raise almost any exception
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ForbiddenPickleError(f"it is not a complete pickle: {reason[:120]}") from error
     if not isinstance(found, dict):
-        raise ForbiddenPickleError(f"it holds a {type(found).__name__.strip('_')} and no dictionary of weights")
+        raise ForbiddenPickleError(f"it is a {type(found).__name__.strip('_')}, not a dictionary of weights")
     found = _arrays(found)
     inner = {name: _arrays(found[name]) for name in ("model", "blobs") if isinstance(found.get(name), dict)}
     return {**found, **inner}
@@ -49,7 +49,7 @@ def _arrays(found: dict[Any, Any]) -> dict[str, Any]:
 
 
 class _DType:
-    """A NumPy type by its code, as "f4"; `__setstate__` gives it the byte order."""
+    """A NumPy type by its code, such as "f4"; `__setstate__` sets the byte order."""
 
     def __init__(self, code: str, *_: Any) -> None:
         if code not in _CODES:
@@ -63,7 +63,7 @@ class _DType:
 
 
 class _Array:
-    """An array that is being read; `__setstate__` gives it its content."""
+    """Placeholder for an array; `__setstate__` sets its content."""
 
     def __init__(self, make: Callable[..., "np.ndarray[Any, Any]"]) -> None:
         self._make = make
@@ -75,41 +75,41 @@ class _Array:
 
 
 class _Dict(dict[Any, Any]):
-    """An OrderedDict; the attributes that some have are dropped."""
+    """An OrderedDict; additional attributes are dropped."""
 
     def __setstate__(self, state: object) -> None:
         pass
 
 
 class _ArrayUnpickler(pickle._Unpickler):
-    """The standard library's unpickler in Python: that in C allocates a memo as long as the file asks for."""
+    """Based on the standard library's Python unpickler: the C one allocates a memo of any size that a file names."""
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data), encoding="latin1")
-        # Content may be shared within a file, so that a small file could fill the memory: every byte is counted when
-        # it becomes part of an array, and once more where old Pythons wrote it as text.
+        # Arrays may share content within a file, so a small file could fill the memory. Every byte counts when it
+        # becomes part of an array, and once more if an old Python wrote it as text.
         self._budget = 2 * len(data)
         self._admitted: dict[tuple[str, str], Any] = {
-            ("numpy", "ndarray"): None,  # only ever an argument of _reconstruct
+            ("numpy", "ndarray"): None,  # occurs only as an argument of _reconstruct
             ("numpy", "dtype"): _DType,
             ("collections", "OrderedDict"): _Dict,
             ("_codecs", "encode"): self._encode,
-            ("__builtin__", "bytes"): lambda: b"",  # how no bytes are written for Python 2
+            ("__builtin__", "bytes"): lambda: b"",  # empty bytes, as pickled for Python 2
             **{(module, "_reconstruct"): lambda *_: _Array(self._array) for module in _MULTIARRAY},
             **{(module, "scalar"): lambda dtype, raw: self._array(raw, dtype, ())[()] for module in _MULTIARRAY},
             **{(module, "_frombuffer"): self._array for module in _NUMERIC},
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name in the file stands for; all that the file can call comes from here."""
+        """Resolve a name in the file; it can call only what this returns."""
         if (module, name) not in self._admitted:
             raise ForbiddenPickleError(" ".join(f"it names {module}.{name}".split())[:120])
         return self._admitted[module, name]
 
     def _load_bytearray8(self: Any) -> None:
-        # As bytes, and no longer than the file: the standard library allocates first.
+        # The standard library allocates the declared size before it reads; this reads what the file has, as bytes.
         (size,) = struct.unpack("<Q", self.read(8))
         self.append(self.read(size))
 
@@ -125,7 +125,7 @@ class _ArrayUnpickler(pickle._Unpickler):
             len(raw) == kind.itemsize * math.prod(sizes)
         )
         if not fits:
-            raise ForbiddenPickleError("it has an array whose size is not that of its content")
+            raise ForbiddenPickleError("it has an array whose size differs from that of its content")
         self._spend(len(raw))
         return np.frombuffer(raw, kind).reshape(sizes, order=order)
 

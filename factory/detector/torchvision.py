@@ -1,4 +1,4 @@
-"""Mask R-CNN of torchvision: the extra `torchvision`."""
+"""Mask R-CNN of torchvision; requires the extra `torchvision`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,14 +20,15 @@ _EXAMPLE = f"{PREFIX}maskrcnn_resnet50_fpn_v2"
 
 
 class TorchvisionDetector:
-    """`name` is a builder of `torchvision.models.detection` with masks, and after an @ a file of weights.
+    """A Mask R-CNN of torchvision.
 
-    Without a file torchvision fetches its default weights. Images are RGB of 0..1; labels count from 1 in a list of 91
-    with gaps, as its weights have them, or in the list that lies beside the file.
+    `name` is a builder of `torchvision.models.detection` with masks, optionally followed by @ and a weight file;
+    without a file torchvision downloads its default weights. Images are RGB in 0..1. Class ids start at 1, in the
+    weights' list of 91 with gaps or in the list beside the weight file.
     """
 
     def __init__(self, recipe: Recipe, name: str, device: str = "cpu") -> None:
-        """UserError where torchvision cannot be used, knows no such model, or the weights do not fit."""
+        """Raises UserError if torchvision cannot be used, has no such model, or if the weights do not fit."""
         self._labels = labels(name)
         self._names = translation(recipe.vocabulary(), self._labels, recipe.planned_names())
         self._model, self._device = load_model(name).to(device).eval(), device
@@ -35,33 +36,33 @@ class TorchvisionDetector:
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Image]) -> list[list[Instance]]:
-        """Instances by falling score, as many as the model keeps. Images of other sizes than others go alone."""
+        """Instances in descending order of score. Images of mixed sizes are processed one at a time."""
         torch.set_num_threads(self._threads)
         if len({image.shape for image in images}) > 1:
             return [self.detect([image])[0] for image in images]
-        given = [torch.from_numpy(image).permute(2, 0, 1).float().div(255).to(self._device) for image in images]
-        return [as_instances(row, self._labels, self._names) for row in self._model(given)]
+        inputs = [torch.from_numpy(image).permute(2, 0, 1).float().div(255).to(self._device) for image in images]
+        return [as_instances(output, self._labels, self._names) for output in self._model(inputs)]
 
 
-def as_instances(row: dict[str, Any], labels: Sequence[str], names: dict[str, str]) -> list[Instance]:
-    """One image's answer: `labels` (N) count into the list of labels, `masks` (N, 1, H, W) are probabilities."""
+def as_instances(output: dict[str, Any], labels: Sequence[str], names: dict[str, str]) -> list[Instance]:
+    """Convert the output for one image: its `labels` (N) index `labels`, its `masks` (N, 1, H, W) are probabilities."""
     instances = []
-    for number, score, mask in zip(row["labels"], row["scores"], row["masks"], strict=True):
-        label = labels[int(number)]
+    for class_id, score, mask in zip(output["labels"], output["scores"], output["masks"], strict=True):
+        label = labels[int(class_id)]
         if label not in NO_CLASSES and label in names:
             instances.append(Instance(names[label], float(score), np.asarray(mask[0].cpu() > _MASK_THRESHOLD)))
     return instances
 
 
 def labels(name: str) -> list[str]:
-    """The classes by their numbers; 0 is background."""
+    """The classes by id; 0 is background."""
     builder, file = split_name(name, PREFIX)
     known = list(_default_weights(_library(), builder).meta["categories"])
     return known if file is None or file.labels is None else ["__background__", *file.labels]
 
 
 def pin(name: str) -> str:
-    """The file's digest, or the name of the default weights and the library's version."""
+    """The weight file's digest, or the name of the default weights with the library's version."""
     builder, file = split_name(name, PREFIX)
     if file is not None:
         return file.digest
@@ -69,35 +70,36 @@ def pin(name: str) -> str:
     return f"{_default_weights(library, builder)}{_VERSION}{library.__version__}"
 
 
-def same_pin(one: str, other: str) -> bool:
-    """Whether two pins stand for the same weights, whichever version of the library fetched them."""
-    return one.partition(_VERSION)[0] == other.partition(_VERSION)[0]
+def same_pin(pin: str, other: str) -> bool:
+    """Whether two pins name the same weights, whichever version of the library downloaded them."""
+    return pin.partition(_VERSION)[0] == other.partition(_VERSION)[0]
 
 
 _VERSION = " of torchvision "
 
 
 def load_model(name: str) -> nn.Module:
-    """The network on the CPU, every tensor of it from the weights."""
+    """The network on the CPU, with every tensor loaded from the weights."""
     builder, file = split_name(name, PREFIX)
     library = _library()
     weights = _default_weights(library, builder)
     if file is None:
-        state, said = _fetched(weights, builder), f"torchvision's {weights}"
+        state, description = _downloaded(weights, builder), f"torchvision's {weights}"
     else:
-        said = f"the file of weights {file.path}"
-        state, _ = read_state(file.path, said)
-        _check_count(state, file, len(weights.meta["categories"]), said)
+        description = f"the weight file {file.path}"
+        state, _ = read_state(file.path, description)
+        _check_count(state, file, len(weights.meta["categories"]), description)
     model = _build(library, builder, state, len(labels(name)))
-    fill(model, state, said)
+    fill(model, state, description)
     return model
 
 
 def _build(library: Any, builder: str, state: State, classes: int) -> nn.Module:
-    """The network whose normalisation is what the weights mean.
+    """The network with the kind of normalisation that the weights were trained with.
 
-    torchvision builds its first Mask R-CNN with frozen normalisation of eps 0 for its COCO weights, and with ordinary
-    one of eps 1e-5 for all else. Only the ordinary one counts batches, so the names of the tensors tell which it was.
+    torchvision builds its first Mask R-CNN with frozen batch normalisation of eps 0 for its COCO weights, and with
+    ordinary batch normalisation of eps 1e-5 otherwise. Only the latter counts batches, so the tensors' names show which
+    one the weights had.
     """
     make = getattr(library.models.detection, builder)
     model: nn.Module = make(weights=None, weights_backbone=None, num_classes=classes)
@@ -114,32 +116,32 @@ def _freeze(module: nn.Module, frozen: Any) -> None:
             _freeze(child, frozen)
 
 
-def _check_count(state: State, file: WeightFile, usual: int, said: str) -> None:
-    """UserError where the last layer has more or fewer outputs than there are names for."""
+def _check_count(state: State, file: WeightFile, default: int, description: str) -> None:
+    """Raise UserError if the number of outputs of the last layer is not the number of class names."""
     head = state.get("roi_heads.box_predictor.cls_score.bias")
     if head is None:
-        return  # fill() tells what is missing
-    if file.labels is None and len(head) != usual:
+        return  # fill() reports missing tensors
+    if file.labels is None and len(head) != default:
         raise UserError(
-            f"{said} knows {len(head)} classes, background among them, and torchvision's list has {usual}; put the "
-            f"names of its {len(head) - 1} classes into {file.path.with_suffix('.classes.txt')}, one a line."
+            f"{description} has {len(head)} classes including background, but torchvision's list has {default}; write "
+            f"the names of its {len(head) - 1} classes to {file.path.with_suffix('.classes.txt')}, one per line."
         )
     if file.labels is not None and len(head) != len(file.labels) + 1:
         raise UserError(
-            f"{said} knows {len(head) - 1} classes besides background, and "
-            f"{file.path.with_suffix('.classes.txt')} names {len(file.labels)}; name them all, N/A for a number "
+            f"{description} has {len(head) - 1} classes besides background, but "
+            f"{file.path.with_suffix('.classes.txt')} names {len(file.labels)}; name all of them, with N/A for an id "
             f"without a class."
         )
 
 
-def _fetched(weights: Any, builder: str) -> State:
+def _downloaded(weights: Any, builder: str) -> State:
     try:
         state: State = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except Exception as error:  # no network, no such address, a full disk, a cached file that is damaged
-        said = " ".join(str(error).split())[:160]
+    except Exception as error:  # no network, no such address, a full disk, a damaged file in the cache
+        reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"torchvision's {weights} cannot be had ({said}); check the network, delete a damaged copy in "
-            f"{torch.hub.get_dir()}/checkpoints, or fetch {weights.url} elsewhere and give {PREFIX}{builder}@FILE."
+            f"torchvision's {weights} cannot be downloaded ({reason}); check the network, delete a damaged copy in "
+            f"{torch.hub.get_dir()}/checkpoints, or download {weights.url} elsewhere and give {PREFIX}{builder}@FILE."
         ) from error
     return state
 
@@ -152,19 +154,19 @@ def _default_weights(library: Any, builder: str) -> Any:
             f"torchvision has no detector {builder!r}; give {_EXAMPLE} or {PREFIX}maskrcnn_resnet50_fpn."
         ) from error
     if not builder.startswith("maskrcnn"):
-        raise UserError(f"torchvision's {builder} finds no masks; give {_EXAMPLE}.")
+        raise UserError(f"torchvision's {builder} detects no masks; give {_EXAMPLE}.")
     return weights
 
 
 def _library() -> Any:
     fault = torchvision_fault()
     if fault is not None:
-        raise UserError(f"{fault}; install the build that matches, see docs/detectors.md.")
+        raise UserError(f"{fault}; install the matching build, see docs/detectors.md.")
     try:
         import torchvision
     except ImportError as error:
         raise UserError(
-            "torchvision is not installed; `pip install 'dataset-factory[torchvision]'` with the build that matches "
-            "your torch, see docs/detectors.md."
+            "torchvision is not installed; run `pip install 'dataset-factory[torchvision]'` with the build that "
+            "matches your torch, see docs/detectors.md."
         ) from error
     return torchvision

@@ -1,4 +1,4 @@
-"""Instance segmentation models of transformers, each read by the library's own post-processing."""
+"""Instance segmentation models of transformers, with the library's own post-processing."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,17 +19,18 @@ from factory.hf_logging import quiet_model_libraries, torchvision_fault
 _MIN_SCORE = 0.05
 
 Segment = tuple[int, float, Tensor]
-"""A label's number, a score in 0..1, and a mask bool (H, W) on the CPU."""
+"""(class id, score in 0..1, bool mask (H, W) on the CPU)."""
 
 
 class TransformersDetector:
-    """Instances as `post_process_instance_segmentation` of the model's own image processor has them.
+    """Detects instances with a transformers model and the post-processing of its own image processor.
 
-    Labels, scores and masks are the library's; images are RGB, which the same processor brings to its size and norms.
+    Labels, scores and masks are those of `post_process_instance_segmentation`; the same processor resizes and
+    normalises the RGB images.
     """
 
     def __init__(self, recipe: Recipe, source: str, device: str = "cpu") -> None:
-        """UserError where `source`, a folder or hub id, is no such model or misses a class that prompts name."""
+        """Raises UserError if `source`, a folder or hub id, is not such a model or misses a class that prompts name."""
         self._threads, self._device = recipe.generator.threads, device
         self._model, self._processor = load_model(source, recipe.masks.detector_revision)
         self._model = self._model.to(device).eval()
@@ -39,100 +40,101 @@ class TransformersDetector:
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Image]) -> list[list[Instance]]:
-        """Instances by falling score, down to 0.05. Images of other sizes than their neighbours go alone."""
+        """Instances in descending order of score, down to 0.05. Images of mixed sizes are processed one at a time."""
         torch.set_num_threads(self._threads)
         if len({image.shape for image in images}) > 1:
             return [self.detect([image])[0] for image in images]
         if not images:
             return []
-        answer = self._model(**self._given(images))
-        # On the CPU, for the library's post-processing mixes devices.
-        apart = {name: answer[name].float().cpu() for name in _OUTPUTS if answer.get(name) is not None}
-        found = _READERS[self._model.config.model_type](self._processor, apart, images[0].shape[:2])
-        return [self._named(segments) for segments in found]
+        output = self._model(**self._inputs(images))
+        # On the CPU, because the library's post-processing mixes devices.
+        tensors = {name: output[name].float().cpu() for name in _OUTPUTS if output.get(name) is not None}
+        found = _POST_PROCESSING[self._model.config.model_type](self._processor, tensors, images[0].shape[:2])
+        return [self._instances(segments) for segments in found]
 
-    def _given(self, images: Sequence[Image]) -> dict[str, Any]:
-        # OneFormer alone is asked in words for one of its tasks.
+    def _inputs(self, images: Sequence[Image]) -> dict[str, Any]:
+        # Only OneFormer takes its task as a text.
         task = {"task_inputs": ["instance"] * len(images)} if self._model.config.model_type == "oneformer" else {}
-        given = self._processor(images=list(images), return_tensors="pt", input_data_format="channels_last", **task)
-        return {name: value.to(self._device) for name, value in given.items() if name in _INPUTS}
+        inputs = self._processor(images=list(images), return_tensors="pt", input_data_format="channels_last", **task)
+        return {name: value.to(self._device) for name, value in inputs.items() if name in _INPUTS}
 
-    def _named(self, segments: Sequence[Segment]) -> list[Instance]:
+    def _instances(self, segments: Sequence[Segment]) -> list[Instance]:
         instances = []
-        for number, score, mask in segments:
-            label = self._labels.get(number, "N/A")
+        for class_id, score, mask in segments:
+            label = self._labels.get(class_id, "N/A")
             if label not in NO_CLASSES and label in self._names and mask.any():
                 instances.append(Instance(self._names[label], score, np.asarray(mask)))
-        return sorted(instances, key=lambda row: -row.score)
+        return sorted(instances, key=lambda instance: -instance.score)
 
 
 _INPUTS = ("pixel_values", "pixel_mask", "task_inputs")
 _OUTPUTS = ("class_queries_logits", "masks_queries_logits", "logits", "pred_masks")
 
 
-def _overlapping(processor: Any, answer: dict[str, Tensor], size: tuple[int, int]) -> list[list[Segment]]:
-    """Of the classes whose post-processing gives every instance a map of its own."""
+def _overlapping(processor: Any, output: dict[str, Tensor], size: tuple[int, int]) -> list[list[Segment]]:
+    """For models whose post-processing returns one map per instance."""
     found = []
-    for position in range(len(next(iter(answer.values())))):
-        # Image by image: the library brings the masks of all queries to 384 x 384, half a gigabyte for 8 images of 100.
-        alone = SimpleNamespace(**{name: value[position : position + 1] for name, value in answer.items()})
+    for index in range(len(next(iter(output.values())))):
+        # Image by image: the library resizes the masks of all queries to 384 x 384, half a gigabyte for 8 images with
+        # 100 queries each.
+        single = SimpleNamespace(**{name: value[index : index + 1] for name, value in output.items()})
         (result,) = processor.post_process_instance_segmentation(
-            alone, threshold=_MIN_SCORE, target_sizes=[size], return_binary_maps=True
+            single, threshold=_MIN_SCORE, target_sizes=[size], return_binary_maps=True
         )
         pairs = zip(result["segments_info"], result["segmentation"], strict=False)
         found.append([(info["label_id"], info["score"], mask.bool()) for info, mask in pairs])
     return found
 
 
-def _divided(processor: Any, answer: dict[str, Tensor], size: tuple[int, int] | None) -> list[list[Segment]]:
-    """Of the classes whose post-processing divides an image among its instances, the surest first."""
-    count = len(next(iter(answer.values())))
+def _partitioned(processor: Any, output: dict[str, Tensor], size: tuple[int, int] | None) -> list[list[Segment]]:
+    """For models whose post-processing assigns each pixel to one instance, in descending order of score."""
+    count = len(next(iter(output.values())))
     sizes = None if size is None else [size] * count
-    rows = processor.post_process_instance_segmentation(
-        SimpleNamespace(**answer), threshold=_MIN_SCORE, target_sizes=sizes
+    results = processor.post_process_instance_segmentation(
+        SimpleNamespace(**output), threshold=_MIN_SCORE, target_sizes=sizes
     )
     return [
-        [(info["label_id"], info["score"], row["segmentation"] == info["id"]) for info in row["segments_info"]]
-        for row in rows
+        [(info["label_id"], info["score"], result["segmentation"] == info["id"]) for info in result["segments_info"]]
+        for result in results
     ]
 
 
-def _divided_by_oneformer(processor: Any, answer: dict[str, Tensor], size: tuple[int, int]) -> list[list[Segment]]:
-    """The library brings the masks to the image's size with torchvision; this is what torchvision does."""
-    masks = functional.interpolate(answer["masks_queries_logits"], size, mode="bilinear", antialias=True)
-    return _divided(processor, answer | {"masks_queries_logits": masks}, None)
+def _oneformer(processor: Any, output: dict[str, Tensor], size: tuple[int, int]) -> list[list[Segment]]:
+    """For OneFormer. The library resizes masks with torchvision; this is the same operation in torch alone."""
+    masks = functional.interpolate(output["masks_queries_logits"], size, mode="bilinear", antialias=True)
+    return _partitioned(processor, output | {"masks_queries_logits": masks}, None)
 
 
-def _by_query(processor: Any, answer: dict[str, Tensor], size: tuple[int, int]) -> list[list[Segment]]:
-    """EoMT's post-processing paints one instance over another in no order; asked query by query, all are whole."""
+def _by_query(processor: Any, output: dict[str, Tensor], size: tuple[int, int]) -> list[list[Segment]]:
+    """For EoMT, whose post-processing paints instances over each other; query by query, all masks stay whole."""
     found = []
-    for classes, masks in zip(answer["class_queries_logits"], answer["masks_queries_logits"], strict=True):
+    for classes, masks in zip(output["class_queries_logits"], output["masks_queries_logits"], strict=True):
         keep = classes.softmax(-1)[:, :-1].amax(-1) >= _MIN_SCORE
-        alone = {"class_queries_logits": classes[keep, None], "masks_queries_logits": masks[keep, None]}
-        found.append([row for rows in _divided(processor, alone, size) for row in rows] if keep.any() else [])
+        queries = {"class_queries_logits": classes[keep, None], "masks_queries_logits": masks[keep, None]}
+        found.append([s for segments in _partitioned(processor, queries, size) for s in segments] if keep.any() else [])
     return found
 
 
-_READERS: dict[str, Callable[[Any, dict[str, Tensor], tuple[int, int]], list[list[Segment]]]] = {
+_POST_PROCESSING: dict[str, Callable[[Any, dict[str, Tensor], tuple[int, int]], list[list[Segment]]]] = {
     "mask2former": _overlapping,
     "maskformer": _overlapping,
     "rf_detr": _overlapping,
-    "oneformer": _divided_by_oneformer,
-    "detr": _divided,
+    "oneformer": _oneformer,
+    "detr": _partitioned,
     "eomt": _by_query,
     "eomt_dinov3": _by_query,
 }
-"""Types of models as their config.json names them."""
+"""Post-processing by the `model_type` in config.json."""
 
 
 def read_labels(source: str, revision: str | None) -> list[str]:
-    """The labels in the order of their numbers. UserError where `source` is no model that can be read here."""
+    """The labels in the order of their ids. Raises UserError if `source` is not a supported model."""
     labels = _config(source, revision).id2label
-    return [str(labels[number]) for number in sorted(labels)]
+    return [str(labels[class_id]) for class_id in sorted(labels)]
 
 
 def load_model(source: str, revision: str | None) -> tuple[Any, Any]:
-    """The model in float32 on the CPU, and its processor. UserError where they cannot be had, or are not complete."""
+    """The model in float32 on the CPU, and its processor. Raises UserError if they are unavailable or incomplete."""
     from transformers import AutoModelForInstanceSegmentation, AutoModelForUniversalSegmentation
 
     config = _config(source, revision)
@@ -145,18 +147,18 @@ def load_model(source: str, revision: str | None) -> tuple[Any, Any]:
     except ImportError as error:
         fault = torchvision_fault() or " ".join(str(error).split())[:150]
         raise UserError(
-            f"the image processor of {source} needs another library ({fault}); install the extra `torchvision`, see "
+            f"the image processor of {source} requires another library ({fault}); install the extra `torchvision`, see "
             f"docs/detectors.md."
         ) from error
     except Exception as error:  # truncated and foreign weights fail in many ways
         raise UserError(
-            f"the detector {source} cannot be loaded ({_said(error)}); copy it again, or check the network."
+            f"the detector {source} cannot be loaded ({_reason(error)}); copy it again, or check the network."
         ) from error
     _check_complete(source, report)
     if getattr(processor, "do_split_image", False):
         raise UserError(
-            f"{source} is a model of semantic segmentation (its image processor splits images into pieces); give one "
-            f"of instance or panoptic segmentation."
+            f"{source} is a semantic segmentation model (its image processor splits images into tiles); give an "
+            f"instance or panoptic segmentation model."
         )
     return model, processor
 
@@ -170,17 +172,17 @@ def _config(source: str, revision: str | None) -> Any:
     except Exception as error:
         if not Path(source).exists():
             raise UserError(
-                f"the detector {source} cannot be had from the hub or its cache ({_said(error)}); check the id and the "
-                f"network."
+                f"the detector {source} cannot be loaded from the hub or its cache ({_reason(error)}); check the id "
+                f"and the network."
             ) from error
         raise UserError(
-            f"{source} is no instance segmentation model of transformers ({_said(error)}); docs/detectors.md lists "
-            f"what is."
+            f"{source} is not an instance segmentation model of transformers ({_reason(error)}); see docs/detectors.md "
+            f"for supported models."
         ) from error
-    if config.model_type not in _READERS:
+    if config.model_type not in _POST_PROCESSING:
         raise UserError(
-            f"{source} is no instance segmentation model of transformers (its type is {config.model_type!r}); give one "
-            f"of {', '.join(_READERS)}."
+            f"{source} is not an instance segmentation model of transformers (its type is {config.model_type!r}); "
+            f"supported types are {', '.join(_POST_PROCESSING)}."
         )
     return config
 
@@ -188,44 +190,46 @@ def _config(source: str, revision: str | None) -> Any:
 def _processor(source: str, revision: str | None, config: Any) -> Any:
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    # Of the two forms that most processors have, the one that needs no torchvision: an installed library must not
-    # change what is detected.
+    # Most processors have two implementations; this is the one without torchvision, because detections must not depend
+    # on whether that library is installed.
     options = _options(source, revision) | {"backend": "pil"}
     if config.model_type != "oneformer":
         return AutoImageProcessor.from_pretrained(source, **options)
     from transformers import OneFormerProcessor
 
-    # Its list of classes lies in another repository, and only training needs it.
+    # Its list of classes is in another repository and is needed for training only.
     images = AutoImageProcessor.from_pretrained(source, class_info_file="", **options)
-    words = AutoTokenizer.from_pretrained(source, **_options(source, revision))
-    both = OneFormerProcessor(
-        image_processor=images, tokenizer=words, max_seq_length=config.max_seq_len, task_seq_length=config.task_seq_len
+    tokenizer = AutoTokenizer.from_pretrained(source, **_options(source, revision))
+    processor = OneFormerProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        max_seq_length=config.max_seq_len,
+        task_seq_length=config.task_seq_len,
     )
-    both.post_process_instance_segmentation = images.post_process_instance_segmentation
-    return both
+    processor.post_process_instance_segmentation = images.post_process_instance_segmentation
+    return processor
 
 
 def _options(source: str, revision: str | None) -> dict[str, Any]:
-    """A folder is read as it is, a hub id at its commit; neither may bring code of its own."""
+    """Load a folder as it is and a hub id at its commit; neither may bring its own code."""
     where: dict[str, Any] = {"local_files_only": True} if Path(source).exists() else {"revision": revision}
     return where | {"trust_remote_code": False}
 
 
 def _check_complete(source: str, report: dict[str, Any]) -> None:
-    """UserError where a tensor of the model is not in the weights, or the other way round.
+    """Raise UserError unless the model and its weights have the same tensors.
 
-    What is missing would be filled with noise. Two kinds of tensors are not missed: those that only training uses, and
-    counters.
+    Missing ones would be filled with noise. Tensors that only training uses and counters may be surplus.
     """
     unused = ("num_batches_tracked", "criterion.empty_weight")
     unexpected = [
         name for name in report["unexpected_keys"] if not name.endswith(unused) and "text_mapper." not in name
     ]
     faults = [("are missing", report["missing_keys"]), ("are unknown", unexpected)]
-    told = "; ".join(f"{len(names)} tensors {what}, as {min(names)}" for what, names in faults if names)
-    if told:
-        raise UserError(f"the weights of {source} do not fit its config.json: {told}. Copy the whole model again.")
+    differences = "; ".join(f"{len(names)} tensors {what}, such as {min(names)}" for what, names in faults if names)
+    if differences:
+        raise UserError(f"the weights of {source} do not fit its config.json: {differences}; copy the model again.")
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,1 +1,1 @@
-"""The protocols of the paper, and the tables of their results."""
+"""The paper's evaluation protocols and their result tables."""

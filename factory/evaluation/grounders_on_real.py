@@ -1,4 +1,4 @@
-"""Grounders measured on inverted real images, against labels that people made."""
+"""Evaluate grounders on inverted real images against human labels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.files.paths import split_name
 from factory.generator.pipeline import PipelineGenerator
-from factory.grounder.data import OracleSample, OracleSet
+from factory.grounder.data import OracleDataset, OracleSample
 from factory.grounder.folder import check_fits
-from factory.grounder.tally import IoUMeter
-from factory.grounder.trained import TrainedGrounder, labels_of, open_grounders, to_pictures
+from factory.grounder.iou import IoUMeter
+from factory.grounder.trained import TrainedGrounder, images_to_tensor, labels_of, open_grounders
 from factory.training.devices import chosen_device
 
 _BATCH = 8
@@ -21,9 +21,9 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class RealResult:
-    """One grounder's mIoU on one set, classes pooled then averaged; NaN where a group has no image.
+    """One grounder's mIoU on one dataset, averaged over classes; NaN where a group has no image.
 
-    `seen` and `unseen` are over classes that the grounder was and was not trained on.
+    `seen` and `unseen` average over the classes that the grounder was and was not trained on.
     """
 
     method: str
@@ -37,81 +37,80 @@ class RealResult:
 
 def on_real(
     folders: Sequence[str],
-    sets: Sequence[str],
+    datasets: Sequence[str],
     device: str = "auto",
     threads: int = 1,
     report: Callable[[str], None] = print,
 ) -> list[RealResult]:
-    """Every grounder ("FOLDER" or "NAME=FOLDER") on every inverted set ("SET" or "NAME=SET").
+    """Evaluate every grounder ("FOLDER" or "NAME=FOLDER") on every inverted dataset ("DATASET" or "NAME=DATASET").
 
-    UserError where a set is none of `invert`, or of another model; all are opened before anything is run.
+    All are opened before anything runs. Raises UserError if a dataset is not one of `invert`, or is of another model.
     """
     device = chosen_device(device)
     grounders = open_grounders(folders, device, threads)
-    opened = [_open(one) for one in sets]
-    for _, one in opened:
+    opened = [_open(text) for text in datasets]
+    for _, dataset in opened:
         for name, grounder in grounders:
-            check_fits(name, grounder.config, one.recipe.generator)
+            check_fits(name, grounder.config, dataset.recipe.generator)
     results = []
-    for real, one in opened:
+    for real, dataset in opened:
         for name, grounder in grounders:
-            if grounder.config.timestep != one.recipe.masks.timesteps[0]:
+            if grounder.config.timestep != dataset.recipe.masks.timesteps[0]:
                 report(
-                    f"{name} reads features at timestep {grounder.config.timestep}, {real} holds those of "
-                    f"{one.recipe.masks.timesteps[0]}."
+                    f"{name} was trained on features of timestep {grounder.config.timestep}, but {real} has those of "
+                    f"{dataset.recipe.masks.timesteps[0]}."
                 )
-            results.append(_measure(name, grounder, real, one, device))
+            results.append(_measure(name, grounder, real, dataset, device))
             report(f"{real}: {name} {results[-1].miou:.3f} over {results[-1].images} images")
     return results
 
 
-def _open(named: str) -> tuple[str, OracleSet]:
+def _open(named: str) -> tuple[str, OracleDataset]:
     name, address = split_name(named)
-    opened = OracleSet(Store(address))
-    if opened.recipe.real is None:
-        raise UserError(f"{address} is no set of real images; make one with `factory invert --split all`.")
-    return name or address, opened
+    dataset = OracleDataset(Store(address))
+    if dataset.recipe.real is None:
+        raise UserError(f"{address} is not a dataset of real images; create one with `factory invert --split all`.")
+    return name or address, dataset
 
 
-def _measure(name: str, grounder: TrainedGrounder, real: str, opened: OracleSet, device: str) -> RealResult:
-    reader = PipelineGenerator(opened.recipe, device, grounder.needs)
-    tally = IoUMeter()
-    for number in opened.receipts:
-        samples = list(opened.samples(number))
+def _measure(name: str, grounder: TrainedGrounder, real: str, dataset: OracleDataset, device: str) -> RealResult:
+    reader = PipelineGenerator(dataset.recipe, device, grounder.needs)
+    meter = IoUMeter()
+    for number in dataset.receipts:
+        samples = list(dataset.samples(number))
         for start in range(0, len(samples), _BATCH):
-            part = samples[start : start + _BATCH]
-            for row, labels in zip(part, predict(grounder, reader, part), strict=True):
-                tally.add(row.prompt.classes, labels, row.labels)
+            batch = samples[start : start + _BATCH]
+            for sample, labels in zip(batch, predict(grounder, reader, batch), strict=True):
+                meter.add(sample.prompt.classes, labels, sample.labels)
     seen = set(grounder.config.classes_seen)
     return RealResult(
         method=name,
         split=grounder.config.split,
         real=real,
-        miou=tally.miou,
-        seen=tally.miou_of(seen),
-        unseen=tally.miou_of(set(tally.union) - seen),
-        images=tally.images,
+        miou=meter.miou,
+        seen=meter.miou_of(seen),
+        unseen=meter.miou_of(set(meter.union) - seen),
+        images=meter.images,
     )
 
 
 @torch.inference_mode()
-def predict(grounder: TrainedGrounder, reader: PipelineGenerator, part: Sequence[OracleSample]) -> np.ndarray:
-    """Labels (B, H, W): k where the k-th class of a sample's prompt is. `reader` recomputes what the grounder reads."""
-    latents = torch.from_numpy(np.stack([row.latent for row in part])).float()
-    captured = reader.read(latents, [row.timestep for row in part], [row.prompt for row in part])
-    logits = grounder.logits(captured, to_pictures([row.image for row in part]))
-    most = logits.shape[1]
-    for place, row in enumerate(part):
-        logits[place, len(row.prompt.classes) : most] = -1e4
+def predict(grounder: TrainedGrounder, reader: PipelineGenerator, samples: Sequence[OracleSample]) -> np.ndarray:
+    """Labels (B, H, W), in which k is the k-th class of a sample's prompt; `reader` recomputes the captured tensors."""
+    latents = torch.from_numpy(np.stack([s.latent for s in samples])).float()
+    captured = reader.read(latents, [s.timestep for s in samples], [s.prompt for s in samples])
+    logits = grounder.logits(captured, images_to_tensor([s.image for s in samples]))
+    for k, sample in enumerate(samples):
+        logits[k, len(sample.prompt.classes) :] = -1e4  # classes of other prompts in the batch
     return labels_of(logits)
 
 
 def as_markdown(results: Sequence[RealResult]) -> str:
-    """The results as a table, percent."""
+    """The results as a table, in percent."""
     lines = ["| images | grounder | split | mIoU | seen classes | unseen classes | number |", "|---" * 7 + "|"]
-    for row in results:
+    for result in results:
         figures = " | ".join(
-            "" if value != value else f"{100 * value:.1f}" for value in (row.miou, row.seen, row.unseen)
+            "" if value != value else f"{100 * value:.1f}" for value in (result.miou, result.seen, result.unseen)
         )
-        lines.append(f"| {row.real} | {row.method} | {row.split} | {figures} | {row.images} |")
+        lines.append(f"| {result.real} | {result.method} | {result.split} | {figures} | {result.images} |")
     return "\n".join(lines)

@@ -1,15 +1,15 @@
-"""Measured tables in pages: what a command printed, put between two marks."""
+"""Result tables in Markdown files: a command's output between two markers."""
 
 import re
 from pathlib import Path
 
 
 def write_table(page: Path, text: str, name: str) -> None:
-    """Put `text` between the page's two `<!-- name -->` marks; behind the page's text where it has none."""
-    mark = f"<!-- {name} -->"
-    written = page.read_text(encoding="utf-8") if page.exists() else ""
-    marked = f"{mark}\n{text}{mark}"
+    """Put `text` between the two `<!-- name -->` markers of a Markdown file, or append both if it has none."""
+    marker = f"<!-- {name} -->"
+    old = page.read_text(encoding="utf-8") if page.exists() else ""
+    marked = f"{marker}\n{text}{marker}"
     page.parent.mkdir(parents=True, exist_ok=True)
-    replaced, count = re.subn(f"{mark}.*{mark}", lambda _: marked, written, flags=re.DOTALL)
-    gap = "\n" if written else ""
-    page.write_text(replaced if count else f"{written}{gap}{marked}\n", encoding="utf-8")
+    replaced, count = re.subn(f"{marker}.*{marker}", lambda _: marked, old, flags=re.DOTALL)
+    gap = "\n" if old else ""
+    page.write_text(replaced if count else f"{old}{gap}{marked}\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Protocol II: several segmenters, each trained on something else, measured on the same labelled images."""
+"""Protocol II: compare segmenters that were trained on different data on the same labelled images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,12 +23,12 @@ PAPER = {
         "paper, real seen classes + mixture": (50.0, 38.2, 43.2),
     },
 }
-"""The paper's Protocol II: mIoU of seen and unseen classes and their harmonic mean, in percent."""
+"""The paper's results: mIoU of seen and unseen classes and their harmonic mean, in percent."""
 
 
 @dataclass(frozen=True)
 class SegmenterResult:
-    """One segmenter on one labelled folder."""
+    """The score of one segmenter on one labelled folder."""
 
     name: str
     folder: str
@@ -36,37 +36,37 @@ class SegmenterResult:
     score: SegmenterScore
 
 
-def compared(
+def compare(
     segmenters: Sequence[str],
     reals: Sequence[str],
-    where: RealImages,
+    images: RealImages,
     device: str = "auto",
     threads: int = 0,
     report: Callable[[str], None] = print,
 ) -> list[SegmenterResult]:
-    """Measure every segmenter ("NAME=FOLDER") on every labelled folder ("NAME=FOLDER"), read as `where` says.
+    """Evaluate every segmenter ("NAME=FOLDER") on every labelled folder ("NAME=FOLDER").
 
-    `where.root` is not looked at. UserError for a pair without a name, and what `evaluate_here` refuses; all pairs are
-    read before anything is run.
+    `images` says how to read the folders; its `root` is ignored. All pairs are parsed before anything runs. Raises
+    UserError for a pair without a name, and as `evaluate_here` does.
     """
-    named = [_pair(one, "segmenter") for one in segmenters]
-    places = [_pair(one, "--real") for one in reals]
-    rows = []
-    for real, root in places:
+    named = [_pair(text, "segmenter") for text in segmenters]
+    roots = [_pair(text, "--real") for text in reals]
+    results = []
+    for real, root in roots:
         for name, folder in named:
-            found = evaluate_here(folder, replace(where, root=root), device, threads, report)
-            rows.append(SegmenterResult(name, str(folder), real, found))
-            report(f"{real}: {name}: mIoU {found.miou:.3f}, harmonic {found.harmonic:.3f} ({found.images} images)")
-    return rows
+            score = evaluate_here(folder, replace(images, root=root), device, threads, report)
+            results.append(SegmenterResult(name, str(folder), real, score))
+            report(f"{real}: {name}: mIoU {score.miou:.3f}, harmonic {score.harmonic:.3f} ({score.images} images)")
+    return results
 
 
-def as_markdown(rows: Sequence[SegmenterResult], classes: str) -> str:
-    """A table for each labelled folder, in percent, the paper's figures above the first."""
+def as_markdown(results: Sequence[SegmenterResult], classes: str) -> str:
+    """A table in percent for each labelled folder; the first contains the paper's figures."""
     parts = []
-    for number, real in enumerate(dict.fromkeys(row.real for row in rows)):
-        mine = [row for row in rows if row.real == real]
+    for number, real in enumerate(dict.fromkeys(result.real for result in results)):
+        own = [result for result in results if result.real == real]
         lines = [
-            f"Tested on {real} ({mine[0].score.images} images):",
+            f"Tested on {real} ({own[0].score.images} images):",
             "",
             "| trained on | seen | unseen | harmonic | mIoU with background |",
             "|---|---|---|---|---|",
@@ -76,7 +76,7 @@ def as_markdown(rows: Sequence[SegmenterResult], classes: str) -> str:
                 f"| {name} | {seen} | {unseen} | {harmonic} | |"
                 for name, (seen, unseen, harmonic) in PAPER.get(classes, {}).items()
             ]
-        lines += [f"| {row.name} | {' | '.join(_percent(row.score))} |" for row in mine]
+        lines += [f"| {result.name} | {' | '.join(_percent(result.score))} |" for result in own]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -88,5 +88,5 @@ def _percent(score: SegmenterScore) -> list[str]:
 def _pair(text: str, what: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if not (name.strip() and equals and folder):
-        raise UserError(f"{what} {text!r} is no pair; give NAME=FOLDER, where NAME is what the table shall say.")
+        raise UserError(f"{what} {text!r} is not a pair; give NAME=FOLDER, where NAME is shown in the table.")
     return name.strip(), local_path(folder, what)

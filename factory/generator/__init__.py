@@ -1,1 +1,1 @@
-"""Generators: a prompt and a seed in, an image with the model's attention and features out."""
+"""Generators: they turn a prompt and a seed into an image, with the model's attention and features."""

@@ -1,4 +1,4 @@
-"""Numbers that are none: named where they arise, for every image after them would be grey or black."""
+"""Detect NaN and infinity where they arise; otherwise every later image would be grey or black."""
 
 import torch
 from torch import Tensor
@@ -8,12 +8,12 @@ from factory.errors import UserError
 
 
 def check_finite(values: Tensor, what: str, generator: GeneratorRecipe) -> None:
-    """UserError where values that `what` gave are not numbers or infinite."""
+    """Raise UserError if `values`, the output of `what`, contain NaN or infinity."""
     if bool(torch.isfinite(values).all()):
         return
     remedy = (
-        "these weights are broken or were trained for another use; download the model again, or take another one"
+        "its weights are broken or were trained for another purpose; download the model again, or use another one"
         if generator.dtype in ("float32", "tf32")
-        else f"this model overflows in {generator.dtype}; give another --dtype (bfloat16 or float32)"
+        else f"it overflows in {generator.dtype}; give another --dtype (bfloat16 or float32)"
     )
-    raise UserError(f"{what} of the model {generator.model} gives values that are not finite: {remedy}.")
+    raise UserError(f"{what} of the model {generator.model} returns values that are not finite: {remedy}.")

@@ -1,4 +1,4 @@
-"""What a generator is asked for and what it gives; no model is needed to import this."""
+"""Requests to a generator and its results. Importing this module loads no model library."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,17 +15,20 @@ if TYPE_CHECKING:
 
 ATTENTION = "attention"
 FEATURES = "features"
-MAPS = "maps"
-WORDS = "words"
+CROSS_ATTENTION = "cross_attention"
+CLASS_EMBEDDINGS = "class_embeddings"
 LATENT = "latent"
 HALVES = "halves"
-"""What a grounder may need besides the image. HALVES: features of both halves of classifier-free guidance, the channels
-of the unconditional one first."""
+"""What a grounder may need besides the image.
+
+ATTENTION is summed over layers, CROSS_ATTENTION kept layer by layer; see `Generated`. HALVES asks for the features of
+both halves of classifier-free guidance, with the channels of the unconditional half first.
+"""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One image to make. `seed` is 63 bits; `index` is the sample's, where images are not made but brought."""
+    """One image to generate. `seed` has 63 bits; `index` is the sample's, by which inversion finds the real image."""
 
     prompt: Prompt
     seed: int
@@ -34,37 +37,38 @@ class Request:
 
 @dataclass(frozen=True)
 class Attention:
-    """Where the U-Net looked for the words of each class.
+    """The U-Net's attention to the tokens of each class.
 
     `cross` maps (height, width) of a U-Net level to float32 (groups, height, width): first the prompt's classes in
-    their order, each the sum over the class's own tokens, then the start token, the other words, and the end token with
-    the padding. `layers` counts the maps that each level's mean was taken over. `within` is the self-attention of the
-    finest level that was kept, float32 (height * width, height * width), rows summing to 1.
+    order, each summed over the class's own tokens, then the start token, the other words, and the end token with the
+    padding. `layers` counts the layers that were averaged at each level. `self_attention` is that of the finest
+    captured level, float32 (height * width, height * width), with rows that sum to 1, and `self_attention_shape` that
+    level's (height, width).
     """
 
     cross: Mapping[tuple[int, int], NDArray[np.float32]]
     layers: Mapping[tuple[int, int], int]
-    within: NDArray[np.float32] | None = None
-    within_shape: tuple[int, int] | None = None
+    self_attention: NDArray[np.float32] | None = None
+    self_attention_shape: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Generated:
-    """An image with what was captured on the way, as far as it was asked for.
+    """A generated image with everything that was captured for it.
 
-    `features` are the U-Net's block outputs by name, (C, h, w) each. `maps` are the cross-attention of the prompt's
-    classes, each the sum over the class's own tokens, by layer: (heads, classes, h, w). `words` (classes, channels) is
-    the text encoder's last state for "a photograph of a ..." over the class's own tokens, their mean. `latent` is the
-    U-Net's conditional input at the feature step, float16 (C, h, w), and `timestep` that step's: with the prompt they
-    give the features again. `labels` are a real image's: 0 background, k the k-th class of the prompt, 255 ignored; and
-    `measured` what is worth keeping of how it was brought.
+    `features` are the U-Net's block outputs by name, (C, h, w) each. `cross_attention` holds the maps of the prompt's
+    classes by layer, (heads, classes, h, w), each summed over the class's own tokens. `class_embeddings` (classes,
+    channels) is the text encoder's last state for "a photograph of a ...", averaged over the class's tokens. `latent`
+    is the U-Net's conditional input at the feature step, float16 (C, h, w), and `timestep` that step's; together with
+    the prompt they reproduce the features. `labels` are those of a real image: 0 is background, k the k-th class of the
+    prompt, 255 ignored. `measured` holds figures about the inversion of a real image.
     """
 
     image: Image
     attention: Attention | None = None
     features: Mapping[str, "Tensor"] = field(default_factory=dict)
-    maps: Mapping[str, "Tensor"] = field(default_factory=dict)
-    words: "Tensor | None" = None
+    cross_attention: Mapping[str, "Tensor"] = field(default_factory=dict)
+    class_embeddings: "Tensor | None" = None
     latent: NDArray[np.float16] | None = None
     timestep: int = 0
     labels: NDArray[np.uint8] | None = None
@@ -73,20 +77,20 @@ class Generated:
 
 @dataclass(frozen=True)
 class Captured:
-    """The same of a whole micro-batch: what the modules learn from.
+    """The captured tensors of a whole micro-batch, which grounding modules read.
 
-    `features` are (B, C, h, w), `maps` (B, heads, K, h, w) and `words` (B, K, channels), where K is the most classes
-    that a prompt of the batch has: the rest is 0.
+    `features` are (B, C, h, w), `cross_attention` (B, heads, K, h, w) and `class_embeddings` (B, K, channels),
+    where K is the largest number of classes of a prompt in the batch; missing classes are 0.
     """
 
     features: Mapping[str, "Tensor"]
-    maps: Mapping[str, "Tensor"]
-    words: "Tensor | None"
+    cross_attention: Mapping[str, "Tensor"]
+    class_embeddings: "Tensor | None"
 
 
 class Generator(Protocol):
-    """Makes images. The same requests in one call give the same bytes; images of a call do not touch each other."""
+    """Generates images. The same call gives the same bytes, and the images of one call do not influence each other."""
 
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
-        """One result per request, in order; all of one call are one micro-batch."""
+        """One result per request, in order; a call is one micro-batch."""
         ...

@@ -1,4 +1,4 @@
-"""Real images as if they had been generated: brought back to noise by deterministic DDIM (Song et al., ICLR 2021)."""
+"""Inversion of real images: deterministic DDIM takes them to noise and back (Song et al., ICLR 2021)."""
 
 import math
 from collections.abc import Sequence
@@ -28,20 +28,20 @@ _NOISE_SEED = 0
 
 
 def open_folder(real: RealRecipe, vocabulary: Vocabulary, checked: bool = False) -> LabelledFolder:
-    """The labelled images of a recipe; UserError where they are not there, and `checked` as in `open_labelled`."""
+    """The labelled images of a recipe; `checked` as in `open_labelled`. Raises UserError if they are missing."""
     if real.dataset == "coco" and real.annotations is None:
-        raise UserError("COCO's labels are in a file; name it with --annotations instances_train2017.json.")
+        raise UserError("COCO needs a file of annotations; name it with --annotations instances_train2017.json.")
     annotations = Path(real.annotations) if real.dataset == "coco" and real.annotations else None
     return open_labelled(Path(real.root), real.image_set, annotations, vocabulary, checked=checked)
 
 
 class InvertingGenerator:
-    """A generator whose images are a folder's.
+    """A generator whose images come from a labelled folder.
 
-    With the prompt of its classes and without guidance, an image's latents are followed to noise and back; the latent
-    at the feature step of the way back is what a generated image would have had there. `psnr` (dB) tells how near the
-    decoded end of the way is to the image. The method "noise" adds noise of a fixed seed to the encoded image instead;
-    its `psnr` is that of the autoencoder.
+    DDIM follows an image's latents to noise and back, with the prompt of its classes and without guidance. The latent
+    at the feature step on the way back stands for the one that a generated image has there. `psnr` (dB) compares the
+    decoded result with the image. The method "noise" instead adds noise of a fixed seed to the encoded image; its
+    `psnr` is that of the autoencoder.
     """
 
     def __init__(self, recipe: Recipe, device: str = "cpu") -> None:
@@ -53,70 +53,70 @@ class InvertingGenerator:
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
-        """One micro-batch: the images of the requests' indices."""
+        """Invert one micro-batch: the images at the requests' indices."""
         torch.set_num_threads(self._recipe.generator.threads)
         loaded = [self._folder.load(self._real.keys[request.index]) for request in requests]
-        images = [_squared(row, self._model.pixels) for row in loaded]
+        images = [_resized(image, self._model.pixels) for image in loaded]
         prompts = [request.prompt for request in requests]
-        latents, time, back = self.round_trip([image for image, _ in images], prompts)
+        latents, timestep, restored = self.round_trip([image for image, _ in images], prompts)
         results = []
-        for place, (image, labels) in enumerate(images):
+        for k, (image, labels) in enumerate(images):
             results.append(
                 Generated(
                     image=image,
-                    latent=latents[place].cpu().numpy().astype(np.float16),
-                    timestep=time,
-                    labels=self._of_prompt(labels, prompts[place]),
-                    measured={"psnr": psnr(image, back[place])},
+                    latent=latents[k].cpu().numpy().astype(np.float16),
+                    timestep=timestep,
+                    labels=self._prompt_labels(labels, prompts[k]),
+                    measured={"psnr": psnr(image, restored[k])},
                 )
             )
         return results
 
     @torch.inference_mode()
     def round_trip(self, images: Sequence[Image], prompts: list[Prompt]) -> tuple[Tensor, int, Sequence[Image]]:
-        """(latents at the feature step, its timestep, the images as they come back), images of the model's size."""
+        """(latents at the feature step, its timestep, the restored images) for images of the model's size."""
         clean = self._model.encode_images(np.stack(images))
         target = self._recipe.masks.timesteps[0]
         if self._real.method == "noise":
-            latents, time, end = self._noised(clean, target), target, clean
+            latents, timestep, end = self._noised(clean, target), target, clean
         else:
-            latents, time, end = self._there_and_back(clean, prompts, target)
-        return latents, time, self._model.decode_latents(end)
+            latents, timestep, end = self._invert_and_restore(clean, prompts, target)
+        return latents, timestep, self._model.decode_latents(end)
 
-    def _there_and_back(self, clean: Tensor, prompts: list[Prompt], target: int) -> tuple[Tensor, int, Tensor]:
-        """(latents at the feature step, its timestep, latents at the end of the way back)."""
+    def _invert_and_restore(self, clean: Tensor, prompts: list[Prompt], target: int) -> tuple[Tensor, int, Tensor]:
+        """(latents at the feature step on the way back, its timestep, latents at the end)."""
         last = int(self._model.alphas.shape[0]) - 1
         times = np.linspace(0, last, self._real.steps + 1).round().astype(int).tolist()
         latents = clean
-        for now, then in pairwise(times):
-            latents = self._step(latents, prompts, now, then)
-        kept = latents
+        for start, stop in pairwise(times):
+            latents = self._step(latents, prompts, start, stop)
+        at_feature_step = latents
         nearest = min(times[1:], key=lambda time: abs(time - target))
-        for now, then in pairwise(times[::-1]):
-            if now == nearest:
-                kept = latents
-            latents = self._step(latents, prompts, now, then)
-        return kept, nearest, latents
+        for start, stop in pairwise(times[::-1]):
+            if start == nearest:
+                at_feature_step = latents
+            latents = self._step(latents, prompts, start, stop)
+        return at_feature_step, nearest, latents
 
-    def _step(self, latents: Tensor, prompts: list[Prompt], now: int, then: int) -> Tensor:
-        """One step of the deterministic path, in either direction."""
-        clean, noise = self._model.denoise(latents, now, prompts)
-        kept = self._model.alphas[then]
-        moved: Tensor = kept**0.5 * clean + (1 - kept) ** 0.5 * noise
+    def _step(self, latents: Tensor, prompts: list[Prompt], start: int, stop: int) -> Tensor:
+        """One deterministic DDIM step between two timesteps, in either direction."""
+        clean, noise = self._model.denoise(latents, start, prompts)
+        alpha = self._model.alphas[stop]
+        moved: Tensor = alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
         return moved
 
     def _noised(self, clean: Tensor, time: int) -> Tensor:
         random = torch.Generator().manual_seed(_NOISE_SEED)
         noise = torch.randn((1, *clean.shape[1:]), generator=random).to(clean.device)
-        kept = self._model.alphas[time]
-        noised: Tensor = kept**0.5 * clean + (1 - kept) ** 0.5 * noise
+        alpha = self._model.alphas[time]
+        noised: Tensor = alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
         return noised
 
-    def _of_prompt(self, labels: NDArray[np.uint8], prompt: Prompt) -> NDArray[np.uint8]:
-        """Labels that count in the vocabulary as labels that count in the prompt."""
+    def _prompt_labels(self, labels: NDArray[np.uint8], prompt: Prompt) -> NDArray[np.uint8]:
+        """Labels numbered by the vocabulary, renumbered by the prompt's classes."""
         result = np.where(labels == IGNORE, IGNORE, 0).astype(np.uint8)
-        for place, name in enumerate(prompt.classes, 1):
-            result[labels == self._vocabulary.names.index(name) + 1] = place
+        for number, name in enumerate(prompt.classes, 1):
+            result[labels == self._vocabulary.names.index(name) + 1] = number
         return result
 
 
@@ -126,15 +126,15 @@ def psnr(image: Image, other: Image) -> float:
     return round(min(99.0, 10 * math.log10(255**2 / max(error, 1e-9))), 2)
 
 
-def _squared(row: LabelledImage, size: tuple[int, int]) -> tuple[Image, NDArray[np.uint8]]:
-    """An image and its labels in the model's (height, width), whatever their shape was."""
-    picture = Pictures.fromarray(row.image).resize((size[1], size[0]), Pictures.Resampling.BICUBIC, reducing_gap=3.0)
-    labels = Pictures.fromarray(row.labels).resize((size[1], size[0]), Pictures.Resampling.NEAREST)
-    return np.asarray(picture), np.asarray(labels)
+def _resized(image: LabelledImage, size: tuple[int, int]) -> tuple[Image, NDArray[np.uint8]]:
+    """An image and its labels, stretched to the model's (height, width)."""
+    pixels = Pictures.fromarray(image.image).resize((size[1], size[0]), Pictures.Resampling.BICUBIC, reducing_gap=3.0)
+    labels = Pictures.fromarray(image.labels).resize((size[1], size[0]), Pictures.Resampling.NEAREST)
+    return np.asarray(pixels), np.asarray(labels)
 
 
 def present(labels: NDArray[np.uint8], vocabulary: Vocabulary, min_share: float) -> list[str]:
-    """The classes that cover at least a share of a picture, the largest first."""
+    """The classes that cover at least `min_share` of an image, the largest first."""
     counts: Any = np.bincount(labels.ravel(), minlength=256)
-    places = [k for k in range(1, len(vocabulary.classes) + 1) if counts[k] >= max(1.0, min_share * labels.size)]
-    return [vocabulary.names[k - 1] for k in sorted(places, key=lambda k: (-counts[k], k))]
+    numbers = [k for k in range(1, len(vocabulary.classes) + 1) if counts[k] >= max(1.0, min_share * labels.size)]
+    return [vocabulary.names[k - 1] for k in sorted(numbers, key=lambda k: (-counts[k], k))]

@@ -1,4 +1,4 @@
-"""Open a diffusers pipeline by the recipe's name for it, and pin its revision."""
+"""Load the diffusers pipeline that a recipe names, and pin its revision."""
 
 import contextlib
 import hashlib
@@ -28,16 +28,16 @@ __all__ = [
 EMBEDDED = "stickers"
 
 CHECKPOINTS = (".safetensors", ".ckpt")
-"""Ends of the names of single files that hold a whole Stable Diffusion model."""
+"""Suffixes of single files that hold a whole Stable Diffusion model."""
 
 _MAIN_FILES = ("model_index.json", "config.json")
-"""One of them is in every model of diffusers and of transformers."""
+"""Every model of diffusers or transformers has one of them."""
 
 _CONFIG_FILES = ["*.json", "*/*.json", "*.txt", "*/*.txt"]
 
 
 def model_folder(model: str) -> Path | None:
-    """The folder or checkpoint file of a model; None for a hub id. UserError where one is meant and none is there."""
+    """The folder or checkpoint file of a model; None for a hub id. Raises UserError if a path is named but missing."""
     if model == EMBEDDED:
         from factory.files.embedded_models import pipeline_folder
 
@@ -45,7 +45,7 @@ def model_folder(model: str) -> Path | None:
     path = Path(split_checkpoint(model)[1] or model).expanduser()
     if path.is_file() and path.suffix not in CHECKPOINTS:
         raise UserError(
-            f"{path} is a file; a model is `{EMBEDDED}`, a diffusers folder, a checkpoint that ends in "
+            f"{path} is not a model; give `{EMBEDDED}`, a diffusers folder, a checkpoint file that ends in "
             f"{' or '.join(CHECKPOINTS)}, or a hub id like owner/name."
         )
     if path.exists():
@@ -59,7 +59,7 @@ def model_folder(model: str) -> Path | None:
 
 
 def split_checkpoint(model: str) -> tuple[str | None, str | None]:
-    """(pipeline that configures it, file) of a single-file checkpoint, named FILE or PIPELINE@FILE; else twice None."""
+    """(pipeline that configures it, file) of a checkpoint named FILE or PIPELINE@FILE; (None, None) otherwise."""
     if not model.endswith(CHECKPOINTS):
         return None, None
     before, at, file = model.partition("@")
@@ -67,17 +67,17 @@ def split_checkpoint(model: str) -> tuple[str | None, str | None]:
 
 
 def pin_generator(generator: GeneratorRecipe) -> GeneratorRecipe:
-    """The generator with the model's absolute path, its revision, and its own solver where it was distilled for it.
+    """The generator with the model's absolute path and revision, and its own solver if it was distilled for it.
 
-    Fields that are already pinned, and a solver that was given, stay. UserError where there is no such model.
+    Fields that are already pinned and a solver that was given are kept. Raises UserError if there is no such model.
     """
     model = generator.model
     config, file = split_checkpoint(model)
-    place = model_folder(model)
+    path = model_folder(model)
     if file is not None:
         model = f"{_absolute(config or _configured_like(Path(file).expanduser()))}@{Path(file).expanduser().absolute()}"
-    elif place is not None and model != EMBEDDED:
-        model = str(place.absolute())
+    elif path is not None and model != EMBEDDED:
+        model = str(path.absolute())
     changes: dict[str, Any] = {"model": model}
     if generator.revision is None:
         changes["revision"] = pin_revision(model)
@@ -92,7 +92,7 @@ def pin_generator(generator: GeneratorRecipe) -> GeneratorRecipe:
 
 
 def check_generator(generator: GeneratorRecipe) -> Path:
-    """Find what would stop a worker from opening this model, from its small files alone; the folder that has them."""
+    """Check from its small files that a worker can load this model; return the folder that holds them."""
     folder = config_folder(generator)
     complete = model_folder(generator.model) is not None and split_checkpoint(generator.model)[1] is None
     check_layout(folder, generator, weights=complete)
@@ -100,50 +100,50 @@ def check_generator(generator: GeneratorRecipe) -> Path:
 
 
 def config_folder(generator: GeneratorRecipe) -> Path:
-    """The folder with the configurations and tokenizers of a model; a hub model's are downloaded, its weights not."""
+    """The folder with a model's configurations and tokenizers; for a hub model they are downloaded, the weights not."""
     config, file = split_checkpoint(generator.model)
     if file is not None:
         config = config or _configured_like(Path(file).expanduser())
-        place, revision = model_folder(config), (generator.revision or "").partition("+")[2] or None
-        return place if place is not None else _downloaded(config, revision, _CONFIG_FILES)
-    place = model_folder(generator.model)
-    return place if place is not None else _downloaded(generator.model, generator.revision, _CONFIG_FILES)
+        path, revision = model_folder(config), (generator.revision or "").partition("+")[2] or None
+        return path if path is not None else _downloaded(config, revision, _CONFIG_FILES)
+    path = model_folder(generator.model)
+    return path if path is not None else _downloaded(generator.model, generator.revision, _CONFIG_FILES)
 
 
 def pin_revision(model: str) -> str:
-    """What stands for the model's exact content: the hub's commit, or a digest of the files.
+    """An identifier of the model's exact content: the hub's commit, or a digest of the files.
 
-    A checkpoint whose configuration is a hub pipeline's has both, joined by "+".
+    A checkpoint that a hub pipeline configures has both, joined by "+".
     """
     config, file = split_checkpoint(model)
-    place = model_folder(model)
-    if file is not None and place is not None:
-        config = config or _configured_like(place)
+    path = model_folder(model)
+    if file is not None and path is not None:
+        config = config or _configured_like(path)
         configured = model_folder(config)
         if configured is None:
-            return f"{_digest([place], place.parent)}+{_hub_commit(config)}"
-        small = [path for path in _files(configured) if path.suffix in (".json", ".txt")]
-        return hashlib.sha256((_digest([place], place.parent) + _digest(small, configured)).encode()).hexdigest()[:40]
-    if place is None:
+            return f"{_digest([path], path.parent)}+{_hub_commit(config)}"
+        small = [file for file in _files(configured) if file.suffix in (".json", ".txt")]
+        return hashlib.sha256((_digest([path], path.parent) + _digest(small, configured)).encode()).hexdigest()[:40]
+    if path is None:
         return _hub_commit(model)
-    check_pipeline_folder(place)
-    return folder_digest(place)
+    check_pipeline_folder(path)
+    return folder_digest(path)
 
 
 def folder_digest(folder: Path) -> str:
-    """40 hex digits over the names and contents of a model folder's files; hidden files are passed over."""
+    """40 hex digits over the names and contents of a folder's files, except hidden ones."""
     return _digest(_files(folder), folder)
 
 
 def check_pipeline_folder(folder: Path) -> None:
-    """UserError unless the folder holds a pipeline of one of KINDS."""
+    """Raise UserError unless the folder holds a pipeline of one of KINDS."""
     read_index(folder)
 
 
 def load_pipeline(recipe: GeneratorRecipe, device: str) -> Any:
-    """The pipeline on its device, in the recipe's precision, without a safety checker, all parts in eval mode.
+    """The pipeline on its device in the recipe's precision, in eval mode and without a safety checker.
 
-    UserError where a file is missing or broken, and where weights and configuration do not belong together.
+    Raises UserError if a file is missing or broken, or if weights and configuration do not match.
     """
     from factory.hf_logging import quiet_model_libraries
 
@@ -151,11 +151,11 @@ def load_pipeline(recipe: GeneratorRecipe, device: str) -> Any:
     from factory.generator.weights import assemble
 
     _, file = split_checkpoint(recipe.model)
-    place = model_folder(recipe.model)
+    path = model_folder(recipe.model)
     if file is not None:
-        folder, checkpoint = config_folder(recipe), place
+        folder, checkpoint = config_folder(recipe), path
     else:
-        folder, checkpoint = place if place is not None else _downloaded_whole(recipe), None
+        folder, checkpoint = path if path is not None else _downloaded_whole(recipe), None
     check_layout(folder, recipe, weights=checkpoint is None)
     return assemble(folder, checkpoint, recipe).to(device)
 
@@ -176,58 +176,62 @@ def _digest(paths: Any, folder: Path) -> str:
 
 
 def _absolute(model: str) -> str:
-    place = model_folder(model)
-    return model if place is None else str(place.absolute())
+    path = model_folder(model)
+    return model if path is None else str(path.absolute())
 
 
 def _configured_like(file: Path) -> str:
-    """The hub id of the pipeline that a checkpoint is configured like, found from its tensors' names."""
+    """The hub id of the pipeline that fits a checkpoint, inferred from its tensors' names."""
     from factory.generator.single_file import reference_pipeline
 
     return reference_pipeline(file)
 
 
 def _hub_commit(model: str) -> str:
-    """The commit of a hub model: the hub's newest, or that of the local cache where the hub does not answer."""
+    """The newest commit of a hub model, or the local cache's if the hub does not answer."""
     from huggingface_hub import HfApi, hf_hub_download
 
     try:
         return str(HfApi().model_info(model).sha)
     except Exception as error:
-        said = " ".join(str(error).split())[:200]
+        answer = " ".join(str(error).split())[:200]
     for file in _MAIN_FILES:
         with contextlib.suppress(Exception):
             return Path(hf_hub_download(model, file, local_files_only=True)).parent.name
-    raise UserError(f"{_no_model(model)} (the hub said: {said}).")
+    raise UserError(f"{_no_model(model)} (the hub answered: {answer}).")
 
 
 def _no_model(model: str) -> str:
-    """That there is neither a folder nor a hub model of this name, with the folders whose names are near."""
+    """A message that there is neither a folder nor a hub model of this name, with folders of similar names."""
     import difflib
 
     parent, _, name = model.partition("/")
-    there = sorted(path.name for path in Path(parent).iterdir() if path.is_dir()) if Path(parent).is_dir() else []
-    near = difflib.get_close_matches(name, there, 1, 0.4)
-    hint = f" (did you mean {parent}/{near[0]}?)" if near else f", {parent} has {', '.join(there[:5])}" if there else ""
+    folders = sorted(path.name for path in Path(parent).iterdir() if path.is_dir()) if Path(parent).is_dir() else []
+    similar = difflib.get_close_matches(name, folders, 1, 0.4)
+    hint = ""
+    if similar:
+        hint = f" (did you mean {parent}/{similar[0]}?)"
+    elif folders:
+        hint = f", {parent} has {', '.join(folders[:5])}"
     return (
-        f"there is no folder {model}{hint}, and no hub model of that id can be read, here or from the local cache; "
+        f"there is no folder {model}{hint}, and no hub model of that id can be read from the hub or the local cache; "
         f"check the name and the network"
     )
 
 
 def _downloaded(model: str, revision: str | None, patterns: list[str]) -> Path:
-    """The local snapshot of a hub model's files that match; the cache alone serves where the hub does not answer."""
+    """The local snapshot of a hub model's matching files, from the cache alone if the hub does not answer."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"{_no_model(model)} (revision {revision}; the hub said: {said}).") from error
+        answer = " ".join(str(error).split())[:200]
+        raise UserError(f"{_no_model(model)} (revision {revision}; the hub answered: {answer}).") from error
 
 
 def _downloaded_whole(recipe: GeneratorRecipe) -> Path:
-    """The local snapshot of a hub pipeline, with the variant of its weights that is there."""
+    """The local snapshot of a hub pipeline, with the variant of the weights that exists."""
     from diffusers import DiffusionPipeline
 
     unused: dict[str, Any] = dict.fromkeys(UNUSED)

@@ -1,4 +1,4 @@
-"""Single-file checkpoints: a whole Stable Diffusion model in one file, under its first release's tensor names."""
+"""Single-file checkpoints: a whole Stable Diffusion model in one file, with the tensor names of its original code."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,28 +15,28 @@ _XL_CLIP, _XL_OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.e
 
 
 def reference_pipeline(file: Path) -> str:
-    """The hub id of the pipeline whose configurations and tokenizers fit a checkpoint, from its tensors' names."""
+    """The hub id of the pipeline whose configurations and tokenizers fit a checkpoint, inferred from its tensors."""
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
 
     tensors = _read(file, shapes_only=True)
     if not any(name.startswith("model.diffusion_model.") for name in tensors):
         raise UserError(
-            f"{file} holds no Stable Diffusion checkpoint: no tensor's name begins with model.diffusion_model. LoRA, "
-            f"ControlNet and lone U-Net files are no models by themselves."
+            f"{file} is not a Stable Diffusion checkpoint: no tensor's name starts with model.diffusion_model. A "
+            f"LoRA, a ControlNet or a U-Net alone is not a whole model."
         )
     return str(fetch_diffusers_config(tensors)["pretrained_model_name_or_path"])
 
 
 def load_checkpoint(file: Path, folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
-    """The models in a checkpoint by component, on the CPU; `folder` holds their configurations.
+    """The models in a checkpoint by component name, on the CPU; `folder` holds their configurations.
 
-    UserError where the file lacks a tensor, or says that it predicts otherwise than the folder's scheduler.
+    Raises UserError if the file lacks a tensor, or if its prediction type differs from the folder's scheduler's.
     """
     tensors, index = _read(file), read_index(folder)
     if "v_pred" in tensors and read_config(folder, "scheduler").get("prediction_type") != "v_prediction":
         raise UserError(
-            f"{file} predicts v, and the scheduler of {folder} is configured for another prediction; name a pipeline "
-            f"that fits it, as PIPELINE@{file.name}."
+            f"{file} predicts v, but the scheduler of {folder} is configured for another prediction type; name a "
+            f"matching pipeline as PIPELINE@{file.name}."
         )
     models, _ = component_names(index)
     return {
@@ -66,14 +66,14 @@ def _build(kind: str, folder: Path) -> Any:
     import transformers
 
     if hasattr(diffusers, kind):
-        made = getattr(diffusers, kind)
-        return made.from_config(made.load_config(folder))
-    made = getattr(transformers, kind)
-    return made(made.config_class.from_pretrained(folder))
+        cls = getattr(diffusers, kind)
+        return cls.from_config(cls.load_config(folder))
+    cls = getattr(transformers, kind)
+    return cls(cls.config_class.from_pretrained(folder))
 
 
 def _converted(name: str, model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A component's tensors under the names that its class has; empty where the checkpoint has none of it."""
+    """A component's tensors under its class's names; empty if the checkpoint has none of them."""
     from diffusers.loaders import single_file_utils as convert
 
     own = dict(tensors)
@@ -93,9 +93,9 @@ def _converted(name: str, model: Any, tensors: Mapping[str, Tensor]) -> dict[str
 
 
 def _read(file: Path, shapes_only: bool = False) -> dict[str, Tensor]:
-    """A checkpoint's tensors by name, on the meta device where only their shapes are wanted.
+    """A checkpoint's tensors by name; with `shapes_only` on the meta device, where the format allows it.
 
-    Pickled files are read without running what they hold.
+    Pickled files are read without running code.
     """
     try:
         if file.suffix == ".safetensors":
@@ -104,9 +104,9 @@ def _read(file: Path, shapes_only: bool = False) -> dict[str, Tensor]:
         while "state_dict" in data:
             data = data["state_dict"]
         return {str(key): value for key, value in data.items() if isinstance(value, Tensor)}
-    except Exception as error:  # what a broken pickle raises has no common class
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{file} cannot be read as a checkpoint: {said}. Download it again.") from error
+    except Exception as error:  # a broken pickle raises exceptions of many unrelated classes
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{file} cannot be read as a checkpoint ({reason}); download it again.") from error
 
 
 def _read_safetensors(file: Path, shapes_only: bool) -> dict[str, Tensor]:

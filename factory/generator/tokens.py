@@ -1,4 +1,4 @@
-"""Which tokens of a prompt stand for each class."""
+"""Find the tokens of each class in a prompt."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from factory.errors import UserError
 
 
 def class_tokens(tokenizer: Any, prompt: Prompt) -> tuple[list[list[int]], int]:
-    """(positions of each class's own tokens, position of the end token), counted from the start token at 0.
+    """(positions of each class's own tokens, position of the end token); the start token is at 0.
 
-    Words are tokenised one by one in CLIP's way, so the tokens before a word do not depend on it. UserError where a
-    class has no words in the text, or only behind the encoder's last token.
+    CLIP tokenises word by word, so counting the tokens of the text before a word gives the word's position. Raises
+    UserError if the text does not contain a class's words, or only after the encoder's last token.
     """
     length = tokenizer.model_max_length
 
@@ -22,13 +22,14 @@ def class_tokens(tokenizer: Any, prompt: Prompt) -> tuple[list[list[int]], int]:
     for name, phrase, span in zip(prompt.classes, prompt.phrases, prompt.spans(), strict=True):
         if span is None:
             raise UserError(
-                f"masks from attention need the words of each class in the text: {phrase!r} (class {name}) is not in "
-                f"{prompt.text!r}. Write class=words in the prompts file, or take --masks detector."
+                f"masks from attention require the words of each class in the prompt: {phrase!r} (class {name}) is not "
+                f"in {prompt.text!r}. Write class=words in the prompts file, or use --masks detector."
             )
         own = [k for k in range(count(prompt.text[: span[0]]) + 1, count(prompt.text[: span[1]]) + 1) if k < end]
         if not own:
             raise UserError(
-                f"the words {phrase!r} come after the {length} tokens that the model reads of {prompt.text!r}."
+                f"the words {phrase!r} come after the first {length} tokens, which are all that the model reads of "
+                f"{prompt.text!r}; shorten the prompt."
             )
         positions.append(own)
     return positions, end

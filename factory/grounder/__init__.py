@@ -1,1 +1,1 @@
-"""Grounders: what was generated and the classes of its prompt in, one mask per class out."""
+"""Grounders: they turn generated images and the classes of their prompts into masks."""

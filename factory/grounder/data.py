@@ -1,4 +1,4 @@
-"""Oracle sets as a stream of training samples: the same order every time, from any step on."""
+"""Oracle datasets as a reproducible stream of training samples that can start at any step."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,14 +21,14 @@ from factory.errors import UserError
 from factory.files.decode import decode_array, decode_jpeg
 
 _OPEN = 4
-"""Shards whose samples are shuffled among each other."""
+"""Shards whose samples are shuffled together."""
 
 
 @dataclass(frozen=True)
 class OracleSample:
-    """One sample to learn from.
+    """A training sample.
 
-    `labels` is uint8 (H, W): 0 background, k the k-th class of the prompt, 255 to be ignored. `found` says which of the
+    `labels` is uint8 (H, W): 0 background, k the k-th class of the prompt, 255 ignored. `found` says which of the
     prompt's classes the detector found.
     """
 
@@ -41,86 +41,88 @@ class OracleSample:
     found: tuple[bool, ...]
 
 
-class OracleSet:
-    """One set that `bootstrap-oracle` made, opened and checked."""
+class OracleDataset:
+    """A dataset of `bootstrap-oracle` or `invert`, opened and checked."""
 
     def __init__(self, store: Store) -> None:
-        """UserError where there is no set, where it is no oracle, and where nothing of it is done."""
+        """Raises UserError if there is no dataset, if it is not an oracle, or if it has no finished shard."""
         self.store, self.recipe = store, recipe_of(store)
         if self.recipe.oracle is None:
             raise UserError(
-                f"{store.address} is no oracle set but one of images with masks; make one with `factory "
+                f"{store.address} is not an oracle dataset but one of images with masks; create one with `factory "
                 f"bootstrap-oracle`."
             )
         self.plan = Plan(self.recipe)
         numbers = sorted(number for number in committed(store) if number < len(self.plan))
-        self.receipts = {row.shard: row for row in receipts(store, numbers)}
+        self.receipts = {receipt.shard: receipt for receipt in receipts(store, numbers)}
         if not self.receipts:
-            raise UserError(f"{store.address} has no finished shard yet; run `factory bootstrap-oracle` to its end.")
-        for row in self.receipts.values():
-            self._check_receipt(row)
-        size = sum(row.accepted for row in self.receipts.values())
+            raise UserError(
+                f"{store.address} has no finished shard yet; rerun `factory bootstrap-oracle` to complete it."
+            )
+        for receipt in self.receipts.values():
+            self._check_receipt(receipt)
+        size = sum(receipt.accepted for receipt in self.receipts.values())
         self.identity = f"{size} samples of recipe {self.recipe.fingerprint()[:12]}"
 
-    def _check_receipt(self, row: Receipt) -> None:
-        if row.recipe != self.recipe.fingerprint():
+    def _check_receipt(self, receipt: Receipt) -> None:
+        if receipt.recipe != self.recipe.fingerprint():
             raise UserError(
-                f"shard {row.shard} of {self.store.address} was made by another recipe ({row.recipe[:12]}) than the "
-                f"one beside it ({self.recipe.fingerprint()[:12]}): its classes may not be the seen ones. Make the "
-                f"set again, or put its own recipe back."
+                f"shard {receipt.shard} of {self.store.address} was made with another recipe ({receipt.recipe[:12]}) "
+                f"than the dataset's recipe.yaml ({self.recipe.fingerprint()[:12]}), so it may show unseen classes; "
+                f"create the dataset again, or restore its recipe."
             )
 
     def keys(self, held_out: bool, share: float) -> list[str]:
-        """Keys of the samples for training, or of those held out."""
+        """Keys of the training samples, or of the held-out ones."""
         return [
             sample.key
-            for number, row in self.receipts.items()
+            for number, receipt in self.receipts.items()
             for sample in self.plan.shard(number).samples
-            if sample.index not in row.short and is_held_out(sample.key, share) == held_out
+            if sample.index not in receipt.short and is_held_out(sample.key, share) == held_out
         ]
 
     def samples(self, shard: int) -> Iterator[OracleSample]:
-        """One shard's samples in order; UserError for one with a class that the split leaves unseen."""
-        return (row.decode() for row in self.rows(shard))
+        """One shard's samples in order. Raises UserError for a class that the split leaves unseen."""
+        return (packed.decode() for packed in self.packed(shard))
 
-    def rows(self, shard: int) -> Iterator["PackedSample"]:
-        """One shard's samples in order, not yet decoded."""
+    def packed(self, shard: int) -> Iterator["PackedSample"]:
+        """One shard's samples in order, not decoded yet."""
         name = self.receipts[shard].tar.name
         prompts = {sample.key: sample.prompt for sample in self.plan.shard(shard).samples}
         for sample in read_shard(self.store, name, ORACLE_SUFFIXES):
             if sample.key not in prompts:
                 raise UserError(
-                    f"{name} of {self.store.address} holds sample {sample.key}, which its recipe does not plan; check "
-                    f"it with `factory verify`."
+                    f"{name} of {self.store.address} contains sample {sample.key}, which its recipe does not plan; "
+                    f"check the dataset with `factory verify`."
                 )
             yield PackedSample(self, sample, prompts[sample.key])
 
     def decode(self, sample: EncodedSample, prompt: Prompt) -> OracleSample:
-        """One sample from its members; UserError where it is damaged or has a class that the split leaves unseen."""
+        """Decode a sample. Raises UserError if it is damaged or shows a class that the split leaves unseen."""
         members = sample.members
         with readable(self.store, f"sample {sample.key}"):
-            about, pixels = annotation_of(sample), decode_label_png(members["seg.png"])
+            annotation, pixels = annotation_of(sample), decode_label_png(members["seg.png"])
             image, latent = decode_jpeg(members["jpg"]), decode_array(members["latent.npy"])
-            timestep = about.get("timestep")
+            timestep = annotation.get("timestep")
             if image.shape[:2] != pixels.shape or not isinstance(timestep, int) or not 0 <= timestep < 1000:
                 raise ValueError(f"an image of {image.shape[:2]}, labels of {pixels.shape} at timestep {timestep!r}")
         assert self.recipe.oracle is not None
-        leaked = {*about["classes"], *prompt.classes} - set(self.recipe.oracle.seen)
+        leaked = {*annotation["classes"], *prompt.classes} - set(self.recipe.oracle.seen)
         if leaked:
             raise UserError(
-                f"sample {sample.key} of {self.store.address} names {', '.join(sorted(leaked))}, which split "
-                f"{self.recipe.oracle.split} leaves unseen; a grounder is trained on seen classes only."
+                f"sample {sample.key} of {self.store.address} shows {', '.join(sorted(leaked))}, which split "
+                f"{self.recipe.oracle.split} leaves unseen; a grounder may be trained on seen classes only."
             )
         if not np.isfinite(latent).all():
             raise UserError(
-                f"the latent of sample {sample.key} of {self.store.address} holds NaN or infinity: the model that "
-                f"made it overflows; make the dataset again, in float32 or with another autoencoder."
+                f"the latent of sample {sample.key} of {self.store.address} contains NaN or infinity: the model that "
+                f"made it overflows; create the dataset again, in float32 or with another autoencoder."
             )
-        ids = {entry["category_name"]: entry["category_id"] for entry in about["annotations"]}
+        ids = {entry["category_name"]: entry["category_id"] for entry in annotation["annotations"]}
         labels = np.where(pixels == IGNORE, IGNORE, 0).astype(np.uint8)
-        for place, name in enumerate(prompt.classes, 1):
+        for k, name in enumerate(prompt.classes, 1):
             if name in ids:
-                labels[pixels == ids[name]] = place
+                labels[pixels == ids[name]] = k
         return OracleSample(
             key=sample.key,
             prompt=prompt,
@@ -134,9 +136,9 @@ class OracleSet:
 
 @dataclass(frozen=True)
 class PackedSample:
-    """A sample's members as they lie in the tar."""
+    """A sample that is not decoded yet."""
 
-    of: OracleSet
+    dataset: OracleDataset
     sample: EncodedSample
     prompt: Prompt
 
@@ -146,36 +148,36 @@ class PackedSample:
         return self.sample.key
 
     def decode(self) -> OracleSample:
-        """Decompress and check."""
-        return self.of.decode(self.sample, self.prompt)
+        """Decompress and check it."""
+        return self.dataset.decode(self.sample, self.prompt)
 
 
 class OracleStream:
-    """Batches of several sets without end, in an order that depends on the seed alone.
+    """Endless batches of several datasets, in an order that depends on the seed alone.
 
-    Each epoch shuffles the shards, and the samples of a few shards among each other. The batch of any step can be
-    asked for; asking for the next one is cheap.
+    Each epoch shuffles the shards, and the samples of every few shards together. Any step's batch can be read; reading
+    consecutive steps is cheap.
     """
 
-    def __init__(self, sets: Sequence[OracleSet], batch: int, seed: int, held_out: float) -> None:
-        self._sets, self._batch, self._seed, self._held_out = sets, batch, seed, held_out
-        self.size = sum(len(one.keys(False, held_out)) for one in sets)
+    def __init__(self, datasets: Sequence[OracleDataset], batch: int, seed: int, held_out: float) -> None:
+        self._datasets, self._batch, self._seed, self._held_out = datasets, batch, seed, held_out
+        self.size = sum(len(dataset.keys(False, held_out)) for dataset in datasets)
         if self.size < 1:
-            raise UserError("the oracle sets hold no sample to train on; make larger ones with --n.")
+            raise UserError("the oracle datasets have no sample to train on; create larger ones with --n.")
         self._next = 0
-        self._rows: Iterator[PackedSample] = iter(())
+        self._samples: Iterator[PackedSample] = iter(())
         self._start(0)
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> list[OracleSample]:
-        """The samples of a step; of `world` equal parts the `rank`-th, which alone is decoded."""
+        """The samples of a step, or the `rank`-th of `world` equal parts, the only one that is decoded."""
         if step != self._next:
             self._start(step)
         self._next += 1
-        return [row.decode() for row in list(islice(self._rows, self._batch))[rank::world]]
+        return [packed.decode() for packed in list(islice(self._samples, self._batch))[rank::world]]
 
     def _start(self, step: int) -> None:
-        epoch, place = divmod(step * self._batch, self.size)
-        self._next, self._rows = step, islice(self._from(epoch), place, None)
+        epoch, position = divmod(step * self._batch, self.size)
+        self._next, self._samples = step, islice(self._from(epoch), position, None)
 
     def _from(self, epoch: int) -> Iterator[PackedSample]:
         while True:
@@ -184,30 +186,34 @@ class OracleStream:
 
     def _epoch(self, epoch: int) -> Iterator[PackedSample]:
         random = np.random.default_rng((self._seed, epoch))
-        shards = [(one, number) for one in self._sets for number in one.receipts]
+        shards = [(dataset, number) for dataset in self._datasets for number in dataset.receipts]
         order = random.permutation(len(shards))
         for start in range(0, len(order), _OPEN):
             opened: list[PackedSample] = []
-            for place in order[start : start + _OPEN]:
-                one, number = shards[place]
-                opened += [row for row in one.rows(number) if not is_held_out(row.key, self._held_out)]
+            for k in order[start : start + _OPEN]:
+                dataset, number = shards[k]
+                opened += [s for s in dataset.packed(number) if not is_held_out(s.key, self._held_out)]
             yield from (opened[k] for k in random.permutation(len(opened)))
 
 
-def held_out_samples(sets: Iterable[OracleSet], share: float, most: int) -> list[OracleSample]:
-    """The first `most` samples that training never sees."""
-    rows = (row for one in sets for number in one.receipts for row in one.rows(number))
-    return [row.decode() for row in islice((row for row in rows if is_held_out(row.key, share)), most)]
+def held_out_samples(datasets: Iterable[OracleDataset], share: float, max_samples: int) -> list[OracleSample]:
+    """The first `max_samples` samples that training never sees."""
+    held_out = (packed for dataset in datasets for packed in _all_packed(dataset) if is_held_out(packed.key, share))
+    return [packed.decode() for packed in islice(held_out, max_samples)]
 
 
-def first_samples(one: OracleSet, most: int) -> list[OracleSample]:
-    """The first `most` samples of a dataset, whatever shards they are in. UserError where it has none."""
-    samples = [row.decode() for row in islice((row for number in one.receipts for row in one.rows(number)), most)]
+def first_samples(dataset: OracleDataset, max_samples: int) -> list[OracleSample]:
+    """The first `max_samples` samples of a dataset, from as many shards as needed. Raises UserError if it has none."""
+    samples = [packed.decode() for packed in islice(_all_packed(dataset), max_samples)]
     if not samples:
-        raise UserError(f"{one.store.address} holds no sample: none was accepted. Look at `factory status`.")
+        raise UserError(f"{dataset.store.address} has no sample: none was accepted; see `factory status`.")
     return samples
 
 
+def _all_packed(dataset: OracleDataset) -> Iterator[PackedSample]:
+    return (packed for number in dataset.receipts for packed in dataset.packed(number))
+
+
 def is_held_out(key: str, share: float) -> bool:
-    """Decided by the key alone, so that a set that grows keeps its parts."""
+    """Whether training leaves a sample out; its key alone decides, so that a growing dataset keeps its split."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) < share * 2**32

@@ -1,4 +1,4 @@
-"""A trained grounder on disk: safetensors, a config that says what it fits, a card and its figures."""
+"""A trained grounder on disk: weights in safetensors, a config, a card and metrics."""
 
 import json
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ _KIND = "factory-grounder"
 
 @dataclass(frozen=True)
 class GrounderConfig:
-    """What a grounder is and what it fits.
+    """The config.json of a grounder: what it is and what it fits.
 
-    `module` is one of MODULES with its `options`; `backbone` the shapes that it reads (see `Backbone`); `model` and
-    `revision` the text-to-image model that it was trained on; `capture` and `timestep` where features are read.
-    `classes_seen` are the classes of its training, `data` the fingerprints of its oracles. `oracle` is how those were
-    made, as a recipe's `generator` and `masks`: what it is measured with unless told otherwise.
+    `module` is one of MODULES, with its `options`; `backbone` the shapes that it reads (see `Backbone`); `model` and
+    `revision` the text-to-image model that it was trained on; `capture` and `timestep` where its features are read.
+    `classes_seen` are the classes of its training, and `data` the fingerprints of its oracle datasets. `oracle` holds
+    their recipes' `generator` and `masks`, the defaults for measuring it.
     """
 
     module: str
@@ -47,28 +47,28 @@ class GrounderConfig:
 
 
 def grounder_folder(name: str) -> Path:
-    """Where a grounder lies: the embedded one's folder, or the one named. UserError where there is none."""
+    """The folder of the embedded grounder or of the one named. Raises UserError if it holds no grounder."""
     from factory.files.embedded_models import grounder_folder as embedded
 
     folder = embedded() if name == EMBEDDED else local_path(name, "the grounder").expanduser()
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(
-            f"there are no masks from {name!r}: it is neither attention, detector nor {EMBEDDED}, and no folder with "
-            f"{CONFIG} and {WEIGHTS}. Train one with `factory train-grounder`."
+            f"unknown source of masks {name!r}: give attention, detector, {EMBEDDED}, or a grounder's folder with "
+            f"{CONFIG} and {WEIGHTS}, as `factory train-grounder` writes it."
         )
     return folder
 
 
 def read_config(folder: Path) -> GrounderConfig:
-    """UserError where the folder's config is none of a grounder."""
+    """The config of a grounder's folder. Raises UserError if it is not one."""
     try:
         data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if data.get("kind") != _KIND or data.get("module") not in MODULES:
-            raise ValueError(f"its kind is {data.get('kind')!r}, its module {data.get('module')!r}")
+            raise ValueError(f"its kind is {data.get('kind')!r} and its module {data.get('module')!r}")
         return GrounderConfig(**{**data, "classes_seen": tuple(data["classes_seen"]), "data": tuple(data["data"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{folder / CONFIG} is no grounder's config ({error}); train one with `train-grounder`."
+            f"{folder / CONFIG} is not a grounder's config ({error}); train a grounder with `factory train-grounder`."
         ) from error
 
 
@@ -78,22 +78,22 @@ def pin_grounder(name: str) -> str:
 
 
 def check_fits(name: str, config: GrounderConfig, generator: GeneratorRecipe) -> None:
-    """UserError unless the grounder was trained on this very text-to-image model, and finds what it reads."""
+    """Raise UserError unless the grounder was trained on exactly this text-to-image model, which gives all it reads."""
     if config.module == "paper-cfg" and config.capture == "sampling" and generator.guidance <= 1:
         raise UserError(
-            f"the grounder {name} reads both halves of classifier-free guidance, and with a guidance of "
-            f"{generator.guidance:g} there is one; give a guidance above 1."
+            f"the grounder {name} reads both halves of classifier-free guidance, but a guidance of "
+            f"{generator.guidance:g} has only one; give a guidance above 1."
         )
     if config.revision != generator.revision:
         raise UserError(
-            f"the grounder {name} was trained on {config.model} of revision {config.revision[:12]}, and the model is "
-            f"{generator.model} of revision {str(generator.revision)[:12]}: the features are others. Train a grounder "
-            f"on this model with `factory bootstrap-oracle` and `factory train-grounder`, or take --masks attention."
+            f"the grounder {name} was trained on {config.model} of revision {config.revision[:12]}, but the model is "
+            f"{generator.model} of revision {str(generator.revision)[:12]}, whose features differ; train a grounder on "
+            f"this model with `factory bootstrap-oracle` and `factory train-grounder`, or use --masks attention."
         )
 
 
 def build_module(config: GrounderConfig) -> "nn.Module":
-    """The network with fresh weights."""
+    """The network with random weights."""
     from factory.grounder.modules.backbone import Backbone
     from factory.grounder.modules.guided import GuidedModule, GuidedOptions
     from factory.grounder.modules.paper import PaperModule
@@ -108,7 +108,7 @@ def build_module(config: GrounderConfig) -> "nn.Module":
 
 
 def save_grounder(module: "nn.Module", config: GrounderConfig, metrics: Mapping[str, Any], folder: Path) -> None:
-    """Write the folder; the weights in half precision. UserError for weights that are no finite numbers."""
+    """Write the folder, with weights in half precision. Raises UserError for NaN or infinite weights."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,19 +120,19 @@ def save_grounder(module: "nn.Module", config: GrounderConfig, metrics: Mapping[
 
 
 def _halved(name: str, value: "Tensor") -> "Tensor":
-    """A floating-point weight in half precision, where that does not overflow."""
+    """A floating-point weight in half precision, unless that overflows."""
     if not value.is_floating_point():
         return value
     if not value.isfinite().all():
-        raise UserError(f"the grounder's weight {name} holds NaN or infinity, so it was not written; train it again.")
+        raise UserError(f"the grounder's weight {name} contains NaN or infinity, so it was not saved; train it again.")
     half = value.half()
     return half if half.isfinite().all() else value
 
 
 def load_grounder(folder: Path) -> tuple["nn.Module", GrounderConfig]:
-    """The network in float32, ready to be asked, and its config.
+    """The network in float32 and eval mode, and its config.
 
-    UserError where the weights are cut off, foreign or no finite numbers.
+    Raises UserError if the weights are truncated, foreign, NaN or infinite.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -142,16 +142,16 @@ def load_grounder(folder: Path) -> tuple["nn.Module", GrounderConfig]:
     try:
         module.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
     except (SafetensorError, RuntimeError, OSError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder / WEIGHTS} does not hold this grounder ({said}); copy or train it again.") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder / WEIGHTS} does not fit the config ({reason}); copy or train it again.") from error
     for name, value in module.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"{folder / WEIGHTS} holds NaN or infinity in {name}; train the grounder again.")
+            raise UserError(f"{folder / WEIGHTS} contains NaN or infinity in {name}; train the grounder again.")
     return module.eval(), config
 
 
 def card(config: GrounderConfig, metrics: Mapping[str, Any]) -> str:
-    """The folder's README: what it is, what it saw, how good it was."""
+    """The folder's README: the model, its training data and its metrics."""
     rows = "\n".join(
         f"| {name} | {value:.4f} |" for name, value in metrics.items() if isinstance(value, float) and value == value
     )
@@ -166,7 +166,7 @@ Turns the features and attention of a text-to-image model into one mask per clas
 |---|---|
 | text-to-image model | {config.model}, revision {config.revision} |
 | features read | {config.capture}, timestep {config.timestep} |
-| oracle sets | {", ".join(config.data)} |
+| oracle datasets | {", ".join(config.data)} |
 | split | {config.split} |
 | steps | {config.steps} |
 

@@ -1,4 +1,4 @@
-"""A grounder's folder from the checkpoint that the paper's authors released."""
+"""Convert the checkpoint that the paper's authors released to a grounder's folder."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from factory.grounder.folder import CONFIG, GrounderConfig, save_grounder
 from factory.hf_logging import quiet_model_libraries
 
 _TIMESTEP = 1
-"""The release reads features at the last of 50 DDIM steps."""
+"""The released module reads features at the last of 50 DDIM steps."""
 _SAMPLING = {"steps": 50, "guidance": 5.0, "solver": "ddim"}
 
 
@@ -20,7 +20,7 @@ _SAMPLING = {"steps": 50, "guidance": 5.0, "solver": "ddim"}
 class Release:
     """A released checkpoint, the text-to-image model that it was trained on, and the split that it was trained for.
 
-    `detector` is what finds the true masks when the grounder is measured.
+    `detector` gives the true masks when the grounder is measured.
     """
 
     checkpoint: Path
@@ -31,9 +31,9 @@ class Release:
 
 
 def import_released(release: Release, out: Path, device: str = "auto") -> Path:
-    """Write the folder that `generate --masks` and `evaluate-grounder` read; return it.
+    """Write and return the folder that `generate --masks` and `evaluate-grounder` read.
 
-    The model is opened and called once, for the shapes of its features. UserError where the checkpoint does not fit it.
+    The model is loaded and called once for the shapes of its features. Raises UserError if the checkpoint does not fit.
     """
     quiet_model_libraries()
     import numpy as np
@@ -45,7 +45,7 @@ def import_released(release: Release, out: Path, device: str = "auto") -> Path:
     from factory.training.devices import chosen_device
 
     if (out / CONFIG).exists():
-        raise UserError(f"{out} holds a grounder already; give another --out.")
+        raise UserError(f"{out} already holds a grounder; give another --out.")
     detector = {} if release.detector is None else {"detector": release.detector}
     masks = {"source": "attention", "capture": "sampling", "timesteps": [_TIMESTEP], **detector}
     generator = {"model": release.model, **_SAMPLING}

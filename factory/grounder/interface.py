@@ -1,4 +1,4 @@
-"""What a grounder gives."""
+"""The grounder interface."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,10 +9,10 @@ from factory.generator.interface import Generated
 
 
 class Grounder(Protocol):
-    """Finds the prompt's classes in what was generated. `needs` tells the generator what to capture."""
+    """Finds masks of the prompt's classes in generated images. `needs` names what the generator has to capture."""
 
     needs: frozenset[str]
 
     def ground(self, generated: Sequence[Generated], prompts: Sequence[Prompt]) -> list[Grounded]:
-        """One result per image of the micro-batch, in order; images do not influence each other."""
+        """One result per image of the micro-batch, in order; the images do not influence each other."""
         ...

@@ -1,4 +1,4 @@
-"""The labels of real images as masks."""
+"""Masks from the labels of real images."""
 
 from collections.abc import Sequence
 
@@ -9,19 +9,19 @@ from factory.generator.interface import Generated
 
 
 class LabelGrounder:
-    """Takes the labels that an image was brought with; pixels of 255 stay to be ignored."""
+    """Uses the labels that come with an inverted image; pixels of 255 are ignored."""
 
     needs: frozenset[str] = frozenset()
 
     def ground(self, generated: Sequence[Generated], prompts: Sequence[Prompt]) -> list[Grounded]:
         """One mask per class, with a score of 1."""
-        return [self._of(one, prompt) for one, prompt in zip(generated, prompts, strict=True)]
+        return [self._ground(g, prompt) for g, prompt in zip(generated, prompts, strict=True)]
 
     @staticmethod
-    def _of(one: Generated, prompt: Prompt) -> Grounded:
-        assert one.labels is not None
-        masks = [(name, one.labels == place) for place, name in enumerate(prompt.classes, 1)]
-        ignore = one.labels == IGNORE
+    def _ground(generated: Generated, prompt: Prompt) -> Grounded:
+        assert generated.labels is not None
+        masks = [(name, generated.labels == k) for k, name in enumerate(prompt.classes, 1)]
+        ignore = generated.labels == IGNORE
         return Grounded(
             tuple(Instance(name, 1.0, mask) for name, mask in masks if mask.any()), ignore if ignore.any() else None
         )

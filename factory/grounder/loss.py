@@ -1,4 +1,4 @@
-"""What grounding modules are trained towards."""
+"""Losses of the grounding modules."""
 
 import torch
 from torch import Tensor
@@ -10,18 +10,19 @@ _NEVER = -1e4
 
 
 def competing_loss(logits: Tensor, labels: Tensor, found: Tensor, dice: float = 1.0) -> Tensor:
-    """Cross-entropy of background and objects against each other, plus soft dice of each object.
+    """Cross-entropy over background and objects, plus soft dice of each object.
 
-    `logits` (B, K, H, W), `labels` uint8 (B, H, W): 0 background, k the k-th class, 255 ignored; `found` bool (B, K): a
-    class that the oracle did not find takes no part, so nothing is learnt from its pixels but that they are no other's.
+    `logits` (B, K, H, W), `labels` uint8 (B, H, W): 0 background, k the k-th class, 255 ignored; `found` bool (B, K).
+    Classes that the oracle did not find are masked out, so their pixels only count as not belonging to other classes.
     """
     logits = logits.float().masked_fill(~found[:, :, None, None], _NEVER)
-    every = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)
-    summed = functional.cross_entropy(every, labels.long(), ignore_index=IGNORE, reduction="sum")
+    # The background is an additional class with a logit of 0.
+    with_background = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)
+    summed = functional.cross_entropy(with_background, labels.long(), ignore_index=IGNORE, reduction="sum")
     loss = summed / (labels != IGNORE).sum().clamp_min(1)
     if not dice:
         return loss
-    shares = every.softmax(1)[:, 1:]
+    shares = with_background.softmax(1)[:, 1:]
     counted = (labels != IGNORE)[:, None]
     truth = _one_hot(labels, logits.shape[1])
     overlap = (shares * truth * counted).sum((2, 3))
@@ -31,7 +32,7 @@ def competing_loss(logits: Tensor, labels: Tensor, found: Tensor, dice: float = 
 
 
 def binary_loss(logits: Tensor, labels: Tensor, found: Tensor) -> Tensor:
-    """The paper's: binary cross-entropy of each found class on its own (equation 3); shapes as above."""
+    """The paper's loss: binary cross-entropy of each found class (equation 3); shapes as in `competing_loss`."""
     truth = _one_hot(labels, logits.shape[1])
     counted = (labels != IGNORE)[:, None] & found[:, :, None, None]
     loss = functional.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none")

@@ -1,4 +1,4 @@
-"""How many samples a step of training may have in the memory that is there."""
+"""Choose the batch size of training by the free memory."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,38 +12,38 @@ from factory.grounder.data import first_samples
 if TYPE_CHECKING:
     from factory.grounder.training import GrounderTask
 
-_LOOKED_AT = 64
-"""Samples among which the one with the most classes is measured: each class has logits of its own."""
+_MAX_SAMPLES = 64
+"""Samples among which the one with the most classes is measured, because logits are per class."""
 _OF_GPU, _OF_HOST = 0.85, 0.5
-"""Shares of the free memory that a step may take; a host's is needed for shards, too."""
+"""Shares of the free memory that a step may use; a host needs memory for shards, too."""
 _TRANSIENT = 2.0
-"""On a CPU only what is kept for the backward pass is counted; activations and gradients come and go besides."""
+"""On a CPU only tensors saved for the backward pass are counted; this factor allows for transient ones."""
 
 
-def fitting_batch(task: "GrounderTask", most: int, report: Callable[[str], None] = print) -> int:
-    """The largest power of two up to `most` whose samples fit into the free memory; 1 at least.
+def fitting_batch(task: "GrounderTask", max_batch: int, report: Callable[[str], None] = print) -> int:
+    """The largest power of two up to `max_batch` whose samples fit into the free memory, but at least 1.
 
-    One sample is sent forward and back, which changes no weight and no running statistic.
+    One sample runs forward and backward; no weight and no running statistic changes.
     """
-    needed = _bytes_of_a_sample(task)
+    needed = _bytes_per_sample(task)
     free = free_bytes(task.device)
-    batch = _power_of_two(min(most, int(free / max(1, needed))))
-    if batch < most:
+    batch = _power_of_two(min(max_batch, int(free / max(1, needed))))
+    if batch < max_batch:
         report(
-            f"Batches of {batch}: a sample takes {needed / 2**30:.2f} GiB, and {free / 2**30:.1f} GiB of {task.device} "
-            f"may be used; --batch overrides."
+            f"Batch size {batch}: a sample takes {needed / 2**30:.2f} GiB, and {free / 2**30:.1f} GiB of {task.device} "
+            f"may be used; --batch overrides it."
         )
     return batch
 
 
 def free_bytes(device: str) -> float:
-    """The part of a device's free memory that a step may take."""
+    """The part of a device's free memory that a step may use."""
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return _OF_GPU * (free + unused)
-    rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    free = next(1024 * int(row[1]) for row in rows if row[0] == "MemAvailable:")
+    fields = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    free = next(1024 * int(size) for name, size, *_ in fields if name == "MemAvailable:")
     group = Path("/sys/fs/cgroup")
     try:
         limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
@@ -53,13 +53,13 @@ def free_bytes(device: str) -> float:
     return _OF_HOST * max(0, free)
 
 
-def _bytes_of_a_sample(task: "GrounderTask") -> float:
-    samples = first_samples(task.sets[0], _LOOKED_AT)
-    sample = max(samples, key=lambda row: len(row.prompt.classes))
-    kept: dict[int, int] = {}
+def _bytes_per_sample(task: "GrounderTask") -> float:
+    samples = first_samples(task.datasets[0], _MAX_SAMPLES)
+    sample = max(samples, key=lambda s: len(s.prompt.classes))
+    saved: dict[int, int] = {}
 
     def keep(value: Tensor) -> Tensor:
-        kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        saved[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
         return value
 
     on_gpu = task.device.startswith("cuda")
@@ -75,7 +75,7 @@ def _bytes_of_a_sample(task: "GrounderTask") -> float:
     if on_gpu:
         return float(torch.cuda.max_memory_allocated(task.device) - before)
     weights = {weight.untyped_storage().data_ptr() for weight in task.model.parameters()}
-    return _TRANSIENT * sum(size for place, size in kept.items() if place not in weights)
+    return _TRANSIENT * sum(size for address, size in saved.items() if address not in weights)
 
 
 def _power_of_two(number: int) -> int:

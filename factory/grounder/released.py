@@ -1,4 +1,4 @@
-"""The checkpoint layout in which the paper's authors released their grounding module, read into this project's.
+"""Convert checkpoints of the grounding module that the paper's authors released to `PublishedModule`.
 
 Names and shapes are those of the repository Lipurple/Grounded-Diffusion, file `ldm/models/seg_module.py`.
 """
@@ -16,7 +16,7 @@ from factory.grounder.modules.paper import LAYERS
 from factory.grounder.modules.published import PublishedModule
 
 _LEVELS = ("low", "mid", "high", "highest")
-_DECODER = "transfromer_decoder"  # spelt so in the release
+_DECODER = "transfromer_decoder"  # spelled like this in the release
 _DECODER_PARTS = (
     "self_attn.in_proj_weight",
     "self_attn.out_proj.weight",
@@ -28,7 +28,7 @@ _DECODER_PARTS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of the release: its name, its shape, and the name of this project's; None where it is not used."""
+    """One tensor of the release: its name, its shape, and its name in this project, or None if it is not used."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,17 +36,17 @@ class Entry:
 
 
 def layout(module: PublishedModule) -> list[Entry]:
-    """Every tensor of a released checkpoint for a module of these sizes. UserError unless it has four levels."""
+    """The tensors of a released checkpoint for a module of this size. Raises UserError unless it has four levels."""
     if len(module.levels) != len(_LEVELS):
         raise UserError(
-            f"the released module reads a U-Net of {len(_LEVELS)} levels, and this one has {len(module.levels)}; it "
-            f"fits Stable Diffusion 1."
+            f"the released module reads a U-Net of {len(_LEVELS)} levels, but this one has {len(module.levels)}; give "
+            f"a Stable Diffusion 1 model."
         )
     own = module.state_dict()
     pairs = [(name, own_name) for name, own_name in _renamed()]
     entries = [Entry(name, tuple(own[own_name].shape), own_name) for name, own_name in pairs]
-    for place, level in enumerate(_LEVELS[1:]):
-        channels = own[f"mix.{place}.conv1.bias"].shape[0]
+    for k, level in enumerate(_LEVELS[1:]):
+        channels = own[f"mix.{k}.conv1.bias"].shape[0]
         block = f"{level}_feature_mix_conv"
         entries += [Entry(f"{block}.stored_{kind}{n}", (channels,), None) for n in (1, 2) for kind in ("mean", "var")]
         entries += [Entry(f"{block}.conv{n}.u0", (1, channels), None) for n in (1, 2)]
@@ -55,12 +55,12 @@ def layout(module: PublishedModule) -> list[Entry]:
 
 
 def _renamed() -> Iterator[tuple[str, str]]:
-    """(name in the release, name here) of what is a weight in both."""
-    for place, level in enumerate(_LEVELS):
-        yield f"{level}_feature_conv.0.weight", f"reduce.{place}.weight"
-    for place, level in enumerate(_LEVELS[1:]):
+    """(name in the release, name here) of the weights in both."""
+    for k, level in enumerate(_LEVELS):
+        yield f"{level}_feature_conv.0.weight", f"reduce.{k}.weight"
+    for k, level in enumerate(_LEVELS[1:]):
         for conv in ("conv1", "conv2"):
-            theirs, own = f"{level}_feature_mix_conv.{conv}", f"mix.{place}.{conv}"
+            theirs, own = f"{level}_feature_mix_conv.{conv}", f"mix.{k}.{conv}"
             yield f"{theirs}.weight", f"{own}.parametrizations.weight.original"
             yield f"{theirs}.bias", f"{own}.bias"
     for number in range(LAYERS):
@@ -74,27 +74,27 @@ def _renamed() -> Iterator[tuple[str, str]]:
 
 
 def load_released(module: PublishedModule, path: Path) -> None:
-    """Fill a module with the weights of a released checkpoint.
+    """Load the weights of a released checkpoint into a module.
 
-    UserError where the file is none, and where one tensor is missing, unknown, of another shape or no finite number.
+    Raises UserError if the file is not one, or if a tensor is missing, unknown, of another shape, NaN or infinite.
     """
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"the checkpoint {path} cannot be read ({said}); download it again.") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the checkpoint {path} cannot be read ({reason}); download it again.") from error
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise UserError(f"{path} is no checkpoint of the released module: it is no table of tensors.")
+        raise UserError(f"{path} is not a checkpoint of the released module: it is not a dictionary of tensors.")
     entries = layout(module)
     _check(path, entries, weights)
     own = {entry.own: weights[entry.name].float() for entry in entries if entry.own is not None}
-    for place, level in enumerate(_LEVELS[1:]):
+    for k, level in enumerate(_LEVELS[1:]):
         for conv in ("conv1", "conv2"):
             matrix = weights[f"{level}_feature_mix_conv.{conv}.weight"].float().flatten(1)
-            row = functional.normalize(weights[f"{level}_feature_mix_conv.{conv}.u0"].float() @ matrix)
-            # One step of the power method, which the release takes whenever it is used.
-            own[f"mix.{place}.{conv}.parametrizations.weight.0._v"] = row[0]
-            own[f"mix.{place}.{conv}.parametrizations.weight.0._u"] = functional.normalize(row @ matrix.T)[0]
+            right = functional.normalize(weights[f"{level}_feature_mix_conv.{conv}.u0"].float() @ matrix)
+            # One step of the power iteration of spectral normalisation, which the release takes in every call.
+            own[f"mix.{k}.{conv}.parametrizations.weight.0._v"] = right[0]
+            own[f"mix.{k}.{conv}.parametrizations.weight.0._u"] = functional.normalize(right @ matrix.T)[0]
     module.load_state_dict(own)
 
 
@@ -107,10 +107,10 @@ def _check(path: Path, entries: list[Entry], weights: Mapping[str, Tensor]) -> N
         for name, value in weights.items()
         if name in shapes and tuple(value.shape) != shapes[name]
     ]
-    wrong += [f"{name} holds NaN or infinity" for name, value in weights.items() if not value.isfinite().all()]
+    wrong += [f"{name} contains NaN or infinity" for name, value in weights.items() if not value.isfinite().all()]
     if wrong:
         raise UserError(
-            f"{path} does not hold the released module for this text-to-image model: {wrong[0]}"
-            + (f", and {len(wrong) - 1} more" if len(wrong) > 1 else "")
-            + "; it was trained on Stable Diffusion 1."
+            f"{path} is not the released module for this text-to-image model: {wrong[0]}"
+            + (f", and {len(wrong) - 1} more differences" if len(wrong) > 1 else "")
+            + "; the module was trained on Stable Diffusion 1."
         )

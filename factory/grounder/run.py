@@ -1,4 +1,4 @@
-"""One training run of a grounder, from options."""
+"""Train a grounder from options."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,25 +6,24 @@ from pathlib import Path
 
 from factory.dataset.storage import Store
 from factory.files.paths import local_path
-from factory.grounder.data import OracleSet
+from factory.grounder.data import OracleDataset
 from factory.hf_logging import quiet_model_libraries
 
 LEARNING_RATES = {"guided": 1e-3, "paper": 3e-4, "paper-cfg": 3e-4}
-PASSES, LEAST_STEPS = 5, 300
-"""How often training shows each sample unless steps are given: after twenty passes the module had learnt the detector's
-mistakes, and was worse on unseen classes by up to 17 points (docs/log.md)."""
+PASSES, MIN_STEPS = 5, 300
+"""Default number of passes over the samples, and the least number of steps. After twenty passes the module had learnt
+the detector's mistakes and lost up to 17 points on unseen classes (docs/log.md)."""
 
-
-MOST_BATCH = 32
-"""Samples of a step unless told otherwise, where memory holds so many."""
+MAX_BATCH = 32
+"""Default batch size, if it fits into memory."""
 
 
 @dataclass(frozen=True)
 class GrounderTraining:
-    """What to train on what, and where to.
+    """Options of a training run.
 
-    Without `steps`, PASSES over the samples and LEAST_STEPS at least; without `batch`, that of the checkpoint which is
-    resumed, or MOST_BATCH as far as memory holds them. `device` may be "auto".
+    The default of `steps` is PASSES over the samples, but at least MIN_STEPS; that of `batch` is the batch size of the
+    checkpoint that is resumed, or else MAX_BATCH if it fits into memory. `device` may be "auto".
     """
 
     oracles: tuple[str, ...]
@@ -39,14 +38,14 @@ class GrounderTraining:
     start: str | None = None
 
     def on_several(self, devices: int) -> "GrounderTraining":
-        """The same run, with a batch that parts evenly over so many devices unless one is given."""
+        """The same run with a batch size that divides evenly among the devices, unless one is given."""
         if self.batch is not None or devices == 1:
             return self
-        return replace(self, batch=max(1, MOST_BATCH // devices) * devices)
+        return replace(self, batch=max(1, MAX_BATCH // devices) * devices)
 
 
 def train_here(run: GrounderTraining, report: Callable[[str], None] = lambda text: print(text, flush=True)) -> Path:
-    """Train in this process, resuming what lies in `run.out`; return the folder of the finished grounder."""
+    """Train in this process, resuming from `run.out` if possible; return the folder of the finished grounder."""
     import torch
 
     quiet_model_libraries()
@@ -58,11 +57,11 @@ def train_here(run: GrounderTraining, report: Callable[[str], None] = lambda tex
     out, device = local_path(run.out, "--out"), chosen_device(run.device)
     if run.threads:
         torch.set_num_threads(run.threads)
-    sets = [OracleSet(Store(address)) for address in run.oracles]
-    task = GrounderTask(sets, GrounderOptions(module=run.module), device, run.steps or 0)
-    batch = run.batch or saved_options(out).get("batch") or fitting_batch(task, MOST_BATCH, report)
-    samples = sum(len(one.keys(False, HELD_OUT)) for one in sets)
-    steps = run.steps or max(LEAST_STEPS, PASSES * samples // batch)
+    datasets = [OracleDataset(Store(address)) for address in run.oracles]
+    task = GrounderTask(datasets, GrounderOptions(module=run.module), device, run.steps or 0)
+    batch = run.batch or saved_options(out).get("batch") or fitting_batch(task, MAX_BATCH, report)
+    samples = sum(len(dataset.keys(False, HELD_OUT)) for dataset in datasets)
+    steps = run.steps or max(MIN_STEPS, PASSES * samples // batch)
     task.config = replace(task.config, steps=steps)
     options = TrainOptions(
         steps=steps,

@@ -1,4 +1,4 @@
-"""Masks from a trained grounding module."""
+"""Masks from a trained grounder."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from factory.grounder.folder import grounder_folder, load_grounder
 
 
 class TrainedGrounder:
-    """One mask per class of the prompt: each pixel goes to the class with the highest logit over 0."""
+    """One mask per class of the prompt: each pixel goes to the class with the highest positive logit."""
 
     def __init__(self, folder: Path, device: str = "cpu", threads: int = 1) -> None:
         self._module, self.config = load_grounder(folder)
@@ -30,68 +30,81 @@ class TrainedGrounder:
     def ground(self, generated: Sequence[Generated], prompts: Sequence[Prompt]) -> list[Grounded]:
         """A class's score is its mean probability inside its mask."""
         torch.set_num_threads(self._threads)
-        logits = self.logits(gather(generated), to_pictures([one.image for one in generated]))
-        return [_grounded(row, prompt) for row, prompt in zip(logits, prompts, strict=True)]
+        logits = self.logits(collate(generated), images_to_tensor([g.image for g in generated]))
+        return [_grounded(own, prompt) for own, prompt in zip(logits, prompts, strict=True)]
 
-    def logits(self, captured: Captured, pictures: Tensor) -> Tensor:
-        """The module's own answer, float32 (B, K, H, W); `pictures` as `to_pictures` makes them."""
-        answer: Tensor = self._module(captured, pictures.to(self._device)).float()
-        if not answer.isfinite().all():
+    def logits(self, captured: Captured, images: Tensor) -> Tensor:
+        """The module's logits, float32 (B, K, H, W), for `images` of `images_to_tensor`.
+
+        Raises UserError if they are NaN or infinite.
+        """
+        logits: Tensor = self._module(captured, images.to(self._device)).float()
+        if not logits.isfinite().all():
             broken = not_finite(captured)
-            where = f"reads NaN or infinity in {broken}" if broken else "gives NaN, though what it reads is finite"
+            where = f"reads NaN or infinity in {broken}" if broken else "returns NaN for finite inputs"
             raise UserError(
                 f"the grounder {self._folder} {where}; the weights of the "
                 f"{'text-to-image model' if broken else 'grounder'} are broken, or overflow in half precision."
             )
-        return answer
+        return logits
 
 
 def open_grounders(named: Sequence[str], device: str, threads: int) -> list[tuple[str, TrainedGrounder]]:
-    """Grounders with what their rows are called: "NAME=FOLDER", or a folder alone, called after its module.
+    """(name, grounder) of each "NAME=FOLDER" or "FOLDER"; the default name is that of the module.
 
-    UserError where there is no grounder, and where two of one split would be called the same.
+    Raises UserError if a folder holds no grounder, or if two grounders of one split have the same name.
     """
     opened: list[tuple[str, TrainedGrounder]] = []
-    for one in named:
-        given, folder = split_name(one)
+    for text in named:
+        given, folder = split_name(text)
         grounder = TrainedGrounder(grounder_folder(folder), device, threads)
         name = given or grounder.config.module
-        if any((name, grounder.config.split) == (other, row.config.split) for other, row in opened):
+        if any((name, grounder.config.split) == (other, g.config.split) for other, g in opened):
             raise UserError(
-                f"two grounders of split {grounder.config.split} would both be called {name}; give them names: "
-                f"one=FOLDER two=FOLDER."
+                f"two grounders of split {grounder.config.split} are both named {name}; give them different names: "
+                f"first=FOLDER second=FOLDER."
             )
         opened.append((name, grounder))
     return opened
 
 
-def gather(generated: Sequence[Generated]) -> Captured:
-    """What was captured of each image as one micro-batch."""
+def collate(generated: Sequence[Generated]) -> Captured:
+    """The captured tensors of several images as one micro-batch, padded to the largest number of classes."""
     first = generated[0]
-    most = max(next(iter(one.maps.values())).shape[1] for one in generated) if first.maps else 0
+    max_classes = 0
+    if first.cross_attention:
+        max_classes = max(next(iter(g.cross_attention.values())).shape[1] for g in generated)
+    embeddings = [g.class_embeddings for g in generated if g.class_embeddings is not None]
     return Captured(
-        features=_stacked([one.features for one in generated]),
-        maps={name: torch.stack([_padded(one.maps[name], 1, most) for one in generated]) for name in first.maps},
-        words=_words([one.words for one in generated if one.words is not None]),
+        features=_stacked([g.features for g in generated]),
+        cross_attention={
+            name: torch.stack([_padded(g.cross_attention[name], 1, max_classes) for g in generated])
+            for name in first.cross_attention
+        },
+        class_embeddings=_class_embeddings(embeddings),
     )
 
 
 def not_finite(captured: Captured) -> str | None:
-    """The first of what was captured that holds NaN or infinity; None where all is finite."""
-    rows = {**captured.features, **captured.maps, **({} if captured.words is None else {"words": captured.words})}
-    finite = torch.stack([value.isfinite().all() for value in rows.values()]).tolist()
-    return next((name for name, good in zip(rows, finite, strict=True) if not good), None)
+    """The name of the first captured tensor that contains NaN or infinity; None if all are finite."""
+    tensors = {
+        **captured.features,
+        **captured.cross_attention,
+        **({} if captured.class_embeddings is None else {"class_embeddings": captured.class_embeddings}),
+    }
+    finite = torch.stack([value.isfinite().all() for value in tensors.values()]).tolist()
+    return next((name for name, good in zip(tensors, finite, strict=True) if not good), None)
 
 
-def to_pictures(images: Sequence[Image]) -> Tensor:
-    """uint8 RGB (H, W, 3) each to float32 (B, 3, H, W) in -1..1."""
+def images_to_tensor(images: Sequence[Image]) -> Tensor:
+    """Convert uint8 RGB images (H, W, 3) to float32 (B, 3, H, W) in -1..1."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def labels_of(logits: Tensor) -> NDArray[np.int64]:
-    """(..., K, H, W) to labels (..., H, W): 0 is background, k the k-th class."""
+    """Labels (..., H, W) of logits (..., K, H, W): 0 is background, k the k-th class."""
     background = torch.zeros_like(logits[..., :1, :, :])
-    # `max` along this axis is many times faster on CPUs than `argmax`.
+    # On CPUs `max` along this axis is many times faster than `argmax`.
     return torch.cat([background, logits], -3).max(-3).indices.cpu().numpy()
 
 
@@ -100,29 +113,29 @@ def _grounded(logits: Tensor, prompt: Prompt) -> Grounded:
     labels = labels_of(logits)
     probabilities = functional.pad(logits, (0, 0, 0, 0, 1, 0)).softmax(0).cpu().numpy()
     instances = []
-    for place, name in enumerate(prompt.classes, 1):
-        mask = labels == place
+    for k, name in enumerate(prompt.classes, 1):
+        mask = labels == k
         if mask.any():
-            instances.append(Instance(name, float(probabilities[place][mask].mean()), mask))
+            instances.append(Instance(name, float(probabilities[k][mask].mean()), mask))
     return Grounded(tuple(instances))
 
 
-def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+def _stacked(tensors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([own[name] for own in tensors]) for name in tensors[0]}
 
 
-def _words(rows: Sequence[Tensor]) -> Tensor | None:
-    if not rows:
+def _class_embeddings(embeddings: Sequence[Tensor]) -> Tensor | None:
+    if not embeddings:
         return None
-    most = max(len(row) for row in rows)
-    return torch.stack([_padded(row, 0, most) for row in rows])
+    max_classes = max(len(own) for own in embeddings)
+    return torch.stack([_padded(own, 0, max_classes) for own in embeddings])
 
 
 def _padded(value: Tensor, axis: int, size: int) -> Tensor:
-    """`value` with zeros behind, so that it has `size` places along an axis."""
-    more = size - value.shape[axis]
-    if not more:
+    """`value` with zeros appended to reach `size` along an axis."""
+    missing = size - value.shape[axis]
+    if not missing:
         return value
     shape = [*value.shape]
-    shape[axis] = more
+    shape[axis] = missing
     return torch.cat([value, value.new_zeros(shape)], axis)

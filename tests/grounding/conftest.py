@@ -1,4 +1,4 @@
-"""An oracle set, what a U-Net gives for it, and a grounder of twelve steps."""
+"""An oracle dataset, captured tensors, and a grounder trained for twelve steps."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def oracle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def captured(tiny_model: Path) -> tuple[Captured, torch.Tensor]:
-    """Of two prompts with two classes and one with one."""
+    """Captured tensors and images of two prompts with two classes and one with one."""
     recipe = oracle_recipe(tiny_model)
     prompts = sorted((s.prompt for s in Plan(recipe).shard(0).samples), key=lambda prompt: -len(prompt.classes))
     generator = PipelineGenerator(recipe, needs=EVERYTHING)

@@ -1,4 +1,4 @@
-"""Empty shards, NaN wherever it arises on the way to a mask, and defaults that are chosen by what is there."""
+"""Empty shards, NaN at every stage before a mask, and defaults chosen by the hardware."""
 
 import io
 import json
@@ -21,9 +21,9 @@ from factory.errors import UserError
 from factory.generator.interface import Attention, Captured
 from factory.grounder import memory
 from factory.grounder.attention import class_heats
-from factory.grounder.data import OracleSet, first_samples
+from factory.grounder.data import OracleDataset, first_samples
 from factory.grounder.folder import load_grounder, save_grounder
-from factory.grounder.run import MOST_BATCH, GrounderTraining, train_here
+from factory.grounder.run import MAX_BATCH, GrounderTraining, train_here
 from factory.grounder.trained import TrainedGrounder
 from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.training.loop import saved_options, train
@@ -34,9 +34,9 @@ def _silent(text: str) -> None:
     pass
 
 
-def _copied(oracle: Path, place: Path) -> Store:
-    shutil.copytree(oracle, place)
-    return Store(str(place))
+def _copied(oracle: Path, folder: Path) -> Store:
+    shutil.copytree(oracle, folder)
+    return Store(str(folder))
 
 
 def _replaced(store: Store, name: str, data: bytes) -> None:
@@ -45,7 +45,7 @@ def _replaced(store: Store, name: str, data: bytes) -> None:
 
 
 def _rewritten(data: bytes, change: Any) -> bytes:
-    """A tar whose members `change(name, content)` gave; None leaves one out."""
+    """The tar with each member replaced by `change(name, content)`; None removes it."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=io.BytesIO(data)) as old, tarfile.open(fileobj=stream, mode="w") as new:
         for member in old:
@@ -64,51 +64,51 @@ def _nan(name: str, content: bytes) -> bytes:
     return stream.getvalue()
 
 
-def test_a_first_shard_without_a_sample_does_not_end_a_training(oracle: Path, tmp_path: Path) -> None:
+def test_training_accepts_an_empty_first_shard(oracle: Path, tmp_path: Path) -> None:
     store = _copied(oracle, tmp_path / "set")
-    rows = OracleSet(store).receipts[0]
-    indices = [sample.index for sample in OracleSet(store).plan.shard(0).samples]
+    rows = OracleDataset(store).receipts[0]
+    indices = [sample.index for sample in OracleDataset(store).plan.shard(0).samples]
     _replaced(store, rows.tar.name, _rewritten(store.get(rows.tar.name) or b"", lambda name, content: None))
     emptied: Receipt = replace(rows, accepted=0, short=tuple(indices))
     _replaced(store, "receipts/000000.json", emptied.to_json())
-    opened = OracleSet(store)
+    opened = OracleDataset(store)
     assert first_samples(opened, 3)[0].key == f"{indices[-1] + 1:09d}"
     task = GrounderTask([opened], GrounderOptions(), "cpu", OPTIONS.steps)
     task.validation = []
     assert train(task, replace(OPTIONS, steps=1), tmp_path / "run", _silent).is_dir()
 
 
-def test_a_latent_that_is_nan_is_named(oracle: Path, tmp_path: Path) -> None:
+def test_a_nan_latent_raises_a_clear_error(oracle: Path, tmp_path: Path) -> None:
     store = _copied(oracle, tmp_path / "set")
     _replaced(store, "train/000000.tar", _rewritten(store.get("train/000000.tar") or b"", _nan))
-    with pytest.raises(UserError, match=r"the latent of sample 00000000\d of .*set holds NaN"):
-        first_samples(OracleSet(store), 1)
+    with pytest.raises(UserError, match=r"the latent of sample 00000000\d of .*set contains NaN"):
+        first_samples(OracleDataset(store), 1)
 
 
-def test_features_that_are_nan_are_named_at_the_first_step(oracle: Path, tmp_path: Path) -> None:
-    task = GrounderTask([OracleSet(Store(str(oracle)))], GrounderOptions(), "cpu", OPTIONS.steps)
+def test_nan_features_raise_a_clear_error_at_the_first_step(oracle: Path, tmp_path: Path) -> None:
+    task = GrounderTask([OracleDataset(Store(str(oracle)))], GrounderOptions(), "cpu", OPTIONS.steps)
     with torch.no_grad():
         task.reader._unet.mid_block.resnets[0].conv1.weight.fill_(torch.nan)
-    with pytest.raises(UserError, match=r"the U-Net of the model .* gives values that are not finite"):
+    with pytest.raises(UserError, match=r"the U-Net of the model .* returns values that are not finite"):
         train(task, OPTIONS, tmp_path / "run", _silent)
     assert not (tmp_path / "run/checkpoint.pt").exists()
 
 
-def test_a_grounder_whose_weights_are_nan_is_neither_written_nor_opened(trained: Path, tmp_path: Path) -> None:
+def test_a_grounder_with_nan_weights_is_neither_saved_nor_loaded(trained: Path, tmp_path: Path) -> None:
     module, config = load_grounder(trained)
     with torch.no_grad():
         module.last.weight.fill_(torch.nan)  # type: ignore[union-attr,operator]
-    with pytest.raises(UserError, match=r"weight last.weight holds NaN or infinity, so it was not written"):
+    with pytest.raises(UserError, match=r"weight last.weight contains NaN or infinity, so it was not saved"):
         save_grounder(module, config, {}, tmp_path / "written")
     assert not (tmp_path / "written/config.json").exists()
     broken = shutil.copytree(trained, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     save_file({**weights, "last.bias": weights["last.bias"] * torch.inf}, broken / "model.safetensors")
-    with pytest.raises(UserError, match=r"holds NaN or infinity in last.bias"):
+    with pytest.raises(UserError, match=r"contains NaN or infinity in last.bias"):
         load_grounder(broken)
 
 
-def test_a_weight_too_large_for_half_precision_keeps_its_own(trained: Path, tmp_path: Path) -> None:
+def test_a_weight_too_large_for_half_precision_stays_float32(trained: Path, tmp_path: Path) -> None:
     module, config = load_grounder(trained)
     with torch.no_grad():
         module.last.bias.fill_(1e6)  # type: ignore[union-attr,operator]
@@ -117,9 +117,7 @@ def test_a_weight_too_large_for_half_precision_keeps_its_own(trained: Path, tmp_
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"miou_one": None}
 
 
-def test_features_and_attention_that_are_nan_are_named_when_masks_are_made(
-    trained: Path, captured: tuple[Captured, torch.Tensor]
-) -> None:
+def test_nan_features_and_attention_raise_a_clear_error(trained: Path, captured: tuple[Captured, torch.Tensor]) -> None:
     grounder, (read, pictures) = TrainedGrounder(trained), captured
     broken = replace(read, features={**read.features, "in.1": read.features["in.1"] * torch.nan})
     with torch.no_grad(), pytest.raises(UserError, match=r"reads NaN or infinity in in.1; the weights of the text-to-"):
@@ -129,21 +127,21 @@ def test_features_and_attention_that_are_nan_are_named_when_masks_are_made(
         class_heats(attention, captioned(voc(), ["dog"]))
 
 
-def test_a_batch_is_as_large_as_memory_holds_and_stays_when_resumed(
+def test_the_batch_size_fits_memory_and_is_kept_on_resume(
     oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = GrounderTask([OracleSet(Store(str(oracle)))], GrounderOptions(), "cpu", 1)
+    task = GrounderTask([OracleDataset(Store(str(oracle)))], GrounderOptions(), "cpu", 1)
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
-    one = memory._bytes_of_a_sample(task)
-    assert 2**20 < one < 2**28
+    sample_bytes = memory._bytes_per_sample(task)
+    assert 2**20 < sample_bytes < 2**28
     assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
-    assert memory.fitting_batch(task, MOST_BATCH, _silent) == MOST_BATCH
-    told: list[str] = []
-    for free, batch in ((9.5 * one, 8), (1.5 * one, 1), (0.0, 1)):
+    assert memory.fitting_batch(task, MAX_BATCH, _silent) == MAX_BATCH
+    messages: list[str] = []
+    for free, batch in ((9.5 * sample_bytes, 8), (1.5 * sample_bytes, 1), (0.0, 1)):
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
-        assert memory.fitting_batch(task, MOST_BATCH, told.append) == batch
-    assert "Batches of 8: a sample takes" in told[0]
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 4.5 * one)
+        assert memory.fitting_batch(task, MAX_BATCH, messages.append) == batch
+    assert "Batch size 8: a sample takes" in messages[0]
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 4.5 * sample_bytes)
     run = GrounderTraining((str(oracle),), str(tmp_path / "run"), steps=2, threads=1)
     train_here(run, _silent)
     assert saved_options(tmp_path / "run")["batch"] == 4
@@ -153,16 +151,16 @@ def test_a_batch_is_as_large_as_memory_holds_and_stays_when_resumed(
         train_here(replace(run, batch=2), _silent)
 
 
-def test_a_batch_for_several_devices_parts_evenly() -> None:
+def test_the_batch_size_divides_evenly_among_devices() -> None:
     run = GrounderTraining(("oracle",), "run")
     assert [run.on_several(devices).batch for devices in (2, 3, 5, 64)] == [32, 30, 30, 64]
     assert replace(run, batch=7).on_several(2).batch == 7
     assert run.on_several(1).batch is None
 
 
-def test_the_command_trains_with_what_it_finds(oracle: Path, tmp_path: Path) -> None:
-    for module, more, batch in (("guided", [], MOST_BATCH), ("paper-cfg", ["--batch", 2], 2)):
-        arguments = ["--out", tmp_path / module, "--steps", 1, "--threads", 1, "--module", module, *more]
+def test_train_grounder_chooses_batch_sizes(oracle: Path, tmp_path: Path) -> None:
+    for module, extra, batch in (("guided", [], MAX_BATCH), ("paper-cfg", ["--batch", 2], 2)):
+        arguments = ["--out", tmp_path / module, "--steps", 1, "--threads", 1, "--module", module, *extra]
         result = command("train-grounder", oracle, *arguments)
         assert result.exit_code == 0, result.output + str(result.exception)
         assert saved_options(tmp_path / module)["batch"] == batch

@@ -1,4 +1,4 @@
-"""Training that is cut off, parted, or given what does not fit."""
+"""Training of grounders: interrupted, distributed, and with datasets or checkpoints that do not fit."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from factory.config.vocabulary import voc
 from factory.dataset.storage import Store
 from factory.errors import UserError
-from factory.grounder.data import OracleSet
+from factory.grounder.data import OracleDataset
 from factory.grounder.folder import load_grounder
 from factory.grounder.training import GrounderOptions, GrounderTask
 from tests.support.grounding_sets import oracle_recipe, train_briefly
@@ -17,7 +17,7 @@ from tests.support.sets import BandDetector, make_set
 
 
 @pytest.mark.parametrize("module", ["guided", "paper"])
-def test_a_training_that_was_cut_off_ends_in_the_same_grounder(oracle: Path, tmp_path: Path, module: str) -> None:
+def test_an_interrupted_training_resumes_to_the_same_grounder(oracle: Path, tmp_path: Path, module: str) -> None:
     whole = load_grounder(train_briefly(oracle, tmp_path / "whole", module))[0].state_dict()
     with pytest.raises(KeyboardInterrupt):
         train_briefly(oracle, tmp_path / "cut", module, stop_at=8)
@@ -26,20 +26,20 @@ def test_a_training_that_was_cut_off_ends_in_the_same_grounder(oracle: Path, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Train opens Ray Data, which uses fields of its own
-def test_two_processes_train_what_one_does(oracle: Path, tmp_path: Path) -> None:
-    """Through Ray Train, each with half of every batch."""
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Train imports deprecated parts of Ray Data
+def test_two_processes_train_the_same_grounder_as_one(oracle: Path, tmp_path: Path) -> None:
+    """With Ray Train, each process with half of every batch."""
     from factory.config.sections import EngineRecipe
     from factory.grounder.run import GrounderTraining, train_here
     from factory.training.distributed import train_on_several
 
     run = GrounderTraining((str(oracle),), str(tmp_path / "one"), steps=6, batch=4, threads=1)
-    one = load_grounder(train_here(run, lambda text: None))[0].state_dict()
+    single = load_grounder(train_here(run, lambda text: None))[0].state_dict()
     again = replace(run, out=str(tmp_path / "two"))
     two = load_grounder(train_on_several(train_here, again, 2, EngineRecipe()))[0].state_dict()
     with pytest.raises(UserError, match="is not divisible by"):
         train_on_several(train_here, replace(run, batch=5), 2, EngineRecipe())
-    for name, weight in one.items():
+    for name, weight in single.items():
         assert torch.allclose(weight, two[name], atol=5e-3), name
 
 
@@ -50,19 +50,29 @@ def test_oracles_of_another_backbone_are_refused(tiny_model: Path, tmp_path: Pat
     for name, timestep in (("one", 200), ("two", 500)):
         masks = {"source": "detector", "capture": "sampling", "timesteps": [timestep]}
         make_set(oracle_recipe(model, n=4, masks=masks), tmp_path / name, BandDetector(voc().names))
-    sets = [OracleSet(Store(str(tmp_path / name))) for name in ("one", "two")]
-    with pytest.raises(UserError, match="is another kind of oracle"):
-        GrounderTask(sets, GrounderOptions(), "cpu", 1)
+    datasets = [OracleDataset(Store(str(tmp_path / name))) for name in ("one", "two")]
+    with pytest.raises(UserError, match="is another kind of oracle dataset"):
+        GrounderTask(datasets, GrounderOptions(), "cpu", 1)
     with (model / "unet" / "config.json").open("a") as stream:
         stream.write(" ")
-    with pytest.raises(UserError, match="the model there now is of revision"):
-        GrounderTask(sets[:1], GrounderOptions(), "cpu", 1)
+    with pytest.raises(UserError, match="the model now has revision"):
+        GrounderTask(datasets[:1], GrounderOptions(), "cpu", 1)
 
 
-def test_a_checkpoint_that_was_cut_short_is_told(oracle: Path, tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_raises_a_clear_error(oracle: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train_briefly(oracle, tmp_path, stop_at=8)
     data = (tmp_path / "checkpoint.pt").read_bytes()
     (tmp_path / "checkpoint.pt").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="cannot be read"):
         train_briefly(oracle, tmp_path)
+
+
+def test_a_training_starts_from_a_grounder_of_the_same_kind_only(oracle: Path, trained: Path) -> None:
+    task = GrounderTask([OracleDataset(Store(str(oracle)))], GrounderOptions(), "cpu", 1)
+    task.load(trained)
+    weights = load_grounder(trained)[0].state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in task.model.state_dict().items())
+    paper = GrounderTask([OracleDataset(Store(str(oracle)))], GrounderOptions(module="paper"), "cpu", 1)
+    with pytest.raises(ValueError, match="does not fit"):
+        paper.load(trained)

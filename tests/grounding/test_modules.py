@@ -1,5 +1,6 @@
 """The modules and their losses."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -16,16 +17,16 @@ from factory.grounder.modules.paper import PaperModule
 from factory.grounder.modules.published import PublishedModule
 
 
-def test_the_papers_module_has_the_papers_size_on_stable_diffusion() -> None:
-    """Both guidance halves joined: 15360, 14080, 8320 and 5120 channels; 18.8 M parameters."""
+def test_the_papers_module_has_the_papers_size() -> None:
+    """Both guidance halves concatenated: 15360, 14080, 8320 and 5120 channels; 18.8 M parameters."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
         capture = Capture(unet, frozenset({FEATURES}))
         with capture.watching(1), torch.no_grad():
             unet(torch.empty(1, 4, 64, 64), torch.tensor(1), torch.empty(1, 77, 768))
-    one = Backbone.of(Captured(capture.blocks, {}, torch.empty(1, 1, 768)))
-    assert len(one.blocks) == 25
-    both = replace(one, blocks={name: (2 * channels, level) for name, (channels, level) in one.blocks.items()})
+    cond = Backbone.of(Captured(capture.blocks, {}, torch.empty(1, 1, 768)))
+    assert len(cond.blocks) == 25
+    both = replace(cond, blocks={name: (2 * channels, level) for name, (channels, level) in cond.blocks.items()})
     assert {level: both.channels(level) for level in both.levels()} == {8: 15360, 4: 14080, 2: 8320, 1: 5120}
     with torch.device("meta"):
         module = PaperModule(both)
@@ -41,17 +42,17 @@ def test_an_image_has_the_same_masks_alone_and_in_a_batch(captured: Any, kind: A
     with torch.no_grad():
         together = module(read, pictures)
         assert together.shape == (3, 2, 64, 64)
-        for place, classes in enumerate((2, 2, 1)):
+        for k, classes in enumerate((2, 2, 1)):
             part = Captured(
-                {name: block[place : place + 1] for name, block in read.features.items()},
-                {name: maps[place : place + 1, :, :classes] for name, maps in read.maps.items()},
-                read.words[place : place + 1, :classes],
+                {name: block[k : k + 1] for name, block in read.features.items()},
+                {name: maps[k : k + 1, :, :classes] for name, maps in read.cross_attention.items()},
+                read.class_embeddings[k : k + 1, :classes],
             )
-            alone = module(part, pictures[place : place + 1])
-            assert torch.allclose(alone[0], together[place, :classes], atol=1e-4)
+            alone = module(part, pictures[k : k + 1])
+            assert torch.allclose(alone[0], together[k, :classes], atol=1e-4)
 
 
-def test_a_class_that_was_not_found_and_pixels_that_are_ignored_teach_nothing() -> None:
+def test_missing_classes_and_ignored_pixels_have_no_gradient() -> None:
     logits = torch.randn(2, 2, 8, 8, requires_grad=True)
     labels = torch.zeros(2, 8, 8, dtype=torch.uint8)
     labels[:, :4], labels[:, 4:6] = 1, 255
@@ -61,3 +62,19 @@ def test_a_class_that_was_not_found_and_pixels_that_are_ignored_teach_nothing() 
         assert (gradient[0, 1] == 0).all()
         assert (gradient[:, :, 4:6] == 0).all()
         assert (gradient[1, 1, 6:] != 0).all()
+
+
+def test_a_backbone_is_written_and_read_as_in_existing_grounder_folders() -> None:
+    """`class_channels` is stored under the key `words`, as in every config.json written so far."""
+    stored = {"blocks": {"in.0": [6, 1], "in.1": [4, 2]}, "layers": {"down.attn2": 8}, "words": 12, "side": 16}
+    backbone = Backbone.from_dict(stored)
+    assert backbone == Backbone({"in.0": (6, 1), "in.1": (4, 2)}, {"down.attn2": 8}, class_channels=12, side=16)
+    assert backbone.to_dict() == stored
+    assert list(backbone.to_dict()) == list(stored)
+
+
+def test_the_embedded_grounders_config_is_read_and_written_back_unchanged() -> None:
+    from factory.files.embedded_models import grounder_folder
+
+    stored = json.loads((grounder_folder() / "config.json").read_text())["backbone"]
+    assert Backbone.from_dict(stored).to_dict() == stored

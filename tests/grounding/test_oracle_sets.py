@@ -1,4 +1,4 @@
-"""Oracle sets: sound, of seen classes only, and a stream that can be begun anywhere."""
+"""Oracle datasets: valid, with seen classes only, and streamed from any step."""
 
 import io
 import json
@@ -19,35 +19,35 @@ from factory.errors import UserError
 from factory.generation.components import load_components
 from factory.generator.interface import Request
 from factory.generator.pipeline import PipelineGenerator
-from factory.grounder.data import OracleSet, OracleStream
+from factory.grounder.data import OracleDataset, OracleStream
 from tests.support.grounding_sets import EVERYTHING, SEEN, command, oracle_recipe
 from tests.support.sets import BandDetector, make_set
 
 
-def test_an_oracle_set_is_sound_and_names_seen_classes_only(oracle: Path) -> None:
+def test_an_oracle_dataset_verifies_and_has_seen_classes_only(oracle: Path) -> None:
     report = verify(Store(str(oracle)))
     assert (report.samples, report.damaged, report.missing) == (16, {}, [])
-    for sample in OracleSet(Store(str(oracle))).samples(0):
+    for sample in OracleDataset(Store(str(oracle))).samples(0):
         assert set(sample.prompt.classes) <= set(SEEN)
         assert sample.latent.dtype == np.float16
         assert all((sample.labels == k).any() for k in range(1, len(sample.prompt.classes) + 1))
 
 
-def test_the_latent_of_a_sample_gives_its_features_again(tiny_model: Path) -> None:
+def test_a_samples_latent_reproduces_its_features(tiny_model: Path) -> None:
     recipe = oracle_recipe(tiny_model)
     generator = PipelineGenerator(recipe, needs=EVERYTHING)
     planned = Plan(recipe).shard(0).samples[:3]
-    made = generator.generate([Request(sample.prompt, sample.seed(0, 0)) for sample in planned])
-    latents = torch.from_numpy(np.stack([one.latent for one in made if one.latent is not None])).float()
-    read = generator.read(latents, made[0].timestep, [sample.prompt for sample in planned])
-    for place, one in enumerate(made):
-        for name, block in one.features.items():
-            assert torch.allclose(read.features[name][place], block, atol=0.02)
-        for name, maps in one.maps.items():
-            assert torch.allclose(read.maps[name][place][:, : maps.shape[1]], maps, atol=1e-3)
+    generated = generator.generate([Request(sample.prompt, sample.seed(0, 0)) for sample in planned])
+    latents = torch.from_numpy(np.stack([g.latent for g in generated if g.latent is not None])).float()
+    read = generator.read(latents, generated[0].timestep, [sample.prompt for sample in planned])
+    for k, image in enumerate(generated):
+        for name, block in image.features.items():
+            assert torch.allclose(read.features[name][k], block, atol=0.02)
+        for name, maps in image.cross_attention.items():
+            assert torch.allclose(read.cross_attention[name][k][:, : maps.shape[1]], maps, atol=1e-3)
 
 
-def test_what_the_detector_does_not_find_is_left_out_and_what_it_doubts_is_ignored(tiny_model: Path) -> None:
+def test_undetected_classes_are_left_out_and_uncertain_pixels_ignored(tiny_model: Path) -> None:
     sure, unsure = BandDetector(SEEN[::2]), BandDetector(SEEN[1::2], score=0.4)
 
     class Both:
@@ -57,18 +57,18 @@ def test_what_the_detector_does_not_find_is_left_out_and_what_it_doubts_is_ignor
     recipe = oracle_recipe(tiny_model, objects={2: 1.0}, attempts=1)
     parts = load_components(recipe, detector=Both())
     requests = [Request(s.prompt, 1) for s in Plan(recipe).shard(0).samples]
-    grounded = parts.grounder.ground(parts.generator.generate(requests), [one.prompt for one in requests])
+    grounded = parts.grounder.ground(parts.generator.generate(requests), [request.prompt for request in requests])
     left_out = 0
-    for one, request in zip(grounded, requests, strict=True):
-        wanted = [name for name in request.prompt.classes if name in SEEN[::2]]
-        assert [instance.class_name for instance in one.instances] == wanted
-        assert (one.ignore is not None) == (len(wanted) < 2)
-        assert {row.class_name for row in one.detections} == set(request.prompt.classes)
-        left_out += len(wanted) == 1
+    for result, request in zip(grounded, requests, strict=True):
+        expected = [name for name in request.prompt.classes if name in SEEN[::2]]
+        assert [instance.class_name for instance in result.instances] == expected
+        assert (result.ignore is not None) == (len(expected) < 2)
+        assert {detection.class_name for detection in result.detections} == set(request.prompt.classes)
+        left_out += len(expected) == 1
     assert left_out
 
 
-def test_a_sample_in_which_nothing_is_found_is_rejected_with_its_reason(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_sample_without_detections_is_rejected_with_its_reason(tiny_model: Path, tmp_path: Path) -> None:
     recipe = oracle_recipe(tiny_model, n=4, shard_size=4, attempts=2)
     (receipt,) = make_set(recipe, tmp_path / "none", BandDetector(SEEN, score=0.1))
     assert dict(receipt.rejected) == {"mask_empty": 8}
@@ -90,21 +90,21 @@ def test_a_sample_of_an_unseen_class_is_refused(oracle: Path, tmp_path: Path) ->
             new.addfile(member, io.BytesIO(data))
     store.delete("train/000000.tar")
     store.create("train/000000.tar", stream.getvalue())
-    with pytest.raises(UserError, match="names dog, which split 1 leaves unseen"):
-        list(OracleSet(store).samples(0))
+    with pytest.raises(UserError, match="shows dog, which split 1 leaves unseen"):
+        list(OracleDataset(store).samples(0))
 
 
-def test_a_set_whose_recipe_was_changed_is_refused(oracle: Path, tmp_path: Path) -> None:
+def test_a_dataset_with_a_changed_recipe_is_refused(oracle: Path, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "changed"))
     for name in Store(str(oracle)).list(""):
         store.create(name, Store(str(oracle)).get(name) or b"")
     text = (store.get("recipe.yaml") or b"").decode().replace("  - bird", "  - dog")
     store.compare_and_swap("recipe.yaml", text.encode(), store.get("recipe.yaml"))
-    with pytest.raises(UserError, match="was made by another recipe"):
-        OracleSet(store)
+    with pytest.raises(UserError, match="was made with another recipe"):
+        OracleDataset(store)
 
 
-def test_a_recipe_of_an_oracle_that_leaks_is_refused(tiny_model: Path) -> None:
+def test_an_oracle_recipe_with_unseen_classes_is_refused(tiny_model: Path) -> None:
     row = {"text": "a dog", "classes": {"dog": "dog"}}
     with pytest.raises(UserError, match=r"names \['dog'\], which its split leaves unseen"):
         oracle_recipe(tiny_model, prompts=[row])
@@ -114,17 +114,17 @@ def test_a_recipe_of_an_oracle_that_leaks_is_refused(tiny_model: Path) -> None:
         oracle_recipe(tiny_model, masks={"source": "attention"})
 
 
-def test_an_ordinary_set_is_no_oracle(tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_an_ordinary_dataset_is_not_an_oracle(tiny_recipe: Recipe, tmp_path: Path) -> None:
     make_set(tiny_recipe, tmp_path / "plain")
-    with pytest.raises(UserError, match="is no oracle set but one of images with masks"):
-        OracleSet(Store(str(tmp_path / "plain")))
+    with pytest.raises(UserError, match="is not an oracle dataset but one of images with masks"):
+        OracleDataset(Store(str(tmp_path / "plain")))
 
 
-def test_the_stream_is_the_same_from_any_step_on(oracle: Path) -> None:
+def test_the_stream_is_the_same_from_any_step(oracle: Path) -> None:
     def keys(stream: OracleStream, step: int) -> list[str]:
         return [row.key for row in stream.batch(step)]
 
-    opened = OracleSet(Store(str(oracle)))
+    opened = OracleDataset(Store(str(oracle)))
     whole = OracleStream([opened], 5, 0, 0.1)
     batches = [keys(whole, step) for step in range(12)]
     assert keys(OracleStream([opened], 5, 0, 0.1), 7) == batches[7]
@@ -136,7 +136,7 @@ def test_the_stream_is_the_same_from_any_step_on(oracle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--classes", "voc", "--n", "4"], "which classes are seen"),
         (
@@ -147,10 +147,10 @@ def test_the_stream_is_the_same_from_any_step_on(oracle: Path) -> None:
         (["--classes", "voc", "--n", "4", "--split", "nowhere.txt"], "there is no split file nowhere.txt"),
     ],
 )
-def test_a_split_that_there_is_not_is_told(tmp_path: Path, arguments: list[str], told: str) -> None:
+def test_a_missing_split_raises_a_clear_error(tmp_path: Path, arguments: list[str], message: str) -> None:
     result = command("bootstrap-oracle", "--shards", tmp_path / "set", *arguments)
     assert isinstance(result.exception, UserError)
-    assert told in str(result.exception)
+    assert message in str(result.exception)
     assert not (tmp_path / "set").exists()
 
 

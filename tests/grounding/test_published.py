@@ -1,4 +1,4 @@
-"""The paper's module as published: both halves of guidance, its size, and the layout of the released checkpoint."""
+"""The paper's released module: both halves of guidance, its size, and the checkpoint's layout."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from factory.config.recipe import make_recipe
 from factory.errors import UserError
 from factory.generation.pin import pin_recipe
 from factory.generator.capture import Capture
-from factory.generator.interface import FEATURES, HALVES, LATENT, WORDS, Captured, Request
+from factory.generator.interface import CLASS_EMBEDDINGS, FEATURES, HALVES, LATENT, Captured, Request
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.folder import load_grounder
 from factory.grounder.modules.backbone import Backbone
@@ -25,7 +25,7 @@ from factory.grounder.released import layout, load_released
 from tests.support.grounding_sets import command, oracle_recipe
 
 SMALL = Backbone({"in.0": (6, 1), "in.1": (4, 2), "in.2": (4, 4), "mid": (8, 8), "out.0": (2, 1)}, {}, 12, 16)
-"""Of four levels, as Stable Diffusion 1."""
+"""Four levels, as in Stable Diffusion 1."""
 
 
 def _mixer(name: str, channels: int) -> dict[str, tuple[int, ...]]:
@@ -40,7 +40,7 @@ def _mixer(name: str, channels: int) -> dict[str, tuple[int, ...]]:
 
 
 def released_shapes(inputs: tuple[int, ...], token: int, words: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of `torch.load("grounding_module.pth")`, written down from the release's own code."""
+    """Names and shapes of `torch.load("grounding_module.pth")`, transcribed from the released code."""
     levels, widths = ("low", "mid", "high", "highest"), (16, 32, 64, 128)
     rows: dict[str, tuple[int, ...]] = {
         f"{level}_feature_conv.0.weight": (width, given, 1, 1)
@@ -56,13 +56,13 @@ def released_shapes(inputs: tuple[int, ...], token: int, words: int) -> dict[str
         rows |= {f"{layer}.linear1.weight": (2048, 512), f"{layer}.linear1.bias": (2048,)}
         rows |= {f"{layer}.linear2.weight": (512, 2048), f"{layer}.linear2.bias": (512,)}
         rows |= {f"{layer}.norm{n}.{kind}": (512,) for n in (1, 2, 3) for kind in ("weight", "bias")}
-        made = 240 if k == 2 else 512
-        rows |= {f"mlp.layers.{k}.weight": (made, 512), f"mlp.layers.{k}.bias": (made,)}
+        outputs = 240 if k == 2 else 512
+        rows |= {f"mlp.layers.{k}.weight": (outputs, 512), f"mlp.layers.{k}.bias": (outputs,)}
     return rows | {"to_k.weight": (512, token), "to_q.weight": (512, words)}
 
 
 def released(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """A checkpoint of random weights that are neither tiny nor alike."""
+    """A checkpoint of random weights with a realistic spread."""
     random = torch.Generator().manual_seed(0)
     weights = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
     scale = {name: value.flatten(1).shape[1] ** -0.5 if value.ndim > 1 else 0.1 for name, value in weights.items()}
@@ -72,7 +72,7 @@ def released(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
 SMALL_SHAPES = released_shapes((8, 4, 4, 8), 240, 12)
 
 
-def test_on_stable_diffusion_it_has_the_published_size_and_the_released_names_and_shapes() -> None:
+def test_the_published_module_has_the_released_names_and_shapes() -> None:
     """Both guidance halves: 15360, 14080, 8320 and 5120 channels; 18.8 M parameters."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
@@ -83,8 +83,8 @@ def test_on_stable_diffusion_it_has_the_published_size_and_the_released_names_an
         module = PublishedModule(backbone)
     assert [backbone.channels(level) for level in backbone.levels()] == [15360, 14080, 8320, 5120]
     assert sum(weight.numel() for weight in module.parameters()) == 18_796_560
-    wanted = released_shapes((15360, 14080, 8320, 5120), 3840, 768)
-    assert {entry.name: entry.shape for entry in layout(module)} == wanted
+    expected = released_shapes((15360, 14080, 8320, 5120), 3840, 768)
+    assert {entry.name: entry.shape for entry in layout(module)} == expected
     used = {entry.own for entry in layout(module)} - {None}
     assert used == set(module.state_dict()) - {name for name in module.state_dict() if name[-2:] in ("_u", "_v")}
 
@@ -101,10 +101,10 @@ def _batch_norm(maps: Tensor) -> Tensor:
     return F.batch_norm(maps, None, None, training=True, eps=1e-4)
 
 
-def _as_released(weights: dict[str, Tensor], levels: list[Tensor], words: Tensor) -> Tensor:
-    """Logits (K, h, w) of one image at the finest level's size: the release's arithmetic, written out again.
+def _as_released(weights: dict[str, Tensor], levels: list[Tensor], text: Tensor) -> Tensor:
+    """Logits (K, h, w) of one image at the finest level's size: the released code's arithmetic, reimplemented.
 
-    `levels` are the features from coarse to fine, (1, C, h, w), `words` (K, channels).
+    `levels` are the features from coarse to fine, (1, C, h, w), `text` (K, channels).
     """
 
     def grown(maps: Tensor, side: int) -> Tensor:
@@ -120,16 +120,16 @@ def _as_released(weights: dict[str, Tensor], levels: list[Tensor], words: Tensor
         middle = F.conv2d(first, _normed(weights, f"{block}.conv1"), weights[f"{block}.conv1.bias"], padding=1)
         last = F.relu(_batch_norm(middle))
         mixed = first + F.conv2d(last, _normed(weights, f"{block}.conv2"), weights[f"{block}.conv2.bias"], padding=1)
-    tokens = mixed[0].flatten(1).T @ weights["to_k.weight"].T  # tokens of one place: the small U-Net is 16 wide
-    queries = words @ weights["to_q.weight"].T
+    tokens = mixed[0].flatten(1).T @ weights["to_k.weight"].T  # tokens of one position: the small U-Net is 16 wide
+    queries = text @ weights["to_q.weight"].T
 
-    def attended(name: str, asked: Tensor, given: Tensor) -> Tensor:
+    def attended(name: str, inputs: Tensor, given: Tensor) -> Tensor:
         query, key, value = weights[f"{name}.in_proj_weight"].chunk(3)
         q, k, v = (
-            (x @ w.T).reshape(len(x), 8, 64).transpose(0, 1) for x, w in ((asked, query), (given, key), (given, value))
+            (x @ w.T).reshape(len(x), 8, 64).transpose(0, 1) for x, w in ((inputs, query), (given, key), (given, value))
         )
         answer = (q @ k.transpose(1, 2) / 8).softmax(-1) @ v
-        return answer.transpose(0, 1).reshape(len(asked), 512) @ weights[f"{name}.out_proj.weight"].T
+        return answer.transpose(0, 1).reshape(len(inputs), 512) @ weights[f"{name}.out_proj.weight"].T
 
     for k in range(3):
         layer = f"transfromer_decoder.layers.{k}"
@@ -137,8 +137,8 @@ def _as_released(weights: dict[str, Tensor], levels: list[Tensor], words: Tensor
         def norm(x: Tensor, n: int, layer: str = layer) -> Tensor:
             return F.layer_norm(x, (512,), weights[f"{layer}.norm{n}.weight"], weights[f"{layer}.norm{n}.bias"])
 
-        asked = norm(queries, 1)
-        queries = queries + attended(f"{layer}.self_attn", asked, asked)
+        inputs = norm(queries, 1)
+        queries = queries + attended(f"{layer}.self_attn", inputs, inputs)
         queries = queries + attended(f"{layer}.multihead_attn", norm(queries, 2), tokens)
         inner = F.relu(F.linear(norm(queries, 3), weights[f"{layer}.linear1.weight"], weights[f"{layer}.linear1.bias"]))
         queries = queries + F.linear(inner, weights[f"{layer}.linear2.weight"], weights[f"{layer}.linear2.bias"])
@@ -148,7 +148,7 @@ def _as_released(weights: dict[str, Tensor], levels: list[Tensor], words: Tensor
     return torch.einsum("kc,chw->khw", queries, mixed[0])
 
 
-def test_released_weights_give_what_the_release_computes(tmp_path: Path) -> None:
+def test_released_weights_reproduce_the_released_code(tmp_path: Path) -> None:
     weights = released(SMALL_SHAPES)
     torch.save(weights, tmp_path / "grounding_module.pth")
     module = PublishedModule(SMALL)
@@ -159,72 +159,72 @@ def test_released_weights_give_what_the_release_computes(tmp_path: Path) -> None
         name: torch.randn(2, channels, sides[level], sides[level], generator=random)
         for name, (channels, level) in SMALL.blocks.items()
     }
-    words = torch.randn(2, 2, 12, generator=random)
+    embeddings = torch.randn(2, 2, 12, generator=random)
     with torch.no_grad():
-        logits = module.eval()(Captured(features, {}, words), torch.empty(2, 3, 16, 16))
+        logits = module.eval()(Captured(features, {}, embeddings), torch.empty(2, 3, 16, 16))
         for k in range(2):
             levels = [features["mid"], features["in.2"], features["in.1"]]
             finest = torch.cat([features["in.0"], features["out.0"]], 1)
-            wanted = _as_released(weights, [level[k : k + 1] for level in (*levels, finest)], words[k])
-            assert torch.allclose(logits[k], wanted, atol=1e-4 * float(wanted.abs().max()))
-            assert wanted.std() > 0.1
+            expected = _as_released(weights, [level[k : k + 1] for level in (*levels, finest)], embeddings[k])
+            assert torch.allclose(logits[k], expected, atol=1e-4 * float(expected.abs().max()))
+            assert expected.std() > 0.1
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda rows: rows.pop("to_q.weight"), "to_q.weight is missing"),
         (lambda rows: rows.update(other=torch.zeros(1)), "other is unknown"),
         (lambda rows: rows.update({"to_k.weight": torch.zeros(512, 16)}), "to_k.weight is 512x16 and not 512x240"),
-        (lambda rows: rows["to_k.weight"].fill_(float("nan")), "to_k.weight holds NaN"),
-        (lambda rows: rows.update(epoch=3), "it is no table of tensors"),
+        (lambda rows: rows["to_k.weight"].fill_(float("nan")), "to_k.weight contains NaN"),
+        (lambda rows: rows.update(epoch=3), "it is not a dictionary of tensors"),
     ],
 )
-def test_a_checkpoint_that_is_not_the_released_one_is_named(change: Any, told: str, tmp_path: Path) -> None:
+def test_another_checkpoint_than_the_released_one_is_refused(change: Any, message: str, tmp_path: Path) -> None:
     weights = released(SMALL_SHAPES)
     change(weights)
     torch.save(weights, tmp_path / "a.pth")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load_released(PublishedModule(SMALL), tmp_path / "a.pth")
 
 
-def test_a_checkpoint_that_is_cut_short_and_a_u_net_of_other_levels_are_named(tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_and_a_u_net_of_other_levels_are_refused(tmp_path: Path) -> None:
     torch.save(released(SMALL_SHAPES), tmp_path / "a.pth")
     (tmp_path / "a.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:-1000])
     with pytest.raises(UserError, match="cannot be read"):
         load_released(PublishedModule(SMALL), tmp_path / "a.pth")
-    with pytest.raises(UserError, match="reads a U-Net of 4 levels, and this one has 2"):
+    with pytest.raises(UserError, match="reads a U-Net of 4 levels, but this one has 2"):
         layout(PublishedModule(Backbone({"in.0": (6, 1), "in.1": (4, 2)}, {}, 12, 16)))
 
 
-def test_both_halves_are_read_while_sampling_and_again_from_the_latent(tiny_model: Path) -> None:
+def test_both_halves_are_captured_and_reproduced_from_the_latent(tiny_model: Path) -> None:
     recipe = oracle_recipe(tiny_model)
     requests = [Request(sample.prompt, 7) for sample in Plan(recipe).shard(0).samples[:2]]
-    needs = frozenset({FEATURES, WORDS, LATENT})
-    one = PipelineGenerator(recipe, needs=needs).generate(requests)
+    needs = frozenset({FEATURES, CLASS_EMBEDDINGS, LATENT})
+    cond_only = PipelineGenerator(recipe, needs=needs).generate(requests)
     generator = PipelineGenerator(recipe, needs=needs | {HALVES})
     both = generator.generate(requests)
-    for alone, joined in zip(one, both, strict=True):
+    for alone, joined in zip(cond_only, both, strict=True):
         assert (alone.image == joined.image).all()
         for name, block in alone.features.items():
             assert joined.features[name].shape[0] == 2 * len(block)
             assert torch.equal(joined.features[name][len(block) :], block)
             same = torch.equal(joined.features[name][: len(block)], block)
-            assert same == (name == "in.0")  # the first convolution has not read the prompt yet
+            assert same == (name == "in.0")  # the first convolution does not depend on the prompt
     latents = torch.stack([torch.from_numpy(row.latent).float() for row in both if row.latent is not None])
     again = generator.read(latents, [row.timestep for row in both], [request.prompt for request in requests])
     for name, blocks in again.features.items():
         assert torch.allclose(blocks, torch.stack([row.features[name] for row in both]), atol=2e-2)
 
 
-def test_without_guidance_there_is_no_second_half(tiny_model: Path) -> None:
+def test_halves_require_guidance(tiny_model: Path) -> None:
     recipe = oracle_recipe(tiny_model)
     alone = recipe.model_copy(update={"generator": recipe.generator.model_copy(update={"guidance": 1.0})})
     with pytest.raises(UserError, match=r"reads both halves .* give a guidance above 1"):
         PipelineGenerator(alone, needs=frozenset({FEATURES, HALVES}))
 
 
-def test_a_released_checkpoint_becomes_a_grounder_that_generate_takes(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_imported_checkpoint_works_in_generate(tiny_model: Path, tmp_path: Path) -> None:
     model = shutil.copytree(tiny_model, tmp_path / "model")
     config = UNet2DConditionModel.load_config(model / "unet")
     blocks = ("CrossAttnDownBlock2D",) * 4, ("CrossAttnUpBlock2D",) * 4
@@ -239,8 +239,8 @@ def test_a_released_checkpoint_becomes_a_grounder_that_generate_takes(tiny_model
     arguments = ["import-grounder", tmp_path / "grounding_module.pth", "--model", model, "--out", tmp_path / "grounder"]
     result = command(*arguments)
     assert result.exit_code == 0, result.output + str(result.exception)
-    _, made = load_grounder(tmp_path / "grounder")
-    assert (made.module, made.split, made.timestep, made.capture) == ("paper-cfg", "1", 1, "sampling")
+    _, saved = load_grounder(tmp_path / "grounder")
+    assert (saved.module, saved.split, saved.timestep, saved.capture) == ("paper-cfg", "1", 1, "sampling")
     assert json.loads((tmp_path / "grounder/config.json").read_text())["data"][0].startswith("released checkpoint")
     generator = {"model": str(model), "steps": 2}
     data = {"n": 2, "classes": "voc", "generator": generator, "masks": {"source": str(tmp_path / "grounder")}}
@@ -253,5 +253,5 @@ def test_a_released_checkpoint_becomes_a_grounder_that_generate_takes(tiny_model
     assert len(parts.grounder.ground(generated, prompts)) == 2
     with pytest.raises(UserError, match="give a guidance above 1"):
         pin_recipe(make_recipe(data | {"generator": {**generator, "guidance": 1.0}}))
-    with pytest.raises(UserError, match="holds a grounder already"):
+    with pytest.raises(UserError, match="already holds a grounder"):
         raise command(*arguments).exception

@@ -1,4 +1,4 @@
-"""Grounders that training made: in use, refused where they do not fit, and measured."""
+"""Trained grounders: in use, refused if they do not fit, and evaluated."""
 
 import json
 from pathlib import Path
@@ -15,14 +15,14 @@ from factory.errors import UserError
 from factory.generation.components import load_components
 from factory.generation.pin import pin_recipe
 from factory.generator.interface import Request
-from factory.grounder.data import OracleSet
+from factory.grounder.data import OracleDataset
 from factory.grounder.folder import load_grounder
-from factory.grounder.tally import IoUMeter
+from factory.grounder.iou import IoUMeter
 from tests.support.grounding_sets import SEEN, command
 from tests.support.sets import BandDetector
 
 
-def test_a_trained_grounder_masks_what_generate_makes(trained: Path, tiny_model: Path) -> None:
+def test_a_trained_grounder_works_in_generate(trained: Path, tiny_model: Path) -> None:
     recipe = pin_recipe(
         make_recipe(
             {
@@ -38,15 +38,15 @@ def test_a_trained_grounder_masks_what_generate_makes(trained: Path, tiny_model:
     assert recipe.masks.grounder_revision is not None
     parts = load_components(recipe)
     requests = [Request(s.prompt, 1) for s in Plan(recipe).shard(0).samples]
-    grounded = parts.grounder.ground(parts.generator.generate(requests), [one.prompt for one in requests])
+    grounded = parts.grounder.ground(parts.generator.generate(requests), [request.prompt for request in requests])
     assert len(grounded) == 4
-    assert all(instance.mask.shape == (64, 64) for one in grounded for instance in one.instances)
+    assert all(instance.mask.shape == (64, 64) for result in grounded for instance in result.instances)
     alone = parts.grounder.ground(parts.generator.generate(requests[2:3]), [requests[2].prompt])[0]
-    for mine, other in zip(alone.instances, grounded[2].instances, strict=True):
-        assert (mine.mask != other.mask).mean() < 0.01
+    for instance, other in zip(alone.instances, grounded[2].instances, strict=True):
+        assert (instance.mask != other.mask).mean() < 0.01
 
 
-def test_a_text_to_image_model_in_half_precision_is_masked_too(trained: Path, tiny_model: Path) -> None:
+def test_a_trained_grounder_works_with_a_half_precision_model(trained: Path, tiny_model: Path) -> None:
     recipe = pin_recipe(
         make_recipe(
             {
@@ -60,8 +60,8 @@ def test_a_text_to_image_model_in_half_precision_is_masked_too(trained: Path, ti
     parts = load_components(recipe)
     requests = [Request(s.prompt, 1) for s in Plan(recipe).shard(0).samples]
     generated = parts.generator.generate(requests)
-    assert all(block.dtype == torch.float32 for one in generated for block in one.features.values())
-    assert len(parts.grounder.ground(generated, [one.prompt for one in requests])) == 4
+    assert all(block.dtype == torch.float32 for image in generated for block in image.features.values())
+    assert len(parts.grounder.ground(generated, [request.prompt for request in requests])) == 4
 
 
 def timestep_of(folder: Path) -> int:
@@ -70,70 +70,70 @@ def timestep_of(folder: Path) -> int:
 
 def test_a_grounder_of_another_backbone_is_refused(trained: Path, tmp_path: Path, tiny_model: Path) -> None:
     data = {"n": 4, "classes": "voc", "masks": {"source": str(trained)}}
-    with pytest.raises(UserError, match="the features are others"):
+    with pytest.raises(UserError, match="whose features differ"):
         pin_recipe(make_recipe(data))
 
 
-def test_a_grounder_that_was_cut_short_is_told(trained: Path, tmp_path: Path) -> None:
+def test_a_truncated_grounder_raises_a_clear_error(trained: Path, tmp_path: Path) -> None:
     for name in ("config.json", "README.md", "metrics.json"):
         (tmp_path / name).write_bytes((trained / name).read_bytes())
     (tmp_path / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes()[:-100])
-    with pytest.raises(UserError, match="does not hold this grounder"):
+    with pytest.raises(UserError, match="does not fit the config"):
         load_grounder(tmp_path)
-    with pytest.raises(UserError, match="there are no masks from"):
+    with pytest.raises(UserError, match="unknown source of masks"):
         pin_recipe(make_recipe({"n": 4, "masks": {"source": str(tmp_path / "nowhere")}}))
 
 
-def test_the_card_and_the_config_say_what_the_grounder_saw(trained: Path, oracle: Path) -> None:
+def test_the_card_and_the_config_name_the_training_data(trained: Path, oracle: Path) -> None:
     config = load_grounder(trained)[1]
     assert config.classes_seen == SEEN
-    assert config.data == (OracleSet(Store(str(oracle))).recipe.fingerprint(),)
+    assert config.data == (OracleDataset(Store(str(oracle))).recipe.fingerprint(),)
     card = (trained / "README.md").read_text()
     assert all(name in card for name in SEEN)
     assert config.revision in card
 
 
-def test_iou_is_pooled_by_class_and_ignores_what_is_ignored() -> None:
-    tally = IoUMeter()
+def test_iou_is_pooled_by_class_without_ignored_pixels() -> None:
+    meter = IoUMeter()
     truth = np.array([[1, 1, 0, 255]])
-    tally.add(["dog"], np.array([[1, 0, 0, 1]]), truth)
-    tally.add(["dog"], np.array([[1, 1, 1, 0]]), truth)
-    tally.add(["cat"], np.array([[1, 1, 0, 0]]), truth)
-    assert tally.miou == pytest.approx((3 / 5 + 1) / 2)
-    assert tally.image_miou == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
+    meter.add(["dog"], np.array([[1, 0, 0, 1]]), truth)
+    meter.add(["dog"], np.array([[1, 1, 1, 0]]), truth)
+    meter.add(["cat"], np.array([[1, 1, 0, 0]]), truth)
+    assert meter.miou == pytest.approx((3 / 5 + 1) / 2)
+    assert meter.image_miou == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
 
 
-def test_protocol_1_measures_every_group_of_the_grounders_split(
+def test_protocol_1_evaluates_every_group_of_a_split(
     trained: Path, oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The detector is the one that the oracle was made by; the figures are those of a module of twelve steps."""
+    """With the oracle's detector and a module trained for twelve steps."""
     from factory.detector import load
     from factory.evaluation.protocol_1 import GROUPS, as_markdown, protocol_1, write_results
 
     monkeypatch.setattr(load, "open_detector", lambda recipe, device: BandDetector(voc().names))
-    told: list[str] = []
-    results = protocol_1([str(trained)], "voc", 6, report=told.append)
-    assert [(row.method, row.group) for row in results] == [(m, g) for g in GROUPS for m in ("attention", "guided")]
-    assert all(0 <= row.miou <= 1 and row.images == 6 for row in results)
-    assert len(told) == len(GROUPS)
+    messages: list[str] = []
+    results = protocol_1([str(trained)], "voc", 6, report=messages.append)
+    assert [(r.method, r.group) for r in results] == [(m, g) for g in GROUPS for m in ("attention", "guided")]
+    assert all(0 <= r.miou <= 1 and r.images == 6 for r in results)
+    assert len(messages) == len(GROUPS)
     write_results(results, "voc", tmp_path)
     table = (tmp_path / "protocol-1.md").read_text()
     assert table == as_markdown(results, "voc") + "\n"
     assert "| paper, with SD and Mask R-CNN | 90.3 | 83.1 | 79.1 | 67.9 | 55.7 |" in table
     assert table.count("| `guided` |") == 1
-    with pytest.raises(UserError, match="is no split of"):
+    with pytest.raises(UserError, match="is not a split of"):
         protocol_1([str(trained)], "coco", 1)
-    with pytest.raises(UserError, match="would both be called guided; give them names"):
+    with pytest.raises(UserError, match="are both named guided; give them different names"):
         protocol_1([str(trained), str(trained)], "voc", 1)
-    both = protocol_1([f"one={trained}", f"two={trained}"], "voc", 2, report=told.append)
-    assert [row.method for row in both[:3]] == ["attention", "one", "two"]
+    both = protocol_1([f"one={trained}", f"two={trained}"], "voc", 2, report=messages.append)
+    assert [r.method for r in both[:3]] == ["attention", "one", "two"]
     assert all(first.miou == second.miou for first, second in zip(both[1::3], both[2::3], strict=True))
 
 
-def test_train_and_evaluate_grounder_tell_what_is_missing(tmp_path: Path) -> None:
+def test_missing_inputs_of_grounder_commands_raise_clear_errors(tmp_path: Path) -> None:
     result = command("train-grounder", tmp_path / "nowhere", "--out", tmp_path / "run")
     assert isinstance(result.exception, UserError)
     assert "holds no set" in str(result.exception)
     result = command("evaluate-grounder", tmp_path / "nowhere")
     assert isinstance(result.exception, UserError)
-    assert "there are no masks from" in str(result.exception)
+    assert "unknown source of masks" in str(result.exception)

@@ -1,4 +1,4 @@
-"""Recipes of oracle sets, and short trainings on them."""
+"""Recipes of oracle datasets, and short trainings on them."""
 
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,17 @@ from factory.config.recipe import Recipe, make_recipe
 from factory.config.vocabulary import voc
 from factory.dataset.storage import Store
 from factory.generation.pin import pin_recipe
-from factory.generator.interface import FEATURES, LATENT, MAPS, WORDS
-from factory.grounder.data import OracleSet
+from factory.generator.interface import CLASS_EMBEDDINGS, CROSS_ATTENTION, FEATURES, LATENT
+from factory.grounder.data import OracleDataset
 from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.training.loop import TrainOptions, train
 
 SEEN = voc().seen("1")
-EVERYTHING = frozenset({FEATURES, MAPS, WORDS, LATENT})
+EVERYTHING = frozenset({FEATURES, CROSS_ATTENTION, CLASS_EMBEDDINGS, LATENT})
 OPTIONS = TrainOptions(steps=12, batch=4, learning_rate=1e-3, ema_decay=0.5, checkpoint_every=3)
 
 
-def oracle_recipe(model: Path, **more: Any) -> Recipe:
+def oracle_recipe(model: Path, **changes: Any) -> Recipe:
     data = {
         "n": 16,
         "classes": "voc",
@@ -31,11 +31,11 @@ def oracle_recipe(model: Path, **more: Any) -> Recipe:
         "filters": {"min_area": None, "duplicate_distance": None, "max_border": None},
         "oracle": {"split": "1", "seen": list(SEEN)},
     }
-    return pin_recipe(make_recipe(data | more))
+    return pin_recipe(make_recipe(data | changes))
 
 
 def train_briefly(folder: Path, out: Path, module: str = "guided", stop_at: int | None = None) -> Path:
-    task = GrounderTask([OracleSet(Store(str(folder)))], GrounderOptions(module=module), "cpu", OPTIONS.steps)
+    task = GrounderTask([OracleDataset(Store(str(folder)))], GrounderOptions(module=module), "cpu", OPTIONS.steps)
     if stop_at is not None:
         whole = task.loss
 
@@ -53,4 +53,4 @@ def command(*arguments: str) -> Any:
 
     from factory.cli.main import app
 
-    return CliRunner().invoke(app, [str(one) for one in arguments])
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])

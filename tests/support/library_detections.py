@@ -1,4 +1,4 @@
-"""What transformers itself makes of an image, by the lines of its own documentation."""
+"""Detections of transformers itself, as in its documentation."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ Row = tuple[int, float, np.ndarray]
 
 
 def library_answer(folder: Path, image: np.ndarray) -> tuple[Any, Any]:
-    """The image processor, and the model's raw answer to one image."""
+    """The image processor, and the model's raw output for one image."""
     from transformers import (
         AutoConfig,
         AutoImageProcessor,
@@ -38,7 +38,7 @@ def library_answer(folder: Path, image: np.ndarray) -> tuple[Any, Any]:
 
 
 def library_rows(folder: Path, image: np.ndarray, **options: Any) -> tuple[list[Row], torch.Tensor]:
-    """Label number, score and mask of each segment in the library's order, and the segmentation itself."""
+    """Class id, score and mask of each segment in the library's order, and the segmentation itself."""
     pictures, answer = library_answer(folder, image)
     (found,) = pictures.post_process_instance_segmentation(answer, threshold=MIN_SCORE, **options)
     painted, segments = found["segmentation"], found["segments_info"]

@@ -1,4 +1,4 @@
-"""A detector of the real classes with tiny random weights, which finds something of many classes in every picture."""
+"""A detector of real transformers classes with tiny random weights that detects many classes in every image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ def tiny_mask2former(folder: Path, class_names: Sequence[str], queries: int = 20
     )
     model = Mask2FormerForUniversalSegmentation(config)
     with torch.no_grad():
-        model.class_predictor.weight.mul_(30)  # else all queries name the same class
+        model.class_predictor.weight.mul_(30)  # otherwise all queries predict the same class
     Mask2FormerImageProcessorPil(size={"height": 64, "width": 64}, ignore_index=255).save_pretrained(folder)
     model.save_pretrained(folder)
     return folder

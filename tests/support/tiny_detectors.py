@@ -1,4 +1,4 @@
-"""Tiny random models of each class of detector in transformers that is documented, saved with their image processors.
+"""Tiny random models of each documented detector class of transformers, saved with their image processors.
 
 Label 0 is "N/A", the k-th class is label k. The weights of the class layers are large, so that the queries of one image
 name different classes with high scores.
@@ -33,7 +33,7 @@ def tiny_maskformer(folder: Path, class_names: Sequence[str]) -> Path:
 
 
 def tiny_oneformer(folder: Path, class_names: Sequence[str]) -> Path:
-    """OneFormer on a Swin; its image processor names a list of classes that lies nowhere, as those of the hub do."""
+    """OneFormer on a Swin; its image processor names a list of classes that does not exist, like those on the hub."""
     from transformers import OneFormerConfig, OneFormerForUniversalSegmentation
     from transformers.models.oneformer.image_processing_pil_oneformer import OneFormerImageProcessorPil
 

@@ -1,4 +1,4 @@
-"""A text-to-image pipeline of the real diffusers classes with random weights, made in a second without any download."""
+"""A text-to-image pipeline of real diffusers classes with random weights, created in a second without a download."""
 
 from pathlib import Path
 

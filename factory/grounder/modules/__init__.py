@@ -1,1 +1,1 @@
-"""Grounding modules: networks that turn a U-Net's features and attention into one logit map per class."""
+"""Grounding modules: networks that predict one logit map per class from a U-Net's features and attention."""

@@ -1,7 +1,7 @@
-"""What a grounding module must know of the U-Net that it reads, and how to bring levels to one size."""
+"""The shapes of the features and attention that a grounding module reads, and resizing between levels."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -15,51 +15,56 @@ class Backbone:
     """Shapes of a U-Net's features and attention.
 
     `blocks` maps each block's name to (channels, reduction), where a reduction of 1 is the finest level; `layers` maps
-    each cross-attention layer to its number of heads. `words` are the channels of a class's embedding, 0 where none was
-    read; `side` is the finest level's longer side in places.
+    each cross-attention layer to its number of heads. `class_channels` are the channels of a class's embedding, 0
+    where none was read; `side` is the longer side of the finest level.
     """
 
     blocks: Mapping[str, tuple[int, int]]
     layers: Mapping[str, int]
-    words: int
+    class_channels: int
     side: int
 
     @classmethod
     def of(cls, captured: Captured) -> "Backbone":
-        """The shapes of what was captured of some image."""
+        """The shapes of captured features and attention."""
         side = max(max(block.shape[-2:]) for block in captured.features.values())
         return cls(
             blocks={
                 name: (int(block.shape[1]), round(side / max(block.shape[-2:])))
                 for name, block in captured.features.items()
             },
-            layers={name: int(maps.shape[1]) for name, maps in captured.maps.items()},
-            words=0 if captured.words is None else int(captured.words.shape[-1]),
+            layers={name: int(maps.shape[1]) for name, maps in captured.cross_attention.items()},
+            class_channels=0 if captured.class_embeddings is None else int(captured.class_embeddings.shape[-1]),
             side=side,
         )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Backbone":
-        """What `to_dict` wrote."""
+        """The reverse of `to_dict`."""
         blocks = {name: (int(channels), int(reduction)) for name, (channels, reduction) in data["blocks"].items()}
         return cls(blocks, dict(data["layers"]), int(data["words"]), int(data["side"]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+        """Plain data, as `config.json` of a grounder's folder holds it; `class_channels` is called `words` there."""
+        return {
+            "blocks": {name: list(shape) for name, shape in self.blocks.items()},
+            "layers": dict(self.layers),
+            "words": self.class_channels,
+            "side": self.side,
+        }
 
     def levels(self) -> dict[int, list[str]]:
-        """Names of blocks by reduction, coarsest level first."""
+        """Names of blocks by reduction, from the coarsest level to the finest."""
         reductions = sorted({reduction for _, reduction in self.blocks.values()}, reverse=True)
         return {level: [name for name, (_, own) in self.blocks.items() if own == level] for level in reductions}
 
     def channels(self, level: int) -> int:
-        """Channels of all blocks of a level together."""
+        """Total channels of a level's blocks."""
         return sum(channels for channels, reduction in self.blocks.values() if reduction == level)
 
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) to another height and width, bilinear."""
+    """Resize (B, C, h, w) bilinearly."""
     if tuple(maps.shape[-2:]) == size:
         return maps
     return functional.interpolate(maps, size, mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""The project's grounding module: one head for all classes, told where to look by the class's own cross-attention."""
+"""This project's grounding module: one head for all classes, guided by each class's own cross-attention."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from factory.generator.interface import FEATURES, MAPS, Captured
+from factory.generator.interface import CROSS_ATTENTION, FEATURES, Captured
 from factory.grounder.modules.backbone import Backbone, resized
 
 _GROUPS = 8
@@ -14,11 +14,10 @@ _GROUPS = 8
 
 @dataclass(frozen=True)
 class GuidedOptions:
-    """Widths, and the ingredients that can be left out: each has its row in the table of ablations.
+    """Widths, and inputs that the table of ablations leaves out one at a time.
 
-    `learnt_maps` weighs layers and heads; without it their mean is taken. `others` shows the head where the prompt's
-    other classes are. `picture` shows it the image itself at four times the latents' resolution. `features` shows it
-    the U-Net's block outputs.
+    `learnt_maps` adds learnt mixtures of the attention maps to their mean. `others` adds the maps of the prompt's other
+    classes, `picture` the image at four times the resolution of the latents, and `features` the U-Net's block outputs.
     """
 
     width: int = 96
@@ -31,13 +30,13 @@ class GuidedOptions:
 
 
 class GuidedModule(nn.Module):
-    """Fused features, the class's attention maps and those of the others, through a class-agnostic head.
+    """Predicts a class's mask from fused features, the class's attention maps and those of the other classes.
 
-    No text embedding is read, so a class that was never trained on is as good as one that was, as far as the U-Net
-    knows where it drew it.
+    The head is class-agnostic and reads no text embedding, so it handles unseen classes like seen ones, as long as the
+    U-Net's attention locates them.
     """
 
-    needs = frozenset({FEATURES, MAPS})
+    needs = frozenset({FEATURES, CROSS_ATTENTION})
 
     def __init__(self, backbone: Backbone, options: GuidedOptions | None = None) -> None:
         super().__init__()
@@ -52,41 +51,43 @@ class GuidedModule(nn.Module):
             )
             self.fuse = nn.Sequential(_convolution(half * len(self.levels), width), _convolution(width, width))
         maps = sum(backbone.layers.values())
-        # Without a bias: a place in the batch that no class takes must stay 0, for the others see its sum.
+        # No bias: the maps of padding classes must stay 0, because the sum over classes enters the others' maps.
         self.weigh = nn.Conv2d(maps, options.map_width, 1, bias=False) if options.learnt_maps else None
-        shown = 1 + (options.map_width if options.learnt_maps else 0)
-        given = shown * (2 if options.others else 1) + (width if options.features else 0)
-        self.first = _convolution(given, inner)
+        per_class = 1 + (options.map_width if options.learnt_maps else 0)
+        inputs = per_class * (2 if options.others else 1) + (width if options.features else 0)
+        self.first = _convolution(inputs, inner)
         self.second = _convolution(inner, inner)
-        drawn = inner // 4
-        self.look = nn.Sequential(_convolution(3, drawn), _convolution(drawn, drawn)) if options.picture else None
-        self.third = _convolution(inner + (drawn if options.picture else 0), inner // 2)
+        pixel_width = inner // 4
+        self.look: nn.Module | None = None
+        if options.picture:
+            self.look = nn.Sequential(_convolution(3, pixel_width), _convolution(pixel_width, pixel_width))
+        self.third = _convolution(inner + (pixel_width if options.picture else 0), inner // 2)
         self.last = nn.Conv2d(inner // 2, 1, 1)
 
-    def forward(self, captured: Captured, pictures: Tensor) -> Tensor:
-        """Logits (B, K, H, W) in the size of `pictures`, float (B, 3, H, W) in -1..1."""
+    def forward(self, captured: Captured, images: Tensor) -> Tensor:
+        """Logits (B, K, H, W) in the size of `images`, float (B, 3, H, W) in -1..1."""
         maps = self._maps(captured)
         batch, classes = maps.shape[:2]
         size = (maps.shape[-2], maps.shape[-1])
         features = self._features(captured, size) if self.options.features else None
-        shown = [maps.flatten(0, 1)]
+        inputs = [maps.flatten(0, 1)]
         if self.options.others:
-            shown.append(_others(maps).flatten(0, 1))
+            inputs.append(_others(maps).flatten(0, 1))
         if features is not None:
-            shown.append(_per_class(features, classes))
-        # Neighbouring channels make the enlarging below several times faster on CPUs.
-        head = self.first(torch.cat(shown, 1).contiguous(memory_format=torch.channels_last))
+            inputs.append(_per_class(features, classes))
+        # In channels-last layout the upsampling below is several times faster on CPUs.
+        head = self.first(torch.cat(inputs, 1).contiguous(memory_format=torch.channels_last))
         head = self.second(_twice(head))
         head = _twice(head)
         if self.look is not None:
-            near = functional.interpolate(pictures, head.shape[-2:], mode="area")
-            head = torch.cat([head, _per_class(self.look(near), classes)], 1)
+            resized_images = functional.interpolate(images, head.shape[-2:], mode="area")
+            head = torch.cat([head, _per_class(self.look(resized_images), classes)], 1)
         logits = self.last(self.third(head))
         logits = logits.reshape(batch, classes, *logits.shape[-2:])
-        return resized(logits, (pictures.shape[-2], pictures.shape[-1]))
+        return resized(logits, (images.shape[-2], images.shape[-1]))
 
     def _features(self, captured: Captured, size: tuple[int, int]) -> Tensor:
-        """All blocks as one map (B, width, h, w)."""
+        """All blocks fused to one map (B, width, h, w)."""
         levels = [
             resized(reduce(torch.cat([captured.features[name] for name in names], 1)), size)
             for names, reduce in zip(self.levels.values(), self.reduce, strict=True)
@@ -95,13 +96,13 @@ class GuidedModule(nn.Module):
         return fused
 
     def _maps(self, captured: Captured) -> Tensor:
-        """What is shown of each class's attention, (B, K, C, h, w): the mean of its maps, and learnt mixtures.
+        """Each class's attention, (B, K, C, h, w): the mean over layers and heads, and learnt mixtures.
 
-        Each map is divided by its maximum first: a name's attention differs in strength from layer to layer.
+        Each map is first divided by its maximum, because the strength of attention differs between layers.
         """
-        rows = [captured.maps[name] for name in self.layers]
-        size = max(((row.shape[-2], row.shape[-1]) for row in rows), key=lambda shape: shape[0] * shape[1])
-        heads = torch.cat([resized(row.flatten(0, 1), size).reshape(*row.shape[:3], *size) for row in rows], 1)
+        layers = [captured.cross_attention[name] for name in self.layers]
+        size = max(((layer.shape[-2], layer.shape[-1]) for layer in layers), key=lambda shape: shape[0] * shape[1])
+        heads = torch.cat([resized(m.flatten(0, 1), size).reshape(*m.shape[:3], *size) for m in layers], 1)
         heads = heads / heads.amax((-2, -1), keepdim=True).clamp_min(1e-6)
         by_class = heads.transpose(1, 2)
         mean = by_class.mean(2, keepdim=True)
@@ -112,18 +113,18 @@ class GuidedModule(nn.Module):
 
 
 def _others(maps: Tensor) -> Tensor:
-    """For each class the sum of the other classes' maps, (B, K, C, h, w)."""
+    """The sum of the other classes' maps for each class, (B, K, C, h, w)."""
     return maps.sum(1, keepdim=True) - maps
 
 
 def _per_class(maps: Tensor, classes: int) -> Tensor:
-    """(B, C, h, w) once for each class: (B * K, C, h, w)."""
+    """Repeat (B, C, h, w) for each class: (B * K, C, h, w)."""
     return maps[:, None].expand(-1, classes, -1, -1, -1).flatten(0, 1)
 
 
-def _convolution(given: int, made: int) -> nn.Sequential:
-    groups = _GROUPS if made % _GROUPS == 0 else 1
-    return nn.Sequential(nn.Conv2d(given, made, 3, padding=1), nn.GroupNorm(groups, made), nn.SiLU())
+def _convolution(inputs: int, outputs: int) -> nn.Sequential:
+    groups = _GROUPS if outputs % _GROUPS == 0 else 1
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(groups, outputs), nn.SiLU())
 
 
 def _twice(maps: Tensor) -> Tensor:

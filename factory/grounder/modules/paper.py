@@ -5,71 +5,71 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-from factory.generator.interface import FEATURES, WORDS, Captured
+from factory.generator.interface import CLASS_EMBEDDINGS, FEATURES, Captured
 from factory.grounder.modules.backbone import Backbone, resized
 
 _FINEST_WIDTH = 128
 HIDDEN, HEADS, FEED_FORWARD, LAYERS = 512, 8, 2048, 3
-_TOKENS_A_SIDE = 16
+_TOKENS_PER_SIDE = 16
 
 
 class PaperModule(nn.Module):
-    """Features of all blocks, mixed from coarse to fine; queries of class names; masks by their dot product.
+    """Mixes the features of all blocks from coarse to fine, and predicts masks by their dot product with text queries.
 
-    Unlike the released code it treats each image of a batch apart, normalises with running statistics when it is
-    evaluated, and reads the conditional half of guidance alone: 17.87 M parameters for Stable Diffusion 1.
-    `PublishedModule` is the form that was published.
+    Unlike the released code it keeps the images of a batch apart, normalises with running statistics in evaluation, and
+    reads only the conditional half of guidance: 17.87 M parameters for Stable Diffusion 1. `PublishedModule` follows
+    the released code.
     """
 
-    needs = frozenset({FEATURES, WORDS})
+    needs = frozenset({FEATURES, CLASS_EMBEDDINGS})
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.levels = backbone.levels()
-        self.widths = widths = [_FINEST_WIDTH >> place for place in range(len(self.levels))][::-1]
+        self.widths = widths = [_FINEST_WIDTH >> k for k in range(len(self.levels))][::-1]
         self.reduce = nn.ModuleList(
             nn.Conv2d(backbone.channels(level), width, 1) for level, width in zip(self.levels, widths, strict=True)
         )
-        joined = [sum(widths[: place + 1]) for place in range(1, len(widths))]
+        joined = [sum(widths[: k + 1]) for k in range(1, len(widths))]
         self.mix = nn.ModuleList(ResidualBlock(channels) for channels in joined)
         channels = sum(widths)
-        self.patch = max(1, backbone.side // _TOKENS_A_SIDE)
+        self.patch = max(1, backbone.side // _TOKENS_PER_SIDE)
         self.tokens = nn.Linear(channels * self.patch**2, HIDDEN)
-        self.query = nn.Linear(backbone.words, HIDDEN)
+        self.query = nn.Linear(backbone.class_channels, HIDDEN)
         layer = nn.TransformerDecoderLayer(HIDDEN, HEADS, FEED_FORWARD, dropout=0.0, batch_first=True, norm_first=True)
         self.decoder: nn.Module = nn.TransformerDecoder(layer, LAYERS, norm=nn.LayerNorm(HIDDEN))
         self.mask_embedding = nn.Sequential(
             nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, channels)
         )
 
-    def forward(self, captured: Captured, pictures: Tensor) -> Tensor:
-        """Logits (B, K, H, W) in the size of `pictures` (B, 3, H, W); only their size is read."""
-        assert captured.words is not None
+    def forward(self, captured: Captured, images: Tensor) -> Tensor:
+        """Logits (B, K, H, W) in the size of `images` (B, 3, H, W), of which nothing else is used."""
+        assert captured.class_embeddings is not None
         features = self.mixed(captured)
         size = (features.shape[-2] // self.patch * self.patch, features.shape[-1] // self.patch * self.patch)
         patches = functional.unfold(resized(features, size), self.patch, stride=self.patch)
-        queries = self.query(captured.words)
-        absent = (captured.words == 0).all(-1)
-        answers = self.decoder(queries, self.tokens(patches.transpose(1, 2)), tgt_key_padding_mask=absent)
-        logits = torch.einsum("bkc,bchw->bkhw", self.mask_embedding(answers), features)
-        return resized(logits, (pictures.shape[-2], pictures.shape[-1]))
+        queries = self.query(captured.class_embeddings)
+        absent = (captured.class_embeddings == 0).all(-1)
+        decoded = self.decoder(queries, self.tokens(patches.transpose(1, 2)), tgt_key_padding_mask=absent)
+        logits = torch.einsum("bkc,bchw->bkhw", self.mask_embedding(decoded), features)
+        return resized(logits, (images.shape[-2], images.shape[-1]))
 
     def mixed(self, captured: Captured) -> Tensor:
-        """All blocks as one map (B, C, h, w) at the finest level."""
+        """All blocks mixed to one map (B, C, h, w) at the finest level."""
         mixed: Tensor | None = None
-        for place, (names, reduce) in enumerate(zip(self.levels.values(), self.reduce, strict=True)):
+        for k, (names, reduce) in enumerate(zip(self.levels.values(), self.reduce, strict=True)):
             level = reduce(torch.cat([captured.features[name] for name in names], 1))
             if mixed is None:
                 mixed = level
                 continue
             joined = torch.cat([resized(mixed, (level.shape[-2], level.shape[-1])), level], 1)
-            mixed = self.mix[place - 1](joined)
+            mixed = self.mix[k - 1](joined)
         assert mixed is not None
         return mixed
 
 
 class ResidualBlock(nn.Module):
-    """Twice norm, ReLU and a spectrally normed 3 x 3 convolution, added to what came in."""
+    """Two layers of batch norm, ReLU and a 3 x 3 convolution with spectral norm, added to the input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -86,6 +86,6 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The shape stays."""
+        """Maps of the same shape."""
         result: Tensor = maps + self.body(maps)
         return result

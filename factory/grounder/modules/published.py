@@ -1,11 +1,11 @@
-"""The paper's grounding module as its authors published it: both halves of guidance, and their released weights."""
+"""The paper's grounding module as its authors released it; it reads both halves of classifier-free guidance."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-from factory.generator.interface import FEATURES, HALVES, WORDS, Captured
+from factory.generator.interface import CLASS_EMBEDDINGS, FEATURES, HALVES, Captured
 from factory.grounder.modules.backbone import Backbone, resized
 from factory.grounder.modules.paper import FEED_FORWARD, HEADS, HIDDEN, LAYERS, PaperModule
 
@@ -13,16 +13,17 @@ _EPSILON = 1e-4
 
 
 class PublishedModule(PaperModule):
-    """`PaperModule` in the form whose weights were released: 18.8 M parameters for Stable Diffusion 1.
+    """`PaperModule` in the form of the released weights: 18.8 M parameters for Stable Diffusion 1.
 
-    It reads both halves of guidance, so 15360, 14080, 8320 and 5120 channels from coarse to fine. Each level is mixed
-    at the size of the next finer one. Attention, levels and tokens have no biases, and the decoder ends without a norm.
+    It reads both halves of guidance, which have 15360, 14080, 8320 and 5120 channels from coarse to fine. Each level is
+    mixed at the size of the next finer one. Attention, levels and tokens have no biases, and the decoder has no final
+    norm.
 
-    The release normalises with the statistics of the batch also when it is used, and was trained and used on one image
-    at a time; here each image has its own statistics, so that it does not depend on its neighbours.
+    The released code normalises with batch statistics in evaluation, too, and processes one image at a time. Here each
+    image has its own statistics, so that it does not depend on the rest of the batch.
     """
 
-    needs = frozenset({FEATURES, WORDS, HALVES})
+    needs = frozenset({FEATURES, CLASS_EMBEDDINGS, HALVES})
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone)
@@ -32,32 +33,32 @@ class PublishedModule(PaperModule):
         )
         self.mix = nn.ModuleList(PublishedBlock(sum(self.widths[: k + 1])) for k in range(1, len(self.widths)))
         self.tokens = nn.Linear(self.tokens.in_features, HIDDEN, bias=False)
-        self.query = nn.Linear(backbone.words, HIDDEN, bias=False)
+        self.query = nn.Linear(backbone.class_channels, HIDDEN, bias=False)
         self.decoder: nn.Module = PublishedDecoder()
 
     def mixed(self, captured: Captured) -> Tensor:
-        """All blocks as one map (B, C, h, w) at the finest level."""
+        """All blocks mixed to one map (B, C, h, w) at the finest level."""
         levels = [
             reduce(torch.cat([captured.features[name] for name in names], 1))
             for names, reduce in zip(self.levels.values(), self.reduce, strict=True)
         ]
         sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
         mixed = resized(levels[0], sizes[min(1, len(sizes) - 1)])
-        for place, (level, mix) in enumerate(zip(levels[1:], self.mix, strict=True), 1):
-            size = sizes[min(place + 1, len(sizes) - 1)]
+        for k, (level, mix) in enumerate(zip(levels[1:], self.mix, strict=True), 1):
+            size = sizes[min(k + 1, len(sizes) - 1)]
             mixed = mix(torch.cat([resized(mixed, size), resized(level, size)], 1))
         return mixed
 
 
 class PublishedBlock(nn.Module):
-    """Twice norm, ReLU and a spectrally normed 3 x 3 convolution, added to what the first ReLU gave."""
+    """Two layers of norm, ReLU and a 3 x 3 convolution with spectral norm, added to the output of the first ReLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1, self.conv2 = (spectral_norm(nn.Conv2d(channels, channels, 3, padding=1)) for _ in range(2))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The shape stays."""
+        """Maps of the same shape."""
         first = functional.relu(functional.instance_norm(maps, eps=_EPSILON))
         second = functional.relu(functional.instance_norm(self.conv1(first), eps=_EPSILON))
         result: Tensor = first + self.conv2(second)
@@ -65,7 +66,7 @@ class PublishedBlock(nn.Module):
 
 
 class PublishedDecoder(nn.Module):
-    """Layers of self-attention, attention to the image's tokens and a feed-forward network, each behind a norm."""
+    """Pre-norm layers of self-attention, cross-attention to the image's tokens and a feed-forward network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ class PublishedDecoder(nn.Module):
 
 
 class PublishedLayer(nn.Module):
-    """One layer of the decoder; its weights are called as PyTorch's own layer calls them."""
+    """One layer of the decoder; its weights have the names of PyTorch's own layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ class PublishedLayer(nn.Module):
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(HIDDEN), nn.LayerNorm(HIDDEN), nn.LayerNorm(HIDDEN)
 
     def forward(self, queries: Tensor, memory: Tensor, absent: Tensor) -> Tensor:
-        """Shapes as in the decoder."""
+        """One layer; shapes as in `PublishedDecoder`."""
         own = self.norm1(queries)
         queries = queries + self.self_attn(own, own, own, key_padding_mask=absent, need_weights=False)[0]
         queries = queries + self.multihead_attn(self.norm2(queries), memory, memory, need_weights=False)[0]

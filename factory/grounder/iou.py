@@ -1,4 +1,4 @@
-"""Intersection over union, counted as the tables count it."""
+"""Intersection over union, as the result tables report it."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -12,9 +12,9 @@ from factory.dataset.records import Grounded
 
 
 class IoUMeter:
-    """Intersections and unions by class, pooled over images; and of each image.
+    """Accumulates intersections and unions, by class and by image.
 
-    Pixels to be ignored are not counted. `miou` pools a class's pixels over all images, then averages over classes;
+    Ignored pixels are not counted. `miou` pools a class's pixels over all images, then averages over classes;
     `image_miou` averages the IoU of every object of every image.
     """
 
@@ -25,34 +25,34 @@ class IoUMeter:
         self.images = 0
 
     def add(self, classes: Sequence[str], predicted: NDArray[Any], truth: NDArray[Any]) -> None:
-        """One image: labels (H, W) whose k is the k-th of `classes`."""
+        """Add one image: labels (H, W), in which k is the k-th of `classes`."""
         counted = truth != IGNORE
         self.images += 1
-        for place, name in enumerate(classes, 1):
-            mine, other = (predicted == place) & counted, truth == place
-            overlap, union = int((mine & other).sum()), int((mine | other).sum())
+        for k, name in enumerate(classes, 1):
+            mask, true_mask = (predicted == k) & counted, truth == k
+            overlap, union = int((mask & true_mask).sum()), int((mask | true_mask).sum())
             self.overlap[name] += overlap
             self.union[name] += union
             self.of_images.append(overlap / union if union else 0.0)
 
     @property
     def miou(self) -> float:
-        """0..1; NaN where no image was added."""
+        """0..1; NaN if no image was added."""
         return self.miou_of(self.union)
 
     def miou_of(self, names: Collection[str]) -> float:
-        """The same over some classes."""
+        """The mIoU over some classes."""
         shares = [self.overlap[name] / union for name, union in self.union.items() if union and name in names]
         return float(np.mean(shares)) if shares else float("nan")
 
     @property
     def image_miou(self) -> float:
-        """0..1; NaN where no image was added."""
+        """0..1; NaN if no image was added."""
         return float(np.mean(self.of_images)) if self.of_images else float("nan")
 
 
-def label_picture(grounded: Grounded, classes: Sequence[str], shape: Sequence[int]) -> NDArray[np.uint8]:
-    """uint8 (H, W): k where the k-th class is, 255 where the grounder is not sure, 0 elsewhere; masks disjoint."""
+def label_map(grounded: Grounded, classes: Sequence[str], shape: Sequence[int]) -> NDArray[np.uint8]:
+    """Labels, uint8 (H, W), from disjoint masks: k is the k-th class, 255 ignored, 0 background."""
     labels = np.zeros(tuple(shape), np.uint8)
     if grounded.ignore is not None:
         labels[grounded.ignore] = IGNORE
