@@ -19,36 +19,36 @@ HEAD = {"CPU": 4.0, "memory": 16.0 * GIB}
 GPU_HOST = {"CPU": 8.0, "GPU": 4.0, "memory": 64.0 * GIB}
 
 
-def judge(there: Resources, memory: int = 0, **engine: Any) -> tuple[Share, int]:
-    return Capacity(EngineRecipe(**{"address": "auto", **engine}), threads=1, memory=memory).judge(there)
+def plan_workers(cluster: Resources, memory: int = 0, **engine: Any) -> tuple[Share, int]:
+    return Capacity(EngineRecipe(**{"address": "auto", **engine}), threads=1, memory=memory).for_resources(cluster)
 
 
 def test_gpus_that_join_later_are_used_and_then_waited_for() -> None:
     capacity = Capacity(EngineRecipe(address="auto"), threads=1)
-    assert capacity.judge(Resources([HEAD])) == (Share(1), 4)
-    assert capacity.judge(Resources([HEAD, GPU_HOST])) == (Share(1, 1.0), 4)
-    assert capacity.judge(Resources([HEAD])) == (Share(1, 1.0), 1), "a lost GPU host is no reason to go on with CPUs"
+    assert capacity.for_resources(Resources([HEAD])) == (Share(1), 4)
+    assert capacity.for_resources(Resources([HEAD, GPU_HOST])) == (Share(1, 1.0), 4)
+    assert capacity.for_resources(Resources([HEAD])) == (Share(1, 1.0), 1), "a lost GPU host is no reason to go on with CPUs"
 
 
 def test_a_cluster_that_scales_from_zero_is_asked_for_all_that_it_can_be() -> None:
     limit = {"CPU": 84.0, "GPU": 40.0, "memory": 700.0 * GIB}
-    assert judge(Resources([HEAD], scales=True, limit=limit)) == (Share(1, 1.0), 40)
-    assert judge(Resources([HEAD], scales=True, limit=limit), gpus_per_worker=0.5) == (Share(1, 0.5), 80)
-    assert judge(Resources([HEAD], scales=True, limit=limit), gpus_per_worker=0) == (Share(1), 84)
+    assert plan_workers(Resources([HEAD], scales=True, limit=limit)) == (Share(1, 1.0), 40)
+    assert plan_workers(Resources([HEAD], scales=True, limit=limit), gpus_per_worker=0.5) == (Share(1, 0.5), 80)
+    assert plan_workers(Resources([HEAD], scales=True, limit=limit), gpus_per_worker=0) == (Share(1), 84)
 
 
 def test_a_cluster_that_scales_to_nobody_knows_what_is_asked_for_more_than_is_there() -> None:
-    assert judge(Resources([HEAD], scales=True), gpus_per_worker=1)[1] == 4
-    assert judge(Resources([HEAD, GPU_HOST], scales=True), gpus_per_worker=1)[1] == 8
-    assert judge(Resources([HEAD, GPU_HOST]), gpus_per_worker=1)[1] == 4, "a fixed one is not"
+    assert plan_workers(Resources([HEAD], scales=True), gpus_per_worker=1)[1] == 4
+    assert plan_workers(Resources([HEAD, GPU_HOST], scales=True), gpus_per_worker=1)[1] == 8
+    assert plan_workers(Resources([HEAD, GPU_HOST]), gpus_per_worker=1)[1] == 4, "a fixed one is not"
 
 
 def test_cpu_workers_reserve_memory_so_that_not_every_core_loads_a_model() -> None:
-    assert judge(Resources([HEAD]), memory=6 * GIB) == (Share(1, 0, 6 * GIB), 2)
-    assert judge(Resources([HEAD, HEAD]), memory=6 * GIB)[1] == 4, "by machine: memory of two is not one"
-    assert judge(Resources([HEAD]), memory=40 * GIB) == (Share(1, 0, 16 * GIB), 1), "one is tried in any case"
-    assert judge(Resources([HEAD]), memory=6 * GIB, workers=4)[0].memory == 0, "who gives a number decides"
-    assert judge(Resources([HEAD]), memory_per_worker=4.0)[1] == 4
+    assert plan_workers(Resources([HEAD]), memory=6 * GIB) == (Share(1, 0, 6 * GIB), 2)
+    assert plan_workers(Resources([HEAD, HEAD]), memory=6 * GIB)[1] == 4, "by machine: memory of two is not one"
+    assert plan_workers(Resources([HEAD]), memory=40 * GIB) == (Share(1, 0, 16 * GIB), 1), "one is tried in any case"
+    assert plan_workers(Resources([HEAD]), memory=6 * GIB, workers=4)[0].memory == 0, "who gives a number decides"
+    assert plan_workers(Resources([HEAD]), memory_per_worker=4.0)[1] == 4
 
 
 def test_the_memory_of_a_worker_is_estimated_from_the_files_of_its_models(tiny_model: Path) -> None:

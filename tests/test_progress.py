@@ -12,8 +12,8 @@ from factory.generation.progress import Tracker
 
 def test_a_snapshot_adds_up_earlier_shards_done_shards_and_those_under_way() -> None:
     tracker, state = Tracker(Plan(make_recipe({"n": 100, "shard_size": 30})), {0, 3}), State(2)
-    state.add(Done(accepted=29, attempts=40, rejected={"mask_small": 11}, short=1))
-    state.under_way = {2: (7, {"mask_small": 2, "overlap": 1})}
+    state.add(Done(accepted=29, attempts=40, rejected={"mask_small": 11}, exhausted=1))
+    state.in_progress = {2: (7, {"mask_small": 2, "overlap": 1})}
     state.errors.append("lost a worker")
     snapshot = tracker.snapshot(state)
     assert (snapshot.accepted, snapshot.wanted) == (30 + 10 + 29 + 7, 100)
