@@ -118,7 +118,7 @@ def test_a_consistency_model_is_not_inverted_step_by_step(folder: Path, tiny_mod
     config = json.loads((model / "unet" / "config.json").read_text()) | {"time_cond_proj_dim": 8}
     (model / "unet" / "config.json").write_text(json.dumps(config))
     preflight(_recipe(folder, model, method="noise"))
-    with pytest.raises(UserError, match="no image can be followed to noise and back; give --method noise"):
+    with pytest.raises(UserError, match="does not support DDIM inversion; give --method noise"):
         preflight(_recipe(folder, model))
 
 
