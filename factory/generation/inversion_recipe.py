@@ -32,7 +32,7 @@ class RealOptions:
     annotations: Path | None
     classes: str
     split: str
-    most: int | None
+    max_images: int | None
     method: str
     steps: int
     timestep: int
@@ -72,7 +72,7 @@ def recipe_of_folder(
     prompts: list[dict[str, Any]] = []
     digest, skipped = hashlib.sha256(), 0
     for key in folder.keys:
-        if options.most is not None and len(keys) == options.most:
+        if options.max_images is not None and len(keys) == options.max_images:
             break
         labels = folder.load(key).labels
         large_enough = present(labels, vocabulary, options.min_area)
