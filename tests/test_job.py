@@ -73,7 +73,7 @@ def test_job_resumes_at_the_failed_step(tmp_path: Path) -> None:
     steps = [{"stickers": {"with": ["render", *(part for k, v in render.items() for part in (f"--{k}", v))]}}]
     steps.append({"status": {"with": "{out}/nowhere"}})
     file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), values={"n": 3}, steps=steps)
-    with pytest.raises(UserError, match=r"step 2 \(status\\) ended with exit code 2"):
+    with pytest.raises(UserError, match=r"step 2 \(status\) ended with exit code 2"):
         run_workflow(load_workflow(file, None, commands(), {}), lambda text: None)
     assert len(list((tmp_path / "out/real/JPEGImages").iterdir())) == 3
     lines: list[str] = []

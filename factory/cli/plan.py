@@ -75,8 +75,8 @@ def plan(
         return
     mark = data["fingerprint"][:12]
     typer.echo(f"{data['n']} samples in {data['shards']} shards of {data['shard_size']}, fingerprint {mark}.")
-    least, most = data["per_class_least"], data["per_class_most"]
-    times = f"{least} to {most}" if most != least else f"{least}"
+    low, high = data["per_class_least"], data["per_class_most"]
+    times = f"{low} to {high}" if high != low else f"{low}"
     typer.echo(f"Each of {data['classes']} classes appears {times} times.")
     typer.echo("Example prompts:")
     for text in data["prompts"]:

@@ -56,14 +56,14 @@ def session_folder() -> str | None:
     Ray creates its sockets below RAY_TMPDIR or TMPDIR, and the path of a Unix socket has at most 107 bytes. UserError
     if RAY_TMPDIR is too long, or if TMPDIR is too long and /tmp is not writable.
     """
-    chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    if len(os.fsencode(os.path.join(chosen, _SESSION))) <= _MAX_SOCKET_PATH:
+    parent = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(os.fsencode(os.path.join(parent, _SESSION))) <= _MAX_SOCKET_PATH:
         return None
     longest = _MAX_SOCKET_PATH - len(_SESSION) - 1
     name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
     if name == "TMPDIR" and os.access("/tmp", os.W_OK | os.X_OK):
         return "/tmp/ray"
     raise UserError(
-        f"{name} is {chosen}, {len(os.fsencode(chosen))} bytes long; it may have at most {longest}, because Ray "
+        f"{name} is {parent}, {len(os.fsencode(parent))} bytes long; it may have at most {longest}, because Ray "
         f"creates Unix sockets below it: set RAY_TMPDIR to a shorter path."
     )

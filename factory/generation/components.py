@@ -23,7 +23,7 @@ class Components:
 
 
 def load_components(recipe: Recipe, device: str = "cpu", detector: Detector | None = None) -> Components:
-    """Load the models of a recipe. A given `detector`, such as that of a detector pool, is used instead of one."""
+    """Load the models of a recipe. A given `detector`, such as a detector pool's, replaces the recipe's own."""
     from factory.generator.pipeline import PipelineGenerator
 
     if recipe.real is not None:

@@ -116,6 +116,6 @@ def mean_psnr(store: "Store", recipe: Recipe) -> float:
     values = []
     for number in sorted(committed(store)):
         data = store.get(manifest_name(number)) if number < len(Plan(recipe)) else None
-        rows = read_manifest(data) if data is not None else []
-        values += [dict(row["filters"])["psnr"] for row in rows]
+        records = read_manifest(data) if data is not None else []
+        values += [dict(record["filters"])["psnr"] for record in records]
     return sum(values) / len(values) if values else float("nan")
