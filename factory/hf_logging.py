@@ -1,4 +1,4 @@
-"""How the model libraries behave inside this program."""
+"""Configures diffusers and transformers: their logging, and a workaround for a broken torchvision."""
 
 import importlib
 import sys
@@ -10,9 +10,9 @@ from typing import Any
 
 
 def quiet_model_libraries() -> None:
-    """Keep diffusers and transformers from writing progress bars and remarks between this program's own lines.
+    """Disable progress bars and warnings of diffusers and transformers, which would mix with this program's output.
 
-    To be called before the models' modules are imported, for some remarks are made at import.
+    Call it before importing model modules, because some warnings are issued at import.
     """
     from diffusers.utils import logging as diffusers_log
     from transformers.utils import logging as transformers_log
@@ -23,7 +23,7 @@ def quiet_model_libraries() -> None:
 
 
 class _BeforeModelLibraries(MetaPathFinder):
-    """Finds nothing; tries torchvision when transformers or diffusers is first looked for."""
+    """Finds no module; checks torchvision when transformers or diffusers is imported for the first time."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name in ("transformers", "diffusers"):
@@ -36,19 +36,19 @@ _fault: str | None = None
 
 
 def guard_against_torchvision() -> None:
-    """Let transformers and diffusers do without a torchvision that cannot be imported.
+    """Make transformers and diffusers ignore a torchvision that cannot be imported.
 
-    Both import torchvision wherever it is installed, few of their models need it, and one that was built for another
-    torch raises at import: then no command that loads a model would work. Costs nothing until they are imported.
+    Both import torchvision if it is installed, although few of their models need it. A torchvision built for another
+    version of torch raises at import, so no command that loads a model would work. Free until they are imported.
     """
     if _guard not in sys.meta_path and "torchvision" not in sys.modules and PathFinder.find_spec("torchvision"):
         sys.meta_path.insert(0, _guard)
 
 
 def torchvision_fault() -> str | None:
-    """Why the installed torchvision cannot be imported, in a few words; None where it can, or where there is none.
+    """A short message why the installed torchvision cannot be imported; None if it can be, or is not installed.
 
-    One that cannot is hidden: to the rest of the process it is not installed.
+    A broken torchvision is hidden from the rest of the process, as if it were not installed.
     """
     global _fault
     if _guard in sys.meta_path:
@@ -61,14 +61,14 @@ def _try_torchvision() -> str | None:
     before = set(sys.modules)
     try:
         importlib.import_module("torchvision")
-    except Exception as error:  # RuntimeError, OSError, AttributeError: it depends on what does not match
+    except Exception as error:  # RuntimeError, OSError or AttributeError, depending on the mismatch
         for name in set(sys.modules) - before:
             if name.partition(".")[0] == "torchvision":
                 del sys.modules[name]
         from importlib.metadata import version
 
-        hidden: dict[str, Any] = sys.modules
-        hidden["torchvision"] = None
-        said = " ".join(str(error).split())[:120]
-        return f"torchvision {version('torchvision')} does not work with torch {version('torch')}: {said}"
+        modules: dict[str, Any] = sys.modules
+        modules["torchvision"] = None  # makes `import torchvision` raise ModuleNotFoundError
+        message = " ".join(str(error).split())[:120]
+        return f"torchvision {version('torchvision')} does not work with torch {version('torch')}: {message}"
     return None

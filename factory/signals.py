@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: both ask the running work to stop in order, and the exit code tells which one it was."""
+"""SIGINT and SIGTERM: both request a graceful stop; the exit code tells which signal it was."""
 
 import contextlib
 import signal
@@ -9,15 +9,15 @@ from types import FrameType
 
 from factory import exit_codes
 
-_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _received: int | None = None
 
 
 def listen() -> None:
-    """Make SIGTERM act as Ctrl-C does, and hear Ctrl-C; for the main thread of a command.
+    """Make SIGTERM act like Ctrl-C, and make sure that SIGINT has an effect; for the main thread of a command.
 
-    A shell starts background jobs with SIGINT ignored, and Python keeps what it inherits: `kill -INT` and an
-    orchestrator's SIGINT would have no effect.
+    A shell starts background jobs with SIGINT ignored, and Python inherits that: `kill -INT` and an orchestrator's
+    SIGINT would have no effect.
     """
     if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -25,7 +25,7 @@ def listen() -> None:
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
-    """Handler of SIGTERM: remember it, then do what Ctrl-C does at this moment."""
+    """Handler of SIGTERM: record the signal, then call the current handler of SIGINT."""
     global _received
     _received = number
     handler = signal.getsignal(signal.SIGINT)
@@ -36,23 +36,23 @@ def terminate(number: int, frame: FrameType | None) -> None:
 
 
 def exit_code() -> int:
-    """Exit code of an interrupted command: 143 after SIGTERM, otherwise 130."""
+    """The exit code of an interrupted command: 143 after SIGTERM, otherwise 130."""
     return exit_codes.TERMINATED if _received == signal.SIGTERM else exit_codes.INTERRUPTED
 
 
-def run_passing_signals_on(command: Sequence[str]) -> int:
-    """Run a command to its end and return its exit code; signals to this process go on to it, each one once.
+def run_forwarding_signals(command: Sequence[str]) -> int:
+    """Run a command, forward signals to it, wait for it to end and return its exit code.
 
-    The child has a session of its own: a terminal would send Ctrl-C to both, and the child would take the copy that is
-    passed on for a second, impatient one. It ends in its own time, so a training leaves its checkpoint.
+    The child runs in a new session. Otherwise a terminal would send Ctrl-C to both processes, and the child would take
+    the forwarded copy for a second Ctrl-C, which stops immediately. This way a training can write its checkpoint.
     """
-    numbers = [number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
+    numbers = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
     if threading.current_thread() is not threading.main_thread():
         numbers = []
     early: list[int] = []
     child: subprocess.Popen[bytes] | None = None
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         global _received
         _received = number
         if child is None:
@@ -60,7 +60,7 @@ def run_passing_signals_on(command: Sequence[str]) -> int:
         else:
             child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    before = {number: signal.signal(number, pass_on) for number in numbers}
+    before = {number: signal.signal(number, forward) for number in numbers}
     try:
         child = subprocess.Popen(command, start_new_session=True)
         for number in early:
@@ -73,25 +73,25 @@ def run_passing_signals_on(command: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Within the `with`, the first SIGINT or SIGTERM only makes the yielded function true; a second one interrupts.
+    """Defer interrupts: the first SIGINT or SIGTERM makes the yielded function return True; a second one interrupts.
 
-    The handlers from before are restored. In other threads than the main one, signals are left alone.
+    The previous handlers are restored at the end. In threads other than the main thread, signals are not handled.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    asked = False
+    requested = False
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
+    def request(number: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGINT, request)
     signal.signal(signal.SIGTERM, terminate)
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,4 +1,4 @@
-"""What a worker asks for and how many are asked for: containers, memory, clusters that grow."""
+"""Resources and number of workers: containers, memory, autoscaling clusters."""
 
 import os
 from pathlib import Path
@@ -16,42 +16,48 @@ from factory.generation.worker_memory import worker_memory
 
 GIB = 2**30
 HEAD = {"CPU": 4.0, "memory": 16.0 * GIB}
-GPU_HOST = {"CPU": 8.0, "GPU": 4.0, "memory": 64.0 * GIB}
+GPU_NODE = {"CPU": 8.0, "GPU": 4.0, "memory": 64.0 * GIB}
 
 
-def judge(there: Resources, memory: int = 0, **engine: Any) -> tuple[Share, int]:
-    return Capacity(EngineRecipe(**{"address": "auto", **engine}), threads=1, memory=memory).judge(there)
+def plan_workers(cluster: Resources, memory: int = 0, **engine: Any) -> tuple[Share, int]:
+    return Capacity(EngineRecipe(**{"address": "auto", **engine}), threads=1, memory=memory).for_resources(cluster)
 
 
-def test_gpus_that_join_later_are_used_and_then_waited_for() -> None:
+def test_gpus_that_join_later_are_used_and_waited_for_after_a_loss() -> None:
     capacity = Capacity(EngineRecipe(address="auto"), threads=1)
-    assert capacity.judge(Resources([HEAD])) == (Share(1), 4)
-    assert capacity.judge(Resources([HEAD, GPU_HOST])) == (Share(1, 1.0), 4)
-    assert capacity.judge(Resources([HEAD])) == (Share(1, 1.0), 1), "a lost GPU host is no reason to go on with CPUs"
+    assert capacity.for_resources(Resources([HEAD])) == (Share(1), 4)
+    assert capacity.for_resources(Resources([HEAD, GPU_NODE])) == (Share(1, 1.0), 4)
+    assert capacity.for_resources(Resources([HEAD])) == (Share(1, 1.0), 1), (
+        "no fallback to CPUs after the GPU node is lost"
+    )
 
 
-def test_a_cluster_that_scales_from_zero_is_asked_for_all_that_it_can_be() -> None:
+def test_autoscaling_cluster_is_asked_for_its_maximum() -> None:
     limit = {"CPU": 84.0, "GPU": 40.0, "memory": 700.0 * GIB}
-    assert judge(Resources([HEAD], scales=True, limit=limit)) == (Share(1, 1.0), 40)
-    assert judge(Resources([HEAD], scales=True, limit=limit), gpus_per_worker=0.5) == (Share(1, 0.5), 80)
-    assert judge(Resources([HEAD], scales=True, limit=limit), gpus_per_worker=0) == (Share(1), 84)
+    assert plan_workers(Resources([HEAD], scales=True, limit=limit)) == (Share(1, 1.0), 40)
+    assert plan_workers(Resources([HEAD], scales=True, limit=limit), gpus_per_worker=0.5) == (Share(1, 0.5), 80)
+    assert plan_workers(Resources([HEAD], scales=True, limit=limit), gpus_per_worker=0) == (Share(1), 84)
 
 
-def test_a_cluster_that_scales_to_nobody_knows_what_is_asked_for_more_than_is_there() -> None:
-    assert judge(Resources([HEAD], scales=True), gpus_per_worker=1)[1] == 4
-    assert judge(Resources([HEAD, GPU_HOST], scales=True), gpus_per_worker=1)[1] == 8
-    assert judge(Resources([HEAD, GPU_HOST]), gpus_per_worker=1)[1] == 4, "a fixed one is not"
+def test_autoscaling_cluster_without_known_maximum_is_asked_for_more_than_it_has() -> None:
+    assert plan_workers(Resources([HEAD], scales=True), gpus_per_worker=1)[1] == 4
+    assert plan_workers(Resources([HEAD, GPU_NODE], scales=True), gpus_per_worker=1)[1] == 8
+    assert plan_workers(Resources([HEAD, GPU_NODE]), gpus_per_worker=1)[1] == 4, "a fixed cluster is not"
 
 
-def test_cpu_workers_reserve_memory_so_that_not_every_core_loads_a_model() -> None:
-    assert judge(Resources([HEAD]), memory=6 * GIB) == (Share(1, 0, 6 * GIB), 2)
-    assert judge(Resources([HEAD, HEAD]), memory=6 * GIB)[1] == 4, "by machine: memory of two is not one"
-    assert judge(Resources([HEAD]), memory=40 * GIB) == (Share(1, 0, 16 * GIB), 1), "one is tried in any case"
-    assert judge(Resources([HEAD]), memory=6 * GIB, workers=4)[0].memory == 0, "who gives a number decides"
-    assert judge(Resources([HEAD]), memory_per_worker=4.0)[1] == 4
+def test_memory_limits_the_number_of_cpu_workers() -> None:
+    assert plan_workers(Resources([HEAD]), memory=6 * GIB) == (Share(1, 0, 6 * GIB), 2)
+    assert plan_workers(Resources([HEAD, HEAD]), memory=6 * GIB)[1] == 4, "memory is counted per node"
+    assert plan_workers(Resources([HEAD]), memory=40 * GIB) == (Share(1, 0, 16 * GIB), 1), (
+        "one worker is always requested"
+    )
+    assert plan_workers(Resources([HEAD]), memory=6 * GIB, workers=4)[0].memory == 0, (
+        "an explicit number of workers requests no memory"
+    )
+    assert plan_workers(Resources([HEAD]), memory_per_worker=4.0)[1] == 4
 
 
-def test_the_memory_of_a_worker_is_estimated_from_the_files_of_its_models(tiny_model: Path) -> None:
+def test_worker_memory_is_estimated_from_the_model_files(tiny_model: Path) -> None:
     def estimated(**generator: Any) -> int:
         recipe = make_recipe({"n": 1, "classes": "voc", "generator": {"model": str(tiny_model), **generator}})
         return worker_memory(recipe, detector_in_worker=False)
@@ -74,7 +80,7 @@ def test_the_memory_of_a_worker_is_estimated_from_the_files_of_its_models(tiny_m
         ({}, "4:memory:/job\n", None),
     ],
 )
-def test_the_quota_of_a_container_is_read(files: dict[str, str], own: str, expected: float, tmp_path: Path) -> None:
+def test_cgroup_quota_is_read(files: dict[str, str], own: str, expected: float, tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / "cg" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "cg" / name).write_text(text + "\n")
@@ -82,7 +88,7 @@ def test_the_quota_of_a_container_is_read(files: dict[str, str], own: str, expec
     assert machine._quota(tmp_path / "cg", tmp_path / "own") == expected
 
 
-def test_cores_that_the_process_may_not_use_do_not_count() -> None:
+def test_usable_cpus_respects_affinity() -> None:
     allowed = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(allowed)})
@@ -91,7 +97,7 @@ def test_cores_that_the_process_may_not_use_do_not_count() -> None:
         os.sched_setaffinity(0, allowed)
 
 
-def test_sockets_find_a_short_folder_or_a_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_folder_is_short_or_raises_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", "/" + "x" * 38)
     assert session_folder() is None
@@ -99,6 +105,6 @@ def test_sockets_find_a_short_folder_or_a_message_says_what_to_do(monkeypatch: p
     assert session_folder() == "/tmp/ray"
     monkeypatch.setenv("RAY_TMPDIR", "/" + "y" * 87)
     with pytest.raises(
-        UserError, match=r"RAY_TMPDIR is /y+, 88 bytes long; .* at most 39: set RAY_TMPDIR to a shorter"
+        UserError, match=r"RAY_TMPDIR is /y+, 88 bytes long; .* at most 39, .*: set RAY_TMPDIR to a shorter"
     ):
         session_folder()

@@ -1,4 +1,4 @@
-"""The whole chains of the jobs on real model classes with tiny random weights, stopped in the middle and resumed."""
+"""The shipped jobs end to end, on real model classes with tiny random weights, interrupted and resumed."""
 
 import json
 from pathlib import Path
@@ -26,8 +26,8 @@ def commands() -> dict[str, Any]:
     return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
-def small(tiny_model: Path, place: Path, vocabulary: Vocabulary, queries: int) -> dict[str, str]:
-    """A job's own values, small: random weights find something of most classes, and every filter lets it pass."""
+def small_values(tiny_model: Path, folder: Path, vocabulary: Vocabulary, queries: int) -> dict[str, str]:
+    """Small values for a job: random weights detect something of most classes, and no filter rejects it."""
     recipe = {
         "generator": {"model": str(tiny_model), "steps": 2, "dtype": "bfloat16", "channels_last": True},
         "masks": {"score": 0.05, "ignore_score": 0.05},
@@ -36,13 +36,13 @@ def small(tiny_model: Path, place: Path, vocabulary: Vocabulary, queries: int) -
         "shard_size": 4,
         "attempts": 40,
     }
-    (place / "tiny.yaml").write_text(yaml.safe_dump(recipe))
-    write_voc_folder(place / "real", vocabulary, 10, ("noto",), size=64)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    write_voc_folder(folder / "real", vocabulary, 10, ("noto",), size=64)
     return {
         "n": "8",
-        "recipe": str(place / "tiny.yaml"),
-        "detector": str(tiny_mask2former(place / "detector", vocabulary.names, queries=queries)),
-        "real": str(place / "real"),
+        "recipe": str(folder / "tiny.yaml"),
+        "detector": str(tiny_mask2former(folder / "detector", vocabulary.names, queries=queries)),
+        "real": str(folder / "real"),
         "device": "cpu",
         "grounder_steps": "2",
         "segmenter_steps": "2",
@@ -52,22 +52,20 @@ def small(tiny_model: Path, place: Path, vocabulary: Vocabulary, queries: int) -
     }
 
 
-def test_the_chain_for_voc_runs_from_class_names_to_the_scores_of_segmenters_and_grounders(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # else an unknown architecture is looked for on the hub, with retries
-    values = {**small(tiny_model, tmp_path, voc(), 100), "inversion_steps": "4"}
-    out, told = tmp_path / "out", list[str]()
-    with pytest.raises(UserError, match="train-segmenter: Invalid value for '--steps'"):
+def test_voc_job_runs_end_to_end_and_resumes(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # otherwise an unknown architecture is looked up on the hub, with retries
+    values = {**small_values(tiny_model, tmp_path, voc(), 100), "inversion_steps": "4"}
+    out, lines = tmp_path / "out", list[str]()
+    with pytest.raises(UserError, match="train-segmenter: Invalid value for '--train-steps' / '--steps'"):
         load_workflow(JOBS / "voc.yaml", out, commands(), {**values, "segmenter_steps": "0"})
     broken = load_workflow(JOBS / "voc.yaml", out, commands(), {**values, "architecture": "nothing"})
-    with pytest.raises(UserError, match="step 6, train-segmenter, ended with exit code 2"):
-        run_workflow(broken, told.append)
+    with pytest.raises(UserError, match=r"step 6 \(train-segmenter\) ended with exit code 2"):
+        run_workflow(broken, lines.append)
     tar = (out / "set" / "train" / "000000.tar").read_bytes()
 
-    told.clear()
-    run_workflow(load_workflow(JOBS / "voc.yaml", out, commands(), values), told.append)
-    assert [line.split("] ")[1].startswith("done before") for line in told] == [True] * 5 + [False] * 7
+    lines.clear()
+    run_workflow(load_workflow(JOBS / "voc.yaml", out, commands(), values), lines.append)
+    assert [line.split("] ")[1].startswith("already completed") for line in lines] == [True] * 5 + [False] * 7
     assert (out / "set" / "train" / "000000.tar").read_bytes() == tar
     protocol = json.loads((out / "protocol-1" / "protocol-1.json").read_text())
     assert {row["method"] for row in protocol["results"]} == {"attention", "guided"}
@@ -78,17 +76,15 @@ def test_the_chain_for_voc_runs_from_class_names_to_the_scores_of_segmenters_and
     assert "| VOC2012 | and true masks | 1 |" in (out / "real.md").read_text()
 
 
-@pytest.mark.slow  # 400 queries at the library's 384 x 384: some minutes, for the same code as VOC's chain
-def test_the_chain_for_coco_runs_from_class_names_to_the_score_of_a_segmenter(
-    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    values = small(tiny_model, tmp_path, coco(), 400)
-    folder = VocFolder(tmp_path / "real", "val", coco())
+@pytest.mark.slow  # 400 queries at 384 x 384 take minutes, for the same code as the VOC job
+def test_coco_job_runs_end_to_end(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    values = small_values(tiny_model, tmp_path, coco(), 400)
+    real = VocFolder(tmp_path / "real", "val", coco())
     ids = {entry.name: entry.id for entry in coco().classes}
     values |= {
         "n_oracle": "8",
-        "real": str(folder.root / "JPEGImages"),
-        "annotations": str(write_annotations(folder, tmp_path / "instances.json", ids)),
+        "real": str(real.root / "JPEGImages"),
+        "annotations": str(write_annotations(real, tmp_path / "instances.json", ids)),
     }
     run_workflow(load_workflow(JOBS / "coco.yaml", tmp_path / "out", commands(), values))
     assert "over 2 images" in capfd.readouterr().out

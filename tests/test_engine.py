@@ -1,4 +1,4 @@
-"""The engine on work that sleeps, fails, hangs and dies: everything is done once, and nothing is given up too early."""
+"""The engine with jobs that sleep, fail, hang and crash: every shard is produced, and none is given up too early."""
 
 import os
 import signal
@@ -48,29 +48,31 @@ def times(folder: Path, mark: str, shard: int) -> int:
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_every_shard_is_made_once(tmp_path: Path) -> None:
+def test_every_shard_is_produced_once(tmp_path: Path) -> None:
     state = run(SleepingJob(str(tmp_path)), 20)
     assert [times(tmp_path, "done", shard) for shard in range(20)] == [1] * 20
     assert (state.shards_done, state.accepted, state.lost, state.requeued) == (20, 20, 0, 0)
 
 
-def test_the_last_shards_wait_for_whoever_is_free_first(tmp_path: Path) -> None:
+def test_last_shards_are_not_assigned_as_second_shards(tmp_path: Path) -> None:
     pool = Pool(SleepingJob(str(tmp_path)), Share(1))
     idle, busy, full, loading = (Worker(name, None, None, ready=True) for name in ("idle", "busy", "full", "loading"))
     busy.shards, full.shards, loading.ready = {0: None}, {1: None, 2: None}, False
 
-    def given(workers: list[Worker], queued: int) -> list[str]:
+    def free(workers: list[Worker], queued: int) -> list[str]:
         pool.workers = workers
         return [worker.handle for worker in pool.free(queued)]
 
-    assert given([full, busy, idle], queued=4) == ["idle", "busy", "idle"], "plenty: one more beyond each first one"
-    assert given([full, busy, idle], queued=3) == ["idle"], "then fewer are left than there are actors"
-    assert given([idle, loading], queued=2) == ["idle"], "the other one is for the actor that still loads"
-    assert given([idle, loading], queued=3) == ["idle", "idle"]
+    assert free([full, busy, idle], queued=4) == ["idle", "busy", "idle"], (
+        "enough shards: every ready actor may take a second one"
+    )
+    assert free([full, busy, idle], queued=3) == ["idle"], "otherwise fewer would be left than there are actors"
+    assert free([idle, loading], queued=2) == ["idle"], "the other shard is for the loading actor"
+    assert free([idle, loading], queued=3) == ["idle", "idle"]
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_the_shards_of_a_worker_that_dies_go_back_to_the_queue(tmp_path: Path) -> None:
+def test_shards_of_a_dead_worker_are_requeued(tmp_path: Path) -> None:
     state = run(SleepingJob(str(tmp_path), dying=frozenset({1, 4})), 8)
     assert all(times(tmp_path, "done", shard) >= 1 for shard in range(8))
     assert state.shards_done == 8
@@ -79,20 +81,20 @@ def test_the_shards_of_a_worker_that_dies_go_back_to_the_queue(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_a_shard_that_kills_every_worker_is_given_up_and_its_neighbours_are_done(tmp_path: Path) -> None:
-    told, written = dict[int, str](), list[str]()
-    listener = Listener(quarantine=told.__setitem__, logs=written.append)
+def test_shard_that_kills_every_worker_is_given_up_and_others_finish(tmp_path: Path) -> None:
+    errors, logs = dict[int, str](), list[str]()
+    listener = Listener(quarantine=errors.__setitem__, logs=logs.append)
     state = run(SleepingJob(str(tmp_path), poisonous=frozenset({1})), 8, listener)
     assert (state.quarantined, state.shards_done) == ([1], 7)
     assert times(tmp_path, "tried", 1) == 5
-    assert "its worker was lost, 5 of 5 times" in told[1]
-    assert "shard 1 takes all memory" in told[1], "what the worker wrote before it died is kept"
-    assert "shard 1 takes all memory" in written[-1]
+    assert "its worker was lost (5 of 5 times)" in errors[1]
+    assert "shard 1 takes all memory" in errors[1], "the output of the dead worker is kept"
+    assert "shard 1 takes all memory" in logs[-1]
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_a_shard_that_was_finished_when_its_worker_died_is_not_made_again(tmp_path: Path) -> None:
-    """A busy driver finds the loss and the answer at once, the loss first."""
+def test_shard_finished_before_its_worker_died_is_not_repeated(tmp_path: Path) -> None:
+    """A busy driver sees the loss and the result at the same time, the loss first."""
 
     def tick(state: State) -> None:
         while (tmp_path / "tried-0").exists() and not (tmp_path / "died-0").exists():
@@ -107,97 +109,97 @@ def test_a_shard_that_was_finished_when_its_worker_died_is_not_made_again(tmp_pa
 
 @pytest.mark.usefixtures("ray_here")
 @pytest.mark.parametrize("start", ["raise", "die"])
-def test_a_detector_pool_that_cannot_start_ends_the_run_with_a_sentence(tmp_path: Path, start: str) -> None:
+def test_detector_pool_that_cannot_start_ends_the_run(tmp_path: Path, start: str) -> None:
     job = AskingJob(str(tmp_path), start=start)
-    with pytest.raises(GivenUpError, match="the detector workers cannot start: they failed again and again"):
+    with pytest.raises(GivenUpError, match="the detector workers cannot start: they failed repeatedly"):
         run(job, 3, detectors=1)
 
 
 @pytest.mark.usefixtures("ray_here")
 @pytest.mark.parametrize(
-    ("start", "said"), [("hang", "loading was not done after 1 s"), ("die", "worker process has died")]
+    ("start", "message"), [("hang", "loading did not finish within 1 s"), ("die", "worker process has died")]
 )
-def test_workers_that_never_get_ready_are_reported_and_not_replaced_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, said: str
+def test_workers_that_never_become_ready_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, message: str
 ) -> None:
     monkeypatch.setattr(health, "FAILED_STARTS", 2)
-    with pytest.raises(GivenUpError, match=f"failed 2 times in a row while loading, at last with: .*{said}"):
+    with pytest.raises(GivenUpError, match=f"failed 2 times in a row while loading, most recently with: .*{message}"):
         run(SleepingJob(str(tmp_path), start=start), 3, workers=1, load_deadline=1.0)
 
 
-def test_a_worker_that_tries_no_sample_for_an_hour_is_late_before_any_shard_is_known() -> None:
+def test_worker_without_progress_for_an_hour_is_late() -> None:
     now, hour = time.monotonic(), deadlines._FIRST_SILENCE
     silent = Worker(None, None, None, ready=True, shards={0: None}, since=now - hour - 1, alive=now - hour - 1)
     busy = Worker(None, None, None, ready=True, shards={0: None}, since=now - hour - 1, alive=now - 5)
     waiting = Worker(None, None, None, since=0.0)
     late = Deadlines(EngineRecipe())
-    assert "it tried no sample for 3600 s" in str(late.exceeded(silent))
+    assert "no progress for 3600 s" in str(late.exceeded(silent))
     assert late.exceeded(busy) is None
-    assert late.exceeded(waiting) is None, "an actor that waits for room is not late"
+    assert late.exceeded(waiting) is None, "a pending actor is not late"
     for _ in range(3):
         late.complete(100.0)
-    assert "not done after 1000 s" in str(late.exceeded(busy))
+    assert "not finished within 1000 s" in str(late.exceeded(busy))
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_sigterm_lets_shards_under_way_finish_and_drops_what_does_not(tmp_path: Path) -> None:
-    said: list[State] = []
+def test_sigterm_lets_shards_in_progress_finish_within_the_grace_period(tmp_path: Path) -> None:
+    states: list[State] = []
 
     def tick(state: State) -> None:
-        said.append(state)
+        states.append(state)
         if (tmp_path / "tried-0").exists() and state.shards_done >= 1 and not (tmp_path / "sent").exists():
             (tmp_path / "sent").touch()
             os.kill(os.getpid(), signal.SIGTERM)
 
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     job = SleepingJob(str(tmp_path), seconds=1.0, writing=0.5, hanging=frozenset({0}))
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run(job, 30, Listener(tick=tick), grace=4.0)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - start < 15
     tried, done = ({path.name.partition("-")[2] for path in tmp_path.glob(f"{what}-*")} for what in ("tried", "done"))
-    assert tried - done == {"0"}, "what was under way was finished, and the one that hangs was dropped"
-    assert 2 <= len(done) <= 5, "nothing was given out after the signal"
-    assert any("stopping:" in line for line in said[-1].errors)
+    assert tried - done == {"0"}, "only the hanging shard was dropped"
+    assert 2 <= len(done) <= 5, "no shard was submitted after the signal"
+    assert any("stopping:" in line for line in states[-1].errors)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_a_shard_that_fails_is_tried_three_times_and_then_put_aside(tmp_path: Path) -> None:
-    told: dict[int, str] = {}
-    listener = Listener(quarantine=told.__setitem__)
+def test_failing_shard_is_quarantined_after_three_tries(tmp_path: Path) -> None:
+    errors: dict[int, str] = {}
+    listener = Listener(quarantine=errors.__setitem__)
     state = run(SleepingJob(str(tmp_path), failing=frozenset({2})), 6, listener)
     assert times(tmp_path, "tried", 2) == 3
     assert state.quarantined == [2]
     assert state.shards_done == 5
-    assert "RuntimeError: shard 2 always fails" in told[2]
-    assert "in generate" in told[2]
-    assert "\x1b" not in told[2]
+    assert "RuntimeError: shard 2 always fails" in errors[2]
+    assert "in generate" in errors[2]
+    assert "\x1b" not in errors[2]
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_a_shard_over_its_deadline_is_killed_and_its_neighbours_are_done(tmp_path: Path) -> None:
+def test_shard_past_its_deadline_is_killed_and_others_finish(tmp_path: Path) -> None:
     state = run(SleepingJob(str(tmp_path), hanging=frozenset({0})), 4, deadline=1.0)
     assert state.quarantined == [0]
     assert state.shards_done == 3
-    assert any("not done after 1 s" in line for line in state.errors)
+    assert any("not finished within 1 s" in line for line in state.errors)
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_a_worker_generates_while_it_writes_the_shard_before(tmp_path: Path) -> None:
+def test_worker_generates_while_it_writes_the_previous_shard(tmp_path: Path) -> None:
     run(SleepingJob(str(tmp_path), seconds=0.4, writing=0.4), 5, workers=1)
-    took = (tmp_path / "done-4").stat().st_mtime - (tmp_path / "tried-0").stat().st_mtime
-    assert took < 5 * 0.8 - 0.5
+    duration = (tmp_path / "done-4").stat().st_mtime - (tmp_path / "tried-0").stat().st_mtime
+    assert duration < 5 * 0.8 - 0.5
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_bad_input_that_a_worker_finds_ends_the_run_with_its_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the model folder x is no pipeline"):
+def test_user_error_in_a_worker_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the model folder x is not a pipeline"):
         run(RefusingJob(str(tmp_path)), 3)
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_workers_ask_the_detector_pool_and_a_lost_detector_comes_back(tmp_path: Path) -> None:
+def test_lost_detector_is_restarted_and_called_again(tmp_path: Path) -> None:
     state = run(AskingJob(str(tmp_path)), 4, workers=1, detectors=1)
     assert (tmp_path / "detector-died").exists()
     assert (state.shards_done, state.accepted, state.quarantined) == (4, 12, [])
@@ -208,24 +210,24 @@ class Unknown(SleepingJob):
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_workers_that_cannot_start_end_the_run_instead_of_being_replaced_for_ever(tmp_path: Path) -> None:
+def test_workers_that_cannot_start_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the workers cannot start"):
         run(Unknown(str(tmp_path)), 3)
 
 
-def test_an_address_where_no_cluster_is_gets_a_sentence() -> None:
+def test_wrong_address_raises_a_clear_error() -> None:
     with (
-        pytest.raises(UserError, match=r"nothing answers at 127\.0\.0\.1:1 "),
+        pytest.raises(UserError, match=r"nothing is listening at 127\.0\.0\.1:1 "),
         connected(EngineRecipe(address="127.0.0.1:1"), 1),
     ):
         pass
-    with pytest.raises(UserError, match="an address is host:port"), connected(EngineRecipe(address="nowhere"), 1):
+    with pytest.raises(UserError, match="an address must be host:port"), connected(EngineRecipe(address="nowhere"), 1):
         pass
 
 
-def test_a_ray_that_does_not_start_gets_a_sentence(tmp_path: Path) -> None:
+def test_failed_start_of_ray_prints_a_clear_error(tmp_path: Path) -> None:
     command = [*PROGRAM, "generate", "--classes", "dog", "--n", "1", "--shards", str(tmp_path / "set")]
-    with tempfile.NamedTemporaryFile(dir="/tmp") as file:  # a short path: a long one is another fault
+    with tempfile.NamedTemporaryFile(dir="/tmp") as file:  # a short path, because a long one is a different error
         run = subprocess.run(command, env={**os.environ, "RAY_TMPDIR": file.name}, capture_output=True, text=True)
     assert run.returncode == 75, run.stderr
     assert "Ray did not start on this machine" in run.stderr

@@ -1,4 +1,4 @@
-"""The engine on a cluster that it joins: machines that come later, variables of the driver, a head that dies."""
+"""The engine on an existing cluster: nodes that join later, variables of the driver, a head node that dies."""
 
 import os
 import subprocess
@@ -21,18 +21,20 @@ from tests.support.jobs import SleepingJob
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head with one core and a token, which knows nothing of the driver's variables."""
+    """A head node with one core and a token, without the driver's variables."""
     _keep_token_in_memory()
     from ray.cluster_utils import Cluster
 
-    there = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
+    ray_cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False}
+    )
     try:
-        yield there
+        yield ray_cluster
     finally:
-        there.shutdown()
+        ray_cluster.shutdown()
 
 
-def test_a_machine_that_joins_late_is_used_and_has_the_drivers_variables(
+def test_node_that_joins_late_is_used_and_has_the_drivers_variables(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
@@ -43,7 +45,7 @@ def test_a_machine_that_joins_late_is_used_and_has_the_drivers_variables(
     def tick(state: State) -> None:
         seen.append(state)
         if state.shards_done >= 1 and not joined:
-            with monkeypatch.context() as elsewhere:  # another machine, whose processes inherit nothing from the driver
+            with monkeypatch.context() as elsewhere:  # the processes of another machine inherit nothing from the driver
                 elsewhere.delenv("AWS_ENDPOINT_URL")
                 elsewhere.delenv("AWS_CONFIG_FILE")
                 joined.append(cluster.add_node(num_cpus=1, num_gpus=1, wait=False))
@@ -55,15 +57,15 @@ def test_a_machine_that_joins_late_is_used_and_has_the_drivers_variables(
         finally:
             pool.close()
     assert (state.shards_done, state.quarantined, state.lost) == (40, [], 0)
-    made_on_cpu, made_on_gpu = (len((tmp_path / f"on-{name}").read_text()) for name in ("cpu", "cuda"))
-    assert made_on_gpu > made_on_cpu, "once there was a GPU, no shard was begun on the CPU"
+    on_cpu, on_gpu = (len((tmp_path / f"on-{name}").read_text()) for name in ("cpu", "cuda"))
+    assert on_gpu > on_cpu, "once there was a GPU, no shard was started on a CPU"
     assert (tmp_path / "AWS_ENDPOINT_URL-cpu").read_text() == "http://127.0.0.1:1"
-    assert not (tmp_path / "AWS_CONFIG_FILE-cpu").exists(), "a file that this machine lacks is no setting for it"
+    assert not (tmp_path / "AWS_CONFIG_FILE-cpu").exists(), "paths that do not exist on the node are not set"
     assert (tmp_path / "MALLOC_ARENA_MAX-cpu").read_text() == "1"
     assert "no token authentication" not in caplog.text
 
 
-def test_a_driver_on_a_host_outside_the_cluster_gets_a_sentence(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_outside_the_cluster_raises_a_clear_error(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray._private.services.find_node_ids", lambda: {"f" * 56})
     with (
         pytest.raises(UserError, match=r"this host is not part of the Ray cluster at .* ray://"),
@@ -115,17 +117,17 @@ from tests.support.jobs import SleepingJob
 health.LONGEST_SILENCE = 3.0
 cluster._keep_token_in_memory()
 from ray.cluster_utils import Cluster
-there = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+ray_cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 killed = []
 
 def tick(state):
     if not killed and Path(sys.argv[2], "tried-0").exists():
         killed.append(1)
-        there.head_node.kill_gcs_server()
+        ray_cluster.head_node.kill_gcs_server()
 
 @main.app.command()
 def probe(folder: str) -> None:
-    engine = EngineRecipe(address=there.address)
+    engine = EngineRecipe(address=ray_cluster.address)
     with cluster.connected(engine, 1), ClusterView(Capacity(engine, 1)) as view:
         pool = Pool(SleepingJob(folder, hanging=frozenset(range(9))), view.share)
         try:
@@ -137,17 +139,17 @@ main.run()
 """
 
 
-def test_the_death_of_the_head_ends_the_run_with_a_sentence_and_not_after_a_minute(tmp_path: Path) -> None:
+def test_death_of_the_head_node_ends_the_run_with_a_clear_error(tmp_path: Path) -> None:
     program = [sys.executable, "-c", HEADLESS, "probe", str(tmp_path)]
     result = subprocess.run(program, capture_output=True, text=True, timeout=55, env=os.environ)
     assert result.returncode == 75, result.stderr
-    assert "the head of the Ray cluster at" in result.stderr
+    assert "the head node of the Ray cluster at" in result.stderr
     assert "Committed shards are kept" in result.stderr
     assert "Traceback" not in result.stderr
-    assert ".cc:" not in result.stderr, "no C++ text"
+    assert ".cc:" not in result.stderr, "no C++ output"
 
 
-BEFORE = """
+LIBRARY_USER = """
 import ray, sys
 import psutil
 from factory.engine.cluster import connected
@@ -158,22 +160,22 @@ with connected(EngineRecipe(workers=1), 1):
     assert ray.get(ray.remote(lambda: 3).remote()) == 3
     me = psutil.Process()
     for process in [me, *me.children(recursive=True)]:
-        for one in process.net_connections("inet"):
-            if one.status == "LISTEN":
-                print("listens", one.laddr.ip.removeprefix("::ffff:"))
-    with connected(EngineRecipe(workers=1), 1):  # a program that is connected already
+        for connection in process.net_connections("inet"):
+            if connection.status == "LISTEN":
+                print("listens", connection.laddr.ip.removeprefix("::ffff:"))
+    with connected(EngineRecipe(workers=1), 1):  # already connected
         assert ray.get(ray.remote(lambda: 4).remote()) == 4
     assert ray.is_initialized()
 print("after")
 """
 
 
-def test_a_library_user_with_ray_and_a_long_tmpdir_keeps_stdout_and_opens_no_port_to_others(tmp_path: Path) -> None:
+def test_library_use_keeps_stdout_and_listens_on_loopback_only(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * (87 - len(str(tmp_path))) if len(str(tmp_path)) < 87 else "x")
     folder.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     result = subprocess.run(
-        [sys.executable, "-c", BEFORE],
+        [sys.executable, "-c", LIBRARY_USER],
         capture_output=True,
         text=True,
         timeout=100,
@@ -183,4 +185,4 @@ def test_a_library_user_with_ray_and_a_long_tmpdir_keeps_stdout_and_opens_no_por
     lines = result.stdout.splitlines()
     assert (lines[0], lines[-1]) == ("own output", "after")
     assert set(lines[1:-1]) == {"listens 127.0.0.1"}
-    assert not (tmp_path / ".ray").exists(), "no token was written into the home folder"
+    assert not (tmp_path / ".ray").exists(), "no token was written to the home folder"

@@ -1,4 +1,4 @@
-"""Proof under fire, in short: killed workers, drivers and nodes change no byte of the finished set."""
+"""Short chaos tests: killed workers, drivers and nodes do not change a byte of the finished dataset."""
 
 import os
 import random
@@ -22,7 +22,7 @@ def recipe_file(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def calm(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The hashes of an undisturbed run of one worker."""
+    """The hashes of an undisturbed run with one worker."""
     out = tmp_path_factory.mktemp("fire") / "calm"
     run = launch(recipe_file, out, 1)
     text, _ = run.communicate(timeout=120)
@@ -31,36 +31,32 @@ def calm(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 @pytest.mark.parametrize("kind", ["worker", "driver"])
-def test_what_is_killed_and_resumed_ends_with_the_same_bytes(
+def test_killed_and_resumed_run_yields_the_same_bytes(
     kind: str, recipe_file: Path, calm: dict[str, str], tmp_path: Path
 ) -> None:
-    struck = disturbed(recipe_file, tmp_path / "out", 2, kind, random.Random(kind))
-    assert len(struck) >= 1
+    kills = disturbed(recipe_file, tmp_path / "out", 2, kind, random.Random(kind))
+    assert len(kills) >= 1
     assert hashes(tmp_path / "out") == calm
     assert len(list((tmp_path / "out" / "receipts").iterdir())) == 6
 
 
-def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(
-    recipe_file: Path, calm: dict[str, str], tmp_path: Path
-) -> None:
+def test_ctrl_c_stops_cleanly_and_the_run_resumes(recipe_file: Path, calm: dict[str, str], tmp_path: Path) -> None:
     run = launch(recipe_file, tmp_path / "out", 1)
     while not list((tmp_path / "out").glob("receipts/*.json")) and run.poll() is None:
         time.sleep(0.05)
-    below = workers_of(run)
+    workers = workers_of(run)
     os.kill(run.pid, signal.SIGINT)
     text, _ = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert "the same command continues from there" in text
+    assert "rerun the same command to resume" in text
     assert "Traceback" not in text
-    assert not any(process.is_running() and process.status() != "zombie" for process in below)
+    assert not any(process.is_running() and process.status() != "zombie" for process in workers)
     again = launch(recipe_file, tmp_path / "out", 1)
     again.communicate(timeout=120)
     assert hashes(tmp_path / "out") == calm
 
 
-def test_a_full_disk_loses_nothing_and_the_run_resumes_when_there_is_room(
-    recipe_file: Path, calm: dict[str, str], tmp_path: Path
-) -> None:
+def test_full_disk_loses_nothing_and_the_run_resumes(recipe_file: Path, calm: dict[str, str], tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", disk]).returncode:
@@ -81,10 +77,10 @@ def test_a_full_disk_loses_nothing_and_the_run_resumes_when_there_is_room(
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_a_node_that_dies_costs_no_sample(
+def test_dead_node_loses_no_sample(
     recipe_file: Path, calm: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real cluster of three Ray nodes on this machine, one of which is killed while it works."""
+    """A cluster of three Ray nodes on this machine, one of which is killed during the run."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     from ray.cluster_utils import Cluster
 

@@ -1,4 +1,4 @@
-"""A set from the command line to the bytes: made, resumed, extended, refused, verified and mended."""
+"""Datasets from the command line: generated, resumed, extended, rejected, verified and repaired."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ def recipe_file(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def finished(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run of one worker: what all others must equal."""
+    """The dataset of an undisturbed run with one worker; all other runs must yield the same bytes."""
     out = tmp_path_factory.mktemp("sets") / "reference"
     result = factory("generate", "--recipe", recipe_file, "--shards", out, "--json")
     assert result.returncode == 0, result.stderr
@@ -60,45 +60,45 @@ def finished(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-def copied(finished: Path, to: Path) -> Path:
+def copy_of(finished: Path, to: Path) -> Path:
     subprocess.run(["cp", "-r", finished, to], check=True)
     return to
 
 
-def test_the_written_recipe_makes_the_same_bytes_with_two_workers(finished: Path, tmp_path: Path) -> None:
+def test_stored_recipe_yields_the_same_bytes_with_two_workers(finished: Path, tmp_path: Path) -> None:
     result = factory("generate", "--recipe", finished / "recipe.yaml", "--shards", tmp_path / "again", "--workers", 2)
     assert result.returncode == 0, result.stderr
     assert hashes(tmp_path / "again") == hashes(finished)
     assert len(hashes(finished)) == 6
 
 
-def test_a_finished_set_is_told_by_its_files(finished: Path) -> None:
+def test_finished_dataset_is_recorded_as_complete(finished: Path) -> None:
     statement = json.loads((finished / "dataset.json").read_text())
     assert (statement["samples"], statement["complete"], statement["shards"]) == (12, True, 3)
     assert json.loads((finished / "progress.json").read_text())["status"] == "done"
     assert not (finished / "wids-meta.json").exists()
 
 
-def test_resuming_makes_only_what_has_no_receipt(finished: Path, tmp_path: Path) -> None:
-    out = copied(finished, tmp_path / "cut")
+def test_resume_generates_only_shards_without_receipt(finished: Path, tmp_path: Path) -> None:
+    out = copy_of(finished, tmp_path / "cut")
     for name in ("receipts/000001.json", "train/000001.tar", "receipts/000002.json"):
         (out / name).unlink()
-    kept = (out / "receipts/000000.json").stat().st_mtime_ns
+    modified = (out / "receipts/000000.json").stat().st_mtime_ns
     result = factory("generate", "--shards", out)
     assert result.returncode == 0, result.stderr
     assert hashes(out) == hashes(finished)
-    assert (out / "receipts/000000.json").stat().st_mtime_ns == kept
+    assert (out / "receipts/000000.json").stat().st_mtime_ns == modified
 
 
-def test_a_changed_recipe_is_refused_with_what_changed(finished: Path, recipe_file: Path) -> None:
+def test_changed_recipe_is_rejected_with_the_differences(finished: Path, recipe_file: Path) -> None:
     result = factory("generate", "--recipe", recipe_file, "--shards", finished, "--steps", 3, "--seed", 5)
     assert result.returncode == 2
     assert "seed: 0 -> 5; generator.steps: 2 -> 3" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_set_grows_only_when_told_and_keeps_its_shards(finished: Path, tmp_path: Path) -> None:
-    out = copied(finished, tmp_path / "larger")
+def test_extend_enlarges_a_dataset_and_keeps_its_shards(finished: Path, tmp_path: Path) -> None:
+    out = copy_of(finished, tmp_path / "larger")
     refused = factory("generate", "--shards", out, "--n", 18)
     assert refused.returncode == 2
     assert "add --extend" in refused.stderr
@@ -110,22 +110,22 @@ def test_a_set_grows_only_when_told_and_keeps_its_shards(finished: Path, tmp_pat
     assert factory("verify", out).returncode == 0
 
 
-def test_status_and_verify_tell_a_sound_set(finished: Path) -> None:
+def test_status_and_verify_of_a_sound_dataset(finished: Path) -> None:
     status = json.loads(factory("status", finished, "--json").stdout)
     assert (status["samples"], status["status"], status["quarantined"]) == (12, "complete", [])
     report = json.loads(factory("verify", finished, "--json").stdout)
     assert (report["shards"], report["samples"], report["sound"], report["damaged"]) == (3, 12, True, {})
 
 
-def test_a_sheet_shows_samples_beside_their_masks(finished: Path, tmp_path: Path) -> None:
-    result = factory("sheet", finished, "--out", tmp_path / "new" / "sheet.png", "--n", 5)
+def test_preview_shows_samples_beside_their_masks(finished: Path, tmp_path: Path) -> None:
+    result = factory("preview", finished, "--out", tmp_path / "new" / "sheet.png", "--n", 5)
     assert result.stdout.strip() == str(tmp_path / "new" / "sheet.png")
     with Image.open(tmp_path / "new" / "sheet.png") as picture:
         assert picture.size == (4 * 324, 2 * 178)
 
 
-def test_a_sheet_is_of_the_kind_that_its_name_says(finished: Path, tmp_path: Path) -> None:
-    factory("sheet", finished, "--out", tmp_path / "sheet.jpg", "--n", 1)
+def test_preview_format_follows_the_file_extension(finished: Path, tmp_path: Path) -> None:
+    factory("preview", finished, "--out", tmp_path / "sheet.jpg", "--n", 1)
     with Image.open(tmp_path / "sheet.jpg") as picture:
         assert picture.format == "JPEG"
     result = factory("sheet", finished, "--out", tmp_path / "sheet.gif")
@@ -152,27 +152,27 @@ DAMAGES: list[tuple[str, Callable[[Path], Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "damage", "said"), DAMAGES)
-def test_damage_is_found_and_nothing_else_is_blamed(
-    finished: Path, tmp_path: Path, name: str, damage: Callable[[Path], Any], said: str
+@pytest.mark.parametrize(("name", "damage", "message"), DAMAGES)
+def test_damage_is_attributed_to_its_shard(
+    finished: Path, tmp_path: Path, name: str, damage: Callable[[Path], Any], message: str
 ) -> None:
-    damage(copied(finished, tmp_path / "damaged") / name)
+    damage(copy_of(finished, tmp_path / "damaged") / name)
     report = verify(Store(str(tmp_path / "damaged")))
     assert list(report.damaged) == [1]
-    assert any(said in problem for problem in report.damaged[1])
+    assert any(message in problem for problem in report.damaged[1])
 
 
-def test_damage_of_all_kinds_is_repaired_to_the_same_bytes(finished: Path, tmp_path: Path) -> None:
-    out = copied(finished, tmp_path / "damaged")
+def test_repair_restores_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    out = copy_of(finished, tmp_path / "damaged")
     flip(out / "train/000000.tar")
     cut(out / "train/000001.tar")
-    (out / "receipts/000001.json").unlink()  # as where the power failed before the receipt was written
+    (out / "receipts/000001.json").unlink()  # as after a power failure before the receipt was written
     (out / "manifest/000002.parquet").unlink()
-    found = factory("verify", out)
-    assert found.returncode == 5
-    assert "2 of 3 shards exist, with 8 samples; 0 are sound." in found.stdout
-    assert "2 shards are damaged; `factory verify --repair` makes them again" in found.stdout
-    assert "2 files have no receipt: train/000001.tar, manifest/000001.parquet." in found.stdout
+    checked = factory("verify", out)
+    assert checked.returncode == 5
+    assert "2 of 3 shards exist, with 8 samples; 0 are sound." in checked.stdout
+    assert "2 shards are damaged; `factory verify --repair` generates them again" in checked.stdout
+    assert "2 files have no receipt: train/000001.tar, manifest/000001.parquet." in checked.stdout
     repaired = factory("verify", out, "--repair")
     assert repaired.returncode == 0, repaired.stderr
     assert "Repaired shards: 0, 1, 2.\n3 of 3 shards exist, with 12 samples; 3 are sound." in repaired.stdout
@@ -180,34 +180,34 @@ def test_damage_of_all_kinds_is_repaired_to_the_same_bytes(finished: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--classes", "dog,zebar", "--n", 4, "--masks", "detector"], "zebra"),
         (["--classes", "voc", "--n", 0], "n: Input should be greater than or equal to 1"),
-        (["--classes", "voc"], "how many samples"),
+        (["--classes", "voc"], "the number of samples is missing"),
         (["--classes", "voc", "--n", 4, "--model", "./nowhere"], "there is no model folder"),
         (["--classes", "voc", "--n", 4, "--objects", "two"], "number:share"),
         (["--recipe", "{tiny}", "--masks", "guess"], "unknown source of masks 'guess'"),
         (["--recipe", "{tiny}", "--gpus-per-worker", "9"], "this machine has 0; give --gpus-per-worker 0"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_two(
-    recipe_file: Path, tmp_path: Path, arguments: list[Any], said: str
+def test_bad_input_prints_one_message_and_exits_with_two(
+    recipe_file: Path, tmp_path: Path, arguments: list[Any], message: str
 ) -> None:
     given = [str(argument).replace("{tiny}", str(recipe_file)) for argument in arguments]
     result = factory("generate", *given, "--shards", tmp_path / "out")
     assert result.returncode == 2
-    assert said in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_cluster_that_does_not_answer_is_trouble_that_passes(recipe_file: Path, tmp_path: Path) -> None:
+def test_unreachable_cluster_is_a_temporary_failure(recipe_file: Path, tmp_path: Path) -> None:
     result = factory("generate", "--recipe", recipe_file, "--address", "127.0.0.1:1", "--shards", tmp_path / "out")
-    assert (result.returncode, "nothing answers at 127.0.0.1:1" in result.stderr) == (75, True)
+    assert (result.returncode, "nothing is listening at 127.0.0.1:1" in result.stderr) == (75, True)
     assert "Traceback" not in result.stderr
 
 
-def test_a_foreign_folder_and_a_half_written_recipe_are_refused(recipe_file: Path, tmp_path: Path) -> None:
+def test_foreign_folder_and_truncated_recipe_are_rejected(recipe_file: Path, tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"mine")
     result = factory("generate", "--recipe", recipe_file, "--shards", tmp_path)
     assert (result.returncode, "holds no recipe.yaml, but holiday.jpg" in result.stderr) == (2, True)
@@ -216,7 +216,7 @@ def test_a_foreign_folder_and_a_half_written_recipe_are_refused(recipe_file: Pat
     assert (result.returncode, "its YAML breaks off" in result.stderr) == (2, True)
 
 
-def test_samples_that_no_attempt_fills_are_told_by_the_exit_code(recipe_file: Path, tmp_path: Path) -> None:
+def test_exhausted_samples_set_the_exit_code(recipe_file: Path, tmp_path: Path) -> None:
     data = yaml.safe_load(recipe_file.read_text()) | {"filters": {"min_area": 0.999}, "attempts": 1, "n": 4}
     (tmp_path / "hard.yaml").write_text(yaml.safe_dump(data))
     result = factory("generate", "--recipe", tmp_path / "hard.yaml", "--shards", tmp_path / "out")
@@ -225,32 +225,32 @@ def test_samples_that_no_attempt_fills_are_told_by_the_exit_code(recipe_file: Pa
     assert factory("verify", tmp_path / "out").returncode == 0
 
 
-@pytest.mark.parametrize("command", ["generate", "plan", "status", "verify", "models", "sheet"])
-def test_every_command_shows_an_example_and_speaks_json(command: str) -> None:
+@pytest.mark.parametrize("command", ["generate", "plan", "status", "verify", "models", "preview"])
+def test_every_command_has_an_example_and_json_output(command: str) -> None:
     result = factory(command, "--help")
     assert "Example: factory " + command in " ".join(result.stdout.split())
     assert "--json" in result.stdout
 
 
-def test_the_plan_counts_every_class_the_same() -> None:
+def test_plan_balances_the_classes() -> None:
     arguments = ("--classes", "coco", "--n", 800, "--objects", "1:0.5,2:0.5", "--rate", 2, "--json")
     data = json.loads(factory("plan", *arguments).stdout)
     assert (data["per_class_least"], data["per_class_most"], data["shards"]) == (15, 15, 8)
     assert data["hours"] == pytest.approx(800 / 2 / 3600)
 
 
-def test_a_trial_tells_the_disk_that_the_set_then_takes(recipe_file: Path, finished: Path) -> None:
+def test_measured_plan_estimates_the_disk_space(recipe_file: Path, finished: Path) -> None:
     data = json.loads(factory("plan", "--recipe", recipe_file, "--measure", "--json").stdout)
-    taken = sum(path.stat().st_size for path in (finished / "train").glob("*.tar"))
-    assert data["bytes"] == pytest.approx(taken, rel=0.35), "tars are padded to blocks of 10 KiB"
+    actual = sum(path.stat().st_size for path in (finished / "train").glob("*.tar"))
+    assert data["bytes"] == pytest.approx(actual, rel=0.35), "tars are padded to blocks of 10 KiB"
     assert data["trial"]["accepted"] == 3
     assert data["worker_hours"] > 0
 
 
-def test_a_run_on_a_bucket_in_trouble_ends_with_the_same_bytes_and_a_second_driver_leaves(
+def test_unreliable_bucket_yields_the_same_bytes_and_a_second_driver_is_rejected(
     finished: Path, recipe_file: Path, tmp_path: Path
 ) -> None:
-    """Resets, lost answers, 503 and an outage of five seconds; and no credential in files, logs or the process list."""
+    """Resets, lost responses, 503 and an outage of 5 s; no credentials leak to files, logs or the process list."""
     with serving(Bucket(seed=1)) as bucket:
         environment = {**os.environ, **bucket.environment(), "HOME": str(tmp_path)}
         command = [*PROGRAM, "generate", "--recipe", str(recipe_file), "--shards", "s3://b/set"]
@@ -268,12 +268,12 @@ def test_a_run_on_a_bucket_in_trouble_ends_with_the_same_bytes_and_a_second_driv
     assert first.returncode == 0, err
     assert second.returncode == 75, second.stderr
     assert f"another driver works on s3://b/set: process {first.pid} on " in second.stderr
-    made = {name.removeprefix("b/set/"): data for name, (data, _) in bucket.objects.items()}
-    tars = {name: hashlib.sha256(data).hexdigest() for name, data in made.items()}
+    written = {name.removeprefix("b/set/"): data for name, (data, _) in bucket.objects.items()}
+    tars = {name: hashlib.sha256(data).hexdigest() for name, data in written.items()}
     assert tars.items() >= hashes(finished).items()
-    assert "lease.json" not in made
-    assert json.loads(made["progress.json"])["status"] == "done"
-    everything = "".join([out, err, second.stderr, *commands, *(data.decode("latin-1") for data in made.values())])
+    assert "lease.json" not in written
+    assert json.loads(written["progress.json"])["status"] == "done"
+    everything = "".join([out, err, second.stderr, *commands, *(data.decode("latin-1") for data in written.values())])
     assert "test-secret-key" not in everything
     assert "test-access-key" not in everything
 
@@ -281,11 +281,11 @@ def test_a_run_on_a_bucket_in_trouble_ends_with_the_same_bytes_and_a_second_driv
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.05)
 
 
-def test_a_dataset_of_a_hub_model_resumes_by_its_own_pins_without_the_hub(
+def test_dataset_of_a_hub_model_resumes_without_the_hub(
     recipe_file: Path, tiny_model: Path, finished: Path, tmp_path: Path
 ) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"

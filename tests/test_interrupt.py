@@ -1,4 +1,4 @@
-"""A run that is told to stop: what is under way is committed, nothing is half done, and the exit code says why."""
+"""Interrupted runs: shards in progress are committed, nothing is half written, and the exit code is right."""
 
 import json
 import os
@@ -15,10 +15,8 @@ PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
 
 
 @pytest.mark.parametrize("group", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_sigterm_commits_what_is_under_way_and_the_same_command_continues(
-    tiny_model: Path, tmp_path: Path, group: bool
-) -> None:
-    """Kubernetes signals the driver alone, Slurm every process of the step, Ray's daemons included."""
+def test_sigterm_commits_shards_in_progress(tiny_model: Path, tmp_path: Path, group: bool) -> None:
+    """Kubernetes signals only the driver, Slurm every process of the step, including Ray's daemons."""
     data = {
         "classes": "voc",
         "n": 400,
@@ -41,14 +39,14 @@ def test_sigterm_commits_what_is_under_way_and_the_same_command_continues(
             os.killpg(driver.pid, signal.SIGTERM)
         else:
             driver.send_signal(signal.SIGTERM)
-        _, said = driver.communicate(timeout=60)
-    assert driver.returncode == 143, said
-    assert "Interrupted; what is written is kept" in said
-    assert not [line for line in said.splitlines() if ".cc:" in line or "Traceback" in line], "no C++ text"
+        _, stderr = driver.communicate(timeout=60)
+    assert driver.returncode == 143, stderr
+    assert "Interrupted. Committed work is kept" in stderr
+    assert not [line for line in stderr.splitlines() if ".cc:" in line or "Traceback" in line], "no C++ output"
     assert json.loads((out / "progress.json").read_text())["status"] == "interrupted"
     after = {path.stem for path in out.glob("receipts/*")}
     assert after <= {path.stem for path in out.glob("train/*")}
     if not group:
-        assert "stopping:" in said
-        assert before < len(after) < 200, "the shard under way was committed"
+        assert "stopping:" in stderr
+        assert before < len(after) < 200, "the shard in progress was committed"
         assert after == {path.stem for path in out.glob("train/*")}, "nothing was half written"

@@ -79,13 +79,13 @@ def test_more_steps_restore_the_image_better(folder: Path) -> None:
     """With the embedded model; the autoencoder sets the limit."""
     found = {}
     for steps in (4, 40):
-        recipe = pin_recipe(recipe_of_folder(_options(folder, steps=steps, most=2), {}, {})[0])
+        recipe = pin_recipe(recipe_of_folder(_options(folder, steps=steps, max_images=2), {}, {})[0])
         generator = InvertingGenerator(recipe)
         samples = Plan(recipe).shard(0).samples
         generated = generator.generate([Request(s.prompt, 0, s.index) for s in samples])
         found[steps] = np.mean([g.measured["psnr"] for g in generated])
         assert generated[0].timestep == pytest.approx(200, abs=999 / steps)
-    recipe = pin_recipe(recipe_of_folder(_options(folder, method="noise", most=2), {}, {})[0])
+    recipe = pin_recipe(recipe_of_folder(_options(folder, method="noise", max_images=2), {}, {})[0])
     generator = InvertingGenerator(recipe)
     generated = generator.generate([Request(s.prompt, 0, s.index) for s in Plan(recipe).shard(0).samples])
     assert generated[0].timestep == 200
@@ -102,7 +102,7 @@ def test_a_grounder_learns_from_inverted_images(folder: Path, tiny_model: Path, 
 def test_a_model_of_finer_latents_is_inverted_and_learnt_from(folder: Path, tmp_path: Path) -> None:
     """Four pixels per latent, and a finest level without attention."""
     model = tiny_pipeline(tmp_path / "fine", fine=True)
-    recipe = _recipe(folder, model, most=3)
+    recipe = _recipe(folder, model, max_images=3)
     make_set(recipe, tmp_path / "set")
     sample = next(iter(OracleDataset(Store(str(tmp_path / "set"))).samples(0)))
     assert sample.latent.shape == (4, 16, 16)
@@ -118,13 +118,13 @@ def test_a_consistency_model_is_not_inverted_step_by_step(folder: Path, tiny_mod
     config = json.loads((model / "unet" / "config.json").read_text()) | {"time_cond_proj_dim": 8}
     (model / "unet" / "config.json").write_text(json.dumps(config))
     preflight(_recipe(folder, model, method="noise"))
-    with pytest.raises(UserError, match="no image can be followed to noise and back; give --method noise"):
+    with pytest.raises(UserError, match="does not support DDIM inversion; give --method noise"):
         preflight(_recipe(folder, model))
 
 
 def test_images_with_unseen_classes_are_left_out(folder: Path) -> None:
-    recipe, left_out = recipe_of_folder(_options(folder, most=None), {}, {})
-    everything, _ = recipe_of_folder(_options(folder, most=None, split="all"), {}, {})
+    recipe, left_out = recipe_of_folder(_options(folder, max_images=None), {}, {})
+    everything, _ = recipe_of_folder(_options(folder, max_images=None, split="all"), {}, {})
     assert recipe.n + left_out == 16
     assert recipe.n < everything.n
     unseen = set(voc().unseen("1"))
@@ -217,7 +217,7 @@ def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tm
     from factory.training.loop import TrainOptions, train
 
     make_set(_recipe(folder, tiny_model), tmp_path / "seen")
-    make_set(_recipe(folder, tiny_model, split="all", most=8), tmp_path / "all")
+    make_set(_recipe(folder, tiny_model, split="all", max_images=8), tmp_path / "all")
     task = GrounderTask([OracleDataset(Store(str(tmp_path / "seen")))], GrounderOptions(), "cpu", 2)
     options = TrainOptions(steps=2, batch=2, learning_rate=1e-3, ema_decay=0.5)
     grounder = train(task, options, tmp_path / "run", lambda text: None)
@@ -226,6 +226,6 @@ def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tm
     assert 0 <= result.miou <= 1
     assert 0 <= result.unseen <= 1
     assert "| drawn | guided | 1 |" in as_markdown([result])
-    make_set(pin_recipe(recipe_of_folder(_options(folder, most=2), {}, {})[0]), tmp_path / "other")
+    make_set(pin_recipe(recipe_of_folder(_options(folder, max_images=2), {}, {})[0]), tmp_path / "other")
     with pytest.raises(UserError, match="was trained on"):
         on_real([str(grounder)], [str(tmp_path / "other")])

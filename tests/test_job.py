@@ -1,4 +1,4 @@
-"""Jobs: chains of commands from a file, checked before they run, resumed after a failure."""
+"""Jobs: loading, validation, signals, and resuming after a failure."""
 
 import signal
 import subprocess
@@ -30,76 +30,75 @@ def write(path: Path, **data: Any) -> Path:
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in JOBS.glob("*.yaml")))
-def test_every_shipped_job_is_understood(name: str, tmp_path: Path) -> None:
+def test_shipped_job_loads(name: str, tmp_path: Path) -> None:
     job = load_workflow(JOBS / name, tmp_path, commands(), {})
-    made = {step.arguments[step.arguments.index("--shards") + 1] for step in job.steps if "--shards" in step.arguments}
-    made |= {step.arguments[step.arguments.index("--out") + 1] for step in job.steps if "--out" in step.arguments}
-    trained = [step for step in job.steps if step.name == "train-grounder"]
-    assert trained
-    assert all(set(step.arguments) & made for step in trained), "a grounder learns from what the job makes"
+    outputs = {folder for step in job.steps for folder in step.writes}
+    trainings = [step for step in job.steps if step.name == "train-grounder"]
+    assert trainings
+    assert all(set(step.arguments) & outputs for step in trainings), "grounders are trained on datasets of the job"
 
 
 @pytest.mark.parametrize("name", ["voc.yaml", "coco.yaml", "protocol-2.yaml"])
-def test_a_value_of_a_shipped_job_reaches_its_steps(name: str, tmp_path: Path) -> None:
+def test_values_are_filled_into_steps(name: str, tmp_path: Path) -> None:
     job = load_workflow(JOBS / name, tmp_path, commands(), {"split": "2"})
     oracle = next(step for step in job.steps if step.name == "bootstrap-oracle")
     assert oracle.arguments[2:4] == ("--split", "2")
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
-        ({"steps": []}, "is no job: it wants `out:` and `steps:`"),
+        ({"steps": []}, "is not a job: it requires `out:` and `steps:`"),
         ({"out": "x", "steps": [{"bake": {}}]}, "there is no command 'bake'"),
         ({"out": "x", "steps": [{"verify": {"colour": 1}}]}, "verify has no option 'colour'"),
-        ({"out": "x", "steps": [{"verify": {"with": "{nothing}"}}]}, "names 'nothing', which is neither"),
+        ({"out": "x", "steps": [{"verify": {"with": "{nothing}"}}]}, "uses 'nothing', which is neither"),
     ],
 )
-def test_a_job_that_cannot_run_is_told_before_it_runs(data: dict[str, Any], told: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=told):
+def test_invalid_job_is_rejected_on_load(data: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
         load_workflow(write(tmp_path / "job.yaml", **data), None, commands(), {})
     steps = [{"verify": {"with": "a"}}]
     with pytest.raises(UserError, match="has no value 'm'"):
         load_workflow(write(tmp_path / "job.yaml", out="x", values={"n": 1}, steps=steps), None, commands(), {"m": "2"})
 
 
-def test_a_list_gives_an_option_several_times(tmp_path: Path) -> None:
+def test_list_repeats_an_option(tmp_path: Path) -> None:
     step = {"compare-segmenters": {"with": ["a={out}/a"], "real": ["R={out}/r", "O={out}/o"]}}
     job = load_workflow(write(tmp_path / "job.yaml", out="x", steps=[step]), None, commands(), {})
     assert job.steps[0].arguments == ("a=x/a", "--real", "R=x/r", "--real", "O=x/o")
 
 
-def test_a_job_goes_on_at_the_step_that_failed(tmp_path: Path) -> None:
+def test_job_resumes_at_the_failed_step(tmp_path: Path) -> None:
     render = {"classes": "voc", "n": "{n}", "out": "{out}/real", "size": 64}
     steps = [{"stickers": {"with": ["render", *(part for k, v in render.items() for part in (f"--{k}", v))]}}]
     steps.append({"status": {"with": "{out}/nowhere"}})
     file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), values={"n": 3}, steps=steps)
-    with pytest.raises(UserError, match="step 2, status, ended with exit code 2"):
+    with pytest.raises(UserError, match=r"step 2 \(status\) ended with exit code 2"):
         run_workflow(load_workflow(file, None, commands(), {}), lambda text: None)
     assert len(list((tmp_path / "out/real/JPEGImages").iterdir())) == 3
-    told: list[str] = []
+    lines: list[str] = []
     with pytest.raises(UserError, match="step 2"):
-        run_workflow(load_workflow(file, None, commands(), {}), told.append)
-    assert told[0].startswith("[1/2] done before: factory stickers render")
+        run_workflow(load_workflow(file, None, commands(), {}), lines.append)
+    assert lines[0].startswith("[1/2] already completed: factory stickers render")
 
 
-@pytest.mark.parametrize(("code", "goes_on"), [(4, True), (3, False), (1, False), (75, False)])
-def test_a_set_with_empty_places_stops_no_job(
-    code: int, goes_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("code", "continues"), [(4, True), (3, False), (1, False), (75, False)])
+def test_only_exit_code_4_lets_a_job_continue(
+    code: int, continues: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("factory.workflow.run._PROGRAM", (sys.executable, "-c", f"raise SystemExit({code})"))
     file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), steps=[{"status": {"with": "a"}}])
-    job, told = load_workflow(file, None, commands(), {}), list[str]()
-    if goes_on:
-        run_workflow(job, told.append)
-        assert "complete, with some places left empty" in told[1]
+    job, lines = load_workflow(file, None, commands(), {}), list[str]()
+    if continues:
+        run_workflow(job, lines.append)
+        assert "complete, although some samples were not accepted" in lines[1]
     else:
-        with pytest.raises(UserError, match=f"step 1, status, ended with exit code {code};") as failed:
-            run_workflow(job, told.append)
+        with pytest.raises(UserError, match=rf"step 1 \(status\) ended with exit code {code};") as failed:
+            run_workflow(job, lines.append)
         assert failed.value.exit_code == code, "an orchestrator sees why the step failed"
 
 
-def test_a_step_that_a_signal_killed_is_reported_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_killed_by_a_signal_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("factory.workflow.run._PROGRAM", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
     file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), steps=[{"status": {"with": "a"}}])
     with pytest.raises(UserError, match=r"was killed by signal 9 \(out of memory\?\)") as failed:
@@ -107,15 +106,15 @@ def test_a_step_that_a_signal_killed_is_reported_as_such(tmp_path: Path, monkeyp
     assert failed.value.exit_code == 1
 
 
-def test_a_broken_list_of_finished_steps_is_refused(tmp_path: Path) -> None:
+def test_broken_list_of_completed_steps_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text("[")
     file = write(tmp_path / "job.yaml", out=str(tmp_path), steps=[{"status": {"with": "a"}}])
-    with pytest.raises(UserError, match=r"finished steps .*job\.json cannot be read"):
+    with pytest.raises(UserError, match=r"completed steps .*job\.json cannot be read"):
         run_workflow(load_workflow(file, None, commands(), {}), lambda text: None)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_job_lets_its_step_leave_a_checkpoint(number: signal.Signals, code: int, tmp_path: Path) -> None:
+def test_interrupted_job_lets_its_step_write_a_checkpoint(number: signal.Signals, code: int, tmp_path: Path) -> None:
     out = tmp_path / "grounder"
     step = f"import sys, time; from pathlib import Path; sys.argv = ['x']\n{STEP.format(out=out)}"
     file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), steps=[{"status": {"with": "a"}}])
@@ -125,29 +124,29 @@ def test_an_interrupted_job_lets_its_step_leave_a_checkpoint(number: signal.Sign
     )
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "grounder.begun").exists() and time.monotonic() < deadline:
+        while not (tmp_path / "grounder.started").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == code, said
-    assert out.read_text() == "checkpoint", "the step had its second to finish, and was not killed"
-    assert "Interrupted; what is written is kept" in said
-    assert "Traceback" not in said
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert out.read_text() == "checkpoint", "the step had time to finish and was not killed"
+    assert "Interrupted. Committed work is kept" in stderr
+    assert "Traceback" not in stderr
     assert not (tmp_path / "out/job.json").exists()
 
 
 STEP = (
     "from factory import signals; signals.listen()\n"
     "with signals.stop_requests() as stop:\n"
-    "    Path('{out}.begun').touch()\n"
+    "    Path('{out}.started').touch()\n"
     "    while not stop(): time.sleep(0.05)\n"
     "    time.sleep(1); Path('{out}').write_text('checkpoint')\n"
     "raise SystemExit(signals.exit_code())"
 )
-"""A step that, like a training, needs longer than a moment to write what it has."""
+"""A step that needs a second to write its checkpoint, like a training."""
 
 
-def test_a_step_is_done_again_when_what_it_reads_is_made_anew(tmp_path: Path) -> None:
+def test_step_reruns_if_its_input_changes(tmp_path: Path) -> None:
     steps = [
         {"generate": {"n": "{n}", "classes": "dog", "shards": "{out}/set"}},
         {"generate": {"n": 5, "classes": "dog", "shards": "{out}/setting"}},

@@ -1,4 +1,4 @@
-"""Job files as people write them: every option of every step is checked before the first one runs."""
+"""Validation of job files: every option of every step is checked on load."""
 
 from pathlib import Path
 from typing import Any
@@ -31,90 +31,93 @@ GOOD = 'generate: {classes: "dog,cat", n: 2, shards: "{out}/s"'
 
 
 @pytest.mark.parametrize(
-    ("step", "told"),
+    ("step", "message"),
     [
-        ("verify: set", "the options of verify are `option: value`, got 'set'"),
-        ("verify: [set]", "the options of verify are `option: value`"),
-        ("verify: 5", "the options of verify are `option: value`"),
-        ('generate: {classes: [dog, cat], n: 2, shards: "{out}/s"}', "classes has one value, got a list of 2"),
-        ("{generate: {n: 1}, verify: {with: a}}", "step 2 is one command with its options, got 2 commands"),
-        ("verify", "step 2 is one command with its options, got 'verify'"),
-        ("[verify]", "step 2 is one command with its options"),
-        ("~", "step 2 is one command with its options, got None"),
+        ("verify: set", "the options of verify must be `option: value` pairs, got 'set'"),
+        ("verify: [set]", "the options of verify must be `option: value` pairs"),
+        ("verify: 5", "the options of verify must be `option: value` pairs"),
+        ('generate: {classes: [dog, cat], n: 2, shards: "{out}/s"}', "classes takes one value, got a list of 2"),
+        ("{generate: {n: 1}, verify: {with: a}}", "step 2 must be one command with its options, got 2 commands"),
+        ("verify", "step 2 must be one command with its options, got 'verify'"),
+        ("[verify]", "step 2 must be one command with its options"),
+        ("~", "step 2 must be one command with its options, got None"),
         ("bake: {}", "there is no command 'bake'"),
         ("verify:", "verify: Missing argument"),
-        ("verify: {with: ~}", "with is a text or a number, got nothing"),
+        ("verify: {with: ~}", "with must be a text or a number, got nothing"),
         ("verify: {with: [a, b]}", "verify: Got unexpected extra argument"),
-        ("verify: {with: {a: b}}", "with is a text or a number"),
-        ("verify: {with: a, repair: 1}", "repair is true or false, got '1'"),
-        ("verify: {with: a, repair: ~}", "repair is true or false, got nothing"),
-        ('verify: {with: a, repair: "false"}', "repair is true or false, got 'false'"),
+        ("verify: {with: {a: b}}", "with must be a text or a number"),
+        ("verify: {with: a, repair: 1}", "repair must be true or false, got '1'"),
+        ("verify: {with: a, repair: ~}", "repair must be true or false, got nothing"),
+        ('verify: {with: a, repair: "false"}', "repair must be true or false, got 'false'"),
         ("verify: {with: a, colour: red}", "verify has no option 'colour'"),
         ("verify: {with: [a, --colour]}", "No such option: --colour"),
-        ("verify: {with: --help}", "--help does no work"),
-        (GOOD + ", seed: ~}", "seed is a text or a number, got nothing"),
-        (GOOD + ", seed: true}", "seed is a text or a number, got true"),
+        ("verify: {with: --help}", "--help has no effect in a job"),
+        (GOOD + ", seed: ~}", "seed must be a text or a number, got nothing"),
+        (GOOD + ", seed: true}", "seed must be a text or a number, got true"),
         (GOOD + ", seed: 1.5}", "Invalid value for '--seed'"),
         (GOOD + ", n: 3}", "gives 'n' a second time"),
         (GOOD + ", objects: 1:nan}", "a share is a number from 0 up, got 'nan'"),
-        (GOOD + ", seed: {a: 1}}", "seed is a text or a number"),
+        (GOOD + ", seed: {a: 1}}", "seed must be a text or a number"),
         ('generate: {classes: "dog,dog", n: 2, shards: s}', "'dog' comes twice"),
         ("generate: {classes: missing.txt, n: 2, shards: s}", "There is no class file missing.txt"),
         ("generate: {classes: dog, n: two, shards: s}", "Invalid value for '--n'"),
-        ("generate: {classes: dog, n: 2}", "Missing option '--shards'"),
+        ("generate: {classes: dog, n: 2}", "Missing option '--out'"),
         ("train-grounder: {with: a, out: b, module: other}", "Invalid value for '--module'"),
-        ("train-grounder: {with: a, out: b, steps: 0}", "Invalid value for '--steps'"),
-        ("stickers: {}", "stickers has commands of its own, render"),
+        ("train-grounder: {with: a, out: b, steps: 0}", "Invalid value for '--train-steps' / '--steps'"),
+        ("stickers: {}", "stickers requires a subcommand under `with:`: render"),
         ("stickers: {with: [bake]}", "No such command 'bake'"),
         ("stickers: {with: [render, --n, x, --out, y]}", "Invalid value for '--n'"),
         ("run: {with: job.yaml}", None),
-        ('verify: {with: "{nothing}"}', "names 'nothing', which is neither"),
-        ('verify: {with: "{out.__class__}"}', "names 'out.__class__', which is neither"),
-        ('verify: {with: "{out:>99999999999}"}', "names 'out:>99999999999', which is neither"),
-        ('verify: {with: "a{"}', "holds a single {; write {{ for a brace"),
+        ('verify: {with: "{nothing}"}', "uses 'nothing', which is neither"),
+        ('verify: {with: "{out.__class__}"}', "uses 'out.__class__', which is neither"),
+        ('verify: {with: "{out:>99999999999}"}', "uses 'out:>99999999999', which is neither"),
+        ('verify: {with: "a{"}', "contains a single {; write {{ for a literal brace"),
     ],
 )
-def test_a_wrong_step_is_refused_before_the_first_runs(
-    step: str, told: str | None, tmp_path: Path, commands: dict[str, Any]
+def test_invalid_step_is_rejected_on_load(
+    step: str, message: str | None, tmp_path: Path, commands: dict[str, Any]
 ) -> None:
-    known = {name: one for name, one in commands.items() if name != "run"}
-    with pytest.raises(UserError, match=told or "there is no command 'run'") as error:
+    known = {name: command for name, command in commands.items() if name != "run"}
+    with pytest.raises(UserError, match=message or "there is no command 'run'") as error:
         loaded(job(step), tmp_path, known)
     assert str(error.value).startswith((f"{tmp_path}/job.yaml", "cannot read the job"))
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("", "is no job"),
-        ("- a", "is no job"),
-        ("out: o", "is no job"),
-        ("steps: [{verify: {with: a}}]", "is no job"),
-        ("out: o\nsteps: {verify: {with: a}}", "is no job"),
-        ("out: o\nsteps: []", "is no job"),
-        ("out: ~\nsteps: [{verify: {with: a}}]", "`out:` is the path of a folder"),
-        ("out: [o]\nsteps: [{verify: {with: a}}]", "`out:` is the path of a folder"),
+        ("", "is not a job"),
+        ("- a", "is not a job"),
+        ("out: o", "is not a job"),
+        ("steps: [{verify: {with: a}}]", "is not a job"),
+        ("out: o\nsteps: {verify: {with: a}}", "is not a job"),
+        ("out: o\nsteps: []", "is not a job"),
+        ("out: ~\nsteps: [{verify: {with: a}}]", "`out:` must be the path of a folder"),
+        ("out: [o]\nsteps: [{verify: {with: a}}]", "`out:` must be the path of a folder"),
         (
             "out: s3://bucket/x\nsteps: [{verify: {with: a}}]",
             "is a path on this machine and cannot be the URL s3://bucket/x",
         ),
-        ("out: o\nname: x\nsteps: [{verify: {with: a}}]", "has no part 'name'; a job has out, values and steps"),
-        ("out: o\nvalues: [n]\nsteps: [{verify: {with: a}}]", "`values:` are names with a value each"),
-        ("out: o\nvalues: {n: ~}\nsteps: [{verify: {with: a}}]", "the value n is a text or a number, got nothing"),
-        ("out: o\nvalues: {n: [1]}\nsteps: [{verify: {with: a}}]", "the value n is a text or a number"),
-        ("out: o\nvalues: {out: x}\nsteps: [{verify: {with: a}}]", "cannot be called 'out'"),
-        ("out: o\nvalues: {a-b: x}\nsteps: [{verify: {with: a}}]", "cannot be called 'a-b'"),
+        (
+            "out: o\nname: x\nsteps: [{verify: {with: a}}]",
+            "has an unknown key 'name'; the keys of a job are out, values and steps",
+        ),
+        ("out: o\nvalues: [n]\nsteps: [{verify: {with: a}}]", "`values:` must map names to single values"),
+        ("out: o\nvalues: {n: ~}\nsteps: [{verify: {with: a}}]", "the value n must be a text or a number, got nothing"),
+        ("out: o\nvalues: {n: [1]}\nsteps: [{verify: {with: a}}]", "the value n must be a text or a number"),
+        ("out: o\nvalues: {out: x}\nsteps: [{verify: {with: a}}]", "cannot be named 'out'"),
+        ("out: o\nvalues: {a-b: x}\nsteps: [{verify: {with: a}}]", "cannot be named 'a-b'"),
         ("out: o\nsteps: [", "cannot read the job"),
         ("out: o\nsteps:\n- verify: &a {with: *a}", "contains itself|found undefined alias|cannot read"),
         ("out: !!python/name:os.system x\nsteps: []", "cannot read the job"),
     ],
 )
-def test_a_file_that_is_no_job_is_refused(text: str, told: str, tmp_path: Path, commands: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=told):
+def test_invalid_file_is_rejected(text: str, message: str, tmp_path: Path, commands: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=message):
         loaded(text, tmp_path, commands)
 
 
-def test_options_are_what_their_line_says(tmp_path: Path, commands: dict[str, Any]) -> None:
+def test_values_are_read_as_written(tmp_path: Path, commands: dict[str, Any]) -> None:
     """YAML 1.1 reads 2:1 as 121, 010 as 8 and no as false."""
     step = 'generate: {classes: no, n: "{split}", objects: 2:1, shards: "{out}/{{x}}"}'
     text = f"out: o\nvalues: {{split: 010}}\nsteps:\n  - {step}\n"
@@ -122,15 +125,13 @@ def test_options_are_what_their_line_says(tmp_path: Path, commands: dict[str, An
     assert step.arguments == ("--classes", "no", "--n", "010", "--objects", "2:1", "--shards", "o/{x}")
 
 
-def test_a_job_of_a_windows_editor_is_read_and_a_folder_given_beside_it_counts(
-    tmp_path: Path, commands: dict[str, Any]
-) -> None:
+def test_utf_16_job_is_read_and_out_is_overridden(tmp_path: Path, commands: dict[str, Any]) -> None:
     (tmp_path / "job.yaml").write_text(job('verify: {with: "{out}/x"}').replace("\n", "\r\n"), encoding="utf-16")
-    found = load_workflow(tmp_path / "job.yaml", Path("other"), commands, {})
-    assert found.steps[1].arguments == ("other/x",)
+    loaded_job = load_workflow(tmp_path / "job.yaml", Path("other"), commands, {})
+    assert loaded_job.steps[1].arguments == ("other/x",)
 
 
-def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path) -> None:
+def test_dry_run_validates_the_job(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     from factory.cli.main import app

@@ -1,4 +1,4 @@
-"""Paths on this machine, and URLs where none can stand."""
+"""Options for local paths reject URLs."""
 
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ def _commands() -> dict[str, Any]:
 
 
 def _options() -> list[tuple[list[str], str]]:
-    """(command, option) of every option that names a path."""
-    commands = [([name], one) for name, one in _commands().items() if name != "stickers"]
-    commands += [(["stickers", name], one) for name, one in _commands()["stickers"].commands.items()]
+    """(command, option) of every option that takes a local path."""
+    commands = [([name], command) for name, command in _commands().items() if name != "stickers"]
+    commands += [(["stickers", name], command) for name, command in _commands()["stickers"].commands.items()]
     return [
         (name, flag)
         for name, command in commands
@@ -33,8 +33,8 @@ def _options() -> list[tuple[list[str], str]]:
     ]
 
 
-def _refused(command: list[str]) -> tuple[int, str]:
-    """(exit code, what is said), whether the command line says it or the entry point."""
+def _invoke(command: list[str]) -> tuple[int, str]:
+    """(exit code, message), whether it comes from the command line parser or as a UserError."""
     result = CliRunner().invoke(app, command)
     if isinstance(result.exception, UserError):
         return 2, str(result.exception)
@@ -42,25 +42,26 @@ def _refused(command: list[str]) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(("command", "option"), _options())
-def test_a_url_is_refused_where_only_a_path_works(
+def test_path_option_rejects_a_url(
     command: list[str], option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, told = _refused([*command, option, URL])
+    code, message = _invoke([*command, option, URL])
     assert code == 2
-    assert f"{option} is a path on this machine and cannot be the URL {URL}; give" in told
+    assert f"{option} is a path on this machine and cannot be the URL {URL}; give" in message
     assert not list(tmp_path.iterdir())
 
 
-def test_every_option_that_was_found_broken_is_among_them() -> None:
+def test_options_that_once_accepted_urls_are_covered() -> None:
     options = [(command[-1], option) for command, option in _options()]
-    assert {(name, "--out") for name in ("train-grounder", "train-segmenter", "run", "sheet")} <= {*options}
+    assert {(name, "--out") for name in ("train-grounder", "train-segmenter", "run", "preview")} <= {*options}
     assert len(options) > 20
 
 
 @pytest.mark.parametrize(
     "command",
     [
+        ["export", "set", "--format", "coco", "--out", URL],
         ["export", "set", "--format", "coco", "--to", URL],
         ["run", URL],
         ["evaluate-segmenter", URL, "--real", "here"],
@@ -69,16 +70,16 @@ def test_every_option_that_was_found_broken_is_among_them() -> None:
         ["compare-segmenters", "one=here", "--real", f"R={URL}"],
     ],
 )
-def test_a_url_is_refused_in_arguments_too(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_argument_rejects_a_url(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code, told = _refused(command)
+    code, message = _invoke(command)
     assert code == 2
-    assert f"cannot be the URL {URL}" in told
+    assert f"cannot be the URL {URL}" in message
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (
             f"out: {URL}\nsteps: [status: {{with: a}}]\n",
@@ -87,19 +88,19 @@ def test_a_url_is_refused_in_arguments_too(command: list[str], tmp_path: Path, m
         (f"out: here\nvalues: {{to: {URL}}}\nsteps: [train-grounder: {{with: o, out: '{{to}}'}}]\n", "--out of train-"),
     ],
 )
-def test_a_url_in_a_job_is_refused_before_anything_runs(text: str, told: str, tmp_path: Path) -> None:
+def test_url_in_a_job_is_rejected_on_load(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(text)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load_workflow(tmp_path / "job.yaml", None, _commands(), {})
 
 
-def test_a_datasets_url_in_a_job_stays_as_it_is(tmp_path: Path) -> None:
+def test_dataset_url_in_a_job_is_kept(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(f"out: here\nsteps: [generate: {{classes: voc, n: 4, shards: {URL}/a}}]\n")
     (step,) = load_workflow(tmp_path / "job.yaml", None, _commands(), {}).steps
     assert step.arguments[-1] == f"{URL}/a"
 
 
-def test_what_is_a_path_and_what_a_url() -> None:
+def test_local_path_accepts_paths_and_rejects_urls() -> None:
     assert local_path("runs/a:b/c", "--out") == Path("runs/a:b/c")
     assert local_path("file:///tmp/x", "--out") == Path("/tmp/x")
     assert local_path("C:/data", "--out") == Path("C:/data")
@@ -108,7 +109,7 @@ def test_what_is_a_path_and_what_a_url() -> None:
             local_path(url, "--out")
 
 
-def test_a_name_stands_before_the_first_equals_sign() -> None:
+def test_split_name_splits_at_the_first_equals_sign() -> None:
     assert split_name("one=runs/a") == ("one", "runs/a")
     assert split_name("one=s3://b/date=2024/x") == ("one", "s3://b/date=2024/x")
     assert split_name("s3://b/date=2024/x") == (None, "s3://b/date=2024/x")

@@ -1,4 +1,4 @@
-"""Mistakes that show in a second are found before the dataset's folder is claimed, by `generate` and `plan` alike."""
+"""Invalid recipes and models are rejected before a dataset is created, by `generate` and `plan` alike."""
 
 import json
 import shutil
@@ -37,19 +37,19 @@ def folder(tiny_model: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
-def recipe(folder: object, **more: Any) -> Recipe:
-    generator = {"model": str(folder), "steps": 2} | more.pop("generator", {})
-    return make_recipe({"n": 4, "classes": "voc", "shard_size": 2, "generator": generator, **more})
+def recipe(folder: object, **extra: Any) -> Recipe:
+    generator = {"model": str(folder), "steps": 2} | extra.pop("generator", {})
+    return make_recipe({"n": 4, "classes": "voc", "shard_size": 2, "generator": generator, **extra})
 
 
-def assert_refused(chosen: Recipe, place: Path, told: str) -> None:
-    with pytest.raises(UserError, match=told):
-        generate(chosen, Store(str(place)))
-    assert not place.exists() or not list(place.iterdir())
+def assert_rejected(invalid: Recipe, out: Path, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        generate(invalid, Store(str(out)))
+    assert not out.exists() or not list(out.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("breaking", "told"),
+    ("damage", "message"),
     [
         (lambda model: shutil.rmtree(model / "tokenizer"), "tokenizer is not a tokenizer"),
         (lambda model: (model / "tokenizer" / "tokenizer.json").write_text("{"), r"the tokenizer in .* cannot be read"),
@@ -80,33 +80,34 @@ def assert_refused(chosen: Recipe, place: Path, told: str) -> None:
         ),
     ],
 )
-def test_a_pipeline_that_no_worker_could_run_is_refused(
-    folder: Path, tmp_path: Path, breaking: Callable[[Path], Any], told: str
+def test_unusable_pipeline_is_rejected(
+    folder: Path, tmp_path: Path, damage: Callable[[Path], Any], message: str
 ) -> None:
-    breaking(folder)
-    assert_refused(recipe(folder), tmp_path / "out", told)
+    damage(folder)
+    assert_rejected(recipe(folder), tmp_path / "out", message)
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("changes", "message"),
     [
         ({"generator": {"width": 72}}, "must be multiples of 16"),
-        ({"masks": {"source": "attention", "levels": [8]}}, r"masks.levels \[8\] are not among the levels .* \[1, 2\]"),
+        (
+            {"masks": {"source": "attention", "levels": [8]}},
+            r"masks.levels \[8\] are not among the .* levels .* \[1, 2\]",
+        ),
         ({"generator": {"solver": "model"}}, "would not be reproducible"),
     ],
 )
-def test_a_recipe_that_does_not_fit_the_model_is_refused(
-    folder: Path, tmp_path: Path, more: dict[str, Any], told: str
+def test_recipe_that_does_not_fit_the_model_is_rejected(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     edit(folder / "vae" / "config.json", block_out_channels=[8] * 5)
     edit(folder / "model_index.json", scheduler=["diffusers", "DPMSolverSDEScheduler"])
-    assert_refused(recipe(folder, **more), tmp_path / "out", told)
+    assert_rejected(recipe(folder, **changes), tmp_path / "out", message)
 
 
 @pytest.mark.parametrize("line", ["two puppies at play\tdog", "a very " + "small " * 30 + "dog\tdog"])
-def test_a_prompt_whose_class_has_no_words_that_are_read_is_refused_by_generate_and_plan(
-    tiny_model: Path, tmp_path: Path, line: str
-) -> None:
+def test_prompt_without_tokens_for_its_class_is_rejected(tiny_model: Path, tmp_path: Path, line: str) -> None:
     lines = [*(f"a photograph of a dog number {number}\tdog" for number in range(7)), line]
     (tmp_path / "prompts.txt").write_text("\n".join(lines))
     common = ["--classes", "voc", "--n", "8", "--model", str(tiny_model), "--prompts", str(tmp_path / "prompts.txt")]
@@ -120,29 +121,29 @@ def test_a_prompt_whose_class_has_no_words_that_are_read_is_refused_by_generate_
     assert result.exit_code == 0, result.exception
 
 
-def test_captions_too_long_for_the_encoder_are_found(tiny_model: Path) -> None:
+def test_captions_too_long_for_the_encoder_are_rejected(tiny_model: Path) -> None:
     names = [f"{'very ' * 8}long name number {letter}" for letter in "abcdefgh"]
     preflight(recipe(tiny_model, classes=names))
     with pytest.raises(UserError, match=r"sample \d+: the words .* come after the first 24 tokens"):
         preflight(recipe(tiny_model, classes=names, objects={1: 0.5, 2: 0.5}))
 
 
-def test_a_deleted_feature_extractor_stops_nothing(folder: Path) -> None:
+def test_missing_feature_extractor_is_ignored(folder: Path) -> None:
     edit(folder / "model_index.json", feature_extractor=["transformers", "CLIPImageProcessor"])
-    chosen = recipe(folder)
-    preflight(chosen)
-    load_pipeline(chosen.generator, "cpu")
+    checked = recipe(folder)
+    preflight(checked)
+    load_pipeline(checked.generator, "cpu")
 
 
-def test_sizes_that_the_levels_do_not_divide_are_made(tiny_model: Path, tmp_path: Path) -> None:
-    chosen = recipe(tiny_model, generator={"width": 72, "height": 40, "solver": "ddim"})
-    preflight(chosen)
-    make_set(chosen, tmp_path / "out")
+def test_sizes_not_divisible_by_the_unet_levels_work(tiny_model: Path, tmp_path: Path) -> None:
+    odd = recipe(tiny_model, generator={"width": 72, "height": 40, "solver": "ddim"})
+    preflight(odd)
+    make_set(odd, tmp_path / "out")
 
 
 @pytest.fixture
 def offline(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A hub that cannot be reached, and a cache that has one model."""
+    """An unreachable hub, and a cache with one model and one detector."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -157,32 +158,30 @@ def offline(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return "someone/tiny"
 
 
-def test_a_hub_model_in_the_cache_needs_no_network(offline: str, tiny_model: Path) -> None:
-    chosen = pin_recipe(recipe(offline, generator={"solver": "ddim"}, masks={"source": "attention"}))
-    assert chosen.generator.revision == pin_revision("someone/detector") == COMMIT
-    preflight(chosen)
-    asked = [Request(sample.prompt, sample.seed(0, 0)) for sample in Plan(chosen).shard(0).samples]
+def test_cached_hub_model_requires_no_network(offline: str, tiny_model: Path) -> None:
+    pinned = pin_recipe(recipe(offline, generator={"solver": "ddim"}, masks={"source": "attention"}))
+    assert pinned.generator.revision == pin_revision("someone/detector") == COMMIT
+    preflight(pinned)
+    requests = [Request(sample.prompt, sample.seed(0, 0)) for sample in Plan(pinned).shard(0).samples]
     images = [
-        PipelineGenerator(one).generate(asked)[0].image
-        for one in (chosen, recipe(tiny_model, generator={"solver": "ddim"}))
+        PipelineGenerator(source).generate(requests)[0].image
+        for source in (pinned, recipe(tiny_model, generator={"solver": "ddim"}))
     ]
     assert np.array_equal(*images)
 
 
-def test_a_mistyped_folder_is_not_taken_for_a_hub_model_alone(
-    offline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mistyped_folder_is_suggested(offline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "sd-15").mkdir(parents=True)
     with pytest.raises(UserError, match=r"there is no folder models/sd15 \(did you mean models/sd-15\?\), and no hub"):
         pin_generator(GeneratorRecipe(model="models/sd15"))
 
 
-def test_a_dataset_without_a_receipt_may_be_begun_with_another_recipe(tiny_model: Path, tmp_path: Path) -> None:
+def test_dataset_without_receipts_can_be_restarted_with_another_recipe(tiny_model: Path, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "out"))
     first, second = recipe(tiny_model), recipe(tiny_model, seed=1)
     init_or_resume(store, first)
-    store.create("train/000000.tar", b"made by a worker that was killed before its receipt")
+    store.create("train/000000.tar", b"written by a worker that was killed before the receipt")
     assert init_or_resume(store, second).fingerprint() == second.fingerprint()
     assert recipe_of(store).fingerprint() == second.fingerprint()
     assert not store.list("train")

@@ -1,4 +1,4 @@
-"""One shard is a pure function of the plan; rejected samples are tried again inside it."""
+"""A shard is a pure function of the plan; rejected samples are retried within it."""
 
 import json
 import os
@@ -27,28 +27,28 @@ from factory.generation.shard_job import ContentProducer
 def run(recipe: Recipe, number: int = 0, threads: int = 1) -> tuple[list[EncodedSample], Produced]:
     with ThreadPoolExecutor(threads) as encoder:
         produced = produce(Plan(recipe).shard(number), recipe, load_components(recipe), encoder)
-        return [job.result() for job in produced.samples], produced
+        return [future.result() for future in produced.samples], produced
 
 
-def test_the_same_shard_has_the_same_bytes_whatever_the_writers(tiny_recipe: Recipe) -> None:
+def test_shard_bytes_do_not_depend_on_the_number_of_writers(tiny_recipe: Recipe) -> None:
     assert pack(run(tiny_recipe, 1, threads=1)[0]) == pack(run(tiny_recipe, 1, threads=3)[0])
 
 
-def test_rejected_samples_are_tried_again_with_the_next_attempts_seed(tiny_recipe: Recipe) -> None:
-    rows = [json.loads(s.members["json"]) for number in range(3) for s in run(tiny_recipe, number)[0]]
-    again = [row for row in rows if row["attempt"] > 0]
-    assert len(rows) == 12
-    assert again, "the recipe is meant to reject some"
+def test_rejected_samples_are_retried_with_the_seed_of_the_next_attempt(tiny_recipe: Recipe) -> None:
+    annotations = [json.loads(s.members["json"]) for number in range(3) for s in run(tiny_recipe, number)[0]]
+    retried = [item for item in annotations if item["attempt"] > 0]
+    assert len(annotations) == 12
+    assert retried, "the recipe must reject some samples"
     shard_samples = {s.index: s for number in range(3) for s in Plan(tiny_recipe).shard(number).samples}
-    for row in rows:
-        planned = shard_samples[row["image"]["id"]]
-        assert row["seed"] == planned.seed(tiny_recipe.seed, row["attempt"])
-        assert [tried["seed"] for tried in row["attempts"]] == [planned.seed(0, k) for k in range(row["attempt"] + 1)]
-        assert row["attempts"][-1] == {"attempt": row["attempt"], "seed": row["seed"], "outcome": "accepted"}
-        assert all(tried["outcome"] != "accepted" for tried in row["attempts"][:-1])
+    for item in annotations:
+        planned = shard_samples[item["image"]["id"]]
+        assert item["seed"] == planned.seed(tiny_recipe.seed, item["attempt"])
+        assert [tried["seed"] for tried in item["attempts"]] == [planned.seed(0, k) for k in range(item["attempt"] + 1)]
+        assert item["attempts"][-1] == {"attempt": item["attempt"], "seed": item["seed"], "outcome": "accepted"}
+        assert all(tried["outcome"] != "accepted" for tried in item["attempts"][:-1])
 
 
-def test_a_sample_that_no_attempt_fills_leaves_its_place_empty_and_is_counted(tiny_data: dict[str, Any]) -> None:
+def test_exhausted_samples_are_left_out_and_counted(tiny_data: dict[str, Any]) -> None:
     recipe = make_recipe(tiny_data | {"filters": {"min_area": 0.999}, "attempts": 2})
     samples, produced = run(recipe)
     assert samples == []
@@ -56,15 +56,15 @@ def test_a_sample_that_no_attempt_fills_leaves_its_place_empty_and_is_counted(ti
     assert (produced.tally.attempts, sum(produced.tally.rejected.values())) == (8, 8)
 
 
-def test_labels_run_lengths_areas_and_boxes_of_a_sample_agree(tiny_recipe: Recipe) -> None:
+def test_labels_run_lengths_and_areas_of_a_sample_agree(tiny_recipe: Recipe) -> None:
     for sample in run(tiny_recipe)[0]:
-        row, labels = json.loads(sample.members["json"]), decode_label_png(sample.members["seg.png"])
+        annotation_file, labels = json.loads(sample.members["json"]), decode_label_png(sample.members["seg.png"])
         assert list(sample.members) == ["jpg", "json", "seg.png"]
-        for annotation in row["annotations"]:
+        for annotation in annotation_file["annotations"]:
             mask = decode_rle(annotation["segmentation"])
             assert (labels[mask] == annotation["category_id"]).all()
             assert annotation["area"] == mask.sum()
-        assert np.isin(labels, [0, 255, *(a["category_id"] for a in row["annotations"])]).all()
+        assert np.isin(labels, [0, 255, *(a["category_id"] for a in annotation_file["annotations"])]).all()
 
 
 def test_a_shard_that_another_driver_finished_is_not_made_again(tiny_recipe: Recipe, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Snapshots count what earlier runs made, what this one made, and what is under way."""
+"""Snapshots count earlier runs, this run, and shards in progress."""
 
 from collections import Counter
 
@@ -10,10 +10,10 @@ from factory.engine.scheduler import State
 from factory.generation.progress import Tracker
 
 
-def test_a_snapshot_adds_up_earlier_shards_done_shards_and_those_under_way() -> None:
+def test_snapshot_sums_earlier_finished_and_current_shards() -> None:
     tracker, state = Tracker(Plan(make_recipe({"n": 100, "shard_size": 30})), {0, 3}), State(2)
-    state.add(Done(accepted=29, attempts=40, rejected={"mask_small": 11}, short=1))
-    state.under_way = {2: (7, {"mask_small": 2, "overlap": 1})}
+    state.add(Done(accepted=29, attempts=40, rejected={"mask_small": 11}, exhausted=1))
+    state.in_progress = {2: (7, {"mask_small": 2, "overlap": 1})}
     state.errors.append("lost a worker")
     snapshot = tracker.snapshot(state)
     assert (snapshot.accepted, snapshot.wanted) == (30 + 10 + 29 + 7, 100)
@@ -23,7 +23,7 @@ def test_a_snapshot_adds_up_earlier_shards_done_shards_and_those_under_way() -> 
     assert one_line(snapshot).startswith("running: 76/100 accepted")
 
 
-def test_a_state_keeps_sums_and_not_shards() -> None:
+def test_state_stores_sums_only() -> None:
     state = State(10_000)
     for _ in range(10_000):
         state.add(Done(accepted=5, attempts=6, rejected={"overlap": 1}, seconds={"generate": 0.5}))

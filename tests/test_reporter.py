@@ -1,4 +1,4 @@
-"""A driver's reports: they never end a run or hold it up, and a run stands still while its store does not answer."""
+"""Reports of a driver never stop or delay a run; the run pauses while its store does not respond."""
 
 import json
 import threading
@@ -46,7 +46,7 @@ def reporter_of(store: Store, held: Held, seen: list[Snapshot]) -> tuple[Reporte
 
 
 def run(store: Store, held: Held) -> State:
-    """Forty shards that are done, one of which had been given up before, and one that is given up now."""
+    """Finish forty shards, one of which was given up before, and give up another one."""
     reporter, tracker = reporter_of(store, held, [])
     listener, state = reporter.as_listener(), State(SHARDS)
     for number in range(SHARDS):
@@ -67,10 +67,10 @@ def test_progress_quarantine_and_index_are_written(bucket: Bucket, store: Store)
     assert quarantined(store) == {7}
     assert "the key is ***" in json.loads(store.get("quarantine/000007.json") or b"{}")["error"]
     assert len(json.loads(store.get("index/000000.json") or b"{}")) == SHARDS
-    assert bucket.requests["GET"] <= SHARDS + 6, "one for each receipt, none for shards that were never given up"
+    assert bucket.requests["GET"] <= SHARDS + 6, "one per receipt, none for shards that were never given up"
 
 
-def test_reports_that_the_store_refuses_end_nothing(bucket: Bucket, store: Store) -> None:
+def test_failed_writes_of_reports_are_ignored(bucket: Bucket, store: Store) -> None:
     bucket.faults[:] = [
         Fault("status", "(PUT|GET) .*(progress|quarantine|index)", times=None, code=403, chance=0.7),
         Fault("status", "PUT .*(progress|quarantine|index)", times=None, code=507),
@@ -79,22 +79,22 @@ def test_reports_that_the_store_refuses_end_nothing(bucket: Bucket, store: Store
         assert run(Store("s3://b/set"), held).shards_done == SHARDS
 
 
-def test_a_slow_store_does_not_hold_up_the_scheduler(bucket: Bucket, store: Store) -> None:
+def test_slow_store_does_not_delay_the_scheduler(bucket: Bucket, store: Store) -> None:
     seen = list[Snapshot]()
     with leased(store) as held:
         reporter, tracker = reporter_of(store, held, seen)
         bucket.latency = 0.5
-        began = time.monotonic()
+        start = time.monotonic()
         for number in range(SHARDS):
             reporter.finished(number)
             reporter.quarantine(number, "late")
             reporter.tick(State(SHARDS))
-        assert time.monotonic() - began < 0.4
+        assert time.monotonic() - start < 0.4
         bucket.latency = 0
         reporter.close(tracker.snapshot(State(SHARDS), "failed"))
 
 
-def test_a_run_waits_while_its_store_does_not_answer(
+def test_run_waits_while_its_store_does_not_respond(
     bucket: Bucket, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("factory.dataset.storage_retry._WORTH_A_WORD", 0.2)
@@ -114,9 +114,7 @@ def test_a_run_waits_while_its_store_does_not_answer(
         reporter.close(tracker.snapshot(state, "done"))
 
 
-def test_a_driver_whose_lease_was_taken_ends_and_leaves_the_other_s_progress(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_driver_that_lost_its_lease_stops_and_writes_no_progress(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "BEAT", 0.05)
     with leased(store) as held:
         reporter, tracker = reporter_of(store, held, [])

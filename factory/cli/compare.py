@@ -1,30 +1,29 @@
-"""`factory compare-segmenters`."""
+"""`factory compare-segmenters`: Protocol II."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from factory.cli.shared_options import Annotations, AsJson, Device, Table, Threads
 from factory.files.strict_json import dumps
 
 
 def compare_segmenters(
-    segmenters: Annotated[list[str], typer.Argument(help="NAME=FOLDER of each trained segmenter.")],
-    real: Annotated[list[str], typer.Option(help="NAME=FOLDER of labelled images; may be given again.")],
+    segmenters: Annotated[list[str], typer.Argument(help="Trained segmenters as NAME=FOLDER.")],
+    real: Annotated[list[str], typer.Option(help="Labelled images as NAME=FOLDER; can be repeated.")],
     real_set: Annotated[str, typer.Option(help="Image set of the PASCAL VOC folders.")] = "val",
-    annotations: Annotated[
-        Path | None, typer.Option(help="COCO's instances_*.json, where --real is COCO's folder of images.")
-    ] = None,
-    classes: Annotated[str, typer.Option(help="voc, coco, a file of names, or names.")] = "voc",
-    split: Annotated[str, typer.Option(help="The vocabulary's split that tells seen and unseen apart.")] = "zs3",
-    table: Annotated[Path | None, typer.Option(help="Markdown page whose table between the marks is renewed.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: the GPU where there is one.")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; all by default.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    annotations: Annotations = None,
+    classes: Annotated[str, typer.Option(help="voc, coco, a file with one class per line, or names.")] = "voc",
+    split: Annotated[str, typer.Option(help="Split of the vocabulary that defines seen and unseen classes.")] = "zs3",
+    table: Table = None,
+    device: Device = "auto",
+    threads: Threads = 0,
+    as_json: AsJson = False,
 ) -> None:
-    """Protocol II: segmenters side by side on labelled images that none of them saw.
+    """Protocol II: compare segmenters on labelled images that none of them was trained on.
 
-    Example: factory compare-segmenters one=runs/one/model two=runs/two/model --real VOC=VOCdevkit/VOC2012
+    Example: factory compare-segmenters a=runs/a/model b=runs/b/model --real VOC=VOCdevkit/VOC2012
     """
     from dataclasses import asdict
 
@@ -34,12 +33,12 @@ def compare_segmenters(
     def report(text: str) -> None:
         typer.echo(text, err=True)
 
-    where = RealImages(Path(), real_set, annotations, classes, split)
-    rows = compare(segmenters, real, where, device, threads, report)
-    text = as_markdown(rows, classes)
+    images = RealImages(Path(), real_set, annotations, classes, split)
+    results = compare(segmenters, real, images, device, threads, report)
+    text = as_markdown(results, classes)
     if table is not None:
         from factory.evaluation.markdown import write_table
 
-        told = f"`factory compare-segmenters ... --classes {classes} --split {split}` printed this."
-        write_table(table, f"{told}\n\n{text}\n", f"protocol-2-{classes}")
-    typer.echo(dumps([asdict(row) for row in rows]) if as_json else text)
+        caption = f"`factory compare-segmenters ... --classes {classes} --split {split}` printed this."
+        write_table(table, f"{caption}\n\n{text}\n", f"protocol-2-{classes}")
+    typer.echo(dumps([asdict(result) for result in results]) if as_json else text)

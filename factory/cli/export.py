@@ -1,36 +1,39 @@
-"""`factory export`: a dataset in the form of another library."""
+"""`factory export`: a dataset in the format of another library."""
 
 from typing import Annotated
 
 import typer
 
+from factory.cli.shared_options import AsJson, Dataset
 from factory.files.strict_json import dumps
 
 
 def export(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of a dataset.")],
+    dataset: Dataset,
     form: Annotated[str, typer.Option("--format", help="coco, voc, yolo (segmentation) or hf (Hugging Face parquet).")],
-    to: Annotated[str | None, typer.Option(help="Folder to write; DIR-coco and so on by default.")] = None,
-    val: Annotated[float, typer.Option(help="Share of the samples for validation, drawn by hash of the key.")] = 0.05,
-    polygons: Annotated[bool, typer.Option("--polygons", help="coco: polygons instead of run lengths.")] = False,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Export a dataset that is not finished, as far as it is.")
+    out: Annotated[str | None, typer.Option(help="Folder to write; DATASET-coco and so on by default.")] = None,
+    to: Annotated[str | None, typer.Option("--to", hidden=True, help="Old spelling of --out.")] = None,
+    val: Annotated[float, typer.Option(help="Share of the validation split, selected by a hash of the key.")] = 0.05,
+    polygons: Annotated[
+        bool, typer.Option("--polygons", help="COCO only: write polygons instead of run-length encodings.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Export an unfinished dataset as it is now.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Write a dataset as COCO, PASCAL VOC, YOLO or Hugging Face parquet; the same command goes on after a stop.
+    """Export a dataset as COCO, PASCAL VOC, YOLO or Hugging Face parquet; rerun the same command to resume.
 
     Example: factory export out/ --format coco
 
-    Example: factory export out/ --format yolo --to pets-yolo --val 0.1
+    Example: factory export out/ --format yolo --out pets-yolo --val 0.1
     """
     from factory.cli.progress import progress_bar
     from factory.dataset.storage import Store
     from factory.export.run import Export, Options, default_target
     from factory.files.paths import local_path
 
-    target = local_path(to, "--to") if to else default_target(folder, form)
-    job = Export(Store(folder), target, Options(form, val, polygons), partial)
+    folder = out or to
+    target = local_path(folder, "--out") if folder else default_target(dataset, form)
+    job = Export(Store(dataset), target, Options(form, val, polygons), partial)
     with progress_bar("exporting samples", job.samples, as_json) as show:
         summary = job.run(show)
     if as_json:
@@ -39,4 +42,6 @@ def export(
     typer.echo(f"{summary.to}: {summary.train} samples for training, {summary.val} for validation.")
     if not summary.complete:
         shards = f"{summary.shards} of {summary.shards_planned} shards"
-        typer.echo(f"The dataset is not finished, this export holds {shards}; the same command adds the others later.")
+        typer.echo(
+            f"The dataset is not finished; this export contains {shards}. Rerun the same command later to add the rest."
+        )

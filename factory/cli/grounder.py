@@ -5,42 +5,51 @@ from typing import Annotated, Literal
 
 import typer
 
+from factory.cli.shared_options import AsJson, Device, Devices, Table, Threads, TrainAddress
 from factory.files.strict_json import dumps
-
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: the GPU where there is one.")]
-Out = Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log, board; the grounder is in model/.")]
 
 
 def train_grounder(
-    oracles: Annotated[list[str], typer.Argument(help="Oracle sets: folders or URLs of `bootstrap-oracle`.")],
-    out: Out,
+    datasets: Annotated[
+        list[str],
+        typer.Argument(metavar="DATASET...", help="Folders or URLs of datasets from `bootstrap-oracle` or `invert`."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, logs, and the grounder in model/.")],
     module: Annotated[
         Literal["guided", "paper", "paper-cfg"],
-        typer.Option(help="The project's network, the paper's, or the paper's as published: both halves of guidance."),
+        typer.Option(
+            help="guided: this project's network; paper: the paper's; paper-cfg: that of the authors' release, with "
+            "features of both guidance branches."
+        ),
     ] = "guided",
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Steps of the optimizer; five passes over the samples by default, 300 at least."),
+        typer.Option(
+            "--train-steps",
+            "--steps",
+            min=1,
+            help="Optimizer steps of the training; by default, five passes over the samples, but at least 300.",
+        ),
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Samples of a step, over all devices; 32 by default, or as many as memory holds."),
+        typer.Option(min=1, help="Batch size over all devices; by default 32, or as many as fit into memory."),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Peak; 0.001 for guided, 0.0003 for paper by default.")
+        float | None, typer.Option(help="Peak learning rate; by default 0.001 for guided and 0.0003 for paper.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Order of the samples.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sample order.")] = 0,
     device: Device = "auto",
-    devices: Annotated[int, typer.Option(min=1, help="Devices that train together, through Ray Train.")] = 1,
-    address: Annotated[str | None, typer.Option(help="Ray cluster of several devices; local by default.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; all by default.")] = 0,
-    start: Annotated[Path | None, typer.Option(help="Grounder folder to begin with.")] = None,
+    devices: Devices = 1,
+    address: TrainAddress = None,
+    threads: Threads = 0,
+    start: Annotated[Path | None, typer.Option(help="Grounder folder with the initial weights.")] = None,
 ) -> None:
-    """Train a grounding module on oracle sets, without one human label.
+    """Train a grounder on oracle datasets, without any human labels.
 
-    Ctrl-C or a kill loses at most 200 steps: the same command goes on from the last checkpoint to the same result. A
-    sample of a class that the split leaves unseen is refused. `tensorboard --logdir OUT/board` shows losses, figures on
-    held-out samples and masks.
+    Rerun the same command to resume from the last checkpoint, with the same result; at most 200 steps are lost. Samples
+    of unseen classes of the split are rejected. `tensorboard --logdir OUT/board` shows losses, masks and metrics on
+    held-out samples.
 
     Example: factory train-grounder oracle/ --out runs/grounder
 
@@ -52,7 +61,7 @@ def train_grounder(
     from factory.training.distributed import train_on_several
 
     run = GrounderTraining(
-        oracles=absolute(oracles),
+        oracles=absolute(datasets),
         out=str(out.absolute()),
         module=module,
         steps=steps,
@@ -67,29 +76,31 @@ def train_grounder(
     several = devices > 1
     folder = train_on_several(train_here, run, devices, EngineRecipe(address=address)) if several else train_here(run)
     typer.echo(
-        f"Use it with `factory generate --masks {folder}`, measure it with `factory evaluate-grounder {folder}`."
+        f"Use it with `factory generate --masks {folder}`, or evaluate it with `factory evaluate-grounder {folder}`."
     )
 
 
 def evaluate_grounder(
-    grounders: Annotated[list[str], typer.Argument(help="Grounder folders, of any splits; NAME=FOLDER names its row.")],
-    classes: Annotated[str, typer.Option(help="voc or coco: the vocabulary of their oracle sets.")] = "voc",
-    images: Annotated[int, typer.Option(min=1, help="Images of each group and split.")] = 100,
+    grounders: Annotated[list[str], typer.Argument(help="Grounder folders of any splits, or NAME=FOLDER.")],
+    classes: Annotated[str, typer.Option(help="Vocabulary of their training data: voc or coco.")] = "voc",
+    images: Annotated[int, typer.Option(min=1, help="Number of images per group and split.")] = 100,
     real: Annotated[
         list[str] | None,
-        typer.Option(help="Set of `factory invert`, or NAME=SET: measure on real images and true masks instead."),
+        typer.Option(help="Evaluate on real images and true masks: a dataset from `factory invert`, or NAME=DATASET."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for protocol-1.json and protocol-1.md.")] = None,
-    table: Annotated[Path | None, typer.Option(help="Markdown page whose table between the marks is renewed.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder in which to write protocol-1.json and protocol-1.md.")
+    ] = None,
+    table: Table = None,
     device: Device = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Protocol I: mIoU against the detector's masks on fresh generated images, seen and unseen classes apart.
+    """Protocol I: mIoU against the detector's masks on newly generated images, for seen and unseen classes.
 
-    Each grounder is measured on the split that it was trained for, beside the attention baseline, on one and two
-    objects; only images count in which the detector finds every class of the prompt. IoU is pooled by class, then
-    averaged over classes, then over splits.
+    Each grounder is evaluated on the split that it was trained for, next to the attention baseline, on images with one
+    and two objects. Only images in which the detector finds every class of the prompt count. IoU is pooled per class,
+    then averaged over classes and over splits.
 
     Example: factory evaluate-grounder runs/1/model runs/2/model runs/3/model --classes voc --out protocol/
 
@@ -108,32 +119,33 @@ def evaluate_grounder(
     def report(text: str) -> None:
         typer.echo(text, err=True)
 
-    rows: list[GrounderResult] | list[RealResult]
+    results: list[GrounderResult] | list[RealResult]
     if real:
-        rows = on_real(grounders, real, device, threads, report)
-        text, how, mark = real_table(rows), "--real ...", "grounders-on-real"
+        results = on_real(grounders, real, device, threads, report)
+        text, options, marker = real_table(results), "--real ...", "grounders-on-real"
     else:
-        rows = protocol_1(grounders, classes, images, device, threads, report)
-        text, how, mark = as_markdown(rows, classes), f"--classes {classes} --images {images}", f"protocol-1-{classes}"
+        results = protocol_1(grounders, classes, images, device, threads, report)
+        text, options = as_markdown(results, classes), f"--classes {classes} --images {images}"
+        marker = f"protocol-1-{classes}"
         if out is not None:
-            write_results(rows, classes, out)
+            write_results(results, classes, out)
     if table is not None:
-        write_table(table, f"`factory evaluate-grounder ... {how}` printed this table.\n\n{text}\n", mark)
-    typer.echo(dumps([asdict(row) for row in rows]) if as_json else text)
+        write_table(table, f"`factory evaluate-grounder ... {options}` printed this table.\n\n{text}\n", marker)
+    typer.echo(dumps([asdict(result) for result in results]) if as_json else text)
 
 
 def import_grounder(
-    checkpoint: Annotated[Path, typer.Argument(help="The released file, grounding_module.pth.")],
-    model: Annotated[str, typer.Option(help="Stable Diffusion 1: a diffusers folder or a hub id.")],
-    out: Annotated[Path, typer.Option(help="Folder of the grounder to write.")],
-    classes: Annotated[str, typer.Option(help="The vocabulary that it was trained for.")] = "voc",
-    split: Annotated[str, typer.Option(help="The vocabulary's split that it was trained for.")] = "1",
+    checkpoint: Annotated[Path, typer.Argument(help="The released checkpoint, grounding_module.pth.")],
+    model: Annotated[str, typer.Option(help="Stable Diffusion 1 model: a diffusers folder or a hub id.")],
+    out: Annotated[Path, typer.Option(help="Grounder folder to write.")],
+    classes: Annotated[str, typer.Option(help="Vocabulary that it was trained for.")] = "voc",
+    split: Annotated[str, typer.Option(help="Split of the vocabulary that it was trained for.")] = "1",
     detector: Annotated[
-        str | None, typer.Option(help="Detector whose masks `evaluate-grounder` compares with; stickers by default.")
+        str | None, typer.Option(help="Reference detector for `evaluate-grounder`; stickers by default.")
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Make a grounder's folder of the weights that the paper's authors released (`paper-cfg`).
+    """Convert the weights released by the authors of the paper to a grounder folder (module `paper-cfg`).
 
     Example: factory import-grounder grounding_module.pth --model runwayml/stable-diffusion-v1-5 --out runs/released
     """
@@ -141,6 +153,6 @@ def import_grounder(
 
     folder = import_released(Release(checkpoint, model, classes, split, detector), out, device)
     typer.echo(
-        f"Use it with `factory generate --model {model} --masks {folder}`, measure it with `factory evaluate-grounder "
-        f"{folder}`."
+        f"Use it with `factory generate --model {model} --masks {folder}`, or evaluate it with `factory "
+        f"evaluate-grounder {folder}`."
     )

@@ -1,61 +1,63 @@
-"""`factory invert`: real labelled images as training data of a grounder."""
+"""`factory invert`: training data for a grounder from real labelled images."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from factory.cli.generate import (
+from factory.cli.generate import as_data, as_text
+from factory.cli.shared_options import (
     Address,
     AsJson,
     Batch,
+    DatasetOut,
     Force,
-    Gpus,
+    GpusPerWorker,
     Grace,
     Model,
     ShardSize,
     Workers,
-    as_data,
-    as_text,
 )
 from factory.files.strict_json import dumps
 
 
 def invert(
-    shards: Annotated[str, typer.Option(help="Folder or URL (s3://, gs://) of the set; an unfinished one is resumed.")],
-    root: Annotated[Path, typer.Option(help="VOC's folder (VOCdevkit/VOC2012), or COCO's folder of images.")],
-    dataset: Annotated[Literal["voc", "coco"], typer.Option(help="How the images are labelled on disk.")] = "voc",
+    out: DatasetOut,
+    root: Annotated[Path, typer.Option(help="Folder of PASCAL VOC (VOCdevkit/VOC2012), or of COCO's images.")],
+    dataset: Annotated[Literal["voc", "coco"], typer.Option(help="Layout of the labelled folder.")] = "voc",
     annotations: Annotated[Path | None, typer.Option(help="COCO's instances_*.json.")] = None,
-    image_set: Annotated[str, typer.Option(help="VOC's image set.")] = "train",
-    classes: Annotated[str | None, typer.Option(help="The vocabulary; that of the dataset by default.")] = None,
+    image_set: Annotated[str, typer.Option(help="Image set of PASCAL VOC.")] = "train",
+    classes: Annotated[str | None, typer.Option(help="Vocabulary; by default, that of --dataset.")] = None,
     split: Annotated[
-        str, typer.Option(help="Take only images without a class that this split leaves unseen; `all` takes every one.")
+        str, typer.Option(help="Use only images without unseen classes of this split; `all` uses every image.")
     ] = "all",
-    n: Annotated[int | None, typer.Option("--n", min=1, help="At most so many images; all by default.")] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Maximum number of images; all by default.")] = None,
     method: Annotated[
-        Literal["ddim", "noise"], typer.Option(help="Invert step by step, or add noise: one U-Net call.")
+        Literal["ddim", "noise"], typer.Option(help="DDIM inversion, or added noise with a single U-Net call.")
     ] = "ddim",
-    inversion_steps: Annotated[int, typer.Option(min=2, max=1000, help="Steps to noise, and back.")] = 50,
-    timestep: Annotated[int, typer.Option(min=0, max=999, help="Noise level, of 1000, of the features.")] = 80,
-    max_classes: Annotated[int, typer.Option(min=1, max=8, help="Images with more classes are left out.")] = 3,
-    min_area: Annotated[float, typer.Option(min=0, max=1, help="Smaller classes are not named in the prompt.")] = 0.01,
+    inversion_steps: Annotated[int, typer.Option(min=2, max=1000, help="DDIM steps to noise, and back.")] = 50,
+    timestep: Annotated[
+        int, typer.Option(min=0, max=999, help="Noise level, of 1000, at which features are captured.")
+    ] = 80,
+    max_classes: Annotated[int, typer.Option(min=1, max=8, help="Skip images with more classes than this.")] = 3,
+    min_area: Annotated[
+        float, typer.Option(min=0, max=1, help="Leave classes that cover less of the image out of the prompt.")
+    ] = 0.01,
     model: Model = None,
-    recipe: Annotated[
-        Path | None, typer.Option(help="Recipe file whose generator part is taken: model, precision, memory layout.")
-    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe file; only its `generator` section is used.")] = None,
     batch: Batch = None,
     shard_size: ShardSize = None,
     workers: Workers = None,
-    gpus_per_worker: Gpus = None,
+    gpus_per_worker: GpusPerWorker = None,
     address: Address = None,
     grace: Grace = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring real labelled images back to noise, and keep the latents of their features with their true masks.
+    """Invert real labelled images to noise, and store the latents for their features with the true masks.
 
-    The set is one of `bootstrap-oracle`'s kind: `train-grounder` takes it alone or with others. The same command again
-    resumes. Each sample tells the PSNR of its way to noise and back.
+    The result is a dataset like that of `bootstrap-oracle`; `train-grounder` accepts it alone or with others. Rerun the
+    same command to resume. Each sample records the PSNR of its reconstruction.
 
     Example: factory invert --root VOCdevkit/VOC2012 --split 1 --shards inverted/
 
@@ -75,7 +77,7 @@ def invert(
         annotations=annotations,
         classes=classes or dataset,
         split=split,
-        most=n,
+        max_images=n,
         method=method,
         steps=inversion_steps,
         timestep=timestep,
@@ -84,17 +86,17 @@ def invert(
     )
     generator = load_recipe(recipe).get("generator", {}) if recipe else {}
     if not isinstance(generator, dict):
-        raise UserError(f"{recipe} has no generator part: under `generator:` there are its fields, as `model:`.")
+        raise UserError(f"{recipe}: `generator:` must be a section with fields such as `model:`.")
     given = {"generator": generator, "model": model, "batch": batch, "shard_size": shard_size}
     engine = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address, "grace": grace}
-    chosen, left_out = recipe_of_folder(options, given, engine, lambda text: typer.echo(text, err=True))
-    typer.echo(f"{chosen.n} images of {root}; {left_out} left out.", err=True)
-    store = open_store(shards, recipe)
+    inversion, skipped = recipe_of_folder(options, given, engine, lambda text: typer.echo(text, err=True))
+    typer.echo(f"{inversion.n} images of {root}; {skipped} skipped.", err=True)
+    store = open_store(out, recipe)
     with watching(quiet=as_json) as watch:
-        summary = run(chosen, store, False, watch, force)
+        summary = run(inversion, store, False, watch, force)
     psnr = mean_psnr(store, summary.recipe)
     if as_json:
-        typer.echo(dumps(as_data(summary, shards) | {"psnr": psnr, "left_out": left_out}))
+        typer.echo(dumps(as_data(summary, out) | {"psnr": psnr, "left_out": skipped}))
     else:
-        typer.echo(f"{as_text(summary, shards)}\nMean PSNR after the way to noise and back: {psnr:.2f} dB.")
+        typer.echo(f"{as_text(summary, out)}\nMean PSNR of the reconstructions: {psnr:.2f} dB.")
     raise typer.Exit(summary.exit_code)

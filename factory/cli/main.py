@@ -1,4 +1,4 @@
-"""The entry point: the commands by name, and how errors end."""
+"""The entry point: registers the commands, and turns errors into messages and exit codes."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ from factory.cli.models import models
 from factory.cli.oracle import bootstrap_oracle
 from factory.cli.paths import refuse_urls
 from factory.cli.plan import plan
-from factory.cli.preview import sheet
+from factory.cli.preview import preview
 from factory.cli.segmenter import evaluate_segmenter, train_segmenter
 from factory.cli.status import status
 from factory.cli.verify import verify
@@ -26,12 +26,13 @@ from factory.cli.workflow import run_steps
 from factory.errors import UserError
 
 app = typer.Typer(
-    help="Turns class names into segmentation datasets: images with masks from a diffusion model, no human label.",
+    help="Generate segmentation datasets from class names: images and masks from a diffusion model, no human labels.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _command in (generate, plan, status, verify, models, sheet, export, invert):
+for _command in (generate, plan, status, verify, models, preview, export, invert):
     app.command()(_command)
+app.command("sheet", hidden=True)(preview)  # the former name
 app.command("bootstrap-oracle")(bootstrap_oracle)
 app.command("train-grounder")(train_grounder)
 app.command("evaluate-grounder")(evaluate_grounder)
@@ -44,8 +45,8 @@ app.add_typer(stickers.app, name="stickers")
 refuse_urls((*app.registered_commands, *stickers.app.registered_commands))
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"factory {factory.__version__}")
         raise typer.Exit
 
@@ -56,30 +57,30 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Turns class names into segmentation datasets: images with masks from a diffusion model, no human label."""
+    """Generate segmentation datasets from class names: images and masks from a diffusion model, no human labels."""
 
 
 def run() -> None:
-    """Run the command line and end the process with a code of `factory.exit_codes`.
+    """Run the command line and exit with a code from `factory.exit_codes`.
 
-    Whoever stops reading the output gets a quiet 1, for the work was not finished.
+    If the reader of the output closes the pipe, the exit code is 1 without a message: the work was not finished.
     """
     signals.listen()
     try:
         app()
     except UserError as error:
-        _say(str(error))
-        _end(error.exit_code)
+        _print_error(str(error))
+        _exit(error.exit_code)
     except SystemExit as end:
-        # typer turns KeyboardInterrupt into this code and a closed pipe into 1, both without a word.
+        # typer turns KeyboardInterrupt into this code, and a closed pipe into 1, both without a message.
         if end.code == exit_codes.INTERRUPTED:
-            _say("Interrupted; what is written is kept, and the same command continues from there.")
-            _end(signals.exit_code())
+            _print_error("Interrupted. Committed work is kept; rerun the same command to resume.")
+            _exit(signals.exit_code())
         raise
 
 
-def _end(code: int) -> NoReturn:
-    """Exit; at once where Ray would wait for a cluster that is gone, and then end the process in its own way."""
+def _exit(code: int) -> NoReturn:
+    """Exit; without cleanup if the cluster is gone, because Ray would wait for it and then abort the process."""
     cluster = sys.modules.get("factory.engine.cluster")
     if cluster is not None and cluster.is_stuck():
         sys.stdout.flush()
@@ -88,6 +89,6 @@ def _end(code: int) -> NoReturn:
     raise SystemExit(code) from None
 
 
-def _say(sentence: str) -> None:
+def _print_error(message: str) -> None:
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    print(f"\033[31m{sentence}\033[0m" if colour else sentence, file=sys.stderr)
+    print(f"\033[31m{message}\033[0m" if colour else message, file=sys.stderr)

@@ -1,56 +1,52 @@
-"""`factory models`: what is known and present."""
+"""`factory models`: the supported models and whether they are available."""
 
 from importlib.util import find_spec
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from factory.cli.shared_options import AsJson
 from factory.files.strict_json import dumps
 
 
-def models(as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False) -> None:
-    """List the models and sources of masks that this installation has.
+def models(as_json: AsJson = False) -> None:
+    """List the models and mask sources, and whether this installation has them.
 
     Example: factory models
     """
-    rows = known()
+    entries = known()
     if as_json:
-        typer.echo(dumps(rows))
+        typer.echo(dumps(entries))
         return
-    for row in rows:
-        present = "present" if row["present"] else "missing"
-        typer.echo(f"{row['option']:<10} {row['name']:<28} {present:<8} {row['about']}")
-    typer.echo("--model also takes any folder or hub id of a Stable Diffusion 1, 2 or XL pipeline of diffusers,")
+    for entry in entries:
+        present = "present" if entry["present"] else "missing"
+        typer.echo(f"{entry['option']:<10} {entry['name']:<28} {present:<8} {entry['about']}")
+    typer.echo("--model also accepts the folder or hub id of any Stable Diffusion 1, 2 or XL pipeline of diffusers,")
     typer.echo(
-        "--masks the folder of a grounder, --detector a folder or hub id of Mask2Former, MaskFormer and the like."
+        "--masks the folder of a grounder, and --detector a folder or hub id of Mask2Former, MaskFormer or similar."
     )
 
 
 def known() -> list[dict[str, Any]]:
-    """The rows: the option that takes it, its name there, whether it is here, and what it is."""
+    """The entries: the option that accepts the model, its name, whether it is present, and a description."""
     from factory.files.embedded_models import detector_folder, grounder_folder, pipeline_folder
 
     pipeline, detector = pipeline_folder(), detector_folder()
-    rows = [
-        (
-            "--model",
-            "stickers",
-            (pipeline / "model_index.json").is_file(),
-            "embedded text-to-image model, 80 COCO classes",
-        ),
-        ("--masks", "attention", True, "cross-attention of the class's words; any model, nothing trained"),
-        ("--masks", "detector", (detector / "config.json").is_file(), "what the recipe's detector finds"),
-        (
-            "--masks",
-            "stickers",
-            (grounder_folder() / "config.json").is_file(),
-            "embedded grounder",
-        ),
-        ("--detector", "stickers", (detector / "config.json").is_file(), "embedded detector of the 80 COCO classes"),
-        ("--detector", "torchvision:NAME", _torchvision(), "Mask R-CNN of torchvision, 80 COCO classes"),
-        ("--detector", "detectron2:CONFIG", _installed("detectron2"), "Mask R-CNN of detectron2's model zoo"),
+    embedded_model = (pipeline / "model_index.json").is_file()
+    embedded_detector = (detector / "config.json").is_file()
+    embedded_grounder = (grounder_folder() / "config.json").is_file()
+    entries = [
+        ("--model", "stickers", embedded_model, "embedded text-to-image model, 80 COCO classes"),
+        ("--masks", "attention", True, "cross-attention to the class name; works with any model, untrained"),
+        ("--masks", "detector", embedded_detector, "masks of the recipe's detector"),
+        ("--masks", "stickers", embedded_grounder, "embedded grounder"),
+        ("--detector", "stickers", embedded_detector, "embedded detector, 80 COCO classes"),
+        ("--detector", "torchvision:NAME", _torchvision(), "Mask R-CNN from torchvision, 80 COCO classes"),
+        ("--detector", "detectron2:CONFIG", _installed("detectron2"), "Mask R-CNN from detectron2's model zoo"),
     ]
-    return [{"option": option, "name": name, "present": here, "about": about} for option, name, here, about in rows]
+    return [
+        {"option": option, "name": name, "present": present, "about": about} for option, name, present, about in entries
+    ]
 
 
 def _installed(library: str) -> bool:
@@ -58,7 +54,7 @@ def _installed(library: str) -> bool:
 
 
 def _torchvision() -> bool:
-    """Whether it is installed and matches torch."""
+    """Whether torchvision is installed and matches torch."""
     from factory.hf_logging import torchvision_fault
 
     return _installed("torchvision") and torchvision_fault() is None

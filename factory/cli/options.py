@@ -1,4 +1,4 @@
-"""From options and a recipe file to a recipe: what is given overrides the file, and nothing else does."""
+"""Builds a recipe from options and a recipe file; only options that were given override the file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.files.text import read_lines
 
-_PLACES = {
+_FIELDS = {
     "n": ("n",),
     "seed": ("seed",),
     "batch": ("batch",),
@@ -31,18 +31,18 @@ _PLACES = {
     "detectors": ("engine", "detectors"),
     "gpus_per_detector": ("engine", "gpus_per_detector"),
 }
-"""Where each option stands in a recipe."""
+"""The field of the recipe that each option sets."""
 
 
 def assemble(file: Path | None, store: Store | None, options: Mapping[str, Any]) -> Recipe:
-    """The recipe of a command: the file's, or else the one that the set was begun with, under the options given.
+    """The recipe of a command: that of the file, or of the dataset to resume, overridden by the options.
 
-    An option that is None was not given. UserError for what does not fit together.
+    An option that is None was not given. UserError if the options are invalid together.
     """
-    data = load_recipe(file) if file else _begun(store, options)
-    for name, place in _PLACES.items():
+    data = load_recipe(file) if file else _existing(store, options)
+    for name, field in _FIELDS.items():
         if options.get(name) is not None:
-            _set(data, place, options[name])
+            _set(data, field, options[name])
     if options.get("model") is not None:
         _set(data, ("generator", "revision"), None)
     if options.get("detector") is not None:
@@ -56,7 +56,7 @@ def assemble(file: Path | None, store: Store | None, options: Mapping[str, Any])
     if options.get("n") is not None and file:
         data.pop("earlier", None)
     if "n" not in data:
-        raise UserError("how many samples? Give --n, as in --n 1000, or a --recipe that says it.")
+        raise UserError("the number of samples is missing; give --n, as in --n 1000, or a --recipe that contains it.")
     if options.get("split") is not None:
         data["oracle"] = _oracle(options["split"], data)
     if options.get("prompts") is not None:
@@ -65,24 +65,24 @@ def assemble(file: Path | None, store: Store | None, options: Mapping[str, Any])
 
 
 def open_store(address: str, file: Path | None) -> Store:
-    """The store at an address, reached as the `store` section of a recipe file says; by the environment without one."""
+    """The store at an address, configured by the `store` section of a recipe file, or by the environment."""
     section = load_recipe(file).get("store") if file else None
     recipe = make_recipe({"n": 1, "store": section or {}}, str(file))
     return Store(address, recipe.store)
 
 
-def _begun(store: Store | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A set that is resumed without naming its classes or its size goes on with its own recipe."""
+def _existing(store: Store | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of the dataset to resume, unless both classes and size are given."""
     from factory.dataset.state import RECIPE, recipe_of
 
-    named = options.get("classes") is not None and options.get("n") is not None
-    if store is None or named or store.get(RECIPE) is None:
+    specified = options.get("classes") is not None and options.get("n") is not None
+    if store is None or specified or store.get(RECIPE) is None:
         return {}
     return recipe_of(store).model_dump(mode="json")
 
 
-def _set(data: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
-    *parents, last = place
+def _set(data: dict[str, Any], field: tuple[str, ...], value: Any) -> None:
+    *parents, last = field
     for parent in parents:
         if not isinstance(data.get(parent), dict):
             data[parent] = {}
@@ -98,13 +98,13 @@ def _classes(text: str) -> Any:
 
 
 def _oracle(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """The oracle's part: the seen classes of a vocabulary's split, or those that a file does not name as unseen."""
+    """The `oracle` section: the seen classes of a named split, or all classes that a file does not list as unseen."""
     vocabulary = make_recipe({"n": 1, "classes": data.get("classes", "coco")}).vocabulary()
     path = Path(split)
     if not path.is_file():
         if "/" in split or path.suffix:
             raise UserError(
-                f"there is no split file {split}; give one with an unseen class per line, or a split's name."
+                f"there is no split file {split}; give a file with one unseen class per line, or the name of a split."
             )
         return {"split": split, "seen": list(vocabulary.seen(split))}
     lines = [line for _, line in read_lines(path, "split file")]
@@ -112,7 +112,8 @@ def _oracle(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
     seen = [name for name in vocabulary.names if name not in unseen]
     if not seen or not unseen:
         raise UserError(
-            f"the split file {split} leaves {len(seen)} classes seen and {len(unseen)} unseen; both want some."
+            f"the split file {split} leaves {len(seen)} classes seen and {len(unseen)} unseen; at least one of each is "
+            f"required."
         )
     return {"split": path.stem, "seen": seen}
 
@@ -121,5 +122,5 @@ def _prompts(path: Path, data: Mapping[str, Any]) -> list[dict[str, Any]]:
     from factory.config.prompts import read_prompts
 
     vocabulary = make_recipe({"n": 1, "classes": data.get("classes", "coco")}).vocabulary()
-    rows = read_prompts(path, vocabulary)
-    return [{"text": row.text, "classes": dict(zip(row.classes, row.phrases, strict=True))} for row in rows]
+    prompts = read_prompts(path, vocabulary)
+    return [{"text": p.text, "classes": dict(zip(p.classes, p.phrases, strict=True))} for p in prompts]

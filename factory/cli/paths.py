@@ -1,4 +1,4 @@
-"""What all options and arguments that name a path have in common: none of them takes a URL."""
+"""Makes every option and argument of type Path reject URLs."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -13,30 +13,30 @@ from factory.errors import UserError
 from factory.files.paths import local_path
 
 PATH = "PATH"
-"""The metavar of such an option, by which `factory run` knows one."""
+"""The metavar of such options, by which `factory run` recognises them."""
 
 
 def refuse_urls(commands: Iterable[CommandInfo]) -> None:
-    """Let every parameter of type Path refuse a URL with a sentence."""
+    """Make every parameter of type Path reject a URL with a clear error."""
     for command in commands:
         assert command.callback is not None
         for name, info in _paths(command.callback):
-            named = f"--{name.replace('_', '-')}" if isinstance(info, OptionInfo) else name.upper()
-            info.parser = partial(_parsed, named)
+            label = f"--{name.replace('_', '-')}" if isinstance(info, OptionInfo) else name.upper()
+            info.parser = partial(_parsed, label)
             info.metavar = info.metavar or PATH
 
 
 def _paths(command: Callable[..., Any]) -> Iterable[tuple[str, ParameterInfo]]:
     for name, parameter in inspect.signature(command).parameters.items():
-        kind, *more = get_args(parameter.annotation) or (parameter.annotation,)
+        kind, *metadata = get_args(parameter.annotation) or (parameter.annotation,)
         kinds = get_args(kind) if get_origin(kind) else (kind,)
-        yield from ((name, info) for info in more if isinstance(info, ParameterInfo) and Path in kinds)
+        yield from ((name, info) for info in metadata if isinstance(info, ParameterInfo) and Path in kinds)
 
 
-def _parsed(named: str, value: str | Path) -> Path:
+def _parsed(label: str, value: str | Path) -> Path:
     if isinstance(value, Path):
         return value
     try:
-        return local_path(value, named)
+        return local_path(value, label)
     except UserError as error:
         raise typer.BadParameter(str(error)) from error

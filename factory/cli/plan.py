@@ -1,11 +1,11 @@
-"""`factory plan`: what `factory generate` would make, without making it."""
+"""`factory plan`: what `factory generate` would produce."""
 
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from factory.cli.generate import (
+from factory.cli.shared_options import (
     AsJson,
     Attempts,
     Batch,
@@ -22,7 +22,7 @@ from factory.cli.generate import (
     RecipeFile,
     Seed,
     ShardSize,
-    Steps,
+    SolverSteps,
 )
 from factory.files.strict_json import dumps
 
@@ -42,7 +42,7 @@ def plan(
     objects: Objects = None,
     prompts: Prompts = None,
     seed: Seed = None,
-    steps: Steps = None,
+    steps: SolverSteps = None,
     guidance: Guidance = None,
     dtype: Dtype = None,
     batch: Batch = None,
@@ -50,12 +50,14 @@ def plan(
     attempts: Attempts = None,
     shard_size: ShardSize = None,
     recipe: RecipeFile = None,
-    rate: Annotated[float | None, typer.Option(help="Samples per second of a worker, where you know it.")] = None,
-    measure: Annotated[bool, typer.Option("--measure", help="Make some samples to estimate time and disk.")] = False,
-    workers: Annotated[int, typer.Option(help="Workers, for the estimate of time.")] = 1,
+    rate: Annotated[float | None, typer.Option(help="Samples per second of one worker, if known.")] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Generate two micro-batches to estimate time and disk space.")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Number of workers for the time estimate.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Show the shards, classes and prompts that a command would make, and what it would take.
+    """Show the shards, classes and prompts that `factory generate` would produce, and estimate time and disk space.
 
     Example: factory plan --classes coco --n 110000 --objects "1:0.5,2:0.5"
 
@@ -65,48 +67,49 @@ def plan(
     """
     from factory.cli.options import assemble
 
-    other = ("recipe", "rate", "measure", "workers", "as_json", "assemble")
-    options = {key: value for key, value in locals().copy().items() if key not in other}
+    not_fields = ("recipe", "rate", "measure", "workers", "as_json", "assemble")
+    options = {key: value for key, value in locals().copy().items() if key not in not_fields}
     data = describe(assemble(recipe, None, options), rate, workers, measure)
     if as_json:
         typer.echo(dumps(data))
         return
     mark = data["fingerprint"][:12]
     typer.echo(f"{data['n']} samples in {data['shards']} shards of {data['shard_size']}, fingerprint {mark}.")
-    least, most = data["per_class_least"], data["per_class_most"]
-    typer.echo(f"Each of {data['classes']} classes {least}" + (f" to {most}" if most != least else "") + " times.")
-    typer.echo("Prompts such as:")
+    low, high = data["per_class_least"], data["per_class_most"]
+    times = f"{low} to {high}" if high != low else f"{low}"
+    typer.echo(f"Each of {data['classes']} classes appears {times} times.")
+    typer.echo("Example prompts:")
     for text in data["prompts"]:
         typer.echo(f"  {text}")
     typer.echo(cost(data))
 
 
 def cost(data: dict[str, Any]) -> str:
-    """A sentence about time and disk."""
+    """The estimate of time and disk space as text."""
     trial = data["trial"]
     if trial is not None and not trial["accepted"]:
-        return f"None of the trial's {trial['attempts']} images was accepted; `generate --n 8` shows why."
+        return f"None of the {trial['attempts']} measured images was accepted; `generate --n 8` shows the reasons."
     if not data["rate"]:
         return (
-            "Time and disk: --measure makes two batches to estimate them, --rate takes samples per second of a worker."
+            "For an estimate of time and disk space, add --measure, or give --rate, the samples per second of a worker."
         )
     worker_hours, workers = data["worker_hours"], data["workers"]
-    told = f"Time: {worker_hours / workers:.2f} hours with {workers} workers, {worker_hours:.2f} worker-hours"
-    told += " (GPU-hours where a worker has one GPU)."
+    text = f"Time: {worker_hours / workers:.2f} hours with {workers} workers, {worker_hours:.2f} worker-hours"
+    text += " (GPU-hours if a worker has one GPU)."
     if data["bytes"] is not None:
-        told += f" Disk: {data['bytes'] / 1e6:.1f} MB."
+        text += f" Disk: {data['bytes'] / 1e6:.1f} MB."
     if trial is not None:
-        told += (
-            f" Measured on this machine: {trial['accepted']} samples of {trial['attempts']} images in "
-            f"{trial['seconds']:.1f} s by one worker."
+        text += (
+            f" Measured on this machine: one worker made {trial['accepted']} samples from {trial['attempts']} images "
+            f"in {trial['seconds']:.1f} s."
         )
-    return told
+    return text
 
 
 def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool = False) -> dict[str, Any]:
-    """The plan as plain data. Classes are counted over at most 100,000 samples; the balance holds at every point.
+    """The plan as JSON data. Classes are counted over at most 100,000 samples; they are balanced in every prefix.
 
-    Raises UserError for what `generate` would refuse before it starts.
+    Raises UserError for everything that `generate` checks before it starts.
     """
     from dataclasses import asdict
     from itertools import islice
@@ -117,7 +120,7 @@ def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool =
     from factory.generation.preflight import preflight
 
     if workers < 1 or (rate is not None and rate <= 0):
-        raise UserError(f"--workers is at least 1 and --rate over 0, got {workers} and {rate}.")
+        raise UserError(f"--workers must be at least 1 and --rate above 0, got {workers} and {rate}.")
     recipe = pin_recipe(recipe)
     preflight(recipe)
     expanded = Plan(recipe)

@@ -1,31 +1,32 @@
-"""`factory sheet`: a picture of a dataset."""
+"""`factory preview`: a contact sheet of a dataset."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from factory.cli.shared_options import AsJson, Dataset
 from factory.files.strict_json import dumps
 
 
-def sheet(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of a dataset.")],
-    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("sheet.png"),
-    n: Annotated[int, typer.Option("--n", help="Samples shown.")] = 24,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+def preview(
+    dataset: Dataset,
+    out: Annotated[Path, typer.Option(help="Image file to write.")] = Path("sheet.png"),
+    n: Annotated[int, typer.Option("--n", help="Number of samples to show.")] = 24,
+    as_json: AsJson = False,
 ) -> None:
-    """Draw the first samples of a dataset beside their masks, and print the picture's path.
+    """Draw the first samples of a dataset beside their masks, and print the path of the image.
 
-    Example: factory sheet out/ --out sheet.png
+    Example: factory preview out/ --out sheet.png
     """
     from factory.dataset.preview import contact_sheet
     from factory.dataset.storage import Store
     from factory.errors import UserError
 
-    picture = contact_sheet(Store(folder), n, out.suffix)
+    image = contact_sheet(Store(dataset), n, out.suffix)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(picture)
+        out.write_bytes(image)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error}.") from error
     typer.echo(dumps({"sheet": str(out)}) if as_json else str(out))

@@ -1,4 +1,4 @@
-"""Progress that is live on a terminal and plain lines elsewhere."""
+"""Progress bars: live on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number done so far. On standard error; off a terminal a line every five seconds."""
+    """Yield a function to call with the number done so far; off a terminal, it prints a line every five seconds."""
     if quiet:
         yield lambda done: None
     elif sys.stderr.isatty():
@@ -24,14 +24,14 @@ def progress_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callab
 
 
 def _plain_lines(label: str, total: int) -> Callable[[int], None]:
-    began = last = time.monotonic()
+    start = last = time.monotonic()
 
     def advance(done: int) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= 5 or done == total:
             last = now
-            left = (now - began) / max(1, done) * (total - done)
+            left = (now - start) / max(1, done) * (total - done)
             print(f"{label} {done}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
 
     return advance

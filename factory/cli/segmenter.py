@@ -5,54 +5,51 @@ from typing import Annotated
 
 import typer
 
+from factory.cli.shared_options import Annotations, AsJson, Device, Devices, Threads, TrainAddress
 from factory.files.strict_json import dumps
 
-Classes = Annotated[str, typer.Option(help="voc, coco, a file of names, or names: the classes that are told apart.")]
-Annotations = Annotated[
-    Path | None, typer.Option(help="COCO's instances_*.json, where --real is COCO's folder of images.")
+Classes = Annotated[
+    str, typer.Option(help="The classes to segment: voc, coco, a file with one class per line, or names.")
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: the GPU where there is one.")]
-Threads = Annotated[int, typer.Option(help="CPU threads; all by default.")]
 
 
 def train_segmenter(
-    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log, board; the segmenter is in model/.")],
-    shards: Annotated[
-        list[str] | None, typer.Argument(help="Sets: folders or URLs; none to train on --real alone.")
+    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, logs, and the segmenter in model/.")],
+    datasets: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="DATASET...", help="Folders or URLs of datasets; none to train only on --real."),
     ] = None,
     classes: Classes = "voc",
     architecture: Annotated[
-        str, typer.Option(help="segformer (for CPUs), maskformer, mask2former, a folder or a hub id.")
+        str, typer.Option(help="segformer (runs on CPUs), maskformer, mask2former, a folder or a hub id.")
     ] = "segformer",
     real: Annotated[
         str | None,
-        typer.Option(help="Labelled images to mix in: a PASCAL VOC folder, COCO's images or a set of `invert`."),
+        typer.Option(help="Labelled images to mix in: a PASCAL VOC folder, COCO's images or a dataset from `invert`."),
     ] = None,
-    real_set: Annotated[str, typer.Option(help="The PASCAL VOC folder's image set.")] = "train",
+    real_set: Annotated[str, typer.Option(help="Image set of the PASCAL VOC folder.")] = "train",
     annotations: Annotations = None,
     real_classes: Annotated[
-        str, typer.Option(help="all, or seen: without images that show a class unseen by --split.")
+        str, typer.Option(help="all, or seen, which skips images with unseen classes of --split.")
     ] = "all",
-    split: Annotated[
-        str | None, typer.Option(help="The vocabulary's split that says which classes are unseen.")
-    ] = None,
-    real_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the samples that is real, where both are.")
-    ] = 0.5,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 4000,
-    batch: Annotated[int, typer.Option(min=1, help="Images of a step, over all devices.")] = 16,
-    side: Annotated[int, typer.Option(min=32, help="Square that is trained on, in pixels.")] = 128,
-    learning_rate: Annotated[float, typer.Option(min=0, help="Peak.")] = 6e-4,
-    seed: Annotated[int, typer.Option(help="Order and augmentation.")] = 0,
+    split: Annotated[str | None, typer.Option(help="Split of the vocabulary that defines the unseen classes.")] = None,
+    real_share: Annotated[float, typer.Option(min=0, max=1, help="Share of real samples when mixing.")] = 0.5,
+    steps: Annotated[
+        int, typer.Option("--train-steps", "--steps", min=1, help="Optimizer steps of the training.")
+    ] = 4000,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size over all devices.")] = 16,
+    side: Annotated[int, typer.Option(min=32, help="Side of the square training crops in pixels.")] = 128,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 6e-4,
+    seed: Annotated[int, typer.Option(help="Seed of the sample order and the augmentation.")] = 0,
     device: Device = "auto",
-    devices: Annotated[int, typer.Option(min=1, help="Devices that train together, through Ray Train.")] = 1,
-    address: Annotated[str | None, typer.Option(help="Ray cluster of several devices; local by default.")] = None,
+    devices: Devices = 1,
+    address: TrainAddress = None,
     threads: Threads = 0,
-    start: Annotated[Path | None, typer.Option(help="Segmenter folder to begin with.")] = None,
+    start: Annotated[Path | None, typer.Option(help="Segmenter folder with the initial weights.")] = None,
 ) -> None:
-    """Train an ordinary segmentation model straight from shards, alone or mixed with labelled images.
+    """Train a standard segmentation model on datasets, optionally mixed with labelled images.
 
-    The same command goes on from the last checkpoint after Ctrl-C or a kill, to the same result.
+    Rerun the same command after an interruption to resume from the last checkpoint, with the same result.
 
     Example: factory train-segmenter out/ --classes voc --out runs/segmenter
 
@@ -66,7 +63,7 @@ def train_segmenter(
 
     run = SegmenterTraining(
         out=str(out),
-        shards=tuple(shards or ()),
+        shards=tuple(datasets or ()),
         classes=classes,
         architecture=architecture,
         real=real,
@@ -88,23 +85,23 @@ def train_segmenter(
         folder = train_on_several(train_here, run.absolute(), devices, EngineRecipe(address=address))
     else:
         folder = train_here(run)
-    typer.echo(f"Measure it: factory evaluate-segmenter {folder} --real VOC_FOLDER --classes {classes}")
+    typer.echo(f"Evaluate it: factory evaluate-segmenter {folder} --real VOC_FOLDER --classes {classes}")
 
 
 def evaluate_segmenter(
     segmenter: Annotated[Path, typer.Argument(help="Folder of a trained segmenter.")],
-    real: Annotated[Path, typer.Option(help="Labelled images: a PASCAL VOC folder, or COCO's images.")],
-    real_set: Annotated[str, typer.Option(help="The PASCAL VOC folder's image set.")] = "val",
+    real: Annotated[Path, typer.Option(help="Labelled images: a PASCAL VOC folder or COCO's images.")],
+    real_set: Annotated[str, typer.Option(help="Image set of the PASCAL VOC folder.")] = "val",
     annotations: Annotations = None,
     classes: Classes = "voc",
-    split: Annotated[str | None, typer.Option(help="Tell seen and unseen classes of this split apart.")] = None,
+    split: Annotated[str | None, typer.Option(help="Also report seen and unseen classes of this split.")] = None,
     device: Device = "auto",
     threads: Threads = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """mIoU over a labelled folder: by class, over seen and unseen classes, and their harmonic mean.
+    """mIoU on labelled images: per class, over seen and unseen classes, and their harmonic mean.
 
-    Pixels are summed over the whole image set and 255 is not counted, as in PASCAL VOC's devkit.
+    Pixels are summed over the whole image set and 255 is ignored, as in PASCAL VOC's devkit.
 
     Example: factory evaluate-segmenter runs/segmenter/model --real VOCdevkit/VOC2012 --split 1
 

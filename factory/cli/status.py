@@ -1,28 +1,29 @@
-"""`factory status`: how far a set is."""
+"""`factory status`: the progress of a dataset."""
 
 import json
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from factory.cli.shared_options import AsJson, Dataset
 from factory.files.strict_json import dumps
 
-_AT_WORK = ("running", "waiting", "finishing")
+_ACTIVE = ("running", "waiting", "finishing")
 
 
 def status(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of a set.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    dataset: Dataset,
+    as_json: AsJson = False,
 ) -> None:
-    """Show how far a dataset is, from its receipts; it may be running elsewhere.
+    """Show the progress of a dataset, also while another machine is generating it.
 
-    "stale" is a run whose driver gave no sign of life for more than a minute: give its command again to resume.
+    The status is "stale" if the driver has sent no heartbeat for more than a minute: rerun its command to resume.
 
     Example: factory status out/
 
-    Example: factory status s3://bucket/set --json
+    Example: factory status s3://bucket/pets --json
     """
-    data = state(folder)
+    data = state(dataset)
     if as_json:
         typer.echo(dumps(data))
         return
@@ -31,18 +32,18 @@ def status(
     rejected = ", ".join(f"{reason} {count}" for reason, count in data["rejected"].items())
     typer.echo(f"{data['attempts']} attempts" + (f", rejected: {rejected}." if rejected else ", none rejected."))
     if data["quarantined"]:
-        typer.echo(f"Given up: shards {', '.join(data['quarantined'])}; see quarantine/, and run again to retry.")
+        typer.echo(f"Given up: shards {', '.join(data['quarantined'])}; see quarantine/, and rerun to retry them.")
 
 
-def state(folder: str) -> dict[str, Any]:
-    """The state of a set as plain data."""
+def state(dataset: str) -> dict[str, Any]:
+    """The progress of a dataset as JSON data."""
     from factory.config.plan import Plan
     from factory.dataset import lease
     from factory.dataset.state import PROGRESS, recipe_of, statement
     from factory.dataset.state import state as receipts_state
     from factory.dataset.storage import Store
 
-    store = Store(folder)
+    store = Store(dataset)
     recipe = recipe_of(store)
     plan = Plan(recipe)
     data = statement(recipe, plan, receipts_state(store, plan))
@@ -51,11 +52,11 @@ def state(folder: str) -> dict[str, Any]:
     except (ValueError, TypeError):
         progress = {}
     quarantined = [name.removeprefix("quarantine/").removesuffix(".json") for name in store.list("quarantine")]
-    said, dead = progress.get("status", "begun"), lease.stale(store)
+    current, dead = progress.get("status", "begun"), lease.stale(store)
     if data["complete"]:
-        said = "complete"
-    elif dead or (dead is None and said in _AT_WORK):
-        said = "stale"
-    elif dead is False and said not in _AT_WORK:
-        said = "running"  # it has begun, and not written its progress yet
-    return data | {"status": said, "progress": progress, "quarantined": quarantined}
+        current = "complete"
+    elif dead or (dead is None and current in _ACTIVE):
+        current = "stale"
+    elif dead is False and current not in _ACTIVE:
+        current = "running"  # it has started, but not written its progress yet
+    return data | {"status": current, "progress": progress, "quarantined": quarantined}

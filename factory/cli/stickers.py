@@ -1,4 +1,4 @@
-"""`factory stickers`: the embedded world — render scenes, train its models, measure them."""
+"""`factory stickers`: render scenes, and train and evaluate the embedded models."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,16 +6,17 @@ from typing import Annotated
 
 import typer
 
+from factory.cli.shared_options import AsJson, Table
 from factory.files.strict_json import dumps
 
 app = typer.Typer(
-    help="The sticker world: the small models that are shipped, how they were trained and how good they are.",
+    help="The embedded models: render their scenes, train them, evaluate them.",
     no_args_is_help=True,
 )
 
 
 class Style(StrEnum):
-    """Which art styles to draw with."""
+    """The art styles to draw with."""
 
     train = "train"
     drawn = "drawn"
@@ -34,20 +35,21 @@ class ModelName(StrEnum):
 
 @app.command()
 def render(
-    out: Annotated[Path, typer.Option(help="Folder to write; new, empty, or an earlier run of the same command.")],
+    out: Annotated[Path, typer.Option(help="Folder to write: new, empty, or from an earlier run of the same command.")],
     n: Annotated[int, typer.Option("--n", help="Number of images.")] = 1000,
     classes: Annotated[
-        str, typer.Option(help='coco, voc, a file of names, or names: dog,cat,"traffic light".')
+        str, typer.Option(help='coco, voc, a file with one class per line, or names: dog,cat,"traffic light".')
     ] = "voc",
     style: Annotated[
         Style,
         typer.Option(
-            help="The styles that models are trained on, the one that the text-to-image model draws, or one kept back."
+            help="train: the styles of the training data; drawn: that of the text-to-image model; held-out: a style "
+            "that no model was trained on."
         ),
     ] = Style.train,
-    size: Annotated[int, typer.Option(help="Side of an image in pixels.")] = 128,
-    seed: Annotated[int, typer.Option(help="Another seed, other images.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of the images.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Render labelled scenes as a PASCAL VOC folder.
 
@@ -70,19 +72,24 @@ def render(
 
 @app.command()
 def train(
-    part: Annotated[ModelName, typer.Argument(help="Which model. The diffusion model needs a trained autoencoder.")],
-    out: Annotated[Path, typer.Option(help="Folder of the runs; each model has its own inside.")] = Path("runs"),
-    steps: Annotated[int | None, typer.Option(help="Training steps; the default is the shipped recipe's.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
+    part: Annotated[ModelName, typer.Argument(help="The model to train; diffusion requires a trained autoencoder.")],
+    out: Annotated[Path, typer.Option(help="Folder of the runs, with one subfolder per model.")] = Path("runs"),
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--train-steps", "--steps", help="Optimizer steps of the training; by default, as for the release."
+        ),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Batch size.")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0, help="Peak learning rate; the default is the shipped recipe's.")
+        float | None, typer.Option(min=0, help="Peak learning rate; by default, as for the release.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to PyTorch.")] = 0,
-    seed: Annotated[int, typer.Option(help="Another seed, another model.")] = 0,
-    start: Annotated[Path | None, typer.Option(help="Folder of a finished model to begin with.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 uses the default of PyTorch.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    start: Annotated[Path | None, typer.Option(help="Folder of a trained model with the initial weights.")] = None,
 ) -> None:
-    """Train one of the embedded models; the same command again resumes after a kill.
+    """Train one of the embedded models; rerun the same command to resume after an interruption.
 
     Example: factory stickers train detector --out runs --steps 2000
     """
@@ -106,21 +113,23 @@ def train(
 
 @app.command()
 def evaluate(
-    out: Annotated[Path, typer.Option(help="Folder for evaluation.json and the sheets.")] = Path("runs/evaluation"),
-    pipeline: Annotated[Path | None, typer.Option(help="Diffusers folder; default: the embedded model.")] = None,
-    detector: Annotated[Path | None, typer.Option(help="Detector folder; default: the embedded one.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for evaluation.json and the contact sheets.")] = Path(
+        "runs/evaluation"
+    ),
+    pipeline: Annotated[Path | None, typer.Option(help="Diffusers folder; the embedded model by default.")] = None,
+    detector: Annotated[Path | None, typer.Option(help="Detector folder; the embedded one by default.")] = None,
     judge: Annotated[
-        Path | None, typer.Option(help="Folder of a second, independently trained detector to report beside it.")
+        Path | None, typer.Option(help="Folder of a second, independently trained detector to report as well.")
     ] = None,
-    images_per_class: Annotated[int, typer.Option(min=1, help="Generated images of each class.")] = 20,
+    images_per_class: Annotated[int, typer.Option(min=1, help="Generated images per class.")] = 20,
     pairs: Annotated[int, typer.Option(min=1, help="Generated images of two classes.")] = 400,
-    steps: Annotated[int, typer.Option(min=1, help="Solver steps an image.")] = 12,
-    guidance: Annotated[float, typer.Option(min=1, help="Classifier-free guidance; 1 is none.")] = 3.0,
-    scenes: Annotated[int, typer.Option(min=80, help="Fresh renders for the mask IoU, per style group.")] = 600,
-    table: Annotated[Path | None, typer.Option(help="Markdown page whose table to renew.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON only.")] = False,
+    steps: Annotated[int, typer.Option("--solver-steps", "--steps", min=1, help="Denoising steps per image.")] = 12,
+    guidance: Annotated[float, typer.Option(min=1, help="Scale of classifier-free guidance; 1 disables it.")] = 3.0,
+    scenes: Annotated[int, typer.Option(min=80, help="Newly rendered scenes for the mask IoU, per style group.")] = 600,
+    table: Table = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the figures, as JSON.")] = False,
 ) -> None:
-    """Measure the embedded models: classes found, mask IoU, variety, copies, time and memory.
+    """Evaluate the embedded models: classes found, mask IoU, diversity, copies, time and memory.
 
     Example: factory stickers evaluate --judge runs/judge/model --table docs/embedded.md
     """
@@ -134,10 +143,10 @@ def evaluate(
     from factory.stickers.evaluate import evaluate as measure
     from factory.stickers.tables import markdown
 
-    quiet = (lambda text: None) if as_json else (lambda text: typer.echo(text, err=True))
+    report = (lambda text: None) if as_json else (lambda text: typer.echo(text, err=True))
     judges = Judges(open_detector(detector), open_detector(judge) if judge else None)
     sampling = Sampling(steps, guidance)
-    measured = measure(open_pipeline(pipeline), judges, out, images_per_class, pairs, scenes, sampling, quiet)
+    measured = measure(open_pipeline(pipeline), judges, out, images_per_class, pairs, scenes, sampling, report)
     figures = figures_of(measured)
     (out / "evaluation.json").write_text(dumps(figures, indent=1) + "\n")
     if table is not None:
@@ -147,12 +156,16 @@ def evaluate(
 
 @app.command("evaluate-autoencoder")
 def evaluate_autoencoder(
-    autoencoder: Annotated[Path | None, typer.Option(help="Folder; default: that of the embedded pipeline.")] = None,
-    detector: Annotated[Path | None, typer.Option(help="Detector folder; default: the embedded one.")] = None,
-    scenes: Annotated[int, typer.Option(min=1, help="Fresh scenes of one object, and as many of two.")] = 400,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON only.")] = False,
+    autoencoder: Annotated[
+        Path | None, typer.Option(help="Autoencoder folder; that of the embedded model by default.")
+    ] = None,
+    detector: Annotated[Path | None, typer.Option(help="Detector folder; the embedded one by default.")] = None,
+    scenes: Annotated[
+        int, typer.Option(min=1, help="Newly rendered scenes with one object, and as many with two.")
+    ] = 400,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the figures, as JSON.")] = False,
 ) -> None:
-    """Measure what the autoencoder keeps of fresh scenes: PSNR, and the objects that the detector still finds.
+    """Evaluate reconstructions of the autoencoder: PSNR, and the objects that the detector still finds.
 
     Example: factory stickers evaluate-autoencoder --autoencoder runs/autoencoder/model
     """
@@ -167,22 +180,22 @@ def evaluate_autoencoder(
     from factory.stickers.text_to_image import open_autoencoder
 
     opened = open_autoencoder(autoencoder or pipeline_folder() / "vae", "cpu")
-    quiet = (lambda text: None) if as_json else (lambda text: typer.echo(text, err=True))
-    figures = asdict(round_trip(opened, open_detector(detector), scenes, quiet))
+    report = (lambda text: None) if as_json else (lambda text: typer.echo(text, err=True))
+    figures = asdict(round_trip(opened, open_detector(detector), scenes, report))
     typer.echo(dumps({key: round(value, 4) for key, value in figures.items()}))
 
 
 @app.command()
 def draw(
     classes: Annotated[
-        str, typer.Option(help='coco, voc, a file of names, or names: dog,cat,"traffic light".')
+        str, typer.Option(help='coco, voc, a file with one class per line, or names: dog,cat,"traffic light".')
     ] = "coco",
-    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("demo/stickers.png"),
+    out: Annotated[Path, typer.Option(help="Image file to write.")] = Path("demo/stickers.png"),
     n: Annotated[int, typer.Option("--n", min=1, max=400, help="Number of images.")] = 40,
-    pairs: Annotated[bool, typer.Option("--pairs", help="Two classes an image.")] = False,
-    seed: Annotated[int, typer.Option(help="Another seed, other images.")] = 0,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Draw two classes per image.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the images.")] = 0,
 ) -> None:
-    """Draw images with the embedded text-to-image model, find their masks with the embedded detector, show both.
+    """Draw images with the embedded text-to-image model beside the masks of the embedded detector.
 
     Example: factory stickers draw --classes dog,cat,bus --n 24 --out dogs.png
     """
@@ -196,5 +209,5 @@ def draw(
     vocabulary = parse_classes(classes)
     with progress_bar("drawing", n) as advance:
         found = contact_sheet(vocabulary, n, 2 if pairs else 1, seed, out, advance)
-    typer.echo(f"{n} images, every prompted class found in {found}; left the image, right its masks:")
+    typer.echo(f"{n} images, all prompted classes found in {found}; left: image, right: masks.")
     typer.echo(str(out))

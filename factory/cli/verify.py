@@ -1,4 +1,4 @@
-"""`factory verify`: check a dataset from the bytes up, and repair it."""
+"""`factory verify`: checks every byte of a dataset, and repairs it."""
 
 import contextlib
 from typing import TYPE_CHECKING, Annotated, Any
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from factory import exit_codes
-from factory.cli.generate import Force
+from factory.cli.shared_options import AsJson, Dataset, Force
 from factory.files.strict_json import dumps
 
 if TYPE_CHECKING:
@@ -14,35 +14,35 @@ if TYPE_CHECKING:
     from factory.dataset.storage import Store
     from factory.dataset.verify import Report
 
-_SHOWN = 3
+_MAX_SHOWN = 3
 
 
 def verify(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of a dataset.")],
+    dataset: Dataset,
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Make what is damaged or missing again; refused while a run is at work there."),
+        typer.Option("--repair", help="Generate damaged and missing shards again; refused while a run is active."),
     ] = False,
     force: Force = False,
-    workers: Annotated[int | None, typer.Option(help="Workers of a repair; as the recipe says by default.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Workers for the repair; by default, as in the recipe.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Re-hash every shard and check all that a reader relies on: keys, members, masks, ids, areas, duplicates.
+    """Hash every shard and check everything that a reader relies on: keys, members, masks, ids, areas, duplicates.
 
     Example: factory verify out/
 
     Example: factory verify out/ --repair
 
-    Exit codes: 0 all that exists is sound, 2 bad input, 3 some shards were given up by the repair, 5 damaged.
+    Exit codes: 0 all existing shards are sound, 2 bad input, 3 the repair gave up some shards, 5 damaged.
     """
     from factory.dataset.lease import leased
     from factory.dataset.state import recipe_of
     from factory.dataset.storage import Store
     from factory.dataset.verify import verify as check
 
-    store = Store(folder)
-    recipe_of(store)  # a place without a dataset gets no lease
-    # From the check to the end nobody else writes: the newest files of a run look like orphans.
+    store = Store(dataset)
+    recipe_of(store)  # raises before a lease is written where there is no dataset
+    # The lease is held during the check too, because files that an active run is writing look like orphans.
     with leased(store, force, lambda text: typer.echo(text, err=True)) if repair else contextlib.nullcontext() as lease:
         report = check(store)
         repaired = None
@@ -68,7 +68,7 @@ def verify(
 
 
 def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool, lease: "Held") -> set[int]:
-    """The shards that were taken in hand; whether they are there now is for another check to find out."""
+    """Generate damaged and missing shards again; returns the shards it tried, which another check must confirm."""
     from factory.cli.view import watching
     from factory.dataset.repair import take_out
     from factory.dataset.state import recipe_of
@@ -84,7 +84,7 @@ def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool, 
 
 
 def as_text(data: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report as text."""
     lines = [f"shard {number}: {problem}" for number, problems in data["damaged"].items() for problem in problems]
     after_repair = data["repaired"] is not None
     if after_repair:
@@ -94,18 +94,18 @@ def as_text(data: dict[str, Any]) -> str:
         f"{data['shards']} of {data['shards_planned']} shards exist, with {data['samples']} samples; {sound} are sound."
     )
     if data["damaged"] and after_repair:
-        lines.append(f"{len(data['damaged'])} shards are damaged although they were made again; see the lines above.")
+        lines.append(f"{len(data['damaged'])} shards are still damaged after the repair; see the lines above.")
     elif data["damaged"]:
-        lines.append(f"{len(data['damaged'])} shards are damaged; `factory verify --repair` makes them again.")
+        lines.append(f"{len(data['damaged'])} shards are damaged; `factory verify --repair` generates them again.")
     if data["missing"] and after_repair:
-        lines.append(f"Missing after the repair: shards {_few(data['missing'])}; quarantine/ tells why.")
+        lines.append(f"Missing after the repair: shards {_few(data['missing'])}; see quarantine/ for the reasons.")
     elif data["missing"]:
-        lines.append(f"{len(data['missing'])} shards are not made yet: {_few(data['missing'])}.")
+        lines.append(f"{len(data['missing'])} shards do not exist yet: {_few(data['missing'])}.")
     if data["orphans"]:
         lines.append(
-            f"{len(data['orphans'])} files have no receipt: {_few(data['orphans'])}. A run is writing them now, or "
-            f"ended before it was done; in the second case `factory verify --repair` deletes them and makes their "
-            f"shards."
+            f"{len(data['orphans'])} files have no receipt: {_few(data['orphans'])}. Either an active run is writing "
+            f"them, or a run was interrupted; in the second case, `factory verify --repair` deletes them and generates "
+            f"their shards."
         )
     if data["foreign"]:
         lines.append(f"{len(data['foreign'])} files do not belong to the dataset: {_few(data['foreign'])}.")
@@ -113,4 +113,4 @@ def as_text(data: dict[str, Any]) -> str:
 
 
 def _few(values: list[Any]) -> str:
-    return ", ".join(map(str, values[:_SHOWN])) + (", ..." if len(values) > _SHOWN else "")
+    return ", ".join(map(str, values[:_MAX_SHOWN])) + (", ..." if len(values) > _MAX_SHOWN else "")

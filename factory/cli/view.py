@@ -1,4 +1,4 @@
-"""What a run looks like: one live view on a terminal, plain lines elsewhere, nothing for --json."""
+"""Displays a run: a live view on a terminal, plain lines elsewhere, nothing with --json."""
 
 import sys
 import time
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from factory.generation.progress import Snapshot
     from factory.generation.reporter import Watch
 
-_LINE_EVERY = 10.0
+_LINE_INTERVAL = 10.0
 
 
 @contextmanager
 def watching(quiet: bool) -> Iterator["Watch"]:
-    """A function that shows each snapshot it is given; on standard error, so that results can be piped."""
+    """Yield a function that displays snapshots, on standard error, so that results can be piped."""
     console = Console(stderr=True)
     if quiet:
         yield lambda snapshot: None
     elif console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
-            yield lambda snapshot: live.update(_picture(snapshot))
+            yield lambda snapshot: live.update(_table(snapshot))
     else:
         yield _Lines().show
 
 
 class _Lines:
-    """A line when something was done, at most every ten seconds, and for every new error."""
+    """Prints the progress every ten seconds, and every new error immediately."""
 
     def __init__(self) -> None:
         self._last, self._errors = 0.0, list[str]()
@@ -43,13 +43,13 @@ class _Lines:
             if error not in self._errors:
                 print(f"  {error}", file=sys.stderr, flush=True)
         self._errors = snapshot.errors
-        if time.monotonic() - self._last > _LINE_EVERY or snapshot.status not in ("running", "waiting"):
+        if time.monotonic() - self._last > _LINE_INTERVAL or snapshot.status not in ("running", "waiting"):
             self._last = time.monotonic()
             print(one_line(snapshot), file=sys.stderr, flush=True)
 
 
 def one_line(snapshot: "Snapshot") -> str:
-    """The state in one line."""
+    """The progress in one line."""
     parts = [
         f"{snapshot.accepted}/{snapshot.wanted} accepted",
         f"{snapshot.per_second:.2f}/s",
@@ -65,15 +65,15 @@ def one_line(snapshot: "Snapshot") -> str:
     return f"{snapshot.status}: " + ", ".join(parts)
 
 
-def _picture(snapshot: "Snapshot") -> Group:
+def _table(snapshot: "Snapshot") -> Group:
     rows = Table.grid(padding=(0, 2))
     rows.add_row(
         "accepted", f"{snapshot.accepted} of {snapshot.wanted}", ProgressBar(snapshot.wanted, snapshot.accepted)
     )
     rows.add_row("speed", f"{snapshot.per_second:.2f} per second", f"{_duration(snapshot.seconds_left)} left")
-    pending = f"{snapshot.pending_workers} on their way" if snapshot.pending_workers else ""
+    pending = f"{snapshot.pending_workers} pending" if snapshot.pending_workers else ""
     rows.add_row("workers", str(snapshot.workers), pending)
-    rows.add_row("shards", f"{snapshot.shards_done} of {snapshot.shards}", f"{snapshot.requeued} queued again")
+    rows.add_row("shards", f"{snapshot.shards_done} of {snapshot.shards}", f"{snapshot.requeued} requeued")
     reasons = ", ".join(f"{reason} {count}" for reason, count in snapshot.rejected.items())
     rows.add_row("rejected", str(sum(snapshot.rejected.values())), reasons)
     return Group(rows, *(Text(error, style="yellow", overflow="ellipsis", no_wrap=True) for error in snapshot.errors))

@@ -1,4 +1,4 @@
-"""`factory run`: a chain of commands from one file."""
+"""`factory run`: runs a job, a chain of commands from one file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,14 +8,19 @@ import typer
 
 def run_steps(
     context: typer.Context,
-    job: Annotated[Path, typer.Argument(help="Job file, as jobs/voc.yaml.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of all that the job makes; the file's by default.")] = None,
-    change: Annotated[list[str] | None, typer.Option("--set", help="A value of the file: --set n=1000.")] = None,
-    dry: Annotated[bool, typer.Option("--dry", help="Print the commands and run nothing.")] = False,
+    job: Annotated[Path, typer.Argument(help="Job file, such as jobs/voc.yaml.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the output of the job; overrides `out:` of the file.")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a value of the file, as in --set n=1000; can be repeated."),
+    ] = None,
+    dry: Annotated[bool, typer.Option("--dry", help="Print the commands without running them.")] = False,
 ) -> None:
-    """Run a job: bootstrap-oracle, train-grounder, generate, train-segmenter and so on, as its file says.
+    """Run the steps of a job file in order, such as bootstrap-oracle, train-grounder, generate and train-segmenter.
 
-    Steps that are done are passed over, and each step resumes by itself: after a kill, the same command goes on.
+    Completed steps are skipped, and an interrupted step resumes: rerun the same command after a failure.
 
     Example: factory run jobs/voc.yaml --out runs/voc
 
@@ -24,14 +29,15 @@ def run_steps(
     from factory.errors import UserError
     from factory.workflow.run import load_workflow, run_workflow
 
-    pairs = [one.partition("=") for one in change or []]
+    pairs = [item.partition("=") for item in change or []]
     if any(not equals for _, equals, _ in pairs):
-        raise UserError(f"--set is name=value, as in --set n=1000; got {', '.join(change or [])}.")
+        raise UserError(f"--set must be name=value, as in --set n=1000; got {', '.join(change or [])}.")
     assert context.parent is not None
-    commands = {name: one for name, one in context.parent.command.commands.items() if name != "run"}  # type: ignore[attr-defined]
-    chosen = load_workflow(job, out, commands, {name: value for name, _, value in pairs})
+    available = context.parent.command.commands  # type: ignore[attr-defined]
+    commands = {name: command for name, command in available.items() if name != "run"}
+    loaded = load_workflow(job, out, commands, {name: value for name, _, value in pairs})
     if dry:
-        for step in chosen.steps:
-            typer.echo(step.told())
+        for step in loaded.steps:
+            typer.echo(step.command_line())
         return
-    run_workflow(chosen, lambda text: typer.echo(text, err=True))
+    run_workflow(loaded, lambda text: typer.echo(text, err=True))

@@ -1,1 +1,1 @@
-"""The engine: shards spread over Ray actors until all are done. It knows no pixels."""
+"""The engine: distributes shards over Ray actors until all are done. It knows nothing about images."""

@@ -1,4 +1,4 @@
-"""Start Ray on this machine, or join a cluster; decide about its token and its ports explicitly."""
+"""Start Ray on this machine or join a cluster, with explicit choices for its token and ports."""
 
 import logging
 import os
@@ -26,39 +26,39 @@ _ENVIRONMENT = {
     **environment.AT_START,
 }
 """For the processes that Ray starts on this machine."""
-_LEAVING = 10.0
+_SHUTDOWN_TIMEOUT = 10.0
 _stuck = False
 
 
 @contextmanager
 def connected(engine: EngineRecipe, threads: int) -> Iterator[None]:
-    """Ray, for the time of the `with`: a cluster of this machine alone, or the one at `engine.address`.
+    """Connect to Ray for the duration of the `with`: a local cluster, or the one at `engine.address`.
 
-    A program that is connected to a cluster already keeps its own, which is used and not ended. The handlers of signals
-    stay as they were: Ray sets one for SIGTERM that ends the process. UserError and TransientError say why there is no
+    If the program is already connected to a cluster, that one is used and left running. Signal handlers are restored,
+    because Ray installs one for SIGTERM that ends the process. Raises UserError or TransientError if there is no
     cluster.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         _check_same_cluster(engine.address)
-        with logs.kept(printed=True):
+        with logs.captured(printed=True):
             yield
         return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with _same_handlers():
+    with _restored_sigterm_handler():
         if engine.address is None:
-            _start((engine.workers or 1) * threads + engine.detectors)
+            _start_local((engine.workers or 1) * threads + engine.detectors)
         else:
             _join(engine.address)
     try:
-        with logs.kept(printed=False):
+        with logs.captured(printed=False):
             yield
     finally:
-        _leave()
+        _shut_down()
 
 
 def _check_same_cluster(address: str | None) -> None:
-    """UserError where a program is connected to one cluster and the recipe names another."""
+    """UserError if the program is connected to one cluster and the recipe names another."""
     import ray
 
     if address is None or address == "auto":
@@ -68,12 +68,12 @@ def _check_same_cluster(address: str | None) -> None:
     if not address.startswith("ray://") and current != address:
         raise UserError(
             f"this program is connected to the Ray cluster at {current}, not to {address}; call ray.shutdown() first, "
-            f"or leave the address out to use that cluster."
+            f"or omit the address to use that cluster."
         )
 
 
 @contextmanager
-def _same_handlers() -> Iterator[None]:
+def _restored_sigterm_handler() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -84,16 +84,16 @@ def _same_handlers() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without standard output: Ray prints there while it starts, ends and trains, whatever its log level is."""
+    """Discard standard output: Ray prints there while it starts, stops and trains, whatever its log level is."""
     with open(os.devnull, "w") as sink, redirect_stdout(sink):
         yield
 
 
 @contextmanager
 def _loopback_only() -> Iterator[None]:
-    """Have Ray's servers listen on the loopback interface, as they do on macOS and Windows.
+    """Make Ray's servers listen on the loopback interface, as they do on macOS and Windows.
 
-    They bind to the address of their node, and on Linux Ray replaces a loopback address by the machine's own one.
+    They bind to the address of their node, and on Linux Ray replaces a loopback address with the machine's address.
     """
     from ray._private import ray_constants
 
@@ -105,7 +105,7 @@ def _loopback_only() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def _start(cpus: int) -> None:
+def _start_local(cpus: int) -> None:
     folder = session_folder()
     _keep_token_in_memory()
     import ray
@@ -122,39 +122,39 @@ def _start(cpus: int) -> None:
                 _node_ip_address=_LOOPBACK,
                 **options,
             )
-    except Exception as error:  # Ray raises Exception itself where its daemons do not come up
+    except Exception as error:  # Ray raises plain Exception if its daemons do not come up
         raise TransientError(
-            f"Ray did not start on this machine: {_said(error)} Too many other programs, too little memory or a full "
-            f"disk prevent it; give the same command again when there is room."
+            f"Ray did not start on this machine: {_message(error)} Possible causes are too many other processes, too "
+            f"little memory or a full disk; free some resources and rerun the same command."
         ) from error
 
 
-def _leave() -> None:
-    """End the connection; a cluster whose head is gone is not waited for."""
+def _shut_down() -> None:
+    """Disconnect; if the head node is gone, `ray.shutdown()` may never return, so wait only for a limited time."""
     import ray
 
-    def leave() -> None:
+    def shut_down() -> None:
         with quiet():
             ray.shutdown()
 
-    leaving = threading.Thread(target=leave, name="leave-ray", daemon=True)
-    leaving.start()
-    leaving.join(_LEAVING)
-    if leaving.is_alive():
+    thread = threading.Thread(target=shut_down, name="ray-shutdown", daemon=True)
+    thread.start()
+    thread.join(_SHUTDOWN_TIMEOUT)
+    if thread.is_alive():
         global _stuck
         _stuck = True
 
 
 def is_stuck() -> bool:
-    """Whether a cluster that is gone keeps Ray from ending in this process; only `os._exit` does then."""
+    """Whether `ray.shutdown()` hangs because the cluster is gone; only `os._exit` ends the process then."""
     return _stuck
 
 
 def _keep_token_in_memory() -> None:
-    """A local cluster gets a token of its own that lives in the environment of its processes.
+    """Give a local cluster a fresh token that exists only in the environment of its processes.
 
-    Left alone, `ray.init()` writes a token into the home folder. RAY_AUTH_MODE, where it is set, decides otherwise. A
-    program that imported Ray before has its configuration read already, without the token: it is read again.
+    By default, `ray.init()` writes a token into the home folder. A RAY_AUTH_MODE set by the user is respected. If Ray
+    was imported before, it has already read its configuration without the token, so it has to read it again.
     """
     if "RAY_AUTH_MODE" in os.environ:
         return
@@ -182,8 +182,8 @@ def _join(address: str) -> None:
             )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise UserError(
-            f"there is no Ray cluster to join at {address}: {_said(error)} Start one with `ray start --head`, give its "
-            f"address (host:6379, or auto on one of its machines), or leave --address out to run on this machine."
+            f"cannot join a Ray cluster at {address}: {_message(error)} Start one with `ray start --head`, give its "
+            f"address (host:6379, or auto on one of its nodes), or omit --address to run on this machine."
         ) from error
     _warn_without_token(address)
 
@@ -196,14 +196,14 @@ def _warn_without_token(address: str) -> None:
 
     if get_authentication_mode() == AuthenticationMode.DISABLED:
         _log.warning(
-            "The Ray cluster at %s has no token authentication: whoever reaches its ports can run code on it. Start it "
-            "with RAY_AUTH_MODE=token (docs/generate.md).",
+            "The Ray cluster at %s has no token authentication: anyone who can reach its ports can run code on it. "
+            "Start it with RAY_AUTH_MODE=token (docs/generate.md).",
             address,
         )
 
 
 def _check_this_host_is_a_node(address: str) -> None:
-    """A driver shares memory with a Ray daemon of its own host; without one, Ray ends the process from C++."""
+    """A driver shares memory with a Ray daemon on its host; without one, Ray aborts the process from C++."""
     import ray
     from ray._private.services import find_node_ids
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -211,11 +211,11 @@ def _check_this_host_is_a_node(address: str) -> None:
     try:
         nodes = {node.hex() for node in GcsClient(address=address).get_all_node_info(timeout=10)}
     except (ray.exceptions.RayError, RuntimeError, ConnectionError, ValueError):
-        return  # `ray.init` has more to say about that
+        return  # `ray.init` gives a better error message
     if not nodes & set(find_node_ids()):  # type: ignore[no-untyped-call]
         host = address.rpartition(":")[0]
         raise UserError(
-            f"this host is not part of the Ray cluster at {address}: run the command on one of its machines, submit it "
+            f"this host is not part of the Ray cluster at {address}: run the command on one of its nodes, submit it "
             f"with `ray job submit`, join with `ray start --address {address}`, or give --address ray://{host}:10001."
         )
 
@@ -224,18 +224,18 @@ def _check_reachable(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
         if address != "auto":
-            raise UserError(f"an address is host:port, ray://host:port or auto, got {address!r}.")
+            raise UserError(f"an address must be host:port, ray://host:port or auto, got {address!r}.")
         return
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OverflowError as error:
-        raise UserError(f"an address is host:port with a port up to 65535, got {address!r}.") from error
+        raise UserError(f"an address must be host:port with a port up to 65535, got {address!r}.") from error
     except OSError as error:
         raise TransientError(
-            f"nothing answers at {address} ({error}); start a cluster with `ray start --head --port {port}`, check the "
-            f"address, or leave --address out to run on this machine."
+            f"nothing is listening at {address} ({error}); start a cluster with `ray start --head --port {port}`, "
+            f"check the address, or omit --address to run on this machine."
         ) from error
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return " ".join(str(error).split())[:300]

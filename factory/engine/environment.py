@@ -1,4 +1,4 @@
-"""Environment variables of the driver that its workers need too, on whichever machine they run."""
+"""Environment variables of the driver that its workers need as well, on any node."""
 
 import os
 from collections.abc import Mapping
@@ -7,23 +7,23 @@ _PREFIXES = ("AWS_", "GOOGLE_", "GCS_", "AZURE_")
 _NAMES = frozenset({"HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "SSL_CERT_FILE", "SSL_CERT_DIR"})
 
 AT_START = {
-    # Each thread of a worker would otherwise keep what it once needed, 260 MB in all (docs/performance.md).
+    # With one malloc arena per thread, freed memory of every thread would stay reserved: 260 MB (docs/performance.md).
     "MALLOC_ARENA_MAX": "1",
 }
-"""What must be set before a worker's process starts; nothing secret, for Ray shows it in its logs and process list."""
+"""Variables that must be set before a worker process starts. No secrets: Ray shows them in its logs."""
 
 
 def of_the_driver() -> dict[str, str]:
-    """How to reach object stores and the model hub: endpoint, region, credentials, profile.
+    """Settings for object stores and the model hub: endpoint, region, credentials, profile.
 
-    Travels to the workers as an argument of their actors. A `runtime_env` would put secrets into Ray's logs and, as
-    part of a command line, into the process list.
+    They are passed to the workers as an actor argument. A `runtime_env` would expose secrets in Ray's logs and, as
+    part of a command line, in the process list.
     """
     return {name: value for name, value in os.environ.items() if name.startswith(_PREFIXES) or name in _NAMES}
 
 
 def adopt(variables: Mapping[str, str]) -> None:
-    """Set the driver's variables in a worker, except for files that do not exist on its machine."""
+    """Set the driver's variables in a worker, except paths that do not exist on its node."""
     for name, value in variables.items():
         is_file = value.startswith("/") and not name.endswith("_URI")
         if not is_file or os.path.exists(value):

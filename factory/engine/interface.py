@@ -1,43 +1,44 @@
-"""What the engine asks of the work that it spreads; nothing here knows what a shard holds."""
+"""The interface between the engine and the work that it distributes; nothing here depends on a shard's content."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Progress = Callable[[int, Sequence[str]], None]
-"""Told now and then: how many samples were accepted since the last time, and the reasons of those that were not."""
+"""Called repeatedly with the number of samples accepted since the last call and the reasons of the rejected ones."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """What comes back of a shard: numbers only."""
+    """The result of a shard as the driver sees it: counts and timings only, never the content."""
 
     accepted: int
     attempts: int
     rejected: dict[str, int] = field(default_factory=dict)
-    short: int = 0
+    exhausted: int = 0
+    """Samples that were accepted in none of their attempts."""
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Producer(Protocol):
-    """The work on one worker, models loaded. One `generate` runs at a time; a `finish` may overlap with it."""
+    """The work on one worker, with its models loaded. Only one `generate` runs at a time; a `finish` may overlap."""
 
     def generate(self, shard: int, progress: Progress) -> Any:
-        """Make a shard's content; what it returns goes to `finish` in the same process."""
+        """Generate the content of a shard; the result is passed to `finish` in the same process."""
         ...
 
     def finish(self, shard: int, content: Any) -> Done:
-        """Write the shard, the receipt last."""
+        """Write the shard, and its receipt last."""
         ...
 
 
 class Job(Protocol):
-    """Travels to the workers, so it must pickle and be light; `open` loads what is heavy."""
+    """Sent to the workers, so it must be small and picklable; `open` loads everything heavy."""
 
     def open(self, device: str, detector: Any | None) -> Producer:
-        """Called once on each worker; UserError ends the run. `detector` is the pool's, where there is one."""
+        """Called once on each worker; a UserError ends the run. `detector` is the detector pool, if there is one."""
         ...
 
     def open_detector(self, device: str) -> Any:
-        """Called once on each worker of the detector pool: an object with `detect(images)`."""
+        """Called once on each worker of the detector pool; returns an object with `detect(images)`."""
         ...

@@ -1,4 +1,4 @@
-"""The pool of generating actors: asked for, loading, ready, lost; and what each is working on."""
+"""The pool of generating actors: their states (pending, loading, ready) and the shards assigned to them."""
 
 import contextlib
 import time
@@ -9,19 +9,19 @@ from typing import Any
 from factory.engine import environment
 from factory.engine.capacity import Share
 from factory.engine.interface import Job
-from factory.engine.worker import METHODS_AT_ONCE, DetectorWorker, ShardWorker
+from factory.engine.worker import MAX_CONCURRENCY, DetectorWorker, ShardWorker
 
-SHARDS_AT_ONCE = 2
+SHARDS_PER_WORKER = 2
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _DETECTOR_RETRIES = 3
 
 
 @dataclass
 class Worker:
-    """One actor. `since` is when its oldest shard became the one that it works on, `alive` its last sign of progress.
+    """One actor. `since` is the time at which it began its current shard, `alive` that of its last progress.
 
-    `started` is answered as soon as its process runs, `loading` when its models are loaded; an actor that waits for
-    room in the cluster has answered neither.
+    The reference `started` resolves when the process runs, `loading` when the models are loaded. For an actor that
+    waits for resources, neither has resolved.
     """
 
     handle: Any
@@ -36,14 +36,15 @@ class Worker:
     since: float = 0.0
     alive: float = 0.0
     counts: dict[int, tuple[int, dict[str, int]]] = field(default_factory=dict)
-    asked: Any = None
+    progress: Any = None
+    """The reference of a pending call of `progress`."""
 
 
 class Pool:
-    """Actors of one kind. One that is lost while it loads is replaced after a pause that grows with each such loss."""
+    """Actors of one kind. If one is lost while loading, the next starts after a pause that grows exponentially."""
 
     def __init__(self, job: Job, share: Share, detectors: int = 0, gpus_per_detector: float = 0.0) -> None:
-        """`share` is what an actor asks for. The workers of the detector pool are asked for at once, so come first."""
+        """`share` is what an actor requests. Detector workers are created here, so they get resources first."""
         import ray
 
         self._ray: Any = ray
@@ -51,93 +52,95 @@ class Pool:
         self._environment = environment.of_the_driver()
         self.workers: list[Worker] = []
         self._pause, self._not_before = 0.0, 0.0
-        self.detectors = [self._ask_for_detector(gpus_per_detector) for _ in range(detectors)]
+        self.detectors = [self._create_detector(gpus_per_detector) for _ in range(detectors)]
 
     def use(self, share: Share) -> None:
-        """Ask for another share from now on; actors of another kind of device end as soon as they have no shard."""
+        """Request these resources from now on; actors on another type of device end once they have no shard."""
         self._share = share
-        for worker in [one for one in self.workers if not one.shards and self._is_outdated(one)]:
-            self._forget(worker)
+        for worker in [worker for worker in self.workers if not worker.shards and self._is_outdated(worker)]:
+            self._kill(worker)
 
-    def grow_to(self, wanted: int) -> None:
-        """Ask for actors; those that find no place stay pending, which is what an autoscaler looks at."""
+    def grow_to(self, size: int) -> None:
+        """Create actors; those that do not fit stay pending, which makes an autoscaler add nodes."""
         if time.monotonic() >= self._not_before:
             current = sum(1 for worker in self.workers if not self._is_outdated(worker))
-            for _ in range(wanted - current):
-                self.workers.append(self._ask())
+            for _ in range(size - current):
+                self.workers.append(self._create())
 
-    def shrink_to(self, wanted: int) -> None:
-        """Give up actors that have nothing to do: the ones that are not ready first."""
+    def shrink_to(self, size: int) -> None:
+        """Kill idle actors, those that are not ready first."""
         idle = sorted((worker for worker in self.workers if not worker.shards), key=lambda worker: worker.ready)
-        for worker in idle[: max(0, len(self.workers) - wanted)]:
-            self._forget(worker)
+        for worker in idle[: max(0, len(self.workers) - size)]:
+            self._kill(worker)
 
     def fail(self, worker: Worker) -> None:
-        """Take out an actor that is gone or must go."""
+        """Remove an actor that was lost or must be replaced."""
         if not worker.ready:
             self._pause = min(max(_FIRST_PAUSE, self._pause * 2), _LONGEST_PAUSE)
             self._not_before = time.monotonic() + self._pause
-        self._forget(worker)
+        self._kill(worker)
 
     def progressed(self) -> None:
-        """Something got done, so losses before are no pattern."""
+        """Reset the pause: a shard was finished, so earlier losses are not systematic."""
         self._pause = 0.0
 
     def submit(self, worker: Worker, shard: int, alone: bool = False) -> None:
-        """Send a shard to a ready actor; `alone` keeps it from getting a second one beside it."""
+        """Send a shard to a ready actor; with `alone`, the actor gets no second shard until this one is complete."""
         if not worker.shards:
             worker.since = worker.alive = time.monotonic()
         worker.alone = alone
         worker.shards[shard] = worker.handle.produce.remote(shard)
 
     def complete(self, worker: Worker, shard: int) -> None:
-        """The actor is through with a shard, well or badly."""
+        """The actor returned a result or an error for a shard."""
         worker.shards.pop(shard)
         worker.counts.pop(shard, None)
         worker.since = worker.alive = time.monotonic()
         worker.alone = False
 
     def free(self, queued: int) -> list[Worker]:
-        """Ready actors in the order in which to give them work: idle ones, then, if there is plenty, a second shard.
+        """Ready actors in the order in which they get work: idle ones first, then those that can take a second shard.
 
-        There is plenty where one shard for each actor would be left for others, those that still load included: the
-        last shards wait in the queue for whoever is free first.
+        A second shard hides the time for writing the first. Near the end of a run it would do harm: it would wait
+        behind the first while another actor is idle. So second shards are given out only while the queue holds, after
+        one shard for each idle and each loading actor, at least one more per ready actor.
         """
         ready = [worker for worker in self.workers if worker.ready and not self._is_outdated(worker)]
         idle = [worker for worker in ready if not worker.shards]
-        if queued - len(idle) - (len(self.workers) - len(ready)) < len(ready):
+        loading = len(self.workers) - len(ready)
+        if queued - len(idle) - loading < len(ready):
             return idle
-        return idle + [worker for worker in ready if len(worker.shards) < SHARDS_AT_ONCE and not worker.alone]
+        return idle + [worker for worker in ready if len(worker.shards) < SHARDS_PER_WORKER and not worker.alone]
 
     def close(self) -> None:
-        """End all actors."""
+        """Kill all actors."""
         for worker in [*self.workers, *self.detectors]:
-            self._forget(worker)
+            self._kill(worker)
 
     def abandon(self) -> None:
-        """Forget all actors without ending them: the cluster is gone, and would be waited for."""
+        """Drop all actors without killing them: the cluster is gone, and the calls would block."""
         self.workers.clear()
         self.detectors.clear()
 
     def _is_outdated(self, worker: Worker) -> bool:
         return worker.share.gpus != self._share.gpus
 
-    def _ask(self) -> Worker:
+    def _create(self) -> Worker:
         share = self._share
         options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "memory": share.memory or None}
-        actor = self._ray.remote(**options, max_restarts=0, max_concurrency=METHODS_AT_ONCE)(ShardWorker)
-        detectors = [one.handle for one in self.detectors]
+        actor = self._ray.remote(**options, max_restarts=0, max_concurrency=MAX_CONCURRENCY)(ShardWorker)
+        detectors = [detector.handle for detector in self.detectors]
         handle = actor.options(scheduling_strategy="SPREAD").remote(
             self._job, device(share.gpus), detectors, self._environment
         )
         return Worker(handle, handle.where.remote(), handle.load.remote(), share)
 
-    def _ask_for_detector(self, gpus: float) -> Worker:
+    def _create_detector(self, gpus: float) -> Worker:
         options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": _DETECTOR_RETRIES}
         handle = self._ray.remote(**options)(DetectorWorker).remote(self._job, device(gpus), self._environment)
         return Worker(handle, handle.where.remote(), handle.load.remote(), Share(1, gpus), is_detector=True)
 
-    def _forget(self, worker: Worker) -> None:
+    def _kill(self, worker: Worker) -> None:
         if worker in self.workers:
             self.workers.remove(worker)
         with contextlib.suppress(self._ray.exceptions.RayError):
@@ -145,12 +148,12 @@ class Pool:
 
 
 def device(gpus: float) -> str:
-    """The device of an actor that has so many GPUs; Ray shows it no others."""
+    """The torch device of an actor with this many GPUs; Ray hides all other GPUs from it."""
     return "cuda" if gpus else "cpu"
 
 
 def references(workers: Sequence[Worker]) -> dict[Any, tuple[Worker, int | None]]:
-    """All that is awaited: reference -> (actor, shard; None for starting and loading)."""
+    """All pending references -> (actor, shard; None for starting and loading)."""
     awaited: dict[Any, tuple[Worker, int | None]] = {}
     for worker in workers:
         if not worker.ready:

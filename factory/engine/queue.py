@@ -1,19 +1,20 @@
-"""The queue of shards, and how often each was tried in vain."""
+"""The queue of shards, with the errors and lost workers of each."""
 
 from collections import Counter, deque
 from collections.abc import Iterable
 
-TRIES = 3
-"""Errors of one shard before it is given up."""
-LOSSES = 5
-"""Workers lost with one shard before it is given up: a machine may well go away twice, but not always with this one."""
+MAX_ERRORS = 3
+"""Errors of one shard after which it is given up."""
+MAX_LOSSES = 5
+"""Workers lost with one shard after which it is given up. A node can go away twice by chance, but not five times with
+the same shard."""
 
 
 class ShardQueue:
-    """Shards to be made, first come first served.
+    """Shards to be produced, first in, first out.
 
-    A shard that was with a lost worker is under suspicion of having killed it (out of memory, a crash in a library).
-    From then on it goes to a worker that has no other, so that its neighbours are neither lost with it nor blamed.
+    A shard whose worker was lost is a suspect: it may have killed the worker (out of memory, a crash in a library).
+    From then on, it is given only to a worker without another shard, so that no other shard is lost or blamed with it.
     """
 
     def __init__(self, shards: Iterable[int]) -> None:
@@ -25,10 +26,10 @@ class ShardQueue:
         return len(self._waiting)
 
     def next(self, beside_another: bool) -> int | None:
-        """The next shard for a worker; None where all that wait must be made alone and the worker has a shard."""
-        for place, shard in enumerate(self._waiting):
+        """The next shard for a worker; None if the worker has a shard already and only suspects are left."""
+        for index, shard in enumerate(self._waiting):
             if not (beside_another and shard in self._suspects):
-                del self._waiting[place]
+                del self._waiting[index]
                 return shard
         return None
 
@@ -37,29 +38,29 @@ class ShardQueue:
         return shard in self._suspects
 
     def done(self, shard: int) -> None:
-        """A shard was made: it is above suspicion."""
+        """A finished shard is not a suspect any more."""
         self._suspects.discard(shard)
 
     def put_back(self, shard: int) -> None:
-        """A shard that was not begun, or was lost through no fault of its own: the next one to be given."""
+        """Requeue a shard at the front; it was not started, or was lost for a reason unrelated to it."""
         self._waiting.appendleft(shard)
 
     def failed(self, shard: int) -> int:
-        """Count an error, and queue the shard at the end if it has tries left; returns the errors so far."""
+        """Count an error and requeue the shard at the end if it has tries left; returns the number of errors."""
         self._errors[shard] += 1
-        if self._errors[shard] < TRIES:
+        if self._errors[shard] < MAX_ERRORS:
             self._waiting.append(shard)
         return self._errors[shard]
 
     def lost(self, shard: int) -> int:
-        """Count the loss of a worker that was making the shard, as `failed`; returns the losses so far."""
+        """As `failed`, for the loss of the worker that was producing the shard; returns the number of losses."""
         self._suspects.add(shard)
         self._losses[shard] += 1
-        if self._losses[shard] < LOSSES:
+        if self._losses[shard] < MAX_LOSSES:
             self._waiting.append(shard)
         return self._losses[shard]
 
     def lost_waiting(self, shard: int) -> None:
-        """A shard that waited in a worker which was lost: probably innocent, so it is next, but alone."""
+        """Requeue a shard that waited in a lost worker: probably not the cause, so at the front, but as a suspect."""
         self._suspects.add(shard)
         self._waiting.appendleft(shard)

@@ -1,4 +1,4 @@
-"""The scheduler: gives shards to actors, and takes what comes back, until all are done."""
+"""The scheduler: submits shards to actors and collects the results until all shards are done."""
 
 import re
 import time
@@ -11,7 +11,7 @@ from factory.engine import logs
 from factory.engine.deadlines import Deadlines
 from factory.engine.health import Health
 from factory.engine.pool import Pool, Worker, references
-from factory.engine.queue import LOSSES, TRIES, ShardQueue
+from factory.engine.queue import MAX_ERRORS, MAX_LOSSES, ShardQueue
 from factory.engine.state import Listener, State
 from factory.engine.view import ClusterView
 from factory.errors import StoreUnavailableError, UserError
@@ -19,29 +19,29 @@ from factory.signals import stop_requests
 
 __all__ = ["Listener", "Scheduler", "State"]
 
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_ANSI_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _TICK = 0.5
-_ASK_EVERY = 2.0
+_PROGRESS_INTERVAL = 2.0
 
 
 class Scheduler:
-    """Runs shards on a pool, through lost actors, errors and hanging workers; all three are counted for each shard."""
+    """Runs shards on a pool and handles lost actors, errors and hanging workers, which it counts for each shard."""
 
     def __init__(
         self, pool: Pool, shards: Sequence[int], view: ClusterView, engine: EngineRecipe, listener: Listener
     ) -> None:
         self._pool, self._view, self._engine, self._listener = pool, view, engine, listener
         self._queue, self._deadlines = ShardQueue(shards), Deadlines(engine)
-        self._asked = 0.0
+        self._progress_requested = 0.0
         self.state = State(len(shards))
         self._health = Health(pool, view, engine, self.state)
 
     def run(self) -> State:
-        """Returns when every shard is done or quarantined.
+        """Run until every shard is done or quarantined.
 
-        The first SIGINT or SIGTERM lets the shards under way finish within `engine.grace` seconds; then, or at a second
-        signal, KeyboardInterrupt. UserError from a worker ends the run at once; GivenUpError where workers cannot
-        start, TransientError where the cluster is gone.
+        After the first SIGINT or SIGTERM, shards in progress may finish within `engine.grace` seconds; then, or at a
+        second signal, KeyboardInterrupt is raised. A UserError from a worker ends the run immediately. Raises
+        GivenUpError if workers cannot start, and TransientError if the cluster is gone.
         """
         try:
             with stop_requests() as stopping:
@@ -50,14 +50,14 @@ class Scheduler:
                         self._drain()
                         raise KeyboardInterrupt
                     self._size_pool()
-                    self._give()
-                    self._turn()
+                    self._submit()
+                    self._step()
         finally:
-            self._keep_logs()
+            self._report_logs()
         return self.state
 
-    def _turn(self) -> None:
-        """Wait for something to happen, half a second at most, and deal with all that did."""
+    def _step(self) -> None:
+        """Wait up to half a second for results and handle all that arrived."""
         import ray
 
         awaited = references([*self._pool.workers, *self._pool.detectors])
@@ -66,39 +66,40 @@ class Scheduler:
             if rest:
                 ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
             for reference in ready:
-                self._take(reference, *awaited[reference])
+                self._handle(reference, *awaited[reference])
         else:
             time.sleep(_TICK)
         self._kill_late()
-        self._ask_progress()
-        self._tell()
+        self._request_progress()
+        self._report()
         self._health.check_head()
 
     def _busy(self) -> int:
         return sum(len(worker.shards) for worker in self._pool.workers)
 
     def _drain(self) -> None:
-        """Give nothing more, and take what still gets done within the grace period."""
+        """Submit no more shards, and collect those that finish within the grace period."""
         grace = self._engine.grace
         self.state.errors.append(
-            f"stopping: {self._busy()} shards under way may take {grace:g} s more; a second signal stops at once"
+            f"stopping: waiting up to {grace:g} s for {self._busy()} shards in progress; a second signal stops "
+            f"immediately"
         )
         end = time.monotonic() + grace
-        while self._busy() and time.monotonic() < end and not self._health.cut_off():
-            self._turn()
-        if self._health.cut_off():
-            self._pool.abandon()  # a signal to the whole process group ends Ray too
+        while self._busy() and time.monotonic() < end and not self._health.is_cut_off():
+            self._step()
+        if self._health.is_cut_off():
+            self._pool.abandon()  # a signal to the whole process group has ended Ray too
 
     def _size_pool(self) -> None:
         if self._view.silent_for() > 0:
-            return  # asking for an actor would wait for the head
+            return  # creating an actor would block until the head node responds
         self._pool.use(self._view.share)
         busy = sum(1 for worker in self._pool.workers if worker.shards)
-        wanted = min(self._engine.workers or self._view.fitting, busy + len(self._queue))
-        self._pool.grow_to(wanted)
-        self._pool.shrink_to(wanted)
+        size = min(self._engine.workers or self._view.fitting, busy + len(self._queue))
+        self._pool.grow_to(size)
+        self._pool.shrink_to(size)
 
-    def _give(self) -> None:
+    def _submit(self) -> None:
         if self.state.waiting:
             return
         for worker in self._pool.free(len(self._queue)):
@@ -106,7 +107,8 @@ class Scheduler:
             if shard is not None:
                 self._pool.submit(worker, shard, alone=self._queue.is_suspect(shard))
 
-    def _take(self, reference: Any, worker: Worker, shard: int | None) -> None:
+    def _handle(self, reference: Any, worker: Worker, shard: int | None) -> None:
+        """Handle a resolved reference; the worker may have been removed since the references were collected."""
         import ray
 
         if shard is not None and worker.shards.get(shard) != reference:
@@ -137,12 +139,12 @@ class Scheduler:
         self._listener.finished(shard)
 
     def _failed(self, worker: Worker, shard: int | None, error: Any) -> None:
-        """An exception in a worker's code: bad input ends the run; a lost detector counts as a loss, all else a try."""
+        """An exception in a worker: bad input ends the run, a lost detector counts as a loss, the rest as errors."""
         import ray
 
         cause = error.cause
         if isinstance(cause, StoreUnavailableError) and shard is not None:
-            # The shard was made, but could not be written for as long as the store's patience lasts: not its fault.
+            # The shard was generated but could not be written within the store's patience: not counted as its error.
             self.state.errors.append(_line(cause))
             self._pool.complete(worker, shard)
             self.state.requeued += 1
@@ -152,49 +154,50 @@ class Scheduler:
             raise cause from None
         if shard is None:
             lost = isinstance(cause, ray.exceptions.RayError)
-            if lost or worker.is_detector or any(one.ready for one in self._pool.workers):
+            if lost or worker.is_detector or any(other.ready for other in self._pool.workers):
                 self._start_failed(worker, _line(error))
                 return
             raise error
         self._pool.complete(worker, shard)
         if isinstance(cause, ray.exceptions.RayError):
-            self._lost_with(shard, f"the detector that it asked was lost: {_line(cause)}")
+            self._lost_with(shard, f"the detector that it called was lost: {_line(cause)}")
             return
-        self._try_again(shard, _COLOURS.sub("", str(error)))
+        self._retry(shard, _ANSI_COLOURS.sub("", str(error)))
         if worker.share.gpus:
-            # An error on a GPU may leave the process without a usable one.
-            self._take_out(worker, f"its neighbour failed on the same GPU: {_line(error)}", charged=False)
+            # After a CUDA error, the process may not be able to use its GPU any more.
+            self._replace(worker, f"another shard failed on the same GPU: {_line(error)}", charged=False)
 
     def _lost(self, worker: Worker, error: Exception) -> None:
         if getattr(error, "actor_init_failed", False):
             raise UserError(
-                f"the workers cannot start: {_line(error)}. Every machine of a cluster needs this version of factory."
+                f"the workers cannot start: {_line(error)}. Every node of the cluster needs this version of factory."
             ) from error
         if not worker.ready:
             self._start_failed(worker, _line(error))
             return
         self.state.errors.append(f"lost a worker on {worker.where.get('host', 'an unknown host')}: {_line(error)}")
-        self._take_out(worker, _line(error), charged=not getattr(error, "preempted", False))
-        self._keep_logs()
+        self._replace(worker, _line(error), charged=not getattr(error, "preempted", False))
+        self._report_logs()
 
-    def _start_failed(self, worker: Worker, said: str) -> None:
-        """An actor that was lost or failed while it started; they are replaced, but not for ever."""
-        self._health.start_failed(worker, said)
-        self._take_out(worker, said, charged=False)
+    def _start_failed(self, worker: Worker, message: str) -> None:
+        """Replace an actor that was lost or failed while starting; raises GivenUpError after too many of them."""
+        self._health.start_failed(worker, message)
+        self._replace(worker, message, charged=False)
 
-    def _take_out(self, worker: Worker, why: str, charged: bool) -> None:
-        """Replace an actor. What it had finished counts; what it was making counts as a loss if it is `charged`."""
+    def _replace(self, worker: Worker, reason: str, charged: bool) -> None:
+        """Remove an actor and requeue its unfinished shards; with `charged`, the one in progress counts as a loss."""
         self.state.lost += 1
-        had = dict(worker.shards)
-        making = {next(iter(had)), *worker.counts} & set(had) if had else set()
-        for shard, reference in had.items():
+        assigned = dict(worker.shards)
+        # The oldest shard is in progress, and so is any that reported progress; the others only waited.
+        in_progress = {next(iter(assigned)), *worker.counts} & set(assigned) if assigned else set()
+        for shard, reference in assigned.items():
             if self._was_done(shard, reference):
                 continue
-            if shard not in making:
+            if shard not in in_progress:
                 self.state.requeued += 1
                 self._queue.lost_waiting(shard) if charged else self._queue.put_back(shard)
             elif charged:
-                self._lost_with(shard, why, worker)
+                self._lost_with(shard, reason, worker)
             else:
                 self.state.requeued += 1
                 self._queue.put_back(shard)
@@ -202,7 +205,7 @@ class Scheduler:
         self._pool.fail(worker)
 
     def _was_done(self, shard: int, reference: Any) -> bool:
-        """Whether a lost actor had answered for a shard already; then it counts, well or badly."""
+        """Whether a lost actor had already returned a result or an error for a shard, which then counts."""
         import ray
 
         if not ray.wait([reference], timeout=0)[0]:
@@ -212,40 +215,40 @@ class Scheduler:
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, (ray.exceptions.RayError, UserError)):
                 return False
-            self._try_again(shard, _COLOURS.sub("", str(error)))
+            self._retry(shard, _ANSI_COLOURS.sub("", str(error)))
         except ray.exceptions.RayError:
             return False
         else:
             self._done(shard, result)
         return True
 
-    def _lost_with(self, shard: int, why: str, worker: Worker | None = None) -> None:
+    def _lost_with(self, shard: int, reason: str, worker: Worker | None = None) -> None:
         losses = self._queue.lost(shard)
-        text = f"shard {shard}: its worker was lost, {losses} of {LOSSES} times: {why}"
+        text = f"shard {shard}: its worker was lost ({losses} of {MAX_LOSSES} times): {reason}"
         self.state.errors.append(text)
-        if losses < LOSSES:
+        if losses < MAX_LOSSES:
             self.state.requeued += 1
             return
         where = worker.where if worker is not None else {}
-        written = logs.LOGS.tail(where.get("ip", ""), where.get("pid", ""))
-        self._give_up(shard, text + (f"\n\nThe last lines of its worker:\n{written}" if written else ""))
+        output = logs.LOGS.tail(where.get("ip", ""), where.get("pid", ""))
+        self._give_up(shard, text + (f"\n\nThe last lines of its worker:\n{output}" if output else ""))
 
-    def _try_again(self, shard: int, text: str) -> None:
-        tries = self._queue.failed(shard)
-        self.state.errors.append(f"shard {shard}, try {tries} of {TRIES}: {_line(text)}")
-        if tries >= TRIES:
+    def _retry(self, shard: int, text: str) -> None:
+        errors = self._queue.failed(shard)
+        self.state.errors.append(f"shard {shard}, try {errors} of {MAX_ERRORS}: {_line(text)}")
+        if errors >= MAX_ERRORS:
             self._give_up(shard, text)
 
     def _give_up(self, shard: int, text: str) -> None:
         self.state.quarantined.append(shard)
         self._listener.quarantine(shard, text)
-        self._keep_logs()
+        self._report_logs()
 
     def _kill_late(self) -> None:
-        """A shard over its deadline: the actor is killed, the late shard has failed once, its neighbour is requeued."""
+        """Kill actors past their deadline: the late shard counts as an error, the actor's other shard is requeued."""
         import ray
 
-        if self.state.waiting:
+        if self.state.waiting:  # workers block on the store, so the clock stands still
             for worker in self._pool.workers:
                 worker.since = worker.alive = time.monotonic()
             return
@@ -258,46 +261,46 @@ class Scheduler:
                 continue
             shard, reference = next(iter(worker.shards.items()))
             if not ray.wait([reference], timeout=0)[0]:
-                self._try_again(shard, late)
+                self._retry(shard, late)
                 del worker.shards[shard]
-                self._take_out(worker, late, charged=False)
+                self._replace(worker, late, charged=False)
 
-    def _ask_progress(self) -> None:
-        """Collect the answers to the last questions and, every now and then, ask again; nobody is waited for."""
+    def _request_progress(self) -> None:
+        """Collect the progress that workers have reported and request it again at intervals, without blocking."""
         import ray
 
         for worker in self._pool.workers:
-            if worker.asked is not None and ray.wait([worker.asked], timeout=0)[0]:
+            if worker.progress is not None and ray.wait([worker.progress], timeout=0)[0]:
                 try:
-                    counts = ray.get(worker.asked)
+                    counts = ray.get(worker.progress)
                 except ray.exceptions.RayError:
                     counts = {}
                 if counts != worker.counts:
                     worker.counts, worker.alive = counts, time.monotonic()
-                worker.asked = None
-        if time.monotonic() - self._asked > _ASK_EVERY:
-            self._asked = time.monotonic()
+                worker.progress = None
+        if time.monotonic() - self._progress_requested > _PROGRESS_INTERVAL:
+            self._progress_requested = time.monotonic()
             for worker in self._pool.workers:
-                if worker.ready and worker.shards and worker.asked is None:
-                    worker.asked = worker.handle.progress.remote()
+                if worker.ready and worker.shards and worker.progress is None:
+                    worker.progress = worker.handle.progress.remote()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         state, workers = self.state, self._pool.workers
         state.workers = sum(1 for worker in workers if worker.ready)
         state.pending_workers = len(workers) - state.workers
-        state.under_way = {
+        state.in_progress = {
             shard: worker.counts[shard] for worker in workers for shard in worker.shards if shard in worker.counts
         }
         self._listener.tick(state)
 
-    def _keep_logs(self) -> None:
+    def _report_logs(self) -> None:
         text = logs.LOGS.text()
         if text:
             self._listener.logs(text)
 
 
 def _line(error: object) -> str:
-    """The last line of an error's text that says something."""
+    """The last non-empty line of an error's text."""
     text = str(error) if not isinstance(error, BaseException) else "".join(traceback.format_exception_only(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "no message"

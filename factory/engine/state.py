@@ -1,4 +1,4 @@
-"""The state of a run, and who is informed about it."""
+"""The state of a run, and the listener that receives it."""
 
 from collections import Counter, deque
 from collections.abc import Callable
@@ -11,13 +11,14 @@ _ERRORS_KEPT = 50
 
 @dataclass
 class State:
-    """How far a run is; the views and progress.json show it."""
+    """The progress of a run, as shown by the live view and progress.json."""
 
     shards: int
     shards_done: int = 0
     accepted: int = 0
     attempts: int = 0
-    short: int = 0
+    exhausted: int = 0
+    """Samples that were accepted in none of their attempts."""
     rejected: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
     quarantined: list[int] = field(default_factory=list)
@@ -26,16 +27,16 @@ class State:
     requeued: int = 0
     workers: int = 0
     pending_workers: int = 0
-    under_way: dict[int, tuple[int, dict[str, int]]] = field(default_factory=dict)
+    in_progress: dict[int, tuple[int, dict[str, int]]] = field(default_factory=dict)
     waiting: str = ""
-    """Why the run stands still, set by the listener: the store does not answer. Nothing is given out meanwhile."""
+    """Why the run is paused (the store does not respond), set by the listener. No shard is submitted meanwhile."""
 
     def add(self, done: Done) -> None:
-        """Count a shard that is done; sums only, so that a long run needs no more memory than a short one."""
+        """Add the counts of a finished shard; only sums are stored, so memory does not grow with the run."""
         self.shards_done += 1
         self.accepted += done.accepted
         self.attempts += done.attempts
-        self.short += done.short
+        self.exhausted += done.exhausted
         self.rejected.update(done.rejected)
         for step, seconds in done.seconds.items():
             self.seconds[step] = self.seconds.get(step, 0.0) + seconds
@@ -43,9 +44,9 @@ class State:
 
 @dataclass(frozen=True)
 class Listener:
-    """Called by the scheduler, in the driver: `tick` at least every half second.
+    """Callbacks of the scheduler, called in the driver; `tick` at least every half second.
 
-    `logs` gets all that the workers wrote, when one was lost, when a shard failed, and at the end.
+    `logs` receives the captured output of all workers after a loss, after a failed shard, and at the end.
     """
 
     tick: Callable[[State], None] = lambda state: None

@@ -1,4 +1,4 @@
-"""What the scheduler knows of the cluster: capacity, and how long the head has been silent; kept by a thread."""
+"""The scheduler's view of the cluster, updated by a thread: its capacity, and how long the head node is silent."""
 
 import threading
 import time
@@ -6,22 +6,22 @@ from types import TracebackType
 
 from factory.engine.capacity import Capacity, Share
 
-_EVERY = 2.0
+_INTERVAL = 2.0
 
 
 class ClusterView:
-    """Looks at the cluster every other second, for the time of a `with`.
+    """Queries the cluster every two seconds for the duration of the `with`.
 
-    In a thread, since each look asks the cluster's head and blocks while that does not answer: Ray itself waits a
-    minute for it and then ends the process, without a word that explains it.
+    The query runs in a thread because it blocks while the head node does not respond. Ray waits a minute for the head
+    node and then aborts the process without a useful message.
     """
 
     def __init__(self, capacity: Capacity) -> None:
-        """Takes the first look at once."""
+        """Queries the cluster once, synchronously."""
         self._capacity = capacity
-        self._latest = capacity.look()
-        self._seen = time.monotonic()
-        self._ended = threading.Event()
+        self._latest = capacity.current()
+        self._updated = time.monotonic()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="cluster-view", daemon=True)
 
     def __enter__(self) -> "ClusterView":
@@ -31,29 +31,29 @@ class ClusterView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
-        self._thread.join(timeout=_EVERY)
+        self._stop.set()
+        self._thread.join(timeout=_INTERVAL)
 
     @property
     def share(self) -> Share:
-        """What a worker asks for."""
+        """The resources that a worker requests."""
         return self._latest[0]
 
     @property
     def fitting(self) -> int:
-        """How many workers to ask for."""
+        """How many workers to request."""
         return self._latest[1]
 
     def silent_for(self) -> float:
-        """Seconds for which the head should have answered and has not."""
-        return max(0.0, time.monotonic() - self._seen - _EVERY)
+        """Seconds for which a response of the head node is overdue."""
+        return max(0.0, time.monotonic() - self._updated - _INTERVAL)
 
     def _watch(self) -> None:
         import ray
 
-        while not self._ended.wait(_EVERY):
+        while not self._stop.wait(_INTERVAL):
             try:
-                self._latest = self._capacity.look()
+                self._latest = self._capacity.current()
             except (ray.exceptions.RayError, RuntimeError, ConnectionError):
                 continue
-            self._seen = time.monotonic()
+            self._updated = time.monotonic()

@@ -1,4 +1,4 @@
-"""The bodies of the actors: a generating worker and a worker of the detector pool."""
+"""The Ray actor classes: a generating worker and a worker of the detector pool."""
 
 import itertools
 import os
@@ -12,14 +12,14 @@ from typing import Any
 from factory.engine.environment import adopt
 from factory.engine.interface import Done, Job, Producer
 
-METHODS_AT_ONCE = 4
-"""Two shards, one of which generates while the other is written, and room for questions."""
+MAX_CONCURRENCY = 4
+"""Two calls of `produce`, one generating while the other writes, and room for `progress` and `where`."""
 
 
 class ShardWorker:
-    """Loads the models once and makes shards. Two calls of `produce` overlap: one writes while the other generates.
+    """Loads the models once and produces shards. Two calls of `produce` overlap: one writes while the other generates.
 
-    Models run in one thread, whichever call asks: each thread that runs them would keep memory of its own.
+    All models run in one dedicated thread, because every thread that runs them would reserve memory for itself.
     """
 
     def __init__(self, job: Job, device: str, detectors: Sequence[Any], variables: Mapping[str, str]) -> None:
@@ -30,17 +30,17 @@ class ShardWorker:
         self._counts: dict[int, tuple[int, Counter[str]]] = {}
 
     def where(self) -> dict[str, str]:
-        """Where this worker runs; answers before the models are loaded."""
+        """Where this worker runs; available before the models are loaded."""
         return _where(self._device)
 
     def load(self) -> dict[str, str]:
-        """Load the models, and say where that was."""
+        """Load the models; returns where this worker runs."""
         detector = PooledDetector(self._detectors) if self._detectors else None
         self._producer = self._models.submit(self._job.open, self._device, detector).result()
         return _where(self._device)
 
     def produce(self, shard: int) -> Done:
-        """Make and write one shard."""
+        """Generate and write one shard."""
         assert self._producer is not None
         try:
             content = self._models.submit(self._generate, self._producer, shard).result()
@@ -50,7 +50,7 @@ class ShardWorker:
                 self._counts.pop(shard, None)
 
     def progress(self) -> dict[int, tuple[int, dict[str, int]]]:
-        """Accepted samples and reasons of rejections so far, by the shards that are being made."""
+        """Accepted samples and rejection counts so far, for each shard in progress."""
         with self._lock:
             return {shard: (accepted, dict(reasons)) for shard, (accepted, reasons) in self._counts.items()}
 
@@ -66,7 +66,7 @@ class ShardWorker:
 
 
 class DetectorWorker:
-    """One of the detector pool. It loads when it is asked to, so that an error is an answer and no failed start."""
+    """A worker of the detector pool. Loading is a method call, so that an error is its result, not a failed start."""
 
     def __init__(self, job: Job, device: str, variables: Mapping[str, str]) -> None:
         adopt(variables)
@@ -74,32 +74,32 @@ class DetectorWorker:
         self._detector: Any = None
 
     def where(self) -> dict[str, str]:
-        """Where this worker runs; answers before the detector is loaded."""
+        """Where this worker runs; available before the detector is loaded."""
         return _where(self._device)
 
     def load(self) -> dict[str, str]:
-        """Load the detector, and say where that was."""
+        """Load the detector; returns where this worker runs."""
         if self._detector is None:
             self._detector = self._job.open_detector(self._device)
         return _where(self._device)
 
     def detect(self, images: Sequence[Any]) -> Any:
-        """As the detector's own method; a worker that Ray restarted loads first."""
+        """Call the detector; loads it first, because Ray may have restarted this worker."""
         self.load()
         return self._detector.detect(images)
 
 
 class PooledDetector:
-    """A detector that asks the pool's workers in turn. Images go from worker to worker, not over the driver."""
+    """A detector that calls the workers of the pool round-robin, directly from worker to worker, not via the driver."""
 
     def __init__(self, workers: Sequence[Any]) -> None:
-        self._turns = itertools.cycle(workers)
+        self._workers = itertools.cycle(workers)
 
     def detect(self, images: Sequence[Any]) -> Any:
-        """As the detector's own method; a lost detector worker comes back and is asked again."""
+        """Call the next detector; Ray restarts a lost one and repeats the call."""
         import ray
 
-        return ray.get(next(self._turns).detect.remote(list(images)))
+        return ray.get(next(self._workers).detect.remote(list(images)))
 
 
 def _where(device: str) -> dict[str, str]:

@@ -30,21 +30,21 @@ class Folder:
         """UserError where the folder holds something else, or an export with another purpose."""
         with sentences(self.root):
             if self.root.exists() and not self.root.is_dir():
-                raise UserError(f"{self.root} is a file; give a new or empty folder with --to.")
+                raise UserError(f"{self.root} is a file; give a new or empty folder with --out.")
             claimed = (self._state / "purpose.json").exists()
             foreign = [] if claimed else [name for name in names_in(self.root) if name != STATE]
             found = json.loads((self._state / "purpose.json").read_text()) if claimed else self._purpose
         if foreign:
             raise UserError(
                 f"{self.root} is not empty and holds no export that could go on, but {', '.join(foreign[:3])}; give a "
-                f"new or empty folder with --to. Nothing was written."
+                f"new or empty folder with --out. Nothing was written."
             )
         changed = [f"{name}: {found.get(name)} -> {value}" for name, value in self._purpose.items()
                    if found.get(name) != value]  # fmt: skip
         if changed:
             raise UserError(
                 f"{self.root} holds another export: {'; '.join(changed)}. Give the same dataset and options to go on "
-                f"with it, or another folder with --to. Nothing was written."
+                f"with it, or another folder with --out. Nothing was written."
             )
 
     @contextlib.contextmanager
@@ -141,7 +141,7 @@ def sentences(root: Path) -> Iterator[None]:
             raise UserError(
                 f"there is no room left for {root}; make room and run the same command again: it goes on."
             ) from error
-        raise UserError(f"{root} cannot be written ({error.strerror}); give another folder with --to.") from error
+        raise UserError(f"{root} cannot be written ({error.strerror}); give another folder with --out.") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{root}/{STATE} is broken ({error}); delete {root} and export again.") from error
 

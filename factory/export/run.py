@@ -185,9 +185,9 @@ def _check_options(store: Store, to: Path, options: Options) -> None:
             f"--polygons goes with --format coco, got {options.format}; leave it out (yolo always has polygons)."
         )
     if is_remote(str(to)):
-        raise UserError(f"an export goes to a folder of this machine, got --to {to}; copy it from there.")
+        raise UserError(f"an export goes to a folder of this machine, got --out {to}; copy it from there.")
     if store.folder is not None and to.resolve().is_relative_to(store.folder.resolve()):
-        raise UserError(f"--to {to} lies inside the dataset {store.address}; give a folder outside of it.")
+        raise UserError(f"--out {to} lies inside the dataset {store.address}; give a folder outside of it.")
 
 
 def _check_state(store: Store, done: int, planned: int, partial: bool) -> None:

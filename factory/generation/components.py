@@ -1,4 +1,4 @@
-"""The parts of a worker, put together as the recipe says."""
+"""Loads the models of a worker as the recipe specifies."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from factory.grounder.folder import check_fits, grounder_folder
 from factory.grounder.interface import Grounder
 
 SOURCES = ("attention", "detector")
-"""Where masks come from without a trained grounder; any other source is one."""
+"""The mask sources that are not a trained grounder; any other value names one."""
 
 
 @dataclass(frozen=True)
 class Components:
-    """What a worker holds: models loaded once. `judge` is the detector whose opinion the filters ask, if they do."""
+    """The models of a worker, loaded once. `judge` is the detector that the filters compare with, if they use one."""
 
     generator: Generator
     grounder: Grounder
@@ -23,22 +23,22 @@ class Components:
 
 
 def load_components(recipe: Recipe, device: str = "cpu", detector: Detector | None = None) -> Components:
-    """Load the models of a recipe. `detector` stands in for an own one: a pool's, say."""
+    """Load the models of a recipe. A given `detector`, such as a detector pool's, replaces the recipe's own."""
     from factory.generator.pipeline import PipelineGenerator
 
     if recipe.real is not None:
-        return _real(recipe, device)
+        return _inverting(recipe, device)
     check_source(recipe.masks.source)
-    asked = recipe.filters.min_detector_iou is not None
-    if detector is None and (asked or recipe.masks.source == "detector"):
+    judged = recipe.filters.min_detector_iou is not None
+    if detector is None and (judged or recipe.masks.source == "detector"):
         from factory.detector.load import open_detector
 
         detector = open_detector(recipe, device)
     grounder = _grounder(recipe, detector, device)
-    return Components(PipelineGenerator(recipe, device, grounder.needs), grounder, detector if asked else None)
+    return Components(PipelineGenerator(recipe, device, grounder.needs), grounder, detector if judged else None)
 
 
-def _real(recipe: Recipe, device: str) -> Components:
+def _inverting(recipe: Recipe, device: str) -> Components:
     from factory.generator.inversion import InvertingGenerator
     from factory.grounder.labels import LabelGrounder
 
@@ -46,7 +46,7 @@ def _real(recipe: Recipe, device: str) -> Components:
 
 
 def check_source(source: str) -> None:
-    """UserError for a source of masks that there is not."""
+    """UserError if the mask source does not exist."""
     if source not in SOURCES:
         grounder_folder(source)
 

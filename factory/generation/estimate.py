@@ -1,4 +1,4 @@
-"""A trial of a recipe: its first samples made and thrown away, to tell what the whole will take."""
+"""Estimates time and disk space for a recipe by generating its first samples and discarding them."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from factory.generation.shard import produce
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one worker did: `rate` is accepted samples a second, `bytes_per_sample` their share of the tar."""
+    """The measurement of one worker; `bytes_per_sample` is the average size in the tar."""
 
     accepted: int
     attempts: int
@@ -23,14 +23,14 @@ class Estimate:
 
     @property
     def rate(self) -> float:
-        """Accepted samples a second; 0 where none was."""
+        """Accepted samples per second."""
         return self.accepted / self.seconds
 
 
 def estimate_run(recipe: Recipe) -> Estimate:
-    """Make two micro-batches of the recipe's first samples and time the second, on a GPU if there is one.
+    """Generate two micro-batches of the recipe's first samples and time the second, on a GPU if there is one.
 
-    The recipe is pinned. The first micro-batch warms caches up. Nothing is written.
+    The recipe must be pinned. The first micro-batch warms up caches. Nothing is written.
     """
     import torch
 
@@ -41,10 +41,10 @@ def estimate_run(recipe: Recipe) -> Estimate:
     samples = tuple(islice(Plan(recipe).samples(), 2 * recipe.batch))
     first, second = samples[: recipe.batch], samples[recipe.batch :] or samples
     with ThreadPoolExecutor(recipe.engine.writers) as encoder:
-        for chosen in (first, second):
+        for batch in (first, second):
             start = time.perf_counter()
-            produced = produce(PlannedShard(0, chosen, "trial", recipe.format), recipe, components, encoder)
-            encoded = [job.result() for job in produced.samples]
+            produced = produce(PlannedShard(0, batch, "trial", recipe.format), recipe, components, encoder)
+            encoded = [future.result() for future in produced.samples]
             seconds = time.perf_counter() - start
     size = len(pack(encoded)) / len(encoded) if encoded else 0.0
     return Estimate(len(encoded), produced.tally.attempts, seconds, size)

@@ -1,4 +1,4 @@
-"""The checks of a sample, in the order in which they are made."""
+"""Quality filters for samples, in the order in which they are applied."""
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -26,15 +26,15 @@ Reason = Literal[
 REASONS: tuple[str, ...] = get_args(Reason)
 
 _BITS = 64
-"""Of an image's hash: what two images differ in at most, and what is told where there is no other image."""
+"""Length of an image hash: the largest possible distance, also recorded if there is no other image."""
 
 Scores = dict[str, float | str]
 
 
 class Filters:
-    """The checks of one shard: it remembers the images that it accepted, to see when one comes again.
+    """The filters of one shard; they remember the accepted images to detect near-duplicates.
 
-    `format` is the recipe's: format 1 tells no `duplicate_distance` of a shard's first image.
+    `format` is that of the recipe: format 1 records no `duplicate_distance` for the first image of a shard.
     """
 
     def __init__(self, recipe: FilterRecipe, format: int = 2) -> None:
@@ -49,10 +49,10 @@ class Filters:
         detected: Sequence[Instance] | None = None,
         raw: Grounded | None = None,
     ) -> Verdict:
-        """Accept, or reject with the first reason.
+        """Accept the sample, or reject it with the first reason that applies.
 
-        `grounded` are the masks that will be written, which are disjoint; `raw` those that were found, for only there
-        can overlap be seen (`grounded` by default). `detected` is needed where the recipe has `min_detector_iou`.
+        `grounded` holds the disjoint masks that will be written; `raw` holds the masks as found, where overlaps are
+        still visible (`grounded` by default). `detected` is required if the recipe sets `min_detector_iou`.
         """
         scores: Scores = {}
         checks: list[Callable[[], Reason | None]] = [
@@ -109,11 +109,11 @@ class Filters:
     ) -> Reason | None:
         if self._recipe.min_detector_iou is None:
             return None
-        assert detected is not None, "the recipe asks for the detector's opinion"
-        seen, least = Grounded(tuple(detected)), 1.0
+        assert detected is not None, "min_detector_iou requires detections"
+        reference, least = Grounded(tuple(detected)), 1.0
         for name in prompt.classes:
-            mine, other = grounded.of_class(name), seen.of_class(name)
-            least = min(least, 0.0 if mine is None or other is None else intersection_over_union(mine, other))
+            mask, other = grounded.of_class(name), reference.of_class(name)
+            least = min(least, 0.0 if mask is None or other is None else intersection_over_union(mask, other))
         scores["detector_iou"] = round(least, 4)
         return "detector_disagrees" if least < self._recipe.min_detector_iou else None
 
@@ -128,13 +128,16 @@ class Filters:
 
 
 def border_share(mask: Mask) -> float:
-    """The share of the picture's outermost pixels that a mask covers: near 1 where it marks the background."""
+    """The share of the image's outermost pixels that a mask covers; near 1 if the mask marks the background."""
     rim = np.concatenate((mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]))
     return float(rim.mean())
 
 
 def difference_hash(image: Image) -> int:
-    """64 bits: whether each of 8 x 8 places is darker than its right neighbour. Alike images differ in few bits."""
+    """A 64-bit dHash: for each of 8 x 8 cells, whether it is darker than its right neighbour.
+
+    Similar images differ in few bits.
+    """
     small = Pictures.fromarray(image).convert("L").resize((9, 8), Pictures.Resampling.BOX)
     grey = np.asarray(small, np.int16)
     bits = (grey[:, :-1] < grey[:, 1:]).ravel()

@@ -1,4 +1,4 @@
-"""The recipe of a set of real images: which images, with which prompts, of which labels."""
+"""Builds the recipe of a dataset of inverted real images: which images, with which prompts and labels."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -19,12 +19,12 @@ _NO_FILTER = dict.fromkeys(
         "duplicate_distance", "min_contrast",
     )
 )  # fmt: skip
-"""True labels are not judged."""
+"""True labels are not filtered."""
 
 
 @dataclass(frozen=True)
 class RealOptions:
-    """What to take of a folder and how to bring it to noise; see `factory invert --help`."""
+    """Which images of a folder to use and how to invert them; see `factory invert --help`."""
 
     dataset: str
     root: Path
@@ -32,7 +32,7 @@ class RealOptions:
     annotations: Path | None
     classes: str
     split: str
-    most: int | None
+    max_images: int | None
     method: str
     steps: int
     timestep: int
@@ -46,15 +46,15 @@ def recipe_of_folder(
     engine: Mapping[str, Any],
     report: Callable[[str], None] = lambda text: None,
 ) -> tuple[Recipe, int]:
-    """(the recipe, how many images were left out). UserError where no image may be used.
+    """(the recipe, number of skipped images). UserError if no image can be used.
 
-    `report` hears what the folder holds that is not used.
+    `report` receives notes about content of the folder that is ignored.
     """
     from factory.config.sections import RealRecipe
     from factory.generator.inversion import open_folder, present
 
     if options.dataset == "voc" and options.annotations is not None:
-        raise UserError("--annotations is COCO's file of instances; give it with --dataset coco, or leave it out.")
+        raise UserError("--annotations names COCO's instances file; give it with --dataset coco, or omit it.")
     vocabulary = parse_classes(options.classes)
     seen = vocabulary.names if options.split == "all" else vocabulary.seen(options.split)
     real = {
@@ -70,24 +70,25 @@ def recipe_of_folder(
         report(note)
     keys: list[str] = []
     prompts: list[dict[str, Any]] = []
-    digest, left_out = hashlib.sha256(), 0
+    digest, skipped = hashlib.sha256(), 0
     for key in folder.keys:
-        if options.most is not None and len(keys) == options.most:
+        if options.max_images is not None and len(keys) == options.max_images:
             break
         labels = folder.load(key).labels
-        named = present(labels, vocabulary, options.min_area)
-        shown = present(labels, vocabulary, 0)
-        if not named or len(named) > options.max_classes or not set(shown) <= set(seen):
-            left_out += 1
+        large_enough = present(labels, vocabulary, options.min_area)
+        any_size = present(labels, vocabulary, 0)
+        # A class too small for the prompt still disqualifies the image if it is unseen.
+        if not large_enough or len(large_enough) > options.max_classes or not set(any_size) <= set(seen):
+            skipped += 1
             continue
-        words = {name: vocabulary.resolve(name).display for name in named}
+        phrases = {name: vocabulary.resolve(name).display for name in large_enough}
         keys.append(key)
-        prompts.append({"text": caption(list(words.values())), "classes": words})
+        prompts.append({"text": caption(list(phrases.values())), "classes": phrases})
         digest.update(key.encode() + labels.tobytes())
     if not keys:
         raise UserError(
-            f"no image of {options.root} may be used: {left_out} have no class of split {options.split} alone, none of "
-            f"at least {options.min_area:g} of the image, or more than {options.max_classes}."
+            f"no image of {options.root} can be used: {skipped} contain classes outside split {options.split}, no "
+            f"class that covers at least {options.min_area:g} of the image, or more than {options.max_classes} classes."
         )
     data: dict[str, Any] = {
         "n": len(keys),
@@ -103,11 +104,11 @@ def recipe_of_folder(
     data |= {name: value for name, value in given.items() if value is not None and name != "model"}
     if given.get("model") is not None:
         data["generator"] = {**data.get("generator", {}), "model": given["model"], "revision": None}
-    return make_recipe(data), left_out
+    return make_recipe(data), skipped
 
 
 def mean_psnr(store: "Store", recipe: Recipe) -> float:
-    """The mean of the samples' PSNR, in dB, from the manifests; NaN where there is none."""
+    """The mean PSNR of the samples in dB, from the manifests; NaN if there are no samples."""
     from factory.config.plan import Plan
     from factory.dataset.manifest import read_manifest
     from factory.dataset.receipts import committed, manifest_name
@@ -115,6 +116,6 @@ def mean_psnr(store: "Store", recipe: Recipe) -> float:
     values = []
     for number in sorted(committed(store)):
         data = store.get(manifest_name(number)) if number < len(Plan(recipe)) else None
-        rows = read_manifest(data) if data is not None else []
-        values += [dict(row["filters"])["psnr"] for row in rows]
+        records = read_manifest(data) if data is not None else []
+        values += [dict(record["filters"])["psnr"] for record in records]
     return sum(values) / len(values) if values else float("nan")

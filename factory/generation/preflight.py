@@ -1,6 +1,6 @@
-"""What would stop a run in its first minutes, found in a second by the driver: before a folder is claimed.
+"""Fast checks in the driver, before a dataset is created, for problems that would stop the workers minutes later.
 
-Only configurations and tokenizers are read. Weights are checked where they are loaded, by the workers.
+Only configurations and tokenizers are read. The workers check the weights when they load them.
 """
 
 from collections.abc import Iterator
@@ -19,16 +19,16 @@ from factory.generator.tokens import class_tokens
 from factory.grounder.folder import grounder_folder
 from factory.grounder.folder import read_config as read_grounder
 
-_LOOKED_THROUGH = 100_000
-_AT_A_TIME = 1000
+_MAX_SAMPLES = 100_000
+_CHUNK = 1000
 
 
 def preflight(recipe: Recipe) -> None:
-    """UserError for what a worker would refuse: parts that are missing or do not fit, sizes, solver, levels, prompts.
+    """UserError for anything a worker would reject: missing or incompatible components, sizes, solver, prompts.
 
-    A hub model's configurations are downloaded for it, a few kilobytes.
+    For a hub model, this downloads its configuration files (a few kilobytes).
     """
-    recipe.fingerprint()  # of names that are no text, it says so
+    recipe.fingerprint()  # rejects class names that are not valid text
     folder = check_generator(recipe.generator)
     scheduler, unet = read_config(folder, "scheduler"), read_config(folder, "unet")
     _check_noise_levels(recipe, scheduler)
@@ -36,19 +36,19 @@ def preflight(recipe: Recipe) -> None:
     kind = str(read_index(folder)["scheduler"][1])
     if recipe.real is not None and recipe.real.method == "ddim" and is_consistency(kind, unet):
         raise UserError(
-            f"{recipe.generator.model} is a consistency model, along which no image can be followed to noise and back; "
-            f"give --method noise, or another --model."
+            f"{recipe.generator.model} is a consistency model, which does not support DDIM inversion; give "
+            f"--method noise or another --model."
         )
     tokenizers = [_tokenizer(folder / name) for name in component_names(read_index(folder))[1]]
-    if _reads_words(recipe):
+    if _uses_class_tokens(recipe):
         _check_prompts(_prompts(recipe, tokenizers[0]), tokenizers[0])
 
 
 def _check_noise_levels(recipe: Recipe, scheduler: dict[str, Any]) -> None:
-    known, most = int(scheduler.get("num_train_timesteps", 1000)), max(recipe.masks.timesteps)
-    if most >= known:
+    count, highest = int(scheduler.get("num_train_timesteps", 1000)), max(recipe.masks.timesteps)
+    if highest >= count:
         raise UserError(
-            f"masks.timesteps names {most}, and {recipe.generator.model} has the noise levels 0 to {known - 1}."
+            f"masks.timesteps contains {highest}, but {recipe.generator.model} has the noise levels 0 to {count - 1}."
         )
 
 
@@ -56,13 +56,13 @@ def _check_levels(recipe: Recipe, unet: dict[str, Any]) -> None:
     levels, known = recipe.masks.levels, attention_levels(unet)
     if recipe.masks.source == "attention" and levels is not None and not known & set(levels):
         raise UserError(
-            f"masks.levels {list(levels)} are not among the levels with cross-attention of {recipe.generator.model}, "
+            f"masks.levels {list(levels)} are not among the cross-attention levels of {recipe.generator.model}: "
             f"{sorted(known)}."
         )
 
 
-def _reads_words(recipe: Recipe) -> bool:
-    """Whether masks, now or of the grounder that is trained later, come from the attention to a class's own words."""
+def _uses_class_tokens(recipe: Recipe) -> bool:
+    """Whether the masks, or a grounder trained on this dataset later, use the attention to the tokens of a class."""
     if recipe.oracle is not None or recipe.masks.source == "attention":
         return True
     if recipe.masks.source in ("detector", "labels"):
@@ -71,13 +71,13 @@ def _reads_words(recipe: Recipe) -> bool:
 
 
 def _check_prompts(prompts: Iterator[tuple[str, Prompt]], tokenizer: Any) -> None:
-    """UserError where a class has no words that the text encoder reads.
+    """UserError if a class has no tokens within the length that the text encoder reads.
 
-    Texts are counted many at a time, which is fast; only those that are too long, or lack words, are looked at closely.
+    Texts are tokenized in chunks, which is fast; only those that are too long or miss a phrase are checked in detail.
     """
-    while rows := list(islice(prompts, _AT_A_TIME)):
-        counted = tokenizer([prompt.text for _, prompt in rows], truncation=False, verbose=False).input_ids
-        for (where, prompt), tokens in zip(rows, counted, strict=True):
+    while chunk := list(islice(prompts, _CHUNK)):
+        encoded = tokenizer([prompt.text for _, prompt in chunk], truncation=False, verbose=False).input_ids
+        for (where, prompt), tokens in zip(chunk, encoded, strict=True):
             if len(tokens) <= tokenizer.model_max_length and None not in prompt.spans():
                 continue
             try:
@@ -87,22 +87,22 @@ def _check_prompts(prompts: Iterator[tuple[str, Prompt]], tokenizer: Any) -> Non
 
 
 def _prompts(recipe: Recipe, tokenizer: Any) -> Iterator[tuple[str, Prompt]]:
-    """The prompts to check, each with a name for it.
+    """(label, prompt) of each prompt to check.
 
-    Captions always hold the words of their classes, and only where the longest names together come near the encoder's
-    end are they looked through one by one.
+    Generated captions always contain their class names, so they can only fail by being too long. The caption of the
+    longest names is tried first; only if it fails are the captions of all samples checked.
     """
-    own = recipe.user_prompts()
-    if own is not None:
-        yield from ((f"prompt {number}", prompt) for number, prompt in enumerate(own, 1))
+    user_prompts = recipe.user_prompts()
+    if user_prompts is not None:
+        yield from ((f"prompt {number}", prompt) for number, prompt in enumerate(user_prompts, 1))
         return
     vocabulary = recipe.vocabulary()
-    most = max(count for count, share in recipe.objects.items() if share)
+    max_objects = max(count for count, share in recipe.objects.items() if share)
     names = sorted(recipe.planned_names(), key=lambda name: -len(tokenizer(vocabulary.resolve(name).display).input_ids))
     try:
-        class_tokens(tokenizer, captioned(vocabulary, names[:most]))
+        class_tokens(tokenizer, captioned(vocabulary, names[:max_objects]))
     except UserError:
-        for sample in islice(Plan(recipe).samples(), _LOOKED_THROUGH):
+        for sample in islice(Plan(recipe).samples(), _MAX_SAMPLES):
             yield f"sample {sample.index}", sample.prompt
 
 
@@ -111,6 +111,6 @@ def _tokenizer(folder: Path) -> Any:
 
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the libraries below raise many kinds
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"the tokenizer in {folder} cannot be read: {said}. Download or save it again.") from error
+    except Exception as error:  # transformers and tokenizers raise many types
+        message = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"the tokenizer in {folder} cannot be read: {message}. Download or save it again.") from error

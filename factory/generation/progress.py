@@ -1,4 +1,4 @@
-"""Where a run stands, in numbers: for the live view, for plain lines and for progress.json."""
+"""The progress of a run in numbers, for the live view, plain lines and progress.json."""
 
 import time
 from collections import Counter, deque
@@ -15,7 +15,10 @@ _ERRORS_SHOWN = 5
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One moment of a run. `accepted` counts what earlier runs made too; `per_second` is of the last minute."""
+    """The progress at one moment. `accepted` includes earlier runs; `per_second` is the rate of the last minute.
+
+    The field names are the keys of progress.json.
+    """
 
     status: str
     accepted: int
@@ -35,12 +38,12 @@ class Snapshot:
     updated: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
+        """The content of progress.json."""
         return asdict(self)
 
 
 class Tracker:
-    """Turns the scheduler's states into snapshots."""
+    """Converts states of the scheduler to snapshots."""
 
     def __init__(self, plan: Plan, done_before: set[int]) -> None:
         self._plan = plan
@@ -50,17 +53,17 @@ class Tracker:
         self._recent: deque[tuple[float, int]] = deque([(self._start, 0)])
 
     def snapshot(self, state: State, status: str = "running") -> Snapshot:
-        """The state as it is now."""
+        """A snapshot of the current state."""
         now = time.monotonic()
-        made = state.accepted + sum(accepted for accepted, _ in state.under_way.values())
+        accepted = state.accepted + sum(count for count, _ in state.in_progress.values())
         rejected = Counter(state.rejected)
-        for _, reasons in state.under_way.values():
+        for _, reasons in state.in_progress.values():
             rejected.update(reasons)
-        speed = self._speed(now, made)
-        left = self._plan.recipe.n - self._before - made - state.short
+        speed = self._speed(now, accepted)
+        left = self._plan.recipe.n - self._before - accepted - state.exhausted
         return Snapshot(
             status=status,
-            accepted=self._before + made,
+            accepted=self._before + accepted,
             wanted=self._plan.recipe.n,
             shards_done=self._shards_before + state.shards_done,
             shards=len(self._plan),
@@ -77,11 +80,11 @@ class Tracker:
             updated=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
-    def _speed(self, now: float, made: int) -> float:
-        """Samples per second over the last minute; work that was lost does not count as negative."""
+    def _speed(self, now: float, accepted: int) -> float:
+        """Samples per second over the last minute; never negative, although lost shards lower the count."""
         if now - self._recent[-1][0] >= 1:
-            self._recent.append((now, made))
+            self._recent.append((now, accepted))
         while len(self._recent) > 1 and now - self._recent[0][0] > _WINDOW:
             self._recent.popleft()
         since, before = self._recent[0]
-        return max(0.0, (made - before) / (now - since)) if now > since else 0.0
+        return max(0.0, (accepted - before) / (now - since)) if now > since else 0.0

@@ -1,6 +1,7 @@
-"""What a driver writes beside the shards: progress.json, quarantine/ and the receipt index; none of it may stop it.
+"""Writes what a driver reports beside the shards: progress.json, quarantine/, logs/ and the receipt index.
 
-All of it is written by threads of its own and dropped where the store does not take it; what counts are the receipts.
+Background threads do the writing, and failed writes are dropped: reports must never stop or delay a run. Only receipts
+determine what is finished.
 """
 
 import json
@@ -23,31 +24,31 @@ from factory.generation.progress import Snapshot, Tracker
 
 _PROGRESS_EVERY = 3.0
 _PATIENCE = 10.0
-_LAST_WORDS = 5.0
+_CLOSE_TIMEOUT = 5.0
 
 Watch = Callable[[Snapshot], None]
 
 
 class Reporter:
-    """Listens to the scheduler. `tick` also stops the run where its lease was taken over."""
+    """The listener of the scheduler. `tick` also stops the run if another driver took over the lease."""
 
     def __init__(self, store: Store, tracker: Tracker, watch: Watch, held: Held, given_up: set[int]) -> None:
-        """`given_up` are the shards in quarantine, as listed at the start."""
+        """`given_up` holds the shards in quarantine at the start."""
         self._store, self._tracker, self._watch, self._held = store, tracker, watch, held
         self._brief = store.with_patience(_PATIENCE)
         self._given_up = given_up
         self._written = 0.0
         self._writer = _Background("reports")
         self._keeper = IndexKeeper(ReceiptIndex(self._brief))
-        self._news: bytes | None = None
+        self._pending: bytes | None = None
         self._log = f"logs/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.log"
 
     def as_listener(self) -> Listener:
-        """What the scheduler calls."""
+        """The callbacks for the scheduler."""
         return Listener(tick=self.tick, quarantine=self.quarantine, finished=self.finished, logs=self.logs)
 
     def tick(self, state: State) -> None:
-        """Show and write where the run stands; hold it while the store does not answer."""
+        """Show and write the progress; pause the run while the store does not respond."""
         self._held.check()
         state.waiting = self._store.trouble or ""
         snapshot = self._tracker.snapshot(state, "waiting" if state.waiting else "running")
@@ -57,18 +58,18 @@ class Reporter:
             self._report(snapshot)
 
     def quarantine(self, shard: int, text: str) -> None:
-        """Leave a shard's error beside the shards."""
+        """Write the error of a shard that was given up."""
         self._given_up.add(shard)
         data = json.dumps({"shard": shard, "error": self._store.hide(text)}, indent=1).encode()
         self._writer.do(lambda: self._brief.put(quarantine_name(shard), data))
 
     def logs(self, text: str) -> None:
-        """Keep what the workers wrote, in one file for each run."""
+        """Write the output of the workers to the log file of this run."""
         data = self._store.hide(text).encode()
         self._writer.do(lambda: self._brief.put(self._log, data))
 
     def finished(self, shard: int) -> None:
-        """A shard is done, perhaps one that was given up in an earlier run."""
+        """Record a finished shard, and remove it from quarantine if an earlier run gave it up."""
         self._keeper.finished(shard)
         if shard in self._given_up:
             self._given_up.discard(shard)
@@ -79,51 +80,51 @@ class Reporter:
         self._keeper.drain()
 
     def close(self, snapshot: Snapshot) -> None:
-        """The last word, and a moment for what is still to be written."""
+        """Write the final progress and wait briefly for pending writes."""
         self._keeper.close()
         if not self._held.lost:
             self._report(snapshot)
-        self._writer.close(_LAST_WORDS)
+        self._writer.close(_CLOSE_TIMEOUT)
 
     def _report(self, snapshot: Snapshot) -> None:
-        """Only the newest news are written, however slow the store is."""
-        waiting = self._news is not None
-        self._news = canonical(snapshot.to_dict()) + b"\n"
-        if not waiting:
-            self._writer.do(self._write_news)
+        """Queue the progress for writing; with a slow store, only the latest snapshot is written."""
+        queued = self._pending is not None
+        self._pending = canonical(snapshot.to_dict()) + b"\n"
+        if not queued:
+            self._writer.do(self._write_progress)
 
-    def _write_news(self) -> None:
-        news, self._news = self._news, None
-        if news is not None:
-            self._brief.put(PROGRESS, news)
+    def _write_progress(self) -> None:
+        data, self._pending = self._pending, None
+        if data is not None:
+            self._brief.put(PROGRESS, data)
 
 
 class IndexKeeper:
-    """Reads the receipts of finished shards in the background, so that the end of a run has few left to read."""
+    """Adds receipts of finished shards to the index in the background, so that few are left to read at the end."""
 
     def __init__(self, index: ReceiptIndex) -> None:
         self._index = index
         self._finished: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._over, self._busy = threading.Event(), False
+        self._stop, self._busy = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="index", daemon=True)
         self._thread.start()
 
     def finished(self, shard: int) -> None:
-        """A shard's receipt is there."""
+        """Queue a shard whose receipt has been written."""
         self._finished.put(shard)
 
     def drain(self) -> None:
-        """Wait until nothing is left to read."""
+        """Wait until all queued receipts are in the index."""
         while self._busy or not self._finished.empty():
             time.sleep(0.01)
 
     def close(self) -> None:
-        """Stop; what was not read yet is read by whoever needs it."""
-        self._over.set()
-        self._thread.join(_LAST_WORDS)
+        """Stop; receipts that are not in the index yet are read when they are needed."""
+        self._stop.set()
+        self._thread.join(_CLOSE_TIMEOUT)
 
     def _run(self) -> None:
-        while not self._over.wait(1.0):
+        while not self._stop.wait(1.0):
             self._busy = True
             numbers = [self._finished.get() for _ in range(self._finished.qsize())]
             if numbers:
@@ -131,7 +132,7 @@ class IndexKeeper:
                     self._index.add(numbers)
                     self._index.save(only_full=True)
                 except UserError:
-                    pass  # the statement at the end says what is wrong with a receipt
+                    pass  # a broken receipt is reported by `write_statement` at the end of the run
             self._busy = False
         try:
             self._index.save()
@@ -140,22 +141,22 @@ class IndexKeeper:
 
 
 class _Background:
-    """A thread that does one thing after the other and forgets those that fail."""
+    """A thread that runs actions one after the other and ignores those that fail."""
 
     def __init__(self, name: str) -> None:
-        self._todo: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._actions: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def do(self, action: Callable[[], Any]) -> None:
-        self._todo.put(action)
+        self._actions.put(action)
 
     def close(self, seconds: float) -> None:
-        self._todo.put(None)
+        self._actions.put(None)
         self._thread.join(seconds)
 
     def _run(self) -> None:
-        while (action := self._todo.get()) is not None:
+        while (action := self._actions.get()) is not None:
             try:
                 action()
             except UserError:
@@ -163,11 +164,11 @@ class _Background:
 
 
 def quarantine_name(shard: int) -> str:
-    """Where the error of a shard that was given up lies."""
+    """The file with the error of a shard that was given up."""
     return f"quarantine/{shard_name(shard)}.json"
 
 
 def quarantined(store: Store) -> set[int]:
-    """The shards that were given up: one listing."""
+    """The shards that were given up, from one listing."""
     stems = (name.removeprefix("quarantine/").removesuffix(".json") for name in store.list("quarantine"))
     return {int(stem) for stem in stems if stem.isdecimal()}

@@ -1,4 +1,4 @@
-"""Make a set: recipe, plan, what is missing of it, the engine, and the statement at the end."""
+"""Generates a dataset: recipe, plan, missing shards, engine, and the final statement."""
 
 import logging
 from contextlib import nullcontext
@@ -27,7 +27,7 @@ _log = logging.getLogger("factory.generation.run")
 
 @dataclass(frozen=True)
 class RunSummary:
-    """How a run ended. `totals` is over the whole set, `last` over this run."""
+    """The result of a run. `totals` covers the whole dataset, `last` this run."""
 
     totals: Totals
     last: Snapshot
@@ -36,10 +36,10 @@ class RunSummary:
 
     @property
     def exit_code(self) -> int:
-        """0, or what is missing."""
+        """0 if the dataset is complete; otherwise the code for what is missing."""
         if self.last.quarantined:
             return exit_codes.GIVEN_UP
-        return exit_codes.SHORT if self.totals.short else exit_codes.DONE
+        return exit_codes.EXHAUSTED if self.totals.short else exit_codes.DONE
 
 
 def generate(
@@ -50,14 +50,13 @@ def generate(
     force: bool = False,
     held: Held | None = None,
 ) -> RunSummary:
-    """Begin or resume a dataset, and run until it is done. `watch` sees a snapshot at least every half second.
+    """Start or resume a dataset and run until it is complete. `watch` receives a snapshot at least every half second.
 
-    One driver at a time: LeaseHeldError names another one that is at work, unless `force` takes over from it; `held` is
-    a lease that the caller has already. KeyboardInterrupt passes through, after the shards under way had `engine.grace`
-    seconds: what is committed is kept, and the same call continues.
+    Only one driver may work on a dataset: LeaseHeldError names an active one, unless `force` takes over from it. `held`
+    is a lease that the caller already holds. KeyboardInterrupt propagates after shards in progress had `engine.grace`
+    seconds to finish; committed shards are kept, and the same call resumes.
     """
-    begun = existing_recipe(store)
-    recipe = pin_recipe(recipe, begun)
+    recipe = pin_recipe(recipe, existing_recipe(store))
     preflight(recipe)
     with nullcontext(held) if held else leased(store, force, _log.warning) as lease:
         recipe = init_or_resume(store, recipe, extend)

@@ -1,4 +1,4 @@
-"""Produce one shard: a pure function of the plan and the models, whoever runs it and however often."""
+"""Produces one shard: a pure function of the plan and the models, so any worker yields the same bytes."""
 
 import time
 from collections import Counter
@@ -19,7 +19,7 @@ from factory.generator.interface import Request
 
 @dataclass(frozen=True)
 class Pending:
-    """A sample that is not accepted yet, with what was tried."""
+    """A sample that is not accepted yet, with its rejected attempts."""
 
     planned: PlannedSample
     rejections: tuple[Rejection, ...] = ()
@@ -27,7 +27,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class Produced:
-    """A shard's samples on their way through the encoder, and what it took."""
+    """The samples of a shard while they are being encoded, with counts and timings."""
 
     samples: list["Future[EncodedSample]"]
     tally: Tally
@@ -35,7 +35,7 @@ class Produced:
 
 
 Progress = Callable[[int, Sequence[str]], None]
-"""Told after each micro-batch: how many samples were accepted, and the reasons of those that were not."""
+"""Called after each micro-batch with the number of accepted samples and the reasons of the rejected ones."""
 
 
 def produce(
@@ -45,95 +45,101 @@ def produce(
     encoder: Executor,
     progress: Progress = lambda accepted, reasons: None,
 ) -> Produced:
-    """Try the shard's samples in rounds; in each, those still without an accepted image, in micro-batches, in order."""
+    """Produce the samples of a shard in rounds: round k makes attempt k of all samples that are not accepted yet.
+
+    The order of samples and micro-batches is fixed, because the near-duplicate filter depends on it.
+    """
     filters, clock = Filters(recipe.filters, recipe.format), _Clock()
-    about, vocabulary = provenance(recipe), recipe.vocabulary()
+    origin, vocabulary = provenance(recipe), recipe.vocabulary()
     encoded: dict[int, Future[EncodedSample]] = {}
     rejected: Counter[str] = Counter()
     pending, attempts = [Pending(planned) for planned in shard.samples], 0
     for attempt in range(recipe.attempts):
-        left: list[Pending] = []
-        for batch in _cut(pending, recipe.batch):
+        remaining: list[Pending] = []
+        for batch in _micro_batches(pending, recipe.batch):
             attempts += len(batch)
             verdicts = _try(batch, attempt, recipe, components, filters, clock)
-            for one, sample, verdict in verdicts:
+            for candidate, sample, verdict in verdicts:
                 if verdict.reason is None:
-                    job = encoder.submit(encode_sample, sample, vocabulary, about, recipe.jpeg_quality)
-                    encoded[one.planned.index] = job
+                    future = encoder.submit(encode_sample, sample, vocabulary, origin, recipe.jpeg_quality)
+                    encoded[candidate.planned.index] = future
                 else:
-                    left.append(_rejected(one, sample, verdict.reason))
+                    remaining.append(_rejected(candidate, sample, verdict.reason))
             reasons = [verdict.reason for _, _, verdict in verdicts if verdict.reason is not None]
             rejected.update(reasons)
             progress(len(batch) - len(reasons), reasons)
-        pending = left
+        pending = remaining
         if not pending:
             break
-    short = tuple(one.planned.index for one in pending)
+    exhausted = tuple(candidate.planned.index for candidate in pending)
     samples = [encoded[index] for index in sorted(encoded)]
-    return Produced(samples, Tally(attempts, rejected, short), clock.seconds)
+    return Produced(samples, Tally(attempts, rejected, exhausted), clock.seconds)
 
 
 def _try(
     batch: Sequence[Pending], attempt: int, recipe: Recipe, components: Components, filters: Filters, clock: "_Clock"
 ) -> list[tuple[Pending, Sample, Verdict]]:
     """Generate, ground and judge one micro-batch."""
-    seeds = [one.planned.seed(recipe.seed, attempt) for one in batch]
-    prompts = [one.planned.prompt for one in batch]
+    seeds = [candidate.planned.seed(recipe.seed, attempt) for candidate in batch]
+    prompts = [candidate.planned.prompt for candidate in batch]
     with clock("generate"):
         requests = [
-            Request(one.planned.prompt, seed, one.planned.index) for one, seed in zip(batch, seeds, strict=True)
+            Request(candidate.planned.prompt, seed, candidate.planned.index)
+            for candidate, seed in zip(batch, seeds, strict=True)
         ]
         generated = components.generator.generate(requests)
     with clock("ground"):
         grounded = components.grounder.ground(generated, prompts)
-    images = [one.image for one in generated]
+    images = [result.image for result in generated]
     with clock("judge"):
-        opinions = components.judge.detect(images) if components.judge else [None] * len(images)
+        detections = components.judge.detect(images) if components.judge else [None] * len(images)
     results = []
     with clock("filter"):
-        for place, one in enumerate(batch):
-            made, raw, written = generated[place], grounded[place], grounded[place].disjoint()
-            measured = written if recipe.format > 1 else _measured_by_format_1(recipe, prompts[place], raw, written)
-            judged = prompts[place]
+        for index, candidate in enumerate(batch):
+            result, raw, written = generated[index], grounded[index], grounded[index].disjoint()
+            measured = written if recipe.format > 1 else _measured_by_format_1(recipe, prompts[index], raw, written)
+            judged = prompts[index]
             if recipe.oracle is not None:
+                # An oracle omits classes that its detector does not find, so they are not grounds for rejection.
                 judged = judged.only({instance.class_name for instance in measured.instances})
-            verdict = filters.judge(made.image, judged, measured, opinions[place], raw)
+            verdict = filters.judge(result.image, judged, measured, detections[index], raw)
             sample = Sample(
-                planned=one.planned,
+                planned=candidate.planned,
                 attempt=attempt,
-                seed=seeds[place],
-                image=made.image,
+                seed=seeds[index],
+                image=result.image,
                 grounded=written,
-                scores={**verdict.scores, **made.measured},
-                rejections=one.rejections,
-                latent=made.latent if recipe.oracle is not None else None,
-                timestep=made.timestep,
+                scores={**verdict.scores, **result.measured},
+                rejections=candidate.rejections,
+                latent=result.latent if recipe.oracle is not None else None,
+                timestep=result.timestep,
             )
-            results.append((one, sample, verdict))
+            results.append((candidate, sample, verdict))
     return results
 
 
 def _measured_by_format_1(recipe: Recipe, prompt: Prompt, raw: Grounded, written: Grounded) -> Grounded:
-    """The masks that filters of format 1 measured: those that were found, before overlaps were removed.
+    """The masks that the filters of format 1 measured: as found, before overlaps were removed.
 
-    A class of the prompt that lost all of its pixels to another was accepted and then missing. Such a shard was never
-    sound, so it is judged as today: a dataset of format 1 can be repaired, and its sound shards keep their bytes.
+    Format 1 accepted a sample even if a class of its prompt lost all pixels to another class, and the class was missing
+    from the dataset. Such a shard never passed `verify`, so it is judged by today's rule: a dataset of format 1 can be
+    repaired, and its sound shards keep their bytes.
     """
-    left = {instance.class_name for instance in written.instances}
-    lost = {instance.class_name for instance in raw.instances} - left
+    kept = {instance.class_name for instance in written.instances}
+    lost = {instance.class_name for instance in raw.instances} - kept
     return written if recipe.oracle is None and lost & set(prompt.classes) else raw
 
 
-def _rejected(one: Pending, sample: Sample, reason: str) -> Pending:
-    return replace(one, rejections=(*one.rejections, Rejection(sample.attempt, sample.seed, reason)))
+def _rejected(candidate: Pending, sample: Sample, reason: str) -> Pending:
+    return replace(candidate, rejections=(*candidate.rejections, Rejection(sample.attempt, sample.seed, reason)))
 
 
-def _cut(pending: Sequence[Pending], size: int) -> Iterator[Sequence[Pending]]:
+def _micro_batches(pending: Sequence[Pending], size: int) -> Iterator[Sequence[Pending]]:
     return (pending[start : start + size] for start in range(0, len(pending), size))
 
 
 class _Clock:
-    """Adds up seconds by the name of the step: `with clock("generate"): ...`."""
+    """Sums up seconds per step: `with clock("generate"): ...`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

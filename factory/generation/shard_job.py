@@ -1,4 +1,4 @@
-"""The content path as work that an engine can spread: it pickles light, and opens with all models loaded."""
+"""Shard production as a job for the engine: cheap to pickle; models are loaded when it is opened on a worker."""
 
 import platform
 import socket
@@ -21,7 +21,7 @@ LIBRARIES = ("dataset-factory", "torch", "diffusers", "transformers", "numpy", "
 
 
 class ContentJob:
-    """What every worker is sent: the recipe, and where the set lives."""
+    """Sent to every worker: the recipe and the store of the dataset."""
 
     def __init__(self, recipe: Recipe, store: Store) -> None:
         self.recipe, self.store = recipe, store
@@ -31,13 +31,13 @@ class ContentJob:
         return ContentProducer(self.recipe, self.store, device, detector)
 
     def memory(self) -> int:
-        """Bytes that a CPU worker is expected to need."""
+        """The estimated memory of a CPU worker in bytes."""
         from factory.generation.worker_memory import worker_memory
 
         return worker_memory(self.recipe, detector_in_worker=self.recipe.engine.detectors == 0)
 
     def open_detector(self, device: str) -> Detector:
-        """Load the detector alone."""
+        """Load only the detector."""
         from factory.detector.load import open_detector
 
         return open_detector(self.recipe, device)
@@ -53,7 +53,7 @@ class ContentProducer:
         self._encoder = ThreadPoolExecutor(recipe.engine.writers, thread_name_prefix="writer")
 
     def generate(self, shard: int, progress: Progress) -> tuple[PlannedShard, Produced] | Receipt:
-        """All but the writing; samples are already being encoded when this returns. Or the receipt that is there."""
+        """Generate the samples and start encoding them; if the shard already exists, return its receipt."""
         planned = self._plan.shard(shard)
         receipt = self._receipt(shard)
         if receipt is not None and receipt.plan == planned.digest:
@@ -61,7 +61,7 @@ class ContentProducer:
         return planned, produce(planned, self._recipe, self._components, self._encoder, progress)
 
     def _receipt(self, shard: int) -> Receipt | None:
-        """What another driver left meanwhile; None also where it is broken, for then it proves nothing."""
+        """The receipt that another driver may have written meanwhile; None if there is none or it is broken."""
         try:
             return read_receipt(self._store, shard)
         except UserError:
@@ -70,12 +70,12 @@ class ContentProducer:
             return None
 
     def finish(self, shard: int, content: Any) -> Done:
-        """Wait for the encoder, then commit."""
+        """Wait for the encoder, then commit the shard."""
         if isinstance(content, Receipt):
             return _done(content)
         planned, produced = content
         start = time.perf_counter()
-        samples = [job.result() for job in produced.samples]
+        samples = [future.result() for future in produced.samples]
         produced.seconds["encode"] = round(time.perf_counter() - start, 4)
         about = {
             "seconds": produced.seconds,
@@ -91,7 +91,7 @@ def _done(receipt: Receipt) -> Done:
 
 
 def versions() -> dict[str, str]:
-    """The libraries that bytes may depend on."""
+    """The versions of the libraries that can affect the bytes of a shard."""
     result = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

@@ -1,4 +1,4 @@
-"""How much memory a CPU worker needs, estimated from the files of its models before any is loaded."""
+"""Estimates the memory of a CPU worker from the files of its models, before any model is loaded."""
 
 import contextlib
 import json
@@ -9,17 +9,17 @@ from pathlib import Path
 from factory.config.recipe import Recipe
 
 _PROCESS = 0.75 * 2**30
-"""Bytes of a worker without models: Python, torch, Ray."""
+"""Memory of a worker without models (Python, torch, Ray) in bytes."""
 _ACTIVATIONS = 1.35
-"""Measured on Stable Diffusion 1.5 in float32: 5.8 GiB for 4.0 GiB of weights."""
+"""Total memory per byte of weights, measured on Stable Diffusion 1.5 in float32: 5.8 GiB for 4.0 GiB of weights."""
 _UNKNOWN = 6 * 2**30
-"""For a hub model that is not downloaded yet: about what Stable Diffusion 1.5 takes."""
+"""For a hub model that is not downloaded yet: about the size of Stable Diffusion 1.5."""
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _LARGEST_HEADER = 100 * 2**20
 
 
 def worker_memory(recipe: Recipe, detector_in_worker: bool) -> int:
-    """Bytes that a CPU worker of this recipe is expected to need at most."""
+    """The estimated peak memory of a CPU worker for this recipe, in bytes."""
     pipeline = _folder_of_pipeline(recipe.generator.model, recipe.generator.revision)
     weights = parameters(pipeline) * _BYTES[recipe.generator.dtype] if pipeline is not None else 0
     if detector_in_worker:
@@ -30,22 +30,22 @@ def worker_memory(recipe: Recipe, detector_in_worker: bool) -> int:
 
 
 def parameters(folder: Path) -> int:
-    """Numbers in the weight files of a model folder; of several files of one part (variants), the largest counts."""
+    """The number of parameters in a model folder; of several variants of the same weights, the largest counts."""
     index = folder / "model_index.json"
-    parts = [folder]
+    components = [folder]
     if index.is_file():
         with contextlib.suppress(OSError, ValueError):
-            parts = [folder / name for name in json.loads(index.read_text()) if name != "safety_checker"]
-    return sum(_of_part(part) for part in parts if part.is_dir())
+            components = [folder / name for name in json.loads(index.read_text()) if name != "safety_checker"]
+    return sum(_of_component(component) for component in components if component.is_dir())
 
 
-def _of_part(part: Path) -> int:
-    by_kind: dict[tuple[str, bool], int] = {}
-    for path in part.iterdir():
+def _of_component(component: Path) -> int:
+    by_variant: dict[tuple[str, bool], int] = {}
+    for path in component.iterdir():
         if path.suffix in (".safetensors", ".bin", ".pt", ".pth") and path.is_file():
-            kind = path.suffix, ".fp16." in path.name
-            by_kind[kind] = by_kind.get(kind, 0) + _of_file(path)
-    return max(by_kind.values(), default=0)
+            variant = path.suffix, ".fp16." in path.name
+            by_variant[variant] = by_variant.get(variant, 0) + _of_file(path)
+    return max(by_variant.values(), default=0)
 
 
 def _of_file(path: Path) -> int:
@@ -53,8 +53,8 @@ def _of_file(path: Path) -> int:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, struct.error), path.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(min(length, _LARGEST_HEADER)))
-            return sum(math.prod(row["shape"]) for name, row in header.items() if name != "__metadata__")
-    return path.stat().st_size // 4
+            return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return path.stat().st_size // 4  # a pickle: assume float32
 
 
 def _folder_of_pipeline(model: str, revision: str | None) -> Path | None:
@@ -63,7 +63,7 @@ def _folder_of_pipeline(model: str, revision: str | None) -> Path | None:
     folder = model_folder(model)
     if folder is not None:
         return folder
-    with contextlib.suppress(Exception):  # whatever the hub's library finds missing, the size is unknown
+    with contextlib.suppress(Exception):  # whatever huggingface_hub raises, the size is unknown
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(model, revision=revision, local_files_only=True))

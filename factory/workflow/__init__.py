@@ -1,1 +1,1 @@
-"""Chains of this program's commands, read from one file."""
+"""Jobs: chains of this program's commands, read from one file."""

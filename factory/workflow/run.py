@@ -1,4 +1,4 @@
-"""A job: a chain of this program's own commands from one file, each of which can be resumed."""
+"""Loads and runs jobs: chains of this program's commands from one file, each of which can be resumed."""
 
 import hashlib
 import json
@@ -23,20 +23,20 @@ _PROGRAM = (sys.executable, "-c", "from factory.cli.main import run; run()")
 
 
 class StepFailedError(UserError):
-    """A step of a job failed; the job ends with the step's own exit code (1 where a signal killed the step)."""
+    """A step of a job failed; the job ends with the exit code of the step (1 if a signal killed it)."""
 
     def __init__(self, number: int, name: str, code: int) -> None:
         self.exit_code = code if code > 0 else exit_codes.UNEXPECTED
         how = f"ended with exit code {code}" if code > 0 else f"was killed by signal {-code}"
         hint = " (out of memory?)" if code == -9 else ""
         super().__init__(
-            f"step {number}, {name}, {how}{hint}; correct the cause, shown above, and give the same command again."
+            f"step {number} ({name}) {how}{hint}; fix the cause shown above and rerun the same command to resume."
         )
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command with its arguments, as on a command line; `after` are digests of the steps whose work it reads."""
+    """One command with its arguments; `after` holds the digests of the earlier steps whose output it reads."""
 
     name: str
     arguments: tuple[str, ...]
@@ -44,27 +44,28 @@ class Step:
 
     @property
     def digest(self) -> str:
-        """What stands for the step: one that was changed, or reads what a changed one writes, is run again."""
+        """Identifies the step. It changes with the step's arguments and with the digests of the steps it depends on."""
         parts = [self.name, self.arguments, *self.after]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     @property
     def writes(self) -> list[str]:
-        """The folders that the step makes."""
+        """The folders that the step writes."""
         return [value for flag, value in pairwise(self.arguments) if flag in _WRITES]
 
     def reads(self, folder: str) -> bool:
-        """Whether an argument names a folder, or something in it; "NAME=FOLDER" names one too."""
-        return any(f"{one.rpartition('=')[2]}/".startswith(f"{folder}/") for one in self.arguments)
+        """Whether an argument is the folder or a path in it, also in the form NAME=FOLDER."""
+        return any(f"{argument.rpartition('=')[2]}/".startswith(f"{folder}/") for argument in self.arguments)
 
-    def told(self) -> str:
-        """As one would type it."""
-        return " ".join(["factory", self.name, *(f"'{one}'" if " " in one else one for one in self.arguments)])
+    def command_line(self) -> str:
+        """The step as typed in a shell."""
+        quoted = (f"'{argument}'" if " " in argument else argument for argument in self.arguments)
+        return " ".join(["factory", self.name, *quoted])
 
 
 @dataclass(frozen=True)
 class Workflow:
-    """The steps in order; what is done of them is written to `out`."""
+    """The steps in order; `out` holds the list of completed steps."""
 
     out: Path
     steps: tuple[Step, ...]
@@ -73,41 +74,41 @@ class Workflow:
 def load_workflow(path: Path, out: Path | None, commands: Mapping[str, Any], change: Mapping[str, str]) -> Workflow:
     """Read a job file and check every option of every step before anything runs.
 
-    The file has `out`, `values` and `steps`; a step is one command with its options, and positional arguments under
-    `with`; a list of values gives an option several times where it may be. `{out}` and `{name}` in them stand for the
-    folder and for the values, which `change` overrides. UserError names what is wrong.
+    The file has `out`, `values` and `steps`. A step is one command with its options, and with positional arguments
+    under `with`; a list of values repeats an option that allows it. The placeholders `{out}` and `{name}` are replaced
+    by the folder and the values, which `change` overrides. Raises UserError if anything is invalid.
     """
     data = parse_plain_yaml(read_text(path, "job"), f"the job {path}")
-    rows, values = steps_of(data, str(path)), values_of(data, str(path))
+    entries, values = steps_of(data, str(path)), values_of(data, str(path))
     unknown = sorted(set(change) - set(values))
     if unknown:
         raise UserError(f"{path} has no value {unknown[0]!r}; its values are {', '.join(values) or 'none'}.")
-    place = out or local_path(data["out"], f"`out` of {path}")
-    filled = {"out": str(place), **values, **change}
-    steps = [_step(f"{path}", name, options, commands, filled) for name, options in rows]
-    return Workflow(place, _chained(steps))
+    folder = out or local_path(data["out"], f"`out` of {path}")
+    values = {"out": str(folder), **values, **change}
+    steps = [_step(f"{path}", name, options, commands, values) for name, options in entries]
+    return Workflow(folder, _chained(steps))
 
 
 def run_workflow(job: Workflow, report: Callable[[str], None] = print) -> None:
-    """Run the steps that are not done, in order; the same call continues at the first one that failed.
+    """Run the steps that are not completed, in order; call it again to resume at the first one that failed.
 
-    Signals are passed on to the step under way, and its end is waited for. A dataset in which some samples were
-    accepted in no attempt is complete: it stops no job. Raises StepFailedError, KeyboardInterrupt where the step was
-    interrupted, and UserError where the list of finished steps cannot be read.
+    Signals are forwarded to the running step, and its end is awaited. A dataset in which some samples were accepted in
+    none of their attempts is complete and does not stop the job. Raises StepFailedError, KeyboardInterrupt if the step
+    was interrupted, and UserError if the list of completed steps cannot be read.
     """
     job.out.mkdir(parents=True, exist_ok=True)
     path = job.out / DONE
-    done = _done_before(path)
+    done = _completed(path)
     for number, step in enumerate(job.steps, 1):
         if step.digest in done:
-            report(f"[{number}/{len(job.steps)}] done before: {step.told()}")
+            report(f"[{number}/{len(job.steps)}] already completed: {step.command_line()}")
             continue
-        report(f"[{number}/{len(job.steps)}] {step.told()}")
-        code = signals.run_passing_signals_on([*_PROGRAM, step.name, *step.arguments])
+        report(f"[{number}/{len(job.steps)}] {step.command_line()}")
+        code = signals.run_forwarding_signals([*_PROGRAM, step.name, *step.arguments])
         if code in (exit_codes.INTERRUPTED, exit_codes.TERMINATED):
             raise KeyboardInterrupt
-        if code == exit_codes.SHORT:
-            report("That step is complete, with some places left empty; going on.")
+        if code == exit_codes.EXHAUSTED:
+            report("The step is complete, although some samples were not accepted in any attempt; continuing.")
         elif code:
             raise StepFailedError(number, step.name, code)
         done.append(step.digest)
@@ -116,46 +117,49 @@ def run_workflow(job: Workflow, report: Callable[[str], None] = print) -> None:
         partial.replace(path)
 
 
-def _done_before(path: Path) -> list[str]:
+def _completed(path: Path) -> list[str]:
     try:
         done = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
         raise UserError(
-            f"the list of finished steps {path} cannot be read ({error}); delete it to begin again."
+            f"the list of completed steps {path} cannot be read ({error}); delete it to start from the first step."
         ) from error
     if not isinstance(done, list):
-        raise UserError(f"the list of finished steps {path} is no list; delete it to begin again.")
-    return [str(one) for one in done]
+        raise UserError(f"the list of completed steps {path} is not a list; delete it to start from the first step.")
+    return [str(digest) for digest in done]
 
 
 def _chained(steps: Iterable[Step]) -> tuple[Step, ...]:
-    """The steps, each told on which earlier ones it depends."""
+    """The steps, each with the digests of the earlier ones that it depends on."""
     chain: list[Step] = []
     for step in steps:
-        sources = (one for one in chain if any(step.reads(folder) for folder in one.writes))
-        chain.append(replace(step, after=tuple(one.digest for one in sources)))
+        sources = (earlier for earlier in chain if any(step.reads(folder) for folder in earlier.writes))
+        chain.append(replace(step, after=tuple(source.digest for source in sources)))
     return tuple(chain)
 
 
-def _step(path: str, name: str, options: Any, commands: Mapping[str, Any], filled: Mapping[str, str]) -> Step:
+def _step(path: str, name: str, options: Any, commands: Mapping[str, Any], values: Mapping[str, str]) -> Step:
     if name not in commands:
         raise UserError(f"{path}: there is no command {name!r}; a step is one of {', '.join(sorted(commands))}.")
-    return Step(name, arguments_of(path, name, options, commands[name], lambda value: _filled(path, value, filled)))
+    return Step(name, arguments_of(path, name, options, commands[name], lambda value: _filled(path, value, values)))
 
 
-def _filled(path: str, value: object, filled: Mapping[str, str]) -> str:
-    """A text with the values of its {names}; {{ and }} are braces, and there is no other form."""
+def _filled(path: str, value: object, values: Mapping[str, str]) -> str:
+    """Replace the {names} in a text by their values; {{ and }} are literal braces.
 
-    def one(match: re.Match[str]) -> str:
+    Not `str.format`, which would evaluate attributes, indices and format specifications.
+    """
+
+    def replacement(match: re.Match[str]) -> str:
         part = match[0]
         if part in ("{{", "}}"):
             return part[0]
         if len(part) == 1:
-            raise UserError(f"{path}: {value!r} holds a single {part}; write {part * 2} for a brace.")
-        if part[1:-1] not in filled:
-            raise UserError(f"{path}: {value!r} names {part[1:-1]!r}, which is neither `out` nor one of the values.")
-        return filled[part[1:-1]]
+            raise UserError(f"{path}: {value!r} contains a single {part}; write {part * 2} for a literal brace.")
+        if part[1:-1] not in values:
+            raise UserError(f"{path}: {value!r} uses {part[1:-1]!r}, which is neither `out` nor one of the values.")
+        return values[part[1:-1]]
 
-    return re.sub(r"\{\{|\}\}|\{[^{}]*\}|[{}]", one, str(value))
+    return re.sub(r"\{\{|\}\}|\{[^{}]*\}|[{}]", replacement, str(value))

@@ -17,7 +17,7 @@ from tests.support.export_sets import SHARD_SIZE, SHARDS, VAL, content, make_set
 
 def test_a_folder_with_other_things_is_refused_and_left_as_it_is(store: Store, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match=r"is not empty.*thesis\.txt.*--to"):
+    with pytest.raises(UserError, match=r"is not empty.*thesis\.txt.*--out"):
         run(store, tmp_path, "coco")
     assert content(tmp_path) == {"thesis.txt": b"years of work"}
 

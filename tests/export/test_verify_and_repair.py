@@ -150,7 +150,7 @@ def test_a_repair_that_makes_nothing_says_what_is_missing(tmp_path: Path, monkey
     repaired = CliRunner().invoke(app, ["verify", str(tmp_path), "--repair"])
     assert repaired.exit_code == 3
     assert "Repaired shards: none.\n4 of 5 shards exist, with 20 samples; 4 are sound." in repaired.stdout
-    assert "Missing after the repair: shards 2; quarantine/ tells why." in repaired.stdout
+    assert "Missing after the repair: shards 2; see quarantine/ for the reasons." in repaired.stdout
 
 
 def test_a_repair_is_refused_while_a_run_is_at_work_whose_newest_files_have_no_receipt_yet(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_file_that_is_named_almost_like_a_receipt_is_none(tmp_path: Path) -> N
 def test_a_repair_that_leaves_damage_says_so() -> None:
     data = {"damaged": {"1": ["broken"]}, "missing": [], "repaired": [0], "shards": 2, "shards_planned": 2,
             "samples": 8, "orphans": [], "foreign": []}  # fmt: skip
-    assert "1 shards are damaged although they were made again" in as_text(data)
+    assert "1 shards are still damaged after the repair" in as_text(data)
 
 
 @pytest.fixture(scope="module")

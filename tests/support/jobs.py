@@ -1,4 +1,4 @@
-"""Work for the engine that needs no model: it sleeps, fails, hangs or dies as its fields say."""
+"""Jobs for testing the engine without models: they sleep, fail, hang or crash as configured."""
 
 import os
 import sys
@@ -13,11 +13,11 @@ from factory.errors import UserError
 
 @dataclass(frozen=True)
 class SleepingJob:
-    """Each shard takes `seconds` to generate and `writing` to write, and leaves a file in `folder` that names it.
+    """Each shard takes `seconds` to generate and `writing` to write, and records its steps as files in `folder`.
 
     `failing` shards raise, `hanging` ones never return, `dying` ones kill their worker the first time and `poisonous`
-    ones each time; those in `dying_late` kill it when they are written. `start` is what opening does: `hang` or `die`,
-    and the same with a detector. Variables in `noting` are written to the folder when a worker opens.
+    ones every time; those in `dying_late` kill it while they are written. `start` is what opening a worker or detector
+    does: `hang`, `die` or `raise`. Variables in `noting` are written to the folder when a worker opens.
     """
 
     folder: str
@@ -33,7 +33,7 @@ class SleepingJob:
     noting: tuple[str, ...] = ()
 
     def open(self, device: str, detector: Any | None) -> Producer:
-        """There is nothing to load."""
+        """Loads nothing; writes the variables."""
         self._start()
         for name in (*self.noting, "MALLOC_ARENA_MAX"):
             if name in os.environ:
@@ -41,7 +41,7 @@ class SleepingJob:
         return replace(self, device=device)
 
     def open_detector(self, device: str) -> Any:
-        """There is nothing to load."""
+        """Loads nothing."""
         self._start()
         return self
 
@@ -54,7 +54,7 @@ class SleepingJob:
             raise RuntimeError("the weights are of another network")
 
     def generate(self, shard: int, progress: Progress) -> float:
-        """Sleep, or what the shard is told to do."""
+        """Sleep, fail, hang or crash."""
         start = time.monotonic()
         _mark(self.folder, f"tried-{shard}")
         if shard in self.dying and not Path(self.folder, f"died-{shard}").exists():
@@ -82,11 +82,11 @@ class SleepingJob:
 
 
 class RefusingJob(SleepingJob):
-    """Finds, when it is opened, that what the user gave is no model."""
+    """Raises UserError when it is opened, as for a wrong model folder."""
 
     def open(self, device: str, detector: Any | None) -> Producer:
         """Raises UserError."""
-        raise UserError("the model folder x is no pipeline")
+        raise UserError("the model folder x is not a pipeline")
 
 
 def _mark(folder: str, name: str) -> None:
@@ -96,14 +96,14 @@ def _mark(folder: str, name: str) -> None:
 
 @dataclass(frozen=True)
 class AskingJob(SleepingJob):
-    """Each shard asks the detector pool once; the pool's worker dies at its first question."""
+    """Each shard calls the detector pool once; the detector worker dies at the first call."""
 
     def open(self, device: str, detector: Any | None) -> Any:
-        """Keep hold of the pool."""
+        """Pass the pool to the producer."""
         return AskingProducer(self, detector)
 
     def detect(self, images: Any) -> list[int]:
-        """How many images there were in each batch of one."""
+        """The process id of the detector worker, once per image."""
         if not Path(self.folder, "detector-died").exists():
             _mark(self.folder, "detector-died")
             os.kill(os.getpid(), 9)
@@ -111,18 +111,18 @@ class AskingJob(SleepingJob):
 
 
 class AskingProducer:
-    """Accepts as many samples as the detector answers for."""
+    """Accepts as many samples as the detector returns results."""
 
     def __init__(self, job: AskingJob, detector: Any) -> None:
         self._job, self._detector = job, detector
 
     def generate(self, shard: int, progress: Progress) -> int:
-        """Ask about three images."""
-        answers = self._detector.detect([shard, shard, shard])
-        assert os.getpid() not in answers
-        return len(answers)
+        """Run the detector on three images."""
+        results = self._detector.detect([shard, shard, shard])
+        assert os.getpid() not in results
+        return len(results)
 
     def finish(self, shard: int, content: Any) -> Done:
-        """Nothing to write but the mark."""
+        """Write only the file."""
         self._job.finish(shard, content)
         return Done(accepted=content, attempts=content)

@@ -1,0 +1,81 @@
+"""Options that several commands share, as annotated types: one spelling and one help text for each."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Datasets: every command reads one as the argument DATASET, and writes to --out.
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Folder or URL (s3://, gs://) of a dataset.")]
+DatasetOut = Annotated[
+    str,
+    typer.Option(
+        "--out", "--shards", help="Folder or URL (s3://, gs://) to write the dataset to; an unfinished one is resumed."
+    ),
+]
+Extend = Annotated[bool, typer.Option("--extend", help="Enlarge an existing dataset to --n samples.")]
+Force = Annotated[bool, typer.Option("--force", help="Take over from another driver that works on the dataset.")]
+
+# What to generate.
+Classes = Annotated[
+    str | None, typer.Option(help='coco, voc, a file with one class per line, or names: dog,cat,"traffic light".')
+]
+Count = Annotated[int | None, typer.Option("--n", help="Number of accepted samples.")]
+Objects = Annotated[str | None, typer.Option(help='Shares of images with one, two, ... objects, as in "1:0.5,2:0.5".')]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(help="File of prompts; each line has a text, a tab and a comma-separated list of classes."),
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of the dataset.")]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe file; options override its values.")]
+
+# Models.
+Model = Annotated[
+    str | None, typer.Option(help="stickers (embedded), a diffusers folder, a hub id, or a checkpoint file.")
+]
+Masks = Annotated[str | None, typer.Option(help="attention, detector, or the folder of a trained grounder.")]
+Detector = Annotated[
+    str | None, typer.Option(help="stickers (embedded), a folder, a hub id, torchvision:NAME or detectron2:CONFIG.")
+]
+SolverSteps = Annotated[
+    int | None, typer.Option("--solver-steps", "--steps", help="Denoising steps of the diffusion solver per image.")
+]
+Guidance = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="Precision: float32, tf32 (float32 with faster matrix products on a GPU), bfloat16 or float16."),
+]
+Batch = Annotated[int | None, typer.Option(help="Images per micro-batch.")]
+
+# Filters and shards.
+MinConfidence = Annotated[
+    float | None, typer.Option(help="Reject samples with a mask score below this, 0 to 1; off by default.")
+]
+Attempts = Annotated[int | None, typer.Option(help="Seeds to try for a sample before it is left out.")]
+ShardSize = Annotated[int | None, typer.Option(help="Samples per shard.")]
+
+# The engine.
+Workers = Annotated[int | None, typer.Option(help="Generating workers; by default, as many as fit.")]
+GpusPerWorker = Annotated[float | None, typer.Option(help="GPUs per worker, may be fractional; 0 uses the CPU.")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to join: host:port, ray://host:port or auto; local by default.")
+]
+Grace = Annotated[
+    float | None,
+    typer.Option(help="Seconds that shards in progress may take to finish after SIGTERM or Ctrl-C; 20 by default."),
+]
+
+# Training and evaluation.
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto, which uses a GPU if there is one.")]
+Devices = Annotated[int, typer.Option(min=1, help="Number of devices to train on in parallel, with Ray Train.")]
+TrainAddress = Annotated[
+    str | None, typer.Option(help="Ray cluster to use with several devices: host:port or auto; local by default.")
+]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 uses all cores.")]
+Annotations = Annotated[
+    Path | None, typer.Option(help="COCO's instances_*.json, if --real is COCO's folder of images.")
+]
+Table = Annotated[Path | None, typer.Option(help="Markdown file in which to update the table between its markers.")]
+
+# Output.
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
