@@ -8,7 +8,7 @@ BAD_INPUT = 2
 """The input is wrong; the same command fails again until it is changed."""
 GIVEN_UP = 3
 """Some shards are in quarantine after too many errors, or the workers cannot run at all."""
-SHORT = 4
+EXHAUSTED = 4
 """Complete, but some samples were accepted in no attempt."""
 DAMAGED = 5
 """`verify` found damage that is not repaired."""

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from factory.cli.main import app
 from factory.errors import UserError
-from factory.files.paths import local_path, split_name
+from factory.files.paths import local_path, split_named_path
 from factory.workflow.run import load_workflow
 
 URL = "s3://bucket/prefix"
@@ -109,7 +109,7 @@ def test_what_is_a_path_and_what_a_url() -> None:
 
 
 def test_a_name_stands_before_the_first_equals_sign() -> None:
-    assert split_name("one=runs/a") == ("one", "runs/a")
-    assert split_name("one=s3://b/date=2024/x") == ("one", "s3://b/date=2024/x")
-    assert split_name("s3://b/date=2024/x") == (None, "s3://b/date=2024/x")
-    assert split_name("runs/lr=1/model") == (None, "runs/lr=1/model")
+    assert split_named_path("one=runs/a") == ("one", "runs/a")
+    assert split_named_path("one=s3://b/date=2024/x") == ("one", "s3://b/date=2024/x")
+    assert split_named_path("s3://b/date=2024/x") == (None, "s3://b/date=2024/x")
+    assert split_named_path("runs/lr=1/model") == (None, "runs/lr=1/model")

@@ -43,7 +43,7 @@ def test_a_sample_that_no_attempt_fills_leaves_its_place_empty_and_is_counted(ti
     recipe = make_recipe(tiny_data | {"filters": {"min_area": 0.999}, "attempts": 2})
     samples, produced = run(recipe)
     assert samples == []
-    assert produced.tally.short == (0, 1, 2, 3)
+    assert produced.tally.exhausted == (0, 1, 2, 3)
     assert (produced.tally.attempts, sum(produced.tally.rejected.values())) == (8, 8)
 
 

@@ -10,7 +10,7 @@ import pytest
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
 from factory.dataset import lease
-from factory.dataset.lease import Held, leased
+from factory.dataset.lease import HeldLease, leased
 from factory.dataset.storage import Store
 from factory.engine.interface import Done
 from factory.engine.scheduler import State
@@ -40,12 +40,12 @@ def store(bucket: Bucket) -> Store:
     return store
 
 
-def reporter_of(store: Store, held: Held, seen: list[Snapshot]) -> tuple[Reporter, Tracker]:
+def reporter_of(store: Store, held: HeldLease, seen: list[Snapshot]) -> tuple[Reporter, Tracker]:
     tracker = Tracker(Plan(make_recipe({"n": 4 * SHARDS, "shard_size": 4})), set())
     return Reporter(store, tracker, seen.append, held, quarantined(store)), tracker
 
 
-def run(store: Store, held: Held) -> State:
+def run(store: Store, held: HeldLease) -> State:
     """Forty shards that are done, one of which had been given up before, and one that is given up now."""
     reporter, tracker = reporter_of(store, held, [])
     listener, state = reporter.as_listener(), State(SHARDS)

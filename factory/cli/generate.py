@@ -108,7 +108,7 @@ def as_data(summary: "RunSummary", where: str) -> dict[str, object]:
         "fingerprint": summary.recipe.fingerprint(),
         "samples": totals.accepted,
         "wanted": summary.recipe.n,
-        "short": totals.short,
+        "short": totals.exhausted,
         "attempts": totals.attempts,
         "yield": round(totals.accepted / totals.attempts, 4) if totals.attempts else None,
         "rejected": totals.rejected,
@@ -130,8 +130,8 @@ def as_text(summary: "RunSummary", where: str) -> str:
     ]
     if totals.rejected:
         lines.append("Rejected: " + ", ".join(f"{reason} {count}" for reason, count in totals.rejected.items()) + ".")
-    if totals.short:
-        lines.append(f"{totals.short} samples were not accepted in any attempt; their places stay empty.")
+    if totals.exhausted:
+        lines.append(f"{totals.exhausted} samples were not accepted in any attempt; their places stay empty.")
     if last.quarantined:
         lines.append(
             f"{len(last.quarantined)} shards were given up; their errors are in quarantine/. Run again to retry."

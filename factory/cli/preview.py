@@ -18,11 +18,11 @@ def sheet(
 
     Example: factory sheet out/ --out sheet.png
     """
-    from factory.dataset.preview import contact_sheet
+    from factory.dataset.preview import preview_image
     from factory.dataset.storage import Store
     from factory.errors import UserError
 
-    picture = contact_sheet(Store(folder), n, out.suffix)
+    picture = preview_image(Store(folder), n, out.suffix)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(picture)

@@ -79,7 +79,7 @@ def stale(store: Store) -> bool | None:
     return age.total_seconds() > EXPIRES + BEAT
 
 
-class Held:
+class HeldLease:
     """A lease that this process holds. `check` raises once another driver has taken it over."""
 
     def __init__(self, store: Store, lease: Lease) -> None:
@@ -132,13 +132,13 @@ class Held:
 
 
 @contextmanager
-def leased(store: Store, force: bool = False, say: Callable[[str], None] = lambda text: None) -> Iterator[Held]:
+def leased(store: Store, force: bool = False, say: Callable[[str], None] = lambda text: None) -> Iterator[HeldLease]:
     """Hold the dataset's lease for the time of the `with`.
 
     LeaseHeldError names a driver that is alive. One that seems dead is watched until its heartbeat has been missing for
     `EXPIRES` seconds; `force` takes over at once, and the other driver ends at its next heartbeat.
     """
-    held = Held(store, acquire(store, force, say))
+    held = HeldLease(store, acquire(store, force, say))
     try:
         yield held
     finally:

@@ -24,7 +24,7 @@ _OPACITY = 0.55
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
-def contact_sheet(store: Store, count: int, suffix: str = ".png", columns: int = 4) -> bytes:
+def preview_image(store: Store, count: int, suffix: str = ".png", columns: int = 4) -> bytes:
     """A picture file of the first samples of a dataset, in the format of a suffix of FORMATS.
 
     UserError for another suffix, and where there is no sample.

@@ -26,7 +26,7 @@ class IndexEntry:
     planned: int
     attempts: int
     bytes: int
-    short: int
+    exhausted: int
     rejected: Mapping[str, int]
 
     def to_list(self) -> list[Any]:
@@ -37,7 +37,7 @@ class IndexEntry:
             self.planned,
             self.attempts,
             self.bytes,
-            self.short,
+            self.exhausted,
             dict(sorted(self.rejected.items())),
         ]
 

@@ -57,7 +57,7 @@ class Tally:
 
     attempts: int
     rejected: Mapping[str, int]
-    short: tuple[int, ...]
+    exhausted: tuple[int, ...]
 
 
 def tar_name(shard: int) -> str:
@@ -109,7 +109,7 @@ def commit(
         accepted=len(samples),
         attempts=tally.attempts,
         rejected=dict(sorted(tally.rejected.items())),
-        short=tally.short,
+        short=tally.exhausted,
         seconds=about["seconds"],
         versions=about["versions"],
         worker=about["worker"],

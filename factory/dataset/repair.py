@@ -12,7 +12,7 @@ from factory.dataset.verify import Report
 
 
 @dataclass(frozen=True)
-class TakenOut:
+class RepairResult:
     """What a repair did: shards whose manifest it wrote, shards that it took out, and orphans that it deleted."""
 
     rewritten: tuple[int, ...]
@@ -20,7 +20,7 @@ class TakenOut:
     orphans: tuple[str, ...]
 
 
-def take_out(store: Store, report: Report) -> TakenOut:
+def repair(store: Store, report: Report) -> RepairResult:
     """Write damaged manifests from their tars, delete what else is damaged, and delete orphans; a run makes the rest.
 
     The caller holds the dataset's lease since before the check, for the newest files of a run are orphans until their
@@ -35,7 +35,7 @@ def take_out(store: Store, report: Report) -> TakenOut:
             store.delete(name)
     for name in report.orphans:
         store.delete(name)
-    return TakenOut(rewritten, again, tuple(report.orphans))
+    return RepairResult(rewritten, again, tuple(report.orphans))
 
 
 def _rewrite_manifest(store: Store, number: int, layout: int) -> bool:

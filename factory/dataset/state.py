@@ -36,7 +36,7 @@ class Totals:
     planned: int
     attempts: int
     bytes: int
-    short: int
+    exhausted: int
     rejected: dict[str, int]
 
 
@@ -137,7 +137,7 @@ def totals(rows: Mapping[int, IndexEntry]) -> Totals:
             planned=row.planned,
             attempts=row.attempts,
             bytes=row.bytes,
-            short=row.short,
+            exhausted=row.exhausted,
         )
         rejected.update(row.rejected)
     return Totals(
@@ -146,7 +146,7 @@ def totals(rows: Mapping[int, IndexEntry]) -> Totals:
         planned=sums["planned"],
         attempts=sums["attempts"],
         bytes=sums["bytes"],
-        short=sums["short"],
+        exhausted=sums["exhausted"],
         rejected=dict(sorted(rejected.items())),
     )
 
@@ -175,7 +175,7 @@ def statement(recipe: Recipe, plan: Plan, sums: Totals) -> dict[str, Any]:
         "recipe": recipe.fingerprint(),
         "n": recipe.n,
         "samples": sums.accepted,
-        "short": sums.short,
+        "short": sums.exhausted,
         "complete": sums.shards == len(plan),
         "shards": sums.shards,
         "shards_planned": len(plan),

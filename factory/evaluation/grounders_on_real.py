@@ -8,7 +8,7 @@ import torch
 
 from factory.dataset.storage import Store
 from factory.errors import UserError
-from factory.files.paths import split_name
+from factory.files.paths import split_named_path
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleSample, OracleSet
 from factory.grounder.folder import check_fits
@@ -66,7 +66,7 @@ def on_real(
 
 
 def _open(named: str) -> tuple[str, OracleSet]:
-    name, address = split_name(named)
+    name, address = split_named_path(named)
     opened = OracleSet(Store(address))
     if opened.recipe.real is None:
         raise UserError(f"{address} is no set of real images; make one with `factory invert --split all`.")

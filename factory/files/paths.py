@@ -24,7 +24,7 @@ def local_path(named: str, what: str) -> Path:
     )
 
 
-def split_name(named: str) -> tuple[str | None, str]:
+def split_named_path(named: str) -> tuple[str | None, str]:
     """(NAME, PLACE) of "NAME=PLACE"; (None, PLACE) of a place alone, which may be a path or URL with "=" in it."""
     name, equals, place = named.partition("=")
     if equals and "/" not in name:

@@ -106,7 +106,7 @@ def run_workflow(job: Workflow, report: Callable[[str], None] = print) -> None:
         code = signals.run_passing_signals_on([*_PROGRAM, step.name, *step.arguments])
         if code in (exit_codes.INTERRUPTED, exit_codes.TERMINATED):
             raise KeyboardInterrupt
-        if code == exit_codes.SHORT:
+        if code == exit_codes.EXHAUSTED:
             report("That step is complete, with some places left empty; going on.")
         elif code:
             raise StepFailedError(number, step.name, code)

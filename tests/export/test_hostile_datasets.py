@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from factory.cli.main import app
 from factory.config.vocabulary import coco
 from factory.dataset.masks import decode_label_png, decode_rle
-from factory.dataset.preview import contact_sheet
+from factory.dataset.preview import preview_image
 from factory.dataset.receipts import blob_of, parse_receipt, read_receipt
 from factory.dataset.storage import Store
 from factory.dataset.tar import unpack
@@ -195,7 +195,7 @@ READ_BY_SHEETS = [kind for kind in HOSTILE if "labels" not in kind and kind != "
 def test_a_hostile_shard_is_refused_by_a_sheet(foreign: Store, kind: str) -> None:
     plant(foreign, HOSTILE[kind](foreign))
     with pytest.raises(UserError, match=DAMAGED):
-        contact_sheet(foreign, 24)
+        preview_image(foreign, 24)
 
 
 def test_a_truncated_tar_ends_the_sheet_command_with_a_sentence(foreign: Store, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from factory.config.vocabulary import coco
 from factory.dataset.encode import EncodedSample, encode_sample
 from factory.dataset.lease import leased
 from factory.dataset.manifest import read_manifest
-from factory.dataset.preview import contact_sheet
+from factory.dataset.preview import preview_image
 from factory.dataset.receipts import (
     Tally,
     blob_of,
@@ -32,7 +32,7 @@ from factory.dataset.receipts import (
     tar_name,
 )
 from factory.dataset.records import Grounded
-from factory.dataset.repair import take_out
+from factory.dataset.repair import repair
 from factory.dataset.storage import ConflictError, Store
 from factory.dataset.verify import verify
 from factory.errors import LeaseHeldError
@@ -80,7 +80,7 @@ def test_a_manifest_whose_rows_do_not_follow_from_the_samples_is_damaged_and_rep
     rewrite(store, 1, store.get(manifest_name(2)) or b"")
     report = verify(store)
     assert report.damaged == {1: ["the manifest does not follow from the samples"]}
-    assert take_out(store, report).rewritten == (1,)
+    assert repair(store, report).rewritten == (1,)
     assert verify(store).damaged == {}
     assert {name: store.get(name) for name in before} == before
 
@@ -90,7 +90,7 @@ def test_a_lost_manifest_is_written_with_the_receipt_that_proves_it_whatever_the
     rewrite(store, 0, of_another_version(store.get(manifest_name(0)) or b""))
     tar = store.get(tar_name(0))
     store.delete(manifest_name(0))
-    assert take_out(store, verify(store)).rewritten == (0,)
+    assert repair(store, verify(store)).rewritten == (0,)
     assert verify(store).damaged == {}
     assert store.get(tar_name(0)) == tar
 
@@ -122,7 +122,7 @@ def test_an_orphan_of_other_content_is_a_conflict_reported_by_verify_and_deleted
     store.create(name, content)
     report = verify(store)
     assert (report.missing, report.orphans.keys() >= {name}, set(report.orphans.values())) == ([1], True, {1})
-    take_out(store, report)
+    repair(store, report)
     commit(store, planned, samples, Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
     report = verify(store)
     assert (report.missing, report.orphans, report.damaged, report.shards) == ([], {}, {}, SHARDS)
@@ -135,7 +135,7 @@ def test_files_that_no_run_writes_are_reported_and_left(tmp_path: Path) -> None:
         store.create(name, b"mine")
     report = verify(store)
     assert sorted(report.foreign) == names
-    take_out(store, report)
+    repair(store, report)
     assert all(store.get(name) == b"mine" for name in names)
 
 
@@ -192,7 +192,7 @@ def test_a_shard_without_a_sample_is_sound_and_read_by_everything(first_empty: S
     for form in FORMATS:
         summary = run(first_empty, tmp_path / form, form)
         assert summary.train + summary.val == SHARD_SIZE * (SHARDS - 1)
-    assert contact_sheet(first_empty, 1)
+    assert preview_image(first_empty, 1)
     source = SetSource(first_empty, coco())
     assert source.size == SHARD_SIZE * (SHARDS - 1)
     stream = LabelledStream([source], 4, seed=0)
