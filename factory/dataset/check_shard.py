@@ -18,7 +18,7 @@ from factory.dataset.receipts import Blob, Receipt, read_receipt
 from factory.dataset.storage import Store
 from factory.dataset.stream import annotation_of
 from factory.dataset.tar import unpack
-from factory.files.decode import decode_array, load_picture
+from factory.files.decode import decode_array, load_image
 
 _SHOWN = 5
 """Problems shown of one shard; the rest are counted."""
@@ -73,7 +73,7 @@ def check_sample(sample: EncodedSample, recipe: Recipe) -> Iterator[str]:
         return
     try:
         row = annotation_of(sample)
-        labels, picture = decode_label_png(sample.members["seg.png"]), load_picture(sample.members["jpg"], "JPEG")
+        labels, picture = decode_label_png(sample.members["seg.png"]), load_image(sample.members["jpg"], "JPEG")
         size = (row["image"]["width"], row["image"]["height"])
         if picture.size != size or labels.shape[::-1] != size:
             yield f"image {picture.size}, labels {labels.shape[::-1]} and annotation {size} differ in size"

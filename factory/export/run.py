@@ -21,7 +21,7 @@ from factory.export.hf import HuggingFaceFormat
 from factory.export.interface import SPLITS, ExportSample, Format, Subject, Unit, split_of
 from factory.export.voc import VocFormat
 from factory.export.yolo import YoloFormat
-from factory.files.decode import open_picture
+from factory.files.decode import open_image
 
 FORMATS: dict[str, Callable[[Subject, bool], Format]] = {
     "coco": CocoFormat,
@@ -132,7 +132,7 @@ def _export_sample(sample: EncodedSample, split: str, ids: Collection[int]) -> E
     try:
         row = annotation_of(sample)
         size = (row["image"]["width"], row["image"]["height"])
-        image, labels = open_picture(sample.members["jpg"], "JPEG"), decode_label_png(sample.members["seg.png"])
+        image, labels = open_image(sample.members["jpg"], "JPEG"), decode_label_png(sample.members["seg.png"])
         if image.size != size or labels.shape[::-1] != size:
             raise ValueError(f"its image is {image.size}, its labels {labels.shape[::-1]}, its annotation {size}")
         masks = [decode_rle(annotation["segmentation"]) for annotation in row["annotations"]]
