@@ -1,19 +1,19 @@
-"""Exit codes of every command, for scripts and orchestrators; the table for people is docs/exit-codes.md."""
+"""Exit codes of all commands, for scripts and orchestrators. docs/exit-codes.md has the table."""
 
 DONE = 0
-"""Complete; for `verify`: sound."""
+"""Complete; for `verify`: no damage found."""
 UNEXPECTED = 1
-"""An error that this program did not foresee; a traceback goes with it."""
+"""An unexpected error, reported with a traceback."""
 BAD_INPUT = 2
-"""The input is wrong; the same command fails again until it is changed."""
+"""Invalid input; the same command fails again until the input is corrected."""
 GIVEN_UP = 3
-"""Some shards are in quarantine after too many errors, or the workers cannot run at all."""
+"""Some shards are quarantined after too many errors, or workers cannot run at all."""
 EXHAUSTED = 4
-"""Complete, but some samples were accepted in no attempt."""
+"""Complete, but some samples exhausted their attempts without being accepted."""
 DAMAGED = 5
-"""`verify` found damage that is not repaired."""
+"""`verify` found damage that was not repaired."""
 TRY_AGAIN = 75
-"""Trouble that passes by itself or by making room: the same command, later, continues (EX_TEMPFAIL of sysexits.h)."""
+"""A temporary failure; rerun the same command later to resume (EX_TEMPFAIL of sysexits.h)."""
 INTERRUPTED = 130
 """Stopped by Ctrl-C (SIGINT)."""
 TERMINATED = 143

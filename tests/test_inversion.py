@@ -195,7 +195,7 @@ def test_a_coco_folder_becomes_a_recipe(coco_folder: tuple[Path, Path]) -> None:
         ({"min_area": 1.0}, "no image of"),
         ({"dataset": "coco"}, "name it with --annotations"),
         ({"dataset": "coco", "annotations": Path("nowhere.json")}, "there is no nowhere.json"),
-        ({"classes": "coco", "split": "9"}, "There is no split '9' of coco"),
+        ({"classes": "coco", "split": "9"}, "There is no split '9' for coco"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_told(folder: Path, change: dict[str, Any], told: str) -> None:

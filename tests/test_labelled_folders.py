@@ -96,7 +96,7 @@ def test_a_list_may_name_images_by_their_whole_paths_and_with_blanks_and_dots(fo
         ("C:\\data\\a.jpg", "names no image of the folder"),
         ("SegmentationClass/a.png", "names no image of the folder"),
         ("b", r"JPEGImages/b.jpg cannot be read: there is none"),
-        ("a\x00", r"line 2 holds the control character U\+0000"),
+        ("a\x00", r"line 2 contains the control character U\+0000"),
     ],
 )
 def test_a_list_that_names_something_else_is_refused_with_its_line(line: str, told: str, folder: Path) -> None:

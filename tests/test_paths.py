@@ -48,7 +48,7 @@ def test_a_url_is_refused_where_only_a_path_works(
     monkeypatch.chdir(tmp_path)
     code, told = _refused([*command, option, URL])
     assert code == 2
-    assert f"{option} is a path on this machine and cannot be the URL {URL}; give" in told
+    assert f"{option} must be a local path, got the URL {URL}; give" in told
     assert not list(tmp_path.iterdir())
 
 
@@ -73,7 +73,7 @@ def test_a_url_is_refused_in_arguments_too(command: list[str], tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     code, told = _refused(command)
     assert code == 2
-    assert f"cannot be the URL {URL}" in told
+    assert f"must be a local path, got the URL {URL}" in told
     assert not list(tmp_path.iterdir())
 
 
@@ -82,7 +82,7 @@ def test_a_url_is_refused_in_arguments_too(command: list[str], tmp_path: Path, m
     [
         (
             f"out: {URL}\nsteps: [status: {{with: a}}]\n",
-            r"`out` of .*job.yaml is a path on this machine and cannot be the URL",
+            r"`out` of .*job.yaml must be a local path, got the URL",
         ),
         (f"out: here\nvalues: {{to: {URL}}}\nsteps: [train-grounder: {{with: o, out: '{{to}}'}}]\n", "--out of train-"),
     ],
@@ -104,7 +104,7 @@ def test_what_is_a_path_and_what_a_url() -> None:
     assert local_path("file:///tmp/x", "--out") == Path("/tmp/x")
     assert local_path("C:/data", "--out") == Path("C:/data")
     for url in ("gs://b/x", "https://host/x", "s3:/b/x", "hdfs://b"):
-        with pytest.raises(UserError, match="cannot be the URL"):
+        with pytest.raises(UserError, match="must be a local path"):
             local_path(url, "--out")
 
 
