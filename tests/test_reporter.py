@@ -97,7 +97,7 @@ def test_a_slow_store_does_not_hold_up_the_scheduler(bucket: Bucket, store: Stor
 def test_a_run_waits_while_its_store_does_not_answer(
     bucket: Bucket, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("factory.dataset.storage_retry._WORTH_A_WORD", 0.2)
+    monkeypatch.setattr("factory.dataset.storage_retry._WARN_AFTER", 0.2)
     seen, state = list[Snapshot](), State(SHARDS)
     with leased(store) as held:
         reporter, tracker = reporter_of(store, held, seen)
@@ -106,7 +106,7 @@ def test_a_run_waits_while_its_store_does_not_answer(
         call.start()
         time.sleep(1.2)
         reporter.tick(state)
-        assert "s3://b/set does not answer" in state.waiting
+        assert "s3://b/set does not respond" in state.waiting
         assert seen[-1].status == "waiting"
         call.join()
         reporter.tick(state)

@@ -279,7 +279,7 @@ def test_two_processes_train_together(
         ({}, "there is nothing to train on"),
         ({"real": "here", "real_classes": "seen"}, "which classes are seen"),
         ({"real": "here"}, "is no PASCAL VOC folder"),
-        ({"shards": ("nowhere",)}, "holds no set"),
+        ({"shards": ("nowhere",)}, "is not a dataset"),
         ({"real": "FOLDER", "architecture": "nothing"}, "is no segmentation model"),
         ({"real": "FOLDER", "classes": "dog,cat"}, "which the vocabulary custom has not"),
     ],

@@ -77,10 +77,10 @@ def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool, 
     done = repair(store, report)
     recipe = recipe_of(store)
     engine = recipe.engine.model_copy(update={"workers": workers} if workers else {})
-    if done.again or done.orphans or report.missing:
+    if done.deleted or done.orphans or report.missing:
         with watching(quiet) as watch:
             generate(recipe.model_copy(update={"engine": engine}), store, watch=watch, held=lease)
-    return {*done.rewritten, *done.again, *report.missing, *report.orphans.values()}
+    return {*done.rewritten, *done.deleted, *report.missing, *report.orphans.values()}
 
 
 def as_text(data: dict[str, Any]) -> str:

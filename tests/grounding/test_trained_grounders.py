@@ -133,7 +133,7 @@ def test_protocol_1_measures_every_group_of_the_grounders_split(
 def test_train_and_evaluate_grounder_tell_what_is_missing(tmp_path: Path) -> None:
     result = command("train-grounder", tmp_path / "nowhere", "--out", tmp_path / "run")
     assert isinstance(result.exception, UserError)
-    assert "holds no set" in str(result.exception)
+    assert "is not a dataset" in str(result.exception)
     result = command("evaluate-grounder", tmp_path / "nowhere")
     assert isinstance(result.exception, UserError)
     assert "there are no masks from" in str(result.exception)
