@@ -157,9 +157,9 @@ def acquire(store: Store, force: bool = False, say: Callable[[str], None] = lamb
             data = store.get(LEASE)
             if parse_lease(data) not in (None, current):
                 continue
-        mine = _new_lease()
-        if store.compare_and_swap(LEASE, mine.to_json(), data):
-            return mine
+        lease = _new_lease()
+        if store.compare_and_swap(LEASE, lease.to_json(), data):
+            return lease
 
 
 def _wait_until_dead(store: Store, lease: Lease, say: Callable[[str], None]) -> None:
@@ -169,8 +169,8 @@ def _wait_until_dead(store: Store, lease: Lease, say: Callable[[str], None]) -> 
         return
     if ended is None:
         say(f"{lease.who} may still be working on {store.address}; watching its heartbeat for up to {EXPIRES:.0f} s.")
-        began = time.monotonic()
-        while time.monotonic() - began < EXPIRES:
+        start = time.monotonic()
+        while time.monotonic() - start < EXPIRES:
             time.sleep(_POLL_INTERVAL)
             current = parse_lease(store.get(LEASE))
             if current is None:

@@ -125,7 +125,7 @@ def test_formats_match_their_schemas_and_cards(tmp_path: Path, format: int, sche
         for sample in unpack(store.get(f"train/{number:06d}.tar") or b""):
             Draft202012Validator(published).validate(json.loads(sample.members["json"]))
     header = yaml.safe_load(card(recipe, state(store, Plan(recipe)), 1).split("---")[1])
-    columns = {row["name"]: row for row in header["dataset_info"]["features"]}
+    columns = {column["name"]: column for column in header["dataset_info"]["features"]}
     oracle = set() if recipe.oracle else {"timestep", "detections"}
     assert_named(columns["json"]["struct"], published, skip=oracle)
 
