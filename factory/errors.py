@@ -1,32 +1,32 @@
-"""The errors that end a command with one sentence; each class has its exit code."""
+"""Errors that end a command with a one-sentence message. Each class has its exit code."""
 
 from factory import exit_codes
 
 
 class UserError(ValueError):
-    """Bad input. The message is a sentence: what was given, what is allowed, what to do. Exit code 2."""
+    """Bad input. The message states what was given, what is allowed and what to do. Exit code 2."""
 
     exit_code: int = exit_codes.BAD_INPUT
 
 
 class TransientError(UserError):
-    """Trouble outside this program that passes: an outage, a lost cluster, no room. Exit code 75.
+    """A temporary external failure: an outage, a lost cluster, a full disk. Exit code 75.
 
-    The message says what happened, that committed work is kept, and that the same command continues.
+    The message states what happened, that committed work is kept, and that rerunning the same command resumes.
     """
 
     exit_code: int = exit_codes.TRY_AGAIN
 
 
 class GivenUpError(UserError):
-    """Workers fail again and again, so that trying once more is of no use. Exit code 3."""
+    """Workers failed repeatedly and further retries are pointless. Exit code 3."""
 
     exit_code: int = exit_codes.GIVEN_UP
 
 
 class StoreUnavailableError(TransientError):
-    """The storage did not answer for longer than its patience: trouble that passes, to be tried again later."""
+    """The storage did not respond within its `patience`; rerun the command later."""
 
 
 class LeaseHeldError(TransientError):
-    """Another driver works on the dataset: to be tried again when it is done."""
+    """Another driver is working on the dataset; rerun the command when it has finished."""

@@ -1,19 +1,19 @@
-"""Exit codes of every command, for scripts and orchestrators; docs/exit-codes.md explains them."""
+"""Exit codes of all commands, for scripts and orchestrators. docs/exit-codes.md has the table."""
 
 DONE = 0
-"""Complete; for `verify`: sound."""
+"""Complete; for `verify`: no damage found."""
 UNEXPECTED = 1
-"""An unexpected error, printed with a traceback."""
+"""An unexpected error, reported with a traceback."""
 BAD_INPUT = 2
-"""The input is invalid; the same command fails again until the input is changed."""
+"""Invalid input; the same command fails again until the input is corrected."""
 GIVEN_UP = 3
-"""Some shards are in quarantine after too many errors, or the workers cannot run at all."""
+"""Some shards are quarantined after too many errors, or workers cannot run at all."""
 EXHAUSTED = 4
-"""Complete, but some samples were accepted in none of their attempts."""
+"""Complete, but some samples exhausted their attempts without being accepted."""
 DAMAGED = 5
 """`verify` found damage that was not repaired."""
 TRY_AGAIN = 75
-"""A temporary failure: rerun the same command later to resume (EX_TEMPFAIL of sysexits.h)."""
+"""A temporary failure; rerun the same command later to resume (EX_TEMPFAIL of sysexits.h)."""
 INTERRUPTED = 130
 """Stopped by Ctrl-C (SIGINT)."""
 TERMINATED = 143

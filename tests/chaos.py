@@ -179,7 +179,7 @@ def long_trouble(file: Path, kind: str, workers: int, dice: random.Random) -> tu
         if driver.returncode:
             raise SystemExit(f"the run ended with {driver.returncode}:\n{text}")
         struck = sum(count for name, count in bucket.requests.items() if name.endswith(("outage", "throttle")))
-        if not struck or (kind == "outage" and "does not answer" not in text):
+        if not struck or (kind == "outage" and "does not respond" not in text):
             raise SystemExit(f"{struck} requests met the {kind}:\n{text}")
         bucket.faults.clear()
         happened = (

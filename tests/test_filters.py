@@ -1,4 +1,4 @@
-"""Each reason is given for what deserves it, and every score is kept."""
+"""Filters: rejection reasons and recorded scores."""
 
 from typing import Any
 
@@ -43,25 +43,23 @@ GOOD = both(block(0, 20), block(30, 50))
         ("detector_disagrees", {"min_detector_iou": 0.5}, photo(), GOOD, [Instance("dog", 0.9, block(0, 20))]),
     ],
 )
-def test_a_sample_is_rejected_with_the_reason_that_it_gave(
-    reason: str, limits: dict[str, Any], image: Any, grounded: Grounded, detected: Any
-) -> None:
+def test_rejection_reasons(reason: str, limits: dict[str, Any], image: Any, grounded: Grounded, detected: Any) -> None:
     verdict = Filters(FilterRecipe(**limits)).judge(image, PROMPT, grounded, detected)
     assert verdict.reason == reason
     assert reason in REASONS
 
 
-def test_a_good_sample_is_accepted_with_what_was_measured() -> None:
+def test_good_sample_is_accepted_with_all_scores() -> None:
     verdict = Filters(FilterRecipe(min_detector_iou=0.5)).judge(photo(), PROMPT, GOOD, GOOD.instances)
     assert verdict.reason is None
     assert set(verdict.scores) == {
         "contrast", "area_smallest", "area_largest", "border", "confidence", "overlap", "detector_iou",
         "duplicate_distance", "image_hash",
     }  # fmt: skip
-    assert verdict.scores["duplicate_distance"] == 64, "no image of the shard came before"
+    assert verdict.scores["duplicate_distance"] == 64, "first image of the shard"
 
 
-def test_an_image_that_comes_again_a_little_changed_is_a_near_duplicate() -> None:
+def test_slightly_changed_image_is_a_near_duplicate() -> None:
     filters = Filters(FilterRecipe())
     smooth = np.kron(photo()[:8, :8], np.ones((8, 8, 1), np.uint8))
     assert filters.judge(smooth, PROMPT, GOOD).reason is None
@@ -69,20 +67,20 @@ def test_an_image_that_comes_again_a_little_changed_is_a_near_duplicate() -> Non
     assert filters.judge(photo(1), PROMPT, GOOD).reason is None
 
 
-def test_a_limit_of_null_rejects_nothing() -> None:
-    none = {"min_area", "max_area", "min_confidence", "max_overlap", "duplicate_distance", "min_contrast"}
-    filters = Filters(FilterRecipe.model_validate(dict.fromkeys(none)))
+def test_null_disables_a_filter() -> None:
+    disabled = {"min_area", "max_area", "min_confidence", "max_overlap", "duplicate_distance", "min_contrast"}
+    filters = Filters(FilterRecipe.model_validate(dict.fromkeys(disabled)))
     for _ in range(2):
         assert filters.judge(np.zeros((64, 64, 3), np.uint8), PROMPT, both(block(0, 9), block(0, 9))).reason is None
 
 
-def test_overlap_is_judged_on_the_masks_that_were_found_and_all_else_on_those_that_are_written() -> None:
-    """A cat within a dog's mask keeps no pixel, one at its rim a few: neither may pass for what was found."""
-    dog, within, rim = block(0, 40), block(10, 14), block(20, 44)
-    found = both(dog, within)
+def test_overlap_uses_raw_masks_and_other_filters_use_disjoint_masks() -> None:
+    """A cat inside a dog's mask loses all pixels, a cat at its edge most of them: both must be rejected."""
+    dog, inside, edge = block(0, 40), block(10, 14), block(20, 44)
+    found = both(dog, inside)
     verdict = Filters(FilterRecipe()).judge(photo(), PROMPT, found.disjoint(), raw=found)
     assert verdict.reason == "mask_empty"
-    found = both(dog, rim)
+    found = both(dog, edge)
     verdict = Filters(FilterRecipe(min_area=0.1, max_overlap=None)).judge(photo(), PROMPT, found.disjoint(), raw=found)
     assert (verdict.reason, verdict.scores["area_smallest"]) == ("mask_small", round(20 * 4 / 64**2, 5))
     verdict = Filters(FilterRecipe(max_overlap=0.4)).judge(photo(), PROMPT, found.disjoint(), raw=found)

@@ -65,7 +65,7 @@ def test_full_disk_loses_nothing_and_the_run_resumes(recipe_file: Path, calm: di
         run = launch(recipe_file, disk, 1)
         text, _ = run.communicate(timeout=120)
         assert run.returncode == 75, text
-        assert "Make room and run the same command again" in text
+        assert "Free some space and rerun the same command" in text
         kept = hashes(disk)
         assert kept.items() <= calm.items()
         subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)

@@ -130,7 +130,7 @@ def test_preview_format_follows_the_file_extension(finished: Path, tmp_path: Pat
         assert picture.format == "JPEG"
     result = factory("sheet", finished, "--out", tmp_path / "sheet.gif")
     assert result.returncode == 2
-    assert "a sheet is written as .png, .jpg, .jpeg, .webp, not as '.gif'." in " ".join(result.stderr.split())
+    assert "a preview can be written as .png, .jpg, .jpeg, .webp, got '.gif'." in " ".join(result.stderr.split())
 
 
 def flip(path: Path) -> None:
@@ -144,11 +144,11 @@ def cut(path: Path) -> None:
 
 
 DAMAGES: list[tuple[str, Callable[[Path], Any], str]] = [
-    ("train/000001.tar", flip, "are not those of the receipt"),
-    ("train/000001.tar", cut, "are not those of the receipt"),
-    ("train/000001.tar", Path.unlink, "is gone"),
-    ("manifest/000001.parquet", Path.unlink, "is gone"),
-    ("receipts/000001.json", cut, "no receipt"),
+    ("train/000001.tar", flip, "does not match the digest"),
+    ("train/000001.tar", cut, "does not match the digest"),
+    ("train/000001.tar", Path.unlink, "is missing"),
+    ("manifest/000001.parquet", Path.unlink, "is missing"),
+    ("receipts/000001.json", cut, "not a valid receipt"),
 ]
 
 
@@ -210,10 +210,10 @@ def test_unreachable_cluster_is_a_temporary_failure(recipe_file: Path, tmp_path:
 def test_foreign_folder_and_truncated_recipe_are_rejected(recipe_file: Path, tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"mine")
     result = factory("generate", "--recipe", recipe_file, "--shards", tmp_path)
-    assert (result.returncode, "holds no recipe.yaml, but holiday.jpg" in result.stderr) == (2, True)
+    assert (result.returncode, "has no recipe.yaml, but contains holiday.jpg" in result.stderr) == (2, True)
     (tmp_path / "recipe.yaml").write_text("classes: [dog, ")
     result = factory("generate", "--recipe", recipe_file, "--shards", tmp_path)
-    assert (result.returncode, "its YAML breaks off" in result.stderr) == (2, True)
+    assert (result.returncode, "cannot parse its YAML" in result.stderr) == (2, True)
 
 
 def test_exhausted_samples_set_the_exit_code(recipe_file: Path, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_unreliable_bucket_yields_the_same_bytes_and_a_second_driver_is_rejected
             out, err = first.communicate(timeout=120)
     assert first.returncode == 0, err
     assert second.returncode == 75, second.stderr
-    assert f"another driver works on s3://b/set: process {first.pid} on " in second.stderr
+    assert f"another driver is working on s3://b/set: process {first.pid} on " in second.stderr
     written = {name.removeprefix("b/set/"): data for name, (data, _) in bucket.objects.items()}
     tars = {name: hashlib.sha256(data).hexdigest() for name, data in written.items()}
     assert tars.items() >= hashes(finished).items()

@@ -195,7 +195,7 @@ def test_a_coco_folder_becomes_a_recipe(coco_folder: tuple[Path, Path]) -> None:
         ({"min_area": 1.0}, "no image of"),
         ({"dataset": "coco"}, "name it with --annotations"),
         ({"dataset": "coco", "annotations": Path("nowhere.json")}, "nowhere.json does not exist"),
-        ({"classes": "coco", "split": "9"}, "There is no split '9' of coco"),
+        ({"classes": "coco", "split": "9"}, "There is no split '9' for coco"),
     ],
 )
 def test_an_unusable_folder_raises_a_clear_error(folder: Path, change: dict[str, Any], message: str) -> None:

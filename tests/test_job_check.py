@@ -55,10 +55,10 @@ GOOD = 'generate: {classes: "dog,cat", n: 2, shards: "{out}/s"'
         (GOOD + ", seed: ~}", "seed must be a text or a number, got nothing"),
         (GOOD + ", seed: true}", "seed must be a text or a number, got true"),
         (GOOD + ", seed: 1.5}", "Invalid value for '--seed'"),
-        (GOOD + ", n: 3}", "gives 'n' a second time"),
-        (GOOD + ", objects: 1:nan}", "a share is a number from 0 up, got 'nan'"),
+        (GOOD + ", n: 3}", "repeats the key 'n'"),
+        (GOOD + ", objects: 1:nan}", "a share must be a number of at least 0, got 'nan'"),
         (GOOD + ", seed: {a: 1}}", "seed must be a text or a number"),
-        ('generate: {classes: "dog,dog", n: 2, shards: s}', "'dog' comes twice"),
+        ('generate: {classes: "dog,dog", n: 2, shards: s}', "'dog' is repeated"),
         ("generate: {classes: missing.txt, n: 2, shards: s}", "There is no class file missing.txt"),
         ("generate: {classes: dog, n: two, shards: s}", "Invalid value for '--n'"),
         ("generate: {classes: dog, n: 2}", "Missing option '--out'"),
@@ -80,7 +80,7 @@ def test_invalid_step_is_rejected_on_load(
     known = {name: command for name, command in commands.items() if name != "run"}
     with pytest.raises(UserError, match=message or "there is no command 'run'") as error:
         loaded(job(step), tmp_path, known)
-    assert str(error.value).startswith((f"{tmp_path}/job.yaml", "cannot read the job"))
+    assert str(error.value).startswith((f"{tmp_path}/job.yaml", "cannot parse the job"))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_invalid_step_is_rejected_on_load(
         ("out: [o]\nsteps: [{verify: {with: a}}]", "`out:` must be the path of a folder"),
         (
             "out: s3://bucket/x\nsteps: [{verify: {with: a}}]",
-            "is a path on this machine and cannot be the URL s3://bucket/x",
+            "must be a local path, got the URL s3://bucket/x",
         ),
         (
             "out: o\nname: x\nsteps: [{verify: {with: a}}]",
@@ -107,9 +107,9 @@ def test_invalid_step_is_rejected_on_load(
         ("out: o\nvalues: {n: [1]}\nsteps: [{verify: {with: a}}]", "the value n must be a text or a number"),
         ("out: o\nvalues: {out: x}\nsteps: [{verify: {with: a}}]", "cannot be named 'out'"),
         ("out: o\nvalues: {a-b: x}\nsteps: [{verify: {with: a}}]", "cannot be named 'a-b'"),
-        ("out: o\nsteps: [", "cannot read the job"),
-        ("out: o\nsteps:\n- verify: &a {with: *a}", "contains itself|found undefined alias|cannot read"),
-        ("out: !!python/name:os.system x\nsteps: []", "cannot read the job"),
+        ("out: o\nsteps: [", "cannot parse the job"),
+        ("out: o\nsteps:\n- verify: &a {with: *a}", "contains itself|found undefined alias|cannot parse"),
+        ("out: !!python/name:os.system x\nsteps: []", "cannot parse the job"),
     ],
 )
 def test_invalid_file_is_rejected(text: str, message: str, tmp_path: Path, commands: dict[str, Any]) -> None:

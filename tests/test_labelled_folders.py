@@ -96,7 +96,7 @@ def test_an_image_list_may_contain_absolute_paths_spaces_and_dots(folder: Path) 
         ("C:\\data\\a.jpg", "does not name an image of the folder"),
         ("SegmentationClass/a.png", "does not name an image of the folder"),
         ("b", r"JPEGImages/b.jpg does not exist"),
-        ("a\x00", r"line 2 holds the control character U\+0000"),
+        ("a\x00", r"line 2 contains the control character U\+0000"),
     ],
 )
 def test_an_invalid_image_list_is_refused_by_line(line: str, message: str, folder: Path) -> None:

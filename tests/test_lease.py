@@ -1,4 +1,4 @@
-"""Two drivers on one dataset: the second leaves, takes over from a dead one, or by force; status knows who is dead."""
+"""Two drivers on one dataset: leases, takeovers, heartbeats and stale runs."""
 
 import json
 import os
@@ -39,37 +39,37 @@ def holder(store: Store) -> str:
     return found.holder
 
 
-def test_the_second_driver_leaves_with_the_name_of_the_first(store: Store) -> None:
+def test_second_driver_is_rejected(store: Store) -> None:
     with (
         leased(store),
-        pytest.raises(LeaseHeldError, match=rf"process {os.getpid()} on .* take over with --force") as told,
+        pytest.raises(LeaseHeldError, match=rf"process {os.getpid()} on .* take over with --force") as raised,
         leased(store),
     ):
         pass
-    assert isinstance(told.value, TransientError)
-    assert store.get(LEASE) is None, "given back at the end"
+    assert isinstance(raised.value, TransientError)
+    assert store.get(LEASE) is None, "released at the end"
 
 
-def test_only_one_of_many_gets_the_lease(store: Store) -> None:
-    got, start = list[str](), threading.Barrier(6)
+def test_only_one_driver_gets_the_lease(store: Store) -> None:
+    holders, start = list[str](), threading.Barrier(6)
 
-    def take() -> None:
+    def try_acquire() -> None:
         start.wait()
         try:
-            got.append(acquire(store).holder)
+            holders.append(acquire(store).holder)
         except LeaseHeldError:
-            got.append("")
+            holders.append("")
 
-    threads = [threading.Thread(target=take) for _ in range(6)]
+    threads = [threading.Thread(target=try_acquire) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(got)[:5] == [""] * 5
-    assert sorted(got)[5] == holder(store)
+    assert sorted(holders)[:5] == [""] * 5
+    assert sorted(holders)[5] == holder(store)
 
 
-def test_a_forced_takeover_ends_the_first_driver(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forced_takeover_stops_the_first_driver(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "BEAT", 0.05)
     with leased(store) as first:
         first.check()
@@ -82,8 +82,8 @@ def test_a_forced_takeover_ends_the_first_driver(store: Store, monkeypatch: pyte
     assert store.get(LEASE) is None
 
 
-def test_a_driver_elsewhere_is_alive_while_its_heart_beats(store: Store) -> None:
-    """Its clock says 2026, its heartbeat moves: alive, whatever this machine's clock says."""
+def test_remote_driver_with_heartbeat_is_alive(store: Store) -> None:
+    """Its timestamps are old but its heartbeat moves, so it is alive regardless of clocks."""
     store.put(LEASE, ELSEWHERE.to_json())
     beating = threading.Timer(0.3, lambda: store.put(LEASE, replace(ELSEWHERE, beat=1).to_json()))
     beating.start()
@@ -91,15 +91,15 @@ def test_a_driver_elsewhere_is_alive_while_its_heart_beats(store: Store) -> None
         acquire(store)
 
 
-def test_a_driver_elsewhere_whose_heart_stopped_is_taken_over(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_driver_without_heartbeat_is_taken_over(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "EXPIRES", 1.5)
     store.put(LEASE, ELSEWHERE.to_json())
-    said = list[str]()
-    assert acquire(store, say=said.append).holder == holder(store) != "abc"
-    assert "process 12 on node-7" in said[0]
+    messages = list[str]()
+    assert acquire(store, say=messages.append).holder == holder(store) != "abc"
+    assert "process 12 on node-7" in messages[0]
 
 
-def test_a_killed_driver_of_this_machine_is_taken_over_at_once(tmp_path: Path) -> None:
+def test_killed_local_driver_is_taken_over_immediately(tmp_path: Path) -> None:
     code = (
         "import sys, time; from factory.dataset.lease import *\n"
         "acquire(Store(sys.argv[1])); print(flush=True); time.sleep(60)"
@@ -113,12 +113,12 @@ def test_a_killed_driver_of_this_machine_is_taken_over_at_once(tmp_path: Path) -
             acquire(store)
         driver.send_signal(signal.SIGKILL)
     assert stale(store) is True
-    began = time.monotonic()
+    start = time.monotonic()
     acquire(store)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - start < 1
 
 
-def test_the_heart_beats_on_after_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeat_continues_after_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "BEAT", 0.05)
     with serving(Bucket()) as bucket:
         for name, value in bucket.environment().items():
@@ -137,23 +137,23 @@ def test_the_heart_beats_on_after_an_outage(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"holder": 1}', b"\xff"])
-def test_what_is_no_lease_protects_nothing(tmp_path: Path, data: bytes) -> None:
+def test_invalid_lease_is_ignored(tmp_path: Path, data: bytes) -> None:
     store = Store(str(tmp_path))
     store.put(LEASE, data)
     assert acquire(store).holder == json.loads(store.get(LEASE) or b"{}")["holder"]
 
 
-def test_status_tells_a_run_that_lives_from_one_that_died(store: Store, tmp_path: Path) -> None:
+def test_status_reports_stale_runs(store: Store, tmp_path: Path) -> None:
     store.create("recipe.yaml", make_recipe({"n": 4}).to_yaml().encode())
     assert state(store.address)["status"] == "begun"
     store.put("progress.json", b'{"status": "running"}')
-    assert state(store.address)["status"] == "stale", "nobody holds the dataset"
+    assert state(store.address)["status"] == "stale", "no lease"
     with leased(store):
         assert state(store.address)["status"] == "running"
     store.put(LEASE, ELSEWHERE.to_json())
-    assert state(store.address)["status"] == "stale", "its heart stopped long ago"
+    assert state(store.address)["status"] == "stale", "no heartbeat for a long time"
     now = datetime.now(UTC).isoformat()
     store.put(LEASE, replace(ELSEWHERE, updated=now).to_json())
     assert state(store.address)["status"] == "running"
     store.put("progress.json", b'{"status": "run')
-    assert state(store.address)["status"] == "running", "progress is for the eyes only"
+    assert state(store.address)["status"] == "running", "corrupt progress is ignored"

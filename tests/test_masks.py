@@ -1,4 +1,4 @@
-"""Run lengths as pycocotools reads them, and label pictures that give back what was put in."""
+"""Run lengths compatible with pycocotools, and label images."""
 
 import numpy as np
 import pytest
@@ -22,36 +22,36 @@ MASKS = st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(lambda shape: 
 
 @settings(max_examples=80, deadline=None)
 @given(mask=MASKS)
-def test_a_mask_survives_its_encoding_and_pycocotools_writes_the_same_text(mask: Mask) -> None:
+def test_rle_round_trip_gives_the_text_of_pycocotools(mask: Mask) -> None:
     encoded = encode_rle(mask)
-    theirs = coco_masks.encode(np.asfortranarray(mask.astype(np.uint8)))
-    assert encoded["counts"] == theirs["counts"].decode()
+    expected = coco_masks.encode(np.asfortranarray(mask.astype(np.uint8)))
+    assert encoded["counts"] == expected["counts"].decode()
     assert (decode_rle(encoded) == mask).all()
 
 
 @settings(max_examples=40, deadline=None)
 @given(mask=MASKS)
-def test_pycocotools_reads_our_area_and_box(mask: Mask) -> None:
+def test_area_and_box_match_pycocotools(mask: Mask) -> None:
     encoded = encode_rle(mask)
     assert int(coco_masks.area(dict(encoded))) == mask.sum()
     if mask.any():
         assert coco_masks.toBbox(dict(encoded)).tolist() == mask_to_xywh(mask)
 
 
-def test_a_large_mask_survives() -> None:
+def test_large_mask_round_trip() -> None:
     mask = np.zeros((1024, 2000), bool)
     mask[100:900, 3:1990] = True
     mask[300, 77] = False
     assert (decode_rle(encode_rle(mask)) == mask).all()
 
 
-def test_run_lengths_that_do_not_fill_the_image_are_refused() -> None:
+def test_run_lengths_of_another_size_are_rejected() -> None:
     broken = encode_rle(np.ones((4, 4), bool)) | {"size": [5, 5]}
     with pytest.raises(ValueError, match="add up to 16"):
         decode_rle(broken)
 
 
-def test_a_label_picture_gives_back_ids_background_and_ignore() -> None:
+def test_label_png_round_trip() -> None:
     dog, unsure = np.zeros((6, 5), bool), np.zeros((6, 5), bool)
     dog[1:3, 2:4] = True
     unsure[2:5, 2:5] = True

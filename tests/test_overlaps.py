@@ -1,4 +1,4 @@
-"""Objects that lie within others: what is accepted is what is written, in datasets of both formats."""
+"""Objects inside other objects: filters judge what is written, in both dataset formats."""
 
 import json
 from collections.abc import Sequence
@@ -28,21 +28,21 @@ ORACLE = {"oracle": {"split": "all", "seen": ["dog", "cat", "bus"]}}
 
 
 class Noise:
-    """Images that are noise of their seed, with a latent."""
+    """Generates noise images from their seeds, with a latent."""
 
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
-        dice = [np.random.default_rng(request.seed) for request in requests]
+        generators = [np.random.default_rng(request.seed) for request in requests]
         latent = np.zeros((4, 2, 2), np.float16)
-        return [Generated(die.integers(0, 256, (64, 64, 3), dtype=np.uint8), latent=latent) for die in dice]
+        return [Generated(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), latent=latent) for rng in generators]
 
 
 class Nested:
-    """Finds a dog and a cat in every image: in two of three the cat lies within the dog, who is surer."""
+    """Detects a dog and a cat in every image. In two of three, the cat is inside the dog, which has a higher score."""
 
     def detect(self, images: Sequence[Image]) -> list[list[Instance]]:
-        return [self._of(image) for image in images]
+        return [self._detect_image(image) for image in images]
 
-    def _of(self, image: Image) -> list[Instance]:
+    def _detect_image(self, image: Image) -> list[Instance]:
         dog, cat = np.zeros((2, 64, 64), bool)
         dog[8:40, 8:40] = True
         left = 10 if image[0, 0, 0] % 3 else 44
@@ -50,7 +50,7 @@ class Nested:
         return [Instance("dog", 0.9, dog), Instance("cat", 0.8, cat)]
 
 
-def make(folder: Path, **more: Any) -> tuple[Store, Recipe]:
+def make_dataset(folder: Path, **options: Any) -> tuple[Store, Recipe]:
     recipe = make_recipe(
         {
             "n": 8,
@@ -59,46 +59,47 @@ def make(folder: Path, **more: Any) -> tuple[Store, Recipe]:
             "shard_size": 8,
             "masks": {"source": "detector"},
         }
-        | more
+        | options
     )
     grounder: Any = OracleGrounder if recipe.oracle else DetectorGrounder
-    parts = Components(Noise(), grounder(Nested(), recipe.masks))
+    components = Components(Noise(), grounder(Nested(), recipe.masks))
     store, planned = Store(str(folder)), Plan(recipe).shard(0)
     store.create("recipe.yaml", recipe.to_yaml().encode())
     with ThreadPoolExecutor(1) as encoder:
-        produced = produce(planned, recipe, parts, encoder)
+        produced = produce(planned, recipe, components, encoder)
         samples = [job.result() for job in produced.samples]
     commit(store, planned, samples, produced.tally, recipe.fingerprint(), ABOUT)
     return store, recipe
 
 
-def rows_of(store: Store) -> list[dict[str, Any]]:
+def records_of(store: Store) -> list[dict[str, Any]]:
     return [json.loads(sample.members["json"]) for sample in unpack(store.get("train/000000.tar") or b"")]
 
 
 @pytest.mark.parametrize("format", [1, 2])
-def test_an_object_that_another_one_covers_is_a_rejection_and_no_damaged_sample(tmp_path: Path, format: int) -> None:
-    store, _ = make(tmp_path, format=format)
+def test_covered_object_rejects_the_sample(tmp_path: Path, format: int) -> None:
+    store, _ = make_dataset(tmp_path, format=format)
     assert verify(store).damaged == {}
-    rows = rows_of(store)
-    assert len(rows) == 8
-    assert all({one["category_name"] for one in row["annotations"]} == {"dog", "cat"} for row in rows)
-    reasons = [reason for row in rows for reason in rejections(row, format)]
+    records = records_of(store)
+    assert len(records) == 8
+    for record in records:
+        assert {annotation["category_name"] for annotation in record["annotations"]} == {"dog", "cat"}
+    reasons = [reason for record in records for reason in rejections(record, format)]
     assert set(reasons) == {"mask_empty"}
 
 
 @pytest.mark.parametrize("format", [1, 2])
-def test_an_oracle_leaves_out_what_another_object_covers(tmp_path: Path, format: int) -> None:
-    store, _ = make(tmp_path, format=format, **ORACLE)
+def test_oracle_omits_covered_objects(tmp_path: Path, format: int) -> None:
+    store, _ = make_dataset(tmp_path, format=format, **ORACLE)
     assert verify(store).damaged == {}
-    found = [{one["category_name"] for one in row["annotations"]} for row in rows_of(store)]
+    found = [{item["category_name"] for item in record["annotations"]} for record in records_of(store)]
     assert {"dog"} in found
     assert {"dog", "cat"} in found
 
 
-def test_areas_are_those_of_the_masks_that_are_written(tmp_path: Path) -> None:
-    store, _ = make(tmp_path, **ORACLE)
-    for row in rows_of(store):
-        areas = [one["area"] / 64**2 for one in row["annotations"]]
-        assert row["filters"]["area_smallest"] == round(min(areas), 5)
-        assert row["filters"]["area_largest"] == round(max(areas), 5)
+def test_filter_areas_match_the_written_masks(tmp_path: Path) -> None:
+    store, _ = make_dataset(tmp_path, **ORACLE)
+    for record in records_of(store):
+        areas = [annotation["area"] / 64**2 for annotation in record["annotations"]]
+        assert record["filters"]["area_smallest"] == round(min(areas), 5)
+        assert record["filters"]["area_largest"] == round(max(areas), 5)

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from factory.cli.main import app
 from factory.errors import UserError
-from factory.files.paths import local_path, split_name
+from factory.files.paths import local_path, split_named_path
 from factory.workflow.run import load_workflow
 
 URL = "s3://bucket/prefix"
@@ -48,7 +48,7 @@ def test_path_option_rejects_a_url(
     monkeypatch.chdir(tmp_path)
     code, message = _invoke([*command, option, URL])
     assert code == 2
-    assert f"{option} is a path on this machine and cannot be the URL {URL}; give" in message
+    assert f"{option} must be a local path, got the URL {URL}; give" in message
     assert not list(tmp_path.iterdir())
 
 
@@ -74,7 +74,7 @@ def test_path_argument_rejects_a_url(command: list[str], tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     code, message = _invoke(command)
     assert code == 2
-    assert f"cannot be the URL {URL}" in message
+    assert f"must be a local path, got the URL {URL}" in message
     assert not list(tmp_path.iterdir())
 
 
@@ -83,7 +83,7 @@ def test_path_argument_rejects_a_url(command: list[str], tmp_path: Path, monkeyp
     [
         (
             f"out: {URL}\nsteps: [status: {{with: a}}]\n",
-            r"`out` of .*job.yaml is a path on this machine and cannot be the URL",
+            r"`out` of .*job.yaml must be a local path, got the URL",
         ),
         (f"out: here\nvalues: {{to: {URL}}}\nsteps: [train-grounder: {{with: o, out: '{{to}}'}}]\n", "--out of train-"),
     ],
@@ -105,12 +105,12 @@ def test_local_path_accepts_paths_and_rejects_urls() -> None:
     assert local_path("file:///tmp/x", "--out") == Path("/tmp/x")
     assert local_path("C:/data", "--out") == Path("C:/data")
     for url in ("gs://b/x", "https://host/x", "s3:/b/x", "hdfs://b"):
-        with pytest.raises(UserError, match="cannot be the URL"):
+        with pytest.raises(UserError, match="must be a local path"):
             local_path(url, "--out")
 
 
-def test_split_name_splits_at_the_first_equals_sign() -> None:
-    assert split_name("one=runs/a") == ("one", "runs/a")
-    assert split_name("one=s3://b/date=2024/x") == ("one", "s3://b/date=2024/x")
-    assert split_name("s3://b/date=2024/x") == (None, "s3://b/date=2024/x")
-    assert split_name("runs/lr=1/model") == (None, "runs/lr=1/model")
+def test_a_name_stands_before_the_first_equals_sign() -> None:
+    assert split_named_path("one=runs/a") == ("one", "runs/a")
+    assert split_named_path("one=s3://b/date=2024/x") == ("one", "s3://b/date=2024/x")
+    assert split_named_path("s3://b/date=2024/x") == (None, "s3://b/date=2024/x")
+    assert split_named_path("runs/lr=1/model") == (None, "runs/lr=1/model")

@@ -1,4 +1,4 @@
-"""The plan is a pure function of the recipe, balanced exactly, and a longer set begins with the shorter one."""
+"""The plan: a pure function of the recipe, balanced, and stable when a dataset is extended."""
 
 from collections import Counter
 from itertools import combinations
@@ -17,16 +17,14 @@ FROZEN_SEED = 3336214738267760206
 SHARES = st.sampled_from([{1: 1.0}, {2: 1.0}, {1: 0.5, 2: 0.5}, {1: 0.3, 2: 0.7}, {1: 0.9, 2: 0.1}])
 
 
-def spread(counts: Counter[object], of: list[object]) -> int:
-    numbers = [counts[item] for item in of]
+def spread(counts: Counter[object], items: list[object]) -> int:
+    numbers = [counts[item] for item in items]
     return max(numbers) - min(numbers)
 
 
 @settings(max_examples=40, deadline=None)
 @given(classes=st.integers(2, 23), shares=SHARES, n=st.integers(1, 400), seed=st.integers(0, 2**31))
-def test_classes_and_pairs_are_within_one_of_each_other(
-    classes: int, shares: dict[int, float], n: int, seed: int
-) -> None:
+def test_class_and_pair_counts_differ_by_at_most_one(classes: int, shares: dict[int, float], n: int, seed: int) -> None:
     sequence = ClassSequence(classes, shares, seed, [n])
     prompts = [sequence.at(index) for index in range(n)]
     assert all(len(set(prompt)) == len(prompt) for prompt in prompts)
@@ -37,16 +35,14 @@ def test_classes_and_pairs_are_within_one_of_each_other(
 
 @settings(max_examples=20, deadline=None)
 @given(classes=st.integers(9, 30), size=st.integers(3, 4), n=st.integers(1, 200), seed=st.integers(0, 99))
-def test_groups_of_three_and_four_name_no_class_twice_and_all_classes_equally(
-    classes: int, size: int, n: int, seed: int
-) -> None:
+def test_groups_of_three_and_four_are_balanced_and_repeat_no_class(classes: int, size: int, n: int, seed: int) -> None:
     sequence = ClassSequence(classes, {size: 1.0}, seed)
     prompts = [sequence.at(index) for index in range(n)]
     assert all(len(set(prompt)) == size for prompt in prompts)
     assert spread(Counter(item for prompt in prompts for item in prompt), list(range(classes))) <= 1
 
 
-def test_every_beginning_of_the_set_holds_each_number_of_objects_in_its_share() -> None:
+def test_object_counts_match_their_shares_in_every_prefix() -> None:
     sequence = ClassSequence(20, {1: 0.5, 2: 0.3, 3: 0.2}, 0)
     counts: Counter[int] = Counter()
     for index in range(500):
@@ -54,44 +50,44 @@ def test_every_beginning_of_the_set_holds_each_number_of_objects_in_its_share() 
         assert all(abs(counts[size] - share * (index + 1)) <= 1.1 for size, share in {1: 0.5, 2: 0.3, 3: 0.2}.items())
 
 
-def test_the_same_recipe_gives_the_same_plan() -> None:
+def test_same_recipe_gives_the_same_plan() -> None:
     recipe = {"n": 90, "shard_size": 20, "objects": {1: 0.5, 2: 0.5}, "seed": 7}
     first, second = Plan(make_recipe(recipe)), Plan(make_recipe(recipe))
     assert [first.shard(k) for k in range(len(first))] == [second.shard(k) for k in reversed(range(len(second)))][::-1]
 
 
-def test_another_seed_gives_other_prompts_and_other_seeds() -> None:
+def test_different_seed_gives_different_prompts_and_seeds() -> None:
     first, second = (Plan(make_recipe({"n": 50, "seed": seed})).shard(0) for seed in (1, 2))
     assert first.digest != second.digest
     assert not {s.seed(1, 0) for s in first.samples} & {s.seed(2, 0) for s in second.samples}
 
 
-def test_the_plan_of_a_shard_is_frozen() -> None:
-    """Changes when the meaning of a recipe does: then raise `format`."""
+def test_plan_of_a_shard_is_frozen() -> None:
+    """If this fails, recipes have changed their semantics: increment `format`."""
     shard = Plan(make_recipe({"n": 30, "shard_size": 10, "objects": {1: 0.5, 2: 0.5}})).shard(2)
     assert [sample.prompt.text for sample in shard.samples[:2]] == FROZEN_TEXTS
     assert shard.samples[0].seed(0, 1) == FROZEN_SEED
 
 
 @settings(max_examples=30, deadline=None)
-@given(n=st.integers(1, 200), more=st.integers(1, 200), size=st.integers(1, 60))
-def test_an_extended_set_keeps_the_shards_of_the_smaller_one(n: int, more: int, size: int) -> None:
+@given(n=st.integers(1, 200), extra=st.integers(1, 200), size=st.integers(1, 60))
+def test_extended_dataset_keeps_existing_shards(n: int, extra: int, size: int) -> None:
     small = Plan(make_recipe({"n": n, "shard_size": size, "classes": "voc", "objects": {1: 0.5, 2: 0.5}}))
-    data = {"n": n + more, "earlier": [n], "shard_size": size, "classes": "voc", "objects": {1: 0.5, 2: 0.5}}
+    data = {"n": n + extra, "earlier": [n], "shard_size": size, "classes": "voc", "objects": {1: 0.5, 2: 0.5}}
     large = Plan(make_recipe(data))
     assert [large.shard(k) for k in range(len(small))] == [small.shard(k) for k in range(len(small))]
     covered = [sample.index for k in range(len(large)) for sample in large.shard(k).samples]
-    assert covered == list(range(n + more))
+    assert covered == list(range(n + extra))
 
 
 def test_user_prompts_are_used_equally_often() -> None:
-    rows = [{"text": f"a dog, take {k}", "classes": {"dog": ""}} for k in range(7)]
-    plan = Plan(make_recipe({"n": 24, "prompts": rows}))
+    prompts = [{"text": f"a dog, take {k}", "classes": {"dog": ""}} for k in range(7)]
+    plan = Plan(make_recipe({"n": 24, "prompts": prompts}))
     counts = Counter(sample.prompt.text for sample in plan.samples())
     assert sorted(counts.values()) == [3, 3, 3, 3, 4, 4, 4]
 
 
-def test_too_many_shards_are_refused_with_what_to_do() -> None:
+def test_too_many_shards_are_rejected() -> None:
     with pytest.raises(UserError, match="choose a larger --shard-size"):
         Plan(make_recipe({"n": 10**9, "shard_size": 1}))
 
@@ -99,13 +95,13 @@ def test_too_many_shards_are_refused_with_what_to_do() -> None:
 @given(
     classes=st.sampled_from(["voc", "coco"]),
     first=st.integers(1, 300),
-    more=st.integers(1, 300),
+    extra=st.integers(1, 300),
     pairs=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
 )
 @settings(max_examples=25, deadline=None)
-def test_an_extended_set_is_balanced_within_two(classes: str, first: int, more: int, pairs: float) -> None:
+def test_extended_dataset_is_balanced_within_two(classes: str, first: int, extra: int, pairs: float) -> None:
     objects = {1: 1 - pairs, 2: pairs}
-    recipe = make_recipe({"n": first + more, "earlier": [first], "classes": classes, "objects": objects})
+    recipe = make_recipe({"n": first + extra, "earlier": [first], "classes": classes, "objects": objects})
     count = Counter(name for sample in Plan(recipe).samples() for name in sample.prompt.classes)
     named = [count[name] for name in recipe.vocabulary().names]
     assert max(named) - min(named) <= 2

@@ -14,7 +14,7 @@ from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_label_png, decode_rle
 from factory.dataset.receipts import Receipt, committed, missing, read_receipt
-from factory.dataset.repair import take_out
+from factory.dataset.repair import repair
 from factory.dataset.state import init_or_resume
 from factory.dataset.storage import Store
 from factory.dataset.tar import pack
@@ -52,7 +52,7 @@ def test_exhausted_samples_are_left_out_and_counted(tiny_data: dict[str, Any]) -
     recipe = make_recipe(tiny_data | {"filters": {"min_area": 0.999}, "attempts": 2})
     samples, produced = run(recipe)
     assert samples == []
-    assert produced.tally.short == (0, 1, 2, 3)
+    assert produced.tally.exhausted == (0, 1, 2, 3)
     assert (produced.tally.attempts, sum(produced.tally.rejected.values())) == (8, 8)
 
 
@@ -108,6 +108,6 @@ def test_a_shard_of_the_first_format_is_made_again_to_the_same_bytes(tiny_data: 
     report = verify(store)
     assert list(report.damaged) == [2]
     assert set(report.orphans) == {"train/000001.tar", "manifest/000001.parquet"}
-    assert take_out(store, report).again == (2,)
+    assert repair(store, report).deleted == (2,)
     assert make_what_is_missing() == before
     assert verify(store).samples == 12

@@ -1,4 +1,4 @@
-"""The shards open unchanged in the libraries that people train with."""
+"""Training libraries read the shards without changes."""
 
 import io
 import json
@@ -22,8 +22,8 @@ SCHEMAS = Path(__file__).parents[1] / "schemas"
 
 
 @pytest.fixture(scope="module")
-def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recipe, list[Receipt]]:
-    """A set made without the engine."""
+def generated(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recipe, list[Receipt]]:
+    """A dataset generated without the engine."""
     recipe = make_recipe(
         {
             "n": 8,
@@ -40,12 +40,12 @@ def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_webdataset_reads_every_sample(made: Any) -> None:
+def test_webdataset_reads_every_sample(generated: Any) -> None:
     import webdataset as wds
 
-    # webdataset's own picture decoders turn a palette into colours; labels want this one line more.
+    # warnings of webdataset image decoders convert a palette to colours, so labels require their own handler.
     labels = wds.handle_extension("seg.png", decode_label_png)
-    url = str(made[0] / "train" / "{000000..000001}.tar")
+    url = str(generated[0] / "train" / "{000000..000001}.tar")
     rows = list(wds.WebDataset(url, shardshuffle=False).decode(labels, "pil"))
     assert len(rows) == 8
     for row in rows:
@@ -54,11 +54,13 @@ def test_webdataset_reads_every_sample(made: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_hugging_face_datasets_streams_every_sample(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hugging_face_datasets_streams_every_sample(
+    generated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(os.environ, "HF_DATASETS_OFFLINE", "1")
     import datasets
 
-    files = sorted(str(path) for path in (made[0] / "train").glob("*.tar"))
+    files = sorted(str(path) for path in (generated[0] / "train").glob("*.tar"))
     stream = datasets.load_dataset(
         "webdataset", data_files={"train": files}, split="train", streaming=True, cache_dir=str(tmp_path)
     )
@@ -70,13 +72,13 @@ def test_hugging_face_datasets_streams_every_sample(made: Any, tmp_path: Path, m
     assert rows[0]["seg.png"].size == (64, 64)
 
 
-def test_pycocotools_decodes_every_annotation_as_the_label_picture_has_it(made: Any) -> None:
+def test_pycocotools_masks_match_the_label_image(generated: Any) -> None:
     from pycocotools import mask as coco_masks
 
     from factory.dataset.tar import unpack
 
     count = 0
-    for path in (made[0] / "train").glob("*.tar"):
+    for path in (generated[0] / "train").glob("*.tar"):
         for sample in unpack(path.read_bytes()):
             labels = np.asarray(Image.open(io.BytesIO(sample.members["seg.png"])))
             for annotation in json.loads(sample.members["json"])["annotations"]:
@@ -92,10 +94,10 @@ def validator(name: str) -> Draft202012Validator:
     return Draft202012Validator(json.loads((SCHEMAS / name).read_text()))
 
 
-def test_what_is_written_holds_the_published_schemas(made: Any) -> None:
+def test_files_match_the_published_schemas(generated: Any) -> None:
     from factory.dataset.tar import unpack
 
-    folder, recipe, _ = made
+    folder, recipe, _ = generated
     for path in (folder / "train").glob("*.tar"):
         for sample in unpack(path.read_bytes()):
             validator("annotation.json").validate(json.loads(sample.members["json"]))
@@ -104,7 +106,7 @@ def test_what_is_written_holds_the_published_schemas(made: Any) -> None:
     validator("recipe.json").validate(recipe.model_dump(mode="json"))
 
 
-def test_the_published_recipe_schema_is_the_one_that_recipes_are_checked_by() -> None:
+def test_published_recipe_schema_matches_the_model() -> None:
     assert json.loads((SCHEMAS / "recipe.json").read_text()) == published_recipe_schema()
 
 
@@ -112,36 +114,38 @@ def published_recipe_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
 
 
-def test_the_published_manifest_schema_is_the_one_that_is_written(made: Any) -> None:
+def test_published_manifest_schema_matches_the_writer(generated: Any) -> None:
     import pyarrow as pa
 
     published = pa.ipc.read_schema(pa.py_buffer((SCHEMAS / "manifest.arrow").read_bytes()))
     assert published.equals(SCHEMA)
     rows = [
-        row for path in sorted((made[0] / "manifest").glob("*.parquet")) for row in read_manifest(path.read_bytes())
+        row
+        for path in sorted((generated[0] / "manifest").glob("*.parquet"))
+        for row in read_manifest(path.read_bytes())
     ]
     assert [row["index"] for row in rows] == list(range(8))
 
 
 @pytest.mark.parametrize("broken", [{"annotations": None}, {"seed": "7"}, {"extra": 1}])
-def test_the_annotation_schema_refuses_what_the_writer_never_writes(made: Any, broken: dict[str, Any]) -> None:
+def test_annotation_schema_rejects_invalid_records(generated: Any, broken: dict[str, Any]) -> None:
     from factory.dataset.tar import unpack
 
-    sample = next(unpack((made[0] / "train" / "000000.tar").read_bytes()))
+    sample = next(unpack((generated[0] / "train" / "000000.tar").read_bytes()))
     assert not validator("annotation.json").is_valid(json.loads(sample.members["json"]) | broken)
 
 
-def test_the_card_tells_what_the_set_is_and_its_code_reads_it(
-    made: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_card_describes_the_dataset_and_its_code_runs(
+    generated: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, recipe, _ = made
+    folder, recipe, _ = generated
     text = (folder / "README.md").read_text()
     assert text.startswith("---\ntask_categories:\n- image-segmentation\n")
     assert recipe.fingerprint() in text
     assert "| samples | 8 of 8, in 2 shards," in text
     monkeypatch.chdir(folder)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # webdataset's own
+        warnings.simplefilter("ignore")  # warnings of webdataset
         exec(text.split("```python\n")[1].split("```")[0], {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 8

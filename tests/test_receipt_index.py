@@ -1,4 +1,4 @@
-"""The index of receipts: each is read once, a row counts while its receipt is the same, and all of it may be lost."""
+"""The receipt index: a cache that avoids reading receipts and is checked by tags."""
 
 import json
 from collections.abc import Iterator
@@ -33,17 +33,17 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
         yield bucket
 
 
-def test_every_receipt_is_read_once_and_never_again(bucket: Bucket, recipe: Recipe) -> None:
+def test_every_receipt_is_read_once(bucket: Bucket, recipe: Recipe) -> None:
     store = Store("s3://b/set")
     sums = write_statement(store, recipe)
     assert (sums.shards, sums.accepted, sums.rejected) == (SHARDS, 4 * SHARDS, {"overlap": 2 * SHARDS})
-    assert SHARDS <= bucket.requests["GET"] <= SHARDS + 10, "a listing of two pages, and three files to compare"
+    assert SHARDS <= bucket.requests["GET"] <= SHARDS + 10, "a listing of two pages and three files to compare"
     bucket.requests.clear()
     assert state(store, Plan(recipe)) == sums
     assert sum(bucket.requests.values()) <= 6
 
 
-def test_a_receipt_that_changed_or_came_or_went_is_noticed(bucket: Bucket, recipe: Recipe) -> None:
+def test_changed_and_deleted_receipts_are_detected(bucket: Bucket, recipe: Recipe) -> None:
     store = Store("s3://b/set")
     before = write_statement(store, recipe)
     bucket.put(f"b/set/{receipt_name(3)}", receipt(3, accepted=1))
@@ -54,7 +54,7 @@ def test_a_receipt_that_changed_or_came_or_went_is_noticed(bucket: Bucket, recip
     assert bucket.requests["GET"] <= 7
 
 
-def test_a_broken_block_costs_time_only(bucket: Bucket, recipe: Recipe) -> None:
+def test_corrupt_block_is_ignored(bucket: Bucket, recipe: Recipe) -> None:
     store = Store("s3://b/set")
     before = write_statement(store, recipe)
     for data in (b"", b"[1]", b'{"0": 1}', b'{"0": [1]}', b"\xff"):
@@ -64,18 +64,18 @@ def test_a_broken_block_costs_time_only(bucket: Bucket, recipe: Recipe) -> None:
     assert state(store, Plan(recipe)) == before
 
 
-def test_an_index_that_cannot_be_written_ends_nothing(bucket: Bucket, recipe: Recipe) -> None:
+def test_failure_to_write_the_index_is_ignored(bucket: Bucket, recipe: Recipe) -> None:
     bucket.faults[:] = [Fault("status", "PUT .*index", times=None, code=403)]
     assert write_statement(Store("s3://b/set"), recipe).shards == SHARDS
 
 
-def test_a_broken_receipt_is_named(bucket: Bucket, recipe: Recipe) -> None:
+def test_corrupt_receipt_raises_a_clear_error(bucket: Bucket, recipe: Recipe) -> None:
     bucket.put(f"b/set/{receipt_name(7)}", b"{")
-    with pytest.raises(UserError, match="the receipt of shard 7 is broken"):
+    with pytest.raises(UserError, match="the receipt of shard 7 is corrupt"):
         write_statement(Store("s3://b/set"), recipe)
 
 
-def test_full_blocks_are_written_while_a_run_goes_on(bucket: Bucket, recipe: Recipe) -> None:
+def test_full_blocks_are_written_during_a_run(bucket: Bucket, recipe: Recipe) -> None:
     store = Store("s3://b/set")
     index = ReceiptIndex(store)
     index.add(range(1050))
@@ -84,5 +84,5 @@ def test_full_blocks_are_written_while_a_run_goes_on(bucket: Bucket, recipe: Rec
     index.save()
     assert len(json.loads(store.get("index/000001.json") or b"{}")) == 50
     bucket.requests.clear()
-    ReceiptIndex(store).rows(tags(store, len(Plan(recipe))))
+    ReceiptIndex(store).entries(tags(store, len(Plan(recipe))))
     assert bucket.requests["GET"] <= SHARDS - 1050 + 5

@@ -1,4 +1,4 @@
-"""A recipe is read whole or refused with a sentence, and its fingerprint covers what changes the bytes."""
+"""Recipes: validation, error messages, prompts files, and what the fingerprint covers."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from factory.config.vocabulary import coco
 from factory.errors import UserError
 
 
-def test_a_written_recipe_reads_back_equal() -> None:
+def test_yaml_round_trip() -> None:
     recipe = make_recipe({"n": 10, "classes": ["dog", "cat"], "objects": {2: 1}, "generator": {"steps": 3}})
     assert make_recipe(parse_recipe(recipe.to_yaml(), "it")) == recipe
 
@@ -25,7 +25,7 @@ def test_size_and_engine_do_not_change_the_fingerprint(change: dict[str, Any]) -
 @pytest.mark.parametrize(
     "change", [{"seed": 1}, {"batch": 4}, {"generator": {"threads": 2}}, {"filters": {"min_area": 0}}]
 )
-def test_whatever_changes_the_bytes_changes_the_fingerprint(change: dict[str, Any]) -> None:
+def test_settings_that_affect_the_bytes_change_the_fingerprint(change: dict[str, Any]) -> None:
     assert make_recipe({"n": 10} | change).fingerprint() != make_recipe({"n": 10}).fingerprint()
 
 
@@ -39,13 +39,11 @@ def test_whatever_changes_the_bytes_changes_the_fingerprint(change: dict[str, An
         ({"generator": {"model": "some/model"}}, "attention"),
     ],
 )
-def test_the_embedded_model_has_the_embedded_grounder_unless_something_else_is_asked_for(
-    data: dict[str, Any], source: str
-) -> None:
+def test_embedded_model_defaults_to_the_embedded_grounder(data: dict[str, Any], source: str) -> None:
     assert make_recipe({"n": 1} | data).masks.source == source
 
 
-def test_options_stand_over_the_file_that_they_come_with(tmp_path: Path) -> None:
+def test_options_override_the_recipe_file(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text("n: 4\nattempts: 3\nfilters: {min_confidence: 0.5, min_area: 0.1}\n")
     recipe = assemble(file, None, {"min_confidence": 0.85, "attempts": None, "steps": 7})
@@ -53,36 +51,36 @@ def test_options_stand_over_the_file_that_they_come_with(tmp_path: Path) -> None
     assert (recipe.filters.min_confidence, recipe.filters.min_area) == (0.85, 0.1)
 
 
-def test_differences_name_the_field_and_both_values() -> None:
+def test_differences_list_field_and_both_values() -> None:
     old, new = make_recipe({"n": 1}), make_recipe({"n": 1, "generator": {"steps": 30}, "seed": 4})
     assert differences(old, new) == ["seed: 0 -> 4", "generator.steps: 12 -> 30"]
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         ({"n": 0}, "n: Input should be greater than or equal to 1 .got 0."),
         ({"n": 5, "sead": 3}, "sead: Extra inputs are not permitted"),
-        ({"n": 5, "objects": {7: 1}}, "objects are 1 to 4"),
-        ({"n": 5, "classes": ["dog"], "objects": {2: 1}}, "2 objects in a prompt need at least 2 classes, got 1"),
-        ({"n": 5, "classes": ["dog", "dog"]}, "comes twice"),
-        ({"n": 5, "earlier": [6]}, "earlier sizes grow from 1 up to n"),
+        ({"n": 5, "objects": {7: 1}}, "objects must be 1 to 4"),
+        ({"n": 5, "classes": ["dog"], "objects": {2: 1}}, "2 objects per prompt require at least 2 classes, got 1"),
+        ({"n": 5, "classes": ["dog", "dog"]}, "is repeated"),
+        ({"n": 5, "earlier": [6]}, "earlier sizes must ascend from 1 to below n"),
         ({}, "n: Field required"),
     ],
 )
-def test_a_wrong_recipe_is_refused_with_a_sentence_that_names_the_field(data: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_invalid_recipe_raises_an_error_that_names_the_field(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         make_recipe(data)
 
 
-def test_a_recipe_cut_off_in_the_middle_is_refused(tmp_path: Path) -> None:
+def test_truncated_recipe_is_rejected(tmp_path: Path) -> None:
     whole = make_recipe({"n": 10, "classes": ["dog", "cat"]}).to_yaml()
     (tmp_path / "recipe.yaml").write_text(whole[: whole.index("shard_size") + 4])
-    with pytest.raises(UserError, match="its YAML breaks off"):
+    with pytest.raises(UserError, match="cannot parse its YAML"):
         load_recipe(tmp_path / "recipe.yaml")
 
 
-def test_a_prompt_file_gives_text_classes_and_the_words_that_name_them(tmp_path: Path) -> None:
+def test_prompts_file_defines_text_classes_and_phrases(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text('# mine\na puppy on grass\tdog=puppy\n{"text": "a sofa and a cat", "classes": ["couch", "cat"]}\n')
     first, second = read_prompts(path, coco())
@@ -91,28 +89,28 @@ def test_a_prompt_file_gives_text_classes_and_the_words_that_name_them(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
-        ("a dog", "a tab and its classes"),
+        ("a dog", "a tab and comma-separated classes"),
         ("a dog\tzebar", "did you mean zebra"),
-        ('{"text": 3', "a JSON line is"),
-        ("", "no prompt"),
+        ('{"text": 3', "a JSON line must be"),
+        ("", "is empty"),
     ],
 )
-def test_a_bad_prompt_file_is_refused_with_its_line(tmp_path: Path, line: str, said: str) -> None:
+def test_invalid_prompts_file_is_rejected(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "p.txt").write_text(line + "\n")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_prompts(tmp_path / "p.txt", coco())
 
 
-def test_a_class_inside_another_name_gets_its_own_words(tmp_path: Path) -> None:
+def test_class_name_inside_a_longer_name_matches_its_own_phrase(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a photograph of a hot dog and a dog\tdog, hot dog\n")
     (prompt,) = read_prompts(tmp_path / "p.txt", coco())
     assert [prompt.text[slice(*span)] for span in prompt.spans() if span] == ["dog", "hot dog"]
     assert prompt.spans()[0] == (32, 35)
 
 
-def test_the_store_section_is_no_part_of_the_dataset_and_no_place_for_a_secret() -> None:
+def test_store_section_is_not_written_and_rejects_secrets() -> None:
     plain, reached = make_recipe({"n": 4}), make_recipe({"n": 4, "store": {"endpoint": "https://minio:9000"}})
     assert reached.fingerprint() == plain.fingerprint()
     assert reached.to_yaml() == plain.to_yaml()
@@ -123,6 +121,6 @@ def test_the_store_section_is_no_part_of_the_dataset_and_no_place_for_a_secret()
         {"endpoint": "https://minio/?sig=hunter22"},
         {"profile": ["hunter22"]},
     ):
-        with pytest.raises(UserError, match="store") as told:
+        with pytest.raises(UserError, match="store") as raised:
             make_recipe({"n": 4, "store": section})
-        assert "hunter22" not in str(told.value)
+        assert "hunter22" not in str(raised.value)

@@ -10,7 +10,7 @@ import pytest
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
 from factory.dataset import lease
-from factory.dataset.lease import Held, leased
+from factory.dataset.lease import HeldLease, leased
 from factory.dataset.storage import Store
 from factory.engine.interface import Done
 from factory.engine.scheduler import State
@@ -40,13 +40,13 @@ def store(bucket: Bucket) -> Store:
     return store
 
 
-def reporter_of(store: Store, held: Held, seen: list[Snapshot]) -> tuple[Reporter, Tracker]:
+def reporter_of(store: Store, held: HeldLease, seen: list[Snapshot]) -> tuple[Reporter, Tracker]:
     tracker = Tracker(Plan(make_recipe({"n": 4 * SHARDS, "shard_size": 4})), set())
     return Reporter(store, tracker, seen.append, held, quarantined(store)), tracker
 
 
-def run(store: Store, held: Held) -> State:
-    """Finish forty shards, one of which was given up before, and give up another one."""
+def run(store: Store, held: HeldLease) -> State:
+    """Forty shards that are done, one of which had been given up before, and one that is given up now."""
     reporter, tracker = reporter_of(store, held, [])
     listener, state = reporter.as_listener(), State(SHARDS)
     for number in range(SHARDS):
@@ -97,7 +97,7 @@ def test_slow_store_does_not_delay_the_scheduler(bucket: Bucket, store: Store) -
 def test_run_waits_while_its_store_does_not_respond(
     bucket: Bucket, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("factory.dataset.storage_retry._WORTH_A_WORD", 0.2)
+    monkeypatch.setattr("factory.dataset.storage_retry._WARN_AFTER", 0.2)
     seen, state = list[Snapshot](), State(SHARDS)
     with leased(store) as held:
         reporter, tracker = reporter_of(store, held, seen)
@@ -106,7 +106,7 @@ def test_run_waits_while_its_store_does_not_respond(
         call.start()
         time.sleep(1.2)
         reporter.tick(state)
-        assert "s3://b/set does not answer" in state.waiting
+        assert "s3://b/set does not respond" in state.waiting
         assert seen[-1].status == "waiting"
         call.join()
         reporter.tick(state)

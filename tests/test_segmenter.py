@@ -280,7 +280,7 @@ def test_two_processes_train_together(
         ({}, "there is nothing to train on"),
         ({"real": "here", "real_classes": "seen"}, "--real-classes seen requires --split"),
         ({"real": "here"}, "is not a PASCAL VOC folder"),
-        ({"shards": ("nowhere",)}, "holds no set"),
+        ({"shards": ("nowhere",)}, "is not a dataset"),
         ({"real": "FOLDER", "architecture": "nothing"}, "is not a segmentation model"),
         ({"real": "FOLDER", "classes": "dog,cat"}, "which is not in the vocabulary custom"),
     ],

@@ -1,4 +1,4 @@
-"""Buckets in trouble: what passes is waited for, what does not gets a sentence, and no credential is ever shown."""
+"""Failing buckets: temporary failures are retried, others raise clear errors, and credentials are never shown."""
 
 import pickle
 import threading
@@ -32,7 +32,7 @@ def address(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_every_verb_works_on_s3_and_on_google(bucket: Bucket, address: str) -> None:
+def test_all_operations_on_s3_and_google_cloud(bucket: Bucket, address: str) -> None:
     store = Store(address)
     assert store.create("train/0.tar", b"abc")
     assert not store.create("train/0.tar", b"other")
@@ -63,10 +63,10 @@ def test_every_verb_works_on_s3_and_on_google(bucket: Bucket, address: str) -> N
     ],
     ids=lambda fault: f"{fault.kind}{fault.code}",
 )
-def test_a_request_that_fails_in_passing_is_made_again(bucket: Bucket, address: str, fault: Fault) -> None:
+def test_temporary_failure_is_retried(bucket: Bucket, address: str, fault: Fault) -> None:
     store = Store(address)
     store.put("receipts/0.json", b"0" * 1000)
-    for verb in (
+    for operation in (
         lambda: store.get("receipts/0.json") == b"0" * 1000,
         lambda: store.create_same("train/0.tar", b"1" * 1000) is None,
         lambda: store.compare_and_swap("lease.json", b"mine", None),
@@ -75,16 +75,16 @@ def test_a_request_that_fails_in_passing_is_made_again(bucket: Bucket, address: 
         lambda: store.delete("receipts/0.json") is None,
     ):
         bucket.faults[:] = [Fault(**{**vars(fault), "since": time.monotonic()})]
-        assert verb()
-        assert bucket.faults[0].times == 0, "the fault was met"
+        assert operation()
+        assert bucket.faults[0].times == 0, "the fault was triggered"
 
 
-def test_a_listing_that_is_cut_goes_on_where_it_was(bucket: Bucket) -> None:
+def test_interrupted_listing_resumes(bucket: Bucket) -> None:
     for number in range(2500):
         bucket.put(f"b/set/receipts/{number:06d}.json", b"{}")
     bucket.faults[:] = [Fault("cut", "continuation-token", times=2)]
     assert len(Store("s3://b/set").list("receipts")) == 2500
-    assert bucket.requests == {"GET": 3, "GET cut": 2}, "no page that came was asked for again"
+    assert bucket.requests == {"GET": 3, "GET cut": 2}, "no received page is requested again"
 
 
 def test_a_long_listing_is_read_in_parts_at_once(bucket: Bucket, address: str, tmp_path: Path) -> None:
@@ -102,91 +102,91 @@ def test_a_long_listing_is_read_in_parts_at_once(bucket: Bucket, address: str, t
     assert set(tags(Store(str(tmp_path)), 40_000)) == {20_000}
 
 
-def test_an_outage_is_waited_for_and_told(
+def test_outage_is_retried_and_reported(
     bucket: Bucket, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("factory.dataset.storage_retry._WORTH_A_WORD", 0.3)
+    monkeypatch.setattr("factory.dataset.storage_retry._WARN_AFTER", 0.3)
     store = Store("s3://b/set")
     assert store.create("a", b"1")
     bucket.faults[:] = [Fault("outage", times=None, seconds=2)]
-    told = list[str | None]()
-    watcher = threading.Timer(1.5, lambda: told.append(store.trouble))
+    messages = list[str | None]()
+    watcher = threading.Timer(1.5, lambda: messages.append(store.trouble))
     watcher.start()
     assert store.get("a") == b"1"
     watcher.join()
-    assert told[0] is not None
-    assert "does not answer" in told[0]
-    assert "nothing that is committed is lost" in caplog.text
+    assert messages[0] is not None
+    assert "does not respond" in messages[0]
+    assert "committed shards are kept" in caplog.text
     assert store.trouble is None
 
 
-def test_a_store_that_never_answers_gets_a_sentence_and_not_an_hour(bucket: Bucket) -> None:
+def test_store_that_never_responded_fails_early(bucket: Bucket) -> None:
     bucket.faults[:] = [Fault("status", times=None)]
     with pytest.raises(
-        StoreUnavailableError, match=r"did not answer for 1 s: .*503.*; check the address, the endpoint"
+        StoreUnavailableError, match=r"did not respond for 1 s: .*503.*; check the address, the endpoint"
     ):
         Store("s3://b/set", StoreRecipe(patience=1)).get("a")
 
 
-def test_a_store_that_answered_before_is_waited_for_as_long_as_was_asked(bucket: Bucket) -> None:
+def test_store_that_responded_before_is_retried_for_its_patience(bucket: Bucket) -> None:
     store = Store("s3://b/set", StoreRecipe(patience=1))
     store.put("a", b"1")
     bucket.faults[:] = [Fault("reset", times=None)]
-    with pytest.raises(StoreUnavailableError, match="run the same command again when it answers"):
+    with pytest.raises(StoreUnavailableError, match="rerun the same command when it responds again"):
         pickle.loads(pickle.dumps(store)).get("a")
 
 
 @pytest.mark.parametrize("code", [400, 401, 403])
-def test_a_refusal_is_told_at_once(bucket: Bucket, code: int) -> None:
+def test_refusal_fails_immediately(bucket: Bucket, code: int) -> None:
     bucket.faults[:] = [Fault("status", times=None, code=code)]
-    with pytest.raises(UserError, match=f"cannot use s3://b/set/a: .*{code}") as told:
+    with pytest.raises(UserError, match=f"cannot use s3://b/set/a: .*{code}") as raised:
         Store("s3://b/set").get("a")
-    assert not isinstance(told.value, StoreUnavailableError)
+    assert not isinstance(raised.value, StoreUnavailableError)
     assert sum(bucket.requests.values()) == 1
 
 
-def test_a_bucket_that_is_not_there_is_told(bucket: Bucket, address: str) -> None:
-    """By each verb, at once: a listing raises another error than the rest, and for a reader 404 is an answer."""
+def test_missing_bucket_raises_a_clear_error(bucket: Bucket, address: str) -> None:
+    """For all operations: a listing raises a different error, and for reads 404 is a regular response."""
     bucket.faults[:] = [Fault("status", times=None, code=404)]
     store = Store(address)
-    for verb in (
+    for operation in (
         lambda: store.compare_and_swap("a", b"1", None),
         lambda: store.create("a", b"1"),
         lambda: store.get("a"),
         lambda: store.list("receipts"),
     ):
-        with pytest.raises(UserError, match=f"{address}/.*: there is no such bucket; make it"):
-            verb()
+        with pytest.raises(UserError, match=f"{address}/.*: the bucket does not exist; create it"):
+            operation()
 
 
-def test_the_message_of_a_service_is_told(bucket: Bucket, address: str) -> None:
-    """Their XML begins with a line of its own, so the message is in none of the client's first lines."""
+def test_error_contains_the_message_of_the_service(bucket: Bucket, address: str) -> None:
+    """The XML starts on a new line, so the message is not in the first line of the client's error."""
     bucket.faults[:] = [Fault("status", times=None, code=403)]
-    with pytest.raises(UserError, match=r"403 Forbidden: AccessDenied\. Give a folder") as told:
+    with pytest.raises(UserError, match=r"403 Forbidden: AccessDenied\. Give a folder") as raised:
         Store(address).list("receipts")
-    assert "<" not in str(told.value)
+    assert "<" not in str(raised.value)
 
 
-def test_a_slow_upload_may_take_as_long_as_its_size_allows(bucket: Bucket) -> None:
-    """2 MB at 1 MB/s with a time-out of half a second for small requests: cut before, so never done."""
+def test_upload_timeout_depends_on_size(bucket: Bucket) -> None:
+    """2 MB at 1 MB/s with a timeout of half a second for small requests: a fixed timeout would always fail."""
     bucket.faults[:] = [Fault("throttle", "PUT", times=None, rate=1e6)]
     store = Store("s3://b/set", StoreRecipe(timeout=0.5, slowest=500_000))
     assert store.create("train/0.tar", b"1" * 2_000_000)
     assert bucket.requests == {"PUT": 1, "PUT throttle": 1}
 
 
-def test_a_large_file_is_one_request(bucket: Bucket, address: str) -> None:
+def test_large_file_is_a_single_request(bucket: Bucket, address: str) -> None:
     data = b"1" * 12_000_000
     Store(address).put("dataset.json", data)
     assert bucket.requests == {"PUT": 1}
     assert bucket.objects["b/set/dataset.json"][0] == data
 
 
-def test_a_request_that_stalls_is_made_again(bucket: Bucket) -> None:
+def test_stalled_request_is_retried(bucket: Bucket) -> None:
     bucket.faults[:] = [Fault("stall", seconds=30)]
-    began = time.monotonic()
+    start = time.monotonic()
     assert Store("s3://b/set", StoreRecipe(timeout=0.5)).create("a", b"1")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - start < 5
 
 
 def test_many_reads_go_on_while_one_is_slow(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,7 @@ def test_many_reads_go_on_while_one_is_slow(bucket: Bucket, monkeypatch: pytest.
             assert bucket.requests == {"GET": 49, "GET stall": 1}, "all others were answered meanwhile"
 
 
-def test_workers_get_what_the_driver_has(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickled_store_contains_the_access(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     for address in ("s3://b/set", "gs://b/set"):
         for name, value in bucket.environment().items():
             monkeypatch.setenv(name, value)
@@ -210,11 +210,11 @@ def test_workers_get_what_the_driver_has(bucket: Bucket, monkeypatch: pytest.Mon
         carried = pickle.dumps(Store(address))
         for name in bucket.environment():
             monkeypatch.delenv(name)
-        monkeypatch.setenv("AWS_SESSION_TOKEN", "of-the-worker-s-own-machine")
+        monkeypatch.setenv("AWS_SESSION_TOKEN", "of-the-worker")
         assert pickle.loads(carried).get("a") == b"1"
 
 
-def test_a_profile_of_the_configuration_files_is_used(bucket: Bucket, tmp_path: Path, monkeypatch: Any) -> None:
+def test_aws_profile(bucket: Bucket, tmp_path: Path, monkeypatch: Any) -> None:
     for name in bucket.environment():
         monkeypatch.delenv(name)
     (tmp_path / ".aws").mkdir()
@@ -226,11 +226,11 @@ def test_a_profile_of_the_configuration_files_is_used(bucket: Bucket, tmp_path: 
     with pytest.raises(UserError, match="there is no AWS profile lap"):
         Store("s3://b/set", StoreRecipe(profile="lap")).get("a")
     (tmp_path / ".aws/config").write_text("[profile sso]\nsso_session = x\n")
-    with pytest.raises(UserError, match="the AWS profile sso holds no access key; log in and export"):
+    with pytest.raises(UserError, match="the AWS profile sso has no access key; log in and export"):
         Store("s3://b/set", StoreRecipe(profile="sso")).get("a")
 
 
-def test_a_key_file_of_google_travels_by_its_content(bucket: Bucket, tmp_path: Path, monkeypatch: Any) -> None:
+def test_google_key_file_is_pickled_by_content(bucket: Bucket, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.delenv("GOOGLE_BEARER_TOKEN")
     monkeypatch.delenv("GOOGLE_BASE_URL")
     key = tmp_path / "key.json"
@@ -243,43 +243,43 @@ def test_a_key_file_of_google_travels_by_its_content(bucket: Bucket, tmp_path: P
     store = pickle.loads(carried)
     store.put("a", b"1")
     assert store.get("a") == b"1"
-    with pytest.raises(UserError, match="cannot be read as a JSON key file"):
+    with pytest.raises(UserError, match="is not a readable JSON key file"):
         Store("gs://b/set", StoreRecipe(credentials_file=str(key))).get("a")
 
 
-def test_an_endpoint_without_tls_has_to_be_allowed(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endpoint_without_tls_requires_opt_in(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ALLOW_HTTP")
     monkeypatch.delenv("GOOGLE_ALLOW_HTTP")
-    with pytest.raises(UserError, match="is not encrypted; give one with https://, or allow it with AWS_ALLOW_HTTP"):
+    with pytest.raises(UserError, match="is not encrypted; use https://, or allow it with AWS_ALLOW_HTTP"):
         Store("s3://b/set").get("a")
     assert Store("s3://b/set", StoreRecipe(allow_http=True)).get("a") is None
 
 
-def test_no_credential_is_in_messages_representations_or_addresses(bucket: Bucket) -> None:
+def test_credentials_are_never_shown(bucket: Bucket) -> None:
     store = Store("s3://b/set")
     assert store.get("a") is None
     assert SECRET not in repr(store._find_access()) + repr(vars(store))
     assert store.hide(f"x {SECRET} y") == "x *** y"
     bucket.faults[:] = [Fault("status", times=None, code=403)]
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         store.create("a", b"1")
-    assert SECRET not in str(told.value)
-    assert told.value.__cause__ is None
+    assert SECRET not in str(raised.value)
+    assert raised.value.__cause__ is None
     for address in ("https://me:hunter22@host/set", "s3://key:hunter22@b/set", "https://host/set?sig=hunter22"):
-        with pytest.raises(UserError, match="give the plain URL") as told:
+        with pytest.raises(UserError, match="give the plain URL") as raised:
             Store(address)
-        assert "hunter22" not in str(told.value)
+        assert "hunter22" not in str(raised.value)
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "nan"])
-def test_patience_by_the_environment_is_checked(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_in_the_environment_is_validated(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FACTORY_STORE_PATIENCE", text)
     with pytest.raises(UserError, match="FACTORY_STORE_PATIENCE"):
         Store("s3://b/set")
 
 
 @pytest.mark.parametrize("name", ["connection", "timed out", "credential", "status"])
-def test_a_name_that_sounds_like_trouble_is_not_waited_for(bucket: Bucket, tmp_path: Path, name: str) -> None:
+def test_name_that_looks_like_an_error_is_not_retried(bucket: Bucket, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("a file, not a folder")
     with pytest.raises(UserError, match="cannot use"):
         Store(str(tmp_path / name)).create("connection/a", b"1")

@@ -1,4 +1,4 @@
-"""Folders that are volumes: no hard links, `lost+found` at the root, files whose names are no text."""
+"""Volumes: no hard links, `lost+found` at the root, and file names that are not valid UTF-8."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ from factory.dataset.state import init_or_resume
 from factory.dataset.storage import Entry, Store
 from factory.dataset.verify import verify
 from factory.errors import UserError
-from factory.export.folder import Folder
+from factory.export.folder import ExportFolder
 from factory.generator.load import folder_digest
 from factory.labelled.coco import CocoFolder
 from factory.labelled.voc import VocFolder
@@ -29,16 +29,16 @@ pytestmark = pytest.mark.skipif(not available(), reason="needs Linux")
 
 
 def _in_process(code: str, *arguments: object) -> str:
-    """What a program prints; each has a process of its own, for what it gives up does not come back."""
-    done = subprocess.run(
+    """Run a program in a new process, because privileges that it drops cannot be restored; returns its output."""
+    result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
 
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_what_is_created_without_hard_links_is_whole_and_of_the_first_writer(tmp_path: Path, error: int) -> None:
+def test_create_without_hard_links_is_atomic(tmp_path: Path, error: int) -> None:
     printed = _in_process(
         """
         import json, os, sys
@@ -50,7 +50,7 @@ def test_what_is_created_without_hard_links_is_whole_and_of_the_first_writer(tmp
         open(f"{folder}/.lock", "w").close()
         try:
             os.link(f"{folder}/.lock", f"{folder}/linked")
-            sys.exit("the file system makes hard links")
+            sys.exit("hard links are still possible")
         except OSError as error:
             assert error.errno == int(sys.argv[2])
         stores = [Store(folder) for _ in range(4)]
@@ -71,7 +71,7 @@ def test_what_is_created_without_hard_links_is_whole_and_of_the_first_writer(tmp
     assert sorted(os.listdir(tmp_path / "train")) == ["0.tar"]
 
 
-def test_a_volumes_root_with_lost_and_found_takes_a_dataset_and_an_export(tmp_path: Path) -> None:
+def test_volume_root_with_lost_and_found_can_be_used(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
     (tmp_path / "lost+found" / "#12345").touch()
     (tmp_path / "lost+found").chmod(0)
@@ -80,20 +80,20 @@ def test_a_volumes_root_with_lost_and_found_takes_a_dataset_and_an_export(tmp_pa
         from pathlib import Path
         from tests.support.disks import drop_root
         drop_root()
-        from factory.dataset.state import recipe_begun
+        from factory.dataset.state import existing_recipe
         from factory.errors import UserError
-        from factory.export.folder import Folder
+        from factory.export.folder import ExportFolder
         from factory.dataset.storage import Store
         try:
-            assert recipe_begun(Store(sys.argv[1])) is None
-            Folder(Path(sys.argv[1]), {}).check()
-            print("taken")
+            assert existing_recipe(Store(sys.argv[1])) is None
+            ExportFolder(Path(sys.argv[1]), {}).check()
+            print("accepted")
         except UserError as error:
             print(error)
         """
-    assert _in_process(program, tmp_path) == "taken\n"
+    assert _in_process(program, tmp_path) == "accepted\n"
     (tmp_path / "notes.txt").touch()
-    assert "is not empty and holds no recipe.yaml, but notes.txt;" in _in_process(program, tmp_path)
+    assert "has no recipe.yaml, but contains notes.txt;" in _in_process(program, tmp_path)
     (tmp_path / "notes.txt").unlink()
     (tmp_path / "private").mkdir(mode=0)
     assert f"Permission denied: '{tmp_path}/private'" in _in_process(program, tmp_path)
@@ -101,24 +101,22 @@ def test_a_volumes_root_with_lost_and_found_takes_a_dataset_and_an_export(tmp_pa
     (tmp_path / "lost+found").chmod(0o700)
 
 
-def test_lost_and_found_hides_nothing_that_lies_beside_it(tmp_path: Path, tiny_recipe: Recipe) -> None:
+def test_lost_and_found_does_not_hide_other_files(tmp_path: Path, tiny_recipe: Recipe) -> None:
     (tmp_path / "lost+found").mkdir()
     for number in range(20):
         (tmp_path / "lost+found" / f"#{number}").touch()
     (tmp_path / "z.txt").touch()
     store = Store(str(tmp_path))
-    with pytest.raises(UserError, match=r"holds no recipe.yaml, but z.txt;"):
+    with pytest.raises(UserError, match=r"has no recipe.yaml, but contains z.txt;"):
         init_or_resume(store, tiny_recipe)
-    with pytest.raises(UserError, match=r"but z.txt;"):
-        Folder(tmp_path, {}).check()
+    with pytest.raises(UserError, match=r"contains z.txt;"):
+        ExportFolder(tmp_path, {}).check()
     (tmp_path / "z.txt").unlink()
     init_or_resume(store, tiny_recipe)
-    Folder(tmp_path / "export", {}).check()
+    ExportFolder(tmp_path / "export", {}).check()
 
 
-def test_a_file_whose_name_is_no_text_is_foreign_to_a_dataset_and_stops_nothing(
-    tmp_path: Path, tiny_recipe: Recipe
-) -> None:
+def test_non_utf8_file_name_is_reported_as_foreign(tmp_path: Path, tiny_recipe: Recipe) -> None:
     store = Store(str(tmp_path))
     init_or_resume(store, tiny_recipe)
     store.create("train/000000.tar", b"1")
@@ -132,25 +130,28 @@ def test_a_file_whose_name_is_no_text_is_foreign_to_a_dataset_and_stops_nothing(
     report = verify(store)
     assert report.foreign == ["train/x\N{REPLACEMENT CHARACTER}.tar"]
     assert report.orphans == {"train/000000.tar": 0}
-    with pytest.raises(UserError, match="was begun with n = 12"):
+    with pytest.raises(UserError, match="was created with n = 12"):
         init_or_resume(store, tiny_recipe.model_copy(update={"n": 8}))
 
 
-def test_a_folder_with_a_name_that_is_no_text_is_not_empty(tmp_path: Path, tiny_recipe: Recipe) -> None:
+def test_folder_with_a_non_utf8_file_name_is_not_empty(tmp_path: Path, tiny_recipe: Recipe) -> None:
     Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), _ODD))).touch()
-    for claim in (lambda: init_or_resume(Store(str(tmp_path)), tiny_recipe), lambda: Folder(tmp_path, {}).check()):
-        with pytest.raises(UserError, match="but x\N{REPLACEMENT CHARACTER}\\.tar;"):
+    for claim in (
+        lambda: init_or_resume(Store(str(tmp_path)), tiny_recipe),
+        lambda: ExportFolder(tmp_path, {}).check(),
+    ):
+        with pytest.raises(UserError, match="contains x\N{REPLACEMENT CHARACTER}\\.tar;"):
             claim()
 
 
-def test_a_link_that_leads_back_up_ends_a_walk(tmp_path: Path) -> None:
+def test_symlink_loop_ends_a_walk(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "up").symlink_to(tmp_path, target_is_directory=True)
     Store(str(tmp_path)).create("train/0.tar", b"1")
     assert "train/0.tar" in Store(str(tmp_path)).list("train")
 
 
-def test_a_models_digest_counts_a_file_whose_name_is_no_text(tmp_path: Path) -> None:
+def test_model_digest_includes_non_utf8_file_names(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     before = folder_digest(tmp_path)
     Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), _ODD))).touch()
@@ -159,7 +160,7 @@ def test_a_models_digest_counts_a_file_whose_name_is_no_text(tmp_path: Path) -> 
 
 @pytest.fixture
 def labelled(tmp_path: Path) -> Path:
-    """A folder like VOC's with one image, in a folder whose name is no text, with a second image of such a name."""
+    """A VOC folder with a non-UTF-8 name that contains an image and a second image with a non-UTF-8 name."""
     root = tmp_path / os.fsdecode(b"voc\xff")
     for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / part).mkdir(parents=True)
@@ -172,7 +173,7 @@ def labelled(tmp_path: Path) -> Path:
     return root
 
 
-def test_a_labelled_picture_whose_name_is_no_text_is_passed_over(labelled: Path) -> None:
+def test_labelled_image_with_a_non_utf8_name_is_skipped(labelled: Path) -> None:
     folder = VocFolder(labelled, "train", voc())
     folder.check()
     assert folder.keys == ["a"]
@@ -182,7 +183,7 @@ def test_a_labelled_picture_whose_name_is_no_text_is_passed_over(labelled: Path)
         VocFolder(labelled, "train", voc())
 
 
-def test_coco_names_a_picture_by_its_bytes_and_no_id_is_half_a_character(labelled: Path, tmp_path: Path) -> None:
+def test_coco_file_names_and_ids_with_surrogates(labelled: Path, tmp_path: Path) -> None:
     def opened(number: object, name: str) -> CocoFolder:
         square = {"image_id": number, "category_id": 1, "segmentation": [[0, 0, 9, 0, 9, 9]]}
         image = {"id": number, "file_name": name, "height": 16, "width": 16}
@@ -199,13 +200,11 @@ def test_coco_names_a_picture_by_its_bytes_and_no_id_is_half_a_character(labelle
         opened("\ud800", "a.jpg")
 
 
-def test_a_recipe_that_would_name_a_folder_by_no_text_is_refused_before_anything_is_written(
-    labelled: Path, tmp_path: Path
-) -> None:
+def test_recipe_with_a_non_utf8_folder_is_rejected_before_writing(labelled: Path, tmp_path: Path) -> None:
     program = [sys.executable, "-c", "from factory.cli.main import run; run()"]
     command = ["invert", "--root", str(labelled), "--shards", str(tmp_path / "out"), "--method", "noise"]
-    done = subprocess.run([*program, *command], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "Traceback" not in done.stderr
-    assert "cannot be written as UTF-8" in done.stderr
+    result = subprocess.run([*program, *command], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "Traceback" not in result.stderr
+    assert "cannot be written as UTF-8" in result.stderr
     assert not (tmp_path / "out").exists()

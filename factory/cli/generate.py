@@ -100,7 +100,7 @@ def as_data(summary: "RunSummary", out: str) -> dict[str, object]:
         "fingerprint": summary.recipe.fingerprint(),
         "samples": totals.accepted,
         "wanted": summary.recipe.n,
-        "short": totals.short,
+        "short": totals.exhausted,
         "attempts": totals.attempts,
         "yield": round(totals.accepted / totals.attempts, 4) if totals.attempts else None,
         "rejected": totals.rejected,
@@ -122,8 +122,8 @@ def as_text(summary: "RunSummary", out: str) -> str:
     ]
     if totals.rejected:
         lines.append("Rejected: " + ", ".join(f"{reason} {count}" for reason, count in totals.rejected.items()) + ".")
-    if totals.short:
-        lines.append(f"{totals.short} samples were not accepted in any attempt and are left out.")
+    if totals.exhausted:
+        lines.append(f"{totals.exhausted} samples were not accepted in any attempt and are left out.")
     if last.quarantined:
         lines.append(
             f"{len(last.quarantined)} shards were given up; their errors are in quarantine/. Rerun to retry them."

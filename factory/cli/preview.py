@@ -19,11 +19,11 @@ def preview(
 
     Example: factory preview out/ --out sheet.png
     """
-    from factory.dataset.preview import contact_sheet
+    from factory.dataset.preview import preview_image
     from factory.dataset.storage import Store
     from factory.errors import UserError
 
-    image = contact_sheet(Store(dataset), n, out.suffix)
+    image = preview_image(Store(dataset), n, out.suffix)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(image)

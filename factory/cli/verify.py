@@ -10,7 +10,7 @@ from factory.cli.shared_options import AsJson, Dataset, Force
 from factory.files.strict_json import dumps
 
 if TYPE_CHECKING:
-    from factory.dataset.lease import Held
+    from factory.dataset.lease import HeldLease
     from factory.dataset.storage import Store
     from factory.dataset.verify import Report
 
@@ -67,20 +67,20 @@ def verify(
     raise typer.Exit(exit_codes.GIVEN_UP if repaired is not None and report.missing else exit_codes.DONE)
 
 
-def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool, lease: "Held") -> set[int]:
+def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool, lease: "HeldLease") -> set[int]:
     """Generate damaged and missing shards again; returns the shards it tried, which another check must confirm."""
     from factory.cli.view import watching
-    from factory.dataset.repair import take_out
+    from factory.dataset.repair import repair
     from factory.dataset.state import recipe_of
     from factory.generation.run import generate
 
-    done = take_out(store, report)
+    done = repair(store, report)
     recipe = recipe_of(store)
     engine = recipe.engine.model_copy(update={"workers": workers} if workers else {})
-    if done.again or done.orphans or report.missing:
+    if done.deleted or done.orphans or report.missing:
         with watching(quiet) as watch:
             generate(recipe.model_copy(update={"engine": engine}), store, watch=watch, held=lease)
-    return {*done.rewritten, *done.again, *report.missing, *report.orphans.values()}
+    return {*done.rewritten, *done.deleted, *report.missing, *report.orphans.values()}
 
 
 def as_text(data: dict[str, Any]) -> str:

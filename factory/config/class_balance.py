@@ -1,7 +1,7 @@
-"""Which classes each prompt names: endless sequences whose every prefix is balanced, readable anywhere.
+"""Balanced class sequences: which classes each prompt names, balanced over every prefix and with random access.
 
-Classes are positions 0..count-1. A sequence is a pure function of its seed, so position 10,000,000 costs what
-position 0 does, and a longer set has the shorter one as its beginning.
+Classes are indices 0..count-1. A sequence is a pure function of its seed, so index 10,000,000 costs as much as index
+0, and a longer dataset starts with the shorter one.
 """
 
 import hashlib
@@ -12,13 +12,17 @@ MAX_OBJECTS = 4
 
 
 def shuffled(count: int, *key: object) -> list[int]:
-    """0..count-1 in an order that depends on `key` alone: on no library's generator, and on no version of one."""
+    """Shuffle 0..count-1 by hash of `key`, independent of any random generator and library version."""
     prefix = "/".join(str(part) for part in key)
     return sorted(range(count), key=lambda item: hashlib.sha256(f"{prefix}/{item}".encode()).digest())
 
 
 class ObjectCounts:
-    """How many objects the sample at each index has, so that every prefix holds each number in its share."""
+    """The number of objects of each sample. In every prefix, each number occurs in proportion to its share.
+
+    The counts are decided one after another: the first takes its share of all samples at evenly spaced indices, the
+    next takes its share of the remaining ones, and so on. The last takes the rest.
+    """
 
     def __init__(self, shares: Mapping[int, float]) -> None:
         exact = {count: Fraction(str(share)) for count, share in sorted(shares.items()) if share > 0}
@@ -30,16 +34,16 @@ class ObjectCounts:
             rest -= share
 
     def at(self, index: int) -> tuple[int, int]:
-        """(number of objects, how many samples before `index` have that number)."""
+        """(number of objects, number of earlier samples with the same number of objects)."""
         for count, share in self._steps[:-1]:
-            mine = _rounded(share, index)
-            if _rounded(share, index + 1) > mine:
-                return count, mine
-            index -= mine
+            before = _rounded(share, index)
+            if _rounded(share, index + 1) > before:
+                return count, before
+            index -= before
         return self._steps[-1][0], index
 
     def before(self, index: int) -> dict[int, int]:
-        """How many of the samples 0..index-1 have each number of objects."""
+        """For each number of objects, how many of the samples 0..index-1 have it."""
         result = {}
         for count, share in self._steps[:-1]:
             result[count] = _rounded(share, index)
@@ -51,9 +55,9 @@ class ObjectCounts:
 class ClassSequence:
     """The classes of each sample.
 
-    Among the samples with the same number of objects, every prefix names each class within 1 of every other, and, for
-    two objects, each pair too. Where `ends` are the sizes that the set had when it was planned, the classes of samples
-    with one object are ordered so that the sum over one and two objects is within 1 at the first of the `ends` as well.
+    Among samples with the same number of objects, class counts differ by at most 1 in every prefix; for two objects,
+    so do pair counts. `ends` are the sizes that the dataset was planned with, in order. Single-object samples are
+    ordered so that the total over one and two objects also differs by at most 1 at the first of the `ends`.
     """
 
     def __init__(self, count: int, shares: Mapping[int, float], seed: int, ends: Sequence[int] = ()) -> None:
@@ -63,7 +67,7 @@ class ClassSequence:
         self._orders: dict[tuple[object, ...], list[int]] = {}
 
     def at(self, index: int) -> tuple[int, ...]:
-        """The distinct classes of the sample at `index`, in the order in which its prompt names them."""
+        """The distinct classes of the sample at `index`, in prompt order."""
         objects, position = self.objects.at(index)
         if objects == 1:
             block, slot = divmod(position, self.count)
@@ -73,7 +77,7 @@ class ClassSequence:
         return self._group(objects, position)
 
     def _order(self, count: int, *key: object) -> list[int]:
-        """A remembered `shuffled`: neighbouring samples share their block's order."""
+        """Cached `shuffled`; neighbouring samples share the order of their block."""
         if (count, *key) not in self._orders:
             if len(self._orders) > 256:
                 self._orders.clear()
@@ -81,7 +85,7 @@ class ClassSequence:
         return self._orders[count, *key]
 
     def _single_block(self, block: int) -> list[int]:
-        """All classes once; up to each end that falls into this block, those first that the pairs named less."""
+        """All classes once. Up to each end within this block, classes that pairs named less often come first."""
         rest = self._order(self.count, "single", block)
         chosen: list[int] = []
         for end in self._ends:
@@ -95,7 +99,7 @@ class ClassSequence:
         return chosen + rest
 
     def _pair_load(self, pairs: int) -> list[int]:
-        """How often each class was named since the pairs last were even."""
+        """How often each class has been named since pair counts were last equal."""
         load = [0] * self.count
         if pairs:
             period = self.count // 2 if self.count % 2 == 0 else self.count
@@ -105,6 +109,12 @@ class ClassSequence:
         return load
 
     def _pair(self, position: int) -> tuple[int, int]:
+        """One pair of classes; count * (count - 1) / 2 consecutive positions hold every pair once.
+
+        A turn names every class equally often: a perfect matching for an even count, a Hamiltonian cycle for an odd
+        one. Class names, turns and (for matchings) pairs within a turn are shuffled anew in each cycle through all
+        pairs. Pairs of a Hamiltonian cycle keep their order, because that order keeps its prefixes balanced.
+        """
         cycle, rest = divmod(position, self.count * (self.count - 1) // 2)
         names = self._order(self.count, "names", cycle)
         even = self.count % 2 == 0
@@ -118,19 +128,19 @@ class ClassSequence:
         return (names[second], names[first]) if swap else (names[first], names[second])
 
     def _group(self, size: int, position: int) -> tuple[int, ...]:
-        """Three or more: the classes block after block, cut into groups; needs 3 * (size - 1) classes."""
+        """Three or more classes: shuffled blocks of all classes, cut into groups. Requires 3 * (size - 1) classes."""
         items = range(position * size, (position + 1) * size)
         return tuple(self._group_block(size, item // self.count)[item % self.count] for item in items)
 
     def _group_block(self, size: int, block: int) -> list[int]:
-        """All classes once. Its head shares no class with the last block's tail, so no group has a class twice."""
+        """All classes once. Its head and the previous block's tail are disjoint, so no group repeats a class."""
         key = ("group", size, block)
         if (self.count, "headed", *key) in self._orders:
             return self._orders[self.count, "headed", *key]
         order, fixed = self._order(self.count, *key), self.count - (size - 1)
         previous = self._order(self.count, "group", size, block - 1)[fixed:] if block else []
-        free = [item for item in order[:fixed] if item not in previous]
-        head = free[: size - 1]
+        allowed = [item for item in order[:fixed] if item not in previous]
+        head = allowed[: size - 1]
         result = head + [item for item in order[:fixed] if item not in head] + order[fixed:]
         self._orders[self.count, "headed", *key] = result
         return result
@@ -141,7 +151,7 @@ def _rounded(share: Fraction, index: int) -> int:
 
 
 def _matching_pair(count: int, turn: int, slot: int) -> tuple[int, int]:
-    """Pair `slot` of the perfect matching `turn`; the count-1 matchings hold every pair once (the circle method)."""
+    """Pair `slot` of perfect matching `turn`. The count-1 matchings contain every pair once (circle method)."""
     last = count - 1
     if slot == 0:
         return last, turn
@@ -149,19 +159,20 @@ def _matching_pair(count: int, turn: int, slot: int) -> tuple[int, int]:
 
 
 def _hamiltonian_pair(count: int, turn: int, slot: int) -> tuple[int, int]:
-    """Pair `slot` of Hamiltonian cycle `turn` for an odd count (Walecki); the cycles hold every pair once.
+    """Pair `slot` of Hamiltonian cycle `turn` for an odd count (Walecki). The cycles contain every pair once.
 
-    The edges come as a matching that leaves one class out, the edge from that class to the first, then a matching of
-    all classes but the first: so the classes are within 1 after each of them.
+    Edges are ordered as a matching that leaves one class out, the edge from that class to the first one, then a
+    matching of all classes except the first. This keeps class counts within 1 of each other after every edge.
     """
     half = count // 2
     edge = 2 * slot if slot <= half else 2 * (slot - half) - 1
     return _vertex(count, turn, edge), _vertex(count, turn, (edge + 1) % count)
 
 
-def _vertex(count: int, turn: int, place: int) -> int:
-    if place == 0:
+def _vertex(count: int, turn: int, position: int) -> int:
+    """The class at a position of cycle `turn`: the last class, then a zigzag over the others, rotated by `turn`."""
+    if position == 0:
         return count - 1
-    step = place - 1
+    step = position - 1
     zigzag = (step + 1) // 2 if step % 2 else -(step // 2)
     return (zigzag + turn) % (count - 1)

@@ -1,9 +1,9 @@
-"""The key of a sample, defined once: who writes one and who reads one made elsewhere both come here."""
+"""Sample keys: the single definition used for writing keys and for validating keys from other sources."""
 
 import re
 
 PATTERN = "[0-9]{9}"
-"""A sample's index in nine digits. A key becomes a file's name in exports, so nothing else is ever accepted as one."""
+"""A sample's index as nine digits. Exports use keys as file names, so nothing else is accepted."""
 _MEMBER = re.compile(rf"({PATTERN})\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)")
 
 
@@ -13,16 +13,16 @@ def key_of(index: int) -> str:
 
 
 def check_key(key: object) -> str:
-    """The key itself; ValueError where it is none."""
+    """Return the key; raises ValueError if it is not one."""
     if not isinstance(key, str) or not re.fullmatch(PATTERN, key):
-        raise ValueError(f"{str(key)[:60]!r} is no key of a sample; a key is nine digits")
+        raise ValueError(f"{str(key)[:60]!r} is not a sample key; a key has nine digits")
     return key
 
 
 def split_member(name: str) -> tuple[str, str]:
-    """(key, suffix) of a tar member such as "000000001.seg.png"; ValueError for any other name."""
+    """Split a tar member name such as "000000001.seg.png" into (key, suffix); raises ValueError for other names."""
     found = _MEMBER.fullmatch(name)
     if found is None:
-        raise ValueError(f"{name[:60]!r} is no member of a sample; members are named by a key of nine digits, as "
+        raise ValueError(f"{name[:60]!r} is not a sample member; member names start with a key of nine digits, such as "
                          f"000000001.jpg")  # fmt: skip
     return found[1], found[2]

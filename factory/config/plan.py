@@ -1,4 +1,4 @@
-"""The plan: a recipe expanded into shards and samples. A pure function; shard 100,000 costs what shard 0 does."""
+"""The plan: a recipe expanded into shards and samples. A pure function with random access to every shard."""
 
 import hashlib
 from bisect import bisect_right
@@ -19,7 +19,7 @@ MAX_SHARDS = 1_000_000
 
 @dataclass(frozen=True)
 class PlannedSample:
-    """`index` counts through the whole set; `key` is its zero-padded form, the stem of the sample's members."""
+    """A sample to generate. `index` counts through the whole dataset; `key` is its zero-padded form."""
 
     index: int
     prompt: Prompt
@@ -30,15 +30,15 @@ class PlannedSample:
         return key_of(self.index)
 
     def seed(self, recipe_seed: int, attempt: int) -> int:
-        """63 bits that depend on nothing else."""
+        """The 63-bit seed of an attempt; depends only on the recipe's seed, the index and the attempt."""
         return int.from_bytes(hashlib.sha256(f"{recipe_seed}/{self.index}/{attempt}".encode()).digest()[:8]) >> 1
 
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """A fixed range of samples. `digest` is the shard's own fingerprint: a receipt that bears it is this shard's.
+    """A fixed range of samples. `digest` is the shard's fingerprint and links a receipt to this shard.
 
-    `format` is the recipe's: it says how samples are judged and recorded.
+    `format` is the recipe's format, which defines how samples are filtered and recorded.
     """
 
     number: int
@@ -48,19 +48,20 @@ class PlannedShard:
 
     @property
     def name(self) -> str:
-        """The stem of the shard's files."""
+        """The stem of the shard's file names."""
         return shard_name(self.number)
 
 
 def shard_name(number: int) -> str:
-    """The stem of a shard's files."""
+    """The stem of a shard's file names."""
     return f"{number:06d}"
 
 
 class Plan:
-    """The shards of a recipe, made when asked for.
+    """The shards of a recipe, computed on demand.
 
-    Where a set was extended, each range has shards of its own, so that those of the smaller set stay what they were.
+    In an extended dataset, each range between two sizes has its own shards, so the shards of the smaller dataset do not
+    change.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -69,11 +70,12 @@ class Plan:
         self._ranges = list(pairwise(bounds))
         self._first_shards = [0]
         for start, stop in self._ranges:
+            # Ceiling division, written as a negated floor division: the last shard of a range may be smaller.
             self._first_shards.append(self._first_shards[-1] - (start - stop) // recipe.shard_size)
         if len(self) > MAX_SHARDS:
             raise UserError(
-                f"n = {recipe.n} in shards of {recipe.shard_size} makes {len(self)} shards, at most {MAX_SHARDS} are "
-                f"allowed; choose a larger --shard-size."
+                f"n = {recipe.n} in shards of {recipe.shard_size} gives {len(self)} shards; at most {MAX_SHARDS} are "
+                f"allowed, so choose a larger --shard-size."
             )
 
     def __len__(self) -> int:
@@ -83,26 +85,26 @@ class Plan:
         """The range [start, stop) of sample indices of a shard."""
         if not 0 <= number < len(self):
             raise IndexError(f"shard {number} of {len(self)}")
-        which = bisect_right(self._first_shards, number) - 1
-        first, stop = self._ranges[which]
-        start = first + (number - self._first_shards[which]) * self.recipe.shard_size
+        part = bisect_right(self._first_shards, number) - 1
+        first, stop = self._ranges[part]
+        start = first + (number - self._first_shards[part]) * self.recipe.shard_size
         return start, min(start + self.recipe.shard_size, stop)
 
     def shard(self, number: int) -> PlannedShard:
-        """One shard with its samples."""
+        """The shard with this number and its samples."""
         start, stop = self.bounds(number)
         samples = tuple(PlannedSample(index, self.prompt(index)) for index in range(start, stop))
-        rows = [(sample.index, asdict(sample.prompt)) for sample in samples]
-        digest = hashlib.sha256(self._fingerprint.encode() + canonical(rows)).hexdigest()
+        prompts = [(sample.index, asdict(sample.prompt)) for sample in samples]
+        digest = hashlib.sha256(self._fingerprint.encode() + canonical(prompts)).hexdigest()
         return PlannedShard(number, samples, digest, self.recipe.format)
 
     def prompt(self, index: int) -> Prompt:
-        """The prompt of a sample: the next of the recipe's own, or a caption of the next classes."""
+        """The prompt of a sample: one of the recipe's prompts, or a caption of the next classes."""
         if self._prompts is not None and self.recipe.real is not None:
             return self._prompts[index]
         if self._prompts is not None:
-            block, place = divmod(index, len(self._prompts))
-            return self._prompts[self._prompt_order(block)[place]]
+            block, position = divmod(index, len(self._prompts))
+            return self._prompts[self._prompt_order(block)[position]]
         names = self._names
         return captioned(self._vocabulary, [names[item] for item in self._classes.at(index)])
 

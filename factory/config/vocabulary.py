@@ -1,4 +1,4 @@
-"""Class lists with fixed ids, aliases and seen/unseen splits, and the captions that name their classes."""
+"""Class lists with fixed ids, aliases and seen/unseen splits, and captions for their classes."""
 
 import csv
 import difflib
@@ -20,7 +20,7 @@ _COCO_NAMES = (
     "cake chair couch potted_plant bed - dining_table - - toilet - tv laptop mouse remote keyboard cell_phone "
     "microwave oven toaster sink refrigerator - book clock vase scissors teddy_bear hair_drier toothbrush"
 )
-"""COCO's things in the order of their official ids from 1; a dash is an id that was never used."""
+"""COCO's thing classes in order of their official ids, starting at 1; a dash is an unused id."""
 
 _COCO_ALIASES = {
     "airplane": ("aeroplane", "plane"),
@@ -53,17 +53,17 @@ _COCO_UNSEEN_1 = (
 _PLURAL = frozenset({"skis", "scissors"})
 
 _CONTROLS = ("Cc", "Cs", "Co", "Zl", "Zp")
-"""Unicode's controls (a newline, a tab), halves of characters, private characters and line separators."""
+"""Unicode categories of control characters, surrogates, private-use characters and line separators."""
 _IGNORABLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
-"""Soft hyphens, zero-width characters and direction marks: two names that differ in these look the same."""
-_UNSEEN = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
-"""Those of them that no script needs; U+200C and U+200D stand inside words of Persian and Hindi."""
-_LONGEST = 100
+"""Soft hyphens, zero-width characters and direction marks; names that differ only in these look the same."""
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
+"""The subset that no script requires; U+200C and U+200D occur inside words of Persian and Hindi."""
+_MAX_LENGTH = 100
 
 
 @dataclass(frozen=True)
 class ClassEntry:
-    """One class: its official id, its official name, and what else it is called."""
+    """A class: its official id, official name and aliases."""
 
     id: int
     name: str
@@ -71,9 +71,9 @@ class ClassEntry:
 
     @property
     def display(self) -> str:
-        """The name that prompts use: COCO's words for VOC's classes ("dining table", not "diningtable").
+        """The name used in prompts: COCO's name for a VOC class ("dining table", not "diningtable").
 
-        Text encoders know spaced everyday words; the embedded model knows COCO's names only.
+        Text encoders handle everyday words with spaces better, and the embedded model only knows COCO's names.
         """
         for alias in self.aliases:
             if alias in _coco_name_set():
@@ -94,54 +94,52 @@ class Vocabulary:
         return tuple(entry.name for entry in self.classes)
 
     def find(self, name: str) -> ClassEntry | None:
-        """The class of this name or alias, whatever its case, blanks and underscores; None where there is none."""
-        wanted = _plain(name)
+        """Look up a class by name or alias, ignoring case, whitespace and underscores; None if there is none."""
+        plain = _plain(name)
         for entry in self.classes:
-            if wanted in (_plain(known) for known in (entry.name, *entry.aliases)):
+            if plain in (_plain(known) for known in (entry.name, *entry.aliases)):
                 return entry
         return None
 
     def resolve(self, name: str) -> ClassEntry:
-        """The class of this name or alias, as `find` does; UserError with the nearest names otherwise."""
+        """Like `find`, but raises UserError with suggestions if there is no such class."""
         entry = self.find(name)
         if entry is not None:
             return entry
         raise UserError(f"There is no class {name!r} in {self.name}{_nearest(name, self.classes)}")
 
     def by_id(self, class_id: int) -> ClassEntry:
-        """The class with this id; UserError where the id is not used."""
+        """The class with this id; raises UserError if the id is not used."""
         for entry in self.classes:
             if entry.id == class_id:
                 return entry
         ids = [entry.id for entry in self.classes]
-        raise UserError(
-            f"No class of {self.name} has the id {class_id}; its ids lie between {min(ids)} and {max(ids)}."
-        )
+        raise UserError(f"No class in {self.name} has the id {class_id}; ids range from {min(ids)} to {max(ids)}.")
 
     def unseen(self, split: str) -> tuple[str, ...]:
-        """The names that a split leaves unseen.
+        """The unseen class names of a split.
 
-        VOC: 15/5 splits "1", "2", "3" of the paper, and "zs3" of its Protocol II. COCO: 65/15, where "1" is the
-        paper's; "2" and "3" were never published and are this project's own, drawn by hash from the other classes.
+        VOC: the 15/5 splits "1", "2" and "3" of the paper, and "zs3" of its Protocol II. COCO: 65/15 splits; "1" is
+        from the paper. "2" and "3" were never published, so they are drawn here by hash from the other classes.
         """
         all_splits: dict[str, dict[str, tuple[str, ...]]] = {"voc": _VOC_UNSEEN, "coco": _coco_unseen()}
         splits = all_splits.get(self.name, {})
         if split not in splits:
             allowed = ", ".join(splits) or "none"
-            raise UserError(f"There is no split {split!r} of {self.name}; its splits are: {allowed}.")
+            raise UserError(f"There is no split {split!r} for {self.name}; available splits: {allowed}.")
         return splits[split]
 
     def seen(self, split: str) -> tuple[str, ...]:
-        """The names that a split may train on, in the vocabulary's order."""
+        """The class names that training on a split may use, in vocabulary order."""
         unseen = self.unseen(split)
         return tuple(name for name in self.names if name not in unseen)
 
 
 @functools.cache
 def coco() -> Vocabulary:
-    """COCO's 80 things with their official ids, 1 to 90 with gaps."""
-    rows = enumerate(_COCO_NAMES.split(), 1)
-    named = ((number, word.replace("_", " ")) for number, word in rows if word != "-")
+    """COCO's 80 thing classes with their official ids, 1 to 90 with gaps."""
+    numbered = enumerate(_COCO_NAMES.split(), 1)
+    named = ((number, name.replace("_", " ")) for number, name in numbered if name != "-")
     return Vocabulary("coco", tuple(ClassEntry(n, name, _COCO_ALIASES.get(name, ())) for n, name in named))
 
 
@@ -149,20 +147,25 @@ def coco() -> Vocabulary:
 def voc() -> Vocabulary:
     """PASCAL VOC's 20 classes, ids 1 to 20, with COCO's names as aliases."""
     coco_name = {alias: name for name, aliases in _COCO_ALIASES.items() for alias in aliases}
-    rows = enumerate(_VOC_NAMES.split(), 1)
-    return Vocabulary("voc", tuple(ClassEntry(n, w, (coco_name[w],) if w in coco_name else ()) for n, w in rows))
+    return Vocabulary(
+        "voc",
+        tuple(
+            ClassEntry(number, name, (coco_name[name],) if name in coco_name else ())
+            for number, name in enumerate(_VOC_NAMES.split(), 1)
+        ),
+    )
 
 
 def from_names(names: Sequence[str], label: str = "the class list") -> Vocabulary:
-    """A vocabulary of the given names in their order.
+    """Build a vocabulary of the given names in order.
 
-    If COCO knows every one of them it lends its names, aliases and official ids; otherwise ids count from 1. Raises
-    UserError for an empty list, a name that cannot be one (see `_check_name`), and a name that comes twice, also where
-    the two differ in case, blanks or Unicode form only.
+    If all names are COCO classes, it uses COCO's names, aliases and official ids; otherwise ids start at 1. Raises
+    UserError for an empty list, an invalid name (see `_check_name`), and repeated names, including names that differ
+    only in case, whitespace or Unicode form.
     """
     cleaned = [" ".join(_check_name(name, label).split()) for name in names if name.strip()]
     if not cleaned:
-        raise UserError(f"There is no class name in {label}; give at least one, as in --classes dog,cat.")
+        raise UserError(f"There is no class name in {label}; give at least one, for example --classes dog,cat.")
     by_name = {_plain(known): entry for entry in coco().classes for known in (entry.name, *entry.aliases)}
     known = [by_name.get(_plain(name)) for name in cleaned]
     if all(known):
@@ -173,14 +176,14 @@ def from_names(names: Sequence[str], label: str = "the class list") -> Vocabular
     for entry, given in zip(entries, cleaned, strict=True):
         plain = _plain(entry.name)
         if plain in first:
-            told = "" if first[plain] == given else f" as {first[plain]!a} and {given!a}"
-            raise UserError(f"The class {plain!r} comes twice in {label}{told}; name each class once.")
+            spellings = "" if first[plain] == given else f" as {first[plain]!a} and {given!a}"
+            raise UserError(f"The class {plain!r} is repeated in {label}{spellings}; name each class once.")
         first[plain] = given
     return Vocabulary("custom", entries)
 
 
 def parse_classes(text: str) -> Vocabulary:
-    """What `--classes` takes: `coco`, `voc`, a file of names, or names with commas between them."""
+    """Parse the value of `--classes`: `coco`, `voc`, a file of names, or comma-separated names."""
     from factory.config.class_file import SUFFIXES, read_class_file
 
     if text in ("coco", "voc"):
@@ -189,49 +192,49 @@ def parse_classes(text: str) -> Vocabulary:
     try:
         if Path(text).is_file():
             return _checked(read_class_file(Path(text)), f"the file {text}")
-    except (OSError, ValueError) as error:  # a path that is too long, or holds a NUL
+    except (OSError, ValueError) as error:  # the path is too long or contains a NUL
         if isinstance(error, UserError):
             raise
     if text.lower().endswith(SUFFIXES) or "/" in text:
-        raise UserError(f"There is no class file {text}; give coco, voc, an existing file, or names like dog,cat.")
+        raise UserError(f"There is no class file {text}; give coco, voc, an existing file, or names such as dog,cat.")
     _check_name(text, "--classes")
     try:
-        row = next(csv.reader([text], skipinitialspace=True, strict=True), [])
+        names = next(csv.reader([text], skipinitialspace=True, strict=True), [])
     except csv.Error as error:
-        raise UserError(f"{label} cannot be read ({error}); give names with commas between them: dog,cat.") from error
-    return _checked(row, label)
+        raise UserError(f"{label} cannot be parsed ({error}); give comma-separated names such as dog,cat.") from error
+    return _checked(names, label)
 
 
 def _checked(names: Sequence[str], label: str) -> Vocabulary:
-    """`from_names` for what a person gives now; a recipe that holds such a name keeps it."""
+    """Like `from_names`, with stricter checks for new input; existing recipes may contain such names."""
     for name in (name for name in names if name.strip()):
-        told = None
-        if not any(letter.isalpha() for letter in name):
-            told = "has no letter; give names, not ids"
-        elif _UNSEEN.search(name):
-            told = f"holds an invisible character ({name[:60]!a}); type the name again"
-        elif len(name) > _LONGEST:
-            told = f"is longer than {_LONGEST} characters; give one name per class"
-        if told is not None:
-            raise UserError(f"The class {name.strip()[:60]!r} in {label} {told}.")
+        problem = None
+        if not any(character.isalpha() for character in name):
+            problem = "has no letter; give names, not ids"
+        elif _INVISIBLE.search(name):
+            problem = f"contains an invisible character ({name[:60]!a}); retype the name"
+        elif len(name) > _MAX_LENGTH:
+            problem = f"is longer than {_MAX_LENGTH} characters; give one name per class"
+        if problem is not None:
+            raise UserError(f"The class {name.strip()[:60]!r} in {label} {problem}.")
     return from_names(names, label)
 
 
 def _check_name(name: str, label: str) -> str:
-    """The name; UserError where it is background or holds a control character, as a newline."""
-    told = None
-    strange = next((letter for letter in name if unicodedata.category(letter) in _CONTROLS), None)
-    if strange is not None:
-        told = f"holds the character U+{ord(strange):04X}, which is no letter of a name; give names like dog,cat"
+    """Return the name; raises UserError if it is "background" or contains a control character such as a newline."""
+    problem = None
+    control = next((character for character in name if unicodedata.category(character) in _CONTROLS), None)
+    if control is not None:
+        problem = f"contains the character U+{ord(control):04X}, which is not allowed; give names such as dog,cat"
     elif _plain(name) == "background":
-        told = "is what all pixels of no class are, and is never listed; leave it out"
-    if told is not None:
-        raise UserError(f"The class {name[:60]!r} in {label} {told}.")
+        problem = "is implicit and must not be listed; remove it"
+    if problem is not None:
+        raise UserError(f"The class {name[:60]!r} in {label} {problem}.")
     return name
 
 
 def article(name: str) -> str:
-    """ "a " or "an " as the name wants, nothing before a plural."""
+    """The article before a name: "a ", "an ", or nothing for a plural."""
     if name in _PLURAL:
         return ""
     return "an " if name[:1].lower() in "aeiou" else "a "
@@ -244,7 +247,7 @@ def caption(names: Sequence[str]) -> str:
 
 @functools.lru_cache(4096)
 def _plain(name: str) -> str:
-    """What two spellings of one class have in common: Unicode's compatibility form, small letters, single blanks."""
+    """Normalise a name for comparison: Unicode compatibility form, case-folded, single spaces."""
     form = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     return " ".join(_IGNORABLE.sub("", form).replace("_", " ").split())
 

@@ -1,1 +1,1 @@
-"""What a dataset consists of on disk or in a bucket, and in which state it is."""
+"""Datasets on disk or in a bucket: files, formats and state."""

@@ -1,4 +1,4 @@
-"""The README of a dataset: what it is, how it was made, how to read it."""
+"""The dataset card (README.md): contents, provenance and usage of a dataset."""
 
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -18,59 +18,59 @@ from PIL import Image
 
 for sample in wds.WebDataset("train/{{000000..{last:06d}}}.tar", shardshuffle=False):
     image, label = (Image.open(io.BytesIO(sample[name])) for name in ("jpg", "seg.png"))
-    about = json.loads(sample["json"])
-    print(image.size, label.getextrema(), [row["category_name"] for row in about["annotations"]])
+    record = json.loads(sample["json"])
+    print(image.size, label.getextrema(), [annotation["category_name"] for annotation in record["annotations"]])
 ```"""
-"""A picture opened this way keeps its palette; webdataset's own "pil" decoder turns labels into colours."""
+"""Opened this way, a label image keeps its palette; webdataset's "pil" decoder converts labels to colours."""
 
 
 def card(recipe: Recipe, sums: "Totals", last_shard: int) -> str:
-    """Markdown with the header that dataset hubs read; a function of the recipe and of what was committed."""
-    title, summary, limits = _of_photographs(recipe) if recipe.real else _of_generated(recipe)
-    head = yaml.safe_dump(_head(recipe, sums), sort_keys=False, allow_unicode=True, width=110)
-    rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(recipe, sums).items())
+    """The card as Markdown with a YAML header; a function of the recipe and the committed shards."""
+    title, summary, limitations = _text_for_real(recipe) if recipe.real else _text_for_generated(recipe)
+    header = yaml.safe_dump(_header(recipe, sums), sort_keys=False, allow_unicode=True, width=110)
+    table = "\n".join(f"| {name} | {value} |" for name, value in _facts(recipe, sums).items())
     classes = recipe.vocabulary().classes
     split = (
-        f"It is training data of a grounder: split {recipe.oracle.split}, whose {len(recipe.oracle.seen)} seen classes "
-        f"alone are named in prompts. `latent.npy` holds the latents of the features.\n\n"
+        f"This is training data for a grounder: split {recipe.oracle.split}; prompts only name its "
+        f"{len(recipe.oracle.seen)} seen classes. `latent.npy` contains the latents of the features.\n\n"
         if recipe.oracle
         else ""
     )
-    again = " and the same photographs and labels" if recipe.real else ""
+    condition = ", and the same images and labels" if recipe.real else ""
     return f"""---
-{head}---
+{header}---
 # {sums.accepted} {title}
 
 {summary}
 
 | | |
 |---|---|
-{rows}
+{table}
 
-{split}`factory generate --recipe recipe.yaml --shards DIR` makes the same bytes again on the same kind of device, with
-the same library versions{again}.
+{split}`factory generate --recipe recipe.yaml --shards DIR` reproduces the same bytes, given the same type of device and
+library versions{condition}.
 
-## Read
+## Usage
 
 {_READ.format(last=last_shard)}
 
 `load_dataset(DIR)` of Hugging Face `datasets` reads the same files.
-`seg.png` is a palette picture: 0 background, 255 to be ignored, else the category's id. `json` holds COCO annotations
-(official ids, run lengths, boxes as x, y, width, height), the prompt, the seed and what the filters measured.
-`manifest/*.parquet` has a row for each sample.
+`seg.png` is a palette PNG: 0 is background, 255 is ignore, other values are category ids. `json` contains COCO
+annotations (official ids, run lengths, boxes as x, y, width, height), the prompt, the seed and the filter scores.
+`manifest/*.parquet` has one row per sample.
 
 ## Classes
 
 {", ".join(f"{entry.id} {entry.name}" for entry in classes)}
 
-## Limits
+## Limitations
 
-{limits}
+{limitations}
 """
 
 
-def _head(recipe: Recipe, sums: "Totals") -> dict[str, Any]:
-    """What dataset hubs read, with the columns' types and where the shards lie, for there is parquet beside them."""
+def _header(recipe: Recipe, sums: "Totals") -> dict[str, Any]:
+    """The YAML header. It gives column types and the paths of the shards, because the manifest is parquet too."""
     return {
         "task_categories": ["image-segmentation"],
         "tags": [*([] if recipe.real else ["synthetic"]), "webdataset"],
@@ -80,46 +80,45 @@ def _head(recipe: Recipe, sums: "Totals") -> dict[str, Any]:
     }
 
 
-def _of_generated(recipe: Recipe) -> tuple[str, str, str]:
-    """(title, what it is, what to beware of) of a dataset whose images were generated."""
-    source = "prompts of its maker's own" if recipe.prompts else "class names"
-    judge = {"detector": "a detector", "attention": "the model's own attention"}
-    masks = judge.get(recipe.masks.source, "a trained grounder")
+def _text_for_generated(recipe: Recipe) -> tuple[str, str, str]:
+    """(title, summary, limitations) of a dataset of generated images."""
+    source = "custom prompts" if recipe.prompts else "class names"
+    sources = {"detector": "a detector", "attention": "the model's own attention"}
+    masks = sources.get(recipe.masks.source, "a trained grounder")
     return (
         "generated images with masks",
-        f"Made from {source}: the images by a text-to-image model, the masks by {masks}.\n"
-        "No image is a photograph, and none was labelled by a person.",
-        "The images show what the text-to-image model makes of a class name, and the masks what was found in them:\n"
-        "measure both before you trust a model that was trained on them. The licence is that of what the\n"
-        "text-to-image model may be used for.",
+        f"Generated from {source}: the images by a text-to-image model, the masks by {masks}.\n"
+        "No image is a photograph, and no image was labelled by a human.",
+        "The images show how the text-to-image model depicts a class name; the masks show what was found in them.\n"
+        "Evaluate both before you rely on a model trained on them. The licence terms of the text-to-image model\n"
+        "apply to its outputs.",
     )
 
 
-def _of_photographs(recipe: Recipe) -> tuple[str, str, str]:
-    """The same of a dataset that `factory invert` made."""
+def _text_for_real(recipe: Recipe) -> tuple[str, str, str]:
+    """(title, summary, limitations) of a dataset created by `factory invert`."""
     assert recipe.real is not None
-    form = f"PASCAL VOC's form, image set {recipe.real.image_set}" if recipe.real.dataset == "voc" else "COCO's form"
-    way = "DDIM inversion" if recipe.real.method == "ddim" else "adding noise"
+    kind = f"PASCAL VOC format, image set {recipe.real.image_set}" if recipe.real.dataset == "voc" else "COCO format"
+    method = "DDIM inversion" if recipe.real.method == "ddim" else "adding noise"
     return (
         "real images with their labels",
-        f"Images of a labelled folder ({form}), scaled to the size of a text-to-image model, with the folder's own\n"
-        f"labels as masks. No image was generated and no mask was found by a model, which gave the latents alone, by\n"
-        f"{way}.",
-        "Licence and privacy are those of the folder that the images come from. The labels are the folder's, with\n"
-        "their errors.",
+        f"Images of a labelled folder ({kind}), scaled to the size of a text-to-image model, with the folder's own\n"
+        f"labels as masks. No image was generated and no mask was found by a model. The model only provided the\n"
+        f"latents, by {method}.",
+        "The licence and privacy terms of the source folder apply. Its labels may contain errors.",
     )
 
 
 def _facts(recipe: Recipe, sums: "Totals") -> dict[str, str]:
-    """The table of the card: every model that took part, with its revision."""
+    """The table of the card: every model used, with its revision."""
     generator, masks, real = recipe.generator, recipe.masks, recipe.real
     model = f"{generator.model}, revision {generator.revision}"
     rejected = ", ".join(f"{reason} {count}" for reason, count in sums.rejected.items()) or "none"
     facts = {"samples": f"{sums.accepted} of {recipe.n}, in {sums.shards} shards, {sums.bytes / 1e6:.1f} MB"}
     if real is not None:
         facts["images and masks"] = f"{len(real.keys)} of {PurePath(real.root).name}, labels {real.labels_digest[:12]}"
-        facts["text-to-image model, for the latents"] = model
-        facts["way to noise"] = f"{real.method}, {real.steps} steps" if real.method == "ddim" else real.method
+        facts["text-to-image model (latents only)"] = model
+        facts["inversion"] = f"{real.method}, {real.steps} steps" if real.method == "ddim" else real.method
     else:
         facts["text-to-image model"] = model
         facts["sampling"] = f"{generator.solver}, {generator.steps} steps, guidance {generator.guidance:g}"

@@ -1,4 +1,4 @@
-"""The check of one shard: against its receipt, its plan and itself, as far as any reader builds upon it."""
+"""Check a shard against its receipt and plan, and check everything that readers rely on."""
 
 import hashlib
 from collections.abc import Iterator
@@ -18,17 +18,18 @@ from factory.dataset.receipts import Blob, Receipt, read_receipt
 from factory.dataset.storage import Store
 from factory.dataset.stream import annotation_of
 from factory.dataset.tar import unpack
-from factory.files.decode import decode_array, load_picture
+from factory.files.decode import decode_array, load_image
 
-_SHOWN = 5
-"""Problems shown of one shard; the rest are counted."""
+_MAX_SHOWN = 5
+"""Problems reported per shard; the rest are only counted."""
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What the check of one shard came to.
+class ShardCheck:
+    """The result of checking a shard.
 
-    `images` are digests of its jpg members; `only_manifest` says that all but the manifest is sound.
+    `images` maps digests of its jpg members to sample keys; `only_manifest` means that only the manifest
+    is damaged.
     """
 
     number: int
@@ -38,59 +39,59 @@ class Checked:
     only_manifest: bool = False
 
 
-def check_shard(store: Store, recipe: Recipe, planned: PlannedShard) -> Checked:
-    """One shard against its receipt, its plan and itself."""
+def check_shard(store: Store, recipe: Recipe, planned: PlannedShard) -> ShardCheck:
+    """Check a shard against its receipt and its plan."""
     try:
         receipt = read_receipt(store, planned.number)
     except ValueError as error:
-        return Checked(planned.number, [str(error)])
+        return ShardCheck(planned.number, [str(error)])
     if receipt is None:
-        return Checked(planned.number, ["the receipt is gone"])
-    problems = [] if receipt.plan == planned.digest else ["the receipt is of another plan"]
+        return ShardCheck(planned.number, ["the receipt is missing"])
+    problems = [] if receipt.plan == planned.digest else ["the receipt belongs to a different plan"]
     data, damage = _blob(store, receipt.tar)
     problems += damage
     if data is None:
-        return Checked(planned.number, problems)
+        return ShardCheck(planned.number, problems)
     try:
         samples = list(unpack(data))
     except ValueError as error:
-        return Checked(planned.number, [*problems, str(error)])
+        return ShardCheck(planned.number, [*problems, str(error)])
     problems += list(_check_keys(samples, planned, receipt))
     for sample in samples:
         problems += [f"{sample.key}: {problem}" for problem in check_sample(sample, recipe)]
     images = {hashlib.sha256(s.members["jpg"]).digest()[:16]: s.key for s in samples if "jpg" in s.members}
     if problems:
-        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        return Checked(planned.number, problems[:_SHOWN] + more, len(samples), images)
+        rest = [f"and {len(problems) - _MAX_SHOWN} more"] if len(problems) > _MAX_SHOWN else []
+        return ShardCheck(planned.number, problems[:_MAX_SHOWN] + rest, len(samples), images)
     problems = list(_check_manifest(store, receipt, samples, planned))
-    return Checked(planned.number, problems, len(samples), images, only_manifest=bool(problems))
+    return ShardCheck(planned.number, problems, len(samples), images, only_manifest=bool(problems))
 
 
 def check_sample(sample: EncodedSample, recipe: Recipe) -> Iterator[str]:
-    """What a reader of this sample would stumble over."""
+    """Yield the problems that a reader of this sample would encounter."""
     if tuple(sample.members) != (SUFFIXES if recipe.oracle is None else ORACLE_SUFFIXES):
         yield f"its members are {', '.join(sample.members)}"
         return
     try:
-        row = annotation_of(sample)
-        labels, picture = decode_label_png(sample.members["seg.png"]), load_picture(sample.members["jpg"], "JPEG")
-        size = (row["image"]["width"], row["image"]["height"])
-        if picture.size != size or labels.shape[::-1] != size:
-            yield f"image {picture.size}, labels {labels.shape[::-1]} and annotation {size} differ in size"
+        record = annotation_of(sample)
+        labels, image = decode_label_png(sample.members["seg.png"]), load_image(sample.members["jpg"], "JPEG")
+        size = (record["image"]["width"], record["image"]["height"])
+        if image.size != size or labels.shape[::-1] != size:
+            yield f"image {image.size}, labels {labels.shape[::-1]} and annotation {size} differ in size"
             return
-        yield from _check_annotations(row, labels, recipe.vocabulary())
-        found = {annotation["category_name"] for annotation in row["annotations"]}
+        yield from _check_annotations(record, labels, recipe.vocabulary())
+        found = {annotation["category_name"] for annotation in record["annotations"]}
         if recipe.oracle is not None:
-            yield from _check_oracle(sample, row, found, recipe.oracle)
-        elif set(row["classes"]) != found:
-            yield "the objects are not those of the prompt"
+            yield from _check_oracle(sample, record, found, recipe.oracle)
+        elif set(record["classes"]) != found:
+            yield "the objects do not match the prompt"
     except (ValueError, KeyError, TypeError) as error:
         yield f"cannot be read: {type(error).__name__} {error}"
 
 
-def _check_annotations(row: dict[str, Any], labels: Any, vocabulary: Vocabulary) -> Iterator[str]:
+def _check_annotations(record: dict[str, Any], labels: Any, vocabulary: Vocabulary) -> Iterator[str]:
     expected = np.zeros_like(labels)
-    for annotation in row["annotations"]:
+    for annotation in record["annotations"]:
         name, number = annotation["category_name"], annotation["category_id"]
         if vocabulary.resolve(name).id != number:
             yield f"{name} has the id {number}"
@@ -99,29 +100,31 @@ def _check_annotations(row: dict[str, Any], labels: Any, vocabulary: Vocabulary)
             yield f"the mask of {name} is {mask.shape}"
             continue
         if annotation["area"] != np.count_nonzero(mask) or annotation["bbox"] != mask_to_xywh(mask):
-            yield f"area or box of {name} are not those of its mask"
+            yield f"area or box of {name} does not match its mask"
         if (expected[mask] != 0).any():
             yield f"the mask of {name} overlaps another"
         expected[mask] = number
     if not ((labels == expected) | ((labels == IGNORE) & (expected == 0))).all():
-        yield "the label picture is not that of the run lengths"
+        yield "the label image does not match the run lengths"
 
 
-def _check_oracle(sample: EncodedSample, row: dict[str, Any], found: set[str], oracle: OracleRecipe) -> Iterator[str]:
-    if not found or not found <= set(row["classes"]):
-        yield "the objects are not some of those of the prompt"
-    if leaked := set(row["classes"]) - set(oracle.seen):
-        yield f"it names {', '.join(sorted(leaked))}, which the split leaves unseen"
+def _check_oracle(
+    sample: EncodedSample, record: dict[str, Any], found: set[str], oracle: OracleRecipe
+) -> Iterator[str]:
+    if not found or not found <= set(record["classes"]):
+        yield "the objects do not match the prompt"
+    if leaked := set(record["classes"]) - set(oracle.seen):
+        yield f"it names {', '.join(sorted(leaked))}, which the split defines as unseen"
     if not np.isfinite(decode_array(sample.members["latent.npy"])).all():
-        yield "the latent is not finite"
+        yield "the latent contains values that are not finite"
 
 
 def _check_manifest(
     store: Store, receipt: Receipt, samples: list[EncodedSample], planned: PlannedShard
 ) -> Iterator[str]:
-    """The stored file is that of the receipt, and its rows are those that follow from the samples.
+    """Check that the manifest matches the receipt's digest and the samples.
 
-    Rows are compared and not bytes: a parquet file names the version of the library that wrote it.
+    Rows are compared, not bytes: a parquet file contains the version of the library that wrote it.
     """
     data, damage = _blob(store, receipt.manifest)
     yield from damage
@@ -129,7 +132,7 @@ def _check_manifest(
         return
     try:
         if read_manifest(data) != manifest_table(samples, planned.number, planned.format).to_pylist():
-            yield "the manifest does not follow from the samples"
+            yield "the manifest does not match the samples"
     except (ValueError, KeyError, TypeError) as error:
         yield f"{receipt.manifest.name}: {error}"
 
@@ -138,16 +141,16 @@ def _check_keys(samples: list[EncodedSample], planned: PlannedShard, receipt: Re
     keys = [sample.key for sample in samples]
     expected = [sample.key for sample in planned.samples if sample.index not in receipt.short]
     if keys != expected:
-        lost, extra = sorted(set(expected) - set(keys)), sorted(set(keys) - set(expected))
-        yield f"samples lost: {', '.join(lost[:3]) or 'none'}; too many: {', '.join(extra[:3]) or 'none or twice'}"
+        missing, extra = sorted(set(expected) - set(keys)), sorted(set(keys) - set(expected))
+        yield f"missing samples: {', '.join(missing[:3]) or 'none'}; extra: {', '.join(extra[:3]) or 'duplicates'}"
     if receipt.accepted != len(keys) or receipt.planned != len(planned.samples):
-        yield f"the receipt counts {receipt.accepted} of {receipt.planned} samples, there are {len(keys)}"
+        yield f"the receipt counts {receipt.accepted} of {receipt.planned} samples, but the tar contains {len(keys)}"
 
 
 def _blob(store: Store, blob: Blob) -> tuple[bytes | None, list[str]]:
     data = store.get(blob.name)
     if data is None:
-        return None, [f"{blob.name} is gone"]
+        return None, [f"{blob.name} is missing"]
     if hashlib.sha256(data).hexdigest() != blob.sha256:
-        return data, [f"{blob.name} has {len(data)} bytes that are not those of the receipt"]
+        return data, [f"{blob.name} ({len(data)} bytes) does not match the digest in the receipt"]
     return data, []

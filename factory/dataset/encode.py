@@ -1,4 +1,4 @@
-"""One sample as the three members that every reader knows."""
+"""Encode a sample as the members of a WebDataset tar."""
 
 import io
 import json
@@ -8,21 +8,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Pictures
+from PIL import Image as PILImage
 
 from factory.config.vocabulary import Vocabulary
 from factory.dataset.masks import encode_label_png, label_map
 from factory.dataset.records import Image, Sample, annotate
 
 SUFFIXES = ("jpg", "json", "seg.png")
-"""The members of a sample, in the order in which they lie in the tar."""
+"""The members of a sample, in tar order."""
 ORACLE_SUFFIXES = ("jpg", "json", "latent.npy", "seg.png")
-"""Those of an oracle's sample: `latent.npy` is float16 (C, h, w)."""
+"""The members of an oracle's sample, in tar order; `latent.npy` is float16 (C, h, w)."""
 
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """`members` maps each of SUFFIXES, or of ORACLE_SUFFIXES, to its bytes."""
+    """An encoded sample; `members` maps each of SUFFIXES or ORACLE_SUFFIXES to its bytes."""
 
     key: str
     members: Mapping[str, bytes]
@@ -31,9 +31,9 @@ class EncodedSample:
 def encode_sample(
     sample: Sample, vocabulary: Vocabulary, provenance: Mapping[str, Any], jpeg_quality: int
 ) -> EncodedSample:
-    """The same sample gives the same bytes."""
+    """Encode a sample. The result is deterministic: equal samples give equal bytes."""
     annotation = annotate(sample, vocabulary, provenance)
-    ids = [row["category_id"] for row in annotation["annotations"]]
+    ids = [item["category_id"] for item in annotation["annotations"]]
     masks = [instance.mask for instance in sample.grounded.instances]
     shape = (sample.image.shape[0], sample.image.shape[1])
     members = {
@@ -47,14 +47,14 @@ def encode_sample(
 
 
 def encode_array(array: NDArray[np.float16]) -> bytes:
-    """An array as numpy's own file."""
+    """Encode an array as a .npy file."""
     stream = io.BytesIO()
     np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
     return stream.getvalue()
 
 
 def encode_jpeg(image: Image, quality: int) -> bytes:
-    """A JPEG with full colour resolution."""
+    """Encode a JPEG without chroma subsampling."""
     stream = io.BytesIO()
-    Pictures.fromarray(image).save(stream, "JPEG", quality=quality, subsampling=0)
+    PILImage.fromarray(image).save(stream, "JPEG", quality=quality, subsampling=0)
     return stream.getvalue()

@@ -1,7 +1,7 @@
-"""The columns of a dataset's shards in the words of a dataset card, for Hugging Face `datasets`.
+"""The column types of a dataset's shards, as Hugging Face dataset cards declare them.
 
-With them `load_dataset(folder)` does not have to infer types from the first samples, which fails where the first shard
-is empty, and in datasets of format 1 where a list is.
+Without them, `load_dataset(folder)` infers types from the first samples. That fails if the first shard is empty or, in
+format 1, if a list is empty.
 """
 
 from typing import Any
@@ -13,59 +13,59 @@ Column = dict[str, Any]
 
 
 def shard_features(recipe: Recipe) -> list[Column]:
-    """A card's `features` of the members of a sample, as the builder `webdataset` names them."""
-    latent = {"latent.npy": _several(_several(_several("float16")))} if recipe.oracle is not None else {}
+    """The `features` of a card: the members of a sample, named as the builder `webdataset` names them."""
+    latent = {"latent.npy": _sequence(_sequence(_sequence("float16")))} if recipe.oracle is not None else {}
     columns = {"jpg": _value("image"), "json": _struct(_record(recipe)), **latent, "seg.png": _value("image")}
     return _named({**columns, "__key__": _value("string"), "__url__": _value("string")})
 
 
 def _record(recipe: Recipe) -> dict[str, Column]:
-    """The json member; a field that only some datasets have is null in the others."""
-    tried = {"attempt": _value("int64"), "seed": _value("int64")}
+    """The columns of the json member. A field that only some datasets have is null in the others."""
+    attempt = {"attempt": _value("int64"), "seed": _value("int64")}
     if recipe.format == 1:
-        tries = {"rejected": _structs({**tried, "reason": _value("string")})}
+        attempts = {"rejected": _structs({**attempt, "reason": _value("string")})}
     else:
-        tries = {"attempts": _structs({**tried, "outcome": _value("string")})}
+        attempts = {"attempts": _structs({**attempt, "outcome": _value("string")})}
     oracle: dict[str, Column] = {}
     if recipe.oracle is not None:
-        box = {"category_name": _value("string"), "score": _value("float64"), "bbox": _several("int64")}
+        box = {"category_name": _value("string"), "score": _value("float64"), "bbox": _sequence("int64")}
         oracle = {"timestep": _value("int64"), "detections": _structs(box)}
     return {
         "key": _value("string"),
-        "image": _struct({"file_name": _value("string"), **_all("int64", "id", "width", "height")}),
+        "image": _struct({"file_name": _value("string"), **_values("int64", "id", "width", "height")}),
         "annotations": _structs(_annotation()),
         "prompt": _value("string"),
-        "classes": _several("string"),
+        "classes": _sequence("string"),
         "seed": _value("int64"),
         "attempt": _value("int64"),
-        **tries,
-        "filters": _struct({**_all("float64", *MEASURES), "image_hash": _value("string")}),
+        **attempts,
+        "filters": _struct({**_values("float64", *MEASURES), "image_hash": _value("string")}),
         "provenance": _struct(_provenance()),
         **oracle,
     }
 
 
 def _annotation() -> dict[str, Column]:
-    rle = {"counts": _value("string"), "size": _several("int64")}
+    rle = {"counts": _value("string"), "size": _sequence("int64")}
     return {
-        **_all("int64", "id", "image_id", "category_id", "area", "iscrowd"),
+        **_values("int64", "id", "image_id", "category_id", "area", "iscrowd"),
         "category_name": _value("string"),
         "segmentation": _struct(rle),
-        "bbox": _several("int64"),
+        "bbox": _sequence("int64"),
         "score": _value("float64"),
     }
 
 
 def _provenance() -> dict[str, Column]:
     generator = {
-        **_all("string", "model", "revision", "solver", "negative", "dtype"),
+        **_values("string", "model", "revision", "solver", "negative", "dtype"),
         "steps": _value("int64"),
         "guidance": _value("float64"),
     }
     masks = {
-        **_all("string", "source", "capture", "detector", "detector_revision", "grounder_revision"),
-        "timesteps": _several("int64"),
-        "levels": _several("int64"),
+        **_values("string", "source", "capture", "detector", "detector_revision", "grounder_revision"),
+        "timesteps": _sequence("int64"),
+        "levels": _sequence("int64"),
         "threshold": _value("float64"),
     }
     about = {"format": _value("int64"), "recipe": _value("string")}
@@ -76,11 +76,11 @@ def _value(kind: str) -> Column:
     return {"dtype": kind}
 
 
-def _all(kind: str, *names: str) -> dict[str, Column]:
+def _values(kind: str, *names: str) -> dict[str, Column]:
     return {name: _value(kind) for name in names}
 
 
-def _several(inner: str | Column) -> Column:
+def _sequence(inner: str | Column) -> Column:
     return {"sequence": inner}
 
 

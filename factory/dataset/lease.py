@@ -1,4 +1,4 @@
-"""One driver at a time on a dataset: a lease in the dataset itself, renewed by a heartbeat."""
+"""A lease that limits a dataset to one driver: a file in the dataset, renewed by a heartbeat."""
 
 import json
 import os
@@ -17,18 +17,20 @@ from factory.errors import LeaseHeldError, UserError
 
 LEASE = "lease.json"
 BEAT = 10.0
-"""Seconds between two heartbeats."""
+"""Seconds between heartbeats."""
 EXPIRES = 60.0
-"""Seconds without a heartbeat after which a driver counts as dead."""
-_LOOK = 1.0
-_LAST_WORDS = 5.0
+"""Seconds without a heartbeat after which a driver is considered dead."""
+_POLL_INTERVAL = 1.0
+_RELEASE_PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
 class Lease:
-    """Who works on the dataset. `place` tells whether the process can be looked up from here; `beat` counts heartbeats.
+    """The driver that works on a dataset.
 
-    `updated` is for people: whether a lease is alive is judged by watching `beat`, for clocks of machines differ.
+    `place` identifies the process, so that another process on the same machine can check whether it still runs.
+    `beat` counts heartbeats. `updated` is informational: a waiting driver watches `beat`, because clocks differ between
+    machines.
     """
 
     holder: str
@@ -40,17 +42,17 @@ class Lease:
     beat: int = 0
 
     def to_json(self) -> bytes:
-        """As `read_lease` reads it."""
+        """Serialise for `parse_lease`."""
         return json.dumps(asdict(self), sort_keys=True, indent=1).encode()
 
     @property
     def who(self) -> str:
-        """For a sentence."""
+        """A description for messages."""
         return f"process {self.pid} on {self.host}, started at {self.started}"
 
 
 def parse_lease(data: bytes | None) -> Lease | None:
-    """None where there is none, or where what is there is no lease: it protects nothing."""
+    """Parse a lease; None if there is none or it is invalid. An invalid lease protects nothing."""
     try:
         return None if data is None else Lease(**json.loads(data))
     except (ValueError, TypeError):
@@ -58,20 +60,20 @@ def parse_lease(data: bytes | None) -> Lease | None:
 
 
 def dead(lease: Lease) -> bool | None:
-    """Whether the lease's process is gone; None where this cannot be seen from here."""
-    if not lease.place or lease.place.rpartition("/")[0] != _place(lease.pid).rpartition("/")[0]:
+    """Whether the lease's process has ended; None if it runs on another machine or in another PID namespace."""
+    if not lease.place or lease.place.rpartition("/")[0] != _process_identity(lease.pid).rpartition("/")[0]:
         return None
-    return lease.place != _place(lease.pid)
+    return lease.place != _process_identity(lease.pid)
 
 
 def stale(store: Store) -> bool | None:
-    """Whether the dataset's lease is of a driver that died; None where there is no lease. By the clock, at once."""
+    """Whether the dataset's lease belongs to a dead driver, judged by the clock; None if there is no lease."""
     lease = parse_lease(store.get(LEASE))
     if lease is None:
         return None
-    gone = dead(lease)
-    if gone is not None:
-        return gone
+    ended = dead(lease)
+    if ended is not None:
+        return ended
     try:
         age = datetime.now(UTC) - datetime.fromisoformat(lease.updated)
     except (ValueError, TypeError):
@@ -79,66 +81,66 @@ def stale(store: Store) -> bool | None:
     return age.total_seconds() > EXPIRES + BEAT
 
 
-class Held:
-    """A lease that this process holds. `check` raises once another driver has taken it over."""
+class HeldLease:
+    """A lease held by this process. `check` raises once another driver has taken it over."""
 
     def __init__(self, store: Store, lease: Lease) -> None:
         self._store, self._lease = store, lease
-        self._taken: Lease | None = None
-        self._over = threading.Event()
+        self._successor: Lease | None = None
+        self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """LeaseHeldError where the lease was taken over: this run ends, and the other one goes on."""
-        if self._taken is not None:
+        """Raise LeaseHeldError if the lease was taken over; this run must then stop."""
+        if self._successor is not None:
             raise LeaseHeldError(
-                f"another driver took over {self._store.address}: {self._taken.who}; this one ends, and what it "
-                f"committed is kept."
+                f"another driver took over {self._store.address}: {self._successor.who}; this run stops, and its "
+                f"committed shards are kept."
             )
 
     @property
     def lost(self) -> bool:
-        """Whether another driver has the lease now."""
-        return self._taken is not None
+        """Whether another driver has taken over the lease."""
+        return self._successor is not None
 
     def release(self) -> None:
-        """Give the lease back; best effort, for it expires by itself."""
-        self._over.set()
+        """Release the lease; best effort, because it expires anyway."""
+        self._released.set()
         self._thread.join(1)
-        if self._taken is None and not self._thread.is_alive():
-            brief = self._store.with_patience(_LAST_WORDS)
+        if self._successor is None and not self._thread.is_alive():
+            store = self._store.with_patience(_RELEASE_PATIENCE)
             with suppress(UserError):
-                if brief.get(LEASE) == self._lease.to_json():
-                    brief.delete(LEASE)
+                if store.get(LEASE) == self._lease.to_json():
+                    store.delete(LEASE)
 
     def _beat(self) -> None:
-        while not self._over.wait(BEAT):
-            later = replace(self._lease, beat=self._lease.beat + 1, updated=_now())
+        while not self._released.wait(BEAT):
+            renewed = replace(self._lease, beat=self._lease.beat + 1, updated=_now())
             try:
-                if self._store.compare_and_swap(LEASE, later.to_json(), self._lease.to_json()):
-                    self._lease = later
+                if self._store.compare_and_swap(LEASE, renewed.to_json(), self._lease.to_json()):
+                    self._lease = renewed
                     continue
-                there = parse_lease(self._store.get(LEASE))
-                if there is None:
-                    # Somebody tidied up; nobody else works here, so it is still this driver's.
+                current = parse_lease(self._store.get(LEASE))
+                if current is None:
+                    # The file was deleted, but no other driver works here: write it again.
                     self._store.compare_and_swap(LEASE, self._lease.to_json(), None)
                     continue
             except UserError:
-                continue  # an outage, or a full disk: whoever writes shards says so
-            if there.holder != self._lease.holder:
-                self._taken = there
+                continue  # an outage or a full disk; writing shards reports it
+            if current.holder != self._lease.holder:
+                self._successor = current
                 return
 
 
 @contextmanager
-def leased(store: Store, force: bool = False, say: Callable[[str], None] = lambda text: None) -> Iterator[Held]:
-    """Hold the dataset's lease for the time of the `with`.
+def leased(store: Store, force: bool = False, say: Callable[[str], None] = lambda text: None) -> Iterator[HeldLease]:
+    """Hold the dataset's lease within a `with` block.
 
-    LeaseHeldError names a driver that is alive. One that seems dead is watched until its heartbeat has been missing for
-    `EXPIRES` seconds; `force` takes over at once, and the other driver ends at its next heartbeat.
+    Raises LeaseHeldError if another driver is alive. If that is unknown, its heartbeat is watched for up to `EXPIRES`
+    seconds. `force` takes over immediately; the other driver stops at its next heartbeat.
     """
-    held = Held(store, acquire(store, force, say))
+    held = HeldLease(store, acquire(store, force, say))
     try:
         yield held
     finally:
@@ -146,50 +148,50 @@ def leased(store: Store, force: bool = False, say: Callable[[str], None] = lambd
 
 
 def acquire(store: Store, force: bool = False, say: Callable[[str], None] = lambda text: None) -> Lease:
-    """As `leased`, without the heartbeat."""
+    """Acquire the lease as in `leased`, without starting a heartbeat."""
     while True:
         data = store.get(LEASE)
-        there = parse_lease(data)
-        if there is not None and not force:
-            _wait_for_death(store, there, say)
+        current = parse_lease(data)
+        if current is not None and not force:
+            _wait_until_dead(store, current, say)
             data = store.get(LEASE)
-            if parse_lease(data) not in (None, there):
+            if parse_lease(data) not in (None, current):
                 continue
-        mine = _new_lease()
-        if store.compare_and_swap(LEASE, mine.to_json(), data):
-            return mine
+        lease = _new_lease()
+        if store.compare_and_swap(LEASE, lease.to_json(), data):
+            return lease
 
 
-def _wait_for_death(store: Store, there: Lease, say: Callable[[str], None]) -> None:
-    """Returns when the driver is dead or its lease is gone; LeaseHeldError as soon as it shows a sign of life."""
-    gone = dead(there)
-    if gone:
+def _wait_until_dead(store: Store, lease: Lease, say: Callable[[str], None]) -> None:
+    """Return when the driver is dead or its lease is gone; raise LeaseHeldError as soon as its heartbeat moves."""
+    ended = dead(lease)
+    if ended:
         return
-    if gone is None:
-        say(f"{there.who} may still work on {store.address}; watching its heartbeat for up to {EXPIRES:.0f} s.")
-        began = time.monotonic()
-        while time.monotonic() - began < EXPIRES:
-            time.sleep(_LOOK)
-            now = parse_lease(store.get(LEASE))
-            if now is None:
+    if ended is None:
+        say(f"{lease.who} may still be working on {store.address}; watching its heartbeat for up to {EXPIRES:.0f} s.")
+        start = time.monotonic()
+        while time.monotonic() - start < EXPIRES:
+            time.sleep(_POLL_INTERVAL)
+            current = parse_lease(store.get(LEASE))
+            if current is None:
                 return
-            if now != there:
+            if current != lease:
                 break
         else:
             return
     raise LeaseHeldError(
-        f"another driver works on {store.address}: {there.who}. Wait until it is done, stop it, or take over with "
-        f"--force."
+        f"another driver is working on {store.address}: {lease.who}. Wait until it has finished, stop it, or take over "
+        f"with --force."
     )
 
 
 def _new_lease() -> Lease:
     now = _now()
-    return Lease(secrets.token_hex(8), socket.gethostname(), os.getpid(), _place(os.getpid()), now, now)
+    return Lease(secrets.token_hex(8), socket.gethostname(), os.getpid(), _process_identity(os.getpid()), now, now)
 
 
-def _place(pid: int) -> str:
-    """Boot, process namespace and start time of a process, as boot/namespace/start; "" where the system hides them."""
+def _process_identity(pid: int) -> str:
+    """A process as boot id/PID namespace/start time; "" if the system does not expose them. PIDs alone are reused."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as stream:
             boot = stream.read().strip()
@@ -198,7 +200,7 @@ def _place(pid: int) -> str:
         return ""
     try:
         with open(f"/proc/{pid}/stat") as stream:
-            # After the command in brackets; the state is the third field, the start time the 22nd.
+            # The fields after the command in parentheses: the state is the third field, the start time the 22nd.
             fields: list[Any] = stream.read().rpartition(")")[2].split()
         start = "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):

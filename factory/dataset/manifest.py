@@ -1,4 +1,4 @@
-"""The manifest: one row per sample, a parquet file per shard, a function of the shard's annotations alone."""
+"""The manifest: one parquet file per shard with one row per sample, derived from the shard's annotations only."""
 
 import io
 import json
@@ -15,9 +15,9 @@ MEASURES = (
     "contrast", "area_smallest", "area_largest", "border", "confidence", "overlap", "detector_iou",
     "duplicate_distance", "psnr",
 )  # fmt: skip
-"""The numbers that filters and generators measure; a sample has those that its recipe asks for."""
+"""Scores of filters and generators; a sample has those that its recipe enables."""
 _MAX_BYTES = 2**30
-"""Of a manifest's rows when they are read."""
+"""Limit on the uncompressed size of a manifest."""
 
 
 def _schema(filters: pa.DataType) -> pa.Schema:
@@ -45,15 +45,15 @@ def _schema(filters: pa.DataType) -> pa.Schema:
 
 SCHEMA = _schema(pa.struct([pa.field(name, pa.float64()) for name in MEASURES]))
 SCHEMA_1 = _schema(pa.map_(pa.string(), pa.float64()))
-"""Of datasets of format 1. Hugging Face `datasets` has no type for a map."""
+"""The schema of format 1. It was replaced because Hugging Face `datasets` does not support maps."""
 
 
 def manifest_row(annotation: dict[str, Any], shard: int, layout: int = 2) -> dict[str, Any]:
-    """The row of a sample's annotation; `layout` is the recipe's format. ValueError for a measure without a column."""
+    """The manifest row of a sample; `layout` is the recipe's format. Raises ValueError for an unknown measure."""
     objects = annotation["annotations"]
     measured = {name: value for name, value in annotation["filters"].items() if not isinstance(value, str)}
-    if strange := measured.keys() - set(MEASURES):
-        raise ValueError(f"the manifest has no column for {', '.join(sorted(strange))}")
+    if unknown := measured.keys() - set(MEASURES):
+        raise ValueError(f"the manifest has no column for {', '.join(sorted(unknown))}")
     return {
         "key": annotation["key"],
         "index": annotation["image"]["id"],
@@ -65,49 +65,51 @@ def manifest_row(annotation: dict[str, Any], shard: int, layout: int = 2) -> dic
         "rejected": rejections(annotation, layout),
         "width": annotation["image"]["width"],
         "height": annotation["image"]["height"],
-        "category_ids": [row["category_id"] for row in objects],
-        "areas": [row["area"] for row in objects],
-        "scores": [row["score"] for row in objects],
-        "boxes_xywh": [row["bbox"] for row in objects],
+        "category_ids": [item["category_id"] for item in objects],
+        "areas": [item["area"] for item in objects],
+        "scores": [item["score"] for item in objects],
+        "boxes_xywh": [item["bbox"] for item in objects],
         "image_hash": annotation["filters"].get("image_hash"),
         "filters": sorted(measured.items()) if layout == 1 else {name: measured.get(name) for name in MEASURES},
     }
 
 
 def rejections(annotation: dict[str, Any], layout: int) -> list[str]:
-    """The reasons of a sample's rejected attempts, in order."""
+    """The rejection reasons of a sample's earlier attempts, in order."""
     if layout == 1:
-        return [row["reason"] for row in annotation["rejected"]]
-    return [row["outcome"] for row in annotation["attempts"][:-1]]
+        return [attempt["reason"] for attempt in annotation["rejected"]]
+    return [attempt["outcome"] for attempt in annotation["attempts"][:-1]]
 
 
 def manifest_table(samples: Iterable[EncodedSample], shard: int, layout: int = 2) -> pa.Table:
-    """The rows of a shard's samples; ValueError where their annotations do not give them."""
+    """The manifest of a shard as a table; raises ValueError if the annotations do not fit the schema."""
     rows = [manifest_row(json.loads(sample.members["json"]), shard, layout) for sample in samples]
     try:
         return pa.Table.from_pylist(rows, schema=SCHEMA_1 if layout == 1 else SCHEMA)
     except (pa.ArrowException, OverflowError) as error:
-        raise ValueError(f"the annotations give no manifest: {error}") from error
+        raise ValueError(f"the annotations do not fit the manifest schema: {error}") from error
 
 
 def manifest_of(samples: Iterable[EncodedSample], shard: int, layout: int = 2) -> bytes:
-    """The parquet file of a shard's samples. Its bytes depend on the version of pyarrow, its rows do not."""
+    """The manifest of a shard as a parquet file. Its bytes depend on the version of pyarrow; its rows do not."""
     stream = io.BytesIO()
     pq.write_table(manifest_table(samples, shard, layout), stream, compression="zstd")
     return stream.getvalue()
 
 
 def read_manifest(data: bytes) -> list[dict[str, Any]]:
-    """The rows of a manifest file; ValueError where it is no parquet of the dataset's schema, or too large."""
+    """Read the rows of a manifest file; raises ValueError if it is not parquet, too large, or has another schema."""
     try:
         file = pq.ParquetFile(io.BytesIO(data))
-        about, schema = file.metadata, file.schema_arrow
-        size = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
-        if about.num_rows > MAX_SAMPLES or size > _MAX_BYTES:
-            raise ValueError(f"the manifest has {about.num_rows} rows of {size} bytes, more than a shard can have")
+        metadata, schema = file.metadata, file.schema_arrow
+        size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+        if metadata.num_rows > MAX_SAMPLES or size > _MAX_BYTES:
+            raise ValueError(
+                f"the manifest has {metadata.num_rows} rows and {size} bytes, which exceeds the limits of a shard"
+            )
         if not schema.equals(SCHEMA) and not schema.equals(SCHEMA_1):
-            raise ValueError("the manifest has other columns than the dataset's schema")
+            raise ValueError("the columns of the manifest do not match the schema")
         rows: list[dict[str, Any]] = file.read().to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"no readable manifest: {error}") from error
+        raise ValueError(f"not a readable manifest: {error}") from error
     return rows

@@ -1,4 +1,4 @@
-"""Masks in the forms that readers know: COCO run lengths, boxes, palette pictures."""
+"""Mask formats: COCO run lengths, bounding boxes and palette PNGs."""
 
 import io
 from collections.abc import Sequence
@@ -7,79 +7,79 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pycocotools import mask as coco_mask
 
-from factory.files.decode import MAX_PIXELS, load_picture
+from factory.files.decode import MAX_PIXELS, load_image
 
 Mask = NDArray[np.bool_]
 """bool (height, width)."""
 
 IGNORE = 255
-"""The value of pixels in a label map that no reader should count."""
+"""Label of pixels that training and evaluation must skip."""
 
 
 class Rle(TypedDict):
-    """COCO's compressed run-length encoding: `size` is [height, width], `counts` its printable text."""
+    """COCO's compressed run-length encoding: `size` is [height, width], `counts` is printable text."""
 
     size: list[int]
     counts: str
 
 
 def encode_rle(mask: Mask) -> Rle:
-    """The run lengths of `mask`, column by column, beginning with a run of False (which may be empty)."""
-    flat = np.asarray(mask, dtype=bool).ravel(order="F")
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    edges = np.concatenate([[0], changes, [flat.size]])
-    runs = np.diff(edges).tolist()
-    if flat.size and flat[0]:
-        runs.insert(0, 0)
-    return {"size": [int(side) for side in mask.shape], "counts": _pack(runs)}
+    """Encode a mask as compressed COCO run lengths."""
+    encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in mask.shape], "counts": encoded["counts"].decode("ascii")}
 
 
 def decode_rle(rle: Rle) -> Mask:
-    """The mask of an encoding; ValueError where the runs do not add up to its size, or it is over `MAX_PIXELS`."""
-    height, width = rle["size"]
+    """Decode compressed COCO run lengths.
+
+    Raises ValueError if the runs do not add up to the size or the mask has more than `MAX_PIXELS` pixels. The check
+    comes before pycocotools sees the data: its C code reads past a truncated text and writes past a mask that is
+    smaller than its runs.
+    """
+    height, width = (int(side) for side in rle["size"])
     if not (0 <= height <= MAX_PIXELS and 0 <= width <= MAX_PIXELS and height * width <= MAX_PIXELS):
-        raise ValueError(f"a mask of {height} x {width} is too large, at most {MAX_PIXELS} pixels are read")
+        raise ValueError(f"a mask of {height} x {width} is too large; the limit is {MAX_PIXELS} pixels")
     runs = unpack_runs(rle["counts"])
     if sum(runs) != height * width or min(runs, default=0) < 0:
-        raise ValueError(f"run lengths add up to {sum(runs)}, the size is {height} x {width}")
-    values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs).reshape((height, width), order="F")
-
-
-def _pack(runs: Sequence[int]) -> str:
-    """Each run as the difference to the run before last, in groups of five bits, lowest first."""
-    text = []
-    for position, run in enumerate(runs):
-        value = run - runs[position - 2] if position > 2 else run
-        more = True
-        while more:
-            bits, value = value & 31, value >> 5
-            more = value != (-1 if bits & 16 else 0)
-            text.append(chr(bits + (32 if more else 0) + 48))
-    return "".join(text)
+        raise ValueError(f"run lengths add up to {sum(runs)}, but the size is {height} x {width}")
+    decoded: Mask = coco_mask.decode({"size": [height, width], "counts": rle["counts"]}).view(np.bool_)
+    return decoded
 
 
 def unpack_runs(text: str) -> list[int]:
-    """The runs of COCO's text, each the difference to the run before last, in groups of five bits, lowest first."""
-    runs: list[int] = []
-    value = shift = 0
-    for letter in text:
-        bits = ord(letter) - 48
-        if not 0 <= bits < 64 or shift > 30:
-            raise ValueError(f"the run lengths hold {letter!r}, or a number of more than 35 bits")
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            if bits & 16:
-                value -= 1 << shift
-            runs.append(value + runs[-2] if len(runs) > 2 else value)
-            value = shift = 0
+    """Parse the compressed text into run lengths, without decoding the mask.
+
+    Each number is stored in groups of five bits, lowest first, one character per group; the sixth bit marks that
+    another group follows. From the fourth run on, a number is the difference from the run before the last one.
+    """
+    try:
+        codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
+    except UnicodeEncodeError:
+        raise ValueError("the run lengths contain a character that is not ASCII") from None
+    if not codes.size:
+        return []
+    if codes.min() < 0 or codes.max() > 63:
+        raise ValueError("the run lengths contain a character outside '0' to 'o'")
+    ends = np.flatnonzero(codes < 32)
+    starts = np.concatenate([[0], ends + 1])[: len(ends)]
+    lengths = ends - starts + 1
+    if not ends.size or ends[-1] != codes.size - 1:
+        raise ValueError("the run lengths end in the middle of a number")
+    if lengths.max() > 7:
+        raise ValueError("the run lengths contain a number of more than 35 bits")
+    shifts = 5 * (np.arange(codes.size) - np.repeat(starts, lengths))
+    values = np.add.reduceat((codes & 31) << shifts, starts)
+    values -= np.where(codes[ends] & 16, np.int64(1) << 5 * lengths, 0)  # the highest bit is the sign
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    runs: list[int] = values.tolist()
     return runs
 
 
 def mask_to_xywh(mask: Mask) -> list[int]:
-    """The box [left, top, width, height] in pixels that just holds the mask; zeros for an empty one."""
+    """The bounding box [left, top, width, height] in pixels; all zeros if the mask is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not rows.size:
         return [0, 0, 0, 0]
@@ -88,7 +88,7 @@ def mask_to_xywh(mask: Mask) -> list[int]:
 
 
 def intersection_over_union(first: Mask, second: Mask) -> float:
-    """0..1; two empty masks have 0."""
+    """IoU in [0, 1]; 0 for two empty masks."""
     union = np.count_nonzero(first | second)
     return float(np.count_nonzero(first & second) / union) if union else 0.0
 
@@ -96,7 +96,7 @@ def intersection_over_union(first: Mask, second: Mask) -> float:
 def label_map(
     shape: tuple[int, int], masks: Sequence[Mask], ids: Sequence[int], ignore: Mask | None
 ) -> NDArray[np.uint8]:
-    """uint8 (height, width): 0 background, each mask's id, IGNORE where `ignore` is set and no mask is."""
+    """Merge masks into uint8 (height, width): 0 is background; `IGNORE` marks `ignore` pixels outside all masks."""
     labels = np.zeros(shape, np.uint8)
     if ignore is not None:
         labels[ignore] = IGNORE
@@ -106,12 +106,13 @@ def label_map(
 
 
 def palette() -> list[int]:
-    """PASCAL VOC's 256 colours, flat RGB: neighbouring ids get colours far apart."""
+    """PASCAL VOC's 256 colours as flat RGB values; consecutive ids get contrasting colours."""
     colours = []
+    # VOC spreads the bits of an id over the channels: three bits per step, from the highest bit of each channel down.
     for value in range(256):
         channels, bits = [0, 0, 0], value
         for shift in range(7, -1, -1):
-            channels = [channel | (bits >> place & 1) << shift for place, channel in enumerate(channels)]
+            channels = [channel | (bits >> index & 1) << shift for index, channel in enumerate(channels)]
             bits >>= 3
         colours += channels
     return colours
@@ -132,8 +133,8 @@ def encode_label_png(labels: NDArray[np.uint8]) -> bytes:
 
 
 def decode_label_png(data: bytes) -> NDArray[np.uint8]:
-    """The labels of a palette PNG, uint8 (height, width); ValueError for another kind of picture."""
-    picture = load_picture(data, "PNG")
-    if picture.mode != "P":
-        raise ValueError(f"a label picture has a palette, this one is of mode {picture.mode}")
-    return np.asarray(picture, dtype=np.uint8)
+    """Decode a palette PNG to uint8 (height, width); raises ValueError for other image modes."""
+    image = load_image(data, "PNG")
+    if image.mode != "P":
+        raise ValueError(f"a label image must be a palette PNG (mode P), got mode {image.mode}")
+    return np.asarray(image, dtype=np.uint8)

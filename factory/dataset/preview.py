@@ -1,12 +1,11 @@
-"""A picture of a dataset: images beside themselves with their masks laid over, cell by cell."""
+"""A preview image of a dataset: each cell shows an image next to the same image with its masks."""
 
 import io
 from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
-from PIL import Image as Pictures
-from PIL import ImageDraw
+from PIL import Image, ImageDraw
 
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_rle, palette
@@ -19,34 +18,32 @@ from factory.files.decode import decode_jpeg
 CELL = 160
 _CAPTION = 14
 _OPACITY = 0.55
-
-
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
-def contact_sheet(store: Store, count: int, suffix: str = ".png", columns: int = 4) -> bytes:
-    """A picture file of the first samples of a dataset, in the format of a suffix of FORMATS.
+def preview_image(store: Store, count: int, suffix: str = ".png", columns: int = 4) -> bytes:
+    """Draw the first samples of a dataset as an image file, in the format of a suffix in FORMATS.
 
-    UserError for another suffix, and where there is no sample.
+    Raises UserError for another suffix or if there is no sample.
     """
     if suffix.lower() not in FORMATS:
-        raise UserError(f"a sheet is written as {', '.join(FORMATS)}, not as {suffix!r}.")
+        raise UserError(f"a preview can be written as {', '.join(FORMATS)}, got {suffix!r}.")
     if count < 1:
-        raise UserError(f"a sheet shows at least 1 sample, got {count}.")
+        raise UserError(f"a preview requires at least 1 sample, got {count}.")
     cells = list(islice(_cells(store), count))
     if not cells:
-        raise UserError(f"{store.address} holds no sample yet; make some with `factory generate`.")
+        raise UserError(f"{store.address} contains no samples yet; generate some with `factory generate`.")
     rows = -(-len(cells) // columns)
     width, height = cells[0].size
-    sheet = Pictures.new("RGB", (min(columns, len(cells)) * width, rows * height), "white")
-    for place, cell in enumerate(cells):
-        sheet.paste(cell, (place % columns * width, place // columns * height))
+    preview = Image.new("RGB", (min(columns, len(cells)) * width, rows * height), "white")
+    for index, cell in enumerate(cells):
+        preview.paste(cell, (index % columns * width, index // columns * height))
     stream = io.BytesIO()
-    sheet.save(stream, FORMATS[suffix.lower()])
+    preview.save(stream, FORMATS[suffix.lower()])
     return stream.getvalue()
 
 
-def _cells(store: Store) -> Iterator[Pictures.Image]:
+def _cells(store: Store) -> Iterator[Image.Image]:
     for number in sorted(committed(store)):
         name = tar_name(number)
         for sample in read_shard(store, name):
@@ -54,19 +51,21 @@ def _cells(store: Store) -> Iterator[Pictures.Image]:
                 yield _cell(sample)
 
 
-def _cell(sample: EncodedSample) -> Pictures.Image:
-    """The image, the image under its masks, and the classes in words; ValueError where the sample cannot be read."""
-    row = annotation_of(sample)
+def _cell(sample: EncodedSample) -> Image.Image:
+    """The image, the image overlaid with its masks, and a caption; raises ValueError if the sample is unreadable."""
+    record = annotation_of(sample)
     image = decode_jpeg(sample.members["jpg"])
-    if image.shape[:2] != (row["image"]["height"], row["image"]["width"]):
-        raise ValueError(f"the image of sample {sample.key} is {image.shape[1]} x {image.shape[0]}, not as annotated")
+    if image.shape[:2] != (record["image"]["height"], record["image"]["width"]):
+        raise ValueError(
+            f"the size of sample {sample.key}, {image.shape[1]} x {image.shape[0]}, does not match its annotation"
+        )
     pixels = image.astype(np.float32)
     colours = np.array(palette(), np.float32).reshape(256, 3)
-    for annotation in row["annotations"]:
+    for annotation in record["annotations"]:
         mask = decode_rle(annotation["segmentation"])
         pixels[mask] = (1 - _OPACITY) * pixels[mask] + _OPACITY * colours[annotation["category_id"]]
-    cell = Pictures.new("RGB", (2 * CELL + 4, CELL + _CAPTION + 4), "white")
-    for place, picture in enumerate(map(Pictures.fromarray, (image, pixels.astype(np.uint8)))):
-        cell.paste(picture.resize((CELL, CELL), Pictures.Resampling.LANCZOS), (place * CELL, 0))
-    ImageDraw.Draw(cell).text((3, CELL), " + ".join(row["classes"]), fill="black")
+    cell = Image.new("RGB", (2 * CELL + 4, CELL + _CAPTION + 4), "white")
+    for index, half in enumerate(map(Image.fromarray, (image, pixels.astype(np.uint8)))):
+        cell.paste(half.resize((CELL, CELL), Image.Resampling.LANCZOS), (index * CELL, 0))
+    ImageDraw.Draw(cell).text((3, CELL), " + ".join(record["classes"]), fill="black")
     return cell

@@ -54,7 +54,7 @@ class Dataset:
     """
 
     def __init__(self, address: str) -> None:
-        """`address` is a folder or a URL such as s3://bucket/path. Raises UserError if it holds no dataset."""
+        """`address` is a folder or a URL such as s3://bucket/path. Raises UserError if it is not a dataset."""
         self._store = Store(address)
         self.recipe: Recipe = recipe_of(self._store)
         committed_receipts = list(receipts(self._store, sorted(committed(self._store))))
@@ -78,7 +78,7 @@ class Dataset:
 
 
 def open_dataset(address: str) -> Dataset:
-    """Open a dataset in a folder or a bucket for reading. Raises UserError if it holds no dataset."""
+    """Open a dataset in a folder or a bucket for reading. Raises UserError if it is not a dataset."""
     return Dataset(str(address))
 
 

@@ -1,6 +1,7 @@
-"""What all receipts say, without reading them all: blocks of their rows, kept beside them and checked by a listing.
+"""An index of all receipts: blocks of their entries, so that readers do not have to read every receipt.
 
-A cache: it may be deleted at any time. A row counts only while the listing shows the same tag for its receipt.
+The index is a cache and may be deleted at any time. An entry is valid only while a listing shows the same tag for its
+receipt.
 """
 
 import json
@@ -14,75 +15,75 @@ from factory.errors import UserError
 
 INDEX = "index"
 BLOCK = 1000
-"""Receipts of a block."""
+"""Receipts per block."""
 
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """A receipt in short. `tag` is that of the receipt's file, `short` the number of samples that no attempt filled."""
+    """The summary of a receipt. `tag` is its file's tag; `exhausted` counts samples without an accepted attempt."""
 
     tag: str
     accepted: int
     planned: int
     attempts: int
     bytes: int
-    short: int
+    exhausted: int
     rejected: Mapping[str, int]
 
     def to_list(self) -> list[Any]:
-        """As `_row` reads it."""
+        """Serialise for `_parse_block`."""
         return [
             self.tag,
             self.accepted,
             self.planned,
             self.attempts,
             self.bytes,
-            self.short,
+            self.exhausted,
             dict(sorted(self.rejected.items())),
         ]
 
 
 class ReceiptIndex:
-    """The rows of a dataset's receipts: those of the blocks that still hold, the others read from the receipts."""
+    """The entries of a dataset's receipts: from the blocks if still valid, otherwise from the receipts themselves."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._rows: dict[int, IndexEntry] = {}
+        self._entries: dict[int, IndexEntry] = {}
         self._changed: set[int] = set()
         self._loaded = False
 
     def known(self) -> int:
-        """How many rows the blocks hold."""
+        """The number of entries in the blocks."""
         self._load()
-        return len(self._rows)
+        return len(self._entries)
 
-    def rows(self, tags: Mapping[int, str]) -> dict[int, IndexEntry]:
-        """The rows of some shards in order, by number and tag of their receipts; reads what is not known yet.
+    def entries(self, tags: Mapping[int, str]) -> dict[int, IndexEntry]:
+        """The entries of some shards in order, given the tags of their receipts. Reads receipts that are not indexed.
 
-        UserError names a receipt that is broken. One that vanished since it was listed is left out.
+        Raises UserError for a corrupt receipt. A receipt deleted since the listing is omitted.
         """
         self._load()
-        self.add((n for n, tag in tags.items() if n not in self._rows or self._rows[n].tag != tag), tags)
-        return {number: self._rows[number] for number in sorted(tags) if number in self._rows}
+        self.add((n for n, tag in tags.items() if n not in self._entries or self._entries[n].tag != tag), tags)
+        return {number: self._entries[number] for number in sorted(tags) if number in self._entries}
 
     def add(self, numbers: Iterable[int], tags: Mapping[int, str] | None = None) -> None:
-        """Read some receipts, many at once. `tags` are those of a listing made before."""
+        """Read receipts concurrently and add their entries. `tags` come from an earlier listing."""
         for name, found in self._store.get_many(receipt_name(number) for number in numbers):
             number = int(name.removeprefix("receipts/").removesuffix(".json"))
             if found is None:
-                self._rows.pop(number, None)
+                self._entries.pop(number, None)
                 continue
             try:
                 receipt = parse_receipt(found[0])
             except ValueError as error:
                 raise UserError(
-                    f"the receipt of shard {number} is broken ({error}); repair it with `factory verify --repair`."
+                    f"the receipt of shard {number} is corrupt ({error}); repair it with `factory verify --repair`."
                 ) from error
             if receipt.tar.name != tar_name(number):
                 raise UserError(
-                    f"the receipt of shard {number} is of {receipt.tar.name}; repair it with `factory verify --repair`."
+                    f"the receipt of shard {number} names {receipt.tar.name}; repair it with `factory verify --repair`."
                 )
-            self._rows[number] = IndexEntry(
+            self._entries[number] = IndexEntry(
                 (tags or {}).get(number, found[1]),
                 receipt.accepted,
                 receipt.planned,
@@ -94,21 +95,21 @@ class ReceiptIndex:
             self._changed.add(number // BLOCK)
 
     def save(self, only_full: bool = False) -> None:
-        """Write the blocks that changed; `only_full` leaves those that will still grow for later."""
+        """Write the changed blocks; `only_full` skips blocks that are not complete yet."""
         for block in sorted(self._changed):
-            numbers = [n for n in range(block * BLOCK, (block + 1) * BLOCK) if n in self._rows]
+            numbers = [n for n in range(block * BLOCK, (block + 1) * BLOCK) if n in self._entries]
             if only_full and len(numbers) < BLOCK:
                 continue
-            rows = {str(number): self._rows[number].to_list() for number in numbers}
-            self._store.put(_block_name(block), json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode())
+            entries = {str(number): self._entries[number].to_list() for number in numbers}
+            self._store.put(_block_name(block), json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode())
             self._changed.discard(block)
 
     def _load(self) -> None:
         if self._loaded:
             return
         for _, found in self._store.get_many(self._store.list(INDEX)):
-            for number, row in _rows(found[0] if found else b"{}").items():
-                self._rows.setdefault(number, row)
+            for number, entry in _parse_block(found[0] if found else b"{}").items():
+                self._entries.setdefault(number, entry)
         self._loaded = True
 
 
@@ -116,8 +117,8 @@ def _block_name(block: int) -> str:
     return f"{INDEX}/{block:06d}.json"
 
 
-def _rows(data: bytes) -> dict[int, IndexEntry]:
-    """A block's rows; none where it is broken, for then they are read from the receipts again."""
+def _parse_block(data: bytes) -> dict[int, IndexEntry]:
+    """The entries of a block; empty if it is corrupt, so that the receipts are read again."""
     try:
         return {int(number): IndexEntry(*values) for number, values in json.loads(data).items()}
     except (ValueError, TypeError, AttributeError):

@@ -1,4 +1,4 @@
-"""Receipts: the small file written last that proves a shard; and the commit that ends with it."""
+"""Receipts, the small files that prove a shard is complete, and the commit that writes them last."""
 
 import hashlib
 import json
@@ -26,10 +26,11 @@ class Blob:
 
 @dataclass(frozen=True)
 class Receipt:
-    """Proof of a shard. `plan` is the planned shard's digest; `short` lists the indices that no attempt filled.
+    """Proof that a shard is complete.
 
-    `rejected` counts attempts by reason, `seconds` are the shard's timings by step, `versions` those of libraries, and
-    `worker` is the machine it ran on. Only timings, versions and worker may differ between runs of the same recipe.
+    `plan` is the planned shard's digest. `short` lists the indices of samples that exhausted their attempts. `rejected`
+    counts attempts by reason, `seconds` are timings by step, `versions` are library versions, and `worker` describes
+    the machine. Only `seconds`, `versions` and `worker` may differ between runs of the same recipe.
     """
 
     shard: int
@@ -47,31 +48,31 @@ class Receipt:
     worker: Mapping[str, str]
 
     def to_json(self) -> bytes:
-        """As `parse_receipt` reads it."""
+        """Serialise for `parse_receipt`."""
         return json.dumps(asdict(self), sort_keys=True, indent=1).encode()
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What producing a shard amounted to, beside its samples."""
+    """Counts from generating a shard; `exhausted` lists the indices of samples that exhausted their attempts."""
 
     attempts: int
     rejected: Mapping[str, int]
-    short: tuple[int, ...]
+    exhausted: tuple[int, ...]
 
 
 def tar_name(shard: int) -> str:
-    """Where a shard's samples lie."""
+    """The path of a shard's samples."""
     return f"train/{shard_name(shard)}.tar"
 
 
 def manifest_name(shard: int) -> str:
-    """Where a shard's rows lie."""
+    """The path of a shard's manifest."""
     return f"manifest/{shard_name(shard)}.parquet"
 
 
 def receipt_name(shard: int) -> str:
-    """Where a shard's proof lies."""
+    """The path of a shard's receipt."""
     return f"receipts/{shard_name(shard)}.json"
 
 
@@ -83,22 +84,22 @@ def commit(
     recipe: str,
     about: Mapping[str, Mapping[str, Any]],
 ) -> Receipt:
-    """Write tar and manifest, then the receipt. Whoever comes second finds the same content and is content with it.
+    """Write the tar and the manifest, then the receipt. Committing the same shard twice is harmless.
 
-    `recipe` is the fingerprint; `about` holds `seconds`, `versions` and `worker`. Raises `ConflictError` where a tar of
-    other bytes is there already, which no receipt proves.
+    `recipe` is the fingerprint; `about` holds `seconds`, `versions` and `worker`. Raises `ConflictError` if a file with
+    different content exists without a receipt.
     """
     data = pack(samples)
     try:
         store.create_same(tar_name(shard.number), data)
     except ConflictError as error:
         raise ConflictError(
-            f"{error} If no other run is at work on this dataset, that file was left by one that ended before its "
-            f"receipt: `factory verify {store.address} --repair` deletes it and makes the shard again."
+            f"{error} If no other run is working on this dataset, the file was left by a run that stopped before "
+            f"writing the receipt; `factory verify {store.address} --repair` deletes it and regenerates the shard."
         ) from error
     tar = blob_of(tar_name(shard.number), data)
-    rows = manifest_of(samples, shard.number, shard.format)
-    manifest = blob_of(manifest_name(shard.number), _create_manifest(store, manifest_name(shard.number), rows))
+    data = manifest_of(samples, shard.number, shard.format)
+    manifest = blob_of(manifest_name(shard.number), _create_manifest(store, manifest_name(shard.number), data))
     receipt = Receipt(
         shard=shard.number,
         recipe=recipe,
@@ -109,7 +110,7 @@ def commit(
         accepted=len(samples),
         attempts=tally.attempts,
         rejected=dict(sorted(tally.rejected.items())),
-        short=tally.short,
+        short=tally.exhausted,
         seconds=about["seconds"],
         versions=about["versions"],
         worker=about["worker"],
@@ -119,86 +120,86 @@ def commit(
 
 
 def blob_of(name: str, data: bytes) -> Blob:
-    """What a receipt says of a file."""
+    """A receipt's description of a file."""
     return Blob(name, hashlib.sha256(data).hexdigest(), len(data))
 
 
 def _create_manifest(store: Store, name: str, data: bytes) -> bytes:
-    """Write a manifest, or take the one that is there if it has the same rows; returns what is there.
+    """Write a manifest, or keep an existing one with the same rows; returns the stored bytes.
 
-    Parquet files name the version of the library that wrote them, so rows are compared and not bytes.
+    Rows are compared, not bytes, because a parquet file contains the version of the library that wrote it.
     """
     while not store.create(name, data):
-        there = store.get(name)
-        if there is None:
+        existing = store.get(name)
+        if existing is None:
             continue
         try:
-            same = there == data or read_manifest(there) == read_manifest(data)
+            same = existing == data or read_manifest(existing) == read_manifest(data)
         except ValueError:
             same = False
         if not same:
             raise ConflictError(
-                f"{store.address}/{name} exists with other rows than this worker made from the same plan, or cannot be "
-                f"read. If no other run is at work on this dataset, `factory verify {store.address} --repair` deletes "
-                f"it and makes the shard again."
+                f"{store.address}/{name} exists but cannot be read or has different rows than this worker generated "
+                f"from the same plan. If no other run is working on this dataset, `factory verify {store.address} "
+                f"--repair` deletes it and regenerates the shard."
             )
-        return there
+        return existing
     return data
 
 
 def read_receipt(store: Store, shard: int) -> Receipt | None:
-    """A shard's receipt, or None; ValueError where the file is there but no receipt of this shard."""
+    """Read a shard's receipt; None if it is missing. Raises ValueError if it is not a receipt of this shard."""
     data = store.get(receipt_name(shard))
     receipt = None if data is None else parse_receipt(data)
     if receipt is not None and receipt.shard != shard:
-        raise ValueError(f"no receipt of shard {shard}, but of {receipt.shard}")
+        raise ValueError(f"not a receipt of shard {shard}, but of shard {receipt.shard}")
     return receipt
 
 
 def parse_receipt(data: bytes) -> Receipt:
-    """ValueError where `data` is no receipt: it names the files of its own shard only, and every field has its type."""
+    """Parse and validate a receipt; raises ValueError for wrong types or file names of another shard."""
     try:
-        row = decode_json(data)
-        shard = _whole(row["shard"])
+        fields = decode_json(data)
+        shard = _count(fields["shard"])
         return Receipt(
             shard=shard,
-            recipe=_digest(row["recipe"]),
-            plan=_digest(row["plan"]),
-            tar=_blob(row["tar"], tar_name(shard)),
-            manifest=_blob(row["manifest"], manifest_name(shard)),
-            planned=_whole(row["planned"]),
-            accepted=_whole(row["accepted"]),
-            attempts=_whole(row["attempts"]),
-            rejected={str(reason): _whole(count) for reason, count in row["rejected"].items()},
-            short=tuple(_whole(index) for index in row["short"]),
-            seconds=dict(row["seconds"]),
-            versions=dict(row["versions"]),
-            worker=dict(row["worker"]),
+            recipe=_digest(fields["recipe"]),
+            plan=_digest(fields["plan"]),
+            tar=_blob(fields["tar"], tar_name(shard)),
+            manifest=_blob(fields["manifest"], manifest_name(shard)),
+            planned=_count(fields["planned"]),
+            accepted=_count(fields["accepted"]),
+            attempts=_count(fields["attempts"]),
+            rejected={str(reason): _count(count) for reason, count in fields["rejected"].items()},
+            short=tuple(_count(index) for index in fields["short"]),
+            seconds=dict(fields["seconds"]),
+            versions=dict(fields["versions"]),
+            worker=dict(fields["worker"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"no receipt: {type(error).__name__} {str(error)[:200]}") from error
+        raise ValueError(f"not a valid receipt: {type(error).__name__} {str(error)[:200]}") from error
 
 
-def _blob(row: Any, name: str) -> Blob:
-    if row["name"] != name:
-        raise ValueError(f"it names {str(row['name'])[:60]!r}, not {name}")
-    return Blob(name, _digest(row["sha256"]), _whole(row["bytes"]))
+def _blob(fields: Any, name: str) -> Blob:
+    if fields["name"] != name:
+        raise ValueError(f"it names {str(fields['name'])[:60]!r}, not {name}")
+    return Blob(name, _digest(fields["sha256"]), _count(fields["bytes"]))
 
 
 def _digest(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
-        raise ValueError(f"{str(value)[:80]!r} is no SHA-256 digest")
+        raise ValueError(f"{str(value)[:80]!r} is not a SHA-256 digest")
     return value
 
 
-def _whole(value: object) -> int:
+def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
-        raise ValueError(f"{str(value)[:60]!r} is no count")
+        raise ValueError(f"{str(value)[:60]!r} is not a count")
     return value
 
 
 def committed(store: Store) -> set[int]:
-    """The numbers of all shards that have a receipt: one listing, whatever their number."""
+    """The numbers of all shards with a receipt; requires a single listing."""
     return {number for name in store.list("receipts") if (number := _number(name)) is not None}
 
 
@@ -210,13 +211,13 @@ def tags(store: Store, shards: int) -> dict[int, str]:
 
 
 def _number(name: str) -> int | None:
-    """The shard of a receipt's file; None for any other file, such as receipts/1.json."""
+    """The shard number of a receipt's file name; None for any other file, such as receipts/1.json."""
     stem = name.removeprefix("receipts/").removesuffix(".json")
     known = re.fullmatch("[0-9]{6,7}", stem) and name == receipt_name(int(stem))
     return int(stem) if known else None
 
 
 def missing(plan: Plan, done: Iterable[int]) -> list[int]:
-    """Resume is this: the plan less the receipts."""
-    there = set(done)
-    return [number for number in range(len(plan)) if number not in there]
+    """The shards of the plan without a receipt: the ones that a resumed run generates."""
+    existing = set(done)
+    return [number for number in range(len(plan)) if number not in existing]

@@ -1,4 +1,4 @@
-"""What passes between the steps: instances, candidates, verdicts, accepted samples and their annotation."""
+"""Data passed between pipeline steps: instances, filter verdicts, accepted samples and their annotations."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from factory.config.vocabulary import Vocabulary
 from factory.dataset.masks import Mask, encode_rle, mask_to_xywh
 
 ACCEPTED = "accepted"
-"""The outcome of a sample's last attempt."""
+"""The outcome of a sample's accepted attempt, which is its last one."""
 
 Image = NDArray[np.uint8]
 """uint8 RGB (height, width, 3)."""
@@ -21,7 +21,7 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Instance:
-    """One object in an image: a class of the vocabulary, a score of 0..1, and its pixels."""
+    """An object in an image: its class, its score in [0, 1] and its mask."""
 
     class_name: str
     score: float
@@ -30,7 +30,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Detection:
-    """What a detector said of one object: kept where its masks were united or too unsure to count."""
+    """A raw detection: kept because instances merge detections and drop uncertain ones."""
 
     class_name: str
     score: float
@@ -39,33 +39,33 @@ class Detection:
 
 @dataclass(frozen=True)
 class Grounded:
-    """The objects that a grounder or detector found; `ignore` marks pixels of which it is not sure."""
+    """The objects found by a grounder or detector; `ignore` marks uncertain pixels."""
 
     instances: tuple[Instance, ...]
     ignore: Mask | None = None
     detections: tuple[Detection, ...] = ()
 
     def of_class(self, class_name: str) -> Mask | None:
-        """The pixels of all instances of a class, or None where there is none."""
+        """The union of the masks of a class; None if it has no instance."""
         masks = [instance.mask for instance in self.instances if instance.class_name == class_name]
         return np.logical_or.reduce(masks) if masks else None
 
     def disjoint(self) -> "Grounded":
-        """Each pixel to the instance with the highest score; instances that keep no pixel are left out."""
+        """Assign each pixel to the instance with the highest score; instances left without pixels are dropped."""
         taken: Mask | None = None
         kept: dict[int, Instance] = {}
-        for place in sorted(range(len(self.instances)), key=lambda k: (-self.instances[k].score, k)):
-            instance = self.instances[place]
+        for index in sorted(range(len(self.instances)), key=lambda k: (-self.instances[k].score, k)):
+            instance = self.instances[index]
             mask = instance.mask if taken is None else instance.mask & ~taken
             taken = mask.copy() if taken is None else taken | mask
             if mask.any():
-                kept[place] = replace(instance, mask=mask)
-        return replace(self, instances=tuple(kept[place] for place in sorted(kept)))
+                kept[index] = replace(instance, mask=mask)
+        return replace(self, instances=tuple(kept[index] for index in sorted(kept)))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Accepted, or rejected with a reason; `scores` are what the filters measured, up to the one that rejected."""
+    """The decision of the filters. `reason` is None if accepted; `scores` end with the rejecting filter."""
 
     reason: str | None
     scores: Mapping[str, float | str]
@@ -73,7 +73,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Rejection:
-    """An attempt that a filter did not let through."""
+    """An attempt rejected by a filter."""
 
     attempt: int
     seed: int
@@ -84,7 +84,7 @@ class Rejection:
 class Sample:
     """An accepted sample; the masks of `grounded` are disjoint.
 
-    An oracle's has the `latent` of its features, float16 (C, h, w), and the timestep.
+    Samples of an oracle also have the `latent` of their features, float16 (C, h, w), and its timestep.
     """
 
     planned: PlannedSample
@@ -99,17 +99,17 @@ class Sample:
 
 
 def annotate(sample: Sample, vocabulary: Vocabulary, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The sample's json member: COCO-style annotations and where everything came from; see schemas/annotation.json.
+    """The sample's json member: COCO-style annotations and provenance; see schemas/annotation.json.
 
-    Every field has one type whatever the data, and no list is empty, for readers that infer types from a few samples.
-    The `provenance` of a recipe of format 1 gives that format's record: schemas/annotation-1.json.
+    Every field always has the same type and no list is empty, for readers that infer types from a few samples. With the
+    `provenance` of a format 1 recipe, the result follows schemas/annotation-1.json.
     """
     height, width = sample.image.shape[:2]
     annotations = []
-    for place, instance in enumerate(sample.grounded.instances):
+    for number, instance in enumerate(sample.grounded.instances, 1):
         annotations.append(
             {
-                "id": sample.planned.index * 1000 + place + 1,
+                "id": sample.planned.index * 1000 + number,
                 "image_id": sample.planned.index,
                 "category_id": vocabulary.resolve(instance.class_name).id,
                 "category_name": instance.class_name,
@@ -120,7 +120,7 @@ def annotate(sample: Sample, vocabulary: Vocabulary, provenance: Mapping[str, An
                 "score": round(float(instance.score), 4),
             }
         )
-    row = {
+    record = {
         "key": sample.planned.key,
         "image": {
             "id": sample.planned.index,
@@ -138,41 +138,52 @@ def annotate(sample: Sample, vocabulary: Vocabulary, provenance: Mapping[str, An
         "provenance": dict(provenance),
     }
     if sample.latent is None:
-        return row
+        return record
     detected = sample.grounded.detections or provenance.get("format") == 1
-    return row | {"timestep": sample.timestep} | (_detections(sample) if detected else {})
+    return record | {"timestep": sample.timestep} | (_detections(sample) if detected else {})
 
 
 def _attempts(sample: Sample) -> dict[str, Any]:
-    """Every attempt with its outcome: the reasons of those that were rejected, and at last "accepted"."""
-    rows = [(row.attempt, row.seed, row.reason) for row in sample.rejections]
-    rows.append((sample.attempt, sample.seed, ACCEPTED))
-    return {"attempts": [{"attempt": attempt, "seed": seed, "outcome": outcome} for attempt, seed, outcome in rows]}
+    """All attempts with their outcomes: rejection reasons, then "accepted"."""
+    attempts = [(rejection.attempt, rejection.seed, rejection.reason) for rejection in sample.rejections]
+    attempts.append((sample.attempt, sample.seed, ACCEPTED))
+    return {"attempts": [{"attempt": attempt, "seed": seed, "outcome": outcome} for attempt, seed, outcome in attempts]}
 
 
 def _rejected(sample: Sample) -> dict[str, Any]:
-    """The rejected attempts alone, as datasets of format 1 have them."""
-    return {"rejected": [{"attempt": row.attempt, "seed": row.seed, "reason": row.reason} for row in sample.rejections]}
+    """Only the rejected attempts, as in format 1."""
+    return {
+        "rejected": [
+            {"attempt": rejection.attempt, "seed": rejection.seed, "reason": rejection.reason}
+            for rejection in sample.rejections
+        ]
+    }
 
 
 def _detections(sample: Sample) -> dict[str, Any]:
-    """Every detection of the prompt's classes; real images have none, for their masks are their labels."""
+    """All detections of the prompt's classes. Real images have none, because their masks come from labels."""
     detections = [
-        {"category_name": row.class_name, "score": round(float(row.score), 4), "bbox": list(row.box_xywh)}
-        for row in sample.grounded.detections
+        {
+            "category_name": detection.class_name,
+            "score": round(float(detection.score), 4),
+            "bbox": list(detection.box_xywh),
+        }
+        for detection in sample.grounded.detections
     ]
     return {"detections": detections}
 
 
 def provenance(recipe: Recipe) -> dict[str, Any]:
-    """What a sample says about the models and settings that made it: the same for all samples of a recipe."""
-    made, masks = recipe.generator, recipe.masks
+    """The models and settings recorded in each sample; identical for all samples of a recipe."""
+    generator, masks = recipe.generator, recipe.masks
     uses_detector = masks.source == "detector" or recipe.filters.min_detector_iou is not None
     trained = {} if masks.grounder_revision is None else {"grounder_revision": masks.grounder_revision}
     return {
         "format": recipe.format,
         "recipe": recipe.fingerprint(),
-        "generator": made.model_dump(mode="json", exclude={"threads", "compile", "channels_last", "width", "height"}),
+        "generator": generator.model_dump(
+            mode="json", exclude={"threads", "compile", "channels_last", "width", "height"}
+        ),
         "masks": {
             "source": masks.source,
             **trained,

@@ -1,4 +1,4 @@
-"""Repair a dataset: write what follows from sound files, and take out what a run has to make again."""
+"""Repair a dataset: rewrite manifests from intact tars, and delete what a run must regenerate."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -12,46 +12,46 @@ from factory.dataset.verify import Report
 
 
 @dataclass(frozen=True)
-class TakenOut:
-    """What a repair did: shards whose manifest it wrote, shards that it took out, and orphans that it deleted."""
+class RepairResult:
+    """Shards with a rewritten manifest, shards deleted for regeneration, and deleted orphans."""
 
     rewritten: tuple[int, ...]
-    again: tuple[int, ...]
+    deleted: tuple[int, ...]
     orphans: tuple[str, ...]
 
 
-def take_out(store: Store, report: Report) -> TakenOut:
-    """Write damaged manifests from their tars, delete what else is damaged, and delete orphans; a run makes the rest.
+def repair(store: Store, report: Report) -> RepairResult:
+    """Rewrite damaged manifests from their tars, and delete other damaged shards and orphans. A run regenerates them.
 
-    The caller holds the dataset's lease since before the check, for the newest files of a run are orphans until their
-    receipt is written. The receipt of a damaged shard is deleted first, so that a repair that is cut off leaves a shard
-    to be made and not one that looks sound.
+    The caller must have acquired the dataset's lease before the check, because the newest files of a run are orphans
+    until their receipt is written. The receipt of a damaged shard is deleted first, so that an interrupted repair
+    leaves a missing shard instead of one that looks intact.
     """
     layout = recipe_of(store).format
     rewritten = tuple(number for number in report.only_manifest if _rewrite_manifest(store, number, layout))
-    again = tuple(number for number in report.damaged if number not in rewritten)
-    for number in again:
+    deleted = tuple(number for number in report.damaged if number not in rewritten)
+    for number in deleted:
         for name in (receipt_name(number), manifest_name(number), tar_name(number)):
             store.delete(name)
     for name in report.orphans:
         store.delete(name)
-    return TakenOut(rewritten, again, tuple(report.orphans))
+    return RepairResult(rewritten, deleted, tuple(report.orphans))
 
 
 def _rewrite_manifest(store: Store, number: int, layout: int) -> bool:
-    """Make a shard's manifest from its tar, and name it in the receipt; False where that became impossible since.
+    """Rewrite a shard's manifest from its tar and update the receipt; False if files changed since the check.
 
-    The file's bytes depend on the version of the library that writes it, so the receipt takes the new digest.
+    The file's bytes depend on the version of the library that writes it, so the receipt gets the new digest.
     """
-    tar, proof = store.get(tar_name(number)), store.get(receipt_name(number))
-    if tar is None or proof is None:
+    tar, receipt_bytes = store.get(tar_name(number)), store.get(receipt_name(number))
+    if tar is None or receipt_bytes is None:
         return False
-    receipt = parse_receipt(proof)
+    receipt = parse_receipt(receipt_bytes)
     if hashlib.sha256(tar).hexdigest() != receipt.tar.sha256:
         return False
     data = manifest_of(unpack(tar), number, layout)
     store.delete(manifest_name(number))
     if not store.create(manifest_name(number), data):
         return False
-    renewed = replace(receipt, manifest=blob_of(manifest_name(number), data))
-    return renewed == receipt or store.compare_and_swap(receipt_name(number), renewed.to_json(), proof)
+    updated = replace(receipt, manifest=blob_of(manifest_name(number), data))
+    return updated == receipt or store.compare_and_swap(receipt_name(number), updated.to_json(), receipt_bytes)

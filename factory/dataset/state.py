@@ -1,4 +1,4 @@
-"""A set as a whole: begun with a recipe, resumed or extended only by the same one, finished with a statement."""
+"""The state of a dataset: initialise it with a recipe, resume or extend it with the same one, and summarise it."""
 
 import contextlib
 import json
@@ -23,29 +23,28 @@ CARD = "README.md"
 PROGRESS = "progress.json"
 _READERS = 32
 _WIDS = "wids-meta.json"
-"""Written beside a dataset by earlier versions; webdataset has no reader of it since 1.0."""
-_PATIENCE = 10.0
+"""Written by earlier versions; webdataset no longer reads it since 1.0."""
+_PROGRESS_PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over receipts."""
+    """Totals over receipts; `exhausted` counts samples that exhausted their attempts."""
 
     shards: int
     accepted: int
     planned: int
     attempts: int
     bytes: int
-    short: int
+    exhausted: int
     rejected: dict[str, int]
 
 
 def init_or_resume(store: Store, recipe: Recipe, extend: bool = False) -> Recipe:
-    """Claim an empty place for a recipe, or check that what is there was begun with the same one.
+    """Initialise a dataset at an empty address, or check that an existing one has the same recipe.
 
-    A dataset of which no shard is finished has nothing to lose, and is started over where the recipe is another.
-    Returns the recipe of the set: of an extended one, it knows the sizes that the set had before. UserError names what
-    differs.
+    A dataset without a finished shard is reset if the recipe differs. Returns the recipe of the dataset; for an
+    extended dataset, it includes the earlier sizes. Raises UserError with the differences.
     """
     before = store.get(RECIPE)
     if before is None:
@@ -54,31 +53,31 @@ def init_or_resume(store: Store, recipe: Recipe, extend: bool = False) -> Recipe
             return init_or_resume(store, recipe, extend)
         return recipe
     old = recipe_of(store)
-    recipe = recipe.model_copy(update={"format": old.format})  # A dataset keeps the format that it was begun with.
+    recipe = recipe.model_copy(update={"format": old.format})  # A dataset keeps its format.
     changed = differences(old, recipe)
     if changed and not store.list("receipts"):
-        _start_over(store, recipe, before)
+        _reset(store, recipe, before)
         return init_or_resume(store, recipe, extend)
     if changed:
         raise UserError(
-            f"{store.address} was begun with another recipe: {'; '.join(changed)}. Give the same options to resume it, "
-            f"or another --shards to begin anew."
+            f"{store.address} was created with a different recipe: {'; '.join(changed)}. Give the same options to "
+            f"resume it, or another --shards to create a new dataset."
         )
     if recipe.n == old.n:
         return old.model_copy(update={"engine": recipe.engine, "store": recipe.store})
     if recipe.n < old.n:
-        raise UserError(f"{store.address} was begun with n = {old.n}; a set does not shrink to {recipe.n}.")
+        raise UserError(f"{store.address} was created with n = {old.n}; a dataset cannot shrink to {recipe.n}.")
     if not extend:
-        raise UserError(f"{store.address} was begun with n = {old.n}; to make it {recipe.n}, add --extend.")
-    mine = {"engine": recipe.engine, "store": recipe.store}
-    longer = old.model_copy(update={"n": recipe.n, "earlier": (*old.earlier, old.n), **mine})
-    if not store.compare_and_swap(RECIPE, longer.to_yaml().encode(), before):
+        raise UserError(f"{store.address} was created with n = {old.n}; add --extend to extend it to {recipe.n}.")
+    current = {"engine": recipe.engine, "store": recipe.store}
+    extended = old.model_copy(update={"n": recipe.n, "earlier": (*old.earlier, old.n), **current})
+    if not store.compare_and_swap(RECIPE, extended.to_yaml().encode(), before):
         return init_or_resume(store, recipe, extend)
-    return longer
+    return extended
 
 
-def _start_over(store: Store, recipe: Recipe, before: bytes) -> None:
-    """Replace a recipe of which no shard was finished, and delete what its workers left without a receipt."""
+def _reset(store: Store, recipe: Recipe, before: bytes) -> None:
+    """Replace the recipe of a dataset without finished shards, and delete the files that its workers left behind."""
     for folder in ("train", "manifest", "quarantine", "index"):
         for name in store.list(folder):
             store.delete(name)
@@ -86,7 +85,7 @@ def _start_over(store: Store, recipe: Recipe, before: bytes) -> None:
 
 
 def existing_recipe(store: Store) -> Recipe | None:
-    """The recipe of what is there; None for an empty place. UserError for other files, or a broken recipe."""
+    """The recipe of an existing dataset; None if the address is empty. Raises UserError for a non-dataset folder."""
     if store.get(RECIPE) is None:
         _refuse_foreign(store)
         return None
@@ -94,88 +93,90 @@ def existing_recipe(store: Store) -> Recipe | None:
 
 
 def recipe_of(store: Store) -> Recipe:
-    """The recipe of a set; UserError where there is no set, or its recipe is broken."""
+    """The recipe of a dataset; raises UserError if there is no dataset or its recipe is invalid."""
     data = store.get(RECIPE)
     where = f"{store.address.rstrip('/')}/{RECIPE}"
     if data is None:
-        raise UserError(f"{store.address} holds no set: there is no {RECIPE}. Make one with `factory generate`.")
+        raise UserError(f"{store.address} is not a dataset: it has no {RECIPE}. Create one with `factory generate`.")
     return make_recipe(parse_recipe(data.decode(errors="replace"), where), where)
 
 
 def _refuse_foreign(store: Store) -> None:
-    foreign = [name for name in store.entries("", most=10) if name not in (LEASE, ".lock")][:3]
+    foreign = [name for name in store.entries("", limit=10) if name not in (LEASE, ".lock")][:3]
     if foreign:
         raise UserError(
-            f"{store.address} is not empty and holds no {RECIPE}, but {', '.join(foreign)}; give an empty or new place."
+            f"{store.address} is not empty and not a dataset: it has no {RECIPE}, but contains {', '.join(foreign)}; "
+            f"give a new or empty folder."
         )
 
 
 def receipts(store: Store, numbers: list[int]) -> Iterator[Receipt]:
-    """The receipts of some shards, several read at a time; UserError names one that is broken."""
+    """Read the receipts of some shards concurrently; raises UserError for a corrupt one."""
 
     def read(number: int) -> Receipt | None:
         try:
             return read_receipt(store, number)
         except ValueError as error:
             raise UserError(
-                f"the receipt of shard {number} is broken ({error}); repair the dataset with `factory verify --repair`."
+                f"the receipt of shard {number} is corrupt ({error}); repair it with `factory verify --repair`."
             ) from error
 
     with ThreadPoolExecutor(_READERS) as readers:
         for start in range(0, len(numbers), 1000):
-            yield from (row for row in readers.map(read, numbers[start : start + 1000]) if row is not None)
+            batch = readers.map(read, numbers[start : start + 1000])
+            yield from (receipt for receipt in batch if receipt is not None)
 
 
-def totals(rows: Mapping[int, IndexEntry]) -> Totals:
-    """Sums over the receipts of some shards."""
+def totals(entries: Mapping[int, IndexEntry]) -> Totals:
+    """Sum the index entries of some shards."""
     sums: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
-    for row in rows.values():
+    for entry in entries.values():
         sums.update(
             shards=1,
-            accepted=row.accepted,
-            planned=row.planned,
-            attempts=row.attempts,
-            bytes=row.bytes,
-            short=row.short,
+            accepted=entry.accepted,
+            planned=entry.planned,
+            attempts=entry.attempts,
+            bytes=entry.bytes,
+            exhausted=entry.exhausted,
         )
-        rejected.update(row.rejected)
+        rejected.update(entry.rejected)
     return Totals(
         shards=sums["shards"],
         accepted=sums["accepted"],
         planned=sums["planned"],
         attempts=sums["attempts"],
         bytes=sums["bytes"],
-        short=sums["short"],
+        exhausted=sums["exhausted"],
         rejected=dict(sorted(rejected.items())),
     )
 
 
 def state(store: Store, plan: Plan) -> Totals:
-    """What is done of a plan: one listing, the index, and the receipts that it does not know yet."""
-    return totals(ReceiptIndex(store).rows(tags(store, len(plan))))
+    """The totals of all finished shards. Reads one listing, the index, and the receipts missing from the index."""
+    return totals(ReceiptIndex(store).entries(tags(store, len(plan))))
 
 
 def write_statement(store: Store, recipe: Recipe) -> Totals:
-    """Fold the receipts into dataset.json and the card, which are functions of the shards alone."""
+    """Write dataset.json and the card, which depend only on the recipe and the finished shards."""
     plan, index = Plan(recipe), ReceiptIndex(store)
-    rows = index.rows(tags(store, len(plan)))
-    numbers, sums = list(rows), totals(rows)
+    entries = index.entries(tags(store, len(plan)))
+    numbers, sums = list(entries), totals(entries)
     _put(store, STATEMENT, statement(recipe, plan, sums))
     store.delete(_WIDS)
     _put_text(store, CARD, card(recipe, sums, numbers[-1] if numbers else 0))
-    with contextlib.suppress(UserError):  # a cache, which is missed by nobody but the next reader's patience
+    with contextlib.suppress(UserError):  # only a cache
         index.save()
     return sums
 
 
 def statement(recipe: Recipe, plan: Plan, sums: Totals) -> dict[str, Any]:
-    """What the set is, for readers that do not want to open it."""
+    """The content of dataset.json: a summary for readers that do not open the shards."""
     return {
         "recipe": recipe.fingerprint(),
         "n": recipe.n,
         "samples": sums.accepted,
-        "short": sums.short,
+        "short": sums.exhausted,
         "complete": sums.shards == len(plan),
         "shards": sums.shards,
         "shards_planned": len(plan),
@@ -203,6 +204,6 @@ def _put_text(store: Store, name: str, content: str) -> None:
 
 
 def put_progress(store: Store, data: dict[str, Any]) -> None:
-    """For other eyes; dropped where the store does not take it."""
+    """Write progress.json for monitoring; failures are ignored."""
     with contextlib.suppress(UserError):
-        store.with_patience(_PATIENCE).put(PROGRESS, canonical(data) + b"\n")
+        store.with_patience(_PROGRESS_PATIENCE).put(PROGRESS, canonical(data) + b"\n")

@@ -1,4 +1,4 @@
-"""Where a dataset lives: a folder or a bucket behind a few verbs. A write is there whole or not at all."""
+"""Dataset storage: a folder or a bucket behind a few atomic operations. Writes are all or nothing."""
 
 import contextlib
 import errno
@@ -29,8 +29,8 @@ T = TypeVar("T")
 REMOTE_SCHEMES = ("s3", "gs", "az", "http", "https")
 _READERS, _LISTERS = 128, 16
 _LISTS_FROM_A_NAME = ("s3", "gs")
-"""Others skip what comes before the name only after it was sent."""
-_SMALL = 1 << 20
+"""Other stores send what comes before the name and skip it afterwards."""
+_SMALL_REQUEST = 1 << 20
 _VARIABLES = {
     "timeout": "FACTORY_STORE_TIMEOUT",
     "slowest": "FACTORY_STORE_SLOWEST",
@@ -38,36 +38,36 @@ _VARIABLES = {
 }
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LINK_REFUSED = re.compile(rf"\(os error (?:{'|'.join(map(str, _NO_LINKS))})\)")
-"""What a file system without hard links says; where it is another fault, writing in turns meets it again."""
+"""Errors of file systems without hard links. If the cause is another fault, the fallback raises it again."""
 
 
 class StoreFullError(TransientError):
-    """The disk or bucket takes no more; nothing that was committed is lost."""
+    """The disk or bucket is full; committed data is kept."""
 
 
 class ConflictError(Exception):
-    """Other bytes are there, though bytes are a function of the recipe: an alarm, never overwritten."""
+    """Different bytes exist, although bytes are a function of the recipe. They are never overwritten."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A name in a listing: its bytes, and a tag that changes when its content does."""
+    """A file in a listing: its size in bytes, and a tag that changes with its content."""
 
     size: int
     tag: str
 
 
 class Store:
-    """Verbs over names like "train/000000.tar", below one folder or URL.
+    """Operations on names such as "train/000000.tar" below a folder or URL.
 
-    A store holds clients with threads of their own: build it in the process that uses it, do not carry it over a fork.
-    It pickles as its address, its settings and the access that was found where it was pickled: a worker reaches what
-    the driver reaches. Trouble of a bucket that passes is waited for in every verb, `settings.patience` seconds long;
-    `StoreUnavailableError` after that.
+    A store holds clients with their own threads: create it in the process that uses it, and do not carry it over a
+    fork. It pickles as its address, its settings and the resolved access, so that a worker can reach what the driver
+    reaches. Every operation retries temporary failures for up to `settings.patience` seconds and then raises
+    `StoreUnavailableError`.
     """
 
     def __init__(self, address: str, settings: StoreRecipe | None = None, access: Access | None = None) -> None:
-        """`address` is a folder, or a URL such as s3://bucket/prefix. Nothing is touched until the first verb."""
+        """`address` is a folder or a URL such as s3://bucket/prefix. Nothing is accessed until the first operation."""
         remote = is_remote(address)
         if remote:
             check_address(address)
@@ -82,26 +82,26 @@ class Store:
 
     def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[Any, ...]]:
         access = self._find_access() if self.folder is None else None
-        return _carried, (self.address, self.settings, access, self._patience.proven)
+        return _unpickle, (self.address, self.settings, access, self._patience.proven)
 
     def with_patience(self, seconds: float) -> "Store":
-        """The same store for what may be dropped: it gives up after so many seconds."""
-        brief = Store(self.address, self.settings, self._access)
-        brief._clients = self._clients
-        brief._patience = Patience(self.address, min(seconds, self.settings.patience), proven=True, quiet=True)
-        return brief
+        """The same store with less patience, for best-effort operations."""
+        store = Store(self.address, self.settings, self._access)
+        store._clients = self._clients
+        store._patience = Patience(self.address, min(seconds, self.settings.patience), proven=True, quiet=True)
+        return store
 
     @property
     def trouble(self) -> str | None:
-        """A sentence while calls wait for a bucket that does not answer."""
+        """A message while calls wait for a bucket that does not respond; otherwise None."""
         return self._patience.trouble
 
     def hide(self, text: str) -> str:
-        """The text without the store's credentials."""
+        """Redact the store's credentials in a text."""
         return text if self._access is None else self._access.hide(text)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write `data` if there is no `name` yet; False where there is one, which stays as it is."""
+        """Write `data` unless `name` exists; returns False, without changing it, if it does."""
         from obstore.exceptions import AlreadyExistsError
 
         def put(client: Any) -> bool:
@@ -113,15 +113,15 @@ class Store:
                     if self.folder is None or not _LINK_REFUSED.search(str(error)):
                         raise
                     self._without_links = True
-            return self._create_in_turn(client, name, data)
+            return self._create_locked(client, name, data)
 
         try:
             return self._do(name, put, len(data), writes=True)
         except AlreadyExistsError:
             return False
 
-    def _create_in_turn(self, client: Any, name: str, data: bytes) -> bool:
-        """`create` on a file system without hard links, by which the client makes a file whole or not at all."""
+    def _create_locked(self, client: Any, name: str, data: bytes) -> bool:
+        """`create` for file systems without hard links, which the client uses to create a file atomically."""
         assert self.folder is not None
         with locked(self.folder / ".lock"):
             if (self.folder / name).exists():
@@ -130,23 +130,23 @@ class Store:
             return True
 
     def create_same(self, name: str, data: bytes) -> None:
-        """Write `data`, or find the same bytes already there; `ConflictError` where there are others."""
+        """Write `data` unless the same bytes already exist; raises `ConflictError` if other bytes exist."""
         while not self.create(name, data):
             found = self.get(name)
             if found is None:
-                continue  # deleted between the two, or a service that answers "conflict" to two writers at once
-            there, mine = hashlib.sha256(found).hexdigest(), hashlib.sha256(data).hexdigest()
-            if there == mine:
+                continue  # deleted in between, or the service answers "conflict" to two simultaneous writers
+            existing, new = hashlib.sha256(found).hexdigest(), hashlib.sha256(data).hexdigest()
+            if existing == new:
                 return
             raise ConflictError(
-                f"{self.address}/{name} exists with sha256 {there[:12]}, but this worker made {mine[:12]} from the "
-                f"same plan; the machines or library versions differ. Check with `factory verify`."
+                f"{self.address}/{name} exists with sha256 {existing[:12]}, but this worker generated {new[:12]} from "
+                f"the same plan; the machines or library versions differ. Check with `factory verify`."
             )
 
     def compare_and_swap(self, name: str, data: bytes, seen: bytes | None) -> bool:
-        """Replace the content `seen` (None: no such name) by `data`; False where somebody else was faster.
+        """Replace the content `seen` (None: does not exist) with `data`; False if another writer was faster.
 
-        A write whose answer was lost is found again by its content.
+        If the response to a successful write is lost, the retry recognises the write by its content.
         """
         if self.folder is not None:
             return self._swap_file(name, data, seen)
@@ -155,11 +155,11 @@ class Store:
         if seen is None:
             return self.create(name, data) or self.get(name) == data
         try:
-            there = self._do(name, lambda client: _with_meta(client.get(name)))
-            if there[0] != seen:
-                return there[0] == data
-            # Google compares the version, S3 the tag.
-            mode = {key: there[1][key] for key in ("e_tag", "version") if there[1].get(key) is not None}
+            content, meta = self._do(name, lambda client: _with_meta(client.get(name)))
+            if content != seen:
+                return content == data
+            # Google Cloud compares the version, S3 the tag.
+            mode = {key: meta[key] for key in ("e_tag", "version") if meta.get(key) is not None}
             self._do(
                 name, lambda client: client.put(name, data, mode=mode, use_multipart=False), len(data), writes=True
             )
@@ -170,19 +170,19 @@ class Store:
         return True
 
     def put(self, name: str, data: bytes) -> None:
-        """Write `data` over whatever is there: for what is only a copy or news, such as progress. The last one wins."""
-        # One request: the client would else send more than 5 MB in parts, each with a time-out of its own.
+        """Write `data`, replacing existing content; for derived data such as progress. The last writer wins."""
+        # A single request: otherwise the client sends more than 5 MB in parts, each with its own timeout.
         self._do(
             name, lambda client: client.put(name, data, mode="overwrite", use_multipart=False), len(data), writes=True
         )
 
     def get(self, name: str) -> bytes | None:
-        """The content, or None where there is no such name; reading makes no folder."""
+        """Read the content; None if the name does not exist. Reading never creates a folder."""
         found = self.get_tagged(name)
         return None if found is None else found[0]
 
     def get_tagged(self, name: str) -> tuple[bytes, str] | None:
-        """The content with the tag that a listing shows for it; None where there is no such name."""
+        """Read the content and its tag as in a listing; None if the name does not exist."""
         if self.folder is not None and not self.folder.is_dir():
             return None
         try:
@@ -192,13 +192,13 @@ class Store:
         return data, _tag(meta)
 
     def get_many(self, names: Iterable[str]) -> Iterator[tuple[str, tuple[bytes, str] | None]]:
-        """(name, content and tag, or None) of each, in order; many are read at once, few are held in memory."""
+        """Read many names concurrently; yields (name, (content, tag) or None) in order with bounded memory."""
         readers = ThreadPoolExecutor(_READERS, thread_name_prefix="readers")
         ahead = deque[tuple[str, Future[tuple[bytes, str] | None]]]()
         try:
             for name in names:
                 ahead.append((name, readers.submit(self.get_tagged, name)))
-                if len(ahead) == 8 * _READERS:  # the rest goes on while a slow answer is waited for
+                if len(ahead) == 8 * _READERS:  # the others continue while one response is slow
                     first, answer = ahead.popleft()
                     yield first, answer.result()
             for first, answer in ahead:
@@ -207,56 +207,59 @@ class Store:
             readers.shutdown(cancel_futures=True)
 
     def list(self, prefix: str) -> dict[str, int]:
-        """Every name in the folder `prefix` ("" for all) with its size in bytes; half-written files are not there."""
+        """All names in the folder `prefix` ("" for all) with their sizes in bytes, without partially written files."""
         return {name: entry.size for name, entry in self.entries(prefix).items()}
 
-    def entries(self, prefix: str, most: int | None = None, bounds: Sequence[str] = ()) -> dict[str, Entry]:
-        """As `list`, with tags; `most` ends it early. A listing that is cut continues after the last name that came.
+    def entries(self, prefix: str, limit: int | None = None, bounds: Sequence[str] = ()) -> dict[str, Entry]:
+        """Like `list`, with tags and an optional limit. An interrupted listing resumes after the last name it got.
 
-        `bounds` are names in order, between which a bucket's listing is read in parts at once: a page holds only 1,000.
+        `bounds` are names in ascending order. A bucket's listing is read concurrently in the parts between them,
+        because a page holds only 1,000 names.
         """
         if self.folder is not None and not (self.folder / prefix).is_dir():
             return {}
         if urlparse(self.address).scheme not in _LISTS_FROM_A_NAME:
             bounds = ()
         with ThreadPoolExecutor(_LISTERS, thread_name_prefix="listers") as listers:
-            parts = listers.map(lambda part: self._part(prefix, most, *part), pairwise([None, *bounds, None]))
+            parts = listers.map(lambda part: self._part(prefix, limit, *part), pairwise([None, *bounds, None]))
             rows = {name: entry for part in parts for name, entry in part.items()}
         return {name: rows[name] for name in sorted(rows) if not re.search(r"#\d+$", name)}
 
-    def _part(self, prefix: str, most: int | None, first: str | None, end: str | None) -> dict[str, Entry]:
-        """The entries behind the name `first` and before the name `end`."""
-        rows: dict[str, Entry] = {}
+    def _part(self, prefix: str, limit: int | None, first: str | None, end: str | None) -> dict[str, Entry]:
+        """The entries after the name `first` and before the name `end`."""
+        found: dict[str, Entry] = {}
 
         def read(client: Any) -> None:
-            # Only buckets promise an order to go on from.
-            after = max(rows, default=first) if self.folder is None else None
+            # Only buckets guarantee an order, which resuming requires.
+            after = max(found, default=first) if self.folder is None else None
             for chunk in client.list(prefix or None, offset=after, chunk_size=1000):
-                rows.update((row["path"], Entry(row["size"], _tag(row))) for row in chunk if not self._not_ours(row))
-                if (most is not None and len(rows) >= most) or (end is not None and max(rows, default="") >= end):
+                found.update(
+                    (meta["path"], Entry(meta["size"], _tag(meta))) for meta in chunk if not self._ignored(meta)
+                )
+                if (limit is not None and len(found) >= limit) or (end is not None and max(found, default="") >= end):
                     break
 
         def read_folder(client: Any) -> None:
             try:
                 read(client)
-            except (GenericError, InvalidPathError, PermissionDeniedError):  # the client reads all of it or nothing
-                rows.clear()
-                rows.update(self._walked(client, prefix, most))
+            except (GenericError, InvalidPathError, PermissionDeniedError):  # the client lists everything or nothing
+                found.clear()
+                found.update(self._walk(client, prefix, limit))
 
         from obstore.exceptions import GenericError, InvalidPathError, PermissionDeniedError
 
         self._do(prefix, read if self.folder is None else read_folder)
-        return rows if end is None else {name: entry for name, entry in rows.items() if name < end}
+        return found if end is None else {name: entry for name, entry in found.items() if name < end}
 
-    def _not_ours(self, row: Any) -> bool:
-        return self.folder is not None and str(row["path"]).startswith(f"{LOST_AND_FOUND}/")
+    def _ignored(self, meta: Any) -> bool:
+        return self.folder is not None and str(meta["path"]).startswith(f"{LOST_AND_FOUND}/")
 
-    def _walked(self, client: Any, prefix: str, most: int | None) -> Iterator[tuple[str, Entry]]:
-        """`entries` of a folder that the client cannot list; tags are the client's where it can open the file."""
+    def _walk(self, client: Any, prefix: str, limit: int | None) -> Iterator[tuple[str, Entry]]:
+        """`entries` of a folder that the client cannot list. Tags are the client's if it can open the file."""
         from obstore.exceptions import BaseError
 
         assert self.folder is not None
-        for name, status in itertools.islice(walk_files(self.folder, prefix), most):
+        for name, status in itertools.islice(walk_files(self.folder, prefix), limit):
             try:
                 tag = _tag(client.head(name))
             except (BaseError, OSError, ValueError):
@@ -264,25 +267,25 @@ class Store:
             yield name, Entry(status.st_size, tag)
 
     def delete(self, name: str) -> None:
-        """Remove `name`; it need not exist."""
+        """Delete `name` if it exists."""
         if self.folder is not None and not self.folder.is_dir():
             return
         with contextlib.suppress(FileNotFoundError):
             self._do(name, lambda client: client.delete(name))
 
     def _do(self, name: str, action: Callable[[Any], T], size: int = 0, writes: bool = False, reads: bool = False) -> T:
-        """Run an action on the right client, wait for trouble that passes, and turn the rest into a sentence.
+        """Run an action on a client, retry temporary failures, and turn other errors into clear messages.
 
-        What is read has no known size, so those requests end where nothing arrives any more; all others after a time
-        that their size allows.
+        Reads have no known size, so they time out when no more data arrives; other requests have a timeout that depends
+        on their size.
         """
         timeout = None if reads else self._timeout(size)
-        with self._sentences(name, writes):
+        with self._clear_errors(name, writes):
             return self._patience.persist(lambda: action(self._connect(timeout)), self.hide)
 
     def _timeout(self, size: int) -> float:
-        """By powers of two of the size, so that a few clients, each with connections of its own, serve for all."""
-        rounded = 1 << (size - 1).bit_length() if size > _SMALL else 0
+        """Timeout of a request. Sizes are rounded up to powers of two, because each timeout requires its own client."""
+        rounded = 1 << (size - 1).bit_length() if size > _SMALL_REQUEST else 0
         return self.settings.timeout + rounded / self.settings.slowest
 
     def _find_access(self) -> Access:
@@ -306,9 +309,9 @@ class Store:
         return client
 
     def _swap_file(self, name: str, data: bytes, seen: bytes | None) -> bool:
-        """The local store has no conditional replace: take turns under a lock beside the folder's content."""
+        """`compare_and_swap` in a folder, under a lock file: the local client has no conditional replace."""
         assert self.folder is not None
-        with self._sentences(name, writes=True):
+        with self._clear_errors(name, writes=True):
             self._connect(None)
             with locked(self.folder / ".lock"):
                 if self.get(name) != seen:
@@ -317,8 +320,8 @@ class Store:
                 return True
 
     @contextlib.contextmanager
-    def _sentences(self, name: str, writes: bool) -> Iterator[None]:
-        """Turn what the storage says into a sentence for the one who chose it."""
+    def _clear_errors(self, name: str, writes: bool) -> Iterator[None]:
+        """Turn storage errors into a UserError with a clear message."""
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
         where = f"{self.address.rstrip('/')}/{name}"
@@ -329,63 +332,68 @@ class Store:
         except (BaseError, OSError, ValueError) as error:
             if self.folder is None and (names_no_bucket(error) or (writes and isinstance(error, FileNotFoundError))):
                 verb = "write" if writes else "read"
-                raise UserError(f"cannot {verb} {where}: there is no such bucket; make it, or give another.") from None
+                raise UserError(
+                    f"cannot {verb} {where}: the bucket does not exist; create it or give another."
+                ) from None
             if isinstance(error, FileNotFoundError):
                 raise
-            said = self.hide(first_line(error))
-            if "os error 28" in said or "os error 122" in said or getattr(error, "errno", 0) in (28, 122):
+            message = self.hide(first_line(error))
+            # ENOSPC and EDQUOT, in the client's text or as an errno.
+            if "os error 28" in message or "os error 122" in message or getattr(error, "errno", 0) in (28, 122):
                 raise StoreFullError(
-                    f"there is no room left for {where}; everything committed before is kept. "
-                    f"Make room and run the same command again: it resumes."
+                    f"no space left for {where}; committed shards are kept. Free some space and rerun the same "
+                    f"command to resume."
                 ) from None
-            told = f"cannot use {where}: {said}. Give a folder or bucket that can be read and written."
-            # A bucket's error carries headers and URLs: its own text stays out of tracebacks.
-            raise UserError(told) from (error if self.folder is not None else None)
+            text = f"cannot use {where}: {message}. Give a folder or bucket that can be read and written."
+            # A bucket's error may contain headers and URLs with secrets: keep its text out of tracebacks.
+            raise UserError(text) from (error if self.folder is not None else None)
 
 
-def _carried(address: str, settings: StoreRecipe, access: Access | None, proven: bool) -> Store:
+def _unpickle(address: str, settings: StoreRecipe, access: Access | None, proven: bool) -> Store:
     store = Store(address, settings, access)
     store._patience.proven = proven
     return store
 
 
-def _with_meta(answer: Any) -> tuple[bytes, dict[str, Any]]:
-    return bytes(answer.bytes()), answer.meta
+def _with_meta(response: Any) -> tuple[bytes, dict[str, Any]]:
+    return bytes(response.bytes()), response.meta
 
 
 def _tag(meta: Any) -> str:
-    # Some services quote tags in one answer and not in the other.
+    # Some services quote tags in some responses only.
     return str(meta.get("e_tag") or "").strip('"') or f"{meta['last_modified'].timestamp()}-{meta['size']}"
 
 
 def with_environment(settings: StoreRecipe) -> StoreRecipe:
-    """Settings with FACTORY_STORE_... for what they leave at its default; UserError for what is no number."""
+    """Fill settings that were not given from FACTORY_STORE_...; raises UserError for invalid values."""
     given = {}
     for name, variable in _VARIABLES.items():
         if name not in settings.model_fields_set and (text := os.environ.get(variable)):
             try:
                 given[name] = float(text)
             except ValueError:
-                raise UserError(f"{variable} is a number, got {text!r}.") from None
+                raise UserError(f"{variable} must be a number, got {text!r}.") from None
     if not given:
         return settings
     try:
         return StoreRecipe.model_validate(settings.model_dump(exclude_unset=True) | given)
     except ValueError:
         names = ", ".join(f"{_VARIABLES[name]}={value:g}" for name, value in given.items())
-        raise UserError(f"{names} is out of bounds: a time-out is over 0 and up to 3600 s, a speed over 0.") from None
+        raise UserError(
+            f"{names} is out of range: a timeout must be above 0 and at most 3600 s, a speed above 0."
+        ) from None
 
 
 def is_remote(address: str) -> bool:
-    """Whether an address names a bucket rather than a folder; UserError for a scheme that no store has."""
+    """Whether an address is a bucket URL rather than a folder; raises UserError for an unsupported scheme."""
     scheme = urlparse(address).scheme
     if scheme in REMOTE_SCHEMES:
         return True
     if scheme in ("", "file") or (sys.platform == "win32" and len(scheme) == 1) or os.path.exists(address):
         return False
-    raise UserError(f"no storage speaks {scheme}://, got {address}; give a folder or {', '.join(REMOTE_SCHEMES)}.")
+    raise UserError(f"{scheme}:// is not supported, got {address}; give a folder or {', '.join(REMOTE_SCHEMES)}.")
 
 
 def absolute(addresses: Iterable[str]) -> tuple[str, ...]:
-    """Addresses that mean the same in every process, whatever folder it runs in."""
+    """Resolve relative folders, so that addresses are valid in processes with another working directory."""
     return tuple(address if is_remote(address) else str(Store(address).folder) for address in addresses)

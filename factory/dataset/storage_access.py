@@ -1,4 +1,4 @@
-"""How a bucket is reached: endpoint, region and credentials, found once by the driver and carried to its workers."""
+"""Bucket access: endpoint, region and credentials, resolved once by the driver and passed to its workers."""
 
 import configparser
 import json
@@ -31,19 +31,19 @@ _CLIENT_KEYS = (
     "allow_invalid_certificates", "http1_only", "http2_only", "pool_idle_timeout", "pool_max_idle_per_host",
     "proxy_ca_certificate", "proxy_excludes", "proxy_url", "randomize_addresses", "user_agent",
 )  # fmt: skip
-"""Client options that are read from the environment: giving any in code makes obstore forget those."""
+"""Client options read from the environment: obstore ignores them once any option is given in code."""
 
-_OF_A_REQUEST = ("AWS_CONTAINER", "AWS_WEB_IDENTITY")
-_SHORTEST_SECRET = 6
-_CONNECT = timedelta(seconds=10)
-_STALLED = timedelta(seconds=60)
+_PROVIDER_VARIABLES = ("AWS_CONTAINER", "AWS_WEB_IDENTITY")
+_MIN_SECRET_LENGTH = 6
+_CONNECT_TIMEOUT = timedelta(seconds=10)
+_READ_TIMEOUT = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
 class Access:
-    """What a client is built from. `config` may hold secrets: it is pickled for workers and never printed.
+    """Everything that a client is built from. `config` may contain secrets: it is pickled for workers, never printed.
 
-    `keys` are (access key, secret key, session token or "") of S3, where they are known here.
+    `keys` are S3's (access key, secret key, session token or ""), if known.
     """
 
     scheme: str
@@ -52,47 +52,47 @@ class Access:
     client: Mapping[str, Any] = field(repr=False, default_factory=dict)
 
     def hide(self, text: str) -> str:
-        """The text without any of the credentials."""
-        secret = [value for name, value in self.config.items() if _is_secret(name)]
-        for value in sorted([*secret, *(self.keys or ())], key=len, reverse=True):
-            if len(value) >= _SHORTEST_SECRET:
+        """Redact all credentials in a text."""
+        secrets = [value for name, value in self.config.items() if _is_secret(name)]
+        for value in sorted([*secrets, *(self.keys or ())], key=len, reverse=True):
+            if len(value) >= _MIN_SECRET_LENGTH:
                 text = text.replace(value, "***")
         return text
 
     def build(self, address: str, timeout: float | None) -> Any:
-        """A client whose requests end after `timeout` seconds; None for reading, which ends where nothing comes.
+        """Build a client with a request timeout in seconds; None for reads, which time out when no data arrives.
 
-        It does not try again itself: the store does, in one place and for every kind of trouble.
+        The client does not retry; the store does, in one place and for all kinds of failures.
         """
         from obstore.store import from_url
 
-        options: dict[str, Any] = {**self.client, "connect_timeout": _CONNECT}
+        options: dict[str, Any] = {**self.client, "connect_timeout": _CONNECT_TIMEOUT}
         if timeout is None:
-            options |= {"read_timeout": _STALLED, "timeout": timedelta(days=1)}
+            options |= {"read_timeout": _READ_TIMEOUT, "timeout": timedelta(days=1)}
         else:
             options["timeout"] = timedelta(seconds=timeout)
-        more: dict[str, Any] = {"config": dict(self.config)} if self.config else {}
+        extra: dict[str, Any] = {"config": dict(self.config)} if self.config else {}
         if self.keys is not None:
             given = dict(zip(("access_key_id", "secret_access_key", "token"), self.keys, strict=True))
-            answer = {name: value or None for name, value in given.items()} | {"expires_at": None}
-            more["credential_provider"] = lambda: answer
-        make: Any = from_url  # its overloads want the scheme to be known
-        return make(address, client_options=options, retry_config={"max_retries": 0}, **more)
+            credential = {name: value or None for name, value in given.items()} | {"expires_at": None}
+            extra["credential_provider"] = lambda: credential
+        create: Any = from_url  # its overloads require a statically known scheme
+        return create(address, client_options=options, retry_config={"max_retries": 0}, **extra)
 
 
 def check_address(address: str) -> None:
-    """UserError for a URL that has credentials in it: it would be seen in process lists, cards and logs."""
+    """Raise UserError for a URL with credentials, which would show up in process lists, cards and logs."""
     url = urlsplit(address)
     if url.username or url.password or url.query:
         where = f"{url.scheme}://{url.hostname or ''}{url.path}"
         raise UserError(
-            f"the address {where} came with a user, a password or a query; give the plain URL, and the credentials by "
+            f"the address {where} contains a user, a password or a query; give the plain URL, and pass credentials by "
             f"environment variables or a profile (docs/storage.md)."
         )
 
 
 def find_access(address: str, settings: StoreRecipe) -> Access:
-    """Settings, environment and configuration files, in this order; UserError where they contradict the address."""
+    """Resolve access from settings, environment and configuration files, in this order of precedence."""
     scheme, environment = urlsplit(address).scheme, os.environ
     client = _client_options(environment)
     config: dict[str, str] = {}
@@ -104,12 +104,12 @@ def find_access(address: str, settings: StoreRecipe) -> Access:
     elif scheme == "az":
         config = {name.lower(): environment[name] for name in _AZURE_KEYS if environment.get(name)}
     endpoint = next((config[name] for name in ("aws_endpoint", "google_base_url") if name in config), address)
-    if settings.allow_http or _allowed_http(environment):
+    if settings.allow_http or _http_allowed(environment):
         client["allow_http"] = True
     elif endpoint.startswith("http://"):
         raise UserError(
-            f"the endpoint {endpoint} is not encrypted; give one with https://, or allow it with AWS_ALLOW_HTTP=true "
-            f"(GOOGLE_ALLOW_HTTP=true), or `allow_http: true` in the recipe's `store`."
+            f"the endpoint {endpoint} is not encrypted; use https://, or allow it with AWS_ALLOW_HTTP=true "
+            f"(GOOGLE_ALLOW_HTTP=true) or `allow_http: true` in the recipe's `store`."
         )
     return Access(scheme, config, keys, client)
 
@@ -143,16 +143,16 @@ def _s3(settings: StoreRecipe, environment: Mapping[str, str]) -> tuple[dict[str
     if profile.get("aws_access_key_id"):
         token = profile.get("aws_session_token", "")
         return config, (profile["aws_access_key_id"], profile.get("aws_secret_access_key", ""), token)
-    if named and not any(name.startswith(_OF_A_REQUEST) for name in environment):
+    if named and not any(name.startswith(_PROVIDER_VARIABLES) for name in environment):
         raise UserError(
-            f"the AWS profile {named} holds no access key; log in and export its keys "
-            f'(eval "$(aws configure export-credentials --profile {named} --format env)"), or name another.'
+            f"the AWS profile {named} has no access key; log in and export its keys "
+            f'(eval "$(aws configure export-credentials --profile {named} --format env)"), or choose another profile.'
         )
     return config, None
 
 
 def _profile(named: str | None, environment: Mapping[str, str]) -> dict[str, str]:
-    """A profile's fields from both of AWS's files; those of `default` where none is named and there are any."""
+    """The fields of a profile from both AWS files; without a name, those of `default` if it exists."""
     name, found = named or "default", dict[str, str]()
     for variable, usual, section in (
         ("AWS_CONFIG_FILE", "~/.aws/config", "default" if name == "default" else f"profile {name}"),
@@ -162,12 +162,14 @@ def _profile(named: str | None, environment: Mapping[str, str]) -> dict[str, str
         try:
             parser.read(path, encoding="utf-8")
         except (configparser.Error, UnicodeDecodeError) as error:
-            # The parser's own message quotes the line, which may be a key.
-            raise UserError(f"{path} cannot be read as a configuration of AWS ({type(error).__name__}).") from None
+            # The parser's own message quotes the line, which may contain a key.
+            raise UserError(f"{path} is not a valid AWS configuration file ({type(error).__name__}).") from None
         if parser.has_section(section):
             found |= dict(parser.items(section))
     if named and not found:
-        raise UserError(f"there is no AWS profile {named} in ~/.aws/config or ~/.aws/credentials; name one that is.")
+        raise UserError(
+            f"there is no AWS profile {named} in ~/.aws/config or ~/.aws/credentials; choose an existing one."
+        )
     return found
 
 
@@ -190,11 +192,11 @@ def _google(settings: StoreRecipe, environment: Mapping[str, str]) -> dict[str, 
         kind = json.loads(text).get("type")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{named} cannot be read as a JSON key file of Google Cloud ({type(error).__name__}); check "
+            f"{named} is not a readable JSON key file of Google Cloud ({type(error).__name__}); check "
             f"GOOGLE_APPLICATION_CREDENTIALS, or `credentials_file` in the recipe's `store`."
         ) from None
     if kind in (None, "service_account"):
-        # Its content travels: a worker on another machine has no such file.
+        # Pass the content: a worker on another machine does not have the file.
         return config | {"google_service_account_key": text}
     return config | {"google_application_credentials": named}
 
@@ -204,17 +206,17 @@ def _client_options(environment: Mapping[str, str]) -> dict[str, Any]:
     for key in _CLIENT_KEYS:
         for prefix in ("AWS_", "GOOGLE_", "AZURE_"):
             if value := environment.get(prefix + key.upper()):
-                truth = key.startswith(("allow", "http", "randomize"))
-                options[key] = value.lower() in ("1", "true") if truth else value
+                is_flag = key.startswith(("allow", "http", "randomize"))
+                options[key] = value.lower() in ("1", "true") if is_flag else value
     if bundle := environment.get("AWS_CA_BUNDLE"):
         try:
             options["root_certificate"] = Path(bundle).read_bytes()
         except OSError as error:
-            raise UserError(f"AWS_CA_BUNDLE names {bundle}, which cannot be read: {error.strerror}.") from None
+            raise UserError(f"AWS_CA_BUNDLE is {bundle}, which cannot be read: {error.strerror}.") from None
     return options
 
 
-def _allowed_http(environment: Mapping[str, str]) -> bool:
+def _http_allowed(environment: Mapping[str, str]) -> bool:
     names = ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "ALLOW_HTTP")
     return any(environment.get(name, "").lower() in ("1", "true") for name in names)
 

@@ -1,4 +1,4 @@
-"""Check a dataset as its readers would, from the bytes up."""
+"""Verify a dataset: digests, formats and everything that readers rely on."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +13,12 @@ from factory.dataset.storage import Store
 
 @dataclass
 class Report:
-    """What the check of a dataset came to.
+    """The result of verifying a dataset.
 
-    `shards` and `samples` count what has a receipt and was checked, `planned` all shards of the recipe. `damaged` maps
-    a shard to its problems; those of `only_manifest` can be repaired from their tar. `orphans` are files of planned
-    shards that no receipt proves: a run is writing them now, or ended before it could write the receipt. `foreign` are
-    files that no run would write.
+    `shards` and `samples` count what has a receipt and was checked; `planned` counts all shards of the recipe.
+    `damaged` maps a shard to its problems; shards in `only_manifest` can be repaired from their tar. `orphans` are
+    files of planned shards without a receipt: a run is writing them now, or stopped before it wrote the receipt.
+    `foreign` are files that no run writes.
     """
 
     planned: int = 0
@@ -32,12 +32,12 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """Whether all that a receipt proves is as it should be; an unfinished dataset can be sound."""
+        """Whether all finished shards are intact; an unfinished dataset can be sound."""
         return not self.damaged
 
 
 def verify(store: Store, watch: Callable[[int, int], None] = lambda done, all: None) -> Report:
-    """Check every shard that has a receipt. `watch` is given how many of them are checked, and how many there are."""
+    """Check every shard that has a receipt. `watch` is called with the numbers of checked shards and of all shards."""
     recipe = recipe_of(store)
     plan, done = Plan(recipe), committed(store)
     known = sorted(number for number in done if number < len(plan))
@@ -49,7 +49,7 @@ def verify(store: Store, watch: Callable[[int, int], None] = lambda done, all: N
             problems = list(checked.problems)
             for digest, key in checked.images.items():
                 if seen.setdefault(digest, key) != key:
-                    problems.append(f"{key} has the image of {seen[digest]}")
+                    problems.append(f"{key} has the same image as {seen[digest]}")
             report.shards += 1
             report.samples += checked.samples
             if problems:
@@ -61,7 +61,7 @@ def verify(store: Store, watch: Callable[[int, int], None] = lambda done, all: N
 
 
 def _without_receipt(store: Store, plan: Plan, known: set[int]) -> tuple[dict[str, int], list[str]]:
-    """(files of planned shards without a receipt, by name with their shard; files that no run would write)."""
+    """(orphans: file names of planned shards without a receipt, mapped to the shard; foreign files)."""
     orphans: dict[str, int] = {}
     foreign: list[str] = []
     for folder, name_of in (("train", tar_name), ("manifest", manifest_name)):

@@ -8,7 +8,7 @@ import torch
 
 from factory.dataset.storage import Store
 from factory.errors import UserError
-from factory.files.paths import split_name
+from factory.files.paths import split_named_path
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleDataset, OracleSample
 from factory.grounder.folder import check_fits
@@ -66,7 +66,7 @@ def on_real(
 
 
 def _open(named: str) -> tuple[str, OracleDataset]:
-    name, address = split_name(named)
+    name, address = split_named_path(named)
     dataset = OracleDataset(Store(address))
     if dataset.recipe.real is None:
         raise UserError(f"{address} is not a dataset of real images; create one with `factory invert --split all`.")

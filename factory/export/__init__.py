@@ -1,1 +1,1 @@
-"""A set in the forms of other libraries: COCO, PASCAL VOC, YOLO, Hugging Face parquet."""
+"""Export datasets to COCO, PASCAL VOC, YOLO and Hugging Face parquet."""

@@ -1,4 +1,4 @@
-"""COCO: images in `train/` and `val/`, and `annotations/instances_train.json` and `instances_val.json`."""
+"""COCO export: images in `train/` and `val/`, annotations in `annotations/instances_{train,val}.json`."""
 
 import json
 import os
@@ -8,43 +8,45 @@ from typing import Any, TextIO
 from factory.config.vocabulary import ClassEntry, coco
 from factory.dataset.masks import Mask
 from factory.errors import UserError
-from factory.export.interface import SPLITS, ExportSample, Records, Subject
+from factory.export.interface import SPLITS, ExportInfo, ExportSample, Records
 from factory.export.polygons import joined, parts_of
 
 _SUPERCATEGORIES = {
     1: "person", 9: "vehicle", 15: "outdoor", 25: "animal", 33: "accessory", 43: "sports", 51: "kitchen", 61: "food",
     71: "furniture", 77: "electronic", 83: "appliance", 90: "indoor",
 }  # fmt: skip
-"""COCO's supercategories, each with the last of its ids."""
+"""COCO's supercategories by their last category id."""
 
 
 class CocoFormat:
-    """Instances with official category ids; masks as compressed run lengths, or as polygons if asked for.
+    """Instances with official category ids; masks as compressed run lengths or polygons.
 
-    A polygon's holes are reached over bridges without width, for COCO's polygons know no holes: pycocotools makes the
-    very mask of it. Ids of images and annotations are those of the shards, so both files can be joined.
+    COCO polygons do not support holes, so holes are connected to the outline by zero-width bridges; pycocotools decodes
+    them to the exact mask. Image and annotation ids are unique across both splits, so the files can be merged.
     """
 
     unit_bytes = 0
 
-    def __init__(self, subject: Subject, polygons: bool) -> None:
-        self._subject, self._polygons = subject, polygons
+    def __init__(self, info: ExportInfo, polygons: bool) -> None:
+        self._info, self._polygons = info, polygons
 
     def write(self, unit: int, samples: Iterable[ExportSample]) -> list[tuple[str, Any]]:
-        """Images; a record is the image's row and those of its annotations."""
+        """Write images. The record of a sample contains its COCO image entry and annotations."""
         for split in SPLITS:
-            (self._subject.root / split).mkdir(exist_ok=True)
+            (self._info.root / split).mkdir(exist_ok=True)
         records = []
         for sample in samples:
-            (self._subject.root / sample.split / f"{sample.key}.jpg").write_bytes(sample.image)
-            annotations = [self._annotation(*one) for one in zip(sample.objects, sample.masks, strict=True)]
-            image = {name: sample.row["image"][name] for name in ("id", "file_name", "width", "height")}
+            (self._info.root / sample.split / f"{sample.key}.jpg").write_bytes(sample.image)
+            annotations = [
+                self._annotation(item, mask) for item, mask in zip(sample.objects, sample.masks, strict=True)
+            ]
+            image = {name: sample.record["image"][name] for name in ("id", "file_name", "width", "height")}
             records.append((sample.split, {"image": image, "annotations": annotations}))
         return records
 
     def finish(self, records: Records) -> None:
-        """The annotation files; none for a split without samples."""
-        folder = self._subject.root / "annotations"
+        """Write the annotation files; a split without samples gets none."""
+        folder = self._info.root / "annotations"
         folder.mkdir(exist_ok=True)
         for split in SPLITS:
             if not records.count(split):
@@ -55,28 +57,28 @@ class CocoFormat:
                 self._write_json(stream, records, split)
             os.replace(partial, path)
 
-    def _annotation(self, row: dict[str, Any], mask: Mask) -> dict[str, Any]:
-        kept = ("id", "image_id", "category_id", "segmentation", "bbox", "area", "iscrowd", "score")
-        annotation = {name: row[name] for name in kept}
+    def _annotation(self, source: dict[str, Any], mask: Mask) -> dict[str, Any]:
+        fields = ("id", "image_id", "category_id", "segmentation", "bbox", "area", "iscrowd", "score")
+        annotation = {name: source[name] for name in fields}
         if self._polygons:
             annotation["segmentation"] = [joined(part).ravel().tolist() for part in parts_of(mask)]
         return annotation
 
     def _write_json(self, stream: TextIO, records: Records, split: str) -> None:
-        info = {"description": self._subject.title, "version": self._subject.fingerprint}
+        info = {"description": self._info.title, "version": self._info.fingerprint}
         categories = [
             {"id": entry.id, "name": entry.name, "supercategory": supercategory(entry)}
-            for entry in self._subject.vocabulary.classes
+            for entry in self._info.vocabulary.classes
         ]
-        head = {"info": info, "licenses": [], "categories": categories}
-        stream.write(_compact(head).removesuffix("}"))
+        header = {"info": info, "licenses": [], "categories": categories}
+        stream.write(_compact(header).removesuffix("}"))
         _write_list(stream, "images", (record["image"] for record in records.of(split)))
-        _write_list(stream, "annotations", (row for record in records.of(split) for row in record["annotations"]))
+        _write_list(stream, "annotations", (item for record in records.of(split) for item in record["annotations"]))
         stream.write("}\n")
 
 
 def supercategory(entry: ClassEntry) -> str:
-    """COCO's group of a class that COCO knows, "object" for others."""
+    """COCO's supercategory of a class; "object" for classes that COCO does not have."""
     try:
         known = coco().resolve(entry.name).id
     except UserError:
@@ -84,10 +86,10 @@ def supercategory(entry: ClassEntry) -> str:
     return next(name for last, name in _SUPERCATEGORIES.items() if known <= last)
 
 
-def _write_list(stream: TextIO, name: str, rows: Iterator[Any]) -> None:
+def _write_list(stream: TextIO, name: str, items: Iterator[Any]) -> None:
     stream.write(f',\n"{name}":[')
-    for place, row in enumerate(rows):
-        stream.write((",\n" if place else "\n") + _compact(row))
+    for index, item in enumerate(items):
+        stream.write((",\n" if index else "\n") + _compact(item))
     stream.write("]")
 
 

@@ -1,4 +1,4 @@
-"""The folder of an export: claimed for one dataset and one way of writing it, resumed by the same, closed to others."""
+"""The folder of an export: it belongs to one dataset and one set of options, which may resume it."""
 
 import contextlib
 import errno
@@ -16,19 +16,19 @@ from factory.export.interface import Unit
 from factory.files.listing import names_in
 
 STATE = ".export"
-"""Inside an export: what it is of, and a part per finished unit. Deleting it makes the export final."""
+"""The state inside an export: its purpose and one part per finished unit. Without it, the export cannot be resumed."""
 
 
-class Folder:
-    """`purpose` is what the export is of, as plain data; a folder that was claimed for another one is refused."""
+class ExportFolder:
+    """An export folder. `purpose` describes the dataset and options; a folder with another purpose is rejected."""
 
     def __init__(self, root: Path, purpose: Mapping[str, Any]) -> None:
         self.root, self._purpose = root, dict(purpose)
         self._state = root / STATE
 
     def check(self) -> None:
-        """UserError where the folder holds something else, or an export with another purpose."""
-        with sentences(self.root):
+        """Raise UserError if the folder contains other files or an export with another purpose."""
+        with clear_errors(self.root):
             if self.root.exists() and not self.root.is_dir():
                 raise UserError(f"{self.root} is a file; give a new or empty folder with --out.")
             claimed = (self._state / "purpose.json").exists()
@@ -36,71 +36,73 @@ class Folder:
             found = json.loads((self._state / "purpose.json").read_text()) if claimed else self._purpose
         if foreign:
             raise UserError(
-                f"{self.root} is not empty and holds no export that could go on, but {', '.join(foreign[:3])}; give a "
-                f"new or empty folder with --out. Nothing was written."
+                f"{self.root} is not empty and not a resumable export: it contains {', '.join(foreign[:3])}; "
+                f"give a new or empty folder with --out. Nothing was written."
             )
         changed = [f"{name}: {found.get(name)} -> {value}" for name, value in self._purpose.items()
                    if found.get(name) != value]  # fmt: skip
         if changed:
             raise UserError(
-                f"{self.root} holds another export: {'; '.join(changed)}. Give the same dataset and options to go on "
-                f"with it, or another folder with --out. Nothing was written."
+                f"{self.root} contains a different export: {'; '.join(changed)}. Give the same dataset and options to "
+                f"resume it, or another folder with --out. Nothing was written."
             )
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the folder, alone; UserError where another process does."""
+        """Lock the folder; raises UserError if another process has locked it."""
         self.check()
-        with sentences(self.root):
+        with clear_errors(self.root):
             self._state.mkdir(parents=True, exist_ok=True)
             with open(self._state / "lock", "w") as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    raise UserError(f"{self.root} is being written by another export; wait for its end.") from None
+                    raise UserError(
+                        f"{self.root} is being written by another export; wait until it has finished."
+                    ) from None
                 self.check()
                 if not (self._state / "purpose.json").exists():
                     put(self._state / "purpose.json", canonical(self._purpose) + b"\n")
                 yield
 
     def has(self, unit: Unit) -> bool:
-        """Whether the unit was written, from these very shards."""
+        """Whether the unit has been written from exactly these shards."""
         try:
             return bool(json.loads(self._part(unit.number).read_bytes())["tars"] == _hashes(unit))
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return False
 
     def begin(self, unit: Unit) -> None:
-        """The unit is to be written anew: until its part is back, the export is not finished."""
+        """Prepare to write a unit. The export counts as unfinished until the unit is committed."""
         (self._state / "finished").unlink(missing_ok=True)
         self._part(unit.number).unlink(missing_ok=True)
         self._part(unit.number).parent.mkdir(exist_ok=True)
 
     def commit(self, unit: Unit, records: Sequence[tuple[str, Any]]) -> None:
-        """The unit's files are there: keep what the end needs of it."""
+        """Mark a unit as written and store the records that `Format.finish` requires."""
         splits: dict[str, list[Any]] = {}
         for split, record in records:
             splits.setdefault(split, []).append(record)
         put(self._part(unit.number), canonical({"tars": _hashes(unit), "records": splits}) + b"\n")
 
     def forget_beyond(self, units: int) -> None:
-        """Drop the parts of units that are no more, as where a shard was lost since."""
+        """Delete the parts of units that no longer exist, for example because a shard was lost."""
         for part in (self._state / "parts").glob("*.json"):
             if int(part.stem) >= units:
                 part.unlink()
 
     def finished(self, units: Sequence[Unit]) -> bool:
-        """Whether the end was written too, over just these units."""
+        """Whether `finish` was called for exactly these units."""
         with contextlib.suppress(FileNotFoundError):
             return (self._state / "finished").read_text() == _digest(units)
         return False
 
     def finish(self, units: Sequence[Unit]) -> None:
-        """The end is written."""
+        """Mark the export as finished."""
         put(self._state / "finished", _digest(units).encode())
 
     def records(self, units: int) -> "FolderRecords":
-        """What the first so many units left."""
+        """The records of the first `units` units."""
         return FolderRecords([self._part(number) for number in range(units)])
 
     def _part(self, number: int) -> Path:
@@ -108,7 +110,7 @@ class Folder:
 
 
 class FolderRecords:
-    """`interface.Records`, one unit in memory at a time."""
+    """Implements `interface.Records` with one unit in memory at a time."""
 
     def __init__(self, parts: Sequence[Path]) -> None:
         self.units = len(parts)
@@ -125,25 +127,25 @@ class FolderRecords:
 
 
 def put(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(data)
     os.replace(partial, path)
 
 
 @contextlib.contextmanager
-def sentences(root: Path) -> Iterator[None]:
-    """Turn what the disk says into a sentence."""
+def clear_errors(root: Path) -> Iterator[None]:
+    """Turn file system errors into a UserError with a clear message."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"there is no room left for {root}; make room and run the same command again: it goes on."
+                f"no space left for {root}; free some space and rerun the same command to resume."
             ) from error
         raise UserError(f"{root} cannot be written ({error.strerror}); give another folder with --out.") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"{root}/{STATE} is broken ({error}); delete {root} and export again.") from error
+        raise UserError(f"{root}/{STATE} is corrupt ({error}); delete {root} and export again.") from error
 
 
 def _hashes(unit: Unit) -> dict[str, str]:

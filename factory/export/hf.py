@@ -1,4 +1,4 @@
-"""Hugging Face parquet: data/train-00000-of-00002.parquet and so on, with a card that `datasets` reads."""
+"""Hugging Face export: data/train-00000-of-00002.parquet and so on, with a dataset card for `datasets`."""
 
 import json
 import re
@@ -13,13 +13,13 @@ import yaml
 
 from factory.errors import UserError
 from factory.export.folder import STATE, put
-from factory.export.interface import SPLITS, ExportSample, Records, Subject
+from factory.export.interface import SPLITS, ExportInfo, ExportSample, Records
 
 UNIT_BYTES = 200_000_000
 _GROUP_BYTES = 16_000_000
-"""Images of a row group: what a reader that wants one row has to load."""
+"""Bytes of images per row group: what a reader has to load for a single row."""
 _NAMES = {"train": "train", "val": "validation"}
-"""The splits as Hugging Face calls them."""
+"""The names of the splits in Hugging Face datasets."""
 _BYTES_AND_PATH = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _COLUMNS = pa.schema(
     [
@@ -48,78 +48,85 @@ _COLUMNS = pa.schema(
 
 
 class HuggingFaceFormat:
-    """A row per sample: the image, its label picture of category ids, and the objects as lists of equal length."""
+    """One row per sample: the image, its label image of category ids, and the objects as lists of equal length.
 
-    def __init__(self, subject: Subject, unit_bytes: int = UNIT_BYTES) -> None:
-        self._subject, self.unit_bytes = subject, unit_bytes
-        self._features = features(subject.vocabulary.names)
-        about = json.dumps({"info": {"features": self._features}})
-        self._schema = _COLUMNS.with_metadata({"huggingface": about})
+    Final file names contain the number of files, which is only known at the end. Units are therefore written to the
+    state folder and moved to their final names by `finish`. Every step can be repeated after an interruption.
+    """
+
+    def __init__(self, info: ExportInfo, unit_bytes: int = UNIT_BYTES) -> None:
+        self._info, self.unit_bytes = info, unit_bytes
+        self._features = features(info.vocabulary.names)
+        metadata = json.dumps({"info": {"features": self._features}})
+        self._schema = _COLUMNS.with_metadata({"huggingface": metadata})
 
     def write(self, unit: int, samples: Iterable[ExportSample]) -> list[tuple[str, Any]]:
-        """A file per split, whose place is known only at the end; a record is the sample's key."""
-        for path in (self._subject.root / "data").glob(f"*-{unit:05d}-of-*.parquet"):
+        """Write one pending file per split. The record of a sample is its key."""
+        for path in (self._info.root / "data").glob(f"*-{unit:05d}-of-*.parquet"):
             path.unlink()
         records = []
         with ExitStack() as stack:
-            files = {split: stack.enter_context(_Rows(self._fresh(split, unit), self._schema)) for split in SPLITS}
+            files = {
+                split: stack.enter_context(_RowGroupWriter(self._pending(split, unit), self._schema))
+                for split in SPLITS
+            }
             for sample in samples:
                 files[sample.split].add(self._row(sample), len(sample.image) + len(sample.labels))
                 records.append((sample.split, sample.key))
         return records
 
     def finish(self, records: Records) -> None:
-        """Give the files their names, and write the card."""
+        """Move the files to their final names and write the card."""
         counts = {split: count for split in SPLITS if (count := records.count(split))}
-        data = self._subject.root / "data"
+        data = self._info.root / "data"
         data.mkdir(exist_ok=True)
         splits, stored = [], 0
         for split, count in counts.items():
             files = self._publish(data, split, records.units)
             stored += sum(file.stat().st_size for file in files)
             splits.append({"name": _NAMES[split], "num_bytes": sum(map(_bytes_of, files)), "num_examples": count})
-        put(self._subject.root / "README.md", self._card(splits, stored).encode())
+        put(self._info.root / "README.md", self._card(splits, stored).encode())
 
     def _publish(self, data: Path, split: str, units: int) -> list[Path]:
-        """Each unit's file to its final name, be it fresh or named by an earlier end over fewer units."""
+        """Move each unit's file to its final name, from pending or from the name of an earlier, smaller export."""
         names = [f"{_NAMES[split]}-{unit:05d}-of-{units:05d}.parquet" for unit in range(units)]
         for unit, name in enumerate(names):
-            fresh, named = self._fresh(split, unit), data.glob(f"{_NAMES[split]}-{unit:05d}-of-*.parquet")
-            source = fresh if fresh.exists() else next(named, None)
+            pending, published = self._pending(split, unit), data.glob(f"{_NAMES[split]}-{unit:05d}-of-*.parquet")
+            source = pending if pending.exists() else next(published, None)
             if source is None:
-                raise UserError(f"{data / name} is gone; delete {self._subject.root} and export again.")
+                raise UserError(f"{data / name} is missing; delete {self._info.root} and export again.")
             source.replace(data / name)
         for path in data.iterdir():
             if re.fullmatch(rf"{_NAMES[split]}-\d+-of-\d+\.parquet", path.name) and path.name not in names:
                 path.unlink()
         return [data / name for name in names]
 
-    def _fresh(self, split: str, unit: int) -> Path:
-        return self._subject.root / STATE / f"{split}-{unit:05d}.parquet"
+    def _pending(self, split: str, unit: int) -> Path:
+        return self._info.root / STATE / f"{split}-{unit:05d}.parquet"
 
     def _row(self, sample: ExportSample) -> dict[str, Any]:
         objects = sample.objects
         width, height = sample.size
-        columns = {name: [row[name] for row in objects] for name in ("id", "category_id", "bbox", "area", "score")}
+        columns = {name: [item[name] for item in objects] for name in ("id", "category_id", "bbox", "area", "score")}
         return {
             "key": sample.key,
             "image": {"bytes": sample.image, "path": f"{sample.key}.jpg"},
             "label": {"bytes": sample.labels, "path": f"{sample.key}.png"},
             "width": width,
             "height": height,
-            "prompt": sample.row["prompt"],
+            "prompt": sample.record["prompt"],
             "objects": columns
             | {
-                "category": [self._subject.places[row["category_id"]] for row in objects],
-                "rle": [row["segmentation"]["counts"] for row in objects],
+                "category": [self._info.class_indices[item["category_id"]] for item in objects],
+                "rle": [item["segmentation"]["counts"] for item in objects],
             },
         }
 
     def _card(self, splits: list[dict[str, Any]], stored: int) -> str:
         files = [{"split": split["name"], "path": f"data/{split['name']}-*"} for split in splits]
-        head = {
+        header = {
             "task_categories": ["image-segmentation", "object-detection"],
-            "tags": [] if self._subject.real else ["synthetic"],
+            "tags": [] if self._info.real else ["synthetic"],
             "dataset_info": {
                 "features": _as_yaml(self._features),
                 "splits": splits,
@@ -128,33 +135,33 @@ class HuggingFaceFormat:
             },
             "configs": [{"config_name": "default", "data_files": files}],
         }
-        text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=110)
+        text = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=110)
         lines = [
-            f"# {self._subject.title}",
-            f"Recipe `{self._subject.fingerprint}`.",
-            "`label` is a palette picture: 0 background, 255 ignore, otherwise `category_id`. `objects` holds lists of "
-            "equal length: `category` is the class (its name in the features), `bbox` left, top, width and height in "
-            "pixels, `rle` the counts of COCO's compressed run lengths: "
-            '`pycocotools.mask.decode({"size": [height, width], "counts": rle})` is the mask.',
+            f"# {self._info.title}",
+            f"Recipe `{self._info.fingerprint}`.",
+            "`label` is a palette PNG: 0 is background, 255 is ignore, other values are `category_id`. `objects` "
+            "contains lists of equal length: `category` is the class (names are in the features), `bbox` is left, top, "
+            "width and height in pixels, and `rle` contains the counts of COCO's compressed run lengths: "
+            '`pycocotools.mask.decode({"size": [height, width], "counts": rle})` returns the mask.',
         ]
         return f"---\n{text}---\n\n" + "\n\n".join(lines) + "\n"
 
 
 def _bytes_of(file: Path) -> int:
-    """The rows of a parquet file before compression: what `num_bytes` of a card means."""
-    about = pq.read_metadata(file)
-    return sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
+    """The uncompressed size of a parquet file, as in a card's `num_bytes`."""
+    metadata = pq.read_metadata(file)
+    return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
 
 
-class _Rows:
-    """A parquet file that is written in row groups of bounded size."""
+class _RowGroupWriter:
+    """Writes a parquet file in row groups of bounded size."""
 
     def __init__(self, path: Path, schema: Any) -> None:
         self._writer, self._schema = pq.ParquetWriter(path, schema, compression="zstd"), schema
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
 
-    def __enter__(self) -> "_Rows":
+    def __enter__(self) -> "_RowGroupWriter":
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -163,7 +170,7 @@ class _Rows:
         self._writer.close()
 
     def add(self, row: dict[str, Any], size: int) -> None:
-        """One more row of about `size` bytes."""
+        """Add a row of about `size` bytes."""
         self._rows.append(row)
         self._bytes += size
         if self._bytes >= _GROUP_BYTES:
@@ -176,13 +183,13 @@ class _Rows:
 
 
 def features(class_names: Iterable[str]) -> dict[str, Any]:
-    """The columns in the words of `datasets`, old and new: `Sequence` is read by all versions, `List` since 4."""
+    """The columns as `datasets` features. `Sequence` works in all versions; `List` requires version 4."""
 
     def value(dtype: str) -> dict[str, Any]:
         return {"dtype": dtype, "_type": "Value"}
 
-    def several(feature: dict[str, Any], **more: int) -> dict[str, Any]:
-        return {"feature": feature, **more, "_type": "Sequence"}
+    def sequence(feature: dict[str, Any], **options: int) -> dict[str, Any]:
+        return {"feature": feature, **options, "_type": "Sequence"}
 
     return {
         "key": value("string"),
@@ -192,23 +199,23 @@ def features(class_names: Iterable[str]) -> dict[str, Any]:
         "height": value("int32"),
         "prompt": value("string"),
         "objects": {
-            "id": several(value("int64")),
-            "category": several({"names": list(class_names), "_type": "ClassLabel"}),
-            "category_id": several(value("int32")),
-            "bbox": several(several(value("float32"), length=4)),
-            "area": several(value("int64")),
-            "score": several(value("float32")),
-            "rle": several(value("string")),
+            "id": sequence(value("int64")),
+            "category": sequence({"names": list(class_names), "_type": "ClassLabel"}),
+            "category_id": sequence(value("int32")),
+            "bbox": sequence(sequence(value("float32"), length=4)),
+            "area": sequence(value("int64")),
+            "score": sequence(value("float32")),
+            "rle": sequence(value("string")),
         },
     }
 
 
 def _as_yaml(columns: dict[str, Any]) -> list[dict[str, Any]]:
-    """Features in the shape of a dataset card."""
-    return [{"name": name, **_one_as_yaml(feature)} for name, feature in columns.items()]
+    """Features in the format of a dataset card."""
+    return [{"name": name, **_feature_as_yaml(feature)} for name, feature in columns.items()]
 
 
-def _one_as_yaml(feature: dict[str, Any]) -> dict[str, Any]:
+def _feature_as_yaml(feature: dict[str, Any]) -> dict[str, Any]:
     match feature.get("_type"):
         case "Value":
             return {"dtype": feature["dtype"]}
@@ -217,7 +224,7 @@ def _one_as_yaml(feature: dict[str, Any]) -> dict[str, Any]:
         case "ClassLabel":
             return {"dtype": {"class_label": {"names": {str(k): name for k, name in enumerate(feature["names"])}}}}
         case "Sequence":
-            inner = _one_as_yaml(feature["feature"])
+            inner = _feature_as_yaml(feature["feature"])
             plain = inner["dtype"] if set(inner) == {"dtype"} else inner
             return {"sequence": plain} | ({"length": feature["length"]} if "length" in feature else {})
         case _:

@@ -1,4 +1,4 @@
-"""What passes between the dataset that is read and the formats that are written."""
+"""The interface between the dataset reader and the export formats."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -15,33 +15,33 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class ExportSample:
-    """One sample as it lies in its shard: JPEG bytes, palette PNG bytes, the json member read, and its masks.
+    """A sample to export: JPEG bytes, label PNG bytes, the parsed json member and the decoded masks.
 
-    `split` is one of SPLITS; `masks` are the pixels of each of `objects`, bool (height, width).
+    `split` is one of SPLITS; `masks` has a bool (height, width) array for each of `objects`.
     """
 
     key: str
     split: str
     image: bytes
     labels: bytes
-    row: dict[str, Any]
+    record: dict[str, Any]
     masks: tuple[Mask, ...]
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
-        return self.row["image"]["width"], self.row["image"]["height"]
+        return self.record["image"]["width"], self.record["image"]["height"]
 
     @property
     def objects(self) -> list[dict[str, Any]]:
-        """The annotations, in their order."""
-        rows: list[dict[str, Any]] = self.row["annotations"]
-        return rows
+        """The annotations, in order."""
+        annotations: list[dict[str, Any]] = self.record["annotations"]
+        return annotations
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What is written at once and resumed by: one shard, or several where a format wants larger files.
+    """The unit of writing and resuming: one shard, or several for formats with larger files.
 
     `number` counts the units of an export from 0.
     """
@@ -52,10 +52,10 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What a format is told of the export: where it goes, the classes, and the recipe's fingerprint.
+class ExportInfo:
+    """The information that a format has about an export: target folder, classes and the recipe's fingerprint.
 
-    `real` says that the images are photographs with labels made by people, not generated ones.
+    `real` means that the images are photographs with human labels, not generated.
     """
 
     root: Path
@@ -65,20 +65,20 @@ class Subject:
 
     @property
     def title(self) -> str:
-        """A line for people."""
+        """A human-readable title."""
         names = self.vocabulary.names
-        more = f" and {len(names) - 3} more classes" if len(names) > 3 else ""
+        rest = f" and {len(names) - 3} more classes" if len(names) > 3 else ""
         kind = "Real images with their labels" if self.real else "Synthetic images with masks"
-        return f"{kind} of {', '.join(names[:3])}{more}"
+        return f"{kind} of {', '.join(names[:3])}{rest}"
 
     @property
-    def places(self) -> dict[int, int]:
-        """From category id to the class's place in the vocabulary, from 0 and without gaps."""
-        return {entry.id: place for place, entry in enumerate(self.vocabulary.classes)}
+    def class_indices(self) -> dict[int, int]:
+        """Map category ids to contiguous class indices, starting at 0."""
+        return {entry.id: index for index, entry in enumerate(self.vocabulary.classes)}
 
 
 class Records(Protocol):
-    """What the units left for the end, in the order of the samples; read from disk each time."""
+    """The records of all units in sample order; read from disk on each access."""
 
     units: int
 
@@ -90,20 +90,20 @@ class Records(Protocol):
 
 
 class Format(Protocol):
-    """One form of a dataset. Writing a unit or the end twice gives the same bytes."""
+    """An export format. Writing a unit or finishing twice gives the same bytes."""
 
     unit_bytes: int
-    """Shards are put together up to this size; 0: each by itself."""
+    """Shards are grouped into units up to this size; 0 means one shard per unit."""
 
     def write(self, unit: int, samples: Iterable[ExportSample]) -> list[tuple[str, Any]]:
-        """Write the files of a unit; returns each sample's split and what the end needs of it, as plain data."""
+        """Write the files of a unit; returns each sample's split and its record for `finish`, as plain data."""
 
     def finish(self, records: Records) -> None:
-        """Write what stands over all units, once all of them are written."""
+        """Write the files that cover all units, after all of them are written."""
 
 
 def split_of(key: str, val: float) -> str:
-    """The split of a sample: a function of its key alone, so it stays the same when the dataset grows.
+    """The split of a sample: a hash of its key, so it does not change when the dataset is extended.
 
     `val` is the share of the validation split, 0 to 1.
     """

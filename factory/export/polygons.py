@@ -1,4 +1,4 @@
-"""Polygons of masks, exact: filled by pixel centres, as pycocotools fills them, they are the mask again."""
+"""Exact polygons of masks: filling them by pixel centres, as pycocotools does, reproduces the mask."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from factory.dataset.masks import Mask, mask_to_xywh
 
 Ring = NDArray[np.float64]
-"""float64 (points, 2): x and y in pixels, where the image's corner is (0, 0) and a pixel's centre is at a half."""
+"""float64 (points, 2): x and y in pixels; the image corner is (0, 0) and the first pixel centre is (0.5, 0.5)."""
 
 
 def parts_of(mask: Mask) -> list[list[Ring]]:
-    """The parts of a mask that hang together by pixel edges, each as its outline followed by those of its holes.
+    """The connected parts of a mask (4-connectivity), each as its outline followed by the outlines of its holes.
 
-    Outlines run between the pixels and cut their corners; a ring has at least four points, and does not repeat its
-    first one.
+    Outlines run between pixels and cut their corners. A ring has at least four points and does not repeat its first
+    point.
     """
     left, top, width, height = mask_to_xywh(mask)
     heights = np.pad(mask[top : top + height, left : left + width].astype(np.float64), 1)
@@ -33,34 +33,35 @@ def parts_of(mask: Mask) -> list[list[Ring]]:
 
 
 def joined(rings: Sequence[Ring]) -> Ring:
-    """One ring of several: the longest, from which the others are reached over bridges without width and back.
+    """Join rings into a single one: the longest ring, connected to the others by zero-width bridges.
 
-    For formats that know one ring per object. Filled by the even-odd or by the winding rule, it is what the rings of
-    `parts_of` are: holes stay open, parts stay apart.
+    For formats that support one ring per object. With the even-odd or the winding rule, it fills the same area as the
+    rings of `parts_of`: holes stay open and parts stay separate.
     """
     from scipy.spatial import cKDTree
 
-    longest = max(range(len(rings)), key=lambda place: len(rings[place]))
+    longest = max(range(len(rings)), key=lambda index: len(rings[index]))
     base = rings[longest]
-    others = [ring for place, ring in enumerate(rings) if place != longest]
+    others = [ring for index, ring in enumerate(rings) if index != longest]
     tree = cKDTree(base)
     branches: dict[int, list[Ring]] = {}
+    # Each other ring starts and ends at its point nearest to the base, and is inserted after that point of the base.
     for ring in others:
         distances, nearest = (np.atleast_1d(found) for found in tree.query(ring))
         start = int(np.argmin(distances))
-        there_and_back = np.concatenate([ring[start:], ring[: start + 1]])
-        branches.setdefault(int(nearest[start]), []).append(there_and_back)
+        closed = np.concatenate([ring[start:], ring[: start + 1]])
+        branches.setdefault(int(nearest[start]), []).append(closed)
     pieces = []
-    for place in range(len(base)):
-        point = base[place : place + 1]
+    for index in range(len(base)):
+        point = base[index : index + 1]
         pieces.append(point)
-        for branch in branches.get(place, ()):
+        for branch in branches.get(index, ()):
             pieces += [branch, point]
     return np.concatenate(pieces)
 
 
 def _corners(ring: Ring) -> Ring:
-    """The points at which the ring turns."""
+    """The points at which the ring changes direction."""
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     turns: NDArray[np.bool_] = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
     return ring[turns]

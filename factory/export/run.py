@@ -1,4 +1,4 @@
-"""An export from start to end: which shards, read one at a time, written unit by unit, resumed after a kill."""
+"""Run an export: read shards one at a time, write them unit by unit, and resume after an interruption."""
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -16,26 +16,26 @@ from factory.dataset.stream import annotation_of, readable
 from factory.dataset.tar import unpack
 from factory.errors import UserError
 from factory.export.coco import CocoFormat
-from factory.export.folder import Folder
+from factory.export.folder import ExportFolder
 from factory.export.hf import HuggingFaceFormat
-from factory.export.interface import SPLITS, ExportSample, Format, Subject, Unit, split_of
+from factory.export.interface import SPLITS, ExportInfo, ExportSample, Format, Unit, split_of
 from factory.export.voc import VocFormat
 from factory.export.yolo import YoloFormat
-from factory.files.decode import open_picture
+from factory.files.decode import open_image
 
-FORMATS: dict[str, Callable[[Subject, bool], Format]] = {
+FORMATS: dict[str, Callable[[ExportInfo, bool], Format]] = {
     "coco": CocoFormat,
-    "voc": lambda subject, polygons: VocFormat(subject),
-    "yolo": lambda subject, polygons: YoloFormat(subject),
-    "hf": lambda subject, polygons: HuggingFaceFormat(subject),
+    "voc": lambda info, polygons: VocFormat(info),
+    "yolo": lambda info, polygons: YoloFormat(info),
+    "hf": lambda info, polygons: HuggingFaceFormat(info),
 }
 _LAYOUT = 1
-"""Goes up when an export that was begun before cannot be gone on with."""
+"""Incremented when older unfinished exports can no longer be resumed."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What an export is asked for; `val` is the share of the validation split. All of it changes what is written."""
+    """Export options. `val` is the share of the validation split. All of them affect what is written."""
 
     format: str
     val: float = 0.05
@@ -44,7 +44,7 @@ class Options:
 
 @dataclass(frozen=True)
 class ExportSummary:
-    """What an export holds. `complete` tells whether it is the whole of the planned dataset."""
+    """The result of an export. `complete` is whether it covers the whole planned dataset."""
 
     to: str
     format: str
@@ -56,10 +56,10 @@ class ExportSummary:
 
 
 class Export:
-    """An export that is checked and ready to run; nothing is written before `run`.
+    """A validated export that is ready to run; nothing is written before `run`.
 
-    `samples` counts those to be exported. UserError for bad options, a folder that holds something else, no dataset,
-    and for a dataset that is not finished unless `partial` allows it.
+    `samples` is the number of samples to export. Raises UserError for invalid options, a folder with other content, a
+    missing dataset, and an unfinished dataset unless `partial` is set.
     """
 
     def __init__(self, store: Store, to: Path, options: Options, partial: bool = False) -> None:
@@ -70,17 +70,17 @@ class Export:
         numbers = sorted(number for number in committed(store) if number < len(self._plan))
         _check_state(store, len(numbers), len(self._plan), partial)
         fingerprint = recipe.fingerprint()
-        subject = Subject(to, recipe.vocabulary(), fingerprint, real=recipe.real is not None)
-        self._ids = subject.places.keys()
-        self._format = FORMATS[options.format](subject, options.polygons)
+        info = ExportInfo(to, recipe.vocabulary(), fingerprint, real=recipe.real is not None)
+        self._ids = info.class_indices.keys()
+        self._format = FORMATS[options.format](info, options.polygons)
         purpose = {"set": fingerprint[:16], **asdict(options), "layout": _LAYOUT}
-        self._folder = Folder(to, purpose)
+        self._folder = ExportFolder(to, purpose)
         self._folder.check()
-        self._units = cut(receipts(store, numbers), self._format.unit_bytes)
+        self._units = group_shards(receipts(store, numbers), self._format.unit_bytes)
         self.samples = sum(unit.samples for unit in self._units)
 
     def run(self, watch: Callable[[int], None] = lambda done: None) -> ExportSummary:
-        """Write what is missing; `watch` is told how many samples are there."""
+        """Write the missing units; `watch` is called with the number of exported samples."""
         done = 0
         with self._folder.claimed():
             for unit in self._units:
@@ -98,27 +98,31 @@ class Export:
                 self._folder.finish(self._units)
             counts = {split: records.count(split) for split in SPLITS}
         shards = sum(len(unit.tars) for unit in self._units)
-        whole = shards == len(self._plan)
         name = self._options.format
         return ExportSummary(
-            str(self._to), name, **counts, shards=shards, shards_planned=len(self._plan), complete=whole
+            str(self._to),
+            name,
+            **counts,
+            shards=shards,
+            shards_planned=len(self._plan),
+            complete=shards == len(self._plan),
         )
 
     def _read(self, unit: Unit) -> Iterator[ExportSample]:
         for tar in unit.tars:
-            yield from read_shard(self._store, tar, self._options.val, self._ids)
+            yield from read_verified(self._store, tar, self._options.val, self._ids)
 
 
-def read_shard(store: Store, tar: Blob, val: float, ids: Collection[int]) -> Iterator[ExportSample]:
-    """The samples of a shard, its bytes checked against its receipt, and each sample in all that formats build upon.
+def read_verified(store: Store, tar: Blob, val: float, ids: Collection[int]) -> Iterator[ExportSample]:
+    """Read the samples of a shard after checking its digest; each sample is validated for all formats.
 
-    `ids` are the category ids of the vocabulary. UserError where anything is not as it should be.
+    `ids` are the category ids of the vocabulary. Raises UserError if the shard is damaged.
     """
     data = store.get(tar.name)
     if data is None or hashlib.sha256(data).hexdigest() != tar.sha256:
         raise UserError(
-            f"{tar.name} of {store.address} is {'gone' if data is None else 'damaged'}; repair the dataset with "
-            f"`factory verify {store.address} --repair`, then run the same export again: it goes on."
+            f"{tar.name} of {store.address} is {'missing' if data is None else 'damaged'}; repair the dataset with "
+            f"`factory verify {store.address} --repair`, then rerun the same export to resume."
         )
     with readable(store, tar.name):
         for sample in unpack(data):
@@ -126,47 +130,47 @@ def read_shard(store: Store, tar: Blob, val: float, ids: Collection[int]) -> Ite
 
 
 def _export_sample(sample: EncodedSample, split: str, ids: Collection[int]) -> ExportSample:
-    """ValueError where a member is missing, broken, or of another size; of the image only the header is read."""
-    if lacking := {"jpg", "json", "seg.png"} - sample.members.keys():
-        raise ValueError(f"sample {sample.key} has no {', '.join(sorted(lacking))}")
+    """Validate and decode a sample; raises ValueError if it is invalid. Only the header of the image is read."""
+    if missing := {"jpg", "json", "seg.png"} - sample.members.keys():
+        raise ValueError(f"sample {sample.key} has no {', '.join(sorted(missing))}")
     try:
-        row = annotation_of(sample)
-        size = (row["image"]["width"], row["image"]["height"])
-        image, labels = open_picture(sample.members["jpg"], "JPEG"), decode_label_png(sample.members["seg.png"])
+        record = annotation_of(sample)
+        size = (record["image"]["width"], record["image"]["height"])
+        image, labels = open_image(sample.members["jpg"], "JPEG"), decode_label_png(sample.members["seg.png"])
         if image.size != size or labels.shape[::-1] != size:
-            raise ValueError(f"its image is {image.size}, its labels {labels.shape[::-1]}, its annotation {size}")
-        masks = [decode_rle(annotation["segmentation"]) for annotation in row["annotations"]]
-        for annotation, mask in zip(row["annotations"], masks, strict=True):
+            raise ValueError(f"image {image.size}, labels {labels.shape[::-1]} and annotation {size} differ in size")
+        masks = [decode_rle(annotation["segmentation"]) for annotation in record["annotations"]]
+        for annotation, mask in zip(record["annotations"], masks, strict=True):
             if annotation["category_id"] not in ids or annotation["area"] != mask.sum():
-                raise ValueError(f"object {annotation['id']} is of no class of the recipe, or its area is wrong")
+                raise ValueError(f"object {annotation['id']} has a class that is not in the recipe, or a wrong area")
     except ValueError as error:
         raise ValueError(f"sample {sample.key}: {error}") from error
-    return ExportSample(sample.key, split, sample.members["jpg"], sample.members["seg.png"], row, tuple(masks))
+    return ExportSample(sample.key, split, sample.members["jpg"], sample.members["seg.png"], record, tuple(masks))
 
 
-def cut(done: Iterable[Receipt], unit_bytes: int) -> list[Unit]:
-    """Shards in their order, put together while they stay within `unit_bytes`."""
+def group_shards(done: Iterable[Receipt], unit_bytes: int) -> list[Unit]:
+    """Group consecutive shards into units of up to `unit_bytes`."""
     units: list[Unit] = []
-    held = 0
+    size = 0
     for receipt in done:
-        if units and held + receipt.tar.bytes <= unit_bytes:
+        if units and size + receipt.tar.bytes <= unit_bytes:
             last = units.pop()
             units.append(Unit(last.number, (*last.tars, receipt.tar), last.samples + receipt.accepted))
-            held += receipt.tar.bytes
+            size += receipt.tar.bytes
         else:
             units.append(Unit(len(units), (receipt.tar,), receipt.accepted))
-            held = receipt.tar.bytes
+            size = receipt.tar.bytes
     return units
 
 
 def default_target(address: str, name: str) -> Path:
-    """A folder beside the dataset, in the working directory for one elsewhere: out/ -> out-coco."""
+    """The default export folder: next to a local dataset (out/ -> out-coco), or in the working directory for a URL."""
     if is_remote(address):
         url = urlparse(address)
         return Path(f"{PurePosixPath(url.path).name or url.netloc}-{name}")
-    place = Path(address.removeprefix("file://"))
-    place = place if place.name not in ("", "..") else place.resolve()
-    return place.with_name(f"{place.name}-{name}")
+    folder = Path(address.removeprefix("file://"))
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    return folder.with_name(f"{folder.name}-{name}")
 
 
 def _counted(samples: Iterator[ExportSample], before: int, watch: Callable[[int], None]) -> Iterator[ExportSample]:
@@ -177,24 +181,24 @@ def _counted(samples: Iterator[ExportSample], before: int, watch: Callable[[int]
 
 def _check_options(store: Store, to: Path, options: Options) -> None:
     if options.format not in FORMATS:
-        raise UserError(f"--format is one of {', '.join(FORMATS)}; got {options.format!r}.")
+        raise UserError(f"--format must be one of {', '.join(FORMATS)}; got {options.format!r}.")
     if not 0 <= options.val < 1:
-        raise UserError(f"--val is the share of samples for validation, 0 or more and less than 1; got {options.val}.")
+        raise UserError(f"--val must be a share of at least 0 and less than 1; got {options.val}.")
     if options.polygons and options.format != "coco":
         raise UserError(
-            f"--polygons goes with --format coco, got {options.format}; leave it out (yolo always has polygons)."
+            f"--polygons requires --format coco, got {options.format}; remove it (yolo always uses polygons)."
         )
     if is_remote(str(to)):
-        raise UserError(f"an export goes to a folder of this machine, got --out {to}; copy it from there.")
+        raise UserError(f"--out must be a local folder, got {to}; export locally and copy the result.")
     if store.folder is not None and to.resolve().is_relative_to(store.folder.resolve()):
-        raise UserError(f"--out {to} lies inside the dataset {store.address}; give a folder outside of it.")
+        raise UserError(f"--out {to} is inside the dataset {store.address}; give a folder outside of it.")
 
 
 def _check_state(store: Store, done: int, planned: int, partial: bool) -> None:
     if not done:
-        raise UserError(f"{store.address} holds no finished shard yet; make one with `factory generate`.")
+        raise UserError(f"{store.address} has no finished shards yet; generate some with `factory generate`.")
     if done < planned and not partial:
         raise UserError(
-            f"{store.address} is not finished: {done} of {planned} shards are there. Finish it with `factory "
-            f"generate`, or add --partial to export these; the same command adds the others later."
+            f"{store.address} is not finished: it has {done} of {planned} shards. Finish it with `factory generate`, "
+            f"or add --partial to export these; rerun the same command later to add the others."
         )

@@ -1,1 +1,1 @@
-"""Files that other programs or people wrote: text, YAML, JSON and pictures, read within limits; paths and locks."""
+"""Read untrusted and handwritten files within limits (text, YAML, JSON, images); paths, listings and locks."""

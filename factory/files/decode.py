@@ -1,6 +1,6 @@
-"""Decoders for bytes that somebody else may have made: bounded before they allocate, ValueError for all that is wrong.
+"""Decoders for untrusted bytes. They check sizes before allocating and raise ValueError for any invalid input.
 
-What a decoder allocates is at most a fixed multiple of the bytes that it was given, or one of the bounds here.
+A decoder allocates at most a fixed multiple of its input, or one of the limits below.
 """
 
 import io
@@ -12,76 +12,76 @@ from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Pictures
+from PIL import Image
 
 MAX_PIXELS = 2**26
-"""Of an image or a mask: 8192 x 8192."""
+"""Per image or mask: 8192 x 8192."""
 MAX_JSON_BYTES = 2**24
 MAX_MEMBER_BYTES = 2**28
 MAX_SAMPLES = 100_000
-"""Of a shard; recipes allow no larger ones."""
+"""Per shard; recipes do not allow larger ones."""
 MAX_MEMBERS = 16
-"""Of a sample."""
+"""Per sample."""
 MAX_OBJECTS = 10_000
-"""Of a sample."""
+"""Per sample."""
 
 
 def decode_json(data: bytes) -> Any:
-    """Plain data; ValueError where it is too large, nested too deeply, no JSON, or holds NaN or an infinity."""
+    """Parse JSON; raises ValueError if it is too large, too deeply nested, invalid, or contains NaN or Infinity."""
     if len(data) > MAX_JSON_BYTES:
-        raise ValueError(f"the JSON has {len(data)} bytes, at most {MAX_JSON_BYTES} are read")
+        raise ValueError(f"the JSON has {len(data)} bytes; the limit is {MAX_JSON_BYTES}")
     try:
-        return json.loads(data, parse_constant=_no_number)
+        return json.loads(data, parse_constant=_reject_constant)
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
 
 
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number of JSON")
+def _reject_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not valid JSON")
 
 
-def open_picture(data: bytes, form: str) -> Pictures.Image:
-    """A picture whose header alone has been read; `form` is "JPEG" or "PNG". ValueError for another form or size."""
+def open_image(data: bytes, kind: str) -> Image.Image:
+    """Read an image's header only; `kind` is "JPEG" or "PNG". Raises ValueError for another format or a bad size."""
     if len(data) > MAX_MEMBER_BYTES:
-        raise ValueError(f"the picture has {len(data)} bytes, at most {MAX_MEMBER_BYTES} are read")
+        raise ValueError(f"the image has {len(data)} bytes; the limit is {MAX_MEMBER_BYTES}")
     try:
-        picture = Pictures.open(io.BytesIO(data), formats=(form,))
-    except Pictures.DecompressionBombError:
-        raise ValueError(f"the picture has more than the {MAX_PIXELS} pixels that are read") from None
+        image = Image.open(io.BytesIO(data), formats=(kind,))
+    except Image.DecompressionBombError:
+        raise ValueError(f"the image has more than {MAX_PIXELS} pixels, which is the limit") from None
     except (OSError, SyntaxError, struct.error, zlib.error, EOFError) as error:
-        raise ValueError(f"no readable {form}") from error
-    width, height = picture.size
+        raise ValueError(f"not a readable {kind}") from error
+    width, height = image.size
     if not 0 < width * height <= MAX_PIXELS:
-        raise ValueError(f"the picture is {width} x {height}, at most {MAX_PIXELS} pixels are read")
-    return picture
+        raise ValueError(f"the image is {width} x {height}; the limit is {MAX_PIXELS} pixels")
+    return image
 
 
-def load_picture(data: bytes, form: str) -> Pictures.Image:
-    """A decoded picture; ValueError where it is cut off or broken."""
-    picture = open_picture(data, form)
+def load_image(data: bytes, kind: str) -> Image.Image:
+    """Decode an image; raises ValueError if it is truncated or corrupt."""
+    image = open_image(data, kind)
     try:
-        picture.load()
+        image.load()
     except (OSError, SyntaxError, struct.error, zlib.error, EOFError) as error:
-        raise ValueError(f"the {form} is cut off or broken: {error}") from error
-    return picture
+        raise ValueError(f"the {kind} is truncated or corrupt: {error}") from error
+    return image
 
 
 def decode_jpeg(data: bytes) -> NDArray[np.uint8]:
-    """uint8 RGB (height, width, 3)."""
-    return np.asarray(load_picture(data, "JPEG").convert("RGB"))
+    """Decode a JPEG to uint8 RGB (height, width, 3)."""
+    return np.asarray(load_image(data, "JPEG").convert("RGB"))
 
 
 def decode_array(data: bytes) -> NDArray[np.float16]:
-    """float16 (C, h, w) of numpy's own file; ValueError for any other array, and where bytes are missing."""
+    """Decode a .npy file to float16 (C, h, w); raises ValueError for any other array or a truncated file."""
     stream = io.BytesIO(data)
     try:
         if np.lib.format.read_magic(stream) != (1, 0):
-            raise ValueError("not of version 1.0")
-        shape, fortran, kind = np.lib.format.read_array_header_1_0(stream)
+            raise ValueError("its format version is not 1.0")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     except (ValueError, SyntaxError, TypeError, OverflowError) as error:
-        raise ValueError(f"no readable array: {str(error).splitlines()[0]}") from error
-    if kind != np.float16 or len(shape) != 3 or fortran or min(shape) < 1:
-        raise ValueError(f"the array is {kind} {shape}, not float16 (C, h, w)")
+        raise ValueError(f"not a readable array: {str(error).splitlines()[0]}") from error
+    if dtype != np.float16 or len(shape) != 3 or fortran or min(shape) < 1:
+        raise ValueError(f"the array is {dtype} {shape}; expected float16 (C, h, w)")
     if 2 * math.prod(shape) != len(data) - stream.tell():
-        raise ValueError(f"an array of {shape} has {2 * math.prod(shape)} bytes, not {len(data) - stream.tell()}")
+        raise ValueError(f"an array of shape {shape} has {2 * math.prod(shape)} bytes, got {len(data) - stream.tell()}")
     return np.frombuffer(data, np.float16, offset=stream.tell()).reshape(shape).copy()

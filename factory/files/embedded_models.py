@@ -1,11 +1,11 @@
-"""Where the models that ship with the package lie."""
+"""Paths of the models embedded in the package."""
 
 from importlib.resources import files
 from pathlib import Path
 
 
 def models_folder() -> Path:
-    """The folder of the shipped models inside the package."""
+    """The folder of the embedded models."""
     return Path(str(files("factory"))) / "stickers" / "models"
 
 

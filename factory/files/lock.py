@@ -1,4 +1,4 @@
-"""A lock between processes on one folder, also on file systems that have none of their own."""
+"""A lock between processes, with a fallback for file systems without `flock`."""
 
 import contextlib
 import errno
@@ -13,10 +13,11 @@ _ABANDONED = 30.0
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Take turns on `path`, which is made. OSError where neither kind of lock can be had.
+    """Hold an exclusive lock on `path`, creating the file if necessary. Raises OSError if no lock is possible.
 
-    `flock` where the file system has it: it ends with its process. Elsewhere (Lustre without -o flock, some NFS) a file
-    that only one can create; one that is older than half a minute is of a process that was killed, for a turn is short.
+    Uses `flock` if the file system supports it; the kernel releases it when the process ends. Otherwise (Lustre without
+    -o flock, some NFS) it creates a lock file exclusively. The lock is only held briefly, so a lock file older than
+    half a minute belongs to a killed process and is removed.
     """
     try:
         import fcntl
@@ -32,12 +33,12 @@ def locked(path: Path) -> Iterator[None]:
             else:
                 yield
                 return
-    with _created(path.with_name(path.name + ".held")):
+    with _lock_file(path.with_name(path.name + ".held")):
         yield
 
 
 @contextlib.contextmanager
-def _created(path: Path) -> Iterator[None]:
+def _lock_file(path: Path) -> Iterator[None]:
     while True:
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))

@@ -1,4 +1,4 @@
-"""Folders and files on this machine, where a URL cannot stand for one."""
+"""Local paths: options that accept a file or folder on this machine but no URL."""
 
 import re
 from pathlib import Path
@@ -8,25 +8,26 @@ from factory.errors import UserError
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
-def local_path(named: str, what: str) -> Path:
-    """The path of a file or folder on this machine; `file://` may stand before it.
+def local_path(text: str, what: str) -> Path:
+    """Parse a local path, with or without `file://`.
 
-    UserError for a URL, of which a path would make a folder such as `s3:`; `what` is the option that named it.
+    Raises UserError for any other URL, which `Path` would turn into a folder such as `s3:`. `what` names the option in
+    the message.
     """
-    scheme = _SCHEME.match(named)
+    scheme = _SCHEME.match(text)
     if scheme is None:
-        return Path(named)
+        return Path(text)
     if scheme[1].lower() == "file":
-        return Path(named.removeprefix(f"{scheme[1]}://"))
+        return Path(text.removeprefix(f"{scheme[1]}://"))
     raise UserError(
-        f"{what} is a path on this machine and cannot be the URL {named}; give a local path (only datasets can be "
-        f"read from and written to URLs)."
+        f"{what} must be a local path, got the URL {text}; give a path on this machine (only datasets can be read from "
+        f"and written to URLs)."
     )
 
 
-def split_name(named: str) -> tuple[str | None, str]:
-    """(NAME, PLACE) of "NAME=PLACE"; (None, PLACE) of a place alone, which may be a path or URL with "=" in it."""
-    name, equals, place = named.partition("=")
+def split_named_path(text: str) -> tuple[str | None, str]:
+    """Split "NAME=PATH" into (NAME, PATH); (None, PATH) without a name. A path or URL may itself contain "="."""
+    name, equals, path = text.partition("=")
     if equals and "/" not in name:
-        return name.strip(), place
-    return None, named
+        return name.strip(), path
+    return None, text

@@ -1,4 +1,4 @@
-"""JSON that every reader takes: a number that is none becomes null."""
+"""Standard-conforming JSON: NaN and infinities become null."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """`value` as JSON; NaN and infinities, which JSON does not have, are written as null."""
+    """Serialise `value` as JSON. NaN and infinities, which JSON does not support, are written as null."""
     return json.dumps(_with_nulls(value), indent=indent, allow_nan=False)
 
 
@@ -15,7 +15,7 @@ def _with_nulls(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _with_nulls(one) for key, one in value.items()}
+        return {key: _with_nulls(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [_with_nulls(one) for one in value]
+        return [_with_nulls(item) for item in value]
     return value

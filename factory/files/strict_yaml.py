@@ -1,4 +1,4 @@
-"""YAML of files that people write by hand, with limits: values stay as they are written."""
+"""YAML for handwritten files: scalars stay text, and the size of the document is limited."""
 
 import re
 from typing import Any
@@ -8,13 +8,13 @@ import yaml
 from factory.errors import UserError
 
 MAX_YAML_NODES = 200_000
-"""Values of a YAML file with every alias written out; a few lines of nested aliases can stand for billions."""
+"""Limit on values after expanding aliases; a few lines of nested aliases can expand to billions."""
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML whose scalars stay as they are written, but for true, false and null.
+    """YAML loader that keeps all scalars as text, except true, false and null.
 
-    YAML 1.1 reads `2:1` as 121 (base 60), `010` as 8 and `no` as false. An option is to be what its line says.
+    YAML 1.1 reads `2:1` as 121 (base 60), `010` as 8 and `no` as false, which is not what the author meant.
     """
 
 
@@ -29,10 +29,10 @@ _PlainLoader.add_implicit_resolver(
 
 
 def parse_plain_yaml(text: str, where: str) -> Any:
-    """YAML as dicts, lists, strings, booleans and None; numbers stay text.
+    """Parse YAML into dicts, lists, strings, booleans and None; numbers stay text.
 
-    UserError for what is no YAML, for a key that comes twice in one mapping, and for a document that is nested too
-    deeply or grows through aliases.
+    Raises UserError for invalid YAML, duplicate keys in a mapping, and documents that are too deeply nested or expand
+    too much through aliases.
     """
     loader = _PlainLoader(text)
     try:
@@ -42,24 +42,24 @@ def parse_plain_yaml(text: str, where: str) -> Any:
         _check_node(node, where)
         return loader.construct_document(node)
     except yaml.YAMLError as error:
-        raise UserError(f"cannot read {where}: {' '.join(str(error).split())}.") from error
+        raise UserError(f"cannot parse {where}: {' '.join(str(error).split())}.") from error
     except RecursionError as error:
-        raise UserError(f"cannot read {where}: it is nested too deeply; a few levels are enough.") from error
+        raise UserError(f"cannot parse {where}: it is nested too deeply.") from error
     finally:
         loader.dispose()
 
 
 def _check_node(root: yaml.Node, where: str) -> None:
-    """Counts what every alias stands for, and refuses keys that come twice."""
+    """Raise UserError for duplicate keys, recursive aliases, and too many values after alias expansion."""
     sizes: dict[int, int | None] = {}
 
     def size(node: yaml.Node) -> int:
-        found = sizes.get(id(node), 0)
-        if found:
-            return found
-        if found is None:
-            raise UserError(f"cannot read {where}: a value of line {node.start_mark.line + 1} contains itself.")
-        sizes[id(node)] = None
+        known = sizes.get(id(node), 0)
+        if known:
+            return known
+        if known is None:
+            raise UserError(f"cannot parse {where}: the value on line {node.start_mark.line + 1} contains itself.")
+        sizes[id(node)] = None  # marks a node in progress
         total = 1
         if isinstance(node, yaml.MappingNode):
             _check_keys(node, where)
@@ -68,7 +68,7 @@ def _check_node(root: yaml.Node, where: str) -> None:
             total += sum(size(item) for item in node.value)
         if total > MAX_YAML_NODES:
             raise UserError(
-                f"cannot read {where}: its aliases stand for more than {MAX_YAML_NODES:,} values; write it without."
+                f"cannot parse {where}: its aliases expand to more than {MAX_YAML_NODES:,} values; remove the aliases."
             )
         sizes[id(node)] = total
         return total
@@ -81,9 +81,9 @@ def _check_keys(node: yaml.MappingNode, where: str) -> None:
     for key, _ in node.value:
         name = str(key.value) if isinstance(key, yaml.ScalarNode) else None
         if name is None:
-            raise UserError(f"cannot read {where}: a key in line {key.start_mark.line + 1} is no plain word.")
+            raise UserError(f"cannot parse {where}: the key on line {key.start_mark.line + 1} is not a plain string.")
         if name in seen:
             raise UserError(
-                f"cannot read {where}: line {key.start_mark.line + 1} gives {name!r} a second time; give it once."
+                f"cannot parse {where}: line {key.start_mark.line + 1} repeats the key {name!r}; give it once."
             )
         seen.add(name)

@@ -14,7 +14,7 @@ from typing import Any
 
 from factory.config.plan import shard_name
 from factory.config.recipe import canonical
-from factory.dataset.lease import Held
+from factory.dataset.lease import HeldLease
 from factory.dataset.receipt_index import ReceiptIndex
 from factory.dataset.state import PROGRESS
 from factory.dataset.storage import Store
@@ -32,7 +32,7 @@ Watch = Callable[[Snapshot], None]
 class Reporter:
     """The listener of the scheduler. `tick` also stops the run if another driver took over the lease."""
 
-    def __init__(self, store: Store, tracker: Tracker, watch: Watch, held: Held, given_up: set[int]) -> None:
+    def __init__(self, store: Store, tracker: Tracker, watch: Watch, held: HeldLease, given_up: set[int]) -> None:
         """`given_up` holds the shards in quarantine at the start."""
         self._store, self._tracker, self._watch, self._held = store, tracker, watch, held
         self._brief = store.with_patience(_PATIENCE)

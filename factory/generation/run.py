@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from factory import exit_codes
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe
-from factory.dataset.lease import Held, leased
+from factory.dataset.lease import HeldLease, leased
 from factory.dataset.receipts import missing, tags
 from factory.dataset.state import Totals, existing_recipe, init_or_resume, put_progress, write_statement
 from factory.dataset.storage import Store
@@ -39,7 +39,7 @@ class RunSummary:
         """0 if the dataset is complete; otherwise the code for what is missing."""
         if self.last.quarantined:
             return exit_codes.GIVEN_UP
-        return exit_codes.EXHAUSTED if self.totals.short else exit_codes.DONE
+        return exit_codes.EXHAUSTED if self.totals.exhausted else exit_codes.DONE
 
 
 def generate(
@@ -48,7 +48,7 @@ def generate(
     extend: bool = False,
     watch: Watch = lambda snapshot: None,
     force: bool = False,
-    held: Held | None = None,
+    held: HeldLease | None = None,
 ) -> RunSummary:
     """Start or resume a dataset and run until it is complete. `watch` receives a snapshot at least every half second.
 
@@ -73,7 +73,7 @@ def generate(
     return RunSummary(totals, last, state.seconds, recipe)
 
 
-def _run(recipe: Recipe, store: Store, todo: list[int], tracker: Tracker, watch: Watch, lease: Held) -> State:
+def _run(recipe: Recipe, store: Store, todo: list[int], tracker: Tracker, watch: Watch, lease: HeldLease) -> State:
     engine, threads = recipe.engine, recipe.generator.threads
     given_up = quarantined(store)
     job = ContentJob(recipe, store)

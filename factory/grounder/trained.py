@@ -12,7 +12,7 @@ from torch.nn import functional
 from factory.config.prompts import Prompt
 from factory.dataset.records import Grounded, Image, Instance
 from factory.errors import UserError
-from factory.files.paths import split_name
+from factory.files.paths import split_named_path
 from factory.generator.interface import Captured, Generated
 from factory.grounder.folder import grounder_folder, load_grounder
 
@@ -56,7 +56,7 @@ def open_grounders(named: Sequence[str], device: str, threads: int) -> list[tupl
     """
     opened: list[tuple[str, TrainedGrounder]] = []
     for text in named:
-        given, folder = split_name(text)
+        given, folder = split_named_path(text)
         grounder = TrainedGrounder(grounder_folder(folder), device, threads)
         name = given or grounder.config.module
         if any((name, grounder.config.split) == (other, g.config.split) for other, g in opened):

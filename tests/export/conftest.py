@@ -1,4 +1,4 @@
-"""One set that all tests of exports read."""
+"""A dataset shared by all export tests."""
 
 import pytest
 
@@ -15,6 +15,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(autouse=True)
 def small_parquet_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two shards to a file."""
+    """Put two shards into each file."""
     size = 2 * 70_000
-    monkeypatch.setitem(export_run.FORMATS, "hf", lambda subject, polygons: HuggingFaceFormat(subject, size))
+    monkeypatch.setitem(export_run.FORMATS, "hf", lambda info, polygons: HuggingFaceFormat(info, size))

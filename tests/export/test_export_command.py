@@ -1,4 +1,4 @@
-"""Bad input of exports, the command, and the examples of its page."""
+"""The export command: invalid input, output, and the examples in its documentation."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from factory.export.run import Export, Options, default_target
 from tests.support.export_sets import SHARD_SIZE, SHARDS, VAL, content, make_set, run
 
 
-def test_a_folder_with_other_things_is_refused_and_left_as_it_is(store: Store, tmp_path: Path) -> None:
+def test_folder_with_other_files_is_rejected_unchanged(store: Store, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match=r"is not empty.*thesis\.txt.*--out"):
         run(store, tmp_path, "coco")
@@ -23,31 +23,31 @@ def test_a_folder_with_other_things_is_refused_and_left_as_it_is(store: Store, t
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"form": "voc"}, "format: coco -> voc"),
         ({"val": 0.5}, "val: 0.3 -> 0.5"),
         ({"polygons": True}, "polygons: False -> True"),
     ],
 )
-def test_an_export_with_other_options_is_refused_and_left_as_it_is(
-    store: Store, tmp_path: Path, changed: dict[str, Any], told: str
+def test_export_with_other_options_is_rejected_unchanged(
+    store: Store, tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
     run(store, tmp_path, "coco")
     before = content(tmp_path)
-    with pytest.raises(UserError, match=f"holds another export: {told}"):
+    with pytest.raises(UserError, match=f"contains a different export: {message}"):
         run(store, tmp_path, **{"form": "coco", **changed})
     assert content(tmp_path) == before
 
 
-def test_an_export_of_another_set_is_refused(store: Store, tmp_path: Path) -> None:
+def test_export_of_another_dataset_is_rejected(store: Store, tmp_path: Path) -> None:
     run(store, tmp_path / "coco", "coco")
     other, _ = make_set(tmp_path / "other", seed=7)
-    with pytest.raises(UserError, match="holds another export: set: "):
+    with pytest.raises(UserError, match="contains a different export: set: "):
         run(other, tmp_path / "coco", "coco")
 
 
-def test_a_damaged_shard_is_told_and_the_export_goes_on_once_it_is_mended(store: Store, tmp_path: Path) -> None:
+def test_export_resumes_after_a_damaged_shard_is_repaired(store: Store, tmp_path: Path) -> None:
     damaged, _ = make_set(tmp_path / "set")
     tar = tmp_path / "set" / "train" / "000002.tar"
     whole = tar.read_bytes()
@@ -56,38 +56,38 @@ def test_a_damaged_shard_is_told_and_the_export_goes_on_once_it_is_mended(store:
         run(damaged, tmp_path / "coco", "coco")
     tar.write_bytes(whole)
     run(damaged, tmp_path / "coco", "coco")
-    run(store, tmp_path / "calm", "coco")
-    assert content(tmp_path / "coco") == content(tmp_path / "calm")
+    run(store, tmp_path / "undamaged", "coco")
+    assert content(tmp_path / "coco") == content(tmp_path / "undamaged")
 
 
 @pytest.mark.parametrize(
-    ("to", "options", "told"),
+    ("to", "options", "message"),
     [
-        ("x", {"form": "pascal"}, "one of coco, voc, yolo, hf; got 'pascal'"),
+        ("x", {"form": "pascal"}, "must be one of coco, voc, yolo, hf; got 'pascal'"),
         ("x", {"form": "coco", "val": 1.5}, "less than 1; got 1.5"),
         ("x", {"form": "coco", "val": float("nan")}, "less than 1; got nan"),
-        ("x", {"form": "voc", "polygons": True}, "--polygons goes with --format coco"),
-        ("set/coco", {"form": "coco"}, "lies inside the dataset"),
+        ("x", {"form": "voc", "polygons": True}, "--polygons requires --format coco"),
+        ("set/coco", {"form": "coco"}, "is inside the dataset"),
         ("file", {"form": "coco"}, "is a file"),
         ("file/x", {"form": "coco"}, "cannot be written"),
     ],
 )
-def test_bad_input_is_one_sentence(tmp_path: Path, to: str, options: dict[str, Any], told: str) -> None:
+def test_invalid_input_raises_a_clear_error(tmp_path: Path, to: str, options: dict[str, Any], message: str) -> None:
     store, _ = make_set(tmp_path / "set", [0], n=SHARD_SIZE)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         run(store, tmp_path / to, **options)
     assert not (tmp_path / "x").exists()
 
 
-def test_a_place_without_a_finished_shard_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no set"):
+def test_dataset_without_finished_shards_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a dataset"):
         run(Store(str(tmp_path / "nothing")), tmp_path / "x", "coco")
-    with pytest.raises(UserError, match="holds no finished shard yet"):
-        run(make_set(tmp_path / "begun", [])[0], tmp_path / "x", "coco", partial=True)
+    with pytest.raises(UserError, match="has no finished shards yet"):
+        run(make_set(tmp_path / "unfinished", [])[0], tmp_path / "x", "coco", partial=True)
 
 
-def test_two_exports_do_not_write_the_same_folder_at_once(store: Store, tmp_path: Path) -> None:
+def test_concurrent_exports_to_the_same_folder_are_rejected(store: Store, tmp_path: Path) -> None:
     second = Export(store, tmp_path / "coco", Options("coco", VAL))
 
     def intrude(done: int) -> None:
@@ -101,18 +101,18 @@ def test_two_exports_do_not_write_the_same_folder_at_once(store: Store, tmp_path
     ("address", "expected"),
     [("out/", "out-coco"), ("a/out", "a/out-coco"), ("s3://bucket/sets/pets", "pets-coco"), ("s3://pets", "pets-coco")],
 )
-def test_an_export_goes_beside_its_set(address: str, expected: str) -> None:
+def test_default_target_is_next_to_the_dataset(address: str, expected: str) -> None:
     assert default_target(address, "coco") == Path(expected)
 
 
-def test_the_command_tells_what_it_wrote(store: Store, tmp_path: Path) -> None:
+def test_command_prints_a_summary(store: Store, tmp_path: Path) -> None:
     command = ["export", store.address, "--format", "yolo", "--to", str(tmp_path / "yolo"), "--json"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.stderr
-    told = json.loads(result.stdout)
-    assert (told["train"] + told["val"], told["shards"], told["complete"]) == (25, SHARDS, True)
+    summary = json.loads(result.stdout)
+    assert (summary["train"] + summary["val"], summary["shards"], summary["complete"]) == (25, SHARDS, True)
     again = CliRunner().invoke(app, command[:-1])
-    assert f"{told['train']} samples for training, {told['val']} for validation" in again.stdout
+    assert f"{summary['train']} samples for training, {summary['val']} for validation" in again.stdout
 
 
 DOCS = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
@@ -121,9 +121,7 @@ EXAMPLES = [code for code in re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("code", EXAMPLES)
-def test_the_examples_of_the_documentation_run(
-    store: Store, tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_documentation_examples_run(store: Store, tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

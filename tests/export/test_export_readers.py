@@ -1,4 +1,4 @@
-"""Exports, read back by the libraries that they are for."""
+"""Exports can be read by their target libraries."""
 
 import os
 import warnings
@@ -30,9 +30,7 @@ def coco_eval(truth: Any, kind: str) -> Any:
 
 
 @pytest.mark.parametrize("polygons", [False, True])
-def test_pycocotools_reads_the_coco_export_and_finds_it_equal_to_itself(
-    store: Store, tmp_path: Path, polygons: bool
-) -> None:
+def test_pycocotools_reads_the_coco_export(store: Store, tmp_path: Path, polygons: bool) -> None:
     from pycocotools.coco import COCO
 
     summary = run(store, tmp_path / "coco", "coco", polygons=polygons)
@@ -51,10 +49,10 @@ def test_pycocotools_reads_the_coco_export_and_finds_it_equal_to_itself(
             file = tmp_path / "coco" / split / row["image"]["file_name"]
             assert file.read_bytes() == image
             for annotation in row["annotations"]:
-                there = truth.anns[annotation["id"]]
-                assert isinstance(there["segmentation"], list) is polygons
-                assert encode_rle(truth.annToMask(there).astype(bool)) == annotation["segmentation"]
-                assert (there["bbox"], there["area"]) == (annotation["bbox"], annotation["area"])
+                exported = truth.anns[annotation["id"]]
+                assert isinstance(exported["segmentation"], list) is polygons
+                assert encode_rle(truth.annToMask(exported).astype(bool)) == annotation["segmentation"]
+                assert (exported["bbox"], exported["area"]) == (annotation["bbox"], annotation["area"])
                 seen += 1
         for kind in ("segm", "bbox"):
             assert coco_eval(truth, kind)[0] == 1.0
@@ -68,7 +66,7 @@ def test_pycocotools_reads_the_coco_export_and_finds_it_equal_to_itself(
 
 def supervision() -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it tells that it goes without OpenCV
+        warnings.simplefilter("ignore")  # it warns that OpenCV is missing
         import supervision
 
     return supervision
@@ -78,17 +76,17 @@ def overlap(first: Mask, second: Mask) -> float:
     return float((first & second).sum() / (first | second).sum())
 
 
-def check_detections(dataset: Any, store: Store, split: str, least: float) -> None:
-    """Every object is there with its class; masks, where there are any, overlap at least so much."""
+def check_detections(dataset: Any, store: Store, split: str, min_overlap: float) -> None:
+    """Every object exists with its class; masks overlap by at least `min_overlap`, unless it is 0."""
     rows = {key: (row, labels) for key, row, labels, _ in samples_of(store) if split_of(key, VAL) == split}
     assert {Path(path).stem for path in dataset.image_paths} == set(rows)
     for path, image, found in dataset:
         row, labels = rows[Path(path).stem]
         assert image.shape == (48, 64, 3)
-        names = [dataset.classes[place] for place in found.class_id]
+        names = [dataset.classes[index] for index in found.class_id]
         assert names == [annotation["category_name"] for annotation in row["annotations"]]
-        for mask, annotation in zip(found.mask if least else (), row["annotations"], strict=bool(least)):
-            assert overlap(mask, labels == annotation["category_id"]) >= least
+        for mask, annotation in zip(found.mask if min_overlap else (), row["annotations"], strict=bool(min_overlap)):
+            assert overlap(mask, labels == annotation["category_id"]) >= min_overlap
 
 
 @pytest.mark.parametrize("polygons", [False, True])
@@ -108,7 +106,7 @@ def test_supervision_reads_the_yolo_export(store: Store, tmp_path: Path) -> None
         check_detections(dataset, store, split, 0.6)
 
 
-def test_a_yolo_line_is_one_object_whose_polygon_is_its_mask(store: Store, tmp_path: Path) -> None:
+def test_yolo_polygons_match_the_masks(store: Store, tmp_path: Path) -> None:
     run(store, tmp_path, "yolo")
     for key, row, _, _ in samples_of(store):
         lines = (tmp_path / "labels" / split_of(key, VAL) / f"{key}.txt").read_text().splitlines()
@@ -122,7 +120,7 @@ def test_a_yolo_line_is_one_object_whose_polygon_is_its_mask(store: Store, tmp_p
             assert encode_rle(filled([polygon], (48, 64))) == annotation["segmentation"]
 
 
-def test_an_empty_split_of_yolo_points_to_the_other_one(store: Store, tmp_path: Path) -> None:
+def test_empty_yolo_split_refers_to_the_other(store: Store, tmp_path: Path) -> None:
     import yaml
 
     run(store, tmp_path, "yolo", val=0.0)
@@ -131,7 +129,7 @@ def test_an_empty_split_of_yolo_points_to_the_other_one(store: Store, tmp_path: 
     }  # fmt: skip
 
 
-def test_the_voc_export_has_class_and_object_pictures_and_sets(store: Store, tmp_path: Path) -> None:
+def test_voc_export_files(store: Store, tmp_path: Path) -> None:
     run(store, tmp_path, "voc")
     assert (tmp_path / "labels.txt").read_text().splitlines() == ["background", *NAMES]
     for key, row, labels, image in samples_of(store):
@@ -155,16 +153,16 @@ def test_the_voc_export_has_class_and_object_pictures_and_sets(store: Store, tmp
     assert sets["trainval"] == sets["train"] + sets["val"]
 
 
-def test_vocs_own_classes_keep_vocs_numbers(tmp_path: Path) -> None:
+def test_voc_classes_keep_their_numbers(tmp_path: Path) -> None:
     store, recipe = make_set(tmp_path / "set", [0], classes="voc", n=SHARD_SIZE)
     run(store, tmp_path / "voc", "voc")
     for key, _, labels, _ in samples_of(store):
-        picture = (tmp_path / "voc" / "SegmentationClass" / f"{key}.png").read_bytes()
-        assert (decode_label_png(picture) == labels).all()
+        label_png = (tmp_path / "voc" / "SegmentationClass" / f"{key}.png").read_bytes()
+        assert (decode_label_png(label_png) == labels).all()
     assert (tmp_path / "voc" / "labels.txt").read_text().splitlines()[1:] == list(recipe.vocabulary().names)
 
 
-def test_supervision_reads_the_boxes_of_the_voc_export(store: Store, tmp_path: Path) -> None:
+def test_supervision_reads_the_voc_boxes(store: Store, tmp_path: Path) -> None:
     run(store, tmp_path, "voc")
     folders = str(tmp_path / "JPEGImages"), str(tmp_path / "Annotations")
     dataset = supervision().DetectionDataset.from_pascal_voc(*folders)
@@ -172,7 +170,7 @@ def test_supervision_reads_the_boxes_of_the_voc_export(store: Store, tmp_path: P
     assert len(dataset) == len(rows)
     for path, _, found in dataset:
         annotations = rows[Path(path).stem]["annotations"]
-        assert [dataset.classes[place] for place in found.class_id] == [row["category_name"] for row in annotations]
+        assert [dataset.classes[index] for index in found.class_id] == [row["category_name"] for row in annotations]
         for (left, top, right, bottom), row in zip(found.xyxy.tolist(), annotations, strict=True):
             assert [left, top] == row["bbox"][:2]
             assert right - left + 1 == row["bbox"][2] or right - left == row["bbox"][2]
@@ -202,18 +200,18 @@ def test_hugging_face_datasets_loads_the_parquet_folder(
             assert row["prompt"] == expected["prompt"]
             assert (np.asarray(row["label"]) == labels).all()
             objects = row["objects"]
-            assert objects["category_id"] == [one["category_id"] for one in expected["annotations"]]
-            assert [NAMES[place] for place in objects["category"]] == [
-                one["category_name"] for one in expected["annotations"]
+            assert objects["category_id"] == [item["category_id"] for item in expected["annotations"]]
+            assert [NAMES[index] for index in objects["category"]] == [
+                item["category_name"] for item in expected["annotations"]
             ]
-            assert objects["bbox"] == [one["bbox"] for one in expected["annotations"]]
+            assert objects["bbox"] == [item["bbox"] for item in expected["annotations"]]
             for counts, number in zip(objects["rle"], objects["category_id"], strict=True):
                 mask = coco_masks.decode({"size": [row["height"], row["width"]], "counts": counts})
                 assert (mask.astype(bool) == (labels == number)).all()
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_card_and_the_parquet_files_tell_the_same_features(store: Store, tmp_path: Path) -> None:
+def test_card_and_parquet_files_have_the_same_features(store: Store, tmp_path: Path) -> None:
     import datasets
     import pyarrow.parquet as pq
     import yaml
@@ -221,9 +219,9 @@ def test_the_card_and_the_parquet_files_tell_the_same_features(store: Store, tmp
     run(store, tmp_path, "hf", val=0.0)
     card = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
     schema = pq.read_schema(tmp_path / "data" / "train-00000-of-00003.parquet")
-    told = datasets.Features._from_yaml_list(card["dataset_info"]["features"])
-    assert told == datasets.Features.from_arrow_schema(schema)
-    assert told.arrow_schema.remove_metadata().equals(schema.remove_metadata())
+    declared = datasets.Features._from_yaml_list(card["dataset_info"]["features"])
+    assert declared == datasets.Features.from_arrow_schema(schema)
+    assert declared.arrow_schema.remove_metadata().equals(schema.remove_metadata())
     files = sorted((tmp_path / "data").iterdir())
     groups = [pq.read_metadata(file).row_group(0).total_byte_size for file in files]
     size = sum(groups)

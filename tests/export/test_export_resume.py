@@ -1,4 +1,4 @@
-"""Exports that are stopped anywhere go on to the same bytes."""
+"""Interrupted exports resume and give the same bytes."""
 
 import itertools
 import os
@@ -29,10 +29,8 @@ from tests.support.export_sets import (
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_an_export_that_is_stopped_at_any_sample_goes_on_to_the_same_bytes(
-    store: Store, tmp_path: Path, form: str
-) -> None:
-    run(store, tmp_path / "calm", form)
+def test_export_interrupted_at_any_sample_resumes(store: Store, tmp_path: Path, form: str) -> None:
+    run(store, tmp_path / "uninterrupted", form)
 
     for stop_at in range(1, SHARD_SIZE * SHARDS + 1, 3):
 
@@ -41,47 +39,47 @@ def test_an_export_that_is_stopped_at_any_sample_goes_on_to_the_same_bytes(
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            Export(store, tmp_path / "disturbed", Options(form, VAL)).run(stop)
-    run(store, tmp_path / "disturbed", form)
-    assert content(tmp_path / "disturbed") == content(tmp_path / "calm")
+            Export(store, tmp_path / "interrupted", Options(form, VAL)).run(stop)
+    run(store, tmp_path / "interrupted", form)
+    assert content(tmp_path / "interrupted") == content(tmp_path / "uninterrupted")
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_an_export_that_is_stopped_at_any_rename_goes_on_to_the_same_bytes(
+def test_export_interrupted_at_any_rename_resumes(
     store: Store, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Renames are where files appear: of units, of the end, and of what an earlier end over fewer shards left."""
-    run(store, tmp_path / "calm", form)
-    run(make_set(tmp_path / "set", [0, 1, 3])[0], tmp_path / "begun", form, partial=True)
+    """Files appear by renames: for units, at the end, and for files of an earlier, smaller export."""
+    run(store, tmp_path / "uninterrupted", form)
+    run(make_set(tmp_path / "set", [0, 1, 3])[0], tmp_path / "partial", form, partial=True)
     for stop in itertools.count():
-        shutil.copytree(tmp_path / "begun", tmp_path / str(stop))
+        shutil.copytree(tmp_path / "partial", tmp_path / str(stop))
         renames = iter([os.replace] * stop)
 
-        def sudden(*names: Any, renames: Any = renames) -> None:
+        def interrupt(*names: Any, renames: Any = renames) -> None:
             rename = next(renames, None)
             if rename is None:
                 raise KeyboardInterrupt
             rename(*names)
 
         with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", sudden)
+            patch.setattr(os, "replace", interrupt)
             try:
                 run(store, tmp_path / str(stop), form)
                 break
             except KeyboardInterrupt:
                 patch.undo()
         run(store, tmp_path / str(stop), form)
-        assert content(tmp_path / str(stop)) == content(tmp_path / "calm")
+        assert content(tmp_path / str(stop)) == content(tmp_path / "uninterrupted")
     assert stop > 4
 
 
-def test_a_killed_process_leaves_an_export_that_goes_on(store: Store, tmp_path: Path) -> None:
-    run(store, tmp_path / "calm", "hf")
+def test_export_of_a_killed_process_resumes(store: Store, tmp_path: Path) -> None:
+    run(store, tmp_path / "uninterrupted", "hf")
     script = (
         "import os, sys\nfrom pathlib import Path\n"
         "from factory.export import run\nfrom factory.dataset.storage import Store\n"
         "from factory.export.hf import HuggingFaceFormat\n"
-        "run.FORMATS['hf'] = lambda subject, polygons: HuggingFaceFormat(subject, 140_000)\n"
+        "run.FORMATS['hf'] = lambda info, polygons: HuggingFaceFormat(info, 140_000)\n"
         f"job = run.Export(Store(sys.argv[1]), Path(sys.argv[2]), run.Options('hf', {VAL}))\n"
         "job.run(lambda done: os.kill(os.getpid(), 9) if done == 13 else None)\n"
     )
@@ -89,46 +87,42 @@ def test_a_killed_process_leaves_an_export_that_goes_on(store: Store, tmp_path: 
     assert subprocess.run(program, timeout=60).returncode == -9
     assert len(list((tmp_path / "killed" / STATE / "parts").iterdir())) == 1
     run(store, tmp_path / "killed", "hf")
-    assert content(tmp_path / "killed") == content(tmp_path / "calm")
+    assert content(tmp_path / "killed") == content(tmp_path / "uninterrupted")
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_an_unfinished_set_is_exported_if_asked_for_and_completed_later(
-    store: Store, tmp_path: Path, form: str
-) -> None:
+def test_partial_export_is_completed_later(store: Store, tmp_path: Path, form: str) -> None:
     growing, _ = make_set(tmp_path / "set", [0, 1, 3])
-    with pytest.raises(UserError, match=r"3 of 5 shards are there.*--partial"):
+    with pytest.raises(UserError, match=r"it has 3 of 5 shards.*--partial"):
         run(growing, tmp_path / "grown", form)
     assert not (tmp_path / "grown").exists()
     summary = run(growing, tmp_path / "grown", form, partial=True)
     assert (summary.train + summary.val, summary.complete) == (15, False)
     make_set(tmp_path / "set", [2, 4])
     assert run(growing, tmp_path / "grown", form).complete
-    run(store, tmp_path / "calm", form)
-    assert content(tmp_path / "grown") == content(tmp_path / "calm")
+    run(store, tmp_path / "uninterrupted", form)
+    assert content(tmp_path / "grown") == content(tmp_path / "uninterrupted")
 
 
-def test_a_finished_export_is_left_as_it_is(store: Store, tmp_path: Path) -> None:
+def test_finished_export_is_not_rewritten(store: Store, tmp_path: Path) -> None:
     run(store, tmp_path, "coco")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.j*")}
     run(store, tmp_path, "coco")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.j*")} == before
 
 
-def test_the_samples_of_one_shard_at_most_are_in_memory(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alive, most = list[Any](), 0
+def test_at_most_one_shard_is_in_memory(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive, max_alive = list[Any](), 0
 
     def counted(*arguments: Any) -> ExportSample:
-        nonlocal most
+        nonlocal max_alive
         sample = ExportSample(*arguments)
         alive.append(weakref.ref(sample))
-        most = max(most, sum(one() is not None for one in alive))
+        max_alive = max(max_alive, sum(reference() is not None for reference in alive))
         return sample
 
     monkeypatch.setattr(export_run, "ExportSample", counted)
     for form in FORMATS:
         run(store, tmp_path / form, form)
     assert len(alive) == 4 * SHARD_SIZE * SHARDS
-    assert most <= SHARD_SIZE
+    assert max_alive <= SHARD_SIZE

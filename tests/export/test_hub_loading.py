@@ -1,4 +1,4 @@
-"""Hugging Face `datasets` opens a dataset as it lies on disk, whatever its samples happen to hold."""
+"""Hugging Face `datasets` loads generated datasets directly, whatever their samples contain."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ from factory.dataset.verify import verify
 from factory.export.run import Export, Options
 from tests.support.export_sets import NAMES, make_sample
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # those of `datasets`
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of `datasets`
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 SCORES = {"contrast": 9.0, "area_smallest": 0.1, "area_largest": 0.2, "border": 0.0, "confidence": 0.5, "overlap": 0.0,
           "image_hash": "e33070788a8924e4"}  # fmt: skip
@@ -37,40 +37,41 @@ REAL = {
 }
 
 
-def sample(planned: Any, recipe: Recipe) -> Sample:
-    """A sample of a shard of 10; only late ones of a shard have rejections."""
-    made, place = make_sample(planned), planned.index % 10
+def make_full_sample(planned: Any, recipe: Recipe) -> Sample:
+    """A sample in a shard of 10; only the last ones of a shard have rejections."""
+    sample, position = make_sample(planned), planned.index % 10
     scores = dict(SCORES)
-    if recipe.format > 1 or place:
-        scores["duplicate_distance"] = 64 if place == 0 else 7
-    rejections = tuple(Rejection(k, k, "low_confidence") for k in range(2 if place > 6 else 0))
-    made = replace(made, scores=scores, rejections=rejections, attempt=len(rejections))
+    if recipe.format > 1 or position:
+        scores["duplicate_distance"] = 64 if position == 0 else 7
+    rejections = tuple(Rejection(k, k, "low_confidence") for k in range(2 if position > 6 else 0))
+    sample = replace(sample, scores=scores, rejections=rejections, attempt=len(rejections))
     if recipe.oracle is None:
-        return made
+        return sample
     scores |= {"psnr": 30.5} if recipe.real else {}
-    found = () if recipe.real else (Detection("dog", 0.9, (0, 0, 5, 5)),)
+    detections = () if recipe.real else (Detection("dog", 0.9, (0, 0, 5, 5)),)
     latent = np.full((4, 3, 2), planned.index, np.float16)
-    return replace(made, latent=latent, timestep=80, grounded=replace(made.grounded, detections=found), scores=scores)
+    grounded = replace(sample.grounded, detections=detections)
+    return replace(sample, latent=latent, timestep=80, grounded=grounded, scores=scores)
 
 
-def make(folder: Path, empty: tuple[int, ...] = (), **more: Any) -> tuple[Store, Recipe]:
-    """Two shards of ten samples; those of `empty` have none."""
-    recipe = make_recipe({"n": 20, "classes": NAMES, "objects": {1: 0.5, 2: 0.5}, "shard_size": 10} | more)
+def make_dataset(folder: Path, empty: tuple[int, ...] = (), **options: Any) -> tuple[Store, Recipe]:
+    """Two shards of ten samples each; shards in `empty` have none."""
+    recipe = make_recipe({"n": 20, "classes": NAMES, "objects": {1: 0.5, 2: 0.5}, "shard_size": 10} | options)
     store, about = Store(str(folder)), {"seconds": {}, "versions": {}, "worker": {}}
     store.create("recipe.yaml", recipe.to_yaml().encode())
     for number in range(len(Plan(recipe))):
         planned = Plan(recipe).shard(number)
-        made = [] if number in empty else [sample(one, recipe) for one in planned.samples]
-        encoded = [encode_sample(one, recipe.vocabulary(), provenance(recipe), 90) for one in made]
-        short = tuple(one.index for one in planned.samples) if number in empty else ()
-        commit(store, planned, encoded, Tally(10, {}, short), recipe.fingerprint(), about)
+        samples = [] if number in empty else [make_full_sample(item, recipe) for item in planned.samples]
+        encoded = [encode_sample(sample, recipe.vocabulary(), provenance(recipe), 90) for sample in samples]
+        exhausted = tuple(item.index for item in planned.samples) if number in empty else ()
+        commit(store, planned, encoded, Tally(10, {}, exhausted), recipe.fingerprint(), about)
     write_statement(store, recipe)
     return store, recipe
 
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`datasets.load_dataset` without network and with a cache of its own."""
+    """`datasets.load_dataset` without network access and with a temporary cache."""
     monkeypatch.setitem(os.environ, "HF_DATASETS_OFFLINE", "1")
     import datasets
 
@@ -82,18 +83,16 @@ DATASETS: dict[str, dict[str, Any]] = {"plain": {}, "oracle": ORACLE, "inverted"
 
 
 @pytest.mark.parametrize("kind", DATASETS)
-def test_a_dataset_in_which_only_some_samples_have_rejections_is_loaded_by_every_documented_line(
-    tmp_path: Path, load: Any, kind: str
-) -> None:
-    store, _ = make(tmp_path / "set", **DATASETS[kind])
+def test_all_documented_ways_to_load_a_dataset(tmp_path: Path, load: Any, kind: str) -> None:
+    store, _ = make_dataset(tmp_path / "set", **DATASETS[kind])
     assert verify(store).damaged == {}
     for rows in (
         load("webdataset", data_files={"train": f"{store.address}/train/*.tar"}),
         load(store.address),
     ):
         assert rows.num_rows == 20
-        tried = [[one["outcome"] for one in row["attempts"]] for row in rows["json"]]
-        assert tried == (([["accepted"]] * 7 + [["low_confidence"] * 2 + ["accepted"]] * 3) * 2)
+        outcomes = [[attempt["outcome"] for attempt in record["attempts"]] for record in rows["json"]]
+        assert outcomes == (([["accepted"]] * 7 + [["low_confidence"] * 2 + ["accepted"]] * 3) * 2)
         assert [row["filters"]["duplicate_distance"] for row in rows["json"]] == ([64] + [7] * 9) * 2
         assert rows[3]["jpg"].size == rows[3]["seg.png"].size == (64, 48)
         assert ("latent.npy" in rows.features) == (kind != "plain")
@@ -102,41 +101,37 @@ def test_a_dataset_in_which_only_some_samples_have_rejections_is_loaded_by_every
     assert manifest[0]["filters"]["psnr"] == (30.5 if kind == "inverted" else None)
 
 
-def test_a_dataset_of_format_1_and_one_whose_first_shard_is_empty_are_loaded_by_their_folder(
-    tmp_path: Path, load: Any
-) -> None:
-    store, recipe = make(tmp_path / "older", format=1)
+def test_loading_format_1_and_an_empty_first_shard(tmp_path: Path, load: Any) -> None:
+    store, recipe = make_dataset(tmp_path / "older", format=1)
     assert recipe.format == 1
     assert verify(store).damaged == {}
     rows = load(store.address)
     assert [len(row["rejected"]) for row in rows["json"]] == ([0] * 7 + [2] * 3) * 2
-    empty, _ = make(tmp_path / "empty", empty=(0,))
+    empty, _ = make_dataset(tmp_path / "empty", empty=(0,))
     assert verify(empty).damaged == {}
     assert load(empty.address).num_rows == 10
 
 
 @pytest.mark.parametrize(("format", "schema"), [(1, "annotation-1.json"), (2, "annotation.json")])
 @pytest.mark.parametrize("kind", DATASETS)
-def test_each_format_holds_its_published_schema_and_the_card_names_its_columns(
-    tmp_path: Path, format: int, schema: str, kind: str
-) -> None:
+def test_formats_match_their_schemas_and_cards(tmp_path: Path, format: int, schema: str, kind: str) -> None:
     from jsonschema import Draft202012Validator
 
     from factory.dataset.tar import unpack
 
     published = json.loads((SCHEMAS / schema).read_text())
-    store, recipe = make(tmp_path, format=format, **DATASETS[kind])
+    store, recipe = make_dataset(tmp_path, format=format, **DATASETS[kind])
     for number in (0, 1):
-        for one in unpack(store.get(f"train/{number:06d}.tar") or b""):
-            Draft202012Validator(published).validate(json.loads(one.members["json"]))
-    head = yaml.safe_load(card(recipe, state(store, Plan(recipe)), 1).split("---")[1])
-    columns = {row["name"]: row for row in head["dataset_info"]["features"]}
+        for sample in unpack(store.get(f"train/{number:06d}.tar") or b""):
+            Draft202012Validator(published).validate(json.loads(sample.members["json"]))
+    header = yaml.safe_load(card(recipe, state(store, Plan(recipe)), 1).split("---")[1])
+    columns = {column["name"]: column for column in header["dataset_info"]["features"]}
     oracle = set() if recipe.oracle else {"timestep", "detections"}
     assert_named(columns["json"]["struct"], published, skip=oracle)
 
 
 def assert_named(columns: list[dict[str, Any]], schema: dict[str, Any], skip: Any = ()) -> None:
-    """The columns of a card are the properties of a schema, at every depth."""
+    """The columns of a card match the properties of a schema at every depth."""
     properties = schema.get("properties", {})
     if properties:
         assert {column["name"] for column in columns} == set(properties) - set(skip)
@@ -146,10 +141,10 @@ def assert_named(columns: list[dict[str, Any]], schema: dict[str, Any], skip: An
             assert_named(column.get("struct") or column["list"], inner.get("items", inner))
 
 
-def test_an_older_dataset_keeps_its_format_when_it_is_resumed_or_extended(tmp_path: Path) -> None:
+def test_resumed_dataset_keeps_its_format(tmp_path: Path) -> None:
     from factory.dataset.state import init_or_resume
 
-    store, older = make(tmp_path, format=1)
+    store, older = make_dataset(tmp_path, format=1)
     again = make_recipe(older.model_dump(exclude={"format"}))
     assert again.format == 2
     assert init_or_resume(store, again) == older
@@ -157,30 +152,30 @@ def test_an_older_dataset_keeps_its_format_when_it_is_resumed_or_extended(tmp_pa
     assert (longer.format, longer.n, longer.fingerprint()) == (1, 30, older.fingerprint())
 
 
-def test_the_card_says_what_the_recipe_says(tmp_path: Path) -> None:
-    def text(**more: Any) -> str:
-        recipe = make_recipe({"n": 20, "classes": NAMES} | more)
+def test_card_describes_the_recipe(tmp_path: Path) -> None:
+    def text(**options: Any) -> str:
+        recipe = make_recipe({"n": 20, "classes": NAMES} | options)
         return " ".join(card(recipe, state(Store(str(tmp_path)), Plan(recipe)), 0).split())
 
     generated = text(generator={"model": "/models/x", "revision": "abc"}, masks={"source": "attention"})
-    assert "No image is a photograph, and none was labelled by a person." in generated
+    assert "No image is a photograph, and no image was labelled by a human." in generated
     assert "| text-to-image model | /models/x, revision abc |" in generated
     assert "- synthetic" in generated
     assert "masks by the model's own attention" in generated
     detected = text(**ORACLE, filters={"min_detector_iou": 0.5})
     assert "| detector | stickers, revision None |" in detected
-    assert "split all, whose 5 seen classes alone are named in prompts" in detected
+    assert "split all; prompts only name its 5 seen classes" in detected
     inverted = text(**REAL)
     assert "real images with their labels" in inverted
     assert "No image was generated and no mask was found by a model" in inverted
     assert "20 of VOC2012, labels 000000000000" in inverted
     assert "DDIM inversion" in inverted
-    assert not any(words in inverted for words in ("- synthetic", "labelled by a person", "sampling |", "dpm++"))
-    assert "prompts of its maker's own" in text(prompts=REAL["prompts"])
+    assert not any(words in inverted for words in ("- synthetic", "labelled by a human", "sampling |", "dpm++"))
+    assert "Generated from custom prompts" in text(prompts=REAL["prompts"])
 
 
-def test_an_export_of_real_images_is_not_called_synthetic(tmp_path: Path) -> None:
-    store, _ = make(tmp_path / "set", **REAL)
+def test_export_of_real_images_is_not_called_synthetic(tmp_path: Path) -> None:
+    store, _ = make_dataset(tmp_path / "set", **REAL)
     for form, file in (("hf", "README.md"), ("coco", "annotations/instances_train.json")):
         Export(store, tmp_path / form, Options(form, val=0.0)).run()
         text = (tmp_path / form / file).read_text()
@@ -188,11 +183,11 @@ def test_an_export_of_real_images_is_not_called_synthetic(tmp_path: Path) -> Non
         assert "ynthetic" not in text
 
 
-def test_the_manifest_of_format_1_keeps_its_columns(tmp_path: Path) -> None:
+def test_format_1_manifest_keeps_its_columns(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    store, _ = make(tmp_path, format=1)
+    store, _ = make_dataset(tmp_path, format=1)
     published = pa.ipc.read_schema(pa.py_buffer((SCHEMAS / "manifest-1.arrow").read_bytes()))
     data = store.get(manifest_name(0)) or b""
     assert pq.read_schema(pa.BufferReader(data)).equals(published)

@@ -1,8 +1,8 @@
-"""What verify calls damaged and what not, what a repair does about it, and what a commit finds when it comes second."""
+"""Verification, repair, and commits of shards that already have files."""
 
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from factory.config.vocabulary import coco
 from factory.dataset.encode import EncodedSample, encode_sample
 from factory.dataset.lease import leased
 from factory.dataset.manifest import read_manifest
-from factory.dataset.preview import contact_sheet
+from factory.dataset.preview import preview_image
 from factory.dataset.receipts import (
     Tally,
     blob_of,
@@ -32,7 +32,7 @@ from factory.dataset.receipts import (
     tar_name,
 )
 from factory.dataset.records import Grounded
-from factory.dataset.repair import take_out
+from factory.dataset.repair import repair
 from factory.dataset.storage import ConflictError, Store
 from factory.dataset.verify import verify
 from factory.errors import LeaseHeldError
@@ -42,8 +42,8 @@ from tests.support.export_sets import FORMATS, SHARD_SIZE, SHARDS, make_sample, 
 ABOUT: dict[str, Any] = {"seconds": {}, "versions": {}, "worker": {}}
 
 
-def of_another_version(manifest: bytes) -> bytes:
-    """The same parquet file as another version of its library names itself."""
+def with_other_version(manifest: bytes) -> bytes:
+    """The same parquet file with another library version in its metadata."""
     written_by = pq.ParquetFile(io.BytesIO(manifest)).metadata.created_by.encode()
     changed = manifest.replace(written_by, written_by.translate(bytes.maketrans(b"0123456789", b"1234567890")))
     assert changed != manifest
@@ -52,7 +52,7 @@ def of_another_version(manifest: bytes) -> bytes:
 
 def samples_of(recipe: Recipe, shard: int) -> list[EncodedSample]:
     planned = Plan(recipe).shard(shard)
-    return [encode_sample(make_sample(one), recipe.vocabulary(), {}, 90) for one in planned.samples]
+    return [encode_sample(make_sample(sample), recipe.vocabulary(), {}, 90) for sample in planned.samples]
 
 
 def file(store: Store, name: str) -> Path:
@@ -61,45 +61,45 @@ def file(store: Store, name: str) -> Path:
 
 
 def rewrite(store: Store, shard: int, manifest: bytes) -> None:
-    """Another manifest, and the receipt that proves it."""
+    """Replace a manifest and update its receipt."""
     path, name = file(store, receipt_name(shard)), manifest_name(shard)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"manifest": asdict(blob_of(name, manifest))}))
     file(store, name).write_bytes(manifest)
 
 
-def test_a_manifest_that_another_version_of_its_library_wrote_is_sound(tmp_path: Path) -> None:
+def test_manifest_of_another_library_version_is_sound(tmp_path: Path) -> None:
     store, _ = make_set(tmp_path)
     for shard in range(SHARDS):
-        rewrite(store, shard, of_another_version(store.get(manifest_name(shard)) or b""))
+        rewrite(store, shard, with_other_version(store.get(manifest_name(shard)) or b""))
     assert verify(store).damaged == {}
 
 
-def test_a_manifest_whose_rows_do_not_follow_from_the_samples_is_damaged_and_repaired(tmp_path: Path) -> None:
+def test_manifest_that_does_not_match_the_samples_is_repaired(tmp_path: Path) -> None:
     store, _ = make_set(tmp_path)
     before = {name: store.get(name) for name in store.list("")}
     rewrite(store, 1, store.get(manifest_name(2)) or b"")
     report = verify(store)
-    assert report.damaged == {1: ["the manifest does not follow from the samples"]}
-    assert take_out(store, report).rewritten == (1,)
+    assert report.damaged == {1: ["the manifest does not match the samples"]}
+    assert repair(store, report).rewritten == (1,)
     assert verify(store).damaged == {}
     assert {name: store.get(name) for name in before} == before
 
 
-def test_a_lost_manifest_is_written_with_the_receipt_that_proves_it_whatever_the_version(tmp_path: Path) -> None:
+def test_lost_manifest_of_another_library_version_is_rewritten(tmp_path: Path) -> None:
     store, _ = make_set(tmp_path)
-    rewrite(store, 0, of_another_version(store.get(manifest_name(0)) or b""))
+    rewrite(store, 0, with_other_version(store.get(manifest_name(0)) or b""))
     tar = store.get(tar_name(0))
     store.delete(manifest_name(0))
-    assert take_out(store, verify(store)).rewritten == (0,)
+    assert repair(store, verify(store)).rewritten == (0,)
     assert verify(store).damaged == {}
     assert store.get(tar_name(0)) == tar
 
 
-def test_a_worker_of_another_version_takes_the_manifest_that_is_there(tmp_path: Path) -> None:
+def test_commit_keeps_an_existing_manifest_of_another_version(tmp_path: Path) -> None:
     store, recipe = make_set(tmp_path, shards=range(1))
     planned, samples = Plan(recipe).shard(1), samples_of(recipe, 1)
     commit(store, planned, samples, Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
-    older = of_another_version(store.get(manifest_name(1)) or b"")
+    older = with_other_version(store.get(manifest_name(1)) or b"")
     store.delete(receipt_name(1))
     file(store, manifest_name(1)).write_bytes(older)
     commit(store, planned, samples, Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
@@ -111,9 +111,7 @@ def test_a_worker_of_another_version_takes_the_manifest_that_is_there(tmp_path: 
 
 @pytest.mark.parametrize("name", [tar_name(1), manifest_name(1)])
 @pytest.mark.parametrize("content", [b"", b"of another library"])
-def test_an_orphan_of_other_content_is_a_conflict_reported_by_verify_and_deleted_by_a_repair(
-    tmp_path: Path, name: str, content: bytes
-) -> None:
+def test_conflicting_orphan_is_reported_and_repaired(tmp_path: Path, name: str, content: bytes) -> None:
     store, recipe = make_set(tmp_path, shards=(0, 2, 3, 4))
     store.create(name, content)
     planned, samples = Plan(recipe).shard(1), samples_of(recipe, 1)
@@ -122,38 +120,38 @@ def test_an_orphan_of_other_content_is_a_conflict_reported_by_verify_and_deleted
     store.create(name, content)
     report = verify(store)
     assert (report.missing, report.orphans.keys() >= {name}, set(report.orphans.values())) == ([1], True, {1})
-    take_out(store, report)
+    repair(store, report)
     commit(store, planned, samples, Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
     report = verify(store)
     assert (report.missing, report.orphans, report.damaged, report.shards) == ([], {}, {}, SHARDS)
 
 
-def test_files_that_no_run_writes_are_reported_and_left(tmp_path: Path) -> None:
+def test_foreign_files_are_reported_and_kept(tmp_path: Path) -> None:
     store, _ = make_set(tmp_path)
     names = ["manifest/index.parquet", "train/000099.tar", "train/1.tar", "train/notes.txt", "train/\u0661.tar"]
     for name in names:
         store.create(name, b"mine")
     report = verify(store)
     assert sorted(report.foreign) == names
-    take_out(store, report)
+    repair(store, report)
     assert all(store.get(name) == b"mine" for name in names)
 
 
-def test_a_repair_that_makes_nothing_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_repair_reports_missing_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = make_set(tmp_path)
     tar = file(store, tar_name(2))
     tar.write_bytes(tar.read_bytes()[:30_000])
     found = CliRunner().invoke(app, ["verify", str(tmp_path)])
     assert found.exit_code == 5
     assert "5 of 5 shards exist, with 20 samples; 4 are sound." in found.stdout
-    monkeypatch.setattr(factory.generation.run, "generate", lambda *_, **__: None)  # as where three tries failed
+    monkeypatch.setattr(factory.generation.run, "generate", lambda *_, **__: None)  # as if three attempts failed
     repaired = CliRunner().invoke(app, ["verify", str(tmp_path), "--repair"])
     assert repaired.exit_code == 3
     assert "Repaired shards: none.\n4 of 5 shards exist, with 20 samples; 4 are sound." in repaired.stdout
     assert "Missing after the repair: shards 2; see quarantine/ for the reasons." in repaired.stdout
 
 
-def test_a_repair_is_refused_while_a_run_is_at_work_whose_newest_files_have_no_receipt_yet(tmp_path: Path) -> None:
+def test_repair_is_rejected_during_a_run(tmp_path: Path) -> None:
     store, _ = make_set(tmp_path, shards=(0, 2, 3, 4))
     store.create(tar_name(1), b"being written")
     with leased(store):
@@ -163,14 +161,14 @@ def test_a_repair_is_refused_while_a_run_is_at_work_whose_newest_files_have_no_r
     assert store.get(tar_name(1)) == b"being written"
 
 
-def test_a_file_that_is_named_almost_like_a_receipt_is_none(tmp_path: Path) -> None:
+def test_similar_file_names_are_not_receipts(tmp_path: Path) -> None:
     store, _ = make_set(tmp_path, shards=range(2))
     for name in ("receipts/2.json", "receipts/\u0660\u0660\u0660\u0660\u0660\u0662.json", "receipts/000003.txt"):
         store.create(name, b"{}")
     assert committed(store) == set(tags(store, SHARDS)) == {0, 1}
 
 
-def test_a_repair_that_leaves_damage_says_so() -> None:
+def test_report_of_damage_after_a_repair() -> None:
     data = {"damaged": {"1": ["broken"]}, "missing": [], "repaired": [0], "shards": 2, "shards_planned": 2,
             "samples": 8, "orphans": [], "foreign": []}  # fmt: skip
     assert "1 shards are still damaged after the repair" in as_text(data)
@@ -178,33 +176,36 @@ def test_a_repair_that_leaves_damage_says_so() -> None:
 
 @pytest.fixture(scope="module")
 def first_empty(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A dataset in whose first shard no sample was accepted."""
+    """A dataset whose first shard has no accepted samples."""
     store, recipe = make_set(tmp_path_factory.mktemp("empty"), shards=range(1, SHARDS))
     planned = Plan(recipe).shard(0)
-    short = tuple(one.index for one in planned.samples)
-    commit(store, planned, [], Tally(SHARD_SIZE, {"mask_empty": SHARD_SIZE}, short), recipe.fingerprint(), ABOUT)
+    exhausted = tuple(sample.index for sample in planned.samples)
+    commit(store, planned, [], Tally(SHARD_SIZE, {"mask_empty": SHARD_SIZE}, exhausted), recipe.fingerprint(), ABOUT)
     return store
 
 
-def test_a_shard_without_a_sample_is_sound_and_read_by_everything(first_empty: Store, tmp_path: Path) -> None:
+def test_empty_shard_is_sound_and_readable(first_empty: Store, tmp_path: Path) -> None:
     assert verify(first_empty).damaged == {}
     assert read_manifest(first_empty.get(manifest_name(0)) or b"") == []
     for form in FORMATS:
         summary = run(first_empty, tmp_path / form, form)
         assert summary.train + summary.val == SHARD_SIZE * (SHARDS - 1)
-    assert contact_sheet(first_empty, 1)
+    assert preview_image(first_empty, 1)
     source = DatasetSource(first_empty, coco())
     assert source.size == SHARD_SIZE * (SHARDS - 1)
     stream = LabelledStream([source], 4, seed=0)
     assert all(len(stream.batch(step)) == 4 for step in range(12))
 
 
-def test_objects_that_vanish_are_damage_and_no_traceback(tmp_path: Path) -> None:
+def test_missing_objects_are_reported_as_damage(tmp_path: Path) -> None:
     store, recipe = make_set(tmp_path, shards=range(1))
     planned = Plan(recipe).shard(1)
-    made = [make_sample(one) for one in planned.samples]
-    whole = next(one for one in made if len(one.grounded.instances) == 2)
-    made[made.index(whole)] = type(whole)(**(vars(whole) | {"grounded": Grounded(whole.grounded.instances[:1])}))
-    samples = [encode_sample(one, recipe.vocabulary(), {}, 90) for one in made]
+    originals = [make_sample(sample) for sample in planned.samples]
+    pair = next(sample for sample in originals if len(sample.grounded.instances) == 2)
+    changed = [
+        replace(sample, grounded=Grounded(pair.grounded.instances[:1])) if sample is pair else sample
+        for sample in originals
+    ]
+    samples = [encode_sample(sample, recipe.vocabulary(), {}, 90) for sample in changed]
     commit(store, planned, samples, Tally(len(samples), {}, ()), recipe.fingerprint(), ABOUT)
-    assert verify(store).damaged == {1: [f"{whole.planned.key}: the objects are not those of the prompt"]}
+    assert verify(store).damaged == {1: [f"{pair.planned.key}: the objects do not match the prompt"]}

@@ -106,11 +106,11 @@ def test_a_dataset_with_a_changed_recipe_is_refused(oracle: Path, tmp_path: Path
 
 def test_an_oracle_recipe_with_unseen_classes_is_refused(tiny_model: Path) -> None:
     row = {"text": "a dog", "classes": {"dog": "dog"}}
-    with pytest.raises(UserError, match=r"names \['dog'\], which its split leaves unseen"):
+    with pytest.raises(UserError, match=r"names \['dog'\], which are unseen classes of its split"):
         oracle_recipe(tiny_model, prompts=[row])
-    with pytest.raises(UserError, match="takes features from one timestep"):
+    with pytest.raises(UserError, match="requires exactly one timestep"):
         oracle_recipe(tiny_model, masks={"source": "detector", "timesteps": [100, 300]})
-    with pytest.raises(UserError, match="takes masks from the detector"):
+    with pytest.raises(UserError, match="must be `detector`"):
         oracle_recipe(tiny_model, masks={"source": "attention"})
 
 
@@ -141,9 +141,12 @@ def test_the_stream_is_the_same_from_any_step(oracle: Path) -> None:
         (["--classes", "voc", "--n", "4"], "which classes are seen"),
         (
             ["--classes", "voc", "--n", "4", "--split", "9"],
-            "There is no split '9' of voc; its splits are: 1, 2, 3, zs3",
+            "There is no split '9' for voc; available splits: 1, 2, 3, zs3",
         ),
-        (["--classes", "dog,cat", "--n", "4", "--split", "1"], "There is no split '1' of custom; its splits are: none"),
+        (
+            ["--classes", "dog,cat", "--n", "4", "--split", "1"],
+            "There is no split '1' for custom; available splits: none",
+        ),
         (["--classes", "voc", "--n", "4", "--split", "nowhere.txt"], "there is no split file nowhere.txt"),
     ],
 )

@@ -133,7 +133,7 @@ def test_protocol_1_evaluates_every_group_of_a_split(
 def test_missing_inputs_of_grounder_commands_raise_clear_errors(tmp_path: Path) -> None:
     result = command("train-grounder", tmp_path / "nowhere", "--out", tmp_path / "run")
     assert isinstance(result.exception, UserError)
-    assert "holds no set" in str(result.exception)
+    assert "is not a dataset" in str(result.exception)
     result = command("evaluate-grounder", tmp_path / "nowhere")
     assert isinstance(result.exception, UserError)
     assert "unknown source of masks" in str(result.exception)

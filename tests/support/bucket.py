@@ -1,7 +1,7 @@
-"""A bucket in memory behind HTTP, in S3's and in Google's dialect, with the faults that real ones have.
+"""An in-memory bucket with an HTTP server for the S3 and Google Cloud protocols, with fault injection.
 
-Tests, benchmarks and the chaos rounds run against it. With `upstream` it is a proxy in front of another S3 server, so
-that the faults meet a real implementation.
+Used by tests, benchmarks and chaos runs. With `upstream` it is a proxy in front of another S3 server, to inject faults
+into a real implementation.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ _HTTP_DATE = "Thu, 01 Jan 2026 00:00:00 GMT"
 
 @dataclass
 class Fault:
-    """What happens to requests whose line, "PUT /bucket/name", matches; `times` None is always.
+    """A fault for requests whose line, such as "PUT /bucket/name", matches; `times=None` means always.
 
-    status: answered with `code`; reset: closed before anything is done; lost: done, then closed; cut: half of the
-    answer, then closed; stall: answered after `seconds`; throttle: the body is read at `rate` bytes a second, or in
-    `seconds` where those are given; outage: every connection is closed for `seconds` from now on.
+    status: respond with `code`; reset: close before executing; lost: execute, then close; cut: send half of the
+    response, then close; stall: respond after `seconds`; throttle: read the body at `rate` bytes per second, or within
+    `seconds` if given; outage: close every connection for `seconds` from now on.
     """
 
     kind: Kind
@@ -42,11 +42,11 @@ class Fault:
     chance: float = 1.0
     since: float = field(default_factory=time.monotonic)
 
-    def hits(self, line: str, dice: random.Random) -> bool:
-        """Whether this request is struck; counts it."""
+    def hits(self, line: str, rng: random.Random) -> bool:
+        """Whether the fault applies to this request; decrements `times`."""
         if self.kind == "outage" and time.monotonic() - self.since > self.seconds:
             return False
-        if self.times == 0 or not re.search(self.match, line) or dice.random() >= self.chance:
+        if self.times == 0 or not re.search(self.match, line) or rng.random() >= self.chance:
             return False
         self.times = None if self.times is None else self.times - 1
         return True
@@ -65,21 +65,21 @@ class _Request:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Response:
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
 
 
 class Bucket:
-    """The server. `faults` and `latency` may be changed while it runs; `objects` maps "bucket/name" to bytes."""
+    """The server. `faults` and `latency` may change; `objects` maps "bucket/name" to (bytes, generation)."""
 
     def __init__(self, latency: float = 0.0, upstream: str | None = None, seed: int = 0) -> None:
         self.latency, self.faults = latency, list[Fault]()
         self.objects: dict[str, tuple[bytes, int]] = {}
         self.requests: Counter[str] = Counter()
         self.endpoint = ""
-        self._upstream, self._dice = upstream, random.Random(seed)
+        self._upstream, self._rng = upstream, random.Random(seed)
         self._generation = 1000
         self._sorted: list[str] | None = None
 
@@ -92,7 +92,7 @@ class Bucket:
         return self._generation
 
     def environment(self) -> dict[str, str]:
-        """The variables that point s3:// and gs:// here; the keys are of nobody."""
+        """Environment variables that direct s3:// and gs:// to this server, with fake credentials."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ALLOW_HTTP": "true",
@@ -105,12 +105,12 @@ class Bucket:
         }
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, request after request."""
+        """Serve one connection."""
         try:
             while request := await self._read(reader, writer):
                 await self._respond(request, writer)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # the client went away, or the server is being stopped
+            pass  # the client disconnected, or the server is stopping
         finally:
             writer.close()
 
@@ -123,7 +123,7 @@ class Bucket:
         method, target, _ = first.split(" ")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
         length, line = int(headers.get("content-length", 0)), f"{method} {target}"
-        slow = next((fault for fault in self.faults if fault.kind == "throttle" and fault.hits(line, self._dice)), None)
+        slow = next((fault for fault in self.faults if fault.kind == "throttle" and fault.hits(line, self._rng)), None)
         if slow is None:
             return _Request(method, target, headers, await reader.readexactly(length) if length else b"")
         self.requests[f"{method} throttle"] += 1
@@ -135,7 +135,7 @@ class Bucket:
         return _Request(method, target, headers, b"".join(parts))
 
     async def _respond(self, request: _Request, writer: asyncio.StreamWriter) -> None:
-        hit = (fault for fault in self.faults if fault.kind != "throttle" and fault.hits(request.line, self._dice))
+        hit = (fault for fault in self.faults if fault.kind != "throttle" and fault.hits(request.line, self._rng))
         fault = next(hit, None)
         kind = fault.kind if fault else None
         self.requests[f"{request.method} {kind}" if kind else request.method] += 1
@@ -147,18 +147,18 @@ class Bucket:
         if fault and kind == "stall":
             await asyncio.sleep(fault.seconds)
         if fault and kind == "status":
-            answer = _error(fault.code, _CODES.get(fault.code, "SlowDown"))
+            response = _error(fault.code, _CODES.get(fault.code, "SlowDown"))
         elif self._upstream:
-            answer = await self._forward(request)
+            response = await self._forward(request)
         else:
-            answer = self._answer(request)
+            response = self._execute(request)
         if kind == "lost":
             writer.transport.abort()
             raise ConnectionAbortedError
-        sent = answer.body if request.method != "HEAD" else b""
-        length = answer.headers.get("content-length", str(len(answer.body)))
-        lines = [f"HTTP/1.1 {answer.status} -", f"content-length: {length}"]
-        lines += [f"{name}: {value}" for name, value in answer.headers.items() if name != "content-length"]
+        sent = response.body if request.method != "HEAD" else b""
+        length = response.headers.get("content-length", str(len(response.body)))
+        lines = [f"HTTP/1.1 {response.status} -", f"content-length: {length}"]
+        lines += [f"{name}: {value}" for name, value in response.headers.items() if name != "content-length"]
         writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
         writer.write(sent[: len(sent) // 2] if kind == "cut" else sent)
         await writer.drain()
@@ -167,7 +167,7 @@ class Bucket:
             writer.transport.abort()
             raise ConnectionAbortedError
 
-    def _answer(self, request: _Request) -> _Answer:
+    def _execute(self, request: _Request) -> _Response:
         url = urlsplit(request.target)
         name, query = unquote(url.path).lstrip("/"), parse_qs(url.query, keep_blank_values=True)
         bucket, _, key = name.partition("/")
@@ -182,75 +182,77 @@ class Bucket:
         if request.method == "DELETE":
             del self.objects[name]
             self._sorted = None
-            return _Answer(204)
-        return _Answer(200, self._about(name), self.objects[name][0])
+            return _Response(204)
+        return _Response(200, self._metadata(name), self.objects[name][0])
 
-    def _put(self, name: str, request: _Request) -> _Answer:
-        there = self.objects.get(name)
+    def _put(self, name: str, request: _Request) -> _Response:
+        existing = self.objects.get(name)
         generation = request.headers.get("x-goog-if-generation-match")
         refused = (
-            (generation is not None and generation != str(there[1] if there else 0))
-            or (request.headers.get("if-none-match") == "*" and there is not None)
-            or ("if-match" in request.headers and (there is None or request.headers["if-match"] != _tag(there[0])))
+            (generation is not None and generation != str(existing[1] if existing else 0))
+            or (request.headers.get("if-none-match") == "*" and existing is not None)
+            or (
+                "if-match" in request.headers and (existing is None or request.headers["if-match"] != _tag(existing[0]))
+            )
         )
         if refused:
             return _error(412, "PreconditionFailed")
         self.put(name, request.body)
-        return _Answer(200, self._about(name))
+        return _Response(200, self._metadata(name))
 
-    def _about(self, name: str) -> dict[str, str]:
+    def _metadata(self, name: str) -> dict[str, str]:
         data, generation = self.objects[name]
         return {"etag": _tag(data), "x-goog-generation": str(generation), "last-modified": _HTTP_DATE}
 
-    def _delete_many(self, bucket: str, body: bytes) -> _Answer:
+    def _delete_many(self, bucket: str, body: bytes) -> _Response:
         keys = list[str](re.findall(r"<Key>(.*?)</Key>", body.decode()))
         for key in keys:
             self.objects.pop(f"{bucket}/{key}", None)
         self._sorted = None
-        rows = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
-        return _Answer(200, {"content-type": "application/xml"}, f"<DeleteResult>{rows}</DeleteResult>".encode())
+        entries = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+        return _Response(200, {"content-type": "application/xml"}, f"<DeleteResult>{entries}</DeleteResult>".encode())
 
-    def _list(self, bucket: str, query: dict[str, str]) -> _Answer:
-        """A page of at most 1,000 names, as both services answer."""
+    def _list(self, bucket: str, query: dict[str, str]) -> _Response:
+        """A page of at most 1,000 names, like both services."""
         if self._sorted is None:
             self._sorted = sorted(self.objects)
         prefix, after = f"{bucket}/{query.get('prefix', '')}", query.get("continuation-token", query.get("start-after"))
         first = f"{bucket}/{after}" if after else ""
-        page, more = list[str](), False
+        page, truncated = list[str](), False
         for name in self._names_from(max(prefix, first)):
             if not name.startswith(prefix):
                 break
             if name == first:
                 continue
             if len(page) == 1000:
-                more = True
+                truncated = True
                 break
             page.append(name)
-        rows = "".join(self._row(name, name.removeprefix(f"{bucket}/")) for name in page)
-        last = page[-1].removeprefix(f"{bucket}/") if more else ""
-        token = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if more else ""
+        entries = "".join(self._entry(name, name.removeprefix(f"{bucket}/")) for name in page)
+        last = page[-1].removeprefix(f"{bucket}/") if truncated else ""
+        token = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if truncated else ""
         text = (
             f'<?xml version="1.0"?><ListBucketResult><Name>{bucket}</Name><Prefix></Prefix>'
-            f"<KeyCount>{len(page)}</KeyCount><IsTruncated>{str(more).lower()}</IsTruncated>{token}{rows}"
+            f"<KeyCount>{len(page)}</KeyCount><IsTruncated>{str(truncated).lower()}</IsTruncated>{token}{entries}"
             f"</ListBucketResult>"
         )
-        return _Answer(200, {"content-type": "application/xml"}, text.encode())
+        return _Response(200, {"content-type": "application/xml"}, text.encode())
 
     def _names_from(self, first: str) -> Iterator[str]:
         from bisect import bisect_left
 
         assert self._sorted is not None
-        for place in range(bisect_left(self._sorted, first), len(self._sorted)):
-            yield self._sorted[place]
+        for index in range(bisect_left(self._sorted, first), len(self._sorted)):
+            yield self._sorted[index]
 
-    def _row(self, name: str, key: str) -> str:
+    def _entry(self, name: str, key: str) -> str:
         data, generation = self.objects[name]
         return (
             f"<Contents><Key>{escape(key)}</Key><LastModified>{_WRITTEN}</LastModified><Generation>{generation}"
             f"</Generation><ETag>{escape(_tag(data))}</ETag><Size>{len(data)}</Size></Contents>"
         )
 
-    async def _forward(self, request: _Request) -> _Answer:
+    async def _forward(self, request: _Request) -> _Response:
         assert self._upstream is not None
         url = urlsplit(self._upstream)
         reader, writer = await asyncio.open_connection(url.hostname, url.port)
@@ -260,15 +262,15 @@ class Bucket:
         await writer.drain()
         head, _, rest = (await reader.read()).partition(b"\r\n\r\n")
         writer.close()
-        first, *said = head.decode("latin-1").split("\r\n")
-        back = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in said)}
-        back.pop("connection", None)
-        return _Answer(int(first.split(" ")[1]), back, rest)
+        first, *fields = head.decode("latin-1").split("\r\n")
+        response_headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in fields)}
+        response_headers.pop("connection", None)
+        return _Response(int(first.split(" ")[1]), response_headers, rest)
 
 
 @contextmanager
 def serving(bucket: Bucket, port: int = 0) -> Iterator[Bucket]:
-    """Run the server in a thread of its own for the time of the `with`."""
+    """Run the server in a thread within a `with` block."""
     loop = asyncio.new_event_loop()
     server = loop.run_until_complete(asyncio.start_server(bucket.serve, "127.0.0.1", port, backlog=1024))
     bucket.endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -285,8 +287,8 @@ def serving(bucket: Bucket, port: int = 0) -> Iterator[Bucket]:
 
 async def _stop(server: asyncio.Server) -> None:
     server.close()
-    mine = asyncio.current_task()
-    tasks = [task for task in asyncio.all_tasks() if task is not mine]
+    current = asyncio.current_task()
+    tasks = [task for task in asyncio.all_tasks() if task is not current]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -296,7 +298,7 @@ def _tag(data: bytes) -> str:
     return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
 
 
-def _error(status: int, code: str) -> _Answer:
-    # Two lines, as the services send it.
+def _error(status: int, code: str) -> _Response:
+    # On two lines, like the real services.
     text = f'<?xml version="1.0"?>\n<Error><Code>{code}</Code><Message>{code}</Message></Error>'
-    return _Answer(status, {"content-type": "application/xml"}, text.encode())
+    return _Response(status, {"content-type": "application/xml"}, text.encode())

@@ -1,4 +1,4 @@
-"""Sets to export that need no model, and what is in them."""
+"""Datasets for export tests, created without a model."""
 
 import json
 from collections.abc import Iterator
@@ -24,40 +24,40 @@ SHARD_SIZE, SHARDS, VAL = 5, 5, 0.3
 FORMATS = ("coco", "voc", "yolo", "hf")
 
 
-def shape(kind: int, dice: np.random.Generator) -> Mask:
-    """A disc, a ring, two parts of which one is a pixel at the border, or a ragged patch; in the left or right half."""
+def draw_shape(kind: int, rng: np.random.Generator) -> Mask:
+    """A disc, a ring, a disc with a separate corner pixel, or a ragged disc, in the left half."""
     rows, columns = np.ogrid[:48, :64]
-    mask = (rows - dice.integers(15, 30)) ** 2 + (columns - 16) ** 2 < 12**2
+    mask = (rows - rng.integers(15, 30)) ** 2 + (columns - 16) ** 2 < 12**2
     if kind == 1:
         mask &= (rows - 22) ** 2 + (columns - 16) ** 2 > 4**2
     if kind == 2:
         mask[0, 0] = True
     if kind == 3:
-        mask &= dice.random((48, 64)) < 0.8
+        mask &= rng.random((48, 64)) < 0.8
     return mask
 
 
 def make_sample(planned: Any) -> Sample:
-    dice = np.random.default_rng(planned.index)
-    image = dice.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    rng = np.random.default_rng(planned.index)
+    image = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
     instances = []
-    for place, name in enumerate(planned.prompt.classes):
-        mask = shape(int(dice.integers(4)), dice)
-        instances.append(Instance(name, 0.5 + place / 10, mask if place == 0 else mask[:, ::-1] & ~instances[0].mask))
+    for index, name in enumerate(planned.prompt.classes):
+        mask = draw_shape(int(rng.integers(4)), rng)
+        instances.append(Instance(name, 0.5 + index / 10, mask if index == 0 else mask[:, ::-1] & ~instances[0].mask))
     taken = np.logical_or.reduce([instance.mask for instance in instances])
     ignore = ~taken & (np.arange(48) > 44)[:, None]
     return Sample(planned, 0, planned.index, image, Grounded(tuple(instances), ignore), {})
 
 
-def make_set(folder: Path, shards: Any = range(SHARDS), **more: Any) -> tuple[Store, Recipe]:
-    """Shards as the engine commits them, of pictures that need no model."""
-    wanted = {"n": SHARD_SIZE * SHARDS, "classes": NAMES, "objects": {1: 0.5, 2: 0.5}, "shard_size": SHARD_SIZE}
-    recipe = make_recipe(wanted | more)
+def make_set(folder: Path, shards: Any = range(SHARDS), **options: Any) -> tuple[Store, Recipe]:
+    """Commit shards as the engine does, with synthetic images that require no model."""
+    defaults = {"n": SHARD_SIZE * SHARDS, "classes": NAMES, "objects": {1: 0.5, 2: 0.5}, "shard_size": SHARD_SIZE}
+    recipe = make_recipe(defaults | options)
     store, about = Store(str(folder)), {"seconds": {}, "versions": {}, "worker": {}}
     store.create("recipe.yaml", recipe.to_yaml().encode())
     for number in shards:
         planned = Plan(recipe).shard(number)
-        samples = [encode_sample(make_sample(one), recipe.vocabulary(), {}, 90) for one in planned.samples]
+        samples = [encode_sample(make_sample(sample), recipe.vocabulary(), {}, 90) for sample in planned.samples]
         commit(store, planned, samples, Tally(len(samples), {}, ()), recipe.fingerprint(), about)
     return store, recipe
 
@@ -65,8 +65,8 @@ def make_set(folder: Path, shards: Any = range(SHARDS), **more: Any) -> tuple[St
 def samples_of(store: Store) -> Iterator[tuple[str, dict[str, Any], Any, bytes]]:
     for name in store.list("train"):
         for sample in unpack(store.get(name) or b""):
-            row = json.loads(sample.members["json"])
-            yield sample.key, row, decode_label_png(sample.members["seg.png"]), sample.members["jpg"]
+            record = json.loads(sample.members["json"])
+            yield sample.key, record, decode_label_png(sample.members["seg.png"]), sample.members["jpg"]
 
 
 def run(store: Store, to: Path, form: str, partial: bool = False, **options: Any) -> export_run.ExportSummary:

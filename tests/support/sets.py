@@ -1,4 +1,4 @@
-"""Sets made in this process, without the engine: for tests of what comes before and after it."""
+"""Generate datasets in this process, without the engine."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +19,8 @@ from factory.generation.shard import produce
 
 
 def make_set(recipe: Recipe, folder: Path, detector: Detector | None = None) -> list[Receipt]:
-    """All shards of a recipe, committed to a folder; the recipe is taken as it is."""
-    store, parts, receipts = Store(str(folder)), load_components(recipe, detector=detector), []
+    """Generate and commit all shards of a recipe. The recipe is used unchanged."""
+    store, components, receipts = Store(str(folder)), load_components(recipe, detector=detector), []
     store.create("recipe.yaml", recipe.to_yaml().encode())
     about: dict[str, dict[str, Any]] = {
         "seconds": {"generate": 1.0},
@@ -30,7 +30,7 @@ def make_set(recipe: Recipe, folder: Path, detector: Detector | None = None) -> 
     with ThreadPoolExecutor(1) as encoder:
         for number in range(len(Plan(recipe))):
             planned = Plan(recipe).shard(number)
-            produced = produce(planned, recipe, parts, encoder)
+            produced = produce(planned, recipe, components, encoder)
             samples = [job.result() for job in produced.samples]
             receipts.append(commit(store, planned, samples, produced.tally, recipe.fingerprint(), about))
     write_statement(store, recipe)
@@ -38,22 +38,22 @@ def make_set(recipe: Recipe, folder: Path, detector: Detector | None = None) -> 
 
 
 class BandDetector:
-    """Takes a band of brightness for each class: a truth that pictures of a random model have, too.
+    """Detects a brightness band for each class, which works even for images of a random model.
 
-    The k-th of `names` is the k-th part of the pixels by brightness, so its masks can be learnt from features.
+    The k-th of `names` is the k-th quantile band of brightness, so its masks can be learned from features.
     """
 
     def __init__(self, names: tuple[str, ...], score: float = 0.9) -> None:
         self._names, self._bands, self._score = names, len(names), score
 
     def detect(self, images: Sequence[Image]) -> list[list[Instance]]:
-        """An instance of every class in every image."""
-        return [self._of(image) for image in images]
+        """One instance of every class per image."""
+        return [self._detect_image(image) for image in images]
 
-    def _of(self, image: Image) -> list[Instance]:
+    def _detect_image(self, image: Image) -> list[Instance]:
         grey = image.astype(np.float64).mean(2)
-        grey += np.linspace(0, 1e-3, grey.size).reshape(grey.shape)  # no two pixels alike, so bands are never empty
+        grey += np.linspace(0, 1e-3, grey.size).reshape(grey.shape)  # makes pixel values unique, so no band is empty
         edges = np.quantile(grey, np.linspace(0, 1, self._bands + 1))
         edges[-1] += 1
-        place = [(edges[k] <= grey) & (grey < edges[k + 1]) for k in range(self._bands)]
-        return [Instance(name, self._score, place[k]) for k, name in enumerate(self._names)]
+        bands = [(edges[k] <= grey) & (grey < edges[k + 1]) for k in range(self._bands)]
+        return [Instance(name, self._score, bands[k]) for k, name in enumerate(self._names)]
