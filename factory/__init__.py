@@ -2,6 +2,6 @@
 
 from factory.hf_logging import guard_against_torchvision
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 guard_against_torchvision()
