@@ -34,6 +34,13 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     return files
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Point links from `docs/` to files in the repository root at the generated pages."""
+    for source, target in ROOT_PAGES.items():
+        markdown = markdown.replace(f"](../{source}", f"]({target}")
+    return markdown
+
+
 def adapt_links(markdown: str) -> str:
     """Rewrite links that are relative to the repository root into links that are relative to `docs/`.
 
