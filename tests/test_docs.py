@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def hook() -> ModuleType:
     spec = importlib.util.spec_from_file_location("gen_commands", ROOT / "docs/gen_commands.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -35,8 +36,10 @@ def test_every_option_is_in_the_reference(hook: ModuleType) -> None:
     by_name = {section.splitlines()[0]: section for section in sections[1:]}
     for name, command, _ in hook.walk_commands():
         for param in hook.visible_params(command):
-            spelling = param.opts[0] if param.param_type_name == "option" else param.name.upper()
-            assert spelling in by_name[name], f"{name} {spelling}"
+            if param.param_type_name == "option":
+                assert param.opts[0] in by_name[name], f"{name} {param.opts[0]}"
+            else:
+                assert (param.metavar or param.name).lower() in by_name[name].lower(), f"{name} {param.name}"
 
 
 def test_every_command_and_option_has_a_help_text(hook: ModuleType) -> None:
@@ -62,8 +65,10 @@ def test_the_layer_diagram_is_the_import_contract() -> None:
     assert drawn == [re.sub(r" [|:] ", " ", layer) for layer in layers]
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")) + [ROOT / "README.md"], ids=lambda page: page.name)
-def test_modules_named_in_the_documentation_exist(page: Path) -> None:
+@pytest.mark.parametrize(
+    "page", [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("*.md"))], ids=lambda page: page.name
+)
+def test_files_named_in_the_documentation_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     paths = set(re.findall(r"`((?:factory|tests|jobs|schemas|benchmarks|docs)/[\w./-]+\.\w+)`", text))
     missing = [path for path in paths if not (ROOT / path).exists()]
