@@ -1,7 +1,49 @@
-"""A distributed synthetic-dataset factory: class names in, segmentation datasets out."""
+"""A distributed synthetic-dataset factory: it turns class names into segmentation datasets.
+
+The public API is loaded on first use, so that importing the package and `factory --help` stay fast.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from factory.hf_logging import guard_against_torchvision
 
+if TYPE_CHECKING:
+    from factory.api import (
+        Dataset,
+        DatasetSample,
+        Recipe,
+        UserError,
+        decode_label_png,
+        decode_rle,
+        generate,
+        make_recipe,
+        open_dataset,
+    )
+
 __version__ = "0.2.0"
 
+__all__ = [
+    "Dataset",
+    "DatasetSample",
+    "Recipe",
+    "UserError",
+    "decode_label_png",
+    "decode_rle",
+    "generate",
+    "make_recipe",
+    "open_dataset",
+]
+
 guard_against_torchvision()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from factory import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,58 @@
+"""The public Python API; `factory` itself exports what is here, loaded on first use."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from factory.config.recipe import Recipe, make_recipe
+from factory.dataset.masks import decode_label_png, decode_rle
+from factory.dataset.reader import Dataset, DatasetSample, open_dataset
+from factory.errors import UserError
+
+if TYPE_CHECKING:
+    from factory.generation.progress import Snapshot
+    from factory.generation.run import RunSummary
+
+__all__ = [
+    "Dataset",
+    "DatasetSample",
+    "Recipe",
+    "UserError",
+    "decode_label_png",
+    "decode_rle",
+    "generate",
+    "make_recipe",
+    "open_dataset",
+]
+
+
+def generate(
+    recipe: Recipe,
+    shards: str | Path,
+    *,
+    extend: bool = False,
+    force: bool = False,
+    on_progress: "Callable[[Snapshot], None] | None" = None,
+) -> "RunSummary":
+    """Generate a dataset, or resume one: committed shards are kept, and the same recipe gives the same bytes.
+
+    Args:
+        recipe: What to make; see `make_recipe`.
+        shards: Folder or URL (s3://, gs://, az://) of the dataset.
+        extend: Allow a larger `n` than that of the dataset; its samples stay.
+        force: Take the dataset over from another driver that still holds its lease.
+        on_progress: Called with a snapshot of the run at least every half second.
+
+    Returns:
+        The totals of the dataset, and an `exit_code` as the command line would return it.
+
+    Raises:
+        UserError: For invalid input, before anything is written.
+        LeaseHeldError: If another driver is working on the dataset.
+        KeyboardInterrupt: After Ctrl-C, once the shards in progress are committed or dropped.
+    """
+    from factory.dataset.storage import Store
+    from factory.generation.run import generate as run
+
+    store = Store(str(shards), recipe.store)
+    return run(recipe, store, extend, on_progress or (lambda snapshot: None), force)

@@ -1,0 +1,91 @@
+"""Read the samples of a dataset as arrays: for notebooks, training code and checks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from factory.config.recipe import Recipe
+from factory.dataset.encode import EncodedSample
+from factory.dataset.masks import decode_label_png, decode_rle
+from factory.dataset.receipts import committed
+from factory.dataset.state import receipts, recipe_of
+from factory.dataset.storage import Store
+from factory.dataset.stream import annotation_of, read_shard, readable
+from factory.files.decode import decode_jpeg
+
+
+@dataclass(frozen=True)
+class DatasetSample:
+    """One image with its masks.
+
+    `image` is uint8 (H, W, 3) in RGB. `labels` is uint8 (H, W): category ids, 0 for background and 255 for pixels to
+    ignore. `annotations` are COCO annotations, one per instance, with `category_id`, `category_name`, `bbox`, `area`,
+    `score` and a run-length `segmentation`. `record` is the sample's whole JSON document, provenance included.
+    """
+
+    key: str
+    image: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    record: dict[str, Any]
+
+    @property
+    def prompt(self) -> str:
+        """The text that the image was generated from."""
+        return str(self.record["prompt"])
+
+    @property
+    def annotations(self) -> list[dict[str, Any]]:
+        """The instances, in the order of their ids."""
+        return list(self.record["annotations"])
+
+    @property
+    def masks(self) -> list[NDArray[np.bool_]]:
+        """A boolean mask (H, W) for each annotation, in the same order."""
+        return [decode_rle(annotation["segmentation"]) for annotation in self.record["annotations"]]
+
+
+class Dataset:
+    """The committed samples of a dataset, in the order of their keys; shards are read one at a time.
+
+    A dataset that is still being generated can be read: it has the samples of the shards committed when it was opened.
+    """
+
+    def __init__(self, address: str) -> None:
+        """`address` is a folder or a URL such as s3://bucket/path. Raises UserError if it holds no dataset."""
+        self._store = Store(address)
+        self.recipe: Recipe = recipe_of(self._store)
+        committed_receipts = list(receipts(self._store, sorted(committed(self._store))))
+        self._tars = [receipt.tar.name for receipt in committed_receipts]
+        self._size = sum(receipt.accepted for receipt in committed_receipts)
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Category id to class name."""
+        return {entry.id: entry.name for entry in self.recipe.vocabulary().classes}
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[DatasetSample]:
+        """Iterate over all samples. Raises UserError for a shard that is missing or damaged."""
+        for tar in self._tars:
+            for sample in read_shard(self._store, tar):
+                with readable(self._store, f"sample {sample.key} in {tar}"):
+                    yield _decoded(sample)
+
+
+def open_dataset(address: str) -> Dataset:
+    """Open a dataset in a folder or a bucket for reading. Raises UserError if it holds no dataset."""
+    return Dataset(str(address))
+
+
+def _decoded(sample: EncodedSample) -> DatasetSample:
+    record = annotation_of(sample)
+    image, labels = decode_jpeg(sample.members["jpg"]), decode_label_png(sample.members["seg.png"])
+    size = (record["image"]["height"], record["image"]["width"])
+    if image.shape[:2] != size or labels.shape != size:
+        raise ValueError(f"its image is {image.shape[:2]}, its labels {labels.shape}, its annotation {size}")
+    return DatasetSample(sample.key, image, labels, record)

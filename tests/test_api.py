@@ -1,0 +1,53 @@
+"""The public Python API: what README shows works, and importing the package stays cheap."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import factory
+from factory import api
+from tests.support.sets import make_set
+
+
+def test_a_dataset_is_generated_and_read(tiny_data: dict[str, Any], tmp_path: Path) -> None:
+    recipe = factory.make_recipe({**tiny_data, "n": 3, "shard_size": 2, "filters": {"min_area": None}})
+    seen = []
+    summary = factory.generate(recipe, tmp_path / "out", on_progress=seen.append)
+    assert summary.exit_code == 0
+    assert seen[-1].status == "done"
+    dataset = factory.open_dataset(str(tmp_path / "out"))
+    samples = list(dataset)
+    assert [sample.key for sample in samples] == [f"{index:09d}" for index in range(3)]
+    assert len(dataset) == 3
+    for sample in samples:
+        assert sample.image.dtype == np.uint8
+        assert sample.image.shape[:2] == sample.labels.shape
+        assert sample.annotations
+        for annotation, mask in zip(sample.annotations, sample.masks, strict=True):
+            assert dataset.class_names[annotation["category_id"]] == annotation["category_name"]
+            assert np.array_equal(sample.labels == annotation["category_id"], mask)
+
+
+def test_a_missing_dataset_and_a_damaged_shard_raise_a_clear_error(tiny_recipe: factory.Recipe, tmp_path: Path) -> None:
+    with pytest.raises(factory.UserError, match=r"recipe\.yaml"):
+        factory.open_dataset(str(tmp_path / "nothing"))
+    make_set(tiny_recipe, tmp_path / "out")
+    tar = tmp_path / "out" / "train" / "000001.tar"
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    with pytest.raises(factory.UserError, match=r"000001\.tar .* is damaged"):
+        list(factory.open_dataset(str(tmp_path / "out")))
+
+
+def test_importing_the_package_loads_no_library() -> None:
+    code = "import sys, factory; print(sorted({'numpy', 'pydantic', 'torch', 'ray'} & sys.modules.keys()))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_the_package_exports_all_of_the_api() -> None:
+    assert set(factory.__all__) == set(api.__all__) <= set(dir(factory))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        factory.nothing  # noqa: B018
