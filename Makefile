@@ -2,9 +2,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The only pin of torch is the one in constraints.txt.
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-extras demo test check test-slow test-gpu test-extras protocol-1 protocol-2 real atlas \
+.PHONY: help setup setup-extras demo test check docs lock test-slow test-gpu test-extras protocol-1 protocol-2 real atlas \
 	stickers-all chaos bench clean
 
 help: ## Show the targets
@@ -14,22 +16,36 @@ setup: $(STAMP) ## Make the virtual environment and install everything
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet torch==2.13.0 --constraint constraints.txt
-	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet torch==$(TORCH_VERSION) --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]' --constraint constraints.txt
 	touch $@
 
-demo: $(STAMP) ## Make, verify and draw a set of 80 samples with the embedded models; prints the picture's path
+demo: $(STAMP) ## Generate, verify and draw 80 samples with the embedded models; prints the path of the image
 	$(BIN)/factory generate --classes coco --n 80 --shard-size 20 --shards demo/set
 	$(BIN)/factory verify demo/set
-	$(BIN)/factory sheet demo/set --n 80 --out demo/sheet.png
+	$(BIN)/factory preview demo/set --n 80 --out demo/sheet.png
 
-test: $(STAMP) ## All tests that need no GPU and no patience
-	$(BIN)/python -m pytest -m "not slow and not gpu and not extras"
+test: $(STAMP) ## Fast CPU tests, in two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not extras"
 
-check: $(STAMP) ## Lint, format and types
+check: $(STAMP) ## Lint, format, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+docs: $(STAMP) ## Build the documentation site in build/site
+	$(BIN)/mkdocs build --strict
+
+# uv keeps the versions that constraints.txt already pins, unless UPGRADE=--upgrade or UPGRADE="--upgrade-package NAME".
+# One file serves all platforms and Python versions. Left out: the CUDA packages, which each build of torch pins itself,
+# and setuptools, which detectron2 requires in an older version (constraints-extras.txt).
+UPGRADE ?=
+LOCK_SKIP := ^(nvidia-|cuda-|triton==|setuptools==)
+lock: $(STAMP) ## Regenerate constraints.txt from pyproject.toml; keeps existing pins (UPGRADE=--upgrade renews them)
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --universal --python-version 3.11 $(UPGRADE) \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file constraints.txt --quiet
+	grep -vE '$(LOCK_SKIP)' constraints.txt > constraints.tmp && mv constraints.tmp constraints.txt
 
 test-slow: $(STAMP) ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -65,7 +81,7 @@ test-gpu: $(STAMP) ## The tests on a GPU; they fail where there is none
 # make setup-extras TORCH=torch==2.13.0+cpu TORCHVISION=torchvision==0.28.0+cpu PIP_INDEX_URL=...
 EXTRAS ?= .venv-extras
 EXTRAS_STAMP := $(EXTRAS)/.installed
-TORCH ?= torch===2.13.0
+TORCH ?= torch===$(TORCH_VERSION)
 TORCHVISION ?= torchvision===0.28.0
 DETECTRON2 ?= https://github.com/facebookresearch/detectron2
 DETECTRON2_COMMIT ?= 02b5c4e295e990042a714712c21dc79b731e8833

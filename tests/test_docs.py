@@ -1,0 +1,89 @@
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def hook() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gen_commands", ROOT / "docs/gen_commands.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_command_is_in_the_reference(hook: ModuleType) -> None:
+    from factory.cli import stickers
+    from factory.cli.main import app
+
+    documented = set(re.findall(r"^## (.*)$", hook.command_reference(), re.MULTILINE))
+    for group, prefix in ((app, "factory"), (stickers.app, "factory stickers")):
+        for command in group.registered_commands:
+            assert command.callback is not None
+            name = command.name or command.callback.__name__.replace("_", "-")
+            assert command.hidden or f"{prefix} {name}" in documented
+
+
+def test_every_option_is_in_the_reference(hook: ModuleType) -> None:
+    sections = re.split(r"^## ", hook.command_reference(), flags=re.MULTILINE)
+    by_name = {section.splitlines()[0]: section for section in sections[1:]}
+    for name, command, _ in hook.walk_commands():
+        for param in hook.visible_params(command):
+            if param.param_type_name == "option":
+                assert param.opts[0] in by_name[name], f"{name} {param.opts[0]}"
+            else:
+                assert (param.metavar or param.name).lower() in by_name[name].lower(), f"{name} {param.name}"
+
+
+def test_every_command_and_option_has_a_help_text(hook: ModuleType) -> None:
+    missing = []
+    for name, command, _ in hook.walk_commands():
+        if not command.help:
+            missing.append(name)
+        missing += [f"{name} {param.name}" for param in hook.visible_params(command) if not param.help]
+    assert missing == []
+
+
+def test_hidden_options_are_not_in_the_reference(hook: ModuleType) -> None:
+    for _, command, _ in hook.walk_commands():
+        assert not any(getattr(param, "hidden", False) for param in hook.visible_params(command))
+
+
+def test_the_layer_diagram_is_the_import_contract() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["id"] == "layers")
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    diagram = text.split("<!-- layers -->")[1].split("```")[1].strip().splitlines()
+    drawn = [re.split(r"\s{2,}", line)[0] for line in diagram]
+    assert drawn == [re.sub(r" [|:] ", " ", layer) for layer in layers]
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("*.md"))], ids=lambda page: page.name
+)
+def test_files_named_in_the_documentation_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    paths = set(re.findall(r"`((?:factory|tests|jobs|schemas|benchmarks|docs)/[\w./-]+\.\w+)`", text))
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("markdown", "expected"),
+    [
+        ("[a](docs/jobs.md#x)", "[a](jobs.md#x)"),
+        ("![p](docs/pictures/set.jpg)", "![p](pictures/set.jpg)"),
+        ("[l](LICENSE)", "l"),
+        ("[s](SECURITY.md)", "[s](security.md)"),
+        ("[u](https://example.org)", "[u](https://example.org)"),
+    ],
+)
+def test_links_of_root_files_are_adapted(hook: ModuleType, markdown: str, expected: str) -> None:
+    assert hook.adapt_links(markdown) == expected
