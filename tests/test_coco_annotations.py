@@ -320,7 +320,7 @@ def test_invalid_or_deeply_nested_json_is_refused(text: str, message: str, tmp_p
 def test_an_oversized_file_is_refused_before_it_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.json").write_text(json.dumps(instances()))
     for name, limit, message in (
-        ("MAX_JSON_BYTES", 100, "more than 100 bytes"),
+        ("MAX_JSON_BYTES", 100, "more than the limit of 100 bytes"),
         ("MAX_JSON_VALUES", 10, "about .* values"),
     ):
         with monkeypatch.context() as patch:

@@ -277,8 +277,8 @@ class _Rcnn(nn.Module):
     ("classes", "change", "told"),
     [
         ("dog\ncat\n", lambda state: state.pop("roi_heads.box_predictor.cls_score.weight"), "1 are missing"),
-        ("dog\ncat\n", lambda state: state.update(other=torch.zeros(1)), "1 are unknown, as other"),
-        ("dog\ncat\ncow\n", lambda state: None, "knows 2 classes besides background, and .* names 3"),
+        ("dog\ncat\n", lambda state: state.update(other=torch.zeros(1)), "1 are unknown, such as other"),
+        ("dog\ncat\ncow\n", lambda state: None, "has 2 classes besides background, but .* names 3"),
         ("dog\ncow\n", lambda state: None, "does not know 1 of the classes: cat"),
     ],
 )

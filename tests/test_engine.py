@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -210,7 +211,11 @@ class Unknown(SleepingJob):
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_workers_that_cannot_start_end_the_run(tmp_path: Path) -> None:
+def test_workers_that_cannot_start_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("only_in_the_driver")
+    module.Unknown = Unknown  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(Unknown, "__module__", module.__name__)
     with pytest.raises(UserError, match="the workers cannot start"):
         run(Unknown(str(tmp_path)), 3)
 

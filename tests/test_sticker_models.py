@@ -15,6 +15,7 @@ from factory.files.embedded_models import detector_folder
 from factory.stickers import train_diffusion, training_scenes
 from factory.stickers.embedded import open_pipeline
 from factory.stickers.text_to_image import (
+    LATENT_CHANNELS,
     as_pipeline,
     load_weights,
     new_text_to_image,
@@ -100,7 +101,7 @@ def test_a_saved_pipeline_loads_without_options_and_generates(folders) -> None:
 def test_the_text_to_image_model_learns_and_is_validated_on_held_out_scenes(folders, few_scenes, tmp_path) -> None:
     task = DiffusionTask(folders / "vae", tmp_path / "latents.pt", "cpu", lambda text: None)
     assert task.training_scenes == 24 - 4
-    assert task.latents.shape == (24, 4, 32, 32)
+    assert task.latents.shape == (24, LATENT_CHANNELS, 32, 32)
     losses = losses_on_one_batch(task, Muon(muon_groups(task.model, 3e-3, 0.01)), 3)
     assert losses[-1] < losses[0]
     metrics = task.figures(task.model)
@@ -111,8 +112,8 @@ def test_the_students_target_reaches_the_result_of_two_teacher_steps(folders, fe
     stage = STAGES[0]
     task = TurboTask(stage, folders / "pipeline", folders / "vae", tmp_path / "latents.pt", "cpu", lambda text: None)
     level = torch.tensor([1000, 500, 125])
-    noisy = torch.randn(3, 4, 32, 32)
-    result = torch.randn(3, 4, 32, 32)
+    noisy = torch.randn(3, LATENT_CHANNELS, 32, 32)
+    result = torch.randn(3, LATENT_CHANNELS, 32, 32)
     v = task._v_reaching(noisy, result, level, level - 125)
     signal, spread = task._scales(level)
     clean, noise = signal * noisy - spread * v, signal * v + spread * noisy

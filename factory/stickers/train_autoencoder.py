@@ -1,4 +1,4 @@
-"""Training task of the embedded autoencoder: 4x downsampling, 4 channels, trained on rendered scenes."""
+"""Training task of the embedded autoencoder: 4x downsampling, 6 channels, trained on rendered scenes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +15,7 @@ from factory.config.vocabulary import coco
 from factory.generator.weights import load_model
 from factory.stickers.atlas import STYLES, TRAIN_STYLES
 from factory.stickers.scenes import random_class_names, render_scene
+from factory.stickers.text_to_image import LATENT_CHANNELS
 from factory.training.loop import tile
 from factory.training.precision import autocast
 
@@ -40,7 +41,7 @@ def new_autoencoder() -> AutoencoderTiny:
         decoder_block_out_channels=(_WIDTH,) * 3,
         num_encoder_blocks=(1, 3, 4),
         num_decoder_blocks=(5, 3, 1),
-        latent_channels=4,
+        latent_channels=LATENT_CHANNELS,
     )
 
 

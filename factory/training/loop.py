@@ -170,7 +170,7 @@ def _step(
     norm = torch.nn.utils.clip_grad_norm_(task.model.parameters(), 1.0)
     told, stops, length = torch.stack([*figures, norm.to(figures)]).tolist()
     if not (math.isfinite(told) and math.isfinite(length)):
-        what = f"loss is {told}" if not math.isfinite(told) else f"gradient's norm is {length}"
+        what = f"loss is {told}" if not math.isfinite(told) else f"gradient norm is {length}"
         raise _not_finite(task, f"its {what} at step {step + 1}", out)
     optimizer.step()
     return float(told), stops > 0 or (world == 1 and asked())
