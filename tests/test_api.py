@@ -16,7 +16,7 @@ from tests.support.sets import make_set
 def test_a_dataset_is_generated_and_read(tiny_data: dict[str, Any], tmp_path: Path) -> None:
     recipe = factory.make_recipe({**tiny_data, "n": 3, "shard_size": 2, "filters": {"min_area": None}})
     seen = []
-    summary = factory.generation.run(recipe, tmp_path / "out", on_progress=seen.append)
+    summary = factory.generate(recipe, tmp_path / "out", on_progress=seen.append)
     assert summary.exit_code == 0
     assert seen[-1].status == "done"
     dataset = factory.open_dataset(str(tmp_path / "out"))
