@@ -52,6 +52,7 @@ def small_values(tiny_model: Path, folder: Path, vocabulary: Vocabulary, queries
     }
 
 
+@pytest.mark.slow
 def test_voc_job_runs_end_to_end_and_resumes(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # otherwise an unknown architecture is looked up on the hub, with retries
     values = {**small_values(tiny_model, tmp_path, voc(), 100), "inversion_steps": "4"}

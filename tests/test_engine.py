@@ -87,7 +87,8 @@ def test_shard_that_kills_every_worker_is_given_up_and_others_finish(tmp_path: P
     listener = Listener(quarantine=errors.__setitem__, logs=logs.append)
     state = run(SleepingJob(str(tmp_path), poisonous=frozenset({1})), 8, listener)
     assert (state.quarantined, state.shards_done) == ([1], 7)
-    assert times(tmp_path, "tried", 1) == 5
+    # A sixth try is possible on a busy machine: a loss counts only if the driver knows that this shard had started.
+    assert times(tmp_path, "tried", 1) in (5, 6)
     assert "its worker was lost (5 of 5 times)" in errors[1]
     assert "shard 1 takes all memory" in errors[1], "the output of the dead worker is kept"
     assert "shard 1 takes all memory" in logs[-1]
