@@ -14,18 +14,17 @@ from PIL import Image
 from factory.config.recipe import Recipe
 from factory.config.vocabulary import voc
 from factory.dataset.state import init_or_resume
-from factory.dataset.storage import Entry, Store
+from factory.dataset.storage import Store
+from factory.dataset.storage_listing import Entry
 from factory.dataset.verify import verify
 from factory.errors import UserError
 from factory.export.folder import ExportFolder
 from factory.generator.load import folder_digest
 from factory.labelled.coco import CocoFolder
 from factory.labelled.voc import VocFolder
-from tests.support.disks import available
+from tests.support.disks import can_refuse_hard_links
 
 _ODD = b"x\xff.tar"
-
-pytestmark = pytest.mark.skipif(not available(), reason="needs Linux")
 
 
 def _in_process(code: str, *arguments: object) -> str:
@@ -37,6 +36,7 @@ def _in_process(code: str, *arguments: object) -> str:
     return result.stdout
 
 
+@pytest.mark.skipif(not can_refuse_hard_links(), reason="requires a seccomp filter, which only Linux has")
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_create_without_hard_links_is_atomic(tmp_path: Path, error: int) -> None:
     printed = _in_process(

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import hashlib
-import itertools
 import os
 import re
 import sys
@@ -11,31 +10,22 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 from factory.config.sections import StoreRecipe
-from factory.dataset.storage_access import Access, check_address, find_access
+from factory.dataset.storage_access import Access, check_address, find_access, with_environment
+from factory.dataset.storage_listing import Entry, list_bucket, list_folder, tag_of
 from factory.dataset.storage_retry import Patience, first_line, names_no_bucket
 from factory.errors import TransientError, UserError
-from factory.files.listing import LOST_AND_FOUND, walk_files
 from factory.files.lock import locked
 
 T = TypeVar("T")
 
 REMOTE_SCHEMES = ("s3", "gs", "az", "http", "https")
-_READERS, _LISTERS = 128, 16
-_LISTS_FROM_A_NAME = ("s3", "gs")
-"""Other stores send what comes before the name and skip it afterwards."""
+_READERS = 128
 _SMALL_REQUEST = 1 << 20
-_VARIABLES = {
-    "timeout": "FACTORY_STORE_TIMEOUT",
-    "slowest": "FACTORY_STORE_SLOWEST",
-    "patience": "FACTORY_STORE_PATIENCE",
-}
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LINK_REFUSED = re.compile(rf"\(os error (?:{'|'.join(map(str, _NO_LINKS))})\)")
 """Errors of file systems without hard links. If the cause is another fault, the fallback raises it again."""
@@ -47,14 +37,6 @@ class StoreFullError(TransientError):
 
 class ConflictError(Exception):
     """Different bytes exist, although bytes are a function of the recipe. They are never overwritten."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file in a listing: its size in bytes, and a tag that changes with its content."""
-
-    size: int
-    tag: str
 
 
 class Store:
@@ -189,7 +171,7 @@ class Store:
             data, meta = self._do(name, lambda client: _with_meta(client.get(name)), reads=True)
         except FileNotFoundError:
             return None
-        return data, _tag(meta)
+        return data, tag_of(meta)
 
     def get_many(self, names: Iterable[str]) -> Iterator[tuple[str, tuple[bytes, str] | None]]:
         """Read many names concurrently; yields (name, (content, tag) or None) in order with bounded memory."""
@@ -211,60 +193,16 @@ class Store:
         return {name: entry.size for name, entry in self.entries(prefix).items()}
 
     def entries(self, prefix: str, limit: int | None = None, bounds: Sequence[str] = ()) -> dict[str, Entry]:
-        """Like `list`, with tags and an optional limit. An interrupted listing resumes after the last name it got.
+        """Like `list`, with tags and an optional limit; see `list_bucket` for `bounds`."""
 
-        `bounds` are names in ascending order. A bucket's listing is read concurrently in the parts between them,
-        because a page holds only 1,000 names.
-        """
-        if self.folder is not None and not (self.folder / prefix).is_dir():
-            return {}
-        if urlparse(self.address).scheme not in _LISTS_FROM_A_NAME:
-            bounds = ()
-        with ThreadPoolExecutor(_LISTERS, thread_name_prefix="listers") as listers:
-            parts = listers.map(lambda part: self._part(prefix, limit, *part), pairwise([None, *bounds, None]))
-            rows = {name: entry for part in parts for name, entry in part.items()}
-        return {name: rows[name] for name in sorted(rows) if not re.search(r"#\d+$", name)}
+        def run(action: Callable[[Any], None]) -> None:
+            self._do(prefix, action)
 
-    def _part(self, prefix: str, limit: int | None, first: str | None, end: str | None) -> dict[str, Entry]:
-        """The entries after the name `first` and before the name `end`."""
-        found: dict[str, Entry] = {}
-
-        def read(client: Any) -> None:
-            # Only buckets guarantee an order, which resuming requires.
-            after = max(found, default=first) if self.folder is None else None
-            for chunk in client.list(prefix or None, offset=after, chunk_size=1000):
-                found.update(
-                    (meta["path"], Entry(meta["size"], _tag(meta))) for meta in chunk if not self._ignored(meta)
-                )
-                if (limit is not None and len(found) >= limit) or (end is not None and max(found, default="") >= end):
-                    break
-
-        def read_folder(client: Any) -> None:
-            try:
-                read(client)
-            except (GenericError, InvalidPathError, PermissionDeniedError):  # the client lists everything or nothing
-                found.clear()
-                found.update(self._walk(client, prefix, limit))
-
-        from obstore.exceptions import GenericError, InvalidPathError, PermissionDeniedError
-
-        self._do(prefix, read if self.folder is None else read_folder)
-        return found if end is None else {name: entry for name, entry in found.items() if name < end}
-
-    def _ignored(self, meta: Any) -> bool:
-        return self.folder is not None and str(meta["path"]).startswith(f"{LOST_AND_FOUND}/")
-
-    def _walk(self, client: Any, prefix: str, limit: int | None) -> Iterator[tuple[str, Entry]]:
-        """`entries` of a folder that the client cannot list. Tags are the client's if it can open the file."""
-        from obstore.exceptions import BaseError
-
-        assert self.folder is not None
-        for name, status in itertools.islice(walk_files(self.folder, prefix), limit):
-            try:
-                tag = _tag(client.head(name))
-            except (BaseError, OSError, ValueError):
-                tag = f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
-            yield name, Entry(status.st_size, tag)
+        if self.folder is not None:
+            found = list_folder(run, self.folder, prefix, limit)
+        else:
+            found = list_bucket(run, urlparse(self.address).scheme, prefix, limit, bounds)
+        return {name: found[name] for name in sorted(found) if not re.search(r"#\d+$", name)}
 
     def delete(self, name: str) -> None:
         """Delete `name` if it exists."""
@@ -357,31 +295,6 @@ def _unpickle(address: str, settings: StoreRecipe, access: Access | None, proven
 
 def _with_meta(response: Any) -> tuple[bytes, dict[str, Any]]:
     return bytes(response.bytes()), response.meta
-
-
-def _tag(meta: Any) -> str:
-    # Some services quote tags in some responses only.
-    return str(meta.get("e_tag") or "").strip('"') or f"{meta['last_modified'].timestamp()}-{meta['size']}"
-
-
-def with_environment(settings: StoreRecipe) -> StoreRecipe:
-    """Fill settings that were not given from FACTORY_STORE_...; raises UserError for invalid values."""
-    given = {}
-    for name, variable in _VARIABLES.items():
-        if name not in settings.model_fields_set and (text := os.environ.get(variable)):
-            try:
-                given[name] = float(text)
-            except ValueError:
-                raise UserError(f"{variable} must be a number, got {text!r}.") from None
-    if not given:
-        return settings
-    try:
-        return StoreRecipe.model_validate(settings.model_dump(exclude_unset=True) | given)
-    except ValueError:
-        names = ", ".join(f"{_VARIABLES[name]}={value:g}" for name, value in given.items())
-        raise UserError(
-            f"{names} is out of range: a timeout must be above 0 and at most 3600 s, a speed above 0."
-        ) from None
 
 
 def is_remote(address: str) -> bool:

@@ -34,6 +34,11 @@ _CLIENT_KEYS = (
 """Client options read from the environment: obstore ignores them once any option is given in code."""
 
 _PROVIDER_VARIABLES = ("AWS_CONTAINER", "AWS_WEB_IDENTITY")
+_VARIABLES = {
+    "timeout": "FACTORY_STORE_TIMEOUT",
+    "slowest": "FACTORY_STORE_SLOWEST",
+    "patience": "FACTORY_STORE_PATIENCE",
+}
 _MIN_SECRET_LENGTH = 6
 _CONNECT_TIMEOUT = timedelta(seconds=10)
 _READ_TIMEOUT = timedelta(seconds=60)
@@ -78,6 +83,26 @@ class Access:
             extra["credential_provider"] = lambda: credential
         create: Any = from_url  # its overloads require a statically known scheme
         return create(address, client_options=options, retry_config={"max_retries": 0}, **extra)
+
+
+def with_environment(settings: StoreRecipe) -> StoreRecipe:
+    """Fill settings that were not given from FACTORY_STORE_...; raises UserError for invalid values."""
+    given = {}
+    for name, variable in _VARIABLES.items():
+        if name not in settings.model_fields_set and (text := os.environ.get(variable)):
+            try:
+                given[name] = float(text)
+            except ValueError:
+                raise UserError(f"{variable} must be a number, got {text!r}.") from None
+    if not given:
+        return settings
+    try:
+        return StoreRecipe.model_validate(settings.model_dump(exclude_unset=True) | given)
+    except ValueError:
+        names = ", ".join(f"{_VARIABLES[name]}={value:g}" for name, value in given.items())
+        raise UserError(
+            f"{names} is out of range: a timeout must be above 0 and at most 3600 s, a speed above 0."
+        ) from None
 
 
 def check_address(address: str) -> None:

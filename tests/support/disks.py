@@ -13,7 +13,7 @@ _ALLOW, _FAIL = 0x7FFF0000, 0x00050000
 _NO_NEW_PRIVILEGES, _SECCOMP, _FILTER = 38, 22, 2
 
 
-def available() -> bool:
+def can_refuse_hard_links() -> bool:
     """Whether this machine can be made to refuse hard links."""
     return platform.system() == "Linux" and platform.machine() in _LINK_CALLS
 

@@ -1,0 +1,106 @@
+"""Listings of a folder or a bucket: the size of each file, and a tag that changes with its content."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from factory.files.listing import LOST_AND_FOUND, walk_files
+
+Run = Callable[[Callable[[Any], None]], None]
+"""Calls an action with a client of the store, and again after a temporary failure."""
+
+_LISTERS = 16
+_PAGE = 1000
+_LISTS_FROM_A_NAME = ("s3", "gs")
+"""Services that start a listing at a given name. Others send all names before it, too, and the client skips them."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in a listing: its size in bytes, and a tag that changes with its content."""
+
+    size: int
+    tag: str
+
+
+def list_bucket(
+    run: Run, scheme: str, prefix: str, limit: int | None = None, bounds: Sequence[str] = ()
+) -> dict[str, Entry]:
+    """Every file below `prefix` of a bucket, or about `limit` of them.
+
+    `bounds` are names in ascending order. The parts between them are read concurrently, because a page holds only
+    1,000 names.
+    """
+    if scheme not in _LISTS_FROM_A_NAME:
+        bounds = ()
+    with ThreadPoolExecutor(_LISTERS, thread_name_prefix="listers") as listers:
+        edges = itertools.pairwise([None, *bounds, None])
+        parts = listers.map(lambda part: _list_part(run, prefix, limit, *part), edges)
+        return {name: entry for part in parts for name, entry in part.items()}
+
+
+def _list_part(run: Run, prefix: str, limit: int | None, first: str | None, end: str | None) -> dict[str, Entry]:
+    """The files after the name `first` and before the name `end`."""
+    found: dict[str, Entry] = {}
+
+    def read(client: Any) -> None:
+        # After a failure, the listing continues behind the last name: buckets list in the order of names.
+        for chunk in client.list(prefix or None, offset=max(found, default=first), chunk_size=_PAGE):
+            found.update((meta["path"], entry_of(meta)) for meta in chunk)
+            if (limit is not None and len(found) >= limit) or (end is not None and max(found, default="") >= end):
+                break
+
+    run(read)
+    return found if end is None else {name: entry for name, entry in found.items() if name < end}
+
+
+def list_folder(run: Run, folder: Path, prefix: str, limit: int | None = None) -> dict[str, Entry]:
+    """Every file below `folder/prefix`, or about `limit` of them, without `lost+found`."""
+    from obstore.exceptions import GenericError, InvalidPathError, PermissionDeniedError
+
+    found: dict[str, Entry] = {}
+    if not (folder / prefix).is_dir():
+        return found
+
+    def read(client: Any) -> None:
+        found.clear()  # unlike a bucket, a folder has no order that would allow to continue
+        try:
+            for chunk in client.list(prefix or None, chunk_size=_PAGE):
+                found.update((meta["path"], entry_of(meta)) for meta in chunk if not _is_lost_and_found(meta))
+                if limit is not None and len(found) >= limit:
+                    break
+        except (GenericError, InvalidPathError, PermissionDeniedError):  # the client lists everything or nothing
+            found.clear()
+            for name, status in itertools.islice(walk_files(folder, prefix), limit):
+                found[name] = Entry(status.st_size, _tag_of_file(client, name, status))
+
+    run(read)
+    return found
+
+
+def entry_of(meta: Any) -> Entry:
+    """The entry of a file's metadata, as the client returns it."""
+    return Entry(meta["size"], tag_of(meta))
+
+
+def tag_of(meta: Any) -> str:
+    """A text that changes with the content of a file."""
+    # Some services quote tags in some responses only.
+    return str(meta.get("e_tag") or "").strip('"') or f"{meta['last_modified'].timestamp()}-{meta['size']}"
+
+
+def _is_lost_and_found(meta: Any) -> bool:
+    return str(meta["path"]).startswith(f"{LOST_AND_FOUND}/")
+
+
+def _tag_of_file(client: Any, name: str, status: Any) -> str:
+    """The client's tag if it can open the file, so that it equals the tag of another listing."""
+    from obstore.exceptions import BaseError
+
+    try:
+        return tag_of(client.head(name))
+    except (BaseError, OSError, ValueError):
+        return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
