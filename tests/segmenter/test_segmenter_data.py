@@ -20,7 +20,7 @@ from factory.segmenter.data import DatasetSource, LabelledStream, Shares
 from factory.segmenter.model import load_segmenter, new_segmenter
 from factory.segmenter.run import SegmenterTraining, train_here
 from factory.segmenter.training import SegmenterOptions, SegmenterTask, augmented
-from tests.test_segmenter import NAMES, folder, saved_tiny, shards, tiny  # noqa: F401
+from tests.support.tiny_segmenter import NAMES, saved_tiny, tiny
 
 
 @pytest.mark.parametrize("shares", [(0.98, 0.02), (0.49, 0.49, 0.02), (1, 1, 1), (10_000, 10, 3), (0.1,) * 10, (1,)])
@@ -40,7 +40,7 @@ def test_invalid_shares_are_refused(shares: tuple[float, ...]) -> None:
         Shares(shares, 8)
 
 
-def test_a_share_of_two_percent_is_used_and_does_not_depend_on_the_first_step(shards: Path, folder: Path) -> None:  # noqa: F811
+def test_a_share_of_two_percent_is_used_and_does_not_depend_on_the_first_step(shards: Path, folder: Path) -> None:
     sources = [DatasetSource(Store(str(shards)), voc()), VocFolder(folder, "train", voc())]
 
     def stream() -> LabelledStream:
@@ -66,8 +66,8 @@ def test_a_share_of_two_percent_is_used_and_does_not_depend_on_the_first_step(sh
     ],
 )
 def test_a_source_without_samples_in_any_batch_is_refused(
-    shards: Path,  # noqa: F811
-    folder: Path,  # noqa: F811
+    shards: Path,
+    folder: Path,
     tmp_path: Path,
     change: dict[str, Any],
     message: str,
@@ -77,7 +77,7 @@ def test_a_source_without_samples_in_any_batch_is_refused(
         train_here(replace(run, **change))
 
 
-def test_classes_in_another_order_are_another_run(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_classes_in_another_order_are_another_run(folder: Path, tmp_path: Path) -> None:
     start = saved_tiny(tmp_path / "tiny")
     names = voc().names
     run = SegmenterTraining(
@@ -104,7 +104,7 @@ class _HalfEmpty:
         return self._source.samples(part - 1) if part else []
 
 
-def test_an_empty_first_shard_does_not_fail(shards: Path) -> None:  # noqa: F811
+def test_an_empty_first_shard_does_not_fail(shards: Path) -> None:
     source = _HalfEmpty(DatasetSource(Store(str(shards)), voc()))
     task = SegmenterTask([source], voc(), SegmenterOptions(side=32), "cpu")
     assert task.sample_sheet(task.model.eval()).size == (10 * 32, 3 * 32)

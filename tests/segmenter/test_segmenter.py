@@ -8,17 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    DetrConfig,
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
-    MaskFormerConfig,
-    MaskFormerForInstanceSegmentation,
-    SegformerConfig,
-    SwinConfig,
-)
 
-from factory.config.recipe import make_recipe
 from factory.config.vocabulary import coco, from_names, voc
 from factory.dataset.storage import Store
 from factory.errors import UserError
@@ -29,65 +19,12 @@ from factory.labelled.interface import LabelledImage
 from factory.labelled.voc import VocFolder
 from factory.segmenter.data import DatasetSource, LabelledStream
 from factory.segmenter.evaluate import Confusion, summarise
-from factory.segmenter.model import Segmenter, load_segmenter, new_segmenter, save_segmenter
+from factory.segmenter.model import load_segmenter, new_segmenter, save_segmenter
 from factory.segmenter.run import RealImages, SegmenterTraining, evaluate_here, train_here
 from factory.segmenter.training import augmented
-from factory.stickers.voc_folder import write_voc_folder
 from tests.support.coco_folder import write_annotations
 from tests.support.sets import make_set
-
-NAMES = ["background", *voc().names]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("voc") / "rendered"
-    write_voc_folder(root, voc(), 30, ("noto",), size=64)
-    return root
-
-
-@pytest.fixture(scope="module")
-def shards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("set") / "set"
-    data = {
-        "n": 10,
-        "classes": "voc",
-        "shard_size": 4,
-        "generator": {"model": str(tiny_model), "steps": 2},
-        "filters": {"min_area": None, "duplicate_distance": None},
-    }
-    make_set(make_recipe(data), root)
-    return root
-
-
-def tiny(kind: str) -> Segmenter:
-    id_maps = {"id2label": dict(enumerate(NAMES)), "label2id": {name: k for k, name in enumerate(NAMES)}}
-    if kind == "segformer":
-        from transformers import SegformerForSemanticSegmentation
-
-        config = SegformerConfig(
-            depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 16, 16], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16,
-            **id_maps,
-        )  # fmt: skip
-        return Segmenter(SegformerForSemanticSegmentation(config), NAMES)
-    swin = SwinConfig(
-        embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    if kind == "maskformer":
-        decoder = DetrConfig(
-            d_model=32, encoder_layers=1, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=32,
-            num_queries=6, use_timm_backbone=False, backbone_config=swin,
-        )  # fmt: skip
-        maskformer = MaskFormerConfig(
-            backbone_config=swin, decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32, **id_maps
-        )
-        return Segmenter(MaskFormerForInstanceSegmentation(maskformer), NAMES)
-    config = Mask2FormerConfig(
-        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=32,
-        encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=32, num_queries=6, **id_maps,
-    )  # fmt: skip
-    return Segmenter(Mask2FormerForUniversalSegmentation(config), NAMES)
+from tests.support.tiny_segmenter import NAMES, saved_tiny, tiny
 
 
 @pytest.mark.parametrize("kind", ["segformer", "maskformer", "mask2former"])
@@ -246,11 +183,6 @@ def test_inverted_images_are_mixed_in_if_they_show_only_seen_classes(
     assert (train_here(run.absolute(), lambda text: None) / "segmenter.json").is_file()
     with pytest.raises(UserError, match="unseen in split 1; make it with `factory invert --split 1`"):
         train_here(replace(run, real=str(tmp_path / "2"), out=str(tmp_path / "other")))
-
-
-def saved_tiny(folder: Path, kind: str = "segformer") -> Path:
-    save_segmenter(tiny(kind), folder, {})
-    return folder
 
 
 @pytest.mark.slow
