@@ -151,7 +151,7 @@ def test_closed_pipe_exits_with_one_and_no_traceback() -> None:
 
 def parameters(name: str) -> dict[str, list[str]]:
     """Option spellings by parameter name; arguments by metavar."""
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app).commands[name]
     return {
         (param.metavar if param.param_type_name == "argument" else param.name): param.opts for param in command.params
     }

@@ -214,7 +214,7 @@ class Unknown(SleepingJob):
 @pytest.mark.usefixtures("ray_here")
 def test_workers_that_cannot_start_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("only_in_the_driver")
-    module.Unknown = Unknown  # type: ignore[attr-defined]
+    monkeypatch.setattr(module, "Unknown", Unknown, raising=False)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(Unknown, "__module__", module.__name__)
     with pytest.raises(UserError, match="the workers cannot start"):

@@ -145,7 +145,7 @@ def test_invalid_lease_is_ignored(tmp_path: Path, data: bytes) -> None:
 
 def test_status_reports_stale_runs(store: Store, tmp_path: Path) -> None:
     store.create("recipe.yaml", make_recipe({"n": 4}).to_yaml().encode())
-    assert state(store.address)["status"] == "begun"
+    assert state(store.address)["status"] == "initialized"
     store.put("progress.json", b'{"status": "running"}')
     assert state(store.address)["status"] == "stale", "no lease"
     with leased(store):

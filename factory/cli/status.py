@@ -52,7 +52,7 @@ def state(dataset: str) -> dict[str, Any]:
     except (ValueError, TypeError):
         progress = {}
     quarantined = [name.removeprefix("quarantine/").removesuffix(".json") for name in store.list("quarantine")]
-    current, dead = progress.get("status", "begun"), lease.stale(store)
+    current, dead = progress.get("status", "initialized"), lease.stale(store)
     if data["complete"]:
         current = "complete"
     elif dead or (dead is None and current in _ACTIVE):

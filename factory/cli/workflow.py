@@ -33,8 +33,9 @@ def run_steps(
     if any(not equals for _, equals, _ in pairs):
         raise UserError(f"--set must be name=value, as in --set n=1000; got {', '.join(change or [])}.")
     assert context.parent is not None
-    available = context.parent.command.commands  # type: ignore[attr-defined]
-    commands = {name: command for name, command in available.items() if name != "run"}
+    group = context.parent.command
+    assert isinstance(group, typer.core.TyperGroup)
+    commands = {name: command for name, command in group.commands.items() if name != "run"}
     loaded = load_workflow(job, out, commands, {name: value for name, _, value in pairs})
     if dry:
         for step in loaded.steps:

@@ -103,6 +103,10 @@ class Recipe(Section):
             return from_names(self.classes, "the recipe")
         return coco() if self.classes == "coco" else voc()
 
+    def uses_detector(self) -> bool:
+        """Whether the masks or the filters use the detector."""
+        return self.masks.source == "detector" or self.filters.min_detector_iou is not None
+
     def user_prompts(self) -> list[Prompt] | None:
         """The recipe's custom prompts, checked against its classes; None if captions are used."""
         if self.prompts is None:

@@ -123,7 +123,7 @@ def _facts(recipe: Recipe, sums: "Totals") -> dict[str, str]:
         facts["text-to-image model"] = model
         facts["sampling"] = f"{generator.solver}, {generator.steps} steps, guidance {generator.guidance:g}"
         facts["masks"] = masks.source + (f", revision {masks.grounder_revision}" if masks.grounder_revision else "")
-        if masks.source == "detector" or recipe.filters.min_detector_iou is not None:
+        if recipe.uses_detector():
             facts["detector"] = f"{masks.detector}, revision {masks.detector_revision}"
     facts["rejected attempts"] = rejected
     facts["recipe"] = f"`recipe.yaml`, fingerprint {recipe.fingerprint()}"

@@ -204,8 +204,8 @@ def committed(store: Store) -> set[int]:
 
 
 def tags(store: Store, shards: int) -> dict[int, str]:
-    """The tag of each receipt's file in a listing, by number, for a plan of so many shards."""
-    bounds = [f"receipts/{tens:02d}" for tens in range(1, min(99, (shards - 1) // 10_000) + 1)]
+    """The tag of each receipt file by shard number, for a plan of `shards` shards."""
+    bounds = [f"receipts/{ten_thousand:02d}" for ten_thousand in range(1, min(99, (shards - 1) // 10_000) + 1)]
     rows = ((_number(name), entry.tag) for name, entry in store.entries("receipts", bounds=bounds).items())
     return {number: tag for number, tag in rows if number is not None and number < shards}
 

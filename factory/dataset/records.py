@@ -176,7 +176,7 @@ def _detections(sample: Sample) -> dict[str, Any]:
 def provenance(recipe: Recipe) -> dict[str, Any]:
     """The models and settings recorded in each sample; identical for all samples of a recipe."""
     generator, masks = recipe.generator, recipe.masks
-    uses_detector = masks.source == "detector" or recipe.filters.min_detector_iou is not None
+    uses_detector = recipe.uses_detector()
     trained = {} if masks.grounder_revision is None else {"grounder_revision": masks.grounder_revision}
     return {
         "format": recipe.format,

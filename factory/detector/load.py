@@ -22,7 +22,7 @@ _FORMS = (
 def open_detector(recipe: Recipe, device: str) -> Detector:
     """The detector of a recipe, with its weights loaded.
 
-    Raises UserError if it cannot be loaded, is not the one that the recipe pins, or does not know a class.
+    Raises UserError if it cannot be loaded, differs from the pinned revision, or does not know a class.
     """
     check_pin(recipe.masks)
     name = recipe.masks.detector
@@ -48,7 +48,7 @@ def with_pinned_detector(recipe: Recipe) -> MaskRecipe:
     """The recipe's mask section with the detector's path made absolute and its content pinned.
 
     Raises UserError, before anything is written, if there is no such detector, if it does not know a class that
-    prompts name, if it is not the one that the recipe pins, or if a file of weights does not fit its model.
+    prompts name, if it differs from the pinned revision, or if a weight file does not fit its model.
     """
     named = _absolute(recipe.masks.detector)
     masks = recipe.masks.model_copy(update={"detector": named})
@@ -102,9 +102,9 @@ def check_classes(recipe: Recipe) -> None:
 
 
 def check_file(name: str) -> None:
-    """UserError where a detector of a library is given a file of weights that is not wholly its own.
+    """Raise UserError if a weight file after the @ does not fit its model completely.
 
-    The model is built and filled as a worker does it, seconds on the CPU, and dropped.
+    The model is built and loaded on the CPU as in a worker, which takes seconds, and discarded.
     """
     if "@" not in name:
         return

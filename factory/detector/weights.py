@@ -24,8 +24,8 @@ _MAX_LIST = 1 << 20
 class WeightFile:
     """The weight file that a detector's name gives after the @.
 
-    `labels` are the classes in the order of their ids, without background, if a list lies beside the weights:
-    `weights.classes.txt` beside `weights.pth`, one name per line.
+    `labels` are the classes in the order of their ids, without background, if there is a list next to the weights:
+    `weights.classes.txt` next to `weights.pth`, one name per line.
     """
 
     path: Path

@@ -22,7 +22,7 @@ def pin_recipe(recipe: Recipe, existing: Recipe | None = None) -> Recipe:
         check_source(recipe.masks.source)
     _check_embedded_classes(recipe)
     generator, masks = pin_generator(recipe.generator), recipe.masks
-    if uses_detector(recipe):
+    if recipe.uses_detector():
         from factory.detector.load import with_pinned_detector
 
         masks = with_pinned_detector(recipe)
@@ -59,7 +59,7 @@ def _pin_grounder_of(masks: MaskRecipe, generator: GeneratorRecipe) -> MaskRecip
 
 def _check_embedded_classes(recipe: Recipe) -> None:
     """UserError if the embedded models are asked for classes that they were not trained on."""
-    embedded = [recipe.generator.model, *([recipe.masks.detector] if uses_detector(recipe) else [])]
+    embedded = [recipe.generator.model, *([recipe.masks.detector] if recipe.uses_detector() else [])]
     if "stickers" not in embedded:
         return
     for entry in recipe.vocabulary().classes:
@@ -70,8 +70,3 @@ def _check_embedded_classes(recipe: Recipe) -> None:
                 f"{error} The embedded models know only the 80 COCO classes; for other classes, give --model a folder "
                 f"or a hub id, and --masks attention."
             ) from None
-
-
-def uses_detector(recipe: Recipe) -> bool:
-    """Whether the masks or the filters use the detector."""
-    return recipe.masks.source == "detector" or recipe.filters.min_detector_iou is not None

@@ -16,7 +16,7 @@ from factory.engine.cluster import connected
 from factory.engine.pool import Pool
 from factory.engine.scheduler import Scheduler, State
 from factory.engine.view import ClusterView
-from factory.generation.pin import pin_recipe, uses_detector
+from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
 from factory.generation.progress import Snapshot, Tracker
 from factory.generation.reporter import Reporter, Watch, quarantined
@@ -77,7 +77,7 @@ def _run(recipe: Recipe, store: Store, todo: list[int], tracker: Tracker, watch:
     engine, threads = recipe.engine, recipe.generator.threads
     given_up = quarantined(store)
     job = ContentJob(recipe, store)
-    detectors = engine.detectors if uses_detector(recipe) else 0
+    detectors = engine.detectors if recipe.uses_detector() else 0
     with connected(engine, threads), ClusterView(Capacity(engine, threads, job.memory())) as view:
         pool = Pool(job, view.share, detectors, engine.gpus_per_detector)
         reporter = Reporter(store, tracker, watch, lease, given_up)

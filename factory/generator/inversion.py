@@ -39,8 +39,8 @@ class InvertingGenerator:
     """A generator whose images come from a labelled folder.
 
     DDIM follows an image's latents to noise and back, with the prompt of its classes and without guidance. The latent
-    at the feature step on the way back stands for the one that a generated image has there. `psnr` (dB) compares the
-    decoded result with the image. The method "noise" instead adds noise of a fixed seed to the encoded image; its
+    that denoising passes at the feature step replaces that of a generated image. `psnr` (dB) compares the decoded
+    result with the image. The method "noise" instead adds noise of a fixed seed to the encoded image; its
     `psnr` is that of the autoencoder.
     """
 

@@ -37,9 +37,8 @@ def train_on_several(
 ) -> Path:
     """Call `train_here(run)` in `devices` processes of a Ray cluster, each with its part of every batch.
 
-    All must see `run.out` and the data under the same names. KeyboardInterrupt after a signal, when the checkpoint of
-    the step under way is written. UserError where the batch cannot be parted, and what a
-    process says as one.
+    `run.out` and the data must have the same paths on all machines. Raises KeyboardInterrupt after a signal, once the
+    checkpoint of the current step is written, and UserError if the batch cannot be divided or a process raises one.
     """
     if run.batch is None or run.batch % devices:
         raise UserError(
@@ -73,10 +72,11 @@ def train_on_several(
 
 
 def _fit(trainer: Any, folder: Path) -> None:
-    """Train to the end; at the first SIGINT or SIGTERM to the end of a step and its checkpoint, then KeyboardInterrupt.
+    """Run the training. The first SIGINT or SIGTERM ends it after the current step and its checkpoint.
 
-    The processes learn it from a file in the run's folder, for they get no signal. A second signal interrupts at once.
-    In a thread of its own, for in the main one Ray would take SIGINT for itself and end them in the middle of a step.
+    Then KeyboardInterrupt is raised. A second signal interrupts immediately. The training processes receive no signal,
+    so a file in the folder of the run tells them to stop. `fit` runs in a separate thread because Ray handles SIGINT
+    in the main thread and would stop the processes in the middle of a step.
     """
     from factory.training.loop import STOP
 
@@ -102,12 +102,12 @@ def _fit(trainer: Any, folder: Path) -> None:
 
 
 def _train_process(config: dict[str, Any]) -> None:
-    """One process of several: the same run, on its own device; the first one writes."""
+    """Run in each process: the same training, on the device of the process. Only the first process writes."""
     device = "cpu"
     if config["gpus"]:
         import ray.train.torch
 
         device = str(ray.train.torch.get_device())
-    # Who was asked to stop has left a checkpoint; to Ray that is an end and no failure.
+    # A process that was asked to stop has written its checkpoint; Ray must not count this as a failure.
     with suppress(KeyboardInterrupt):
         config["train_here"](replace(config["run"], device=device))

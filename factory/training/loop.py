@@ -152,28 +152,28 @@ def _step(
     out: Path,
     asked: Callable[[], bool],
 ) -> tuple[float, bool]:
-    """One update of the weights; returns the loss, and whether this or another process was asked to stop.
+    """Update the weights once; return the loss, and whether this or another process was asked to stop.
 
-    UserError, before the update, where loss or gradient is NaN.
+    Raises UserError before the update if the loss or a gradient is not finite.
     """
     torch.manual_seed(options.seed * 1_000_003 + step)
     loss = task.loss(step, options.batch, options.seed)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     rank, world = rank_and_world()
-    # All stop after the same step, or those that go on would wait for the others for ever.
+    # All processes must stop after the same step: the others would wait for a missing one forever.
     stop = asked() or (world > 1 and rank == 0 and (out / STOP).exists())
     value = loss.detach().float().reshape(())
-    figures = torch.stack([value, value.new_tensor(float(stop))])
+    shared = torch.stack([value, value.new_tensor(float(stop))])
     if world > 1:
-        _share(task.model, figures, world)
+        _average(task.model, shared, world)
     norm = torch.nn.utils.clip_grad_norm_(task.model.parameters(), 1.0)
-    told, stops, length = torch.stack([*figures, norm.to(figures)]).tolist()
-    if not (math.isfinite(told) and math.isfinite(length)):
-        what = f"loss is {told}" if not math.isfinite(told) else f"gradient norm is {length}"
-        raise _not_finite(task, f"its {what} at step {step + 1}", out)
+    loss_value, stops, norm_value = torch.stack([*shared, norm.to(shared)]).tolist()
+    if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+        problem = f"loss is {loss_value}" if not math.isfinite(loss_value) else f"gradient norm is {norm_value}"
+        raise _not_finite(task, f"its {problem} at step {step + 1}", out)
     optimizer.step()
-    return float(told), stops > 0 or (world == 1 and asked())
+    return float(loss_value), stops > 0 or (world == 1 and asked())
 
 
 def _not_finite(task: TrainTask, problem: str, out: Path) -> UserError:
@@ -196,10 +196,10 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-def _share(model: nn.Module, figures: Tensor, world: int) -> None:
-    """The mean of gradients, running statistics and some figures over the processes that train together."""
+def _average(model: nn.Module, shared: Tensor, world: int) -> None:
+    """Average gradients, running statistics and `shared` over the processes that train together."""
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-    for value in [*gradients, *(buffer for buffer in model.buffers() if buffer.is_floating_point()), figures]:
+    for value in [*gradients, *(buffer for buffer in model.buffers() if buffer.is_floating_point()), shared]:
         torch.distributed.all_reduce(value)
         value /= world
 

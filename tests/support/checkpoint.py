@@ -52,7 +52,9 @@ def _unet_name(name: str, layers: int) -> str:
             return name.replace(diffusers_name, original, 1)
     match = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", name)
     if match is None:
-        kind, index, rest = re.match(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)", name).groups()  # type: ignore[union-attr]
+        match = re.match(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)", name)
+        assert match is not None
+        kind, index, rest = match.groups()
         number = 1 if kind == "attentions" else 2 * int(index)
         return f"middle_block.{number}.{_inner(kind, rest)}"
     side, block, kind, index, rest = match.groups()
