@@ -14,7 +14,7 @@ from factory.cli.main import app
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.sections import GeneratorRecipe
-from factory.dataset.state import init_or_resume, recipe_of
+from factory.dataset.state import existing_recipe, init_or_resume, recipe_of
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.generation.pin import pin_recipe
@@ -175,6 +175,24 @@ def test_mistyped_folder_is_suggested(offline: str, tmp_path: Path, monkeypatch:
     (tmp_path / "models" / "sd-15").mkdir(parents=True)
     with pytest.raises(UserError, match=r"there is no folder models/sd15 \(did you mean models/sd-15\?\), and no hub"):
         pin_generator(GeneratorRecipe(model="models/sd15"))
+
+
+def test_dataset_that_another_driver_creates_meanwhile_is_found(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = recipe(tiny_model)
+    for name, action in (("a", existing_recipe), ("b", lambda store: init_or_resume(store, expected))):
+        store, created = Store(str(tmp_path / name)), []
+        get = store.get
+
+        def late(name: str, get: Any = get, store: Store = store, created: list[Any] = created) -> Any:
+            data = get(name)
+            if not created:
+                created.append(init_or_resume(Store(store.address), expected))
+            return data
+
+        monkeypatch.setattr(store, "get", late)
+        assert action(store) == created[0]
 
 
 def test_dataset_without_receipts_can_be_restarted_with_another_recipe(tiny_model: Path, tmp_path: Path) -> None:

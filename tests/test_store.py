@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,3 +123,12 @@ def test_compare_and_swap_is_atomic_with_and_without_flock(
         thread.join()
     assert store.get("n") == b"40"
     assert not (tmp_path / ".lock.held").exists()
+
+
+def test_the_client_library_is_imported_before_threads_use_a_store(tmp_path: Path) -> None:
+    """Otherwise threads import the package and its submodules in different orders, and one gets it incomplete."""
+    code = (
+        "import sys; from factory.dataset.storage import Store; assert 'obstore' not in sys.modules; "
+        "Store(sys.argv[1]); print(hasattr(sys.modules['obstore'], 'put'))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code, str(tmp_path)], text=True) == "True\n"

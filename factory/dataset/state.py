@@ -88,7 +88,8 @@ def existing_recipe(store: Store) -> Recipe | None:
     """The recipe of an existing dataset; None if the address is empty. Raises UserError for a non-dataset folder."""
     if store.get(RECIPE) is None:
         _refuse_foreign(store)
-        return None
+        if store.get(RECIPE) is None:
+            return None
     return recipe_of(store)
 
 
@@ -103,7 +104,8 @@ def recipe_of(store: Store) -> Recipe:
 
 def _refuse_foreign(store: Store) -> None:
     foreign = [name for name in store.entries("", limit=10) if name not in (LEASE, ".lock")][:3]
-    if foreign:
+    # Another driver may have created the dataset since the caller looked for its recipe.
+    if foreign and store.get(RECIPE) is None:
         raise UserError(
             f"{store.address} is not empty and not a dataset: it has no {RECIPE}, but contains {', '.join(foreign)}; "
             f"give a new or empty folder."

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import importlib
 import os
 import re
 import sys
@@ -50,6 +51,8 @@ class Store:
 
     def __init__(self, address: str, settings: StoreRecipe | None = None, access: Access | None = None) -> None:
         """`address` is a folder or a URL such as s3://bucket/prefix. Nothing is accessed until the first operation."""
+        # Its submodules import the package: threads that import both at once can get it half initialized.
+        importlib.import_module("obstore")
         remote = is_remote(address)
         if remote:
             check_address(address)
