@@ -27,14 +27,12 @@ def compare_segmenters(
     """
     from dataclasses import asdict
 
+    from factory.cli.messages import to_stderr
     from factory.evaluation.protocol_2 import as_markdown, compare
     from factory.segmenter.run import RealImages
 
-    def report(text: str) -> None:
-        typer.echo(text, err=True)
-
     images = RealImages(Path(), real_set, annotations, classes, split)
-    results = compare(segmenters, real, images, device, threads, report)
+    results = compare(segmenters, real, images, device, threads, to_stderr)
     text = as_markdown(results, classes)
     if table is not None:
         from factory.evaluation.markdown import write_table

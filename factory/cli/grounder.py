@@ -55,6 +55,9 @@ def train_grounder(
 
     Example: factory generate --masks runs/grounder/model --classes voc --n 1000 --shards out/
     """
+    from functools import partial
+
+    from factory.cli.messages import to_stdout
     from factory.config.sections import EngineRecipe
     from factory.dataset.storage import absolute
     from factory.grounder.run import GrounderTraining, train_here
@@ -73,8 +76,8 @@ def train_grounder(
         start=str(start.absolute()) if start else None,
     )
     run = run.on_several(devices)
-    several = devices > 1
-    folder = train_on_several(train_here, run, devices, EngineRecipe(address=address)) if several else train_here(run)
+    train = partial(train_here, report=to_stdout)
+    folder = train_on_several(train, run, devices, EngineRecipe(address=address)) if devices > 1 else train(run)
     typer.echo(
         f"Use it with `factory generate --masks {folder}`, or evaluate it with `factory evaluate-grounder {folder}`."
     )
@@ -108,6 +111,7 @@ def evaluate_grounder(
     """
     from dataclasses import asdict
 
+    from factory.cli.messages import to_stderr
     from factory.evaluation.grounders_on_real import RealResult, on_real
     from factory.evaluation.grounders_on_real import as_markdown as real_table
     from factory.evaluation.markdown import write_table
@@ -116,15 +120,12 @@ def evaluate_grounder(
 
     quiet_model_libraries()
 
-    def report(text: str) -> None:
-        typer.echo(text, err=True)
-
     results: list[GrounderResult] | list[RealResult]
     if real:
-        results = on_real(grounders, real, device, threads, report)
+        results = on_real(grounders, real, device, threads, to_stderr)
         text, options, marker = real_table(results), "--real ...", "grounders-on-real"
     else:
-        results = protocol_1(grounders, classes, images, device, threads, report)
+        results = protocol_1(grounders, classes, images, device, threads, to_stderr)
         text, options = as_markdown(results, classes), f"--classes {classes} --images {images}"
         marker = f"protocol-1-{classes}"
         if out is not None:

@@ -57,6 +57,9 @@ def train_segmenter(
 
     Example: factory train-segmenter out/ --real VOCdevkit/VOC2012 --real-classes seen --split 1 --out runs/mixed
     """
+    from functools import partial
+
+    from factory.cli.messages import to_stdout
     from factory.config.sections import EngineRecipe
     from factory.segmenter.run import SegmenterTraining, train_here
     from factory.training.distributed import train_on_several
@@ -81,10 +84,11 @@ def train_segmenter(
         threads=threads,
         start=str(start) if start else None,
     )
+    train = partial(train_here, report=to_stdout)
     if devices > 1:
-        folder = train_on_several(train_here, run.absolute(), devices, EngineRecipe(address=address))
+        folder = train_on_several(train, run.absolute(), devices, EngineRecipe(address=address))
     else:
-        folder = train_here(run)
+        folder = train(run)
     typer.echo(f"Evaluate it: factory evaluate-segmenter {folder} --real VOC_FOLDER --classes {classes}")
 
 

@@ -102,6 +102,7 @@ def train(
     from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
+    from factory.cli.messages import to_stdout
     from factory.stickers.recipes import run_recipe
 
     run_recipe(
@@ -115,6 +116,7 @@ def train(
         seed=seed,
         start=start,
         compile_unet=compile_unet,
+        report=to_stdout,
     )
 
 
@@ -143,6 +145,7 @@ def evaluate(
     from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
+    from factory.cli.messages import to_nowhere, to_stderr
     from factory.evaluation.markdown import write_table
     from factory.stickers.embedded import open_detector, open_pipeline
     from factory.stickers.evaluate import Judges, Sampling
@@ -150,7 +153,7 @@ def evaluate(
     from factory.stickers.evaluate import evaluate as measure
     from factory.stickers.tables import markdown
 
-    report = (lambda text: None) if as_json else (lambda text: typer.echo(text, err=True))
+    report = to_nowhere if as_json else to_stderr
     judges = Judges(open_detector(detector), open_detector(judge) if judge else None)
     sampling = Sampling(steps, guidance)
     measured = measure(open_pipeline(pipeline), judges, out, images_per_class, pairs, scenes, sampling, report)
@@ -181,13 +184,14 @@ def evaluate_autoencoder(
     from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
+    from factory.cli.messages import to_nowhere, to_stderr
     from factory.files.embedded_models import pipeline_folder
     from factory.stickers.embedded import open_detector
     from factory.stickers.evaluate_parts import round_trip
     from factory.stickers.text_to_image import open_autoencoder
 
     opened = open_autoencoder(autoencoder or pipeline_folder() / "vae", "cpu")
-    report = (lambda text: None) if as_json else (lambda text: typer.echo(text, err=True))
+    report = to_nowhere if as_json else to_stderr
     figures = asdict(round_trip(opened, open_detector(detector), scenes, report))
     typer.echo(dumps({key: round(value, 4) for key, value in figures.items()}))
 

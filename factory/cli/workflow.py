@@ -26,6 +26,7 @@ def run_steps(
 
     Example: factory run jobs/protocol-2.yaml --set n=200 --dry
     """
+    from factory.cli.messages import to_stderr
     from factory.errors import UserError
     from factory.workflow.run import load_workflow, run_workflow
 
@@ -41,4 +42,4 @@ def run_steps(
         for step in loaded.steps:
             typer.echo(step.command_line())
         return
-    run_workflow(loaded, lambda text: typer.echo(text, err=True))
+    run_workflow(loaded, to_stderr)

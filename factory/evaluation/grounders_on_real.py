@@ -1,5 +1,6 @@
 """Evaluate grounders on inverted real images against human labels."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from factory.grounder.folder import check_fits
 from factory.grounder.iou import IoUMeter
 from factory.grounder.trained import TrainedGrounder, images_to_tensor, labels_of, open_grounders
 from factory.training.devices import chosen_device
+
+_log = logging.getLogger(__name__)
 
 _BATCH = 8
 
@@ -40,7 +43,7 @@ def on_real(
     datasets: Sequence[str],
     device: str = "auto",
     threads: int = 1,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = _log.info,
 ) -> list[RealResult]:
     """Evaluate every grounder ("FOLDER" or "NAME=FOLDER") on every inverted dataset ("DATASET" or "NAME=DATASET").
 

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from factory.files.atomic import write_atomically
+
 
 def write_table(page: Path, text: str, name: str) -> None:
     """Put `text` between the two `<!-- name -->` markers of a Markdown file, or append both if it has none."""
@@ -12,4 +14,4 @@ def write_table(page: Path, text: str, name: str) -> None:
     page.parent.mkdir(parents=True, exist_ok=True)
     replaced, count = re.subn(f"{marker}.*{marker}", lambda _: marked, old, flags=re.DOTALL)
     gap = "\n" if old else ""
-    page.write_text(replaced if count else f"{old}{gap}{marked}\n", encoding="utf-8")
+    write_atomically(page, replaced if count else f"{old}{gap}{marked}\n")

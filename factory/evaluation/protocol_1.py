@@ -1,5 +1,6 @@
 """Protocol I: evaluate grounders on newly generated images against the detector's masks."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from factory.config.recipe import make_recipe
 from factory.dataset.records import Grounded
 from factory.detector.oracle import OracleGrounder
 from factory.errors import UserError
+from factory.files.atomic import write_atomically
 from factory.files.strict_json import dumps
 from factory.generation.pin import pin_recipe
 from factory.generator.interface import Generated, Request
@@ -22,6 +24,8 @@ from factory.grounder.folder import check_fits
 from factory.grounder.iou import IoUMeter, label_map
 from factory.grounder.trained import TrainedGrounder, open_grounders
 from factory.training.devices import chosen_device
+
+_log = logging.getLogger(__name__)
 
 GROUPS = ("one seen", "one unseen", "two seen", "seen + unseen", "two unseen")
 """The columns of the paper's tables 1 and 2: the classes that a prompt names."""
@@ -55,7 +59,7 @@ def protocol_1(
     images: int,
     device: str = "auto",
     threads: int = 1,
-    report: Report = print,
+    report: Report = _log.info,
 ) -> list[GrounderResult]:
     """Evaluate every grounder ("FOLDER" or "NAME=FOLDER") and the attention baseline on the grounder's split.
 
@@ -244,5 +248,5 @@ def write_results(results: Sequence[GrounderResult], classes: str, out: Path) ->
 
     out.mkdir(parents=True, exist_ok=True)
     data = {"classes": classes, "results": [asdict(result) for result in results], "average": dict(averaged(results))}
-    (out / "protocol-1.json").write_text(dumps(data, indent=1) + "\n")
-    (out / "protocol-1.md").write_text(as_markdown(results, classes) + "\n")
+    write_atomically(out / "protocol-1.json", dumps(data, indent=1) + "\n")
+    write_atomically(out / "protocol-1.md", as_markdown(results, classes) + "\n")

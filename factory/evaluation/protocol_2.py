@@ -1,5 +1,6 @@
 """Protocol II: compare segmenters that were trained on different data on the same labelled images."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,8 @@ from factory.errors import UserError
 from factory.files.paths import local_path
 from factory.segmenter.evaluate import SegmenterScore
 from factory.segmenter.run import RealImages, evaluate_here
+
+_log = logging.getLogger(__name__)
 
 PAPER = {
     "voc": {
@@ -42,7 +45,7 @@ def compare(
     images: RealImages,
     device: str = "auto",
     threads: int = 0,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = _log.info,
 ) -> list[SegmenterResult]:
     """Evaluate every segmenter ("NAME=FOLDER") on every labelled folder ("NAME=FOLDER").
 

@@ -1,7 +1,6 @@
 """COCO export: images in `train/` and `val/`, annotations in `annotations/instances_{train,val}.json`."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
@@ -10,6 +9,7 @@ from factory.dataset.masks import Mask
 from factory.errors import UserError
 from factory.export.interface import SPLITS, ExportInfo, ExportSample, Records
 from factory.export.polygons import joined, parts_of
+from factory.files.atomic import replaced_atomically
 
 _SUPERCATEGORIES = {
     1: "person", 9: "vehicle", 15: "outdoor", 25: "animal", 33: "accessory", 43: "sports", 51: "kitchen", 61: "food",
@@ -52,10 +52,8 @@ class CocoFormat:
             if not records.count(split):
                 continue
             path = folder / f"instances_{split}.json"
-            partial = path.with_suffix(".partial")
-            with open(partial, "w", encoding="utf-8") as stream:
+            with replaced_atomically(path) as partial, open(partial, "w", encoding="utf-8") as stream:
                 self._write_json(stream, records, split)
-            os.replace(partial, path)
 
     def _annotation(self, source: dict[str, Any], mask: Mask) -> dict[str, Any]:
         fields = ("id", "image_id", "category_id", "segmentation", "bbox", "area", "iscrowd", "score")

@@ -5,7 +5,6 @@ import errno
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from factory.config.recipe import canonical
 from factory.errors import UserError
 from factory.export.interface import Unit
+from factory.files.atomic import write_atomically
 from factory.files.listing import names_in
 
 STATE = ".export"
@@ -62,7 +62,7 @@ class ExportFolder:
                     ) from None
                 self.check()
                 if not (self._state / "purpose.json").exists():
-                    put(self._state / "purpose.json", canonical(self._purpose) + b"\n")
+                    write_atomically(self._state / "purpose.json", canonical(self._purpose) + b"\n")
                 yield
 
     def has(self, unit: Unit) -> bool:
@@ -83,7 +83,7 @@ class ExportFolder:
         splits: dict[str, list[Any]] = {}
         for split, record in records:
             splits.setdefault(split, []).append(record)
-        put(self._part(unit.number), canonical({"tars": _hashes(unit), "records": splits}) + b"\n")
+        write_atomically(self._part(unit.number), canonical({"tars": _hashes(unit), "records": splits}) + b"\n")
 
     def forget_beyond(self, units: int) -> None:
         """Delete the parts of units that no longer exist, for example because a shard was lost."""
@@ -99,7 +99,7 @@ class ExportFolder:
 
     def finish(self, units: Sequence[Unit]) -> None:
         """Mark the export as finished."""
-        put(self._state / "finished", _digest(units).encode())
+        write_atomically(self._state / "finished", _digest(units).encode())
 
     def records(self, units: int) -> "FolderRecords":
         """The records of the first `units` units."""
@@ -124,13 +124,6 @@ class FolderRecords:
     def count(self, split: str) -> int:
         """The number of samples of a split."""
         return sum(1 for _ in self.of(split))
-
-
-def put(path: Path, data: bytes) -> None:
-    """Write a file atomically."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
 
 
 @contextlib.contextmanager

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from factory.errors import UserError
-from factory.export.folder import STATE, put
+from factory.export.folder import STATE
 from factory.export.interface import SPLITS, ExportInfo, ExportSample, Records
+from factory.files.atomic import write_atomically
 
 UNIT_BYTES = 200_000_000
 _GROUP_BYTES = 16_000_000
@@ -85,7 +86,7 @@ class HuggingFaceFormat:
             files = self._publish(data, split, records.units)
             stored += sum(file.stat().st_size for file in files)
             splits.append({"name": _NAMES[split], "num_bytes": sum(map(_bytes_of, files)), "num_examples": count})
-        put(self._info.root / "README.md", self._card(splits, stored).encode())
+        write_atomically(self._info.root / "README.md", self._card(splits, stored).encode())
 
     def _publish(self, data: Path, split: str, units: int) -> list[Path]:
         """Move each unit's file to its final name, from pending or from the name of an earlier, smaller export."""

@@ -1,6 +1,5 @@
 """PASCAL VOC export: the usual VOC folders and image sets, and the class names in labels.txt."""
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from factory.dataset.masks import IGNORE, decode_label_png, encode_label_png
 from factory.errors import UserError
 from factory.export.interface import ExportInfo, ExportSample, Records
+from factory.files.atomic import replaced_atomically
 
 _FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject", "Annotations")
 _IMAGE_SETS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val")}
@@ -88,7 +88,5 @@ def _add(element: ElementTree.Element, texts: dict[str, Any]) -> None:
 
 
 def _put_lines(path: Path, lines: Iterator[str]) -> None:
-    partial = path.with_suffix(".partial")
-    with open(partial, "w", encoding="utf-8") as stream:
+    with replaced_atomically(path) as partial, open(partial, "w", encoding="utf-8") as stream:
         stream.writelines(f"{line}\n" for line in lines)
-    os.replace(partial, path)

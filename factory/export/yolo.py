@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from factory.export.folder import put
 from factory.export.interface import SPLITS, ExportInfo, ExportSample, Records
 from factory.export.polygons import joined, parts_of
+from factory.files.atomic import write_atomically
 
 
 class YoloFormat:
@@ -41,7 +41,7 @@ class YoloFormat:
         data = {split: f"images/{split if split in non_empty else non_empty[0]}" for split in SPLITS}
         names = dict(enumerate(self._info.vocabulary.names))
         text = yaml.safe_dump({**data, "names": names}, sort_keys=False, allow_unicode=True)
-        put(self._info.root / "data.yaml", f"# {self._info.title}\n{text}".encode())
+        write_atomically(self._info.root / "data.yaml", f"# {self._info.title}\n{text}".encode())
 
     def _lines(self, sample: ExportSample) -> str:
         lines = []

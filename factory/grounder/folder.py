@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
+from factory.files.atomic import write_atomically
 from factory.files.paths import local_path
 from factory.files.strict_json import dumps
 from factory.generator.load import EMBEDDED, folder_digest
@@ -114,9 +115,9 @@ def save_grounder(module: "nn.Module", config: GrounderConfig, metrics: Mapping[
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: _halved(name, value.detach().cpu()).contiguous() for name, value in module.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
-    (folder / METRICS).write_text(dumps(metrics, indent=1) + "\n")
-    (folder / CARD).write_text(card(config, metrics))
-    (folder / CONFIG).write_text(dumps(asdict(config), indent=1) + "\n")
+    write_atomically(folder / METRICS, dumps(metrics, indent=1) + "\n")
+    write_atomically(folder / CARD, card(config, metrics))
+    write_atomically(folder / CONFIG, dumps(asdict(config), indent=1) + "\n")
 
 
 def _halved(name: str, value: "Tensor") -> "Tensor":

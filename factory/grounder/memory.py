@@ -1,5 +1,6 @@
 """Choose the batch size of training by the free memory."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from factory.grounder.data import first_samples
 if TYPE_CHECKING:
     from factory.grounder.training import GrounderTask
 
+_log = logging.getLogger(__name__)
+
 _MAX_SAMPLES = 64
 """Samples among which the one with the most classes is measured, because logits are per class."""
 _OF_GPU, _OF_HOST = 0.85, 0.5
@@ -20,7 +23,7 @@ _TRANSIENT = 2.0
 """On a CPU only tensors saved for the backward pass are counted; this factor allows for transient ones."""
 
 
-def fitting_batch(task: "GrounderTask", max_batch: int, report: Callable[[str], None] = print) -> int:
+def fitting_batch(task: "GrounderTask", max_batch: int, report: Callable[[str], None] = _log.info) -> int:
     """The largest power of two up to `max_batch` whose samples fit into the free memory, but at least 1.
 
     One sample runs forward and backward; no weight and no running statistic changes.

@@ -1,5 +1,6 @@
 """Train a grounder from options."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,8 @@ from factory.dataset.storage import Store
 from factory.files.paths import local_path
 from factory.grounder.data import OracleDataset
 from factory.hf_logging import quiet_model_libraries
+
+_log = logging.getLogger(__name__)
 
 LEARNING_RATES = {"guided": 1e-3, "paper": 3e-4, "paper-cfg": 3e-4}
 PASSES, MIN_STEPS = 5, 300
@@ -44,15 +47,16 @@ class GrounderTraining:
         return replace(self, batch=max(1, MAX_BATCH // devices) * devices)
 
 
-def train_here(run: GrounderTraining, report: Callable[[str], None] = lambda text: print(text, flush=True)) -> Path:
+def train_here(run: GrounderTraining, report: Callable[[str], None] = _log.info) -> Path:
     """Train in this process, resuming from `run.out` if possible; return the folder of the finished grounder."""
     import torch
 
     quiet_model_libraries()
     from factory.grounder.memory import fitting_batch
     from factory.grounder.training import HELD_OUT, GrounderOptions, GrounderTask
+    from factory.training.checkpoint import saved_options
     from factory.training.devices import chosen_device
-    from factory.training.loop import TrainOptions, saved_options, train
+    from factory.training.loop import TrainOptions, train
 
     out, device = local_path(run.out, "--out"), chosen_device(run.device)
     if run.threads:

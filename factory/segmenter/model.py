@@ -22,6 +22,7 @@ from transformers import (
 
 from factory.dataset.masks import IGNORE
 from factory.errors import UserError
+from factory.files.atomic import write_atomically
 from factory.files.strict_json import dumps
 
 ARCHITECTURES = ("segformer", "maskformer", "mask2former")
@@ -185,7 +186,7 @@ def save_segmenter(model: Segmenter, folder: Path, about: dict[str, Any]) -> Non
     """Write a transformers folder, and `segmenter.json` with the class names and `about`."""
     network: Any = model.network
     network.save_pretrained(folder)
-    (folder / "segmenter.json").write_text(dumps({"names": list(model.names), **about}, indent=1) + "\n")
+    write_atomically(folder / "segmenter.json", dumps({"names": list(model.names), **about}, indent=1) + "\n")
 
 
 def load_segmenter(folder: Path) -> Segmenter:

@@ -1,5 +1,6 @@
 """Train and evaluate a segmenter from options."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,9 @@ from factory.hf_logging import quiet_model_libraries
 if TYPE_CHECKING:
     from factory.segmenter.data import Source
     from factory.segmenter.evaluate import SegmenterScore
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class SegmenterTraining:
         )
 
 
-def train_here(run: SegmenterTraining, report: Callable[[str], None] = lambda text: print(text, flush=True)) -> Path:
+def train_here(run: SegmenterTraining, report: Callable[[str], None] = _log.info) -> Path:
     """Train in this process, resuming the run in `run.out` if there is one. Returns the trained segmenter's folder."""
     import torch
 

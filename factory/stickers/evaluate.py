@@ -1,5 +1,6 @@
 """Evaluation of the embedded models: classes found, mask quality, variety, memorisation, time and memory."""
 
+import logging
 import resource
 import time
 from dataclasses import asdict, dataclass
@@ -26,6 +27,8 @@ from factory.stickers.evaluate_parts import (
 from factory.stickers.sampling import GUIDANCE, STEPS, sample
 from factory.stickers.training_scenes import scene_classes, training_scene
 from factory.training.loop import tile
+
+_log = logging.getLogger(__name__)
 
 _VARIETY_IMAGES = 50
 _VARIETY_CLASSES = ("dog", "bicycle", "pizza", "umbrella", "chair")
@@ -89,7 +92,7 @@ def evaluate(
     pairs: int = 160,
     scenes: int = 600,
     sampling: Sampling = Sampling(),
-    report: Report = print,
+    report: Report = _log.info,
 ) -> Evaluation:
     """Measure all_singles and write the sheets `classes.png` and `pairs.png` to `out`."""
     out.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,14 @@
 """The training recipes of the shipped models, and a function that runs them."""
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from factory.errors import UserError
 from factory.training.loop import TrainOptions, TrainTask, train
+
+_log = logging.getLogger(__name__)
 
 _DETECTOR = {
     "steps": 4000,
@@ -60,6 +64,7 @@ def run_recipe(
     seed: int = 0,
     start: Path | None = None,
     compile_unet: bool = False,
+    report: Callable[[str], None] = _log.info,
 ) -> Path:
     """Train `part` in its folder below `out`, resuming if possible. Returns the folder of the trained model.
 
@@ -80,10 +85,10 @@ def run_recipe(
     def run(task: TrainTask) -> Path:
         if compile_unet:
             task.model.get_submodule("unet").compile()  # in place: names of weights, and so checkpoints, stay the same
-        return train(task, train_options, out / task.name, _report)
+        return train(task, train_options, out / task.name, report)
 
     if part != "turbo":
-        return run(_task(part, out, device))
+        return run(_task(part, out, device, report))
     from factory.stickers.train_turbo import STAGES, TurboTask
 
     folder = _trained_or_shipped(out / "diffusion" / "model", "")
@@ -91,12 +96,12 @@ def run_recipe(
         stage_model = out / stage.name / "model"
         if not stage_model.exists():
             autoencoder = _trained_or_shipped(out / "autoencoder" / "model", "vae")
-            run(TurboTask(stage, folder, autoencoder, out / "diffusion" / "latents.pt", device, _report))
+            run(TurboTask(stage, folder, autoencoder, out / "diffusion" / "latents.pt", device, report))
         folder = stage_model
     return folder
 
 
-def _task(part: str, out: Path, device: str) -> TrainTask:
+def _task(part: str, out: Path, device: str, report: Callable[[str], None]) -> TrainTask:
     if part == "autoencoder":
         from factory.stickers.train_autoencoder import AutoencoderTask
 
@@ -108,14 +113,10 @@ def _task(part: str, out: Path, device: str) -> TrainTask:
         return DetectorTask(device, autoencoder, judge=part == "judge")
     from factory.stickers.train_diffusion import DiffusionTask
 
-    return DiffusionTask(autoencoder, out / "diffusion" / "latents.pt", device, _report)
+    return DiffusionTask(autoencoder, out / "diffusion" / "latents.pt", device, report)
 
 
 def _trained_or_shipped(trained: Path, part: str) -> Path:
     from factory.files.embedded_models import pipeline_folder
 
     return trained if trained.exists() else pipeline_folder() / part
-
-
-def _report(text: str) -> None:
-    print(text, flush=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from factory.errors import UserError
+from factory.files.atomic import write_atomically
 from factory.generator.weights import load_model
 from factory.stickers.embedded import open_pipeline
 from factory.stickers.tokens import MAX_TOKENS
@@ -146,4 +147,4 @@ def open_in_float32(folder: Path) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config["dtype"] = "float32"
-    path.write_text(json.dumps(config, indent=2) + "\n")
+    write_atomically(path, json.dumps(config, indent=2) + "\n")

@@ -1,5 +1,6 @@
 """Training task of the embedded text-to-image model: latent diffusion on captioned rendered scenes."""
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from factory.stickers.training_scenes import all_captions, scene_classes, scene_
 from factory.training.loop import tile
 from factory.training.precision import autocast
 
+_log = logging.getLogger(__name__)
+
 _EMPTY_SHARE = 0.1
 _OBJECT_WEIGHT = 1.0
 """Additional weight of the error on the latents of objects."""
@@ -49,7 +52,7 @@ class DiffusionTask:
         """Nothing besides the options."""
         return {}
 
-    def __init__(self, autoencoder: Path, cache: Path, device: str, report: Callable[[str], None] = print) -> None:
+    def __init__(self, autoencoder: Path, cache: Path, device: str, report: Callable[[str], None] = _log.info) -> None:
         self.device = device
         self.autoencoder = open_autoencoder(autoencoder, device)
         self.tokenizer = train_tokenizer(all_captions())

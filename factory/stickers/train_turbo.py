@@ -6,6 +6,7 @@ Models* (CVPR 2023): the teacher of the first stage uses classifier-free guidanc
 the cost of every step. Here, the guidance scale is fixed.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from factory.stickers.text_to_image import TextToImage, as_pipeline, load_weights, new_text_to_image
 from factory.stickers.train_diffusion import DiffusionTask
 from factory.training.precision import autocast
+
+_log = logging.getLogger(__name__)
 
 NUM_TRAIN_TIMESTEPS = 1000
 
@@ -49,7 +52,7 @@ class TurboTask(DiffusionTask):
         autoencoder: Path,
         cache: Path,
         device: str,
-        report: Callable[[str], None] = print,
+        report: Callable[[str], None] = _log.info,
     ) -> None:
         super().__init__(autoencoder, cache, device, report)
         self.name = stage.name

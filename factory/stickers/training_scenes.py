@@ -11,6 +11,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from factory.config.vocabulary import caption, coco
+from factory.files.atomic import replaced_atomically
 from factory.stickers.atlas import DRAWN_STYLES
 from factory.stickers.scenes import Scene, render_scene
 from factory.stickers.train_autoencoder import to_tensor
@@ -74,9 +75,8 @@ def scene_latents(
         "autoencoder": fingerprint,
     }
     cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(".partial")
-    torch.save(stacked, partial)
-    partial.replace(cache)
+    with replaced_atomically(cache) as partial:
+        torch.save(stacked, partial)
     return stacked["latents"], stacked["coverage"]
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from factory.config.vocabulary import Vocabulary, coco
 from factory.dataset.masks import palette_image
 from factory.errors import UserError
+from factory.files.atomic import replaced_atomically, write_atomically
 from factory.files.listing import names_in
 from factory.stickers.atlas import STYLES
 from factory.stickers.scenes import random_class_names, render_scene
@@ -43,7 +44,7 @@ def write_voc_folder(
         "classes": list(vocabulary.names), "num_images": num_images, "styles": list(styles), "size": size, "seed": seed
     }  # fmt: skip
     _claim(out, options)
-    (out / "labels.txt").write_text("".join(f"{name}\n" for name in ("background", *vocabulary.names)))
+    write_atomically(out / "labels.txt", "".join(f"{name}\n" for name in ("background", *vocabulary.names)))
     keys = [f"{number:06d}" for number in range(num_images)]
     for number, key in enumerate(keys):
         if not (out / "SegmentationObject" / f"{key}.png").exists():
@@ -56,7 +57,7 @@ def write_voc_folder(
         ("val", [key for key in keys if key in validation]),
         ("trainval", keys),
     ):
-        (sets / f"{name}.txt").write_text("".join(f"{key}\n" for key in members))
+        write_atomically(sets / f"{name}.txt", "".join(f"{key}\n" for key in members))
 
 
 def embedded_name(vocabulary: Vocabulary, name: str) -> str:
@@ -101,9 +102,8 @@ def _edges(instance_map: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 def _save_labels(labels: NDArray[np.uint8], path: Path) -> None:
     """Write a palette PNG atomically."""
-    partial = path.with_suffix(".partial")
-    palette_image(labels.astype(np.uint8)).save(partial, format="PNG")
-    partial.replace(path)
+    with replaced_atomically(path) as partial:
+        palette_image(labels.astype(np.uint8)).save(partial, format="PNG")
 
 
 def _check(num_images: int, size: int, styles: tuple[str, ...]) -> None:
@@ -132,6 +132,6 @@ def _claim(out: Path, options: dict[str, object]) -> None:
             raise UserError(f"{out} exists and was not written by this command; choose a new or empty --out folder.")
         for folder in _FOLDERS:
             (out / folder).mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(options, indent=1) + "\n")
+        write_atomically(path, json.dumps(options, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out folder.") from error

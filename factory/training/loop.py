@@ -1,5 +1,6 @@
-"""The training loop: checkpoints, exact resumption, progress, metrics, log, TensorBoard and sample sheets."""
+"""The training loop: exact resumption, progress, metrics and sample sheets."""
 
+import logging
 import math
 import signal
 import threading
@@ -15,11 +16,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from factory.errors import UserError
+from factory.training.checkpoint import CHECKPOINT, not_finite, restore, save_checkpoint
 from factory.training.devices import check_device
 from factory.training.muon import Muon, muon_groups
 from factory.training.progress import Progress
 
-CHECKPOINT = "checkpoint.pt"
+_log = logging.getLogger(__name__)
+
 STOP = "stop"
 """A file in a run's folder that asks processes that train together, which hear no Ctrl-C, to stop as after one."""
 
@@ -88,7 +91,7 @@ class TrainTask(Protocol):
         ...
 
 
-def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[str], None] = print) -> Path:
+def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[str], None] = _log.info) -> Path:
     """Train to `options.steps`, starting from the last checkpoint in `out` if there is one. Returns the model's folder.
 
     After an interruption, the same call resumes from the last checkpoint. Batches and noise depend only on the step, so
@@ -107,7 +110,7 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
     average = torch.optim.swa_utils.AveragedModel(task.model, multi_avg_fn=ema)
     state: dict[str, Any] = {"model": task.model, "average": average, "optimizer": optimizer, "schedule": schedule}
     run = {**asdict(options), **task.depends_on}
-    first = _restore(out, state, run, task.depends_on)
+    first = restore(out, state, run, task.depends_on)
     if first:
         report(f"{task.name}: resuming at step {first} of {options.steps}")
     task.model.train()
@@ -121,7 +124,7 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
             progress.advance(done, loss)
             finished = done == options.steps
             if writes and (done % options.checkpoint_every == 0 or finished or interrupted):
-                _checkpoint(task, out, state, run, done)
+                save_checkpoint(task.name, out, state, run, done)
             if interrupted:
                 raise KeyboardInterrupt
             if writes and (done % (5 * options.checkpoint_every) == 0 or finished):
@@ -171,18 +174,9 @@ def _step(
     loss_value, stops, norm_value = torch.stack([*shared, norm.to(shared)]).tolist()
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
         problem = f"loss is {loss_value}" if not math.isfinite(loss_value) else f"gradient norm is {norm_value}"
-        raise _not_finite(task, f"its {problem} at step {step + 1}", out)
+        raise not_finite(task.name, f"its {problem} at step {step + 1}", out)
     optimizer.step()
     return float(loss_value), stops > 0 or (world == 1 and asked())
-
-
-def _not_finite(task: TrainTask, problem: str, out: Path) -> UserError:
-    exists = (out / CHECKPOINT).exists()
-    state = f"the checkpoint {out / CHECKPOINT} is intact" if exists else "no checkpoint was written"
-    return UserError(
-        f"Training of the {task.name} stopped: {problem}; {state}. Train with a smaller learning rate and another "
-        f"--out, and check the data and start weights for NaN."
-    )
 
 
 def _silent(text: str) -> None:
@@ -259,51 +253,6 @@ def _report_metrics(task: TrainTask, model: nn.Module, out: Path, done: int, pro
         sheet.save(out / f"samples-{done:06d}.png")
         progress.log_metrics(done, task.figures(model), sheet)
     model.train(was_training)
-
-
-def _checkpoint(task: TrainTask, out: Path, state: dict[str, Any], run: dict[str, Any], step: int) -> None:
-    partial = out / f"{CHECKPOINT}.partial"
-    payload = {name: part.state_dict() for name, part in state.items()}
-    for name, value in (*payload["model"].items(), *payload["average"].items()):
-        if value.is_floating_point() and not value.isfinite().all():
-            raise _not_finite(task, f"its weight {name} is not finite after step {step}", out)
-    torch.save({"step": step, "options": run, **payload}, partial)
-    partial.replace(out / CHECKPOINT)
-
-
-def _restore(out: Path, state: dict[str, Any], run: dict[str, Any], depends_on: Mapping[str, str]) -> int:
-    path = out / CHECKPOINT
-    if not path.exists():
-        return 0
-    try:
-        saved = torch.load(path, map_location=run["device"], weights_only=True)
-    except Exception as error:
-        raise UserError(f"The checkpoint {path} cannot be read ({error}); move it away to start over.") from error
-    recorded = saved["options"]
-    unknown = [key for key in depends_on if key not in recorded]
-    if unknown:
-        raise UserError(
-            f"The checkpoint {path} does not record its {' and '.join(unknown)} because an earlier version wrote it; "
-            f"train again with another --out."
-        )
-    changed = [key for key, value in run.items() if recorded.get(key, value) != value and key != "device"]
-    if changed:
-        listed = ", ".join(f"{key} was {recorded[key]}, is {run[key]}" for key in changed)
-        raise UserError(
-            f"The checkpoint {path} belongs to another run ({listed}); use the same options or another --out."
-        )
-    for name, part in state.items():
-        part.load_state_dict(saved[name])
-    return int(saved["step"])
-
-
-def saved_options(out: Path) -> Mapping[str, Any]:
-    """The options of the checkpoint in `out`; empty if there is no readable checkpoint."""
-    try:
-        saved = torch.load(out / CHECKPOINT, map_location="cpu", mmap=True, weights_only=True)
-        return dict(saved["options"])
-    except Exception:  # `train` reports the problem
-        return {}
 
 
 def tile(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:

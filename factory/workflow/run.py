@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -12,10 +13,13 @@ from typing import Any
 
 from factory import exit_codes, signals
 from factory.errors import UserError
+from factory.files.atomic import write_atomically
 from factory.files.paths import local_path
 from factory.files.strict_yaml import parse_plain_yaml
 from factory.files.text import read_text
 from factory.workflow.check import arguments_of, steps_of, values_of
+
+_log = logging.getLogger(__name__)
 
 DONE = "job.json"
 _WRITES = ("--shards", "--out", "--to")
@@ -89,7 +93,7 @@ def load_workflow(path: Path, out: Path | None, commands: Mapping[str, Any], cha
     return Workflow(folder, _chained(steps))
 
 
-def run_workflow(job: Workflow, report: Callable[[str], None] = print) -> None:
+def run_workflow(job: Workflow, report: Callable[[str], None] = _log.info) -> None:
     """Run the steps that are not completed, in order; call it again to resume at the first one that failed.
 
     Signals are forwarded to the running step, and its end is awaited. A dataset in which some samples were accepted in
@@ -112,9 +116,7 @@ def run_workflow(job: Workflow, report: Callable[[str], None] = print) -> None:
         elif code:
             raise StepFailedError(number, step.name, code)
         done.append(step.digest)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(done))
-        partial.replace(path)
+        write_atomically(path, json.dumps(done))
 
 
 def _completed(path: Path) -> list[str]:

@@ -26,7 +26,8 @@ from factory.grounder.folder import load_grounder, save_grounder
 from factory.grounder.run import MAX_BATCH, GrounderTraining, train_here
 from factory.grounder.trained import TrainedGrounder
 from factory.grounder.training import GrounderOptions, GrounderTask
-from factory.training.loop import saved_options, train
+from factory.training.checkpoint import saved_options
+from factory.training.loop import train
 from tests.support.grounding_sets import OPTIONS, command
 
 

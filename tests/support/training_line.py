@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from factory.errors import UserError
-from factory.training.loop import CHECKPOINT, STOP, TrainOptions, train
+from factory.training.checkpoint import CHECKPOINT
+from factory.training.loop import STOP, TrainOptions, train
 
 OPTIONS = TrainOptions(steps=40, batch=4, learning_rate=1e-2, ema_decay=0.9, checkpoint_every=10)
 
@@ -51,7 +52,7 @@ def main() -> None:
     """One of two processes that train together: to the end, to a NaN of the second one, and to a stop and on."""
     rank, out = int(sys.argv[1]), Path(sys.argv[2])
     torch.distributed.init_process_group("gloo", f"file://{out / 'rendezvous'}", rank=rank, world_size=2)
-    train(Line(), OPTIONS, out / "whole")
+    train(Line(), OPTIONS, out / "whole", print)
     try:
         train(Line(25 if rank else None), OPTIONS, out / "broken", lambda text: None)
     except UserError as error:

@@ -1,0 +1,74 @@
+"""Checkpoints of a training run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from factory.errors import UserError
+from factory.files.atomic import replaced_atomically
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def save_checkpoint(name: str, out: Path, state: dict[str, Any], run: dict[str, Any], step: int) -> None:
+    """Write the states of the training `name` after `step` steps, and the options `run` that it belongs to.
+
+    UserError if a weight is not finite; the previous checkpoint is then kept.
+    """
+    payload = {key: part.state_dict() for key, part in state.items()}
+    for weight, value in (*payload["model"].items(), *payload["average"].items()):
+        if value.is_floating_point() and not value.isfinite().all():
+            raise not_finite(name, f"its weight {weight} is not finite after step {step}", out)
+    with replaced_atomically(out / CHECKPOINT) as partial:
+        torch.save({"step": step, "options": run, **payload}, partial)
+
+
+def restore(out: Path, state: dict[str, Any], run: dict[str, Any], depends_on: Mapping[str, str]) -> int:
+    """Load the checkpoint in `out` into `state`; return its step, or 0 if there is none.
+
+    UserError if it cannot be read or belongs to a run with other options.
+    """
+    path = out / CHECKPOINT
+    if not path.exists():
+        return 0
+    try:
+        saved = torch.load(path, map_location=run["device"], weights_only=True)
+    except Exception as error:
+        raise UserError(f"The checkpoint {path} cannot be read ({error}); move it away to start over.") from error
+    recorded = saved["options"]
+    unknown = [key for key in depends_on if key not in recorded]
+    if unknown:
+        raise UserError(
+            f"The checkpoint {path} does not record its {' and '.join(unknown)} because an earlier version wrote it; "
+            f"train again with another --out."
+        )
+    changed = [key for key, value in run.items() if recorded.get(key, value) != value and key != "device"]
+    if changed:
+        listed = ", ".join(f"{key} was {recorded[key]}, is {run[key]}" for key in changed)
+        raise UserError(
+            f"The checkpoint {path} belongs to another run ({listed}); use the same options or another --out."
+        )
+    for name, part in state.items():
+        part.load_state_dict(saved[name])
+    return int(saved["step"])
+
+
+def saved_options(out: Path) -> Mapping[str, Any]:
+    """The options of the checkpoint in `out`; empty if there is no readable checkpoint."""
+    try:
+        saved = torch.load(out / CHECKPOINT, map_location="cpu", mmap=True, weights_only=True)
+        return dict(saved["options"])
+    except Exception:  # `train` reports the problem
+        return {}
+
+
+def not_finite(name: str, problem: str, out: Path) -> UserError:
+    """The error that ends the training `name` when a loss, gradient or weight is NaN or infinite."""
+    exists = (out / CHECKPOINT).exists()
+    state = f"the checkpoint {out / CHECKPOINT} is intact" if exists else "no checkpoint was written"
+    return UserError(
+        f"Training of the {name} stopped: {problem}; {state}. Train with a smaller learning rate and another "
+        f"--out, and check the data and start weights for NaN."
+    )
