@@ -1,4 +1,4 @@
-"""Oracle datasets as a reproducible stream of training samples that can start at any step."""
+"""Oracle datasets as a source of training samples."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,9 +19,6 @@ from factory.dataset.storage import Store
 from factory.dataset.stream import annotation_of, read_shard, readable
 from factory.errors import UserError
 from factory.files.decode import decode_array, decode_jpeg
-
-_OPEN = 4
-"""Shards whose samples are shuffled together."""
 
 
 @dataclass(frozen=True)
@@ -152,48 +149,26 @@ class PackedSample:
         return self.dataset.decode(self.sample, self.prompt)
 
 
-class OracleStream:
-    """Endless batches of several datasets, in an order that depends on the seed alone.
+class OracleSource:
+    """The training samples of several oracle datasets, without the held-out ones; their shards are the parts."""
 
-    Each epoch shuffles the shards, and the samples of every few shards together. Any step's batch can be read; reading
-    consecutive steps is cheap.
-    """
-
-    def __init__(self, datasets: Sequence[OracleDataset], batch: int, seed: int, held_out: float) -> None:
-        self._datasets, self._batch, self._seed, self._held_out = datasets, batch, seed, held_out
+    def __init__(self, datasets: Sequence[OracleDataset], held_out: float) -> None:
+        """UserError if there is no sample."""
+        self._held_out = held_out
+        self._shards = [(dataset, number) for dataset in datasets for number in dataset.receipts]
         self.size = sum(len(dataset.keys(False, held_out)) for dataset in datasets)
         if self.size < 1:
             raise UserError("the oracle datasets have no sample to train on; create larger ones with --n.")
-        self._next = 0
-        self._samples: Iterator[PackedSample] = iter(())
-        self._start(0)
+        self.identity = " and ".join(dataset.identity for dataset in datasets)
 
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> list[OracleSample]:
-        """The samples of a step, or the `rank`-th of `world` equal parts, the only one that is decoded."""
-        if step != self._next:
-            self._start(step)
-        self._next += 1
-        return [packed.decode() for packed in list(islice(self._samples, self._batch))[rank::world]]
+    def parts(self) -> int:
+        """Number of finished shards."""
+        return len(self._shards)
 
-    def _start(self, step: int) -> None:
-        epoch, position = divmod(step * self._batch, self.size)
-        self._next, self._samples = step, islice(self._from(epoch), position, None)
-
-    def _from(self, epoch: int) -> Iterator[PackedSample]:
-        while True:
-            yield from self._epoch(epoch)
-            epoch += 1
-
-    def _epoch(self, epoch: int) -> Iterator[PackedSample]:
-        random = np.random.default_rng((self._seed, epoch))
-        shards = [(dataset, number) for dataset in self._datasets for number in dataset.receipts]
-        order = random.permutation(len(shards))
-        for start in range(0, len(order), _OPEN):
-            opened: list[PackedSample] = []
-            for k in order[start : start + _OPEN]:
-                dataset, number = shards[k]
-                opened += [s for s in dataset.packed(number) if not is_held_out(s.key, self._held_out)]
-            yield from (opened[k] for k in random.permutation(len(opened)))
+    def samples(self, part: int) -> list[PackedSample]:
+        """The training samples of a shard, not decoded yet."""
+        dataset, number = self._shards[part]
+        return [packed for packed in dataset.packed(number) if not is_held_out(packed.key, self._held_out)]
 
 
 def held_out_samples(datasets: Iterable[OracleDataset], share: float, max_samples: int) -> list[OracleSample]:

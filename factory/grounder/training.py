@@ -15,7 +15,7 @@ from factory.errors import UserError
 from factory.generator.interface import Captured
 from factory.generator.load import pin_revision
 from factory.generator.pipeline import PipelineGenerator
-from factory.grounder.data import OracleDataset, OracleSample, OracleStream, first_samples, held_out_samples
+from factory.grounder.data import OracleDataset, OracleSample, OracleSource, first_samples, held_out_samples
 from factory.grounder.folder import GrounderConfig, build_module, load_grounder, save_grounder
 from factory.grounder.iou import IoUMeter
 from factory.grounder.loss import binary_loss, competing_loss
@@ -24,6 +24,7 @@ from factory.grounder.modules.guided import GuidedOptions
 from factory.grounder.trained import images_to_tensor, labels_of, not_finite
 from factory.training.loop import rank_and_world, tile
 from factory.training.precision import autocast
+from factory.training.stream import SampleStream
 
 HELD_OUT = 0.05
 _MAX_VALIDATION = 128
@@ -66,12 +67,12 @@ class GrounderTask:
         self.config = self._config(first.timestep, steps)
         torch.manual_seed(0)
         self.model: nn.Module = build_module(self.config).to(device)
-        self._stream: tuple[tuple[int, int], OracleStream] | None = None
+        self._stream: tuple[tuple[int, int], SampleStream[OracleSample]] | None = None
 
     def loss(self, step: int, batch: int, seed: int) -> Tensor:
         """The loss of one step's batch."""
         if self._stream is None or self._stream[0] != (batch, seed):
-            self._stream = (batch, seed), OracleStream(self.datasets, batch, seed, HELD_OUT)
+            self._stream = (batch, seed), SampleStream([OracleSource(self.datasets, HELD_OUT)], batch, seed)
         return self.loss_of(self._stream[1].batch(step, *rank_and_world()))
 
     def loss_of(self, samples: Sequence[OracleSample]) -> Tensor:

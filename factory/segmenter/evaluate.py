@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from factory.dataset.masks import IGNORE
 from factory.errors import UserError
 from factory.labelled.interface import LabelledImage
-from factory.segmenter.data import Source
+from factory.segmenter.data import LabelledSource
 from factory.segmenter.model import Segmenter
 
 
@@ -53,7 +53,7 @@ class Confusion:
 @torch.inference_mode()
 def score(
     model: Segmenter,
-    source: Source,
+    source: LabelledSource,
     unseen: Sequence[str] = (),
     device: str = "cpu",
     report: Callable[[int], None] = lambda done: None,

@@ -14,7 +14,7 @@ from factory.files.paths import local_path
 from factory.hf_logging import quiet_model_libraries
 
 if TYPE_CHECKING:
-    from factory.segmenter.data import Source
+    from factory.segmenter.data import LabelledSource
     from factory.segmenter.evaluate import SegmenterScore
 
 
@@ -139,7 +139,7 @@ def evaluate_here(
     return score(model, images, unseen, device, lambda done: report(f"{done} of {images.size} images"))
 
 
-def _real_source(run: SegmenterTraining, address: str, vocabulary: Vocabulary) -> "Source":
+def _real_source(run: SegmenterTraining, address: str, vocabulary: Vocabulary) -> "LabelledSource":
     """A dataset of `factory invert`, COCO images or a VOC folder. UserError if a dataset may show unseen classes."""
     from factory.dataset.state import RECIPE, recipe_of
     from factory.labelled.folders import open_labelled
@@ -163,7 +163,7 @@ def _real_source(run: SegmenterTraining, address: str, vocabulary: Vocabulary) -
     return DatasetSource(store, vocabulary)
 
 
-def _sources(run: SegmenterTraining, vocabulary: Vocabulary) -> tuple[list["Source"], list[float] | None]:
+def _sources(run: SegmenterTraining, vocabulary: Vocabulary) -> tuple[list["LabelledSource"], list[float] | None]:
     """The sources to train on and their shares of the samples; None stands for their sizes."""
     from factory.segmenter.data import DatasetSource
 
@@ -171,7 +171,7 @@ def _sources(run: SegmenterTraining, vocabulary: Vocabulary) -> tuple[list["Sour
         raise UserError(f"--real-classes must be all or seen, got {run.real_classes!r}.")
     if run.real_classes == "seen" and run.split is None:
         raise UserError("--real-classes seen requires --split, for example --real-classes seen --split 1.")
-    datasets: list[Source] = [DatasetSource(Store(address), vocabulary) for address in run.shards]
+    datasets: list[LabelledSource] = [DatasetSource(Store(address), vocabulary) for address in run.shards]
     if run.real is None:
         if not datasets:
             raise UserError("there is nothing to train on; give a dataset folder, --real, or both.")
@@ -189,7 +189,9 @@ def _sources(run: SegmenterTraining, vocabulary: Vocabulary) -> tuple[list["Sour
     return [*datasets, real], [*shares, run.real_share]
 
 
-def _check_all_used(run: SegmenterTraining, sources: Sequence["Source"], shares: Sequence[float] | None) -> None:
+def _check_all_used(
+    run: SegmenterTraining, sources: Sequence["LabelledSource"], shares: Sequence[float] | None
+) -> None:
     """UserError if the run is too short to use a sample of every source."""
     weights = shares or [source.size for source in sources]
     names = [*run.shards, *([run.real] if run.real else [])]

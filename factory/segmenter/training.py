@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from factory.config.vocabulary import Vocabulary
 from factory.dataset.masks import IGNORE, palette_image
 from factory.labelled.interface import LabelledImage
-from factory.segmenter.data import LabelledStream, Source
+from factory.segmenter.data import LabelledSource
 from factory.segmenter.model import Segmenter, load_segmenter, new_segmenter, save_segmenter
 from factory.training.loop import rank_and_world, tile
 from factory.training.precision import bfloat16_pays
+from factory.training.stream import SampleStream
 
 _SHEET_SAMPLES = 12
 
@@ -37,7 +38,7 @@ class SegmenterTask:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[LabelledSource],
         vocabulary: Vocabulary,
         options: SegmenterOptions,
         device: str,
@@ -56,13 +57,13 @@ class SegmenterTask:
         model = new_segmenter(options.architecture, ["background", *vocabulary.names])
         # Images arrive in channels-last layout; convolutions are faster if the weights have it too.
         self.model: nn.Module = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._stream: tuple[tuple[int, int], LabelledStream] | None = None
+        self._stream: tuple[tuple[int, int], SampleStream[LabelledImage]] | None = None
 
     def loss(self, step: int, batch: int, seed: int) -> Tensor:
         """The loss of one step's batch."""
         assert isinstance(self.model, Segmenter)
         if self._stream is None or self._stream[0] != (batch, seed):
-            self._stream = (batch, seed), LabelledStream(self.sources, batch, seed, self.shares)
+            self._stream = (batch, seed), SampleStream(self.sources, batch, seed, self.shares)
         rank, world = rank_and_world()
         rng = np.random.default_rng((seed, 5, step, rank))
         crops = [augmented(rng, sample, self.options.side) for sample in self._stream[1].batch(step, rank, world)]

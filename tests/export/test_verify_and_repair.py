@@ -36,7 +36,8 @@ from factory.dataset.repair import repair
 from factory.dataset.storage import ConflictError, Store
 from factory.dataset.verify import verify
 from factory.errors import LeaseHeldError
-from factory.segmenter.data import DatasetSource, LabelledStream
+from factory.segmenter.data import DatasetSource
+from factory.training.stream import SampleStream
 from tests.support.export_sets import FORMATS, SHARD_SIZE, SHARDS, make_sample, make_set, run
 
 ABOUT: dict[str, Any] = {"seconds": {}, "versions": {}, "worker": {}}
@@ -193,7 +194,7 @@ def test_empty_shard_is_sound_and_readable(first_empty: Store, tmp_path: Path) -
     assert preview_image(first_empty, 1)
     source = DatasetSource(first_empty, coco())
     assert source.size == SHARD_SIZE * (SHARDS - 1)
-    stream = LabelledStream([source], 4, seed=0)
+    stream = SampleStream([source], 4, seed=0)
     assert all(len(stream.batch(step)) == 4 for step in range(12))
 
 

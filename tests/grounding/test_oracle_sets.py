@@ -19,7 +19,8 @@ from factory.errors import UserError
 from factory.generation.components import load_components
 from factory.generator.interface import Request
 from factory.generator.pipeline import PipelineGenerator
-from factory.grounder.data import OracleDataset, OracleStream
+from factory.grounder.data import OracleDataset, OracleSample, OracleSource
+from factory.training.stream import SampleStream
 from tests.support.grounding_sets import EVERYTHING, SEEN, command, oracle_recipe
 from tests.support.sets import BandDetector, make_set
 
@@ -121,18 +122,19 @@ def test_an_ordinary_dataset_is_not_an_oracle(tiny_recipe: Recipe, tmp_path: Pat
 
 
 def test_the_stream_is_the_same_from_any_step(oracle: Path) -> None:
-    def keys(stream: OracleStream, step: int) -> list[str]:
+    def keys(stream: SampleStream[OracleSample], step: int) -> list[str]:
         return [row.key for row in stream.batch(step)]
 
     opened = OracleDataset(Store(str(oracle)))
-    whole = OracleStream([opened], 5, 0, 0.1)
+    source = OracleSource([opened], 0.1)
+    whole = SampleStream([source], 5, 0)
     batches = [keys(whole, step) for step in range(12)]
-    assert keys(OracleStream([opened], 5, 0, 0.1), 7) == batches[7]
+    assert keys(SampleStream([OracleSource([opened], 0.1)], 5, 0), 7) == batches[7]
     held_out = set(opened.keys(True, 0.1))
     assert held_out
     assert not held_out & {key for batch in batches for key in batch}
-    first = [key for batch in batches for key in batch][: whole.size]
-    assert len(set(first)) == whole.size
+    first = [key for batch in batches for key in batch][: source.size]
+    assert len(set(first)) == source.size
 
 
 @pytest.mark.parametrize(

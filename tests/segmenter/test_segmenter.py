@@ -17,11 +17,12 @@ from factory.generation.pin import pin_recipe
 from factory.labelled.coco import CocoFolder
 from factory.labelled.interface import LabelledImage
 from factory.labelled.voc import VocFolder
-from factory.segmenter.data import DatasetSource, LabelledStream
+from factory.segmenter.data import DatasetSource
 from factory.segmenter.evaluate import Confusion, summarise
 from factory.segmenter.model import load_segmenter, new_segmenter, save_segmenter
 from factory.segmenter.run import RealImages, SegmenterTraining, evaluate_here, train_here
 from factory.segmenter.training import augmented
+from factory.training.stream import SampleStream
 from tests.support.coco_folder import write_annotations
 from tests.support.sets import make_set
 from tests.support.tiny_segmenter import NAMES, saved_tiny, tiny
@@ -85,12 +86,12 @@ def test_images_of_unseen_classes_are_left_out(folder: Path) -> None:
 def test_a_stream_is_the_same_from_any_step_and_mixes_by_share(shards: Path, folder: Path) -> None:
     sources = [DatasetSource(Store(str(shards)), voc()), VocFolder(folder, "train", voc())]
 
-    def keys(stream: LabelledStream, step: int) -> list[str]:
+    def keys(stream: SampleStream[LabelledImage], step: int) -> list[str]:
         return [sample.key for sample in stream.batch(step)]
 
-    whole = LabelledStream(sources, 8, 0, [0.25, 0.75])
+    whole = SampleStream(sources, 8, 0, [0.25, 0.75])
     batches = [keys(whole, step) for step in range(9)]
-    assert keys(LabelledStream(sources, 8, 0, [0.25, 0.75]), 6) == batches[6]
+    assert keys(SampleStream(sources, 8, 0, [0.25, 0.75]), 6) == batches[6]
     assert all(sum(len(key) == 9 for key in batch) == 2 for batch in batches)  # generated keys have nine digits
 
 

@@ -16,10 +16,11 @@ from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.labelled.interface import LabelledImage
 from factory.labelled.voc import VocFolder
-from factory.segmenter.data import DatasetSource, LabelledStream, Shares
+from factory.segmenter.data import DatasetSource
 from factory.segmenter.model import load_segmenter, new_segmenter
 from factory.segmenter.run import SegmenterTraining, train_here
 from factory.segmenter.training import SegmenterOptions, SegmenterTask, augmented
+from factory.training.stream import SampleStream, Shares
 from tests.support.tiny_segmenter import NAMES, saved_tiny, tiny
 
 
@@ -43,8 +44,8 @@ def test_invalid_shares_are_refused(shares: tuple[float, ...]) -> None:
 def test_a_share_of_two_percent_is_used_and_does_not_depend_on_the_first_step(shards: Path, folder: Path) -> None:
     sources = [DatasetSource(Store(str(shards)), voc()), VocFolder(folder, "train", voc())]
 
-    def stream() -> LabelledStream:
-        return LabelledStream(sources, 4, 0, [0.98, 0.02])
+    def stream() -> SampleStream[LabelledImage]:
+        return SampleStream(sources, 4, 0, [0.98, 0.02])
 
     whole = stream()
     batches = [[sample.key for sample in whole.batch(step)] for step in range(60)]
