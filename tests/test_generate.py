@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,12 @@ def test_finished_dataset_is_recorded_as_complete(finished: Path) -> None:
     assert (statement["samples"], statement["complete"], statement["shards"]) == (12, True, 3)
     assert json.loads((finished / "progress.json").read_text())["status"] == "done"
     assert not (finished / "wids-meta.json").exists()
+
+
+def test_receipts_record_what_the_bytes_depend_on_besides_the_recipe(finished: Path) -> None:
+    receipt = json.loads((finished / "receipts/000000.json").read_text())
+    assert receipt["worker"]["processor"].split()[-1] in {"DEFAULT", "AVX2", "AVX512"}  # as PyTorch names them
+    assert receipt["versions"]["torch"] == version("torch")
 
 
 def test_resume_generates_only_shards_without_receipt(finished: Path, tmp_path: Path) -> None:

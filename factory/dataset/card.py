@@ -47,8 +47,8 @@ def card(recipe: Recipe, sums: "Totals", last_shard: int) -> str:
 |---|---|
 {table}
 
-{split}`factory generate --recipe recipe.yaml --shards DIR` reproduces the same bytes, given the same type of device and
-library versions{condition}.
+{split}`factory generate --recipe recipe.yaml --shards DIR` reproduces the same bytes, given the same library versions
+and kind of processor{condition}.
 
 ## Usage
 

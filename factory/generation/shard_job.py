@@ -80,7 +80,7 @@ class ContentProducer:
         about = {
             "seconds": produced.seconds,
             "versions": versions(),
-            "worker": {"host": socket.gethostname(), "device": self._device, "machine": platform.machine()},
+            "worker": {"host": socket.gethostname(), "device": self._device, "processor": processor(self._device)},
         }
         tally = produced.tally
         return _done(commit(self._store, planned, samples, tally, self._recipe.fingerprint(), about))
@@ -88,6 +88,15 @@ class ContentProducer:
 
 def _done(receipt: Receipt) -> Done:
     return Done(receipt.accepted, receipt.attempts, dict(receipt.rejected), len(receipt.short), dict(receipt.seconds))
+
+
+def processor(device: str) -> str:
+    """The GPU model, or the instruction set that PyTorch's CPU kernels use: what bytes depend on besides `versions`."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def versions() -> dict[str, str]:
