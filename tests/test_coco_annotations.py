@@ -144,7 +144,7 @@ def test_invert_reports_notes_and_refuses_an_unneeded_annotation_file(tmp_path: 
     assert (recipe.n, left_out) == (1, 1)
     assert "1 annotations have no segmentation with pixels" in reports[0]
     options = RealOptions("voc", tmp_path, "train", tmp_path / "a.json", "voc", "all", None, "noise", 4, 80, 3, 0.01)
-    with pytest.raises(UserError, match="give it with --dataset coco"):
+    with pytest.raises(UserError, match="give it with --layout coco"):
         recipe_of_folder(options, {}, {})
 
 

@@ -23,11 +23,20 @@ from factory.files.strict_json import dumps
 
 def invert(
     out: DatasetOut,
-    root: Annotated[Path, typer.Option(help="Folder of PASCAL VOC (VOCdevkit/VOC2012), or of COCO's images.")],
-    dataset: Annotated[Literal["voc", "coco"], typer.Option(help="Layout of the labelled folder.")] = "voc",
+    real: Annotated[
+        Path,
+        typer.Option(
+            "--real", "--root", help="Labelled images: a PASCAL VOC folder (VOCdevkit/VOC2012) or COCO's images."
+        ),
+    ],
+    layout: Annotated[
+        Literal["voc", "coco"], typer.Option("--layout", "--dataset", help="Layout of the labelled folder.")
+    ] = "voc",
     annotations: Annotated[Path | None, typer.Option(help="COCO's instances_*.json.")] = None,
-    image_set: Annotated[str, typer.Option(help="Image set of PASCAL VOC.")] = "train",
-    classes: Annotated[str | None, typer.Option(help="Vocabulary; by default, that of --dataset.")] = None,
+    real_set: Annotated[
+        str, typer.Option("--real-set", "--image-set", help="Image set of the PASCAL VOC folder.")
+    ] = "train",
+    classes: Annotated[str | None, typer.Option(help="Vocabulary; by default, that of --layout.")] = None,
     split: Annotated[
         str, typer.Option(help="Use only images without unseen classes of this split; `all` uses every image.")
     ] = "all",
@@ -59,7 +68,7 @@ def invert(
     The result is a dataset like that of `bootstrap-oracle`; `train-grounder` accepts it alone or with others. Rerun the
     same command to resume. Each sample records the PSNR of its reconstruction.
 
-    Example: factory invert --root VOCdevkit/VOC2012 --split 1 --shards inverted/
+    Example: factory invert --real VOCdevkit/VOC2012 --split 1 --shards inverted/
 
     Exit codes: those of `factory generate`.
     """
@@ -71,11 +80,11 @@ def invert(
     from factory.generation.run import generate as run
 
     options = RealOptions(
-        dataset=dataset,
-        root=root,
-        image_set=image_set,
+        dataset=layout,
+        root=real,
+        image_set=real_set,
         annotations=annotations,
-        classes=classes or dataset,
+        classes=classes or layout,
         split=split,
         max_images=n,
         method=method,
@@ -90,7 +99,7 @@ def invert(
     given = {"generator": generator, "model": model, "batch": batch, "shard_size": shard_size}
     engine = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address, "grace": grace}
     inversion, skipped = recipe_of_folder(options, given, engine, lambda text: typer.echo(text, err=True))
-    typer.echo(f"{inversion.n} images of {root}; {skipped} skipped.", err=True)
+    typer.echo(f"{inversion.n} images of {real}; {skipped} skipped.", err=True)
     store = open_store(out, recipe)
     with watching(quiet=as_json) as watch:
         summary = run(inversion, store, False, watch, force)

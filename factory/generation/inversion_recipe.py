@@ -54,7 +54,7 @@ def recipe_of_folder(
     from factory.generator.inversion import open_folder, present
 
     if options.dataset == "voc" and options.annotations is not None:
-        raise UserError("--annotations names COCO's instances file; give it with --dataset coco, or omit it.")
+        raise UserError("--annotations names COCO's instances file; give it with --layout coco, or omit it.")
     vocabulary = parse_classes(options.classes)
     seen = vocabulary.names if options.split == "all" else vocabulary.seen(options.split)
     real = {
