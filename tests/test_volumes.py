@@ -71,6 +71,30 @@ def test_create_without_hard_links_is_atomic(tmp_path: Path, error: int) -> None
     assert sorted(os.listdir(tmp_path / "train")) == ["0.tar"]
 
 
+@pytest.mark.skipif(not can_refuse_hard_links(), reason="requires a seccomp filter, which only Linux has")
+def test_export_without_flock_warns_and_writes_the_same_files(tmp_path: Path) -> None:
+    printed = _in_process(
+        """
+        import sys
+        from pathlib import Path
+        from tests.support.disks import refuse_locks
+        from tests.support.export_sets import make_set, run
+        out = Path(sys.argv[1])
+        store, _ = make_set(out / "dataset", [0, 1])
+        run(store, out / "locked", "yolo", partial=True)
+        refuse_locks()
+        sys.stderr = sys.stdout
+        run(store, out / "unlocked", "yolo", partial=True)
+        """,
+        tmp_path,
+    )
+    assert "is on a file system without locks; write to it with one process at a time." in printed
+    first, second = ({path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")
+                      if path.is_file()} for name in ("locked", "unlocked"))  # fmt: skip
+    assert first
+    assert first == second
+
+
 def test_volume_root_with_lost_and_found_can_be_used(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
     (tmp_path / "lost+found" / "#12345").touch()

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from factory.errors import UserError
 from factory.export.interface import Unit
 from factory.files.atomic import write_atomically
 from factory.files.listing import names_in
+from factory.files.lock import locked_if_possible
 
 STATE = ".export"
 """The state inside an export: its purpose and one part per finished unit. Without it, the export cannot be resumed."""
@@ -53,9 +53,9 @@ class ExportFolder:
         self.check()
         with clear_errors(self.root):
             self._state.mkdir(parents=True, exist_ok=True)
-            with open(self._state / "lock", "w") as lock:
+            with contextlib.ExitStack() as held:
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    held.enter_context(locked_if_possible(self._state / "lock"))
                 except BlockingIOError:
                     raise UserError(
                         f"{self.root} is being written by another export; wait until it has finished."

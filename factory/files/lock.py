@@ -2,10 +2,13 @@
 
 import contextlib
 import errno
+import logging
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+_log = logging.getLogger(__name__)
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 _ABANDONED = 30.0
@@ -34,6 +37,27 @@ def locked(path: Path) -> Iterator[None]:
                 yield
                 return
     with _lock_file(path.with_name(path.name + ".held")):
+        yield
+
+
+@contextlib.contextmanager
+def locked_if_possible(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path` for as long as the work takes. Raises BlockingIOError if another process has it.
+
+    Without `flock` the work goes on with a warning: a lock file would outlive a killed process, and nobody could tell
+    how old the lock of a long run may be.
+    """
+    with open(path, "a") as stream:
+        try:
+            import fcntl
+
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except (ImportError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            _log.warning("%s is on a file system without locks; write to it with one process at a time.", path.parent)
         yield
 
 

@@ -8,6 +8,8 @@ import struct
 
 _LINK_CALLS = {"x86_64": (86, 265), "aarch64": (37,)}
 """The numbers of the system calls link and linkat."""
+_LOCK_CALLS = {"x86_64": (73,), "aarch64": (32,)}
+"""The number of the system call flock."""
 _LOAD, _EQUALS, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _FAIL = 0x7FFF0000, 0x00050000
 _NO_NEW_PRIVILEGES, _SECCOMP, _FILTER = 38, 22, 2
@@ -24,7 +26,15 @@ def refuse_hard_links(error: int = errno.EPERM) -> None:
     The kernel refuses, and not a function of Python, because stores make their links in native code. OSError where the
     kernel does not take the filter.
     """
-    calls = _LINK_CALLS[platform.machine()]
+    _refuse(_LINK_CALLS[platform.machine()], error)
+
+
+def refuse_locks(error: int = errno.ENOLCK) -> None:
+    """The same for every `flock`, as on NFS without a lock service."""
+    _refuse(_LOCK_CALLS[platform.machine()], error)
+
+
+def _refuse(calls: tuple[int, ...], error: int) -> None:
     lines = [(_LOAD, 0, 0, 0)]
     lines += [(_EQUALS, len(calls) - place, 0, number) for place, number in enumerate(calls)]
     lines += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _FAIL | error)]
