@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-extras demo test check docs lock test-slow test-gpu test-extras protocol-1 protocol-2 real atlas \
+.PHONY: help setup setup-extras demo test check docs lock test-slow test-gpu test-azure test-extras protocol-1 protocol-2 real atlas \
 	stickers-all chaos bench clean
 
 help: ## Show the targets
@@ -26,7 +26,7 @@ demo: $(STAMP) ## Generate, verify and draw 80 samples with the embedded models;
 	$(BIN)/factory preview demo/set --n 80 --out demo/sheet.png
 
 test: $(STAMP) ## Fast CPU tests, in two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not extras"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not extras and not azure"
 
 check: $(STAMP) ## Lint, format, types and import contracts
 	$(BIN)/ruff check .
@@ -74,6 +74,11 @@ bench: $(STAMP) ## The figures of docs/performance.md; needs an otherwise idle m
 
 test-gpu: $(STAMP) ## The tests on a GPU; they fail where there is none
 	$(BIN)/python -m pytest -m gpu
+
+AZURITE := build/azurite
+test-azure: $(STAMP) ## Datasets on Azure Blob Storage, with Microsoft's emulator (needs npm)
+	npm install --silent --prefix $(AZURITE) azurite@3.35.0
+	$(BIN)/python -m pytest -m azure
 
 # The detectors of torchvision and detectron2 get an environment of their own: detectron2 needs a setuptools that still
 # has pkg_resources, and a torchvision that does not match torch breaks transformers and diffusers at import.

@@ -22,6 +22,7 @@ _S3_KEYS = (
     "AWS_UNSIGNED_PAYLOAD", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "AWS_WEB_IDENTITY_TOKEN_FILE",
 )  # fmt: skip
 _GOOGLE_KEYS = ("GOOGLE_BASE_URL", "GOOGLE_BEARER_TOKEN", "GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_SKIP_SIGNATURE")
+_ENDPOINTS = ("aws_endpoint", "google_base_url", "azure_storage_endpoint")
 _AZURE_KEYS = (
     "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_CLIENT_ID",
     "AZURE_STORAGE_CLIENT_SECRET", "AZURE_STORAGE_TENANT_ID", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_TOKEN",
@@ -128,13 +129,15 @@ def find_access(address: str, settings: StoreRecipe) -> Access:
         config = _google(settings, environment)
     elif scheme == "az":
         config = {name.lower(): environment[name] for name in _AZURE_KEYS if environment.get(name)}
-    endpoint = next((config[name] for name in ("aws_endpoint", "google_base_url") if name in config), address)
+        if settings.endpoint:
+            config["azure_storage_endpoint"] = settings.endpoint
+    endpoint = next((config[name] for name in _ENDPOINTS if name in config), address)
     if settings.allow_http or _http_allowed(environment):
         client["allow_http"] = True
     elif endpoint.startswith("http://"):
         raise UserError(
             f"the endpoint {endpoint} is not encrypted; use https://, or allow it with AWS_ALLOW_HTTP=true "
-            f"(GOOGLE_ALLOW_HTTP=true) or `allow_http: true` in the recipe's `store`."
+            f"(GOOGLE_ALLOW_HTTP=true, AZURE_ALLOW_HTTP=true) or `allow_http: true` in the recipe's `store`."
         )
     return Access(scheme, config, keys, client)
 
