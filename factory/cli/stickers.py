@@ -88,12 +88,6 @@ def train(
     threads: Annotated[int, typer.Option(help="CPU threads; 0 uses the default of PyTorch.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     start: Annotated[Path | None, typer.Option(help="Folder of a trained model with the initial weights.")] = None,
-    compile_unet: Annotated[
-        bool,
-        typer.Option(
-            "--compile", help="Compile the U-Net: steps are 15 % faster on a CPU after three minutes of compilation."
-        ),
-    ] = False,
 ) -> None:
     """Train one of the embedded models; rerun the same command to resume after an interruption.
 
@@ -115,7 +109,6 @@ def train(
         threads=threads,
         seed=seed,
         start=start,
-        compile_unet=compile_unet,
         report=to_stdout,
     )
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from factory.errors import UserError
 from factory.training.loop import TrainOptions, TrainTask, train
 
 _log = logging.getLogger(__name__)
@@ -63,19 +62,15 @@ def run_recipe(
     threads: int = 0,
     seed: int = 0,
     start: Path | None = None,
-    compile_unet: bool = False,
     report: Callable[[str], None] = _log.info,
 ) -> Path:
     """Train `part` in its folder below `out`, resuming if possible. Returns the folder of the trained model.
 
     Models that it depends on are taken from `out`, or from the shipped models if they are not there: the autoencoder
-    for the text-to-image model and the detector, and the text-to-image model for the few-step model. UserError if
-    `compile_unet` is set for a model without a U-Net.
+    for the text-to-image model and the detector, and the text-to-image model for the few-step model.
     """
     import torch
 
-    if compile_unet and part not in ("diffusion", "turbo"):
-        raise UserError(f"--compile applies to diffusion and turbo, which have a U-Net; leave it out for {part}.")
     if threads:
         torch.set_num_threads(threads)
     overrides = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "start": start and str(start)}
@@ -83,8 +78,6 @@ def run_recipe(
     train_options = TrainOptions(**options, device=device, seed=seed)
 
     def run(task: TrainTask) -> Path:
-        if compile_unet:
-            task.model.get_submodule("unet").compile()  # in place: names of weights, and so checkpoints, stay the same
         return train(task, train_options, out / task.name, report)
 
     if part != "turbo":
