@@ -50,6 +50,21 @@ def test_only_the_first_process_writes_and_reports(together: Any) -> None:
     assert second[1] == ""
 
 
+def test_weights_without_gradient_are_named(tmp_path: Path) -> None:
+    class Detached(Line):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model.unused = torch.nn.Linear(2, 2)
+
+    lines: list[str] = []
+    train(Detached(), OPTIONS, tmp_path / "detached", lines.append)
+    warning = "line: warning: 2 of 4 weights receive no gradient and are not trained, such as unused.weight"
+    assert lines.count(warning) == 1
+    lines.clear()
+    train(Line(), OPTIONS, tmp_path / "whole", lines.append)
+    assert not [line for line in lines if "warning" in line]
+
+
 def test_a_nan_in_one_process_stops_both(together: Any) -> None:
     out, results = together
     for _, _, stderr in results:

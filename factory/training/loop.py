@@ -23,6 +23,8 @@ from factory.training.progress import Progress
 
 _log = logging.getLogger(__name__)
 
+_GRADIENT_CHECK = 10
+"""Steps after which every weight should have a gradient. Not the first: layers that start at zero block theirs."""
 STOP = "stop"
 """A file in a run's folder that asks processes that train together, which hear no Ctrl-C, to stop as after one."""
 
@@ -122,6 +124,8 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
             average.update_parameters(task.model)
             done = step + 1
             progress.advance(done, loss)
+            if done == first + _GRADIENT_CHECK:
+                _report_untrained(task, report)
             finished = done == options.steps
             if writes and (done % options.checkpoint_every == 0 or finished or interrupted):
                 save_checkpoint(task.name, out, state, run, done)
@@ -177,6 +181,17 @@ def _step(
         raise not_finite(task.name, f"its {problem} at step {step + 1}", out)
     optimizer.step()
     return float(loss_value), stops > 0 or (world == 1 and asked())
+
+
+def _report_untrained(task: TrainTask, report: Callable[[str], None]) -> None:
+    """Warn about weights without gradient. The loss can fall without them: a miscompiled U-Net cut off its text."""
+    trained = [(name, weight) for name, weight in task.model.named_parameters() if weight.requires_grad]
+    missing = [name for name, weight in trained if weight.grad is None or not weight.grad.any()]
+    if missing:
+        report(
+            f"{task.name}: warning: {len(missing)} of {len(trained)} weights receive no gradient and are not trained, "
+            f"such as {missing[0]}"
+        )
 
 
 def _silent(text: str) -> None:
