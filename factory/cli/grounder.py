@@ -148,7 +148,8 @@ def import_grounder(
 ) -> None:
     """Convert the weights released by the authors of the paper to a grounder folder (module `paper-cfg`).
 
-    Example: factory import-grounder grounding_module.pth --model runwayml/stable-diffusion-v1-5 --out runs/released
+    Example: factory import-grounder grounding_module.pth --model stable-diffusion-v1-5/stable-diffusion-v1-5
+    --out runs/released
     """
     from factory.grounder.importing import Release, import_released
 
