@@ -12,7 +12,7 @@ TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: $(STAMP) ## Make the virtual environment and install everything
+setup: $(STAMP) ## Create the virtual environment and install everything
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -20,15 +20,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]' --constraint constraints.txt
 	touch $@
 
-demo: $(STAMP) ## Generate, verify and draw 80 samples with the embedded models; prints the path of the image
+demo: $(STAMP) ## Generate and verify 80 samples with the embedded models; print the path of a contact sheet
 	$(BIN)/factory generate --classes coco --n 80 --shard-size 20 --shards demo/set
 	$(BIN)/factory verify demo/set
 	$(BIN)/factory preview demo/set --n 80 --out demo/sheet.png
 
-test: $(STAMP) ## Fast CPU tests, in two processes
+test: $(STAMP) ## Run the fast CPU tests, in two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not extras and not azure"
 
-check: $(STAMP) ## Lint, format, types and import contracts
+check: $(STAMP) ## Check lint, format, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -42,29 +42,29 @@ docs: $(STAMP) ## Build the documentation site in build/site
 # and setuptools, which detectron2 requires in an older version (constraints-extras.txt).
 UPGRADE ?=
 LOCK_SKIP := ^(nvidia-|cuda-|triton==|setuptools==)
-lock: $(STAMP) ## Regenerate constraints.txt from pyproject.toml; keeps existing pins (UPGRADE=--upgrade renews them)
+lock: $(STAMP) ## Regenerate constraints.txt from pyproject.toml; existing pins are kept (UPGRADE=--upgrade)
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --universal --python-version 3.11 $(UPGRADE) \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file constraints.txt --quiet
 	grep -vE '$(LOCK_SKIP)' constraints.txt > constraints.tmp && mv constraints.tmp constraints.txt
 
-test-slow: $(STAMP) ## The tests that take minutes
+test-slow: $(STAMP) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-protocol-1: $(STAMP) ## Grounders of both kinds on seen and unseen classes, on the embedded models; takes an hour or two
+protocol-1: $(STAMP) ## Train and measure grounding modules with the embedded models (Protocol I); takes two hours
 	$(BIN)/factory run jobs/protocol-1.yaml
 
-real: $(STAMP) ## Grounders trained and measured on inverted labelled images; after protocol-2
+real: $(STAMP) ## Train and measure grounding modules on inverted labelled images; requires protocol-2
 	$(BIN)/factory run jobs/real.yaml
 
-protocol-2: $(STAMP) ## Segmenters from synthetic sets beside labelled ones, on the embedded models; takes hours
+protocol-2: $(STAMP) ## Compare segmenters trained on generated and labelled images (Protocol II); takes hours
 	$(BIN)/factory run jobs/protocol-2.yaml
 
-chaos: $(STAMP) ## 50 runs with killed workers and drivers, broken buckets, SIGTERM, poison shards: same bytes?
+chaos: $(STAMP) ## Compare the bytes of 50 runs with killed workers and drivers, outages, SIGTERM and failing shards
 	$(BIN)/python -m pip install --quiet --editable '.[dev,chaos]'
 	$(BIN)/python tests/chaos.py --rounds 32
 	$(BIN)/python tests/chaos_engine.py --rounds 18
 
-bench: $(STAMP) ## The figures of docs/performance.md; needs an otherwise idle machine
+bench: $(STAMP) ## Measure the figures of docs/performance.md; requires an otherwise idle machine
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.resume
 	$(BIN)/python -m benchmarks.driver
@@ -72,15 +72,15 @@ bench: $(STAMP) ## The figures of docs/performance.md; needs an otherwise idle m
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.end_to_end
 
-test-gpu: $(STAMP) ## The tests on a GPU; they fail where there is none
+test-gpu: $(STAMP) ## Run the GPU tests; they fail without a GPU
 	$(BIN)/python -m pytest -m gpu
 
 AZURITE := build/azurite
-test-azure: $(STAMP) ## Datasets on Azure Blob Storage, with Microsoft's emulator (needs npm)
+test-azure: $(STAMP) ## Run the tests on Azure Blob Storage, with Microsoft's emulator (needs npm)
 	npm install --silent --prefix $(AZURITE) azurite@3.35.0
 	$(BIN)/python -m pytest -m azure
 
-# The detectors of torchvision and detectron2 get an environment of their own: detectron2 needs a setuptools that still
+# The detectors of torchvision and detectron2 have a separate environment: detectron2 requires a setuptools that still
 # has pkg_resources, and a torchvision that does not match torch breaks transformers and diffusers at import.
 # === asks for the builds without a local version, which match each other; for CPU builds give both, for instance
 # make setup-extras TORCH=torch==2.13.0+cpu TORCHVISION=torchvision==0.28.0+cpu PIP_INDEX_URL=...
@@ -93,7 +93,7 @@ DETECTRON2_COMMIT ?= 02b5c4e295e990042a714712c21dc79b731e8833
 DETECTRON2_SOURCE := build/detectron2
 PIP_EXTRAS := $(EXTRAS)/bin/python -m pip install --quiet --constraint constraints.txt --constraint constraints-extras.txt
 
-setup-extras: $(EXTRAS_STAMP) ## Make a second environment with torchvision and detectron2 (6 GB), for test-extras
+setup-extras: $(EXTRAS_STAMP) ## Create a second environment with torchvision and detectron2 (6 GB), for test-extras
 
 # Without ext_modules detectron2 needs no compiler: Mask R-CNN uses torchvision's operators only.
 $(EXTRAS_STAMP): pyproject.toml constraints.txt constraints-extras.txt
@@ -107,7 +107,7 @@ $(EXTRAS_STAMP): pyproject.toml constraints.txt constraints-extras.txt
 	$(PIP_EXTRAS) --no-build-isolation ./$(DETECTRON2_SOURCE)
 	touch $@
 
-test-extras: $(EXTRAS_STAMP) ## The detectors of torchvision and detectron2 against those libraries themselves
+test-extras: $(EXTRAS_STAMP) ## Compare the detectors of torchvision and detectron2 with those libraries
 	$(EXTRAS)/bin/python -m pytest -m extras
 
 ICONS := build/icons
@@ -130,5 +130,5 @@ stickers-all: $(STAMP) ## Train and measure all embedded models, in order; resum
 	$(BIN)/factory stickers evaluate --pipeline runs/turbo/model --detector runs/detector/model \
 		--judge runs/judge/model --steps 4 --guidance 1 --out runs/evaluation-turbo
 
-clean: ## Remove the environment and what is quickly made again; training runs in runs/ stay
+clean: ## Remove the environments and all generated files except the training runs in runs/
 	rm -rf $(VENV) $(EXTRAS) demo build .mypy_cache .ruff_cache .pytest_cache

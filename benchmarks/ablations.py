@@ -3,7 +3,7 @@
     python -m benchmarks.ablations ORACLE_SET --classes voc --steps 600 --images 60 --out runs/ablations
 
 Every row uses the same oracle dataset, steps, batch size and seed, and is evaluated on the same images. Rows that have
-been trained before are not trained again. `--rows` selects rows by the beginnings of their names.
+been trained before are not trained again. `--rows` selects the rows whose names start with one of the given prefixes.
 """
 
 import argparse
@@ -25,17 +25,17 @@ WHOLE = GrounderOptions()
 PAPER = GrounderOptions(module="paper")
 ROWS = {
     "guided": (WHOLE, 1e-3),
-    "mean of the maps, not learnt mixtures": (replace(WHOLE, guided=GuidedOptions(learnt_maps=False)), 1e-3),
-    "other classes' maps not shown": (replace(WHOLE, guided=GuidedOptions(others=False)), 1e-3),
-    "picture not shown": (replace(WHOLE, guided=GuidedOptions(picture=False)), 1e-3),
-    "features not shown": (replace(WHOLE, guided=GuidedOptions(features=False)), 1e-3),
-    "no dice": (replace(WHOLE, dice=0.0), 1e-3),
-    "each class on its own, no dice": (replace(WHOLE, dice=0.0, competing=False), 1e-3),
-    "guided, rate 0.0003": (WHOLE, 3e-4),
-    "guided, rate 0.003": (WHOLE, 3e-3),
-    "paper, rate 0.0001": (PAPER, 1e-4),
-    "paper, rate 0.0003": (PAPER, 3e-4),
-    "paper, rate 0.001": (PAPER, 1e-3),
+    "mean of the attention maps, no learned mixtures": (replace(WHOLE, guided=GuidedOptions(learnt_maps=False)), 1e-3),
+    "without the maps of other classes": (replace(WHOLE, guided=GuidedOptions(others=False)), 1e-3),
+    "without the image": (replace(WHOLE, guided=GuidedOptions(picture=False)), 1e-3),
+    "without features": (replace(WHOLE, guided=GuidedOptions(features=False)), 1e-3),
+    "without dice loss": (replace(WHOLE, dice=0.0), 1e-3),
+    "separate classes, without dice loss": (replace(WHOLE, dice=0.0, competing=False), 1e-3),
+    "guided, learning rate 0.0003": (WHOLE, 3e-4),
+    "guided, learning rate 0.003": (WHOLE, 3e-3),
+    "paper, learning rate 0.0001": (PAPER, 1e-4),
+    "paper, learning rate 0.0003": (PAPER, 3e-4),
+    "paper, learning rate 0.001": (PAPER, 1e-3),
 }
 
 
@@ -75,7 +75,7 @@ def main() -> None:
         mean = sum(by_group.values()) / len(by_group)
         lines.append(f"| {method} | {' | '.join(f'{100 * by_group[g]:.1f}' for g in GROUPS)} | {100 * mean:.1f} |")
     arguments = f"--steps {options.steps} --batch {options.batch} --images {options.images}"
-    text = f"`python -m benchmarks.ablations ... {arguments}` printed this.\n\n" + "\n".join(lines) + "\n"
+    text = f"`python -m benchmarks.ablations ... {arguments}` printed this table.\n\n" + "\n".join(lines) + "\n"
     print(text)
     if options.table:
         write_table(options.table, text, f"ablations-{options.classes}")

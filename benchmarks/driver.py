@@ -122,7 +122,7 @@ def main() -> None:
     server.terminate()
     if options.table:
         head = [
-            f"`python -m benchmarks.driver --shards {shards}` printed this.",
+            f"`python -m benchmarks.driver --shards {shards}` printed this table.",
             "",
             "| | | processor | requests |",
             "|---|---|---|---|",

@@ -6,10 +6,10 @@ All values are mIoU in percent on the new images of Protocol I, pooled by class 
 
 - `module`: the grounder against the detector, as in Protocol I; also restricted to images in which the detector finds
   every class with a score of at least 0.7 or 0.9.
-- `detector, second look`: the detector against itself on mirrored images. No grounder can be expected to agree with the
-  detector more than the detector agrees with itself.
-- `resolution`: the detector's own masks, reduced to the given side in pixels and enlarged again.
-- `objects as one`: the module against the detector without distinguishing the classes of an image.
+- `detector, mirrored image`: the detector against itself on mirrored images. No grounder can be expected to agree with
+  the detector more than the detector agrees with itself.
+- `masks reduced`: the detector's own masks, reduced to the given side in pixels and enlarged again.
+- `classes merged`: the module against the detector without distinguishing the classes of an image.
 """
 
 import argparse
@@ -49,11 +49,11 @@ def count(
         lowest_score = min(instance.score for instance in batch.truths[k].instances)
         for threshold in THRESHOLDS:
             if lowest_score >= threshold:
-                tallies[f"module, detections of {threshold} and more"].add(classes, mine, truth)
-        tallies["detector, second look"].add(classes, of_detections(again[k], classes, shape), truth)
+                tallies[f"module, detection scores of at least {threshold}"].add(classes, mine, truth)
+        tallies["detector, mirrored image"].add(classes, of_detections(again[k], classes, shape), truth)
         for side in SIDES:
-            tallies[f"resolution of {side}"].add(classes, resized(truth, len(classes), side), truth)
-        tallies["objects as one"].add(
+            tallies[f"masks reduced to {side} pixels"].add(classes, resized(truth, len(classes), side), truth)
+        tallies["classes merged"].add(
             ["object"], (mine > 0).astype(np.uint8), np.where(truth == IGNORE, truth, truth > 0)
         )
 
@@ -103,10 +103,8 @@ def main() -> None:
     for row in rows:
         cells = [f"{100 * t[row].miou:.1f} ({t[row].images})" if t[row].images else "" for t in columns.values()]
         lines.append(f"| {row} | {' | '.join(cells)} |")
-    command = (
-        f"`python -m benchmarks.limits GROUNDER --classes {options.classes} --images {options.images}` printed this; in"
-    )
-    text = f"{command} brackets\nthe number of images.\n\n" + "\n".join(lines) + "\n"
+    command = f"`python -m benchmarks.limits GROUNDER --classes {options.classes} --images {options.images}`"
+    text = f"{command} printed this table; the number of images is in brackets.\n\n" + "\n".join(lines) + "\n"
     print(text)
     if options.table:
         write_table(options.table, text, f"limits-{options.classes}")

@@ -1,4 +1,4 @@
-"""The public Python API; `factory` itself exports what is here, loaded on first use."""
+"""The public Python API. The package `factory` exports these names and loads them on first use."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,10 +37,10 @@ def generate(
     """Generate a dataset, or resume one: committed shards are kept, and the same recipe gives the same bytes.
 
     Args:
-        recipe: What to make; see `make_recipe`.
+        recipe: The settings of the dataset; see `make_recipe`.
         shards: Folder or URL (s3://, gs://, az://) of the dataset.
-        extend: Allow a larger `n` than that of the dataset; its samples stay.
-        force: Take the dataset over from another driver that still holds its lease.
+        extend: Extend an existing dataset to a larger `n`; its samples are kept.
+        force: Take over the dataset from another process that is working on it.
         on_progress: Called with a snapshot of the run at least every half second.
 
     Returns:
@@ -48,8 +48,8 @@ def generate(
 
     Raises:
         UserError: For invalid input, before anything is written.
-        LeaseHeldError: If another driver is working on the dataset.
-        KeyboardInterrupt: After Ctrl-C, once the shards in progress are committed or dropped.
+        LeaseHeldError: If another process is working on the dataset; a subclass of UserError.
+        KeyboardInterrupt: After Ctrl-C, once the shards in progress are committed or discarded.
     """
     from factory.dataset.storage import Store
     from factory.generation.run import generate as run

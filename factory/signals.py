@@ -43,8 +43,9 @@ def exit_code() -> int:
 def run_forwarding_signals(command: Sequence[str]) -> int:
     """Run a command, forward signals to it, wait for it to end and return its exit code.
 
-    The child runs in a new session. Otherwise a terminal would send Ctrl-C to both processes, and the child would take
-    the forwarded copy for a second Ctrl-C, which stops immediately. This way a training can write its checkpoint.
+    The child runs in a new session. Otherwise a terminal would send Ctrl-C to both processes, and the child would
+    mistake the forwarded signal for a second Ctrl-C, which stops immediately. This way a training can write its
+    checkpoint.
     """
     numbers = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
     if threading.current_thread() is not threading.main_thread():

@@ -1,13 +1,17 @@
-"""Disturb whatever makes a dataset, at random moments, resume it, and compare every byte with an undisturbed run.
+"""Interrupt `factory generate` at random moments, resume it, and compare every byte with an uninterrupted run.
 
     python -m tests.chaos --rounds 20
     python -m tests.chaos --rounds 4 --only s3 --only gs
 
-The rounds take turns: SIGKILL of a random worker, of the driver, of the driver's whole process tree; `s3`, a bucket
-of a real S3 server (moto) behind a proxy with faults; `gs`, one in Google's dialect with faults; both with a kill on
-top; `drivers`, two drivers at once, of which one takes over from the other; `slow` and `outage`, an upload of 40 s and
-20 s without an answer, which one launch has to survive. Prints a line a round and exits with 1 at
-the first difference.
+The kinds of rounds alternate:
+
+- `worker`, `driver`, `tree`: SIGKILL of a random worker, of the driver, or of the driver's whole process tree;
+- `s3`, `gs`: a bucket with faults, of a real S3 server (moto) behind a proxy or with the protocol of Google Cloud, and
+  one SIGKILL;
+- `drivers`: two drivers at the same time, one of which takes over from the other;
+- `slow`, `outage`: an upload of 40 s, or 20 s without a response, which a single launch must survive.
+
+Prints one line per round and exits with 1 at the first difference.
 """
 
 import argparse
@@ -38,7 +42,7 @@ TRY_AGAIN = 75
 
 
 def recipe(model: Path, n: int) -> dict[str, object]:
-    """Samples of two shards' worth of retries: enough to be killed in the middle of."""
+    """A recipe with many retries, so that a run takes long enough to be killed in the middle."""
     return {
         "classes": "voc",
         "n": n,
@@ -53,13 +57,13 @@ def recipe(model: Path, n: int) -> dict[str, object]:
 
 
 def hashes(out: Path) -> dict[str, str]:
-    """Name -> sha256 of every shard and manifest."""
+    """The SHA-256 of every shard and manifest by name."""
     files = sorted([*out.glob("train/*.tar"), *out.glob("manifest/*.parquet")])
     return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def launch(file: Path, out: Path | str, workers: int, *more: str) -> subprocess.Popen[str]:
-    """Start `factory generate`, in a process group of its own and with Ctrl-C heard.
+    """Start `factory generate` in its own process group, with SIGINT enabled.
 
     A shell that runs the tests in the background has its children ignore SIGINT, and Python keeps what it inherits.
     """
@@ -75,12 +79,12 @@ def launch(file: Path, out: Path | str, workers: int, *more: str) -> subprocess.
 
 
 def too_busy(driver: subprocess.Popen[str], text: str) -> bool:
-    """Whether the machine was too busy for Ray to start within Ray's 30 s: the same command is given again."""
+    """Whether Ray did not start within 30 s because the machine was too busy; the command is then repeated."""
     return driver.returncode == TRY_AGAIN and "Ray did not start on this machine" in text
 
 
 def calm_run(file: Path, out: Path) -> dict[str, str]:
-    """The hashes of an undisturbed run."""
+    """The hashes of an uninterrupted run."""
     for _ in range(MOST_LAUNCHES):
         driver = launch(file, out, 1)
         text, _ = driver.communicate(timeout=600)
@@ -101,7 +105,7 @@ def workers_of(driver: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def strike(driver: subprocess.Popen[str], kind: str, dice: random.Random) -> str:
-    """SIGKILL something; says what it was."""
+    """SIGKILL a process; returns which one."""
     if kind == "worker":
         alive = workers_of(driver)
         if not alive:
@@ -118,7 +122,7 @@ def strike(driver: subprocess.Popen[str], kind: str, dice: random.Random) -> str
 
 
 def disturbed(file: Path, out: Path, workers: int, kind: str, dice: random.Random) -> list[str]:
-    """Run a set to its end, striking at a random moment of each launch but the last; says what was struck."""
+    """Run until the dataset is complete, killing all launches but the last at a random moment; returns the kills."""
     struck: list[str] = []
     for _ in range(MOST_LAUNCHES):
         driver = launch(file, out, workers)
@@ -135,7 +139,7 @@ def disturbed(file: Path, out: Path, workers: int, kind: str, dice: random.Rando
 
 
 def on_a_bucket(file: Path, kind: str, workers: int, dice: random.Random) -> tuple[list[str], dict[str, str]]:
-    """Make a dataset on a bucket in trouble, with one kill; (what happened, the hashes)."""
+    """Generate a dataset on a bucket with faults, with one kill; returns (events, hashes)."""
     address = f"{kind}://chaos/set"
     with buckets(kind, dice.randrange(2**32)) as bucket:
         names = dice.sample(["reset", "lost", "cut", "status", "stall"], 3)
@@ -162,9 +166,9 @@ def on_a_bucket(file: Path, kind: str, workers: int, dice: random.Random) -> tup
 
 
 def long_trouble(file: Path, kind: str, workers: int, dice: random.Random) -> tuple[list[str], dict[str, str]]:
-    """Trouble of full length that one launch has to survive; (what happened, the hashes).
+    """A long fault that a single launch must survive; returns (events, hashes).
 
-    slow: every upload of one of the shards takes 40 s. outage: for 20 s in the middle nothing answers.
+    slow: every upload of one shard takes 40 s. outage: the bucket does not respond for 20 s.
     """
     address = "s3://chaos/set"
     with buckets("s3", dice.randrange(2**32)) as bucket:
@@ -189,7 +193,7 @@ def long_trouble(file: Path, kind: str, workers: int, dice: random.Random) -> tu
 
 
 def two_drivers(file: Path, out: Path, workers: int, dice: random.Random) -> list[str]:
-    """A second driver is refused, a third one takes over; the first ends by itself, and nothing is made twice."""
+    """A second driver is refused and a third one takes over; the first one ends, and no shard is generated twice."""
     first = launch(file, out, workers)
     deadline = time.monotonic() + 60
     while not (out / "lease.json").exists() and time.monotonic() < deadline:
@@ -210,7 +214,7 @@ def two_drivers(file: Path, out: Path, workers: int, dice: random.Random) -> lis
 
 
 def _wait_for_work(driver: subprocess.Popen[str], out: Path) -> None:
-    """Until a worker has written something new, or the run is over."""
+    """Wait until a worker has written a new file, or the run has ended."""
     before = len(list(out.glob("receipts/*.json")))
     deadline = time.monotonic() + 60
     while driver.poll() is None and time.monotonic() < deadline:
@@ -220,7 +224,7 @@ def _wait_for_work(driver: subprocess.Popen[str], out: Path) -> None:
 
 
 def _wait_for_receipts(driver: subprocess.Popen[str], address: str) -> None:
-    """Until two shards are done."""
+    """Wait until two shards are finished."""
     store, deadline = Store(address), time.monotonic() + 200
     while driver.poll() is None and time.monotonic() < deadline:
         if len(store.list("receipts")) >= 2:
@@ -251,12 +255,12 @@ def parsed_options(description: str | None, kinds: Sequence[str]) -> argparse.Na
 
 
 def in_turn(kinds: Sequence[str], number: int) -> str:
-    """The kind of a round: each in its turn, so that a few rounds already hold all of them."""
+    """The kind of a round: all kinds alternate, so that a few rounds include all of them."""
     return kinds[number % len(kinds)]
 
 
 def main() -> None:
-    """The rounds."""
+    """Run the rounds."""
     from tests.support.tiny_pipeline import tiny_pipeline
 
     options = parsed_options(__doc__, KINDS)

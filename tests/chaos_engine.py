@@ -1,10 +1,10 @@
-"""Disturb the engine where `tests/chaos.py` does not: SIGTERM, poison shards, and machines that join and leave.
+"""Faults that `tests/chaos.py` does not cover: SIGTERM, poison shards, and machines that join and leave.
 
     python -m tests.chaos_engine --rounds 20
 
 A `sigterm` round stops `factory generate` at random moments, as Kubernetes or Slurm does, resumes it, and compares
-every byte with an undisturbed run. A `poison` round gives a pool work of which some shards kill every worker; a `hosts`
-round adds machines to a cluster and takes some away. Prints a line a round and exits with 1 at the first difference.
+every byte with an uninterrupted run. In a `poison` round, some shards kill every worker. A `hosts` round adds machines
+to a cluster and removes some. Prints one line per round and exits with 1 at the first difference.
 """
 
 import os
@@ -25,7 +25,7 @@ TERMINATED = 143
 
 
 def sigterm(file: Path, out: Path, dice: random.Random) -> list[str]:
-    """Stop and resume a run until it is done; the driver alone is signalled, or its whole group."""
+    """Stop and resume a run until it is complete; either the driver or its whole process group is signalled."""
     happened: list[str] = []
     for _ in range(20):
         driver = launch(file, out, dice.choice([1, 2]), "--grace", str(dice.choice([0, 1, 20])))
@@ -43,7 +43,7 @@ def sigterm(file: Path, out: Path, dice: random.Random) -> list[str]:
             return happened
         if too_busy(driver, text):
             continue
-        # A shell shows both as 143: Python takes its handlers back before the process is gone.
+        # A shell reports both as 143: Python removes its handlers before the process ends.
         if driver.returncode not in (TERMINATED, -signal.SIGTERM) or "Traceback" in text or ".cc:" in text:
             raise SystemExit(f"the run ended with {driver.returncode}:\n{text}")
     raise SystemExit("not done after 20 launches")
@@ -104,7 +104,7 @@ print(f"{len(poisonous)} poison shards, {state.lost} workers lost, {len(hosts)} 
 
 
 def at_work(kind: str, folder: Path, seed: str) -> str:
-    """One run on a cluster of its own; what happened."""
+    """One run on its own cluster; returns the events."""
     folder.mkdir()
     command = [sys.executable, "-c", WORK, kind, seed, str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=400)

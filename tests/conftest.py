@@ -1,4 +1,4 @@
-"""What several tests build on: a tiny pipeline of the real classes, and a recipe for it."""
+"""Fixtures of several tests: a tiny pipeline of the real classes, and a recipe for it."""
 
 import warnings
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The public Python API: what README shows works, and importing the package stays cheap."""
+"""The public Python API: the examples of the README work, and importing the package is fast."""
 
 import subprocess
 import sys

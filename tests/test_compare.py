@@ -40,7 +40,7 @@ def test_every_segmenter_is_evaluated_on_every_folder(workspace: Path, tmp_path:
     assert (results[3].score.miou, results[3].score.unseen) == (alone.miou, alone.unseen)
     table = as_markdown(results, "voc")
     assert table.count("| two |") == 2
-    assert table.count("paper, mixture") == 1
+    assert table.count("published, mixture") == 1
     assert f"| two | {100 * alone.seen:.1f} |" in table
 
 

@@ -1,4 +1,4 @@
-"""The engine with jobs that sleep, fail, hang and crash: every shard is produced, and none is given up too early."""
+"""The engine with jobs that sleep, fail, hang and crash: every shard is produced, and none is quarantined too early."""
 
 import os
 import signal

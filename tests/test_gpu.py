@@ -1,4 +1,4 @@
-"""What must hold on a GPU: `make test-gpu` runs these, and they fail where there is none."""
+"""Tests on a GPU: `make test-gpu` runs them, and they fail without a GPU."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any

@@ -46,7 +46,7 @@ def reporter_of(store: Store, held: HeldLease, seen: list[Snapshot]) -> tuple[Re
 
 
 def run(store: Store, held: HeldLease) -> State:
-    """Forty shards that are done, one of which had been given up before, and one that is given up now."""
+    """Forty finished shards, one of which was quarantined before, and one that is quarantined now."""
     reporter, tracker = reporter_of(store, held, [])
     listener, state = reporter.as_listener(), State(SHARDS)
     for number in range(SHARDS):
@@ -67,7 +67,7 @@ def test_progress_quarantine_and_index_are_written(bucket: Bucket, store: Store)
     assert quarantined(store) == {7}
     assert "the key is ***" in json.loads(store.get("quarantine/000007.json") or b"{}")["error"]
     assert len(json.loads(store.get("index/000000.json") or b"{}")) == SHARDS
-    assert bucket.requests["GET"] <= SHARDS + 6, "one per receipt, none for shards that were never given up"
+    assert bucket.requests["GET"] <= SHARDS + 6, "one per receipt, none for shards that were never quarantined"
 
 
 def test_failed_writes_of_reports_are_ignored(bucket: Bucket, store: Store) -> None:

@@ -37,6 +37,6 @@ def compare_segmenters(
     if table is not None:
         from factory.evaluation.markdown import write_table
 
-        caption = f"`factory compare-segmenters ... --classes {classes} --split {split}` printed this."
+        caption = f"`factory compare-segmenters ... --classes {classes} --split {split}` printed this table."
         write_table(table, f"{caption}\n\n{text}\n", f"protocol-2-{classes}")
     typer.echo(dumps([asdict(result) for result in results]) if as_json else text)

@@ -11,9 +11,14 @@ from factory.files.strict_json import dumps
 def export(
     dataset: Dataset,
     form: Annotated[str, typer.Option("--format", help="coco, voc, yolo (segmentation) or hf (Hugging Face parquet).")],
-    out: Annotated[str | None, typer.Option(help="Folder to write; DATASET-coco and so on by default.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="Folder to write; by default DATASET-FORMAT, such as pets-coco."),
+    ] = None,
     to: Annotated[str | None, typer.Option("--to", hidden=True, help="Old spelling of --out.")] = None,
-    val: Annotated[float, typer.Option(help="Share of the validation split, selected by a hash of the key.")] = 0.05,
+    val: Annotated[
+        float, typer.Option(help="Share of the validation split, selected by a hash of the sample key.")
+    ] = 0.05,
     polygons: Annotated[
         bool, typer.Option("--polygons", help="COCO only: write polygons instead of run-length encodings.")
     ] = False,

@@ -76,8 +76,8 @@ def generate(
 
     Example: factory generate --recipe out/recipe.yaml --shards again/
 
-    Exit codes: 0 complete, 2 bad input, 3 some shards were given up (see quarantine/), 4 complete except for samples
-    that were not accepted in any attempt, 75 temporary failure, 130 or 143 interrupted. See docs/exit-codes.md.
+    Exit codes: 0 complete, 2 bad input, 3 some shards failed repeatedly (see quarantine/), 4 complete except for
+    samples that were not accepted in any attempt, 75 temporary failure, 130 or 143 interrupted. See docs/exit-codes.md.
     """
     from factory.cli.options import assemble, open_store
     from factory.cli.view import watching
@@ -123,9 +123,10 @@ def as_text(summary: "RunSummary", out: str) -> str:
     if totals.rejected:
         lines.append("Rejected: " + ", ".join(f"{reason} {count}" for reason, count in totals.rejected.items()) + ".")
     if totals.exhausted:
-        lines.append(f"{totals.exhausted} samples were not accepted in any attempt and are left out.")
+        lines.append(f"{totals.exhausted} samples were not accepted in any attempt and were skipped.")
     if last.quarantined:
         lines.append(
-            f"{len(last.quarantined)} shards were given up; their errors are in quarantine/. Rerun to retry them."
+            f"{len(last.quarantined)} shards failed repeatedly; their errors are in quarantine/. Rerun the same "
+            f"command to retry them."
         )
     return "\n".join(lines)

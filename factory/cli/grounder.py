@@ -18,8 +18,8 @@ def train_grounder(
     module: Annotated[
         Literal["guided", "paper", "paper-cfg"],
         typer.Option(
-            help="guided: this project's network; paper: the paper's; paper-cfg: that of the authors' release, with "
-            "features of both guidance branches."
+            help="guided: network of this project; paper: network of the paper; paper-cfg: as released by its authors, "
+            "with features of both halves of classifier-free guidance."
         ),
     ] = "guided",
     steps: Annotated[
@@ -36,7 +36,7 @@ def train_grounder(
         typer.Option(min=1, help="Batch size over all devices; by default 32, or as many as fit into memory."),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate; by default 0.001 for guided and 0.0003 for paper.")
+        float | None, typer.Option(help="Peak learning rate; by default 0.001 for guided and 0.0003 for the others.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sample order.")] = 0,
     device: Device = "auto",
@@ -148,7 +148,8 @@ def import_grounder(
 ) -> None:
     """Convert the weights released by the authors of the paper to a grounder folder (module `paper-cfg`).
 
-    Example: factory import-grounder grounding_module.pth --model runwayml/stable-diffusion-v1-5 --out runs/released
+    Example: factory import-grounder grounding_module.pth --model stable-diffusion-v1-5/stable-diffusion-v1-5
+    --out runs/released
     """
     from factory.grounder.importing import Release, import_released
 

@@ -26,13 +26,17 @@ def invert(
     real: Annotated[
         Path,
         typer.Option(
-            "--real", "--root", help="Labelled images: a PASCAL VOC folder (VOCdevkit/VOC2012) or COCO's images."
+            "--real",
+            "--root",
+            help="Labelled images: a PASCAL VOC folder (VOCdevkit/VOC2012) or a folder of COCO images.",
         ),
     ],
     layout: Annotated[
         Literal["voc", "coco"], typer.Option("--layout", "--dataset", help="Layout of the labelled folder.")
     ] = "voc",
-    annotations: Annotated[Path | None, typer.Option(help="COCO's instances_*.json.")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="COCO annotation file (instances_*.json), for --layout coco.")
+    ] = None,
     real_set: Annotated[
         str, typer.Option("--real-set", "--image-set", help="Image set of the PASCAL VOC folder.")
     ] = "train",
@@ -50,7 +54,7 @@ def invert(
     ] = 80,
     max_classes: Annotated[int, typer.Option(min=1, max=8, help="Skip images with more classes than this.")] = 3,
     min_area: Annotated[
-        float, typer.Option(min=0, max=1, help="Leave classes that cover less of the image out of the prompt.")
+        float, typer.Option(min=0, max=1, help="Omit classes that cover less of the image from the prompt.")
     ] = 0.01,
     model: Model = None,
     recipe: Annotated[Path | None, typer.Option(help="Recipe file; only its `generator` section is used.")] = None,

@@ -10,7 +10,7 @@ from factory.files.strict_json import dumps
 
 
 def models(as_json: AsJson = False) -> None:
-    """List the models and mask sources, and whether this installation has them.
+    """List the models and mask sources, and whether they are installed.
 
     Example: factory models
     """
@@ -37,7 +37,7 @@ def known() -> list[dict[str, Any]]:
     embedded_grounder = (grounder_folder() / "config.json").is_file()
     entries = [
         ("--model", "stickers", embedded_model, "embedded text-to-image model, 80 COCO classes"),
-        ("--masks", "attention", True, "cross-attention to the class name; works with any model, untrained"),
+        ("--masks", "attention", True, "cross-attention to the class name; works with any model, without training"),
         ("--masks", "detector", embedded_detector, "masks of the recipe's detector"),
         ("--masks", "stickers", embedded_grounder, "embedded grounder"),
         ("--detector", "stickers", embedded_detector, "embedded detector, 80 COCO classes"),

@@ -53,7 +53,7 @@ def bootstrap_oracle(
     workers: Workers = None,
     gpus_per_worker: GpusPerWorker = None,
     detectors: Annotated[
-        int | None, typer.Option(help="Actors of the detector pool; 0 runs it inside each worker.")
+        int | None, typer.Option(help="Actors of the detector pool; 0 runs the detector inside each worker.")
     ] = None,
     gpus_per_detector: Annotated[float | None, typer.Option(help="GPUs per detector actor, may be fractional.")] = None,
     address: Address = None,
@@ -65,7 +65,7 @@ def bootstrap_oracle(
 ) -> None:
     """Generate images of seen classes with a detector's masks: the training data for `factory train-grounder`.
 
-    The detector's masks are merged per class; classes that it does not find are left out; uncertain pixels are 255.
+    The masks of the detector are merged per class. Classes that it does not find are omitted; uncertain pixels are 255.
     Rerun the same command to resume; `factory verify` checks the result like any other dataset.
 
     Example: factory bootstrap-oracle --classes voc --split 1 --n 10000 --shards oracle/
@@ -87,12 +87,12 @@ def bootstrap_oracle(
             "objects": objects or "1:0.5,2:0.5",
         }
     elif recipe is None and (classes is not None or n is not None):
-        raise UserError("--split is required to tell which classes are seen; for example --classes voc --split 1.")
+        raise UserError("--split is required to select the seen classes; for example --classes voc --split 1.")
     elif timestep is not None:
         options["timesteps"] = [timestep]
     merged = assemble(recipe, store, options)
     if merged.oracle is None:
-        raise UserError("the recipe is for an ordinary dataset; add --split to make an oracle from it.")
+        raise UserError("the recipe is not that of an oracle dataset; add --split.")
     with watching(quiet=as_json) as watch:
         summary = run(merged, store, extend, watch, force)
     typer.echo(dumps(as_data(summary, out)) if as_json else as_text(summary, out))

@@ -25,7 +25,9 @@ def train_segmenter(
     ] = "segformer",
     real: Annotated[
         str | None,
-        typer.Option(help="Labelled images to mix in: a PASCAL VOC folder, COCO's images or a dataset from `invert`."),
+        typer.Option(
+            help="Labelled images to mix in: PASCAL VOC folder, folder of COCO images, or dataset from `invert`."
+        ),
     ] = None,
     real_set: Annotated[str, typer.Option(help="Image set of the PASCAL VOC folder.")] = "train",
     annotations: Annotations = None,
@@ -94,7 +96,7 @@ def train_segmenter(
 
 def evaluate_segmenter(
     segmenter: Annotated[Path, typer.Argument(help="Folder of a trained segmenter.")],
-    real: Annotated[Path, typer.Option(help="Labelled images: a PASCAL VOC folder or COCO's images.")],
+    real: Annotated[Path, typer.Option(help="Labelled images: PASCAL VOC folder or folder of COCO images.")],
     real_set: Annotated[str, typer.Option(help="Image set of the PASCAL VOC folder.")] = "val",
     annotations: Annotations = None,
     classes: Classes = "voc",
@@ -105,11 +107,12 @@ def evaluate_segmenter(
 ) -> None:
     """mIoU on labelled images: per class, over seen and unseen classes, and their harmonic mean.
 
-    Pixels are summed over the whole image set and 255 is ignored, as in PASCAL VOC's devkit.
+    Pixels are summed over the whole image set and 255 is ignored, as in the PASCAL VOC devkit.
 
     Example: factory evaluate-segmenter runs/segmenter/model --real VOCdevkit/VOC2012 --split 1
 
-    Example: factory evaluate-segmenter runs/coco/model --classes coco --real val2017 --annotations instances.json
+    Example: factory evaluate-segmenter runs/coco/model --classes coco --real val2017
+    --annotations instances_val2017.json
     """
     from dataclasses import asdict
 

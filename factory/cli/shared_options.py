@@ -6,11 +6,13 @@ from typing import Annotated
 import typer
 
 # Datasets: every command reads one as the argument DATASET, and writes to --out.
-Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Folder or URL (s3://, gs://) of a dataset.")]
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Folder or URL (s3://, gs://, az://) of a dataset.")]
 DatasetOut = Annotated[
     str,
     typer.Option(
-        "--out", "--shards", help="Folder or URL (s3://, gs://) to write the dataset to; an unfinished one is resumed."
+        "--out",
+        "--shards",
+        help="Folder or URL (s3://, gs://, az://) to write the dataset to; an unfinished dataset is resumed.",
     ),
 ]
 Extend = Annotated[bool, typer.Option("--extend", help="Enlarge an existing dataset to --n samples.")]
@@ -33,7 +35,10 @@ RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe file; 
 Model = Annotated[
     str | None, typer.Option(help="stickers (embedded), a diffusers folder, a hub id, or a checkpoint file.")
 ]
-Masks = Annotated[str | None, typer.Option(help="attention, detector, or the folder of a trained grounder.")]
+Masks = Annotated[
+    str | None,
+    typer.Option(help="attention, detector, stickers (embedded grounder), or the folder of a trained grounder."),
+]
 Detector = Annotated[
     str | None, typer.Option(help="stickers (embedded), a folder, a hub id, torchvision:NAME or detectron2:CONFIG.")
 ]
@@ -51,7 +56,7 @@ Batch = Annotated[int | None, typer.Option(help="Images per micro-batch.")]
 MinConfidence = Annotated[
     float | None, typer.Option(help="Reject samples with a mask score below this, 0 to 1; off by default.")
 ]
-Attempts = Annotated[int | None, typer.Option(help="Seeds to try for a sample before it is left out.")]
+Attempts = Annotated[int | None, typer.Option(help="Maximum number of seeds to try for a sample before it is skipped.")]
 ShardSize = Annotated[int | None, typer.Option(help="Samples per shard.")]
 
 # The engine.
@@ -73,7 +78,7 @@ TrainAddress = Annotated[
 ]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 uses all cores.")]
 Annotations = Annotated[
-    Path | None, typer.Option(help="COCO's instances_*.json, if --real is COCO's folder of images.")
+    Path | None, typer.Option(help="COCO annotation file (instances_*.json), if --real is a folder of COCO images.")
 ]
 Table = Annotated[Path | None, typer.Option(help="Markdown file in which to update the table between its markers.")]
 

@@ -32,7 +32,7 @@ def status(
     rejected = ", ".join(f"{reason} {count}" for reason, count in data["rejected"].items())
     typer.echo(f"{data['attempts']} attempts" + (f", rejected: {rejected}." if rejected else ", none rejected."))
     if data["quarantined"]:
-        typer.echo(f"Given up: shards {', '.join(data['quarantined'])}; see quarantine/, and rerun to retry them.")
+        typer.echo(f"Quarantined shards: {', '.join(data['quarantined'])}; see quarantine/, and rerun to retry them.")
 
 
 def state(dataset: str) -> dict[str, Any]:

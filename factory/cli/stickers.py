@@ -144,7 +144,7 @@ def evaluate(
     from factory.stickers.evaluate import Judges, Sampling
     from factory.stickers.evaluate import as_json as figures_of
     from factory.stickers.evaluate import evaluate as measure
-    from factory.stickers.tables import markdown
+    from factory.stickers.tables import class_table, summary_table
 
     report = to_nowhere if as_json else to_stderr
     judges = Judges(open_detector(detector), open_detector(judge) if judge else None)
@@ -153,8 +153,9 @@ def evaluate(
     figures = figures_of(measured)
     (out / "evaluation.json").write_text(dumps(figures, indent=1) + "\n")
     if table is not None:
-        write_table(table, markdown(measured), "evaluation")
-    typer.echo(dumps(figures) if as_json else markdown(measured))
+        write_table(table, summary_table(measured), "evaluation")
+        write_table(table, class_table(measured), "evaluation-classes")
+    typer.echo(dumps(figures) if as_json else f"{summary_table(measured)}\n{class_table(measured)}")
 
 
 @app.command("evaluate-autoencoder")

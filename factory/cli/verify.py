@@ -27,13 +27,13 @@ def verify(
     workers: Annotated[int | None, typer.Option(help="Workers for the repair; by default, as in the recipe.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hash every shard and check everything that a reader relies on: keys, members, masks, ids, areas, duplicates.
+    """Check every byte of a dataset: digests, keys, members, masks, ids, areas and duplicates.
 
     Example: factory verify out/
 
     Example: factory verify out/ --repair
 
-    Exit codes: 0 all existing shards are sound, 2 bad input, 3 the repair gave up some shards, 5 damaged.
+    Exit codes: 0 all existing shards are sound, 2 bad input, 3 the repair failed for some shards, 5 damaged.
     """
     from factory.dataset.lease import leased
     from factory.dataset.state import recipe_of

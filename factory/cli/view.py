@@ -61,7 +61,7 @@ def one_line(snapshot: "Snapshot") -> str:
     if snapshot.lost_workers:
         parts.append(f"lost workers {snapshot.lost_workers}")
     if snapshot.quarantined:
-        parts.append(f"given up {len(snapshot.quarantined)}")
+        parts.append(f"quarantined {len(snapshot.quarantined)}")
     return f"{snapshot.status}: " + ", ".join(parts)
 
 

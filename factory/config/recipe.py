@@ -162,7 +162,11 @@ def canonical(data: object) -> bytes:
 
 
 def make_recipe(data: Mapping[str, Any], where: str = "the options") -> Recipe:
-    """Validate plain data; raises UserError with a message that names every invalid field."""
+    """Build a recipe from a mapping such as {"classes": ["dog", "cat"], "n": 100}; `n` is required.
+
+    schemas/recipe.json lists the fields and their defaults. `where` names the source of the data in messages. Raises
+    UserError with a message that names every invalid field.
+    """
     try:
         return Recipe.model_validate(dict(data))
     except ValidationError as error:

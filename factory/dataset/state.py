@@ -190,7 +190,7 @@ def statement(recipe: Recipe, plan: Plan, sums: Totals) -> dict[str, Any]:
             "jpg": "the image",
             "json": "COCO-style annotations and provenance",
             **({"latent.npy": "latent of the features, float16 (C, h, w)"} if recipe.oracle else {}),
-            "seg.png": "palette picture: 0 background, category ids, 255 ignore",
+            "seg.png": "palette image: 0 background, category ids, 255 ignore",
         },
     }
 

@@ -9,7 +9,7 @@ from factory.dataset.records import Image
 from factory.errors import UserError
 
 NO_CLASSES = frozenset({"N/A", "__background__", "background"})
-"""Labels that stand for no class in some lists."""
+"""Labels of ids without a class in some lists."""
 
 
 def translation(vocabulary: Vocabulary, known: Sequence[str], wanted: Collection[str] | None = None) -> dict[str, str]:

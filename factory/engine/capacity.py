@@ -10,7 +10,7 @@ from factory.errors import UserError
 
 _MAX_WORKERS = 4096
 _MIN_SCALE_UP = 4
-"""Workers to request from an autoscaling cluster that has room for none yet and does not tell its maximum size."""
+"""Workers to request from an autoscaling cluster that has room for none yet and does not report its maximum size."""
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,17 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 MAX_ERRORS = 3
-"""Errors of one shard after which it is given up."""
+"""Errors of one shard after which it is quarantined."""
 MAX_LOSSES = 5
-"""Workers lost with one shard after which it is given up. A node can go away twice by chance, but not five times with
-the same shard."""
+"""Workers lost with one shard after which it is quarantined. A node may be lost twice by chance, but not five times
+with the same shard."""
 
 
 class ShardQueue:
     """Shards to be produced, first in, first out.
 
     A shard whose worker was lost is a suspect: it may have killed the worker (out of memory, a crash in a library).
-    From then on, it is given only to a worker without another shard, so that no other shard is lost or blamed with it.
+    From then on, it is only assigned to a worker without another shard, so that no other shard is lost or blamed.
     """
 
     def __init__(self, shards: Iterable[int]) -> None:

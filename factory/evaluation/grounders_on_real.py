@@ -110,7 +110,7 @@ def predict(grounder: TrainedGrounder, reader: PipelineGenerator, samples: Seque
 
 def as_markdown(results: Sequence[RealResult]) -> str:
     """The results as a table, in percent."""
-    lines = ["| images | grounder | split | mIoU | seen classes | unseen classes | number |", "|---" * 7 + "|"]
+    lines = ["| dataset | grounder | split | mIoU | seen classes | unseen classes | images |", "|---" * 7 + "|"]
     for result in results:
         figures = " | ".join(
             "" if value != value else f"{100 * value:.1f}" for value in (result.miou, result.seen, result.unseen)

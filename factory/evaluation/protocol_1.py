@@ -221,14 +221,17 @@ def averaged(results: Sequence[GrounderResult]) -> Iterator[tuple[str, dict[str,
 
 
 PAPER = {
-    "voc": {"paper, with SD and Mask R-CNN": (90.3, 83.1, 79.1, 67.9, 55.7), "DAAM": (64.8, 62.9, 48.2, 49.2, 51.0)},
-    "coco": {"paper, with SD and Mask R-CNN": (83.7, 73.2, 64.2, 56.3, 44.4), "DAAM": (61.7, 57.8, 49.8, 52.2, 40.8)},
+    "voc": {"published, Mask R-CNN": (90.3, 83.1, 79.1, 67.9, 55.7), "published, DAAM": (64.8, 62.9, 48.2, 49.2, 51.0)},
+    "coco": {
+        "published, Mask R-CNN": (83.7, 73.2, 64.2, 56.3, 44.4),
+        "published, DAAM": (61.7, 57.8, 49.8, 52.2, 40.8),
+    },
 }
 """The paper's mIoU in percent, averaged over its three splits."""
 
 
 def as_markdown(results: Sequence[GrounderResult], classes: str) -> str:
-    """The table in the paper's form, in percent, below the paper's own rows."""
+    """A table of mIoU in percent, with the paper's published figures in the first rows."""
     lines = [f"| | {' | '.join(GROUPS)} |", "|---" * (len(GROUPS) + 1) + "|"]
     for name, figures in PAPER.get(classes, {}).items():
         lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in figures)} |")
@@ -238,7 +241,7 @@ def as_markdown(results: Sequence[GrounderResult], classes: str) -> str:
     counts = {group: sum(r.images for r in results if r.group == group) for group in GROUPS}
     methods = len({result.method for result in results})
     summary = ", ".join(f"{count // methods} {group}" for group, count in counts.items())
-    lines += ["", f"Average of split {', '.join(splits)}; images: {summary}."]
+    lines += ["", f"Averaged over split {', '.join(splits)}. Images: {summary}."]
     return "\n".join(lines)
 
 

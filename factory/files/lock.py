@@ -44,8 +44,8 @@ def locked(path: Path) -> Iterator[None]:
 def locked_if_possible(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on `path` for as long as the work takes. Raises BlockingIOError if another process has it.
 
-    Without `flock` the work goes on with a warning: a lock file would outlive a killed process, and nobody could tell
-    how old the lock of a long run may be.
+    Without `flock`, a warning is logged and no lock is held: a lock file would outlive a killed process, and its age
+    does not show whether a long run is still active.
     """
     with open(path, "a") as stream:
         try:

@@ -1,1 +1,1 @@
-"""Making a dataset: from a recipe to committed shards."""
+"""Generation of a dataset: from a recipe to committed shards."""

@@ -58,7 +58,7 @@ class Reporter:
             self._report(snapshot)
 
     def quarantine(self, shard: int, text: str) -> None:
-        """Write the error of a shard that was given up."""
+        """Write the error of a quarantined shard."""
         self._given_up.add(shard)
         data = json.dumps({"shard": shard, "error": self._store.hide(text)}, indent=1).encode()
         self._writer.do(lambda: self._brief.put(quarantine_name(shard), data))
@@ -69,7 +69,7 @@ class Reporter:
         self._writer.do(lambda: self._brief.put(self._log, data))
 
     def finished(self, shard: int) -> None:
-        """Record a finished shard, and remove it from quarantine if an earlier run gave it up."""
+        """Record a finished shard, and remove it from quarantine if an earlier run put it there."""
         self._keeper.finished(shard)
         if shard in self._given_up:
             self._given_up.discard(shard)
@@ -164,11 +164,11 @@ class _Background:
 
 
 def quarantine_name(shard: int) -> str:
-    """The file with the error of a shard that was given up."""
+    """The file with the error of a quarantined shard."""
     return f"quarantine/{shard_name(shard)}.json"
 
 
 def quarantined(store: Store) -> set[int]:
-    """The shards that were given up, from one listing."""
+    """The quarantined shards, from one listing."""
     stems = (name.removeprefix("quarantine/").removesuffix(".json") for name in store.list("quarantine"))
     return {int(stem) for stem in stems if stem.isdecimal()}

@@ -38,7 +38,7 @@ class Capture:
         """Record the U-Net's calls made inside the `with` block.
 
         `groups` (batch, tokens, groups) of 0 and 1 names the tokens whose attention is summed; without it no attention
-        is recorded. `cross_attention` leaves out the last three groups, which stand for no class.
+        is recorded. `cross_attention` omits the last three groups, which belong to no class.
         """
         handles: list[Any] = []
         if groups is not None and self.needs & {ATTENTION, CROSS_ATTENTION}:

@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 LEARNING_RATES = {"guided": 1e-3, "paper": 3e-4, "paper-cfg": 3e-4}
 PASSES, MIN_STEPS = 5, 300
-"""Default number of passes over the samples, and the least number of steps. After twenty passes the module had learnt
+"""Default number of passes over the samples, and the least number of steps. After twenty passes the module had learned
 the detector's mistakes and lost up to 17 points on unseen classes (docs/log.md)."""
 
 MAX_BATCH = 32

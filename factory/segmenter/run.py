@@ -164,7 +164,7 @@ def _real_source(run: SegmenterTraining, address: str, vocabulary: Vocabulary) -
 
 
 def _sources(run: SegmenterTraining, vocabulary: Vocabulary) -> tuple[list["LabelledSource"], list[float] | None]:
-    """The sources to train on and their shares of the samples; None stands for their sizes."""
+    """The sources to train on and their shares of the samples; None if the shares are proportional to their sizes."""
     from factory.segmenter.data import DatasetSource
 
     if run.real_classes not in ("all", "seen"):

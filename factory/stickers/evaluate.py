@@ -94,7 +94,7 @@ def evaluate(
     sampling: Sampling = Sampling(),
     report: Report = _log.info,
 ) -> Evaluation:
-    """Measure all_singles and write the sheets `classes.png` and `pairs.png` to `out`."""
+    """Measure everything and write the sheets `classes.png` and `pairs.png` to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     names, detector = coco().names, judges.detector
     report("time and memory: 100 images")

@@ -49,7 +49,7 @@ class DiffusionTask:
 
     @property
     def depends_on(self) -> Mapping[str, str]:
-        """Nothing besides the options."""
+        """Empty: the scenes and the noise depend only on the options."""
         return {}
 
     def __init__(self, autoencoder: Path, cache: Path, device: str, report: Callable[[str], None] = _log.info) -> None:

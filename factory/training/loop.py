@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 _GRADIENT_CHECK = 10
 """Steps after which every weight should have a gradient. Not the first: layers that start at zero block theirs."""
 STOP = "stop"
-"""A file in a run's folder that asks processes that train together, which hear no Ctrl-C, to stop as after one."""
+"""A file in the folder of a run that tells all training processes to stop, because they receive no Ctrl-C."""
 
 
 @dataclass(frozen=True)

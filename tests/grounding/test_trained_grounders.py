@@ -119,7 +119,7 @@ def test_protocol_1_evaluates_every_group_of_a_split(
     write_results(results, "voc", tmp_path)
     table = (tmp_path / "protocol-1.md").read_text()
     assert table == as_markdown(results, "voc") + "\n"
-    assert "| paper, with SD and Mask R-CNN | 90.3 | 83.1 | 79.1 | 67.9 | 55.7 |" in table
+    assert "| published, Mask R-CNN | 90.3 | 83.1 | 79.1 | 67.9 | 55.7 |" in table
     assert table.count("| `guided` |") == 1
     with pytest.raises(UserError, match="is not a split of"):
         protocol_1([str(trained)], "coco", 1)

@@ -1,1 +1,1 @@
-"""Small real parts for tests, the project's own and those of code built on it."""
+"""Small real models, datasets and servers for tests."""

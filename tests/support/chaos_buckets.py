@@ -1,4 +1,4 @@
-"""Buckets for the chaos rounds: moto's S3 server, which is a real one, and this program's own in Google's dialect."""
+"""Buckets for the chaos rounds: moto's S3 server, and the server of `bucket.py` with the protocol of Google Cloud."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ from tests.support.bucket import Bucket, serving
 
 
 def bucket_hashes(address: str) -> dict[str, str]:
-    """Name -> sha256 of every shard and manifest in a bucket."""
+    """The SHA-256 of every shard and manifest in a bucket by name."""
     store = Store(address)
     names = [name for folder in ("train", "manifest") for name in store.list(folder)]
     return {name: hashlib.sha256(store.get(name) or b"").hexdigest() for name in names}
@@ -25,7 +25,7 @@ def bucket_hashes(address: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def buckets(kind: str, seed: int) -> Iterator[Bucket]:
-    """A bucket with faults: of moto behind a proxy, or of this program's own server in Google's dialect."""
+    """A bucket with faults: of moto behind a proxy, or of the server of `bucket.py`."""
     with contextlib.ExitStack() as stack:
         upstream = stack.enter_context(moto()) if kind == "s3" else None
         bucket = stack.enter_context(serving(Bucket(upstream=upstream, seed=seed)))
@@ -37,7 +37,7 @@ def buckets(kind: str, seed: int) -> Iterator[Bucket]:
 
 @contextlib.contextmanager
 def moto() -> Iterator[str]:
-    """moto's S3 server with an empty bucket `chaos`; its URL."""
+    """Run moto's S3 server with an empty bucket `chaos`; yields its URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
@@ -58,7 +58,7 @@ def moto() -> Iterator[str]:
 
 
 def make_bucket(url: str) -> HTTPResponse:
-    """Its answer; SystemExit where the server refuses."""
+    """Create the bucket; returns the response, or raises SystemExit if the server refuses."""
     signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=k/20260101/us-east-1/s3/aws4_request"}
     try:
         answer: HTTPResponse = urlopen(Request(url, method="PUT", headers=signed))

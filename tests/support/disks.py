@@ -1,4 +1,4 @@
-"""Disks as users have them: without hard links (FAT, FUSE, some network shares), with directories closed to them."""
+"""Simulates file systems without hard links or locks (FAT, FUSE, some network shares) and unreadable directories."""
 
 import ctypes
 import errno
@@ -21,16 +21,16 @@ def can_refuse_hard_links() -> bool:
 
 
 def refuse_hard_links(error: int = errno.EPERM) -> None:
-    """Have the kernel answer `error` to every hard link of this thread and what it starts; there is no way back.
+    """Make every hard link of this thread and its children fail with `error`; this cannot be undone.
 
-    The kernel refuses, and not a function of Python, because stores make their links in native code. OSError where the
-    kernel does not take the filter.
+    The kernel rejects the calls (seccomp), because stores create links in native code. OSError if the kernel does not
+    accept the filter.
     """
     _refuse(_LINK_CALLS[platform.machine()], error)
 
 
 def refuse_locks(error: int = errno.ENOLCK) -> None:
-    """The same for every `flock`, as on NFS without a lock service."""
+    """Like `refuse_hard_links` for every `flock`, as on NFS without a lock service."""
     _refuse(_LOCK_CALLS[platform.machine()], error)
 
 
@@ -46,7 +46,7 @@ def _refuse(calls: tuple[int, ...], error: int) -> None:
 
 
 def drop_root() -> None:
-    """Take root's right to read everything from this thread and what it starts: file modes count, as for any user."""
+    """Drop the capabilities of root for this thread and its children, so that file modes apply as for any user."""
     if os.geteuid() != 0:
         return
     header = struct.pack("Ii", 0x20080522, 0)

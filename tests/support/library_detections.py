@@ -1,4 +1,4 @@
-"""Detections of transformers itself, as in its documentation."""
+"""Detections computed with transformers alone, as in its documentation."""
 
 from pathlib import Path
 from typing import Any

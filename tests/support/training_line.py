@@ -49,7 +49,7 @@ class Line:
 
 
 def main() -> None:
-    """One of two processes that train together: to the end, to a NaN of the second one, and to a stop and on."""
+    """One of two processes that train together: to the end, to a NaN of the second one, with a stop and a resume."""
     rank, out = int(sys.argv[1]), Path(sys.argv[2])
     torch.distributed.init_process_group("gloo", f"file://{out / 'rendezvous'}", rank=rank, world_size=2)
     train(Line(), OPTIONS, out / "whole", print)

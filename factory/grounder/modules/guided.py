@@ -16,8 +16,9 @@ _GROUPS = 8
 class GuidedOptions:
     """Widths, and inputs that the table of ablations leaves out one at a time.
 
-    `learnt_maps` adds learnt mixtures of the attention maps to their mean. `others` adds the maps of the prompt's other
-    classes, `picture` the image at four times the resolution of the latents, and `features` the U-Net's block outputs.
+    `learnt_maps` adds learned mixtures of the attention maps to their mean. `others` adds the maps of the other classes
+    of the prompt, `picture` the image at four times the resolution of the latents, and `features` the block outputs of
+    the U-Net.
     """
 
     width: int = 96
@@ -96,7 +97,7 @@ class GuidedModule(nn.Module):
         return fused
 
     def _maps(self, captured: Captured) -> Tensor:
-        """Each class's attention, (B, K, C, h, w): the mean over layers and heads, and learnt mixtures.
+        """Each class's attention, (B, K, C, h, w): the mean over layers and heads, and learned mixtures.
 
         Each map is first divided by its maximum, because the strength of attention differs between layers.
         """
