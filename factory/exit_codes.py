@@ -12,6 +12,8 @@ EXHAUSTED = 4
 """Complete, but some samples exhausted their attempts without being accepted."""
 DAMAGED = 5
 """`verify` found damage that was not repaired."""
+HELD = 6
+"""`nightly`: another driver is working on the same night; this command did nothing."""
 TRY_AGAIN = 75
 """A temporary failure; rerun the same command later to resume (EX_TEMPFAIL of sysexits.h)."""
 INTERRUPTED = 130

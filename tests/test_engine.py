@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +19,8 @@ from factory.engine.capacity import Capacity, Share
 from factory.engine.cluster import connected
 from factory.engine.deadlines import Deadlines
 from factory.engine.pool import Pool, Worker
-from factory.engine.scheduler import Listener, Scheduler, State
+from factory.engine.scheduler import Limit, Listener, Scheduler, State
+from factory.engine.usage import Usage
 from factory.engine.view import ClusterView
 from factory.errors import GivenUpError, UserError
 from tests.support.jobs import AskingJob, RefusingJob, SleepingJob
@@ -33,12 +34,19 @@ def ray_here() -> Iterator[None]:
         yield
 
 
-def run(job: SleepingJob, shards: int, listener: Listener | None = None, detectors: int = 0, **engine: Any) -> State:
+def run(
+    job: SleepingJob,
+    shards: int,
+    listener: Listener | None = None,
+    detectors: int = 0,
+    limit: Limit | None = None,
+    **engine: Any,
+) -> State:
     recipe = EngineRecipe(**{"workers": 2, **engine})
     with ClusterView(Capacity(recipe, threads=1)) as view:
         pool = Pool(job, Share(1), detectors)
         try:
-            return Scheduler(pool, range(shards), view, recipe, listener or Listener()).run()
+            return Scheduler(pool, range(shards), view, recipe, listener or Listener(), limit).run()
         finally:
             pool.close()
 
@@ -164,6 +172,43 @@ def test_sigterm_lets_shards_in_progress_finish_within_the_grace_period(tmp_path
     assert 2 <= len(done) <= 5, "no shard was submitted after the signal"
     assert any("stopping:" in line for line in states[-1].errors)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize("grace", [30.0, 0.0])
+def test_run_ends_at_its_limit_after_the_shards_in_progress(tmp_path: Path, grace: float) -> None:
+    limit = Limit(lambda state: state.shards_done >= 3, grace)
+    state = run(SleepingJob(str(tmp_path), seconds=0.2, writing=0.1), 30, limit=limit)
+    tried, done = ({path.name.partition("-")[2] for path in tmp_path.glob(f"{what}-*")} for what in ("tried", "done"))
+    assert state.limited
+    assert 3 <= state.shards_done <= 10
+    if grace:
+        assert len(done) == state.shards_done, "every shard that was submitted has been collected"
+        assert tried == done
+    assert state.worker_seconds > 0.3
+    assert state.gpu_seconds == 0
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_limit_that_is_not_reached_changes_nothing(tmp_path: Path) -> None:
+    state = run(SleepingJob(str(tmp_path)), 4, limit=Limit(lambda state: state.shards_done >= 5))
+    assert (state.shards_done, state.limited) == (4, False)
+
+
+def test_usage_counts_actors_that_run_with_their_share_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    place = {"host": "here"}
+    pool: Any = SimpleNamespace(
+        workers=[Worker(None, None, None, Share(1, 0.5), where=place), Worker(None, None, None, Share(1, 0.5))],
+        detectors=[Worker(None, None, None, Share(1, 1.0), is_detector=True, where=place)],
+    )
+    state = State(1)
+    usage = Usage(pool, state)
+    clock[0] += 10
+    usage.update()
+    usage.update()
+    assert (state.worker_seconds, state.gpu_seconds) == (10.0, 15.0), "the pending actor occupies nothing"
 
 
 @pytest.mark.usefixtures("ray_here")

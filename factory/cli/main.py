@@ -15,6 +15,7 @@ from factory.cli.generate import generate
 from factory.cli.grounder import evaluate_grounder, import_grounder, train_grounder
 from factory.cli.invert import invert
 from factory.cli.models import models
+from factory.cli.nightly import nightly
 from factory.cli.oracle import bootstrap_oracle
 from factory.cli.paths import refuse_urls
 from factory.cli.plan import plan
@@ -30,7 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _command in (generate, plan, status, verify, models, preview, export, invert):
+for _command in (generate, plan, nightly, status, verify, models, preview, export, invert):
     app.command()(_command)
 app.command("sheet", hidden=True)(preview)  # the former name
 app.command("bootstrap-oracle")(bootstrap_oracle)

@@ -1,10 +1,11 @@
-"""`factory status`: the progress of a dataset."""
+"""`factory status`: the progress of a dataset, or all nights of `factory nightly`."""
 
 import json
 from typing import Any
 
 import typer
 
+from factory.cli.nightly import nights_of, nights_table
 from factory.cli.shared_options import AsJson, Dataset
 from factory.files.strict_json import dumps
 
@@ -15,14 +16,19 @@ def status(
     dataset: Dataset,
     as_json: AsJson = False,
 ) -> None:
-    """Show the progress of a dataset, also while another machine is generating it.
+    """Show the progress of a dataset, also while another machine is generating it, or the nights of a root.
 
-    The status is "stale" if the driver has sent no heartbeat for more than a minute: rerun its command to resume.
+    For the root of `factory nightly`, each night is a line with its state, samples, yield, time and cost. The state
+    "stale" means that the driver has sent no heartbeat for more than a minute: rerun its command to resume.
 
     Example: factory status out/
 
-    Example: factory status s3://bucket/pets --json
+    Example: factory status s3://bucket/nightly --json
     """
+    nights = _nights(dataset)
+    if nights:
+        typer.echo(dumps({"root": dataset, "nights": nights}) if as_json else nights_table(nights))
+        return
     data = state(dataset)
     if as_json:
         typer.echo(dumps(data))
@@ -33,6 +39,15 @@ def status(
     typer.echo(f"{data['attempts']} attempts" + (f", rejected: {rejected}." if rejected else ", none rejected."))
     if data["quarantined"]:
         typer.echo(f"Quarantined shards: {', '.join(data['quarantined'])}; see quarantine/, and rerun to retry them.")
+
+
+def _nights(address: str) -> list[dict[str, Any]]:
+    """The nights at an address that is not a dataset; empty if there are none."""
+    from factory.dataset.state import RECIPE
+    from factory.dataset.storage import Store
+
+    store = Store(address)
+    return [] if store.get(RECIPE) is not None else nights_of(store)
 
 
 def state(dataset: str) -> dict[str, Any]:

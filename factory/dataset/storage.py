@@ -11,29 +11,32 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 from factory.config.sections import StoreRecipe
 from factory.dataset.storage_access import Access, check_address, find_access, with_environment
+from factory.dataset.storage_errors import StoreFullError, clear_errors
 from factory.dataset.storage_listing import Entry, list_bucket, list_folder, tag_of
-from factory.dataset.storage_retry import Patience, first_line, names_no_bucket
-from factory.errors import TransientError, UserError
+from factory.dataset.storage_retry import Patience
+from factory.errors import UserError
+from factory.files.listing import names_in
 from factory.files.lock import locked
+
+__all__ = ["ConflictError", "Store", "StoreFullError", "absolute", "is_remote"]
 
 T = TypeVar("T")
 
 REMOTE_SCHEMES = ("s3", "gs", "az", "http", "https")
 _READERS = 128
 _SMALL_REQUEST = 1 << 20
+_PART, _MAX_PARTS = 16 << 20, 5000
+_DELETED_AT_ONCE = 1000
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LINK_REFUSED = re.compile(rf"\(os error (?:{'|'.join(map(str, _NO_LINKS))})\)")
 """Errors of file systems without hard links. If the cause is another fault, the fallback raises it again."""
-
-
-class StoreFullError(TransientError):
-    """The disk or bucket is full; committed data is kept."""
 
 
 class ConflictError(Exception):
@@ -161,6 +164,17 @@ class Store:
             name, lambda client: client.put(name, data, mode="overwrite", use_multipart=False), len(data), writes=True
         )
 
+    def put_file(self, name: str, path: Path) -> None:
+        """Write a local file, replacing existing content. A large one is sent in parts, so memory does not grow."""
+        size = path.stat().st_size
+        part = max(_PART, size // _MAX_PARTS)
+        self._do(
+            name,
+            lambda client: client.put(name, path, mode="overwrite", chunk_size=part, max_concurrency=2),
+            min(size, part),
+            writes=True,
+        )
+
     def get(self, name: str) -> bytes | None:
         """Read the content; None if the name does not exist. Reading never creates a folder."""
         found = self.get_tagged(name)
@@ -207,6 +221,26 @@ class Store:
             found = list_bucket(run, urlparse(self.address).scheme, prefix, limit, bounds)
         return {name: found[name] for name in sorted(found) if not re.search(r"#\d+$", name)}
 
+    def folders(self, prefix: str = "") -> Sequence[str]:
+        """The names of the folders directly in the folder `prefix`, sorted; files deeper down are not listed."""
+        if self.folder is not None:
+            folder = self.folder / prefix
+            with self._clear_errors(prefix, writes=False):
+                return [name for name in names_in(folder) if (folder / name).is_dir()]
+        found = self._do(prefix, lambda client: client.list_with_delimiter(prefix or None))["common_prefixes"]
+        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
+
+    def delete_all(self, names: Iterable[str]) -> None:
+        """Delete many names; those that do not exist are ignored."""
+        remaining = sorted(names)
+        while remaining:
+            batch, remaining = remaining[:_DELETED_AT_ONCE], remaining[_DELETED_AT_ONCE:]
+            try:
+                self._do(batch[0], partial(_delete, batch))
+            except FileNotFoundError:
+                for name in batch:
+                    self.delete(name)
+
     def delete(self, name: str) -> None:
         """Delete `name` if it exists."""
         if self.folder is not None and not self.folder.is_dir():
@@ -223,6 +257,9 @@ class Store:
         timeout = None if reads else self._timeout(size)
         with self._clear_errors(name, writes):
             return self._patience.persist(lambda: action(self._connect(timeout)), self.hide)
+
+    def _clear_errors(self, name: str, writes: bool) -> contextlib.AbstractContextManager[None]:
+        return clear_errors(f"{self.address.rstrip('/')}/{name}", self.folder is None, writes, self.hide)
 
     def _timeout(self, size: int) -> float:
         """Timeout of a request. Sizes are rounded up to powers of two, because each timeout requires its own client."""
@@ -260,40 +297,15 @@ class Store:
                 self._connect(None).put(name, data)
                 return True
 
-    @contextlib.contextmanager
-    def _clear_errors(self, name: str, writes: bool) -> Iterator[None]:
-        """Turn storage errors into a UserError with a clear message."""
-        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-
-        where = f"{self.address.rstrip('/')}/{name}"
-        try:
-            yield
-        except (AlreadyExistsError, PreconditionError, UserError):
-            raise
-        except (BaseError, OSError, ValueError) as error:
-            if self.folder is None and (names_no_bucket(error) or (writes and isinstance(error, FileNotFoundError))):
-                verb = "write" if writes else "read"
-                raise UserError(
-                    f"cannot {verb} {where}: the bucket does not exist; create it or give another."
-                ) from None
-            if isinstance(error, FileNotFoundError):
-                raise
-            message = self.hide(first_line(error))
-            # ENOSPC and EDQUOT, in the client's text or as an errno.
-            if "os error 28" in message or "os error 122" in message or getattr(error, "errno", 0) in (28, 122):
-                raise StoreFullError(
-                    f"no space left for {where}; committed shards are kept. Free some space and rerun the same "
-                    f"command to resume."
-                ) from None
-            text = f"cannot use {where}: {message}. Give a folder or bucket that can be read and written."
-            # A bucket's error may contain headers and URLs with secrets: keep its text out of tracebacks.
-            raise UserError(text) from (error if self.folder is not None else None)
-
 
 def _unpickle(address: str, settings: StoreRecipe, access: Access | None, proven: bool) -> Store:
     store = Store(address, settings, access)
     store._patience.proven = proven
     return store
+
+
+def _delete(names: Sequence[str], client: Any) -> None:
+    client.delete(names)
 
 
 def _with_meta(response: Any) -> tuple[bytes, dict[str, Any]]:

@@ -36,16 +36,24 @@ class Report:
         return not self.damaged
 
 
-def verify(store: Store, watch: Callable[[int, int], None] = lambda done, all: None) -> Report:
-    """Check every shard that has a receipt. `watch` is called with the numbers of checked shards and of all shards."""
+def verify(
+    store: Store,
+    watch: Callable[[int, int], None] = lambda done, all: None,
+    choose: Callable[[list[int]], list[int]] = lambda numbers: numbers,
+) -> Report:
+    """Check every shard that has a receipt, or those that `choose` selects from the numbers of all of them.
+
+    `watch` is called with the numbers of checked shards and of those to check.
+    """
     recipe = recipe_of(store)
     plan, done = Plan(recipe), committed(store)
     known = sorted(number for number in done if number < len(plan))
     orphans, foreign = _without_receipt(store, plan, set(known))
     report = Report(planned=len(plan), missing=missing(plan, done), orphans=orphans, foreign=foreign)
     seen: dict[bytes, str] = {}
+    chosen = choose(known)
     with ThreadPoolExecutor(4) as pool:
-        for checked in pool.map(lambda number: check_shard(store, recipe, plan.shard(number)), known):
+        for checked in pool.map(lambda number: check_shard(store, recipe, plan.shard(number)), chosen):
             problems = list(checked.problems)
             for digest, key in checked.images.items():
                 if seen.setdefault(digest, key) != key:
@@ -56,7 +64,7 @@ def verify(store: Store, watch: Callable[[int, int], None] = lambda done, all: N
                 report.damaged[checked.number] = problems
             if checked.only_manifest and problems == checked.problems:
                 report.only_manifest.append(checked.number)
-            watch(report.shards, len(known))
+            watch(report.shards, len(chosen))
     return report
 
 

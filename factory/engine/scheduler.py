@@ -3,7 +3,7 @@
 import re
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from factory.config.sections import EngineRecipe
@@ -12,12 +12,13 @@ from factory.engine.deadlines import Deadlines
 from factory.engine.health import Health
 from factory.engine.pool import Pool, Worker, references
 from factory.engine.queue import MAX_ERRORS, MAX_LOSSES, ShardQueue
-from factory.engine.state import Listener, State
+from factory.engine.state import Limit, Listener, State
+from factory.engine.usage import Usage
 from factory.engine.view import ClusterView
 from factory.errors import StoreUnavailableError, UserError
 from factory.signals import stop_requests
 
-__all__ = ["Listener", "Scheduler", "State"]
+__all__ = ["Limit", "Listener", "Scheduler", "State"]
 
 _ANSI_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _TICK = 0.5
@@ -28,16 +29,24 @@ class Scheduler:
     """Runs shards on a pool and handles lost actors, errors and hanging workers, which it counts for each shard."""
 
     def __init__(
-        self, pool: Pool, shards: Sequence[int], view: ClusterView, engine: EngineRecipe, listener: Listener
+        self,
+        pool: Pool,
+        shards: Sequence[int],
+        view: ClusterView,
+        engine: EngineRecipe,
+        listener: Listener,
+        limit: Limit | None = None,
     ) -> None:
         self._pool, self._view, self._engine, self._listener = pool, view, engine, listener
+        self._limit = limit or Limit()
         self._queue, self._deadlines = ShardQueue(shards), Deadlines(engine)
         self._progress_requested = 0.0
         self.state = State(len(shards))
         self._health = Health(pool, view, engine, self.state)
+        self._usage = Usage(pool, self.state)
 
     def run(self) -> State:
-        """Run until every shard is done or quarantined.
+        """Run until every shard is done or quarantined, or until the limit is reached (`state.limited`).
 
         After the first SIGINT or SIGTERM, shards in progress may finish within `engine.grace` seconds; then, or at a
         second signal, KeyboardInterrupt is raised. A UserError from a worker ends the run immediately. Raises
@@ -49,6 +58,9 @@ class Scheduler:
                     if stopping():
                         self._drain()
                         raise KeyboardInterrupt
+                    if self._limit.reached(self.state):
+                        self._wind_down(stopping)
+                        break
                     self._size_pool()
                     self._submit()
                     self._step()
@@ -89,6 +101,16 @@ class Scheduler:
             self._step()
         if self._health.is_cut_off():
             self._pool.abandon()  # a signal to the whole process group has ended Ray too
+
+    def _wind_down(self, stopping: Callable[[], bool]) -> None:
+        """The limit is reached: collect the shards in progress within its grace period; a signal shortens it."""
+        end = time.monotonic() + self._limit.grace
+        while self._busy() and time.monotonic() < end:
+            if stopping():
+                self._drain()
+                raise KeyboardInterrupt
+            self._step()
+        self.state.limited = bool(self._queue or self._busy())
 
     def _size_pool(self) -> None:
         if self._view.silent_for() > 0:
@@ -286,6 +308,7 @@ class Scheduler:
 
     def _report(self) -> None:
         state, workers = self.state, self._pool.workers
+        self._usage.update()
         state.workers = sum(1 for worker in workers if worker.ready)
         state.pending_workers = len(workers) - state.workers
         state.in_progress = {

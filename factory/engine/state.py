@@ -1,4 +1,4 @@
-"""The state of a run, and the listener that receives it."""
+"""The state of a run, the listener that receives it, and the limit that ends it early."""
 
 from collections import Counter, deque
 from collections.abc import Callable
@@ -28,6 +28,13 @@ class State:
     workers: int = 0
     pending_workers: int = 0
     in_progress: dict[int, tuple[int, dict[str, int]]] = field(default_factory=dict)
+    gpu_seconds: float = 0.0
+    """Seconds for which actors ran, times the GPUs that each of them reserved; loading models counts, waiting does not.
+    """
+    worker_seconds: float = 0.0
+    """The same, counting generating workers instead of GPUs."""
+    limited: bool = False
+    """Whether the run ended at its limit with shards left."""
     waiting: str = ""
     """Why the run is paused (the store does not respond), set by the listener. No shard is submitted meanwhile."""
 
@@ -40,6 +47,17 @@ class State:
         self.rejected.update(done.rejected)
         for step, seconds in done.seconds.items():
             self.seconds[step] = self.seconds.get(step, 0.0) + seconds
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Ends a run before all shards are done. `reached` is called in the driver, at least every half second.
+
+    From then on no shard is submitted, and shards in progress may finish within `grace` seconds.
+    """
+
+    reached: Callable[[State], bool] = lambda state: False
+    grace: float = 0.0
 
 
 @dataclass(frozen=True)

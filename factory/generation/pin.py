@@ -7,7 +7,7 @@ from factory.config.sections import GeneratorRecipe, MaskRecipe
 from factory.config.vocabulary import coco
 from factory.errors import UserError
 from factory.generation.components import SOURCES, check_source
-from factory.generator.load import EMBEDDED, model_folder, pin_generator
+from factory.generator.load import EMBEDDED, model_folder, pin_generator, pin_revision
 from factory.grounder.folder import check_fits, grounder_folder, pin_grounder, read_config
 
 
@@ -29,6 +29,26 @@ def pin_recipe(recipe: Recipe, existing: Recipe | None = None) -> Recipe:
     if masks.source not in (*SOURCES, "labels"):
         masks = _pin_grounder_of(masks, generator)
     return recipe.model_copy(update={"generator": generator, "masks": masks})
+
+
+def check_pins(recipe: Recipe) -> None:
+    """UserError if the recipe pins a local text-to-image model or grounder whose content is another one now.
+
+    Hub models are loaded at their pinned commit, and `pin_recipe` checks the pin of a detector.
+    """
+    generator, masks = recipe.generator, recipe.masks
+    if generator.revision is not None and model_folder(generator.model) is not None:
+        _check_pin("text-to-image model", generator.model, generator.revision, pin_revision(generator.model))
+    if masks.grounder_revision is not None and masks.source not in (*SOURCES, "labels"):
+        _check_pin("grounder", masks.source, masks.grounder_revision, pin_grounder(masks.source))
+
+
+def _check_pin(kind: str, name: str, pinned: str, found: str) -> None:
+    if found != pinned:
+        raise UserError(
+            f"the recipe pins the {kind} {name} as {pinned}, but its content is now {found}; restore the pinned one, "
+            f"or remove the revision from the recipe and start a new dataset."
+        )
 
 
 def _with_pins_of(recipe: Recipe, existing: Recipe) -> Recipe:

@@ -17,6 +17,7 @@ _ERRORS_SHOWN = 5
 class Snapshot:
     """The progress at one moment. `accepted` includes earlier runs; `per_second` is the rate of the last minute.
 
+    `seconds`, `gpu_seconds` and `worker_seconds` are those of this run.
     The field names are the keys of progress.json.
     """
 
@@ -32,6 +33,8 @@ class Snapshot:
     pending_workers: int
     rejected: dict[str, int]
     lost_workers: int
+    gpu_seconds: float
+    worker_seconds: float
     requeued: int
     quarantined: list[int]
     errors: list[str]
@@ -74,6 +77,8 @@ class Tracker:
             pending_workers=state.pending_workers,
             rejected=dict(sorted(rejected.items())),
             lost_workers=state.lost,
+            gpu_seconds=round(state.gpu_seconds, 1),
+            worker_seconds=round(state.worker_seconds, 1),
             requeued=state.requeued,
             quarantined=list(state.quarantined),
             errors=list(state.errors)[-_ERRORS_SHOWN:],

@@ -3,6 +3,7 @@
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 
 from factory import exit_codes
 from factory.config.plan import Plan
@@ -14,7 +15,7 @@ from factory.dataset.storage import Store
 from factory.engine.capacity import Capacity
 from factory.engine.cluster import connected
 from factory.engine.pool import Pool
-from factory.engine.scheduler import Scheduler, State
+from factory.engine.scheduler import Limit, Scheduler, State
 from factory.engine.view import ClusterView
 from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
@@ -27,16 +28,20 @@ _log = logging.getLogger("factory.generation.run")
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The result of a run. `totals` covers the whole dataset, `last` this run."""
+    """The result of a run. `totals` covers the whole dataset, `last` this run.
+
+    `limited` is whether the run ended at its limit with shards left.
+    """
 
     totals: Totals
     last: Snapshot
     seconds: dict[str, float]
     recipe: Recipe
+    limited: bool = False
 
     @property
     def exit_code(self) -> int:
-        """0 if the dataset is complete; otherwise the code for what is missing."""
+        """0 if the dataset is complete, or as complete as the limit of the run allows; otherwise what is missing."""
         if self.last.quarantined:
             return exit_codes.GIVEN_UP
         return exit_codes.EXHAUSTED if self.totals.exhausted else exit_codes.DONE
@@ -56,24 +61,65 @@ def generate(
     is a lease that the caller already holds. KeyboardInterrupt propagates after shards in progress had `engine.grace`
     seconds to finish; committed shards are kept, and the same call resumes.
     """
+    recipe = prepare(recipe, store)
+    with nullcontext(held) if held else leased(store, force, _log.warning) as lease:
+        return run_prepared(recipe, store, lease, extend, watch)
+
+
+def prepare(recipe: Recipe, store: Store) -> Recipe:
+    """The recipe with pinned models, checked as far as possible without loading them; nothing is written.
+
+    Raises UserError for everything that would stop the workers.
+    """
     recipe = pin_recipe(recipe, existing_recipe(store))
     preflight(recipe)
-    with nullcontext(held) if held else leased(store, force, _log.warning) as lease:
-        recipe = init_or_resume(store, recipe, extend)
-        plan = Plan(recipe)
-        done = set(tags(store, len(plan)))
-        tracker, state = Tracker(plan, done), State(len(plan))
-        todo = missing(plan, done)
-        if todo:
-            state = _run(recipe, store, todo, tracker, watch, lease)
-        totals = write_statement(store, recipe)
-        last = tracker.snapshot(state, "done" if totals.shards == len(plan) else "incomplete")
-        put_progress(store, last.to_dict())
+    return recipe
+
+
+def run_prepared(
+    recipe: Recipe,
+    store: Store,
+    lease: HeldLease,
+    extend: bool = False,
+    watch: Watch = lambda snapshot: None,
+    limit: Limit | None = None,
+    samples: int | None = None,
+) -> RunSummary:
+    """As `generate`, for a prepared recipe and a lease that the caller holds.
+
+    The run ends early at its `limit`, and after the shards for at least `samples` more samples.
+    """
+    recipe = init_or_resume(store, recipe, extend)
+    plan = Plan(recipe)
+    done = set(tags(store, len(plan)))
+    tracker, state = Tracker(plan, done), State(len(plan))
+    all_missing = missing(plan, done)
+    todo = all_missing if samples is None else _first(plan, all_missing, samples)
+    if todo:
+        state = _run(recipe, store, todo, tracker, watch, lease, limit)
+    totals = write_statement(store, recipe)
+    last = tracker.snapshot(state, "done" if totals.shards == len(plan) else "incomplete")
+    put_progress(store, last.to_dict())
     watch(last)
-    return RunSummary(totals, last, state.seconds, recipe)
+    return RunSummary(totals, last, state.seconds, recipe, state.limited or len(todo) < len(all_missing))
 
 
-def _run(recipe: Recipe, store: Store, todo: list[int], tracker: Tracker, watch: Watch, lease: HeldLease) -> State:
+def _first(plan: Plan, shards: list[int], samples: int) -> list[int]:
+    """The first shards that have at least so many planned samples together."""
+    sizes = (stop - start for start, stop in map(plan.bounds, shards))
+    before = accumulate(sizes, initial=0)
+    return [shard for shard, total in zip(shards, before, strict=False) if total < samples]
+
+
+def _run(
+    recipe: Recipe,
+    store: Store,
+    todo: list[int],
+    tracker: Tracker,
+    watch: Watch,
+    lease: HeldLease,
+    limit: Limit | None,
+) -> State:
     engine, threads = recipe.engine, recipe.generator.threads
     given_up = quarantined(store)
     job = ContentJob(recipe, store)
@@ -81,7 +127,7 @@ def _run(recipe: Recipe, store: Store, todo: list[int], tracker: Tracker, watch:
     with connected(engine, threads), ClusterView(Capacity(engine, threads, job.memory())) as view:
         pool = Pool(job, view.share, detectors, engine.gpus_per_detector)
         reporter = Reporter(store, tracker, watch, lease, given_up)
-        scheduler = Scheduler(pool, todo, view, engine, reporter.as_listener())
+        scheduler = Scheduler(pool, todo, view, engine, reporter.as_listener(), limit)
         status = "failed"
         try:
             state = scheduler.run()

@@ -78,9 +78,12 @@ class Bucket:
         self.latency, self.faults = latency, list[Fault]()
         self.objects: dict[str, tuple[bytes, int]] = {}
         self.requests: Counter[str] = Counter()
+        self.ignores_conditions = False
+        """Whether conditional writes overwrite, as with some S3-compatible servers."""
         self.endpoint = ""
         self._upstream, self._rng = upstream, random.Random(seed)
         self._generation = 1000
+        self._parts: dict[str, dict[int, bytes]] = {}
         self._sorted: list[str] | None = None
 
     def put(self, name: str, data: bytes) -> int:
@@ -173,6 +176,8 @@ class Bucket:
         bucket, _, key = name.partition("/")
         if request.method == "POST" and "delete" in query:
             return self._delete_many(bucket, request.body)
+        if request.method == "POST" or "partNumber" in query:
+            return self._put_in_parts(name, request, query)
         if request.method == "GET" and not key:
             return self._list(bucket, {field: values[0] for field, values in query.items()})
         if request.method == "PUT":
@@ -188,7 +193,7 @@ class Bucket:
     def _put(self, name: str, request: _Request) -> _Response:
         existing = self.objects.get(name)
         generation = request.headers.get("x-goog-if-generation-match")
-        refused = (
+        refused = not self.ignores_conditions and (
             (generation is not None and generation != str(existing[1] if existing else 0))
             or (request.headers.get("if-none-match") == "*" and existing is not None)
             or (
@@ -204,6 +209,20 @@ class Bucket:
         data, generation = self.objects[name]
         return {"etag": _tag(data), "x-goog-generation": str(generation), "last-modified": _HTTP_DATE}
 
+    def _put_in_parts(self, name: str, request: _Request, query: dict[str, list[str]]) -> _Response:
+        """A multipart upload: its start, one of its parts, or its end."""
+        if "uploads" in query:
+            text = f"<InitiateMultipartUploadResult><UploadId>{name}</UploadId></InitiateMultipartUploadResult>"
+            return _Response(200, {"content-type": "application/xml"}, text.encode())
+        parts = self._parts.setdefault(name, {})
+        if request.method == "PUT":
+            parts[int(query["partNumber"][0])] = request.body
+            return _Response(200, {"etag": _tag(request.body)})
+        self.put(name, b"".join(data for _, data in sorted(self._parts.pop(name).items())))
+        tag = escape(_tag(self.objects[name][0]))
+        text = f"<CompleteMultipartUploadResult><ETag>{tag}</ETag></CompleteMultipartUploadResult>"
+        return _Response(200, {"content-type": "application/xml"}, text.encode())
+
     def _delete_many(self, bucket: str, body: bytes) -> _Response:
         keys = list[str](re.findall(r"<Key>(.*?)</Key>", body.decode()))
         for key in keys:
@@ -217,6 +236,8 @@ class Bucket:
         if self._sorted is None:
             self._sorted = sorted(self.objects)
         prefix, after = f"{bucket}/{query.get('prefix', '')}", query.get("continuation-token", query.get("start-after"))
+        if "delimiter" in query:
+            return self._list_folders(prefix, bucket, query["delimiter"])
         first = f"{bucket}/{after}" if after else ""
         page, truncated = list[str](), False
         for name in self._names_from(max(prefix, first)):
@@ -236,6 +257,17 @@ class Bucket:
             f"<KeyCount>{len(page)}</KeyCount><IsTruncated>{str(truncated).lower()}</IsTruncated>{token}{entries}"
             f"</ListBucketResult>"
         )
+        return _Response(200, {"content-type": "application/xml"}, text.encode())
+
+    def _list_folders(self, prefix: str, bucket: str, delimiter: str) -> _Response:
+        """The folders directly below a prefix, on one page."""
+        names = (name.removeprefix(prefix) for name in self.objects if name.startswith(prefix))
+        folders = sorted({name.partition(delimiter)[0] for name in names if delimiter in name})
+        start = prefix.removeprefix(f"{bucket}/")
+        entries = "".join(
+            f"<CommonPrefixes><Prefix>{escape(start + name)}/</Prefix></CommonPrefixes>" for name in folders
+        )
+        text = f"<ListBucketResult><Name>{bucket}</Name><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>"
         return _Response(200, {"content-type": "application/xml"}, text.encode())
 
     def _names_from(self, first: str) -> Iterator[str]:

@@ -1,0 +1,144 @@
+"""`factory nightly`: one dataset per night, and the list of all nights for `factory status`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from factory.cli.shared_options import Force
+from factory.files.strict_json import dumps
+
+if TYPE_CHECKING:
+    from factory.dataset.storage import Store
+    from factory.nightly.record import Night
+
+
+def nightly(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Configuration file; see docs/nightly.md.")],
+    date: Annotated[
+        str | None,
+        typer.Option(
+            help="Date of the night, such as 2026-11-25, or a timestamp with an offset; by default that of the last "
+            "scheduled start."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and show what would be made and deleted; write nothing.")
+    ] = False,
+    force: Force = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print only the line of JSON, without progress and messages.")
+    ] = False,
+) -> None:
+    """Make the dataset of a night, within a budget: generate, verify, export, record, delete old nights, notify.
+
+    A night that is complete is left alone. After an interruption or a used-up budget, rerun the same command to
+    continue. Messages and progress go to standard error; the last line, on standard output, is the result as JSON.
+
+    Example: factory nightly nightly.yaml
+
+    Example: factory nightly nightly.yaml --date 2026-11-25 --dry-run
+
+    Exit codes: 0 complete, or the budget is used up; 2 bad input, 3 given up, 4 complete except for samples that were
+    not accepted in any attempt, 5 damaged, 6 another driver is working on this night, 75 temporary failure, 130 or 143
+    interrupted. See docs/exit-codes.md.
+    """
+    from factory.cli.view import watching
+    from factory.nightly.budget import now
+    from factory.nightly.clock import parse_date, scheduled_date, zone_of
+    from factory.nightly.config import load_config
+    from factory.nightly.context import make_context
+    from factory.nightly.run import preview_night, run_night
+
+    loaded = load_config(config)
+    zone = zone_of(loaded.timezone)
+    night = parse_date(date, zone) if date else scheduled_date(now(), loaded.starts, zone)
+
+    def say(text: str) -> None:
+        if not as_json:
+            typer.echo(text, err=True)
+
+    if dry_run:
+        data = preview_night(make_context(loaded, night, say))
+        say(_preview_text(data))
+        typer.echo(dumps(data))
+        return
+    with watching(quiet=as_json) as watch:
+        outcome = run_night(make_context(loaded, night, say, watch), force)
+    say(outcome.to_text())
+    typer.echo(dumps(outcome.to_data()))
+    if outcome.unexpected is not None:
+        raise outcome.unexpected
+    raise typer.Exit(outcome.exit_code)
+
+
+def _preview_text(data: dict[str, Any]) -> str:
+    if data["action"] == "nothing":
+        return f"The night of {data['date']} is complete; a run would change nothing."
+    lines = [
+        f"The night of {data['date']} would {data['action']} {data['dataset']} (seed {data['seed']}): "
+        f"{data['samples']} of {data['wanted']} samples exist."
+    ]
+    if data["until"]:
+        lines.append(f"Its generation would end at {data['until']}.")
+    lines.append(f"keep would delete: {', '.join(data['would_delete']) or 'nothing'}.")
+    return "\n".join(lines)
+
+
+def nights_of(root: "Store") -> list[dict[str, Any]]:
+    """The nights of a root by date as JSON data; empty if there are none.
+
+    A running night whose driver is gone is "stale"; one whose record cannot be read is "unreadable".
+    """
+    from factory.nightly.record import list_nights
+
+    return [
+        {"date": date.isoformat(), "state": "unreadable"} if night is None else _data_of(root, night)
+        for date, night in list_nights(root).items()
+    ]
+
+
+def _data_of(root: "Store", night: "Night") -> dict[str, Any]:
+    from factory.dataset.lease import stale
+    from factory.dataset.storage import Store
+
+    data = night.to_data()
+    if (
+        night.state == "running"
+        and stale(Store(f"{root.address.rstrip('/')}/{night.dataset}", root.settings)) is not False
+    ):
+        data["state"] = "stale"
+    return data
+
+
+def nights_table(nights: list[dict[str, Any]]) -> str:
+    """The nights as aligned columns."""
+    from factory.nightly.outcome import duration
+
+    rows = [("date", "state", "samples", "new", "yield", "time", "GPU-hours", "cost")]
+    for night in nights:
+        if night["state"] == "unreadable":
+            rows.append((night["date"], "unreadable", *[""] * 6))
+            continue
+        share, cost = night["yield"], night["cost"]
+        rows.append(
+            (
+                night["date"],
+                night["state"],
+                str(night["samples"]),
+                str(night["new_samples"]),
+                "" if share is None else f"{share:.1%}",
+                duration(sum(night["seconds"].values())),
+                f"{night['gpu_hours']:.2f}",
+                "" if cost is None else f"{cost:.2f}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = (
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,43 @@
+"""Turns errors of storage clients into messages for users."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from factory.dataset.storage_retry import first_line, names_no_bucket
+from factory.errors import TransientError, UserError
+
+_FULL = (28, 122)
+"""ENOSPC and EDQUOT, in the client's text or as an errno."""
+
+
+class StoreFullError(TransientError):
+    """The disk or bucket is full; committed data is kept."""
+
+
+@contextlib.contextmanager
+def clear_errors(where: str, is_bucket: bool, writes: bool, hide: Callable[[str], str]) -> Iterator[None]:
+    """Turn storage errors into a UserError with a clear message; FileNotFoundError passes.
+
+    `where` names the file, and `hide` removes credentials from a text.
+    """
+    from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+    try:
+        yield
+    except (AlreadyExistsError, PreconditionError, UserError):
+        raise
+    except (BaseError, OSError, ValueError) as error:
+        if is_bucket and (names_no_bucket(error) or (writes and isinstance(error, FileNotFoundError))):
+            verb = "write" if writes else "read"
+            raise UserError(f"cannot {verb} {where}: the bucket does not exist; create it or give another.") from None
+        if isinstance(error, FileNotFoundError):
+            raise
+        message = hide(first_line(error))
+        if any(f"os error {code}" in message for code in _FULL) or getattr(error, "errno", 0) in _FULL:
+            raise StoreFullError(
+                f"no space left for {where}; committed shards are kept. Free some space and rerun the same "
+                f"command to resume."
+            ) from None
+        text = f"cannot use {where}: {message}. Give a folder or bucket that can be read and written."
+        # A bucket's error may contain headers and URLs with secrets: keep its text out of tracebacks.
+        raise UserError(text) from (None if is_bucket else error)

@@ -1,0 +1,65 @@
+"""Dates and times of day in a time zone. All instants are aware datetimes in UTC."""
+
+import datetime
+import re
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from factory.errors import UserError
+
+
+def zone_of(name: str) -> ZoneInfo:
+    """The time zone with an IANA name; raises ValueError if it is unknown."""
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("is not a time zone; give an IANA name such as Europe/Berlin or UTC") from None
+
+
+def parse_clock(text: str) -> datetime.time:
+    """A time of day such as 06:00; raises ValueError for anything else."""
+    match = re.fullmatch(r"([01]\d|2[0-3]):([0-5]\d)", text)
+    if match is None:
+        raise ValueError("must be a time of day from 00:00 to 23:59, such as 06:00")
+    return datetime.time(int(match[1]), int(match[2]))
+
+
+def scheduled_date(now: datetime.datetime, starts: str, zone: ZoneInfo) -> datetime.date:
+    """The local date of the last scheduled start at or before `now`."""
+    local = now.astimezone(zone)
+    before = local.time() < parse_clock(starts)
+    return local.date() - datetime.timedelta(days=before)
+
+
+def parse_date(text: str, zone: ZoneInfo) -> datetime.date:
+    """A date such as 2026-11-25, or the local date of a timestamp with an offset, such as 2026-11-25T21:00:00Z."""
+    try:
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+            return datetime.date.fromisoformat(text)
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise UserError(f"--date must be a date such as 2026-11-25 or a timestamp with an offset, got {text!r}.")
+    return moment.astimezone(zone).date()
+
+
+def next_time(after: datetime.datetime, clock: str, zone: ZoneInfo) -> datetime.datetime:
+    """The first instant after `after` at which clocks in the zone show this time of day.
+
+    On a day that skips this time, it is the instant at which the clock would have shown it without the change. On a day
+    that repeats it, both instants count.
+    """
+    time, day = parse_clock(clock), after.astimezone(zone).date()
+    moments = (
+        datetime.datetime.combine(day + datetime.timedelta(days=days), time.replace(fold=fold), zone)
+        for days in (0, 1, 2)
+        for fold in (0, 1)
+    )
+    instants = sorted(moment.astimezone(datetime.UTC) for moment in moments if _counts(moment))
+    return next(instant for instant in instants if instant > after)
+
+
+def _counts(moment: datetime.datetime) -> bool:
+    """Whether a local time stands for an instant of its own: the second reading of a skipped time does not."""
+    shown = moment.astimezone(datetime.UTC).astimezone(moment.tzinfo)
+    return moment.fold == 0 or shown.replace(tzinfo=None) == moment.replace(tzinfo=None)

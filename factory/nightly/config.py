@@ -1,0 +1,248 @@
+"""The configuration of `factory nightly`: its fields, and one clear sentence for everything that is wrong with it."""
+
+import datetime
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
+
+from factory.config.recipe import Recipe, load_recipe, make_recipe
+from factory.config.sections import Section
+from factory.dataset.storage import is_remote
+from factory.errors import UserError
+from factory.files.strict_yaml import parse_plain_yaml
+from factory.files.text import read_text
+from factory.nightly.clock import parse_clock, zone_of
+
+Mode = Literal["fresh", "grow"]
+ExportFormat = Literal["coco", "voc", "yolo", "hf"]
+
+
+def _clock(text: str) -> str:
+    parse_clock(text)
+    return text
+
+
+def _zone(name: str) -> str:
+    zone_of(name)
+    return name
+
+
+ClockTime = Annotated[str, AfterValidator(_clock), Field(examples=["06:00"])]
+
+
+def _kind(**names: type | tuple[type, ...]) -> Discriminator:
+    """Chooses a union's member by the type of the value, so that an error message is about this member alone."""
+    *others, last = names
+
+    def choose(value: Any) -> str:
+        return next((name for name in others if isinstance(value, names[name])), last)
+
+    return Discriminator(choose)
+
+
+Command = Annotated[
+    Annotated[str, Tag("text")] | Annotated[tuple[str, ...], Tag("list")], _kind(list=(list, tuple), text=str)
+]
+RecipeSource = Annotated[
+    Annotated[str, Tag("path")] | Annotated[dict[str, Any], Tag("fields")], _kind(fields=dict, path=str)
+]
+
+
+class Budget(Section):
+    """What ends the generation of a night although its dataset is not complete; of several limits, the first."""
+
+    hours: float | None = Field(default=None, gt=0, le=10_000, description="Hours since the night first started.")
+    until: ClockTime | None = Field(
+        default=None, description="Time of day in `timezone`: the first one after the night first started."
+    )
+    gpu_hours: float | None = Field(
+        default=None, gt=0, description="Hours for which workers ran, times the GPUs that each of them reserved."
+    )
+    grace: float = Field(
+        default=600.0,
+        ge=0,
+        le=86_400,
+        description="Seconds that shards in progress may take to finish after the limit; the rest is discarded.",
+    )
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.hours is None and self.until is None and self.gpu_hours is None:
+            raise ValueError("a budget requires hours, until or gpu_hours; omit it to generate until done")
+        return self
+
+
+class VerifySample(Section):
+    """Verify some of the shards. The date decides which ones, so a repeated run checks the same."""
+
+    shards: int = Field(ge=1, description="Number of shards to verify.")
+
+
+Verification = Annotated[
+    Annotated[Literal["all"], Tag("all")] | Annotated[VerifySample, Tag("sample")],
+    _kind(sample=(dict, VerifySample), all=str),
+]
+
+
+class Keep(Section):
+    """Which nights are kept. Others are deleted, but never the last good one."""
+
+    nights: int = Field(ge=1, description="Number of nights, the newest by date.")
+
+
+class Notification(Section):
+    """A message about a night. If it cannot be sent, a warning is printed and the night continues."""
+
+    on: Literal["success", "failure", "always"] = Field(
+        default="failure", description="`always` includes interrupted nights."
+    )
+    webhook: str | None = Field(
+        default=None,
+        description="URL that accepts Slack's JSON, or $NAME for the environment variable that contains it.",
+    )
+    command: Command | None = Field(
+        default=None,
+        description="Program with arguments, run without a shell: the message is its standard input, and the variable "
+        "FACTORY_NIGHT contains the record as JSON.",
+    )
+
+    @model_validator(mode="after")
+    def _has_a_target(self) -> Self:
+        if (self.webhook is None) == (self.command is None):
+            raise ValueError("a notification requires either a webhook or a command")
+        if self.webhook is not None and not self.webhook.startswith("$"):
+            url = urlsplit(self.webhook)
+            if url.scheme not in ("http", "https") or not url.hostname:
+                raise ValueError("a webhook must be a URL such as https://host/path, or $NAME")
+        if self.command is not None and not _arguments(self.command):
+            raise ValueError("the command of a notification is empty")
+        return self
+
+
+def _arguments(command: str | tuple[str, ...]) -> list[str]:
+    """The program and its arguments; raises ValueError for a text with an unclosed quotation mark."""
+    return shlex.split(command) if isinstance(command, str) else list(command)
+
+
+class NightlyConfig(Section):
+    """The configuration of `factory nightly`."""
+
+    root: str = Field(min_length=1, description="Folder or URL (s3://, gs://) of the nights.")
+    timezone: Annotated[str, AfterValidator(_zone)] = Field(
+        default="UTC", description="IANA name such as Europe/Berlin; dates and times of day refer to it."
+    )
+    starts: ClockTime = Field(
+        default="00:00",
+        description="Scheduled start. Without --date, the date of a night is that of its last scheduled start.",
+    )
+    recipe: RecipeSource = Field(description="Fields of a recipe (schemas/recipe.json), or the path of a recipe file.")
+    mode: Mode = Field(
+        default="fresh",
+        description="`fresh` makes a dataset of n samples every night, `grow` adds to one dataset up to `target`.",
+    )
+    target: int | None = Field(default=None, ge=1, le=10**9, description="Samples of the dataset of `grow`.")
+    budget: Budget | None = None
+    exports: tuple[ExportFormat, ...] = Field(default=(), description="Formats to export every night.")
+    verify: Verification = "all"
+    keep: Keep | None = Field(default=None, description="By default, all nights are kept.")
+    price_per_gpu_hour: float | None = Field(default=None, ge=0, description="For the cost of a night; any currency.")
+    notify: tuple[Notification, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.mode == "grow") != (self.target is not None):
+            raise ValueError(
+                f"`target` is required by mode grow and not allowed in mode fresh; the mode is {self.mode}"
+            )
+        if len(set(self.exports)) < len(self.exports):
+            raise ValueError(f"exports names a format twice: {', '.join(self.exports)}")
+        return self
+
+    def recipe_of(self, date: datetime.date) -> Recipe:
+        """The recipe of a night. In `fresh`, the seed is the date, such as 20261125, unless the recipe has one.
+
+        In `grow`, its size is the target. Raises UserError if the recipe is invalid.
+        """
+        assert isinstance(self.recipe, dict), "load_config reads a recipe file"
+        data = dict(self.recipe)
+        if self.target is not None:
+            data.pop("earlier", None)
+            data["n"] = self.target
+        else:
+            data.setdefault("seed", int(date.strftime("%Y%m%d")))
+        return make_recipe(data, "the recipe of the night")
+
+    def samples_per_night(self) -> int | None:
+        """In `grow`, the number of samples that a night adds: `n` of the recipe; None adds as many as possible."""
+        assert isinstance(self.recipe, dict)
+        n = self.recipe.get("n")
+        return None if self.target is None or n is None else make_recipe({"n": n}, "the recipe of the night").n
+
+
+def load_config(path: str | Path) -> NightlyConfig:
+    """Read a configuration file. Relative paths in it start at its folder. Raises UserError if anything is invalid."""
+    text = read_text(path, "configuration")
+    data = parse_plain_yaml(text, f"the configuration {path}")
+    if not isinstance(data, dict):
+        raise UserError(f"the configuration {path} must be a mapping with `root:` and `recipe:`; see docs/nightly.md.")
+    if isinstance(data.get("recipe"), dict):
+        data["recipe"] = _recipe_fields(text, path)
+    try:
+        config = NightlyConfig.model_validate(data)
+    except ValidationError as error:
+        text = "; ".join(dict.fromkeys(_sentence(dict(problem)) for problem in error.errors()))
+        raise UserError(f"{path}: {text}. See docs/nightly.md for all keys.") from error
+    folder = Path(path).absolute().parent
+    recipe = config.recipe
+    if isinstance(recipe, str):
+        recipe = load_recipe(folder / Path(recipe).expanduser())
+    root = config.root
+    if not is_remote(root):
+        root = str(folder / Path(root.removeprefix("file://")).expanduser())
+    config = config.model_copy(update={"recipe": recipe, "root": root})
+    config.recipe_of(datetime.date(2000, 1, 1))
+    config.samples_per_night()
+    return config
+
+
+def _recipe_fields(text: str, path: str | Path) -> Any:
+    """The `recipe` of a configuration, with numbers and dates as in a recipe file."""
+    try:
+        return yaml.safe_load(text)["recipe"]
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"cannot parse the recipe in {path}: {' '.join(str(error).split())}.") from error
+
+
+def _sentence(problem: dict[str, Any]) -> str:
+    """A validation error as "field: what is wrong (got ...)"; the value of a webhook is not shown."""
+    location = [part for part in problem["loc"] if part not in ("text", "list", "path", "fields", "all", "sample")]
+    name = ".".join(str(part) for part in location)
+    if problem["type"] == "missing":
+        return f"{name} is missing"
+    if problem["type"] == "extra_forbidden":
+        keys = ", ".join(_model_at(location[:-1]).model_fields)
+        return f"there is no key {name}; the keys are {keys}"
+    message = problem["msg"].removeprefix("Value error, ")
+    value = problem["input"]
+    if isinstance(value, dict | list | tuple) or "webhook" in name:
+        return f"{name}: {message}" if name else message
+    return f"{name}: {message} (got {value!r:.60})"
+
+
+def _model_at(location: list[Any]) -> type[BaseModel]:
+    """The model of the section at a location such as ["notify", 0]."""
+    model: type[BaseModel] = NightlyConfig
+    for part in location:
+        if isinstance(part, str):
+            model = _models_in(model.model_fields[part].annotation)[0]
+    return model
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]

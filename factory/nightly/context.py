@@ -1,0 +1,78 @@
+"""What all steps of a night share: configuration, date, stores, and where messages go."""
+
+import datetime
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from zoneinfo import ZoneInfo
+
+from factory.config.recipe import Recipe
+from factory.dataset.storage import Store
+from factory.generation.reporter import Watch
+from factory.nightly.config import NightlyConfig
+from factory.nightly.record import DATASET, Night, latest_night
+
+
+@dataclass(frozen=True)
+class NightContext:
+    """A night of a configuration. `recipe` is not pinned yet; `dataset_name` is relative to the root."""
+
+    config: NightlyConfig
+    date: datetime.date
+    recipe: Recipe
+    root: Store
+    dataset: Store
+    dataset_name: str
+    say: Callable[[str], None]
+    watch: Watch
+
+    @property
+    def folder(self) -> str:
+        """The folder of the night, relative to the root."""
+        return self.date.isoformat()
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The time zone of the configuration."""
+        return ZoneInfo(self.config.timezone)
+
+    @property
+    def digest(self) -> str:
+        """Identifies what the configuration asks for on this date: recipe, size and mode."""
+        text = f"{self.recipe.fingerprint()} {self.recipe.n} {self.config.mode} {self.config.samples_per_night()}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def has_all_samples(self, night: Night) -> bool:
+        """Whether a night made everything that it should make: the dataset, or its part of it in `grow`."""
+        part = self.config.samples_per_night()
+        return night.planned >= night.wanted or (part is not None and night.planned - night.before.planned >= part)
+
+    def is_finished(self, night: Night | None) -> bool:
+        """Whether a night is complete as this configuration asks for it."""
+        return (
+            night is not None
+            and night.state == "complete"
+            and night.config == self.digest
+            and set(self.config.exports) <= set(night.exports)
+        )
+
+    def finished_earlier(self) -> Night | None:
+        """In `grow`, the night that reached the target; None if there is none or its dataset is gone."""
+        night = latest_night(self.root) if self.config.mode == "grow" else None
+        if night is None or night.mode != "grow" or night.planned < night.wanted or not self.is_finished(night):
+            return None
+        return None if self.dataset.get("recipe.yaml") is None else night
+
+
+def make_context(
+    config: NightlyConfig,
+    date: datetime.date,
+    say: Callable[[str], None] = lambda text: None,
+    watch: Watch = lambda snapshot: None,
+) -> NightContext:
+    """The context of a night. Raises UserError for an invalid recipe or address; nothing is accessed yet."""
+    recipe = config.recipe_of(date)
+    name = DATASET if config.mode == "grow" else f"{date.isoformat()}/{DATASET}"
+    root = Store(config.root, recipe.store)
+    dataset = Store(f"{config.root.rstrip('/')}/{name}", recipe.store)
+    return NightContext(config, date, recipe, root, dataset, name, say, watch)

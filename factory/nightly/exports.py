@@ -1,0 +1,52 @@
+"""Exports of a night: written in place below a local root, or in a temporary folder and then uploaded."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from factory.dataset.storage import Store
+from factory.export.folder import STATE
+from factory.export.run import Export, ExportSummary, Options
+from factory.nightly.record import Exported
+
+_UPLOADS = 16
+"""Files that are uploaded at a time."""
+
+
+def export_night(root: Store, dataset: Store, folder: str, form: str, say: Callable[[str], None]) -> Exported:
+    """Export the finished shards of a dataset to `folder` of the root, in one format.
+
+    An export of fewer shards in the same place is completed. Raises UserError if a shard is damaged.
+    """
+    if root.folder is not None:
+        return _exported(folder, _export(dataset, root.folder / folder, form, say))
+    with tempfile.TemporaryDirectory(prefix="factory-export-") as temporary:
+        target = Path(temporary) / form
+        summary = _export(dataset, target, form, say)
+        say(f"uploading {root.address.rstrip('/')}/{folder}")
+        upload(target, root, folder)
+    return _exported(folder, summary)
+
+
+def _export(dataset: Store, target: Path, form: str, say: Callable[[str], None]) -> ExportSummary:
+    job = Export(dataset, target, Options(form), partial=True)
+    say(f"exporting {job.samples} samples as {form}")
+    return job.run()
+
+
+def _exported(folder: str, summary: ExportSummary) -> Exported:
+    return Exported(path=folder, shards=summary.shards, train=summary.train, val=summary.val)
+
+
+def upload(source: Path, root: Store, folder: str) -> None:
+    """Upload all files below `source` except the state of the export, then delete what is not among them any more."""
+    names = {f"{folder}/{path.relative_to(source).as_posix()}": path for path in _files(source)}
+    with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="uploads") as pool:
+        for _ in pool.map(lambda item: root.put_file(*item), names.items()):
+            pass
+    root.delete_all(root.list(folder).keys() - names.keys())
+
+
+def _files(source: Path) -> Iterator[Path]:
+    return (path for path in source.rglob("*") if path.is_file() and path.relative_to(source).parts[0] != STATE)

@@ -1,0 +1,115 @@
+"""Tells people or programs about a night: a webhook with Slack's JSON, or a command. Failures are only reported."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from urllib.parse import urlsplit
+
+from factory.errors import UserError
+from factory.nightly.config import Notification
+
+_TIMEOUT = 10.0
+_COMMAND_TIMEOUT = 60.0
+_PAUSES = (1.0, 4.0)
+"""Seconds before each further attempt to reach a webhook."""
+_WANTED = {"success": ("complete", "partial"), "failure": ("failed",)}
+
+
+def check_variables(notifications: tuple[Notification, ...]) -> None:
+    """UserError if the environment variable that contains a webhook is not set."""
+    for notification in notifications:
+        if notification.webhook is not None:
+            webhook_url(notification.webhook)
+
+
+def webhook_url(text: str) -> str:
+    """The URL itself, or the value of the environment variable that `$NAME` or `${NAME}` names."""
+    named = re.fullmatch(r"\$(?:(\w+)|\{(\w+)\})", text)
+    if named is None:
+        return text
+    name = named[1] or named[2]
+    url = os.environ.get(name, "")
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise UserError(
+            f"the environment variable {name}, which a notification names as its webhook, "
+            f"{'is not a URL' if url else 'is not set'}; set it to the URL of the webhook."
+        )
+    return url
+
+
+def send_all(
+    notifications: tuple[Notification, ...],
+    state: str,
+    text: str,
+    variables: Mapping[str, str],
+    say: Callable[[str], None],
+) -> None:
+    """Send a message about a night in this state to everyone who wants it; never raises.
+
+    A command gets the text on standard input and `variables` in its environment.
+    """
+    for notification in notifications:
+        if notification.on != "always" and state not in _WANTED[notification.on]:
+            continue
+        try:
+            if notification.webhook is not None:
+                _post(webhook_url(notification.webhook), text)
+            elif notification.command is not None:
+                _run(notification.command, text, variables)
+        except Exception as error:  # whatever it is, the night must not fail
+            say(f"a notification could not be sent ({_named(notification)}): {type(error).__name__}: {error}")
+
+
+def _post(url: str, text: str) -> None:
+    """Post {"text": ...}, which Slack, Mattermost and others accept. The URL may be a secret, so no error shows it."""
+    body = json.dumps({"text": text}).encode()
+    for pause in (*_PAUSES, None):
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT):
+                return
+        except urllib.error.HTTPError as error:
+            reason, permanent = f"status {error.code}", error.code < 500 and error.code != 429
+            error.close()
+        except (OSError, ValueError) as error:
+            reason, permanent = str(getattr(error, "reason", "") or type(error).__name__), False
+        if permanent or pause is None:
+            raise ConnectionError(reason) from None
+        time.sleep(pause)
+
+
+def _run(command: str | tuple[str, ...], text: str, variables: Mapping[str, str]) -> None:
+    """Run a command without a shell and wait for it; after a minute it is killed with all its children."""
+    process = subprocess.Popen(
+        shlex.split(command) if isinstance(command, str) else list(command),
+        env={**os.environ, **variables},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(text, timeout=_COMMAND_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise TimeoutError(f"it did not end within {_COMMAND_TIMEOUT:.0f} s") from None
+    if process.returncode:
+        last = output.strip().splitlines()[-1:]
+        raise ChildProcessError(f"exit code {process.returncode}{': ' + last[0][:200] if last else ''}")
+
+
+def _named(notification: Notification) -> str:
+    if notification.webhook is not None:
+        return f"webhook of {urlsplit(notification.webhook).hostname or notification.webhook}"
+    command = notification.command or ""
+    return f"command {shlex.split(command)[0] if isinstance(command, str) else command[0]}"

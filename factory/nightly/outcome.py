@@ -1,0 +1,72 @@
+"""The end of a night, as JSON data for programs and as text for people."""
+
+import datetime
+from dataclasses import dataclass
+from typing import Any
+
+from factory.nightly.record import Night
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of a night ended.
+
+    `state` is that of the record, or "held" if another driver works on the night. `night` is None if nothing was
+    recorded. `unexpected` is an error that is a defect of this program.
+    """
+
+    date: datetime.date
+    root: str
+    state: str
+    exit_code: int
+    message: str
+    night: Night | None = None
+    deleted: tuple[datetime.date, ...] = ()
+    unchanged: bool = False
+    unexpected: Exception | None = None
+
+    def to_data(self) -> dict[str, Any]:
+        """The record of the night with the result of this run."""
+        record = self.night.to_data() if self.night is not None else {}
+        return {
+            **record,
+            "root": self.root,
+            "date": self.date.isoformat(),
+            "state": self.state,
+            "exit_code": self.exit_code,
+            "message": self.message,
+            "unchanged": self.unchanged,
+            "deleted": [date.isoformat() for date in self.deleted],
+        }
+
+    def to_text(self) -> str:
+        """One to three lines for a terminal or a message."""
+        lines = [f"factory nightly {self.date}: {self.state}. {self.message}"]
+        if self.night is not None and self.night.samples:
+            lines.append(summary_of(self.night))
+            lines.append(f"{self.root.rstrip('/')}/{self.night.dataset}")
+        if self.deleted:
+            lines.append(f"Deleted by keep: {', '.join(date.isoformat() for date in self.deleted)}.")
+        return "\n".join(lines)
+
+
+def summary_of(night: Night) -> str:
+    """Samples, yield, time and cost in one sentence."""
+    parts = [f"{night.samples} of {night.wanted} samples"]
+    if night.new_samples != night.samples:
+        parts.append(f"{night.new_samples} of them new")
+    if night.accepted_share is not None:
+        parts.append(f"yield {night.accepted_share:.1%}")
+    parts.append(duration(sum(night.seconds.values())))
+    if night.gpu_hours:
+        parts.append(f"{night.gpu_hours:.2f} GPU-hours")
+    if night.cost is not None:
+        parts.append(f"cost {night.cost:.2f}")
+    return ", ".join(parts) + "."
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, such as 5:12:07."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,0 +1,162 @@
+"""Checks before Ray or a GPU is requested, for problems that would end the night after hours."""
+
+import datetime
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from factory.config.recipe import Recipe
+from factory.config.sections import EngineRecipe
+from factory.dataset.state import RECIPE
+from factory.dataset.storage import Store, StoreFullError
+from factory.errors import UserError
+from factory.generation.shard_job import versions
+from factory.nightly.config import Budget
+from factory.nightly.record import DATASET, NIGHT
+
+PROBE = "preflight-"
+_RESERVE = 256 * 2**20
+"""Bytes that must stay free besides the samples, for logs and records."""
+_DEFAULT_SIDE = 512
+_BYTES_PER_PIXEL = 0.5
+_BYTES_PER_SAMPLE = 6 * 1024
+"""An estimate without any measurement: a JPEG of quality 95, the label image, the annotation and padding."""
+_WORKER_TIMEOUT = 120.0
+
+
+def check_store(root: Store, date: datetime.date) -> None:
+    """UserError unless the store of the nights is writable and honours conditional writes; leaves nothing behind."""
+    name = f"{date.isoformat()}/{PROBE}{secrets.token_hex(8)}"
+    root.create(name, b"first")
+    second = root.create(name, b"second")
+    content = root.get(name)
+    root.delete(name)
+    if second or content != b"first":
+        raise UserError(
+            f"{root.address} does not honour conditional writes: it created {name} twice, so two runs could overwrite "
+            f"each other's files. Give a store that supports If-None-Match (docs/storage.md)."
+        )
+    if root.get(name) is not None:
+        raise UserError(f"{root.address} still returns {name} after deleting it; give a consistent store.")
+
+
+def check_folder(root: Store, date: datetime.date) -> None:
+    """UserError if the root is a dataset, or if the folder of the night was not made by a night.
+
+    Otherwise `keep` would delete it one day. Nothing is written.
+    """
+    if root.get(RECIPE) is not None:
+        raise UserError(f"{root.address} is a dataset; give another `root`, a folder for nights.")
+    folder = date.isoformat()
+    if root.get(f"{folder}/{NIGHT}") is not None:
+        return
+    known = (f"{folder}/{PROBE}", f"{folder}/{DATASET}/lease.json", f"{folder}/{DATASET}/.lock")
+    foreign = [name for name in root.entries(folder, limit=10) if not name.startswith(known)]
+    if foreign:
+        raise UserError(
+            f"{root.address.rstrip('/')}/{folder} was not made by `factory nightly`: it contains "
+            f"{', '.join(foreign[:3])}, but no {NIGHT}. Move it away, or give another `root` or --date."
+        )
+
+
+def check_disk(root: Store, bytes_per_sample: float, existing: int, wanted: int, exports: Sequence[str]) -> None:
+    """StoreFullError if a local disk cannot hold what the night writes: `wanted` more samples, and its exports.
+
+    With a root in a bucket, each export needs a temporary folder on this machine.
+    """
+    export = (existing + wanted) * bytes_per_sample
+    if root.folder is not None:
+        _check_free(root.folder, wanted * bytes_per_sample + len(exports) * export)
+    elif exports:
+        _check_free(Path(tempfile.gettempdir()), export)
+
+
+def _check_free(folder: Path, needed: float) -> None:
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed + _RESERVE:
+        raise StoreFullError(
+            f"{folder} has {free / 1e9:.1f} GB of free space, but the night needs about "
+            f"{(needed + _RESERVE) / 1e9:.1f} GB; free some space, lower `keep.nights`, or give a smaller dataset."
+        )
+
+
+def estimated_size(recipe: Recipe) -> float:
+    """The expected bytes per sample, from the size of the images."""
+    from factory.generator.layout import pixels_per_latent, read_config
+    from factory.generator.load import config_folder
+
+    width, height = recipe.generator.width, recipe.generator.height
+    if width is None or height is None:
+        try:
+            folder = config_folder(recipe.generator)
+            side = int(read_config(folder, "unet")["sample_size"]) * pixels_per_latent(read_config(folder, "vae"))
+        except (UserError, KeyError, TypeError, ValueError):
+            side = _DEFAULT_SIDE
+        width, height = width or side, height or side
+    return _BYTES_PER_PIXEL * width * height + _BYTES_PER_SAMPLE
+
+
+def check_gpu_budget(engine: EngineRecipe, budget: Budget | None) -> None:
+    """UserError if a budget of GPU-hours could never be used up, because no worker uses a GPU."""
+    if budget is None or budget.gpu_hours is None or (engine.address is not None and engine.gpus_per_worker != 0):
+        return
+    import torch
+
+    if engine.gpus_per_worker == 0 or not torch.cuda.is_available():
+        raise UserError(
+            "budget.gpu_hours is never used up, because the workers of this night run on CPUs; give budget.hours or "
+            "budget.until."
+        )
+
+
+def check_workers(engine: EngineRecipe, threads: int) -> None:
+    """UserError if a machine of the cluster has other library versions than the driver.
+
+    Asks each node that is up, without reserving CPUs or GPUs. Nodes that join later are not checked; every receipt
+    contains the versions of its worker. A local run has no other machines.
+    """
+    if engine.address is None:
+        return
+    import ray
+
+    from factory.engine.cluster import connected
+
+    with connected(engine, threads):
+        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        remote = ray.remote(num_cpus=0, max_retries=0)(versions)
+        answers = {
+            remote.options(scheduling_strategy=_on(node["NodeID"])).remote(): node["NodeManagerHostname"]
+            for node in nodes
+        }
+        ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=_WORKER_TIMEOUT)
+        try:
+            found = [(answers[reference], ray.get(reference)) for reference in ready]
+        except ray.exceptions.RayError as error:
+            raise UserError(
+                f"a machine of the cluster cannot run this program: {' '.join(str(error).split())[-300:]}. Install the "
+                f"driver's version of factory on every node."
+            ) from error
+    check_versions(found)
+
+
+def _on(node: str) -> object:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def check_versions(found: Iterable[tuple[str, dict[str, str]]]) -> None:
+    """UserError if a host's versions, as (host, versions by library), differ from those of this process."""
+    own = versions()
+    for host, theirs in found:
+        different = [
+            f"{name} {theirs.get(name)} instead of {own[name]}" for name in own if theirs.get(name) != own[name]
+        ]
+        if different:
+            raise UserError(
+                f"{host} has other versions than the driver: {', '.join(different)}. The same recipe could give other "
+                f"bytes there; install the same versions on every node."
+            )

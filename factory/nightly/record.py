@@ -1,0 +1,200 @@
+"""The record of a night (night.json), the pointer to the last good one (latest.json), and the list of all nights."""
+
+import datetime
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from factory.dataset.storage import Store
+from factory.errors import LeaseHeldError, UserError
+from factory.files.strict_json import dumps
+
+NIGHT = "night.json"
+LATEST = "latest.json"
+DATASET = "dataset"
+
+State = Literal["running", "complete", "partial", "failed", "interrupted"]
+GOOD: tuple[State, ...] = ("complete", "partial")
+"""States of nights whose dataset is verified and can be used."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Period(_Part):
+    """The time that the budget of a night counts: it starts with the night, and again after a budget is used up."""
+
+    started: datetime.datetime
+    gpu_seconds: float = 0.0
+
+
+class Before(_Part):
+    """The totals of the dataset when the night first started; they are above 0 only in `grow`."""
+
+    samples: int = 0
+    planned: int = 0
+    attempts: int = 0
+
+
+class Verified(_Part):
+    """The result of the verification."""
+
+    shards: int = Field(description="Shards that were checked.")
+    of: int = Field(description="Shards that exist.")
+    damaged: tuple[int, ...] = ()
+
+
+class Exported(_Part):
+    """An export; `shards` tells whether it still covers the dataset."""
+
+    path: str = Field(description="Folder, relative to the root.")
+    shards: int
+    train: int = Field(description="Samples for training.")
+    val: int = Field(description="Samples for validation.")
+
+
+class Night(_Part):
+    """What is known about a night. Paths are relative to the root, times are in UTC, durations in seconds."""
+
+    version: Literal[1] = 1
+    date: datetime.date
+    state: State
+    mode: Literal["fresh", "grow"]
+    config: str = Field(description="Digest of the recipe, mode and target in the configuration.")
+    dataset: str
+    fingerprint: str | None = Field(default=None, description="Fingerprint of the dataset's recipe.")
+    started: datetime.datetime
+    updated: datetime.datetime
+    runs: int = Field(default=0, description="How often the generation was started.")
+    counted: bool = Field(default=True, description="Whether the use of workers by the latest run is included.")
+    period: Period
+    wanted: int = Field(description="Samples of the complete dataset.")
+    samples: int = Field(default=0, description="Samples of the dataset.")
+    new_samples: int = Field(default=0, description="Samples that this night added.")
+    attempts: int = Field(default=0, description="Attempts of this night.")
+    accepted_share: float | None = Field(default=None, alias="yield", description="Samples per attempt of this night.")
+    planned: int = Field(default=0, description="Planned samples of all shards: samples and those left out.")
+    exhausted: int = Field(default=0, description="Samples of the dataset that were accepted in no attempt.")
+    rejected: Mapping[str, int] = Field(default={}, description="Rejected attempts of the dataset by reason.")
+    shards: int = 0
+    total_bytes: int = Field(default=0, alias="bytes", description="Size of all shards.")
+    before: Before = Before()
+    seconds: Mapping[str, float] = Field(default={}, description="By step: generate, verify, export; over all runs.")
+    gpu_hours: float = 0.0
+    worker_hours: float = 0.0
+    price_per_gpu_hour: float | None = None
+    cost: float | None = Field(default=None, description="GPU-hours times the price.")
+    verified: Verified | None = None
+    exports: Mapping[str, Exported] = {}
+    quarantined: tuple[int, ...] = ()
+    lost_workers: int = 0
+    versions: Mapping[str, str] = {}
+    exit_code: int | None = None
+    error: str | None = None
+
+    @property
+    def good(self) -> bool:
+        """Whether the dataset of the night is verified and can be used."""
+        return self.state in GOOD
+
+    @property
+    def name(self) -> str:
+        """The folder of the night."""
+        return self.date.isoformat()
+
+    def changed(self, **fields: Any) -> "Night":
+        """A copy with other values."""
+        return self.model_copy(update=fields)
+
+    def to_data(self) -> dict[str, Any]:
+        """The record as JSON data."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def to_json(self) -> bytes:
+        """Serialise for `parse_night`."""
+        return (dumps(self.to_data(), indent=1) + "\n").encode()
+
+
+def parse_night(data: bytes, where: str) -> Night:
+    """Parse a record; raises UserError if it is invalid."""
+    try:
+        return Night.model_validate(json.loads(data))
+    except (ValidationError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{where} is not the record of a night ({first}); restore or delete it.") from error
+
+
+class NightFile:
+    """The night.json of one night, written by one driver: a record that somebody else changed is not overwritten."""
+
+    def __init__(self, root: Store, date: datetime.date) -> None:
+        self._root, self._name = root, f"{date.isoformat()}/{NIGHT}"
+        self._seen: bytes | None = None
+
+    def load(self) -> Night | None:
+        """Read the record; None if there is none. Raises UserError if it is invalid."""
+        self._seen = self._root.get(self._name)
+        where = f"{self._root.address.rstrip('/')}/{self._name}"
+        return None if self._seen is None else parse_night(self._seen, where)
+
+    def save(self, night: Night) -> None:
+        """Write the record. Raises LeaseHeldError if another driver has written one since `load`."""
+        data = night.to_json()
+        if not self._root.compare_and_swap(self._name, data, self._seen):
+            raise LeaseHeldError(
+                f"another driver changed {self._root.address.rstrip('/')}/{self._name}; this run stops, and its "
+                f"committed shards are kept."
+            )
+        self._seen = data
+
+
+def latest_night(root: Store) -> Night | None:
+    """The last good night by date; None if there is none or latest.json is invalid."""
+    return _latest(root.get(LATEST))
+
+
+def update_latest(root: Store, night: Night) -> None:
+    """Make latest.json the record of this night, unless it belongs to a later one."""
+    while True:
+        data = root.get(LATEST)
+        current = _latest(data)
+        if current is not None and current.date > night.date:
+            return
+        if root.compare_and_swap(LATEST, night.to_json(), data):
+            return
+
+
+def _latest(data: bytes | None) -> Night | None:
+    try:
+        return None if data is None else parse_night(data, LATEST)
+    except UserError:
+        return None
+
+
+def list_nights(root: Store) -> dict[datetime.date, Night | None]:
+    """Every night of a root by date; None for a record that cannot be read. Folders without a record are left out."""
+    dates = [name for name in root.folders() if _is_date(name)]
+    nights: dict[datetime.date, Night | None] = {}
+    for name, found in root.get_many(f"{date}/{NIGHT}" for date in dates):
+        if found is not None:
+            date = datetime.date.fromisoformat(name.partition("/")[0])
+            try:
+                night = parse_night(found[0], name)
+            except UserError:
+                night = None
+            nights[date] = night if night is not None and night.date == date else None
+    return nights
+
+
+def _is_date(name: str) -> bool:
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d", name):
+        return False
+    try:
+        datetime.date.fromisoformat(name)
+    except ValueError:
+        return False
+    return True

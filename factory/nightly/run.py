@@ -1,0 +1,230 @@
+"""One night: lease, preflight, generation within the budget, verification, exports, record, retention, messages."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from factory import exit_codes, signals
+from factory.dataset.lease import HeldLease, leased
+from factory.dataset.state import Totals
+from factory.errors import GivenUpError, LeaseHeldError, UserError
+from factory.files.strict_json import dumps
+from factory.generation.run import RunSummary
+from factory.nightly.budget import deadline, now
+from factory.nightly.context import NightContext
+from factory.nightly.notify import check_variables, send_all
+from factory.nightly.outcome import Outcome
+from factory.nightly.preflight import check_folder, check_store, check_workers
+from factory.nightly.record import Night, NightFile, State, update_latest
+from factory.nightly.retention import delete_night, expired_nights
+from factory.nightly.steps import Generation, export_formats, prepare_night, start_night, verify_night
+
+_INTERRUPTED = "Interrupted; committed shards are kept, and the next run continues."
+
+
+class DamagedError(UserError):
+    """The verification found damage. Exit code 5."""
+
+    exit_code = exit_codes.DAMAGED
+
+
+class ExhaustedError(UserError):
+    """No sample was accepted in any attempt. Exit code 4."""
+
+    exit_code = exit_codes.EXHAUSTED
+
+
+def run_night(context: NightContext, force: bool = False) -> Outcome:
+    """Run a night, or continue it, and send its notifications.
+
+    Errors end up in the outcome and, if the night had started, in its record. `force` takes the dataset over from
+    another driver.
+    """
+    outcome = _NightRun(context).run(force)
+    if not outcome.unchanged and outcome.state != "held":
+        variables = {"FACTORY_NIGHT": dumps(outcome.to_data())}
+        send_all(context.config.notify, outcome.state, outcome.to_text(), variables, context.say)
+    return outcome
+
+
+def preview_night(context: NightContext) -> dict[str, Any]:
+    """What `run_night` would do, as JSON data, after the checks that write nothing and need no cluster."""
+    night = NightFile(context.root, context.date).load()
+    finished = context.is_finished(night) or context.finished_earlier() is not None
+    data: dict[str, Any] = {"root": context.config.root, "date": context.folder, "dry_run": True}
+    if finished:
+        return data | {"action": "nothing", "would_delete": []}
+    check_variables(context.config.notify)
+    check_folder(context.root, context.date)
+    recipe, totals = prepare_night(context, night)
+    night = start_night(context, night, recipe, totals)
+    end = deadline(context.config.budget, night.period, context.zone)
+    keep = context.config.keep
+    expired = expired_nights(context.root, keep.nights, night.changed(state="complete")) if keep else []
+    return data | {
+        "action": "continue" if totals.shards else "start",
+        "dataset": context.dataset.address,
+        "samples": totals.accepted,
+        "wanted": recipe.n,
+        "seed": recipe.seed,
+        "until": end.astimezone(context.zone).isoformat(timespec="seconds") if end else None,
+        "would_delete": [date.isoformat() for date in expired],
+    }
+
+
+class _NightRun:
+    """The sequence of steps; every step leaves its record in night.json."""
+
+    def __init__(self, context: NightContext) -> None:
+        self._context = context
+        self._file = NightFile(context.root, context.date)
+        self._night: Night | None = None
+        self._started = False
+
+    def run(self, force: bool) -> Outcome:
+        context = self._context
+        try:
+            check_variables(context.config.notify)
+            finished = self._finished()
+            if finished is not None:
+                return finished
+            check_folder(context.root, context.date)
+            check_store(context.root, context.date)
+            with leased(context.dataset, force, context.say) as lease:
+                return self._finished() or self._run(lease)
+        except LeaseHeldError as error:
+            return self._outcome("held", exit_codes.HELD, str(error))
+        except KeyboardInterrupt:
+            return self._outcome("interrupted", signals.exit_code(), _INTERRUPTED)
+        except UserError as error:
+            return self._outcome("failed", error.exit_code, str(error))
+        except Exception as error:
+            return self._unexpected(self._outcome, error)
+
+    def _finished(self) -> Outcome | None:
+        """The outcome if nothing is left to do; no model is opened and nothing is written to find out."""
+        self._night = self._file.load()
+        context, message = self._context, "Already complete; nothing was changed."
+        if not context.is_finished(self._night):
+            earlier = context.finished_earlier() if self._night is None else None
+            if earlier is None:
+                return None
+            self._night, message = earlier, f"The night of {earlier.date} reached the target; nothing was changed."
+        return replace(self._outcome("complete", exit_codes.DONE, message), unchanged=True)
+
+    def _run(self, lease: HeldLease) -> Outcome:
+        try:
+            summary = self._generate(lease)
+            self._check_and_export(summary, lease)
+            return self._succeed()
+        except LeaseHeldError:
+            raise
+        except KeyboardInterrupt:
+            return self._end("interrupted", signals.exit_code(), _INTERRUPTED)
+        except UserError as error:
+            return self._end("failed", error.exit_code, str(error))
+        except Exception as error:
+            return self._unexpected(self._end, error)
+
+    def _unexpected(self, end: Callable[[State, int, str], Outcome], error: Exception) -> Outcome:
+        """The outcome of a defect of this program, which the command raises after the notifications."""
+        outcome = end("failed", exit_codes.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
+        return replace(outcome, unexpected=error)
+
+    def _generate(self, lease: HeldLease) -> RunSummary:
+        context = self._context
+        recipe, totals = prepare_night(context, self._night)
+        check_workers(recipe.engine, recipe.generator.threads)
+        self._save(start_night(context, self._night, recipe, totals))
+        self._started = True
+        assert self._night is not None
+        generation = Generation(context, self._night, recipe, totals)
+        try:
+            summary = generation.run(lease)
+        finally:
+            self._night = generation.night
+        self._save(self._night)
+        self._check_samples(summary)
+        return summary
+
+    def _check_samples(self, summary: RunSummary) -> None:
+        night = self._night
+        assert night is not None
+        if summary.limited and not night.new_samples and not self._context.has_all_samples(night):
+            raise GivenUpError(
+                "the budget was used up before the first shard was finished; give a larger budget, a smaller "
+                "shard_size, or more workers."
+            )
+        if not night.samples and not night.quarantined:
+            raise ExhaustedError(f"no sample was accepted in any attempt: {dumps(dict(night.rejected))}.")
+
+    def _check_and_export(self, summary: RunSummary, lease: HeldLease) -> None:
+        context, night = self._context, self._night
+        assert night is not None
+        if night.shards:
+            lease.check()
+            night = self._save(verify_night(context, night))
+            damaged = night.verified.damaged if night.verified else ()
+            if damaged:
+                raise DamagedError(
+                    f"{len(damaged)} shards are damaged: {_few(damaged)}. Repair them with `factory verify "
+                    f"{context.dataset.address} --repair`, then run this night again."
+                )
+            export_formats(context, night, lease, self._save)
+        if summary.last.quarantined:
+            raise GivenUpError(
+                f"{len(summary.last.quarantined)} shards were given up after repeated errors: "
+                f"{_few(summary.last.quarantined)}; see quarantine/ and logs/ of {context.dataset.address}."
+            )
+
+    def _succeed(self) -> Outcome:
+        night = self._night
+        assert night is not None
+        state: State = "complete" if self._context.has_all_samples(night) else "partial"
+        code, message = exit_codes.DONE, "All samples of the night are made and verified."
+        if state == "partial":
+            message = "The budget is used up; the next run continues."
+        elif night.exhausted:
+            code = exit_codes.EXHAUSTED
+            message = f"{night.exhausted} samples were not accepted in any attempt and are left out."
+        update_latest(self._context.root, self._save(night.changed(state=state, exit_code=code)))
+        return replace(self._outcome(state, code, message), deleted=self._delete_old())
+
+    def _delete_old(self) -> tuple[Any, ...]:
+        """Delete old nights; an error here is reported and does not fail the night, whose dataset is complete."""
+        context, deleted = self._context, []
+        if context.config.keep is not None:
+            try:
+                for date in expired_nights(context.root, context.config.keep.nights):
+                    delete_night(context.root, date)
+                    deleted.append(date)
+            except UserError as error:
+                context.say(f"old nights could not be deleted: {error}")
+        return tuple(deleted)
+
+    def _end(self, state: State, code: int, message: str) -> Outcome:
+        """Record a night that did not succeed. A good record stays if this run changed nothing."""
+        context, night = self._context, self._night
+        if night is None:
+            night = start_night(context, None, context.recipe, Totals(0, 0, 0, 0, 0, 0, {})).changed(runs=0)
+        if self._started or not night.good:
+            try:
+                self._save(night.changed(state=state, exit_code=code, error=context.root.hide(message)))
+            except UserError as error:
+                context.say(f"the record of the night could not be written: {error}")
+        return self._outcome(state, code, message)
+
+    def _save(self, night: Night) -> Night:
+        night = night.changed(updated=now())
+        self._file.save(night)
+        self._night = night
+        return night
+
+    def _outcome(self, state: str, code: int, message: str) -> Outcome:
+        context = self._context
+        return Outcome(context.date, context.config.root, state, code, message, self._night)
+
+
+def _few(numbers: Any) -> str:
+    shown = ", ".join(str(number) for number in list(numbers)[:5])
+    return shown + (", ..." if len(numbers) > 5 else "")

@@ -1,0 +1,208 @@
+"""The steps of a night under its lease. Each takes the record of the night and returns a new one."""
+
+import datetime
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe, differences
+from factory.dataset.lease import HeldLease
+from factory.dataset.state import Totals, existing_recipe, state
+from factory.dataset.verify import verify
+from factory.engine.scheduler import State
+from factory.errors import UserError
+from factory.generation.pin import check_pins
+from factory.generation.progress import Snapshot
+from factory.generation.run import RunSummary, prepare, run_prepared
+from factory.generation.shard_job import versions
+from factory.nightly.budget import limit_of, now, with_lost_usage, with_seconds, with_usage
+from factory.nightly.config import VerifySample
+from factory.nightly.context import NightContext
+from factory.nightly.exports import export_night
+from factory.nightly.preflight import check_disk, check_gpu_budget, estimated_size
+from factory.nightly.record import Before, Exported, Night, Period, Verified, latest_night
+
+
+def prepare_night(context: NightContext, night: Night | None) -> tuple[Recipe, Totals]:
+    """(recipe with pinned models, totals of the dataset so far), after all checks that need no cluster.
+
+    Nothing is written. Raises UserError for everything that would end the night later.
+    """
+    check_pins(context.recipe)
+    recipe = prepare(context.recipe, context.dataset)
+    existing = existing_recipe(context.dataset)
+    totals = Totals(0, 0, 0, 0, 0, 0, {})
+    if existing is not None:
+        totals = state(context.dataset, Plan(existing))
+        recipe = recipe.model_copy(update={"format": existing.format})
+        _check_same_recipe(context, recipe, existing, totals)
+    if night is not None and night.mode != context.config.mode:
+        raise UserError(
+            f"the night of {context.date} was started in mode {night.mode}, and the configuration says "
+            f"{context.config.mode}; restore the mode, or give another --date or `root`."
+        )
+    wanted = min(recipe.n - totals.planned, context.config.samples_per_night() or recipe.n)
+    check_disk(
+        context.root, _bytes_per_sample(context, recipe, totals), totals.accepted, wanted, context.config.exports
+    )
+    check_gpu_budget(recipe.engine, context.config.budget)
+    return recipe, totals
+
+
+def _check_same_recipe(context: NightContext, recipe: Recipe, existing: Recipe, totals: Totals) -> None:
+    """UserError if the dataset was made with another recipe. One without a finished shard is begun anew."""
+    changed = differences(existing, recipe)
+    if context.config.mode == "fresh" and recipe.n != existing.n:
+        changed.append(f"n: {existing.n} -> {recipe.n}")
+    if changed and totals.shards:
+        raise UserError(
+            f"{context.dataset.address} was made with a different recipe: {'; '.join(changed)}. Restore the recipe, "
+            f"or give another --date or `root`."
+        )
+    if recipe.n < existing.n and totals.shards:
+        raise UserError(
+            f"{context.dataset.address} has n = {existing.n}, which is more than the target {recipe.n}; a dataset "
+            f"cannot shrink."
+        )
+
+
+def _bytes_per_sample(context: NightContext, recipe: Recipe, totals: Totals) -> float:
+    """Measured on the dataset or on the last good night; otherwise estimated."""
+    if totals.accepted:
+        return totals.bytes / totals.accepted
+    last = latest_night(context.root)
+    return last.total_bytes / last.samples if last is not None and last.samples else estimated_size(recipe)
+
+
+def start_night(context: NightContext, night: Night | None, recipe: Recipe, totals: Totals) -> Night:
+    """The record of a night that starts, or that continues after an interruption, a failure or a used-up budget."""
+    current = now()
+    if night is None or night.runs == 0:
+        night = Night(
+            date=context.date,
+            state="running",
+            mode=context.config.mode,
+            config=context.digest,
+            dataset=context.dataset_name,
+            started=night.started if night is not None else current,
+            updated=current,
+            period=Period(started=current),
+            wanted=recipe.n,
+            before=Before(samples=totals.accepted, planned=totals.planned, attempts=totals.attempts),
+        )
+    elif night.good:
+        night = night.changed(period=Period(started=current))
+    else:
+        night = with_lost_usage(night, context.dataset)
+    return night.changed(
+        state="running",
+        config=context.digest,
+        fingerprint=recipe.fingerprint(),
+        wanted=recipe.n,
+        updated=current,
+        counted=False,
+        runs=night.runs + 1,
+        price_per_gpu_hour=context.config.price_per_gpu_hour,
+        versions=versions(),
+        exit_code=None,
+        error=None,
+    )
+
+
+class Generation:
+    """Generates the samples of a night. `night` has the use of workers and GPUs, also after an interruption."""
+
+    def __init__(self, context: NightContext, night: Night, recipe: Recipe, totals: Totals) -> None:
+        self._context, self.night, self._recipe, self._totals = context, night, recipe, totals
+        self._last: Snapshot | None = None
+
+    def run(self, lease: HeldLease) -> RunSummary:
+        """Generate until the night is done or its budget is used up; then no Ray is started."""
+        config = self._context.config
+        limit = limit_of(config.budget, self.night.period, self._context.zone)
+        samples = config.samples_per_night()
+        if samples is not None:
+            samples = max(0, samples - (self._totals.planned - self.night.before.planned))
+        if limit.reached(State(0)):
+            samples = 0
+        extend = config.mode == "grow"
+        try:
+            summary = run_prepared(self._recipe, self._context.dataset, lease, extend, self._watch, limit, samples)
+        finally:
+            if self._last is not None:
+                used = self._last
+                self.night = with_usage(self.night, used.seconds, used.gpu_seconds, used.worker_seconds)
+        self.night = _with_totals(self.night, summary)
+        return summary
+
+    def _watch(self, snapshot: Snapshot) -> None:
+        self._last = snapshot
+        self._context.watch(snapshot)
+
+
+def _with_totals(night: Night, summary: RunSummary) -> Night:
+    totals, last = summary.totals, summary.last
+    new, attempts = totals.accepted - night.before.samples, totals.attempts - night.before.attempts
+    return night.changed(
+        fingerprint=summary.recipe.fingerprint(),
+        samples=totals.accepted,
+        new_samples=new,
+        planned=totals.planned,
+        attempts=attempts,
+        accepted_share=round(new / attempts, 4) if attempts else None,
+        exhausted=totals.exhausted,
+        rejected=totals.rejected,
+        shards=totals.shards,
+        total_bytes=totals.bytes,
+        quarantined=tuple(last.quarantined),
+        lost_workers=night.lost_workers + last.lost_workers,
+    )
+
+
+def verify_night(context: NightContext, night: Night) -> Night:
+    """Verify all shards, or the sample that the date selects."""
+    wanted = context.config.verify
+    existing = 0
+
+    def choose(numbers: list[int]) -> list[int]:
+        nonlocal existing
+        existing = len(numbers)
+        return sampled(numbers, wanted.shards, context.date) if isinstance(wanted, VerifySample) else numbers
+
+    context.say(f"verifying {context.dataset.address}")
+    with _timed() as elapsed:
+        report = verify(context.dataset, choose=choose)
+    result = Verified(shards=report.shards, of=existing, damaged=tuple(sorted(report.damaged)))
+    return night.changed(verified=result, seconds=with_seconds(night, "verify", elapsed()))
+
+
+def sampled(numbers: list[int], count: int, date: datetime.date) -> list[int]:
+    """A selection of shards that depends on the date and the numbers alone, in ascending order."""
+
+    def rank(number: int) -> bytes:
+        return hashlib.sha256(f"{date.isoformat()} {number}".encode()).digest()
+
+    return sorted(sorted(numbers, key=rank)[:count])
+
+
+def export_formats(context: NightContext, night: Night, lease: HeldLease, save: Callable[[Night], Night]) -> None:
+    """Export the dataset in every format whose export does not cover all finished shards yet, and record it."""
+    for form in context.config.exports:
+        before = night.exports.get(form)
+        if before is not None and before.shards == night.shards:
+            continue
+        lease.check()
+        with _timed() as elapsed:
+            folder = f"{context.folder}/exports/{form}"
+            done: Exported = export_night(context.root, context.dataset, folder, form, context.say)
+        exports = {**night.exports, form: done}
+        night = save(night.changed(exports=exports, seconds=with_seconds(night, "export", elapsed())))
+
+
+@contextmanager
+def _timed() -> Iterator[Callable[[], float]]:
+    """Yield a function that returns the seconds since the start of the block."""
+    start = time.monotonic()
+    yield lambda: time.monotonic() - start

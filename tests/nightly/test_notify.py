@@ -1,0 +1,129 @@
+"""Notifications: a webhook, a command, and failures that never fail a night."""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory.nightly import notify
+from factory.nightly.config import Notification
+from factory.nightly.notify import send_all
+from factory.nightly.run import run_night
+from tests.nightly.conftest import Make
+from tests.nightly.test_night import Put
+
+
+@contextmanager
+def webhook(*statuses: int) -> Iterator[tuple[str, list[Any]]]:
+    """A server that answers with these status codes, then 200; yields its URL and what was posted."""
+    received, remaining = list[Any](), list(statuses)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received.append((self.path, self.headers["Content-Type"], json.loads(body)))
+            self.send_response(remaining.pop(0) if remaining else 200)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/T0/secret", received
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def send(state: str, *notifications: Notification, text: str = "hello") -> list[str]:
+    warnings = list[str]()
+    send_all(notifications, state, text, {"FACTORY_NIGHT": "{}"}, warnings.append)
+    return warnings
+
+
+def test_webhook_gets_the_json_of_slack(monkeypatch: pytest.MonkeyPatch) -> None:
+    with webhook() as (url, received):
+        monkeypatch.setenv("HOOK", url)
+        assert send("failed", Notification(webhook=url), Notification(webhook="$HOOK"), text="a\nb") == []
+    assert received == [("/T0/secret", "application/json", {"text": "a\nb"})] * 2
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ("complete", ["success", "always"]),
+        ("partial", ["success", "always"]),
+        ("failed", ["failure", "always"]),
+        ("interrupted", ["always"]),
+    ],
+)
+def test_each_kind_is_sent_for_its_states(state: str, expected: list[str], tmp_path: Path) -> None:
+    code = "import sys; open(sys.argv[1], 'w').write(sys.stdin.read())"
+    kinds: tuple[Any, ...] = ("success", "failure", "always")
+    send(state, *(Notification(on=on, command=(sys.executable, "-c", code, str(tmp_path / on))) for on in kinds))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(expected)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"hello"}
+
+
+def test_webhook_is_tried_again_after_a_server_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notify, "_PAUSES", (0.0, 0.0))
+    with webhook(503, 429) as (url, received):
+        assert send("failed", Notification(webhook=url)) == []
+        assert len(received) == 3
+    with webhook(404) as (url, received):
+        (warning,) = send("failed", Notification(webhook=url))
+        assert len(received) == 1, "a wrong URL stays wrong"
+    assert warning == "a notification could not be sent (webhook of 127.0.0.1): ConnectionError: status 404"
+    (warning,) = send("failed", Notification(webhook=url))
+    assert "secret" not in warning, "the server is gone"
+
+
+def test_command_is_run_without_a_shell(tmp_path: Path) -> None:
+    code = "import sys, os, json; json.dump([sys.argv[2:], os.environ['FACTORY_NIGHT']], open(sys.argv[1], 'w'))"
+    command = f"{sys.executable} -c \"{code}\" {tmp_path / 'out'} '$(touch {tmp_path / 'evil'})' ; rm"
+    assert send("failed", Notification(command=command)) == []
+    assert json.loads((tmp_path / "out").read_text()) == [[f"$(touch {tmp_path / 'evil'})", ";", "rm"], "{}"]
+    assert not (tmp_path / "evil").exists()
+
+
+def test_failing_and_hanging_commands_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(notify, "_COMMAND_TIMEOUT", 1.0)
+    hanging = f"sh -c 'sleep 60 & echo $! > {tmp_path / 'pid'}; wait'"
+    start = time.monotonic()
+    warnings = send(
+        "failed",
+        Notification(command="sh -c 'echo no route >&2; exit 3'"),
+        Notification(command="no-such-program --now"),
+        Notification(command=hanging),
+    )
+    assert time.monotonic() - start < 10
+    assert warnings[0].endswith("(command sh): ChildProcessError: exit code 3: no route")
+    assert "(command no-such-program): FileNotFoundError" in warnings[1]
+    assert warnings[2].endswith("(command sh): TimeoutError: it did not end within 1 s")
+
+
+def test_night_is_reported_and_a_failing_notification_does_not_fail_it(make: Make, generated: Put) -> None:
+    with webhook(404) as (url, received):
+        context = generated(make(notify=[{"on": "success", "webhook": url}, {"on": "failure", "webhook": url}]))
+        assert run_night(context).exit_code == 0
+        assert len(received) == 1
+        assert run_night(context).unchanged
+        assert len(received) == 1, "nothing happened, so nothing is sent"
+        run_night(make(recipe={"batch": 1}, notify=[{"webhook": url}]))
+    assert any("a notification could not be sent" in text for text in context.__dict__["messages"])
+    text = received[0][2]["text"]
+    assert text.startswith(
+        "factory nightly 2026-11-25: complete. All samples of the night are made and verified.\n12 of 12 samples, "
+    )
+    assert "2026-11-25: failed. " in received[1][2]["text"]

@@ -1,0 +1,57 @@
+"""Stores: folders listed without their content, large files sent in parts, many names deleted at once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from factory.dataset.storage import Store
+from tests.support.bucket import Bucket, serving
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    with serving(Bucket()) as bucket:
+        for name, value in bucket.environment().items():
+            monkeypatch.setenv(name, value)
+        yield bucket
+
+
+@pytest.fixture(params=["folder", "s3://b/root", "gs://b/root"])
+def store(request: pytest.FixtureRequest, bucket: Bucket, tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "root") if request.param == "folder" else request.param)
+
+
+def test_folders_are_listed_without_their_files(store: Store) -> None:
+    assert store.folders() == []
+    for name in ("2026-11-25/night.json", "2026-11-25/dataset/recipe.yaml", "2026-11-26/a", "latest.json", ".lock"):
+        store.put(name, b"1")
+    assert store.folders() == ["2026-11-25", "2026-11-26"]
+    assert store.folders("2026-11-25") == ["dataset"]
+    assert store.folders("2026-11") == []
+
+
+@pytest.mark.parametrize("size", [0, 100, 40_000_000])
+def test_files_of_any_size_are_written(store: Store, tmp_path: Path, size: int) -> None:
+    data = bytes(range(256)) * (size // 256) + b"." * (size % 256)
+    (tmp_path / "file").write_bytes(data)
+    store.put_file("exports/file", tmp_path / "file")
+    assert store.get("exports/file") == data
+    (tmp_path / "file").write_bytes(b"new")
+    store.put_file("exports/file", tmp_path / "file")
+    assert store.get("exports/file") == b"new"
+
+
+def test_large_file_is_sent_in_parts(bucket: Bucket, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1" * 40_000_000)
+    Store("s3://b/root").put_file("file", tmp_path / "file")
+    assert bucket.requests["PUT"] == 3
+
+
+def test_many_names_are_deleted(store: Store) -> None:
+    for number in range(5):
+        store.put(f"a/{number}", b"1")
+    store.put("b", b"1")
+    store.delete_all(["a/9", *store.list("a")])
+    store.delete_all([])
+    assert list(store.list("")) == ["b"]
