@@ -44,9 +44,9 @@ def prepare_night(context: NightContext, night: Night | None) -> tuple[Recipe, T
             f"{context.config.mode}; restore the mode, or give another --date or `root`."
         )
     wanted = min(recipe.n - totals.planned, context.config.samples_per_night() or recipe.n)
-    check_disk(
-        context.root, _bytes_per_sample(context, recipe, totals), totals.accepted, wanted, context.config.exports
-    )
+    size = _bytes_per_sample(context, recipe, totals)
+    new_exports = [form for form in context.config.exports if night is None or form not in night.exports]
+    check_disk(context.root, size, totals.accepted, wanted, new_exports)
     check_gpu_budget(recipe.engine, context.config.budget)
     return recipe, totals
 
