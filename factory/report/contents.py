@@ -21,8 +21,8 @@ from factory.report.shard_measures import IMAGE_SCORES, ShardMeasures
 SCALES = {
     "luminance": Scale(0, 255, 51),
     "contrast": Scale(0, 128, 64),
-    "dark": Scale(0, 1, 50),
-    "bright": Scale(0, 1, 50),
+    "dark": Scale(-4, 0, 48),
+    "bright": Scale(-4, 0, 48),
     "sharpness": Scale(0, 5, 50),
     "confidence": Scale(0, 1, 50),
     "detector_iou": Scale(0, 1, 50),

@@ -14,12 +14,14 @@ MEASURED_SIDE = 256
 FEATURE_SIDE = 128
 DARK, BRIGHT = 2, 253
 """Luminance at or below, or at or above, these values counts as clipped."""
+_LEAST_CLIPPED = 1e-4
 
 
 class ImageMeasures(NamedTuple):
-    """Of the luminance, 0 to 255: mean, standard deviation, shares of clipped pixels, and the sharpness.
+    """Of the luminance, 0 to 255: mean, standard deviation, clipping and sharpness.
 
-    `sharpness` is log10(1 + variance of the Laplacian with four neighbours).
+    `dark` and `bright` are log10 of the share of clipped pixels, at least -4. `sharpness` is log10(1 + variance of the
+    Laplacian with four neighbours).
     """
 
     luminance: float
@@ -41,10 +43,14 @@ def measure_luminance(grey: NDArray[np.uint8]) -> ImageMeasures:
     return ImageMeasures(
         luminance=float(grey.mean()),
         contrast=float(grey.std()),
-        dark=float((grey <= DARK).mean()),
-        bright=float((grey >= BRIGHT).mean()),
+        dark=_log_share(grey <= DARK),
+        bright=_log_share(grey >= BRIGHT),
         sharpness=float(np.log10(1 + (inner.var() if inner.size else 0.0))),
     )
+
+
+def _log_share(clipped: NDArray[np.bool_]) -> float:
+    return float(np.log10(max(_LEAST_CLIPPED, clipped.mean())))
 
 
 def feature_image(data: bytes) -> Image:

@@ -129,7 +129,7 @@ def _shards(store: Store, numbers: list[int], wanted: Wanted) -> Iterator[tuple[
 def _about(store: Store, recipe: Recipe, plan: Plan, totals: Totals) -> dict[str, Any]:
     return {
         "address": store.address,
-        "name": _name(store.address),
+        "name": _name(str(store.folder or store.address)),
         "fingerprint": recipe.fingerprint(),
         "settings": settings(recipe),
         "n": recipe.n,

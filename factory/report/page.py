@@ -62,7 +62,7 @@ def render(report: Mapping[str, Any], images: Mapping[str, str]) -> str:
         "reason": lambda name: REASONS.get(name, name),
         "moment": moment,
     }
-    environment.globals |= {"plain": plain, "share": percent, "power": lambda value: percent(10**value, 2)}
+    environment.globals |= {"plain": plain, "power": lambda value: percent(10**value, 2)}
     style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "filter.js"))
     # Class names never enter the style or the script, so both are trusted as they are.
     return environment.get_template("page.html").render(

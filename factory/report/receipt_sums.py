@@ -35,7 +35,7 @@ class ReceiptSums:
     bytes: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     exhausted: list[int] = field(default_factory=list)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
     versions: Counter[str] = field(default_factory=Counter)
     workers: dict[tuple[str, str, str], WorkerSums] = field(default_factory=dict)
     with_reason: dict[str, Lowest[int]] = field(default_factory=dict)
@@ -51,7 +51,8 @@ class ReceiptSums:
         self.rejected.update(receipt.rejected)
         self.exhausted += receipt.short
         seconds = _seconds(receipt.seconds)
-        self.seconds.update(seconds)  # type: ignore[arg-type] - a Counter adds floats, too
+        for step, value in seconds.items():
+            self.seconds[step] = self.seconds.get(step, 0.0) + value
         self.versions.update([str(receipt.versions.get("dataset-factory", "unknown"))])
         where = tuple(str(receipt.worker.get(name, "")) for name in ("host", "device", "pid"))
         worker = self.workers.setdefault((where[0], where[1], where[2]), WorkerSums())

@@ -39,7 +39,7 @@ class ShardMeasures:
     """The measures of a shard's N samples and M objects.
 
     `hashes` has 64-bit numbers; `scores` is (N, len(IMAGE_SCORES)), NaN where a score was not recorded. `objects` is
-    (M, 5): category id, area in pixels, area as a share of the image, and the centre of the box, from 0 to 1 in x and y.
+    (M, 5): category id, area in pixels, area as a share of the image, and the centre of the box, 0 to 1 in x and y.
     `samples` holds (classes of the prompt, rejected attempts, category ids of the objects) of each sample.
     """
 

@@ -59,7 +59,7 @@ def differs(first: Report, second: Report) -> bool:
     total = first["of"] + second["of"]
     pooled = (first["count"] + second["count"]) / total
     error = math.sqrt(pooled * (1 - pooled) * (1 / first["of"] + 1 / second["of"]))
-    return abs(first["share"] - second["share"]) > _Z * error
+    return bool(abs(first["share"] - second["share"]) > _Z * error)
 
 
 def _faults(report: Report) -> list[str]:
