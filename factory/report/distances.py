@@ -33,7 +33,7 @@ class Kind(Protocol):
 class Counts:
     """Counts by category: Jensen-Shannon divergence in bits, from 0 (equal shares) to 1 (nothing in common)."""
 
-    metric, floor = "Jensen-Shannon divergence", 0.002
+    metric, floor = "Jensen-Shannon divergence", 0.005
 
     def parse(self, data: Mapping[str, Any]) -> dict[str, float]:
         """Shares by category."""
@@ -65,7 +65,7 @@ class ScoreShares:
 class Scores:
     """Scores as a histogram: Wasserstein distance between the histograms, in standard deviations of the earlier one."""
 
-    metric, floor = "Wasserstein / sigma", 0.05
+    metric, floor = "Wasserstein / sigma", 0.1
 
     def parse(self, data: Mapping[str, Any]) -> ScoreShares:
         """The histogram of a report."""
@@ -90,7 +90,7 @@ class Scores:
 class Share:
     """A proportion: Cohen's h, the difference of the arcsines; 0.2 is small, 0.5 medium, 0.8 large."""
 
-    metric, floor = "Cohen's h", 0.03
+    metric, floor = "Cohen's h", 0.05
 
     def parse(self, data: float) -> float:
         """A share from 0 to 1."""
@@ -110,7 +110,7 @@ class Share:
 class Rate:
     """A speed: the absolute logarithm of the ratio, to base 2; 1 is twice or half as fast."""
 
-    metric, floor = "log2 of the ratio", 0.1
+    metric, floor = "log2 of the ratio", 0.15
 
     def parse(self, data: float) -> float:
         """A positive number."""

@@ -14,7 +14,8 @@ MEDIAN_NIGHTS, MEDIAN_LEAST = 7, 3
 """Reports in the median, and the number below which there is none."""
 LEARNING_NIGHTS, LEARNING_LEAST = 14, 5
 """Reports that thresholds are learned from, and the number of distances that they require."""
-_DEVIATIONS = 3.0
+_DEVIATIONS = 6.0
+_FEW_NIGHTS = 5.0
 _MAD_TO_SIGMA = 1.4826
 _INVALID = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError)
 
@@ -141,15 +142,18 @@ def _judged(measure: Measure, distance: float | None, earlier: Sequence[tuple[An
 
 
 def learned_threshold(distances: Sequence[float], floor: float) -> float | None:
-    """Median plus three robust standard deviations of earlier distances, at least `floor`; None if there are too few.
+    """Median plus six robust standard deviations of earlier distances, at least `floor`; None if there are too few.
 
     The deviation is estimated from the median absolute deviation, so one unusual night does not raise the threshold.
+    With few distances, the estimate is uncertain and the margin is wider: 12 deviations for 5 distances, 8 for 13. A
+    usual night then exceeds the threshold of a measure in one to two of 100 cases, or fewer.
     """
     if len(distances) < LEARNING_LEAST:
         return None
     middle = float(np.median(distances))
     deviation = _MAD_TO_SIGMA * float(np.median(np.abs(np.array(distances) - middle)))
-    return max(floor, middle + _DEVIATIONS * deviation)
+    margin = _DEVIATIONS * (1 + _FEW_NIGHTS / len(distances))
+    return max(floor, middle + margin * deviation)
 
 
 def _rounded(value: float | None) -> float | None:

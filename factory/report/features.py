@@ -72,7 +72,8 @@ class FeatureMean:
         with torch.no_grad():
             maps = self._network.backbone(network_input(pixels, pixels.shape[1])).feature_maps
         parts = torch.cat([functional.normalize(stage.mean((2, 3)), dim=1) for stage in maps], dim=1)
-        return np.asarray(functional.normalize(parts.double(), dim=1).numpy())
+        features: Floats = functional.normalize(parts.double(), dim=1).numpy()
+        return features
 
 
 def fourier_features(features: Floats) -> Floats:
