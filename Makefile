@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-extras demo test check docs lock test-slow test-gpu test-azure test-extras protocol-1 protocol-2 real atlas \
+.PHONY: help setup setup-extras demo test check docs lock test-slow test-gpu test-azure test-extras test-browser protocol-1 protocol-2 real atlas \
 	stickers-all chaos bench clean
 
 help: ## Show the targets
@@ -26,7 +26,7 @@ demo: $(STAMP) ## Generate and verify 80 samples with the embedded models; print
 	$(BIN)/factory preview demo/set --n 80 --out demo/sheet.png
 
 test: $(STAMP) ## Run the fast CPU tests, in two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not extras and not azure"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not extras and not azure and not browser"
 
 check: $(STAMP) ## Check lint, format, types and import contracts
 	$(BIN)/ruff check .
@@ -43,7 +43,7 @@ docs: $(STAMP) ## Build the documentation site in build/site
 UPGRADE ?=
 LOCK_SKIP := ^(nvidia-|cuda-|triton==|setuptools==)
 lock: $(STAMP) ## Regenerate constraints.txt from pyproject.toml; existing pins are kept (UPGRADE=--upgrade)
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --universal --python-version 3.11 $(UPGRADE) \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --extra browser --universal --python-version 3.11 $(UPGRADE) \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file constraints.txt --quiet
 	grep -vE '$(LOCK_SKIP)' constraints.txt > constraints.tmp && mv constraints.tmp constraints.txt
 
@@ -109,6 +109,13 @@ $(EXTRAS_STAMP): pyproject.toml constraints.txt constraints-extras.txt
 
 test-extras: $(EXTRAS_STAMP) ## Compare the detectors of torchvision and detectron2 with those libraries
 	$(EXTRAS)/bin/python -m pytest -m extras
+
+# Chromium comes from the operating system (on Debian: apt-get install chromium), or from the variable CHROMIUM.
+AXE := build/axe
+test-browser: $(STAMP) ## Reports in a real browser, and their accessibility; needs Chromium and npm, and fails without them
+	$(BIN)/python -m pip install --quiet --editable '.[dev,browser]' --constraint constraints.txt
+	npm install --silent --no-save --prefix $(AXE) axe-core@4.14.1
+	AXE=$(AXE)/node_modules/axe-core/axe.min.js $(BIN)/python -m pytest -m browser
 
 ICONS := build/icons
 atlas: $(STAMP) ## Rebuild the sprite atlas from the icon sets' packages (needs npm)

@@ -78,7 +78,7 @@ def init_or_resume(store: Store, recipe: Recipe, extend: bool = False) -> Recipe
 
 def _reset(store: Store, recipe: Recipe, before: bytes) -> None:
     """Replace the recipe of a dataset without finished shards, and delete the files that its workers left behind."""
-    for folder in ("train", "manifest", "quarantine", "index"):
+    for folder in ("train", "manifest", "quarantine", "index", "rejected"):
         for name in store.list(folder):
             store.delete(name)
     store.compare_and_swap(RECIPE, recipe.to_yaml().encode(), before)

@@ -12,6 +12,7 @@ from factory.config.recipe import Recipe
 from factory.dataset.encode import EncodedSample, encode_sample
 from factory.dataset.receipts import Tally
 from factory.dataset.records import Grounded, Rejection, Sample, Verdict, provenance
+from factory.dataset.rejected_images import RejectedImages
 from factory.generation.components import Components
 from factory.generation.filters import Filters
 from factory.generator.interface import Request
@@ -27,11 +28,12 @@ class Pending:
 
 @dataclass(frozen=True)
 class Produced:
-    """The samples of a shard while they are being encoded, with counts and timings."""
+    """The samples of a shard while they are being encoded, with counts, timings and some rejected images."""
 
     samples: list["Future[EncodedSample]"]
     tally: Tally
     seconds: dict[str, float]
+    rejected: RejectedImages
 
 
 Progress = Callable[[int, Sequence[str]], None]
@@ -52,7 +54,7 @@ def produce(
     filters, clock = Filters(recipe.filters, recipe.format), _Clock()
     origin, vocabulary = provenance(recipe), recipe.vocabulary()
     encoded: dict[int, Future[EncodedSample]] = {}
-    rejected: Counter[str] = Counter()
+    rejected, thumbnails = Counter[str](), RejectedImages()
     pending, attempts = [Pending(planned) for planned in shard.samples], 0
     for attempt in range(recipe.attempts):
         remaining: list[Pending] = []
@@ -65,6 +67,7 @@ def produce(
                     encoded[candidate.planned.index] = future
                 else:
                     remaining.append(_rejected(candidate, sample, verdict.reason))
+                    thumbnails.add(sample, verdict.reason)
             reasons = [verdict.reason for _, _, verdict in verdicts if verdict.reason is not None]
             rejected.update(reasons)
             progress(len(batch) - len(reasons), reasons)
@@ -73,7 +76,7 @@ def produce(
             break
     exhausted = tuple(candidate.planned.index for candidate in pending)
     samples = [encoded[index] for index in sorted(encoded)]
-    return Produced(samples, Tally(attempts, rejected, exhausted), clock.seconds)
+    return Produced(samples, Tally(attempts, rejected, exhausted), clock.seconds, thumbnails)
 
 
 def _try(

@@ -1,9 +1,11 @@
 """Shard production as a job for the engine: cheap to pickle; models are loaded when it is opened on a worker."""
 
+import os
 import platform
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -80,9 +82,17 @@ class ContentProducer:
         about = {
             "seconds": produced.seconds,
             "versions": versions(),
-            "worker": {"host": socket.gethostname(), "device": self._device, "processor": processor(self._device)},
+            "worker": {
+                "host": socket.gethostname(),
+                "device": self._device,
+                "processor": processor(self._device),
+                "pid": str(os.getpid()),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
         }
         tally = produced.tally
+        # Before the receipt: a resumed run does not produce a finished shard again.
+        produced.rejected.save(self._store, shard)
         return _done(commit(self._store, planned, samples, tally, self._recipe.fingerprint(), about))
 
 

@@ -1,0 +1,46 @@
+"""`factory report`: the report of a dataset as a page and as JSON."""
+
+from typing import Annotated
+
+import typer
+
+from factory.cli.shared_options import AsJson, Dataset
+from factory.files.strict_json import dumps
+
+
+def report(
+    dataset: Dataset,
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="OTHER", help="Dataset to compare with, or the report.json of one; a folder or URL."),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder or URL to write to; DATASET-report beside the dataset by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a report of a dataset: index.html to look at, and report.json with every number of it.
+
+    It shows the yield of each filter, classes, objects, image quality, near-duplicates, agreement with the detector,
+    time and errors, random, worst and rejected images, and with --compare the difference from another dataset.
+
+    Example: factory report out/
+
+    Example: factory report out/ --compare s3://bucket/yesterday --out report
+    """
+    from factory.cli.progress import progress_bar
+    from factory.dataset.state import recipe_of
+    from factory.dataset.storage import Store
+    from factory.export.run import default_target
+    from factory.report.run import PAGE, write_report
+
+    source = Store(dataset)
+    target = Store(out or str(default_target(dataset, "report")))
+    with progress_bar("measuring samples", recipe_of(source).n, as_json) as show:
+        data = write_report(source, target, compare=compare, watch=show)
+    page = f"{target.address.rstrip('/')}/{PAGE}"
+    if as_json:
+        typer.echo(dumps({"page": page, **data["verdict"]}))
+        return
+    typer.echo(data["verdict"]["sentence"])
+    typer.echo(page)

@@ -1,0 +1,127 @@
+"""Drift with no, one and many earlier nights, and the verdict that follows from it."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from factory.report.drift import MEASURES, drift
+from factory.report.run import write_report
+from factory.report.verdict import verdict
+from tests.support.report_sets import make_report_set
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A report with features of all images."""
+    folder = tmp_path_factory.mktemp("drift")
+    store, _ = make_report_set(folder / "set")
+    return write_report(store, str(folder / "report"))
+
+
+def night(base: dict[str, Any], seed: int, darker: int = 0, lower: int = 0) -> dict[str, Any]:
+    """A report of 2,000 images whose histograms and counts vary by chance, as those of nights do."""
+    report, rng = copy.deepcopy(base), np.random.default_rng(seed)
+    accepted = int(rng.binomial(6000, 0.6)) - lower
+    report["funnel"]["yield"] |= {"count": accepted, "of": 6000, "share": accepted / 6000}
+    report["funnel"]["steps"][0]["rejected"] = 6000 - accepted
+    for row, count in zip(report["classes"], rng.multinomial(2000, [0.2] * 5), strict=True):
+        row["made"] = int(count)
+    for name, centre in (("luminance", 120 - darker), ("contrast", 40), ("sharpness", 2)):
+        data = report["images"]["scores"][name]
+        values = rng.normal(centre, centre / 5, 2000)
+        edges = np.linspace(data["low"], data["high"], len(data["counts"]) + 1)
+        data |= {"counts": np.histogram(values, edges)[0].tolist(), "sd": centre / 5, "mean": centre}
+    report["time"]["samples_per_second"] = float(rng.uniform(0.9, 1.1))
+    return report
+
+
+def rows(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in data["measures"]}
+
+
+def test_without_an_earlier_night_there_is_nothing_to_compare(base: dict[str, Any]) -> None:
+    data = base["drift"]
+    assert data["notes"] == ["There is no earlier report, so there is nothing to compare with."]
+    assert (data["nights"], data["median_nights"], data["over"]) == (0, 0, [])
+    assert all(row["previous"]["distance"] is None for row in data["measures"])
+    assert "night" not in base["verdict"]["sentence"]
+
+
+def test_every_measure_is_read_and_equal_to_itself(base: dict[str, Any]) -> None:
+    for measure in MEASURES:
+        assert measure.distance(measure.read(base), measure.read(base)) == pytest.approx(0, abs=1e-9), measure.name
+
+
+def test_one_earlier_night_gives_distances_without_thresholds(base: dict[str, Any]) -> None:
+    data = drift(night(base, 1, darker=60), [night(base, 2)])
+    luminance = rows(data)["luminance"]
+    assert luminance["previous"]["distance"] == pytest.approx(60 / 24, rel=0.1)
+    assert luminance["previous"]["threshold"] is None
+    assert luminance["median"]["distance"] is None
+    assert data["over"] == []
+    assert data["notes"] == [
+        "The median of seven nights needs at least 3 earlier reports; there are 1.",
+        "Thresholds need 6 earlier reports; there are 1, so no distance is judged yet.",
+    ]
+
+
+def test_eight_earlier_nights_tell_a_usual_night_from_a_dark_one(base: dict[str, Any]) -> None:
+    earlier = [night(base, seed) for seed in range(8)]
+    for darker, over in ((0, []), (20, ["Luminance"])):
+        data = drift(night(base, 100, darker), earlier)
+        assert (data["median_nights"], data["notes"]) == (7, [])
+        assert data["over"] == over
+        row = rows(data)["luminance"]
+        assert row["previous"]["learned_from"] == 7
+        assert row["median"]["learned_from"] == 5
+        assert row["median"]["over"] is row["previous"]["over"] is bool(over)
+
+
+def test_the_verdict_compares_the_yield_with_the_previous_night(base: dict[str, Any]) -> None:
+    before = night(base, 1)
+    for lower, expected in ((0, "similar"), (400, "worse"), (-400, "better")):
+        report = night(base, 1, lower=lower)
+        found = verdict(report | {"drift": drift(report, [before])}, before)
+        assert found["compared"] == expected
+    assert "better than the previous night by 6.7 points" in found["sentence"]
+
+
+def test_changed_settings_and_reports_of_other_networks_are_named(base: dict[str, Any]) -> None:
+    other = night(base, 1)
+    other["dataset"]["settings"]["generator.steps"] = 50
+    other["features"]["model"] = "another"
+    data = drift(base, [other], compare=other)
+    assert [text.partition(":")[0] for text in data["settings"]] == ["generator.steps"]
+    assert data["compare_settings"] == data["settings"]
+    assert rows(data)["features"]["previous"]["distance"] is None
+    assert rows(data)["yield"]["compare"]["distance"] == rows(data)["yield"]["previous"]["distance"]
+
+
+def test_reports_are_read_from_files_and_broken_ones_are_named(base: dict[str, Any], tmp_path: Path) -> None:
+    store, _ = make_report_set(tmp_path / "set", content=1)
+    good, broken, foreign = (tmp_path / name for name in ("good.json", "broken.json", "foreign.json"))
+    good.write_text(json.dumps(base))
+    broken.write_text("{")
+    foreign.write_text('{"format": 99, "dataset": {"name": "a", "settings": {}}}')
+    previous = [str(path) for path in (broken, foreign, tmp_path / "missing.json", good)]
+    report = write_report(store, str(tmp_path / "out"), previous, compare=str(good), features=0)
+    data = report["drift"]
+    assert (data["nights"], data["compared"]) == (1, base["dataset"]["name"])
+    assert [
+        next(part for part in ("is not a report", "has the format 99", "there is no report") if part in text)
+        for text in data["ignored"]
+    ] == ["is not a report", "has the format 99", "there is no report"]
+    assert rows(data)["luminance"]["compare"]["distance"] == rows(data)["luminance"]["previous"]["distance"] > 0
+    assert [entry["name"] for entry in data["history"]] == [base["dataset"]["name"], report["dataset"]["name"]]
+
+
+def test_comparing_with_a_dataset_measures_it(base: dict[str, Any], tmp_path: Path) -> None:
+    store, _ = make_report_set(tmp_path / "set")
+    twin, _ = make_report_set(tmp_path / "twin")
+    report = write_report(store, str(tmp_path / "out"), compare=twin.address, features=0)
+    distances = [row["compare"]["distance"] for row in report["drift"]["measures"] if row["name"] != "features"]
+    assert distances == [0.0] * len(distances)

@@ -1,0 +1,77 @@
+"""Thumbnails of rejected attempts: bounded, deterministic, and no part of a shard."""
+
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe, make_recipe
+from factory.dataset.rejected_images import MAX_PER_REASON, parse_rejected, rejected_name
+from factory.dataset.storage import Store
+from factory.generation.components import load_components
+from factory.generation.shard import produce
+from factory.generation.shard_job import ContentProducer
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_model: Path) -> Recipe:
+    return make_recipe(
+        {
+            "n": 6,
+            "classes": "voc",
+            "shard_size": 6,
+            "batch": 3,
+            "attempts": 2,
+            "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim"},
+            "masks": {"capture": "finished", "timesteps": [300]},
+            "filters": {"min_area": 0.999, "duplicate_distance": None},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def files(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """The file of one shard, produced twice."""
+    found = []
+    for _ in range(2):
+        store = Store(str(tmp_path_factory.mktemp("set")))
+        producer = ContentProducer(recipe, store, "cpu")
+        producer.finish(0, producer.generate(0, lambda accepted, reasons: None))
+        found.append(store.get(rejected_name(0)) or b"")
+    return found
+
+
+def test_a_shard_keeps_the_first_rejected_images_of_each_reason(recipe: Recipe, files: list[bytes]) -> None:
+    assert files[0] == files[1]
+    images = parse_rejected(files[0])
+    with ThreadPoolExecutor(1) as encoder:
+        tally = produce(Plan(recipe).shard(0), recipe, load_components(recipe), encoder).tally
+    expected = {reason: min(count, MAX_PER_REASON) for reason, count in tally.rejected.items()}
+    assert Counter(image.reason for image in images) == expected
+    assert sum(tally.rejected.values()) > len(images) > 0
+    first = images[0]
+    planned = Plan(recipe).shard(0).samples[first.index]
+    assert (first.seed, first.classes) == (planned.seed(recipe.seed, first.attempt), planned.prompt.classes)
+    assert first.image.shape == (64, 64, 3)
+    assert all(mask.shape == (64, 64) for _, _, mask in first.masks)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"jpeg": "not base64!"},
+        {"jpeg": ""},
+        {"objects": [{"category_name": "dog", "score": 1, "segmentation": {"size": [9, 9], "counts": "a1"}}]},
+        {"objects": None},
+        {"classes": 3},
+    ],
+)
+def test_invalid_files_raise_value_error(files: list[bytes], change: dict[str, Any]) -> None:
+    content = json.loads(files[0])
+    content["images"][0] |= change
+    with pytest.raises(ValueError):  # noqa: PT011 - several messages
+        parse_rejected(json.dumps(content).encode())
