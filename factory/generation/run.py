@@ -20,6 +20,7 @@ from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
 from factory.generation.progress import Snapshot, Tracker
 from factory.generation.reporter import Reporter, Watch, quarantined
+from factory.generation.run_metrics import RunMetrics, linger
 from factory.generation.shard_job import ContentJob
 
 _log = logging.getLogger("factory.generation.run")
@@ -56,6 +57,7 @@ def generate(
     is a lease that the caller already holds. KeyboardInterrupt propagates after shards in progress had `engine.grace`
     seconds to finish; committed shards are kept, and the same call resumes.
     """
+    linger()  # an invalid value is reported before any work
     recipe = pin_recipe(recipe, existing_recipe(store))
     preflight(recipe)
     with nullcontext(held) if held else leased(store, force, _log.warning) as lease:
@@ -82,7 +84,7 @@ def _run(recipe: Recipe, store: Store, todo: list[int], tracker: Tracker, watch:
         pool = Pool(job, view.share, detectors, engine.gpus_per_detector)
         reporter = Reporter(store, tracker, watch, lease, given_up)
         scheduler = Scheduler(pool, todo, view, engine, reporter.as_listener())
-        status = "failed"
+        run_metrics, status = RunMetrics(store.address, lease, scheduler.state), "failed"
         try:
             state = scheduler.run()
             status = "finishing"
@@ -92,4 +94,5 @@ def _run(recipe: Recipe, store: Store, todo: list[int], tracker: Tracker, watch:
         finally:
             pool.close()
             reporter.close(tracker.snapshot(scheduler.state, status))
+            run_metrics.close(complete=status == "finishing" and not scheduler.state.quarantined)
     return state
