@@ -108,7 +108,9 @@ LAST_COMMIT = Metric(
     "factory_last_commit_timestamp_seconds", "gauge", "Unix time of the last commit; until then, the start of the run."
 )
 LAST_SUCCESS = Metric(
-    "factory_last_success_timestamp_seconds", "gauge", "Unix time at which a run completed its dataset."
+    "factory_last_success_timestamp_seconds",
+    "gauge",
+    "Unix time at which a run ended as planned: complete, or at its limit.",
 )
 
 METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

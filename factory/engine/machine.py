@@ -89,7 +89,7 @@ def metrics_port() -> int | None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise TransientError(
-                f"{METRICS_PORT} is {port}, but that port cannot be used ({error.strerror}); stop the program that uses "
-                f"it, or give another port."
+                f"{METRICS_PORT} is {port}, but that port cannot be used ({error.strerror}); stop the program that "
+                f"uses it, or give another port."
             ) from error
     return port

@@ -72,9 +72,9 @@ class RunMetrics:
 
 
 def linger() -> float:
-    """Seconds for which a finished run keeps its metrics up, so that they are scraped once more: FACTORY_METRICS_LINGER.
+    """Seconds for which a finished run keeps its metrics up, so that they are scraped once more; 0 by default.
 
-    UserError if that is not a number of seconds up to ten minutes.
+    UserError if FACTORY_METRICS_LINGER is not a number of seconds up to ten minutes.
     """
     text = os.environ.get(LINGER) or "0"
     try:
