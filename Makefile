@@ -129,7 +129,7 @@ $(CLUSTER_STAMP): Makefile
 	touch $@
 
 test-cluster: $(STAMP) $(CLUSTER_STAMP) ## Nights on Ray hosts, Slurm, systemd and in an image; needs root, Debian, 20 minutes
-	PATH="$(CURDIR)/$(CLUSTER)/bin:$$PATH" $(BIN)/python -m pytest -m cluster
+	PATH="$(CURDIR)/$(CLUSTER)/bin:$$PATH" FACTORY_TEST_STORAGE="$(CURDIR)/build/images" $(BIN)/python -m pytest -m cluster
 
 ICONS := build/icons
 atlas: $(STAMP) ## Rebuild the sprite atlas from the icon sets' packages (needs npm)

@@ -18,6 +18,8 @@ PIP_CONF = os.environ.get("FACTORY_TEST_PIP_CONF", "")
 """A pip.conf whose index has a build of torch for CPUs. Without it, the CUDA variant is built: several gigabytes."""
 VOLUMES = os.environ.get("FACTORY_TEST_VOLUMES", "").split()
 """Folders that this pip.conf names, as HOST:IMAGE:ro."""
+STORAGE = os.environ.get("FACTORY_TEST_STORAGE", "")
+"""A folder that keeps images, so that the next run builds only what has changed."""
 VARIANT = "cpu" if PIP_CONF else "cuda"
 
 
@@ -37,13 +39,15 @@ class Buildah:
 
 @pytest.fixture(scope="module")
 def buildah(tmp_path_factory: pytest.TempPathFactory) -> Buildah:
-    return Buildah(tmp_path_factory.mktemp("images"))
+    return Buildah(Path(STORAGE) if STORAGE else tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
 def base(buildah: Buildah, tmp_path_factory: pytest.TempPathFactory) -> str:
     if BASE:
         return BASE
+    if "localhost/base" in buildah("images", "--format", "{{.Name}}").split():
+        return "localhost/base"
     root = tmp_path_factory.mktemp("debian")
     packages = "python3,python3-venv,ca-certificates"
     subprocess.run(["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", root], check=True)
@@ -63,7 +67,7 @@ def container(buildah: Buildah, base: str) -> Iterator[str]:
     options += ["--secret", f"id=pip,src={PIP_CONF}"] if PIP_CONF else []
     ignore = ["--ignorefile", "jobs/container/Dockerfile.dockerignore"]
     file = ["--file", "jobs/container/Dockerfile", "--tag", IMAGE]
-    buildah("bud", "--isolation", "chroot", "--network", "host", *volumes, *options, *ignore, *file, ".")
+    buildah("bud", "--layers", "--isolation", "chroot", "--network", "host", *volumes, *options, *ignore, *file, ".")
     name = buildah("from", IMAGE)
     yield name
     buildah("rm", name)
