@@ -22,6 +22,7 @@ class Hosts:
         self.folder = folder
         self.addresses = {name: f"{_SUBNET}.{number}" for number, name in enumerate(names, 1)}
         self._switch = f"fct{os.getpid()}"
+        self._started: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "Hosts":
         try:
@@ -48,7 +49,7 @@ class Hosts:
         )
         namespaces = ["nsenter", f"--net=/run/netns/{self._namespace(host)}", "unshare", "--mount", "--uts"]
         with open(self.folder / (log or f"{host}.log"), "ab") as output:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [*namespaces, "bash", "-c", entry, host, *map(str, command)],
                 env={**os.environ, "HOME": f"{own}/home", **(env or {})},
                 stdin=subprocess.DEVNULL,
@@ -56,6 +57,8 @@ class Hosts:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self._started.append(process)
+        return process
 
     def run(
         self, host: str, command: Sequence[object], env: Mapping[str, str] | None = None, timeout: float = 300
@@ -93,6 +96,9 @@ class Hosts:
     def _remove(self) -> None:
         for host in self.addresses:
             self.unplug(host)
+        for process in self._started:
+            process.kill()
+            process.wait()
         for namespace in [*map(self._namespace, self.addresses), self._switch]:
             subprocess.run(["ip", "netns", "delete", namespace], stderr=subprocess.DEVNULL, check=False)
 
