@@ -82,7 +82,8 @@ def test_submitted_night_survives_the_loss_of_a_host(hosts: Hosts, environment: 
     assert driver.wait(400) == 0, (tmp_path / "driver.log").read_text()[-4000:]
     output = (tmp_path / "driver.log").read_text()
     result = json.loads(next(line for line in output.splitlines() if line.startswith('{"')))
-    assert (result["state"], result["samples"], result["lost_workers"]) == ("complete", SAMPLES, 1)
+    assert (result["state"], result["samples"]) == ("complete", SAMPLES)
+    assert result["lost_workers"] >= 1
     assert len(names("receipts/")) == SAMPLES // SHARD_SIZE
     assert names("quarantine/") == []
     hosts_used = {

@@ -65,8 +65,8 @@ def test_dockerfile_has_no_lint() -> None:
     tool("hadolint", "jobs/container/Dockerfile")
 
 
-def test_slurm_script_has_no_lint() -> None:
-    tool("shellcheck", "jobs/slurm/nightly.sbatch")
+def test_scripts_have_no_lint() -> None:
+    tool("shellcheck", "jobs/slurm/nightly.sbatch", "jobs/kuberay/base/nightly.sh")
 
 
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import gzip
 import json
 import re
+import shlex
+import subprocess
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -128,6 +130,22 @@ def pinned(name: str) -> str:
     found = re.search(rf"^{name}==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert found is not None
     return found[1]
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (1, 1), (2, 2), (4, 0), (6, 0), (75, 75), (143, 143)])
+def test_entrypoint_keeps_the_exit_codes_that_need_a_retry_or_a_person(
+    code: int, expected: int, base: list[Object], tmp_path: Path
+) -> None:
+    (tmp_path / "factory").write_text(f"#!/bin/sh\necho $*\nexit {code}\n")
+    (tmp_path / "factory").chmod(0o755)
+    (tmp_path / "nightly.sh").write_text(find_config(base)["nightly.sh"])
+    entrypoint = find(base, "RayJob")["spec"]["entrypoint"].replace("$NIGHT", "2026-11-25")
+    # `ray job submit` joins the words of the entrypoint, and its agent runs them in a shell.
+    joined = shlex.join(shlex.split(entrypoint.replace("/etc/factory", str(tmp_path))))
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    ended = subprocess.run(joined, shell=True, env=environment, capture_output=True, text=True)
+    assert ended.stdout == "nightly /etc/factory/nightly.yaml --json --date 2026-11-25\n"
+    assert ended.returncode == expected
 
 
 def test_head_takes_no_work_and_stops_within_its_grace_period(base: list[Object]) -> None:
