@@ -102,4 +102,4 @@ def test_demo_runs_in_the_image(buildah: Buildah, container: str) -> None:
     run = ["run", "--isolation", "chroot", "--env", "OMP_NUM_THREADS=1", container, "--", "tini", "--", "factory"]
     made = json.loads(buildah(*run, "generate", "--classes", "coco", "--n", "4", "--out", "/data/set", "--json"))
     assert made["samples"] == 4
-    assert json.loads(buildah(*run, "verify", "/data/set", "--json"))["damaged"] == []
+    assert json.loads(buildah(*run, "verify", "/data/set", "--json"))["damaged"] == {}
