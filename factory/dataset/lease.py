@@ -30,7 +30,7 @@ class Lease:
 
     `place` identifies the process, so that another process on the same machine can check whether it still runs.
     `beat` counts heartbeats. `updated` is informational: a waiting driver watches `beat`, because clocks differ between
-    machines.
+    machines. `epoch` is 1 plus the number of drivers in a row that did not release the lease before it was taken over.
     """
 
     holder: str
@@ -40,6 +40,7 @@ class Lease:
     started: str
     updated: str
     beat: int = 0
+    epoch: int = 0
 
     def to_json(self) -> bytes:
         """Serialise for `parse_lease`."""
@@ -100,6 +101,11 @@ class HeldLease:
             )
 
     @property
+    def epoch(self) -> int:
+        """The epoch of this lease."""
+        return self._lease.epoch
+
+    @property
     def lost(self) -> bool:
         """Whether another driver has taken over the lease."""
         return self._successor is not None
@@ -157,7 +163,8 @@ def acquire(store: Store, force: bool = False, say: Callable[[str], None] = lamb
             data = store.get(LEASE)
             if parse_lease(data) not in (None, current):
                 continue
-        lease = _new_lease()
+        before = parse_lease(data)
+        lease = _new_lease(epoch=1 if before is None else before.epoch + 1)
         if store.compare_and_swap(LEASE, lease.to_json(), data):
             return lease
 
@@ -185,9 +192,9 @@ def _wait_until_dead(store: Store, lease: Lease, say: Callable[[str], None]) -> 
     )
 
 
-def _new_lease() -> Lease:
-    now = _now()
-    return Lease(secrets.token_hex(8), socket.gethostname(), os.getpid(), _process_identity(os.getpid()), now, now)
+def _new_lease(epoch: int) -> Lease:
+    now, pid = _now(), os.getpid()
+    return Lease(secrets.token_hex(8), socket.gethostname(), pid, _process_identity(pid), now, now, epoch=epoch)
 
 
 def _process_identity(pid: int) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from factory import metrics
 from factory.errors import StoreUnavailableError
 
 T = TypeVar("T")
@@ -87,6 +88,7 @@ class Patience:
                     limit = self._seconds if self.proven else min(self._seconds, _UNPROVEN_PATIENCE)
                     if waited >= limit:
                         raise self._timed_out(waited, hide(first_line(error))) from None
+                    metrics.STORE_RETRIES.add(1, self._address)
                     if waited > _WARN_AFTER:
                         self._warn(hide(first_line(error)), limit)
                     time.sleep(min(pause * random.uniform(0.5, 1.5), max(0.05, limit - waited)))

@@ -13,7 +13,7 @@ from typing import Any
 
 from factory.config.sections import EngineRecipe
 from factory.engine import environment, logs
-from factory.engine.machine import session_folder, usable_cpus
+from factory.engine.machine import metrics_port, session_folder, usable_cpus
 from factory.errors import TransientError, UserError
 
 _log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def _loopback_only() -> Iterator[None]:
 
 
 def _start_local(cpus: int) -> None:
-    folder = session_folder()
+    folder, port = session_folder(), metrics_port()
     _keep_token_in_memory()
     import ray
 
@@ -120,6 +120,7 @@ def _start_local(cpus: int) -> None:
                 object_store_memory=_LOCAL_OBJECT_STORE,
                 logging_level=logging.ERROR,
                 _node_ip_address=_LOOPBACK,
+                _metrics_export_port=port,
                 **options,
             )
     except Exception as error:  # Ray raises plain Exception if its daemons do not come up

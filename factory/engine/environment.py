@@ -4,7 +4,17 @@ import os
 from collections.abc import Mapping
 
 _PREFIXES = ("AWS_", "GOOGLE_", "GCS_", "AZURE_")
-_NAMES = frozenset({"HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "SSL_CERT_FILE", "SSL_CERT_DIR"})
+_NAMES = frozenset(
+    {
+        "HF_TOKEN",
+        "HF_ENDPOINT",
+        "HF_HUB_OFFLINE",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "FACTORY_LOG_FORMAT",
+        "FACTORY_LOG_LEVEL",
+    }
+)
 
 AT_START = {
     # With one malloc arena per thread, freed memory of every thread would stay reserved: 260 MB (docs/performance.md).
@@ -14,7 +24,7 @@ AT_START = {
 
 
 def of_the_driver() -> dict[str, str]:
-    """Settings for object stores and the model hub: endpoint, region, credentials, profile.
+    """Settings for object stores, the model hub (endpoint, region, credentials, profile) and logging.
 
     They are passed to the workers as an actor argument. A `runtime_env` would expose secrets in Ray's logs and, as
     part of a command line, in the process list.

@@ -9,6 +9,8 @@ from typing import Any
 _LINES_PER_WORKER = 400
 _MAX_WORKERS = 256
 _MAX_LINE_LENGTH = 2000
+_MAX_TEXT = 8 << 20
+"""Characters of `WorkerLogs.text`: the size of a log file."""
 
 
 class WorkerLogs:
@@ -39,11 +41,11 @@ class WorkerLogs:
             return "\n".join(list(self._lines.get((ip, pid), ()))[-lines:])
 
     def text(self) -> str:
-        """All stored lines, grouped by worker."""
+        """The stored lines, grouped by worker; at most 8 MiB, of which each worker gets an equal part."""
         with self._lock:
-            parts = [
-                f"== {ip}, process {pid}\n" + "\n".join(lines) for (ip, pid), lines in self._lines.items() if lines
-            ]
+            workers = [(name, "\n".join(lines)) for name, lines in self._lines.items() if lines]
+        share = _MAX_TEXT // max(1, len(workers))
+        parts = [f"== {ip}, process {pid}\n{text[-share:]}" for (ip, pid), text in workers]
         return "\n".join(parts) + "\n" if parts else ""
 
 

@@ -1,9 +1,12 @@
-"""Limits of this machine for a local cluster: usable cores, and a folder with a path short enough for sockets."""
+"""What a local cluster may use of this machine: cores, a folder with a path short enough for sockets, a port."""
 
 import os
+import socket
 from pathlib import Path
 
-from factory.errors import UserError
+from factory.errors import TransientError, UserError
+
+METRICS_PORT = "FACTORY_METRICS_PORT"
 
 _MAX_SOCKET_PATH = 107
 """Bytes in the path of a Unix socket, without the terminating null byte."""
@@ -67,3 +70,26 @@ def session_folder() -> str | None:
         f"{name} is {parent}, {len(os.fsencode(parent))} bytes long; it may have at most {longest}, because Ray "
         f"creates Unix sockets below it: set RAY_TMPDIR to a shorter path."
     )
+
+
+def metrics_port() -> int | None:
+    """Port of the loopback interface on which a local cluster serves its metrics: FACTORY_METRICS_PORT; None for any.
+
+    UserError if it is not a port, TransientError if another program uses it: Ray would not start.
+    """
+    text = os.environ.get(METRICS_PORT)
+    if not text:
+        return None
+    port = int(text) if text.isdecimal() else 0
+    if not 1 <= port <= 65535:
+        raise UserError(f"{METRICS_PORT} must be a port from 1 to 65535, got {text!r}.")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise TransientError(
+                f"{METRICS_PORT} is {port}, but that port cannot be used ({error.strerror}); stop the program that "
+                f"uses it, or give another port."
+            ) from error
+    return port

@@ -23,6 +23,7 @@ __all__ = ["Limit", "Listener", "Scheduler", "State"]
 _ANSI_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _TICK = 0.5
 _PROGRESS_INTERVAL = 2.0
+_LOGS_INTERVAL = 60.0
 
 
 class Scheduler:
@@ -40,7 +41,7 @@ class Scheduler:
         self._pool, self._view, self._engine, self._listener = pool, view, engine, listener
         self._limit = limit or Limit()
         self._queue, self._deadlines = ShardQueue(shards), Deadlines(engine)
-        self._progress_requested = 0.0
+        self._progress_requested, self._logs_reported = 0.0, time.monotonic()
         self.state = State(len(shards))
         self._health = Health(pool, view, engine, self.state)
         self._usage = Usage(pool, self.state)
@@ -84,6 +85,8 @@ class Scheduler:
         self._kill_late()
         self._request_progress()
         self._report()
+        if time.monotonic() - self._logs_reported > _LOGS_INTERVAL:
+            self._report_logs()
         self._health.check_head()
 
     def _busy(self) -> int:
@@ -311,12 +314,14 @@ class Scheduler:
         self._usage.update()
         state.workers = sum(1 for worker in workers if worker.ready)
         state.pending_workers = len(workers) - state.workers
+        state.queued = len(self._queue)
         state.in_progress = {
             shard: worker.counts[shard] for worker in workers for shard in worker.shards if shard in worker.counts
         }
         self._listener.tick(state)
 
     def _report_logs(self) -> None:
+        self._logs_reported = time.monotonic()
         text = logs.LOGS.text()
         if text:
             self._listener.logs(text)

@@ -25,6 +25,8 @@ class State:
     errors: deque[str] = field(default_factory=lambda: deque(maxlen=_ERRORS_KEPT))
     lost: int = 0
     requeued: int = 0
+    queued: int = 0
+    """Shards that are assigned to no worker."""
     workers: int = 0
     pending_workers: int = 0
     in_progress: dict[int, tuple[int, dict[str, int]]] = field(default_factory=dict)
@@ -64,7 +66,7 @@ class Limit:
 class Listener:
     """Callbacks of the scheduler, called in the driver; `tick` at least every half second.
 
-    `logs` receives the captured output of all workers after a loss, after a failed shard, and at the end.
+    `logs` receives the captured output of all workers every minute, after a loss, after a failed shard, and at the end.
     """
 
     tick: Callable[[State], None] = lambda state: None

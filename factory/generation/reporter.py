@@ -41,6 +41,8 @@ class Reporter:
         self._writer = _Background("reports")
         self._keeper = IndexKeeper(ReceiptIndex(self._brief))
         self._pending: bytes | None = None
+        self._pending_logs: str | None = None
+        self._written_logs = ""
         self._log = f"logs/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.log"
 
     def as_listener(self) -> Listener:
@@ -64,9 +66,10 @@ class Reporter:
         self._writer.do(lambda: self._brief.put(quarantine_name(shard), data))
 
     def logs(self, text: str) -> None:
-        """Write the output of the workers to the log file of this run."""
-        data = self._store.hide(text).encode()
-        self._writer.do(lambda: self._brief.put(self._log, data))
+        """Write the output of the workers to the log file of this run; with a slow store, only the latest output."""
+        queued, self._pending_logs = self._pending_logs is not None, text
+        if not queued:
+            self._writer.do(self._write_logs)
 
     def finished(self, shard: int) -> None:
         """Record a finished shard, and remove it from quarantine if an earlier run put it there."""
@@ -92,6 +95,12 @@ class Reporter:
         self._pending = canonical(snapshot.to_dict()) + b"\n"
         if not queued:
             self._writer.do(self._write_progress)
+
+    def _write_logs(self) -> None:
+        text, self._pending_logs = self._pending_logs, None
+        if text is not None and text != self._written_logs:
+            self._brief.put(self._log, self._store.hide(text).encode())
+            self._written_logs = text
 
     def _write_progress(self) -> None:
         data, self._pending = self._pending, None

@@ -21,6 +21,7 @@ from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
 from factory.generation.progress import Snapshot, Tracker
 from factory.generation.reporter import Reporter, Watch, quarantined
+from factory.generation.run_metrics import RunMetrics, linger
 from factory.generation.shard_job import ContentJob
 
 _log = logging.getLogger("factory.generation.run")
@@ -71,6 +72,7 @@ def prepare(recipe: Recipe, store: Store) -> Recipe:
 
     Raises UserError for everything that would stop the workers.
     """
+    linger()  # an invalid value is reported before any work
     recipe = pin_recipe(recipe, existing_recipe(store))
     preflight(recipe)
     return recipe
@@ -128,7 +130,7 @@ def _run(
         pool = Pool(job, view.share, detectors, engine.gpus_per_detector)
         reporter = Reporter(store, tracker, watch, lease, given_up)
         scheduler = Scheduler(pool, todo, view, engine, reporter.as_listener(), limit)
-        status = "failed"
+        run_metrics, status = RunMetrics(store.address, lease, scheduler.state), "failed"
         try:
             state = scheduler.run()
             status = "finishing"
@@ -138,4 +140,5 @@ def _run(
         finally:
             pool.close()
             reporter.close(tracker.snapshot(scheduler.state, status))
+            run_metrics.close(complete=status == "finishing" and not scheduler.state.quarantined)
     return state

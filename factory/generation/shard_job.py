@@ -1,23 +1,29 @@
 """Shard production as a job for the engine: cheap to pickle; models are loaded when it is opened on a worker."""
 
+import logging
 import os
 import platform
 import socket
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from factory import log_format, metrics
 from factory.config.plan import Plan, PlannedShard
 from factory.config.recipe import Recipe
+from factory.dataset.encode import EncodedSample
 from factory.dataset.receipts import Receipt, commit, read_receipt
-from factory.dataset.storage import Store
+from factory.dataset.storage import ConflictError, Store
 from factory.detector.interface import Detector
 from factory.engine.interface import Done, Progress
 from factory.errors import UserError
 from factory.generation.components import load_components
 from factory.generation.shard import Produced, produce
+
+_log = logging.getLogger(__name__)
 
 LIBRARIES = ("dataset-factory", "torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow", "ray")
 
@@ -30,6 +36,7 @@ class ContentJob:
 
     def open(self, device: str, detector: Detector | None) -> "ContentProducer":
         """Load the models."""
+        log_format.configure()
         return ContentProducer(self.recipe, self.store, device, detector)
 
     def memory(self) -> int:
@@ -51,7 +58,9 @@ class ContentProducer:
     def __init__(self, recipe: Recipe, store: Store, device: str, detector: Detector | None = None) -> None:
         self._recipe, self._store, self._device = recipe, store, device
         self._plan = Plan(recipe)
+        start = time.monotonic()
         self._components = load_components(recipe, device, detector)
+        _log.info("Models loaded on %s in %.1f s.", device, time.monotonic() - start)
         self._encoder = ThreadPoolExecutor(recipe.engine.writers, thread_name_prefix="writer")
 
     def generate(self, shard: int, progress: Progress) -> tuple[PlannedShard, Produced] | Receipt:
@@ -60,7 +69,20 @@ class ContentProducer:
         receipt = self._receipt(shard)
         if receipt is not None and receipt.plan == planned.digest:
             return receipt
-        return planned, produce(planned, self._recipe, self._components, self._encoder, progress)
+        return planned, produce(planned, self._recipe, self._components, self._encoder, self._counting(progress))
+
+    def _counting(self, progress: Progress) -> Progress:
+        """As `progress`, and counts the attempts in the metrics."""
+        dataset = self._store.address
+
+        def count(accepted: int, reasons: Sequence[str]) -> None:
+            progress(accepted, reasons)
+            metrics.SAMPLES.add(accepted, dataset, result="accepted")
+            metrics.SAMPLES.add(len(reasons), dataset, result="rejected")
+            for reason in reasons:
+                metrics.REJECTIONS.add(1, dataset, reason=reason)
+
+        return count
 
     def _receipt(self, shard: int) -> Receipt | None:
         """The receipt that another driver may have written meanwhile; None if there is none or it is broken."""
@@ -90,10 +112,28 @@ class ContentProducer:
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         }
-        tally = produced.tally
         # Before the receipt: a resumed run does not produce a finished shard again.
         produced.rejected.save(self._store, shard)
-        return _done(commit(self._store, planned, samples, tally, self._recipe.fingerprint(), about))
+        return _done(self._commit(planned, samples, produced, about))
+
+    def _commit(
+        self, planned: PlannedShard, samples: list[EncodedSample], produced: Produced, about: dict[str, dict[str, Any]]
+    ) -> Receipt:
+        """Commit the shard and record its metrics."""
+        dataset, start = self._store.address, time.perf_counter()
+        try:
+            receipt = commit(self._store, planned, samples, produced.tally, self._recipe.fingerprint(), about)
+        except ConflictError:
+            metrics.CONFLICTS.add(1, dataset)
+            raise
+        metrics.COMMIT_SECONDS.observe(time.perf_counter() - start, dataset)
+        metrics.BYTES.add(receipt.tar.bytes + receipt.manifest.bytes, dataset)
+        metrics.EXHAUSTED.add(len(receipt.short), dataset)
+        for stage, seconds in produced.seconds.items():
+            metrics.STAGE_SECONDS.add(seconds, dataset, stage=stage)
+        fields = {"dataset": dataset, "shard": receipt.shard, "attempts": receipt.attempts, "seconds": produced.seconds}
+        _log.info("Committed shard %d: %d samples.", receipt.shard, receipt.accepted, extra={"fields": fields})
+        return receipt
 
 
 def _done(receipt: Receipt) -> Done:

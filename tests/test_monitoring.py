@@ -1,0 +1,214 @@
+"""Metrics of a real run as Prometheus sees them, JSON logs of its driver and workers, and the variables for both."""
+
+import json
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from factory import metrics
+from factory.config.recipe import make_recipe
+from factory.dataset.storage import Store
+from factory.engine.logs import _LINES_PER_WORKER, _MAX_TEXT, WorkerLogs
+from factory.engine.machine import metrics_port
+from factory.errors import TransientError, UserError
+from factory.generation.run import generate
+from factory.log_format import configure
+
+PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Run:
+    """A finished run; `series` are the last values that were scraped: name -> labels of interest -> value."""
+
+    out: Path
+    result: dict[str, Any]
+    stderr: str
+    series: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def scrape(port: int, found: dict[str, dict[str, float]], stop: threading.Event) -> None:
+    """Scrape until stopped."""
+    while not stop.wait(0.2):
+        try:
+            text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+        except OSError:
+            continue
+        for name, labels, value in re.findall(r"^(ray_factory_\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
+            own = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+            key = ",".join(own[label] for label in ("result", "reason", "stage", "state") if label in own)
+            found.setdefault(name, {})[key] = float(value)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One worker, JSON logs, and metrics that Ray collects every second instead of every ten."""
+    folder, port = tmp_path_factory.mktemp("monitored"), free_port()
+    recipe = {
+        "n": 64,
+        "classes": "voc",
+        "objects": {1: 0.5, 2: 0.5},
+        "shard_size": 4,
+        "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim"},
+        "masks": {"capture": "finished", "timesteps": [300]},
+        "filters": {"min_area": 0.3, "duplicate_distance": None},
+        "engine": {"workers": 1},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    variables = {
+        "FACTORY_LOG_FORMAT": "json",
+        "FACTORY_METRICS_PORT": str(port),
+        "FACTORY_METRICS_LINGER": "3",
+        "RAY_metrics_report_interval_ms": "1000",
+    }
+    found: dict[str, dict[str, float]] = {}
+    stop = threading.Event()
+    scraper = threading.Thread(target=scrape, args=(port, found, stop))
+    scraper.start()
+    try:
+        ended = subprocess.run(
+            [*PROGRAM, "generate", "--recipe", folder / "recipe.yaml", "--out", folder / "set", "--json"],
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        stop.set()
+        scraper.join()
+    assert ended.returncode == 0, ended.stderr
+    return Run(folder / "set", json.loads(ended.stdout), ended.stderr, found)
+
+
+def test_metrics_of_a_run_are_exported_and_agree_with_its_receipts(run: Run) -> None:
+    known = {name for metric in metrics.METRICS for name in metric.exported_names()}
+    assert set(run.series) <= known
+    assert run.series["ray_factory_shards_total"] == {"committed": 16}
+    assert run.series["ray_factory_shards_left"] == {"": 0}
+    assert run.series["ray_factory_lease_epoch"] == {"": 1}
+    assert set(run.series["ray_factory_workers"]) == {"ready", "pending"}
+    for name in ("ray_factory_last_commit_timestamp_seconds", "ray_factory_last_success_timestamp_seconds"):
+        assert abs(run.series[name][""] - time.time()) < 300
+    # A worker that is killed at the end of a run loses what it counted since the last report.
+    assert 0 < run.series["ray_factory_samples_total"]["accepted"] <= run.result["samples"]
+    rejections = run.series["ray_factory_rejections_total"]
+    assert rejections
+    assert all(0 < count <= run.result["rejected"][reason] for reason, count in rejections.items())
+    assert {"generate", "ground", "filter", "encode"} <= set(run.series["ray_factory_stage_seconds_total"])
+    assert run.series["ray_factory_committed_bytes_total"][""] > 0
+    assert 0 < run.series["ray_factory_commit_seconds_count"][""] <= 16
+
+
+def test_driver_writes_json_lines(run: Run) -> None:
+    records = [json.loads(line) for line in run.stderr.splitlines()]
+    assert records[-1]["progress"]["status"] == "done"
+    assert {"time", "level", "logger", "message", "host", "pid"} <= set(records[-1])
+
+
+def test_workers_write_json_lines_to_the_log_of_the_dataset(run: Run) -> None:
+    (log,) = (run.out / "logs").iterdir()
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    committed = {line["shard"]: line for line in lines if line["message"].startswith("Committed shard")}
+    assert 8 < len(committed) <= 16, "the last lines of a worker that is killed may be missing"
+    assert all(line["dataset"] == str(run.out) and line["seconds"]["generate"] > 0 for line in committed.values())
+
+
+def test_metrics_outside_a_cluster_are_dropped_and_do_not_import_ray() -> None:
+    program = "import sys; from factory import metrics; metrics.BYTES.add(1, 'x'); print('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_names_are_valid_and_unique() -> None:
+    names = [metric.name for metric in metrics.METRICS]
+    assert len(set(names)) == len(names)
+    for metric in metrics.METRICS:
+        assert re.fullmatch(r"factory_[a-z_]+", metric.name)
+        assert metric.name.endswith("_total") == (metric.kind == "counter")
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "601", "nan"])
+def test_invalid_linger_is_reported_before_any_work(
+    value: str, tiny_data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FACTORY_METRICS_LINGER", value)
+    with pytest.raises(UserError, match="FACTORY_METRICS_LINGER must be a number of seconds from 0 to 600"):
+        generate(make_recipe(tiny_data), Store(str(tmp_path / "set")))
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("value", ["0", "70000", "http", "-1"])
+def test_invalid_port_is_reported(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACTORY_METRICS_PORT", value)
+    with pytest.raises(UserError, match="must be a port from 1 to 65535"):
+        metrics_port()
+
+
+def test_used_port_is_a_temporary_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setenv("FACTORY_METRICS_PORT", str(port))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        with pytest.raises(TransientError, match="cannot be used"):
+            metrics_port()
+    assert metrics_port() == port
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("FACTORY_LOG_FORMAT", "xml", "FACTORY_LOG_FORMAT must be json or text, got 'xml'."),
+        ("FACTORY_LOG_LEVEL", "loud", "FACTORY_LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, got 'loud'."),
+    ],
+)
+def test_unknown_format_and_level_are_rejected(
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=re.escape(message)):
+        configure()
+
+
+def test_errors_are_json_too(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [*PROGRAM, "status", str(tmp_path / "nothing")],
+        env={**os.environ, "FACTORY_LOG_FORMAT": "json"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    (record,) = [json.loads(line) for line in result.stderr.splitlines()]
+    assert (record["level"], record["logger"]) == ("error", "factory")
+
+
+def test_nothing_is_configured_without_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FACTORY_LOG_FORMAT", raising=False)
+    monkeypatch.delenv("FACTORY_LOG_LEVEL", raising=False)
+    configure()
+    assert logging.getLogger("factory").handlers == []
+
+
+def test_size_of_a_log_file_is_bounded() -> None:
+    logs = WorkerLogs()
+    for worker in range(300):
+        logs.add({"ip": "10.0.0.1", "pid": worker, "lines": ["x" * 10_000] * (2 * _LINES_PER_WORKER)})
+    text = logs.text()
+    assert _MAX_TEXT / 2 < len(text) < _MAX_TEXT + 300 * 100
+    assert text.count("== 10.0.0.1, process") == 256
