@@ -80,6 +80,8 @@ def run() -> None:
         if end.code == exit_codes.INTERRUPTED:
             _print_error("Interrupted. Committed work is kept; rerun the same command to resume.")
             _exit(signals.exit_code())
+        if isinstance(end.code, int):
+            _exit(end.code)
         raise
     except Exception:
         if not log_format.wants_json():

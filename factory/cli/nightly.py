@@ -1,10 +1,12 @@
 """`factory nightly`: one dataset per night, and the list of all nights for `factory status`."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from factory import log_format
 from factory.cli.shared_options import Force
 from factory.files.strict_json import dumps
 
@@ -30,7 +32,7 @@ def nightly(
         bool, typer.Option("--json", help="Print only the line of JSON, without progress and messages.")
     ] = False,
 ) -> None:
-    """Make the dataset of a night, within a budget: generate, verify, export, record, delete old nights, notify.
+    """Make the dataset of a night, within a budget: generate, verify, export, report, delete old nights, notify.
 
     A night that is complete is left alone. After an interruption or a used-up budget, rerun the same command to
     continue. Messages and progress go to standard error; the last line, on standard output, is the result as JSON.
@@ -55,7 +57,9 @@ def nightly(
     night = parse_date(date, zone) if date else scheduled_date(now(), loaded.starts, zone)
 
     def say(text: str) -> None:
-        if not as_json:
+        if log_format.wants_json():
+            logging.getLogger("factory.nightly").info(text)
+        elif not as_json:
             typer.echo(text, err=True)
 
     if dry_run:

@@ -40,10 +40,12 @@ class Outcome:
         }
 
     def to_text(self) -> str:
-        """One to three lines for a terminal or a message."""
+        """A few lines for a terminal or a message."""
         lines = [f"factory nightly {self.date}: {self.state}. {self.message}"]
         if self.night is not None and self.night.samples:
             lines.append(summary_of(self.night))
+            if self.night.report is not None:
+                lines.append(f"Report ({self.night.report.level}): {self.night.report.sentence}")
             lines.append(f"{self.root.rstrip('/')}/{self.night.dataset}")
         if self.deleted:
             lines.append(f"Deleted by keep: {', '.join(date.isoformat() for date in self.deleted)}.")

@@ -15,6 +15,7 @@ from factory.files.strict_json import dumps
 NIGHT = "night.json"
 LATEST = "latest.json"
 DATASET = "dataset"
+REPORT = "report"
 
 State = Literal["running", "complete", "partial", "failed", "interrupted"]
 GOOD: tuple[State, ...] = ("complete", "partial")
@@ -57,6 +58,15 @@ class Exported(_Part):
     val: int = Field(description="Samples for validation.")
 
 
+class Reported(_Part):
+    """The report; `shards` tells whether it still covers the dataset."""
+
+    path: str = Field(description="Folder, relative to the root.")
+    shards: int
+    level: str = Field(description="Verdict: good, check or bad.")
+    sentence: str = Field(description="The verdict in one sentence.")
+
+
 class Night(_Part):
     """What is known about a night. Paths are relative to the root, times are in UTC, durations in seconds."""
 
@@ -83,13 +93,16 @@ class Night(_Part):
     shards: int = 0
     total_bytes: int = Field(default=0, alias="bytes", description="Size of all shards.")
     before: Before = Before()
-    seconds: Mapping[str, float] = Field(default={}, description="By step: generate, verify, export; over all runs.")
+    seconds: Mapping[str, float] = Field(
+        default={}, description="By step (generate, verify, export, report), over all runs."
+    )
     gpu_hours: float = 0.0
     worker_hours: float = 0.0
     price_per_gpu_hour: float | None = None
     cost: float | None = Field(default=None, description="GPU-hours times the price.")
     verified: Verified | None = None
     exports: Mapping[str, Exported] = {}
+    report: Reported | None = None
     quarantined: tuple[int, ...] = ()
     lost_workers: int = 0
     versions: Mapping[str, str] = {}

@@ -1,4 +1,4 @@
-"""One night: lease, preflight, generation within the budget, verification, exports, record, retention, messages."""
+"""One night: lease, preflight, generation within the budget, verification, exports, report, retention, messages."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +17,14 @@ from factory.nightly.outcome import Outcome
 from factory.nightly.preflight import check_folder, check_store, check_workers
 from factory.nightly.record import Night, NightFile, State, update_latest
 from factory.nightly.retention import delete_night, expired_nights
-from factory.nightly.steps import Generation, export_formats, prepare_night, start_night, verify_night
+from factory.nightly.steps import (
+    Generation,
+    export_formats,
+    prepare_night,
+    start_night,
+    verify_night,
+    write_night_report,
+)
 
 _INTERRUPTED = "Interrupted; committed shards are kept, and the next run continues."
 
@@ -170,7 +177,9 @@ class _NightRun:
                     f"{len(damaged)} shards are damaged: {_few(damaged)}. Repair them with `factory verify "
                     f"{context.dataset.address} --repair`, then run this night again."
                 )
-            export_formats(context, night, lease, self._save)
+            night = export_formats(context, night, lease, self._save)
+            lease.check()
+            write_night_report(context, night, self._save)
         if summary.last.quarantined:
             raise GivenUpError(
                 f"{len(summary.last.quarantined)} shards were given up after repeated errors: "

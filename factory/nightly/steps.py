@@ -23,6 +23,7 @@ from factory.nightly.context import NightContext
 from factory.nightly.exports import export_night
 from factory.nightly.preflight import check_disk, check_gpu_budget, estimated_size
 from factory.nightly.record import Before, Exported, Night, Period, Verified, latest_night
+from factory.nightly.report_step import report_night
 
 
 def prepare_night(context: NightContext, night: Night | None) -> tuple[Recipe, Totals]:
@@ -187,8 +188,11 @@ def sampled(numbers: list[int], count: int, date: datetime.date) -> list[int]:
     return sorted(sorted(numbers, key=rank)[:count])
 
 
-def export_formats(context: NightContext, night: Night, lease: HeldLease, save: Callable[[Night], Night]) -> None:
-    """Export the dataset in every format whose export does not cover all finished shards yet, and record it."""
+def export_formats(context: NightContext, night: Night, lease: HeldLease, save: Callable[[Night], Night]) -> Night:
+    """Export the dataset in every format whose export does not cover all finished shards yet, and record it.
+
+    Returns the record.
+    """
     for form in context.config.exports:
         before = night.exports.get(form)
         if before is not None and before.shards == night.shards:
@@ -199,6 +203,16 @@ def export_formats(context: NightContext, night: Night, lease: HeldLease, save: 
             done: Exported = export_night(context.root, context.dataset, folder, form, context.say)
         exports = {**night.exports, form: done}
         night = save(night.changed(exports=exports, seconds=with_seconds(night, "export", elapsed())))
+    return night
+
+
+def write_night_report(context: NightContext, night: Night, save: Callable[[Night], Night]) -> None:
+    """Write the report of the night, unless the existing one covers all finished shards, and record it."""
+    if night.report is not None and night.report.shards == night.shards:
+        return
+    with _timed() as elapsed:
+        report = report_night(context, night)
+    save(night.changed(report=report, seconds=with_seconds(night, "report", elapsed())))
 
 
 @contextmanager

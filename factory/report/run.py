@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from factory.config.sections import StoreRecipe
 from factory.dataset.storage import Store
 from factory.errors import TransientError, UserError
 from factory.files.decode import decode_json
@@ -25,13 +26,15 @@ def write_report(
     compare: str | None = None,
     watch: Watch = lambda samples: None,
     features: int = IMAGES,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Measure a dataset, write `index.html` and `report.json` to the folder or URL `out`, and return the report.
 
-    `previous` are paths or URLs of earlier report.json files, oldest first; drift is measured against them. Those that
-    cannot be read are listed in the report and ignored. `compare` is another dataset, or the report.json of one.
-    `watch` is called with the number of samples measured so far; `features` is the approximate number of images whose
-    features are computed.
+    `previous` are paths or URLs of earlier report.json files, oldest first; drift is measured against them. They are
+    read with the storage settings of `out`; those that cannot be read are listed in the report and ignored. `compare`
+    is another dataset, or the report.json of one. `watch` is called with the number of samples measured so far;
+    `features` is the approximate number of images whose features are computed. `name` replaces the name of the dataset,
+    which is the end of its address.
 
     Raises UserError if there is no dataset, if `compare` cannot be read, or if `out` holds an index.html that is not a
     report.
@@ -40,9 +43,11 @@ def write_report(
     target = out if isinstance(out, Store) else Store(out)
     _refuse_foreign(target)
     other = None if compare is None else _compared(compare, features)
-    earlier, ignored = _previous(previous)
+    earlier, ignored = _previous(previous, target.settings)
     measured = measure(source, watch, features)
     report = measured.data
+    if name is not None:
+        report["dataset"]["name"] = name
     report["drift"] = drift(report, earlier, other) | {"ignored": ignored}
     report["verdict"] = verdict(report, earlier[-1] if earlier else None)
     report = json.loads(dumps(report))  # the page is made from exactly what report.json contains
@@ -52,10 +57,10 @@ def write_report(
     return dict(report)
 
 
-def read_report(path: str) -> dict[str, Any]:
+def read_report(path: str, settings: StoreRecipe | None = None) -> dict[str, Any]:
     """Read a report.json from a path or URL; raises UserError if it is missing, invalid, or of another version."""
     folder, name = _split(path)
-    data = Store(folder).get(name)
+    data = Store(folder, settings).get(name)
     if data is None:
         raise UserError(f"there is no report {path}; give the path of a report.json that `factory report` has written.")
     try:
@@ -75,12 +80,12 @@ def _split(path: str) -> tuple[str, str]:
     return (folder or slash or "."), name
 
 
-def _previous(paths: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+def _previous(paths: Sequence[str], settings: StoreRecipe) -> tuple[list[dict[str, Any]], list[str]]:
     """The readable reports, and a message for each of the others."""
     reports, ignored = [], []
     for path in paths:
         try:
-            reports.append(read_report(path))
+            reports.append(read_report(path, settings))
         except TransientError:
             raise
         except UserError as error:

@@ -55,8 +55,24 @@ def test_night_is_verified_exported_and_recorded(anywhere: Make, generated: Put)
     assert len(images) == 12
     assert data["exports"]["coco"]["train"] + data["exports"]["coco"]["val"] == 12
     assert any(name.endswith(".parquet") for name in exported)
+    assert data["report"]["path"] == "2026-11-25/report"
+    assert (context.root.get("2026-11-25/report/index.html") or b"").startswith(b"<!DOCTYPE html>")
     stored = json.loads(context.root.get("2026-11-25/exports/coco/annotations/instances_train.json") or b"")
     assert len(stored["images"]) == data["exports"]["coco"]["train"]
+
+
+def test_report_is_compared_with_the_good_nights_before(make: Make, generated: Put, bucket: Bucket) -> None:
+    """The access to the bucket is that of the recipe, also for earlier reports."""
+    recipe = {"seed": 20261125, "store": {"endpoint": bucket.endpoint, "allow_http": True, "region": "us-east-1"}}
+    days = [DATE + datetime.timedelta(days=day) for day in range(3)]
+    root = make(root="s3://b/nights", recipe=recipe).root
+    outcomes = [run_night(generated(make(date=day, root="s3://b/nights", recipe=recipe))) for day in days]
+    reports = [json.loads(root.get(f"{day}/report/report.json") or b"") for day in days]
+    assert [report["drift"]["nights"] for report in reports] == [0, 1, 2]
+    assert [report["drift"]["ignored"] for report in reports] == [[], [], []]
+    assert [report["dataset"]["name"] for report in reports] == ["2026-11-25", "2026-11-26", "2026-11-27"]
+    assert reports[1]["verdict"]["compared"] == "similar"
+    assert f"Report ({reports[2]['verdict']['level']}): {reports[2]['verdict']['sentence']}" in outcomes[2].to_text()
 
 
 def test_complete_night_is_left_alone_without_models_and_ray(

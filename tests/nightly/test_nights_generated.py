@@ -26,8 +26,11 @@ from tests.nightly.conftest import DATE, Make
 PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
 
 
-def factory(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+def factory(*arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [*PROGRAM, *map(str, arguments)]
+    return subprocess.run(
+        command, env={**os.environ, **(environment or {})}, capture_output=True, text=True, timeout=120
+    )
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -130,6 +133,8 @@ def test_command_reports_errors_in_the_line_and_in_its_exit_code(tmp_path: Path)
     assert (result.returncode, json.loads(result.stdout)["exit_code"]) == (2, 2)
     assert "there is no model folder ./none" in result.stderr
     assert "Traceback" not in result.stderr
+    result = factory("nightly", config, "--date", "2026-11-25", environment={"FACTORY_LOG_FORMAT": "json"})
+    assert all(json.loads(line)["level"] for line in result.stderr.splitlines()), "messages are log records"
     result = factory("status", tmp_path / "nights")
     assert "failed" in result.stdout
     for arguments, message in ((("--date", "today"), "--date must be a date"), ((), "there is no key rot")):
