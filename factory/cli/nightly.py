@@ -1,16 +1,20 @@
 """`factory nightly`: one dataset per night, and the list of all nights for `factory status`."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from factory import log_format
 from factory.cli.shared_options import Force
 from factory.files.strict_json import dumps
 
 if TYPE_CHECKING:
     from factory.dataset.storage import Store
     from factory.nightly.record import Night
+
+_log = logging.getLogger("factory.nightly")
 
 
 def nightly(
@@ -55,7 +59,9 @@ def nightly(
     night = parse_date(date, zone) if date else scheduled_date(now(), loaded.starts, zone)
 
     def say(text: str) -> None:
-        if not as_json:
+        if log_format.wants_json():
+            _log.info("%s", text, extra={"fields": {"night": night.isoformat()}})
+        elif not as_json:
             typer.echo(text, err=True)
 
     if dry_run:
