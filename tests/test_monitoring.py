@@ -205,7 +205,7 @@ def test_messages_of_a_night_are_json_lines(tiny_data: dict[str, Any], tmp_path:
     result = subprocess.run(command, env={**os.environ, "FACTORY_LOG_FORMAT": "json"}, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     records = [json.loads(line) for line in result.stderr.splitlines()]
-    assert "would create" in records[-1]["message"]
+    assert "would start" in records[-1]["message"]
     assert records[-1]["night"] == "2026-11-25"
 
 
