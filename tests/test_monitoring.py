@@ -198,6 +198,17 @@ def test_errors_are_json_too(tmp_path: Path) -> None:
     assert (record["level"], record["logger"]) == ("error", "factory")
 
 
+def test_messages_of_a_night_are_json_lines(tiny_data: dict[str, Any], tmp_path: Path) -> None:
+    config = {"root": str(tmp_path / "nights"), "recipe": tiny_data}
+    (tmp_path / "nightly.yaml").write_text(yaml.safe_dump(config))
+    command = [*PROGRAM, "nightly", tmp_path / "nightly.yaml", "--date", "2026-11-25", "--dry-run"]
+    result = subprocess.run(command, env={**os.environ, "FACTORY_LOG_FORMAT": "json"}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    records = [json.loads(line) for line in result.stderr.splitlines()]
+    assert "would start" in records[-1]["message"]
+    assert records[-1]["night"] == "2026-11-25"
+
+
 def test_nothing_is_configured_without_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FACTORY_LOG_FORMAT", raising=False)
     monkeypatch.delenv("FACTORY_LOG_LEVEL", raising=False)

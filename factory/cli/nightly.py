@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from factory.dataset.storage import Store
     from factory.nightly.record import Night
 
+_log = logging.getLogger("factory.nightly")
+
 
 def nightly(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Configuration file; see docs/nightly.md.")],
@@ -58,7 +60,7 @@ def nightly(
 
     def say(text: str) -> None:
         if log_format.wants_json():
-            logging.getLogger("factory.nightly").info(text)
+            _log.info("%s", text, extra={"fields": {"night": night.isoformat()}})
         elif not as_json:
             typer.echo(text, err=True)
 

@@ -1,0 +1,66 @@
+"""The configurations in jobs/ are valid, and their times fit the limits of the environment that they are for."""
+
+import datetime
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from factory.nightly.config import NightlyConfig, load_config
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIGURATIONS = (
+    "kuberay/base/nightly.yaml",
+    "slurm/nightly.yaml",
+    "systemd/nightly.yaml",
+    "skypilot/config.yaml",
+)
+DATE = datetime.date(2026, 11, 25)
+
+
+def load(name: str) -> NightlyConfig:
+    return load_config(ROOT / "jobs" / name)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_configuration_is_valid_and_starts_when_its_schedule_does(name: str) -> None:
+    config = load(name)
+    recipe = config.recipe_of(DATE)
+    assert (recipe.n, config.starts, config.timezone) == (4000, "22:00", "Europe/Berlin")
+    assert config.keep is not None
+    on_a_cluster = name.startswith(("kuberay", "slurm"))
+    assert recipe.engine.address == ("auto" if on_a_cluster else None)
+
+
+def test_systemd_waits_longer_than_the_grace_period_and_starts_on_schedule() -> None:
+    service = (ROOT / "jobs/systemd/factory-nightly.service").read_text()
+    timer = (ROOT / "jobs/systemd/factory-nightly.timer").read_text()
+    config = load("systemd/nightly.yaml")
+    stop = re.search(r"^TimeoutStopSec=(\d+)$", service, re.MULTILINE)
+    assert stop is not None
+    assert config.recipe_of(DATE).engine.grace + 10 <= int(stop[1])
+    assert f"OnCalendar=*-*-* {config.starts}:00 {config.timezone}\n" in timer
+
+
+def test_slurm_signals_early_enough_and_ends_after_the_budget() -> None:
+    script = (ROOT / "jobs/slurm/nightly.sbatch").read_text()
+    config = load("slurm/nightly.yaml")
+    signal = re.search(r"^#SBATCH --signal=B:TERM@(\d+)$", script, re.MULTILINE)
+    limit = re.search(r"^#SBATCH --time=(\d+):00:00$", script, re.MULTILINE)
+    assert signal is not None
+    assert limit is not None
+    assert config.recipe_of(DATE).engine.grace + 10 <= int(signal[1])
+    assert config.budget is not None
+    assert config.budget.until == "06:00"
+    hours_from_22_to_6 = 8
+    assert 3600 * int(limit[1]) > 3600 * hours_from_22_to_6 + config.budget.grace + int(signal[1])
+
+
+def test_skypilot_copies_the_configuration_and_recovers_what_is_temporary() -> None:
+    job = yaml.safe_load((ROOT / "jobs/skypilot/nightly.yaml").read_text())
+    (source,) = job["file_mounts"].values()
+    assert (ROOT / source).is_file()
+    (target,) = job["file_mounts"]
+    assert target in job["run"]
+    assert 75 in job["resources"]["job_recovery"]["recover_on_exit_codes"]
