@@ -113,7 +113,7 @@ test-extras: $(EXTRAS_STAMP) ## Compare the detectors of torchvision and detectr
 
 # Chromium comes from the operating system (on Debian: apt-get install chromium), or from the variable CHROMIUM.
 AXE := build/axe
-test-browser: $(STAMP) ## Reports in a real browser, and their accessibility; needs Chromium and npm, and fails without them
+test-browser: $(STAMP) ## Check reports in a real browser, and their accessibility (needs Chromium and npm)
 	$(BIN)/python -m pip install --quiet --editable '.[dev,browser]' --constraint constraints.txt
 	npm install --silent --no-save --prefix $(AXE) axe-core@4.14.1
 	AXE=$(AXE)/node_modules/axe-core/axe.min.js $(BIN)/python -m pytest -m browser

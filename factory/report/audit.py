@@ -11,6 +11,7 @@ from factory.dataset.storage import Store
 from factory.dataset.stream import annotation_of, read_shard
 from factory.errors import TransientError, UserError
 from factory.report.duplicates import Duplicates
+from factory.report.funnel import in_order_of_filters
 from factory.report.selection import Lowest, rank_of
 from factory.report.shard_measures import Example
 from factory.report.thumbnails import example_thumbnail, rejected_thumbnail
@@ -89,7 +90,7 @@ def rejected_images(store: Store, shards: Sequence[int]) -> dict[str, list[Rejec
         for image in images:
             key = f"{image.index}/{image.attempt}"
             selections.setdefault(image.reason, Lowest(REJECTED)).add(rank_of(key), key, image)
-    return {reason: selections[reason].items() for reason in sorted(selections)}
+    return {reason: selections[reason].items() for reason in in_order_of_filters(selections)}
 
 
 def duplicate_examples(

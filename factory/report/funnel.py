@@ -1,7 +1,7 @@
 """The yield of a dataset: how many attempts each filter rejected, with confidence intervals."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from factory.generation.filters import REASONS
@@ -27,17 +27,20 @@ def proportion(successes: int, trials: int) -> dict[str, Any]:
     return {"count": successes, "of": trials, "share": share, "low": round(low, 6), "high": round(high, 6)}
 
 
+def in_order_of_filters(reasons: Iterable[str]) -> list[str]:
+    """Rejection reasons in the order of the filters; unknown ones, of other versions, come last."""
+    known = set(reasons)
+    return [reason for reason in REASONS if reason in known] + sorted(known - set(REASONS))
+
+
 def funnel(attempts: int, rejected: Mapping[str, int]) -> dict[str, Any]:
     """The attempts that reached each filter, in the order of the filters, and the share that passed it.
 
-    An attempt counts for the first filter that rejected it. Unknown reasons, of other versions, come last.
+    An attempt counts for the first filter that rejected it.
     """
-    order = [*REASONS, *sorted(set(rejected) - set(REASONS))]
     steps, remaining = [], attempts
-    for reason in order:
-        count = rejected.get(reason, 0)
-        if not count:
-            continue
+    for reason in in_order_of_filters(rejected):
+        count = rejected[reason]
         steps.append(
             {
                 "reason": reason,

@@ -5,24 +5,24 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from factory.config.sections import StoreRecipe
 from factory.dataset.storage import Store
-from factory.errors import TransientError, UserError
-from factory.files.decode import decode_json
+from factory.errors import UserError
 from factory.files.strict_json import dumps
 from factory.report.drift import drift
+from factory.report.earlier import ReportFile, read_report, readable_reports
 from factory.report.features import IMAGES
-from factory.report.measure import FORMAT, Watch, measure
+from factory.report.measure import Watch, measure
 from factory.report.page import write_page
 from factory.report.verdict import verdict
 
 PAGE, DATA = "index.html", "report.json"
+_PROBE = ".report-is-writable"
 
 
 def write_report(
     dataset: str | Store,
     out: str | Store,
-    previous: Sequence[str] = (),
+    previous: Sequence[ReportFile] = (),
     compare: str | None = None,
     watch: Watch = lambda samples: None,
     features: int = IMAGES,
@@ -41,9 +41,9 @@ def write_report(
     """
     source = dataset if isinstance(dataset, Store) else Store(dataset)
     target = out if isinstance(out, Store) else Store(out)
-    _refuse_foreign(target)
+    _check_target(target)
     other = None if compare is None else _compared(compare, features)
-    earlier, ignored = _previous(previous, target.settings)
+    earlier, ignored = readable_reports(previous, target.settings)
     measured = measure(source, watch, features)
     report = measured.data
     if name is not None:
@@ -57,42 +57,6 @@ def write_report(
     return dict(report)
 
 
-def read_report(path: str, settings: StoreRecipe | None = None) -> dict[str, Any]:
-    """Read a report.json from a path or URL; raises UserError if it is missing, invalid, or of another version."""
-    folder, name = _split(path)
-    data = Store(folder, settings).get(name)
-    if data is None:
-        raise UserError(f"there is no report {path}; give the path of a report.json that `factory report` has written.")
-    try:
-        report = decode_json(data)
-        version = report["format"]
-        known = isinstance(report["dataset"]["name"], str) and isinstance(report["dataset"]["settings"], dict)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a report ({type(error).__name__}); give another report.json.") from error
-    if version != FORMAT or not known:
-        raise UserError(f"{path} has the format {version!r}; this version compares reports of format {FORMAT}.")
-    return dict(report)
-
-
-def _split(path: str) -> tuple[str, str]:
-    """(folder or URL, file name)."""
-    folder, slash, name = path.rpartition("/")
-    return (folder or slash or "."), name
-
-
-def _previous(paths: Sequence[str], settings: StoreRecipe) -> tuple[list[dict[str, Any]], list[str]]:
-    """The readable reports, and a message for each of the others."""
-    reports, ignored = [], []
-    for path in paths:
-        try:
-            reports.append(read_report(path, settings))
-        except TransientError:
-            raise
-        except UserError as error:
-            ignored.append(str(error))
-    return reports, ignored
-
-
 def _compared(address: str, features: int) -> dict[str, Any]:
     """The report of another dataset, measured without thumbnails unless it is a report.json."""
     if PurePosixPath(address).suffix == ".json":
@@ -100,9 +64,11 @@ def _compared(address: str, features: int) -> dict[str, Any]:
     return measure(Store(address), features=features, audit=False).data
 
 
-def _refuse_foreign(target: Store) -> None:
-    """Raise UserError if `out` contains a page that this command did not write."""
+def _check_target(target: Store) -> None:
+    """Raise UserError if `out` cannot be written, or contains a page that this command did not write."""
     if target.get(PAGE) is not None and target.get(DATA) is None:
         raise UserError(
             f"{target.address} contains an {PAGE} but no {DATA}, so it is not a report; give another folder with --out."
         )
+    target.put(_PROBE, b"")
+    target.delete(_PROBE)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from factory.dataset.storage import Store
 from factory.report.drift import MEASURES, drift
 from factory.report.run import write_report
 from factory.report.verdict import verdict
@@ -107,14 +108,16 @@ def test_reports_are_read_from_files_and_broken_ones_are_named(base: dict[str, A
     good.write_text(json.dumps(base))
     broken.write_text("{")
     foreign.write_text('{"format": 99, "dataset": {"name": "a", "settings": {}}}')
-    previous = [str(path) for path in (broken, foreign, tmp_path / "missing.json", good)]
+    invalid = copy.deepcopy(base)
+    invalid["time"]["samples_per_second"] = "<b>fast"
+    (tmp_path / "invalid.json").write_text(json.dumps(invalid))
+    files = (broken, foreign, tmp_path / "missing.json", tmp_path / "invalid.json")
+    previous = [*map(str, files), (Store(str(tmp_path)), "good.json")]
     report = write_report(store, str(tmp_path / "out"), previous, compare=str(good), features=0)
     data = report["drift"]
     assert (data["nights"], data["compared"]) == (1, base["dataset"]["name"])
-    assert [
-        next(part for part in ("is not a report", "has the format 99", "there is no report") if part in text)
-        for text in data["ignored"]
-    ] == ["is not a report", "has the format 99", "there is no report"]
+    expected = ("is not a report", "has the format 99", "there is no report", "is not a report")
+    assert all(part in text for part, text in zip(expected, data["ignored"], strict=True))
     assert rows(data)["luminance"]["compare"]["distance"] == rows(data)["luminance"]["previous"]["distance"] > 0
     assert [entry["name"] for entry in data["history"]] == [base["dataset"]["name"], report["dataset"]["name"]]
 

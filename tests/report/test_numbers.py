@@ -265,10 +265,13 @@ def test_invalid_targets_and_comparisons_are_refused_before_work(dataset: tuple[
     (tmp_path / "site/index.html").write_text("mine")
     with pytest.raises(UserError, match="not a report; give another folder with --out"):
         write_report(dataset[0], str(tmp_path / "site"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot use"):
+        write_report(dataset[0], str(tmp_path / "file" / "out"))
     with pytest.raises(UserError, match="is not a dataset"):
         write_report(dataset[0], str(tmp_path / "out"), compare=str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="there is no report"):
         write_report(dataset[0], str(tmp_path / "out"), compare=str(tmp_path / "nothing.json"))
     with pytest.raises(UserError, match="is not a dataset"):
         write_report(str(tmp_path / "nothing"), str(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
