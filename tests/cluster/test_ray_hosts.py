@@ -55,8 +55,9 @@ def start_ray(hosts: Hosts, environment: dict[str, str]) -> None:
     common = ["--num-gpus=0", "--object-store-memory=100000000", "--block"]
     options = ["--head", f"--node-ip-address={head}", "--port=6379", f"--dashboard-host={head}", "--num-cpus=0"]
     hosts.start("head", [BIN / "ray", "start", *options, *common], environment)
-    status = [BIN / "ray", "status", f"--address={head}:6379"]
-    wait_until(lambda: hosts.run("head", status, environment)[0] == 0, 120, "Ray does not start on the head", 3)
+    # The dashboard, to which jobs are submitted, is the last to answer; without the token it refuses, which is an answer.
+    dashboard = ["curl", "--silent", "--output", "/dev/null", f"http://{head}:8265/api/version"]
+    wait_until(lambda: hosts.run("head", dashboard)[0] == 0, 120, "Ray does not start on the head", 1)
     for worker in ("w1", "w2"):
         join = [f"--address={head}:6379", f"--node-ip-address={hosts.addresses[worker]}", "--num-cpus=1"]
         hosts.start(worker, [BIN / "ray", "start", *join, *common], environment)
