@@ -30,7 +30,7 @@ def write_report(
 ) -> dict[str, Any]:
     """Measure a dataset, write `index.html` and `report.json` to the folder or URL `out`, and return the report.
 
-    `previous` are paths or URLs of earlier report.json files, oldest first; drift is measured against them. They are
+    `previous` are earlier report.json files, oldest first; drift is measured against them. Paths and URLs are
     read with the storage settings of `out`; those that cannot be read are listed in the report and ignored. `compare`
     is another dataset, or the report.json of one. `watch` is called with the number of samples measured so far;
     `features` is the approximate number of images whose features are computed. `name` replaces the name of the dataset,
