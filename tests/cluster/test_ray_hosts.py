@@ -55,7 +55,7 @@ def start_ray(hosts: Hosts, environment: dict[str, str]) -> None:
     common = ["--num-gpus=0", "--object-store-memory=100000000", "--block"]
     options = ["--head", f"--node-ip-address={head}", "--port=6379", f"--dashboard-host={head}", "--num-cpus=0"]
     hosts.start("head", [BIN / "ray", "start", *options, *common], environment)
-    # The dashboard, to which jobs are submitted, is the last to answer; without the token it refuses, which is an answer.
+    # The dashboard accepts jobs and starts last. Its refusal of a request without the token is an answer, too.
     dashboard = ["curl", "--silent", "--output", "/dev/null", f"http://{head}:8265/api/version"]
     wait_until(lambda: hosts.run("head", dashboard)[0] == 0, 120, "Ray does not start on the head", 1)
     for worker in ("w1", "w2"):
