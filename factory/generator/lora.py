@@ -184,7 +184,7 @@ def _merge(
     modules: dict[str, Any] = dict(module.named_modules())
     names = {key.split(".lora_")[0] for key in pairs}
     # Text encoders lost this prefix in transformers 5.
-    found = {name: modules.get(name, modules.get(name.removeprefix("text_model."))) for name in names}
+    found: dict[str, Any] = {name: modules.get(name, modules.get(name.removeprefix("text_model."))) for name in names}
     unknown = [name for name, target in found.items() if not hasattr(target, "weight")]
     incomplete = [name for name in names if not {f"{name}.lora_A.weight", f"{name}.lora_B.weight"} <= pairs.keys()]
     if unknown or incomplete:
