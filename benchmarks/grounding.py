@@ -36,8 +36,7 @@ def module_grounder(recipe: Recipe, module: str, folder: Path) -> TrainedGrounde
         backbone=Backbone.of(collate(made)).to_dict(),
         model=recipe.generator.model,
         revision=str(recipe.generator.revision),
-        capture="sampling",
-        timestep=80,
+        noise_level=0.256,
         classes_seen=(),
         split="",
         data=(),
@@ -55,9 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     quiet_model_libraries()
     data = {"n": options.n, "objects": {1: 0.5, 2: 0.5}, "generator": {"model": options.model}}
-    recipe = pin_recipe(
-        make_recipe(data | {"masks": {"source": "attention", "capture": "sampling", "timesteps": [80]}})
-    )
+    recipe = pin_recipe(make_recipe(data | {"masks": {"source": "attention"}}))
     plain = PipelineGenerator(recipe)
     methods: dict[str, Callable[[list[Request]], object]] = {"images only": plain.generate}
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +66,7 @@ def main() -> None:
             )
         attention = AttentionGrounder(recipe.masks)
         recording = PipelineGenerator(recipe, needs=attention.needs)
-        methods["`attention`, one step"] = lambda requests: attention.ground(
+        methods["`attention`"] = lambda requests: attention.ground(
             recording.generate(requests), [request.prompt for request in requests]
         )
         timings = measure(recipe, methods)

@@ -51,7 +51,7 @@ def recipe(model: Path, n: int) -> dict[str, object]:
         "batch": 2,
         "attempts": 40,
         "generator": {"model": str(model), "steps": 4, "solver": "ddim"},
-        "masks": {"capture": "finished", "timesteps": [300]},
+        "masks": {"noise_level": 0.5},
         "filters": {"min_area": 0.3, "duplicate_distance": None},
     }
 

@@ -36,7 +36,7 @@ def tiny_data(tiny_model: Path) -> dict[str, Any]:
         "shard_size": 4,
         "batch": 3,
         "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim"},
-        "masks": {"capture": "finished", "timesteps": [300]},
+        "masks": {"noise_level": 0.5},
         "filters": {"min_area": 0.3, "duplicate_distance": None},
     }
 

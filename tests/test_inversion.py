@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _options(folder: Path, **changes: Any) -> RealOptions:
-    plain = RealOptions("voc", folder, "train", None, "voc", "1", 6, "ddim", 4, 200, 3, 0.01)
+    plain = RealOptions("voc", folder, "train", None, "voc", "1", 6, "ddim", 4, 0.37, 3, 0.01)
     return replace(plain, **changes)
 
 
@@ -84,11 +84,11 @@ def test_more_steps_restore_the_image_better(folder: Path) -> None:
         samples = Plan(recipe).shard(0).samples
         generated = generator.generate([Request(s.prompt, 0, s.index) for s in samples])
         found[steps] = np.mean([g.measured["psnr"] for g in generated])
-        assert generated[0].timestep == pytest.approx(200, abs=999 / steps)
+        assert generated[0].noise_level == pytest.approx(0.37, abs=1 / steps)
     recipe = pin_recipe(recipe_of_folder(_options(folder, method="noise", max_images=2), {}, {})[0])
     generator = InvertingGenerator(recipe)
     generated = generator.generate([Request(s.prompt, 0, s.index) for s in Plan(recipe).shard(0).samples])
-    assert generated[0].timestep == 200
+    assert generated[0].noise_level == 0
     limit = np.mean([g.measured["psnr"] for g in generated])
     assert found[4] < found[40] <= limit + 0.5
 
@@ -178,7 +178,7 @@ def test_coco_instances_are_merged_smaller_in_front_and_crowds_are_ignored(coco_
 
 def test_a_coco_folder_becomes_a_recipe(coco_folder: tuple[Path, Path]) -> None:
     images, annotations = coco_folder
-    options = RealOptions("coco", images, "train", annotations, "coco", "all", None, "noise", 4, 80, 3, 0.01)
+    options = RealOptions("coco", images, "train", annotations, "coco", "all", None, "noise", 4, 0.23, 3, 0.01)
     recipe, left_out = recipe_of_folder(options, {}, {})
     assert (recipe.n, left_out) == (2, 0)
     assert [sample.prompt.text for sample in Plan(recipe).samples()] == [

@@ -16,7 +16,8 @@ from factory.config.prompts import Prompt
 from factory.config.recipe import make_recipe
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
-from factory.generator.interface import LATENT, Request
+from factory.generator.interface import Request
+from factory.generator.latents import Autoencoder
 from factory.generator.load import load_pipeline, pin_generator, pin_revision
 from factory.generator.pipeline import PipelineGenerator
 from tests.support.checkpoint import write_checkpoint
@@ -184,8 +185,9 @@ def test_an_overflow_in_half_precision_suggests_another_dtype(copied: Path) -> N
 def test_an_overflow_of_the_encoder_raises_a_clear_error(copied: Path) -> None:
     edit_weights(copied, "vae", lambda tensors: tensors["encoder.layers.0.bias"].fill_(torch.inf))
     recipe = make_recipe({"n": 1, "classes": "voc", "generator": {"model": str(copied)}})
+    autoencoder = Autoencoder(PipelineGenerator(recipe).pipeline, recipe.generator, "cpu", (64, 64))
     with pytest.raises(UserError, match="the autoencoder's encoder of the model"):
-        PipelineGenerator(recipe, needs=frozenset({LATENT})).encode_images(np.zeros((1, 64, 64, 3), np.uint8))
+        autoencoder.encode(np.zeros((1, 64, 64, 3), np.uint8))
 
 
 def test_large_batches_are_decoded_in_parts(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,16 +196,20 @@ def test_large_batches_are_decoded_in_parts(tiny_model: Path, monkeypatch: pytes
     )
     requests = [Request(PROMPT, seed) for seed in range(5)]
     together = PipelineGenerator(recipe).generate(requests)
-    monkeypatch.setattr("factory.generator.pipeline._DECODED_TOGETHER", 2 * 64 * 64)
+    monkeypatch.setattr("factory.generator.sampler._DECODED_TOGETHER", 2 * 64 * 64)
+    monkeypatch.setattr("factory.generator.latents._ENCODED_TOGETHER", 2 * 64 * 64)
     generator, sizes = PipelineGenerator(recipe), []
-    generator._vae.decoder.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    vae = generator.pipeline.vae
+    vae.decoder.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
     in_parts = generator.generate(requests)
-    assert sizes == [2, 2, 1]
+    generator.generate(requests[:2])
+    assert sizes == [1, 1, 1, 1, 1, 2]
     for generated, other in zip(together, in_parts, strict=True):
         assert np.abs(generated.image.astype(int) - other.image.astype(int)).max() <= 1
-    generator._vae.encoder.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
-    generator.encode_images(np.stack([generated.image for generated in in_parts]))
-    assert sizes[3:] == [2, 2, 1]
+    vae.encoder.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    autoencoder = Autoencoder(generator.pipeline, recipe.generator, "cpu", generator.pixels)
+    autoencoder.encode(np.stack([generated.image for generated in in_parts]))
+    assert sizes[6:] == [2, 2, 1]
 
 
 @pytest.mark.parametrize(("width", "tiled"), [(1024, False), (1032, True)])
@@ -211,6 +217,6 @@ def test_images_over_1024_are_decoded_in_tiles(kl_model: Path, width: int, tiled
     generator = {"model": str(kl_model), "steps": 1, "solver": "ddim", "width": width, "height": 64}
     pipeline = PipelineGenerator(make_recipe({"n": 1, "classes": "voc", "generator": generator}))
     tiles: list[int] = []
-    pipeline._vae.decoder.register_forward_pre_hook(lambda module, given: tiles.append(len(given[0])))
+    pipeline.pipeline.vae.decoder.register_forward_pre_hook(lambda module, given: tiles.append(len(given[0])))
     assert pipeline.generate([Request(PROMPT, 1)])[0].image.shape == (64, width, 3)
     assert (len(tiles) > 1) == tiled

@@ -68,7 +68,7 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         "objects": {1: 0.5, 2: 0.5},
         "shard_size": 4,
         "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim"},
-        "masks": {"capture": "finished", "timesteps": [300]},
+        "masks": {"noise_level": 0.5},
         "filters": {"min_area": 0.3, "duplicate_distance": None},
         "engine": {"workers": 1},
     }

@@ -1,4 +1,4 @@
-"""Objects inside other objects: filters judge what is written, in both dataset formats."""
+"""Objects inside other objects: filters judge what is written."""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
@@ -76,21 +75,19 @@ def records_of(store: Store) -> list[dict[str, Any]]:
     return [json.loads(sample.members["json"]) for sample in unpack(store.get("train/000000.tar") or b"")]
 
 
-@pytest.mark.parametrize("format", [1, 2])
-def test_covered_object_rejects_the_sample(tmp_path: Path, format: int) -> None:
-    store, _ = make_dataset(tmp_path, format=format)
+def test_covered_object_rejects_the_sample(tmp_path: Path) -> None:
+    store, _ = make_dataset(tmp_path)
     assert verify(store).damaged == {}
     records = records_of(store)
     assert len(records) == 8
     for record in records:
         assert {annotation["category_name"] for annotation in record["annotations"]} == {"dog", "cat"}
-    reasons = [reason for record in records for reason in rejections(record, format)]
+    reasons = [reason for record in records for reason in rejections(record, 3)]
     assert set(reasons) == {"mask_empty"}
 
 
-@pytest.mark.parametrize("format", [1, 2])
-def test_oracle_omits_covered_objects(tmp_path: Path, format: int) -> None:
-    store, _ = make_dataset(tmp_path, format=format, **ORACLE)
+def test_oracle_omits_covered_objects(tmp_path: Path) -> None:
+    store, _ = make_dataset(tmp_path, **ORACLE)
     assert verify(store).damaged == {}
     found = [{item["category_name"] for item in record["annotations"]} for record in records_of(store)]
     assert {"dog"} in found

@@ -1,27 +1,33 @@
 """A shard is a pure function of the plan; rejected samples are retried within it."""
 
 import json
-import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from factory.cli.main import app
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_label_png, decode_rle
-from factory.dataset.receipts import Receipt, committed, missing, read_receipt
-from factory.dataset.repair import repair
+from factory.dataset.receipts import Receipt, Tally, commit, read_receipt
 from factory.dataset.state import init_or_resume
 from factory.dataset.storage import Store
 from factory.dataset.tar import pack
 from factory.dataset.verify import verify
+from factory.errors import UserError
 from factory.generation.components import load_components
+from factory.generation.run import generate
 from factory.generation.shard import Produced, produce
 from factory.generation.shard_job import ContentProducer
+from tests.support.older_formats import older_sample
+
+ABOUT: dict[str, Any] = {"seconds": {}, "versions": {}, "worker": {}}
 
 
 def run(recipe: Recipe, number: int = 0, threads: int = 1) -> tuple[list[EncodedSample], Produced]:
@@ -88,26 +94,25 @@ def test_a_shard_that_another_driver_finished_is_not_made_again(tiny_recipe: Rec
             second.generate(0, lambda accepted, reasons: None)
 
 
-def test_a_shard_of_the_first_format_is_made_again_to_the_same_bytes(tiny_data: dict[str, Any], tmp_path: Path) -> None:
-    """Filters of that format measure other masks than today's, so a repair must go by the dataset's own format."""
-    store = Store(str(tmp_path))
-    recipe = init_or_resume(store, make_recipe({**tiny_data, "format": 1}))
-    producer = ContentProducer(recipe, store, "cpu")
-
-    def make_what_is_missing() -> dict[str, bytes]:
-        for number in missing(Plan(recipe), committed(store)):
-            producer.finish(number, producer.generate(number, lambda accepted, reasons: None))
-        names = [name for folder in ("train", "manifest") for name in store.list(folder)]
-        return {name: store.get(name) or b"" for name in names}
-
-    before = make_what_is_missing()
-    assert len(before) == 6
-    (tmp_path / "receipts/000001.json").unlink()
-    (tmp_path / "train/000002.tar").unlink()
-    os.truncate(tmp_path / "train/000001.tar", 3000)
-    report = verify(store)
-    assert list(report.damaged) == [2]
-    assert set(report.orphans) == {"train/000001.tar", "manifest/000001.parquet"}
-    assert repair(store, report).deleted == (2,)
-    assert make_what_is_missing() == before
-    assert verify(store).samples == 12
+def test_shards_of_earlier_formats_are_read_but_not_generated(tiny_data: dict[str, Any], tmp_path: Path) -> None:
+    """Their images and masks were sampled in another way. A repair must refuse before it deletes anything."""
+    older = tiny_data | {"format": 2, "masks": {"capture": "sampling", "timesteps": [100]}}
+    with pytest.raises(UserError, match="has format 2; this version"):
+        generate(make_recipe(older), Store(str(tmp_path / "new")))
+    assert not list((tmp_path / "new").glob("*"))
+    store = Store(str(tmp_path / "set"))
+    recipe = init_or_resume(store, make_recipe(older))
+    for number in range(3):
+        planned = Plan(recipe).shard(number)
+        samples = [older_sample(sample, recipe) for sample in run(make_recipe(tiny_data), number)[0]]
+        commit(store, planned, samples, Tally(4, Counter(), ()), recipe.fingerprint(), ABOUT)
+    assert generate(recipe, store).totals.accepted == 12
+    assert verify(store).sound
+    with pytest.raises(UserError, match="has format 2; this version"):
+        generate(recipe.model_copy(update={"n": 16}), store, extend=True)
+    (tmp_path / "set/receipts/000001.json").unlink()
+    with pytest.raises(UserError, match="can still be read, verified, exported and trained on"):
+        generate(recipe, store)
+    result = CliRunner().invoke(app, ["verify", store.address, "--repair"])
+    assert isinstance(result.exception, UserError)
+    assert (tmp_path / "set/train/000001.tar").exists()

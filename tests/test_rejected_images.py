@@ -27,7 +27,7 @@ def recipe(tiny_model: Path) -> Recipe:
             "batch": 3,
             "attempts": 2,
             "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim"},
-            "masks": {"capture": "finished", "timesteps": [300]},
+            "masks": {"noise_level": 0.5},
             "filters": {"min_area": 0.999, "duplicate_distance": None},
         }
     )

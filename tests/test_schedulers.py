@@ -1,4 +1,4 @@
-"""Every supported scheduler gives the images of diffusers' own pipeline; the others are refused."""
+"""Every supported scheduler gives the images of diffusers' own pipeline, to the bit; the others are refused."""
 
 import json
 import shutil
@@ -17,9 +17,11 @@ from factory.config.recipe import Recipe, make_recipe
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
 from factory.generator.interface import FEATURES, Request
+from factory.generator.latents import Autoencoder
 from factory.generator.load import load_pipeline, pin_generator
+from factory.generator.noise import mixture, share_of_timestep
 from factory.generator.pipeline import PipelineGenerator
-from factory.generator.schedulers import _CONSISTENCY, _ORDINARY
+from factory.generator.schedulers import OF_UNETS, SOLVERS
 from tests.support.tiny_pipeline import tiny_pipeline
 
 PROMPT, SEED = Prompt("a photograph of a dog", ("dog",), ("dog",)), 11
@@ -70,11 +72,11 @@ def assert_like_the_library(chosen: Recipe) -> None:
         guidance_scale=chosen.generator.guidance,
         generator=torch.Generator().manual_seed(SEED),
     ).images[0]
-    assert np.abs(image.astype(int) - np.asarray(expected).astype(int)).max() <= 1
+    assert np.array_equal(image, np.asarray(expected))
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", sorted(_ORDINARY | _CONSISTENCY))
+@pytest.mark.parametrize("kind", sorted(OF_UNETS))
 def test_a_models_own_scheduler_gives_the_librarys_image(folder: Path, kind: str) -> None:
     assert_like_the_library(recipe(with_scheduler(folder, kind), solver="model"))
 
@@ -99,30 +101,58 @@ def test_the_statistics_of_playgrounds_latents_are_applied_both_ways(tmp_path: P
     assert_like_the_library(chosen)
     generator = PipelineGenerator(chosen)
     assert not (generator.generate([Request(PROMPT, SEED)])[0].image == plain).all()
-    latents = generator.encode_images(plain[None])
-    encoded = generator._pipeline.vae.encode(torch.from_numpy(plain[None]).permute(0, 3, 1, 2) / 127.5 - 1)
+    autoencoder = Autoencoder(generator.pipeline, chosen.generator, "cpu", generator.pixels)
+    latents = autoencoder.encode(plain[None])
+    encoded = generator.pipeline.vae.encode(torch.from_numpy(plain[None]).permute(0, 3, 1, 2) / 127.5 - 1)
     mean, deviation = (torch.tensor(row).view(1, 4, 1, 1) for row in ([-1.6, 1.1, 2.7, -2.0], [8.4, 5.9, 5.5, 5.8]))
     assert torch.allclose(latents * deviation / 0.5 + mean, encoded.latent_dist.mode(), atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("kind", "changes", "solver"),
+    ("kind", "changes", "steps", "guidance"),
     [
-        ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}, "model"),
-        ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, "model"),
-        ("LCMScheduler", {}, "model"),
-        ("TCDScheduler", {}, "model"),
-        ("EulerDiscreteScheduler", {}, "dpm++"),
-        ("PNDMScheduler", {}, "dpm++"),
+        ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}, 4, 0.0),
+        ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, 4, 0.0),
+        ("LCMScheduler", {}, 4, 1.0),
+        ("TCDScheduler", {}, 4, 1.0),
+        ("EulerDiscreteScheduler", {}, 20, 5.0),
+        ("PNDMScheduler", {}, 20, 5.0),
     ],
 )
-def test_a_distilled_model_keeps_its_own_scheduler_unless_another_is_given(
-    folder: Path, kind: str, changes: dict[str, Any], solver: str
+def test_a_model_is_sampled_as_its_configuration_says(
+    folder: Path, kind: str, changes: dict[str, Any], steps: int, guidance: float
 ) -> None:
     with_scheduler(folder, kind, **changes)
-    assert pin_generator(GeneratorRecipe(model=str(folder))).solver == solver
-    assert pin_generator(GeneratorRecipe(model=str(folder), solver="euler")).solver == "euler"
+    pinned = pin_generator(GeneratorRecipe(model=str(folder)))
+    assert (pinned.solver, pinned.steps, pinned.guidance) == ("model", steps, guidance)
+    given = pin_generator(GeneratorRecipe(model=str(folder), solver="euler", steps=9, guidance=2.0))
+    assert (given.solver, given.steps, given.guidance) == ("euler", 9, 2.0)
+
+
+def test_the_first_example_of_a_models_card_decides(folder: Path) -> None:
+    text = """# Model\nUse `num_inference_steps=99`.\n```python\nimage = pipe(prompt).images[0]\n```
+```py\nimage = pipe(prompt, num_inference_steps=1, guidance_scale=0.0).images[0]\n```
+```py\nimage = pipe(prompt, num_inference_steps=30, guidance_scale=7).images[0]\n```\n"""
+    (folder / "README.md").write_text(text)
+    pinned = pin_generator(GeneratorRecipe(model=str(folder)))
+    assert (pinned.steps, pinned.guidance) == (1, 0.0)
+    (folder / "README.md").write_text("```py\npipe(prompt, num_inference_steps=n_steps, guidance_scale=7)\n```\n")
+    assert pin_generator(GeneratorRecipe(model=str(folder))).steps == 20
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("solver", ["dpm++", "euler-trailing", "ddim-trailing", "lcm", "tcd"])
+def test_a_solver_replaces_the_models_own(folder: Path, solver: str) -> None:
+    chosen = recipe(folder, solver=solver, guidance=1.0)
+    image = PipelineGenerator(chosen).generate([Request(PROMPT, SEED)])[0].image
+    stock = load_pipeline(chosen.generator, "cpu")
+    stock.set_progress_bar_config(disable=True)
+    kind, changes = SOLVERS[solver]
+    stock.scheduler = getattr(diffusers, kind).from_config(stock.scheduler.config, **changes)
+    random = torch.Generator().manual_seed(SEED)
+    expected = stock(PROMPT.text, num_inference_steps=4, guidance_scale=1.0, generator=random).images[0]
+    assert np.array_equal(image, np.asarray(expected))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -131,9 +161,10 @@ def test_a_distilled_model_keeps_its_own_scheduler_unless_another_is_given(
     [
         ("LCMScheduler", {}, {"solver": "dpm++"}, "is a consistency model, which only its own LCMScheduler"),
         ("LCMScheduler", {}, {"solver": "model", "steps": 60}, "of at most 50 steps, but the recipe has 60"),
+        ("DDIMParallelScheduler", {}, {}, "which is not supported"),
         ("FlowMatchEulerDiscreteScheduler", {}, {}, "which is not supported"),
-        ("EDMDPMSolverMultistepScheduler", {"prediction_type": "epsilon"}, {}, "which is not supported"),
-        ("UniPCMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}, {}, "predicts"),
+        ("UniPCMultistepScheduler", {"use_flow_sigmas": True}, {"solver": "ddim"}, "is sampled by its own UniPC"),
+        ("EDMEulerScheduler", {"prediction_type": "epsilon"}, {"solver": "euler"}, "is sampled by its own EDMEuler"),
     ],
 )
 def test_unsupported_schedulers_are_refused(
@@ -144,11 +175,23 @@ def test_unsupported_schedulers_are_refused(
         load_pipeline(recipe(folder, **generator).generator, "cpu")
 
 
-def test_a_scheduler_with_unseeded_noise_is_refused_unless_a_solver_replaces_it(
-    folder: Path,
-) -> None:
+def test_a_scheduler_with_unseeded_noise_is_replaced(folder: Path) -> None:
     edit(folder / "model_index.json", scheduler=["diffusers", "DPMSolverSDEScheduler"])
     edit(folder / "scheduler" / "scheduler_config.json", _class_name="DPMSolverSDEScheduler")
     with pytest.raises(UserError, match=r"would not be reproducible; set generator\.solver"):
         load_pipeline(recipe(folder, solver="model").generator, "cpu")
-    PipelineGenerator(recipe(folder, steps=1)).generate([Request(PROMPT, SEED)])
+    assert pin_generator(GeneratorRecipe(model=str(folder))).solver == "dpm++"
+    PipelineGenerator(recipe(folder, steps=1, solver="dpm++")).generate([Request(PROMPT, SEED)])
+
+
+@pytest.mark.parametrize("timestep", [1, 100, 500, 998])
+def test_a_noise_level_is_the_same_for_every_kind_of_scheduler(timestep: int) -> None:
+    """The share of noise among signal and noise, for the schedules of DDPM, EDM and flow matching."""
+    level = share_of_timestep(timestep)
+    ddim = diffusers.DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    flow, edm = diffusers.FlowMatchEulerDiscreteScheduler(), diffusers.EDMEulerScheduler()
+    assert mixture(ddim, level).timestep == timestep
+    assert mixture(flow, level).timestep == pytest.approx(1000 * level)
+    for scheduler in (ddim, flow, edm):
+        mixed = mixture(scheduler, level)
+        assert mixed.noise / (mixed.signal + mixed.noise) == pytest.approx(level, abs=1e-4)

@@ -15,6 +15,7 @@ from factory.cli.shared_options import (
     GpusPerWorker,
     Grace,
     Model,
+    NoiseLevel,
     ShardSize,
     Workers,
 )
@@ -46,12 +47,10 @@ def invert(
     ] = "all",
     n: Annotated[int | None, typer.Option("--n", min=1, help="Maximum number of images; all by default.")] = None,
     method: Annotated[
-        Literal["ddim", "noise"], typer.Option(help="DDIM inversion, or added noise with a single U-Net call.")
+        Literal["ddim", "noise"], typer.Option(help="DDIM inversion, or noise added to the encoded image.")
     ] = "ddim",
     inversion_steps: Annotated[int, typer.Option(min=2, max=1000, help="DDIM steps to noise, and back.")] = 50,
-    timestep: Annotated[
-        int, typer.Option(min=0, max=999, help="Noise level, of 1000, at which features are captured.")
-    ] = 80,
+    noise_level: NoiseLevel = None,
     max_classes: Annotated[int, typer.Option(min=1, max=8, help="Skip images with more classes than this.")] = 3,
     min_area: Annotated[
         float, typer.Option(min=0, max=1, help="Omit classes that cover less of the image from the prompt.")
@@ -93,7 +92,7 @@ def invert(
         max_images=n,
         method=method,
         steps=inversion_steps,
-        timestep=timestep,
+        noise_level=noise_level,
         max_classes=max_classes,
         min_area=min_area,
     )

@@ -14,6 +14,8 @@ def models(as_json: AsJson = False) -> None:
 
     Example: factory models
     """
+    from factory.generator.families import FAMILIES
+
     entries = known()
     if as_json:
         typer.echo(dumps(entries))
@@ -21,7 +23,8 @@ def models(as_json: AsJson = False) -> None:
     for entry in entries:
         present = "present" if entry["present"] else "missing"
         typer.echo(f"{entry['option']:<10} {entry['name']:<28} {present:<8} {entry['about']}")
-    typer.echo("--model also accepts the folder or hub id of any Stable Diffusion 1, 2 or XL pipeline of diffusers,")
+    names = ", ".join(family.name for family in FAMILIES)
+    typer.echo(f"--model also accepts the folder or hub id of a diffusers pipeline of these families: {names};")
     typer.echo(
         "--masks the folder of a grounder, and --detector a folder or hub id of Mask2Former, MaskFormer or similar."
     )

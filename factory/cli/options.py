@@ -19,11 +19,11 @@ _FIELDS = {
     "steps": ("generator", "steps"),
     "guidance": ("generator", "guidance"),
     "dtype": ("generator", "dtype"),
+    "lora": ("generator", "lora"),
     "min_confidence": ("filters", "min_confidence"),
     "masks": ("masks", "source"),
     "detector": ("masks", "detector"),
-    "timesteps": ("masks", "timesteps"),
-    "capture": ("masks", "capture"),
+    "noise_level": ("masks", "noise_level"),
     "workers": ("engine", "workers"),
     "gpus_per_worker": ("engine", "gpus_per_worker"),
     "address": ("engine", "address"),
@@ -45,6 +45,8 @@ def assemble(file: Path | None, store: Store | None, options: Mapping[str, Any])
             _set(data, field, options[name])
     if options.get("model") is not None:
         _set(data, ("generator", "revision"), None)
+    if options.get("lora") is not None:
+        _set(data, ("generator", "lora_revision"), None)
     if options.get("detector") is not None:
         _set(data, ("masks", "detector_revision"), None)
     if options.get("masks") is not None:

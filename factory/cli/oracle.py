@@ -18,7 +18,9 @@ from factory.cli.shared_options import (
     GpusPerWorker,
     Grace,
     Guidance,
+    Lora,
     Model,
+    NoiseLevel,
     Objects,
     RecipeFile,
     Seed,
@@ -27,8 +29,6 @@ from factory.cli.shared_options import (
     Workers,
 )
 from factory.files.strict_json import dumps
-
-_TIMESTEP = 80
 
 
 def bootstrap_oracle(
@@ -39,10 +39,9 @@ def bootstrap_oracle(
     ] = None,
     n: Count = None,
     model: Model = None,
+    lora: Lora = None,
     detector: Detector = None,
-    timestep: Annotated[
-        int | None, typer.Option(min=0, max=999, help="Noise level, of 1000, at which features are captured.")
-    ] = None,
+    noise_level: NoiseLevel = None,
     objects: Objects = None,
     seed: Seed = None,
     steps: SolverSteps = None,
@@ -80,16 +79,9 @@ def bootstrap_oracle(
     options = {key: value for key, value in locals().copy().items() if key not in NO_FIELDS}
     store = open_store(out, recipe)
     if split is not None:
-        options |= {
-            "masks": "detector",
-            "capture": "sampling",
-            "timesteps": [_TIMESTEP if timestep is None else timestep],
-            "objects": objects or "1:0.5,2:0.5",
-        }
+        options |= {"masks": "detector", "objects": objects or "1:0.5,2:0.5"}
     elif recipe is None and (classes is not None or n is not None):
         raise UserError("--split is required to select the seen classes; for example --classes voc --split 1.")
-    elif timestep is not None:
-        options["timesteps"] = [timestep]
     merged = assemble(recipe, store, options)
     if merged.oracle is None:
         raise UserError("the recipe is not that of an oracle dataset; add --split.")

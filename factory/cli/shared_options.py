@@ -35,6 +35,10 @@ RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe file; 
 Model = Annotated[
     str | None, typer.Option(help="stickers (embedded), a diffusers folder, a hub id, or a checkpoint file.")
 ]
+Lora = Annotated[
+    str | None,
+    typer.Option(help="LoRA for the model: a .safetensors file, a folder with one, or OWNER/NAME[/FILE] on the hub."),
+]
 Masks = Annotated[
     str | None,
     typer.Option(help="attention, detector, stickers (embedded grounder), or the folder of a trained grounder."),
@@ -46,6 +50,12 @@ SolverSteps = Annotated[
     int | None, typer.Option("--solver-steps", "--steps", help="Denoising steps of the diffusion solver per image.")
 ]
 Guidance = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")]
+NoiseLevel = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of noise, above 0 and below 1, at which features are read; by default that of the model's family."
+    ),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(help="Precision: float32, tf32 (float32 with faster matrix products on a GPU), bfloat16 or float16."),

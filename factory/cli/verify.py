@@ -72,10 +72,12 @@ def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool, 
     from factory.cli.view import watching
     from factory.dataset.repair import repair
     from factory.dataset.state import recipe_of
-    from factory.generation.run import generate
+    from factory.generation.run import check_format, generate
 
-    done = repair(store, report)
     recipe = recipe_of(store)
+    if report.missing or report.orphans or set(report.damaged) - set(report.only_manifest):
+        check_format(recipe, store.address)
+    done = repair(store, report)
     engine = recipe.engine.model_copy(update={"workers": workers} if workers else {})
     if done.deleted or done.orphans or report.missing:
         with watching(quiet) as watch:

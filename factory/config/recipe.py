@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from factory.config.class_balance import MAX_OBJECTS
 from factory.config.prompts import Prompt, make_prompt
 from factory.config.sections import (
+    EARLIER_FORMATS,
     READ_BY_ATTENTION,
     EngineRecipe,
     FilterRecipe,
@@ -28,6 +29,15 @@ from factory.config.vocabulary import Vocabulary, coco, from_names, voc
 from factory.errors import UserError
 from factory.files.text import read_text
 
+FORMAT = 3
+"""The format of new datasets."""
+
+LATER_FIELDS = {
+    "masks": ("noise_level", "noise_seed", "blocks"),
+    "generator": ("lora", "lora_revision", "lora_scale", "quantize"),
+}
+"""Fields that formats 1 and 2 do not have."""
+
 
 class Recipe(Section):
     """The settings of a dataset.
@@ -35,8 +45,10 @@ class Recipe(Section):
     `fingerprint()` covers everything that affects a shard's bytes; it excludes `n`, `earlier`, `engine` and `store`.
     """
 
-    # `format` is incremented when the same recipe would give different bytes. Older formats remain supported.
-    format: Literal[1, 2] = Field(default=2, description="Version of the recipe's semantics; older datasets have 1.")
+    # `format` is incremented when the same recipe would give different bytes. Datasets of older formats can be read.
+    format: Literal[1, 2, 3] = Field(
+        default=3, description="Version of the recipe's semantics; datasets of 1 and 2 are read, but not generated."
+    )
     classes: Literal["coco", "voc"] | tuple[str, ...] = Field(
         default="coco", description="Name of a vocabulary, or a list of class names."
     )
@@ -71,7 +83,8 @@ class Recipe(Section):
             or generator.get("model", "stickers") != "stickers"
         ):
             return data
-        chosen = {"source", *READ_BY_ATTENTION} & masks.keys() or data.get("oracle") or data.get("real")
+        own = {name for name in ("source", *READ_BY_ATTENTION, *EARLIER_FORMATS) if masks.get(name) is not None}
+        chosen = own or data.get("oracle") or data.get("real")
         source = {} if chosen else {"source": "stickers"}
         return data | {"masks": {"levels": (1, 2), **source, **masks}}
 
@@ -80,6 +93,11 @@ class Recipe(Section):
         sizes = (*self.earlier, self.n)
         if list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
             raise ValueError(f"earlier sizes must ascend from 1 to below n, got {list(self.earlier)} with n = {self.n}")
+        if self.format >= FORMAT and (self.masks.capture or self.masks.timesteps):
+            raise ValueError(
+                "masks.capture and masks.timesteps belong to formats 1 and 2; masks.noise_level replaces them: "
+                "timestep 100 of Stable Diffusion is 0.256"
+            )
         vocabulary = self.vocabulary()
         if len({entry.id for entry in vocabulary.classes} & set(range(1, 255))) < len(vocabulary.classes):
             raise ValueError(f"a label image can hold at most 254 classes, got {len(vocabulary.classes)}")
@@ -122,8 +140,8 @@ class Recipe(Section):
     def content(self) -> dict[str, Any]:
         """Everything that affects a shard's bytes, as plain data.
 
-        Fields added after the first release of the format are omitted when null, so that older datasets keep their
-        fingerprint.
+        Fields that a format does not have are omitted, and those that were added to format 2 also when null, so that
+        older datasets keep their fingerprint.
         """
         data = self.model_dump(mode="json", exclude={"n", "earlier", "engine", "store"})
         for name in ("oracle", "real"):
@@ -131,6 +149,10 @@ class Recipe(Section):
                 del data[name]
         if data["masks"]["grounder_revision"] is None:
             del data["masks"]["grounder_revision"]
+        absent = {"masks": EARLIER_FORMATS} if self.format >= FORMAT else LATER_FIELDS
+        for section, names in absent.items():
+            for name in names:
+                del data[section][name]
         return data
 
     def fingerprint(self) -> str:
@@ -247,7 +269,7 @@ def _check_oracle(recipe: Recipe, prompted: set[str]) -> None:
     leaked = prompted - set(recipe.oracle.seen)
     if leaked:
         raise ValueError(f"a prompt of the oracle names {sorted(leaked)}, which are unseen classes of its split")
-    if len(recipe.masks.timesteps) != 1:
+    if recipe.format < FORMAT and len(recipe.masks.timesteps or ()) != 1:
         raise ValueError("an oracle requires exactly one timestep")
     if recipe.masks.source != ("detector" if recipe.real is None else "labels"):
         raise ValueError("the mask source of an oracle must be `detector`, or `labels` for real images")

@@ -36,16 +36,22 @@ class GeneratorRecipe(Section):
         "PIPELINE@FILE with the folder or hub id of the pipeline that configures it.",
     )
     revision: str | None = Field(default=None, description="Pinned when the dataset is created.")
-    steps: int = Field(default=20, ge=1, le=1000, description="Solver steps; the default for `stickers` is 12.")
+    steps: int = Field(
+        default=20,
+        ge=1,
+        le=1000,
+        description="Solver steps; by default those of the model's card; the default for `stickers` is 12.",
+    )
     guidance: float = Field(
         default=5.0,
         ge=0,
         le=100,
-        description="Classifier-free guidance scale; 1 or less disables it; the default for `stickers` is 3.",
+        description="Guidance scale, as the pipeline's own call takes it; by default that of the model's card; the "
+        "default for `stickers` is 3. 1 or less disables classifier-free guidance, for Z-Image 0.",
     )
-    solver: Literal["dpm++", "ddim", "euler", "model"] = Field(
-        default="dpm++",
-        description="`model` uses the pipeline's own scheduler and is the default for distilled models.",
+    solver: Literal["model", "dpm++", "ddim", "euler", "ddim-trailing", "euler-trailing", "lcm", "tcd"] = Field(
+        default="model",
+        description="`model` uses the pipeline's own scheduler; the others replace it in Stable Diffusion 1, 2 and XL.",
     )
     width: int | None = Field(
         default=None, ge=8, multiple_of=8, description="Pixels; the default is the model's own size."
@@ -53,16 +59,34 @@ class GeneratorRecipe(Section):
     height: int | None = Field(
         default=None, ge=8, multiple_of=8, description="Pixels; the default is the model's own size."
     )
+    lora: str | None = Field(
+        default=None,
+        description="LoRA that is added to the model's weights: a file (.safetensors), a folder with one, or "
+        "OWNER/NAME or OWNER/NAME/FILE on the hub. The names of LCM, TCD, Lightning and Hyper LoRAs set solver, steps "
+        "and guidance.",
+    )
+    lora_revision: str | None = Field(default=None, description="Pinned when the dataset is created.")
+    lora_scale: float = Field(default=1.0, ge=-10, le=10, description="Factor of the LoRA's change.")
+    quantize: Literal["int8"] | None = Field(
+        default=None,
+        description="`int8` keeps the weights of the U-Net or transformer and of large text encoders in 8 bits, with "
+        "torchao.",
+    )
     negative: str = Field(default="", description="Negative prompt, for the unconditional half.")
     dtype: Literal["float32", "tf32", "float16", "bfloat16"] = Field(
         default="float32",
         description="Type of weights and activations; `tf32` is float32 with TF32 matrix products on GPUs.",
     )
     channels_last: bool = Field(default=False, description="Use the channels-last memory layout.")
-    compile: bool = Field(default=False, description="Run the U-Net through torch.compile.")
+    compile: bool = Field(default=False, description="Run the U-Net or transformer through torch.compile.")
     threads: int = Field(
         default=1, ge=1, le=256, description="Threads per CPU worker; fixed, because it affects the order of sums."
     )
+
+    @property
+    def adapter(self) -> str | None:
+        """What identifies the LoRA and its scale; None without one."""
+        return None if self.lora is None else f"{self.lora_revision} x {self.lora_scale:g}"
 
     @model_validator(mode="before")
     @classmethod
@@ -72,8 +96,11 @@ class GeneratorRecipe(Section):
         return data
 
 
-READ_BY_ATTENTION = ("capture", "timesteps", "levels", "threshold")
+READ_BY_ATTENTION = ("noise_level", "blocks", "levels", "threshold")
 """Fields of MaskRecipe that only `attention` uses."""
+
+EARLIER_FORMATS = ("capture", "timesteps")
+"""Fields of MaskRecipe that only recipes of formats 1 and 2 have."""
 
 
 class MaskRecipe(Section):
@@ -90,14 +117,25 @@ class MaskRecipe(Section):
         description="`stickers`, a transformers folder or hub id, torchvision:NAME or detectron2:CONFIG.",
     )
     detector_revision: str | None = Field(default=None, description="Pinned when the dataset is created.")
-    capture: Literal["finished", "sampling"] = Field(
-        default="sampling",
-        description="Capture attention and features in one U-Net call on the finished latents, or during sampling.",
+    capture: Literal["finished", "sampling"] | None = Field(
+        default=None, description="Formats 1 and 2 only: where attention and features were captured."
     )
-    timesteps: tuple[Annotated[int, Field(ge=0, le=999)], ...] = Field(
-        default=(100,),
+    timesteps: tuple[Annotated[int, Field(ge=0, le=999)], ...] | None = Field(
+        default=None, min_length=1, description="Formats 1 and 2 only: where attention and features were captured."
+    )
+    noise_level: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Share of noise (0 to 1; the sigma of flow matching) in the finished latents when attention and "
+        "features are read from them; by default that of the model's family.",
+    )
+    noise_seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of this noise, which all images share.")
+    blocks: tuple[Annotated[int, Field(ge=0, le=999)], ...] | None = Field(
+        default=None,
         min_length=1,
-        description="Timesteps, out of 1000, at which attention and features are captured.",
+        description="Blocks of a transformer whose attention is averaged for `attention`, counted from 0; by default "
+        "those of the model's family.",
     )
     levels: tuple[Annotated[int, Field(ge=1, le=64)], ...] | None = Field(
         default=None,
@@ -151,6 +189,10 @@ class EngineRecipe(Section):
         ge=0,
         le=16,
         description="GPUs per worker, may be a fraction; 0 means CPU workers; the default is 1 if there are GPUs.",
+    )
+    offload: bool = Field(
+        default=False,
+        description="Keep models in host memory while a GPU does not use them: slower, for models that do not fit.",
     )
     detectors: int = Field(
         default=0,

@@ -6,7 +6,7 @@ format 1, if a list is empty.
 
 from typing import Any
 
-from factory.config.recipe import Recipe
+from factory.config.recipe import FORMAT, Recipe
 from factory.dataset.manifest import MEASURES
 
 Column = dict[str, Any]
@@ -29,7 +29,8 @@ def _record(recipe: Recipe) -> dict[str, Column]:
     oracle: dict[str, Column] = {}
     if recipe.oracle is not None:
         box = {"category_name": _value("string"), "score": _value("float64"), "bbox": _sequence("int64")}
-        oracle = {"timestep": _value("int64"), "detections": _structs(box)}
+        level = {"timestep": _value("int64")} if recipe.format < FORMAT else {"noise_level": _value("float64")}
+        oracle = {**level, "detections": _structs(box)}
     return {
         "key": _value("string"),
         "image": _struct({"file_name": _value("string"), **_values("int64", "id", "width", "height")}),
@@ -40,7 +41,7 @@ def _record(recipe: Recipe) -> dict[str, Column]:
         "attempt": _value("int64"),
         **attempts,
         "filters": _struct({**_values("float64", *MEASURES), "image_hash": _value("string")}),
-        "provenance": _struct(_provenance()),
+        "provenance": _struct(_provenance(recipe.format)),
         **oracle,
     }
 
@@ -56,15 +57,21 @@ def _annotation() -> dict[str, Column]:
     }
 
 
-def _provenance() -> dict[str, Column]:
+def _provenance(format: int) -> dict[str, Column]:
     generator = {
         **_values("string", "model", "revision", "solver", "negative", "dtype"),
         "steps": _value("int64"),
         "guidance": _value("float64"),
     }
+    if format >= FORMAT:
+        generator |= {**_values("string", "lora", "lora_revision", "quantize"), "lora_scale": _value("float64")}
+    if format < FORMAT:
+        read = {"capture": _value("string"), "timesteps": _sequence("int64")}
+    else:
+        read = {"noise_level": _value("float64"), "noise_seed": _value("int64"), "blocks": _sequence("int64")}
     masks = {
-        **_values("string", "source", "capture", "detector", "detector_revision", "grounder_revision"),
-        "timesteps": _sequence("int64"),
+        **_values("string", "source", "detector", "detector_revision", "grounder_revision"),
+        **read,
         "levels": _sequence("int64"),
         "threshold": _value("float64"),
     }

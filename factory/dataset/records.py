@@ -84,7 +84,8 @@ class Rejection:
 class Sample:
     """An accepted sample; the masks of `grounded` are disjoint.
 
-    Samples of an oracle also have the `latent` of their features, float16 (C, h, w), and its timestep.
+    Samples of an oracle also have the `latent` that reproduces their features, float16 (C, h, w), and the noise share
+    that it has already.
     """
 
     planned: PlannedSample
@@ -95,14 +96,13 @@ class Sample:
     scores: Mapping[str, float | str]
     rejections: tuple[Rejection, ...] = field(default=())
     latent: NDArray[np.float16] | None = None
-    timestep: int = 0
+    noise_level: float = 0.0
 
 
 def annotate(sample: Sample, vocabulary: Vocabulary, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """The sample's json member: COCO-style annotations and provenance; see schemas/annotation.json.
 
-    Every field always has the same type and no list is empty, for readers that infer types from a few samples. With the
-    `provenance` of a format 1 recipe, the result follows schemas/annotation-1.json.
+    Every field always has the same type and no list is empty, for readers that infer types from a few samples.
     """
     height, width = sample.image.shape[:2]
     annotations = []
@@ -133,14 +133,13 @@ def annotate(sample: Sample, vocabulary: Vocabulary, provenance: Mapping[str, An
         "classes": list(sample.planned.prompt.classes),
         "seed": sample.seed,
         "attempt": sample.attempt,
-        **(_rejected(sample) if provenance.get("format") == 1 else _attempts(sample)),
+        **_attempts(sample),
         "filters": dict(sample.scores),
         "provenance": dict(provenance),
     }
     if sample.latent is None:
         return record
-    detected = sample.grounded.detections or provenance.get("format") == 1
-    return record | {"timestep": sample.timestep} | (_detections(sample) if detected else {})
+    return record | {"noise_level": sample.noise_level} | (_detections(sample) if sample.grounded.detections else {})
 
 
 def _attempts(sample: Sample) -> dict[str, Any]:
@@ -148,16 +147,6 @@ def _attempts(sample: Sample) -> dict[str, Any]:
     attempts = [(rejection.attempt, rejection.seed, rejection.reason) for rejection in sample.rejections]
     attempts.append((sample.attempt, sample.seed, ACCEPTED))
     return {"attempts": [{"attempt": attempt, "seed": seed, "outcome": outcome} for attempt, seed, outcome in attempts]}
-
-
-def _rejected(sample: Sample) -> dict[str, Any]:
-    """Only the rejected attempts, as in format 1."""
-    return {
-        "rejected": [
-            {"attempt": rejection.attempt, "seed": rejection.seed, "reason": rejection.reason}
-            for rejection in sample.rejections
-        ]
-    }
 
 
 def _detections(sample: Sample) -> dict[str, Any]:
@@ -187,8 +176,9 @@ def provenance(recipe: Recipe) -> dict[str, Any]:
         "masks": {
             "source": masks.source,
             **trained,
-            "capture": masks.capture,
-            "timesteps": list(masks.timesteps),
+            "noise_level": masks.noise_level,
+            "noise_seed": masks.noise_seed,
+            "blocks": None if masks.blocks is None else list(masks.blocks),
             "levels": None if masks.levels is None else list(masks.levels),
             "threshold": masks.threshold,
             "detector": masks.detector if uses_detector else None,

@@ -58,10 +58,10 @@ def on_real(
     results = []
     for real, dataset in opened:
         for name, grounder in grounders:
-            if grounder.config.timestep != dataset.recipe.masks.timesteps[0]:
+            if grounder.config.noise_level != dataset.recipe.masks.noise_level:
                 report(
-                    f"{name} was trained on features of timestep {grounder.config.timestep}, but {real} has those of "
-                    f"{dataset.recipe.masks.timesteps[0]}."
+                    f"{name} was trained on features of noise level {grounder.config.noise_level:g}, but {real} has "
+                    f"those of {dataset.recipe.masks.noise_level:g}."
                 )
             results.append(_measure(name, grounder, real, dataset, device))
             report(f"{real}: {name} {results[-1].miou:.3f} over {results[-1].images} images")
@@ -101,7 +101,7 @@ def _measure(name: str, grounder: TrainedGrounder, real: str, dataset: OracleDat
 def predict(grounder: TrainedGrounder, reader: PipelineGenerator, samples: Sequence[OracleSample]) -> np.ndarray:
     """Labels (B, H, W), in which k is the k-th class of a sample's prompt; `reader` recomputes the captured tensors."""
     latents = torch.from_numpy(np.stack([s.latent for s in samples])).float()
-    captured = reader.read(latents, [s.timestep for s in samples], [s.prompt for s in samples])
+    captured = reader.read(latents, [s.prompt for s in samples], [s.noise_level for s in samples])
     logits = grounder.logits(captured, images_to_tensor([s.image for s in samples]))
     for k, sample in enumerate(samples):
         logits[k, len(sample.prompt.classes) :] = -1e4  # classes of other prompts in the batch

@@ -126,14 +126,14 @@ class SplitEvaluation:
         config = first.config
         if any(_inputs(other) != _inputs(first) for other in others):
             raise UserError(
-                f"the grounders of split {split} read different models or timesteps; evaluate them one at a time."
+                f"the grounders of split {split} read different models or noise levels; evaluate them one at a time."
             )
         generator = {"model": config.model, **config.oracle.get("generator", {}), "threads": threads}
         masks = {**config.oracle.get("masks", {}), "source": "attention"}
         recipe = pin_recipe(
             make_recipe({"n": 1, "classes": classes, "batch": 8, "generator": generator, "masks": masks})
         )
-        captured = {"capture": config.capture, "timesteps": (config.timestep,)}
+        captured = {"noise_level": config.noise_level, "noise_seed": config.noise_seed}
         trained = recipe.model_copy(update={"masks": recipe.masks.model_copy(update=captured)})
         self._vocabulary, self._batch = recipe.vocabulary(), recipe.batch
         self._seen = list(config.classes_seen)
@@ -151,9 +151,10 @@ class SplitEvaluation:
         self._oracle = OracleGrounder(self.detector, recipe.masks)
         attention = AttentionGrounder(recipe.masks)
         needs = frozenset[str]().union(*(grounder.needs for grounder in grounders.values()))
+        baseline = PipelineGenerator(recipe, device, attention.needs)
         self.generators: list[tuple[PipelineGenerator, dict[str, Any]]] = [
-            (PipelineGenerator(recipe, device, attention.needs), {"attention": attention}),
-            (PipelineGenerator(trained, device, needs), {**grounders}),
+            (baseline, {"attention": attention}),
+            (PipelineGenerator(trained, device, needs, baseline.pipeline), {**grounders}),
         ]
 
     def batches(self, group: str, max_images: int) -> Iterator[EvaluationBatch]:
@@ -205,7 +206,8 @@ def _measure(evaluation: SplitEvaluation, group: str, wanted: int) -> dict[str, 
 
 def _inputs(grounder: TrainedGrounder) -> tuple[object, ...]:
     config = grounder.config
-    return config.model, config.revision, config.capture, config.timestep, config.classes_seen, config.oracle
+    read = config.model, config.revision, config.lora, config.noise_level, config.noise_seed
+    return *read, config.classes_seen, config.oracle
 
 
 def averaged(results: Sequence[GrounderResult]) -> Iterator[tuple[str, dict[str, float]]]:

@@ -32,13 +32,10 @@ Scores = dict[str, float | str]
 
 
 class Filters:
-    """The filters of one shard; they remember the accepted images to detect near-duplicates.
+    """The filters of one shard; they remember the accepted images to detect near-duplicates."""
 
-    `format` is that of the recipe: format 1 records no `duplicate_distance` for the first image of a shard.
-    """
-
-    def __init__(self, recipe: FilterRecipe, format: int = 2) -> None:
-        self._recipe, self._format = recipe, format
+    def __init__(self, recipe: FilterRecipe) -> None:
+        self._recipe = recipe
         self._hashes: list[int] = []
 
     def judge(
@@ -120,7 +117,7 @@ class Filters:
     def _duplicate(self, image: Image, scores: Scores) -> Reason | None:
         code = difference_hash(image)
         scores["image_hash"] = f"{code:016x}"
-        if self._recipe.duplicate_distance is None or (self._format == 1 and not self._hashes):
+        if self._recipe.duplicate_distance is None:
             return None
         nearest = min(((code ^ other).bit_count() for other in self._hashes), default=_BITS)
         scores["duplicate_distance"] = nearest

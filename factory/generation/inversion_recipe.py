@@ -35,7 +35,7 @@ class RealOptions:
     max_images: int | None
     method: str
     steps: int
-    timestep: int
+    noise_level: float | None
     max_classes: int
     min_area: float
 
@@ -95,7 +95,7 @@ def recipe_of_folder(
         "classes": options.classes if options.classes in ("voc", "coco") else list(vocabulary.names),
         "prompts": prompts,
         "attempts": 1,
-        "masks": {"source": "labels", "capture": "sampling", "timesteps": [options.timestep]},
+        "masks": {"source": "labels", "noise_level": options.noise_level},
         "filters": _NO_FILTER,
         "oracle": {"split": options.split, "seen": list(seen)},
         "real": real | {"keys": keys, "labels_digest": digest.hexdigest()},

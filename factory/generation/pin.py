@@ -1,14 +1,19 @@
 """Pins the model revisions of a recipe, so that every worker and every later run uses the same weights."""
 
 from pathlib import Path
+from typing import Any
 
 from factory.config.recipe import Recipe
 from factory.config.sections import GeneratorRecipe, MaskRecipe
 from factory.config.vocabulary import coco
 from factory.errors import UserError
 from factory.generation.components import SOURCES, check_source
-from factory.generator.load import EMBEDDED, model_folder, pin_generator, pin_revision
-from factory.grounder.folder import check_fits, grounder_folder, pin_grounder, read_config
+from factory.generator.families import default_read_blocks
+from factory.generator.layout import blocks_of, family_in, read_config, read_index
+from factory.generator.load import EMBEDDED, config_folder, model_folder, pin_generator, pin_revision
+from factory.generator.lora import pin_lora
+from factory.grounder.folder import check_fits, grounder_folder, pin_grounder
+from factory.grounder.folder import read_config as read_grounder
 
 
 def pin_recipe(recipe: Recipe, existing: Recipe | None = None) -> Recipe:
@@ -28,17 +33,22 @@ def pin_recipe(recipe: Recipe, existing: Recipe | None = None) -> Recipe:
         masks = with_pinned_detector(recipe)
     if masks.source not in (*SOURCES, "labels"):
         masks = _pin_grounder_of(masks, generator)
+    elif masks.source == "attention" or recipe.oracle is not None:
+        masks = _pin_reading(masks, generator)
     return recipe.model_copy(update={"generator": generator, "masks": masks})
 
 
 def check_pins(recipe: Recipe) -> None:
-    """UserError if the recipe pins a local text-to-image model or grounder whose content is another one now.
+    """UserError if the recipe pins a local text-to-image model, LoRA or grounder whose content is another one now.
 
     Hub models are loaded at their pinned commit, and `pin_recipe` checks the pin of a detector.
     """
     generator, masks = recipe.generator, recipe.masks
     if generator.revision is not None and model_folder(generator.model) is not None:
         _check_pin("text-to-image model", generator.model, generator.revision, pin_revision(generator.model))
+    if generator.lora is not None and generator.lora_revision is not None:
+        found = pin_lora(generator).get("lora_revision", generator.lora_revision)
+        _check_pin("LoRA", generator.lora, generator.lora_revision, found)
     if masks.grounder_revision is not None and masks.source not in (*SOURCES, "labels"):
         _check_pin("grounder", masks.source, masks.grounder_revision, pin_grounder(masks.source))
 
@@ -70,11 +80,22 @@ def _with_pins_of(recipe: Recipe, existing: Recipe) -> Recipe:
 def _pin_grounder_of(masks: MaskRecipe, generator: GeneratorRecipe) -> MaskRecipe:
     """Pin the grounder's digest and the settings of its features. UserError if it does not fit the model."""
     folder = grounder_folder(masks.source)
-    config = read_config(folder)
+    config = read_grounder(folder)
     check_fits(masks.source, config, generator)
-    features = {"capture": config.capture, "timesteps": (config.timestep,)}
+    features = {"noise_level": config.noise_level, "noise_seed": config.noise_seed}
     source = masks.source if masks.source == EMBEDDED else str(folder.absolute())
     return masks.model_copy(update={"source": source, "grounder_revision": pin_grounder(masks.source), **features})
+
+
+def _pin_reading(masks: MaskRecipe, generator: GeneratorRecipe) -> MaskRecipe:
+    """Pin the noise level and the blocks of the model's family, unless they were given."""
+    folder = config_folder(generator)
+    family = family_in(read_index(folder))
+    count = blocks_of(family, read_config(folder, family.denoiser))
+    changes: dict[str, Any] = {} if masks.noise_level is not None else {"noise_level": family.level}
+    if masks.source == "attention" and masks.blocks is None and count and not family.is_unet:
+        changes["blocks"] = default_read_blocks(family, count)
+    return masks.model_copy(update=changes)
 
 
 def _check_embedded_classes(recipe: Recipe) -> None:

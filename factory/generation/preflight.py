@@ -3,7 +3,8 @@
 Only configurations and tokenizers are read. The workers check the weights when they load them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,21 @@ from factory.config.plan import Plan
 from factory.config.prompts import Prompt, captioned
 from factory.config.recipe import Recipe
 from factory.errors import UserError
-from factory.generator.layout import attention_levels, component_names, read_config, read_index
+from factory.generator.families import Encoder, Family
+from factory.generator.layout import (
+    attention_levels,
+    blocks_of,
+    component_class,
+    component_names,
+    family_in,
+    read_config,
+    read_index,
+)
 from factory.generator.load import check_generator
-from factory.generator.schedulers import is_consistency
-from factory.generator.tokens import class_tokens
+from factory.generator.lora import lora_file
+from factory.generator.placing import check_extras
+from factory.generator.schedulers import can_be_inverted, is_consistency
+from factory.generator.tokens import class_positions
 from factory.grounder.folder import grounder_folder
 from factory.grounder.folder import read_config as read_grounder
 
@@ -29,27 +41,22 @@ def preflight(recipe: Recipe) -> None:
     For a hub model, this downloads its configuration files (a few kilobytes).
     """
     recipe.fingerprint()  # rejects class names that are not valid text
+    check_extras(recipe.generator, recipe.engine.offload)
+    if recipe.generator.lora is not None:
+        lora_file(recipe.generator)
     folder = check_generator(recipe.generator)
-    scheduler, unet = read_config(folder, "scheduler"), read_config(folder, "unet")
-    _check_noise_levels(recipe, scheduler)
-    _check_levels(recipe, unet)
-    kind = str(read_index(folder)["scheduler"][1])
-    if recipe.real is not None and recipe.real.method == "ddim" and is_consistency(kind, unet):
-        raise UserError(
-            f"{recipe.generator.model} is a consistency model, which does not support DDIM inversion; give "
-            f"--method noise or another --model."
-        )
-    tokenizers = [_tokenizer(folder / name) for name in component_names(read_index(folder))[1]]
+    index = read_index(folder)
+    family = family_in(index)
+    denoiser = read_config(folder, family.denoiser)
+    if family.is_unet:
+        _check_levels(recipe, denoiser)
+    _check_blocks(recipe, family, denoiser)
+    _check_inversion(recipe, family, str(index["scheduler"][1]), read_config(folder, "scheduler"), denoiser)
+    tokenizers = {
+        name: _tokenizer(folder / name, component_class(index, name, str(folder))) for name in component_names(index)[1]
+    }
     if _uses_class_tokens(recipe):
-        _check_prompts(_prompts(recipe, tokenizers[0]), tokenizers[0])
-
-
-def _check_noise_levels(recipe: Recipe, scheduler: dict[str, Any]) -> None:
-    count, highest = int(scheduler.get("num_train_timesteps", 1000)), max(recipe.masks.timesteps)
-    if highest >= count:
-        raise UserError(
-            f"masks.timesteps contains {highest}, but {recipe.generator.model} has the noise levels 0 to {count - 1}."
-        )
+        _check_prompts(recipe, [_reader_of(tokenizers, encoder) for encoder in family.encoders])
 
 
 def _check_levels(recipe: Recipe, unet: dict[str, Any]) -> None:
@@ -58,6 +65,42 @@ def _check_levels(recipe: Recipe, unet: dict[str, Any]) -> None:
         raise UserError(
             f"masks.levels {list(levels)} are not among the cross-attention levels of {recipe.generator.model}: "
             f"{sorted(known)}."
+        )
+
+
+def _check_blocks(recipe: Recipe, family: Family, denoiser: dict[str, Any]) -> None:
+    blocks, count = recipe.masks.blocks, blocks_of(family, denoiser)
+    if blocks is not None and family.is_unet:
+        raise UserError(f"masks.blocks is for transformers; {recipe.generator.model} is a U-Net: set masks.levels.")
+    if recipe.masks.levels is not None and not family.is_unet:
+        raise UserError(f"masks.levels is for U-Nets; {recipe.generator.model} is a transformer: set masks.blocks.")
+    if blocks is not None and count and max(blocks) >= count:
+        raise UserError(
+            f"masks.blocks contains {max(blocks)}, but {recipe.generator.model} has the blocks 0 to {count - 1}."
+        )
+
+
+def _check_inversion(
+    recipe: Recipe, family: Family, kind: str, scheduler: dict[str, Any], denoiser: dict[str, Any]
+) -> None:
+    if recipe.real is None:
+        return
+    if not family.is_unet:
+        raise UserError(
+            f"{recipe.generator.model} is of the family {family.name}; real images can be inverted with a U-Net of "
+            f"Stable Diffusion 1, 2 or XL: give another --model."
+        )
+    if recipe.real.method == "noise":
+        return
+    if is_consistency(kind, denoiser):
+        raise UserError(
+            f"{recipe.generator.model} is a consistency model, which does not support DDIM inversion; give "
+            f"--method noise or another --model."
+        )
+    if not can_be_inverted(kind, scheduler):
+        raise UserError(
+            f"{recipe.generator.model} has a {kind}, whose noise levels DDIM inversion does not support; give "
+            f"--method noise or another --model."
         )
 
 
@@ -70,23 +113,53 @@ def _uses_class_tokens(recipe: Recipe) -> bool:
     return read_grounder(grounder_folder(recipe.masks.source)).module != "paper"
 
 
-def _check_prompts(prompts: Iterator[tuple[str, Prompt]], tokenizer: Any) -> None:
+@dataclass(frozen=True)
+class _TextReader:
+    """A tokenizer, and the number of tokens that the encoder behind it reads."""
+
+    tokenizer: Any
+    max_tokens: int
+
+    def too_long(self, texts: Sequence[str]) -> list[bool]:
+        """Whether the encoder reads only the beginning of a text."""
+        encoded = self.tokenizer(list(texts), truncation=False, verbose=False).input_ids
+        return [len(tokens) > self.max_tokens for tokens in encoded]
+
+    def check(self, prompt: Prompt) -> None:
+        """UserError if a class has no tokens within the length that the encoder reads."""
+        ids = self.tokenizer(prompt.text, truncation=True, max_length=self.max_tokens, verbose=False).input_ids
+        class_positions(self.tokenizer, ids, prompt)
+
+
+def _reader_of(tokenizers: Mapping[str, Any], encoder: Encoder) -> _TextReader | None:
+    """None if the pipeline lacks this encoder. Processors of language models contain their tokenizer."""
+    found = tokenizers.get(encoder.tokenizer)
+    if found is None:
+        return None
+    tokenizer = getattr(found, "tokenizer", found)
+    return _TextReader(tokenizer, encoder.max_tokens or int(tokenizer.model_max_length))
+
+
+def _check_prompts(recipe: Recipe, encoders: Sequence[_TextReader | None]) -> None:
     """UserError if a class has no tokens within the length that the text encoder reads.
 
-    Texts are tokenized in chunks, which is fast; only those that are too long or miss a phrase are checked in detail.
+    Of several encoders, the one that reads the most is checked. Texts are tokenized in chunks, which is fast; only
+    those that are too long or miss a phrase are checked in detail.
     """
+    reader = max((own for own in encoders if own is not None), key=lambda own: own.max_tokens)
+    prompts = _prompts(recipe, reader)
     while chunk := list(islice(prompts, _CHUNK)):
-        encoded = tokenizer([prompt.text for _, prompt in chunk], truncation=False, verbose=False).input_ids
-        for (where, prompt), tokens in zip(chunk, encoded, strict=True):
-            if len(tokens) <= tokenizer.model_max_length and None not in prompt.spans():
+        long = reader.too_long([prompt.text for _, prompt in chunk])
+        for (where, prompt), is_long in zip(chunk, long, strict=True):
+            if not is_long and None not in prompt.spans():
                 continue
             try:
-                class_tokens(tokenizer, prompt)
+                reader.check(prompt)
             except UserError as error:
                 raise UserError(f"{where}: {error}") from None
 
 
-def _prompts(recipe: Recipe, tokenizer: Any) -> Iterator[tuple[str, Prompt]]:
+def _prompts(recipe: Recipe, reader: _TextReader) -> Iterator[tuple[str, Prompt]]:
     """(label, prompt) of each prompt to check.
 
     Generated captions always contain their class names, so they can only fail by being too long. The caption of the
@@ -98,19 +171,22 @@ def _prompts(recipe: Recipe, tokenizer: Any) -> Iterator[tuple[str, Prompt]]:
         return
     vocabulary = recipe.vocabulary()
     max_objects = max(count for count, share in recipe.objects.items() if share)
-    names = sorted(recipe.planned_names(), key=lambda name: -len(tokenizer(vocabulary.resolve(name).display).input_ids))
+    tokens = {
+        name: len(reader.tokenizer(vocabulary.resolve(name).display).input_ids) for name in recipe.planned_names()
+    }
+    names = sorted(tokens, key=lambda name: -tokens[name])
     try:
-        class_tokens(tokenizer, captioned(vocabulary, names[:max_objects]))
+        reader.check(captioned(vocabulary, names[:max_objects]))
     except UserError:
         for sample in islice(Plan(recipe).samples(), _MAX_SAMPLES):
             yield f"sample {sample.index}", sample.prompt
 
 
-def _tokenizer(folder: Path) -> Any:
-    from transformers import CLIPTokenizer
+def _tokenizer(folder: Path, kind: str) -> Any:
+    from factory.generator.weights import load_tokenizer
 
     try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        return load_tokenizer(folder, kind)
     except Exception as error:  # transformers and tokenizers raise many types
         message = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"the tokenizer in {folder} cannot be read: {message}. Download or save it again.") from error

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from factory import exit_codes
 from factory.config.plan import Plan
-from factory.config.recipe import Recipe
+from factory.config.recipe import FORMAT, Recipe
 from factory.dataset.lease import HeldLease, leased
 from factory.dataset.receipts import missing, tags
 from factory.dataset.state import Totals, existing_recipe, init_or_resume, put_progress, write_statement
@@ -17,6 +17,7 @@ from factory.engine.cluster import connected
 from factory.engine.pool import Pool
 from factory.engine.scheduler import Limit, Scheduler, State
 from factory.engine.view import ClusterView
+from factory.errors import UserError
 from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
 from factory.generation.progress import Snapshot, Tracker
@@ -60,8 +61,13 @@ def generate(
 
     Only one driver may work on a dataset: LeaseHeldError names an active one, unless `force` takes over from it. `held`
     is a lease that the caller already holds. KeyboardInterrupt propagates after shards in progress had `engine.grace`
-    seconds to finish; committed shards are kept, and the same call resumes.
+    seconds to finish; committed shards are kept, and the same call resumes. Raises UserError if shards of an older
+    format are missing, which this version cannot generate.
     """
+    existing = existing_recipe(store)
+    if existing is not None and existing.format < FORMAT:
+        with nullcontext(held) if held else leased(store, force, _log.warning):
+            return _older(existing, recipe, store)
     recipe = prepare(recipe, store)
     with nullcontext(held) if held else leased(store, force, _log.warning) as lease:
         return run_prepared(recipe, store, lease, extend, watch)
@@ -73,7 +79,9 @@ def prepare(recipe: Recipe, store: Store) -> Recipe:
     Raises UserError for everything that would stop the workers.
     """
     linger()  # an invalid value is reported before any work
-    recipe = pin_recipe(recipe, existing_recipe(store))
+    existing = existing_recipe(store)
+    check_format(existing or recipe, store.address)
+    recipe = pin_recipe(recipe, existing)
     preflight(recipe)
     return recipe
 
@@ -104,6 +112,28 @@ def run_prepared(
     put_progress(store, last.to_dict())
     watch(last)
     return RunSummary(totals, last, state.seconds, recipe, state.limited or len(todo) < len(all_missing))
+
+
+def check_format(recipe: Recipe, where: str) -> None:
+    """Raise UserError if this version cannot generate the samples of a recipe, that of the dataset if there is one."""
+    if recipe.format < FORMAT:
+        raise UserError(
+            f"the recipe for {where} has format {recipe.format}; this version samples images and reads masks in "
+            f"another way and generates format {FORMAT} alone, so missing shards would not have the same bytes. "
+            f"Finished shards can still be read, verified, exported and trained on. Generate a new dataset in another "
+            f"place; in a recipe file, remove `format` and replace masks.capture and masks.timesteps by "
+            f"masks.noise_level (0.256 for timestep 100)."
+        )
+
+
+def _older(existing: Recipe, recipe: Recipe, store: Store) -> RunSummary:
+    """The summary of a complete dataset of an older format, whose statement and card are written again."""
+    plan = Plan(existing)
+    done = set(tags(store, len(plan)))
+    if missing(plan, done) or recipe.n > existing.n:
+        check_format(existing, store.address)
+    snapshot = Tracker(plan, done).snapshot(State(len(plan)), "done")
+    return RunSummary(write_statement(store, existing), snapshot, {}, existing)
 
 
 def _first(plan: Plan, shards: list[int], samples: int) -> list[int]:

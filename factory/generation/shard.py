@@ -7,11 +7,10 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 
 from factory.config.plan import PlannedSample, PlannedShard
-from factory.config.prompts import Prompt
 from factory.config.recipe import Recipe
 from factory.dataset.encode import EncodedSample, encode_sample
 from factory.dataset.receipts import Tally
-from factory.dataset.records import Grounded, Rejection, Sample, Verdict, provenance
+from factory.dataset.records import Rejection, Sample, Verdict, provenance
 from factory.dataset.rejected_images import RejectedImages
 from factory.generation.components import Components
 from factory.generation.filters import Filters
@@ -51,7 +50,7 @@ def produce(
 
     The order of samples and micro-batches is fixed, because the near-duplicate filter depends on it.
     """
-    filters, clock = Filters(recipe.filters, recipe.format), _Clock()
+    filters, clock = Filters(recipe.filters), _Clock()
     origin, vocabulary = provenance(recipe), recipe.vocabulary()
     encoded: dict[int, Future[EncodedSample]] = {}
     rejected, thumbnails = Counter[str](), RejectedImages()
@@ -100,12 +99,11 @@ def _try(
     with clock("filter"):
         for index, candidate in enumerate(batch):
             result, raw, written = generated[index], grounded[index], grounded[index].disjoint()
-            measured = written if recipe.format > 1 else _measured_by_format_1(recipe, prompts[index], raw, written)
             judged = prompts[index]
             if recipe.oracle is not None:
                 # An oracle omits classes that its detector does not find, so they are not grounds for rejection.
-                judged = judged.only({instance.class_name for instance in measured.instances})
-            verdict = filters.judge(result.image, judged, measured, detections[index], raw)
+                judged = judged.only({instance.class_name for instance in written.instances})
+            verdict = filters.judge(result.image, judged, written, detections[index], raw)
             sample = Sample(
                 planned=candidate.planned,
                 attempt=attempt,
@@ -115,22 +113,10 @@ def _try(
                 scores={**verdict.scores, **result.measured},
                 rejections=candidate.rejections,
                 latent=result.latent if recipe.oracle is not None else None,
-                timestep=result.timestep,
+                noise_level=result.noise_level,
             )
             results.append((candidate, sample, verdict))
     return results
-
-
-def _measured_by_format_1(recipe: Recipe, prompt: Prompt, raw: Grounded, written: Grounded) -> Grounded:
-    """The masks that the filters of format 1 measured: as found, before overlaps were removed.
-
-    Format 1 accepted a sample even if a class of its prompt lost all pixels to another class, and the class was missing
-    from the dataset. Such a shard never passed `verify`, so it is judged by today's rule: a dataset of format 1 can be
-    repaired, and its sound shards keep their bytes.
-    """
-    kept = {instance.class_name for instance in written.instances}
-    lost = {instance.class_name for instance in raw.instances} - kept
-    return written if recipe.oracle is None and lost & set(prompt.classes) else raw
 
 
 def _rejected(candidate: Pending, sample: Sample, reason: str) -> Pending:

@@ -22,7 +22,7 @@ HALVES = "halves"
 """What a grounder may need besides the image.
 
 ATTENTION is summed over layers, CROSS_ATTENTION kept layer by layer; see `Generated`. HALVES asks for the features of
-both halves of classifier-free guidance, with the channels of the unconditional half first.
+both halves of classifier-free guidance, with the channels of the unconditional half first (U-Nets only).
 """
 
 
@@ -37,13 +37,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Attention:
-    """The U-Net's attention to the tokens of each class.
+    """The denoiser's attention to the tokens of each class.
 
-    `cross` maps (height, width) of a U-Net level to float32 (groups, height, width): first the prompt's classes in
-    order, each summed over the class's own tokens, then the start token, the other words, and the end token with the
-    padding. `layers` counts the layers that were averaged at each level. `self_attention` is that of the finest
-    captured level, float32 (height * width, height * width), with rows that sum to 1, and `self_attention_shape` that
-    level's (height, width).
+    `cross` maps (height, width) of a level to float32 (groups, height, width): first the prompt's classes in order,
+    each summed over the class's own tokens, then what precedes the prompt, its other words, and what follows it. A
+    transformer has one level. `layers` counts the layers that were averaged at each level. `self_attention` is that of
+    the finest captured level, float32 (height * width, height * width), with rows that sum to 1, and
+    `self_attention_shape` that level's (height, width).
     """
 
     cross: Mapping[tuple[int, int], NDArray[np.float32]]
@@ -56,12 +56,13 @@ class Attention:
 class Generated:
     """A generated image with everything that was captured for it.
 
-    `features` are the U-Net's block outputs by name, (C, h, w) each. `cross_attention` holds the maps of the prompt's
-    classes by layer, (heads, classes, h, w), each summed over the class's own tokens. `class_embeddings` (classes,
-    channels) is the text encoder's last state for "a photograph of a ...", averaged over the class's tokens. `latent`
-    is the U-Net's conditional input at the feature step, float16 (C, h, w), and `timestep` that step's; together with
-    the prompt they reproduce the features. `labels` are those of a real image: 0 is background, k the k-th class of the
-    prompt, 255 ignored. `measured` holds figures about the inversion of a real image.
+    `features` are the denoiser's block outputs by name, (C, h, w) each: float32 of a U-Net, bfloat16 of a transformer.
+    `cross_attention` holds the maps of the prompt's classes by layer, (heads, classes, h, w), each summed over the
+    class's own tokens. `class_embeddings` (classes, channels) are the text states that the denoiser reads for "a
+    photograph of a ...", averaged over the class's tokens. `latent` is the finished latent, float16 (C, h, w), and
+    `noise_level` the noise share that it has already, 0 for a clean one; together with the prompt they reproduce the
+    features. `labels` are those of a real image: 0 is background, k the k-th class of the prompt, 255 ignored.
+    `measured` holds figures about the inversion of a real image.
     """
 
     image: Image
@@ -70,7 +71,7 @@ class Generated:
     cross_attention: Mapping[str, "Tensor"] = field(default_factory=dict)
     class_embeddings: "Tensor | None" = None
     latent: NDArray[np.float16] | None = None
-    timestep: int = 0
+    noise_level: float = 0.0
     labels: NDArray[np.uint8] | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
 

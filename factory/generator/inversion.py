@@ -20,11 +20,12 @@ from factory.dataset.masks import IGNORE
 from factory.dataset.records import Image
 from factory.errors import UserError
 from factory.generator.interface import Generated, Request
+from factory.generator.latents import Autoencoder
+from factory.generator.noise import shares
 from factory.generator.pipeline import PipelineGenerator
+from factory.generator.sampler import Conditions
 from factory.labelled.folders import open_labelled
 from factory.labelled.interface import LabelledFolder, LabelledImage
-
-_NOISE_SEED = 0
 
 
 def open_folder(real: RealRecipe, vocabulary: Vocabulary, checked: bool = False) -> LabelledFolder:
@@ -39,9 +40,9 @@ class InvertingGenerator:
     """A generator whose images come from a labelled folder.
 
     DDIM follows an image's latents to noise and back, with the prompt of its classes and without guidance. The latent
-    that denoising passes at the feature step replaces that of a generated image. `psnr` (dB) compares the decoded
-    result with the image. The method "noise" instead adds noise of a fixed seed to the encoded image; its
-    `psnr` is that of the autoencoder.
+    that denoising passes nearest to the recipe's noise level replaces that of a generated image. `psnr` (dB) compares
+    the decoded result with the image. The method "noise" instead keeps the latent of the encoded image, to which noise
+    is added where it is read; its `psnr` is that of the autoencoder.
     """
 
     def __init__(self, recipe: Recipe, device: str = "cpu") -> None:
@@ -50,6 +51,8 @@ class InvertingGenerator:
         self._vocabulary = recipe.vocabulary()
         self._folder = open_folder(recipe.real, self._vocabulary)
         self._model = PipelineGenerator(recipe, device)
+        self._autoencoder = Autoencoder(self._model.pipeline, recipe.generator, device, self._model.pixels)
+        self._alphas: Tensor = self._model.scheduler.alphas_cumprod.to(device)
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
@@ -58,14 +61,14 @@ class InvertingGenerator:
         loaded = [self._folder.load(self._real.keys[request.index]) for request in requests]
         images = [_resized(image, self._model.pixels) for image in loaded]
         prompts = [request.prompt for request in requests]
-        latents, timestep, restored = self.round_trip([image for image, _ in images], prompts)
+        latents, level, restored = self.round_trip([image for image, _ in images], prompts)
         results = []
         for k, (image, labels) in enumerate(images):
             results.append(
                 Generated(
                     image=image,
                     latent=latents[k].cpu().numpy().astype(np.float16),
-                    timestep=timestep,
+                    noise_level=level,
                     labels=self._prompt_labels(labels, prompts[k]),
                     measured={"psnr": psnr(image, restored[k])},
                 )
@@ -73,44 +76,47 @@ class InvertingGenerator:
         return results
 
     @torch.inference_mode()
-    def round_trip(self, images: Sequence[Image], prompts: list[Prompt]) -> tuple[Tensor, int, Sequence[Image]]:
-        """(latents at the feature step, its timestep, the restored images) for images of the model's size."""
-        clean = self._model.encode_images(np.stack(images))
-        target = self._recipe.masks.timesteps[0]
+    def round_trip(self, images: Sequence[Image], prompts: list[Prompt]) -> tuple[Tensor, float, Sequence[Image]]:
+        """(latents, the noise level that they have, the restored images) for images of the model's size."""
+        clean = self._autoencoder.encode(np.stack(images))
         if self._real.method == "noise":
-            latents, timestep, end = self._noised(clean, target), target, clean
-        else:
-            latents, timestep, end = self._invert_and_restore(clean, prompts, target)
-        return latents, timestep, self._model.decode_latents(end)
+            return clean, 0.0, self._autoencoder.decode(clean)
+        latents, level, end = self._invert_and_restore(clean, self._model.conditions(prompts))
+        return latents, level, self._autoencoder.decode(end)
 
-    def _invert_and_restore(self, clean: Tensor, prompts: list[Prompt], target: int) -> tuple[Tensor, int, Tensor]:
-        """(latents at the feature step on the way back, its timestep, latents at the end)."""
-        last = int(self._model.alphas.shape[0]) - 1
-        times = np.linspace(0, last, self._real.steps + 1).round().astype(int).tolist()
+    def _invert_and_restore(self, clean: Tensor, conditions: Conditions) -> tuple[Tensor, float, Tensor]:
+        """(latents nearest to the noise level on the way back, their level, latents at the end)."""
+        times = np.linspace(0, len(self._alphas) - 1, self._real.steps + 1).round().astype(int).tolist()
         latents = clean
         for start, stop in pairwise(times):
-            latents = self._step(latents, prompts, start, stop)
-        at_feature_step = latents
-        nearest = min(times[1:], key=lambda time: abs(time - target))
+            latents = self._step(latents, conditions, start, stop)
+        levels = shares(self._alphas)
+        nearest = min(times[1:], key=lambda time: abs(float(levels[time]) - self._model.level))
+        at_level = latents
         for start, stop in pairwise(times[::-1]):
             if start == nearest:
-                at_feature_step = latents
-            latents = self._step(latents, prompts, start, stop)
-        return at_feature_step, nearest, latents
+                at_level = latents
+            latents = self._step(latents, conditions, start, stop)
+        return at_level, round(float(levels[nearest]), 4), latents
 
-    def _step(self, latents: Tensor, prompts: list[Prompt], start: int, stop: int) -> Tensor:
+    def _step(self, latents: Tensor, conditions: Conditions, start: int, stop: int) -> Tensor:
         """One deterministic DDIM step between two timesteps, in either direction."""
-        clean, noise = self._model.denoise(latents, start, prompts)
-        alpha = self._model.alphas[stop]
+        clean, noise = self._predicted(latents, conditions, start)
+        alpha = self._alphas[stop]
         moved: Tensor = alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
         return moved
 
-    def _noised(self, clean: Tensor, time: int) -> Tensor:
-        random = torch.Generator().manual_seed(_NOISE_SEED)
-        noise = torch.randn((1, *clean.shape[1:]), generator=random).to(clean.device)
-        alpha = self._model.alphas[time]
-        noised: Tensor = alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
-        return noised
+    def _predicted(self, latents: Tensor, conditions: Conditions, timestep: int) -> tuple[Tensor, Tensor]:
+        """(clean latents, noise) that the model predicts from noisy latents (B, C, h, w), without guidance."""
+        output = self._model.call_denoiser(conditions, latents, timestep)
+        alpha = self._alphas[timestep]
+        signal, sigma = alpha**0.5, (1 - alpha) ** 0.5
+        kind = self._model.scheduler.config.prediction_type
+        if kind == "v_prediction":
+            return signal * latents - sigma * output, signal * output + sigma * latents
+        if kind == "sample":
+            return output, (latents - signal * output) / sigma
+        return (latents - sigma * output) / signal, output
 
     def _prompt_labels(self, labels: NDArray[np.uint8], prompt: Prompt) -> NDArray[np.uint8]:
         """Labels numbered by the vocabulary, renumbered by the prompt's classes."""

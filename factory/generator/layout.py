@@ -10,32 +10,19 @@ from typing import Any
 
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
+from factory.generator.families import Family, family_of
 from factory.generator.schedulers import check_scheduler
-
-LATENT_CONSISTENCY = "LatentConsistencyModelPipeline"
-XL = "StableDiffusionXLPipeline"
-KINDS = ("StableDiffusionPipeline", XL, LATENT_CONSISTENCY)
-"""Supported pipeline classes."""
-
-MODELS: Mapping[str, tuple[str, ...]] = {
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL", "AutoencoderTiny"),
-    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
-    "text_encoder_2": ("CLIPTextModel", "CLIPTextModelWithProjection"),
-}
-"""The components with weights, and the supported classes of each."""
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Components that generation does not use: they are never loaded and may be missing."""
 
-_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _VARIANTS = ("fp16", "bf16", "fp32")
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The pipeline's `model_index.json`. Raises UserError unless it exists and names one of KINDS."""
+    """The pipeline's `model_index.json`. Raises UserError unless it exists and names a class of the table."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise UserError(
@@ -44,33 +31,40 @@ def read_index(folder: Path) -> dict[str, Any]:
     data = _read(index)
     if "_class_name" not in data:
         raise UserError(f"{index} does not name the pipeline's class; save the pipeline again.")
-    check_kind(data["_class_name"], str(folder))
+    family_of(data["_class_name"], str(folder))
     return data
 
 
-def check_kind(kind: object, where: str) -> None:
-    """Raise UserError unless the pipeline's class is one of KINDS."""
-    if kind not in KINDS:
-        raise UserError(f"{where} is a {kind}; supported pipelines are {', '.join(KINDS)}.")
+def family_in(index: Mapping[str, Any]) -> Family:
+    """The family of a pipeline, by its `model_index.json`."""
+    return family_of(index["_class_name"], "the pipeline")
 
 
 def component_names(index: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(components with weights, tokenizers) of a pipeline."""
-    second = index["_class_name"] == XL
-    models = ("unet", "vae", "text_encoder", *(("text_encoder_2",) if second else ()))
-    return models, ("tokenizer", *(("tokenizer_2",) if second else ()))
+    """(components with weights, the denoiser first; tokenizers) of a pipeline, without optional ones that it lacks."""
+    family = family_in(index)
+    present = [name for name in family.models if name not in family.optional or _named(index, name) is not None]
+    tokenizers = [name for name in family.tokenizers if name not in family.optional or _named(index, name) is not None]
+    return (family.denoiser, *present), tuple(tokenizers)
 
 
 def component_class(index: Mapping[str, Any], name: str, where: str) -> str:
     """The class of a component. Raises UserError if it is missing or not supported."""
-    entry = index.get(name)
-    kind = entry[1] if isinstance(entry, list | tuple) and len(entry) == 2 else None
+    kind = _named(index, name)
     if kind is None:
         raise UserError(f"the model_index.json of {where} does not name a {name}; download or save the pipeline again.")
-    allowed = MODELS.get(name) or (_TOKENIZERS if name.startswith("tokenizer") else (str(kind),))
+    family = family_in(index)
+    denoiser = {family.denoiser: family.denoiser_classes}
+    allowed = {**denoiser, **family.models, **family.tokenizers}.get(name, (kind,))
     if kind not in allowed:
         raise UserError(f"the {name} of {where} is a {kind}; supported are {' and '.join(allowed)}.")
-    return str(kind)
+    return kind
+
+
+def _named(index: Mapping[str, Any], name: str) -> str | None:
+    entry = index.get(name)
+    kind = entry[1] if isinstance(entry, list | tuple) and len(entry) == 2 else None
+    return None if kind is None else str(kind)
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
@@ -79,18 +73,19 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     return _read(folder / name / file)
 
 
-def check_layout(folder: Path, generator: GeneratorRecipe, weights: bool = True) -> None:
+def check_layout(folder: Path, generator: GeneratorRecipe, weights: bool = True, checkpoint: bool = False) -> None:
     """Raise UserError for the first fault that would keep this pipeline from generating the recipe's images.
 
-    `weights` says whether the folder must hold them: those of a hub model are downloaded later, and a checkpoint has
-    its own file.
+    `weights` says whether the folder must hold them: those of a hub model are downloaded later. With a `checkpoint`,
+    those of the denoiser are in its file.
     """
     index = read_index(folder)
+    family = family_in(index)
     models, tokenizers = component_names(index)
     for name in models:
         component_class(index, name, str(folder))
         read_config(folder, name)
-        if weights:
+        if weights and not (checkpoint and name == family.denoiser):
             weights_variant(folder / name)
     for name in tokenizers:
         component_class(index, name, str(folder))
@@ -99,11 +94,13 @@ def check_layout(folder: Path, generator: GeneratorRecipe, weights: bool = True)
                 f"{folder / name} is not a tokenizer: there is neither {' nor '.join(_TOKENIZER_FILES)}; download or "
                 f"save the pipeline again."
             )
-    unet, vae = read_config(folder, "unet"), read_config(folder, "vae")
-    _check_shapes(folder, index, unet, vae)
-    _check_size(folder, generator, unet, vae)
+    denoiser, vae = read_config(folder, family.denoiser), read_config(folder, "vae")
+    if family.is_unet:
+        _check_shapes(folder, index, denoiser, vae)
+    _check_size(folder, family, generator, denoiser, vae)
+    _check_negative(folder, family, index, generator, denoiser)
     kind = component_class(index, "scheduler", str(folder))
-    check_scheduler(kind, read_config(folder, "scheduler"), unet, generator, str(folder))
+    check_scheduler(kind, read_config(folder, "scheduler"), denoiser, family.is_unet, generator, str(folder))
 
 
 def weights_variant(folder: Path) -> str | None:
@@ -130,8 +127,21 @@ def weights_variant(folder: Path) -> str | None:
 
 def pixels_per_latent(vae: Mapping[str, Any]) -> int:
     """Pixels per latent along each side, from the autoencoder's configuration."""
+    if "temperal_downsample" in vae:  # the spelling of Qwen-Image's autoencoder
+        return int(2 ** len(vae["temperal_downsample"]))
     blocks = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or (64,)
     return int(2 ** (len(blocks) - 1))
+
+
+def denoiser_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a pipeline's U-Net or transformer."""
+    return read_config(folder, family_in(read_index(folder)).denoiser)
+
+
+def blocks_of(family: Family, denoiser: Mapping[str, Any]) -> int:
+    """The number of a transformer's blocks, from its configuration."""
+    single = int(denoiser.get("num_single_layers", 0)) if len(family.blocks) > 1 else 0
+    return int(denoiser.get("num_layers") or denoiser.get("n_layers") or 0) + single
 
 
 def attention_levels(unet: Mapping[str, Any]) -> set[int]:
@@ -162,7 +172,7 @@ def _check_shapes(folder: Path, index: Mapping[str, Any], unet: Mapping[str, Any
             f"the U-Net of {folder} expects text embeddings of {expected} channels, but its text encoders give "
             f"{width}: they do not match; download or save the pipeline again."
         )
-    xl, embedded = index["_class_name"] == XL, unet.get("addition_embed_type")
+    xl, embedded = "text_encoder_2" in models, unet.get("addition_embed_type")
     if embedded != ("text_time" if xl else None) or unet.get("class_embed_type") is not None:
         raise UserError(
             f"the U-Net of {folder} has additional embeddings {embedded!r} and class embeddings "
@@ -174,17 +184,30 @@ def _text_channels(unet: Mapping[str, Any]) -> Any:
     return unet.get("encoder_hid_dim") or unet.get("cross_attention_dim", 1280)
 
 
-def _check_size(folder: Path, generator: GeneratorRecipe, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
-    factor = pixels_per_latent(vae)
+def _check_size(
+    folder: Path, family: Family, generator: GeneratorRecipe, denoiser: Mapping[str, Any], vae: Mapping[str, Any]
+) -> None:
+    factor = family.tokens_per_pixel(pixels_per_latent(vae), denoiser)
     wrong = [size for size in (generator.width, generator.height) if size is not None and size % factor]
     if wrong:
+        unit = "latent" if family.is_unet else "image token"
         raise UserError(
             f"{folder} cannot generate images of {generator.width or 'default'} x {generator.height or 'default'}: "
-            f"width and height must be multiples of {factor}, the pixels per latent."
+            f"width and height must be multiples of {factor}, the pixels per {unit}."
         )
-    if not unet.get("sample_size") and not (generator.width and generator.height):
+    if family.size is None and not denoiser.get("sample_size") and not (generator.width and generator.height):
         raise UserError(
             f"the U-Net of {folder} has no default size; set generator.width and generator.height in the recipe."
+        )
+
+
+def _check_negative(
+    folder: Path, family: Family, index: Mapping[str, Any], generator: GeneratorRecipe, denoiser: Mapping[str, Any]
+) -> None:
+    guided_by_input = family.guided_by_input(str(index["_class_name"]), denoiser)
+    if generator.negative and (guided_by_input or not family.negative):
+        raise UserError(
+            f"{folder} takes no negative prompt: it is not guided by an unconditional half; remove generator.negative."
         )
 
 

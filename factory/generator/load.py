@@ -8,13 +8,14 @@ from typing import Any
 
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
-from factory.generator.layout import KINDS, UNUSED, check_layout, read_config, read_index
-from factory.generator.schedulers import own_solver_needed
+from factory.generator.card import settings_of
+from factory.generator.layout import UNUSED, check_layout, family_in, read_index
+from factory.generator.lora import lora_file, lora_settings, merge_lora, pin_lora
+from factory.generator.placing import check_extras, placed
 
 __all__ = [
     "CHECKPOINTS",
     "EMBEDDED",
-    "KINDS",
     "check_generator",
     "check_pipeline_folder",
     "config_folder",
@@ -28,12 +29,12 @@ __all__ = [
 EMBEDDED = "stickers"
 
 CHECKPOINTS = (".safetensors", ".ckpt")
-"""Suffixes of single files that hold a whole Stable Diffusion model."""
+"""Suffixes of single files that hold a model: a whole Stable Diffusion, or the transformer of another pipeline."""
 
 _MAIN_FILES = ("model_index.json", "config.json")
 """Every model of diffusers or transformers has one of them."""
 
-_CONFIG_FILES = ["*.json", "*/*.json", "*.txt", "*/*.txt"]
+_CONFIG_FILES = ["*.json", "*/*.json", "*.txt", "*/*.txt", "*/*.model", "README.md"]
 
 
 def model_folder(model: str) -> Path | None:
@@ -67,9 +68,9 @@ def split_checkpoint(model: str) -> tuple[str | None, str | None]:
 
 
 def pin_generator(generator: GeneratorRecipe) -> GeneratorRecipe:
-    """The generator with the model's absolute path and revision, and its own solver if it was distilled for it.
+    """The generator with the model's absolute path and revision, and with the settings of the model's card.
 
-    Fields that are already pinned and a solver that was given are kept. Raises UserError if there is no such model.
+    Fields that are already pinned and settings that were given are kept. Raises UserError if there is no such model.
     """
     model = generator.model
     config, file = split_checkpoint(model)
@@ -81,22 +82,30 @@ def pin_generator(generator: GeneratorRecipe) -> GeneratorRecipe:
     changes: dict[str, Any] = {"model": model}
     if generator.revision is None:
         changes["revision"] = pin_revision(model)
+    if generator.lora is not None:
+        changes |= pin_lora(generator)
     pinned = generator.model_copy(update=changes)
-    if "solver" in generator.model_fields_set:
-        return pinned
     folder = config_folder(pinned)
-    kind = str(read_index(folder).get("scheduler", ["", ""])[1])
-    if own_solver_needed(kind, read_config(folder, "scheduler"), read_config(folder, "unet")):
-        return pinned.model_copy(update={"solver": "model"})
-    return pinned
+    own = settings_of(folder, generator.model)
+    if generator.lora is not None:
+        own |= lora_settings(Path(generator.lora).name, family_in(read_index(folder)))
+    return pinned.model_copy(
+        update={name: value for name, value in own.items() if name not in generator.model_fields_set}
+    )
 
 
 def check_generator(generator: GeneratorRecipe) -> Path:
     """Check from its small files that a worker can load this model; return the folder that holds them."""
     folder = config_folder(generator)
-    complete = model_folder(generator.model) is not None and split_checkpoint(generator.model)[1] is None
-    check_layout(folder, generator, weights=complete)
+    pipeline, file = split_checkpoint(generator.model)
+    local = model_folder(pipeline or generator.model) is not None
+    check_layout(folder, generator, weights=local and _has_weights(folder, file), checkpoint=file is not None)
     return folder
+
+
+def _has_weights(folder: Path, file: str | None) -> bool:
+    """Whether weights come from the folder: a checkpoint of a U-Net is a whole model, others hold a transformer."""
+    return file is None or not family_in(read_index(folder)).is_unet
 
 
 def config_folder(generator: GeneratorRecipe) -> Path:
@@ -121,11 +130,12 @@ def pin_revision(model: str) -> str:
         config = config or _configured_like(path)
         configured = model_folder(config)
         if configured is None:
-            return f"{_digest([path], path.parent)}+{_hub_commit(config)}"
-        small = [file for file in _files(configured) if file.suffix in (".json", ".txt")]
-        return hashlib.sha256((_digest([path], path.parent) + _digest(small, configured)).encode()).hexdigest()[:40]
+            return f"{_digest([path], path.parent)}+{hub_commit(config)}"
+        small = [own for own in _files(configured) if own.suffix in (".json", ".txt")]
+        used = _files(configured) if _has_weights(configured, file) else small
+        return hashlib.sha256((_digest([path], path.parent) + _digest(used, configured)).encode()).hexdigest()[:40]
     if path is None:
-        return _hub_commit(model)
+        return hub_commit(model)
     check_pipeline_folder(path)
     return folder_digest(path)
 
@@ -136,28 +146,46 @@ def folder_digest(folder: Path) -> str:
 
 
 def check_pipeline_folder(folder: Path) -> None:
-    """Raise UserError unless the folder holds a pipeline of one of KINDS."""
+    """Raise UserError unless the folder holds a pipeline of a supported class."""
     read_index(folder)
 
 
-def load_pipeline(recipe: GeneratorRecipe, device: str) -> Any:
+def load_pipeline(recipe: GeneratorRecipe, device: str, offload: bool = False) -> Any:
     """The pipeline on its device in the recipe's precision, in eval mode and without a safety checker.
 
-    Raises UserError if a file is missing or broken, or if weights and configuration do not match.
+    With `offload` its models stay in host memory while they are not used. Raises UserError if a file is missing or
+    broken, or if weights and configuration do not match.
     """
     from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
     from factory.generator.weights import assemble
 
-    _, file = split_checkpoint(recipe.model)
+    check_extras(recipe, offload)
+    folder, checkpoint = _files_of(recipe)
+    pipeline = assemble(folder, checkpoint, recipe)
+    if recipe.lora is not None:
+        merge_lora(pipeline, lora_file(recipe), recipe.lora_scale)
+    return placed(pipeline, family_in(read_index(folder)), recipe, device, offload)
+
+
+def _files_of(recipe: GeneratorRecipe) -> tuple[Path, Path | None]:
+    """(folder with the configurations and the weights that are used, checkpoint file), downloaded and checked."""
+    config, file = split_checkpoint(recipe.model)
     path = model_folder(recipe.model)
-    if file is not None:
-        folder, checkpoint = config_folder(recipe), path
-    else:
-        folder, checkpoint = path if path is not None else _downloaded_whole(recipe), None
-    check_layout(folder, recipe, weights=checkpoint is None)
-    return assemble(folder, checkpoint, recipe).to(device)
+    if file is None:
+        folder = path if path is not None else _downloaded_whole(recipe.model, recipe.revision, recipe)
+        check_layout(folder, recipe)
+        return folder, None
+    folder = config_folder(recipe)
+    from_folder = _has_weights(folder, file)
+    config = config or _configured_like(Path(file).expanduser())
+    if from_folder and model_folder(config) is None:
+        revision = (recipe.revision or "").partition("+")[2] or None
+        skipped = family_in(read_index(folder)).denoiser
+        folder = _downloaded_whole(config, revision, recipe, skipped)
+    check_layout(folder, recipe, weights=from_folder, checkpoint=True)
+    return folder, path
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -175,6 +203,11 @@ def _digest(paths: Any, folder: Path) -> str:
     return digest.hexdigest()[:40]
 
 
+def file_digest(file: Path) -> str:
+    """40 hex digits over the name and content of a file."""
+    return _digest([file], file.parent)
+
+
 def _absolute(model: str) -> str:
     path = model_folder(model)
     return model if path is None else str(path.absolute())
@@ -187,7 +220,7 @@ def _configured_like(file: Path) -> str:
     return reference_pipeline(file)
 
 
-def _hub_commit(model: str) -> str:
+def hub_commit(model: str) -> str:
     """The newest commit of a hub model, or the local cache's if the hub does not answer."""
     from huggingface_hub import HfApi, hf_hub_download
 
@@ -230,20 +263,20 @@ def _downloaded(model: str, revision: str | None, patterns: list[str]) -> Path:
         raise UserError(f"{_no_model(model)} (revision {revision}; the hub answered: {answer}).") from error
 
 
-def _downloaded_whole(recipe: GeneratorRecipe) -> Path:
-    """The local snapshot of a hub pipeline, with the variant of the weights that exists."""
+def _downloaded_whole(model: str, revision: str | None, recipe: GeneratorRecipe, skipped: str | None = None) -> Path:
+    """The local snapshot of a hub pipeline, with the variant of the weights that exists, without those of `skipped`."""
     from diffusers import DiffusionPipeline
 
-    unused: dict[str, Any] = dict.fromkeys(UNUSED)
+    unused: dict[str, Any] = dict.fromkeys((*UNUSED, *((skipped,) if skipped else ())))
     problem = ""
     for variant in (None, "fp16"):
         try:
-            folder = Path(DiffusionPipeline.download(recipe.model, revision=recipe.revision, variant=variant, **unused))
-            check_layout(folder, recipe)
+            folder = Path(DiffusionPipeline.download(model, revision=revision, variant=variant, **unused))
+            check_layout(folder, recipe, checkpoint=skipped is not None)
         except UserError as error:
             problem = str(error)
         except (OSError, ValueError) as error:
             problem = " ".join(str(error).split())[:300]
         else:
             return folder
-    raise UserError(f"the model {recipe.model} cannot be loaded: {problem}")
+    raise UserError(f"the model {model} cannot be loaded: {problem}")

@@ -6,7 +6,19 @@ from typing import Any
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
 
-SOLVERS = {"dpm++": "DPMSolverMultistepScheduler", "ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler"}
+SOLVERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "dpm++": ("DPMSolverMultistepScheduler", {}),
+    "ddim": ("DDIMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "ddim-trailing": ("DDIMScheduler", {"timestep_spacing": "trailing"}),
+    "euler-trailing": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+    "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
+}
+"""The class of each solver, and what it changes in the configuration of the model's own scheduler."""
+
+OWN = "model"
+"""The solver that stands for the model's own scheduler."""
 
 _CONSISTENCY = frozenset({"LCMScheduler", "TCDScheduler"})
 _ORDINARY = frozenset(
@@ -28,59 +40,92 @@ _ORDINARY = frozenset(
 )
 """Schedulers over the noise levels of Stable Diffusion; any of SOLVERS can replace them."""
 
-_NOT_REPEATABLE = frozenset({"DPMSolverSDEScheduler"})
+_FLOW = frozenset({"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"})
+_EDM = frozenset({"EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"})
+OF_UNETS = _ORDINARY | _CONSISTENCY | _EDM
+OF_TRANSFORMERS = _ORDINARY | _FLOW
+"""The supported schedulers by kind of denoiser."""
+
+NOT_REPEATABLE = frozenset({"DPMSolverSDEScheduler"})
 """Schedulers whose noise does not come from the sample's seed; their models are sampled with SOLVERS instead."""
 
-_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+_PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 _TRAINED_STEPS = 50
 
 
-def own_solver_needed(kind: str, config: Mapping[str, Any], unet: Mapping[str, Any]) -> bool:
-    """Whether a model was distilled for its own scheduler: latent consistency, TCD, or Turbo's trailing Euler."""
-    trailing = "Euler" in kind and config.get("timestep_spacing") == "trailing"
-    return is_consistency(kind, unet) or trailing
-
-
-def is_consistency(kind: str, unet: Mapping[str, Any]) -> bool:
+def is_consistency(kind: str, denoiser: Mapping[str, Any]) -> bool:
     """Whether a model predicts clean latents directly in each step, so that ordinary solvers do not apply."""
-    return kind in _CONSISTENCY or unet.get("time_cond_proj_dim") is not None
+    return kind in _CONSISTENCY or denoiser.get("time_cond_proj_dim") is not None
+
+
+def is_turbo(kind: str, config: Mapping[str, Any]) -> bool:
+    """Whether a model was distilled for few steps of Euler's method, as the Turbo models of Stable Diffusion are."""
+    return "Euler" in kind and config.get("timestep_spacing") == "trailing"
+
+
+def can_be_inverted(kind: str, config: Mapping[str, Any]) -> bool:
+    """Whether DDIM applies to the noise levels of this scheduler."""
+    return kind in _ORDINARY | NOT_REPEATABLE and not config.get("use_flow_sigmas")
 
 
 def loaded_class(kind: str) -> str:
     """The class that loads a scheduler's configuration, which gives the noise levels; the recipe's solver steps."""
-    return SOLVERS["dpm++"] if kind in _NOT_REPEATABLE else kind
+    return SOLVERS["dpm++"][0] if kind in NOT_REPEATABLE else kind
+
+
+def with_solver(own: Any, solver: str) -> Any:
+    """The scheduler of a solver over the noise levels of a model's `own` scheduler."""
+    import diffusers
+
+    if solver == OWN:
+        return own
+    kind, changes = SOLVERS[solver]
+    return getattr(diffusers, kind).from_config(own.config, **changes)
 
 
 def check_scheduler(
-    kind: str, config: Mapping[str, Any], unet: Mapping[str, Any], generator: GeneratorRecipe, where: str
+    kind: str,
+    config: Mapping[str, Any],
+    denoiser: Mapping[str, Any],
+    is_unet: bool,
+    generator: GeneratorRecipe,
+    where: str,
 ) -> None:
     """Raise UserError if the recipe's solver does not suit the model.
 
-    `kind` and `config` are the class and configuration of the pipeline's own scheduler, `unet` the U-Net's
-    configuration.
+    `kind` and `config` are the class and configuration of the pipeline's own scheduler, `denoiser` the configuration of
+    its U-Net or transformer, and `is_unet` says which of the two it is.
     """
-    own, solver = generator.solver == "model", generator.solver
-    if kind in _NOT_REPEATABLE and own:
+    supported = OF_UNETS if is_unet else OF_TRANSFORMERS
+    own, solver = generator.solver == OWN, generator.solver
+    if kind in NOT_REPEATABLE and own:
         raise UserError(
             f"the {kind} of {where} draws noise that does not depend on the seed alone, so images would not "
             f"be reproducible; set generator.solver to one of {', '.join(SOLVERS)}."
         )
-    if kind not in _ORDINARY | _CONSISTENCY | _NOT_REPEATABLE:
+    if kind not in supported | NOT_REPEATABLE:
         raise UserError(
             f"the scheduler of {where} is a {kind}, which is not supported; supported are "
-            f"{', '.join(sorted(_ORDINARY | _CONSISTENCY))}."
+            f"{', '.join(sorted(supported))}."
         )
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in _PREDICTIONS or config.get("use_flow_sigmas"):
+    prediction = config.get("prediction_type", _PREDICTIONS[0])
+    if prediction not in _PREDICTIONS:
+        raise UserError(f"the scheduler of {where} predicts {prediction!r}; supported are {', '.join(_PREDICTIONS)}.")
+    if (kind in _FLOW | _EDM or config.get("use_flow_sigmas")) and not own:
         raise UserError(
-            f"the scheduler of {where} predicts {prediction!r} with use_flow_sigmas "
-            f"{config.get('use_flow_sigmas', False)}; supported are {', '.join(_PREDICTIONS)}, without flow sigmas."
+            f"{where} is sampled by its own {kind} alone, whose noise levels differ from those of other solvers, but "
+            f"the recipe's solver is {solver}; set generator.solver to `{OWN}`, or leave it out."
         )
-    if is_consistency(kind, unet) and not own:
+    # A LoRA may turn an ordinary model into a consistency model, but nothing does the reverse.
+    if is_consistency(kind, denoiser) and not own and SOLVERS[solver][0] not in _CONSISTENCY:
         raise UserError(
             f"{where} is a consistency model, which only its own {kind} can sample, but the recipe's solver is "
-            f"{solver}; set generator.solver to `model`, or leave it out."
+            f"{solver}; set generator.solver to `{OWN}`, or leave it out."
         )
+    _check_steps(kind if own else SOLVERS[solver][0], config, generator, where)
+
+
+def _check_steps(kind: str, config: Mapping[str, Any], generator: GeneratorRecipe, where: str) -> None:
     trained = int(config.get("original_inference_steps") or _TRAINED_STEPS)
     if kind in _CONSISTENCY and generator.steps > trained:
         raise UserError(

@@ -1,4 +1,5 @@
-"""Single-file checkpoints: a whole Stable Diffusion model in one file, with the tensor names of its original code."""
+"""Single-file checkpoints with the tensor names of the original code: a whole Stable Diffusion 1, 2 or XL, or the
+transformer of another family."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from factory.errors import UserError
-from factory.generator.layout import component_class, component_names, read_config, read_index
+from factory.generator.layout import component_class, component_names, family_in, read_config, read_index
 
 _CLIP, _OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 _XL_CLIP, _XL_OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
@@ -16,13 +17,15 @@ _XL_CLIP, _XL_OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.e
 
 def reference_pipeline(file: Path) -> str:
     """The hub id of the pipeline whose configurations and tokenizers fit a checkpoint, inferred from its tensors."""
-    from diffusers.loaders.single_file_utils import fetch_diffusers_config
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config, infer_diffusers_model_type
 
     tensors = _read(file, shapes_only=True)
-    if not any(name.startswith("model.diffusion_model.") for name in tensors):
+    unrecognised = infer_diffusers_model_type(tensors) == "v1"
+    if unrecognised and not any(name.startswith("model.diffusion_model.") for name in tensors):
         raise UserError(
-            f"{file} is not a Stable Diffusion checkpoint: no tensor's name starts with model.diffusion_model. A "
-            f"LoRA, a ControlNet or a U-Net alone is not a whole model."
+            f"{file} is not a Stable Diffusion checkpoint: no tensor's name starts with model.diffusion_model, and it "
+            f"is not recognised as a transformer of another family. A LoRA, a ControlNet or a U-Net alone is not a "
+            f"whole model; name a transformer with its pipeline as PIPELINE@FILE."
         )
     return str(fetch_diffusers_config(tensors)["pretrained_model_name_or_path"])
 
@@ -30,9 +33,13 @@ def reference_pipeline(file: Path) -> str:
 def load_checkpoint(file: Path, folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
     """The models in a checkpoint by component name, on the CPU; `folder` holds their configurations.
 
-    Raises UserError if the file lacks a tensor, or if its prediction type differs from the folder's scheduler's.
+    A checkpoint of a transformer gives the transformer alone. Raises UserError if the file lacks a tensor, or if its
+    prediction type differs from the folder's scheduler's.
     """
-    tensors, index = _read(file), read_index(folder)
+    index = read_index(folder)
+    if not family_in(index).is_unet:
+        return {family_in(index).denoiser: _load_transformer(file, folder, index, dtype)}
+    tensors = _read(file)
     if "v_pred" in tensors and read_config(folder, "scheduler").get("prediction_type") != "v_prediction":
         raise UserError(
             f"{file} predicts v, but the scheduler of {folder} is configured for another prediction type; name a "
@@ -44,19 +51,46 @@ def load_checkpoint(file: Path, folder: Path, dtype: torch.dtype) -> dict[str, n
     }
 
 
+def _load_transformer(file: Path, folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    name = family_in(index).denoiser
+    kind = component_class(index, name, str(folder))
+    tensors: Any = _read(file)
+    model: Any = _built(kind, folder / name, dtype)
+    own = model.state_dict().keys()
+    # A file may hold the names of diffusers already, as the parts of a pipeline's folder do.
+    if 2 * len(own & tensors.keys()) < len(own):
+        from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+        if kind not in SINGLE_FILE_LOADABLE_CLASSES:
+            raise UserError(f"{file} has tensor names of another program, which cannot be read for a {kind}.")
+        convert = SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"]
+        tensors = convert(config=dict(model.config), checkpoint=dict(tensors))
+    return _filled(model, tensors, name, file, dtype)
+
+
 def _load(
     name: str, kind: str, tensors: Mapping[str, Tensor], folder: Path, file: Path, dtype: torch.dtype
 ) -> nn.Module:
-    from factory.generator.weights import check_tensors
+    model = _built(kind, folder / name, dtype)
+    return _filled(model, _converted(name, model, tensors), name, file, dtype)
 
+
+def _built(kind: str, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A model of random weights, created in their type."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        model = _build(kind, folder / name)
+        model: nn.Module = _build(kind, folder)
     finally:
         torch.set_default_dtype(before)
-    converted = _converted(name, model, tensors)
-    found = model.load_state_dict(converted, strict=False)
+    return model
+
+
+def _filled(model: nn.Module, tensors: Mapping[str, Tensor], name: str, file: Path, dtype: torch.dtype) -> nn.Module:
+    """The model with weights of these names. Raises UserError if one is missing."""
+    from factory.generator.weights import check_tensors
+
+    found = model.load_state_dict(tensors, strict=False)
     check_tensors(name, file, found.missing_keys, (), len(model.state_dict()))
     return model.to(dtype).eval()
 

@@ -1,35 +1,127 @@
-"""Find the tokens of each class in a prompt."""
+"""Find the tokens of each class in a prompt by their text, whatever the tokenizer and the template around it."""
 
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from factory.config.prompts import Prompt
 from factory.errors import UserError
 
+_END_TOKEN = 16
+"""Characters that an end token may have."""
 
-def class_tokens(tokenizer: Any, prompt: Prompt) -> tuple[list[list[int]], int]:
-    """(positions of each class's own tokens, position of the end token); the start token is at 0.
 
-    CLIP tokenises word by word, so counting the tokens of the text before a word gives the word's position. Raises
-    UserError if the text does not contain a class's words, or only after the encoder's last token.
+@dataclass(frozen=True)
+class Positions:
+    """Positions among the tokens of a text: those of each class, and the first and last (exclusive) of the prompt."""
+
+    classes: tuple[tuple[int, ...], ...]
+    start: int
+    end: int
+
+
+def class_positions(tokenizer: Any, ids: Sequence[int], prompt: Prompt, missing_ok: bool = False) -> Positions:
+    """The positions of a prompt and of its classes among token ids without padding.
+
+    The ids are decoded, the prompt is looked up in the resulting text and the phrase of each class in the prompt. Case,
+    white space and accents are ignored, because tokenizers change them. With `missing_ok` a class may lie beyond the
+    last token; it has no positions then. Raises UserError if the text does not contain a class's words, or only after
+    the encoder's last token.
     """
-    length = tokenizer.model_max_length
-
-    def count(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
-
-    end = min(count(prompt.text) + 1, length - 1)
-    positions = []
-    for name, phrase, span in zip(prompt.classes, prompt.phrases, prompt.spans(), strict=True):
-        if span is None:
+    decoded = _Decoded(tokenizer, ids)
+    text, ends = _folded_with_ends(prompt.text)
+    spans = [_span(prompt, k, ends) for k in range(len(prompt.classes))]
+    offset, length = _located(decoded.text, text)
+    classes = []
+    for phrase, (start, end) in zip(prompt.phrases, spans, strict=True):
+        if start < length:
+            own = decoded.tokens(offset + start, offset + min(end, length))
+        else:
+            found = _by_phrase(decoded.text, text, start, end)
+            own = () if found is None else decoded.tokens(found + start, found + end)
+        if not own and not missing_ok:
             raise UserError(
-                f"masks from attention require the words of each class in the prompt: {phrase!r} (class {name}) is not "
-                f"in {prompt.text!r}. Write class=words in the prompts file, or use --masks detector."
-            )
-        own = [k for k in range(count(prompt.text[: span[0]]) + 1, count(prompt.text[: span[1]]) + 1) if k < end]
-        if not own:
-            raise UserError(
-                f"the words {phrase!r} come after the first {length} tokens, which are all that the model reads of "
+                f"the words {phrase!r} come after the first {len(ids)} tokens, which are all that the model reads of "
                 f"{prompt.text!r}; shorten the prompt."
             )
-        positions.append(own)
-    return positions, end
+        classes.append(own)
+    if not length:
+        inside = [position for own in classes for position in own]
+        return Positions(tuple(classes), min(inside, default=0), max(inside, default=-1) + 1)
+    whole = decoded.tokens(offset, offset + length)
+    return Positions(tuple(classes), whole[0], whole[-1] + 1)
+
+
+def _span(prompt: Prompt, index: int, ends: Sequence[int]) -> tuple[int, int]:
+    """The range of a class's phrase in the folded prompt."""
+    span = prompt.spans()[index]
+    if span is None:
+        raise UserError(
+            f"masks from attention require the words of each class in the prompt: {prompt.phrases[index]!r} (class "
+            f"{prompt.classes[index]}) is not in {prompt.text!r}. Write class=words in the prompts file, or use "
+            f"--masks detector."
+        )
+    return bisect_left(ends, span[0] + 1), bisect_left(ends, span[1] + 1)
+
+
+def _located(decoded: str, text: str) -> tuple[int, int]:
+    """Where the prompt begins in the decoded text, at its last occurrence, and how much of it is there.
+
+    A prompt that was cut ends where only the end token may follow. (0, 0) if it is not there at all.
+    """
+    for length in range(len(text), 0, -1):
+        at = decoded.rfind(text[:length])
+        if at >= 0:
+            whole = length == len(text)
+            return (at, length) if whole or len(decoded) - at - length <= _END_TOKEN else (0, 0)
+    return 0, 0
+
+
+def _by_phrase(decoded: str, text: str, start: int, end: int) -> int | None:
+    """Where the prompt begins judging by one phrase, for prompts with characters that the tokenizer does not know."""
+    phrase = text[start:end]
+    later = text.count(phrase, start)
+    if decoded.count(phrase) < text.count(phrase):
+        return None
+    at = len(decoded)
+    for _ in range(later):
+        at = decoded.rfind(phrase, 0, at)
+    return at - start
+
+
+class _Decoded:
+    """Token ids with the folded text of each prefix."""
+
+    def __init__(self, tokenizer: Any, ids: Sequence[int]) -> None:
+        self._tokenizer, self._ids = tokenizer, list(ids)
+        self._lengths: dict[int, int] = {}
+        self.text = self._decode(len(self._ids))
+
+    def tokens(self, start: int, end: int) -> tuple[int, ...]:
+        """The positions of the tokens that overlap a range of the text."""
+        positions = range(len(self._ids))
+        first = bisect_left(positions, start + 1, key=lambda k: self._length(k + 1))
+        last = bisect_left(positions, end, key=lambda k: self._length(k + 1))
+        return tuple(range(first, min(last + 1, len(self._ids))))
+
+    def _length(self, count: int) -> int:
+        if count not in self._lengths:
+            self._lengths[count] = len(self._decode(count))
+        return self._lengths[count]
+
+    def _decode(self, count: int) -> str:
+        text = self._tokenizer.decode(self._ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return _folded_with_ends(text)[0]
+
+
+def _folded_with_ends(text: str) -> tuple[str, list[int]]:
+    """The text in lower case without white space and accents, and where each of its characters ends in `text`."""
+    folded, ends = [], []
+    for number, character in enumerate(text, 1):
+        for part in unicodedata.normalize("NFKD", character).lower():
+            if not part.isspace() and not unicodedata.combining(part):
+                folded.append(part)
+                ends.append(number)
+    return "".join(folded), ends

@@ -15,7 +15,14 @@ from torch import nn
 
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
-from factory.generator.layout import UNUSED, component_class, component_names, read_index, weights_variant
+from factory.generator.layout import (
+    UNUSED,
+    component_class,
+    component_names,
+    family_in,
+    read_index,
+    weights_variant,
+)
 from factory.generator.schedulers import loaded_class
 
 _IGNORED = re.compile(r"(^|\.)position_ids$")
@@ -47,21 +54,23 @@ def assemble(folder: Path, checkpoint: Path | None, recipe: GeneratorRecipe) -> 
         parts |= _explained(
             recipe.model, "checkpoint", lambda: load_checkpoint(checkpoint, folder, torch_dtype(recipe))
         )
-    else:
-        for name in models:
+    for name in models:
+        if name not in parts:
             parts[name] = _explained(recipe.model, name, partial(_load, folder, index, name, recipe))
     scheduler = getattr(diffusers, loaded_class(component_class(index, "scheduler", str(folder))))
     parts["scheduler"] = _explained(
         recipe.model, "scheduler", lambda: scheduler.from_config(scheduler.load_config(folder / "scheduler"))
     )
     for name in tokenizers:
-        parts[name] = _explained(recipe.model, name, partial(_tokenizer, folder / name))
+        kind = component_class(index, name, str(folder))
+        parts[name] = _explained(recipe.model, name, partial(load_tokenizer, folder / name, kind))
     kind = getattr(diffusers, index["_class_name"])
     accepted = inspect.signature(kind.__init__).parameters
     parts |= {name: value for name, value in index.items() if name in accepted and not isinstance(value, list)}
     parts["requires_safety_checker"] = False
+    missing = {name: None for name in family_in(index).optional if name not in parts}
     # Not `from_pretrained`: it requires the indexed class even of a component that is passed to it.
-    return kind(**{name: part for name, part in parts.items() if name in accepted})
+    return kind(**{name: part for name, part in {**missing, **parts}.items() if name in accepted})
 
 
 def check_tensors(name: str, where: object, missing: Collection[str], unexpected: Collection[str], total: int) -> None:
@@ -86,10 +95,13 @@ def load_model(kind: Any, folder: Path, name: str) -> Any:
     return _explained(str(folder), name, lambda: _checked(kind, folder, name, folder, dtype=torch.float32))
 
 
-def _tokenizer(folder: Path) -> Any:
-    from transformers import CLIPTokenizer
+def load_tokenizer(folder: Path, kind: str) -> Any:
+    """The tokenizer of the class that a pipeline's index names; of a processor, its tokenizer alone."""
+    import transformers
 
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    # PixtralProcessor needs torchvision for images that no text-to-image call has.
+    named = transformers.AutoTokenizer if kind.endswith("Processor") else getattr(transformers, kind)
+    return named.from_pretrained(folder, local_files_only=True)
 
 
 def _load(folder: Path, index: dict[str, Any], name: str, recipe: GeneratorRecipe) -> nn.Module:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from factory.config.plan import Plan
 from factory.config.prompts import Prompt
+from factory.config.recipe import FORMAT
 from factory.dataset.encode import ORACLE_SUFFIXES, EncodedSample
 from factory.dataset.masks import IGNORE, decode_label_png
 from factory.dataset.receipts import Receipt, committed
@@ -25,14 +26,14 @@ from factory.files.decode import decode_array, decode_jpeg
 class OracleSample:
     """A training sample.
 
-    `labels` is uint8 (H, W): 0 background, k the k-th class of the prompt, 255 ignored. `found` says which of the
-    prompt's classes the detector found.
+    `latent` has a share of noise of `noise_level` already, 0 if it is clean. `labels` is uint8 (H, W): 0 background, k
+    the k-th class of the prompt, 255 ignored. `found` says which of the prompt's classes the detector found.
     """
 
     key: str
     prompt: Prompt
     latent: NDArray[np.float16]
-    timestep: int
+    noise_level: float
     image: Image
     labels: NDArray[np.uint8]
     found: tuple[bool, ...]
@@ -48,6 +49,11 @@ class OracleDataset:
             raise UserError(
                 f"{store.address} is not an oracle dataset but one of images with masks; create one with `factory "
                 f"bootstrap-oracle`."
+            )
+        if self.recipe.format < FORMAT:
+            raise UserError(
+                f"{store.address} is an oracle dataset of format {self.recipe.format}, whose latents were kept during "
+                f"sampling; this version keeps and reads finished ones. Create it again in another folder."
             )
         self.plan = Plan(self.recipe)
         numbers = sorted(number for number in committed(store) if number < len(self.plan))
@@ -100,9 +106,9 @@ class OracleDataset:
         with readable(self.store, f"sample {sample.key}"):
             annotation, pixels = annotation_of(sample), decode_label_png(members["seg.png"])
             image, latent = decode_jpeg(members["jpg"]), decode_array(members["latent.npy"])
-            timestep = annotation.get("timestep")
-            if image.shape[:2] != pixels.shape or not isinstance(timestep, int) or not 0 <= timestep < 1000:
-                raise ValueError(f"an image of {image.shape[:2]}, labels of {pixels.shape} at timestep {timestep!r}")
+            level = annotation.get("noise_level")
+            if image.shape[:2] != pixels.shape or not isinstance(level, float | int) or not 0 <= level < 1:
+                raise ValueError(f"an image of {image.shape[:2]}, labels of {pixels.shape} at noise level {level!r}")
         assert self.recipe.oracle is not None
         leaked = {*annotation["classes"], *prompt.classes} - set(self.recipe.oracle.seen)
         if leaked:
@@ -124,7 +130,7 @@ class OracleDataset:
             key=sample.key,
             prompt=prompt,
             latent=latent,
-            timestep=timestep,
+            noise_level=float(level),
             image=image,
             labels=labels,
             found=tuple(name in ids for name in prompt.classes),

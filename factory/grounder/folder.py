@@ -26,7 +26,8 @@ class GrounderConfig:
     """The config.json of a grounder: what it is and what it fits.
 
     `module` is one of MODULES, with its `options`; `backbone` the shapes that it reads (see `Backbone`); `model` and
-    `revision` the text-to-image model that it was trained on; `capture` and `timestep` where its features are read.
+    `revision` the text-to-image model that it was trained on, `lora` the revision and scale of its LoRA; `noise_level`
+    and `noise_seed` where features are read.
     `classes_seen` are the classes of its training, and `data` the fingerprints of its oracle datasets. `oracle` holds
     their recipes' `generator` and `masks`, the defaults for measuring it.
     """
@@ -36,14 +37,15 @@ class GrounderConfig:
     backbone: Mapping[str, Any]
     model: str
     revision: str
-    capture: str
-    timestep: int
+    noise_level: float
     classes_seen: tuple[str, ...]
     split: str
     data: tuple[str, ...]
     steps: int
     oracle: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    format: int = 1
+    noise_seed: int = 0
+    lora: str | None = None
+    format: int = 2
     kind: str = field(default=_KIND)
 
 
@@ -66,11 +68,21 @@ def read_config(folder: Path) -> GrounderConfig:
         data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if data.get("kind") != _KIND or data.get("module") not in MODULES:
             raise ValueError(f"its kind is {data.get('kind')!r} and its module {data.get('module')!r}")
+        if data.get("format") == 1:
+            data = _from_format_1(data)
         return GrounderConfig(**{**data, "classes_seen": tuple(data["classes_seen"]), "data": tuple(data["data"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{folder / CONFIG} is not a grounder's config ({error}); train a grounder with `factory train-grounder`."
         ) from error
+
+
+def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:
+    """A config of format 1, which counted noise in timesteps of Stable Diffusion, the only family of that time."""
+    from factory.generator.noise import share_of_timestep
+
+    kept = {name: value for name, value in data.items() if name not in ("capture", "timestep", "format")}
+    return kept | {"noise_level": share_of_timestep(data["timestep"])}
 
 
 def pin_grounder(name: str) -> str:
@@ -79,11 +91,11 @@ def pin_grounder(name: str) -> str:
 
 
 def check_fits(name: str, config: GrounderConfig, generator: GeneratorRecipe) -> None:
-    """Raise UserError unless the grounder was trained on exactly this text-to-image model, which gives all it reads."""
-    if config.module == "paper-cfg" and config.capture == "sampling" and generator.guidance <= 1:
+    """Raise UserError unless the grounder was trained on exactly this text-to-image model."""
+    if config.lora != generator.adapter:
         raise UserError(
-            f"the grounder {name} reads both halves of classifier-free guidance, but a guidance of "
-            f"{generator.guidance:g} has only one; give a guidance above 1."
+            f"the grounder {name} was trained on a model with the LoRA {config.lora or 'none'}, but the recipe has "
+            f"{generator.adapter or 'none'}, which changes the features; train a grounder with this LoRA."
         )
     if config.revision != generator.revision:
         raise UserError(
@@ -166,7 +178,7 @@ Turns the features and attention of a text-to-image model into one mask per clas
 | | |
 |---|---|
 | text-to-image model | {config.model}, revision {config.revision} |
-| features read | {config.capture}, timestep {config.timestep} |
+| features read at | noise level {config.noise_level:g}, noise seed {config.noise_seed} |
 | oracle datasets | {", ".join(config.data)} |
 | split | {config.split} |
 | steps | {config.steps} |

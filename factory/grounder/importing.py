@@ -11,8 +11,8 @@ from factory.generator.load import pin_generator
 from factory.grounder.folder import CONFIG, GrounderConfig, save_grounder
 from factory.hf_logging import quiet_model_libraries
 
-_TIMESTEP = 1
-"""The released module reads features at the last of 50 DDIM steps."""
+_NOISE_LEVEL = 0.0397
+"""The released module reads features at the last of 50 DDIM steps, timestep 1."""
 _SAMPLING = {"steps": 50, "guidance": 5.0, "solver": "ddim"}
 
 
@@ -36,7 +36,7 @@ def import_released(release: Release, out: Path, device: str = "auto") -> Path:
     The model is loaded and called once for the shapes of its features. Raises UserError if the checkpoint does not fit.
     """
     quiet_model_libraries()
-    import numpy as np
+    import torch
 
     from factory.generator.pipeline import PipelineGenerator
     from factory.grounder.modules.backbone import Backbone
@@ -47,7 +47,7 @@ def import_released(release: Release, out: Path, device: str = "auto") -> Path:
     if (out / CONFIG).exists():
         raise UserError(f"{out} already holds a grounder; give another --out.")
     detector = {} if release.detector is None else {"detector": release.detector}
-    masks = {"source": "attention", "capture": "sampling", "timesteps": [_TIMESTEP], **detector}
+    masks = {"source": "attention", "noise_level": _NOISE_LEVEL, **detector}
     generator = {"model": release.model, **_SAMPLING}
     digest = _digest(release.checkpoint)
     recipe = make_recipe({"n": 1, "classes": release.classes, "generator": generator, "masks": masks})
@@ -55,8 +55,8 @@ def import_released(release: Release, out: Path, device: str = "auto") -> Path:
     vocabulary = recipe.vocabulary()
     seen = tuple(vocabulary.seen(release.split))
     reader = PipelineGenerator(recipe, chosen_device(device), PublishedModule.needs)
-    latents = reader.encode_images(np.zeros((1, *reader.pixels, 3), np.uint8))
-    backbone = Backbone.of(reader.read(latents, _TIMESTEP, [captioned(vocabulary, vocabulary.names[:1])]))
+    prompts = [captioned(vocabulary, vocabulary.names[:1])]
+    backbone = Backbone.of(reader.read(torch.zeros(1, *reader.latent_shape), prompts))
     module = PublishedModule(backbone)
     load_released(module, release.checkpoint)
     config = GrounderConfig(
@@ -65,8 +65,7 @@ def import_released(release: Release, out: Path, device: str = "auto") -> Path:
         backbone=backbone.to_dict(),
         model=recipe.generator.model,
         revision=str(recipe.generator.revision),
-        capture="sampling",
-        timestep=_TIMESTEP,
+        noise_level=_NOISE_LEVEL,
         classes_seen=seen,
         split=release.split,
         data=(f"released checkpoint, sha256 {digest}",),

@@ -1,4 +1,4 @@
-"""Train a grounder on oracle datasets. Features are not stored: each step recomputes them with one U-Net call."""
+"""Train a grounder on oracle datasets. Features are not stored: each step recomputes them with one denoiser call."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -63,8 +63,8 @@ class GrounderTask:
         self.reader = PipelineGenerator(self.recipe, device, needs)
         self.validation = held_out_samples(datasets, HELD_OUT, _MAX_VALIDATION)
         (first,) = first_samples(datasets[0], 1)
-        self.backbone = Backbone.of(self._read([first]))
-        self.config = self._config(first.timestep, steps)
+        self.backbone = Backbone.of(self._read([first]), transformer=not self.reader.family.is_unet)
+        self.config = self._config(steps)
         torch.manual_seed(0)
         self.model: nn.Module = build_module(self.config).to(device)
         self._stream: tuple[tuple[int, int], SampleStream[OracleSample]] | None = None
@@ -121,7 +121,7 @@ class GrounderTask:
             raise ValueError(f"its {config.module} module does not fit: it is of another kind or backbone")
         self.model.load_state_dict(module.state_dict())
 
-    def _config(self, timestep: int, steps: int) -> GrounderConfig:
+    def _config(self, steps: int) -> GrounderConfig:
         generator, oracle = self.recipe.generator, self.recipe.oracle
         assert oracle is not None
         options = asdict(self.options.guided) if self.options.module == "guided" else {}
@@ -131,8 +131,9 @@ class GrounderTask:
             backbone=self.backbone.to_dict(),
             model=generator.model,
             revision=str(generator.revision),
-            capture=self.recipe.masks.capture,
-            timestep=timestep,
+            noise_level=self.reader.level,
+            noise_seed=self.recipe.masks.noise_seed,
+            lora=generator.adapter,
             classes_seen=oracle.seen,
             split=oracle.split,
             data=tuple(dataset.recipe.fingerprint() for dataset in self.datasets),
@@ -146,7 +147,7 @@ class GrounderTask:
     def _read(self, samples: Sequence[OracleSample]) -> Captured:
         latents = torch.from_numpy(np.stack([s.latent for s in samples])).float()
         with autocast(self.device):
-            captured = self.reader.read(latents, [s.timestep for s in samples], [s.prompt for s in samples])
+            captured = self.reader.read(latents, [s.prompt for s in samples], [s.noise_level for s in samples])
         broken = not_finite(captured)
         if broken:
             raise UserError(
@@ -171,7 +172,7 @@ def shared_recipe(datasets: Sequence[OracleDataset]) -> Any:
         if _features_and_classes(dataset) != _features_and_classes(datasets[0]):
             raise UserError(
                 f"{dataset.store.address} is another kind of oracle dataset than {datasets[0].store.address}: model, "
-                f"capture, timestep, classes or split differ; train on datasets that share them."
+                f"noise level or seed, classes or split differ; train on datasets that share them."
             )
     current = pin_revision(first.generator.model)
     if current != first.generator.revision:
@@ -185,8 +186,9 @@ def shared_recipe(datasets: Sequence[OracleDataset]) -> Any:
 
 def _features_and_classes(dataset: OracleDataset) -> tuple[Any, ...]:
     recipe = dataset.recipe
-    generator = (recipe.generator.model, recipe.generator.revision, recipe.generator.width, recipe.generator.height)
-    return generator, recipe.masks.capture, recipe.masks.timesteps, recipe.classes, recipe.oracle
+    own = recipe.generator
+    generator = (own.model, own.revision, own.adapter, own.width, own.height)
+    return generator, recipe.masks.noise_level, recipe.masks.noise_seed, recipe.classes, recipe.oracle
 
 
 def _needs(module: str) -> frozenset[str]:

@@ -27,7 +27,7 @@ def captured(tiny_model: Path) -> tuple[Captured, torch.Tensor]:
     prompts = sorted((s.prompt for s in Plan(recipe).shard(0).samples), key=lambda prompt: -len(prompt.classes))
     generator = PipelineGenerator(recipe, needs=EVERYTHING)
     latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    read = generator.read(latents, 200, [prompts[0], prompts[1], prompts[-1]])
+    read = generator.read(latents, [prompts[0], prompts[1], prompts[-1]])
     return read, torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
 
 

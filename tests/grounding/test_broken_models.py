@@ -89,7 +89,7 @@ def test_a_nan_latent_raises_a_clear_error(oracle: Path, tmp_path: Path) -> None
 def test_nan_features_raise_a_clear_error_at_the_first_step(oracle: Path, tmp_path: Path) -> None:
     task = GrounderTask([OracleDataset(Store(str(oracle)))], GrounderOptions(), "cpu", OPTIONS.steps)
     with torch.no_grad():
-        task.reader._unet.mid_block.resnets[0].conv1.weight.fill_(torch.nan)
+        task.reader.pipeline.unet.mid_block.resnets[0].conv1.weight.fill_(torch.nan)
     with pytest.raises(UserError, match=r"the U-Net of the model .* returns values that are not finite"):
         train(task, OPTIONS, tmp_path / "run", _silent)
     assert not (tmp_path / "run/checkpoint.pt").exists()

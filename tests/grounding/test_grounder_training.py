@@ -47,8 +47,8 @@ def test_oracles_of_another_backbone_are_refused(tiny_model: Path, tmp_path: Pat
     import shutil
 
     model = shutil.copytree(tiny_model, tmp_path / "model")
-    for name, timestep in (("one", 200), ("two", 500)):
-        masks = {"source": "detector", "capture": "sampling", "timesteps": [timestep]}
+    for name, level in (("one", 0.37), ("two", 0.7)):
+        masks = {"source": "detector", "noise_level": level}
         make_set(oracle_recipe(model, n=4, masks=masks), tmp_path / name, BandDetector(voc().names))
     datasets = [OracleDataset(Store(str(tmp_path / name))) for name in ("one", "two")]
     with pytest.raises(UserError, match="is another kind of oracle dataset"):

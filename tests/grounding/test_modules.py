@@ -8,23 +8,21 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from factory.generator.capture import Capture
 from factory.generator.interface import FEATURES, Captured
 from factory.grounder.loss import binary_loss, competing_loss
 from factory.grounder.modules.backbone import Backbone
 from factory.grounder.modules.guided import GuidedModule
 from factory.grounder.modules.paper import PaperModule
 from factory.grounder.modules.published import PublishedModule
+from tests.support.grounding_sets import read_blocks
 
 
 def test_the_papers_module_has_the_papers_size() -> None:
     """Both guidance halves concatenated: 15360, 14080, 8320 and 5120 channels; 18.8 M parameters."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
-        capture = Capture(unet, frozenset({FEATURES}))
-        with capture.watching(1), torch.no_grad():
-            unet(torch.empty(1, 4, 64, 64), torch.tensor(1), torch.empty(1, 77, 768))
-    cond = Backbone.of(Captured(capture.blocks, {}, torch.empty(1, 1, 768)))
+        blocks = read_blocks(unet, frozenset({FEATURES}), 1)
+    cond = Backbone.of(Captured(blocks, {}, torch.empty(1, 1, 768)))
     assert len(cond.blocks) == 25
     both = replace(cond, blocks={name: (2 * channels, level) for name, (channels, level) in cond.blocks.items()})
     assert {level: both.channels(level) for level in both.levels()} == {8: 15360, 4: 14080, 2: 8320, 1: 5120}

@@ -40,7 +40,7 @@ def test_a_samples_latent_reproduces_its_features(tiny_model: Path) -> None:
     planned = Plan(recipe).shard(0).samples[:3]
     generated = generator.generate([Request(sample.prompt, sample.seed(0, 0)) for sample in planned])
     latents = torch.from_numpy(np.stack([g.latent for g in generated if g.latent is not None])).float()
-    read = generator.read(latents, generated[0].timestep, [sample.prompt for sample in planned])
+    read = generator.read(latents, [sample.prompt for sample in planned])
     for k, image in enumerate(generated):
         for name, block in image.features.items():
             assert torch.allclose(read.features[name][k], block, atol=0.02)
@@ -109,8 +109,8 @@ def test_an_oracle_recipe_with_unseen_classes_is_refused(tiny_model: Path) -> No
     row = {"text": "a dog", "classes": {"dog": "dog"}}
     with pytest.raises(UserError, match=r"names \['dog'\], which are unseen classes of its split"):
         oracle_recipe(tiny_model, prompts=[row])
-    with pytest.raises(UserError, match="requires exactly one timestep"):
-        oracle_recipe(tiny_model, masks={"source": "detector", "timesteps": [100, 300]})
+    with pytest.raises(UserError, match=r"masks.noise_level replaces them: timestep 100 .* is 0.256"):
+        oracle_recipe(tiny_model, masks={"source": "detector", "timesteps": [100]})
     with pytest.raises(UserError, match="must be `detector`"):
         oracle_recipe(tiny_model, masks={"source": "attention"})
 
@@ -163,7 +163,7 @@ def test_a_split_file_names_unseen_classes(tmp_path: Path) -> None:
     from factory.cli.options import assemble
 
     path = tmp_path / "mine.txt"
-    options = {"classes": "voc", "n": 4, "masks": "detector", "timesteps": [80], "split": str(path)}
+    options = {"classes": "voc", "n": 4, "masks": "detector", "noise_level": 0.23, "split": str(path)}
     path.write_text("# mine\ndog\ntv\n\n")
     recipe = assemble(None, None, options)
     assert recipe.oracle is not None

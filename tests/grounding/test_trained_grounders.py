@@ -33,8 +33,7 @@ def test_a_trained_grounder_works_in_generate(trained: Path, tiny_model: Path) -
             }
         )
     )
-    assert recipe.masks.timesteps == (timestep_of(trained),)
-    assert recipe.masks.capture == "sampling"
+    assert recipe.masks.noise_level == json.loads((trained / "config.json").read_text())["noise_level"] == 0.37
     assert recipe.masks.grounder_revision is not None
     parts = load_components(recipe)
     requests = [Request(s.prompt, 1) for s in Plan(recipe).shard(0).samples]
@@ -62,10 +61,6 @@ def test_a_trained_grounder_works_with_a_half_precision_model(trained: Path, tin
     generated = parts.generator.generate(requests)
     assert all(block.dtype == torch.float32 for image in generated for block in image.features.values())
     assert len(parts.grounder.ground(generated, [request.prompt for request in requests])) == 4
-
-
-def timestep_of(folder: Path) -> int:
-    return int(json.loads((folder / "config.json").read_text())["timestep"])
 
 
 def test_a_grounder_of_another_backbone_is_refused(trained: Path, tmp_path: Path, tiny_model: Path) -> None:

@@ -31,7 +31,7 @@ def night_recipe(tiny_model: Path) -> dict[str, Any]:
         "shard_size": 2,
         "batch": 2,
         "generator": {"model": str(tiny_model), "steps": 1, "solver": "ddim"},
-        "masks": {"timesteps": [300]},
+        "masks": {"noise_level": 0.5},
         "filters": {"min_area": None, "max_area": None, "max_border": None, "duplicate_distance": None},
         "engine": {"workers": 1},
     }

@@ -9,7 +9,9 @@ from factory.config.recipe import Recipe, make_recipe
 from factory.config.vocabulary import voc
 from factory.dataset.storage import Store
 from factory.generation.pin import pin_recipe
+from factory.generator.families import FAMILIES
 from factory.generator.interface import CLASS_EMBEDDINGS, CROSS_ATTENTION, FEATURES, LATENT
+from factory.generator.reading import Reader, Target
 from factory.grounder.data import OracleDataset
 from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.training.loop import TrainOptions, train
@@ -27,7 +29,7 @@ def oracle_recipe(model: Path, **changes: Any) -> Recipe:
         "shard_size": 8,
         "batch": 4,
         "generator": {"model": str(model), "steps": 4, "guidance": 4.0},
-        "masks": {"source": "detector", "capture": "sampling", "timesteps": [200]},
+        "masks": {"source": "detector", "noise_level": 0.37},
         "filters": {"min_area": None, "duplicate_distance": None, "max_border": None},
         "oracle": {"split": "1", "seen": list(SEEN)},
     }
@@ -46,6 +48,18 @@ def train_briefly(folder: Path, out: Path, module: str = "guided", stop_at: int 
 
         task.loss = loss  # type: ignore[method-assign]
     return train(task, OPTIONS, out, lambda text: None)
+
+
+def read_blocks(unet: Any, needs: frozenset[str], batch: int) -> dict[str, torch.Tensor]:
+    """The features of a U-Net of Stable Diffusion 1 for a batch of latents of 64 x 64."""
+    reader = Reader(unet, FAMILIES[0], (64, 64), Target(needs))
+    arguments = {
+        "sample": torch.empty(batch, 4, 64, 64),
+        "timestep": torch.tensor(1),
+        "encoder_hidden_states": torch.empty(batch, 77, 768),
+    }
+    with torch.no_grad():
+        return reader.read(arguments, 1, None).blocks
 
 
 def command(*arguments: str) -> Any:

@@ -27,8 +27,7 @@ def tiny_pipeline(folder: Path, xl: bool = False, seed: int = 0, fine: bool = Fa
     no attention. With `kl` the autoencoder is of Stable Diffusion's own class.
     """
     torch.manual_seed(seed)
-    names = coco().names
-    tokenizer = train_tokenizer([caption([name]) for name in names])
+    tokenizer = clip_tokenizer()
     vae = _kl_autoencoder() if kl else _autoencoder(3 if fine else 4)
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear",
@@ -55,6 +54,11 @@ def tiny_pipeline(folder: Path, xl: bool = False, seed: int = 0, fine: bool = Fa
         )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer with a token for every word of the captions."""
+    return train_tokenizer([caption([name]) for name in coco().names])
 
 
 def _autoencoder(levels: int) -> AutoencoderTiny:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from factory.generator.interface import CROSS_ATTENTION, FEATURES, Captured
-from factory.grounder.modules.backbone import Backbone, resized
+from factory.grounder.modules.backbone import Backbone, level_of, resized
 
 _GROUPS = 8
 
@@ -17,8 +17,7 @@ class GuidedOptions:
     """Widths, and inputs that the table of ablations leaves out one at a time.
 
     `learnt_maps` adds learned mixtures of the attention maps to their mean. `others` adds the maps of the other classes
-    of the prompt, `picture` the image at four times the resolution of the latents, and `features` the block outputs of
-    the U-Net.
+    of the prompt, `picture` the image at four times the resolution of the attention, and `features` the block outputs.
     """
 
     width: int = 96
@@ -34,7 +33,7 @@ class GuidedModule(nn.Module):
     """Predicts a class's mask from fused features, the class's attention maps and those of the other classes.
 
     The head is class-agnostic and reads no text embedding, so it handles unseen classes like seen ones, as long as the
-    U-Net's attention locates them.
+    denoiser's attention locates them.
     """
 
     needs = frozenset({FEATURES, CROSS_ATTENTION})
@@ -90,7 +89,7 @@ class GuidedModule(nn.Module):
     def _features(self, captured: Captured, size: tuple[int, int]) -> Tensor:
         """All blocks fused to one map (B, width, h, w)."""
         levels = [
-            resized(reduce(torch.cat([captured.features[name] for name in names], 1)), size)
+            resized(reduce(level_of(captured, names)), size)
             for names, reduce in zip(self.levels.values(), self.reduce, strict=True)
         ]
         fused: Tensor = self.fuse(torch.cat(levels, 1))

@@ -6,7 +6,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 from factory.generator.interface import CLASS_EMBEDDINGS, FEATURES, Captured
-from factory.grounder.modules.backbone import Backbone, resized
+from factory.grounder.modules.backbone import Backbone, level_of, resized
 
 _FINEST_WIDTH = 128
 HIDDEN, HEADS, FEED_FORWARD, LAYERS = 512, 8, 2048, 3
@@ -17,8 +17,8 @@ class PaperModule(nn.Module):
     """Mixes the features of all blocks from coarse to fine, and predicts masks by their dot product with text queries.
 
     Unlike the released code it keeps the images of a batch apart, normalises with running statistics in evaluation, and
-    reads only the conditional half of guidance: 17.87 M parameters for Stable Diffusion 1. `PublishedModule` follows
-    the released code.
+    reads only the conditional half of guidance: 17.87 M parameters for Stable Diffusion 1. Features of transformers are
+    normalised first. `PublishedModule` follows the released code.
     """
 
     needs = frozenset({FEATURES, CLASS_EMBEDDINGS})
@@ -27,8 +27,9 @@ class PaperModule(nn.Module):
         super().__init__()
         self.levels = backbone.levels()
         self.widths = widths = [_FINEST_WIDTH >> k for k in range(len(self.levels))][::-1]
-        self.reduce = nn.ModuleList(
-            nn.Conv2d(backbone.channels(level), width, 1) for level, width in zip(self.levels, widths, strict=True)
+        self.reduce: nn.ModuleList = nn.ModuleList(
+            _reduced(backbone.channels(level), width, backbone.transformer)
+            for level, width in zip(self.levels, widths, strict=True)
         )
         joined = [sum(widths[: k + 1]) for k in range(1, len(widths))]
         self.mix = nn.ModuleList(ResidualBlock(channels) for channels in joined)
@@ -58,7 +59,7 @@ class PaperModule(nn.Module):
         """All blocks mixed to one map (B, C, h, w) at the finest level."""
         mixed: Tensor | None = None
         for k, (names, reduce) in enumerate(zip(self.levels.values(), self.reduce, strict=True)):
-            level = reduce(torch.cat([captured.features[name] for name in names], 1))
+            level = reduce(level_of(captured, names))
             if mixed is None:
                 mixed = level
                 continue
@@ -66,6 +67,12 @@ class PaperModule(nn.Module):
             mixed = self.mix[k - 1](joined)
         assert mixed is not None
         return mixed
+
+
+def _reduced(channels: int, width: int, normalised: bool) -> nn.Module:
+    """A 1 x 1 convolution, after a norm if the features need one: the paper's U-Net has block outputs of like size."""
+    convolution = nn.Conv2d(channels, width, 1)
+    return nn.Sequential(nn.GroupNorm(1, channels), convolution) if normalised else convolution
 
 
 class ResidualBlock(nn.Module):

@@ -6,7 +6,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 from factory.generator.interface import CLASS_EMBEDDINGS, FEATURES, HALVES, Captured
-from factory.grounder.modules.backbone import Backbone, resized
+from factory.grounder.modules.backbone import Backbone, level_of, resized
 from factory.grounder.modules.paper import FEED_FORWARD, HEADS, HIDDEN, LAYERS, PaperModule
 
 _EPSILON = 1e-4
@@ -39,8 +39,7 @@ class PublishedModule(PaperModule):
     def mixed(self, captured: Captured) -> Tensor:
         """All blocks mixed to one map (B, C, h, w) at the finest level."""
         levels = [
-            reduce(torch.cat([captured.features[name] for name in names], 1))
-            for names, reduce in zip(self.levels.values(), self.reduce, strict=True)
+            reduce(level_of(captured, names)) for names, reduce in zip(self.levels.values(), self.reduce, strict=True)
         ]
         sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
         mixed = resized(levels[0], sizes[min(1, len(sizes) - 1)])

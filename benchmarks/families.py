@@ -1,0 +1,159 @@
+"""What works for every family of text-to-image models, on tiny random weights of the real classes.
+
+    python -m benchmarks.families
+
+Columns: images equal those of the stock pipeline with the same seed, to the bit; a batch gives the images of its
+samples alone (a difference of one in 255 is rounding); attention masks come out finite; the `guided` grounder has a
+finite loss and gradient on an oracle dataset; seconds of the call that reads attention and features of one image, its
+text encoded, and that time as a share of sampling the image with the model's own number of steps. Times on tiny weights
+say little about real ones, because their text encoders are as small as their denoisers. `--model FOLDER` adds models of
+your own, at their own size.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from factory.config.prompts import Prompt
+from factory.config.recipe import Recipe, make_recipe
+from factory.config.vocabulary import voc
+from factory.dataset.storage import Store
+from factory.generation.pin import pin_recipe
+from factory.generator.interface import ATTENTION, CROSS_ATTENTION, FEATURES, LATENT, Request
+from factory.generator.pipeline import PipelineGenerator
+from factory.grounder.attention import AttentionGrounder
+from factory.grounder.data import OracleDataset
+from factory.grounder.training import GrounderOptions, GrounderTask
+from factory.hf_logging import quiet_model_libraries
+from tests.support.sets import BandDetector, make_set
+from tests.support.tiny_families import BUILDERS, SIDES, tiny_family
+
+PROMPTS = [
+    Prompt("a photograph of a dog and a train", ("dog", "train"), ("dog", "train")),
+    Prompt("a photograph of a cat", ("cat",), ("cat",)),
+]
+REQUESTS = [Request(prompt, 5 + number) for number, prompt in enumerate(PROMPTS)]
+
+
+def recipe_of(model: Path | str, side: int | None, **changes: Any) -> Recipe:
+    size = {} if side is None else {"width": side, "height": side}
+    data = {"n": 4, "classes": "voc", "shard_size": 4, "batch": 2, "attempts": 1}
+    filters = dict.fromkeys(("min_area", "max_area", "max_border", "max_overlap", "duplicate_distance", "min_contrast"))
+    generator = {"model": str(model), **size}
+    return pin_recipe(
+        make_recipe(data | {"generator": generator, "masks": {"source": "attention"}, "filters": filters} | changes)
+    )
+
+
+def images_equal(generator: PipelineGenerator) -> bool:
+    settings = generator.settings
+    options = generator.family.guidance_options(settings.guidance, "", 1) | dict(generator.family.call)
+    height, width = generator.pixels
+    generator.pipeline.set_progress_bar_config(disable=True)
+    for request in REQUESTS:
+        expected = generator.pipeline(
+            prompt=request.prompt.text,
+            num_inference_steps=settings.steps,
+            generator=torch.Generator().manual_seed(request.seed),
+            height=height,
+            width=width,
+            **options,
+        ).images[0]
+        if not np.array_equal(generator.generate([request])[0].image, np.asarray(expected)):
+            return False
+    return True
+
+
+def batch_equals_alone(generator: PipelineGenerator) -> bool:
+    together = generator.generate(REQUESTS)
+    alone = [generator.generate([request])[0] for request in REQUESTS]
+    pairs = zip(together, alone, strict=True)
+    return all(np.abs(a.image.astype(int) - b.image.astype(int)).max() <= 1 for a, b in pairs)
+
+
+def attention_works(generator: PipelineGenerator) -> bool:
+    generated = generator.generate(REQUESTS)
+    grounded = AttentionGrounder(generator.recipe.masks).ground(generated, PROMPTS)
+    maps = [own for image in generated if image.attention for own in image.attention.cross.values()]
+    return len(grounded) == 2 and bool(maps) and all(np.isfinite(own).all() for own in maps)
+
+
+def guided_works(recipe: Recipe, folder: Path) -> bool:
+    seen = list(voc().seen("1"))
+    oracle = pin_recipe(
+        recipe.model_copy(
+            update={
+                "masks": recipe.masks.model_copy(update={"source": "detector", "blocks": None}),
+                "oracle": make_recipe({"n": 1, "classes": "voc", "oracle": {"split": "1", "seen": seen},
+                                       "masks": {"source": "detector"}}).oracle,
+            }
+        )
+    )  # fmt: skip
+    make_set(oracle, folder, BandDetector(voc().names))
+    task = GrounderTask([OracleDataset(Store(str(folder)))], GrounderOptions(), "cpu", 1)
+    loss = task.loss(0, 2, 0)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return bool(loss.isfinite()) and all(bool(w.grad.isfinite().all()) for w in task.model.parameters())
+
+
+def read_seconds(recipe: Recipe, generator: PipelineGenerator) -> tuple[float, float]:
+    """(seconds to read one image, seconds to sample it)."""
+    needs = frozenset({CROSS_ATTENTION, FEATURES})
+    reader = PipelineGenerator(recipe, generator.device, needs, generator.pipeline)
+    plain = PipelineGenerator(recipe, generator.device, frozenset({LATENT}), generator.pipeline)
+    (made,) = plain.generate(REQUESTS[:1])
+    assert made.latent is not None
+    latent = torch.from_numpy(made.latent[None]).float()
+    return median(lambda: reader.read(latent, PROMPTS[:1])), median(lambda: plain.generate(REQUESTS[:1]))
+
+
+def median(work: Callable[[], object], times: int = 3) -> float:
+    work()
+    spans = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        spans.append(time.perf_counter() - start)
+    return statistics.median(spans)
+
+
+def row(name: str, recipe: Recipe, device: str, folder: Path) -> str:
+    torch.set_num_threads(recipe.generator.threads)
+    generator = PipelineGenerator(recipe, device, frozenset({ATTENTION, FEATURES}))
+    reading, sampling = read_seconds(recipe, generator)
+    checks = [check(generator) for check in (images_equal, batch_equals_alone, attention_works)]
+    checks.append(guided_works(recipe, folder))
+    cells = " | ".join("yes" if passed else "NO" for passed in checks)
+    share = f"{100 * reading / sampling:.0f} % of {recipe.generator.steps} steps"
+    return f"| {name} ({generator.family.name}) | {cells} | {reading:.3f} ({share}) |"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", default=[], help="Folder or hub id of a further model.")
+    parser.add_argument("--only", nargs="*", help="Names of tiny models; all by default, none if empty.")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    quiet_model_libraries()
+    names = ["sd", "sdxl", *BUILDERS] if options.only is None else options.only
+    print("| family | images equal | batch = alone | attention | guided | seconds of the read |\n" + "|---" * 6 + "|")
+    with tempfile.TemporaryDirectory() as place:
+        for name in names:
+            folder = tiny_family(name, Path(place) / name)
+            print(row(name, recipe_of(folder, SIDES.get(name, 64)), options.device, Path(place) / f"{name}-oracle"))
+        for number, model in enumerate(options.model):
+            print(row(model, recipe_of(model, None), options.device, Path(place) / f"oracle-{number}"))
+
+
+if __name__ == "__main__":
+    main()

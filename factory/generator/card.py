@@ -1,0 +1,70 @@
+"""How a model wants to be sampled: steps and guidance from its card and its configuration."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from factory.generator.families import Family
+from factory.generator.layout import component_class, family_in, read_config, read_index
+from factory.generator.schedulers import NOT_REPEATABLE, is_consistency, is_turbo
+
+_CARD = "README.md"
+_LONGEST_CARD = 2**20
+_CODE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_STEPS = re.compile(r"\bnum_inference_steps\s*=\s*(\d+)\b")
+_MAX_STEPS, _MAX_GUIDANCE = 200, 30.0
+_FEW = 4
+_LCM_GUIDANCE = 8.0
+_TURBO = re.compile(r"turbo|schnell|lightning|hyper|distill", re.IGNORECASE)
+
+
+def settings_of(folder: Path, name: str) -> dict[str, Any]:
+    """The steps and the guidance of a pipeline, and its solver if its own has to be replaced.
+
+    `name` is what the user calls the pipeline.
+
+    The first example in its card that sets them counts, then its configuration, then the defaults of its family.
+    """
+    index = read_index(folder)
+    family = family_in(index)
+    return _by_configuration(folder, index, family, name) | _by_card(folder / _CARD, family)
+
+
+def _by_card(card: Path, family: Family) -> dict[str, Any]:
+    """What the first example with a number of steps sets."""
+    try:
+        with card.open(encoding="utf-8", errors="replace") as stream:
+            text = stream.read(_LONGEST_CARD)
+    except OSError:
+        return {}
+    for code in _CODE.findall(text):
+        steps = _STEPS.search(code)
+        if steps is None or not 1 <= int(steps[1]) <= _MAX_STEPS:
+            continue
+        found: dict[str, Any] = {"steps": int(steps[1])}
+        guidance = re.search(rf"\b{family.guidance}\s*=\s*(\d+(?:\.\d+)?)\b", code)
+        if guidance is not None and float(guidance[1]) <= _MAX_GUIDANCE:
+            found["guidance"] = float(guidance[1])
+        return found
+    return {}
+
+
+def _by_configuration(folder: Path, index: Mapping[str, Any], family: Family, name: str) -> dict[str, Any]:
+    denoiser = read_config(folder, family.denoiser)
+    kind = component_class(index, "scheduler", str(folder))
+    few: dict[str, Any] = {"steps": _FEW}
+    if kind in NOT_REPEATABLE:
+        return {"solver": "dpm++"}
+    if family.is_unet:
+        if is_consistency(kind, denoiser):
+            embedded = denoiser.get("time_cond_proj_dim") is not None
+            return few | {"guidance": _LCM_GUIDANCE if embedded else 1.0}
+        return few | {"guidance": 0.0} if is_turbo(kind, read_config(folder, "scheduler")) else {}
+    if index["_class_name"] == "FluxPipeline" and not denoiser.get("guidance_embeds"):
+        return few | {"guidance": 0.0}
+    if index.get("is_distilled"):
+        return few | {"guidance": 1.0}
+    if _TURBO.search(Path(name.rstrip("/")).name):
+        return few | {"guidance": 0.0}
+    return {"steps": family.steps, "guidance": family.scale}

@@ -1,0 +1,333 @@
+"""The supported families of text-to-image models, one row each. Importing this module loads no model library.
+
+A row says which pipeline classes belong to a family, how the denoiser's arguments are named, where image and text
+tokens are in its attention, and at which noise level and in which blocks masks are read. Sampling needs none of it:
+images come from the pipeline's own call.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from factory.errors import UserError
+
+Config = Mapping[str, Any]
+Columns = Callable[[Sequence[bool], Any], list[int | None]]
+"""The column of the denoiser's text states for each position of a text encoder's tokens, None where it is left out.
+
+Takes which positions are text, not padding, and the pipeline.
+"""
+
+_KL = ("AutoencoderKL", "AutoencoderTiny")
+_CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
+_CLIP_TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
+_T5 = ("T5EncoderModel",)
+_T5_TOKENIZER = ("T5Tokenizer", "T5TokenizerFast")
+_QWEN_TOKENIZER = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
+
+
+def in_place(text: Sequence[bool], pipeline: Any) -> list[int | None]:
+    """Every state stays where it is."""
+    return list(range(len(text)))
+
+
+def without_padding(text: Sequence[bool], pipeline: Any) -> list[int | None]:
+    """Padding is removed."""
+    kept = [sum(text[:position]) for position in range(len(text))]
+    return [column if real else None for column, real in zip(kept, text, strict=True)]
+
+
+def after_template(text: Sequence[bool], pipeline: Any) -> list[int | None]:
+    """Padding and the start of the template are removed (Qwen-Image)."""
+    dropped = int(pipeline.prompt_template_encode_start_idx)
+    columns = without_padding(text, pipeline)
+    return [column - dropped if column is not None and column >= dropped else None for column in columns]
+
+
+def first_and_last(text: Sequence[bool], pipeline: Any, last: int = 299) -> list[int | None]:
+    """The first state and the last 299 are kept (Sana)."""
+    skipped = max(0, len(text) - last - 1)
+    return [0 if k == 0 else (k - skipped if k > skipped else None) for k in range(len(text))]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A text encoder whose states the denoiser attends to, and the component with its tokenizer.
+
+    Several encoders of a family are concatenated along the tokens, in order.
+    """
+
+    component: str = "text_encoder"
+    tokenizer: str = "tokenizer"
+    columns: Columns = in_place
+    max_tokens: int | None = None
+    """None stands for the tokenizer's `model_max_length`."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A row of the table.
+
+    Components: `models` and `tokenizers` map each component to its allowed classes, `optional` may be missing.
+    `denoiser` is the component that is called in every step; its class is a U-Net unless `blocks` is given.
+
+    Arguments: `latents`, `time` and `text` name the denoiser's; `clock` converts a timestep of 0 to 1000 to its time.
+    A `packed` denoiser reads (B, tokens, channels); `listed` ones take a list of (C, 1, h, w).
+
+    Tokens: in a "cross" denoiser, attention modules named `attention` read text tokens and those named
+    `self_attention` image tokens. In a joint one, `attention` reads both, "text first" or "image first"; image tokens
+    are padded to a multiple of `padded_to`. `patch` is the latents per token along a side, by configuration if None.
+
+    Masks: `level` is the noise share (0 to 1) at which the denoiser is read, `read_blocks` the part of the depth whose
+    attention is averaged for `attention` masks, and `feature_blocks` the number of block outputs that grounders read.
+
+    Sampling: `guidance` names the argument of the pipeline's call and `unguided` its value without guidance. `steps`
+    and `scale` are the defaults where neither the model's card nor its configuration says more; `call` has further
+    arguments. `size` is the default side in pixels; None stands for the denoiser's `sample_size`.
+    """
+
+    name: str
+    pipelines: tuple[str, ...]
+    denoiser_classes: tuple[str, ...]
+    models: Mapping[str, tuple[str, ...]]
+    tokenizers: Mapping[str, tuple[str, ...]]
+    optional: tuple[str, ...] = ()
+    denoiser: str = "transformer"
+    latents: str = "hidden_states"
+    time: str = "timestep"
+    text: str = "encoder_hidden_states"
+    clock: Callable[[float, Config], float] = lambda timestep, config: timestep
+    packed: bool = False
+    listed: bool = False
+    tokens: Literal["cross", "text first", "image first"] = "text first"
+    attention: str = "attn"
+    self_attention: str | None = None
+    blocks: tuple[str, ...] = ("transformer_blocks",)
+    padded_to: int = 1
+    patch: int | None = 2
+    encoders: tuple[Encoder, ...] = (Encoder(),)
+    level: float = 0.25
+    read_blocks: tuple[float, float] = (0.0, 1.0)
+    feature_blocks: int = 8
+    guidance: str = "guidance_scale"
+    unguided: float = 1.0
+    negative: bool = True
+    steps: int = 20
+    scale: float = 5.0
+    call: Mapping[str, Any] = field(default_factory=dict)
+    size: int | None = 1024
+
+    @property
+    def is_unet(self) -> bool:
+        """Whether the denoiser is a U-Net; the others are transformers."""
+        return not self.blocks
+
+    @property
+    def denoiser_name(self) -> str:
+        """What messages call the denoiser."""
+        return "the U-Net" if self.is_unet else "the transformer"
+
+    def guided_by_input(self, pipeline: str, denoiser: Config) -> bool:
+        """Whether the denoiser takes the guidance scale as an input, or no guidance at all, in one call a step."""
+        if self.is_unet:
+            return denoiser.get("time_cond_proj_dim") is not None
+        return pipeline in ("FluxPipeline", "Flux2Pipeline")
+
+    def guidance_options(self, scale: float, negative: str, count: int) -> dict[str, Any]:
+        """Arguments of the pipeline's call for a guidance scale and a negative prompt of `count` images."""
+        options: dict[str, Any] = {self.guidance: scale}
+        if self.guidance == "true_cfg_scale":
+            # Qwen-Image is guided only where there is a negative prompt, and recommends a space for an empty one.
+            return options | ({"negative_prompt": [negative or " "] * count} if scale > 1 else {})
+        return options | ({"negative_prompt": [negative] * count} if negative else {})
+
+    def tokens_per_pixel(self, factor: int, denoiser: Config) -> int:
+        """Pixels per image token along a side, where `factor` is that of the autoencoder; for a U-Net per latent."""
+        return factor if self.is_unet else factor * self._patch(denoiser)
+
+    def _patch(self, denoiser: Config) -> int:
+        return int(denoiser.get("patch_size", 1)) if self.patch is None else self.patch
+
+
+_UNET: dict[str, Any] = {
+    "denoiser": "unet",
+    "denoiser_classes": ("UNet2DConditionModel",),
+    "latents": "sample",
+    "tokens": "cross",
+    "attention": "attn2",
+    "self_attention": "attn1",
+    "blocks": (),
+    "level": 0.256,
+    "size": None,
+}
+
+_FLUX: dict[str, Any] = {
+    "clock": lambda timestep, config: timestep / 1000,
+    "packed": True,
+    "blocks": ("transformer_blocks", "single_transformer_blocks"),
+    # The later half of the double blocks, of 19 double and 38 single ones (Helbling et al., ConceptAttention, 2025).
+    "read_blocks": (10 / 57, 19 / 57),
+    "feature_blocks": 4,
+}
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        name="Stable Diffusion 1 and 2",
+        pipelines=("StableDiffusionPipeline", "LatentConsistencyModelPipeline"),
+        models={"vae": _KL, "text_encoder": _CLIP},
+        tokenizers={"tokenizer": _CLIP_TOKENIZER},
+        **_UNET,
+    ),
+    Family(
+        name="Stable Diffusion XL",
+        pipelines=("StableDiffusionXLPipeline",),
+        models={"vae": _KL, "text_encoder": _CLIP, "text_encoder_2": _CLIP},
+        tokenizers={"tokenizer": _CLIP_TOKENIZER, "tokenizer_2": _CLIP_TOKENIZER},
+        **_UNET,
+    ),
+    Family(
+        name="Stable Diffusion 3",
+        pipelines=("StableDiffusion3Pipeline",),
+        denoiser_classes=("SD3Transformer2DModel",),
+        models={"vae": _KL, "text_encoder": _CLIP, "text_encoder_2": _CLIP, "text_encoder_3": _T5},
+        tokenizers={"tokenizer": _CLIP_TOKENIZER, "tokenizer_2": _CLIP_TOKENIZER, "tokenizer_3": _T5_TOKENIZER},
+        optional=("text_encoder_3", "tokenizer_3"),
+        tokens="image first",
+        patch=None,
+        encoders=(Encoder(), Encoder("text_encoder_3", "tokenizer_3", max_tokens=256)),
+        # Block 9 of 24 at a share of 0.515 (Kim et al., Seg4Diff, 2025).
+        level=0.515,
+        read_blocks=(9 / 24, 10 / 24),
+        steps=28,
+        scale=7.0,
+        size=None,
+    ),
+    Family(
+        name="FLUX.1",
+        pipelines=("FluxPipeline",),
+        denoiser_classes=("FluxTransformer2DModel",),
+        models={"vae": _KL, "text_encoder": _CLIP, "text_encoder_2": _T5},
+        tokenizers={"tokenizer": _CLIP_TOKENIZER, "tokenizer_2": _T5_TOKENIZER},
+        encoders=(Encoder("text_encoder_2", "tokenizer_2", max_tokens=512),),
+        negative=False,
+        steps=28,
+        scale=3.5,
+        **_FLUX,
+    ),
+    Family(
+        name="FLUX.2",
+        pipelines=("Flux2Pipeline", "Flux2KleinPipeline"),
+        denoiser_classes=("Flux2Transformer2DModel",),
+        models={
+            "vae": ("AutoencoderKLFlux2",),
+            "text_encoder": ("Mistral3ForConditionalGeneration", "Qwen3ForCausalLM"),
+        },
+        tokenizers={"tokenizer": (*_QWEN_TOKENIZER, "PixtralProcessor", "AutoProcessor")},
+        encoders=(Encoder(max_tokens=512),),
+        negative=False,
+        steps=50,
+        scale=4.0,
+        **_FLUX,
+    ),
+    Family(
+        name="Chroma",
+        pipelines=("ChromaPipeline",),
+        denoiser_classes=("ChromaTransformer2DModel",),
+        models={"vae": _KL, "text_encoder": _T5},
+        tokenizers={"tokenizer": _T5_TOKENIZER},
+        encoders=(Encoder(max_tokens=512),),
+        steps=35,
+        scale=5.0,
+        **_FLUX,
+    ),
+    Family(
+        name="PixArt-Sigma",
+        pipelines=("PixArtSigmaPipeline",),
+        denoiser_classes=("PixArtTransformer2DModel",),
+        models={"vae": _KL, "text_encoder": _T5},
+        tokenizers={"tokenizer": _T5_TOKENIZER},
+        tokens="cross",
+        attention="attn2",
+        self_attention="attn1",
+        patch=None,
+        encoders=(Encoder(max_tokens=300),),
+        steps=20,
+        scale=4.5,
+        call={"use_resolution_binning": False},
+        size=None,
+    ),
+    Family(
+        name="Sana",
+        pipelines=("SanaPipeline",),
+        denoiser_classes=("SanaTransformer2DModel",),
+        models={"vae": ("AutoencoderDC",), "text_encoder": ("Gemma2Model", "Gemma2ForCausalLM")},
+        tokenizers={"tokenizer": ("GemmaTokenizer", "GemmaTokenizerFast")},
+        clock=lambda timestep, config: timestep * float(config.get("timestep_scale", 1.0)),
+        tokens="cross",
+        attention="attn2",
+        patch=None,
+        encoders=(Encoder(columns=first_and_last, max_tokens=300),),
+        steps=20,
+        scale=4.5,
+        call={"use_resolution_binning": False},
+        size=None,
+    ),
+    Family(
+        name="Z-Image",
+        pipelines=("ZImagePipeline",),
+        denoiser_classes=("ZImageTransformer2DModel",),
+        models={"vae": _KL, "text_encoder": ("Qwen3Model", "Qwen3ForCausalLM")},
+        tokenizers={"tokenizer": _QWEN_TOKENIZER},
+        latents="x",
+        time="t",
+        text="cap_feats",
+        clock=lambda timestep, config: (1000 - timestep) / 1000,
+        listed=True,
+        tokens="image first",
+        attention="attention",
+        blocks=("layers",),
+        padded_to=32,
+        encoders=(Encoder(columns=without_padding, max_tokens=512),),
+        unguided=0.0,
+        steps=50,
+        scale=5.0,
+        feature_blocks=4,
+    ),
+    Family(
+        name="Qwen-Image",
+        pipelines=("QwenImagePipeline",),
+        denoiser_classes=("QwenImageTransformer2DModel",),
+        models={"vae": ("AutoencoderKLQwenImage",), "text_encoder": ("Qwen2_5_VLForConditionalGeneration",)},
+        tokenizers={"tokenizer": _QWEN_TOKENIZER},
+        clock=lambda timestep, config: timestep / 1000,
+        packed=True,
+        encoders=(Encoder(columns=after_template, max_tokens=512),),
+        feature_blocks=4,
+        guidance="true_cfg_scale",
+        steps=50,
+        scale=4.0,
+    ),
+)
+"""The table. A pipeline class that is not in it is not supported."""
+
+PIPELINES: Mapping[str, Family] = {kind: family for family in FAMILIES for kind in family.pipelines}
+
+
+def family_of(kind: object, where: str) -> Family:
+    """The family of a pipeline class. Raises UserError if it is not in the table."""
+    if kind not in PIPELINES:
+        raise UserError(f"{where} is a {kind}; supported pipelines are {', '.join(PIPELINES)}.")
+    return PIPELINES[str(kind)]
+
+
+def default_read_blocks(family: Family, count: int) -> tuple[int, ...]:
+    """The numbers of the blocks, of `count`, whose attention makes `attention` masks; at least one."""
+    start, stop = (round(share * count) for share in family.read_blocks)
+    start = min(start, count - 1)
+    return tuple(range(start, max(stop, start + 1)))
+
+
+def default_feature_blocks(family: Family, count: int) -> tuple[int, ...]:
+    """The numbers of the blocks, of `count`, whose outputs are features: evenly spaced, the last one among them."""
+    chosen = min(family.feature_blocks, count)
+    return tuple(round((k + 1) * count / chosen) - 1 for k in range(chosen))

@@ -1,0 +1,53 @@
+"""The layers of a denoiser that features and attention are read from, and their sizes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from factory.generator.families import Family
+
+
+def feature_layers(unet: Any) -> list[tuple[str, nn.Module]]:
+    """conv_in and every layer of the down, mid and up blocks of a U-Net: 25 in Stable Diffusion 1 and 2.
+
+    As in Stable Diffusion's original code, the last layer of an up block is recorded after the block's upsampler.
+    """
+    inner = [unet.conv_in]
+    for block in unet.down_blocks:
+        inner += [*_layers(block), *(getattr(block, "downsamplers", None) or [])]
+    outer: list[nn.Module] = []
+    for block in unet.up_blocks:
+        layers, samplers = _layers(block), list(getattr(block, "upsamplers", None) or [])
+        outer += [*layers[: len(layers) - len(samplers)], *samplers]
+    named = [(f"in.{number}", layer) for number, layer in enumerate(inner)]
+    if unet.mid_block is not None:  # some distilled U-Nets have none
+        named.append(("mid", unet.mid_block))
+    return named + [(f"out.{number}", layer) for number, layer in enumerate(outer)]
+
+
+def _layers(block: Any) -> list[nn.Module]:
+    """The last module of each layer of a block: its transformer, or its residual block where it has none."""
+    attentions = getattr(block, "attentions", None)
+    return list(attentions if attentions else block.resnets)
+
+
+def transformer_blocks(transformer: Any, family: Family) -> list[tuple[str, nn.Module]]:
+    """The blocks of a transformer with their names, in the order in which they run."""
+    return [
+        (f"{name}.{number}", block) for name in family.blocks for number, block in enumerate(getattr(transformer, name))
+    ]
+
+
+def level_shape(positions: int, latents: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of the U-Net level with this many positions, for latents of (height, width).
+
+    Each level halves the one before. For odd sides most U-Nets round up; those without padding round down.
+    """
+    for rounding in (1, 0):
+        height, width = latents
+        while height * width > positions:
+            height, width = (height + rounding) // 2, (width + rounding) // 2
+        if height * width == positions:
+            return height, width
+    raise ValueError(f"no level of a U-Net with latents of {latents[0]} x {latents[1]} has {positions} positions")

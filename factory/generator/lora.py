@@ -1,0 +1,207 @@
+"""LoRA files: which one a recipe names, how it wants to be sampled, and adding it to a pipeline's weights.
+
+Its low-rank changes are added to the weights once, so a pipeline with a LoRA is sampled and read like any other. The
+`peft` library is not needed; the names of other tools' files are converted by diffusers.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from factory.config.sections import GeneratorRecipe
+from factory.errors import UserError
+from factory.generator.families import PIPELINES, Family
+
+_SUFFIX = ".safetensors"
+_DEFAULT_FILE = "pytorch_lora_weights.safetensors"
+_STEPS = re.compile(r"(\d+)[ _-]?steps?", re.IGNORECASE)
+_METADATA = "lora_adapter_metadata"
+_OTHER_KINDS = ("dora_scale", "lora_magnitude_vector", "hada_", "lokr_", "lora_B.bias")
+"""Parts of tensor names of adapters that are more than a product of two matrices."""
+_MAX_NAMED = 3
+
+
+def lora_file(generator: GeneratorRecipe) -> Path:
+    """The file of the recipe's LoRA, downloaded if it is on the hub. Raises UserError if there is none."""
+    assert generator.lora is not None
+    path = Path(generator.lora).expanduser()
+    if path.is_dir():
+        files = sorted(path.glob(f"*{_SUFFIX}"))
+        if len(files) != 1:
+            raise UserError(f"{path} has {len(files)} files that end in {_SUFFIX}; name one of them with --lora.")
+        return files[0]
+    if path.is_file():
+        if path.suffix != _SUFFIX:
+            raise UserError(f"{path} is not a LoRA that can be read; give a file that ends in {_SUFFIX}.")
+        return path
+    repository, file = _on_the_hub(generator.lora)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file, revision=generator.lora_revision))
+    except Exception as error:
+        answer = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"there is no file {path}, and {file} of {repository} can be read neither from the hub nor from the local "
+            f"cache ({answer}); check the name."
+        ) from error
+
+
+def pin_lora(generator: GeneratorRecipe) -> dict[str, Any]:
+    """The absolute path of a LoRA and its revision: a digest of the file, or the commit of the hub."""
+    from factory.generator.load import file_digest, hub_commit
+
+    assert generator.lora is not None
+    path = Path(generator.lora).expanduser()
+    if path.exists():
+        return {"lora": str(path.absolute()), "lora_revision": file_digest(lora_file(generator))}
+    repository, _ = _on_the_hub(generator.lora)
+    return {} if generator.lora_revision is not None else {"lora_revision": hub_commit(repository)}
+
+
+def lora_settings(name: str, family: Family) -> dict[str, Any]:
+    """Solver, steps and guidance of the few-step LoRAs that people use, which are known by their names."""
+    lowered = name.lower()
+    steps = _STEPS.search(lowered)
+    found: dict[str, Any] = {} if steps is None else {"steps": int(steps[1])}
+    if family.is_unet:
+        for kind, solver, guidance in (
+            ("lcm", "lcm", 1.0),
+            ("tcd", "tcd", 0.0),
+            ("lightning", "euler-trailing", 0.0),
+            ("hyper", "ddim-trailing", 0.0),
+        ):
+            if kind in lowered:
+                return {"steps": 4, **found, "solver": solver, "guidance": guidance}
+    elif "lightning" in lowered:
+        return {"steps": 8, **found, "guidance": family.unguided}
+    return found
+
+
+def merge_lora(pipeline: Any, file: Path, scale: float) -> None:
+    """Add a LoRA's changes, times `scale`, to the weights of a pipeline on the CPU.
+
+    Raises UserError if the file is not a LoRA, or not one for this model.
+    """
+    state, alphas = _converted(pipeline, file)
+    parts = {name: module for name, module in pipeline.components.items() if hasattr(module, "named_modules")}
+    unused = [key for key in state if key.split(".")[0] not in parts]
+    if unused or not state:
+        raise UserError(_not_for(pipeline, file, unused or ["no tensor of a LoRA"]))
+    for name, module in parts.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+        if own:
+            scales = {
+                key.removeprefix(f"{name}."): alpha for key, alpha in alphas.items() if key.startswith(f"{name}.")
+            }
+            _merge(module, _as_pairs(own, name), scales, scale, file, pipeline)
+
+
+def _on_the_hub(name: str) -> tuple[str, str]:
+    """(repository, file) of OWNER/NAME or OWNER/NAME/FILE. Raises UserError for other names."""
+    parts = name.split("/")
+    if len(parts) < 2 or name.startswith((".", "/", "~")) or (len(parts) > 2 and not name.endswith(_SUFFIX)):
+        raise UserError(
+            f"there is no LoRA {name}; give a file that ends in {_SUFFIX}, a folder with one, or OWNER/NAME or "
+            f"OWNER/NAME/FILE on the hub."
+        )
+    return "/".join(parts[:2]), "/".join(parts[2:]) or _DEFAULT_FILE
+
+
+def _converted(pipeline: Any, file: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """(tensors by component and module, alpha by module) in the names of diffusers."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = json.loads((opened.metadata() or {}).get(_METADATA, "null"))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as a LoRA ({error}); download it again.") from error
+    other = [name for name in tensors if any(kind in name for kind in _OTHER_KINDS) or name.endswith(".diff")]
+    if other:
+        raise UserError(
+            f"{file} is an adapter of a kind that is not supported ({other[0]}); supported are LoRAs, which change "
+            f"weights by a product of two matrices."
+        )
+    convert = getattr(pipeline, "lora_state_dict", None)
+    family = PIPELINES[type(pipeline).__name__]
+    if convert is None:
+        raise UserError(f"LoRAs of the family {family.name} are not supported by diffusers; remove --lora.")
+    options: dict[str, Any] = {"unet_config": pipeline.unet.config} if family.is_unet else {}
+    if "return_alphas" in inspect.signature(convert).parameters:
+        options["return_alphas"] = True
+    try:
+        result = convert(tensors, **options)
+    except Exception as error:
+        raise UserError(_not_for(pipeline, file, [" ".join(str(error).split())[:200]])) from error
+    state, alphas = result if isinstance(result, tuple) else (result, {})
+    found = {_module_of(key): float(value) for key, value in (alphas or {}).items()}
+    return dict(state), found | _alphas_of_peft(metadata or {}, state)
+
+
+def _module_of(alpha: str) -> str:
+    """The module of an alpha, which may be named as in older versions of diffusers."""
+    name = alpha.removesuffix(".alpha").split(".down.")[0].split(".lora_")[0].replace(".processor.", ".")
+    own = r".\1_proj" if name.startswith("text_encoder") else r".to_\1"
+    return re.sub(r"\.to_(q|k|v|out)_lora$", own, name)
+
+
+def _alphas_of_peft(metadata: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, float]:
+    """The alpha of each module, as peft's settings in the file give it."""
+    found = {}
+    for key in state:
+        name, _, module = key.split(".lora_")[0].partition(".")
+        if f"{name}.lora_alpha" in metadata:
+            if metadata.get(f"{name}.use_rslora") or metadata.get(f"{name}.use_dora"):
+                raise UserError("a LoRA with use_rslora or use_dora is not supported; use an ordinary one.")
+            patterns = metadata.get(f"{name}.alpha_pattern") or {}
+            found[f"{name}.{module}"] = float(patterns.get(module, metadata[f"{name}.lora_alpha"]))
+    return found
+
+
+def _as_pairs(own: Mapping[str, Any], component: str) -> dict[str, Any]:
+    """A component's tensors with names that end in lora_A.weight and lora_B.weight."""
+    from diffusers.utils import state_dict_utils as convert
+
+    if any(".lora_A." in key for key in own):
+        return dict(own)
+    if component.startswith("text_encoder"):
+        old = any("_lora." in key for key in own)
+        kind = convert.StateDictType.DIFFUSERS_OLD if old else convert.StateDictType.DIFFUSERS
+        return dict(convert.convert_state_dict_to_peft(dict(own), kind))
+    return dict(convert.convert_unet_state_dict_to_peft(dict(own)))
+
+
+def _merge(
+    module: Any, pairs: Mapping[str, Any], alphas: Mapping[str, float], scale: float, file: Path, pipeline: Any
+) -> None:
+    import torch
+
+    modules: dict[str, Any] = dict(module.named_modules())
+    names = {key.split(".lora_")[0] for key in pairs}
+    # Text encoders lost this prefix in transformers 5.
+    found: dict[str, Any] = {name: modules.get(name, modules.get(name.removeprefix("text_model."))) for name in names}
+    unknown = [name for name, target in found.items() if not hasattr(target, "weight")]
+    incomplete = [name for name in names if not {f"{name}.lora_A.weight", f"{name}.lora_B.weight"} <= pairs.keys()]
+    if unknown or incomplete:
+        raise UserError(_not_for(pipeline, file, unknown or incomplete))
+    for name, target in found.items():
+        down, up = pairs[f"{name}.lora_A.weight"].float(), pairs[f"{name}.lora_B.weight"].float()
+        rank = down.shape[0]
+        change = up.flatten(1) @ down.flatten(1) * (scale * alphas.get(name, float(rank)) / rank)
+        if change.numel() != target.weight.numel() or up.shape[0] != target.weight.shape[0]:
+            raise UserError(_not_for(pipeline, file, [name]))
+        with torch.no_grad():
+            target.weight.copy_(target.weight.float() + change.reshape(target.weight.shape))
+
+
+def _not_for(pipeline: Any, file: Path, names: list[str]) -> str:
+    shown = ", ".join(sorted(names)[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")
+    return (
+        f"{file} is not a LoRA for this {type(pipeline).__name__}: it does not fit in {shown}; give a LoRA of the same "
+        f"base model."
+    )

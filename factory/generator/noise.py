@@ -1,0 +1,54 @@
+"""Noise levels as shares: 0 is a clean latent, 1 pure noise, whatever the scheduler counts in.
+
+The share of a latent `signal * clean + noise * gaussian` is noise / (signal + noise). For flow matching it is sigma;
+timestep 100 of Stable Diffusion is 0.256.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_BETAS = (0.00085, 0.012)
+_TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a denoiser reads at a noise level: scale * (signal * clean + noise * gaussian), at `timestep`."""
+
+    signal: float
+    noise: float
+    timestep: float
+    scale: float = 1.0
+
+
+def mixture(scheduler: Any, level: float) -> Mixture:
+    """The mixture of a noise level between 0 and 1 for a scheduler of diffusers; the nearest of its own levels."""
+    if is_flow(type(scheduler).__name__, scheduler.config):
+        return Mixture(1 - level, level, level * scheduler.config.num_train_timesteps)
+    if hasattr(scheduler, "precondition_inputs"):
+        sigma = level / (1 - level)
+        scale = float(scheduler.precondition_inputs(torch.ones(()), torch.tensor(sigma)))
+        return Mixture(1.0, sigma, float(scheduler.precondition_noise(torch.tensor(sigma))), scale)
+    timestep = int((shares(scheduler.alphas_cumprod) - level).abs().argmin())
+    alpha = float(scheduler.alphas_cumprod[timestep])
+    return Mixture(alpha**0.5, (1 - alpha) ** 0.5, timestep)
+
+
+def is_flow(kind: str, config: Any) -> bool:
+    """Whether a scheduler of this class and configuration mixes latents linearly, as flow matching does."""
+    return kind.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
+
+
+def shares(alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    """The noise share of each timestep, float64."""
+    alphas = alphas_cumprod.detach().cpu().double()
+    signal, noise = alphas.sqrt(), (1 - alphas).sqrt()
+    return noise / (signal + noise)
+
+
+def share_of_timestep(timestep: int) -> float:
+    """The noise share of a timestep of Stable Diffusion, rounded to four digits; that is exact enough to find it."""
+    betas = torch.linspace(_BETAS[0] ** 0.5, _BETAS[1] ** 0.5, _TIMESTEPS, dtype=torch.float64) ** 2
+    return round(float(shares((1 - betas).cumprod(0))[timestep]), 4)

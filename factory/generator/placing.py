@@ -1,0 +1,42 @@
+"""Put a pipeline on its device: 8-bit weights, and models that wait in host memory."""
+
+from importlib.util import find_spec
+from typing import Any
+
+from factory.config.sections import GeneratorRecipe
+from factory.errors import UserError
+from factory.generator.families import Family
+
+
+def check_extras(generator: GeneratorRecipe, offload: bool) -> None:
+    """Raise UserError if a library that the settings need is not installed."""
+    for needed, library, extra in (
+        (generator.quantize is not None, "torchao", "generator.quantize"),
+        (offload, "accelerate", "engine.offload"),
+    ):
+        if needed and find_spec(library) is None:
+            raise UserError(
+                f"{extra} needs {library}, which is not installed; install it with `pip install "
+                f"'dataset-factory[small-gpu]'`, or remove {extra}."
+            )
+
+
+def placed(pipeline: Any, family: Family, generator: GeneratorRecipe, device: str, offload: bool) -> Any:
+    """The pipeline on its device. On a CPU `offload` changes nothing."""
+    if generator.quantize is not None:
+        _quantize(pipeline, family)
+    if offload and device != "cpu":
+        pipeline.enable_model_cpu_offload(device=device)
+        return pipeline
+    return pipeline.to(device)
+
+
+def _quantize(pipeline: Any, family: Family) -> None:
+    """Keep the weights of linear layers in 8 bits: those of the denoiser and of text encoders that are not CLIP's."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    encoders = [name for name in family.models if name.startswith("text_encoder")]
+    large = [name for name in encoders if not any("CLIP" in kind for kind in family.models[name])]
+    for name in (family.denoiser, *large):
+        if getattr(pipeline, name, None) is not None:
+            quantize_(getattr(pipeline, name), Int8WeightOnlyConfig())

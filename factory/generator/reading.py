@@ -1,0 +1,257 @@
+"""Read attention and block outputs from one call of a denoiser, without changing what it computes.
+
+Attention is read where it is computed: a `TorchFunctionMode` sees the queries and keys of every
+`scaled_dot_product_attention`, after norms and rotary embeddings, whatever the attention processor.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from factory.generator.families import Family
+from factory.generator.interface import ATTENTION, CROSS_ATTENTION, FEATURES, HALVES
+from factory.generator.layers import feature_layers, level_shape, transformer_blocks
+
+_MAX_SELF_ATTENTION = {True: 1024, False: 4096}
+"""Positions up to which self-attention is read, for U-Nets and for transformers: a map is quadratic in their number.
+
+4096 positions are 64 MiB an image; at 1024 x 1024 pixels most transformers have as many.
+"""
+_LEFT_OUT = 3
+"""Groups at the end that stand for no class."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The tokens whose attention is read, by column of the denoiser's text states.
+
+    `groups` (B, columns, K + 3) of 0 and 1: each class, what precedes the prompt, its other words, and what follows it.
+    `text` (B, columns) is False for padding, which transformers are read without; U-Nets are read with it.
+    """
+
+    groups: Tensor
+    text: Tensor
+
+
+@dataclass
+class Reading:
+    """What was read, float32 except the blocks of transformers, which are bfloat16; and the denoiser's `output`.
+
+    `cross` and `self_attention` are averaged over heads and summed over `layers` layers, by (height, width) of the
+    image tokens: (B, groups, height, width) and (B, positions, positions). `cross_attention` has the maps of each layer
+    for the classes alone, (B, heads, K, height, width); `blocks` the outputs of each block, (B, C, height, width).
+    """
+
+    output: Any = None
+    cross: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    layers: dict[tuple[int, int], int] = field(default_factory=dict)
+    self_attention: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    cross_attention: dict[str, Tensor] = field(default_factory=dict)
+    blocks: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to read: `needs` as in `factory.generator.interface`; of transformers, the numbers of the blocks whose
+    attention is averaged, and of those whose outputs are features."""
+
+    needs: frozenset[str]
+    read_blocks: Sequence[int] = ()
+    feature_blocks: Sequence[int] = ()
+
+
+class Reader:
+    """Reads a denoiser. `grid` is the (height, width) of its image tokens, for a U-Net that of its latents."""
+
+    def __init__(self, denoiser: nn.Module, family: Family, grid: tuple[int, int], target: Target) -> None:
+        self.denoiser, self.family, self.grid, self.target = denoiser, family, grid, target
+        self._attention = self._modules(family.attention)
+        self._self_attention = {} if family.self_attention is None else self._modules(family.self_attention)
+        self._averaged = {block for block, _ in self._numbered(target.read_blocks)}
+
+    def read(self, arguments: Mapping[str, Any], batch: int, texts: Texts | None) -> Reading:
+        """Call the denoiser. Attention and features are those of the last `batch` images, with HALVES of both halves.
+
+        Without `texts` no attention is read. Autocast applies to the call.
+        """
+        from diffusers.models.attention_dispatch import attention_backend
+
+        reading = Reading()
+        mode = _AttentionMode(self, reading, batch, texts)
+        with self._hooks(mode, reading, batch), attention_backend("native"), mode:
+            reading.output = self.denoiser(**arguments)
+        return reading
+
+    def is_averaged(self, name: str) -> bool:
+        """Whether `attention` masks use the attention of this module."""
+        return self.family.is_unet or name.rsplit(".", 1)[0] in self._averaged
+
+    def shape(self, positions: int) -> tuple[int, int]:
+        """(height, width) of this number of image tokens."""
+        return level_shape(positions, self.grid) if self.family.is_unet else self.grid
+
+    def _modules(self, ending: str) -> dict[str, nn.Module]:
+        """The attention modules of this name; in a transformer, those of its blocks."""
+        if self.family.is_unet:
+            return {name: m for name, m in self.denoiser.named_modules() if name.endswith(f".{ending}")}
+        blocks = transformer_blocks(self.denoiser, self.family)
+        return {f"{name}.{ending}": getattr(block, ending) for name, block in blocks if hasattr(block, ending)}
+
+    def _numbered(self, numbers: Sequence[int]) -> list[tuple[str, nn.Module]]:
+        blocks = [] if self.family.is_unet else transformer_blocks(self.denoiser, self.family)
+        return [blocks[number] for number in numbers]
+
+    @contextmanager
+    def _hooks(self, mode: "_AttentionMode", reading: Reading, batch: int) -> Iterator[None]:
+        handles: list[Any] = []
+        for name, module in {**self._attention, **self._self_attention}.items():
+            handles += mode.follow(name, module, name in self._self_attention)
+        if FEATURES in self.target.needs:
+            if self.family.is_unet:
+                layers = feature_layers(self.denoiser)
+            else:
+                layers = self._numbered(self.target.feature_blocks)
+            handles += [layer.register_forward_hook(self._keep(name, reading, batch)) for name, layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _keep(self, name: str, reading: Reading, batch: int) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            if not self.family.is_unet:
+                # Of a pair, the text comes first in every family.
+                value = output[-1] if isinstance(output, tuple) else output
+                value = self._image_tokens(value, 1)[-batch:].detach().transpose(1, 2)
+                reading.blocks[name] = value.reshape(*value.shape[:2], *self.grid).to(torch.bfloat16).contiguous()
+                return
+            value = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+            if HALVES in self.target.needs:
+                value = torch.cat([value[:batch], value[-batch:]], 1)
+            # Contiguous, because torch's GroupNorm crashes on a CPU in its backward pass over channels-last input that
+            # needs no gradient.
+            reading.blocks[name] = value.detach().float().contiguous()
+
+        return hook
+
+    def _image_tokens(self, value: Tensor, axis: int) -> Tensor:
+        """The image's part of a sequence; sequences without text are the image alone, perhaps padded."""
+        count = self.grid[0] * self.grid[1]
+        start = value.shape[axis] - count if self.family.tokens == "text first" else 0
+        return value.narrow(axis, start, count)
+
+    def text_tokens(self, value: Tensor, axis: int) -> Tensor:
+        """The text's part of a joint sequence; empty if there is none."""
+        count = self.grid[0] * self.grid[1]
+        if self.family.tokens == "text first":
+            return value.narrow(axis, 0, value.shape[axis] - count)
+        start = -(-count // self.family.padded_to) * self.family.padded_to
+        return value.narrow(axis, start, value.shape[axis] - start)
+
+    def image_tokens(self, value: Tensor, axis: int) -> Tensor:
+        """The image's part of a sequence of a joint denoiser; of others, the whole."""
+        return value if self.family.tokens == "cross" else self._image_tokens(value, axis)
+
+
+class _AttentionMode(TorchFunctionMode):
+    """Records the attention of the modules that it follows while it is active."""
+
+    def __init__(self, reader: Reader, reading: Reading, batch: int, texts: Texts | None) -> None:
+        super().__init__()
+        self._reader, self._reading, self._batch, self._texts = reader, reading, batch, texts
+        self._current: tuple[str, bool] | None = None
+
+    def follow(self, name: str, module: nn.Module, is_self: bool) -> list[Any]:
+        """Hooks that tell which module computes attention; `is_self` marks the attention among image tokens alone."""
+        if self._texts is None or not self._reader.target.needs & {ATTENTION, CROSS_ATTENTION}:
+            return []
+
+        def enter(*_: Any) -> None:
+            self._current = name, is_self
+
+        def leave(*_: Any) -> None:
+            self._current = None
+
+        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._current is not None and func is functional.scaled_dot_product_attention:
+            name, is_self = self._current
+            query = args[0] if args else kwargs["query"]
+            key = args[1] if len(args) > 1 else kwargs["key"]
+            self._record(name, is_self, query[-self._batch :], key[-self._batch :], kwargs.get("scale"))
+        return func(*args, **kwargs)
+
+    def _record(self, name: str, is_self: bool, query: Tensor, key: Tensor, scale: float | None) -> None:
+        """`query` and `key` are (B, heads, tokens, channels)."""
+        reader, needs = self._reader, self._reader.target.needs
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        joint = reader.family.tokens != "cross"
+        query = reader.image_tokens(query, 2)
+        averaged = ATTENTION in needs and reader.is_averaged(name)
+        if is_self or joint:
+            if averaged and query.shape[2] <= _MAX_SELF_ATTENTION[reader.family.is_unet]:
+                shape = reader.shape(query.shape[2])
+                probabilities = _mean_over_heads(query, reader.image_tokens(key, 2), scale, not joint)
+                self._reading.self_attention[shape] = self._reading.self_attention.get(shape, 0) + probabilities
+            if is_self:
+                return
+        if joint:
+            key = reader.text_tokens(key, 2)
+        if averaged or CROSS_ATTENTION in needs:
+            self._record_text(name, averaged, query, key, scale)
+
+    def _record_text(self, name: str, averaged: bool, query: Tensor, key: Tensor, scale: float) -> None:
+        assert self._texts is not None
+        text = None
+        if not self._reader.family.is_unet:
+            missing = key.shape[2] - self._texts.text.shape[1]
+            text = functional.pad(self._texts.text, (0, missing)) if missing > 0 else self._texts.text
+        probabilities = _probabilities(query, key, scale, text)
+        groups = self._texts.groups
+        groups = functional.pad(groups, (0, 0, 0, probabilities.shape[-1] - groups.shape[1]))
+        shape = self._reader.shape(query.shape[2])
+        with torch.autocast(probabilities.device.type, enabled=False):
+            summed = torch.einsum("bhpt,btg->bhgp", probabilities, groups)
+            summed = summed.reshape(*summed.shape[:3], *shape)
+        reading = self._reading
+        if CROSS_ATTENTION in self._reader.target.needs:
+            reading.cross_attention[name] = summed[:, :, :-_LEFT_OUT]
+        if averaged:
+            reading.cross[shape] = reading.cross.get(shape, 0) + summed.mean(1)
+            reading.layers[shape] = reading.layers.get(shape, 0) + 1
+
+
+def _probabilities(query: Tensor, key: Tensor, scale: float, text: Tensor | None = None) -> Tensor:
+    """Attention probabilities, float32 (B, heads, positions, tokens), even under autocast; `text` (B, tokens) masks."""
+    heads = query.shape[1]
+    query, key = query.flatten(0, 1).float(), key.flatten(0, 1).float()
+    with torch.autocast(query.device.type, enabled=False):
+        scores = torch.baddbmm(
+            torch.empty(1, 1, 1, device=query.device), query, key.transpose(1, 2), beta=0, alpha=float(scale)
+        )
+    scores = scores.reshape(-1, heads, *scores.shape[1:])
+    if text is not None:
+        scores = scores.masked_fill(~text[:, None, None, :], -torch.inf)
+    return scores.softmax(-1)
+
+
+def _mean_over_heads(query: Tensor, key: Tensor, scale: float, at_once: bool) -> Tensor:
+    """Attention averaged over heads, (B, positions, positions). One head at a time needs less memory."""
+    if at_once:
+        return _probabilities(query, key, scale).mean(1)
+    heads = query.shape[1]
+    total = torch.zeros((), device=query.device)
+    for head in range(heads):
+        total = total + _probabilities(query[:, head : head + 1], key[:, head : head + 1], scale)[:, 0] / heads
+    return total

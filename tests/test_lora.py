@@ -1,0 +1,197 @@
+"""LoRAs in the formats of several tools change the weights as they should; other files are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from factory.config.prompts import Prompt
+from factory.config.recipe import make_recipe
+from factory.config.sections import GeneratorRecipe
+from factory.errors import UserError
+from factory.generation.pin import pin_recipe
+from factory.generation.preflight import preflight
+from factory.generator.interface import Request
+from factory.generator.load import load_pipeline, pin_generator
+from factory.generator.pipeline import PipelineGenerator
+from factory.grounder.folder import check_fits, read_config
+from tests.support.tiny_families import tiny_family
+
+LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+TEXT = "encoder.layers.0.self_attn.q_proj"
+CONVOLUTION = "down_blocks.0.resnets.0.conv1"
+RANK, ALPHA = 2, 1.0
+
+
+def matrices(seed: int, outputs: int, inputs: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(down, up) of a random change."""
+    random = torch.Generator().manual_seed(seed)
+    kernel = (1,) * (len(inputs) - 1)
+    return torch.randn((RANK, *inputs), generator=random), torch.randn((outputs, RANK, *kernel), generator=random)
+
+
+CHANGES = {
+    f"unet.{LAYER}": (1, 32, (32,)),
+    f"unet.{CONVOLUTION}": (2, 32, (32, 3, 3)),
+    f"text_encoder.{TEXT}": (3, 32, (32,)),
+}
+
+
+def of_peft(file: Path) -> Path:
+    """As diffusers and peft save it: without alpha, the scale is 1."""
+    tensors = {}
+    for name, change in CHANGES.items():
+        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = matrices(*change)
+    save_file(tensors, file)
+    return file
+
+
+def of_kohya(file: Path) -> Path:
+    """As the scripts of kohya save it: other names, and alpha."""
+    tensors = {}
+    for name, change in CHANGES.items():
+        component, _, module = name.partition(".")
+        module = module if component == "unet" else f"text_model.{module}"
+        key = f"lora_{'unet' if component == 'unet' else 'te'}_{module.replace('.', '_')}"
+        tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = matrices(*change)
+        tensors[f"{key}.alpha"] = torch.tensor(ALPHA)
+    save_file(tensors, file)
+    return file
+
+
+def weights(pipeline: Any) -> dict[str, torch.Tensor]:
+    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+
+
+@pytest.mark.parametrize(("write", "factor"), [(of_peft, 1.0), (of_kohya, ALPHA / RANK)])
+def test_a_lora_is_added_to_the_weights(tiny_model: Path, tmp_path: Path, write: Any, factor: float) -> None:
+    file = write(tmp_path / "style.safetensors")
+    plain = weights(load_pipeline(GeneratorRecipe(model=str(tiny_model)), "cpu"))
+    changed = weights(load_pipeline(GeneratorRecipe(model=str(tiny_model), lora=str(file), lora_scale=0.5), "cpu"))
+    touched = set()
+    for key, before in plain.items():
+        name = key.removesuffix(".weight")
+        expected = before
+        if name in CHANGES:
+            down, up = matrices(*CHANGES[name])
+            change = torch.einsum("or,r...->o...", up.flatten(1), down)
+            expected = before + 0.5 * factor * change
+            touched.add(name)
+        assert torch.allclose(changed[key], expected, atol=1e-5), key
+    assert touched == set(CHANGES)
+
+
+@pytest.mark.filterwarnings("ignore")  # of diffusers about its own model
+def test_a_lora_for_a_transformer_is_added(tmp_path: Path) -> None:
+    model = tiny_family("chroma", tmp_path / "chroma")
+    name = "transformer.transformer_blocks.0.attn.to_q"
+    down, up = matrices(1, 16, (16,))
+    save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, tmp_path / "a.safetensors")
+    plain = weights(load_pipeline(GeneratorRecipe(model=str(model)), "cpu"))
+    changed = weights(load_pipeline(GeneratorRecipe(model=str(model), lora=str(tmp_path)), "cpu"))
+    different = [key for key in plain if not torch.equal(plain[key], changed[key])]
+    assert different == [f"{name}.weight"]
+    assert torch.allclose(changed[different[0]], plain[different[0]] + up @ down, atol=1e-5)
+
+
+def test_a_recipe_pins_a_lora_and_its_images_differ(tiny_model: Path, tmp_path: Path) -> None:
+    file = of_peft(tmp_path / "style.safetensors")
+    prompt = Prompt("a photograph of a dog", ("dog",), ("dog",))
+    images = []
+    for options in ({}, {"lora": str(file)}, {"lora": str(file)}):
+        recipe = pin_recipe(make_recipe({"n": 1, "generator": {"model": str(tiny_model), "steps": 2, **options}}))
+        preflight(recipe)
+        images.append(PipelineGenerator(recipe).generate([Request(prompt, 3)])[0].image)
+    assert np.array_equal(images[1], images[2])
+    assert not np.array_equal(images[0], images[1])
+    assert recipe.generator.lora_revision is not None
+    before = recipe.fingerprint()
+    of_kohya(file)
+    again = pin_recipe(make_recipe({"n": 1, "generator": {"model": str(tiny_model), "steps": 2, "lora": str(file)}}))
+    assert again.fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("name", "solver", "steps", "guidance"),
+    [
+        ("sdxl_lightning_4step_lora.safetensors", "euler-trailing", 4, 0.0),
+        ("Hyper-SDXL-8steps-lora.safetensors", "ddim-trailing", 8, 0.0),
+        ("lcm-lora-sdv1-5.safetensors", "lcm", 4, 1.0),
+        ("TCD-SD15-LoRA.safetensors", "tcd", 4, 0.0),
+        ("watercolour.safetensors", "model", 20, 5.0),
+    ],
+)
+def test_the_names_of_few_step_loras_set_how_the_model_is_sampled(
+    tiny_model: Path, tmp_path: Path, name: str, solver: str, steps: int, guidance: float
+) -> None:
+    file = of_peft(tmp_path / name)
+    pinned = pin_generator(GeneratorRecipe(model=str(tiny_model), lora=str(file)))
+    assert (pinned.solver, pinned.steps, pinned.guidance) == (solver, steps, guidance)
+    prompt = Prompt("a photograph of a dog", ("dog",), ("dog",))
+    recipe = make_recipe({"n": 1, "generator": pinned.model_dump() | {"steps": 2}})
+    assert PipelineGenerator(recipe).generate([Request(prompt, 1)])[0].image.shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"unet.nowhere.lora_A.weight": (2, 32), "unet.nowhere.lora_B.weight": (32, 2)}, "does not fit in nowhere"),
+        (
+            {f"unet.{LAYER}.lora_A.weight": (2, 32), f"unet.{LAYER}.lora_B.weight": (16, 2)},
+            "does not fit in down_blocks",
+        ),
+        ({f"unet.{LAYER}.lora_A.weight": (2, 32)}, "does not fit in down_blocks"),
+        ({f"unet.{LAYER}.lokr_w1": (2, 32)}, "of a kind that is not supported"),
+        ({"conv_in.weight": (2, 2)}, "does not fit in conv_in.weight"),
+    ],
+)
+def test_files_that_are_not_a_lora_of_the_model_are_refused(
+    tiny_model: Path, tmp_path: Path, tensors: dict[str, tuple[int, ...]], message: str
+) -> None:
+    file = tmp_path / "other.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, file)
+    with pytest.raises(UserError, match=message):
+        load_pipeline(GeneratorRecipe(model=str(tiny_model), lora=str(file)), "cpu")
+
+
+def test_a_lora_that_does_not_exist_is_refused_before_a_dataset_is_created(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "style.bin").write_bytes(b"pickle")
+    for name, message in (
+        ("./nowhere.safetensors", "there is no LoRA ./nowhere"),
+        (str(tmp_path), "has 0 files"),
+        (str(tmp_path / "style.bin"), "is not a LoRA that can be read"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pin_generator(GeneratorRecipe(model=str(tiny_model), lora=name))
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    with pytest.raises(UserError, match="cannot be read as a LoRA"):
+        load_pipeline(GeneratorRecipe(model=str(tiny_model), lora=str(tmp_path / "junk.safetensors")), "cpu")
+
+
+def test_a_grounder_belongs_to_the_lora_that_it_was_trained_with() -> None:
+    from factory.files.embedded_models import grounder_folder
+
+    config = read_config(grounder_folder())
+    generator = GeneratorRecipe(revision=config.revision)
+    check_fits("stickers", config, generator)
+    with pytest.raises(UserError, match="train a grounder with this LoRA"):
+        check_fits("stickers", config, generator.model_copy(update={"lora": "style", "lora_revision": "abc"}))
+
+
+def test_settings_of_small_gpus_name_the_library_that_they_need(tiny_model: Path) -> None:
+    from importlib.util import find_spec
+
+    for section, library in (
+        ({"generator": {"model": str(tiny_model), "quantize": "int8"}}, "torchao"),
+        ({"generator": {"model": str(tiny_model)}, "engine": {"offload": True}}, "accelerate"),
+    ):
+        recipe = make_recipe({"n": 1, **section})
+        if find_spec(library) is None:
+            with pytest.raises(UserError, match=f"needs {library}, which is not installed"):
+                preflight(recipe)
+        else:
+            preflight(recipe)
