@@ -1,5 +1,6 @@
 """Every family of the table, on tiny random weights of the real classes."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -253,6 +254,24 @@ def test_settings_that_a_family_does_not_have_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         preflight(recipe(family(name), **changes))
+
+
+def test_stable_diffusion_3_works_without_its_largest_text_encoder(family: Make, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(family("sd3"), tmp_path / "sd3"))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(
+        json.dumps(index | {"text_encoder_3": [None, None], "tokenizer_3": [None, None]})
+    )
+    for name in ("text_encoder_3", "tokenizer_3"):
+        shutil.rmtree(folder / name)
+    chosen = recipe(folder)
+    preflight(chosen)
+    generator = PipelineGenerator(chosen, needs=frozenset({ATTENTION}))
+    conditions = generator.conditions(PROMPTS)
+    assert [tokens.encoder.component for tokens in conditions.tokens] == ["text_encoder"]
+    attention = generator.generate(REQUESTS)[0].attention
+    assert attention is not None
+    assert np.allclose(attention.cross[4, 4].sum(0), 1, atol=1e-4)
 
 
 def test_both_halves_of_guidance_are_read_from_unets_alone(family: Make) -> None:

@@ -202,7 +202,7 @@ class _AttentionMode(TorchFunctionMode):
         if is_self or joint:
             if averaged and query.shape[2] <= _MAX_SELF_ATTENTION[reader.family.is_unet]:
                 shape = reader.shape(query.shape[2])
-                probabilities = _mean_over_heads(query, reader.image_tokens(key, 2), scale, not joint)
+                probabilities = _mean_over_heads(query, reader.image_tokens(key, 2), scale, reader.family.is_unet)
                 self._reading.self_attention[shape] = self._reading.self_attention.get(shape, 0) + probabilities
             if is_self:
                 return
@@ -213,17 +213,17 @@ class _AttentionMode(TorchFunctionMode):
 
     def _record_text(self, name: str, averaged: bool, query: Tensor, key: Tensor, scale: float) -> None:
         assert self._texts is not None
-        text = None
-        if not self._reader.family.is_unet:
-            missing = key.shape[2] - self._texts.text.shape[1]
-            text = functional.pad(self._texts.text, (0, missing)) if missing > 0 else self._texts.text
-        probabilities = _probabilities(query, key, scale, text)
-        groups = self._texts.groups
-        groups = functional.pad(groups, (0, 0, 0, probabilities.shape[-1] - groups.shape[1]))
+        missing = key.shape[2] - self._texts.groups.shape[1]
+        groups = functional.pad(self._texts.groups, (0, 0, 0, missing))
+        if self._reader.family.is_unet:
+            summed = _grouped(query, key, scale, groups)
+        else:
+            # One image at a time: the attention of all heads to all of the text is large.
+            text = functional.pad(self._texts.text, (0, missing))
+            parts = [slice(k, k + 1) for k in range(len(query))]
+            summed = torch.cat([_grouped(query[k], key[k], scale, groups[k], text[k]) for k in parts])
         shape = self._reader.shape(query.shape[2])
-        with torch.autocast(probabilities.device.type, enabled=False):
-            summed = torch.einsum("bhpt,btg->bhgp", probabilities, groups)
-            summed = summed.reshape(*summed.shape[:3], *shape)
+        summed = summed.reshape(*summed.shape[:3], *shape)
         reading = self._reading
         if CROSS_ATTENTION in self._reader.target.needs:
             reading.cross_attention[name] = summed[:, :, :-_LEFT_OUT]
@@ -242,16 +242,25 @@ def _probabilities(query: Tensor, key: Tensor, scale: float, text: Tensor | None
         )
     scores = scores.reshape(-1, heads, *scores.shape[1:])
     if text is not None:
-        scores = scores.masked_fill(~text[:, None, None, :], -torch.inf)
+        scores.masked_fill_(~text[:, None, None, :], -torch.inf)
     return scores.softmax(-1)
 
 
+def _grouped(query: Tensor, key: Tensor, scale: float, groups: Tensor, text: Tensor | None = None) -> Tensor:
+    """Attention summed over groups of tokens, float32 (B, heads, groups, positions)."""
+    probabilities = _probabilities(query, key, scale, text)
+    with torch.autocast(probabilities.device.type, enabled=False):
+        return torch.einsum("bhpt,btg->bhgp", probabilities, groups)
+
+
 def _mean_over_heads(query: Tensor, key: Tensor, scale: float, at_once: bool) -> Tensor:
-    """Attention averaged over heads, (B, positions, positions). One head at a time needs less memory."""
+    """Attention averaged over heads, (B, positions, positions). One image and head at a time needs less memory."""
     if at_once:
         return _probabilities(query, key, scale).mean(1)
-    heads = query.shape[1]
-    total = torch.zeros((), device=query.device)
-    for head in range(heads):
-        total = total + _probabilities(query[:, head : head + 1], key[:, head : head + 1], scale)[:, 0] / heads
+    count, heads, positions = query.shape[:3]
+    total = torch.zeros(count, positions, positions, device=query.device)
+    for k in range(count):
+        for head in range(heads):
+            part = slice(k, k + 1), slice(head, head + 1)
+            total[k] += _probabilities(query[part], key[part], scale)[0, 0] / heads
     return total

@@ -140,7 +140,7 @@ def test_the_stream_is_the_same_from_any_step(oracle: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--classes", "voc", "--n", "4"], "which classes are seen"),
+        (["--classes", "voc", "--n", "4"], "to select the seen classes"),
         (
             ["--classes", "voc", "--n", "4", "--split", "9"],
             "There is no split '9' for voc; available splits: 1, 2, 3, zs3",
