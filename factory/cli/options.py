@@ -12,6 +12,7 @@ from factory.files.text import read_lines
 _FIELDS = {
     "n": ("n",),
     "seed": ("seed",),
+    "prompt_style": ("prompt_style",),
     "batch": ("batch",),
     "attempts": ("attempts",),
     "shard_size": ("shard_size",),

@@ -20,6 +20,7 @@ from factory.cli.shared_options import (
     Guidance,
     Model,
     Objects,
+    PromptStyle,
     RecipeFile,
     Seed,
     ShardSize,
@@ -44,6 +45,7 @@ def bootstrap_oracle(
         int | None, typer.Option(min=0, max=999, help="Noise level, of 1000, at which features are captured.")
     ] = None,
     objects: Objects = None,
+    prompt_style: PromptStyle = None,
     seed: Seed = None,
     steps: SolverSteps = None,
     guidance: Guidance = None,

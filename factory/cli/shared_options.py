@@ -26,6 +26,12 @@ Prompts = Annotated[
     Path | None,
     typer.Option(help="File of prompts; each line has a text, a tab and a comma-separated list of classes."),
 ]
+PromptStyle = Annotated[
+    str | None,
+    typer.Option(
+        help="simple (default): a caption of the class names; rich: with attributes, places, light, weather and camera."
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of the dataset.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe file; options override its values.")]
 

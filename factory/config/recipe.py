@@ -44,8 +44,13 @@ class Recipe(Section):
     earlier: tuple[int, ...] = Field(default=(), description="Sizes of the dataset before each extension, ascending.")
     seed: int = Field(default=0, ge=0, lt=2**63)
     objects: dict[int, float] = Field(default={1: 1.0}, description="Share of samples by number of objects.")
+    prompt_style: Literal["simple", "rich"] = Field(
+        default="simple",
+        description="Style of generated prompts: `simple` is a caption of the class names; `rich` adds attributes, "
+        "places, light, weather, viewpoints and camera.",
+    )
     prompts: tuple[PromptEntry, ...] | None = Field(
-        default=None, description="Custom prompts to use instead of captions."
+        default=None, description="Custom prompts to use instead of generated ones."
     )
     shard_size: int = Field(default=100, ge=1, le=100_000, description="Samples per shard.")
     batch: int = Field(default=8, ge=1, le=1024, description="Images generated per batch.")
@@ -86,6 +91,8 @@ class Recipe(Section):
         prompts = self.user_prompts()
         if prompts is None:
             _check_objects(self.objects, len(self.planned_names()))
+        elif self.prompt_style != "simple":
+            raise ValueError("prompt_style applies to generated prompts; leave it out, or leave out the prompts")
         if self.real is not None and self.oracle is None:
             raise ValueError("a dataset of real images is an oracle and requires a split, or `all`")
         if self.oracle is not None:
@@ -122,13 +129,15 @@ class Recipe(Section):
     def content(self) -> dict[str, Any]:
         """Everything that affects a shard's bytes, as plain data.
 
-        Fields added after the first release of the format are omitted when null, so that older datasets keep their
-        fingerprint.
+        Fields added after the first release of the format are omitted at their defaults, so that older datasets keep
+        their fingerprint.
         """
         data = self.model_dump(mode="json", exclude={"n", "earlier", "engine", "store"})
         for name in ("oracle", "real"):
             if data[name] is None:
                 del data[name]
+        if data["prompt_style"] == "simple":
+            del data["prompt_style"]
         if data["masks"]["grounder_revision"] is None:
             del data["masks"]["grounder_revision"]
         return data

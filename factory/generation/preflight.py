@@ -11,11 +11,12 @@ from typing import Any
 from factory.config.plan import Plan
 from factory.config.prompts import Prompt, captioned
 from factory.config.recipe import Recipe
+from factory.config.rich_prompts import longest, vocabulary_words
 from factory.errors import UserError
 from factory.generator.layout import attention_levels, component_names, read_config, read_index
 from factory.generator.load import check_generator
 from factory.generator.schedulers import is_consistency
-from factory.generator.tokens import class_tokens
+from factory.generator.tokens import check_words_known, class_tokens
 from factory.grounder.folder import grounder_folder
 from factory.grounder.folder import read_config as read_grounder
 
@@ -40,6 +41,9 @@ def preflight(recipe: Recipe) -> None:
             f"--method noise or another --model."
         )
     tokenizers = [_tokenizer(folder / name) for name in component_names(read_index(folder))[1]]
+    if recipe.prompt_style == "rich":
+        for tokenizer in tokenizers:
+            check_words_known(tokenizer, vocabulary_words(), recipe.generator.model)
     if _uses_class_tokens(recipe):
         _check_prompts(_prompts(recipe, tokenizers[0]), tokenizers[0])
 
@@ -89,8 +93,8 @@ def _check_prompts(prompts: Iterator[tuple[str, Prompt]], tokenizer: Any) -> Non
 def _prompts(recipe: Recipe, tokenizer: Any) -> Iterator[tuple[str, Prompt]]:
     """(label, prompt) of each prompt to check.
 
-    Generated captions always contain their class names, so they can only fail by being too long. The caption of the
-    longest names is tried first; only if it fails are the captions of all samples checked.
+    Generated prompts always contain their class names, so they can only fail by being too long. The prompt of the
+    longest names is tried first; only if it fails are the prompts of all samples checked.
     """
     user_prompts = recipe.user_prompts()
     if user_prompts is not None:
@@ -100,7 +104,8 @@ def _prompts(recipe: Recipe, tokenizer: Any) -> Iterator[tuple[str, Prompt]]:
     max_objects = max(count for count, share in recipe.objects.items() if share)
     names = sorted(recipe.planned_names(), key=lambda name: -len(tokenizer(vocabulary.resolve(name).display).input_ids))
     try:
-        class_tokens(tokenizer, captioned(vocabulary, names[:max_objects]))
+        make = longest if recipe.prompt_style == "rich" else captioned
+        class_tokens(tokenizer, make(vocabulary, names[:max_objects]))
     except UserError:
         for sample in islice(Plan(recipe).samples(), _MAX_SAMPLES):
             yield f"sample {sample.index}", sample.prompt
