@@ -54,6 +54,8 @@ def assemble(file: Path | None, store: Store | None, options: Mapping[str, Any])
         data["classes"] = _classes(options["classes"])
     if options.get("objects") is not None:
         data["objects"] = parse_objects(options["objects"])
+    if options.get("cooccurrence") is not None:
+        data["cooccurrence"] = _cooccurrence(options["cooccurrence"], data)
     if options.get("n") is not None and file:
         data.pop("earlier", None)
     if "n" not in data:
@@ -117,6 +119,17 @@ def _oracle(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
             f"required."
         )
     return {"split": path.stem, "seen": seen}
+
+
+def _cooccurrence(text: str, data: Mapping[str, Any]) -> Any:
+    from factory.config.cooccurrence import read_table
+
+    if text == "coco":
+        return text
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise UserError(f"there is no co-occurrence table {text}; give coco or a CSV file: class,class,weight.")
+    return read_table(path, make_recipe({"n": 1, "classes": data.get("classes", "coco")}).vocabulary())
 
 
 def _prompts(path: Path, data: Mapping[str, Any]) -> list[dict[str, Any]]:

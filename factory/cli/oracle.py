@@ -9,6 +9,7 @@ from factory.cli.shared_options import (
     Address,
     AsJson,
     Batch,
+    Cooccurrence,
     Count,
     DatasetOut,
     Detector,
@@ -45,6 +46,7 @@ def bootstrap_oracle(
         int | None, typer.Option(min=0, max=999, help="Noise level, of 1000, at which features are captured.")
     ] = None,
     objects: Objects = None,
+    cooccurrence: Cooccurrence = None,
     prompt_style: PromptStyle = None,
     seed: Seed = None,
     steps: SolverSteps = None,

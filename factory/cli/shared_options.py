@@ -21,7 +21,13 @@ Classes = Annotated[
     str | None, typer.Option(help='coco, voc, a file with one class per line, or names: dog,cat,"traffic light".')
 ]
 Count = Annotated[int | None, typer.Option("--n", help="Number of accepted samples.")]
-Objects = Annotated[str | None, typer.Option(help='Shares of images with one, two, ... objects, as in "1:0.5,2:0.5".')]
+Objects = Annotated[
+    str | None, typer.Option(help='Shares of images with one, two, ... up to six objects, as in "1:0.5,2:0.5".')
+]
+Cooccurrence = Annotated[
+    str | None,
+    typer.Option(help="Which classes occur together: coco, as in its images, or a CSV file: class,class,weight."),
+]
 Prompts = Annotated[
     Path | None,
     typer.Option(help="File of prompts; each line has a text, a tab and a comma-separated list of classes."),

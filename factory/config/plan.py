@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from factory.config.class_balance import ClassSequence, shuffled
+from factory.config.cooccurrence import WeightedGroups, balanced, pair_weights
 from factory.config.keys import key_of
 from factory.config.prompts import Prompt, captioned
 from factory.config.recipe import Recipe, canonical
@@ -56,6 +57,15 @@ class PlannedShard:
 def shard_name(number: int) -> str:
     """The stem of a shard's file names."""
     return f"{number:06d}"
+
+
+def class_sequence(recipe: Recipe) -> ClassSequence:
+    """The classes of each generated prompt, as indices into the recipe's `planned_names`."""
+    names, groups = recipe.planned_names(), None
+    if recipe.cooccurrence is not None:
+        weights = balanced(pair_weights(recipe.cooccurrence, recipe.vocabulary(), names))
+        groups = WeightedGroups(weights, recipe.seed)
+    return ClassSequence(len(names), recipe.objects, recipe.seed, (*recipe.earlier, recipe.n), groups)
 
 
 class Plan:
@@ -155,5 +165,4 @@ class Plan:
 
     @cached_property
     def _classes(self) -> ClassSequence:
-        ends = (*self.recipe.earlier, self.recipe.n)
-        return ClassSequence(len(self._names), self.recipe.objects, self.recipe.seed, ends)
+        return class_sequence(self.recipe)

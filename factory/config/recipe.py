@@ -5,12 +5,13 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from factory.config.class_balance import MAX_OBJECTS
+from factory.config.cooccurrence import pair_weights
 from factory.config.prompts import Prompt, make_prompt
 from factory.config.sections import (
     READ_BY_ATTENTION,
@@ -44,6 +45,11 @@ class Recipe(Section):
     earlier: tuple[int, ...] = Field(default=(), description="Sizes of the dataset before each extension, ascending.")
     seed: int = Field(default=0, ge=0, lt=2**63)
     objects: dict[int, float] = Field(default={1: 1.0}, description="Share of samples by number of objects.")
+    cooccurrence: Literal["coco"] | dict[str, dict[str, Annotated[float, Field(strict=True, ge=0)]]] | None = Field(
+        default=None,
+        description="Which classes occur together: `coco` as in COCO, or a weight for each pair; if null, all pairs "
+        "equally often.",
+    )
     prompt_style: Literal["simple", "rich"] = Field(
         default="simple",
         description="Style of generated prompts: `simple` is a caption of the class names; `rich` adds attributes, "
@@ -91,6 +97,9 @@ class Recipe(Section):
         prompts = self.user_prompts()
         if prompts is None:
             _check_objects(self.objects, len(self.planned_names()))
+            _check_cooccurrence(self)
+        elif self.cooccurrence is not None:
+            raise ValueError("cooccurrence applies to generated prompts; leave it out, or leave out the prompts")
         elif self.prompt_style != "simple":
             raise ValueError("prompt_style applies to generated prompts; leave it out, or leave out the prompts")
         if self.real is not None and self.oracle is None:
@@ -133,7 +142,7 @@ class Recipe(Section):
         their fingerprint.
         """
         data = self.model_dump(mode="json", exclude={"n", "earlier", "engine", "store"})
-        for name in ("oracle", "real"):
+        for name in ("oracle", "real", "cooccurrence"):
             if data[name] is None:
                 del data[name]
         if data["prompt_style"] == "simple":
@@ -242,6 +251,14 @@ def _check_objects(objects: Mapping[int, float], classes: int) -> None:
     for count, least in needed.items():
         if classes < least:
             raise ValueError(f"{count} objects per prompt require at least {least} classes, got {classes}")
+
+
+def _check_cooccurrence(recipe: Recipe) -> None:
+    if recipe.cooccurrence is None:
+        return
+    if not any(count > 1 and share for count, share in recipe.objects.items()):
+        raise ValueError('cooccurrence requires images of two or more objects, such as objects "1:0.5,2:0.5"')
+    pair_weights(recipe.cooccurrence, recipe.vocabulary(), recipe.planned_names())
 
 
 def _check_oracle(recipe: Recipe, prompted: set[str]) -> None:
