@@ -1,5 +1,6 @@
 """Builds a recipe from options and a recipe file; only options that were given override the file."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def assemble(file: Path | None, store: Store | None, options: Mapping[str, Any])
         data["oracle"] = _oracle(options["split"], data)
     if options.get("prompts") is not None:
         data["prompts"] = _prompts(options["prompts"], data)
+        data["prompts_digest"] = hashlib.sha256(options["prompts"].read_bytes()).hexdigest()
     return make_recipe(data, str(file) if file else "the options")
 
 

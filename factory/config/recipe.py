@@ -33,7 +33,8 @@ from factory.files.text import read_text
 class Recipe(Section):
     """The settings of a dataset.
 
-    `fingerprint()` covers everything that affects a shard's bytes; it excludes `n`, `earlier`, `engine` and `store`.
+    `fingerprint()` covers everything that affects a shard's bytes; it excludes `n`, `earlier`, `prompts_digest`,
+    `engine` and `store`.
     """
 
     # `format` is incremented when the same recipe would give different bytes. Older formats remain supported.
@@ -57,6 +58,11 @@ class Recipe(Section):
     )
     prompts: tuple[PromptEntry, ...] | None = Field(
         default=None, description="Custom prompts to use instead of generated ones."
+    )
+    prompts_digest: str | None = Field(
+        default=None,
+        description="SHA-256 of the file that the prompts were read from; a record that is not part of the "
+        "fingerprint, because the prompts themselves are.",
     )
     shard_size: int = Field(default=100, ge=1, le=100_000, description="Samples per shard.")
     batch: int = Field(default=8, ge=1, le=1024, description="Images generated per batch.")
@@ -98,6 +104,8 @@ class Recipe(Section):
         if prompts is None:
             _check_objects(self.objects, len(self.planned_names()))
             _check_cooccurrence(self)
+            if self.prompts_digest is not None:
+                raise ValueError("prompts_digest is the digest of a prompts file; leave it out if there are no prompts")
         elif self.cooccurrence is not None:
             raise ValueError("cooccurrence applies to generated prompts; leave it out, or leave out the prompts")
         elif self.prompt_style != "simple":
@@ -141,7 +149,7 @@ class Recipe(Section):
         Fields added after the first release of the format are omitted at their defaults, so that older datasets keep
         their fingerprint.
         """
-        data = self.model_dump(mode="json", exclude={"n", "earlier", "engine", "store"})
+        data = self.model_dump(mode="json", exclude={"n", "earlier", "prompts_digest", "engine", "store"})
         for name in ("oracle", "real", "cooccurrence"):
             if data[name] is None:
                 del data[name]
