@@ -47,7 +47,11 @@ Model = Annotated[
 ]
 Masks = Annotated[str | None, typer.Option(help="attention, detector, or the folder of a trained grounder.")]
 Detector = Annotated[
-    str | None, typer.Option(help="stickers (embedded), a folder, a hub id, torchvision:NAME or detectron2:CONFIG.")
+    str | None,
+    typer.Option(
+        help="stickers (embedded), a folder or hub id, sam3:MODEL, grounding-dino:MODEL+SAM2, owlv2:MODEL+SAM2, "
+        "clipseg:MODEL, torchvision:NAME or detectron2:CONFIG."
+    ),
 ]
 SolverSteps = Annotated[
     int | None, typer.Option("--solver-steps", "--steps", help="Denoising steps of the diffusion solver per image.")
