@@ -15,6 +15,8 @@ from factory.dataset.records import Image, Instance
 from factory.detector.hub_models import check_complete, options, reason
 from factory.detector.labels import NO_CLASSES, translation
 from factory.detector.open_names import TYPES, WITH_BOXES
+from factory.detector.preprocessing import read_settings
+from factory.detector.rf_detr import RfDetrProcessor
 from factory.errors import UserError
 from factory.hf_logging import quiet_model_libraries, torchvision_fault
 
@@ -146,6 +148,8 @@ def load_model(source: str, revision: str | None) -> tuple[Any, Any]:
             source, config=config, dtype=torch.float32, output_loading_info=True, **options(source, revision)
         )
         processor = _processor(source, revision, config)
+    except UserError:
+        raise
     except ImportError as error:
         fault = torchvision_fault() or " ".join(str(error).split())[:150]
         raise UserError(
@@ -201,6 +205,8 @@ def _processor(source: str, revision: str | None, config: Any) -> Any:
     # Most processors have two implementations; this is the one without torchvision, because detections must not depend
     # on whether that library is installed.
     given = options(source, revision) | {"backend": "pil"}
+    if config.model_type == "rf_detr":
+        return RfDetrProcessor(read_settings(source, options(source, revision)), source)
     if config.model_type != "oneformer":
         return AutoImageProcessor.from_pretrained(source, **given)
     from transformers import OneFormerProcessor
