@@ -19,7 +19,7 @@ from tests.support.library_detections import MIN_SCORE, Row, library_answer, lib
 from tests.support.tiny_detectors import TINY_DETECTORS
 
 LABELS = ["N/A", *coco().names]
-HERE = [name for name in TINY_DETECTORS if name != "rf_detr"]  # its image processor needs torchvision
+KINDS = list(TINY_DETECTORS)
 
 
 def _recipe(folder: Path) -> Recipe:
@@ -29,7 +29,7 @@ def _recipe(folder: Path) -> Recipe:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     parent = tmp_path_factory.mktemp("detectors")
-    return {name: TINY_DETECTORS[name](parent / name, coco().names) for name in HERE}
+    return {name: TINY_DETECTORS[name](parent / name, coco().names) for name in KINDS}
 
 
 def image(height: int = 64, width: int = 96) -> np.ndarray:
@@ -79,6 +79,24 @@ def test_oneformer_instances_match_the_library(folders: dict[str, Path]) -> None
     assert {row.mask.shape for row in detect(folders["oneformer"], image())} == {(64, 96)}
 
 
+@torch.inference_mode()
+def test_rf_detr_instances_are_the_most_probable_pairs_of_query_and_class(folders: dict[str, Path]) -> None:
+    """As in the library, whose image processor requires torchvision; tests/test_detector_extras.py compares with it."""
+    from transformers import RfDetrForInstanceSegmentation
+
+    mean, std = (torch.tensor(v)[:, None, None] for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    pixels = torch.from_numpy(image()).permute(2, 0, 1)[None] * (1 / 255)
+    resized = torch.nn.functional.interpolate(pixels, (64, 64), mode="bilinear")
+    answer = RfDetrForInstanceSegmentation.from_pretrained(folders["rf_detr"]).eval()((resized - mean) / std)
+    probabilities = answer.logits[0].sigmoid()
+    masks = torch.nn.functional.interpolate(answer.pred_masks, (64, 96), mode="bilinear")[0] > 0
+    expected: list[Row] = []
+    for position in probabilities.flatten().argsort(descending=True)[: len(probabilities)].tolist():
+        query, label = divmod(position, probabilities.shape[1])
+        expected.append((label, round(float(probabilities[query, label]), 6), masks[query].numpy()))
+    assert_same(detect(folders["rf_detr"], image()), [row for row in expected if row[1] > MIN_SCORE])
+
+
 @pytest.mark.parametrize("size", [(64, 96), (80, 40), (64, 64)])
 def test_eomt_masks_exclude_the_padding(folders: dict[str, Path], size: tuple[int, int]) -> None:
     """The library paints instances over each other; ours, painted in the same order, give the same segmentation."""
@@ -94,7 +112,7 @@ def test_eomt_masks_exclude_the_padding(folders: dict[str, Path], size: tuple[in
     assert torch.equal(ours, painted)
 
 
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("name", KINDS)
 def test_images_of_mixed_sizes_are_detected_as_if_alone(folders: dict[str, Path], name: str) -> None:
     detector = open_detector(_recipe(folders[name]), "cpu")
     pictures = [image(), image(80, 48)]

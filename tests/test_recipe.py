@@ -61,7 +61,7 @@ def test_differences_list_field_and_both_values() -> None:
     [
         ({"n": 0}, "n: Input should be greater than or equal to 1 .got 0."),
         ({"n": 5, "sead": 3}, "sead: Extra inputs are not permitted"),
-        ({"n": 5, "objects": {7: 1}}, "objects must be 1 to 4"),
+        ({"n": 5, "objects": {7: 1}}, "objects must be 1 to 6"),
         ({"n": 5, "classes": ["dog"], "objects": {2: 1}}, "2 objects per prompt require at least 2 classes, got 1"),
         ({"n": 5, "classes": ["dog", "dog"]}, "is repeated"),
         ({"n": 5, "earlier": [6]}, "earlier sizes must ascend from 1 to below n"),

@@ -21,6 +21,7 @@ from factory.cli.oracle import bootstrap_oracle
 from factory.cli.paths import refuse_urls
 from factory.cli.plan import plan
 from factory.cli.preview import preview
+from factory.cli.prompts import prompts
 from factory.cli.report import report
 from factory.cli.segmenter import evaluate_segmenter, train_segmenter
 from factory.cli.status import status
@@ -33,7 +34,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _command in (generate, plan, nightly, status, verify, models, preview, report, export, invert):
+for _command in (generate, plan, nightly, status, verify, models, preview, report, export, invert, prompts):
     app.command()(_command)
 app.command("sheet", hidden=True)(preview)  # the former name
 app.command("bootstrap-oracle")(bootstrap_oracle)

@@ -44,6 +44,9 @@ def known() -> list[dict[str, Any]]:
         ("--masks", "detector", embedded_detector, "masks of the recipe's detector"),
         ("--masks", "stickers", embedded_grounder, "embedded grounder"),
         ("--detector", "stickers", embedded_detector, "embedded detector, 80 COCO classes"),
+        ("--detector", "sam3:MODEL", True, "SAM 3 by text, any class; weights from the hub"),
+        ("--detector", "grounding-dino:MODEL+SAM2", True, "boxes for any class, masks of SAM 2; or owlv2:MODEL+SAM2"),
+        ("--detector", "clipseg:MODEL", True, "coarse masks for any class"),
         ("--detector", "torchvision:NAME", _torchvision(), "Mask R-CNN from torchvision, 80 COCO classes"),
         ("--detector", "detectron2:CONFIG", _installed("detectron2"), "Mask R-CNN from detectron2's model zoo"),
     ]

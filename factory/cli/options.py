@@ -1,5 +1,6 @@
 """Builds a recipe from options and a recipe file; only options that were given override the file."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from factory.files.text import read_lines
 _FIELDS = {
     "n": ("n",),
     "seed": ("seed",),
+    "prompt_style": ("prompt_style",),
     "batch": ("batch",),
     "attempts": ("attempts",),
     "shard_size": ("shard_size",),
@@ -55,6 +57,8 @@ def assemble(file: Path | None, store: Store | None, options: Mapping[str, Any])
         data["classes"] = _classes(options["classes"])
     if options.get("objects") is not None:
         data["objects"] = parse_objects(options["objects"])
+    if options.get("cooccurrence") is not None:
+        data["cooccurrence"] = _cooccurrence(options["cooccurrence"], data)
     if options.get("n") is not None and file:
         data.pop("earlier", None)
     if "n" not in data:
@@ -63,6 +67,7 @@ def assemble(file: Path | None, store: Store | None, options: Mapping[str, Any])
         data["oracle"] = _oracle(options["split"], data)
     if options.get("prompts") is not None:
         data["prompts"] = _prompts(options["prompts"], data)
+        data["prompts_digest"] = hashlib.sha256(options["prompts"].read_bytes()).hexdigest()
     return make_recipe(data, str(file) if file else "the options")
 
 
@@ -118,6 +123,17 @@ def _oracle(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
             f"required."
         )
     return {"split": path.stem, "seen": seen}
+
+
+def _cooccurrence(text: str, data: Mapping[str, Any]) -> Any:
+    from factory.config.cooccurrence import read_table
+
+    if text == "coco":
+        return text
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise UserError(f"there is no co-occurrence table {text}; give coco or a CSV file: class,class,weight.")
+    return read_table(path, make_recipe({"n": 1, "classes": data.get("classes", "coco")}).vocabulary())
 
 
 def _prompts(path: Path, data: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from factory.cli.shared_options import (
     Attempts,
     Batch,
     Classes,
+    Cooccurrence,
     Count,
     Detector,
     Dtype,
@@ -20,6 +21,7 @@ from factory.cli.shared_options import (
     Model,
     Objects,
     Prompts,
+    PromptStyle,
     RecipeFile,
     Seed,
     ShardSize,
@@ -42,7 +44,9 @@ def plan(
     masks: Masks = None,
     detector: Detector = None,
     objects: Objects = None,
+    cooccurrence: Cooccurrence = None,
     prompts: Prompts = None,
+    prompt_style: PromptStyle = None,
     seed: Seed = None,
     steps: SolverSteps = None,
     guidance: Guidance = None,
@@ -127,8 +131,8 @@ def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool =
     preflight(recipe)
     expanded = Plan(recipe)
     counts = Counter(dict.fromkeys(recipe.vocabulary().names, 0))
-    for sample in islice(expanded.samples(), _COUNTED):
-        counts.update(sample.prompt.classes)
+    for index in range(min(recipe.n, _COUNTED)):
+        counts.update(expanded.class_names(index))
     trial = None
     if measure:
         from factory.generation.estimate import estimate_run

@@ -23,10 +23,22 @@ Classes = Annotated[
     str | None, typer.Option(help='coco, voc, a file with one class per line, or names: dog,cat,"traffic light".')
 ]
 Count = Annotated[int | None, typer.Option("--n", help="Number of accepted samples.")]
-Objects = Annotated[str | None, typer.Option(help='Shares of images with one, two, ... objects, as in "1:0.5,2:0.5".')]
+Objects = Annotated[
+    str | None, typer.Option(help='Shares of images with one, two, ... up to six objects, as in "1:0.5,2:0.5".')
+]
+Cooccurrence = Annotated[
+    str | None,
+    typer.Option(help="Which classes occur together: coco, as in its images, or a CSV file: class,class,weight."),
+]
 Prompts = Annotated[
     Path | None,
     typer.Option(help="File of prompts; each line has a text, a tab and a comma-separated list of classes."),
+]
+PromptStyle = Annotated[
+    str | None,
+    typer.Option(
+        help="simple (default): a caption of the class names; rich: with attributes, places, light, weather and camera."
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of the dataset.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe file; options override its values.")]
@@ -44,7 +56,11 @@ Masks = Annotated[
     typer.Option(help="attention, detector, stickers (embedded grounder), or the folder of a trained grounder."),
 ]
 Detector = Annotated[
-    str | None, typer.Option(help="stickers (embedded), a folder, a hub id, torchvision:NAME or detectron2:CONFIG.")
+    str | None,
+    typer.Option(
+        help="stickers (embedded), a folder or hub id, sam3:MODEL, grounding-dino:MODEL+SAM2, owlv2:MODEL+SAM2, "
+        "clipseg:MODEL, torchvision:NAME or detectron2:CONFIG."
+    ),
 ]
 SolverSteps = Annotated[
     int | None, typer.Option("--solver-steps", "--steps", help="Denoising steps of the diffusion solver per image.")

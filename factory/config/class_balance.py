@@ -8,7 +8,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-MAX_OBJECTS = 4
+from factory.config.cooccurrence import WeightedGroups
+
+MAX_OBJECTS = 6
 
 
 def shuffled(count: int, *key: object) -> list[int]:
@@ -57,13 +59,21 @@ class ClassSequence:
 
     Among samples with the same number of objects, class counts differ by at most 1 in every prefix; for two objects,
     so do pair counts. `ends` are the sizes that the dataset was planned with, in order. Single-object samples are
-    ordered so that the total over one and two objects also differs by at most 1 at the first of the `ends`.
+    ordered so that the total over one and two objects also differs by at most 1 at the first of the `ends`. With
+    `groups`, which classes occur together follows their weights; pair counts are then not balanced.
     """
 
-    def __init__(self, count: int, shares: Mapping[int, float], seed: int, ends: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        count: int,
+        shares: Mapping[int, float],
+        seed: int,
+        ends: Sequence[int] = (),
+        groups: WeightedGroups | None = None,
+    ) -> None:
         self.count, self.seed = count, seed
         self.objects = ObjectCounts(shares)
-        self._ends = tuple(ends)
+        self._ends, self._groups = tuple(ends), groups
         self._orders: dict[tuple[object, ...], list[int]] = {}
 
     def at(self, index: int) -> tuple[int, ...]:
@@ -74,7 +84,7 @@ class ClassSequence:
             return (self._single_block(block)[slot],)
         if objects == 2:
             return self._pair(position)
-        return self._group(objects, position)
+        return self._group(objects, position) if self._groups is None else self._groups.at(objects, position)
 
     def _order(self, count: int, *key: object) -> list[int]:
         """Cached `shuffled`; neighbouring samples share the order of their block."""
@@ -108,7 +118,11 @@ class ClassSequence:
                     load[item] += 1
         return load
 
-    def _pair(self, position: int) -> tuple[int, int]:
+    def _pair(self, position: int) -> tuple[int, ...]:
+        """Two classes: by their weights, or every pair equally often."""
+        return self._even_pair(position) if self._groups is None else self._groups.at(2, position)
+
+    def _even_pair(self, position: int) -> tuple[int, int]:
         """One pair of classes; count * (count - 1) / 2 consecutive positions hold every pair once.
 
         A turn names every class equally often: a perfect matching for an even count, a Hamiltonian cycle for an odd

@@ -8,9 +8,11 @@ from functools import cached_property
 from itertools import pairwise
 
 from factory.config.class_balance import ClassSequence, shuffled
+from factory.config.cooccurrence import WeightedGroups, balanced, pair_weights
 from factory.config.keys import key_of
 from factory.config.prompts import Prompt, captioned
 from factory.config.recipe import Recipe, canonical
+from factory.config.rich_prompts import RichPrompts
 from factory.config.vocabulary import Vocabulary
 from factory.errors import UserError
 
@@ -57,6 +59,15 @@ def shard_name(number: int) -> str:
     return f"{number:06d}"
 
 
+def class_sequence(recipe: Recipe) -> ClassSequence:
+    """The classes of each generated prompt, as indices into the recipe's `planned_names`."""
+    names, groups = recipe.planned_names(), None
+    if recipe.cooccurrence is not None:
+        weights = balanced(pair_weights(recipe.cooccurrence, recipe.vocabulary(), names))
+        groups = WeightedGroups(weights, recipe.seed)
+    return ClassSequence(len(names), recipe.objects, recipe.seed, (*recipe.earlier, recipe.n), groups)
+
+
 class Plan:
     """The shards of a recipe, computed on demand.
 
@@ -99,18 +110,30 @@ class Plan:
         return PlannedShard(number, samples, digest, self.recipe.format)
 
     def prompt(self, index: int) -> Prompt:
-        """The prompt of a sample: one of the recipe's prompts, or a caption of the next classes."""
-        if self._prompts is not None and self.recipe.real is not None:
-            return self._prompts[index]
+        """The prompt of a sample: one of the recipe's prompts, or one for the next classes in the recipe's style."""
         if self._prompts is not None:
-            block, position = divmod(index, len(self._prompts))
-            return self._prompts[self._prompt_order(block)[position]]
-        names = self._names
-        return captioned(self._vocabulary, [names[item] for item in self._classes.at(index)])
+            return self._prompts[self._prompt_number(index)]
+        if self._rich is not None:
+            return self._rich.prompt(index, self.class_names(index))
+        return captioned(self._vocabulary, self.class_names(index))
+
+    def class_names(self, index: int) -> tuple[str, ...]:
+        """The classes of a sample's prompt; cheaper than the prompt itself."""
+        if self._prompts is not None:
+            return self._prompts[self._prompt_number(index)].classes
+        return tuple(self._names[item] for item in self._classes.at(index))
 
     def samples(self) -> Iterator[PlannedSample]:
         """Every sample, in order."""
         return (PlannedSample(index, self.prompt(index)) for index in range(self.recipe.n))
+
+    def _prompt_number(self, index: int) -> int:
+        """The position of a sample's prompt in the recipe's list."""
+        assert self._prompts is not None
+        if self.recipe.real is not None:
+            return index
+        block, position = divmod(index, len(self._prompts))
+        return self._prompt_order(block)[position]
 
     def _prompt_order(self, block: int) -> list[int]:
         if self._prompt_block[0] != block:
@@ -137,6 +160,9 @@ class Plan:
         return self.recipe.user_prompts()
 
     @cached_property
+    def _rich(self) -> RichPrompts | None:
+        return RichPrompts(self._vocabulary, self.recipe.seed) if self.recipe.prompt_style == "rich" else None
+
+    @cached_property
     def _classes(self) -> ClassSequence:
-        ends = (*self.recipe.earlier, self.recipe.n)
-        return ClassSequence(len(self._names), self.recipe.objects, self.recipe.seed, ends)
+        return class_sequence(self.recipe)

@@ -5,12 +5,13 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from factory.config.class_balance import MAX_OBJECTS
+from factory.config.cooccurrence import pair_weights
 from factory.config.prompts import Prompt, make_prompt
 from factory.config.sections import (
     EARLIER_FORMATS,
@@ -42,7 +43,8 @@ LATER_FIELDS = {
 class Recipe(Section):
     """The settings of a dataset.
 
-    `fingerprint()` covers everything that affects a shard's bytes; it excludes `n`, `earlier`, `engine` and `store`.
+    `fingerprint()` covers everything that affects a shard's bytes; it excludes `n`, `earlier`, `prompts_digest`,
+    `engine` and `store`.
     """
 
     # `format` is incremented when the same recipe would give different bytes. Datasets of older formats can be read.
@@ -56,8 +58,23 @@ class Recipe(Section):
     earlier: tuple[int, ...] = Field(default=(), description="Sizes of the dataset before each extension, ascending.")
     seed: int = Field(default=0, ge=0, lt=2**63)
     objects: dict[int, float] = Field(default={1: 1.0}, description="Share of samples by number of objects.")
+    cooccurrence: Literal["coco"] | dict[str, dict[str, Annotated[float, Field(strict=True, ge=0)]]] | None = Field(
+        default=None,
+        description="Which classes occur together: `coco` as in COCO, or a weight for each pair; if null, all pairs "
+        "equally often.",
+    )
+    prompt_style: Literal["simple", "rich"] = Field(
+        default="simple",
+        description="Style of generated prompts: `simple` is a caption of the class names; `rich` adds attributes, "
+        "places, light, weather, viewpoints and camera.",
+    )
     prompts: tuple[PromptEntry, ...] | None = Field(
-        default=None, description="Custom prompts to use instead of captions."
+        default=None, description="Custom prompts to use instead of generated ones."
+    )
+    prompts_digest: str | None = Field(
+        default=None,
+        description="SHA-256 of the file that the prompts were read from; a record that is not part of the "
+        "fingerprint, because the prompts themselves are.",
     )
     shard_size: int = Field(default=100, ge=1, le=100_000, description="Samples per shard.")
     batch: int = Field(default=8, ge=1, le=1024, description="Images generated per batch.")
@@ -104,6 +121,13 @@ class Recipe(Section):
         prompts = self.user_prompts()
         if prompts is None:
             _check_objects(self.objects, len(self.planned_names()))
+            _check_cooccurrence(self)
+            if self.prompts_digest is not None:
+                raise ValueError("prompts_digest is the digest of a prompts file; leave it out if there are no prompts")
+        elif self.cooccurrence is not None:
+            raise ValueError("cooccurrence applies to generated prompts; leave it out, or leave out the prompts")
+        elif self.prompt_style != "simple":
+            raise ValueError("prompt_style applies to generated prompts; leave it out, or leave out the prompts")
         if self.real is not None and self.oracle is None:
             raise ValueError("a dataset of real images is an oracle and requires a split, or `all`")
         if self.oracle is not None:
@@ -140,13 +164,15 @@ class Recipe(Section):
     def content(self) -> dict[str, Any]:
         """Everything that affects a shard's bytes, as plain data.
 
-        Fields that a format does not have are omitted, and those that were added to format 2 also when null, so that
-        older datasets keep their fingerprint.
+        Fields that a format does not have are omitted, and those that were added to a format later also at their
+        defaults, so that older datasets keep their fingerprint.
         """
-        data = self.model_dump(mode="json", exclude={"n", "earlier", "engine", "store"})
-        for name in ("oracle", "real"):
+        data = self.model_dump(mode="json", exclude={"n", "earlier", "prompts_digest", "engine", "store"})
+        for name in ("oracle", "real", "cooccurrence"):
             if data[name] is None:
                 del data[name]
+        if data["prompt_style"] == "simple":
+            del data["prompt_style"]
         if data["masks"]["grounder_revision"] is None:
             del data["masks"]["grounder_revision"]
         absent = {"masks": EARLIER_FORMATS} if self.format >= FORMAT else LATER_FIELDS
@@ -259,6 +285,14 @@ def _check_objects(objects: Mapping[int, float], classes: int) -> None:
     for count, least in needed.items():
         if classes < least:
             raise ValueError(f"{count} objects per prompt require at least {least} classes, got {classes}")
+
+
+def _check_cooccurrence(recipe: Recipe) -> None:
+    if recipe.cooccurrence is None:
+        return
+    if not any(count > 1 and share for count, share in recipe.objects.items()):
+        raise ValueError('cooccurrence requires images of two or more objects, such as objects "1:0.5,2:0.5"')
+    pair_weights(recipe.cooccurrence, recipe.vocabulary(), recipe.planned_names())
 
 
 def _check_oracle(recipe: Recipe, prompted: set[str]) -> None:

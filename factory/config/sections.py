@@ -114,7 +114,8 @@ class MaskRecipe(Section):
     grounder_revision: str | None = Field(default=None, description="Pinned when the dataset is created.")
     detector: str = Field(
         default="stickers",
-        description="`stickers`, a transformers folder or hub id, torchvision:NAME or detectron2:CONFIG.",
+        description="`stickers`, a transformers folder or hub id, sam3:MODEL, grounding-dino:MODEL+SAM2, "
+        "owlv2:MODEL+SAM2, clipseg:MODEL, torchvision:NAME or detectron2:CONFIG.",
     )
     detector_revision: str | None = Field(default=None, description="Pinned when the dataset is created.")
     capture: Literal["finished", "sampling"] | None = Field(

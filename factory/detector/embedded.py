@@ -1,6 +1,6 @@
 """The embedded detector, with class names of the recipe's vocabulary."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ class EmbeddedDetector:
         self._detector = StickerDetector.from_pretrained(folder, device)
         self._names = translation(recipe.vocabulary(), self._detector.class_names, recipe.planned_names())
 
-    def detect(self, images: Sequence[Image]) -> list[list[Instance]]:
+    def detect(self, images: Sequence[Image], wanted: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
         """Detect on the recipe's number of CPU threads, as the generator does.
 
         Images of mixed sizes are processed one at a time.

@@ -30,7 +30,7 @@ def translation(vocabulary: Vocabulary, known: Sequence[str], wanted: Collection
         examples = ", ".join([name for name in known if name not in NO_CLASSES][:5])
         raise UserError(
             f"the detector does not know {len(missing)} of the classes: {names}; it knows {len(known)} classes such as "
-            f"{examples}. Use --masks attention, another detector, or other classes."
+            f"{examples}. Use --masks attention, a detector for any class such as sam3:MODEL, or other classes."
         )
     return result
 

@@ -8,14 +8,15 @@ from factory.config.recipe import Recipe
 from factory.config.sections import MaskRecipe
 from factory.detector.interface import Detector
 from factory.detector.labels import translation
+from factory.detector.open_names import absolute, check_types, parse_open_name, pin_open_name
 from factory.errors import UserError
 from factory.generator.load import EMBEDDED, folder_digest, pin_revision
 
 TORCHVISION, DETECTRON2 = "torchvision:", "detectron2:"
 _EMBEDDED_ARCHITECTURE = "UperNetForSemanticSegmentation"
 _FORMS = (
-    f"`{EMBEDDED}`, a folder or hub id of a transformers model, {TORCHVISION}maskrcnn_resnet50_fpn_v2 or "
-    f"{DETECTRON2}COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
+    f"`{EMBEDDED}`, a folder or hub id of a transformers model, sam3:MODEL, grounding-dino:MODEL+SAM2, "
+    f"{TORCHVISION}maskrcnn_resnet50_fpn_v2 or {DETECTRON2}COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 )
 
 
@@ -26,6 +27,11 @@ def open_detector(recipe: Recipe, device: str) -> Detector:
     """
     check_pin(recipe.masks)
     name = recipe.masks.detector
+    open_name = parse_open_name(name)
+    if open_name is not None:
+        from factory.detector.open_vocabulary import OpenVocabularyDetector
+
+        return OpenVocabularyDetector(recipe, open_name, device)
     if name.startswith(TORCHVISION):
         from factory.detector.torchvision import TorchvisionDetector
 
@@ -66,9 +72,10 @@ def check_pin(masks: MaskRecipe) -> None:
     name, pinned = masks.detector, masks.detector_revision
     if pinned is None:
         return
-    if not name.startswith((TORCHVISION, DETECTRON2)) and detector_folder(name) is None:
+    open_name = parse_open_name(name)
+    if open_name is None and not name.startswith((TORCHVISION, DETECTRON2)) and detector_folder(name) is None:
         return
-    found = pin_detector(name)
+    found = pin_detector(name) if open_name is None else pin_open_name(open_name, pinned)
     if found == pinned:
         return
     if name.startswith(TORCHVISION):
@@ -84,6 +91,9 @@ def check_pin(masks: MaskRecipe) -> None:
 
 def pin_detector(name: str) -> str:
     """An identifier of the detector's content: a folder's digest, the hub's commit, or a library's weights."""
+    open_name = parse_open_name(name)
+    if open_name is not None:
+        return pin_open_name(open_name)
     if name.startswith(TORCHVISION):
         from factory.detector.torchvision import pin
 
@@ -97,7 +107,14 @@ def pin_detector(name: str) -> str:
 
 
 def check_classes(recipe: Recipe) -> None:
-    """Raise UserError, before any worker starts, if the detector does not know a class that prompts name."""
+    """Raise UserError, before any worker starts, if the detector does not know a class that prompts name.
+
+    An open-vocabulary detector knows all classes; the types of its models are checked instead.
+    """
+    open_name = parse_open_name(recipe.masks.detector)
+    if open_name is not None:
+        check_types(open_name, recipe.masks.detector_revision)
+        return
     translation(recipe.vocabulary(), known_labels(recipe.masks), recipe.planned_names())
 
 
@@ -106,7 +123,7 @@ def check_file(name: str) -> None:
 
     The model is built and loaded on the CPU as in a worker, which takes seconds, and discarded.
     """
-    if "@" not in name:
+    if "@" not in name or parse_open_name(name) is not None:
         return
     if name.startswith(TORCHVISION):
         from factory.detector.torchvision import load_model
@@ -153,6 +170,9 @@ def detector_folder(name: str) -> Path | None:
 
 def _absolute(name: str) -> str:
     """The name with an absolute path, so that it means the same file in workers with another working directory."""
+    open_name = parse_open_name(name)
+    if open_name is not None:
+        return str(absolute(open_name))
     if name.startswith((TORCHVISION, DETECTRON2)):
         model, at, file = name.partition("@")
         return f"{model}@{Path(file).expanduser().absolute()}" if at and file else name

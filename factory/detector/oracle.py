@@ -27,7 +27,7 @@ class OracleGrounder:
 
     def ground(self, generated: Sequence[Generated], prompts: Sequence[Prompt]) -> list[Grounded]:
         """A class's score is the highest of its instances."""
-        found = self._detector.detect([g.image for g in generated])
+        found = self._detector.detect([g.image for g in generated], [prompt.classes for prompt in prompts])
         return [self._unite(instances, prompt) for instances, prompt in zip(found, prompts, strict=True)]
 
     def _unite(self, instances: Sequence[Instance], prompt: Prompt) -> Grounded:

@@ -1,6 +1,6 @@
 """Instance segmentation models of transformers, with the library's own post-processing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,11 @@ from torch.nn import functional
 
 from factory.config.recipe import Recipe
 from factory.dataset.records import Image, Instance
+from factory.detector.hub_models import check_complete, options, reason
 from factory.detector.labels import NO_CLASSES, translation
+from factory.detector.open_names import TYPES, WITH_BOXES
+from factory.detector.preprocessing import read_settings
+from factory.detector.rf_detr import RfDetrProcessor
 from factory.errors import UserError
 from factory.hf_logging import quiet_model_libraries, torchvision_fault
 
@@ -39,7 +43,7 @@ class TransformersDetector:
         self._names = translation(recipe.vocabulary(), known, recipe.planned_names())
 
     @torch.inference_mode()
-    def detect(self, images: Sequence[Image]) -> list[list[Instance]]:
+    def detect(self, images: Sequence[Image], wanted: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
         """Instances in descending order of score, down to 0.05. Images of mixed sizes are processed one at a time."""
         torch.set_num_threads(self._threads)
         if len({image.shape for image in images}) > 1:
@@ -141,9 +145,11 @@ def load_model(source: str, revision: str | None) -> tuple[Any, Any]:
     kind = AutoModelForInstanceSegmentation if config.model_type == "rf_detr" else AutoModelForUniversalSegmentation
     try:
         model, report = kind.from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True, **_options(source, revision)
+            source, config=config, dtype=torch.float32, output_loading_info=True, **options(source, revision)
         )
         processor = _processor(source, revision, config)
+    except UserError:
+        raise
     except ImportError as error:
         fault = torchvision_fault() or " ".join(str(error).split())[:150]
         raise UserError(
@@ -152,9 +158,9 @@ def load_model(source: str, revision: str | None) -> tuple[Any, Any]:
         ) from error
     except Exception as error:  # truncated and foreign weights fail in many ways
         raise UserError(
-            f"the detector {source} cannot be loaded ({_reason(error)}); copy it again, or check the network."
+            f"the detector {source} cannot be loaded ({reason(error)}); copy it again, or check the network."
         ) from error
-    _check_complete(source, report)
+    check_complete(source, report, ("num_batches_tracked", "criterion.empty_weight", "text_mapper."))
     if getattr(processor, "do_split_image", False):
         raise UserError(
             f"{source} is a semantic segmentation model (its image processor splits images into tiles); give an "
@@ -168,17 +174,23 @@ def _config(source: str, revision: str | None) -> Any:
 
     quiet_model_libraries()
     try:
-        config = AutoConfig.from_pretrained(source, **_options(source, revision))
+        config = AutoConfig.from_pretrained(source, **options(source, revision))
     except Exception as error:
         if not Path(source).exists():
             raise UserError(
-                f"the detector {source} cannot be loaded from the hub or its cache ({_reason(error)}); check the id "
+                f"the detector {source} cannot be loaded from the hub or its cache ({reason(error)}); check the id "
                 f"and the network."
             ) from error
         raise UserError(
-            f"{source} is not an instance segmentation model of transformers ({_reason(error)}); see docs/detectors.md "
+            f"{source} is not an instance segmentation model of transformers ({reason(error)}); see docs/detectors.md "
             f"for supported models."
         ) from error
+    kind = next((kind for kind, types in TYPES.items() if config.model_type in types), None)
+    if kind is not None:
+        raise UserError(
+            f"{source} is an open-vocabulary model (its type is {config.model_type!r}); give it as {kind}:{source}"
+            f"{'+SAM2' if kind in WITH_BOXES else ''}, see docs/detectors.md."
+        )
     if config.model_type not in _POST_PROCESSING:
         raise UserError(
             f"{source} is not an instance segmentation model of transformers (its type is {config.model_type!r}); "
@@ -192,14 +204,16 @@ def _processor(source: str, revision: str | None, config: Any) -> Any:
 
     # Most processors have two implementations; this is the one without torchvision, because detections must not depend
     # on whether that library is installed.
-    options = _options(source, revision) | {"backend": "pil"}
+    given = options(source, revision) | {"backend": "pil"}
+    if config.model_type == "rf_detr":
+        return RfDetrProcessor(read_settings(source, options(source, revision)), source)
     if config.model_type != "oneformer":
-        return AutoImageProcessor.from_pretrained(source, **options)
+        return AutoImageProcessor.from_pretrained(source, **given)
     from transformers import OneFormerProcessor
 
     # Its list of classes is in another repository and is needed for training only.
-    images = AutoImageProcessor.from_pretrained(source, class_info_file="", **options)
-    tokenizer = AutoTokenizer.from_pretrained(source, **_options(source, revision))
+    images = AutoImageProcessor.from_pretrained(source, class_info_file="", **given)
+    tokenizer = AutoTokenizer.from_pretrained(source, **options(source, revision))
     processor = OneFormerProcessor(
         image_processor=images,
         tokenizer=tokenizer,
@@ -208,28 +222,3 @@ def _processor(source: str, revision: str | None, config: Any) -> Any:
     )
     processor.post_process_instance_segmentation = images.post_process_instance_segmentation
     return processor
-
-
-def _options(source: str, revision: str | None) -> dict[str, Any]:
-    """Load a folder as it is and a hub id at its commit; neither may bring its own code."""
-    where: dict[str, Any] = {"local_files_only": True} if Path(source).exists() else {"revision": revision}
-    return where | {"trust_remote_code": False}
-
-
-def _check_complete(source: str, report: dict[str, Any]) -> None:
-    """Raise UserError unless the model and its weights have the same tensors.
-
-    Missing ones would be filled with noise. Tensors that only training uses and counters may be surplus.
-    """
-    unused = ("num_batches_tracked", "criterion.empty_weight")
-    unexpected = [
-        name for name in report["unexpected_keys"] if not name.endswith(unused) and "text_mapper." not in name
-    ]
-    faults = [("are missing", report["missing_keys"]), ("are unknown", unexpected)]
-    differences = "; ".join(f"{len(names)} tensors {what}, such as {min(names)}" for what, names in faults if names)
-    if differences:
-        raise UserError(f"the weights of {source} do not fit its config.json: {differences}; copy the model again.")
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -6,6 +6,7 @@ from typing import Any
 from factory.config.recipe import Recipe
 from factory.config.sections import GeneratorRecipe, MaskRecipe
 from factory.config.vocabulary import coco
+from factory.detector.open_names import local_folder, parse_open_name
 from factory.errors import UserError
 from factory.generation.components import SOURCES, check_source
 from factory.generator.families import default_read_blocks
@@ -71,10 +72,18 @@ def _with_pins_of(recipe: Recipe, existing: Recipe) -> Recipe:
     same = generator.model == existing.generator.model and generator.model.count("/") == 1
     if generator.revision is None and same and model_folder(generator.model) is None:
         generator = generator.model_copy(update={"revision": existing.generator.revision})
-    same = masks.detector == existing.masks.detector and masks.detector.count("/") == 1 and ":" not in masks.detector
-    if masks.detector_revision is None and same and not Path(masks.detector).expanduser().exists():
+    same = masks.detector == existing.masks.detector and _is_on_hub(masks.detector)
+    if masks.detector_revision is None and same:
         masks = masks.model_copy(update={"detector_revision": existing.masks.detector_revision})
     return recipe.model_copy(update={"generator": generator, "masks": masks})
+
+
+def _is_on_hub(detector: str) -> bool:
+    """Whether all models of a detector are hub models."""
+    open_name = parse_open_name(detector)
+    if open_name is not None:
+        return all(local_folder(model) is None for model in open_name.models)
+    return detector.count("/") == 1 and ":" not in detector and not Path(detector).expanduser().exists()
 
 
 def _pin_grounder_of(masks: MaskRecipe, generator: GeneratorRecipe) -> MaskRecipe:
@@ -109,5 +118,5 @@ def _check_embedded_classes(recipe: Recipe) -> None:
         except UserError as error:
             raise UserError(
                 f"{error} The embedded models know only the 80 COCO classes; for other classes, give --model a folder "
-                f"or a hub id, and --masks attention."
+                f"or a hub id, and --masks attention or a --detector for any class, such as sam3:MODEL."
             ) from None

@@ -12,6 +12,7 @@ from typing import Any
 from factory.config.plan import Plan
 from factory.config.prompts import Prompt, captioned
 from factory.config.recipe import Recipe
+from factory.config.rich_prompts import longest, vocabulary_words
 from factory.errors import UserError
 from factory.generator.families import Encoder, Family
 from factory.generator.layout import (
@@ -27,7 +28,7 @@ from factory.generator.load import check_generator
 from factory.generator.lora import lora_file
 from factory.generator.placing import check_extras
 from factory.generator.schedulers import can_be_inverted, is_consistency
-from factory.generator.tokens import class_positions
+from factory.generator.tokens import check_words_known, class_positions
 from factory.grounder.folder import grounder_folder
 from factory.grounder.folder import read_config as read_grounder
 
@@ -55,6 +56,9 @@ def preflight(recipe: Recipe) -> None:
     tokenizers = {
         name: _tokenizer(folder / name, component_class(index, name, str(folder))) for name in component_names(index)[1]
     }
+    if recipe.prompt_style == "rich":
+        for tokenizer in tokenizers.values():
+            check_words_known(tokenizer, vocabulary_words(), recipe.generator.model)
     if _uses_class_tokens(recipe):
         _check_prompts(recipe, [_reader_of(tokenizers, encoder) for encoder in family.encoders])
 
@@ -162,8 +166,8 @@ def _check_prompts(recipe: Recipe, encoders: Sequence[_TextReader | None]) -> No
 def _prompts(recipe: Recipe, reader: _TextReader) -> Iterator[tuple[str, Prompt]]:
     """(label, prompt) of each prompt to check.
 
-    Generated captions always contain their class names, so they can only fail by being too long. The caption of the
-    longest names is tried first; only if it fails are the captions of all samples checked.
+    Generated prompts always contain their class names, so they can only fail by being too long. The prompt of the
+    longest names is tried first; only if it fails are the prompts of all samples checked.
     """
     user_prompts = recipe.user_prompts()
     if user_prompts is not None:
@@ -176,7 +180,8 @@ def _prompts(recipe: Recipe, reader: _TextReader) -> Iterator[tuple[str, Prompt]
     }
     names = sorted(tokens, key=lambda name: -tokens[name])
     try:
-        reader.check(captioned(vocabulary, names[:max_objects]))
+        make = longest if recipe.prompt_style == "rich" else captioned
+        reader.check(make(vocabulary, names[:max_objects]))
     except UserError:
         for sample in islice(Plan(recipe).samples(), _MAX_SAMPLES):
             yield f"sample {sample.index}", sample.prompt

@@ -94,7 +94,8 @@ def _try(
         grounded = components.grounder.ground(generated, prompts)
     images = [result.image for result in generated]
     with clock("judge"):
-        detections = components.judge.detect(images) if components.judge else [None] * len(images)
+        wanted = [prompt.classes for prompt in prompts]
+        detections = components.judge.detect(images, wanted) if components.judge else [None] * len(images)
     results = []
     with clock("filter"):
         for index, candidate in enumerate(batch):

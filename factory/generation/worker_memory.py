@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 from factory.config.recipe import Recipe
+from factory.detector.open_names import parse_open_name
 
 _PROCESS = 0.75 * 2**30
 """Memory of a worker without models (Python, torch, Ray) in bytes."""
@@ -23,8 +24,8 @@ def worker_memory(recipe: Recipe, detector_in_worker: bool) -> int:
     pipeline = _folder_of_pipeline(recipe.generator.model, recipe.generator.revision)
     weights = parameters(pipeline) * _BYTES[recipe.generator.dtype] if pipeline is not None else 0
     if detector_in_worker:
-        detector = _folder_of_detector(recipe.masks.detector)
-        weights += parameters(detector) * _BYTES["float32"] if detector is not None else 0
+        folders = _folders_of_detector(recipe.masks.detector)
+        weights += sum(parameters(folder) for folder in folders) * _BYTES["float32"]
     needed = _PROCESS + _ACTIVATIONS * weights
     return int(needed if pipeline is not None else max(needed, _UNKNOWN))
 
@@ -70,6 +71,8 @@ def _folder_of_pipeline(model: str, revision: str | None) -> Path | None:
     return None
 
 
-def _folder_of_detector(detector: str) -> Path | None:
-    path = Path(detector).expanduser()
-    return path if path.is_dir() else None
+def _folders_of_detector(detector: str) -> list[Path]:
+    open_name = parse_open_name(detector)
+    models = (detector,) if open_name is None else open_name.models
+    paths = [Path(model).expanduser() for model in models]
+    return [path for path in paths if path.is_dir()]

@@ -1,4 +1,4 @@
-"""Find the tokens of each class in a prompt by their text, whatever the tokenizer and the template around it."""
+"""Find the tokens of each class in a prompt by their text, and check that a tokenizer knows words."""
 
 import unicodedata
 from bisect import bisect_left
@@ -125,3 +125,19 @@ def _folded_with_ends(text: str) -> tuple[str, list[int]]:
                 folded.append(part)
                 ends.append(number)
     return "".join(folded), ends
+
+
+def check_words_known(tokenizer: Any, words: Sequence[str], model: str) -> None:
+    """Raise UserError if the tokenizer spells most of the words out letter by letter.
+
+    Such a tokenizer was made for a few captions, and its text encoder has never seen other words. General tokenizers
+    have one or two tokens for a common word.
+    """
+    encoded = tokenizer(list(words), add_special_tokens=False).input_ids
+    spelled = [word for word, tokens in zip(words, encoded, strict=True) if len(tokens) > max(2, len(word) // 2)]
+    if 2 * len(spelled) > len(words):
+        raise UserError(
+            f"the text encoder of {model} was trained on a few captions only: it does not know {len(spelled)} of the "
+            f"{len(words)} words of the prompt style `rich`, such as {', '.join(spelled[:3])}. Use the style `simple`, "
+            f"or give another --model."
+        )

@@ -4,6 +4,7 @@ Label 0 is "N/A", the k-th class is label k. The weights of the class layers are
 name different classes with high scores.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,8 @@ def tiny_detr(folder: Path, class_names: Sequence[str]) -> Path:
 
 
 def tiny_rf_detr(folder: Path, class_names: Sequence[str]) -> Path:
-    """RF-DETR with masks; its image processor needs torchvision."""
-    from transformers import RfDetrConfig, RfDetrForInstanceSegmentation, RfDetrImageProcessor
+    """RF-DETR with masks; the settings of its image processor, which requires torchvision, are written directly."""
+    from transformers import RfDetrConfig, RfDetrForInstanceSegmentation
 
     torch.manual_seed(0)
     config = RfDetrConfig(
@@ -105,8 +106,15 @@ def tiny_rf_detr(folder: Path, class_names: Sequence[str]) -> Path:
         **_labels(class_names),
     )  # fmt: skip
     model = RfDetrForInstanceSegmentation(config)
-    processor = RfDetrImageProcessor(size={"height": 64, "width": 64})
-    return _save(folder, model, processor, model.model.class_embed)
+    with torch.no_grad():
+        model.model.class_embed.weight.mul_(30)
+    settings = {
+        "image_processor_type": "RfDetrImageProcessor", "size": {"height": 64, "width": 64}, "resample": 2,
+        "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225],
+    }  # fmt: skip
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
 
 
 TINY_DETECTORS: dict[str, Callable[[Path, Sequence[str]], Path]] = {
@@ -117,7 +125,7 @@ TINY_DETECTORS: dict[str, Callable[[Path, Sequence[str]], Path]] = {
     "detr": tiny_detr,
     "rf_detr": tiny_rf_detr,
 }
-"""By the type that their config.json names. RF-DETR needs torchvision."""
+"""By the type that their config.json names."""
 
 
 def _labels(class_names: Sequence[str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A text-to-image pipeline of real diffusers classes with random weights, created in a second without a download."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,14 +21,17 @@ MAX_TOKENS = 24
 _WIDTH = 32
 
 
-def tiny_pipeline(folder: Path, xl: bool = False, seed: int = 0, fine: bool = False, kl: bool = False) -> Path:
+def tiny_pipeline(
+    folder: Path, xl: bool = False, seed: int = 0, fine: bool = False, kl: bool = False, words: Sequence[str] = ()
+) -> Path:
     """Write a pipeline of 64 x 64 images to `folder`, of Stable Diffusion's kind or XL's.
 
     Its latents are 8 x 8. `fine` ones are 16 x 16: an autoencoder of three levels, and a U-Net whose finest level has
-    no attention. With `kl` the autoencoder is of Stable Diffusion's own class.
+    no attention. With `kl` the autoencoder is of Stable Diffusion's own class. The tokenizer knows the captions of
+    single COCO classes and the `words`; with these it reads 77 tokens.
     """
     torch.manual_seed(seed)
-    tokenizer = clip_tokenizer()
+    tokenizer = clip_tokenizer(words)
     vae = _kl_autoencoder() if kl else _autoencoder(3 if fine else 4)
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear",
@@ -56,9 +60,11 @@ def tiny_pipeline(folder: Path, xl: bool = False, seed: int = 0, fine: bool = Fa
     return folder
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's tokenizer with a token for every word of the captions."""
-    return train_tokenizer([caption([name]) for name in coco().names])
+def clip_tokenizer(words: Sequence[str] = ()) -> CLIPTokenizer:
+    """CLIP's tokenizer with a token for every word of the captions, and for `words`; with these it reads 77 tokens."""
+    tokenizer = train_tokenizer([*(caption([name]) for name in coco().names), *words])
+    tokenizer.model_max_length = 77 if words else MAX_TOKENS
+    return tokenizer
 
 
 def _autoencoder(levels: int) -> AutoencoderTiny:
@@ -117,7 +123,7 @@ def _text_encoder(tokenizer: CLIPTokenizer, projected: bool) -> CLIPTextModel:
         projection_dim=_WIDTH,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=MAX_TOKENS,
+        max_position_embeddings=tokenizer.model_max_length,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -1,0 +1,166 @@
+"""`factory prompts`: a prompts file, written by a language model."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from factory.cli.shared_options import AsJson, Classes, Cooccurrence, Device, Objects
+from factory.files.strict_json import dumps
+
+if TYPE_CHECKING:
+    from factory.config.recipe import Recipe
+    from factory.prompts.file import PromptsFile
+    from factory.prompts.interface import LanguageModel, Sampling
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def prompts(
+    out: Annotated[Path, typer.Option(help="Prompts file to write; an unfinished one is resumed.")],
+    lm: Annotated[
+        str,
+        typer.Option(
+            help="Language model: a transformers folder, a hub id, or the URL of an OpenAI-compatible server."
+        ),
+    ],
+    n: Annotated[int, typer.Option("--n", min=1, max=1_000_000, help="Number of prompts.")],
+    classes: Classes = "coco",
+    split: Annotated[
+        str | None,
+        typer.Option(help="Name seen classes only: 1, 2, 3 or zs3, or a file with one unseen class per line."),
+    ] = None,
+    objects: Objects = None,
+    cooccurrence: Cooccurrence = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Text-to-image model whose text encoder must read the whole prompt; else 45 words are allowed."
+        ),
+    ] = None,
+    lm_model: Annotated[str | None, typer.Option(help="Name of the model on the server, if it offers several.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Prompts per batch, which are asked for together.")] = 16,
+    attempts: Annotated[int, typer.Option(min=1, max=1000, help="Rounds of questions until a prompt is left out.")] = 8,
+    temperature: Annotated[float, typer.Option(min=0.01, max=5, help="Sampling temperature.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Share of probability to sample from.")] = 0.95,
+    max_tokens: Annotated[
+        int, typer.Option(min=8, max=65536, help="Tokens per answer, including any reasoning.")
+    ] = 120,
+    device: Device = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; float32 on CPUs and bfloat16 on GPUs by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a prompts file with a language model: varied sentences that name given classes and no others.
+
+    Each line is checked and asked for again if it is rejected. Rerun the same command to resume. The server's access
+    key is read from OPENAI_API_KEY.
+
+    Example: factory prompts --classes voc --n 1000 --objects "1:0.5,2:0.5" --lm Qwen/Qwen3-4B --out prompts.jsonl
+
+    Example: factory prompts --classes dog,cat --n 200 --lm http://localhost:8000/v1 --out prompts.jsonl
+
+    Exit codes: 0 complete, 2 bad input, 4 complete except for prompts that were rejected in every attempt, 75 the
+    server does not respond.
+    """
+    from factory.cli.options import assemble
+    from factory.cli.progress import progress_bar
+    from factory.config.plan import class_sequence
+    from factory.prompts.check import Fits, LineCheck, few_words
+    from factory.prompts.file import PromptsFile
+    from factory.prompts.interface import Sampling
+    from factory.prompts.write import Job, write_prompts
+
+    fields = {
+        "classes": classes,
+        "n": n,
+        "objects": objects,
+        "cooccurrence": cooccurrence,
+        "seed": seed,
+        "split": split,
+    }
+    recipe = assemble(None, None, fields | ({"masks": "detector"} if split is not None else {}))
+    sampling = Sampling(temperature, top_p, max_tokens)
+    language_model = _opened(lm, lm_model, device, dtype, sampling)
+    fits: Fits = few_words
+    encoder = None
+    if model is not None:
+        from factory.prompts.text_encoder import open_text_encoders
+
+        fits, encoder = open_text_encoders(model)
+    file = PromptsFile(out, _settings(recipe, batch, attempts, encoder, language_model.identity | asdict(sampling)))
+    if not file.open():
+        job = Job(recipe.vocabulary(), recipe.planned_names(), class_sequence(recipe), n, seed, batch, attempts)
+        with progress_bar("prompts", n, quiet=as_json) as progress:
+            write_prompts(job, file, LineCheck(recipe.vocabulary(), fits), language_model, progress)
+    data = _summary(file, n)
+    typer.echo(dumps(data) if as_json else _as_text(data))
+    raise typer.Exit(data["exit_code"])
+
+
+def _opened(lm: str, lm_model: str | None, device: str, dtype: str | None, sampling: "Sampling") -> "LanguageModel":
+    from factory.errors import UserError
+    from factory.prompts.server import ServerModel, is_url
+
+    if dtype not in (None, *_DTYPES):
+        raise UserError(f"--dtype must be {', '.join(_DTYPES)}, got {dtype!r}.")
+    if is_url(lm):
+        return ServerModel(lm, lm_model, sampling)
+    if lm_model is not None:
+        raise UserError("--lm-model names a model on a server; leave it out, or give the URL of a server to --lm.")
+    from factory.prompts.local_model import LocalModel
+    from factory.training.devices import chosen_device
+
+    chosen = chosen_device(device)
+    return LocalModel(lm, chosen, dtype or ("float32" if chosen == "cpu" else "bfloat16"), sampling)
+
+
+def _settings(
+    recipe: "Recipe", batch: int, attempts: int, encoder: dict[str, str] | None, language_model: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything that determines the content of the file."""
+    content = recipe.content()
+    fields = {name: content.get(name) for name in ("classes", "oracle", "objects", "cooccurrence", "seed")}
+    return {
+        **fields,
+        "n": recipe.n,
+        "batch": batch,
+        "attempts": attempts,
+        "text_encoder": encoder,
+        "language_model": language_model,
+    }
+
+
+def _summary(file: "PromptsFile", n: int) -> dict[str, Any]:
+    from factory import exit_codes
+
+    progress = file.progress
+    rejected = dict(sorted(progress.rejected.items()))
+    lines = len(progress.texts) + sum(rejected.values())
+    return {
+        "prompts_file": str(file.path),
+        "digest": file.digest(),
+        "prompts": len(progress.texts),
+        "wanted": n,
+        "short": progress.short,
+        "lines": lines,
+        "yield": round(len(progress.texts) / lines, 4) if lines else None,
+        "rejected": rejected,
+        "exit_code": exit_codes.EXHAUSTED if progress.short else exit_codes.DONE,
+    }
+
+
+def _as_text(data: dict[str, Any]) -> str:
+    lines = [
+        f"{data['prompts']} of {data['wanted']} prompts in {data['prompts_file']}, from {data['lines']} lines of the "
+        f"language model; SHA-256 {data['digest'][:12]}."
+    ]
+    if data["rejected"]:
+        counts = ", ".join(f"{reason} {count}" for reason, count in data["rejected"].items())
+        lines.append(f"Rejected: {counts}.")
+    if data["short"]:
+        lines.append(f"{data['short']} prompts were rejected in every attempt and are left out.")
+    return "\n".join(lines)

@@ -1,0 +1,75 @@
+"""Loads models of transformers completely, without running code that comes with them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from factory.errors import UserError
+from factory.hf_logging import quiet_model_libraries
+
+
+def options(source: str, revision: str | None) -> dict[str, Any]:
+    """Options of `from_pretrained`: a folder is loaded as it is and a hub id at its commit; neither may bring code."""
+    where: dict[str, Any] = {"local_files_only": True} if Path(source).exists() else {"revision": revision}
+    return where | {"trust_remote_code": False}
+
+
+def load_complete(kind: Any, source: str, revision: str | None, unused: tuple[str, ...] = ()) -> Any:
+    """A model of the class `kind` in float32 on the CPU, in evaluation mode.
+
+    Raises UserError if it cannot be loaded, or if the model and its weights do not have the same tensors, except for
+    surplus ones whose name contains one of `unused`.
+    """
+    quiet_model_libraries()
+    try:
+        model, report = kind.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, **options(source, revision)
+        )
+    except Exception as error:  # truncated and foreign weights fail in many ways
+        raise UserError(
+            f"the detector {source} cannot be loaded ({reason(error)}); copy it again, or check the network."
+        ) from error
+    check_complete(source, report, unused)
+    return model.eval()
+
+
+def load_tokenizer(source: str, revision: str | None) -> Any:
+    """The tokenizer of a model; raises UserError if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, **options(source, revision))
+    except Exception as error:
+        raise UserError(
+            f"the tokenizer of the detector {source} cannot be loaded ({reason(error)}); copy the model again."
+        ) from error
+
+
+def load_image_processor(source: str, revision: str | None) -> Any:
+    """The image processor of a model, without torchvision: results must not depend on whether it is installed."""
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(source, backend="pil", **options(source, revision))
+    except Exception as error:
+        raise UserError(
+            f"the image processor of the detector {source} cannot be loaded ({reason(error)}); copy the model again."
+        ) from error
+
+
+def check_complete(source: str, report: dict[str, Any], unused: tuple[str, ...]) -> None:
+    """Raise UserError unless the model and its weights have the same tensors.
+
+    Missing ones would be filled with noise. Surplus tensors whose name contains one of `unused` are ignored.
+    """
+    unexpected = [name for name in report["unexpected_keys"] if not any(part in name for part in unused)]
+    faults = [("are missing", report["missing_keys"]), ("are unknown", unexpected)]
+    differences = "; ".join(f"{len(names)} tensors {what}, such as {min(names)}" for what, names in faults if names)
+    if differences:
+        raise UserError(f"the weights of {source} do not fit its config.json: {differences}; copy the model again.")
+
+
+def reason(error: Exception) -> str:
+    """A library's error message in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,105 @@
+"""Detectors for any word: each image is asked for the names of the classes that it should show."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from factory.config.recipe import Recipe
+from factory.dataset.records import Image, Instance
+from factory.detector.clipseg import ClipSegFinder
+from factory.detector.open_names import OpenName
+from factory.detector.sam2 import Sam2Masks
+from factory.detector.sam3 import Sam3Finder
+from factory.detector.text_boxes import Boxes, GroundingDinoBoxes, Owlv2Boxes
+
+_SAME_OBJECT = 0.5
+"""IoU above which two boxes of a class count as one object, as in torchvision's Mask R-CNN."""
+_MOST_BOXES = 100
+_LEAST_SCORE = 0.05
+
+
+class Finder(Protocol):
+    """Finds instances of named classes in one image; `texts` holds the words for each class."""
+
+    def find(self, image: Image, texts: Mapping[str, str]) -> list[Instance]:
+        """The instances, in any order."""
+        ...
+
+
+class OpenVocabularyDetector:
+    """A detector without a list of classes. Its words are the names that prompts use: COCO's for the classes of VOC.
+
+    Images are processed one by one, so the results do not depend on the batch. Instances below the default score of
+    the model's library are dropped, or below the recipe's `ignore_score` if it is lower.
+    """
+
+    def __init__(self, recipe: Recipe, name: OpenName, device: str = "cpu") -> None:
+        """Raises UserError if a model cannot be loaded or is incomplete."""
+        self._threads = recipe.generator.threads
+        planned = recipe.planned_names()
+        self._texts = {entry.name: entry.display for entry in recipe.vocabulary().classes if entry.name in planned}
+        self._finder = _open(name, recipe, device)
+
+    @torch.inference_mode()
+    def detect(self, images: Sequence[Image], wanted: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
+        """Instances of the `wanted` classes of each image, by default all, in descending order of score."""
+        torch.set_num_threads(self._threads)
+        found = []
+        for position, image in enumerate(images):
+            names = self._texts if wanted is None else wanted[position]
+            texts = {name: text for name, text in self._texts.items() if name in names}
+            instances = self._finder.find(image, texts) if texts else []
+            found.append(sorted((row for row in instances if row.mask.any()), key=lambda row: -row.score))
+        return found
+
+
+class BoxesAndMasks:
+    """Boxes for words, and a mask for each box. The score is that of the box."""
+
+    def __init__(self, boxes: GroundingDinoBoxes | Owlv2Boxes, masks: Sam2Masks) -> None:
+        self._boxes, self._masks = boxes, masks
+
+    def find(self, image: Image, texts: Mapping[str, str]) -> list[Instance]:
+        """At most 100 instances; of the boxes of a class that overlap by more than half, the best is kept."""
+        found = self._boxes.boxes(image, texts)
+        kept = distinct(found)[:_MOST_BOXES]
+        masks = self._masks.masks(image, found.corners[kept])
+        return [
+            Instance(found.class_names[box], float(found.scores[box]), mask)
+            for box, mask in zip(kept, masks, strict=True)
+        ]
+
+
+def distinct(boxes: Boxes) -> list[int]:
+    """The boxes by descending score, without those that overlap a better box of their class (greedy suppression)."""
+    kept: list[int] = []
+    for box in sorted(range(len(boxes.class_names)), key=lambda k: (-float(boxes.scores[k]), k)):
+        rivals = [other for other in kept if boxes.class_names[other] == boxes.class_names[box]]
+        if not rivals or float(_overlap(boxes.corners[box], boxes.corners[rivals]).max()) <= _SAME_OBJECT:
+            kept.append(box)
+    return kept
+
+
+def _overlap(box: Tensor, others: Tensor) -> Tensor:
+    """IoU of a box (4) with others (N, 4); 0 for boxes without area."""
+    shared = (torch.minimum(box[2:], others[:, 2:]) - torch.maximum(box[:2], others[:, :2])).clamp(min=0).prod(1)
+    areas = (others[:, 2:] - others[:, :2]).clamp(min=0).prod(1)
+    union = (box[2:] - box[:2]).clamp(min=0).prod() + areas - shared
+    return torch.where(union > 0, shared / union, torch.zeros_like(union))
+
+
+def _open(name: OpenName, recipe: Recipe, device: str) -> Finder:
+    revision = recipe.masks.detector_revision
+    revisions = revision.split("+") if revision is not None else [None] * len(name.models)
+    if name.kind in ("sam3", "clipseg"):
+        finder = Sam3Finder if name.kind == "sam3" else ClipSegFinder
+        return finder(name.models[0], revisions[0], device, _least_score(recipe, finder.default_score))
+    of_boxes = GroundingDinoBoxes if name.kind == "grounding-dino" else Owlv2Boxes
+    boxes = of_boxes(name.models[0], revisions[0], device, _least_score(recipe, of_boxes.default_score))
+    return BoxesAndMasks(boxes, Sam2Masks(name.models[1], revisions[1], device))
+
+
+def _least_score(recipe: Recipe, default: float) -> float:
+    return max(_LEAST_SCORE, min(default, recipe.masks.ignore_score))

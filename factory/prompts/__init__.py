@@ -1,0 +1,1 @@
+"""Prompts files, written by a language model and checked line by line."""

@@ -1,0 +1,111 @@
+"""A prompts file while it is being written: finished batches survive an interruption.
+
+The unfinished file is named like the result with the suffix `.partial`. It starts with the settings; each batch ends
+with a comment that counts its rejected lines. What follows the last such comment was interrupted and is removed.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from factory.config.prompts import Prompt
+from factory.errors import UserError
+from factory.files.text import read_text
+
+_TITLE = "# Prompts written by `factory prompts`; docs/prompts.md describes the format."
+_SETTINGS, _BATCH = "# settings: ", "# batch: "
+
+
+@dataclass
+class Progress:
+    """The finished batches of a file: their number, accepted texts, and how many lines were rejected by reason."""
+
+    batches: int = 0
+    texts: list[str] = field(default_factory=list)
+    rejected: Counter[str] = field(default_factory=Counter)
+    short: int = 0
+    """Prompts for which every attempt was rejected."""
+
+
+class PromptsFile:
+    """Writes the file at `path`. `settings` is everything that determines its content."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path, self._partial = path, path.with_name(f"{path.name}.partial")
+        self._head = f"{_SETTINGS}{json.dumps(settings, sort_keys=True, ensure_ascii=False)}\n"
+        self.progress, self._size = Progress(), 0
+
+    def open(self) -> bool:
+        """Continue an unfinished file or start one; whether the file was complete before.
+
+        Raises UserError if the path holds another file, or if an unfinished one has other settings.
+        """
+        complete = self.path.exists()
+        existing = self.path if complete else self._partial
+        if existing.exists():
+            self._resume(existing, complete)
+            return complete
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._partial.write_text(f"{_TITLE}\n{self._head}", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written ({error.strerror}); give another --out.") from error
+        self._size = self._partial.stat().st_size
+        return False
+
+    def append(self, prompts: Sequence[Prompt], rejected: Mapping[str, int], short: int) -> None:
+        """Add a finished batch."""
+        lines = [
+            json.dumps(
+                {"text": prompt.text, "classes": dict(zip(prompt.classes, prompt.phrases, strict=True))},
+                ensure_ascii=False,
+            )
+            for prompt in prompts
+        ]
+        counts = {"rejected": dict(sorted(rejected.items())), "short": short}
+        if self._partial.stat().st_size != self._size:
+            raise UserError(f"another process writes {self._partial}; stop one of them and rerun the command.")
+        with self._partial.open("a", encoding="utf-8") as stream:
+            stream.write("\n".join([*lines, _BATCH + json.dumps(counts)]) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._size = self._partial.stat().st_size
+        self._count(counts, [prompt.text for prompt in prompts])
+
+    def finish(self) -> None:
+        """Give the complete file its name."""
+        os.replace(self._partial, self.path)
+
+    def digest(self) -> str:
+        """SHA-256 of the file, which recipes record as `prompts_digest`."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def _resume(self, existing: Path, complete: bool) -> None:
+        lines = read_text(existing, "prompts file").splitlines(keepends=True)
+        if self._head not in lines[:2]:
+            state = "has other contents" if complete else "was started with other options, classes or models"
+            raise UserError(
+                f"{existing} {state}; give the same command to resume it, delete it, or give another --out."
+            )
+        texts: list[str] = []
+        kept = lines.index(self._head) + 1
+        for number, line in enumerate(lines):
+            if line.startswith("{"):
+                texts.append(str(json.loads(line)["text"]) if line.endswith("}\n") else "")
+            elif line.startswith(_BATCH) and line.endswith("\n"):
+                self._count(json.loads(line.removeprefix(_BATCH)), texts)
+                texts, kept = [], number + 1
+        if not complete:
+            self._partial.write_text("".join(lines[:kept]), encoding="utf-8")
+            self._size = self._partial.stat().st_size
+
+    def _count(self, counts: Mapping[str, Any], texts: Sequence[str]) -> None:
+        self.progress.batches += 1
+        self.progress.texts += texts
+        self.progress.rejected.update(counts["rejected"])
+        self.progress.short += counts["short"]

@@ -1,0 +1,121 @@
+"""A causal language model of transformers, from a folder or the hub."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from factory.errors import UserError
+from factory.generator.load import folder_digest, pin_revision
+from factory.hf_logging import quiet_model_libraries
+from factory.prompts.interface import Instruction, Sampling
+
+
+class LocalModel:
+    """Answers instructions in batches, with the model's chat template if it has one.
+
+    The same instructions and seed give the same answers on the same kind of device. The state of torch's own random
+    generator is left as it was.
+    """
+
+    def __init__(self, source: str, device: str, dtype: str, sampling: Sampling) -> None:
+        """`dtype` is the name of a torch type. Raises UserError if `source` is neither a folder nor a hub model."""
+        path = Path(source).expanduser()
+        folder = path.absolute() if path.is_dir() else None
+        self._source, self._local = str(folder or source), folder is not None
+        self._device, self._sampling = device, sampling
+        revision = pin_revision(source) if folder is None else folder_digest(folder)
+        self.identity = {"model": self._source, "revision": revision, "dtype": dtype}
+
+    def load(self) -> None:
+        """Raises UserError if this is no causal language model, or if its weights are incomplete."""
+        quiet_model_libraries()
+        revision = None if self._local else self.identity["revision"]
+        self._model, self._tokenizer = _load(self._source, revision, self.identity["dtype"])
+        self._model.to(self._device).eval()
+        self._config = _generation_config(self._model, self._tokenizer, self._sampling)
+
+    @torch.inference_mode()
+    def answer(self, instructions: Sequence[Instruction], seed: int) -> list[str]:
+        """Raises UserError if the model cannot read an instruction and write an answer of `max_tokens`."""
+        texts = [self._text(given) for given in instructions]
+        # A chat template writes the special tokens itself.
+        encoded = self._tokenizer(
+            texts, return_tensors="pt", padding=True, add_special_tokens=self._tokenizer.chat_template is None
+        )
+        length = encoded.input_ids.shape[1]
+        self._check_length(length)
+        inputs = {name: encoded[name].to(self._device) for name in ("input_ids", "attention_mask")}
+        devices = [self._device] if self._device.startswith("cuda") else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            output = self._model.generate(**inputs, generation_config=self._config)
+        return [str(text) for text in self._tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)]
+
+    def _text(self, given: Instruction) -> str:
+        if self._tokenizer.chat_template is None:
+            return given.completion
+        # All in the user's turn: some templates reject a system prompt. Templates ignore variables they do not know.
+        turn = [{"role": "user", "content": given.chat}]
+        return str(
+            self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        )
+
+    def _check_length(self, length: int) -> None:
+        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and length + self._sampling.max_tokens > limit:
+            raise UserError(
+                f"{self.identity['model']} reads {limit} tokens, but the instruction has {length} and --max-tokens is "
+                f"{self._sampling.max_tokens}; give a smaller --max-tokens or another --lm."
+            )
+
+
+def _generation_config(model: Any, tokenizer: Any, sampling: Sampling) -> Any:
+    from transformers import GenerationConfig
+
+    end = model.generation_config.eos_token_id
+    ends = end if isinstance(end, list) else [tokenizer.eos_token_id if end is None else end]
+    if tokenizer.chat_template is None:
+        # A model without a chat template would go on with further examples after the line.
+        ends += [
+            ids[0] for text in ("\n", "\n\n") if len(ids := tokenizer(text, add_special_tokens=False).input_ids) == 1
+        ]
+    return GenerationConfig(
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=0,
+        max_new_tokens=sampling.max_tokens,
+        eos_token_id=[token for token in ends if token is not None] or None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _load(source: str, revision: str | None, dtype: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"trust_remote_code": False}
+    options |= {"local_files_only": True} if revision is None else {"revision": revision}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, dtype=getattr(torch, dtype), output_loading_info=True, **options
+        )
+    except Exception as error:  # missing, truncated and foreign files fail in many ways
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"the language model {source} cannot be loaded ({reason}); give the folder or hub id of a causal language "
+            f"model of transformers, or the URL of an OpenAI-compatible server."
+        ) from error
+    missing = report["missing_keys"]
+    if missing:
+        raise UserError(
+            f"the weights of {source} do not fit its config.json: {len(missing)} tensors are missing, such as "
+            f"{min(missing)}; copy the model again."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"the tokenizer of {source} has neither a padding nor an end token; give another --lm.")
+    return model, tokenizer

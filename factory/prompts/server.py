@@ -1,0 +1,150 @@
+"""A language model behind an OpenAI-compatible server, such as vLLM, llama.cpp, Ollama or a hosted service."""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from factory.errors import TransientError, UserError
+from factory.prompts.interface import Instruction, Sampling
+
+KEY = "OPENAI_API_KEY"
+"""The environment variable of the access key, which is sent to the server only."""
+
+_CONCURRENT = 32
+_MAX_BYTES = 4 * 2**20
+_TIMEOUT = 300.0
+_TEMPORARY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+
+
+class ServerModel:
+    """Sends instructions as chat completions, several at a time, and repeats requests that fail temporarily.
+
+    The server gets a seed for each request; whether it repeats its answers is up to the server. `pauses` are the
+    seconds to wait before each repetition.
+    """
+
+    def __init__(self, url: str, model: str | None, sampling: Sampling, pauses: Sequence[float] = _PAUSES) -> None:
+        """Raises UserError if the server does not answer as an OpenAI-compatible server, or offers several models."""
+        self._base, self._sampling, self._pauses = _base(url), sampling, tuple(pauses)
+        self._model = model or self._only_model()
+        self.identity = {"server": self._base, "model": self._model}
+
+    def load(self) -> None:
+        """Nothing to do: the server has loaded the model."""
+
+    def answer(self, instructions: Sequence[Instruction], seed: int) -> list[str]:
+        """Raises TransientError if the server stays unavailable, and UserError if it rejects a request."""
+        with ThreadPoolExecutor(min(_CONCURRENT, max(1, len(instructions)))) as senders:
+            return list(senders.map(self._complete, instructions, range(seed, seed + len(instructions))))
+
+    def _complete(self, given: Instruction, seed: int) -> str:
+        sampling = self._sampling
+        body = {
+            "model": self._model,
+            "messages": [{"role": "user", "content": given.chat}],
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "seed": seed % 2**31,
+        }
+        answer = self._request("/chat/completions", body)
+        try:
+            content = answer["choices"][0]["message"]["content"]
+            assert content is None or isinstance(content, str)
+        except (KeyError, IndexError, TypeError, AssertionError) as error:
+            raise UserError(
+                f"{self._base} does not answer as an OpenAI-compatible server does: {str(answer)[:120]}."
+            ) from error
+        return content or ""
+
+    def _only_model(self) -> str:
+        answer = self._request("/models", None)
+        listed = answer.get("data") if isinstance(answer, Mapping) else None
+        names = [str(entry["id"]) for entry in listed or () if isinstance(entry, Mapping) and "id" in entry]
+        if len(names) != 1:
+            offers = f"offers {len(names)} models ({', '.join(names[:5])})" if names else "lists no model"
+            raise UserError(f"{self._base} {offers}; name one with --lm-model.")
+        return names[0]
+
+    def _request(self, path: str, body: Mapping[str, Any] | None) -> Any:
+        """The JSON answer to a GET, or to a POST of `body`."""
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if os.environ.get(KEY):
+            headers["Authorization"] = f"Bearer {os.environ[KEY]}"
+        data = None if body is None else json.dumps(body).encode()
+        problem = ""
+        for pause in (*self._pauses, None):
+            try:
+                with _open(Request(self._base + path, data, headers), timeout=_TIMEOUT) as response:
+                    return json.loads(response.read(_MAX_BYTES))
+            except HTTPError as error:
+                problem = f"{error.code} {error.reason}: {_message(error)}".rstrip(": ")
+                if error.code not in _TEMPORARY:
+                    raise UserError(self._refused(error.code, problem)) from error
+            except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
+                problem = " ".join(str(getattr(error, "reason", error)).split())[:160] or type(error).__name__
+            except ValueError as error:
+                raise UserError(f"{self._base} does not answer with JSON; give the address of its API.") from error
+            if pause is not None:
+                time.sleep(pause)
+        raise TransientError(
+            f"the language model server {self._base} does not respond ({problem}); finished batches are kept, rerun "
+            f"the same command to resume."
+        )
+
+    def _refused(self, code: int, problem: str) -> str:
+        if 300 <= code < 400:
+            return f"{self._base} redirects to another address ({problem}); give that address."
+        remedy = {
+            401: f"set {KEY} to its access key",
+            403: f"check the permissions of the access key in {KEY}",
+            404: "check the address and --lm-model",
+        }
+        advice = remedy.get(code, "see the documentation of the server")
+        return f"the language model server {self._base} refused the request ({problem}); {advice}."
+
+
+def is_url(text: str) -> bool:
+    """Whether `--lm` names a server."""
+    return text.startswith(("http://", "https://"))
+
+
+def _base(url: str) -> str:
+    """The address up to /v1; raises UserError for a URL with a password or query, which would be written to files."""
+    parts = urlsplit(url)
+    if not parts.hostname or parts.username or parts.password or parts.query or parts.fragment:
+        raise UserError(
+            f"--lm must be a URL such as http://localhost:8000/v1 without user, password or query; set {KEY} for an "
+            f"access key."
+        )
+    path = parts.path.rstrip("/").removesuffix("/chat/completions")
+    return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+
+
+def _message(error: HTTPError) -> str:
+    """The server's own explanation, in one line."""
+    text = error.read(2000).decode(errors="replace")
+    try:
+        content = json.loads(text)["error"]
+        text = str(content["message"] if isinstance(content, dict) else content)
+    except (ValueError, KeyError, TypeError):
+        pass  # not in the usual form: shown as it is
+    return " ".join(text.split())[:200]
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    """Treats redirections as errors: urllib would send the access key to the other host."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+_open = build_opener(_NoRedirect).open

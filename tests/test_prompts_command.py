@@ -1,0 +1,257 @@
+"""`factory prompts`: lines of a language model are checked, counted, repeatable and resumable."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from factory.cli.main import app
+from factory.cli.options import assemble
+from factory.config.prompts import read_prompts
+from factory.config.vocabulary import coco, from_names, voc
+from factory.errors import TransientError, UserError
+from factory.prompts.check import LineCheck, few_words
+from factory.prompts.instructions import instruction, prompt_in
+from factory.prompts.interface import Instruction, Sampling
+from factory.prompts.local_model import LocalModel
+from factory.prompts.server import ServerModel
+from tests.support.chat_server import chat_server, tiny_language_model
+
+SAMPLING = Sampling(max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_language_model(tmp_path_factory.mktemp("lm") / "tiny")
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["prompts", *map(str, arguments)])
+
+
+def summary(*arguments: object) -> dict[str, Any]:
+    result = invoke(*arguments, "--json")
+    assert result.exit_code in (0, 4), result.output + repr(result.exception)
+    return dict(json.loads(result.stdout))
+
+
+def options(lm: object, out: Path, **changes: object) -> list[object]:
+    given = {"classes": "dog,cat,bus", "n": 10, "lm": lm, "batch": 4, "attempts": 40, "max-tokens": 12, "out": out}
+    return [part for name, value in (given | changes).items() for part in (f"--{name}", value)]
+
+
+def test_a_local_model_writes_a_file_that_generate_reads(lm: Path, tmp_path: Path) -> None:
+    data = summary(*options(lm, tmp_path / "p.jsonl"))
+    assert (data["prompts"], data["short"], data["exit_code"]) == (10, 0, 0)
+    assert data["rejected"]["class_missing"] > 0 < data["rejected"]["other_class"]
+    assert data["lines"] == 10 + sum(data["rejected"].values())
+    assert data["digest"] == hashlib.sha256((tmp_path / "p.jsonl").read_bytes()).hexdigest()
+    prompts = read_prompts(tmp_path / "p.jsonl", from_names(["dog", "cat", "bus"]))
+    assert sorted(Counter(prompt.classes for prompt in prompts).values()) == [3, 3, 4]
+    assert len({prompt.text for prompt in prompts}) == 10
+    given = {"classes": "dog,cat,bus", "n": 5, "prompts": tmp_path / "p.jsonl"}
+    recipe = assemble(None, None, given)
+    assert recipe.user_prompts() == prompts
+    assert recipe.prompts_digest == data["digest"]
+    assert recipe.fingerprint() == recipe.model_copy(update={"prompts_digest": None}).fingerprint()
+
+
+def test_the_same_command_writes_the_same_bytes_and_a_complete_file_is_kept(lm: Path, tmp_path: Path) -> None:
+    first, again = (summary(*options(lm, tmp_path / name)) for name in ("a", "b"))
+    assert first["digest"] == again["digest"] == summary(*options(lm, tmp_path / "a"))["digest"]
+    assert summary(*options(lm, tmp_path / "c", seed=1))["digest"] != first["digest"]
+    result = invoke(*options(lm, tmp_path / "a", n=11))
+    assert result.exit_code == 1
+    assert "has other contents; give the same command" in str(result.exception)
+
+
+@pytest.mark.parametrize("rest", ["", '{"text": "a dog", "cla', '{"text": "a dog", "classes": {"dog": "dog"}}\n'])
+def test_an_interrupted_file_is_resumed_to_the_same_bytes(
+    lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: str
+) -> None:
+    whole = summary(*options(lm, tmp_path / "whole"))
+    answer, calls = LocalModel.answer, []
+
+    def interrupted(self: LocalModel, instructions: Sequence[Instruction], seed: int) -> list[str]:
+        calls.append(seed)
+        if (tmp_path / "part.partial").read_text().count("# batch") == 1:
+            raise KeyboardInterrupt
+        return answer(self, instructions, seed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalModel, "answer", interrupted)
+        assert invoke(*options(lm, tmp_path / "part")).exit_code == 130
+    assert not (tmp_path / "part").exists()
+    with (tmp_path / "part.partial").open("a") as stream:
+        stream.write(rest)
+    assert summary(*options(lm, tmp_path / "part")) == whole | {"prompts_file": str(tmp_path / "part")}
+    assert (tmp_path / "part").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_an_unfinished_file_of_other_options_is_rejected(lm: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.partial").write_text('# settings: {"seed": 3}\n')
+    result = invoke(*options(lm, tmp_path / "p"))
+    assert "was started with other options" in str(result.exception)
+
+
+def test_prompts_that_are_never_accepted_are_left_out_and_reported(lm: Path, tmp_path: Path) -> None:
+    """The tiny model has no word for a zebra."""
+    data = summary(*options(lm, tmp_path / "p", classes="dog,zebra", n=6, attempts=30))
+    assert (data["prompts"], data["short"], data["exit_code"]) == (3, 3, 4)
+    assert {prompt.classes for prompt in read_prompts(tmp_path / "p", coco())} == {("dog",)}
+
+
+def test_torch_random_state_is_left_alone_and_batches_are_padded(lm: Path) -> None:
+    model = LocalModel(str(lm), "cpu", "float32", SAMPLING)
+    model.load()
+    short, long = Instruction("", "a dog"), Instruction("", "a dog on grass in the rain at night under a grey sky")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = model.answer([short, long], 7)
+    assert torch.equal(torch.rand(3), expected)
+    assert first == model.answer([short, long], 7)
+    assert first != model.answer([short, long], 8)
+    assert not any("dog on grass in the rain at night" in text for text in first)
+
+
+def test_a_chat_template_is_used(tmp_path: Path) -> None:
+    model = LocalModel(str(tiny_language_model(tmp_path / "chat", chat=True)), "cpu", "float32", SAMPLING)
+    model.load()
+    assert model._text(Instruction("Show a bus.", "bus")) == "Show a bus. dog"
+    assert len(model.answer([Instruction("Show a bus.", "bus")] * 2, 1)) == 2
+
+
+def test_unusable_models_are_rejected(lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="there is no folder no/where"):
+        LocalModel("no/where", "cpu", "float32", SAMPLING)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"the language model .*empty cannot be loaded"):
+        LocalModel(str(tmp_path / "empty"), "cpu", "float32", SAMPLING).load()
+    model = LocalModel(str(lm), "cpu", "float32", Sampling(max_tokens=600))
+    model.load()
+    with pytest.raises(UserError, match=r"reads 512 tokens, but the instruction has \d+ and --max-tokens is 600"):
+        model.answer([Instruction("", "a dog")], 0)
+    result = invoke(*options(lm, tmp_path / "p", dtype="int8"))
+    assert "--dtype must be float32, bfloat16, float16" in str(result.exception)
+
+
+def test_a_server_writes_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "hunter22")
+    with chat_server() as (url, requests):
+        data = summary(*options(url, tmp_path / "p", classes="voc", n=30, objects="1:0.5,2:0.5"))
+    assert (data["prompts"], data["short"]) == (30, 0)
+    assert set(data["rejected"]) == {"class_missing", "other_class"}
+    prompts = read_prompts(tmp_path / "p", voc())
+    assert sorted(Counter(len(prompt.classes) for prompt in prompts).items()) == [(1, 15), (2, 15)]
+    assert prompts[0].text.endswith(".")
+    assert "hunter22" not in (tmp_path / "p").read_text()
+    assert {headers["Authorization"] for _, headers, _ in requests} == {"Bearer hunter22"}
+    assert {path for path, _, _ in requests} == {"/v1/models", "/v1/chat/completions"}
+    assert {body["model"] for _, _, body in requests if body} == {"small"}
+    assert len({body["seed"] for _, _, body in requests if body}) > 30
+
+
+def test_split_names_seen_classes_only(tmp_path: Path) -> None:
+    with chat_server() as (url, _):
+        summary(*options(url, tmp_path / "p", classes="voc", n=30, split="1"))
+    named = {name for prompt in read_prompts(tmp_path / "p", voc()) for name in prompt.classes}
+    assert named == set(voc().seen("1"))
+
+
+def test_temporary_failures_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([503, 429, "A dog."])
+    with chat_server(lambda body: next(answers)) as (url, requests):
+        model = ServerModel(url, "small", SAMPLING, pauses=(0, 0))
+        assert model.answer([instruction(["dog"], "k")], 1) == ["A dog."]
+        assert len(requests) == 3
+    with pytest.raises(TransientError, match=r"does not respond \(.*refused.*\); finished batches are kept"):
+        model.answer([instruction(["dog"], "k")], 1)
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (401, r"refused the request \(401 Unauthorized: status 401\); set OPENAI_API_KEY"),
+        (404, "check the address and --lm-model"),
+        ((200, {}, b"<html>"), "does not answer with JSON"),
+        ((200, {}, b'{"choices": []}'), "does not answer as an OpenAI-compatible server"),
+        ((200, {}, b"null"), "does not answer as an OpenAI-compatible server"),
+        ((302, {"Location": "http://127.0.0.1:9/elsewhere"}, b""), "redirects to another address"),
+    ],
+)
+def test_servers_that_refuse_are_reported(reply: Any, message: str) -> None:
+    with chat_server(lambda body: reply) as (url, _), pytest.raises(UserError, match=message):
+        ServerModel(url, "small", SAMPLING, pauses=()).answer([instruction(["dog"], "k")], 1)
+
+
+def test_servers_of_several_models_require_a_name() -> None:
+    with chat_server(models=("small", "large")) as (url, _):
+        with pytest.raises(UserError, match=r"offers 2 models \(small, large\); name one with --lm-model"):
+            ServerModel(url, None, SAMPLING, pauses=())
+        assert ServerModel(f"{url}/v1/chat/completions", "large", SAMPLING).identity["model"] == "large"
+    with pytest.raises(UserError, match="without user, password or query"):
+        ServerModel("http://me:hunter22@host/v1", "small", SAMPLING)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A dog next to two cats.", ("dog", "cats")),
+        ("A dog and a cat.", ("dog", "cat")),
+        ("", "empty"),
+        ("A dog.", "class_missing"),
+        ("A puppy and a cat.", "class_missing"),
+        ("A dog, a cat and another dog.", "class_repeated"),
+        ("A dog, a cat and a puppy.", "class_repeated"),
+        ("A dog and a cat on a sofa.", "other_class"),
+        ("A dog and a cat beside a man.", "other_class"),
+        (f"A dog and a cat {'very ' * 45}far away.", "too_long"),
+        ("a dog  and a CAT", "duplicate"),
+    ],
+)
+def test_lines_are_checked(text: str, expected: object) -> None:
+    check = LineCheck(coco(), few_words)
+    check.accept("A dog and a cat.") if expected == "duplicate" else None
+    result = check.check(text, ["dog", "cat"])
+    assert (result if isinstance(result, str) else result.phrases) == expected
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "A dog.",
+        '"A dog."',
+        "Prompt: A dog.",
+        "\n\n**Prompt:** A dog.\nThis shows ...",
+        "<think>\na cat\n</think>\n1. A dog.",
+    ],
+)
+def test_the_prompt_is_found_in_an_answer(answer: str) -> None:
+    assert prompt_in(answer) == "A dog."
+
+
+def test_a_prompt_may_begin_with_a_number() -> None:
+    assert prompt_in("35 mm photograph of a dog") == "35 mm photograph of a dog"
+
+
+def test_prompts_fit_the_text_encoder(tiny_model: Path, lm: Path, tmp_path: Path) -> None:
+    """The tiny text-to-image model knows captions only; one that knows the grammar reads 77 tokens."""
+    result = invoke(*options(lm, tmp_path / "p", model=tiny_model))
+    assert "was trained on a few captions only" in str(result.exception)
+    from factory.config.rich_prompts import vocabulary_words
+    from factory.prompts.text_encoder import open_text_encoders
+    from tests.support.tiny_pipeline import tiny_pipeline
+
+    model = tiny_pipeline(tmp_path / "model", words=vocabulary_words())
+    fits, identity = open_text_encoders(str(model))
+    assert fits("a photograph of a dog")
+    assert not fits(f"a photograph of a dog {'in the rain ' * 25}")
+    assert identity["model"] == str(model)
