@@ -19,7 +19,7 @@ from factory.errors import UserError
 from factory.generation.components import load_components
 from factory.generation.preflight import preflight
 from factory.generation.shard import produce
-from factory.generator.tokens import class_tokens
+from factory.generator.tokens import class_positions
 from factory.stickers.tokens import train_tokenizer
 from tests.support.tiny_pipeline import tiny_pipeline
 
@@ -36,7 +36,7 @@ ADVERSARIAL = [
     "brown",
 ]
 MIXED = {1: 0.2, 2: 0.4, 3: 0.4}
-FROZEN_FINGERPRINT = "f05ecb8a63d1f879e802763e3f2f4ffdce8ba2d92c29dcf253925d963c6427e9"
+FROZEN_FINGERPRINT = "1dcd615133f3f4db52150115fffa833cc704ce318c1c305ae3de9022ba95595d"
 FROZEN_PROMPTS = "54d4c315a2d0e17d"
 
 
@@ -52,7 +52,7 @@ def entries() -> list[str]:
 
 
 def test_recipes_without_a_style_keep_their_fingerprint() -> None:
-    """The value was printed by the last version without prompt styles."""
+    """The value of format 3; another one means that datasets made before cannot be resumed."""
     data = {"n": 30, "shard_size": 10, "objects": {1: 0.5, 2: 0.5}}
     assert make_recipe(data).fingerprint() == FROZEN_FINGERPRINT
     assert make_recipe(data | {"prompt_style": "simple"}).fingerprint() == FROZEN_FINGERPRINT
@@ -119,9 +119,9 @@ def test_the_tokens_of_each_class_are_found() -> None:
     tokenizer.model_max_length = 77
     for prompt in rich:
         ids = tokenizer(prompt.text).input_ids
-        positions, end = class_tokens(tokenizer, prompt)
-        assert end == len(ids) - 1
-        found = ["".join(tokenizer.decode([ids[k] for k in own]).split()) for own in positions]
+        positions = class_positions(tokenizer, ids, prompt)
+        assert positions.end == len(ids) - 1
+        found = ["".join(tokenizer.decode([ids[k] for k in own]).split()) for own in positions.classes]
         assert found == [phrase.replace(" ", "") for phrase in prompt.phrases]
 
 

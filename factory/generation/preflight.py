@@ -58,7 +58,8 @@ def preflight(recipe: Recipe) -> None:
     }
     if recipe.prompt_style == "rich":
         for tokenizer in tokenizers.values():
-            check_words_known(tokenizer, vocabulary_words(), recipe.generator.model)
+            # Processors of language models contain their tokenizer.
+            check_words_known(getattr(tokenizer, "tokenizer", tokenizer), vocabulary_words(), recipe.generator.model)
     if _uses_class_tokens(recipe):
         _check_prompts(recipe, [_reader_of(tokenizers, encoder) for encoder in family.encoders])
 
