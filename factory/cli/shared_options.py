@@ -49,7 +49,9 @@ Model = Annotated[
 ]
 Lora = Annotated[
     str | None,
-    typer.Option(help="LoRA for the model: a .safetensors file, a folder with one, or OWNER/NAME[/FILE] on the hub."),
+    typer.Option(
+        help="LoRA for the model: a .safetensors file, a folder with one, or OWNER/NAME or OWNER/NAME/FILE on the hub."
+    ),
 ]
 Masks = Annotated[
     str | None,
