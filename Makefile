@@ -81,8 +81,9 @@ test-azure: $(STAMP) ## Run the tests on Azure Blob Storage, with Microsoft's em
 	npm install --silent --prefix $(AZURITE) azurite@3.35.0
 	$(BIN)/python -m pytest -m azure
 
-# The detectors of torchvision and detectron2 have a separate environment: detectron2 requires a setuptools that still
+# The detectors of torchvision, detectron2 and ultralytics have a separate environment: detectron2 requires a setuptools that still
 # has pkg_resources, and a torchvision that does not match torch breaks transformers and diffusers at import.
+# ultralytics is installed without its dependencies: it asks for an OpenCV that requires a display.
 # === asks for the builds without a local version, which match each other; for CPU builds give both, for instance
 # make setup-extras TORCH=torch==2.13.0+cpu TORCHVISION=torchvision==0.28.0+cpu PIP_INDEX_URL=...
 EXTRAS ?= .venv-extras
@@ -94,13 +95,15 @@ DETECTRON2_COMMIT ?= 02b5c4e295e990042a714712c21dc79b731e8833
 DETECTRON2_SOURCE := build/detectron2
 PIP_EXTRAS := $(EXTRAS)/bin/python -m pip install --quiet --constraint constraints.txt --constraint constraints-extras.txt
 
-setup-extras: $(EXTRAS_STAMP) ## Create a second environment with torchvision and detectron2 (6 GB), for test-extras
+setup-extras: $(EXTRAS_STAMP) ## Create a second environment with torchvision, detectron2 and ultralytics (6 GB), for test-extras
 
 # Without ext_modules detectron2 needs no compiler: Mask R-CNN uses torchvision's operators only.
 $(EXTRAS_STAMP): pyproject.toml constraints.txt constraints-extras.txt
 	test -x $(EXTRAS)/bin/python || $(PYTHON) -m venv $(EXTRAS)
 	$(PIP_EXTRAS) '$(TORCH)' '$(TORCHVISION)' 'setuptools<82' wheel
 	$(PIP_EXTRAS) --editable '.[dev,torchvision]' 'setuptools<82'
+	$(PIP_EXTRAS) opencv-python-headless matplotlib polars nvidia-ml-py psutil requests
+	$(PIP_EXTRAS) --no-deps ultralytics ultralytics-thop ultralytics-platform
 	test -d $(DETECTRON2_SOURCE) || git clone --quiet $(DETECTRON2) $(DETECTRON2_SOURCE)
 	git -C $(DETECTRON2_SOURCE) checkout --quiet --force $(DETECTRON2_COMMIT)
 	sed 's/ext_modules=get_extensions()/ext_modules=[]/' $(DETECTRON2_SOURCE)/setup.py > $(DETECTRON2_SOURCE)/setup.tmp
@@ -108,7 +111,7 @@ $(EXTRAS_STAMP): pyproject.toml constraints.txt constraints-extras.txt
 	$(PIP_EXTRAS) --no-build-isolation ./$(DETECTRON2_SOURCE)
 	touch $@
 
-test-extras: $(EXTRAS_STAMP) ## Compare the detectors of torchvision and detectron2 with those libraries
+test-extras: $(EXTRAS_STAMP) ## Compare the detectors of torchvision, detectron2 and ultralytics with those libraries
 	$(EXTRAS)/bin/python -m pytest -m extras
 
 # Chromium comes from the operating system (on Debian: apt-get install chromium), or from the variable CHROMIUM.

@@ -147,6 +147,21 @@ def test_a_folder_of_another_kind_of_model_is_refused(tmp_path: Path) -> None:
         open_detector(_recipe(tmp_path, "coco"), "cpu")
 
 
+def test_ultralytics_that_is_not_installed_raises_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ultralytics", None)
+    (tmp_path / "w.pt").write_bytes(b"weights")
+    with pytest.raises(
+        UserError, match=r"ultralytics cannot be used \(.*\); install it with a torchvision that matches"
+    ):
+        open_detector(_recipe(f"ultralytics:yolo11n-seg@{tmp_path / 'w.pt'}"), "cpu")
+    with pytest.raises(UserError, match="has no weight file"):
+        open_detector(_recipe("ultralytics:yolo11n-seg"), "cpu")
+
+
 @pytest.mark.parametrize(("library", "name"), [("torchvision", "maskrcnn_resnet50_fpn_v2"), ("detectron2", "x.yaml")])
 def test_a_library_that_is_not_installed_raises_a_clear_error(
     library: str, name: str, monkeypatch: pytest.MonkeyPatch

@@ -247,11 +247,11 @@ def test_prompts_fit_the_text_encoder(tiny_model: Path, lm: Path, tmp_path: Path
     result = invoke(*options(lm, tmp_path / "p", model=tiny_model))
     assert "was trained on a few captions only" in str(result.exception)
     from factory.config.rich_prompts import vocabulary_words
-    from factory.prompts.text_encoder import open_text_encoders
+    from factory.prompts.text_encoder import open_text_encoder
     from tests.support.tiny_pipeline import tiny_pipeline
 
     model = tiny_pipeline(tmp_path / "model", words=vocabulary_words())
-    fits, identity = open_text_encoders(str(model))
+    fits, identity = open_text_encoder(str(model))
     assert fits("a photograph of a dog")
     assert not fits(f"a photograph of a dog {'in the rain ' * 25}")
     assert identity["model"] == str(model)

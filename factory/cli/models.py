@@ -49,6 +49,7 @@ def known() -> list[dict[str, Any]]:
         ("--detector", "clipseg:MODEL", True, "coarse masks for any class"),
         ("--detector", "torchvision:NAME", _torchvision(), "Mask R-CNN from torchvision, 80 COCO classes"),
         ("--detector", "detectron2:CONFIG", _installed("detectron2"), "Mask R-CNN from detectron2's model zoo"),
+        ("--detector", "ultralytics:NAME@FILE", _installed("ultralytics"), "YOLO segmentation models of ultralytics"),
     ]
     return [
         {"option": option, "name": name, "present": present, "about": about} for option, name, present, about in entries

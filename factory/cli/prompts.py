@@ -88,9 +88,9 @@ def prompts(
     fits: Fits = few_words
     encoder = None
     if model is not None:
-        from factory.prompts.text_encoder import open_text_encoders
+        from factory.prompts.text_encoder import open_text_encoder
 
-        fits, encoder = open_text_encoders(model)
+        fits, encoder = open_text_encoder(model)
     file = PromptsFile(out, _settings(recipe, batch, attempts, encoder, language_model.identity | asdict(sampling)))
     if not file.open():
         job = Job(recipe.vocabulary(), recipe.planned_names(), class_sequence(recipe), n, seed, batch, attempts)

@@ -61,7 +61,7 @@ Detector = Annotated[
     str | None,
     typer.Option(
         help="stickers (embedded), a folder or hub id, sam3:MODEL, grounding-dino:MODEL+SAM2, owlv2:MODEL+SAM2, "
-        "clipseg:MODEL, torchvision:NAME or detectron2:CONFIG."
+        "clipseg:MODEL, torchvision:NAME, detectron2:CONFIG or ultralytics:NAME@FILE."
     ),
 ]
 SolverSteps = Annotated[

@@ -115,7 +115,7 @@ class MaskRecipe(Section):
     detector: str = Field(
         default="stickers",
         description="`stickers`, a transformers folder or hub id, sam3:MODEL, grounding-dino:MODEL+SAM2, "
-        "owlv2:MODEL+SAM2, clipseg:MODEL, torchvision:NAME or detectron2:CONFIG.",
+        "owlv2:MODEL+SAM2, clipseg:MODEL, torchvision:NAME, detectron2:CONFIG or ultralytics:NAME@FILE.",
     )
     detector_revision: str | None = Field(default=None, description="Pinned when the dataset is created.")
     capture: Literal["finished", "sampling"] | None = Field(

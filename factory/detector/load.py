@@ -1,5 +1,6 @@
 """Load the detector that a recipe names, pin its content, and list the classes that it knows."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from factory.detector.open_names import absolute, check_types, parse_open_name, 
 from factory.errors import UserError
 from factory.generator.load import EMBEDDED, folder_digest, pin_revision
 
-TORCHVISION, DETECTRON2 = "torchvision:", "detectron2:"
+TORCHVISION, DETECTRON2, ULTRALYTICS = "torchvision:", "detectron2:", "ultralytics:"
+_LIBRARIES = (TORCHVISION, DETECTRON2, ULTRALYTICS)
+"""Prefixes of detectors of other libraries; each has a module of its name with `labels`, `pin` and `load_model`."""
 _EMBEDDED_ARCHITECTURE = "UperNetForSemanticSegmentation"
 _FORMS = (
     f"`{EMBEDDED}`, a folder or hub id of a transformers model, sam3:MODEL, grounding-dino:MODEL+SAM2, "
-    f"{TORCHVISION}maskrcnn_resnet50_fpn_v2 or {DETECTRON2}COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
+    f"{TORCHVISION}maskrcnn_resnet50_fpn_v2, {DETECTRON2}COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml or "
+    f"{ULTRALYTICS}yolo11n-seg@FILE"
 )
 
 
@@ -40,6 +44,10 @@ def open_detector(recipe: Recipe, device: str) -> Detector:
         from factory.detector.detectron2 import Detectron2Detector
 
         return Detectron2Detector(recipe, name.removeprefix(DETECTRON2), device)
+    if name.startswith(ULTRALYTICS):
+        from factory.detector.ultralytics import UltralyticsDetector
+
+        return UltralyticsDetector(recipe, name.removeprefix(ULTRALYTICS), device)
     folder = detector_folder(name)
     if folder is not None and _architecture(folder) == _EMBEDDED_ARCHITECTURE:
         from factory.detector.embedded import EmbeddedDetector
@@ -73,7 +81,7 @@ def check_pin(masks: MaskRecipe) -> None:
     if pinned is None:
         return
     open_name = parse_open_name(name)
-    if open_name is None and not name.startswith((TORCHVISION, DETECTRON2)) and detector_folder(name) is None:
+    if open_name is None and not name.startswith(_LIBRARIES) and detector_folder(name) is None:
         return
     found = pin_detector(name) if open_name is None else pin_open_name(open_name, pinned)
     if found == pinned:
@@ -94,14 +102,9 @@ def pin_detector(name: str) -> str:
     open_name = parse_open_name(name)
     if open_name is not None:
         return pin_open_name(open_name)
-    if name.startswith(TORCHVISION):
-        from factory.detector.torchvision import pin
-
-        return pin(name.removeprefix(TORCHVISION))
-    if name.startswith(DETECTRON2):
-        from factory.detector.detectron2 import pin as pin_config
-
-        return pin_config(name.removeprefix(DETECTRON2))
+    if name.startswith(_LIBRARIES):
+        module, rest = _library(name)
+        return str(module.pin(rest))
     folder = detector_folder(name)
     return pin_revision(name) if folder is None else folder_digest(folder)
 
@@ -123,35 +126,29 @@ def check_file(name: str) -> None:
 
     The model is built and loaded on the CPU as in a worker, which takes seconds, and discarded.
     """
-    if "@" not in name or parse_open_name(name) is not None:
-        return
-    if name.startswith(TORCHVISION):
-        from factory.detector.torchvision import load_model
-
-        load_model(name.removeprefix(TORCHVISION))
-    elif name.startswith(DETECTRON2):
-        from factory.detector.detectron2 import load_model as load_config
-
-        load_config(name.removeprefix(DETECTRON2))
+    if "@" in name and name.startswith(_LIBRARIES):
+        module, rest = _library(name)
+        module.load_model(rest)
 
 
 def known_labels(masks: MaskRecipe) -> list[str]:
     """The detector's labels in the order of their ids, read without its weights."""
     name = masks.detector
-    if name.startswith(TORCHVISION):
-        from factory.detector.torchvision import labels
-
-        return labels(name.removeprefix(TORCHVISION))
-    if name.startswith(DETECTRON2):
-        from factory.detector.detectron2 import labels as labels_of_config
-
-        return labels_of_config(name.removeprefix(DETECTRON2))
+    if name.startswith(_LIBRARIES):
+        module, rest = _library(name)
+        return list(module.labels(rest))
     folder = detector_folder(name)
     if folder is not None and _architecture(folder) == _EMBEDDED_ARCHITECTURE:
         return [str(label) for label in (_config(folder).get("id2label") or {}).values()]
     from factory.detector.transformers import read_labels
 
     return read_labels(name if folder is None else str(folder), masks.detector_revision)
+
+
+def _library(name: str) -> tuple[Any, str]:
+    """(the module for the prefix of the name, the rest of the name)."""
+    library, _, rest = name.partition(":")
+    return importlib.import_module(f"factory.detector.{library}"), rest
 
 
 def detector_folder(name: str) -> Path | None:
@@ -173,7 +170,7 @@ def _absolute(name: str) -> str:
     open_name = parse_open_name(name)
     if open_name is not None:
         return str(absolute(open_name))
-    if name.startswith((TORCHVISION, DETECTRON2)):
+    if name.startswith(_LIBRARIES):
         model, at, file = name.partition("@")
         return f"{model}@{Path(file).expanduser().absolute()}" if at and file else name
     folder = None if name == EMBEDDED else detector_folder(name)

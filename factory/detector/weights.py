@@ -92,7 +92,7 @@ def read_state(path: Path, description: str) -> tuple[State, str]:
 
             found: Any = load_file(path)
         else:
-            _check_archive(path)
+            check_archive(path)
             found = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -132,7 +132,7 @@ def _dense(value: object) -> bool:
     return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
 
 
-def _check_archive(path: Path) -> None:
+def check_archive(path: Path) -> None:
     """Refuse compressed archives: torch never writes them, and they could unpack to more than the memory holds."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

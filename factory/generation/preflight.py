@@ -3,10 +3,8 @@
 Only configurations and tokenizers are read. The workers check the weights when they load them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from factory.config.plan import Plan
@@ -14,12 +12,10 @@ from factory.config.prompts import Prompt, captioned
 from factory.config.recipe import Recipe
 from factory.config.rich_prompts import longest, vocabulary_words
 from factory.errors import UserError
-from factory.generator.families import Encoder, Family
+from factory.generator.families import Family
 from factory.generator.layout import (
     attention_levels,
     blocks_of,
-    component_class,
-    component_names,
     family_in,
     read_config,
     read_index,
@@ -28,7 +24,7 @@ from factory.generator.load import check_generator
 from factory.generator.lora import lora_file
 from factory.generator.placing import check_extras
 from factory.generator.schedulers import can_be_inverted, is_consistency
-from factory.generator.tokens import check_words_known, class_positions
+from factory.generator.text_reader import TextReader, check_vocabulary, longest_reader, open_tokenizers
 from factory.grounder.folder import grounder_folder
 from factory.grounder.folder import read_config as read_grounder
 
@@ -53,15 +49,11 @@ def preflight(recipe: Recipe) -> None:
         _check_levels(recipe, denoiser)
     _check_blocks(recipe, family, denoiser)
     _check_inversion(recipe, family, str(index["scheduler"][1]), read_config(folder, "scheduler"), denoiser)
-    tokenizers = {
-        name: _tokenizer(folder / name, component_class(index, name, str(folder))) for name in component_names(index)[1]
-    }
+    tokenizers = open_tokenizers(folder, index)
     if recipe.prompt_style == "rich":
-        for tokenizer in tokenizers.values():
-            # Processors of language models contain their tokenizer.
-            check_words_known(getattr(tokenizer, "tokenizer", tokenizer), vocabulary_words(), recipe.generator.model)
+        check_vocabulary(tokenizers, vocabulary_words(), recipe.generator.model)
     if _uses_class_tokens(recipe):
-        _check_prompts(recipe, [_reader_of(tokenizers, encoder) for encoder in family.encoders])
+        _check_prompts(recipe, longest_reader(family, tokenizers))
 
 
 def _check_levels(recipe: Recipe, unet: dict[str, Any]) -> None:
@@ -118,40 +110,12 @@ def _uses_class_tokens(recipe: Recipe) -> bool:
     return read_grounder(grounder_folder(recipe.masks.source)).module != "paper"
 
 
-@dataclass(frozen=True)
-class _TextReader:
-    """A tokenizer, and the number of tokens that the encoder behind it reads."""
-
-    tokenizer: Any
-    max_tokens: int
-
-    def too_long(self, texts: Sequence[str]) -> list[bool]:
-        """Whether the encoder reads only the beginning of a text."""
-        encoded = self.tokenizer(list(texts), truncation=False, verbose=False).input_ids
-        return [len(tokens) > self.max_tokens for tokens in encoded]
-
-    def check(self, prompt: Prompt) -> None:
-        """UserError if a class has no tokens within the length that the encoder reads."""
-        ids = self.tokenizer(prompt.text, truncation=True, max_length=self.max_tokens, verbose=False).input_ids
-        class_positions(self.tokenizer, ids, prompt)
-
-
-def _reader_of(tokenizers: Mapping[str, Any], encoder: Encoder) -> _TextReader | None:
-    """None if the pipeline lacks this encoder. Processors of language models contain their tokenizer."""
-    found = tokenizers.get(encoder.tokenizer)
-    if found is None:
-        return None
-    tokenizer = getattr(found, "tokenizer", found)
-    return _TextReader(tokenizer, encoder.max_tokens or int(tokenizer.model_max_length))
-
-
-def _check_prompts(recipe: Recipe, encoders: Sequence[_TextReader | None]) -> None:
+def _check_prompts(recipe: Recipe, reader: TextReader) -> None:
     """UserError if a class has no tokens within the length that the text encoder reads.
 
-    Of several encoders, the one that reads the most is checked. Texts are tokenized in chunks, which is fast; only
+    Texts are tokenized in chunks, which is fast; only
     those that are too long or miss a phrase are checked in detail.
     """
-    reader = max((own for own in encoders if own is not None), key=lambda own: own.max_tokens)
     prompts = _prompts(recipe, reader)
     while chunk := list(islice(prompts, _CHUNK)):
         long = reader.too_long([prompt.text for _, prompt in chunk])
@@ -164,7 +128,7 @@ def _check_prompts(recipe: Recipe, encoders: Sequence[_TextReader | None]) -> No
                 raise UserError(f"{where}: {error}") from None
 
 
-def _prompts(recipe: Recipe, reader: _TextReader) -> Iterator[tuple[str, Prompt]]:
+def _prompts(recipe: Recipe, reader: TextReader) -> Iterator[tuple[str, Prompt]]:
     """(label, prompt) of each prompt to check.
 
     Generated prompts always contain their class names, so they can only fail by being too long. The prompt of the
@@ -186,13 +150,3 @@ def _prompts(recipe: Recipe, reader: _TextReader) -> Iterator[tuple[str, Prompt]
     except UserError:
         for sample in islice(Plan(recipe).samples(), _MAX_SAMPLES):
             yield f"sample {sample.index}", sample.prompt
-
-
-def _tokenizer(folder: Path, kind: str) -> Any:
-    from factory.generator.weights import load_tokenizer
-
-    try:
-        return load_tokenizer(folder, kind)
-    except Exception as error:  # transformers and tokenizers raise many types
-        message = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"the tokenizer in {folder} cannot be read: {message}. Download or save it again.") from error

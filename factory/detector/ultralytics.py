@@ -1,0 +1,174 @@
+"""YOLO segmentation models of ultralytics, which must be installed separately; see docs/detectors.md."""
+
+import importlib
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from factory.config.recipe import Recipe
+from factory.dataset.records import Image, Instance
+from factory.detector.labels import in_order, translation
+from factory.detector.weights import State, WeightFile, check_archive, fill, read_state, split_name
+from factory.errors import UserError
+from factory.hf_logging import torchvision_fault
+
+PREFIX = "ultralytics:"
+_EXAMPLE = f"{PREFIX}yolo11n-seg@yolo11n-seg.pt"
+_NAME = re.compile(r"[a-z0-9][a-z0-9.]*-seg")
+_MIN_SCORE = 0.05
+_MODULES = ("ultralytics.nn.", "torch.nn.modules.")
+"""Where the classes of the modules in a checkpoint may come from."""
+
+
+class UltralyticsDetector:
+    """A YOLO segmentation model with the preprocessing and post-processing of its own library.
+
+    `name` is a model of the library and a weight file: its checkpoint, or a state dict with a list of classes beside
+    it. The longer side of an image is resized to the library's default of 640 pixels.
+    """
+
+    def __init__(self, recipe: Recipe, name: str, device: str = "cpu") -> None:
+        """Raises UserError if ultralytics cannot be used, has no such model, or if the weights do not fit."""
+        self._labels = labels(name)
+        self._names = translation(recipe.vocabulary(), self._labels, recipe.planned_names())
+        self._threads = recipe.generator.threads
+        # `rect` and `batch` as in `YOLO.predict`: images are not padded to a square.
+        options = {
+            "conf": _MIN_SCORE, "retina_masks": True, "rect": True, "batch": 1, "device": device, "verbose": False,
+            "save": False, "task": "segment", "mode": "predict",
+        }  # fmt: skip
+        self._predictor = _library()["SegmentationPredictor"](overrides=options)
+        self._predictor.setup_model(load_model(name), verbose=False)
+
+    def detect(self, images: Sequence[Image], wanted: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
+        """Instances in descending order of score, down to 0.05.
+
+        Images are processed one at a time: the library stops suppressing boxes in a batch that takes too long.
+        """
+        torch.set_num_threads(self._threads)
+        return [self._instances(self._predictor([in_order(image, "BGR")])[0]) for image in images]
+
+    def _instances(self, result: Any) -> list[Instance]:
+        if result.masks is None:
+            return []
+        rows = zip(result.boxes.cls.tolist(), result.boxes.conf.tolist(), result.masks.data.cpu(), strict=True)
+        named = [(self._labels[int(class_id)], score, np.asarray(mask, bool)) for class_id, score, mask in rows]
+        return [Instance(self._names[label], score, mask) for label, score, mask in named if label in self._names]
+
+
+def labels(name: str) -> list[str]:
+    """The classes by id, from 0: those of the checkpoint, or of the list beside the weight file."""
+    _, file = _split(name)
+    if file.labels is not None:
+        return list(file.labels)
+    names, _ = _checkpoint(file.path)
+    if names is None:
+        raise UserError(
+            f"the weight file {file.path} does not name its classes; write them to "
+            f"{file.path.with_suffix('.classes.txt')}, one per line."
+        )
+    return names
+
+
+def pin(name: str) -> str:
+    """The weight file's digest."""
+    return _split(name)[1].digest
+
+
+def load_model(name: str) -> nn.Module:
+    """The network on the CPU in float32, with every tensor loaded from the weight file."""
+    known = labels(name)
+    builder, file = _split(name)
+    library = _library()
+    try:
+        model: nn.Module = library["SegmentationModel"](f"{builder}.yaml", nc=len(known), verbose=False)
+    except Exception as error:  # the library raises FileNotFoundError for unknown names, and others for old releases
+        raise UserError(
+            f"ultralytics cannot build {builder} ({' '.join(str(error).split())[:160]}); give a segmentation model of "
+            f"the library, such as {_EXAMPLE}."
+        ) from error
+    _, state = _checkpoint(file.path)
+    fill(model, {key: value.float() if value.is_floating_point() else value for key, value in state.items()},
+         f"the weight file {file.path}")  # fmt: skip
+    vars(model)["names"] = dict(enumerate(known))
+    return model.eval()
+
+
+def _checkpoint(path: Path) -> tuple[list[str] | None, State]:
+    """(class names if the file has them, tensors) of a checkpoint of the library or of a file of tensors."""
+    description = f"the weight file {path}"
+    if path.suffix != ".pt":
+        return None, read_state(path, description)[0]
+    try:
+        check_archive(path)
+        with torch.serialization.safe_globals(_allowed(path)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # truncated and foreign files raise exceptions of many unrelated classes
+        reason = " ".join(str(error).split("\n")[0].split())[:160] or type(error).__name__
+        raise UserError(f"{description} cannot be used ({reason}); copy it again.") from error
+    model = content.get("ema") or content.get("model") if isinstance(content, Mapping) else None
+    if isinstance(model, nn.Module):
+        names = getattr(model, "names", None)
+        given = [str(names[key]) for key in sorted(names)] if isinstance(names, Mapping) else None
+        return given, {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    return None, read_state(path, description)[0]
+
+
+def _allowed(path: Path) -> list[Any]:
+    """The classes that a checkpoint refers to. UserError if one of them is not a network module of the library.
+
+    The library's checkpoints are pickles of whole networks. Only their modules are created, without calling anything
+    else, and only their tensors are used.
+    """
+    _library()
+    found = []
+    for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
+        module, _, attribute = name.rpartition(".")
+        kind = getattr(importlib.import_module(module), attribute, None) if name.startswith(_MODULES) else None
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise UserError(
+                f"the weight file {path} refers to {name}, which could run code; save its tensors with "
+                f"torch.save(model.state_dict(), FILE) in the program that wrote it, and its classes beside it."
+            )
+        found.append(kind)
+    return found
+
+
+def _split(text: str) -> tuple[str, WeightFile]:
+    """The name of a model of the library, and the weight file."""
+    name, file = split_name(text, PREFIX)
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"{PREFIX}{name} is not the name of a segmentation model of ultralytics; give a name such as {_EXAMPLE}."
+        )
+    if file is None:
+        raise UserError(
+            f"{PREFIX}{name} has no weight file; download the checkpoint of the model and give it after an @, such as "
+            f"{_EXAMPLE}."
+        )
+    return name, file
+
+
+def _library() -> dict[str, Any]:
+    fault = torchvision_fault()
+    # Without these the library contacts servers and installs packages at run time.
+    os.environ.setdefault("YOLO_OFFLINE", "true")
+    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+    try:
+        from ultralytics.models.yolo.segment.predict import SegmentationPredictor
+        from ultralytics.nn.tasks import SegmentationModel
+    except Exception as error:  # a library that does not match torch raises more than ImportError
+        reason = fault or " ".join(str(error).split())[:160]
+        raise UserError(
+            f"ultralytics cannot be used ({reason}); install it with a torchvision that matches torch, see "
+            f"docs/detectors.md."
+        ) from error
+    return {"SegmentationPredictor": SegmentationPredictor, "SegmentationModel": SegmentationModel}

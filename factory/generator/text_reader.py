@@ -1,0 +1,64 @@
+"""How much of a prompt the text encoders of a model read, from their tokenizers alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from factory.config.prompts import Prompt
+from factory.errors import UserError
+from factory.generator.families import Family
+from factory.generator.layout import component_class, component_names
+from factory.generator.tokens import check_words_known, class_positions
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """A tokenizer, and the number of tokens that the encoder behind it reads."""
+
+    tokenizer: Any
+    max_tokens: int
+
+    def too_long(self, texts: Sequence[str]) -> list[bool]:
+        """Whether the encoder reads only the beginning of a text."""
+        encoded = self.tokenizer(list(texts), truncation=False, verbose=False).input_ids
+        return [len(tokens) > self.max_tokens for tokens in encoded]
+
+    def check(self, prompt: Prompt) -> None:
+        """UserError if a class has no tokens within the length that the encoder reads."""
+        ids = self.tokenizer(prompt.text, truncation=True, max_length=self.max_tokens, verbose=False).input_ids
+        class_positions(self.tokenizer, ids, prompt)
+
+
+def open_tokenizers(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizers of a pipeline by component, without the processors of language models around them."""
+    found = {
+        name: _tokenizer(folder / name, component_class(index, name, str(folder))) for name in component_names(index)[1]
+    }
+    return {name: getattr(tokenizer, "tokenizer", tokenizer) for name, tokenizer in found.items()}
+
+
+def longest_reader(family: Family, tokenizers: Mapping[str, Any]) -> TextReader:
+    """Of the encoders that the denoiser attends to, the one that reads the most; a pipeline may lack some of them."""
+    readers = [
+        TextReader(tokenizer, encoder.max_tokens or int(tokenizer.model_max_length))
+        for encoder in family.encoders
+        if (tokenizer := tokenizers.get(encoder.tokenizer)) is not None
+    ]
+    return max(readers, key=lambda reader: reader.max_tokens)
+
+
+def check_vocabulary(tokenizers: Mapping[str, Any], words: Sequence[str], model: str) -> None:
+    """UserError if one of the text encoders does not know common words."""
+    for tokenizer in tokenizers.values():
+        check_words_known(tokenizer, words, model)
+
+
+def _tokenizer(folder: Path, kind: str) -> Any:
+    from factory.generator.weights import load_tokenizer
+
+    try:
+        return load_tokenizer(folder, kind)
+    except Exception as error:  # transformers and tokenizers raise many types
+        message = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"the tokenizer in {folder} cannot be read: {message}. Download or save it again.") from error
