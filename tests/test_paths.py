@@ -28,7 +28,7 @@ def _options() -> list[tuple[list[str], str]]:
         for name, command in commands
         for parameter in command.params
         if parameter.metavar == "PATH"
-        for flag in parameter.opts
+        for flag in parameter.opts[:1]  # the message names an option by its first spelling
         if flag.startswith("--")
     ]
 

@@ -166,7 +166,7 @@ def test_inverted_images_are_mixed_in_if_they_show_only_seen_classes(
     shards: Path, folder: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     for split in ("1", "2"):
-        options = RealOptions("voc", folder, "train", None, "voc", split, 4, "noise", 4, 80, 3, 0.01)
+        options = RealOptions("voc", folder, "train", None, "voc", split, 4, "noise", 4, 0.2, 3, 0.01)
         recipe = recipe_of_folder(options, {"model": str(tiny_model), "shard_size": 4, "batch": 2}, {})[0]
         make_set(pin_recipe(recipe), tmp_path / split)
     run = SegmenterTraining(
