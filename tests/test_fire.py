@@ -30,7 +30,7 @@ def calm(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return hashes(out)
 
 
-@pytest.mark.parametrize("kind", ["worker", "driver"])
+@pytest.mark.parametrize("kind", ["worker", pytest.param("driver", marks=pytest.mark.slow)])
 def test_killed_and_resumed_run_yields_the_same_bytes(
     kind: str, recipe_file: Path, calm: dict[str, str], tmp_path: Path
 ) -> None:

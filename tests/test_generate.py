@@ -292,6 +292,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow  # huggingface_hub tries each request for 23 s
 def test_dataset_of_a_hub_model_resumes_without_the_hub(
     recipe_file: Path, tiny_model: Path, finished: Path, tmp_path: Path
 ) -> None:

@@ -98,6 +98,7 @@ def test_grow_adds_to_one_dataset_over_nights(make: Make, finished_set: Path, tm
     assert hashes(tmp_path / "nights/dataset") == hashes(finished_set)
 
 
+@pytest.mark.slow
 def test_command_makes_a_night_and_status_lists_it(
     make: Make, finished_set: Path, night_recipe: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -214,7 +214,9 @@ def test_two_processes_train_together(
         ({"real": "here", "real_classes": "seen"}, "--real-classes seen requires --split"),
         ({"real": "here"}, "is not a PASCAL VOC folder"),
         ({"shards": ("nowhere",)}, "is not a dataset"),
-        ({"real": "FOLDER", "architecture": "nothing"}, "is not a segmentation model"),
+        pytest.param(  # huggingface_hub tries the request for 23 s
+            {"real": "FOLDER", "architecture": "nothing"}, "is not a segmentation model", marks=pytest.mark.slow
+        ),
         ({"real": "FOLDER", "classes": "dog,cat"}, "which is not in the vocabulary custom"),
     ],
 )
