@@ -42,44 +42,52 @@ def summary(*arguments: object) -> dict[str, Any]:
 
 
 def options(lm: object, out: Path, **changes: object) -> list[object]:
-    given = {"classes": "dog,cat,bus", "n": 10, "lm": lm, "batch": 4, "attempts": 40, "max-tokens": 12, "out": out}
+    given = {"classes": "dog,cat", "n": 8, "lm": lm, "batch": 4, "attempts": 40, "max-tokens": 8, "out": out}
     return [part for name, value in (given | changes).items() for part in (f"--{name}", value)]
 
 
-def test_a_local_model_writes_a_file_that_generate_reads(lm: Path, tmp_path: Path) -> None:
-    data = summary(*options(lm, tmp_path / "p.jsonl"))
-    assert (data["prompts"], data["short"], data["exit_code"]) == (10, 0, 0)
+@pytest.fixture(scope="module")
+def written(lm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A file of eight prompts in two batches, and the summary of the command."""
+    path = tmp_path_factory.mktemp("written") / "p.jsonl"
+    return path, summary(*options(lm, path))
+
+
+def test_a_local_model_writes_a_file_that_generate_reads(written: tuple[Path, dict[str, Any]]) -> None:
+    path, data = written
+    assert (data["prompts"], data["short"], data["exit_code"]) == (8, 0, 0)
     assert data["rejected"]["class_missing"] > 0 < data["rejected"]["other_class"]
-    assert data["lines"] == 10 + sum(data["rejected"].values())
-    assert data["digest"] == hashlib.sha256((tmp_path / "p.jsonl").read_bytes()).hexdigest()
-    prompts = read_prompts(tmp_path / "p.jsonl", from_names(["dog", "cat", "bus"]))
-    assert sorted(Counter(prompt.classes for prompt in prompts).values()) == [3, 3, 4]
-    assert len({prompt.text for prompt in prompts}) == 10
-    given = {"classes": "dog,cat,bus", "n": 5, "prompts": tmp_path / "p.jsonl"}
-    recipe = assemble(None, None, given)
+    assert data["lines"] == 8 + sum(data["rejected"].values())
+    assert data["digest"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    prompts = read_prompts(path, from_names(["dog", "cat"]))
+    assert sorted(Counter(prompt.classes for prompt in prompts).items()) == [(("cat",), 4), (("dog",), 4)]
+    assert len({prompt.text for prompt in prompts}) == 8
+    recipe = assemble(None, None, {"classes": "dog,cat", "n": 5, "prompts": path})
     assert recipe.user_prompts() == prompts
     assert recipe.prompts_digest == data["digest"]
     assert recipe.fingerprint() == recipe.model_copy(update={"prompts_digest": None}).fingerprint()
 
 
-def test_the_same_command_writes_the_same_bytes_and_a_complete_file_is_kept(lm: Path, tmp_path: Path) -> None:
-    first, again = (summary(*options(lm, tmp_path / name)) for name in ("a", "b"))
-    assert first["digest"] == again["digest"] == summary(*options(lm, tmp_path / "a"))["digest"]
-    assert summary(*options(lm, tmp_path / "c", seed=1))["digest"] != first["digest"]
-    result = invoke(*options(lm, tmp_path / "a", n=11))
+def test_a_complete_file_is_kept_and_another_command_does_not_replace_it(
+    lm: Path, written: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    path, data = written
+    before = path.stat().st_mtime_ns
+    assert summary(*options(lm, path)) == data
+    result = invoke(*options(lm, path, n=9))
     assert result.exit_code == 1
     assert "has other contents; give the same command" in str(result.exception)
+    assert path.stat().st_mtime_ns == before
+    assert summary(*options(lm, tmp_path / "p", seed=1))["digest"] != data["digest"]
 
 
 @pytest.mark.parametrize("rest", ["", '{"text": "a dog", "cla', '{"text": "a dog", "classes": {"dog": "dog"}}\n'])
 def test_an_interrupted_file_is_resumed_to_the_same_bytes(
-    lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: str
+    lm: Path, written: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: str
 ) -> None:
-    whole = summary(*options(lm, tmp_path / "whole"))
-    answer, calls = LocalModel.answer, []
+    answer = LocalModel.answer
 
     def interrupted(self: LocalModel, instructions: Sequence[Instruction], seed: int) -> list[str]:
-        calls.append(seed)
         if (tmp_path / "part.partial").read_text().count("# batch") == 1:
             raise KeyboardInterrupt
         return answer(self, instructions, seed)
@@ -90,8 +98,8 @@ def test_an_interrupted_file_is_resumed_to_the_same_bytes(
     assert not (tmp_path / "part").exists()
     with (tmp_path / "part.partial").open("a") as stream:
         stream.write(rest)
-    assert summary(*options(lm, tmp_path / "part")) == whole | {"prompts_file": str(tmp_path / "part")}
-    assert (tmp_path / "part").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert summary(*options(lm, tmp_path / "part")) == written[1] | {"prompts_file": str(tmp_path / "part")}
+    assert (tmp_path / "part").read_bytes() == written[0].read_bytes()
 
 
 def test_an_unfinished_file_of_other_options_is_rejected(lm: Path, tmp_path: Path) -> None:
@@ -102,8 +110,8 @@ def test_an_unfinished_file_of_other_options_is_rejected(lm: Path, tmp_path: Pat
 
 def test_prompts_that_are_never_accepted_are_left_out_and_reported(lm: Path, tmp_path: Path) -> None:
     """The tiny model has no word for a zebra."""
-    data = summary(*options(lm, tmp_path / "p", classes="dog,zebra", n=6, attempts=30))
-    assert (data["prompts"], data["short"], data["exit_code"]) == (3, 3, 4)
+    data = summary(*options(lm, tmp_path / "p", classes="dog,zebra", n=4, attempts=20))
+    assert (data["prompts"], data["short"], data["exit_code"]) == (2, 2, 4)
     assert {prompt.classes for prompt in read_prompts(tmp_path / "p", coco())} == {("dog",)}
 
 
