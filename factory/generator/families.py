@@ -141,7 +141,7 @@ class Family:
             return options | ({"negative_prompt": [negative or " "] * count} if scale > 1 else {})
         return options | ({"negative_prompt": [negative] * count} if negative else {})
 
-    def tokens_per_pixel(self, factor: int, denoiser: Config) -> int:
+    def pixels_per_token(self, factor: int, denoiser: Config) -> int:
         """Pixels per image token along a side, where `factor` is that of the autoencoder; for a U-Net per latent."""
         return factor if self.is_unet else factor * self._patch(denoiser)
 

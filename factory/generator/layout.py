@@ -187,7 +187,7 @@ def _text_channels(unet: Mapping[str, Any]) -> Any:
 def _check_size(
     folder: Path, family: Family, generator: GeneratorRecipe, denoiser: Mapping[str, Any], vae: Mapping[str, Any]
 ) -> None:
-    factor = family.tokens_per_pixel(pixels_per_latent(vae), denoiser)
+    factor = family.pixels_per_token(pixels_per_latent(vae), denoiser)
     wrong = [size for size in (generator.width, generator.height) if size is not None and size % factor]
     if wrong:
         unit = "latent" if family.is_unet else "image token"

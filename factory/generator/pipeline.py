@@ -32,7 +32,7 @@ from factory.generator.load import load_pipeline
 from factory.generator.noise import Mixture, mixture
 from factory.generator.reading import Reader, Reading, Target, Texts
 from factory.generator.sampler import Conditions, Sampler, tensors_of
-from factory.generator.tokens import class_positions
+from factory.generator.text_groups import text_groups
 
 _UNTILED = 1024
 """Images with a longer side are decoded and encoded in overlapping tiles."""
@@ -64,9 +64,8 @@ class PipelineGenerator:
             denoiser.to(memory_format=torch.channels_last)
             vae.to(memory_format=torch.channels_last)
         factor = int(self.pipeline.vae_scale_factor)
-        self._factor = factor
         self.pixels = self._size(denoiser.config, factor)
-        cell = self.family.tokens_per_pixel(factor, denoiser.config)
+        cell = self.family.pixels_per_token(factor, denoiser.config)
         self._grid = (self.pixels[0] // cell, self.pixels[1] // cell)
         # AutoencoderTiny needs little memory, and its tiling is correct only for 8 pixels per latent.
         if max(self.pixels) > _UNTILED and type(vae).__name__ == "AutoencoderKL":
@@ -183,44 +182,11 @@ class PipelineGenerator:
         }
 
     def _texts(self, conditions: Conditions, prompts: Sequence[Prompt]) -> Texts:
-        """The groups of text columns; the groups of classes that a prompt with fewer does not have are empty."""
-        start, other, padding = (max(len(prompt.classes) for prompt in prompts) + k for k in range(3))
-        length = self._text_length(conditions)
-        groups, text = torch.zeros(len(prompts), length, padding + 1), torch.zeros(len(prompts), length)
-        for k, prompt in enumerate(prompts):
-            shift = 0
-            found: set[int] = set()
-            for tokens in conditions.tokens:
-                ids, real = tokens.ids[k], tokens.text[k].tolist()
-                columns = tokens.encoder.columns(real, self.pipeline)
-                inside = [position for position, own in enumerate(real) if own]
-                positions = class_positions(
-                    getattr(self.pipeline, tokens.encoder.tokenizer), ids[inside].tolist(), prompt, missing_ok=True
-                )
-                numbers = {inside[position]: number for number, own in enumerate(positions.classes) for position in own}
-                found |= set(numbers.values())
-                first, last = (inside[positions.start], inside[positions.end - 1]) if positions.end else (0, 0)
-                for position, column in enumerate(columns):
-                    if column is None or shift + column >= length:
-                        continue
-                    group = start if position < first else other if position <= last else padding
-                    groups[k, shift + column, numbers.get(position, group)] = 1
-                    text[k, shift + column] = real[position]
-                shift += len(real)
-            if missing := set(range(len(prompt.classes))) - found:
-                tokens = conditions.tokens[-1]
-                alone = prompt.only([prompt.classes[number] for number in missing])
-                class_positions(
-                    getattr(self.pipeline, tokens.encoder.tokenizer),
-                    tokens.ids[k][tokens.text[k]].tolist(),
-                    alone,
-                )
-        return Texts(groups.to(self.device), text.bool().to(self.device))
-
-    def _text_length(self, conditions: Conditions) -> int:
-        """The number of columns of the denoiser's text states."""
+        """The groups of the denoiser's text columns, on the device."""
         states = conditions.arguments[self.family.text]
-        return max(len(own) for own in states) if isinstance(states, list) else int(states.shape[1])
+        length = max(len(own) for own in states) if isinstance(states, list) else int(states.shape[1])
+        texts = text_groups(conditions.tokens, prompts, self.pipeline, length)
+        return Texts(texts.groups.to(self.device), texts.text.to(self.device))
 
     def _result(
         self, reading: Reading, index: int, prompt: Prompt, image: Any, latent: Tensor, embeddings: Tensor | None

@@ -1,0 +1,61 @@
+"""Which columns of the denoiser's text states belong to which class of a prompt."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from factory.config.prompts import Prompt
+from factory.generator.reading import Texts
+from factory.generator.sampler import TextTokens
+from factory.generator.tokens import class_positions
+
+
+def text_groups(tokens: Sequence[TextTokens], prompts: Sequence[Prompt], pipeline: Any, length: int) -> Texts:
+    """The groups of `length` text columns; groups of classes that a prompt with fewer does not have are empty.
+
+    Raises UserError if no text encoder reads the words of a class.
+    """
+    classes = max(len(prompt.classes) for prompt in prompts)
+    groups, text = torch.zeros(len(prompts), length, classes + 3), torch.zeros(len(prompts), length, dtype=torch.bool)
+    for k, prompt in enumerate(prompts):
+        shift = 0
+        for own in tokens:
+            for column, group, is_text in _columns(own, k, prompt, pipeline, classes):
+                if shift + column < length:
+                    groups[k, shift + column, group] = 1
+                    text[k, shift + column] = is_text
+            shift += own.ids.shape[1]
+        found = groups[k].any(0).tolist()
+        missing = [name for number, name in enumerate(prompt.classes) if not found[number]]
+        if missing:  # this call explains what is wrong
+            class_positions(_tokenizer(tokens[-1], pipeline), _ids(tokens[-1], k), prompt.only(missing))
+    return Texts(groups, text)
+
+
+def _columns(
+    tokens: TextTokens, index: int, prompt: Prompt, pipeline: Any, classes: int
+) -> Iterator[tuple[int, int, bool]]:
+    """(column among the encoder's own, group, whether it is text) of each state that the denoiser reads.
+
+    The groups are the classes, what precedes the prompt, its other words, and what follows it.
+    """
+    real = tokens.text[index].tolist()
+    inside = [position for position, is_text in enumerate(real) if is_text]
+    found = class_positions(_tokenizer(tokens, pipeline), _ids(tokens, index), prompt, missing_ok=True)
+    of_class = {inside[position]: number for number, own in enumerate(found.classes) for position in own}
+    start, stop = (inside[found.start], inside[found.end - 1] + 1) if found.end else (0, 0)
+    for position, column in enumerate(tokens.encoder.columns(real, pipeline)):
+        if column is not None:
+            other = classes if position < start else classes + 1 if position < stop else classes + 2
+            yield column, of_class.get(position, other), real[position]
+
+
+def _ids(tokens: TextTokens, index: int) -> list[int]:
+    """The ids of a text without padding."""
+    ids: list[int] = tokens.ids[index][tokens.text[index]].tolist()
+    return ids
+
+
+def _tokenizer(tokens: TextTokens, pipeline: Any) -> Any:
+    return getattr(pipeline, tokens.encoder.tokenizer)
