@@ -81,7 +81,7 @@ def test_oneformer_instances_match_the_library(folders: dict[str, Path]) -> None
 
 @torch.inference_mode()
 def test_rf_detr_instances_are_the_most_probable_pairs_of_query_and_class(folders: dict[str, Path]) -> None:
-    """As in the library, whose image processor requires torchvision; tests/test_detector_extras.py compares with it."""
+    """tests/detector_extras/ compares with the image processor of the library, which requires torchvision."""
     from transformers import RfDetrForInstanceSegmentation
 
     mean, std = (torch.tensor(v)[:, None, None] for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))

@@ -1,6 +1,6 @@
 """Open-vocabulary detectors: tiny random models of the real classes against the library's own forward pass and results.
 
-The image processors of SAM 2 and SAM 3 require torchvision; tests/test_detector_extras.py compares with them.
+The image processors of SAM 2 and SAM 3 require torchvision; tests/detector_extras/ compares with them.
 """
 
 import json

@@ -22,7 +22,7 @@ _MEMORY = ("memory_", "mask_downsample.", "object_pointer_proj", "no_object_poin
 
 
 class Sam2Masks:
-    """One mask for each box, the one that the model considers best."""
+    """SAM 2 with boxes as prompts: one mask for each box."""
 
     def __init__(self, source: str, revision: str | None, device: str) -> None:
         from transformers import Sam2Model

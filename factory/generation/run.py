@@ -137,7 +137,7 @@ def _older(existing: Recipe, recipe: Recipe, store: Store) -> RunSummary:
 
 
 def _first(plan: Plan, shards: list[int], samples: int) -> list[int]:
-    """The first shards that have at least so many planned samples together."""
+    """The first shards whose planned samples add up to at least `samples`."""
     sizes = (stop - start for start, stop in map(plan.bounds, shards))
     before = accumulate(sizes, initial=0)
     return [shard for shard, total in zip(shards, before, strict=False) if total < samples]

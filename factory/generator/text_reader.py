@@ -39,7 +39,7 @@ def open_tokenizers(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def longest_reader(family: Family, tokenizers: Mapping[str, Any]) -> TextReader:
-    """Of the encoders that the denoiser attends to, the one that reads the most; a pipeline may lack some of them."""
+    """The text encoder with the longest context among those that the denoiser attends to; some may be missing."""
     readers = [
         TextReader(tokenizer, encoder.max_tokens or int(tokenizer.model_max_length))
         for encoder in family.encoders

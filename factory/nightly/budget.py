@@ -34,7 +34,7 @@ def deadline(budget: Budget | None, period: Period, zone: ZoneInfo) -> datetime.
 def limit_of(
     budget: Budget | None, period: Period, zone: ZoneInfo, clock: Callable[[], datetime.datetime] = now
 ) -> Limit:
-    """The limit of a run. Its period may have begun with an earlier run, whose use of GPUs counts."""
+    """The limit of a run. If an earlier run started the budget period, the GPU time of that run counts."""
     if budget is None:
         return Limit()
     end = deadline(budget, period, zone)

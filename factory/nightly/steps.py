@@ -53,7 +53,7 @@ def prepare_night(context: NightContext, night: Night | None) -> tuple[Recipe, T
 
 
 def _check_same_recipe(context: NightContext, recipe: Recipe, existing: Recipe, totals: Totals) -> None:
-    """UserError if the dataset was made with another recipe. One without a finished shard is begun anew."""
+    """UserError if the dataset has another recipe and at least one finished shard; without one it is started again."""
     changed = differences(existing, recipe)
     if context.config.mode == "fresh" and recipe.n != existing.n:
         changed.append(f"n: {existing.n} -> {recipe.n}")

@@ -12,7 +12,7 @@ EMPTY, MISSING, REPEATED, OTHER, LONG, DUPLICATE = (
 """The reasons for which a line is rejected, in the order of the checks."""
 
 MAX_WORDS = 45
-"""The limit where no text encoder is given: English prompts of so many words have fewer than CLIP's 77 tokens."""
+"""Word limit without a text encoder: English prompts up to this length fit into the 77 tokens of CLIP."""
 
 Fits = Callable[[str], bool]
 

@@ -23,7 +23,7 @@ def train_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
             word for word, _ in template.pre_tokenizer.pre_tokenize_str(template.normalizer.normalize_str(text))
         )
     merges = _merges(words)
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     pieces = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys([*pieces, _START, _END]))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
@@ -56,7 +56,7 @@ def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
     return result
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """The printable character for each of the 256 bytes, in GPT-2's order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -45,7 +45,7 @@ def ray_here() -> Iterator[None]:
 
 
 def limit_after(monkeypatch: pytest.MonkeyPatch, shards: int) -> None:
-    """The budget is used up once a run has finished so many shards; those in progress are collected."""
+    """The budget ends after `shards` finished shards; shards in progress are collected."""
     monkeypatch.setattr(steps, "limit_of", lambda *arguments: Limit(lambda state: state.shards_done >= shards, 60.0))
 
 

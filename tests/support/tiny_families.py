@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,75 +9,16 @@ import diffusers
 import torch
 import transformers
 
-from factory.config.vocabulary import caption, coco
-from factory.stickers.tokens import _byte_alphabet
-from tests.support.tiny_pipeline import _text_encoder, tiny_pipeline
-from tests.support.tiny_pipeline import clip_tokenizer as _clip_tokenizer
-
-_CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+from tests.support.tiny_pipeline import clip_text_encoder, clip_tokenizer, tiny_pipeline
+from tests.support.tiny_text_encoders import (
+    HEADS,
+    WIDTH,
+    gemma_tokenizer,
+    qwen_encoder,
+    qwen_tokenizer,
+    t5_encoder,
+    t5_tokenizer,
 )
-_WIDTH, _HEADS = 32, 2
-
-
-def words() -> list[str]:
-    """The words of the captions of COCO's classes."""
-    return sorted(set(chain.from_iterable(caption([name]).split() for name in coco().names)))
-
-
-def t5_tokenizer() -> Any:
-    """One token for every word of the captions."""
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    pieces += [(f"▁{word}", -3.0) for word in words()] + [(letter, -9.0) for letter in "abcdefghijklmnopqrstuvwxyz,."]
-    return transformers.T5Tokenizer(vocab=pieces, extra_ids=0)
-
-
-def gemma_tokenizer() -> Any:
-    """Single letters, and bytes for what is none."""
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-    pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefghijklmnopqrstuvwxyz"]
-    tokenizer = transformers.GemmaTokenizer(vocab={piece: k for k, piece in enumerate(pieces)}, add_bos_token=True)
-    return tokenizer
-
-
-def qwen_tokenizer() -> Any:
-    """Bytes, words with their space, and a template for chats."""
-    alphabet = _byte_alphabet()
-    merges: dict[tuple[str, str], None] = {}
-    vocabulary = dict.fromkeys(alphabet)
-    for word in words():
-        piece = "Ġ"
-        for letter in word:
-            merges[piece, letter] = None
-            piece += letter
-            vocabulary[piece] = None
-    ids = {piece: number for number, piece in enumerate([*vocabulary, "<|endoftext|>"])}
-    tokenizer = transformers.Qwen2Tokenizer(vocab=ids, merges=list(merges), model_max_length=2048)
-    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    tokenizer.chat_template = _CHAT
-    return tokenizer
-
-
-def t5_encoder(tokenizer: Any) -> Any:
-    config = transformers.T5Config(
-        vocab_size=len(tokenizer), d_model=_WIDTH, d_kv=8, d_ff=_WIDTH, num_layers=1, num_heads=_HEADS
-    )
-    return transformers.T5EncoderModel(config).eval()
-
-
-def qwen_encoder(tokenizer: Any, kind: str = "Qwen3Model", layers: int = 2) -> Any:
-    config = transformers.Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=_WIDTH,
-        intermediate_size=_WIDTH,
-        num_hidden_layers=layers,
-        num_attention_heads=_HEADS,
-        num_key_value_heads=1,
-        head_dim=8,
-    )
-    return getattr(transformers, kind)(config).eval()
 
 
 def flow(**options: Any) -> Any:
@@ -101,7 +41,7 @@ def kl(channels: int) -> Any:
 
 
 def _sd3() -> Any:
-    clip, t5 = _clip_tokenizer(), t5_tokenizer()
+    clip, t5 = clip_tokenizer(), t5_tokenizer()
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
@@ -109,17 +49,17 @@ def _sd3() -> Any:
         out_channels=4,
         num_layers=3,
         attention_head_dim=8,
-        num_attention_heads=_HEADS,
-        joint_attention_dim=2 * _WIDTH,
+        num_attention_heads=HEADS,
+        joint_attention_dim=2 * WIDTH,
         caption_projection_dim=16,
-        pooled_projection_dim=2 * _WIDTH,
+        pooled_projection_dim=2 * WIDTH,
         pos_embed_max_size=16,
         dual_attention_layers=(0,),
         qk_norm="rms_norm",
     )
-    first, second = (_text_encoder(clip, True) for _ in range(2))
+    first, second = (clip_text_encoder(clip, True) for _ in range(2))
     config = transformers.T5Config(
-        vocab_size=len(t5), d_model=2 * _WIDTH, d_kv=8, d_ff=_WIDTH, num_layers=1, num_heads=_HEADS
+        vocab_size=len(t5), d_model=2 * WIDTH, d_kv=8, d_ff=WIDTH, num_layers=1, num_heads=HEADS
     )
     return diffusers.StableDiffusion3Pipeline(
         transformer=transformer,
@@ -135,22 +75,22 @@ def _sd3() -> Any:
 
 
 def _flux(guidance: bool) -> Any:
-    clip, t5 = _clip_tokenizer(), t5_tokenizer()
+    clip, t5 = clip_tokenizer(), t5_tokenizer()
     transformer = diffusers.FluxTransformer2DModel(
         in_channels=16,
         num_layers=2,
         num_single_layers=2,
         attention_head_dim=8,
-        num_attention_heads=_HEADS,
-        joint_attention_dim=_WIDTH,
-        pooled_projection_dim=_WIDTH,
+        num_attention_heads=HEADS,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
         guidance_embeds=guidance,
         axes_dims_rope=(4, 2, 2),
     )
     return diffusers.FluxPipeline(
         scheduler=flow(use_dynamic_shifting=guidance),
         vae=kl(4),
-        text_encoder=_text_encoder(clip, False),
+        text_encoder=clip_text_encoder(clip, False),
         tokenizer=clip,
         text_encoder_2=t5_encoder(t5),
         tokenizer_2=t5,
@@ -167,7 +107,7 @@ def _flux2_parts(width: int, guidance: bool) -> dict[str, Any]:
         num_layers=1,
         num_single_layers=2,
         attention_head_dim=8,
-        num_attention_heads=_HEADS,
+        num_attention_heads=HEADS,
         joint_attention_dim=3 * width,
         timestep_guidance_channels=16,
         axes_dims_rope=(2, 2, 2, 2),
@@ -180,7 +120,7 @@ def _klein(distilled: bool) -> Any:
     tokenizer = qwen_tokenizer()
     text_encoder = qwen_encoder(tokenizer, "Qwen3ForCausalLM", layers=28)
     return diffusers.Flux2KleinPipeline(
-        **_flux2_parts(_WIDTH, False), text_encoder=text_encoder, tokenizer=tokenizer, is_distilled=distilled
+        **_flux2_parts(WIDTH, False), text_encoder=text_encoder, tokenizer=tokenizer, is_distilled=distilled
     )
 
 
@@ -201,8 +141,8 @@ def _chroma() -> Any:
         num_layers=1,
         num_single_layers=2,
         attention_head_dim=8,
-        num_attention_heads=_HEADS,
-        joint_attention_dim=_WIDTH,
+        num_attention_heads=HEADS,
+        joint_attention_dim=WIDTH,
         axes_dims_rope=(4, 2, 2),
         approximator_num_channels=8,
         approximator_hidden_dim=16,
@@ -224,8 +164,8 @@ def _pixart() -> Any:
         num_layers=2,
         patch_size=2,
         attention_head_dim=8,
-        num_attention_heads=_HEADS,
-        caption_channels=_WIDTH,
+        num_attention_heads=HEADS,
+        caption_channels=WIDTH,
         in_channels=4,
         cross_attention_dim=16,
         out_channels=8,
@@ -245,23 +185,23 @@ def _sana() -> Any:
     tokenizer = gemma_tokenizer()
     config = transformers.Gemma2Config(
         vocab_size=len(tokenizer),
-        hidden_size=_WIDTH,
-        intermediate_size=_WIDTH,
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
         num_hidden_layers=1,
-        num_attention_heads=_HEADS,
+        num_attention_heads=HEADS,
         num_key_value_heads=1,
         head_dim=8,
     )
     transformer = diffusers.SanaTransformer2DModel(
         in_channels=4,
         out_channels=4,
-        num_attention_heads=_HEADS,
+        num_attention_heads=HEADS,
         attention_head_dim=8,
         num_layers=2,
-        num_cross_attention_heads=_HEADS,
+        num_cross_attention_heads=HEADS,
         cross_attention_head_dim=8,
         cross_attention_dim=16,
-        caption_channels=_WIDTH,
+        caption_channels=WIDTH,
         sample_size=8,
         patch_size=1,
     )
@@ -295,9 +235,9 @@ def _z_image() -> Any:
         dim=32,
         n_layers=2,
         n_refiner_layers=1,
-        n_heads=_HEADS,
-        n_kv_heads=_HEADS,
-        cap_feat_dim=_WIDTH,
+        n_heads=HEADS,
+        n_kv_heads=HEADS,
+        cap_feat_dim=WIDTH,
         axes_dims=[8, 4, 4],
         axes_lens=[256, 32, 32],
     )
@@ -312,18 +252,18 @@ def _z_image() -> Any:
 
 def _qwen_image() -> Any:
     tokenizer = qwen_tokenizer()
-    text = {"vocab_size": len(tokenizer), "hidden_size": _WIDTH, "intermediate_size": _WIDTH, "num_hidden_layers": 1}
+    text = {"vocab_size": len(tokenizer), "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1}
     text |= {"num_attention_heads": 2, "num_key_value_heads": 1}
     text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}}
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": _WIDTH}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": WIDTH}
     config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
     transformer = diffusers.QwenImageTransformer2DModel(
         in_channels=16,
         out_channels=4,
         num_layers=2,
         attention_head_dim=8,
-        num_attention_heads=_HEADS,
-        joint_attention_dim=_WIDTH,
+        num_attention_heads=HEADS,
+        joint_attention_dim=WIDTH,
         axes_dims_rope=(4, 2, 2),
     )
     vae = diffusers.AutoencoderKLQwenImage(

@@ -44,14 +44,14 @@ def tiny_pipeline(
     )
     parts = {"vae": vae, "unet": _unet(xl, fine), "scheduler": scheduler, "tokenizer": tokenizer}
     if xl:
-        first, second = (_text_encoder(tokenizer, projected) for projected in (False, True))
+        first, second = (clip_text_encoder(tokenizer, projected) for projected in (False, True))
         pipeline = StableDiffusionXLPipeline(
             **parts, text_encoder=first, text_encoder_2=second, tokenizer_2=tokenizer, add_watermarker=False
         )
     else:
         pipeline = StableDiffusionPipeline(
             **parts,
-            text_encoder=_text_encoder(tokenizer, False),
+            text_encoder=clip_text_encoder(tokenizer, False),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -114,7 +114,7 @@ def _unet(xl: bool, fine: bool) -> UNet2DConditionModel:
     ).eval()
 
 
-def _text_encoder(tokenizer: CLIPTokenizer, projected: bool) -> CLIPTextModel:
+def clip_text_encoder(tokenizer: CLIPTokenizer, projected: bool) -> CLIPTextModel:
     kind = CLIPTextModelWithProjection if projected else CLIPTextModel
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
