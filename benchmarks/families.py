@@ -33,7 +33,7 @@ from factory.grounder.attention import AttentionGrounder
 from factory.grounder.data import OracleDataset
 from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.hf_logging import quiet_model_libraries
-from tests.support.sets import BandDetector, make_set
+from tests.support.datasets import BandDetector, make_dataset
 from tests.support.tiny_families import BUILDERS, SIDES, tiny_family
 
 PROMPTS = [
@@ -97,7 +97,7 @@ def guided_works(recipe: Recipe, folder: Path) -> bool:
             }
         )
     )  # fmt: skip
-    make_set(oracle, folder, BandDetector(voc().names))
+    make_dataset(oracle, folder, BandDetector(voc().names))
     task = GrounderTask([OracleDataset(Store(str(folder)))], GrounderOptions(), "cpu", 1)
     loss = task.loss(0, 2, 0)
     loss.backward()  # type: ignore[no-untyped-call]

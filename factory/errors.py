@@ -18,10 +18,10 @@ class TransientError(UserError):
     exit_code: int = exit_codes.TRY_AGAIN
 
 
-class GivenUpError(UserError):
+class RunFailedError(UserError):
     """Workers failed repeatedly and further retries are pointless. Exit code 3."""
 
-    exit_code: int = exit_codes.GIVEN_UP
+    exit_code: int = exit_codes.FAILED
 
 
 class StoreUnavailableError(TransientError):

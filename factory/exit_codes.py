@@ -6,7 +6,7 @@ UNEXPECTED = 1
 """An unexpected error, reported with a traceback."""
 BAD_INPUT = 2
 """Invalid input; the same command fails again until the input is corrected."""
-GIVEN_UP = 3
+FAILED = 3
 """Some shards are quarantined after too many errors, or workers cannot run at all."""
 EXHAUSTED = 4
 """Complete, but some samples exhausted their attempts without being accepted."""

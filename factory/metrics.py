@@ -93,10 +93,10 @@ STORE_RETRIES = Metric(
 )
 
 # Recorded by the driver.
-SHARDS = Metric("factory_shards_total", "counter", "Shards by result: committed, requeued or given_up.", ("result",))
+SHARDS = Metric("factory_shards_total", "counter", "Shards by result: committed, requeued or quarantined.", ("result",))
 LOST_WORKERS = Metric("factory_lost_workers_total", "counter", "Workers that were lost, failed to start or hung.")
 QUEUE_DEPTH = Metric("factory_queue_depth", "gauge", "Shards that are assigned to no worker.")
-SHARDS_LEFT = Metric("factory_shards_left", "gauge", "Shards of this run that are neither committed nor given up.")
+SHARDS_LEFT = Metric("factory_shards_left", "gauge", "Shards of this run that are neither committed nor quarantined.")
 WORKERS = Metric("factory_workers", "gauge", "Generating workers by state: ready or pending.", ("state",))
 STORE_WAITING = Metric("factory_store_waiting", "gauge", "1 while the run waits for a store that does not respond.")
 LEASE_EPOCH = Metric(

@@ -83,7 +83,7 @@ def too_busy(driver: subprocess.Popen[str], text: str) -> bool:
     return driver.returncode == TRY_AGAIN and "Ray did not start on this machine" in text
 
 
-def calm_run(file: Path, out: Path) -> dict[str, str]:
+def undisturbed_run(file: Path, out: Path) -> dict[str, str]:
     """The hashes of an uninterrupted run."""
     for _ in range(MOST_LAUNCHES):
         driver = launch(file, out, 1)
@@ -268,7 +268,7 @@ def main() -> None:
         place = Path(folder)
         file = place / "recipe.yaml"
         file.write_text(yaml.safe_dump(recipe(tiny_pipeline(place / "model"), options.n)))
-        expected = calm_run(file, place / "calm")
+        expected = undisturbed_run(file, place / "undisturbed")
         for number in range(options.rounds):
             dice = random.Random(f"{options.seed}/{number}")
             kind, workers = in_turn(options.only or KINDS, number), dice.choice([1, 2, 3])

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.chaos import calm_run, hashes, in_turn, launch, parsed_options, recipe, too_busy, workers_of
+from tests.chaos import hashes, in_turn, launch, parsed_options, recipe, too_busy, undisturbed_run, workers_of
 
 KINDS = ("sigterm", "poison", "hosts")
 TERMINATED = 143
@@ -130,7 +130,7 @@ def main() -> None:
                 print(f"round {number} ({kind}): {at_work(kind, out, seed)}", flush=True)
                 continue
             if not expected:
-                expected = calm_run(file, place / "calm")
+                expected = undisturbed_run(file, place / "undisturbed")
             happened = sigterm(file, out, dice)
             same = hashes(out) == expected
             print(

@@ -11,7 +11,7 @@ import pytest
 
 import factory
 from factory import api
-from tests.support.sets import make_set
+from tests.support.datasets import make_dataset
 
 
 def test_a_dataset_is_generated_and_read(tiny_data: dict[str, Any], tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_a_dataset_is_generated_and_read(tiny_data: dict[str, Any], tmp_path: Pa
 def test_a_missing_dataset_and_a_damaged_shard_raise_a_clear_error(tiny_recipe: factory.Recipe, tmp_path: Path) -> None:
     with pytest.raises(factory.UserError, match=r"recipe\.yaml"):
         factory.open_dataset(str(tmp_path / "nothing"))
-    make_set(tiny_recipe, tmp_path / "out")
+    make_dataset(tiny_recipe, tmp_path / "out")
     tar = tmp_path / "out" / "train" / "000001.tar"
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
     with pytest.raises(factory.UserError, match=r"000001\.tar .* is damaged"):

@@ -121,12 +121,12 @@ def test_sigterm_and_inherited_ignored_sigint_stop_a_command(number: signal.Sign
     assert (process.returncode, stderr) == (code, INTERRUPTED)
 
 
-@pytest.mark.parametrize("name", ["UserError", "TransientError", "GivenUpError"])
+@pytest.mark.parametrize("name", ["UserError", "TransientError", "RunFailedError"])
 def test_each_error_class_prints_its_message_and_exits_with_its_code(name: str) -> None:
     program = program_with_command(f"from factory import errors; raise errors.{name}('The cause and the remedy.')")
     result = subprocess.run(program, capture_output=True, text=True, timeout=60)
     assert result.stderr == "The cause and the remedy.\n"
-    assert result.returncode == {"UserError": 2, "TransientError": 75, "GivenUpError": 3}[name]
+    assert result.returncode == {"UserError": 2, "TransientError": 75, "RunFailedError": 3}[name]
 
 
 def test_documented_exit_codes_are_complete() -> None:

@@ -22,7 +22,7 @@ from factory.engine.pool import Pool, Worker
 from factory.engine.scheduler import Limit, Listener, Scheduler, State
 from factory.engine.usage import Usage
 from factory.engine.view import ClusterView
-from factory.errors import GivenUpError, UserError
+from factory.errors import RunFailedError, UserError
 from tests.support.jobs import AskingJob, RefusingJob, SleepingJob
 
 PROGRAM = (sys.executable, "-c", "from factory.cli.main import run; run()")
@@ -90,7 +90,7 @@ def test_shards_of_a_dead_worker_are_requeued(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_shard_that_kills_every_worker_is_given_up_and_others_finish(tmp_path: Path) -> None:
+def test_shard_that_kills_every_worker_is_quarantined_and_others_finish(tmp_path: Path) -> None:
     errors, logs = dict[int, str](), list[str]()
     listener = Listener(quarantine=errors.__setitem__, logs=logs.append)
     state = run(SleepingJob(str(tmp_path), poisonous=frozenset({1})), 8, listener)
@@ -121,7 +121,7 @@ def test_shard_finished_before_its_worker_died_is_not_repeated(tmp_path: Path) -
 @pytest.mark.parametrize("start", ["raise", "die"])
 def test_detector_pool_that_cannot_start_ends_the_run(tmp_path: Path, start: str) -> None:
     job = AskingJob(str(tmp_path), start=start)
-    with pytest.raises(GivenUpError, match="the detector workers cannot start: they failed repeatedly"):
+    with pytest.raises(RunFailedError, match="the detector workers cannot start: they failed repeatedly"):
         run(job, 3, detectors=1)
 
 
@@ -133,7 +133,7 @@ def test_workers_that_never_become_ready_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, message: str
 ) -> None:
     monkeypatch.setattr(health, "FAILED_STARTS", 2)
-    with pytest.raises(GivenUpError, match=f"failed 2 times in a row while loading, most recently with: .*{message}"):
+    with pytest.raises(RunFailedError, match=f"failed 2 times in a row while loading, most recently with: .*{message}"):
         run(SleepingJob(str(tmp_path), start=start), 3, workers=1, load_deadline=1.0)
 
 

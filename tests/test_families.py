@@ -30,8 +30,8 @@ from factory.generator.tokens import class_positions
 from factory.grounder.data import OracleDataset
 from factory.grounder.folder import save_grounder
 from factory.grounder.training import GrounderOptions, GrounderTask
-from tests.support.grounding_sets import SEEN
-from tests.support.sets import BandDetector, make_set
+from tests.support.datasets import BandDetector, make_dataset
+from tests.support.oracle_datasets import SEEN
 from tests.support.tiny_families import BUILDERS, SIDES, tiny_family
 
 TRANSFORMERS = sorted(BUILDERS)
@@ -199,7 +199,7 @@ def test_oracle_training_and_generation_with_grounders(family: Make, name: str, 
     oracle = recipe(
         family(name), masks={"source": "detector"}, oracle={"split": "1", "seen": list(SEEN)}, objects={1: 0.5, 2: 0.5}
     )
-    make_set(oracle, tmp_path / "oracle", BandDetector(voc().names))
+    make_dataset(oracle, tmp_path / "oracle", BandDetector(voc().names))
     for module in ("guided", "paper"):
         task = GrounderTask([OracleDataset(Store(str(tmp_path / "oracle")))], GrounderOptions(module), "cpu", 1)
         assert task.backbone.transformer == (name in TRANSFORMERS)

@@ -27,7 +27,7 @@ from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.labelled.coco import CocoFolder
 from factory.labelled.voc import VocFolder
 from factory.stickers.voc_folder import write_voc_folder
-from tests.support.sets import make_set
+from tests.support.datasets import make_dataset
 from tests.support.tiny_pipeline import tiny_pipeline
 
 
@@ -50,7 +50,7 @@ def _recipe(folder: Path, model: Path, **changes: Any) -> Recipe:
 
 def test_an_inverted_dataset_verifies_and_has_the_true_masks(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     recipe = _recipe(folder, tiny_model)
-    make_set(recipe, tmp_path / "set")
+    make_dataset(recipe, tmp_path / "set")
     store = Store(str(tmp_path / "set"))
     report = verify(store)
     assert (report.samples, report.damaged) == (6, {})
@@ -69,10 +69,10 @@ def test_an_inverted_dataset_verifies_and_has_the_true_masks(folder: Path, tiny_
 
 def test_the_same_recipe_file_makes_the_same_bytes(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     recipe = _recipe(folder, tiny_model)
-    first = make_set(recipe, tmp_path / "one")
+    first = make_dataset(recipe, tmp_path / "one")
     again = make_recipe(load_recipe(tmp_path / "one" / "recipe.yaml"))
     assert again.fingerprint() == recipe.fingerprint()
-    assert [receipt.tar for receipt in make_set(again, tmp_path / "two")] == [receipt.tar for receipt in first]
+    assert [receipt.tar for receipt in make_dataset(again, tmp_path / "two")] == [receipt.tar for receipt in first]
 
 
 def test_more_steps_restore_the_image_better(folder: Path) -> None:
@@ -94,7 +94,7 @@ def test_more_steps_restore_the_image_better(folder: Path) -> None:
 
 
 def test_a_grounder_learns_from_inverted_images(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
-    make_set(_recipe(folder, tiny_model), tmp_path / "set")
+    make_dataset(_recipe(folder, tiny_model), tmp_path / "set")
     task = GrounderTask([OracleDataset(Store(str(tmp_path / "set")))], GrounderOptions(), "cpu", 1)
     assert torch.isfinite(task.loss(0, 4, 0))
 
@@ -103,7 +103,7 @@ def test_a_model_of_finer_latents_is_inverted_and_learnt_from(folder: Path, tmp_
     """Four pixels per latent, and a finest level without attention."""
     model = tiny_pipeline(tmp_path / "fine", fine=True)
     recipe = _recipe(folder, model, max_images=3)
-    make_set(recipe, tmp_path / "set")
+    make_dataset(recipe, tmp_path / "set")
     sample = next(iter(OracleDataset(Store(str(tmp_path / "set"))).samples(0)))
     assert sample.latent.shape == (4, 16, 16)
     assert sample.labels.shape == (64, 64)
@@ -216,8 +216,8 @@ def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tm
     from factory.evaluation.grounders_on_real import as_markdown, on_real
     from factory.training.loop import TrainOptions, train
 
-    make_set(_recipe(folder, tiny_model), tmp_path / "seen")
-    make_set(_recipe(folder, tiny_model, split="all", max_images=8), tmp_path / "all")
+    make_dataset(_recipe(folder, tiny_model), tmp_path / "seen")
+    make_dataset(_recipe(folder, tiny_model, split="all", max_images=8), tmp_path / "all")
     task = GrounderTask([OracleDataset(Store(str(tmp_path / "seen")))], GrounderOptions(), "cpu", 2)
     options = TrainOptions(steps=2, batch=2, learning_rate=1e-3, ema_decay=0.5)
     grounder = train(task, options, tmp_path / "run", lambda text: None)
@@ -226,6 +226,6 @@ def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tm
     assert 0 <= result.miou <= 1
     assert 0 <= result.unseen <= 1
     assert "| drawn | guided | 1 |" in as_markdown([result])
-    make_set(pin_recipe(recipe_of_folder(_options(folder, max_images=2), {}, {})[0]), tmp_path / "other")
+    make_dataset(pin_recipe(recipe_of_folder(_options(folder, max_images=2), {}, {})[0]), tmp_path / "other")
     with pytest.raises(UserError, match="was trained on"):
         on_real([str(grounder)], [str(tmp_path / "other")])

@@ -23,7 +23,7 @@ from factory.generation.run import generate
 from factory.generator.interface import Request
 from factory.generator.load import load_pipeline, pin_generator, pin_revision
 from factory.generator.pipeline import PipelineGenerator
-from tests.support.sets import make_set
+from tests.support.datasets import make_dataset
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -136,7 +136,7 @@ def test_missing_feature_extractor_is_ignored(folder: Path) -> None:
 def test_sizes_not_divisible_by_the_unet_levels_work(tiny_model: Path, tmp_path: Path) -> None:
     odd = recipe(tiny_model, generator={"width": 72, "height": 40, "solver": "ddim"})
     preflight(odd)
-    make_set(odd, tmp_path / "out")
+    make_dataset(odd, tmp_path / "out")
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def written(lm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
 
 def test_a_local_model_writes_a_file_that_generate_reads(written: tuple[Path, dict[str, Any]]) -> None:
     path, data = written
-    assert (data["prompts"], data["short"], data["exit_code"]) == (8, 0, 0)
+    assert (data["prompts"], data["exhausted"], data["exit_code"]) == (8, 0, 0)
     assert data["rejected"]["class_missing"] > 0 < data["rejected"]["other_class"]
     assert data["lines"] == 8 + sum(data["rejected"].values())
     assert data["digest"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -111,7 +111,7 @@ def test_an_unfinished_file_of_other_options_is_rejected(lm: Path, tmp_path: Pat
 def test_prompts_that_are_never_accepted_are_left_out_and_reported(lm: Path, tmp_path: Path) -> None:
     """The tiny model has no word for a zebra."""
     data = summary(*options(lm, tmp_path / "p", classes="dog,zebra", n=4, attempts=20))
-    assert (data["prompts"], data["short"], data["exit_code"]) == (2, 2, 4)
+    assert (data["prompts"], data["exhausted"], data["exit_code"]) == (2, 2, 4)
     assert {prompt.classes for prompt in read_prompts(tmp_path / "p", coco())} == {("dog",)}
 
 
@@ -155,7 +155,7 @@ def test_a_server_writes_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("OPENAI_API_KEY", "hunter22")
     with chat_server() as (url, requests):
         data = summary(*options(url, tmp_path / "p", classes="voc", n=30, objects="1:0.5,2:0.5"))
-    assert (data["prompts"], data["short"]) == (30, 0)
+    assert (data["prompts"], data["exhausted"]) == (30, 0)
     assert set(data["rejected"]) == {"class_missing", "other_class"}
     prompts = read_prompts(tmp_path / "p", voc())
     assert sorted(Counter(len(prompt.classes) for prompt in prompts).items()) == [(1, 15), (2, 15)]

@@ -16,7 +16,7 @@ from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.manifest import SCHEMA, read_manifest
 from factory.dataset.masks import decode_label_png
 from factory.dataset.receipts import Receipt
-from tests.support.sets import make_set
+from tests.support.datasets import make_dataset
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 
@@ -35,7 +35,7 @@ def generated(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
         }
     )
     folder = tmp_path_factory.mktemp("readers") / "set"
-    receipts = make_set(recipe, folder)
+    receipts = make_dataset(recipe, folder)
     return folder, recipe, receipts
 
 

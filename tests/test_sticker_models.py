@@ -28,7 +28,7 @@ from factory.stickers.train_detector import DetectorTask, augmented, new_network
 from factory.stickers.train_diffusion import DiffusionTask
 from factory.stickers.train_turbo import STAGES, TurboTask
 from factory.training.muon import Muon, muon_groups, orthogonalized
-from tests.support.learning import losses_on_one_batch
+from tests.support.overfit import losses_on_one_batch
 
 
 @pytest.fixture(scope="module")

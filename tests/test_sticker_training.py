@@ -16,7 +16,7 @@ from factory.stickers.tokens import MAX_TOKENS, train_tokenizer
 from factory.stickers.train_detector import DetectorTask, label_map, new_network
 from factory.stickers.training_scenes import all_captions
 from factory.training.loop import TrainOptions, train
-from tests.support.learning import losses_on_one_batch
+from tests.support.overfit import losses_on_one_batch
 
 
 class _Line:

@@ -19,7 +19,7 @@ from factory.errors import UserError
 from factory.files.strict_json import dumps
 from factory.training.devices import chosen_device
 from factory.training.loop import TrainOptions, train
-from tests.support.training_line import OPTIONS, Line
+from tests.support.linear_task import OPTIONS, LinearTask
 
 
 def _silent(text: str) -> None:
@@ -30,7 +30,7 @@ def _silent(text: str) -> None:
 def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, str, str]]]:
     """The folder of two processes that trained together, and their (exit code, stdout, stderr)."""
     out = tmp_path_factory.mktemp("together")
-    program = [sys.executable, str(Path(__file__).parent / "support" / "training_line.py")]
+    program = [sys.executable, str(Path(__file__).parent / "support" / "linear_task.py")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(factory.__file__).parents[1])}
     processes = [
         subprocess.Popen([*program, str(rank), str(out)], stdout=-1, stderr=-1, text=True, env=environment)
@@ -51,17 +51,17 @@ def test_only_the_first_process_writes_and_reports(together: Any) -> None:
 
 
 def test_weights_without_gradient_are_named(tmp_path: Path) -> None:
-    class Detached(Line):
+    class Detached(LinearTask):
         def __init__(self) -> None:
             super().__init__()
             self.model.unused = torch.nn.Linear(2, 2)
 
     lines: list[str] = []
     train(Detached(), OPTIONS, tmp_path / "detached", lines.append)
-    warning = "line: warning: 2 of 4 weights receive no gradient and are not trained, such as unused.weight"
+    warning = "linear: warning: 2 of 4 weights receive no gradient and are not trained, such as unused.weight"
     assert lines.count(warning) == 1
     lines.clear()
-    train(Line(), OPTIONS, tmp_path / "whole", lines.append)
+    train(LinearTask(), OPTIONS, tmp_path / "whole", lines.append)
     assert not [line for line in lines if "warning" in line]
 
 
@@ -81,17 +81,17 @@ def test_two_processes_that_are_asked_to_stop_leave_a_checkpoint_of_that_step_an
 
 def test_a_nan_loss_stops_the_training_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"its loss is nan at step 26; the checkpoint .*checkpoint.pt is intact"):
-        train(Line(nan_at=25), OPTIONS, tmp_path, _silent)
+        train(LinearTask(nan_at=25), OPTIONS, tmp_path, _silent)
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["step"] == 20
     assert all(value.isfinite().all() for value in saved["model"].values())
     assert not (tmp_path / "model").exists()
     with pytest.raises(UserError, match="at step 1; no checkpoint was written"):
-        train(Line(nan_at=0), OPTIONS, tmp_path / "other", _silent)
+        train(LinearTask(nan_at=0), OPTIONS, tmp_path / "other", _silent)
 
 
 def test_a_nan_gradient_with_a_finite_loss_stops_the_training(tmp_path: Path) -> None:
-    class Root(Line):
+    class Root(LinearTask):
         def loss(self, step: int, batch: int, seed: int) -> Tensor:
             return (self.model.weight * 0).sum().sqrt() + super().loss(step, batch, seed)
 
@@ -100,7 +100,7 @@ def test_a_nan_gradient_with_a_finite_loss_stops_the_training(tmp_path: Path) ->
 
 
 def test_non_finite_weights_do_not_replace_a_checkpoint(tmp_path: Path) -> None:
-    class Broken(Line):
+    class Broken(LinearTask):
         def __init__(self) -> None:
             super().__init__()
             self.model.register_buffer("mean", torch.zeros(1))
@@ -116,15 +116,15 @@ def test_non_finite_weights_do_not_replace_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_does_not_record_its_dependencies_is_refused(tmp_path: Path) -> None:
-    train(Line(), OPTIONS, tmp_path, _silent)
-    ordered = Line()
-    ordered.depends_on = {"data": "a line", "classes": "a, b"}
+    train(LinearTask(), OPTIONS, tmp_path, _silent)
+    ordered = LinearTask()
+    ordered.depends_on = {"data": "linear", "classes": "a, b"}
     with pytest.raises(UserError, match="does not record its classes"):
         train(ordered, OPTIONS, tmp_path, _silent)
 
 
 def test_the_log_is_valid_json_if_a_metric_is_nan(tmp_path: Path) -> None:
-    train(Line(), OPTIONS, tmp_path, _silent)
+    train(LinearTask(), OPTIONS, tmp_path, _silent)
 
     def refuse(text: str) -> None:
         raise AssertionError(text)
@@ -169,10 +169,10 @@ class Run:
 
 def train_here(run, tests=sys.argv.pop()):
     sys.path.insert(0, tests)
-    from tests.support.training_line import Line
+    from tests.support.linear_task import LinearTask
     from factory.training.loop import TrainOptions, train
 
-    class Slow(Line):
+    class Slow(LinearTask):
         def loss(self, step, batch, seed):
             time.sleep(0.02)
             Path(run.out, "begun").touch()

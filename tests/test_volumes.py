@@ -22,7 +22,7 @@ from factory.export.folder import ExportFolder
 from factory.generator.load import folder_digest
 from factory.labelled.coco import CocoFolder
 from factory.labelled.voc import VocFolder
-from tests.support.disks import can_refuse_hard_links
+from tests.support.seccomp import can_refuse_hard_links
 
 _ODD = b"x\xff.tar"
 
@@ -42,7 +42,7 @@ def test_create_without_hard_links_is_atomic(tmp_path: Path, error: int) -> None
     printed = _in_process(
         """
         import json, os, sys
-        from tests.support.disks import refuse_hard_links
+        from tests.support.seccomp import refuse_hard_links
         refuse_hard_links(int(sys.argv[2]))
         from concurrent.futures import ThreadPoolExecutor
         from factory.dataset.storage import Store
@@ -77,10 +77,10 @@ def test_export_without_flock_warns_and_writes_the_same_files(tmp_path: Path) ->
         """
         import sys
         from pathlib import Path
-        from tests.support.disks import refuse_locks
-        from tests.support.export_sets import make_set, run
+        from tests.support.seccomp import refuse_locks
+        from tests.support.export_datasets import make_dataset, run
         out = Path(sys.argv[1])
-        store, _ = make_set(out / "dataset", [0, 1])
+        store, _ = make_dataset(out / "dataset", [0, 1])
         run(store, out / "locked", "yolo", partial=True)
         refuse_locks()
         sys.stderr = sys.stdout
@@ -102,7 +102,7 @@ def test_volume_root_with_lost_and_found_can_be_used(tmp_path: Path) -> None:
     program = """
         import sys
         from pathlib import Path
-        from tests.support.disks import drop_root
+        from tests.support.seccomp import drop_root
         drop_root()
         from factory.dataset.state import existing_recipe
         from factory.errors import UserError

@@ -108,7 +108,7 @@ def invert(
         summary = run(inversion, store, False, watch, force)
     psnr = mean_psnr(store, summary.recipe)
     if as_json:
-        typer.echo(dumps(as_data(summary, out) | {"psnr": psnr, "left_out": skipped}))
+        typer.echo(dumps(as_data(summary, out) | {"psnr": psnr, "skipped": skipped}))
     else:
         typer.echo(f"{as_text(summary, out)}\nMean PSNR of the reconstructions: {psnr:.2f} dB.")
     raise typer.Exit(summary.exit_code)

@@ -144,12 +144,12 @@ def _summary(file: "PromptsFile", n: int) -> dict[str, Any]:
         "prompts_file": str(file.path),
         "digest": file.digest(),
         "prompts": len(progress.texts),
-        "wanted": n,
-        "short": progress.short,
+        "n": n,
+        "exhausted": progress.exhausted,
         "lines": lines,
         "yield": round(len(progress.texts) / lines, 4) if lines else None,
         "rejected": rejected,
-        "exit_code": exit_codes.EXHAUSTED if progress.short else exit_codes.DONE,
+        "exit_code": exit_codes.EXHAUSTED if progress.exhausted else exit_codes.DONE,
     }
 
 
@@ -161,6 +161,6 @@ def _as_text(data: dict[str, Any]) -> str:
     if data["rejected"]:
         counts = ", ".join(f"{reason} {count}" for reason, count in data["rejected"].items())
         lines.append(f"Rejected: {counts}.")
-    if data["short"]:
+    if data["exhausted"]:
         lines.append(f"{data['short']} prompts were rejected in every attempt and are left out.")
     return "\n".join(lines)

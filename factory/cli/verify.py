@@ -64,7 +64,7 @@ def verify(
     typer.echo(dumps(data) if as_json else as_text(data))
     if not report.sound:
         raise typer.Exit(exit_codes.DAMAGED)
-    raise typer.Exit(exit_codes.GIVEN_UP if repaired is not None and report.missing else exit_codes.DONE)
+    raise typer.Exit(exit_codes.FAILED if repaired is not None and report.missing else exit_codes.DONE)
 
 
 def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool, lease: "HeldLease") -> set[int]:

@@ -15,8 +15,8 @@ from factory.dataset.encode import ORACLE_SUFFIXES, SUFFIXES, EncodedSample
 from factory.dataset.manifest import manifest_table, read_manifest
 from factory.dataset.masks import IGNORE, decode_label_png, decode_rle, mask_to_xywh
 from factory.dataset.receipts import Blob, Receipt, read_receipt
+from factory.dataset.shards import annotation_of
 from factory.dataset.storage import Store
-from factory.dataset.stream import annotation_of
 from factory.dataset.tar import unpack
 from factory.files.decode import decode_array, load_image
 

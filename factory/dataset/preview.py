@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_rle, palette
 from factory.dataset.receipts import committed, tar_name
+from factory.dataset.shards import annotation_of, read_shard, readable
 from factory.dataset.storage import Store
-from factory.dataset.stream import annotation_of, read_shard, readable
 from factory.errors import UserError
 from factory.files.decode import decode_jpeg
 

@@ -11,9 +11,9 @@ from factory.config.recipe import Recipe
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_label_png, decode_rle
 from factory.dataset.receipts import committed
+from factory.dataset.shards import annotation_of, read_shard, readable
 from factory.dataset.state import receipts, recipe_of
 from factory.dataset.storage import Store
-from factory.dataset.stream import annotation_of, read_shard, readable
 from factory.files.decode import decode_jpeg
 
 

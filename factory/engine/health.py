@@ -5,7 +5,7 @@ from factory.engine import logs
 from factory.engine.pool import Pool, Worker
 from factory.engine.state import State
 from factory.engine.view import ClusterView
-from factory.errors import GivenUpError, TransientError
+from factory.errors import RunFailedError, TransientError
 
 FAILED_STARTS = 5
 """Consecutive failed starts, with no worker ready, after which the run ends."""
@@ -27,7 +27,7 @@ class Health:
         self._failed_starts = 0
 
     def start_failed(self, worker: Worker, message: str) -> None:
-        """Record an actor that was lost or failed while starting; GivenUpError if retrying is pointless."""
+        """Record an actor that was lost or failed while starting; RunFailedError if retrying is pointless."""
         kind = "detector worker" if worker.is_detector else "worker"
         output = logs.LOGS.tail(worker.where.get("ip", ""), worker.where.get("pid", ""), 3)
         message = " | ".join([message, *output.splitlines()])
@@ -36,7 +36,7 @@ class Health:
         any_ready = any(other.ready for other in self._pool.workers)
         if worker.is_detector or (self._failed_starts >= FAILED_STARTS and not any_ready):
             times = "repeatedly" if worker.is_detector else f"{self._failed_starts} times in a row"
-            raise GivenUpError(
+            raise RunFailedError(
                 f"the {kind}s cannot start: they failed {times} while loading, most recently with: {message}. Give "
                 f"them more memory, start fewer of them (--workers), or fix the reported cause; finished shards are "
                 f"kept."

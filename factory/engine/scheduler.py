@@ -51,7 +51,7 @@ class Scheduler:
 
         After the first SIGINT or SIGTERM, shards in progress may finish within `engine.grace` seconds; then, or at a
         second signal, KeyboardInterrupt is raised. A UserError from a worker ends the run immediately. Raises
-        GivenUpError if workers cannot start, and TransientError if the cluster is gone.
+        RunFailedError if workers cannot start, and TransientError if the cluster is gone.
         """
         try:
             with stop_requests() as stopping:
@@ -205,7 +205,7 @@ class Scheduler:
         self._report_logs()
 
     def _start_failed(self, worker: Worker, message: str) -> None:
-        """Replace an actor that was lost or failed while starting; raises GivenUpError after too many of them."""
+        """Replace an actor that was lost or failed while starting; raises RunFailedError after too many of them."""
         self._health.start_failed(worker, message)
         self._replace(worker, message, charged=False)
 
@@ -256,15 +256,15 @@ class Scheduler:
             return
         where = worker.where if worker is not None else {}
         output = logs.LOGS.tail(where.get("ip", ""), where.get("pid", ""))
-        self._give_up(shard, text + (f"\n\nThe last lines of its worker:\n{output}" if output else ""))
+        self._quarantine(shard, text + (f"\n\nThe last lines of its worker:\n{output}" if output else ""))
 
     def _retry(self, shard: int, text: str) -> None:
         errors = self._queue.failed(shard)
         self.state.errors.append(f"shard {shard}, try {errors} of {MAX_ERRORS}: {_line(text)}")
         if errors >= MAX_ERRORS:
-            self._give_up(shard, text)
+            self._quarantine(shard, text)
 
-    def _give_up(self, shard: int, text: str) -> None:
+    def _quarantine(self, shard: int, text: str) -> None:
         self.state.quarantined.append(shard)
         self._listener.quarantine(shard, text)
         self._report_logs()

@@ -10,9 +10,9 @@ from factory.config.plan import Plan
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_label_png, decode_rle
 from factory.dataset.receipts import Blob, Receipt, committed
+from factory.dataset.shards import annotation_of, readable
 from factory.dataset.state import receipts, recipe_of
 from factory.dataset.storage import Store, is_remote
-from factory.dataset.stream import annotation_of, readable
 from factory.dataset.tar import unpack
 from factory.errors import UserError
 from factory.export.coco import CocoFormat

@@ -32,11 +32,13 @@ Watch = Callable[[Snapshot], None]
 class Reporter:
     """The listener of the scheduler. `tick` also stops the run if another driver took over the lease."""
 
-    def __init__(self, store: Store, tracker: Tracker, watch: Watch, held: HeldLease, given_up: set[int]) -> None:
-        """`given_up` holds the shards in quarantine at the start."""
+    def __init__(
+        self, store: Store, tracker: Tracker, watch: Watch, held: HeldLease, already_quarantined: set[int]
+    ) -> None:
+        """`already_quarantined` holds the shards in quarantine at the start."""
         self._store, self._tracker, self._watch, self._held = store, tracker, watch, held
         self._brief = store.with_patience(_PATIENCE)
-        self._given_up = given_up
+        self._quarantined = already_quarantined
         self._written = 0.0
         self._writer = _Background("reports")
         self._keeper = IndexKeeper(ReceiptIndex(self._brief))
@@ -61,7 +63,7 @@ class Reporter:
 
     def quarantine(self, shard: int, text: str) -> None:
         """Write the error of a quarantined shard."""
-        self._given_up.add(shard)
+        self._quarantined.add(shard)
         data = json.dumps({"shard": shard, "error": self._store.hide(text)}, indent=1).encode()
         self._writer.do(lambda: self._brief.put(quarantine_name(shard), data))
 
@@ -74,8 +76,8 @@ class Reporter:
     def finished(self, shard: int) -> None:
         """Record a finished shard, and remove it from quarantine if an earlier run put it there."""
         self._keeper.finished(shard)
-        if shard in self._given_up:
-            self._given_up.discard(shard)
+        if shard in self._quarantined:
+            self._quarantined.discard(shard)
             self._writer.do(lambda: self._brief.delete(quarantine_name(shard)))
 
     def drain(self) -> None:

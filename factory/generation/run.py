@@ -45,7 +45,7 @@ class RunSummary:
     def exit_code(self) -> int:
         """0 if the dataset is complete, or as complete as the limit of the run allows; otherwise what is missing."""
         if self.last.quarantined:
-            return exit_codes.GIVEN_UP
+            return exit_codes.FAILED
         return exit_codes.EXHAUSTED if self.totals.exhausted else exit_codes.DONE
 
 
@@ -153,12 +153,12 @@ def _run(
     limit: Limit | None,
 ) -> State:
     engine, threads = recipe.engine, recipe.generator.threads
-    given_up = quarantined(store)
+    already_quarantined = quarantined(store)
     job = ContentJob(recipe, store)
     detectors = engine.detectors if recipe.uses_detector() else 0
     with connected(engine, threads), ClusterView(Capacity(engine, threads, job.memory())) as view:
         pool = Pool(job, view.share, detectors, engine.gpus_per_detector)
-        reporter = Reporter(store, tracker, watch, lease, given_up)
+        reporter = Reporter(store, tracker, watch, lease, already_quarantined)
         scheduler = Scheduler(pool, todo, view, engine, reporter.as_listener(), limit)
         run_metrics, status = RunMetrics(store.address, lease, scheduler.state), "failed"
         try:

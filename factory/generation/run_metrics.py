@@ -52,7 +52,7 @@ class RunMetrics:
             self._last_commit = time.time()
         metrics.SHARDS.add(committed, dataset, result="committed")
         metrics.SHARDS.add(self._increase("requeued", state.requeued), dataset, result="requeued")
-        metrics.SHARDS.add(self._increase("given_up", len(state.quarantined)), dataset, result="given_up")
+        metrics.SHARDS.add(self._increase("quarantined", len(state.quarantined)), dataset, result="quarantined")
         metrics.LOST_WORKERS.add(self._increase("lost_workers", state.lost), dataset)
         metrics.QUEUE_DEPTH.set(state.queued, dataset)
         metrics.SHARDS_LEFT.set(state.shards - state.shards_done - len(state.quarantined), dataset)

@@ -15,9 +15,9 @@ from factory.dataset.encode import ORACLE_SUFFIXES, EncodedSample
 from factory.dataset.masks import IGNORE, decode_label_png
 from factory.dataset.receipts import Receipt, committed
 from factory.dataset.records import Image
+from factory.dataset.shards import annotation_of, read_shard, readable
 from factory.dataset.state import receipts, recipe_of
 from factory.dataset.storage import Store
-from factory.dataset.stream import annotation_of, read_shard, readable
 from factory.errors import UserError
 from factory.files.decode import decode_array, decode_jpeg
 

@@ -45,7 +45,7 @@ class NightContext:
     def has_all_samples(self, night: Night) -> bool:
         """Whether a night made everything that it should make: the dataset, or its part of it in `grow`."""
         part = self.config.samples_per_night()
-        return night.planned >= night.wanted or (part is not None and night.planned - night.before.planned >= part)
+        return night.planned >= night.n or (part is not None and night.planned - night.before.planned >= part)
 
     def is_finished(self, night: Night | None) -> bool:
         """Whether a night is complete as this configuration asks for it."""
@@ -59,7 +59,7 @@ class NightContext:
     def finished_earlier(self) -> Night | None:
         """In `grow`, the night that reached the target; None if there is none or its dataset is gone."""
         night = latest_night(self.root) if self.config.mode == "grow" else None
-        if night is None or night.mode != "grow" or night.planned < night.wanted or not self.is_finished(night):
+        if night is None or night.mode != "grow" or night.planned < night.n or not self.is_finished(night):
             return None
         return None if self.dataset.get("recipe.yaml") is None else night
 

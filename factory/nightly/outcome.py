@@ -54,7 +54,7 @@ class Outcome:
 
 def summary_of(night: Night) -> str:
     """Samples, yield, time and cost in one sentence."""
-    parts = [f"{night.samples} of {night.wanted} samples"]
+    parts = [f"{night.samples} of {night.n} samples"]
     if night.new_samples != night.samples:
         parts.append(f"{night.new_samples} of them new")
     if night.accepted_share is not None:

@@ -61,14 +61,14 @@ def check_folder(root: Store, date: datetime.date) -> None:
         )
 
 
-def check_disk(root: Store, bytes_per_sample: float, existing: int, wanted: int, exports: Sequence[str]) -> None:
-    """StoreFullError if a local disk cannot hold what the night writes: `wanted` more samples, and its exports.
+def check_disk(root: Store, bytes_per_sample: float, existing: int, new_samples: int, exports: Sequence[str]) -> None:
+    """StoreFullError if a local disk cannot hold what the night writes: `new_samples` more samples, and its exports.
 
     With a root in a bucket, each export needs a temporary folder on this machine.
     """
-    export = (existing + wanted) * bytes_per_sample
+    export = (existing + new_samples) * bytes_per_sample
     if root.folder is not None:
-        _check_free(root.folder, wanted * bytes_per_sample + len(exports) * export)
+        _check_free(root.folder, new_samples * bytes_per_sample + len(exports) * export)
     elif exports:
         _check_free(Path(tempfile.gettempdir()), export)
 

@@ -82,7 +82,7 @@ class Night(_Part):
     runs: int = Field(default=0, description="How often the generation was started.")
     counted: bool = Field(default=True, description="Whether the use of workers by the latest run is included.")
     period: Period
-    wanted: int = Field(description="Samples of the complete dataset.")
+    n: int = Field(description="Samples of the complete dataset.")
     samples: int = Field(default=0, description="Samples of the dataset.")
     new_samples: int = Field(default=0, description="Samples that this night added.")
     attempts: int = Field(default=0, description="Attempts of this night.")

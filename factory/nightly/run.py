@@ -7,7 +7,7 @@ from typing import Any
 from factory import exit_codes, signals
 from factory.dataset.lease import HeldLease, leased
 from factory.dataset.state import Totals
-from factory.errors import GivenUpError, LeaseHeldError, UserError
+from factory.errors import LeaseHeldError, RunFailedError, UserError
 from factory.files.strict_json import dumps
 from factory.generation.run import RunSummary
 from factory.nightly.budget import deadline, now
@@ -72,7 +72,7 @@ def preview_night(context: NightContext) -> dict[str, Any]:
         "action": "continue" if totals.shards else "start",
         "dataset": context.dataset.address,
         "samples": totals.accepted,
-        "wanted": recipe.n,
+        "n": recipe.n,
         "seed": recipe.seed,
         "until": end.astimezone(context.zone).isoformat(timespec="seconds") if end else None,
         "would_delete": [date.isoformat() for date in expired],
@@ -158,7 +158,7 @@ class _NightRun:
         night = self._night
         assert night is not None
         if summary.limited and not night.new_samples and not self._context.has_all_samples(night):
-            raise GivenUpError(
+            raise RunFailedError(
                 "the budget was used up before the first shard was finished; give a larger budget, a smaller "
                 "shard_size, or more workers."
             )
@@ -181,8 +181,8 @@ class _NightRun:
             lease.check()
             write_night_report(context, night, self._save)
         if summary.last.quarantined:
-            raise GivenUpError(
-                f"{len(summary.last.quarantined)} shards were given up after repeated errors: "
+            raise RunFailedError(
+                f"{len(summary.last.quarantined)} shards are quarantined after repeated errors: "
                 f"{_few(summary.last.quarantined)}; see quarantine/ and logs/ of {context.dataset.address}."
             )
 

@@ -44,10 +44,10 @@ def prepare_night(context: NightContext, night: Night | None) -> tuple[Recipe, T
             f"the night of {context.date} was started in mode {night.mode}, and the configuration says "
             f"{context.config.mode}; restore the mode, or give another --date or `root`."
         )
-    wanted = min(recipe.n - totals.planned, context.config.samples_per_night() or recipe.n)
+    new_samples = min(recipe.n - totals.planned, context.config.samples_per_night() or recipe.n)
     size = _bytes_per_sample(context, recipe, totals)
     new_exports = [form for form in context.config.exports if night is None or form not in night.exports]
-    check_disk(context.root, size, totals.accepted, wanted, new_exports)
+    check_disk(context.root, size, totals.accepted, new_samples, new_exports)
     check_gpu_budget(recipe.engine, context.config.budget)
     return recipe, totals
 
@@ -90,7 +90,7 @@ def start_night(context: NightContext, night: Night | None, recipe: Recipe, tota
             started=night.started if night is not None else current,
             updated=current,
             period=Period(started=current),
-            wanted=recipe.n,
+            n=recipe.n,
             before=Before(samples=totals.accepted, planned=totals.planned, attempts=totals.attempts),
         )
     elif night.good:
@@ -101,7 +101,7 @@ def start_night(context: NightContext, night: Night | None, recipe: Recipe, tota
         state="running",
         config=context.digest,
         fingerprint=recipe.fingerprint(),
-        wanted=recipe.n,
+        n=recipe.n,
         updated=current,
         counted=False,
         runs=night.runs + 1,
@@ -164,13 +164,13 @@ def _with_totals(night: Night, summary: RunSummary) -> Night:
 
 def verify_night(context: NightContext, night: Night) -> Night:
     """Verify all shards, or the sample that the date selects."""
-    wanted = context.config.verify
+    setting = context.config.verify
     existing = 0
 
     def choose(numbers: list[int]) -> list[int]:
         nonlocal existing
         existing = len(numbers)
-        return sampled(numbers, wanted.shards, context.date) if isinstance(wanted, VerifySample) else numbers
+        return sampled(numbers, setting.shards, context.date) if isinstance(setting, VerifySample) else numbers
 
     context.say(f"verifying {context.dataset.address}")
     with _timed() as elapsed:

@@ -28,7 +28,7 @@ class Progress:
     batches: int = 0
     texts: list[str] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
-    short: int = 0
+    exhausted: int = 0
     """Prompts for which every attempt was rejected."""
 
 
@@ -58,7 +58,7 @@ class PromptsFile:
         self._size = self._partial.stat().st_size
         return False
 
-    def append(self, prompts: Sequence[Prompt], rejected: Mapping[str, int], short: int) -> None:
+    def append(self, prompts: Sequence[Prompt], rejected: Mapping[str, int], exhausted: int) -> None:
         """Add a finished batch."""
         lines = [
             json.dumps(
@@ -67,7 +67,7 @@ class PromptsFile:
             )
             for prompt in prompts
         ]
-        counts = {"rejected": dict(sorted(rejected.items())), "short": short}
+        counts = {"rejected": dict(sorted(rejected.items())), "exhausted": exhausted}
         if self._partial.stat().st_size != self._size:
             raise UserError(f"another process writes {self._partial}; stop one of them and rerun the command.")
         with self._partial.open("a", encoding="utf-8") as stream:
@@ -108,4 +108,4 @@ class PromptsFile:
         self.progress.batches += 1
         self.progress.texts += texts
         self.progress.rejected.update(counts["rejected"])
-        self.progress.short += counts["short"]
+        self.progress.exhausted += counts["exhausted"]

@@ -7,8 +7,8 @@ from factory.config.keys import key_of
 from factory.dataset.receipts import tar_name
 from factory.dataset.records import Image
 from factory.dataset.rejected_images import RejectedImage, parse_rejected, rejected_name
+from factory.dataset.shards import annotation_of, read_shard
 from factory.dataset.storage import Store
-from factory.dataset.stream import annotation_of, read_shard
 from factory.errors import TransientError, UserError
 from factory.report.duplicates import Duplicates
 from factory.report.funnel import in_order_of_filters

@@ -171,13 +171,13 @@ def _run(store: Store) -> dict[str, Any]:
         progress = dict(json.loads(store.get(PROGRESS) or b"{}"))
     except (ValueError, TypeError):
         progress = {}
-    given_up = []
+    failed = []
     for number in sorted(quarantined(store))[:_ERRORS_SHOWN]:
         try:
             error = str(json.loads(store.get(quarantine_name(number)) or b"{}").get("error", ""))
         except (ValueError, AttributeError):
             error = ""
-        given_up.append({"shard": number, "error": error[-2000:]})
+        failed.append({"shard": number, "error": error[-2000:]})
     errors = progress.get("errors")
     return {
         "status": str(progress.get("status", "unknown"))[:40],
@@ -186,7 +186,7 @@ def _run(store: Store) -> dict[str, Any]:
         "lost_workers": _count(progress.get("lost_workers")),
         "requeued": _count(progress.get("requeued")),
         "errors": [str(error)[:500] for error in errors[:_ERRORS_SHOWN]] if isinstance(errors, list) else [],
-        "quarantined": given_up,
+        "quarantined": failed,
     }
 
 

@@ -11,8 +11,8 @@ from factory.dataset.encode import EncodedSample
 from factory.dataset.manifest import rejections
 from factory.dataset.receipts import tar_name
 from factory.dataset.records import Image
+from factory.dataset.shards import annotation_of, read_shard, readable
 from factory.dataset.storage import Store
-from factory.dataset.stream import annotation_of, read_shard, readable
 from factory.files.decode import decode_jpeg
 from factory.generation.filters import difference_hash
 from factory.report.image_measures import ImageMeasures, feature_image, measure_jpeg

@@ -10,9 +10,9 @@ from factory.config.vocabulary import Vocabulary
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import IGNORE, decode_label_png
 from factory.dataset.receipts import committed
+from factory.dataset.shards import read_shard, readable
 from factory.dataset.state import receipts, recipe_of
 from factory.dataset.storage import Store
-from factory.dataset.stream import read_shard, readable
 from factory.errors import UserError
 from factory.files.decode import decode_jpeg
 from factory.labelled.interface import LabelledImage

@@ -5,12 +5,12 @@ import pytest
 from factory.dataset.storage import Store
 from factory.export import run as export_run
 from factory.export.hf import HuggingFaceFormat
-from tests.support.export_sets import make_set
+from tests.support.export_datasets import make_dataset
 
 
 @pytest.fixture(scope="package")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return make_set(tmp_path_factory.mktemp("export") / "set")[0]
+    return make_dataset(tmp_path_factory.mktemp("export") / "set")[0]
 
 
 @pytest.fixture(autouse=True)

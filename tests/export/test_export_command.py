@@ -12,7 +12,7 @@ from factory.cli.main import app
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.export.run import Export, Options, default_target
-from tests.support.export_sets import SHARD_SIZE, SHARDS, VAL, content, make_set, run
+from tests.support.export_datasets import SHARD_SIZE, SHARDS, VAL, content, make_dataset, run
 
 
 def test_folder_with_other_files_is_rejected_unchanged(store: Store, tmp_path: Path) -> None:
@@ -42,13 +42,13 @@ def test_export_with_other_options_is_rejected_unchanged(
 
 def test_export_of_another_dataset_is_rejected(store: Store, tmp_path: Path) -> None:
     run(store, tmp_path / "coco", "coco")
-    other, _ = make_set(tmp_path / "other", seed=7)
+    other, _ = make_dataset(tmp_path / "other", seed=7)
     with pytest.raises(UserError, match="contains a different export: set: "):
         run(other, tmp_path / "coco", "coco")
 
 
 def test_export_resumes_after_a_damaged_shard_is_repaired(store: Store, tmp_path: Path) -> None:
-    damaged, _ = make_set(tmp_path / "set")
+    damaged, _ = make_dataset(tmp_path / "set")
     tar = tmp_path / "set" / "train" / "000002.tar"
     whole = tar.read_bytes()
     tar.write_bytes(whole[:-5000])
@@ -73,7 +73,7 @@ def test_export_resumes_after_a_damaged_shard_is_repaired(store: Store, tmp_path
     ],
 )
 def test_invalid_input_raises_a_clear_error(tmp_path: Path, to: str, options: dict[str, Any], message: str) -> None:
-    store, _ = make_set(tmp_path / "set", [0], n=SHARD_SIZE)
+    store, _ = make_dataset(tmp_path / "set", [0], n=SHARD_SIZE)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=message):
         run(store, tmp_path / to, **options)
@@ -84,7 +84,7 @@ def test_dataset_without_finished_shards_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a dataset"):
         run(Store(str(tmp_path / "nothing")), tmp_path / "x", "coco")
     with pytest.raises(UserError, match="has no finished shards yet"):
-        run(make_set(tmp_path / "unfinished", [])[0], tmp_path / "x", "coco", partial=True)
+        run(make_dataset(tmp_path / "unfinished", [])[0], tmp_path / "x", "coco", partial=True)
 
 
 def test_concurrent_exports_to_the_same_folder_are_rejected(store: Store, tmp_path: Path) -> None:

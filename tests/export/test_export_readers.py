@@ -11,7 +11,17 @@ import pytest
 from factory.dataset.masks import Mask, decode_label_png, encode_rle
 from factory.dataset.storage import Store
 from factory.export.interface import split_of
-from tests.support.export_sets import NAMES, SHARD_SIZE, SHARDS, VAL, expected_keys, filled, make_set, run, samples_of
+from tests.support.export_datasets import (
+    NAMES,
+    SHARD_SIZE,
+    SHARDS,
+    VAL,
+    expected_keys,
+    filled,
+    make_dataset,
+    run,
+    samples_of,
+)
 
 
 def coco_eval(truth: Any, kind: str) -> Any:
@@ -154,7 +164,7 @@ def test_voc_export_files(store: Store, tmp_path: Path) -> None:
 
 
 def test_voc_classes_keep_their_numbers(tmp_path: Path) -> None:
-    store, recipe = make_set(tmp_path / "set", [0], classes="voc", n=SHARD_SIZE)
+    store, recipe = make_dataset(tmp_path / "set", [0], classes="voc", n=SHARD_SIZE)
     run(store, tmp_path / "voc", "voc")
     for key, _, labels, _ in samples_of(store):
         label_png = (tmp_path / "voc" / "SegmentationClass" / f"{key}.png").read_bytes()

@@ -17,13 +17,13 @@ from factory.export import run as export_run
 from factory.export.folder import STATE
 from factory.export.interface import ExportSample
 from factory.export.run import Export, Options
-from tests.support.export_sets import (
+from tests.support.export_datasets import (
     FORMATS,
     SHARD_SIZE,
     SHARDS,
     VAL,
     content,
-    make_set,
+    make_dataset,
     run,
 )
 
@@ -50,7 +50,7 @@ def test_export_interrupted_at_any_rename_resumes(
 ) -> None:
     """Files appear by renames: for units, at the end, and for files of an earlier, smaller export."""
     run(store, tmp_path / "uninterrupted", form)
-    run(make_set(tmp_path / "set", [0, 1, 3])[0], tmp_path / "partial", form, partial=True)
+    run(make_dataset(tmp_path / "set", [0, 1, 3])[0], tmp_path / "partial", form, partial=True)
     for stop in itertools.count():
         shutil.copytree(tmp_path / "partial", tmp_path / str(stop))
         renames = iter([os.replace] * stop)
@@ -92,13 +92,13 @@ def test_export_of_a_killed_process_resumes(store: Store, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_partial_export_is_completed_later(store: Store, tmp_path: Path, form: str) -> None:
-    growing, _ = make_set(tmp_path / "set", [0, 1, 3])
+    growing, _ = make_dataset(tmp_path / "set", [0, 1, 3])
     with pytest.raises(UserError, match=r"it has 3 of 5 shards.*--partial"):
         run(growing, tmp_path / "grown", form)
     assert not (tmp_path / "grown").exists()
     summary = run(growing, tmp_path / "grown", form, partial=True)
     assert (summary.train + summary.val, summary.complete) == (15, False)
-    make_set(tmp_path / "set", [2, 4])
+    make_dataset(tmp_path / "set", [2, 4])
     assert run(growing, tmp_path / "grown", form).complete
     run(store, tmp_path / "uninterrupted", form)
     assert content(tmp_path / "grown") == content(tmp_path / "uninterrupted")

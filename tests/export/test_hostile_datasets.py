@@ -25,7 +25,7 @@ from factory.dataset.verify import verify
 from factory.errors import UserError
 from factory.files.decode import decode_array, decode_jpeg, decode_json
 from factory.segmenter.data import DatasetSource
-from tests.support.export_sets import FORMATS, make_set, run
+from tests.support.export_datasets import FORMATS, make_dataset, run
 
 TAR, RECEIPT = "train/000000.tar", "receipts/000000.json"
 KEY = "000000000"
@@ -145,7 +145,7 @@ def enlarged(jpeg: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    store, _ = make_set(tmp_path_factory.mktemp("hostile") / "set", shards=range(1), n=5)
+    store, _ = make_dataset(tmp_path_factory.mktemp("hostile") / "set", shards=range(1), n=5)
     assert store.folder is not None
     return {path.relative_to(store.folder).as_posix(): path.read_bytes() for path in store.folder.rglob("*.*")
             if path.is_file()}  # fmt: skip

@@ -22,7 +22,7 @@ from factory.dataset.state import state, write_statement
 from factory.dataset.storage import Store
 from factory.dataset.verify import verify
 from factory.export.run import Export, Options
-from tests.support.export_sets import NAMES, make_sample
+from tests.support.export_datasets import NAMES, make_sample
 from tests.support.older_formats import older_masks, older_sample
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of `datasets`

@@ -6,7 +6,7 @@ import numpy as np
 
 from factory.dataset.masks import Mask
 from factory.export.interface import split_of
-from tests.support.export_sets import filled
+from tests.support.export_datasets import filled
 
 
 def small_and_large_masks() -> Iterator[Mask]:

@@ -38,7 +38,7 @@ from factory.dataset.verify import verify
 from factory.errors import LeaseHeldError
 from factory.segmenter.data import DatasetSource
 from factory.training.stream import SampleStream
-from tests.support.export_sets import FORMATS, SHARD_SIZE, SHARDS, make_sample, make_set, run
+from tests.support.export_datasets import FORMATS, SHARD_SIZE, SHARDS, make_dataset, make_sample, run
 
 ABOUT: dict[str, Any] = {"seconds": {}, "versions": {}, "worker": {}}
 
@@ -69,14 +69,14 @@ def rewrite(store: Store, shard: int, manifest: bytes) -> None:
 
 
 def test_manifest_of_another_library_version_is_sound(tmp_path: Path) -> None:
-    store, _ = make_set(tmp_path)
+    store, _ = make_dataset(tmp_path)
     for shard in range(SHARDS):
         rewrite(store, shard, with_other_version(store.get(manifest_name(shard)) or b""))
     assert verify(store).damaged == {}
 
 
 def test_manifest_that_does_not_match_the_samples_is_repaired(tmp_path: Path) -> None:
-    store, _ = make_set(tmp_path)
+    store, _ = make_dataset(tmp_path)
     before = {name: store.get(name) for name in store.list("")}
     rewrite(store, 1, store.get(manifest_name(2)) or b"")
     report = verify(store)
@@ -87,7 +87,7 @@ def test_manifest_that_does_not_match_the_samples_is_repaired(tmp_path: Path) ->
 
 
 def test_lost_manifest_of_another_library_version_is_rewritten(tmp_path: Path) -> None:
-    store, _ = make_set(tmp_path)
+    store, _ = make_dataset(tmp_path)
     rewrite(store, 0, with_other_version(store.get(manifest_name(0)) or b""))
     tar = store.get(tar_name(0))
     store.delete(manifest_name(0))
@@ -97,7 +97,7 @@ def test_lost_manifest_of_another_library_version_is_rewritten(tmp_path: Path) -
 
 
 def test_commit_keeps_an_existing_manifest_of_another_version(tmp_path: Path) -> None:
-    store, recipe = make_set(tmp_path, shards=range(1))
+    store, recipe = make_dataset(tmp_path, shards=range(1))
     planned, samples = Plan(recipe).shard(1), samples_of(recipe, 1)
     commit(store, planned, samples, Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
     older = with_other_version(store.get(manifest_name(1)) or b"")
@@ -113,7 +113,7 @@ def test_commit_keeps_an_existing_manifest_of_another_version(tmp_path: Path) ->
 @pytest.mark.parametrize("name", [tar_name(1), manifest_name(1)])
 @pytest.mark.parametrize("content", [b"", b"of another library"])
 def test_conflicting_orphan_is_reported_and_repaired(tmp_path: Path, name: str, content: bytes) -> None:
-    store, recipe = make_set(tmp_path, shards=(0, 2, 3, 4))
+    store, recipe = make_dataset(tmp_path, shards=(0, 2, 3, 4))
     store.create(name, content)
     planned, samples = Plan(recipe).shard(1), samples_of(recipe, 1)
     with pytest.raises(ConflictError, match=r"factory verify .* --repair` deletes it"):
@@ -128,7 +128,7 @@ def test_conflicting_orphan_is_reported_and_repaired(tmp_path: Path, name: str, 
 
 
 def test_foreign_files_are_reported_and_kept(tmp_path: Path) -> None:
-    store, _ = make_set(tmp_path)
+    store, _ = make_dataset(tmp_path)
     names = ["manifest/index.parquet", "train/000099.tar", "train/1.tar", "train/notes.txt", "train/\u0661.tar"]
     for name in names:
         store.create(name, b"mine")
@@ -139,7 +139,7 @@ def test_foreign_files_are_reported_and_kept(tmp_path: Path) -> None:
 
 
 def test_failed_repair_reports_missing_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, _ = make_set(tmp_path)
+    store, _ = make_dataset(tmp_path)
     tar = file(store, tar_name(2))
     tar.write_bytes(tar.read_bytes()[:30_000])
     found = CliRunner().invoke(app, ["verify", str(tmp_path)])
@@ -153,7 +153,7 @@ def test_failed_repair_reports_missing_shards(tmp_path: Path, monkeypatch: pytes
 
 
 def test_repair_is_rejected_during_a_run(tmp_path: Path) -> None:
-    store, _ = make_set(tmp_path, shards=(0, 2, 3, 4))
+    store, _ = make_dataset(tmp_path, shards=(0, 2, 3, 4))
     store.create(tar_name(1), b"being written")
     with leased(store):
         result = CliRunner().invoke(app, ["verify", str(tmp_path), "--repair"])
@@ -163,7 +163,7 @@ def test_repair_is_rejected_during_a_run(tmp_path: Path) -> None:
 
 
 def test_similar_file_names_are_not_receipts(tmp_path: Path) -> None:
-    store, _ = make_set(tmp_path, shards=range(2))
+    store, _ = make_dataset(tmp_path, shards=range(2))
     for name in ("receipts/2.json", "receipts/\u0660\u0660\u0660\u0660\u0660\u0662.json", "receipts/000003.txt"):
         store.create(name, b"{}")
     assert committed(store) == set(tags(store, SHARDS)) == {0, 1}
@@ -178,7 +178,7 @@ def test_report_of_damage_after_a_repair() -> None:
 @pytest.fixture(scope="module")
 def first_empty(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A dataset whose first shard has no accepted samples."""
-    store, recipe = make_set(tmp_path_factory.mktemp("empty"), shards=range(1, SHARDS))
+    store, recipe = make_dataset(tmp_path_factory.mktemp("empty"), shards=range(1, SHARDS))
     planned = Plan(recipe).shard(0)
     exhausted = tuple(sample.index for sample in planned.samples)
     commit(store, planned, [], Tally(SHARD_SIZE, {"mask_empty": SHARD_SIZE}, exhausted), recipe.fingerprint(), ABOUT)
@@ -199,7 +199,7 @@ def test_empty_shard_is_sound_and_readable(first_empty: Store, tmp_path: Path) -
 
 
 def test_missing_objects_are_reported_as_damage(tmp_path: Path) -> None:
-    store, recipe = make_set(tmp_path, shards=range(1))
+    store, recipe = make_dataset(tmp_path, shards=range(1))
     planned = Plan(recipe).shard(1)
     originals = [make_sample(sample) for sample in planned.samples]
     pair = next(sample for sample in originals if len(sample.grounded.instances) == 2)

@@ -9,14 +9,14 @@ from factory.config.plan import Plan
 from factory.config.vocabulary import voc
 from factory.generator.interface import Captured
 from factory.generator.pipeline import PipelineGenerator
-from tests.support.grounding_sets import EVERYTHING, oracle_recipe, train_briefly
-from tests.support.sets import BandDetector, make_set
+from tests.support.datasets import BandDetector, make_dataset
+from tests.support.oracle_datasets import EVERYTHING, oracle_recipe, train_briefly
 
 
 @pytest.fixture(scope="package")
 def oracle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("oracle") / "set"
-    make_set(oracle_recipe(tiny_model), folder, BandDetector(voc().names))
+    make_dataset(oracle_recipe(tiny_model), folder, BandDetector(voc().names))
     return folder
 
 

@@ -28,7 +28,7 @@ from factory.grounder.trained import TrainedGrounder
 from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.training.checkpoint import saved_options
 from factory.training.loop import train
-from tests.support.grounding_sets import OPTIONS, command
+from tests.support.oracle_datasets import OPTIONS, command
 
 
 def _silent(text: str) -> None:

@@ -12,8 +12,8 @@ from factory.errors import UserError
 from factory.grounder.data import OracleDataset
 from factory.grounder.folder import load_grounder
 from factory.grounder.training import GrounderOptions, GrounderTask
-from tests.support.grounding_sets import oracle_recipe, train_briefly
-from tests.support.sets import BandDetector, make_set
+from tests.support.datasets import BandDetector, make_dataset
+from tests.support.oracle_datasets import oracle_recipe, train_briefly
 
 
 @pytest.mark.parametrize("module", ["guided", "paper"])
@@ -49,7 +49,7 @@ def test_oracles_of_another_backbone_are_refused(tiny_model: Path, tmp_path: Pat
     model = shutil.copytree(tiny_model, tmp_path / "model")
     for name, level in (("one", 0.37), ("two", 0.7)):
         masks = {"source": "detector", "noise_level": level}
-        make_set(oracle_recipe(model, n=4, masks=masks), tmp_path / name, BandDetector(voc().names))
+        make_dataset(oracle_recipe(model, n=4, masks=masks), tmp_path / name, BandDetector(voc().names))
     datasets = [OracleDataset(Store(str(tmp_path / name))) for name in ("one", "two")]
     with pytest.raises(UserError, match="is another kind of oracle dataset"):
         GrounderTask(datasets, GrounderOptions(), "cpu", 1)

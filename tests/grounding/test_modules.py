@@ -14,7 +14,7 @@ from factory.grounder.modules.backbone import Backbone
 from factory.grounder.modules.guided import GuidedModule
 from factory.grounder.modules.paper import PaperModule
 from factory.grounder.modules.published import PublishedModule
-from tests.support.grounding_sets import read_blocks
+from tests.support.oracle_datasets import read_blocks
 
 
 def test_the_papers_module_has_the_papers_size() -> None:

@@ -22,7 +22,7 @@ from factory.grounder.folder import load_grounder
 from factory.grounder.modules.backbone import Backbone
 from factory.grounder.modules.published import PublishedModule
 from factory.grounder.released import layout, load_released
-from tests.support.grounding_sets import command, oracle_recipe, read_blocks
+from tests.support.oracle_datasets import command, oracle_recipe, read_blocks
 
 SMALL = Backbone({"in.0": (6, 1), "in.1": (4, 2), "in.2": (4, 4), "mid": (8, 8), "out.0": (2, 1)}, {}, 12, 16)
 """Four levels, as in Stable Diffusion 1."""

@@ -18,8 +18,8 @@ from factory.generator.interface import Request
 from factory.grounder.data import OracleDataset
 from factory.grounder.folder import load_grounder
 from factory.grounder.iou import IoUMeter
-from tests.support.grounding_sets import SEEN, command
-from tests.support.sets import BandDetector
+from tests.support.datasets import BandDetector
+from tests.support.oracle_datasets import SEEN, command
 
 
 def test_a_trained_grounder_works_in_generate(trained: Path, tiny_model: Path) -> None:

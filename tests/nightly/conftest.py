@@ -15,7 +15,7 @@ from factory.nightly.context import NightContext, make_context
 from factory.nightly.record import NightFile
 from factory.nightly.steps import prepare_night, start_night
 from tests.support.bucket import Bucket, serving
-from tests.support.sets import make_set
+from tests.support.datasets import make_dataset
 
 DATE = datetime.date(2026, 11, 25)
 
@@ -60,7 +60,7 @@ def finished_set(night_recipe: dict[str, Any], tmp_path_factory: pytest.TempPath
     (folder / "nightly.yaml").write_text(yaml.safe_dump({"root": str(folder / "nights"), "recipe": night_recipe}))
     context = make_context(load_config(folder / "nightly.yaml"), DATE)
     recipe, _ = prepare_night(context, None)
-    make_set(recipe, folder / "set")
+    make_dataset(recipe, folder / "set")
     return folder / "set"
 
 

@@ -246,7 +246,7 @@ def record(date: datetime.date, state: str, **fields: Any) -> bytes:
         "started": stamp,
         "updated": stamp,
         "period": {"started": stamp},
-        "wanted": 12,
+        "n": 12,
         **fields,
     }
     return json.dumps(data).encode()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from factory.report.run import write_report
-from tests.support.report_sets import make_report_set
+from tests.support.report_datasets import make_report_set
 
 pytestmark = pytest.mark.browser
 

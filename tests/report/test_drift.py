@@ -12,7 +12,7 @@ from factory.dataset.storage import Store
 from factory.report.drift import MEASURES, drift
 from factory.report.run import write_report
 from factory.report.verdict import verdict
-from tests.support.report_sets import make_report_set
+from tests.support.report_datasets import make_report_set
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.report.run import write_report
 from tests.support.bucket import Bucket, serving
-from tests.support.report_sets import EXHAUSTED, NAMES, make_report_set
+from tests.support.report_datasets import EXHAUSTED, NAMES, make_report_set
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from factory.cli.main import app
 from factory.report.page import MAX_BYTES, duration, number, percent, render, size, write_page
 from factory.report.run import write_report
-from tests.support.report_sets import make_report_set
+from tests.support.report_datasets import make_report_set
 
 HOSTILE = ("<script>alert(1)</script>", "</style><img src=x onerror=alert(2)>", "\"'><b>bold", "{{ 7 * 7 }}", "a&b")
 

@@ -7,7 +7,7 @@ import pytest
 from factory.config.recipe import make_recipe
 from factory.config.vocabulary import voc
 from factory.stickers.voc_folder import write_voc_folder
-from tests.support.sets import make_set
+from tests.support.datasets import make_dataset
 
 
 @pytest.fixture(scope="package")
@@ -27,5 +27,5 @@ def shards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "generator": {"model": str(tiny_model), "steps": 2},
         "filters": {"min_area": None, "duplicate_distance": None},
     }
-    make_set(make_recipe(data), root)
+    make_dataset(make_recipe(data), root)
     return root

@@ -24,7 +24,7 @@ from factory.segmenter.run import RealImages, SegmenterTraining, evaluate_here, 
 from factory.segmenter.training import augmented
 from factory.training.stream import SampleStream
 from tests.support.coco_folder import write_annotations
-from tests.support.sets import make_set
+from tests.support.datasets import make_dataset
 from tests.support.tiny_segmenter import NAMES, saved_tiny, tiny
 
 
@@ -168,7 +168,7 @@ def test_inverted_images_are_mixed_in_if_they_show_only_seen_classes(
     for split in ("1", "2"):
         options = RealOptions("voc", folder, "train", None, "voc", split, 4, "noise", 4, 0.2, 3, 0.01)
         recipe = recipe_of_folder(options, {"model": str(tiny_model), "shard_size": 4, "batch": 2}, {})[0]
-        make_set(pin_recipe(recipe), tmp_path / split)
+        make_dataset(pin_recipe(recipe), tmp_path / split)
     run = SegmenterTraining(
         out=str(tmp_path / "run"),
         shards=(str(shards),),

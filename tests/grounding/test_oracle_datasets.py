@@ -21,8 +21,8 @@ from factory.generator.interface import Request
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleDataset, OracleSample, OracleSource
 from factory.training.stream import SampleStream
-from tests.support.grounding_sets import EVERYTHING, SEEN, command, oracle_recipe
-from tests.support.sets import BandDetector, make_set
+from tests.support.datasets import BandDetector, make_dataset
+from tests.support.oracle_datasets import EVERYTHING, SEEN, command, oracle_recipe
 
 
 def test_an_oracle_dataset_verifies_and_has_seen_classes_only(oracle: Path) -> None:
@@ -71,7 +71,7 @@ def test_undetected_classes_are_left_out_and_uncertain_pixels_ignored(tiny_model
 
 def test_a_sample_without_detections_is_rejected_with_its_reason(tiny_model: Path, tmp_path: Path) -> None:
     recipe = oracle_recipe(tiny_model, n=4, shard_size=4, attempts=2)
-    (receipt,) = make_set(recipe, tmp_path / "none", BandDetector(SEEN, score=0.1))
+    (receipt,) = make_dataset(recipe, tmp_path / "none", BandDetector(SEEN, score=0.1))
     assert dict(receipt.rejected) == {"mask_empty": 8}
     assert receipt.short == (0, 1, 2, 3)
 
@@ -116,7 +116,7 @@ def test_an_oracle_recipe_with_unseen_classes_is_refused(tiny_model: Path) -> No
 
 
 def test_an_ordinary_dataset_is_not_an_oracle(tiny_recipe: Recipe, tmp_path: Path) -> None:
-    make_set(tiny_recipe, tmp_path / "plain")
+    make_dataset(tiny_recipe, tmp_path / "plain")
     with pytest.raises(UserError, match="is not an oracle dataset but one of images with masks"):
         OracleDataset(Store(str(tmp_path / "plain")))
 

@@ -18,7 +18,7 @@ from factory.generation.components import load_components
 from factory.generation.shard import produce
 
 
-def make_set(recipe: Recipe, folder: Path, detector: Detector | None = None) -> list[Receipt]:
+def make_dataset(recipe: Recipe, folder: Path, detector: Detector | None = None) -> list[Receipt]:
     """Generate and commit all shards of a recipe. The recipe is used unchanged."""
     store, components, receipts = Store(str(folder)), load_components(recipe, detector=detector), []
     store.create("recipe.yaml", recipe.to_yaml().encode())

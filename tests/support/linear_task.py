@@ -16,13 +16,13 @@ from factory.training.loop import STOP, TrainOptions, train
 OPTIONS = TrainOptions(steps=40, batch=4, learning_rate=1e-2, ema_decay=0.9, checkpoint_every=10)
 
 
-class Line:
+class LinearTask:
     """`nan_at` is the step at which the loss is NaN, `stop_at` the one in which `stop` is asked for."""
 
-    name = "line"
+    name = "linear"
 
     def __init__(self, nan_at: int | None = None, stop_at: int | None = None, stop: Path = Path()) -> None:
-        self.depends_on = {"data": "a line"}
+        self.depends_on = {"data": "linear"}
         torch.manual_seed(0)
         self.model = nn.Linear(3, 1)
         self.nan_at, self.stop_at, self.stop = nan_at, stop_at, stop
@@ -52,21 +52,21 @@ def main() -> None:
     """One of two processes that train together: to the end, to a NaN of the second one, with a stop and a resume."""
     rank, out = int(sys.argv[1]), Path(sys.argv[2])
     torch.distributed.init_process_group("gloo", f"file://{out / 'rendezvous'}", rank=rank, world_size=2)
-    train(Line(), OPTIONS, out / "whole", print)
+    train(LinearTask(), OPTIONS, out / "whole", print)
     try:
-        train(Line(25 if rank else None), OPTIONS, out / "broken", lambda text: None)
+        train(LinearTask(25 if rank else None), OPTIONS, out / "broken", lambda text: None)
     except UserError as error:
         print(error, file=sys.stderr)
     stop = out / "stopped" / STOP
     try:
-        train(Line(stop_at=26 if rank == 0 else None, stop=stop), OPTIONS, out / "stopped", lambda text: None)
+        train(LinearTask(stop_at=26 if rank == 0 else None, stop=stop), OPTIONS, out / "stopped", lambda text: None)
     except KeyboardInterrupt:
         if rank == 0:
             (out / "stopped" / CHECKPOINT).rename(out / "stopped" / "kept.pt")
             shutil.copy(out / "stopped" / "kept.pt", out / "stopped" / CHECKPOINT)
             stop.unlink()
         torch.distributed.barrier()
-        train(Line(), OPTIONS, out / "stopped", lambda text: None)
+        train(LinearTask(), OPTIONS, out / "stopped", lambda text: None)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,15 @@ from tests.chaos import disturbed, hashes, launch, recipe, workers_of
 
 @pytest.fixture(scope="module")
 def recipe_file(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("fire") / "recipe.yaml"
+    path = tmp_path_factory.mktemp("kills") / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe(tiny_model, 24)))
     return path
 
 
 @pytest.fixture(scope="module")
-def calm(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def undisturbed(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The hashes of an undisturbed run with one worker."""
-    out = tmp_path_factory.mktemp("fire") / "calm"
+    out = tmp_path_factory.mktemp("kills") / "undisturbed"
     run = launch(recipe_file, out, 1)
     text, _ = run.communicate(timeout=120)
     assert run.returncode == 0, text
@@ -32,15 +32,17 @@ def calm(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.mark.parametrize("kind", ["worker", pytest.param("driver", marks=pytest.mark.slow)])
 def test_killed_and_resumed_run_yields_the_same_bytes(
-    kind: str, recipe_file: Path, calm: dict[str, str], tmp_path: Path
+    kind: str, recipe_file: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     kills = disturbed(recipe_file, tmp_path / "out", 2, kind, random.Random(kind))
     assert len(kills) >= 1
-    assert hashes(tmp_path / "out") == calm
+    assert hashes(tmp_path / "out") == undisturbed
     assert len(list((tmp_path / "out" / "receipts").iterdir())) == 6
 
 
-def test_ctrl_c_stops_cleanly_and_the_run_resumes(recipe_file: Path, calm: dict[str, str], tmp_path: Path) -> None:
+def test_ctrl_c_stops_cleanly_and_the_run_resumes(
+    recipe_file: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
     run = launch(recipe_file, tmp_path / "out", 1)
     while not list((tmp_path / "out").glob("receipts/*.json")) and run.poll() is None:
         time.sleep(0.05)
@@ -53,10 +55,12 @@ def test_ctrl_c_stops_cleanly_and_the_run_resumes(recipe_file: Path, calm: dict[
     assert not any(process.is_running() and process.status() != "zombie" for process in workers)
     again = launch(recipe_file, tmp_path / "out", 1)
     again.communicate(timeout=120)
-    assert hashes(tmp_path / "out") == calm
+    assert hashes(tmp_path / "out") == undisturbed
 
 
-def test_full_disk_loses_nothing_and_the_run_resumes(recipe_file: Path, calm: dict[str, str], tmp_path: Path) -> None:
+def test_full_disk_loses_nothing_and_the_run_resumes(
+    recipe_file: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", disk]).returncode:
@@ -67,18 +71,18 @@ def test_full_disk_loses_nothing_and_the_run_resumes(recipe_file: Path, calm: di
         assert run.returncode == 75, text
         assert "Free some space and rerun the same command" in text
         kept = hashes(disk)
-        assert kept.items() <= calm.items()
+        assert kept.items() <= undisturbed.items()
         subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
         again = launch(recipe_file, disk, 1)
         text, _ = again.communicate(timeout=120)
         assert again.returncode == 0, text
-        assert hashes(disk) == calm
+        assert hashes(disk) == undisturbed
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_dead_node_loses_no_sample(
-    recipe_file: Path, calm: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe_file: Path, undisturbed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cluster of three Ray nodes on this machine, one of which is killed during the run."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
@@ -93,6 +97,6 @@ def test_dead_node_loses_no_sample(
         cluster.remove_node(nodes[0], allow_graceful=False)
         text, _ = run.communicate(timeout=110)
         assert run.returncode == 0, text
-        assert hashes(tmp_path / "out") == calm
+        assert hashes(tmp_path / "out") == undisturbed
     finally:
         cluster.shutdown()

@@ -49,7 +49,7 @@ def make_sample(planned: Any) -> Sample:
     return Sample(planned, 0, planned.index, image, Grounded(tuple(instances), ignore), {})
 
 
-def make_set(folder: Path, shards: Any = range(SHARDS), **options: Any) -> tuple[Store, Recipe]:
+def make_dataset(folder: Path, shards: Any = range(SHARDS), **options: Any) -> tuple[Store, Recipe]:
     """Commit shards as the engine does, with synthetic images that require no model."""
     defaults = {"n": SHARD_SIZE * SHARDS, "classes": NAMES, "objects": {1: 0.5, 2: 0.5}, "shard_size": SHARD_SIZE}
     recipe = make_recipe(defaults | options)
