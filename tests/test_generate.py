@@ -292,7 +292,6 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.slow  # huggingface_hub tries each request for 23 s
 def test_dataset_of_a_hub_model_resumes_without_the_hub(
     recipe_file: Path, tiny_model: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -304,6 +303,7 @@ def test_dataset_of_a_hub_model_resumes_without_the_hub(
     (cache / "snapshots").rename(cache / "moved")
     (cache / "snapshots").mkdir()
     (cache / "moved").rename(cache / "snapshots" / commit)
+    (cache / "snapshots" / commit / "README.md").write_text("# Tiny\n")
     data = yaml.safe_load(recipe_file.read_text())
     data["generator"]["model"] = "nobody/tiny"
     (tmp_path / "unpinned.yaml").write_text(yaml.safe_dump(data))

@@ -83,7 +83,7 @@ def _preview_text(data: dict[str, Any]) -> str:
         return f"The night of {data['date']} is complete; a run would change nothing."
     lines = [
         f"The night of {data['date']} would {data['action']} {data['dataset']} (seed {data['seed']}): "
-        f"{data['samples']} of {data['wanted']} samples exist."
+        f"{data['samples']} of {data['n']} samples exist."
     ]
     if data["until"]:
         lines.append(f"Its generation would end at {data['until']}.")

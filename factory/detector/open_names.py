@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from factory.errors import UserError
+from factory.files.hub import hub_file
 from factory.generator.load import folder_digest, pin_revision
 
 TYPES = {
@@ -107,19 +108,7 @@ def check_types(name: OpenName, revision: str | None) -> None:
 
 def _model_type(model: str, revision: str | None) -> str:
     folder = local_folder(model)
-    if folder is None:
-        from huggingface_hub import hf_hub_download
-
-        try:
-            path = Path(hf_hub_download(model, "config.json", revision=revision))
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"the detector {model} cannot be loaded from the hub or its cache ({reason}); check the id and the "
-                f"network."
-            ) from error
-    else:
-        path = folder / "config.json"
+    path = hub_file(model, "config.json", revision) if folder is None else folder / "config.json"
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -59,16 +59,11 @@ def _of_file(path: Path) -> int:
 
 
 def _folder_of_pipeline(model: str, revision: str | None) -> Path | None:
+    from factory.generator.hub import cached_folder
     from factory.generator.load import model_folder
 
     folder = model_folder(model)
-    if folder is not None:
-        return folder
-    with contextlib.suppress(Exception):  # whatever huggingface_hub raises, the size is unknown
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(model, revision=revision, local_files_only=True))
-    return None
+    return folder if folder is not None else cached_folder(model, revision)
 
 
 def _folders_of_detector(detector: str) -> list[Path]:

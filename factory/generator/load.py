@@ -1,6 +1,5 @@
 """Load the diffusers pipeline that a recipe names, and pin its revision."""
 
-import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
 from factory.generator.card import settings_of
-from factory.generator.layout import UNUSED, check_layout, family_in, read_index
+from factory.generator.hub import hub_commit, hub_configuration, hub_pipeline
+from factory.generator.layout import check_layout, family_in, read_index
 from factory.generator.lora import lora_file, lora_settings, merge_lora, pin_lora
 from factory.generator.placing import check_extras, placed
 
@@ -30,11 +30,6 @@ EMBEDDED = "stickers"
 
 CHECKPOINTS = (".safetensors", ".ckpt")
 """Suffixes of single files that hold a model: a whole Stable Diffusion, or the transformer of another pipeline."""
-
-_MAIN_FILES = ("model_index.json", "config.json")
-"""Every model of diffusers or transformers has one of them."""
-
-_CONFIG_FILES = ["*.json", "*/*.json", "*.txt", "*/*.txt", "*/*.model", "README.md"]
 
 
 def model_folder(model: str) -> Path | None:
@@ -114,9 +109,11 @@ def config_folder(generator: GeneratorRecipe) -> Path:
     if file is not None:
         config = config or _configured_like(Path(file).expanduser())
         path, revision = model_folder(config), (generator.revision or "").partition("+")[2] or None
-        return path if path is not None else _downloaded(config, revision, _CONFIG_FILES)
+        return path if path is not None else hub_configuration(config, revision, generator, checkpoint=True)
     path = model_folder(generator.model)
-    return path if path is not None else _downloaded(generator.model, generator.revision, _CONFIG_FILES)
+    if path is not None:
+        return path
+    return hub_configuration(generator.model, generator.revision, generator, checkpoint=False)
 
 
 def pin_revision(model: str) -> str:
@@ -174,7 +171,7 @@ def _files_of(recipe: GeneratorRecipe) -> tuple[Path, Path | None]:
     config, file = split_checkpoint(recipe.model)
     path = model_folder(recipe.model)
     if file is None:
-        folder = path if path is not None else _downloaded_whole(recipe.model, recipe.revision, recipe)
+        folder = path if path is not None else hub_pipeline(recipe.model, recipe.revision, recipe)
         check_layout(folder, recipe)
         return folder, None
     folder = config_folder(recipe)
@@ -183,7 +180,7 @@ def _files_of(recipe: GeneratorRecipe) -> tuple[Path, Path | None]:
     if from_folder and model_folder(config) is None:
         revision = (recipe.revision or "").partition("+")[2] or None
         skipped = family_in(read_index(folder)).denoiser
-        folder = _downloaded_whole(config, revision, recipe, skipped)
+        folder = hub_pipeline(config, revision, recipe, skipped)
     check_layout(folder, recipe, weights=from_folder, checkpoint=True)
     return folder, path
 
@@ -218,65 +215,3 @@ def _configured_like(file: Path) -> str:
     from factory.generator.single_file import reference_pipeline
 
     return reference_pipeline(file)
-
-
-def hub_commit(model: str) -> str:
-    """The newest commit of a hub model, or the local cache's if the hub does not answer."""
-    from huggingface_hub import HfApi, hf_hub_download
-
-    try:
-        return str(HfApi().model_info(model).sha)
-    except Exception as error:
-        answer = " ".join(str(error).split())[:200]
-    for file in _MAIN_FILES:
-        with contextlib.suppress(Exception):
-            return Path(hf_hub_download(model, file, local_files_only=True)).parent.name
-    raise UserError(f"{_no_model(model)} (the hub answered: {answer}).")
-
-
-def _no_model(model: str) -> str:
-    """A message that there is neither a folder nor a hub model of this name, with folders of similar names."""
-    import difflib
-
-    parent, _, name = model.partition("/")
-    folders = sorted(path.name for path in Path(parent).iterdir() if path.is_dir()) if Path(parent).is_dir() else []
-    similar = difflib.get_close_matches(name, folders, 1, 0.4)
-    hint = ""
-    if similar:
-        hint = f" (did you mean {parent}/{similar[0]}?)"
-    elif folders:
-        hint = f", {parent} has {', '.join(folders[:5])}"
-    return (
-        f"there is no folder {model}{hint}, and no hub model of that id can be read from the hub or the local cache; "
-        f"check the name and the network"
-    )
-
-
-def _downloaded(model: str, revision: str | None, patterns: list[str]) -> Path:
-    """The local snapshot of a hub model's matching files, from the cache alone if the hub does not answer."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except Exception as error:
-        answer = " ".join(str(error).split())[:200]
-        raise UserError(f"{_no_model(model)} (revision {revision}; the hub answered: {answer}).") from error
-
-
-def _downloaded_whole(model: str, revision: str | None, recipe: GeneratorRecipe, skipped: str | None = None) -> Path:
-    """The local snapshot of a hub pipeline, with the variant of the weights that exists, without those of `skipped`."""
-    from diffusers import DiffusionPipeline
-
-    unused: dict[str, Any] = dict.fromkeys((*UNUSED, *((skipped,) if skipped else ())))
-    problem = ""
-    for variant in (None, "fp16"):
-        try:
-            folder = Path(DiffusionPipeline.download(model, revision=revision, variant=variant, **unused))
-            check_layout(folder, recipe, checkpoint=skipped is not None)
-        except UserError as error:
-            problem = str(error)
-        except (OSError, ValueError) as error:
-            problem = " ".join(str(error).split())[:300]
-        else:
-            return folder
-    raise UserError(f"the model {model} cannot be loaded: {problem}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
+from factory.files.hub import hub_file
 from factory.generator.families import PIPELINES, Family
 
 _SUFFIX = ".safetensors"
@@ -38,21 +39,16 @@ def lora_file(generator: GeneratorRecipe) -> Path:
             raise UserError(f"{path} is not a LoRA that can be read; give a file that ends in {_SUFFIX}.")
         return path
     repository, file = _on_the_hub(generator.lora)
-    from huggingface_hub import hf_hub_download
-
     try:
-        return Path(hf_hub_download(repository, file, revision=generator.lora_revision))
-    except Exception as error:
-        answer = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"there is no file {path}, and {file} of {repository} can be read neither from the hub nor from the local "
-            f"cache ({answer}); check the name."
-        ) from error
+        return hub_file(repository, file, generator.lora_revision)
+    except UserError as error:
+        raise UserError(f"there is no file {path}, and {error}") from error
 
 
 def pin_lora(generator: GeneratorRecipe) -> dict[str, Any]:
     """The absolute path of a LoRA and its revision: a digest of the file, or the commit of the hub."""
-    from factory.generator.load import file_digest, hub_commit
+    from factory.generator.hub import hub_commit
+    from factory.generator.load import file_digest
 
     assert generator.lora is not None
     path = Path(generator.lora).expanduser()

@@ -1,0 +1,133 @@
+"""Pipelines of the Hugging Face hub: their newest commit, and their files in the local cache.
+
+For a pinned commit, the cache is asked before the hub: without a connection, huggingface_hub retries each request for
+23 s, and with one, a thousand workers that start at once exceed its rate limit.
+"""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from factory.config.sections import GeneratorRecipe
+from factory.errors import UserError
+from factory.files.hub import hub_answer, is_commit
+from factory.generator.layout import UNUSED, check_layout, component_names, read_index, weights_variant
+
+_MAIN_FILES = ("model_index.json", "config.json")
+"""Every model of diffusers or transformers has one of them."""
+_CARD = "README.md"
+_CONFIG_FILES = ["*.json", "*/*.json", "*.txt", "*/*.txt", "*/*.model", _CARD]
+
+
+def hub_commit(model: str) -> str:
+    """The newest commit of a hub model, or the local cache's if the hub does not answer."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    try:
+        return str(HfApi().model_info(model).sha)
+    except Exception as error:
+        answer = hub_answer(error)
+    for file in _MAIN_FILES:
+        with contextlib.suppress(Exception):
+            return Path(hf_hub_download(model, file, local_files_only=True)).parent.name
+    raise UserError(f"{_no_model(model)} (the hub answered: {answer}).")
+
+
+def hub_configuration(model: str, revision: str | None, recipe: GeneratorRecipe, checkpoint: bool) -> Path:
+    """The local folder with the configurations, tokenizers and card of a hub pipeline, without its weights.
+
+    With a `checkpoint`, its weights come from another file. Raises UserError if there is no such model.
+    """
+    from huggingface_hub import snapshot_download
+
+    cached = cached_folder(model, revision)
+    if (
+        cached is not None
+        and (cached / _CARD).is_file()
+        and _fits(cached, recipe, weights=False, checkpoint=checkpoint)
+    ):
+        return cached
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_CONFIG_FILES))
+    except Exception as error:
+        raise UserError(f"{_no_model(model)} (revision {revision}; the hub answered: {hub_answer(error)}).") from error
+
+
+def hub_pipeline(model: str, revision: str | None, recipe: GeneratorRecipe, skipped: str | None = None) -> Path:
+    """The local folder of a hub pipeline, with the variant of the weights that exists, without those of `skipped`.
+
+    Raises UserError if a file is missing on the hub, or if it does not answer and the cache is incomplete.
+    """
+    from diffusers import DiffusionPipeline
+
+    cached = cached_folder(model, revision)
+    fits = cached is not None and _fits(cached, recipe, weights=True, checkpoint=skipped is not None)
+    if cached is not None and fits and _has_plain_weights(cached, skipped):
+        return cached
+    unused: dict[str, Any] = dict.fromkeys((*UNUSED, *((skipped,) if skipped else ())))
+    problem = ""
+    for variant in (None, "fp16"):
+        try:
+            folder = Path(DiffusionPipeline.download(model, revision=revision, variant=variant, **unused))
+            check_layout(folder, recipe, checkpoint=skipped is not None)
+        except UserError as error:
+            problem = str(error)
+        except (OSError, ValueError) as error:
+            problem = " ".join(str(error).split())[:300]
+        else:
+            return folder
+    raise UserError(f"the model {model} cannot be loaded: {problem}")
+
+
+def cached_folder(model: str, revision: str | None) -> Path | None:
+    """What the local cache has of a pinned commit, complete or not; None without a pin or a copy."""
+    from huggingface_hub import snapshot_download
+
+    if is_commit(revision):
+        with contextlib.suppress(Exception):  # whatever huggingface_hub raises, there is no copy
+            return Path(snapshot_download(model, revision=revision, local_files_only=True))
+    return None
+
+
+def _fits(folder: Path, recipe: GeneratorRecipe, weights: bool, checkpoint: bool) -> bool:
+    with contextlib.suppress(UserError):
+        check_layout(folder, recipe, weights, checkpoint)
+        return True
+    return False
+
+
+def _has_plain_weights(folder: Path, skipped: str | None) -> bool:
+    """Whether the cache has every weight file of every component in the plain variant.
+
+    Other variants are not taken from the cache alone: workers with different caches would use different weights.
+    """
+    models, _ = component_names(read_index(folder))
+    for name in models:
+        if name == skipped:
+            continue
+        if weights_variant(folder / name) is not None:
+            return False
+        for index in (folder / name).glob("*.index.json"):
+            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            if not all((folder / name / file).is_file() for file in files):
+                return False
+    return True
+
+
+def _no_model(model: str) -> str:
+    """A message that there is neither a folder nor a hub model of this name, with folders of similar names."""
+    import difflib
+
+    parent, _, name = model.partition("/")
+    folders = sorted(path.name for path in Path(parent).iterdir() if path.is_dir()) if Path(parent).is_dir() else []
+    similar = difflib.get_close_matches(name, folders, 1, 0.4)
+    hint = ""
+    if similar:
+        hint = f" (did you mean {parent}/{similar[0]}?)"
+    elif folders:
+        hint = f", {parent} has {', '.join(folders[:5])}"
+    return (
+        f"there is no folder {model}{hint}, and no hub model of that id can be read from the hub or the local cache; "
+        f"check the name and the network"
+    )
