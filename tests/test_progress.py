@@ -16,7 +16,7 @@ def test_snapshot_sums_earlier_finished_and_current_shards() -> None:
     state.in_progress = {2: (7, {"mask_small": 2, "overlap": 1})}
     state.errors.append("lost a worker")
     snapshot = tracker.snapshot(state)
-    assert (snapshot.accepted, snapshot.wanted) == (30 + 10 + 29 + 7, 100)
+    assert (snapshot.accepted, snapshot.n) == (30 + 10 + 29 + 7, 100)
     assert (snapshot.shards_done, snapshot.shards) == (3, 4)
     assert Counter(snapshot.rejected) == {"mask_small": 13, "overlap": 1}
     assert snapshot.errors == ["lost a worker"]

@@ -155,12 +155,12 @@ def _summary(file: "PromptsFile", n: int) -> dict[str, Any]:
 
 def _as_text(data: dict[str, Any]) -> str:
     lines = [
-        f"{data['prompts']} of {data['wanted']} prompts in {data['prompts_file']}, from {data['lines']} lines of the "
+        f"{data['prompts']} of {data['n']} prompts in {data['prompts_file']}, from {data['lines']} lines of the "
         f"language model; SHA-256 {data['digest'][:12]}."
     ]
     if data["rejected"]:
         counts = ", ".join(f"{reason} {count}" for reason, count in data["rejected"].items())
         lines.append(f"Rejected: {counts}.")
     if data["exhausted"]:
-        lines.append(f"{data['short']} prompts were rejected in every attempt and are left out.")
+        lines.append(f"{data['exhausted']} prompts were rejected in every attempt and are left out.")
     return "\n".join(lines)

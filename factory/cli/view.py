@@ -73,7 +73,7 @@ class _Records(_Lines):
 def one_line(snapshot: "Snapshot") -> str:
     """The progress in one line."""
     parts = [
-        f"{snapshot.accepted}/{snapshot.wanted} accepted",
+        f"{snapshot.accepted}/{snapshot.n} accepted",
         f"{snapshot.per_second:.2f}/s",
         f"{_duration(snapshot.seconds_left)} left",
         f"{snapshot.shards_done}/{snapshot.shards} shards",
@@ -89,9 +89,7 @@ def one_line(snapshot: "Snapshot") -> str:
 
 def _table(snapshot: "Snapshot") -> Group:
     rows = Table.grid(padding=(0, 2))
-    rows.add_row(
-        "accepted", f"{snapshot.accepted} of {snapshot.wanted}", ProgressBar(snapshot.wanted, snapshot.accepted)
-    )
+    rows.add_row("accepted", f"{snapshot.accepted} of {snapshot.n}", ProgressBar(snapshot.n, snapshot.accepted))
     rows.add_row("speed", f"{snapshot.per_second:.2f} per second", f"{_duration(snapshot.seconds_left)} left")
     pending = f"{snapshot.pending_workers} pending" if snapshot.pending_workers else ""
     rows.add_row("workers", str(snapshot.workers), pending)

@@ -23,7 +23,7 @@ class Snapshot:
 
     status: str
     accepted: int
-    wanted: int
+    n: int
     shards_done: int
     shards: int
     per_second: float
@@ -67,7 +67,7 @@ class Tracker:
         return Snapshot(
             status=status,
             accepted=self._before + accepted,
-            wanted=self._plan.recipe.n,
+            n=self._plan.recipe.n,
             shards_done=self._shards_before + state.shards_done,
             shards=len(self._plan),
             per_second=round(speed, 3),
