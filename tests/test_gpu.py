@@ -48,3 +48,24 @@ def test_images_of_a_gpu_are_those_of_a_cpu_but_for_rounding(
     for one, other in zip(on_cpu, on_gpu, strict=True):
         assert np.abs(one.image.astype(int) - other.image.astype(int)).mean() < 4
         assert other.attention is not None
+
+
+def test_a_batch_that_does_not_fit_is_generated_in_parts(
+    tiny_data: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """With memory for a part of the batch, as on a GPU that other programs use."""
+    recipe = make_recipe(tiny_data | {"generator": tiny_data["generator"] | {"width": 512, "height": 512}})
+    (request,) = [Request(s.prompt, s.seed(0, 0)) for s in Plan(recipe).shard(0).samples][:1]
+    generator, total = PipelineGenerator(recipe, "cuda"), torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    generator.generate([request] * 4)
+    fraction = torch.cuda.max_memory_reserved() / total
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(fraction)
+    try:
+        images = generator.generate([request] * 32)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert len(images) == 32
+    assert "this worker now generates" in caplog.text

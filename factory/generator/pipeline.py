@@ -29,6 +29,7 @@ from factory.generator.interface import (
 from factory.generator.latents import packed, unpacked
 from factory.generator.layers import transformer_blocks
 from factory.generator.load import load_pipeline
+from factory.generator.memory import FittingParts
 from factory.generator.noise import Mixture, mixture
 from factory.generator.reading import Reader, Reading, Target, Texts
 from factory.generator.sampler import Conditions, Sampler, tensors_of
@@ -74,11 +75,18 @@ class PipelineGenerator:
         self._reader = Reader(denoiser, self.family, self._grid, self._target(denoiser))
         level = recipe.masks.noise_level
         self._level = self.family.level if level is None else level
+        self._parts = FittingParts(f"one image of {self.pixels[1]} x {self.pixels[0]} pixels by {self.settings.model}")
+
+    def generate(self, requests: Sequence[Request]) -> list[Generated]:
+        """Generate one micro-batch, in parts if the GPU's memory is too small for it.
+
+        On a CPU the recipe's number of threads is used, whatever the process has set.
+        """
+        torch.set_num_threads(self.settings.threads)
+        return self._parts.apply(self._generate, requests)
 
     @torch.inference_mode()
-    def generate(self, requests: Sequence[Request]) -> list[Generated]:
-        """Generate one micro-batch. On a CPU the recipe's number of threads is used, whatever the process has set."""
-        torch.set_num_threads(self.settings.threads)
+    def _generate(self, requests: Sequence[Request]) -> list[Generated]:
         random = [torch.Generator().manual_seed(request.seed) for request in requests]
         prompts = [request.prompt for request in requests]
         sampled = self._sampler.sample([prompt.text for prompt in prompts], random)
