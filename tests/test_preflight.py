@@ -104,6 +104,14 @@ def test_recipe_that_does_not_fit_the_model_is_rejected(
     assert_rejected(recipe(folder, **changes), tmp_path / "out", message)
 
 
+def test_local_model_that_changed_under_a_pinned_recipe_is_rejected(folder: Path, tmp_path: Path) -> None:
+    pinned = pin_recipe(recipe(folder))
+    edit(folder / "scheduler" / "scheduler_config.json", steps_offset=2)
+    found = pin_revision(str(folder))
+    message = f"pins the text-to-image model .* as {pinned.generator.revision}, but its content is now {found}"
+    assert_rejected(pinned, tmp_path / "out", message)
+
+
 @pytest.mark.parametrize("line", ["two puppies at play\tdog", "a very " + "small " * 30 + "dog\tdog"])
 def test_prompt_without_tokens_for_its_class_is_rejected(tiny_model: Path, tmp_path: Path, line: str) -> None:
     lines = [*(f"a photograph of a dog number {number}\tdog" for number in range(7)), line]

@@ -18,10 +18,11 @@ from factory.grounder.folder import read_config as read_grounder
 
 
 def pin_recipe(recipe: Recipe, existing: Recipe | None = None) -> Recipe:
-    """The recipe with pinned model revisions. UserError if models are missing or do not fit the recipe.
+    """The recipe with pinned model revisions. UserError if models are missing or do not fit the recipe or its pins.
 
     `existing` is the recipe of a dataset that is resumed: the hub is not queried for revisions that it already pins.
     """
+    _check_pins(recipe)
     if existing is not None:
         recipe = _with_pins_of(recipe, existing)
     if recipe.real is None:
@@ -39,10 +40,10 @@ def pin_recipe(recipe: Recipe, existing: Recipe | None = None) -> Recipe:
     return recipe.model_copy(update={"generator": generator, "masks": masks})
 
 
-def check_pins(recipe: Recipe) -> None:
+def _check_pins(recipe: Recipe) -> None:
     """UserError if the recipe pins a local text-to-image model, LoRA or grounder whose content is another one now.
 
-    Hub models are loaded at their pinned commit, and `pin_recipe` checks the pin of a detector.
+    Hub models are loaded at their pinned commit, and `with_pinned_detector` checks the pin of a detector.
     """
     generator, masks = recipe.generator, recipe.masks
     if generator.revision is not None and model_folder(generator.model) is not None:

@@ -13,7 +13,6 @@ from factory.dataset.state import Totals, existing_recipe, state
 from factory.dataset.verify import verify
 from factory.engine.scheduler import State
 from factory.errors import UserError
-from factory.generation.pin import check_pins
 from factory.generation.progress import Snapshot
 from factory.generation.run import RunSummary, prepare, run_prepared
 from factory.generation.shard_job import versions
@@ -31,7 +30,6 @@ def prepare_night(context: NightContext, night: Night | None) -> tuple[Recipe, T
 
     Nothing is written. Raises UserError for everything that would end the night later.
     """
-    check_pins(context.recipe)
     recipe = prepare(context.recipe, context.dataset)
     existing = existing_recipe(context.dataset)
     totals = Totals(0, 0, 0, 0, 0, 0, {})
