@@ -44,7 +44,7 @@ docs: $(STAMP) ## Build the documentation site in build/site
 UPGRADE ?=
 LOCK_SKIP := ^(nvidia-|cuda-|triton==|setuptools==)
 lock: $(STAMP) ## Regenerate constraints.txt from pyproject.toml; existing pins are kept (UPGRADE=--upgrade)
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --extra browser --universal --python-version 3.11 $(UPGRADE) \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --extra browser --extra small-gpu --universal --python-version 3.11 $(UPGRADE) \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file constraints.txt --quiet
 	grep -vE '$(LOCK_SKIP)' constraints.txt > constraints.tmp && mv constraints.tmp constraints.txt
 
