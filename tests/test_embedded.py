@@ -53,7 +53,7 @@ def test_the_pipeline_consists_of_standard_classes() -> None:
     assert libraries == {"diffusers", "transformers"}
     unet = open_pipeline().unet
     assert len(unet.config.block_out_channels) >= 3
-    assert unet.config.in_channels == 4
+    assert unet.config.in_channels == 6
 
 
 def test_an_image_depends_on_its_own_seed_only() -> None:

@@ -40,7 +40,7 @@ class GeneratorRecipe(Section):
         default=20,
         ge=1,
         le=1000,
-        description="Solver steps; by default those of the model's card; the default for `stickers` is 12.",
+        description="Solver steps; by default those of the model's card; the default for `stickers` is 8.",
     )
     guidance: float = Field(
         default=5.0,
@@ -92,7 +92,7 @@ class GeneratorRecipe(Section):
     @classmethod
     def _embedded_model_defaults(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("model", "stickers") == "stickers":
-            return {"steps": 12, "guidance": 3.0, **data}
+            return {"steps": 8, "guidance": 3.0, **data}
         return data
 
 

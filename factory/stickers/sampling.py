@@ -8,7 +8,7 @@ from PIL import Image
 
 from factory.training.precision import autocast
 
-STEPS = 12
+STEPS = 8
 GUIDANCE = 3.0
 
 
