@@ -27,16 +27,21 @@ from factory.generator.load import load_pipeline
 
 
 def factory_rate(recipe: Recipe, folder: Path) -> tuple[float, float]:
-    """(accepted samples per second, attempts per second), from the moment when all workers are ready."""
-    first: list[float] = []
+    """(accepted samples per second, attempts per second), from the moment when all workers are ready.
+
+    Samples that a worker finishes while another one is still loading do not count.
+    """
+    first: list[tuple[float, int, int]] = []
 
     def watch(snapshot: Snapshot) -> None:
         if snapshot.workers and not snapshot.pending_workers and not first:
-            first.append(time.perf_counter())
+            attempts = snapshot.accepted + sum(snapshot.rejected.values())
+            first.append((time.perf_counter(), snapshot.accepted, attempts))
 
-    summary = generate(recipe, Store(str(folder)), watch=watch)
-    taken = time.perf_counter() - first[0]
-    return summary.totals.accepted / taken, summary.totals.attempts / taken
+    totals = generate(recipe, Store(str(folder)), watch=watch).totals
+    start, accepted, attempts = first[0]
+    taken = time.perf_counter() - start
+    return (totals.accepted - accepted) / taken, (totals.attempts - attempts) / taken
 
 
 def bare_rate(recipe: Recipe) -> float:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from factory.cli.shared_options import AsJson, Table
+from factory.config.stickers import GUIDANCE, STEPS
 from factory.files.strict_json import dumps
 
 app = typer.Typer(
@@ -125,8 +126,10 @@ def evaluate(
     ] = None,
     images_per_class: Annotated[int, typer.Option(min=1, help="Generated images per class.")] = 20,
     pairs: Annotated[int, typer.Option(min=1, help="Generated images of two classes.")] = 400,
-    steps: Annotated[int, typer.Option("--solver-steps", "--steps", min=1, help="Denoising steps per image.")] = 12,
-    guidance: Annotated[float, typer.Option(min=1, help="Scale of classifier-free guidance; 1 disables it.")] = 3.0,
+    steps: Annotated[int, typer.Option("--solver-steps", "--steps", min=1, help="Denoising steps per image.")] = STEPS,
+    guidance: Annotated[
+        float, typer.Option(min=1, help="Scale of classifier-free guidance; 1 disables it.")
+    ] = GUIDANCE,
     scenes: Annotated[int, typer.Option(min=80, help="Newly rendered scenes for the mask IoU, per style group.")] = 600,
     table: Table = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the figures, as JSON.")] = False,

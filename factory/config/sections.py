@@ -5,6 +5,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from factory.config import stickers
+
 
 class Section(BaseModel):
     """Base of all sections: immutable, without unknown fields, and without infinite, NaN or boolean numbers."""
@@ -92,7 +94,7 @@ class GeneratorRecipe(Section):
     @classmethod
     def _embedded_model_defaults(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("model", "stickers") == "stickers":
-            return {"steps": 8, "guidance": 3.0, **data}
+            return {"steps": stickers.STEPS, "guidance": stickers.GUIDANCE, **data}
         return data
 
 

@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
+from factory.config.stickers import GUIDANCE, STEPS
 from factory.config.vocabulary import caption, coco
 from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
 from factory.stickers.detector import DetectedInstance, StickerDetector
@@ -24,7 +25,7 @@ from factory.stickers.evaluate_parts import (
     mirrored_agreement,
     round_trip,
 )
-from factory.stickers.sampling import GUIDANCE, STEPS, sample
+from factory.stickers.sampling import sample
 from factory.stickers.training_scenes import scene_classes, training_scene
 from factory.training.loop import tile
 

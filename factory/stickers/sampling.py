@@ -6,10 +6,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from factory.config.stickers import GUIDANCE, STEPS
 from factory.training.precision import autocast
-
-STEPS = 8
-GUIDANCE = 3.0
 
 
 def sample(

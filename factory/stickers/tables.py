@@ -54,9 +54,10 @@ def class_table(measured: Evaluation) -> str:
 
 
 def _caption(measured: Evaluation) -> str:
+    sampling = measured.sampling
     return (
         f"`factory stickers evaluate --images-per-class {measured.images_per_class} --pairs {measured.pairs} "
-        f"--scenes {measured.scenes}` printed this table.\n"
+        f"--scenes {measured.scenes} --steps {sampling.steps} --guidance {sampling.guidance:g}` printed this table.\n"
     )
 
 

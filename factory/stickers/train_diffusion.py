@@ -10,9 +10,9 @@ from diffusers import AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
+from factory.config.stickers import GUIDANCE, STEPS
 from factory.config.vocabulary import caption, coco
 from factory.errors import UserError
-from factory.stickers.sampling import GUIDANCE, STEPS
 from factory.stickers.text_to_image import (
     LATENT_FACTOR,
     NOISE,

@@ -1,0 +1,4 @@
+"""How the embedded model is sampled by default."""
+
+STEPS = 8
+GUIDANCE = 3.0
