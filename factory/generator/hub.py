@@ -1,7 +1,7 @@
 """Pipelines of the Hugging Face hub: their newest commit, and their files in the local cache.
 
 For a pinned commit, the cache is asked before the hub: without a connection, huggingface_hub retries each request for
-23 s, and with one, a thousand workers that start at once exceed its rate limit.
+23 s, and with one, every worker that starts would send the same requests again.
 """
 
 import contextlib

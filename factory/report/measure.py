@@ -166,7 +166,7 @@ def _name(address: str) -> str:
 
 
 def _run(store: Store) -> dict[str, Any]:
-    """What the last run reported in progress.json, and the shards that it gave up."""
+    """What the last run reported in progress.json, and the quarantined shards."""
     try:
         progress = dict(json.loads(store.get(PROGRESS) or b"{}"))
     except (ValueError, TypeError):

@@ -66,7 +66,7 @@ class TextToImage(nn.Module):
         )
 
     def forward(self, noisy: Tensor, timesteps: Tensor, token_ids: Tensor) -> Tensor:
-        """Predicted v (B, 4, 32, 32) of noisy latents, for token ids (B, MAX_TOKENS)."""
+        """Predicted v (B, 6, 32, 32) of noisy latents, for token ids (B, MAX_TOKENS)."""
         states = self.text_encoder(token_ids)[0]
         prediction: Tensor = self.unet(noisy, timesteps, states).sample
         return prediction

@@ -50,7 +50,7 @@ def training_scene(seed: tuple[int, ...], class_names: tuple[str, ...]) -> Scene
 def scene_latents(
     autoencoder: AutoencoderTiny, folder: Path, cache: Path, device: str, report: Callable[[str], None]
 ) -> tuple[Tensor, Tensor]:
-    """Latents (N, 4, 32, 32) and object coverage (N, 32, 32), both float16, cached in the file `cache`.
+    """Latents (N, 6, 32, 32) and object coverage (N, 32, 32), both float16, cached in the file `cache`.
 
     The latents are scaled to unit variance. `folder` is the folder of the autoencoder. A cache of another autoencoder
     or of other scenes is rebuilt.
