@@ -111,6 +111,7 @@ faulthandler.dump_traceback_later(120, exit=True)  # shows where it hangs
 
 def give_up():
     if not Path(sys.argv[2], "tried-0").exists():
+        faulthandler.dump_traceback()
         os._exit(int(sys.argv[3]))
 
 started = threading.Timer(50, give_up)
