@@ -37,10 +37,23 @@ def test_settings_that_affect_the_bytes_change_the_fingerprint(change: dict[str,
         ({"masks": {"threshold": 0.4}}, "attention"),
         ({"masks": {"score": 0.6}}, "stickers"),
         ({"generator": {"model": "some/model"}}, "attention"),
+        ({"generator": {"model": "stickers-turbo"}}, "stickers-turbo"),
     ],
 )
 def test_embedded_model_defaults_to_the_embedded_grounder(data: dict[str, Any], source: str) -> None:
     assert make_recipe({"n": 1} | data).masks.source == source
+
+
+@pytest.mark.parametrize(("model", "steps", "guidance"), [("stickers", 8, 3), ("stickers-turbo", 4, 1)])
+def test_steps_and_guidance_default_to_those_of_the_embedded_model(model: str, steps: int, guidance: float) -> None:
+    generator = make_recipe({"n": 1, "generator": {"model": model}}).generator
+    assert (generator.steps, generator.guidance) == (steps, guidance)
+
+
+@pytest.mark.parametrize("model", [["stickers"], {"a": 1}, 3])
+def test_a_model_of_another_type_is_one_clear_error(model: Any) -> None:
+    with pytest.raises(UserError, match="model"):
+        make_recipe({"n": 1, "generator": {"model": model}})
 
 
 def test_options_override_the_recipe_file(tmp_path: Path) -> None:

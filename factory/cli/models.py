@@ -6,6 +6,7 @@ from typing import Any
 import typer
 
 from factory.cli.shared_options import AsJson
+from factory.config.stickers import EMBEDDED_MODELS
 from factory.files.strict_json import dumps
 
 
@@ -34,15 +35,20 @@ def known() -> list[dict[str, Any]]:
     """The entries: the option that accepts the model, its name, whether it is present, and a description."""
     from factory.files.embedded_models import detector_folder, grounder_folder, pipeline_folder
 
-    pipeline, detector = pipeline_folder(), detector_folder()
-    embedded_model = (pipeline / "model_index.json").is_file()
-    embedded_detector = (detector / "config.json").is_file()
-    embedded_grounder = (grounder_folder() / "config.json").is_file()
+    embedded_detector = (detector_folder() / "config.json").is_file()
+    models = [
+        ("--model", name, (pipeline_folder(name) / "model_index.json").is_file(), model.about)
+        for name, model in EMBEDDED_MODELS.items()
+    ]
+    grounders = [
+        ("--masks", name, (grounder_folder(name) / "config.json").is_file(), f"embedded grounder of the model {name}")
+        for name in EMBEDDED_MODELS
+    ]
     entries = [
-        ("--model", "stickers", embedded_model, "embedded text-to-image model, 80 COCO classes"),
+        *models,
         ("--masks", "attention", True, "cross-attention to the class name; works with any model, without training"),
         ("--masks", "detector", embedded_detector, "masks of the recipe's detector"),
-        ("--masks", "stickers", embedded_grounder, "embedded grounder"),
+        *grounders,
         ("--detector", "stickers", embedded_detector, "embedded detector, 80 COCO classes"),
         ("--detector", "sam3:MODEL", True, "SAM 3 by text, any class; weights from the hub"),
         ("--detector", "grounding-dino:MODEL+SAM2", True, "boxes for any class, masks of SAM 2; or owlv2:MODEL+SAM2"),

@@ -45,7 +45,8 @@ RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe file; 
 
 # Models.
 Model = Annotated[
-    str | None, typer.Option(help="stickers (embedded), a diffusers folder, a hub id, or a checkpoint file.")
+    str | None,
+    typer.Option(help="stickers or stickers-turbo (embedded), a diffusers folder, a hub id, or a checkpoint file."),
 ]
 Lora = Annotated[
     str | None,
@@ -55,7 +56,10 @@ Lora = Annotated[
 ]
 Masks = Annotated[
     str | None,
-    typer.Option(help="attention, detector, stickers (embedded grounder), or the folder of a trained grounder."),
+    typer.Option(
+        help="attention, detector, stickers or stickers-turbo (grounders of the embedded models), or the folder of a "
+        "trained grounder."
+    ),
 ]
 Detector = Annotated[
     str | None,

@@ -25,7 +25,9 @@ from factory.config.sections import (
     RealRecipe,
     Section,
     StoreRecipe,
+    model_in,
 )
+from factory.config.stickers import EMBEDDED_MODELS
 from factory.config.vocabulary import Vocabulary, coco, from_names, voc
 from factory.errors import UserError
 from factory.files.text import read_text
@@ -93,16 +95,12 @@ class Recipe(Section):
     def _embedded_model_defaults(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        generator, masks = data.get("generator", {}), data.get("masks", {})
-        if (
-            not isinstance(generator, dict)
-            or not isinstance(masks, dict)
-            or generator.get("model", "stickers") != "stickers"
-        ):
+        model, masks = model_in(data.get("generator", {})), data.get("masks", {})
+        if model not in EMBEDDED_MODELS or not isinstance(masks, dict):
             return data
         own = {name for name in ("source", *READ_BY_ATTENTION, *EARLIER_FORMATS) if masks.get(name) is not None}
         chosen = own or data.get("oracle") or data.get("real")
-        source = {} if chosen else {"source": "stickers"}
+        source = {} if chosen else {"source": model}
         return data | {"masks": {"levels": (1, 2), **source, **masks}}
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from factory.config import stickers
+from factory.config.stickers import EMBEDDED_MODELS, STICKERS
 
 
 class Section(BaseModel):
@@ -33,23 +33,23 @@ class GeneratorRecipe(Section):
     """The text-to-image model and its sampling settings."""
 
     model: str = Field(
-        default="stickers",
-        description="`stickers`, the folder or hub id of a diffusers pipeline, or a checkpoint file, alone or as "
-        "PIPELINE@FILE with the folder or hub id of the pipeline that configures it.",
+        default=STICKERS,
+        description="`stickers`, `stickers-turbo`, the folder or hub id of a diffusers pipeline, or a checkpoint file, "
+        "alone or as PIPELINE@FILE with the folder or hub id of the pipeline that configures it.",
     )
     revision: str | None = Field(default=None, description="Pinned when the dataset is created.")
     steps: int = Field(
         default=20,
         ge=1,
         le=1000,
-        description="Solver steps; by default those of the model's card; the default for `stickers` is 8.",
+        description="Solver steps; by default those of the model's card; 8 for `stickers`, 4 for `stickers-turbo`.",
     )
     guidance: float = Field(
         default=5.0,
         ge=0,
         le=100,
-        description="Guidance scale, as the pipeline's own call takes it; by default that of the model's card; the "
-        "default for `stickers` is 3. 1 or less disables classifier-free guidance, for Z-Image 0.",
+        description="Guidance scale, as the pipeline's own call takes it; by default that of the model's card; 3 for "
+        "`stickers`, 1 for `stickers-turbo`. 1 or less disables classifier-free guidance, for Z-Image 0.",
     )
     solver: Literal["model", "dpm++", "ddim", "euler", "ddim-trailing", "euler-trailing", "lcm", "tcd"] = Field(
         default="model",
@@ -93,9 +93,14 @@ class GeneratorRecipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _embedded_model_defaults(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("model", "stickers") == "stickers":
-            return {"steps": stickers.STEPS, "guidance": stickers.GUIDANCE, **data}
-        return data
+        embedded = EMBEDDED_MODELS.get(model_in(data))
+        return data if embedded is None else {"steps": embedded.steps, "guidance": embedded.guidance, **data}
+
+
+def model_in(data: Any) -> str:
+    """The model that unvalidated data of a generator names; an empty string if they are malformed."""
+    model = data.get("model", STICKERS) if isinstance(data, dict) else ""
+    return model if isinstance(model, str) else ""
 
 
 READ_BY_ATTENTION = ("noise_level", "blocks", "levels", "threshold")
@@ -110,8 +115,8 @@ class MaskRecipe(Section):
 
     source: str = Field(
         default="attention",
-        description="`attention`, `detector`, `stickers` or the folder of a trained grounder; the default for the "
-        "model `stickers` is `stickers`, unless a field is given that only `attention` uses.",
+        description="`attention`, `detector`, `stickers`, `stickers-turbo` or the folder of a trained grounder; the "
+        "default for an embedded model is its own grounder, unless a field is given that only `attention` uses.",
     )
     grounder_revision: str | None = Field(default=None, description="Pinned when the dataset is created.")
     detector: str = Field(
@@ -143,7 +148,7 @@ class MaskRecipe(Section):
     levels: tuple[Annotated[int, Field(ge=1, le=64)], ...] | None = Field(
         default=None,
         description="U-Net levels whose attention is used, as downsampling factors relative to the finest level with "
-        "attention, which is 1; all if null; the default for `stickers` is 1 and 2.",
+        "attention, which is 1; all if null; the default for embedded models is 1 and 2.",
     )
     threshold: float | None = Field(
         default=None,

@@ -7,18 +7,19 @@ from typing import Any
 
 from factory.config.recipe import Recipe
 from factory.config.sections import MaskRecipe
+from factory.config.stickers import STICKERS
 from factory.detector.interface import Detector
 from factory.detector.labels import translation
 from factory.detector.open_names import absolute, check_types, parse_open_name, pin_open_name
 from factory.errors import UserError
-from factory.generator.load import EMBEDDED, folder_digest, pin_revision
+from factory.generator.load import folder_digest, pin_revision
 
 TORCHVISION, DETECTRON2, ULTRALYTICS = "torchvision:", "detectron2:", "ultralytics:"
 _LIBRARIES = (TORCHVISION, DETECTRON2, ULTRALYTICS)
 """Prefixes of detectors of other libraries; each has a module of its name with `labels`, `pin` and `load_model`."""
 _EMBEDDED_ARCHITECTURE = "UperNetForSemanticSegmentation"
 _FORMS = (
-    f"`{EMBEDDED}`, a folder or hub id of a transformers model, sam3:MODEL, grounding-dino:MODEL+SAM2, "
+    f"`{STICKERS}`, a folder or hub id of a transformers model, sam3:MODEL, grounding-dino:MODEL+SAM2, "
     f"{TORCHVISION}maskrcnn_resnet50_fpn_v2, {DETECTRON2}COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml or "
     f"{ULTRALYTICS}yolo11n-seg@FILE"
 )
@@ -153,7 +154,7 @@ def _library(name: str) -> tuple[Any, str]:
 
 def detector_folder(name: str) -> Path | None:
     """The folder of a detector; None for a hub id. Raises UserError if a path is named that holds no detector."""
-    if name == EMBEDDED:
+    if name == STICKERS:
         from factory.files.embedded_models import detector_folder as embedded
 
         return embedded()
@@ -173,7 +174,7 @@ def _absolute(name: str) -> str:
     if name.startswith(_LIBRARIES):
         model, at, file = name.partition("@")
         return f"{model}@{Path(file).expanduser().absolute()}" if at and file else name
-    folder = None if name == EMBEDDED else detector_folder(name)
+    folder = None if name == STICKERS else detector_folder(name)
     return name if folder is None else str(folder.absolute())
 
 

@@ -9,9 +9,9 @@ def models_folder() -> Path:
     return Path(str(files("factory"))) / "stickers" / "models"
 
 
-def pipeline_folder() -> Path:
-    """The diffusers folder of the embedded text-to-image model."""
-    return models_folder() / "pipeline"
+def pipeline_folder(name: str = "stickers") -> Path:
+    """The diffusers folder of the embedded text-to-image model: `pipeline`, or `pipeline-turbo` of `stickers-turbo`."""
+    return models_folder() / name.replace("stickers", "pipeline")
 
 
 def detector_folder() -> Path:
@@ -19,6 +19,6 @@ def detector_folder() -> Path:
     return models_folder() / "detector"
 
 
-def grounder_folder() -> Path:
-    """The folder of the embedded grounder."""
-    return models_folder() / "grounder"
+def grounder_folder(name: str = "stickers") -> Path:
+    """The folder of the grounder of an embedded text-to-image model."""
+    return models_folder() / name.replace("stickers", "grounder")

@@ -5,13 +5,14 @@ from typing import Any
 
 from factory.config.recipe import Recipe
 from factory.config.sections import GeneratorRecipe, MaskRecipe
+from factory.config.stickers import EMBEDDED_MODELS
 from factory.config.vocabulary import coco
 from factory.detector.open_names import local_folder, parse_open_name
 from factory.errors import UserError
 from factory.generation.components import SOURCES, check_source
 from factory.generator.families import default_read_blocks
 from factory.generator.layout import blocks_of, family_in, read_config, read_index
-from factory.generator.load import EMBEDDED, config_folder, model_folder, pin_generator, pin_revision
+from factory.generator.load import config_folder, model_folder, pin_generator, pin_revision
 from factory.generator.lora import pin_lora
 from factory.grounder.folder import check_fits, grounder_folder, pin_grounder
 from factory.grounder.folder import read_config as read_grounder
@@ -93,7 +94,7 @@ def _pin_grounder_of(masks: MaskRecipe, generator: GeneratorRecipe) -> MaskRecip
     config = read_grounder(folder)
     check_fits(masks.source, config, generator)
     features = {"noise_level": config.noise_level, "noise_seed": config.noise_seed}
-    source = masks.source if masks.source == EMBEDDED else str(folder.absolute())
+    source = masks.source if masks.source in EMBEDDED_MODELS else str(folder.absolute())
     return masks.model_copy(update={"source": source, "grounder_revision": pin_grounder(masks.source), **features})
 
 
@@ -111,7 +112,7 @@ def _pin_reading(masks: MaskRecipe, generator: GeneratorRecipe) -> MaskRecipe:
 def _check_embedded_classes(recipe: Recipe) -> None:
     """UserError if the embedded models are asked for classes that they were not trained on."""
     embedded = [recipe.generator.model, *([recipe.masks.detector] if recipe.uses_detector() else [])]
-    if "stickers" not in embedded:
+    if not EMBEDDED_MODELS.keys() & embedded:
         return
     for entry in recipe.vocabulary().classes:
         try:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.config.sections import GeneratorRecipe
+from factory.config.stickers import EMBEDDED_MODELS
 from factory.errors import UserError
 from factory.generator.card import settings_of
 from factory.generator.hub import hub_commit, hub_configuration, hub_pipeline
@@ -15,7 +16,6 @@ from factory.generator.placing import check_extras, placed
 
 __all__ = [
     "CHECKPOINTS",
-    "EMBEDDED",
     "check_generator",
     "check_pipeline_folder",
     "config_folder",
@@ -26,29 +26,30 @@ __all__ = [
     "pin_revision",
 ]
 
-EMBEDDED = "stickers"
-
 CHECKPOINTS = (".safetensors", ".ckpt")
 """Suffixes of single files that hold a model: a whole Stable Diffusion, or the transformer of another pipeline."""
 
 
+_KNOWN = " or ".join(f"`{name}`" for name in EMBEDDED_MODELS)
+
+
 def model_folder(model: str) -> Path | None:
     """The folder or checkpoint file of a model; None for a hub id. Raises UserError if a path is named but missing."""
-    if model == EMBEDDED:
+    if model in EMBEDDED_MODELS:
         from factory.files.embedded_models import pipeline_folder
 
-        return pipeline_folder()
+        return pipeline_folder(model)
     path = Path(split_checkpoint(model)[1] or model).expanduser()
     if path.is_file() and path.suffix not in CHECKPOINTS:
         raise UserError(
-            f"{path} is not a model; give `{EMBEDDED}`, a diffusers folder, a checkpoint file that ends in "
+            f"{path} is not a model; give {_KNOWN}, a diffusers folder, a checkpoint file that ends in "
             f"{' or '.join(CHECKPOINTS)}, or a hub id like owner/name."
         )
     if path.exists():
         return path
     if model.count("/") != 1 or model.startswith((".", "/", "~")) or path.suffix in CHECKPOINTS:
         raise UserError(
-            f"there is no model folder {model}; give `{EMBEDDED}`, a diffusers folder, a checkpoint file, or a hub id "
+            f"there is no model folder {model}; give {_KNOWN}, a diffusers folder, a checkpoint file, or a hub id "
             f"like owner/name."
         )
     return None
@@ -72,7 +73,7 @@ def pin_generator(generator: GeneratorRecipe) -> GeneratorRecipe:
     path = model_folder(model)
     if file is not None:
         model = f"{_absolute(config or _configured_like(Path(file).expanduser()))}@{Path(file).expanduser().absolute()}"
-    elif path is not None and model != EMBEDDED:
+    elif path is not None and model not in EMBEDDED_MODELS:
         model = str(path.absolute())
     changes: dict[str, Any] = {"model": model}
     if generator.revision is None:

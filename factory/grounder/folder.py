@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factory.config.sections import GeneratorRecipe
+from factory.config.stickers import EMBEDDED_MODELS
 from factory.errors import UserError
 from factory.files.atomic import write_atomically
 from factory.files.paths import local_path
 from factory.files.strict_json import dumps
-from factory.generator.load import EMBEDDED, folder_digest
+from factory.generator.load import folder_digest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,11 +54,11 @@ def grounder_folder(name: str) -> Path:
     """The folder of the embedded grounder or of the one named. Raises UserError if it holds no grounder."""
     from factory.files.embedded_models import grounder_folder as embedded
 
-    folder = embedded() if name == EMBEDDED else local_path(name, "the grounder").expanduser()
+    folder = embedded(name) if name in EMBEDDED_MODELS else local_path(name, "the grounder").expanduser()
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(
-            f"unknown source of masks {name!r}: give attention, detector, {EMBEDDED}, or a grounder's folder with "
-            f"{CONFIG} and {WEIGHTS}, as `factory train-grounder` writes it."
+            f"unknown source of masks {name!r}: give attention, detector, {', '.join(EMBEDDED_MODELS)}, or the folder "
+            f"of a grounder with {CONFIG} and {WEIGHTS}, as `factory train-grounder` writes it."
         )
     return folder
 
