@@ -80,7 +80,9 @@ class GeneratorRecipe(Section):
         description="Type of weights and activations; `tf32` is float32 with TF32 matrix products on GPUs.",
     )
     channels_last: bool = Field(default=False, description="Use the channels-last memory layout.")
-    compile: bool = Field(default=False, description="Run the U-Net or transformer through torch.compile.")
+    compile: bool = Field(
+        default=False, description="Compile the U-Net, or the blocks of the transformer, with torch.compile."
+    )
     threads: int = Field(
         default=1, ge=1, le=256, description="Threads per CPU worker; fixed, because it affects the order of sums."
     )

@@ -5,7 +5,7 @@ Attention is read where it is computed: a `TorchFunctionMode` sees the queries a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,7 +84,12 @@ class Reader:
 
         reading = Reading()
         mode = _AttentionMode(self, reading, batch, texts)
-        with self._hooks(mode, reading, batch), attention_backend("native"), mode:
+        with ExitStack() as stack:
+            stack.enter_context(self._hooks(mode, reading, batch))
+            stack.enter_context(attention_backend("native"))
+            # Compiled blocks would be compiled a second time, for the hooks and the mode.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(mode)
             reading.output = self.denoiser(**arguments)
         return reading
 

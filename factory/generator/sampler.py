@@ -66,7 +66,7 @@ class Sampler:
     def __init__(self, pipeline: Any, family: Family, settings: GeneratorRecipe, size: tuple[int, int]) -> None:
         self.pipeline, self.family, self.settings, self.size = pipeline, family, settings, size
         self.denoiser: Any = getattr(pipeline, family.denoiser)
-        self._compiled = torch.compile(self.denoiser) if settings.compile else self.denoiser
+        self._compiled = _compiled(self.denoiser, family) if settings.compile else self.denoiser
         pipeline.set_progress_bar_config(disable=True)
         self._own, self._scheduler = pipeline.scheduler, with_solver(pipeline.scheduler, settings.solver)
         self._parameters = inspect.signature(pipeline.__call__).parameters
@@ -179,6 +179,17 @@ class Sampler:
         if bool(ends.any(1).all()):
             return TextTokens(encoder, ids, (ends.cumsum(1) - ends) == 0)
         return TextTokens(encoder, ids, ids != tokenizer.pad_token_id)
+
+
+def _compiled(denoiser: Any, family: Family) -> Any:
+    """The denoiser with torch.compile. Of a transformer, only the repeated block is compiled, in place.
+
+    That takes a fraction of the time and runs nearly as fast. A U-Net has few repeated blocks, so it is compiled whole.
+    """
+    if family.is_unet or not denoiser._repeated_blocks:
+        return torch.compile(denoiser)
+    denoiser.compile_repeated_blocks()
+    return denoiser
 
 
 @contextmanager
