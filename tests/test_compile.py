@@ -1,4 +1,4 @@
-"""`generator.compile`: the same images but for rounding, and the same attention, which is read without compiled code."""
+"""`generator.compile`: the same images but for rounding, and the same attention."""
 
 from pathlib import Path
 
@@ -26,7 +26,8 @@ def test_compiled_models_give_the_same_images_and_attention(tmp_path: Path, name
     for plain, compiled in zip(_generated(folder, False), _generated(folder, True), strict=True):
         difference = np.abs(plain.image.astype(int) - compiled.image.astype(int))
         assert difference.mean() < 1, difference.mean()
-        assert plain.attention is not None and compiled.attention is not None
+        assert plain.attention is not None
+        assert compiled.attention is not None
         assert plain.attention.cross.keys() == compiled.attention.cross.keys()
         for shape, heat in plain.attention.cross.items():
             np.testing.assert_allclose(compiled.attention.cross[shape], heat, atol=2e-3)
