@@ -1,8 +1,6 @@
 """The scheduler: submits shards to actors and collects the results until all shards are done."""
 
-import re
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +8,9 @@ from factory.config.sections import EngineRecipe
 from factory.engine import logs
 from factory.engine.deadlines import Deadlines
 from factory.engine.health import Health
+from factory.engine.outcomes import Outcomes, last_line
 from factory.engine.pool import Pool, Worker, references
-from factory.engine.queue import MAX_ERRORS, MAX_LOSSES, ShardQueue
+from factory.engine.queue import ShardQueue
 from factory.engine.state import Limit, Listener, State
 from factory.engine.usage import Usage
 from factory.engine.view import ClusterView
@@ -20,7 +19,6 @@ from factory.signals import stop_requests
 
 __all__ = ["Limit", "Listener", "Scheduler", "State"]
 
-_ANSI_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _TICK = 0.5
 _PROGRESS_INTERVAL = 2.0
 _LOGS_INTERVAL = 60.0
@@ -45,6 +43,7 @@ class Scheduler:
         self.state = State(len(shards))
         self._health = Health(pool, view, engine, self.state)
         self._usage = Usage(pool, self.state)
+        self._outcomes = Outcomes(pool, self._queue, self.state, listener, self._report_logs)
 
     def run(self) -> State:
         """Run until every shard is done or quarantined, or until the limit is reached (`state.limited`).
@@ -150,18 +149,12 @@ class Scheduler:
             if shard is not None:
                 self._deadlines.complete(time.monotonic() - worker.since)
                 self._pool.complete(worker, shard)
-                self._done(shard, result)
+                self._outcomes.done(shard, result)
             elif reference == worker.started:
                 worker.where, worker.since = result, time.monotonic()
             else:
                 worker.ready, worker.where = True, result
                 self._health.started()
-
-    def _done(self, shard: int, result: Any) -> None:
-        self._pool.progressed()
-        self._queue.done(shard)
-        self.state.add(result)
-        self._listener.finished(shard)
 
     def _failed(self, worker: Worker, shard: int | None, error: Any) -> None:
         """An exception in a worker: bad input ends the run, a lost detector counts as a loss, the rest as errors."""
@@ -170,104 +163,44 @@ class Scheduler:
         cause = error.cause
         if isinstance(cause, StoreUnavailableError) and shard is not None:
             # The shard was generated but could not be written within the store's patience: not counted as its error.
-            self.state.errors.append(_line(cause))
+            self.state.errors.append(last_line(cause))
             self._pool.complete(worker, shard)
-            self.state.requeued += 1
-            self._queue.put_back(shard)
+            self._outcomes.interrupted(shard)
             return
         if isinstance(cause, UserError):
             raise cause from None
         if shard is None:
             lost = isinstance(cause, ray.exceptions.RayError)
             if lost or worker.is_detector or any(other.ready for other in self._pool.workers):
-                self._start_failed(worker, _line(error))
+                self._start_failed(worker, last_line(error))
                 return
             raise error
         self._pool.complete(worker, shard)
         if isinstance(cause, ray.exceptions.RayError):
-            self._lost_with(shard, f"the detector that it called was lost: {_line(cause)}")
+            self._outcomes.lost(shard, f"the detector that it called was lost: {last_line(cause)}")
             return
-        self._retry(shard, _ANSI_COLOURS.sub("", str(error)))
+        self._outcomes.failed(shard, str(error))
         if worker.share.gpus:
             # After a CUDA error, the process may not be able to use its GPU any more.
-            self._replace(worker, f"another shard failed on the same GPU: {_line(error)}", charged=False)
+            self._outcomes.replace(worker, f"another shard failed on the same GPU: {last_line(error)}", charged=False)
 
     def _lost(self, worker: Worker, error: Exception) -> None:
         if getattr(error, "actor_init_failed", False):
             raise UserError(
-                f"the workers cannot start: {_line(error)}. Every node of the cluster needs this version of factory."
+                f"the workers cannot start: {last_line(error)}. Every node of the cluster needs this version of "
+                f"factory."
             ) from error
         if not worker.ready:
-            self._start_failed(worker, _line(error))
+            self._start_failed(worker, last_line(error))
             return
-        self.state.errors.append(f"lost a worker on {worker.where.get('host', 'an unknown host')}: {_line(error)}")
-        self._replace(worker, _line(error), charged=not getattr(error, "preempted", False))
+        self.state.errors.append(f"lost a worker on {worker.where.get('host', 'an unknown host')}: {last_line(error)}")
+        self._outcomes.replace(worker, last_line(error), charged=not getattr(error, "preempted", False))
         self._report_logs()
 
     def _start_failed(self, worker: Worker, message: str) -> None:
         """Replace an actor that was lost or failed while starting; raises RunFailedError after too many of them."""
         self._health.start_failed(worker, message)
-        self._replace(worker, message, charged=False)
-
-    def _replace(self, worker: Worker, reason: str, charged: bool) -> None:
-        """Remove an actor and requeue its unfinished shards; with `charged`, the one in progress counts as a loss."""
-        self.state.lost += 1
-        assigned = dict(worker.shards)
-        # The oldest shard is in progress, and so is any that reported progress; the others only waited.
-        in_progress = {next(iter(assigned)), *worker.counts} & set(assigned) if assigned else set()
-        for shard, reference in assigned.items():
-            if self._was_done(shard, reference):
-                continue
-            if shard not in in_progress:
-                self.state.requeued += 1
-                self._queue.lost_waiting(shard) if charged else self._queue.put_back(shard)
-            elif charged:
-                self._lost_with(shard, reason, worker)
-            else:
-                self.state.requeued += 1
-                self._queue.put_back(shard)
-        worker.shards.clear()
-        self._pool.fail(worker)
-
-    def _was_done(self, shard: int, reference: Any) -> bool:
-        """Whether a lost actor had already returned a result or an error for a shard, which then counts."""
-        import ray
-
-        if not ray.wait([reference], timeout=0)[0]:
-            return False
-        try:
-            result = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, (ray.exceptions.RayError, UserError)):
-                return False
-            self._retry(shard, _ANSI_COLOURS.sub("", str(error)))
-        except ray.exceptions.RayError:
-            return False
-        else:
-            self._done(shard, result)
-        return True
-
-    def _lost_with(self, shard: int, reason: str, worker: Worker | None = None) -> None:
-        losses = self._queue.lost(shard)
-        text = f"shard {shard}: its worker was lost ({losses} of {MAX_LOSSES} times): {reason}"
-        self.state.errors.append(text)
-        if losses < MAX_LOSSES:
-            self.state.requeued += 1
-            return
-        where = worker.where if worker is not None else {}
-        output = logs.LOGS.tail(where.get("ip", ""), where.get("pid", ""))
-        self._quarantine(shard, text + (f"\n\nThe last lines of its worker:\n{output}" if output else ""))
-
-    def _retry(self, shard: int, text: str) -> None:
-        errors = self._queue.failed(shard)
-        self.state.errors.append(f"shard {shard}, try {errors} of {MAX_ERRORS}: {_line(text)}")
-        if errors >= MAX_ERRORS:
-            self._quarantine(shard, text)
-
-    def _quarantine(self, shard: int, text: str) -> None:
-        self.state.quarantined.append(shard)
-        self._listener.quarantine(shard, text)
-        self._report_logs()
+        self._outcomes.replace(worker, message, charged=False)
 
     def _kill_late(self) -> None:
         """Kill actors past their deadline: the late shard counts as an error, the actor's other shard is requeued."""
@@ -286,9 +219,9 @@ class Scheduler:
                 continue
             shard, reference = next(iter(worker.shards.items()))
             if not ray.wait([reference], timeout=0)[0]:
-                self._retry(shard, late)
+                self._outcomes.failed(shard, late)
                 del worker.shards[shard]
-                self._replace(worker, late, charged=False)
+                self._outcomes.replace(worker, late, charged=False)
 
     def _request_progress(self) -> None:
         """Collect the progress that workers have reported and request it again at intervals, without blocking."""
@@ -325,10 +258,3 @@ class Scheduler:
         text = logs.LOGS.text()
         if text:
             self._listener.logs(text)
-
-
-def _line(error: object) -> str:
-    """The last non-empty line of an error's text."""
-    text = str(error) if not isinstance(error, BaseException) else "".join(traceback.format_exception_only(error))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "no message"
