@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from factory.config.recipe import make_recipe
 from factory.config.sections import EngineRecipe
 from factory.engine.capacity import Capacity
 from factory.engine.cluster import _keep_token_in_memory, connected
@@ -16,6 +17,7 @@ from factory.engine.pool import Pool
 from factory.engine.scheduler import Listener, Scheduler, State
 from factory.engine.view import ClusterView
 from factory.errors import UserError
+from factory.generation.precision import with_precision
 from tests.support.jobs import SleepingJob
 
 
@@ -63,6 +65,14 @@ def test_node_that_joins_late_is_used_and_has_the_drivers_variables(
     assert not (tmp_path / "AWS_CONFIG_FILE-cpu").exists(), "paths that do not exist on the node are not set"
     assert (tmp_path / "MALLOC_ARENA_MAX-cpu").read_text() == "1"
     assert "no token authentication" not in caplog.text
+
+
+def test_precision_of_a_new_dataset_depends_on_the_gpus_of_the_cluster(cluster: Any, tiny_model: Path) -> None:
+    generator = {"model": str(tiny_model), "steps": 2}
+    recipe = make_recipe({"n": 2, "classes": "voc", "generator": generator, "engine": {"address": cluster.address}})
+    node = cluster.add_node(num_cpus=1, num_gpus=1)
+    assert with_precision(recipe, None).generator.dtype == "bfloat16"
+    cluster.remove_node(node)
 
 
 def test_driver_outside_the_cluster_raises_a_clear_error(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,10 @@ NoiseLevel = Annotated[
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="Precision: float32, tf32 (float32 with faster matrix products on a GPU), bfloat16 or float16."),
+    typer.Option(
+        help="Precision: float32 (default on CPUs), bfloat16 (default on GPUs), float16 or tf32 (float32 with faster "
+        "matrix products on a GPU)."
+    ),
 ]
 Batch = Annotated[int | None, typer.Option(help="Images per micro-batch.")]
 
