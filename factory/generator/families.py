@@ -5,18 +5,14 @@ tokens are in its attention, and at which noise level and in which blocks masks 
 images come from the pipeline's own call.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from factory.errors import UserError
+from factory.generator.text_columns import Columns, after_template, first_and_last, in_place, without_padding
 
 Config = Mapping[str, Any]
-Columns = Callable[[Sequence[bool], Any], list[int | None]]
-"""The column of the denoiser's text states for each position of a text encoder's tokens, None where it is left out.
-
-Takes which positions are text, not padding, and the pipeline.
-"""
 
 _KL = ("AutoencoderKL", "AutoencoderTiny")
 _CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
@@ -24,30 +20,6 @@ _CLIP_TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
 _T5 = ("T5EncoderModel",)
 _T5_TOKENIZER = ("T5Tokenizer", "T5TokenizerFast")
 _QWEN_TOKENIZER = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
-
-
-def in_place(text: Sequence[bool], pipeline: Any) -> list[int | None]:
-    """Every state stays where it is."""
-    return list(range(len(text)))
-
-
-def without_padding(text: Sequence[bool], pipeline: Any) -> list[int | None]:
-    """Padding is removed."""
-    kept = [sum(text[:position]) for position in range(len(text))]
-    return [column if real else None for column, real in zip(kept, text, strict=True)]
-
-
-def after_template(text: Sequence[bool], pipeline: Any) -> list[int | None]:
-    """Padding and the start of the template are removed (Qwen-Image)."""
-    dropped = int(pipeline.prompt_template_encode_start_idx)
-    columns = without_padding(text, pipeline)
-    return [column - dropped if column is not None and column >= dropped else None for column in columns]
-
-
-def first_and_last(text: Sequence[bool], pipeline: Any, last: int = 299) -> list[int | None]:
-    """The first state and the last 299 are kept (Sana)."""
-    skipped = max(0, len(text) - last - 1)
-    return [0 if k == 0 else (k - skipped if k > skipped else None) for k in range(len(text))]
 
 
 @dataclass(frozen=True)
