@@ -25,9 +25,12 @@ WHOLE = GrounderOptions()
 PAPER = GrounderOptions(module="paper")
 ROWS = {
     "guided": (WHOLE, 1e-3),
-    "mean of the attention maps, no learned mixtures": (replace(WHOLE, guided=GuidedOptions(learnt_maps=False)), 1e-3),
-    "without the maps of other classes": (replace(WHOLE, guided=GuidedOptions(others=False)), 1e-3),
-    "without the image": (replace(WHOLE, guided=GuidedOptions(picture=False)), 1e-3),
+    "mean of the attention maps, no learned mixtures": (
+        replace(WHOLE, guided=GuidedOptions(attention_mixtures=False)),
+        1e-3,
+    ),
+    "without the maps of other classes": (replace(WHOLE, guided=GuidedOptions(other_classes=False)), 1e-3),
+    "without the image": (replace(WHOLE, guided=GuidedOptions(image=False)), 1e-3),
     "without features": (replace(WHOLE, guided=GuidedOptions(features=False)), 1e-3),
     "without dice loss": (replace(WHOLE, dice=0.0), 1e-3),
     "separate classes, without dice loss": (replace(WHOLE, dice=0.0, competing=False), 1e-3),

@@ -118,7 +118,7 @@ def build_module(config: GrounderConfig) -> "nn.Module":
         return PaperModule(backbone)
     if config.module == "paper-cfg":
         return PublishedModule(backbone)
-    return GuidedModule(backbone, GuidedOptions(**config.options))
+    return GuidedModule(backbone, GuidedOptions.from_dict(config.options))
 
 
 def save_grounder(module: "nn.Module", config: GrounderConfig, metrics: Mapping[str, Any], folder: Path) -> None:

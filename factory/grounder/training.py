@@ -1,7 +1,7 @@
 """Train a grounder on oracle datasets. Features are not stored: each step recomputes them with one denoiser call."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,15 @@ class GrounderOptions:
     dice: float = 1.0
     competing: bool = True
 
+    @property
+    def identity(self) -> str:
+        """What checkpoints record of the options, with the stored names of `GuidedOptions`."""
+        guided = ", ".join(f"{name}={value!r}" for name, value in self.guided.to_dict().items())
+        return (
+            f"GrounderOptions(module={self.module!r}, guided=GuidedOptions({guided}), dice={self.dice!r}, "
+            f"competing={self.competing!r})"
+        )
+
 
 class GrounderTask:
     """The task of predicting oracle masks from features, measured on held-out samples."""
@@ -54,7 +63,7 @@ class GrounderTask:
 
     def __init__(self, datasets: Sequence[OracleDataset], options: GrounderOptions, device: str, steps: int) -> None:
         self.datasets, self.options, self.device = datasets, options, device
-        self.depends_on = {"network": str(options), "data": ", ".join(dataset.identity for dataset in datasets)}
+        self.depends_on = {"network": options.identity, "data": ", ".join(dataset.identity for dataset in datasets)}
         recipe = shared_recipe(datasets)
         self.recipe = recipe.model_copy(
             update={"generator": recipe.generator.model_copy(update={"threads": torch.get_num_threads()})}
@@ -124,7 +133,7 @@ class GrounderTask:
     def _config(self, steps: int) -> GrounderConfig:
         generator, oracle = self.recipe.generator, self.recipe.oracle
         assert oracle is not None
-        options = asdict(self.options.guided) if self.options.module == "guided" else {}
+        options = self.options.guided.to_dict() if self.options.module == "guided" else {}
         return GrounderConfig(
             module=self.options.module,
             options=options,

@@ -11,9 +11,10 @@ from diffusers import UNet2DConditionModel
 from factory.generator.interface import FEATURES, Captured
 from factory.grounder.loss import binary_loss, competing_loss
 from factory.grounder.modules.backbone import Backbone
-from factory.grounder.modules.guided import GuidedModule
+from factory.grounder.modules.guided import GuidedModule, GuidedOptions
 from factory.grounder.modules.paper import PaperModule
 from factory.grounder.modules.published import PublishedModule
+from factory.grounder.training import GrounderOptions
 from tests.support.oracle_datasets import read_blocks
 
 
@@ -71,8 +72,33 @@ def test_a_backbone_is_written_and_read_as_in_existing_grounder_folders() -> Non
     assert list(backbone.to_dict()) == list(stored)
 
 
+def test_options_are_stored_under_the_names_of_existing_grounder_folders() -> None:
+    stored = {
+        "width": 80,
+        "map_width": 8,
+        "head_width": 32,
+        "learnt_maps": False,
+        "others": False,
+        "picture": False,
+        "features": True,
+    }
+    options = GuidedOptions.from_dict(stored)
+    assert options == GuidedOptions(80, 8, 32, attention_mixtures=False, other_classes=False, image=False)
+    assert options.to_dict() == stored
+    assert list(options.to_dict()) == list(stored)
+
+
+def test_checkpoints_of_earlier_versions_are_resumed() -> None:
+    """A checkpoint records its options as a text, which must not change with the names in the code."""
+    assert GrounderOptions().identity == (
+        "GrounderOptions(module='guided', guided=GuidedOptions(width=96, map_width=16, head_width=64, "
+        "learnt_maps=True, others=True, picture=True, features=True), dice=1.0, competing=True)"
+    )
+
+
 def test_the_embedded_grounders_config_is_read_and_written_back_unchanged() -> None:
     from factory.files.embedded_models import grounder_folder
 
-    stored = json.loads((grounder_folder() / "config.json").read_text())["backbone"]
-    assert Backbone.from_dict(stored).to_dict() == stored
+    stored = json.loads((grounder_folder() / "config.json").read_text())
+    assert Backbone.from_dict(stored["backbone"]).to_dict() == stored["backbone"]
+    assert GuidedOptions.from_dict(stored["options"]).to_dict() == stored["options"]

@@ -1,6 +1,8 @@
 """This project's grounding module: one head for all classes, guided by each class's own cross-attention."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,23 +12,45 @@ from factory.generator.interface import CROSS_ATTENTION, FEATURES, Captured
 from factory.grounder.modules.backbone import Backbone, level_of, resized
 
 _GROUPS = 8
+_STORED_NAMES = {
+    "feature_channels": "width",
+    "attention_channels": "map_width",
+    "head_channels": "head_width",
+    "attention_mixtures": "learnt_maps",
+    "other_classes": "others",
+    "image": "picture",
+    "features": "features",
+}
+"""The name of each option in `config.json` and in checkpoints, which existing grounders have."""
 
 
 @dataclass(frozen=True)
 class GuidedOptions:
-    """Widths, and inputs that the table of ablations leaves out one at a time.
+    """Channels of the network's parts, and which inputs the head reads; benchmarks/ablations.py switches off each.
 
-    `learnt_maps` adds learned mixtures of the attention maps to their mean. `others` adds the maps of the other classes
-    of the prompt, `picture` the image at four times the resolution of the attention, and `features` the block outputs.
+    The fused block outputs have `feature_channels`, the learned mixtures of the attention maps `attention_channels`,
+    and the first layers of the head `head_channels`. The head always reads the mean of a class's attention maps.
+    `attention_mixtures` adds learned mixtures of them, `other_classes` the maps of the prompt's other classes, `image`
+    the image at four times the resolution of the attention, and `features` the fused block outputs.
     """
 
-    width: int = 96
-    map_width: int = 16
-    head_width: int = 64
-    learnt_maps: bool = True
-    others: bool = True
-    picture: bool = True
+    feature_channels: int = 96
+    attention_channels: int = 16
+    head_channels: int = 64
+    attention_mixtures: bool = True
+    other_classes: bool = True
+    image: bool = True
     features: bool = True
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "GuidedOptions":
+        """The reverse of `to_dict`."""
+        names = {stored: name for name, stored in _STORED_NAMES.items()}
+        return cls(**{names.get(stored, stored): value for stored, value in data.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data under the names of `config.json`."""
+        return {_STORED_NAMES[name]: value for name, value in asdict(self).items()}
 
 
 class GuidedModule(nn.Module):
@@ -42,7 +66,7 @@ class GuidedModule(nn.Module):
         super().__init__()
         self.options = options = options or GuidedOptions()
         self.levels, self.layers, self.side = backbone.levels(), tuple(backbone.layers), backbone.side
-        width, inner = options.width, options.head_width
+        width, hidden = options.feature_channels, options.head_channels
         half = width // 2
         if options.features:
             self.reduce = nn.ModuleList(
@@ -51,18 +75,18 @@ class GuidedModule(nn.Module):
             )
             self.fuse = nn.Sequential(_convolution(half * len(self.levels), width), _convolution(width, width))
         maps = sum(backbone.layers.values())
-        # No bias: the maps of padding classes must stay 0, because the sum over classes enters the others' maps.
-        self.weigh = nn.Conv2d(maps, options.map_width, 1, bias=False) if options.learnt_maps else None
-        per_class = 1 + (options.map_width if options.learnt_maps else 0)
-        inputs = per_class * (2 if options.others else 1) + (width if options.features else 0)
-        self.first = _convolution(inputs, inner)
-        self.second = _convolution(inner, inner)
-        pixel_width = inner // 4
+        # No bias: the maps of padding classes must stay 0, because `_of_other_classes` sums over all classes.
+        self.weigh = nn.Conv2d(maps, options.attention_channels, 1, bias=False) if options.attention_mixtures else None
+        per_class = 1 + (options.attention_channels if options.attention_mixtures else 0)
+        inputs = per_class * (2 if options.other_classes else 1) + (width if options.features else 0)
+        self.first = _convolution(inputs, hidden)
+        self.second = _convolution(hidden, hidden)
+        image_channels = hidden // 4
         self.look: nn.Module | None = None
-        if options.picture:
-            self.look = nn.Sequential(_convolution(3, pixel_width), _convolution(pixel_width, pixel_width))
-        self.third = _convolution(inner + (pixel_width if options.picture else 0), inner // 2)
-        self.last = nn.Conv2d(inner // 2, 1, 1)
+        if options.image:
+            self.look = nn.Sequential(_convolution(3, image_channels), _convolution(image_channels, image_channels))
+        self.third = _convolution(hidden + (image_channels if options.image else 0), hidden // 2)
+        self.last = nn.Conv2d(hidden // 2, 1, 1)
 
     def forward(self, captured: Captured, images: Tensor) -> Tensor:
         """Logits (B, K, H, W) in the size of `images`, float (B, 3, H, W) in -1..1."""
@@ -71,14 +95,14 @@ class GuidedModule(nn.Module):
         size = (maps.shape[-2], maps.shape[-1])
         features = self._features(captured, size) if self.options.features else None
         inputs = [maps.flatten(0, 1)]
-        if self.options.others:
-            inputs.append(_others(maps).flatten(0, 1))
+        if self.options.other_classes:
+            inputs.append(_of_other_classes(maps).flatten(0, 1))
         if features is not None:
             inputs.append(_per_class(features, classes))
         # In channels-last layout the upsampling below is several times faster on CPUs.
         head = self.first(torch.cat(inputs, 1).contiguous(memory_format=torch.channels_last))
-        head = self.second(_twice(head))
-        head = _twice(head)
+        head = self.second(_upsampled(head))
+        head = _upsampled(head)
         if self.look is not None:
             resized_images = functional.interpolate(images, head.shape[-2:], mode="area")
             head = torch.cat([head, _per_class(self.look(resized_images), classes)], 1)
@@ -108,11 +132,11 @@ class GuidedModule(nn.Module):
         mean = by_class.mean(2, keepdim=True)
         if self.weigh is None:
             return mean
-        learnt = self.weigh(by_class.flatten(0, 1))
-        return torch.cat([mean, learnt.reshape(*by_class.shape[:2], *learnt.shape[1:])], 2)
+        mixtures = self.weigh(by_class.flatten(0, 1))
+        return torch.cat([mean, mixtures.reshape(*by_class.shape[:2], *mixtures.shape[1:])], 2)
 
 
-def _others(maps: Tensor) -> Tensor:
+def _of_other_classes(maps: Tensor) -> Tensor:
     """The sum of the other classes' maps for each class, (B, K, C, h, w)."""
     return maps.sum(1, keepdim=True) - maps
 
@@ -127,5 +151,6 @@ def _convolution(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(groups, outputs), nn.SiLU())
 
 
-def _twice(maps: Tensor) -> Tensor:
+def _upsampled(maps: Tensor) -> Tensor:
+    """Twice the height and width."""
     return functional.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
