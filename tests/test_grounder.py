@@ -49,7 +49,7 @@ class FixedDetector:
     def __init__(self, *found: Instance) -> None:
         self.found = found
 
-    def detect(self, images: list[Image], wanted: object = None) -> list[list[Instance]]:
+    def detect(self, images: list[Image], classes: object = None) -> list[list[Instance]]:
         return [list(self.found) for _ in images]
 
 

@@ -38,7 +38,7 @@ class Noise:
 class Nested:
     """Detects a dog and a cat in every image. In two of three, the cat is inside the dog, which has a higher score."""
 
-    def detect(self, images: Sequence[Image], wanted: object = None) -> list[list[Instance]]:
+    def detect(self, images: Sequence[Image], classes: object = None) -> list[list[Instance]]:
         return [self._detect_image(image) for image in images]
 
     def _detect_image(self, image: Image) -> list[Instance]:

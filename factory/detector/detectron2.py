@@ -43,7 +43,7 @@ class Detectron2Detector:
         self._threads = recipe.generator.threads
 
     @torch.inference_mode()
-    def detect(self, images: Sequence[Image], wanted: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
+    def detect(self, images: Sequence[Image], classes: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
         """Instances in descending order of score, down to 0.05, with masks of the images' size.
 
         Images of mixed sizes are processed one at a time: padding to the largest would change what is detected.

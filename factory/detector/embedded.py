@@ -21,7 +21,7 @@ class EmbeddedDetector:
         self._detector = StickerDetector.from_pretrained(folder, device)
         self._names = translation(recipe.vocabulary(), self._detector.class_names, recipe.planned_names())
 
-    def detect(self, images: Sequence[Image], wanted: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
+    def detect(self, images: Sequence[Image], classes: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
         """Detect on the recipe's number of CPU threads, as the generator does.
 
         Images of mixed sizes are processed one at a time.
@@ -29,12 +29,12 @@ class EmbeddedDetector:
         torch.set_num_threads(self._threads)
         if len({image.shape for image in images}) > 1:
             return [self.detect([image])[0] for image in images]
-        found = self._detector.detect([Pictures.fromarray(image) for image in images])
+        detected = self._detector.detect([Pictures.fromarray(image) for image in images])
         return [
             [
                 Instance(self._names[instance.class_name], instance.score, instance.mask)
                 for instance in instances
                 if instance.class_name in self._names
             ]
-            for instances in found
+            for instances in detected
         ]

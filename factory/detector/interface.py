@@ -14,10 +14,10 @@ from factory.generator.interface import Generated
 class Detector(Protocol):
     """Finds instances. Class names are the vocabulary's; classes outside it are left out."""
 
-    def detect(self, images: Sequence[Image], wanted: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
+    def detect(self, images: Sequence[Image], classes: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
         """The instances in each image, whatever their score; a call is one micro-batch.
 
-        `wanted` are the classes to look for in each image, all by default. A detector of a fixed list of classes may
+        `classes` are the classes to look for in each image, all by default. A detector of a fixed list of classes may
         return others too.
         """
         ...
@@ -36,8 +36,8 @@ class DetectorGrounder:
 
     def ground(self, generated: Sequence[Generated], prompts: Sequence[Prompt]) -> list[Grounded]:
         """Keep all instances of a class, each with its own mask and score."""
-        found = self._detector.detect([g.image for g in generated], [prompt.classes for prompt in prompts])
-        return [self._choose(instances, prompt) for instances, prompt in zip(found, prompts, strict=True)]
+        detected = self._detector.detect([g.image for g in generated], [prompt.classes for prompt in prompts])
+        return [self._choose(instances, prompt) for instances, prompt in zip(detected, prompts, strict=True)]
 
     def _choose(self, instances: Sequence[Instance], prompt: Prompt) -> Grounded:
         named = [instance for instance in instances if instance.class_name in prompt.classes]

@@ -12,37 +12,39 @@ NO_CLASSES = frozenset({"N/A", "__background__", "background"})
 """Labels of ids without a class in some lists."""
 
 
-def translation(vocabulary: Vocabulary, known: Sequence[str], wanted: Collection[str] | None = None) -> dict[str, str]:
+def translation(
+    vocabulary: Vocabulary, labels: Sequence[str], required: Collection[str] | None = None
+) -> dict[str, str]:
     """The vocabulary's class name by detector label, matched by the class's names and aliases.
 
-    Raises UserError if one of the `wanted` classes, by default all, has no label: a detector can neither mask nor judge
-    a class that it does not know.
+    Raises UserError if one of the `required` classes, by default all, has no label: a detector can neither mask nor
+    judge a class that it does not know.
     """
     result = {}
     for entry in vocabulary.classes:
         spellings = {_plain(name) for name in (entry.name, entry.display, *entry.aliases)}
-        match = next((name for name in known if name not in NO_CLASSES and _plain(name) in spellings), None)
+        match = next((name for name in labels if name not in NO_CLASSES and _plain(name) in spellings), None)
         if match is not None:
             result[match] = entry.name
-    missing = unseen_by(vocabulary, known, wanted)
+    missing = unseen_by(vocabulary, labels, required)
     if missing:
         names = f"{', '.join(missing[:5])}{' and others' if len(missing) > 5 else ''}"
-        examples = ", ".join([name for name in known if name not in NO_CLASSES][:5])
+        examples = ", ".join([name for name in labels if name not in NO_CLASSES][:5])
         raise UserError(
-            f"the detector does not know {len(missing)} of the classes: {names}; it knows {len(known)} classes such as "
-            f"{examples}. Use --masks attention, a detector for any class such as sam3:MODEL, or other classes."
+            f"the detector does not know {len(missing)} of the classes: {names}; it knows {len(labels)} classes such "
+            f"as {examples}. Use --masks attention, a detector for any class such as sam3:MODEL, or other classes."
         )
     return result
 
 
-def unseen_by(vocabulary: Vocabulary, known: Sequence[str], wanted: Collection[str] | None = None) -> list[str]:
-    """The `wanted` classes, by default all, that a detector with the labels `known` does not know."""
-    labels = {_plain(name) for name in known if name not in NO_CLASSES}
+def unseen_by(vocabulary: Vocabulary, labels: Sequence[str], required: Collection[str] | None = None) -> list[str]:
+    """The `required` classes, by default all, that a detector with these labels does not know."""
+    known = {_plain(name) for name in labels if name not in NO_CLASSES}
     return [
         entry.name
         for entry in vocabulary.classes
-        if (wanted is None or entry.name in wanted)
-        and not labels & {_plain(name) for name in (entry.name, entry.display, *entry.aliases)}
+        if (required is None or entry.name in required)
+        and not known & {_plain(name) for name in (entry.name, entry.display, *entry.aliases)}
     ]
 
 

@@ -84,17 +84,17 @@ def check_pin(masks: MaskRecipe) -> None:
     open_name = parse_open_name(name)
     if open_name is None and not name.startswith(_LIBRARIES) and detector_folder(name) is None:
         return
-    found = pin_detector(name) if open_name is None else pin_open_name(open_name, pinned)
-    if found == pinned:
+    current = pin_detector(name) if open_name is None else pin_open_name(open_name, pinned)
+    if current == pinned:
         return
     if name.startswith(TORCHVISION):
         from factory.detector.torchvision import same_pin
 
-        if same_pin(found, pinned):
+        if same_pin(current, pinned):
             return
     raise UserError(
-        f"the recipe pins the detector {name} as {pinned}, but its content is now {found}; restore the pinned one, or "
-        f"set masks.detector_revision to null and start a new dataset."
+        f"the recipe pins the detector {name} as {pinned}, but its content is now {current}; restore the pinned one, "
+        f"or set masks.detector_revision to null and start a new dataset."
     )
 
 
@@ -104,8 +104,8 @@ def pin_detector(name: str) -> str:
     if open_name is not None:
         return pin_open_name(open_name)
     if name.startswith(_LIBRARIES):
-        module, rest = _library(name)
-        return str(module.pin(rest))
+        module, model = _library(name)
+        return str(module.pin(model))
     folder = detector_folder(name)
     return pin_revision(name) if folder is None else folder_digest(folder)
 
@@ -128,16 +128,16 @@ def check_file(name: str) -> None:
     The model is built and loaded on the CPU as in a worker, which takes seconds, and discarded.
     """
     if "@" in name and name.startswith(_LIBRARIES):
-        module, rest = _library(name)
-        module.load_model(rest)
+        module, model = _library(name)
+        module.load_model(model)
 
 
 def known_labels(masks: MaskRecipe) -> list[str]:
     """The detector's labels in the order of their ids, read without its weights."""
     name = masks.detector
     if name.startswith(_LIBRARIES):
-        module, rest = _library(name)
-        return list(module.labels(rest))
+        module, model = _library(name)
+        return list(module.labels(model))
     folder = detector_folder(name)
     if folder is not None and _architecture(folder) == _EMBEDDED_ARCHITECTURE:
         return [str(label) for label in (_config(folder).get("id2label") or {}).values()]
@@ -147,9 +147,9 @@ def known_labels(masks: MaskRecipe) -> list[str]:
 
 
 def _library(name: str) -> tuple[Any, str]:
-    """(the module for the prefix of the name, the rest of the name)."""
-    library, _, rest = name.partition(":")
-    return importlib.import_module(f"factory.detector.{library}"), rest
+    """(the module for the prefix of a name, the name without the prefix)."""
+    library, _, model = name.partition(":")
+    return importlib.import_module(f"factory.detector.{library}"), model
 
 
 def detector_folder(name: str) -> Path | None:
@@ -172,8 +172,8 @@ def _absolute(name: str) -> str:
     if open_name is not None:
         return str(absolute(open_name))
     if name.startswith(_LIBRARIES):
-        model, at, file = name.partition("@")
-        return f"{model}@{Path(file).expanduser().absolute()}" if at and file else name
+        model, separator, file = name.partition("@")
+        return f"{model}@{Path(file).expanduser().absolute()}" if separator and file else name
     folder = None if name == STICKERS else detector_folder(name)
     return name if folder is None else str(folder.absolute())
 

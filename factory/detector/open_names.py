@@ -40,14 +40,14 @@ class OpenName:
 
 def parse_open_name(name: str) -> OpenName | None:
     """The parts of an open-vocabulary detector's name; None for any other name. UserError if a part is missing."""
-    kind, colon, rest = name.partition(":")
+    kind, colon, models_text = name.partition(":")
     if not colon or kind not in TYPES:
         return None
-    models = tuple(part.strip() for part in rest.split("+"))
-    form = f"{kind}:MODEL+SAM2, as in {_EXAMPLES[kind]}" if kind in WITH_BOXES else f"{kind}:MODEL"
+    models = tuple(part.strip() for part in models_text.split("+"))
+    syntax = f"{kind}:MODEL+SAM2, as in {_EXAMPLES[kind]}" if kind in WITH_BOXES else f"{kind}:MODEL"
     if len(models) != (2 if kind in WITH_BOXES else 1) or not all(models):
         raise UserError(
-            f"the detector {name!r} must have the form {form}; each part is a folder or a hub id without a + in its "
+            f"the detector {name!r} must have the form {syntax}; each part is a folder or a hub id without a + in its "
             f"name."
         )
     return OpenName(kind, models)
@@ -81,8 +81,8 @@ def pin_open_name(name: OpenName, pinned: str | None = None) -> str:
 
     Commits are taken from `pinned` if it is given: a hub model is loaded at its pinned commit, whatever the hub has.
     """
-    earlier = pinned.split("+") if pinned is not None else []
-    if pinned is not None and len(earlier) != len(name.models):
+    pinned_revisions = pinned.split("+") if pinned is not None else []
+    if pinned is not None and len(pinned_revisions) != len(name.models):
         return f"{len(name.models)} models"
     revisions = []
     for position, model in enumerate(name.models):
@@ -90,7 +90,7 @@ def pin_open_name(name: OpenName, pinned: str | None = None) -> str:
         if folder is not None:
             revisions.append(folder_digest(folder))
         else:
-            revisions.append(earlier[position] if earlier else pin_revision(model))
+            revisions.append(pinned_revisions[position] if pinned_revisions else pin_revision(model))
     return "+".join(revisions)
 
 
@@ -98,11 +98,11 @@ def check_types(name: OpenName, revision: str | None) -> None:
     """Raise UserError unless the config.json of each model is of the right type; those of hub models are downloaded."""
     revisions = revision.split("+") if revision is not None else [None] * len(name.models)
     for (model, types), pinned in zip(name.types(), revisions, strict=True):
-        found = _model_type(model, pinned)
-        if found not in types:
+        model_type = _model_type(model, pinned)
+        if model_type not in types:
             raise UserError(
-                f"{model} is of the type {found!r}, but the detector {name.kind} requires {' or '.join(types)} here; "
-                f"see docs/detectors.md."
+                f"{model} is of the type {model_type!r}, but the detector {name.kind} requires {' or '.join(types)} "
+                f"here; see docs/detectors.md."
             )
 
 

@@ -16,8 +16,8 @@ from factory.detector.text_boxes import Boxes, GroundingDinoBoxes, Owlv2Boxes
 
 _SAME_OBJECT = 0.5
 """IoU above which two boxes of a class count as one object, as in torchvision's Mask R-CNN."""
-_MOST_BOXES = 100
-_LEAST_SCORE = 0.05
+_MAX_BOXES = 100
+_MIN_SCORE = 0.05
 
 
 class Finder(Protocol):
@@ -43,16 +43,16 @@ class OpenVocabularyDetector:
         self._finder = _open(name, recipe, device)
 
     @torch.inference_mode()
-    def detect(self, images: Sequence[Image], wanted: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
-        """Instances of the `wanted` classes of each image, by default all, in descending order of score."""
+    def detect(self, images: Sequence[Image], classes: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
+        """Instances of the `classes` of each image, by default all, in descending order of score."""
         torch.set_num_threads(self._threads)
-        found = []
+        detections = []
         for position, image in enumerate(images):
-            names = self._texts if wanted is None else wanted[position]
+            names = self._texts if classes is None else classes[position]
             texts = {name: text for name, text in self._texts.items() if name in names}
             instances = self._finder.find(image, texts) if texts else []
-            found.append(sorted((row for row in instances if row.mask.any()), key=lambda row: -row.score))
-        return found
+            detections.append(sorted((i for i in instances if i.mask.any()), key=lambda i: -i.score))
+        return detections
 
 
 class BoxesAndMasks:
@@ -63,11 +63,11 @@ class BoxesAndMasks:
 
     def find(self, image: Image, texts: Mapping[str, str]) -> list[Instance]:
         """At most 100 instances; of the boxes of a class that overlap by more than half, the best is kept."""
-        found = self._boxes.boxes(image, texts)
-        kept = distinct(found)[:_MOST_BOXES]
-        masks = self._masks.masks(image, found.corners[kept])
+        boxes = self._boxes.boxes(image, texts)
+        kept = distinct(boxes)[:_MAX_BOXES]
+        masks = self._masks.masks(image, boxes.corners[kept])
         return [
-            Instance(found.class_names[box], float(found.scores[box]), mask)
+            Instance(boxes.class_names[box], float(boxes.scores[box]), mask)
             for box, mask in zip(kept, masks, strict=True)
         ]
 
@@ -95,11 +95,11 @@ def _open(name: OpenName, recipe: Recipe, device: str) -> Finder:
     revisions = revision.split("+") if revision is not None else [None] * len(name.models)
     if name.kind in ("sam3", "clipseg"):
         finder = Sam3Finder if name.kind == "sam3" else ClipSegFinder
-        return finder(name.models[0], revisions[0], device, _least_score(recipe, finder.default_score))
+        return finder(name.models[0], revisions[0], device, _min_score(recipe, finder.default_score))
     of_boxes = GroundingDinoBoxes if name.kind == "grounding-dino" else Owlv2Boxes
-    boxes = of_boxes(name.models[0], revisions[0], device, _least_score(recipe, of_boxes.default_score))
+    boxes = of_boxes(name.models[0], revisions[0], device, _min_score(recipe, of_boxes.default_score))
     return BoxesAndMasks(boxes, Sam2Masks(name.models[1], revisions[1], device))
 
 
-def _least_score(recipe: Recipe, default: float) -> float:
-    return max(_LEAST_SCORE, min(default, recipe.masks.ignore_score))
+def _min_score(recipe: Recipe, default: float) -> float:
+    return max(_MIN_SCORE, min(default, recipe.masks.ignore_score))

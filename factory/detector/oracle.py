@@ -27,20 +27,24 @@ class OracleGrounder:
 
     def ground(self, generated: Sequence[Generated], prompts: Sequence[Prompt]) -> list[Grounded]:
         """A class's score is the highest of its instances."""
-        found = self._detector.detect([g.image for g in generated], [prompt.classes for prompt in prompts])
-        return [self._unite(instances, prompt) for instances, prompt in zip(found, prompts, strict=True)]
+        detected = self._detector.detect([g.image for g in generated], [prompt.classes for prompt in prompts])
+        return [self._unite(instances, prompt) for instances, prompt in zip(detected, prompts, strict=True)]
 
     def _unite(self, instances: Sequence[Instance], prompt: Prompt) -> Grounded:
-        named = [found for found in instances if found.class_name in prompt.classes and found.mask.any()]
+        named = [instance for instance in instances if instance.class_name in prompt.classes and instance.mask.any()]
         united = []
         for name in prompt.classes:
-            sure = [found for found in named if found.class_name == name and found.score >= self._recipe.score]
+            sure = [
+                instance for instance in named if instance.class_name == name and instance.score >= self._recipe.score
+            ]
             if sure:
-                mask = np.logical_or.reduce([found.mask for found in sure])
-                united.append(Instance(name, max(found.score for found in sure), mask))
-        unsure = [found.mask for found in named if self._recipe.ignore_score <= found.score < self._recipe.score]
+                mask = np.logical_or.reduce([instance.mask for instance in sure])
+                united.append(Instance(name, max(instance.score for instance in sure), mask))
+        unsure = [
+            instance.mask for instance in named if self._recipe.ignore_score <= instance.score < self._recipe.score
+        ]
         detections = []
-        for found in sorted(named, key=lambda found: -found.score):
-            left, top, width, height = mask_to_xywh(found.mask)
-            detections.append(Detection(found.class_name, found.score, (left, top, width, height)))
+        for instance in sorted(named, key=lambda instance: -instance.score):
+            left, top, width, height = mask_to_xywh(instance.mask)
+            detections.append(Detection(instance.class_name, instance.score, (left, top, width, height)))
         return Grounded(tuple(united), np.logical_or.reduce(unsure) if unsure else None, tuple(detections))

@@ -31,21 +31,21 @@ def read_arrays(path: Path) -> dict[str, Any]:
     decoded as Latin-1, which NumPy's old pickles require.
     """
     try:
-        found = _ArrayUnpickler(path.read_bytes()).load()
+        content = _ArrayUnpickler(path.read_bytes()).load()
     except ForbiddenPickleError:
         raise
     except Exception as error:  # a broken pickle can raise almost any exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ForbiddenPickleError(f"it is not a complete pickle: {reason[:120]}") from error
-    if not isinstance(found, dict):
-        raise ForbiddenPickleError(f"it is a {type(found).__name__.strip('_')}, not a dictionary of weights")
-    found = _arrays(found)
-    inner = {name: _arrays(found[name]) for name in ("model", "blobs") if isinstance(found.get(name), dict)}
-    return {**found, **inner}
+    if not isinstance(content, dict):
+        raise ForbiddenPickleError(f"it is a {type(content).__name__.strip('_')}, not a dictionary of weights")
+    content = _arrays(content)
+    nested = {name: _arrays(content[name]) for name in ("model", "blobs") if isinstance(content.get(name), dict)}
+    return {**content, **nested}
 
 
-def _arrays(found: dict[Any, Any]) -> dict[str, Any]:
-    return {str(name): value.array if isinstance(value, _Array) else value for name, value in found.items()}
+def _arrays(content: dict[Any, Any]) -> dict[str, Any]:
+    return {str(name): value.array if isinstance(value, _Array) else value for name, value in content.items()}
 
 
 class _DType:
@@ -120,14 +120,14 @@ class _ArrayUnpickler(pickle._Unpickler):
         sizes = (shape,) if isinstance(shape, int) else tuple(shape)
         if not isinstance(raw, bytes) or not isinstance(dtype, _DType) or order not in ("C", "F"):
             raise ForbiddenPickleError("it has an array that is not plain numbers")
-        kind = np.dtype(dtype.order + dtype.code)
+        numpy_type = np.dtype(dtype.order + dtype.code)
         fits = all(isinstance(size, int) and size >= 0 for size in sizes) and (
-            len(raw) == kind.itemsize * math.prod(sizes)
+            len(raw) == numpy_type.itemsize * math.prod(sizes)
         )
         if not fits:
             raise ForbiddenPickleError("it has an array whose size differs from that of its content")
         self._spend(len(raw))
-        return np.frombuffer(raw, kind).reshape(sizes, order=order)
+        return np.frombuffer(raw, numpy_type).reshape(sizes, order=order)
 
     def _encode(self, text: str, encoding: str = "latin1") -> bytes:
         if encoding not in ("latin1", "latin-1"):

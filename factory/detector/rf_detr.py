@@ -29,7 +29,7 @@ class RfDetrProcessor:
         The most probable pairs of query and class, as many as there are queries, are kept above the threshold.
         """
         assert return_binary_maps
-        found = []
+        results = []
         for logits, masks, size in zip(outputs.logits, outputs.pred_masks, target_sizes, strict=True):
             queries, classes = logits.shape
             scores, positions = logits.sigmoid().view(-1).topk(min(queries, queries * classes))
@@ -40,8 +40,8 @@ class RfDetrProcessor:
                 for part in masks[positions[keep] // classes].split(32)
             ]
             maps = torch.cat(parts) if parts else torch.zeros((0, *size), dtype=torch.bool)
-            shown = maps.flatten(1).any(1)
-            pairs = zip(positions[keep][shown] % classes, scores[keep][shown], strict=True)
+            non_empty = maps.flatten(1).any(1)
+            pairs = zip(positions[keep][non_empty] % classes, scores[keep][non_empty], strict=True)
             info = [{"label_id": int(label), "score": round(float(score), 6)} for label, score in pairs]
-            found.append({"segmentation": maps[shown], "segments_info": info})
-        return found
+            results.append({"segmentation": maps[non_empty], "segments_info": info})
+        return results

@@ -53,8 +53,8 @@ class GroundingDinoBoxes:
             pixel_mask=pixels["pixel_mask"].to(self._device),
         )  # fmt: skip
         probabilities = output.logits[0].sigmoid().cpu()  # (queries, tokens)
-        own = [[k for k, (a, b) in enumerate(offsets) if start <= a < b <= end] for start, end in spans]
-        by_class = torch.stack([probabilities[:, tokens].amax(1) for tokens in own], 1)
+        class_tokens = [[k for k, (a, b) in enumerate(offsets) if start <= a < b <= end] for start, end in spans]
+        by_class = torch.stack([probabilities[:, tokens].amax(1) for tokens in class_tokens], 1)
         scores, best = by_class.max(1)
         keep = scores > self._min_score
         corners = _corners(output.pred_boxes[0].cpu()[keep]) * _size_factors(size[1], size[0])
@@ -97,11 +97,11 @@ class Owlv2Boxes:
             input_ids=tokens.input_ids.to(self._device), attention_mask=tokens.attention_mask.to(self._device),
             pixel_values=pixels["pixel_values"].to(self._device),
         )  # fmt: skip
-        (found,) = self._processor.post_process_object_detection(
+        (result,) = self._processor.post_process_object_detection(
             output, threshold=self._min_score, target_sizes=[image.shape[:2]]
         )
-        classes = [names[label] for label in found["labels"].tolist()]
-        return Boxes(classes, found["scores"].cpu(), found["boxes"].cpu())
+        classes = [names[label] for label in result["labels"].tolist()]
+        return Boxes(classes, result["scores"].cpu(), result["boxes"].cpu())
 
 
 def _joined(texts: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:

@@ -35,7 +35,7 @@ class TorchvisionDetector:
         self._threads = recipe.generator.threads
 
     @torch.inference_mode()
-    def detect(self, images: Sequence[Image], wanted: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
+    def detect(self, images: Sequence[Image], classes: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
         """Instances in descending order of score. Images of mixed sizes are processed one at a time."""
         torch.set_num_threads(self._threads)
         if len({image.shape for image in images}) > 1:

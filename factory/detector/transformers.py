@@ -43,7 +43,7 @@ class TransformersDetector:
         self._names = translation(recipe.vocabulary(), known, recipe.planned_names())
 
     @torch.inference_mode()
-    def detect(self, images: Sequence[Image], wanted: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
+    def detect(self, images: Sequence[Image], classes: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
         """Instances in descending order of score, down to 0.05. Images of mixed sizes are processed one at a time."""
         torch.set_num_threads(self._threads)
         if len({image.shape for image in images}) > 1:
@@ -204,15 +204,15 @@ def _processor(source: str, revision: str | None, config: Any) -> Any:
 
     # Most processors have two implementations; this is the one without torchvision, because detections must not depend
     # on whether that library is installed.
-    given = options(source, revision) | {"backend": "pil"}
+    processor_options = options(source, revision) | {"backend": "pil"}
     if config.model_type == "rf_detr":
         return RfDetrProcessor(read_settings(source, options(source, revision)), source)
     if config.model_type != "oneformer":
-        return AutoImageProcessor.from_pretrained(source, **given)
+        return AutoImageProcessor.from_pretrained(source, **processor_options)
     from transformers import OneFormerProcessor
 
     # Its list of classes is in another repository and is needed for training only.
-    images = AutoImageProcessor.from_pretrained(source, class_info_file="", **given)
+    images = AutoImageProcessor.from_pretrained(source, class_info_file="", **processor_options)
     tokenizer = AutoTokenizer.from_pretrained(source, **options(source, revision))
     processor = OneFormerProcessor(
         image_processor=images,

@@ -46,7 +46,7 @@ class UltralyticsDetector:
         self._predictor = _library()["SegmentationPredictor"](overrides=options)
         self._predictor.setup_model(load_model(name), verbose=False)
 
-    def detect(self, images: Sequence[Image], wanted: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
+    def detect(self, images: Sequence[Image], classes: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
         """Instances in descending order of score, down to 0.05.
 
         Images are processed one at a time: the library stops suppressing boxes in a batch that takes too long.
@@ -57,8 +57,8 @@ class UltralyticsDetector:
     def _instances(self, result: Any) -> list[Instance]:
         if result.masks is None:
             return []
-        rows = zip(result.boxes.cls.tolist(), result.boxes.conf.tolist(), result.masks.data.cpu(), strict=True)
-        named = [(self._labels[int(class_id)], score, np.asarray(mask, bool)) for class_id, score, mask in rows]
+        detections = zip(result.boxes.cls.tolist(), result.boxes.conf.tolist(), result.masks.data.cpu(), strict=True)
+        named = [(self._labels[int(class_id)], score, np.asarray(mask, bool)) for class_id, score, mask in detections]
         return [Instance(self._names[label], score, mask) for label, score, mask in named if label in self._names]
 
 
@@ -117,8 +117,8 @@ def _checkpoint(path: Path) -> tuple[list[str] | None, State]:
     model = content.get("ema") or content.get("model") if isinstance(content, Mapping) else None
     if isinstance(model, nn.Module):
         names = getattr(model, "names", None)
-        given = [str(names[key]) for key in sorted(names)] if isinstance(names, Mapping) else None
-        return given, {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+        class_names = [str(names[key]) for key in sorted(names)] if isinstance(names, Mapping) else None
+        return class_names, {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     return None, read_state(path, description)[0]
 
 
@@ -129,7 +129,7 @@ def _allowed(path: Path) -> list[Any]:
     else, and only their tensors are used.
     """
     _library()
-    found = []
+    modules = []
     for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
         module, _, attribute = name.rpartition(".")
         kind = getattr(importlib.import_module(module), attribute, None) if name.startswith(_MODULES) else None
@@ -138,8 +138,8 @@ def _allowed(path: Path) -> list[Any]:
                 f"the weight file {path} refers to {name}, which could run code; save its tensors with "
                 f"torch.save(model.state_dict(), FILE) in the program that wrote it, and its classes beside it."
             )
-        found.append(kind)
-    return found
+        modules.append(kind)
+    return modules
 
 
 def _split(text: str) -> tuple[str, WeightFile]:

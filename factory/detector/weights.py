@@ -46,8 +46,8 @@ def split_name(name: str, prefix: str) -> tuple[str, WeightFile | None]:
 
     Raises UserError if the file is missing or empty, or if its list of classes cannot be read.
     """
-    model, at, file = name.partition("@")
-    if not at:
+    model, separator, file = name.partition("@")
+    if not separator:
         return model, None
     path = Path(file).expanduser().absolute()
     if not file or not path.is_file():
@@ -90,32 +90,32 @@ def read_state(path: Path, description: str) -> tuple[State, str]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            found: Any = load_file(path)
+            content: Any = load_file(path)
         else:
             check_archive(path)
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # truncated and foreign files raise exceptions of many unrelated classes
         raise UserError(_unreadable(description, _reason(error))) from error
     for key in ("model", "state_dict"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not found or not all(map(_dense, found.values())):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content or not all(map(_dense, content.values())):
         raise UserError(_unreadable(description, "it is not a dictionary of tensors"))
-    return {str(name).removeprefix("module."): value for name, value in found.items()}, "torch"
+    return {str(name).removeprefix("module."): value for name, value in content.items()}, "torch"
 
 
 def _pickled(path: Path, description: str) -> tuple[State, str]:
     """detectron2's zoo has {"model": arrays, "__author__": ...}; Caffe2's arrays are at the top level or in "blobs"."""
     try:
-        found = read_arrays(path)
+        content = read_arrays(path)
     except ForbiddenPickleError as error:
         raise UserError(_unreadable(description, str(error))) from error
-    if "model" in found and "__author__" in found:
-        arrays, writer = found["model"], "matching" if found.get("matching_heuristics") else "detectron2"
+    if "model" in content and "__author__" in content:
+        arrays, writer = content["model"], "matching" if content.get("matching_heuristics") else "detectron2"
     else:
-        arrays, writer = found.get("blobs", found), "caffe2"
+        arrays, writer = content.get("blobs", content), "caffe2"
     if not isinstance(arrays, dict):
         raise UserError(_unreadable(description, "it is not a dictionary of arrays"))
     arrays = {name: value for name, value in arrays.items() if not name.endswith("_momentum")}
@@ -165,8 +165,8 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], description: str, may_la
     expected = model.state_dict()
     missing = [name for name in expected if name not in state and not name.endswith(tuple(may_lack))]
     unexpected = [name for name in state if name not in expected]
-    other = [name for name in expected if name in state and state[name].shape != expected[name].shape]
-    faults = [("are missing", missing), ("are unknown", unexpected), ("have another shape", other)]
+    mismatched = [name for name in expected if name in state and state[name].shape != expected[name].shape]
+    faults = [("are missing", missing), ("are unknown", unexpected), ("have another shape", mismatched)]
     differences = "; ".join(f"{len(names)} {what}, such as {names[0]}" for what, names in faults if names)
     if differences:
         raise UserError(

@@ -40,5 +40,5 @@ class Job(Protocol):
         ...
 
     def open_detector(self, device: str) -> Any:
-        """Called once on each worker of the detector pool; returns an object with `detect(images, wanted)`."""
+        """Called once on each worker of the detector pool; returns an object with `detect(images, classes)`."""
         ...

@@ -83,10 +83,10 @@ class DetectorWorker:
             self._detector = self._job.open_detector(self._device)
         return _where(self._device)
 
-    def detect(self, images: Sequence[Any], wanted: Sequence[Any] | None = None) -> Any:
+    def detect(self, images: Sequence[Any], classes: Sequence[Any] | None = None) -> Any:
         """Call the detector; loads it first, because Ray may have restarted this worker."""
         self.load()
-        return self._detector.detect(images, wanted)
+        return self._detector.detect(images, classes)
 
 
 class PooledDetector:
@@ -95,11 +95,11 @@ class PooledDetector:
     def __init__(self, workers: Sequence[Any]) -> None:
         self._workers = itertools.cycle(workers)
 
-    def detect(self, images: Sequence[Any], wanted: Sequence[Any] | None = None) -> Any:
+    def detect(self, images: Sequence[Any], classes: Sequence[Any] | None = None) -> Any:
         """Call the next detector; Ray restarts a lost one and repeats the call."""
         import ray
 
-        return ray.get(next(self._workers).detect.remote(list(images), wanted))
+        return ray.get(next(self._workers).detect.remote(list(images), classes))
 
 
 def _where(device: str) -> dict[str, str]:

@@ -94,8 +94,8 @@ def _try(
         grounded = components.grounder.ground(generated, prompts)
     images = [result.image for result in generated]
     with clock("judge"):
-        wanted = [prompt.classes for prompt in prompts]
-        detections = components.judge.detect(images, wanted) if components.judge else [None] * len(images)
+        classes = [prompt.classes for prompt in prompts]
+        detections = components.judge.detect(images, classes) if components.judge else [None] * len(images)
     results = []
     with clock("filter"):
         for index, candidate in enumerate(batch):

@@ -52,7 +52,7 @@ def test_undetected_classes_are_left_out_and_uncertain_pixels_ignored(tiny_model
     sure, unsure = BandDetector(SEEN[::2]), BandDetector(SEEN[1::2], score=0.4)
 
     class Both:
-        def detect(self, images: Any, wanted: object = None) -> Any:
+        def detect(self, images: Any, classes: object = None) -> Any:
             return [a + b for a, b in zip(sure.detect(images), unsure.detect(images), strict=True)]
 
     recipe = oracle_recipe(tiny_model, objects={2: 1.0}, attempts=1)

@@ -46,7 +46,7 @@ class BandDetector:
     def __init__(self, names: tuple[str, ...], score: float = 0.9) -> None:
         self._names, self._bands, self._score = names, len(names), score
 
-    def detect(self, images: Sequence[Image], wanted: object = None) -> list[list[Instance]]:
+    def detect(self, images: Sequence[Image], classes: object = None) -> list[list[Instance]]:
         """One instance of every class per image."""
         return [self._detect_image(image) for image in images]
 

@@ -102,7 +102,7 @@ class AskingJob(SleepingJob):
         """Pass the pool to the producer."""
         return AskingProducer(self, detector)
 
-    def detect(self, images: Any, wanted: Any = None) -> list[int]:
+    def detect(self, images: Any, classes: Any = None) -> list[int]:
         """The process id of the detector worker, once per image."""
         if not Path(self.folder, "detector-died").exists():
             _mark(self.folder, "detector-died")
