@@ -16,7 +16,7 @@ Heat = NDArray[np.float32]
 """float32 (height, width)."""
 
 _BINS = 256
-_SPREAD = 2
+_PROPAGATIONS = 2
 """Times that the heat is propagated along the U-Net's self-attention, to positions that belong together."""
 
 
@@ -98,7 +98,7 @@ def _propagated(heat: Heat, attention: Attention) -> Heat:
     if attention.self_attention is None or attention.self_attention_shape is None:
         return heat
     flat = _resized(heat, attention.self_attention_shape).ravel()
-    for _ in range(_SPREAD):
+    for _ in range(_PROPAGATIONS):
         flat = attention.self_attention @ flat
     return flat.reshape(attention.self_attention_shape)
 

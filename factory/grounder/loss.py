@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from factory.dataset.masks import IGNORE
 
-_NEVER = -1e4
+_MASKED_LOGIT = -1e4
 
 
 def competing_loss(logits: Tensor, labels: Tensor, found: Tensor, dice: float = 1.0) -> Tensor:
@@ -15,18 +15,18 @@ def competing_loss(logits: Tensor, labels: Tensor, found: Tensor, dice: float = 
     `logits` (B, K, H, W), `labels` uint8 (B, H, W): 0 background, k the k-th class, 255 ignored; `found` bool (B, K).
     Classes that the oracle did not find are masked out, so their pixels only count as not belonging to other classes.
     """
-    logits = logits.float().masked_fill(~found[:, :, None, None], _NEVER)
+    logits = logits.float().masked_fill(~found[:, :, None, None], _MASKED_LOGIT)
     # The background is an additional class with a logit of 0.
     with_background = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)
-    summed = functional.cross_entropy(with_background, labels.long(), ignore_index=IGNORE, reduction="sum")
-    loss = summed / (labels != IGNORE).sum().clamp_min(1)
+    total_loss = functional.cross_entropy(with_background, labels.long(), ignore_index=IGNORE, reduction="sum")
+    loss = total_loss / (labels != IGNORE).sum().clamp_min(1)
     if not dice:
         return loss
-    shares = with_background.softmax(1)[:, 1:]
+    probabilities = with_background.softmax(1)[:, 1:]
     counted = (labels != IGNORE)[:, None]
     truth = _one_hot(labels, logits.shape[1])
-    overlap = (shares * truth * counted).sum((2, 3))
-    total = ((shares + truth) * counted).sum((2, 3))
+    overlap = (probabilities * truth * counted).sum((2, 3))
+    total = ((probabilities + truth) * counted).sum((2, 3))
     misses = 1 - (2 * overlap + 1) / (total + 1)
     return loss + dice * (misses * found).sum() / found.sum().clamp_min(1)
 

@@ -28,11 +28,11 @@ _DECODER_PARTS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of the release: its name, its shape, and its name in this project, or None if it is not used."""
+    """One tensor of the release: its name, its shape, and its name in `PublishedModule`, None if it is not used."""
 
     name: str
     shape: tuple[int, ...]
-    own: str | None
+    target: str | None
 
 
 def layout(module: PublishedModule) -> list[Entry]:
@@ -42,11 +42,10 @@ def layout(module: PublishedModule) -> list[Entry]:
             f"the released module reads a U-Net of {len(_LEVELS)} levels, but this one has {len(module.levels)}; give "
             f"a Stable Diffusion 1 model."
         )
-    own = module.state_dict()
-    pairs = [(name, own_name) for name, own_name in _renamed()]
-    entries = [Entry(name, tuple(own[own_name].shape), own_name) for name, own_name in pairs]
+    state = module.state_dict()
+    entries = [Entry(name, tuple(state[target].shape), target) for name, target in _renamed()]
     for k, level in enumerate(_LEVELS[1:]):
-        channels = own[f"mix.{k}.conv1.bias"].shape[0]
+        channels = state[f"mix.{k}.conv1.bias"].shape[0]
         block = f"{level}_feature_mix_conv"
         entries += [Entry(f"{block}.stored_{kind}{n}", (channels,), None) for n in (1, 2) for kind in ("mean", "var")]
         entries += [Entry(f"{block}.conv{n}.u0", (1, channels), None) for n in (1, 2)]
@@ -55,14 +54,14 @@ def layout(module: PublishedModule) -> list[Entry]:
 
 
 def _renamed() -> Iterator[tuple[str, str]]:
-    """(name in the release, name here) of the weights in both."""
+    """(name in the release, name in `PublishedModule`) of the weights in both."""
     for k, level in enumerate(_LEVELS):
         yield f"{level}_feature_conv.0.weight", f"reduce.{k}.weight"
     for k, level in enumerate(_LEVELS[1:]):
         for conv in ("conv1", "conv2"):
-            theirs, own = f"{level}_feature_mix_conv.{conv}", f"mix.{k}.{conv}"
-            yield f"{theirs}.weight", f"{own}.parametrizations.weight.original"
-            yield f"{theirs}.bias", f"{own}.bias"
+            released, target = f"{level}_feature_mix_conv.{conv}", f"mix.{k}.{conv}"
+            yield f"{released}.weight", f"{target}.parametrizations.weight.original"
+            yield f"{released}.bias", f"{target}.bias"
     for number in range(LAYERS):
         for part in _DECODER_PARTS:
             yield f"{_DECODER}.layers.{number}.{part}", f"decoder.layers.{number}.{part}"
@@ -87,15 +86,15 @@ def load_released(module: PublishedModule, path: Path) -> None:
         raise UserError(f"{path} is not a checkpoint of the released module: it is not a dictionary of tensors.")
     entries = layout(module)
     _check(path, entries, weights)
-    own = {entry.own: weights[entry.name].float() for entry in entries if entry.own is not None}
+    state = {entry.target: weights[entry.name].float() for entry in entries if entry.target is not None}
     for k, level in enumerate(_LEVELS[1:]):
         for conv in ("conv1", "conv2"):
             matrix = weights[f"{level}_feature_mix_conv.{conv}.weight"].float().flatten(1)
             right = functional.normalize(weights[f"{level}_feature_mix_conv.{conv}.u0"].float() @ matrix)
             # One step of the power iteration of spectral normalisation, which the release takes in every call.
-            own[f"mix.{k}.{conv}.parametrizations.weight.0._v"] = right[0]
-            own[f"mix.{k}.{conv}.parametrizations.weight.0._u"] = functional.normalize(right @ matrix.T)[0]
-    module.load_state_dict(own)
+            state[f"mix.{k}.{conv}.parametrizations.weight.0._v"] = right[0]
+            state[f"mix.{k}.{conv}.parametrizations.weight.0._u"] = functional.normalize(right @ matrix.T)[0]
+    module.load_state_dict(state)
 
 
 def _check(path: Path, entries: list[Entry], weights: Mapping[str, Tensor]) -> None:

@@ -31,7 +31,7 @@ class TrainedGrounder:
         """A class's score is its mean probability inside its mask."""
         torch.set_num_threads(self._threads)
         logits = self.logits(collate(generated), images_to_tensor([g.image for g in generated]))
-        return [_grounded(own, prompt) for own, prompt in zip(logits, prompts, strict=True)]
+        return [_grounded(image_logits, prompt) for image_logits, prompt in zip(logits, prompts, strict=True)]
 
     def logits(self, captured: Captured, images: Tensor) -> Tensor:
         """The module's logits, float32 (B, K, H, W), for `images` of `images_to_tensor`.
@@ -56,9 +56,9 @@ def open_grounders(named: Sequence[str], device: str, threads: int) -> list[tupl
     """
     opened: list[tuple[str, TrainedGrounder]] = []
     for text in named:
-        given, folder = split_named_path(text)
+        label, folder = split_named_path(text)
         grounder = TrainedGrounder(grounder_folder(folder), device, threads)
-        name = given or grounder.config.module
+        name = label or grounder.config.module
         if any((name, grounder.config.split) == (other, g.config.split) for other, g in opened):
             raise UserError(
                 f"two grounders of split {grounder.config.split} are both named {name}; give them different names: "
@@ -120,15 +120,16 @@ def _grounded(logits: Tensor, prompt: Prompt) -> Grounded:
     return Grounded(tuple(instances))
 
 
-def _stacked(tensors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([own[name] for own in tensors]) for name in tensors[0]}
+def _stacked(images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of several images, each as one batch."""
+    return {name: torch.stack([tensors[name] for tensors in images]) for name in images[0]}
 
 
 def _class_embeddings(embeddings: Sequence[Tensor]) -> Tensor | None:
     if not embeddings:
         return None
-    max_classes = max(len(own) for own in embeddings)
-    return torch.stack([_padded(own, 0, max_classes) for own in embeddings])
+    max_classes = max(len(image) for image in embeddings)
+    return torch.stack([_padded(image, 0, max_classes) for image in embeddings])
 
 
 def _padded(value: Tensor, axis: int, size: int) -> Tensor:

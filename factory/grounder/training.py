@@ -29,7 +29,7 @@ from factory.training.stream import SampleStream
 HELD_OUT = 0.05
 _MAX_VALIDATION = 128
 _MAX_SHOWN = 16
-_OWN_GENERATOR = {"revision", "threads"}
+_NOT_STORED = {"revision", "threads"}
 _DETECTION = {"detector", "score", "ignore_score"}
 
 
@@ -148,7 +148,7 @@ class GrounderTask:
             data=tuple(dataset.recipe.fingerprint() for dataset in self.datasets),
             steps=steps,
             oracle={
-                "generator": generator.model_dump(mode="json", exclude=_OWN_GENERATOR),
+                "generator": generator.model_dump(mode="json", exclude=_NOT_STORED),
                 "masks": self.recipe.masks.model_dump(mode="json", include=_DETECTION),
             },
         )
@@ -195,8 +195,8 @@ def shared_recipe(datasets: Sequence[OracleDataset]) -> Any:
 
 def _features_and_classes(dataset: OracleDataset) -> tuple[Any, ...]:
     recipe = dataset.recipe
-    own = recipe.generator
-    generator = (own.model, own.revision, own.adapter, own.width, own.height)
+    settings = recipe.generator
+    generator = (settings.model, settings.revision, settings.adapter, settings.width, settings.height)
     return generator, recipe.masks.noise_level, recipe.masks.noise_seed, recipe.classes, recipe.oracle
 
 

@@ -83,7 +83,7 @@ def test_the_published_module_has_the_released_names_and_shapes() -> None:
     assert sum(weight.numel() for weight in module.parameters()) == 18_796_560
     expected = released_shapes((15360, 14080, 8320, 5120), 3840, 768)
     assert {entry.name: entry.shape for entry in layout(module)} == expected
-    used = {entry.own for entry in layout(module)} - {None}
+    used = {entry.target for entry in layout(module)} - {None}
     assert used == set(module.state_dict()) - {name for name in module.state_dict() if name[-2:] in ("_u", "_v")}
 
 

@@ -63,7 +63,9 @@ class Backbone:
     def levels(self) -> dict[int, list[str]]:
         """Names of blocks by reduction, from the coarsest level to the finest."""
         reductions = sorted({reduction for _, reduction in self.blocks.values()}, reverse=True)
-        return {level: [name for name, (_, own) in self.blocks.items() if own == level] for level in reductions}
+        return {
+            level: [name for name, (_, reduction) in self.blocks.items() if reduction == level] for level in reductions
+        }
 
     def channels(self, level: int) -> int:
         """Total channels of a level's blocks."""

@@ -90,8 +90,10 @@ class PublishedLayer(nn.Module):
 
     def forward(self, queries: Tensor, memory: Tensor, absent: Tensor) -> Tensor:
         """One layer; shapes as in `PublishedDecoder`."""
-        own = self.norm1(queries)
-        queries = queries + self.self_attn(own, own, own, key_padding_mask=absent, need_weights=False)[0]
+        normalised = self.norm1(queries)
+        queries = (
+            queries + self.self_attn(normalised, normalised, normalised, key_padding_mask=absent, need_weights=False)[0]
+        )
         queries = queries + self.multihead_attn(self.norm2(queries), memory, memory, need_weights=False)[0]
         result: Tensor = queries + self.linear2(functional.relu(self.linear1(self.norm3(queries))))
         return result
