@@ -53,18 +53,18 @@ def _by_card(card: Path, family: Family) -> dict[str, Any]:
 def _by_configuration(folder: Path, index: Mapping[str, Any], family: Family, name: str) -> dict[str, Any]:
     denoiser = read_config(folder, family.denoiser)
     kind = component_class(index, "scheduler", str(folder))
-    few: dict[str, Any] = {"steps": _FEW}
+    few_steps: dict[str, Any] = {"steps": _FEW}
     if kind in NOT_REPEATABLE:
         return {"solver": "dpm++"}
     if family.is_unet:
         if is_consistency(kind, denoiser):
             embedded = denoiser.get("time_cond_proj_dim") is not None
-            return few | {"guidance": _LCM_GUIDANCE if embedded else 1.0}
-        return few | {"guidance": 0.0} if is_turbo(kind, read_config(folder, "scheduler")) else {}
+            return few_steps | {"guidance": _LCM_GUIDANCE if embedded else 1.0}
+        return few_steps | {"guidance": 0.0} if is_turbo(kind, read_config(folder, "scheduler")) else {}
     if index["_class_name"] == "FluxPipeline" and not denoiser.get("guidance_embeds"):
-        return few | {"guidance": 0.0}
+        return few_steps | {"guidance": 0.0}
     if index.get("is_distilled"):
-        return few | {"guidance": 1.0}
+        return few_steps | {"guidance": 1.0}
     if _TURBO.search(Path(name.rstrip("/")).name):
-        return few | {"guidance": 0.0}
+        return few_steps | {"guidance": 0.0}
     return {"steps": family.steps, "guidance": family.scale}

@@ -13,17 +13,17 @@ def feature_layers(unet: Any) -> list[tuple[str, nn.Module]]:
 
     As in Stable Diffusion's original code, the last layer of an up block is recorded after the block's upsampler.
     """
-    inner = [unet.conv_in]
+    input_blocks = [unet.conv_in]
     for block in unet.down_blocks:
-        inner += [*_layers(block), *(getattr(block, "downsamplers", None) or [])]
-    outer: list[nn.Module] = []
+        input_blocks += [*_layers(block), *(getattr(block, "downsamplers", None) or [])]
+    output_blocks: list[nn.Module] = []
     for block in unet.up_blocks:
         layers, samplers = _layers(block), list(getattr(block, "upsamplers", None) or [])
-        outer += [*layers[: len(layers) - len(samplers)], *samplers]
-    named = [(f"in.{number}", layer) for number, layer in enumerate(inner)]
+        output_blocks += [*layers[: len(layers) - len(samplers)], *samplers]
+    named = [(f"in.{number}", layer) for number, layer in enumerate(input_blocks)]
     if unet.mid_block is not None:  # some distilled U-Nets have none
         named.append(("mid", unet.mid_block))
-    return named + [(f"out.{number}", layer) for number, layer in enumerate(outer)]
+    return named + [(f"out.{number}", layer) for number, layer in enumerate(output_blocks)]
 
 
 def _layers(block: Any) -> list[nn.Module]:

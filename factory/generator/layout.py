@@ -113,11 +113,11 @@ def weights_variant(folder: Path) -> str | None:
     plain |= {f"{name}.index.json" for name in plain}
     if names & plain:
         return None
-    found = {name.split(".")[1] for name in names if _is_variant(name)}
-    found |= {name.split(".")[-2] for name in names if ".index." in name and name.endswith(".json")}
-    found = {name.split("-")[0] for name in found}
-    for variant in (*_VARIANTS, *sorted(found)):
-        if variant in found:
+    variants = {name.split(".")[1] for name in names if _is_variant(name)}
+    variants |= {name.split(".")[-2] for name in names if ".index." in name and name.endswith(".json")}
+    variants = {name.split("-")[0] for name in variants}
+    for variant in (*_VARIANTS, *sorted(variants)):
+        if variant in variants:
             return variant
     raise UserError(
         f"{folder} holds no weights: there is none of {', '.join(sorted(plain)[:4])} or their variants; download or "
@@ -131,11 +131,6 @@ def pixels_per_latent(vae: Mapping[str, Any]) -> int:
         return int(2 ** len(vae["temperal_downsample"]))
     blocks = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or (64,)
     return int(2 ** (len(blocks) - 1))
-
-
-def denoiser_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a pipeline's U-Net or transformer."""
-    return read_config(folder, family_in(read_index(folder)).denoiser)
 
 
 def blocks_of(family: Family, denoiser: Mapping[str, Any]) -> int:

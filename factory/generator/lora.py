@@ -62,7 +62,7 @@ def lora_settings(name: str, family: Family) -> dict[str, Any]:
     """Solver, steps and guidance of the few-step LoRAs that people use, which are known by their names."""
     lowered = name.lower()
     steps = _STEPS.search(lowered)
-    found: dict[str, Any] = {} if steps is None else {"steps": int(steps[1])}
+    settings: dict[str, Any] = {} if steps is None else {"steps": int(steps[1])}
     if family.is_unet:
         for kind, solver, guidance in (
             ("lcm", "lcm", 1.0),
@@ -71,10 +71,10 @@ def lora_settings(name: str, family: Family) -> dict[str, Any]:
             ("hyper", "ddim-trailing", 0.0),
         ):
             if kind in lowered:
-                return {"steps": 4, **found, "solver": solver, "guidance": guidance}
+                return {"steps": 4, **settings, "solver": solver, "guidance": guidance}
     elif "lightning" in lowered:
-        return {"steps": 8, **found, "guidance": family.unguided}
-    return found
+        return {"steps": 8, **settings, "guidance": family.unguided}
+    return settings
 
 
 def merge_lora(pipeline: Any, file: Path, scale: float) -> None:
@@ -88,12 +88,12 @@ def merge_lora(pipeline: Any, file: Path, scale: float) -> None:
     if unused or not state:
         raise UserError(_not_for(pipeline, file, unused or ["no tensor of a LoRA"]))
     for name, module in parts.items():
-        own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-        if own:
+        tensors = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+        if tensors:
             scales = {
                 key.removeprefix(f"{name}."): alpha for key, alpha in alphas.items() if key.startswith(f"{name}.")
             }
-            _merge(module, _as_pairs(own, name), scales, scale, file, pipeline)
+            _merge(module, _with_peft_names(tensors, name), scales, scale, file, pipeline)
 
 
 def _on_the_hub(name: str) -> tuple[str, str]:
@@ -135,41 +135,41 @@ def _converted(pipeline: Any, file: Path) -> tuple[dict[str, Any], dict[str, flo
     except Exception as error:
         raise UserError(_not_for(pipeline, file, [" ".join(str(error).split())[:200]])) from error
     state, alphas = result if isinstance(result, tuple) else (result, {})
-    found = {_module_of(key): float(value) for key, value in (alphas or {}).items()}
-    return dict(state), found | _alphas_of_peft(metadata or {}, state)
+    by_module = {_module_of(key): float(value) for key, value in (alphas or {}).items()}
+    return dict(state), by_module | _alphas_of_peft(metadata or {}, state)
 
 
 def _module_of(alpha: str) -> str:
     """The module of an alpha, which may be named as in older versions of diffusers."""
     name = alpha.removesuffix(".alpha").split(".down.")[0].split(".lora_")[0].replace(".processor.", ".")
-    own = r".\1_proj" if name.startswith("text_encoder") else r".to_\1"
-    return re.sub(r"\.to_(q|k|v|out)_lora$", own, name)
+    target = r".\1_proj" if name.startswith("text_encoder") else r".to_\1"
+    return re.sub(r"\.to_(q|k|v|out)_lora$", target, name)
 
 
 def _alphas_of_peft(metadata: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, float]:
     """The alpha of each module, as peft's settings in the file give it."""
-    found = {}
+    alphas = {}
     for key in state:
         name, _, module = key.split(".lora_")[0].partition(".")
         if f"{name}.lora_alpha" in metadata:
             if metadata.get(f"{name}.use_rslora") or metadata.get(f"{name}.use_dora"):
                 raise UserError("a LoRA with use_rslora or use_dora is not supported; use an ordinary one.")
             patterns = metadata.get(f"{name}.alpha_pattern") or {}
-            found[f"{name}.{module}"] = float(patterns.get(module, metadata[f"{name}.lora_alpha"]))
-    return found
+            alphas[f"{name}.{module}"] = float(patterns.get(module, metadata[f"{name}.lora_alpha"]))
+    return alphas
 
 
-def _as_pairs(own: Mapping[str, Any], component: str) -> dict[str, Any]:
+def _with_peft_names(tensors: Mapping[str, Any], component: str) -> dict[str, Any]:
     """A component's tensors with names that end in lora_A.weight and lora_B.weight."""
     from diffusers.utils import state_dict_utils as convert
 
-    if any(".lora_A." in key for key in own):
-        return dict(own)
+    if any(".lora_A." in key for key in tensors):
+        return dict(tensors)
     if component.startswith("text_encoder"):
-        old = any("_lora." in key for key in own)
+        old = any("_lora." in key for key in tensors)
         kind = convert.StateDictType.DIFFUSERS_OLD if old else convert.StateDictType.DIFFUSERS
-        return dict(convert.convert_state_dict_to_peft(dict(own), kind))
-    return dict(convert.convert_unet_state_dict_to_peft(dict(own)))
+        return dict(convert.convert_state_dict_to_peft(dict(tensors), kind))
+    return dict(convert.convert_unet_state_dict_to_peft(dict(tensors)))
 
 
 def _merge(
@@ -180,12 +180,12 @@ def _merge(
     modules: dict[str, Any] = dict(module.named_modules())
     names = {key.split(".lora_")[0] for key in pairs}
     # Text encoders lost this prefix in transformers 5.
-    found: dict[str, Any] = {name: modules.get(name, modules.get(name.removeprefix("text_model."))) for name in names}
-    unknown = [name for name, target in found.items() if not hasattr(target, "weight")]
+    targets: dict[str, Any] = {name: modules.get(name, modules.get(name.removeprefix("text_model."))) for name in names}
+    unknown = [name for name, target in targets.items() if not hasattr(target, "weight")]
     incomplete = [name for name in names if not {f"{name}.lora_A.weight", f"{name}.lora_B.weight"} <= pairs.keys()]
     if unknown or incomplete:
         raise UserError(_not_for(pipeline, file, unknown or incomplete))
-    for name, target in found.items():
+    for name, target in targets.items():
         down, up = pairs[f"{name}.lora_A.weight"].float(), pairs[f"{name}.lora_B.weight"].float()
         rank = down.shape[0]
         change = up.flatten(1) @ down.flatten(1) * (scale * alphas.get(name, float(rank)) / rank)

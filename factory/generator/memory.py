@@ -10,8 +10,8 @@ from factory.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-Given = TypeVar("Given")
-Made = TypeVar("Made")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class FittingParts:
@@ -22,14 +22,14 @@ class FittingParts:
         self._subject = subject
         self._size: int | None = None
 
-    def apply(self, function: Callable[[Sequence[Given]], list[Made]], batch: Sequence[Given]) -> list[Made]:
+    def apply(self, function: Callable[[Sequence[Item]], list[Result]], batch: Sequence[Item]) -> list[Result]:
         """The results for a batch, in order. Raises UserError if not even one sample fits."""
-        results: list[Made] = []
+        results: list[Result] = []
         while len(results) < len(batch):
             part = batch[len(results) :][: self._size]
-            made = _unless_out_of_memory(function, part)
-            if made is not None:
-                results += made
+            part_results = _unless_out_of_memory(function, part)
+            if part_results is not None:
+                results += part_results
                 continue
             if len(part) == 1:
                 raise UserError(
@@ -48,8 +48,8 @@ class FittingParts:
 
 
 def _unless_out_of_memory(
-    function: Callable[[Sequence[Given]], list[Made]], part: Sequence[Given]
-) -> list[Made] | None:
+    function: Callable[[Sequence[Item]], list[Result]], part: Sequence[Item]
+) -> list[Result] | None:
     try:
         return function(part)
     except torch.OutOfMemoryError:

@@ -73,14 +73,14 @@ def loaded_class(kind: str) -> str:
     return SOLVERS["dpm++"][0] if kind in NOT_REPEATABLE else kind
 
 
-def with_solver(own: Any, solver: str) -> Any:
-    """The scheduler of a solver over the noise levels of a model's `own` scheduler."""
+def with_solver(scheduler: Any, solver: str) -> Any:
+    """The scheduler of a solver over the noise levels of the model's own `scheduler`."""
     import diffusers
 
     if solver == OWN:
-        return own
+        return scheduler
     kind, changes = SOLVERS[solver]
-    return getattr(diffusers, kind).from_config(own.config, **changes)
+    return getattr(diffusers, kind).from_config(scheduler.config, **changes)
 
 
 def check_scheduler(
@@ -97,8 +97,8 @@ def check_scheduler(
     its U-Net or transformer, and `is_unet` says which of the two it is.
     """
     supported = OF_UNETS if is_unet else OF_TRANSFORMERS
-    own, solver = generator.solver == OWN, generator.solver
-    if kind in NOT_REPEATABLE and own:
+    uses_own, solver = generator.solver == OWN, generator.solver
+    if kind in NOT_REPEATABLE and uses_own:
         raise UserError(
             f"the {kind} of {where} draws noise that does not depend on the seed alone, so images would not "
             f"be reproducible; set generator.solver to one of {', '.join(SOLVERS)}."
@@ -111,18 +111,18 @@ def check_scheduler(
     prediction = config.get("prediction_type", _PREDICTIONS[0])
     if prediction not in _PREDICTIONS:
         raise UserError(f"the scheduler of {where} predicts {prediction!r}; supported are {', '.join(_PREDICTIONS)}.")
-    if (kind in _FLOW | _EDM or config.get("use_flow_sigmas")) and not own:
+    if (kind in _FLOW | _EDM or config.get("use_flow_sigmas")) and not uses_own:
         raise UserError(
             f"{where} is sampled by its own {kind} alone, whose noise levels differ from those of other solvers, but "
             f"the recipe's solver is {solver}; set generator.solver to `{OWN}`, or leave it out."
         )
     # A LoRA may turn an ordinary model into a consistency model, but nothing does the reverse.
-    if is_consistency(kind, denoiser) and not own and SOLVERS[solver][0] not in _CONSISTENCY:
+    if is_consistency(kind, denoiser) and not uses_own and SOLVERS[solver][0] not in _CONSISTENCY:
         raise UserError(
             f"{where} is a consistency model, which only its own {kind} can sample, but the recipe's solver is "
             f"{solver}; set generator.solver to `{OWN}`, or leave it out."
         )
-    _check_steps(kind if own else SOLVERS[solver][0], config, generator, where)
+    _check_steps(kind if uses_own else SOLVERS[solver][0], config, generator, where)
 
 
 def _check_steps(kind: str, config: Mapping[str, Any], generator: GeneratorRecipe, where: str) -> None:

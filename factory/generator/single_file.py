@@ -56,9 +56,9 @@ def _load_transformer(file: Path, folder: Path, index: Mapping[str, Any], dtype:
     kind = component_class(index, name, str(folder))
     tensors: Any = _read(file)
     model: Any = _built(kind, folder / name, dtype)
-    own = model.state_dict().keys()
+    expected = model.state_dict().keys()
     # A file may hold the names of diffusers already, as the parts of a pipeline's folder do.
-    if 2 * len(own & tensors.keys()) < len(own):
+    if 2 * len(expected & tensors.keys()) < len(expected):
         from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
         if kind not in SINGLE_FILE_LOADABLE_CLASSES:
@@ -90,8 +90,8 @@ def _filled(model: nn.Module, tensors: Mapping[str, Tensor], name: str, file: Pa
     """The model with weights of these names. Raises UserError if one is missing."""
     from factory.generator.weights import check_tensors
 
-    found = model.load_state_dict(tensors, strict=False)
-    check_tensors(name, file, found.missing_keys, (), len(model.state_dict()))
+    result = model.load_state_dict(tensors, strict=False)
+    check_tensors(name, file, result.missing_keys, (), len(model.state_dict()))
     return model.to(dtype).eval()
 
 
@@ -110,20 +110,20 @@ def _converted(name: str, model: Any, tensors: Mapping[str, Tensor]) -> dict[str
     """A component's tensors under its class's names; empty if the checkpoint has none of them."""
     from diffusers.loaders import single_file_utils as convert
 
-    own = dict(tensors)
+    remaining = dict(tensors)  # the converters remove what they read
     if name == "unet":
-        return dict(convert.convert_ldm_unet_checkpoint(own, config=dict(model.config)))
+        return dict(convert.convert_ldm_unet_checkpoint(remaining, config=dict(model.config)))
     if name == "vae":
-        return dict(convert.convert_ldm_vae_checkpoint(own, config=dict(model.config)))
+        return dict(convert.convert_ldm_vae_checkpoint(remaining, config=dict(model.config)))
     if name == "text_encoder_2" or any(key.startswith(_OPEN_CLIP) for key in tensors):
         prefix = _XL_OPEN_CLIP if name == "text_encoder_2" else _OPEN_CLIP
-        found = convert.convert_open_clip_checkpoint(model, own, prefix=prefix)
+        converted = convert.convert_open_clip_checkpoint(model, remaining, prefix=prefix)
     else:
         prefix = _XL_CLIP if any(key.startswith(_XL_CLIP) for key in tensors) else _CLIP
-        found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        converted = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     if hasattr(model, "text_model"):
-        return dict(found)
-    return {key.removeprefix("text_model."): value for key, value in found.items()}
+        return dict(converted)
+    return {key.removeprefix("text_model."): value for key, value in converted.items()}
 
 
 def _read(file: Path, shapes_only: bool = False) -> dict[str, Tensor]:

@@ -20,14 +20,14 @@ def text_groups(tokens: Sequence[TextTokens], prompts: Sequence[Prompt], pipelin
     groups, text = torch.zeros(len(prompts), length, classes + 3), torch.zeros(len(prompts), length, dtype=torch.bool)
     for k, prompt in enumerate(prompts):
         shift = 0
-        for own in tokens:
-            for column, group, is_text in _columns(own, k, prompt, pipeline, classes):
+        for encoder_tokens in tokens:
+            for column, group, is_text in _columns(encoder_tokens, k, prompt, pipeline, classes):
                 if shift + column < length:
                     groups[k, shift + column, group] = 1
                     text[k, shift + column] = is_text
-            shift += own.ids.shape[1]
-        found = groups[k].any(0).tolist()
-        missing = [name for number, name in enumerate(prompt.classes) if not found[number]]
+            shift += encoder_tokens.ids.shape[1]
+        is_read = groups[k].any(0).tolist()
+        missing = [name for number, name in enumerate(prompt.classes) if not is_read[number]]
         if missing:  # this call explains what is wrong
             class_positions(_tokenizer(tokens[-1], pipeline), _ids(tokens[-1], k), prompt.only(missing))
     return Texts(groups, text)
@@ -40,15 +40,17 @@ def _columns(
 
     The groups are the classes, what precedes the prompt, its other words, and what follows it.
     """
-    real = tokens.text[index].tolist()
-    inside = [position for position, is_text in enumerate(real) if is_text]
+    is_text = tokens.text[index].tolist()
+    text_positions = [position for position, kept in enumerate(is_text) if kept]
     found = class_positions(_tokenizer(tokens, pipeline), _ids(tokens, index), prompt, missing_ok=True)
-    of_class = {inside[position]: number for number, own in enumerate(found.classes) for position in own}
-    start, stop = (inside[found.start], inside[found.end - 1] + 1) if found.end else (0, 0)
-    for position, column in enumerate(tokens.encoder.columns(real, pipeline)):
+    of_class = {
+        text_positions[position]: number for number, positions in enumerate(found.classes) for position in positions
+    }
+    start, stop = (text_positions[found.start], text_positions[found.end - 1] + 1) if found.end else (0, 0)
+    for position, column in enumerate(tokens.encoder.columns(is_text, pipeline)):
         if column is not None:
-            other = classes if position < start else classes + 1 if position < stop else classes + 2
-            yield column, of_class.get(position, other), real[position]
+            other_group = classes if position < start else classes + 1 if position < stop else classes + 2
+            yield column, of_class.get(position, other_group), is_text[position]
 
 
 def _ids(tokens: TextTokens, index: int) -> list[int]:

@@ -32,10 +32,10 @@ class TextReader:
 
 def open_tokenizers(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     """The tokenizers of a pipeline by component, without the processors of language models around them."""
-    found = {
+    loaded = {
         name: _tokenizer(folder / name, component_class(index, name, str(folder))) for name in component_names(index)[1]
     }
-    return {name: getattr(tokenizer, "tokenizer", tokenizer) for name, tokenizer in found.items()}
+    return {name: getattr(tokenizer, "tokenizer", tokenizer) for name, tokenizer in loaded.items()}
 
 
 def longest_reader(family: Family, tokenizers: Mapping[str, Any]) -> TextReader:

@@ -37,21 +37,21 @@ def class_positions(tokenizer: Any, ids: Sequence[int], prompt: Prompt, missing_
     classes = []
     for phrase, (start, end) in zip(prompt.phrases, spans, strict=True):
         if start < length:
-            own = decoded.tokens(offset + start, offset + min(end, length))
+            positions = decoded.tokens(offset + start, offset + min(end, length))
         else:
-            found = _by_phrase(decoded.text, text, start, end)
-            own = () if found is None else decoded.tokens(found + start, found + end)
-        if not own and not missing_ok:
+            prompt_start = _by_phrase(decoded.text, text, start, end)
+            positions = () if prompt_start is None else decoded.tokens(prompt_start + start, prompt_start + end)
+        if not positions and not missing_ok:
             raise UserError(
                 f"the words {phrase!r} come after the first {len(ids)} tokens, which are all that the model reads of "
                 f"{prompt.text!r}; shorten the prompt."
             )
-        classes.append(own)
+        classes.append(positions)
     if not length:
-        inside = [position for own in classes for position in own]
-        return Positions(tuple(classes), min(inside, default=0), max(inside, default=-1) + 1)
-    whole = decoded.tokens(offset, offset + length)
-    return Positions(tuple(classes), whole[0], whole[-1] + 1)
+        named = [position for positions in classes for position in positions]
+        return Positions(tuple(classes), min(named, default=0), max(named, default=-1) + 1)
+    prompt_tokens = decoded.tokens(offset, offset + length)
+    return Positions(tuple(classes), prompt_tokens[0], prompt_tokens[-1] + 1)
 
 
 def _span(prompt: Prompt, index: int, ends: Sequence[int]) -> tuple[int, int]:
@@ -72,10 +72,10 @@ def _located(decoded: str, text: str) -> tuple[int, int]:
     A prompt that was cut ends where only the end token may follow. (0, 0) if it is not there at all.
     """
     for length in range(len(text), 0, -1):
-        at = decoded.rfind(text[:length])
-        if at >= 0:
-            whole = length == len(text)
-            return (at, length) if whole or len(decoded) - at - length <= _END_TOKEN else (0, 0)
+        start = decoded.rfind(text[:length])
+        if start >= 0:
+            complete = length == len(text)
+            return (start, length) if complete or len(decoded) - start - length <= _END_TOKEN else (0, 0)
     return 0, 0
 
 
@@ -85,10 +85,10 @@ def _by_phrase(decoded: str, text: str, start: int, end: int) -> int | None:
     later = text.count(phrase, start)
     if decoded.count(phrase) < text.count(phrase):
         return None
-    at = len(decoded)
+    position = len(decoded)
     for _ in range(later):
-        at = decoded.rfind(phrase, 0, at)
-    return at - start
+        position = decoded.rfind(phrase, 0, position)
+    return position - start
 
 
 class _Decoded:

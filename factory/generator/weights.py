@@ -34,8 +34,8 @@ _MAX_NAMED = 3
 
 def torch_dtype(recipe: GeneratorRecipe) -> torch.dtype:
     """The type of the weights; "tf32" is a mode of multiplying float32."""
-    found: torch.dtype = getattr(torch, "float32" if recipe.dtype == "tf32" else recipe.dtype)
-    return found
+    dtype: torch.dtype = getattr(torch, "float32" if recipe.dtype == "tf32" else recipe.dtype)
+    return dtype
 
 
 def assemble(folder: Path, checkpoint: Path | None, recipe: GeneratorRecipe) -> Any:
@@ -75,12 +75,12 @@ def assemble(folder: Path, checkpoint: Path | None, recipe: GeneratorRecipe) -> 
 
 def check_tensors(name: str, where: object, missing: Collection[str], unexpected: Collection[str], total: int) -> None:
     """Raise UserError unless weights and configuration have the same tensors; the configuration has `total`."""
-    for found, what in (
+    for faulty, what in (
         (missing, f"is missing {len(missing)} of its {total} tensors"),
         ([key for key in unexpected if not _IGNORED.search(key)], "has tensors that its configuration does not have"),
     ):
-        if found:
-            names = ", ".join(sorted(found)[:_MAX_NAMED]) + (", ..." if len(found) > _MAX_NAMED else "")
+        if faulty:
+            names = ", ".join(sorted(faulty)[:_MAX_NAMED]) + (", ..." if len(faulty) > _MAX_NAMED else "")
             raise UserError(
                 f"the {name} of {where} {what} ({names}): its weights and configuration do not match, or a file is "
                 f"truncated. Download or save the model again."
