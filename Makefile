@@ -160,6 +160,12 @@ stickers-all: $(STAMP) ## Train and measure all embedded models, in order; resum
 		--judge runs/judge/model --out runs/evaluation
 	$(BIN)/factory stickers evaluate --pipeline runs/turbo/model --detector runs/detector/model \
 		--judge runs/judge/model --steps 4 --guidance 1 --out runs/evaluation-turbo
+	$(BIN)/factory bootstrap-oracle --classes coco --split 1 --n 2000 --model runs/diffusion/model \
+		--detector runs/detector/model --shards runs/oracle
+	$(BIN)/factory train-grounder runs/oracle --steps 300 --out runs/grounder
+	$(BIN)/factory bootstrap-oracle --classes coco --split 1 --n 2000 --model runs/turbo/model \
+		--detector runs/detector/model --steps 4 --guidance 1 --shards runs/oracle-turbo
+	$(BIN)/factory train-grounder runs/oracle-turbo --steps 300 --out runs/grounder-turbo
 
 clean: ## Remove the environments and all generated files except the training runs in runs/
 	rm -rf $(VENV) $(EXTRAS) $(CLUSTER) demo build .mypy_cache .ruff_cache .pytest_cache

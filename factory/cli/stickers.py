@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from factory.cli.shared_options import AsJson, Table
-from factory.config.stickers import GUIDANCE, STEPS
+from factory.config.stickers import EMBEDDED_MODELS, STICKERS
 from factory.files.strict_json import dumps
 
 app = typer.Typer(
@@ -119,17 +119,21 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for evaluation.json and the contact sheets.")] = Path(
         "runs/evaluation"
     ),
-    pipeline: Annotated[Path | None, typer.Option(help="Diffusers folder; the embedded model by default.")] = None,
+    pipeline: Annotated[str, typer.Option(help="stickers, stickers-turbo, or a diffusers folder.")] = STICKERS,
     detector: Annotated[Path | None, typer.Option(help="Detector folder; the embedded one by default.")] = None,
     judge: Annotated[
         Path | None, typer.Option(help="Folder of a second, independently trained detector to report as well.")
     ] = None,
     images_per_class: Annotated[int, typer.Option(min=1, help="Generated images per class.")] = 20,
     pairs: Annotated[int, typer.Option(min=1, help="Generated images of two classes.")] = 400,
-    steps: Annotated[int, typer.Option("--solver-steps", "--steps", min=1, help="Denoising steps per image.")] = STEPS,
+    steps: Annotated[
+        int | None,
+        typer.Option("--solver-steps", "--steps", min=1, help="Denoising steps per image; by default, as `generate`."),
+    ] = None,
     guidance: Annotated[
-        float, typer.Option(min=1, help="Scale of classifier-free guidance; 1 disables it.")
-    ] = GUIDANCE,
+        float | None,
+        typer.Option(min=1, help="Scale of classifier-free guidance; 1 disables it; by default, as `generate`."),
+    ] = None,
     scenes: Annotated[int, typer.Option(min=80, help="Newly rendered scenes for the mask IoU, per style group.")] = 600,
     table: Table = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the figures, as JSON.")] = False,
@@ -151,7 +155,8 @@ def evaluate(
 
     report = to_nowhere if as_json else to_stderr
     judges = Judges(open_detector(detector), open_detector(judge) if judge else None)
-    sampling = Sampling(steps, guidance)
+    usual = EMBEDDED_MODELS.get(pipeline, EMBEDDED_MODELS[STICKERS])
+    sampling = Sampling(steps or usual.steps, guidance or usual.guidance)
     measured = measure(open_pipeline(pipeline), judges, out, images_per_class, pairs, scenes, sampling, report)
     figures = figures_of(measured)
     (out / "evaluation.json").write_text(dumps(figures, indent=1) + "\n")
@@ -201,6 +206,7 @@ def draw(
     out: Annotated[Path, typer.Option(help="Image file to write.")] = Path("demo/stickers.png"),
     n: Annotated[int, typer.Option("--n", min=1, max=400, help="Number of images.")] = 40,
     pairs: Annotated[bool, typer.Option("--pairs", help="Draw two classes per image.")] = False,
+    model: Annotated[str, typer.Option(help="stickers, stickers-turbo, or a diffusers folder like them.")] = STICKERS,
     seed: Annotated[int, typer.Option(help="Seed of the images.")] = 0,
 ) -> None:
     """Draw images with the embedded text-to-image model beside the masks of the embedded detector.
@@ -216,6 +222,6 @@ def draw(
 
     vocabulary = parse_classes(classes)
     with progress_bar("drawing", n) as advance:
-        found = contact_sheet(vocabulary, n, 2 if pairs else 1, seed, out, advance)
+        found = contact_sheet(vocabulary, n, 2 if pairs else 1, seed, out, model, advance)
     typer.echo(f"{n} images, all prompted classes found in {found}; left: image, right: masks.")
     typer.echo(str(out))

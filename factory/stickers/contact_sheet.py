@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from factory.config.stickers import EMBEDDED_MODELS, STICKERS
 from factory.config.vocabulary import Vocabulary, caption
 from factory.stickers.embedded import open_detector, open_pipeline
 from factory.stickers.evaluate_parts import classes_found, detect_all
@@ -22,6 +23,7 @@ def contact_sheet(
     objects: int,
     seed: int,
     out: Path,
+    model: str = STICKERS,
     progress: Callable[[int], None] = lambda done: None,
 ) -> int:
     """Write the sheet to `out`. Returns the number of images in which every prompted class was found.
@@ -36,7 +38,11 @@ def contact_sheet(
         for k in range(num_images)
     ]
     captions = [caption(tuple(dict.fromkeys(chosen))) for chosen in prompted]
-    pictures = sample(open_pipeline(), captions, [seed * 1_000_003 + k for k in range(num_images)], progress=progress)
+    usual = EMBEDDED_MODELS.get(model, EMBEDDED_MODELS[STICKERS])
+    seeds = [seed * 1_000_003 + k for k in range(num_images)]
+    pictures = sample(
+        open_pipeline(model), captions, seeds, progress=progress, steps=usual.steps, guidance=usual.guidance
+    )
     found = detect_all(open_detector(), pictures)
     cells: list[Image.Image] = []
     for picture, instances in zip(pictures, found, strict=True):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from factory.config.stickers import EMBEDDED_MODELS, STICKERS
 from factory.errors import UserError
 from factory.files.embedded_models import detector_folder, pipeline_folder
 
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
     from factory.stickers.detector import StickerDetector
 
 
-def open_pipeline(folder: Path | None = None, device: str = "cpu") -> "StableDiffusionPipeline":
-    """The embedded text-to-image model, or another diffusers folder, in full precision and without a progress bar.
+def open_pipeline(model: str | Path = STICKERS, device: str = "cpu") -> "StableDiffusionPipeline":
+    """An embedded text-to-image model or another diffusers folder, in full precision and without a progress bar.
 
     UserError if the folder is not a Stable Diffusion pipeline, or if its weights do not match its configuration.
     """
@@ -23,7 +24,7 @@ def open_pipeline(folder: Path | None = None, device: str = "cpu") -> "StableDif
     from factory.config.sections import GeneratorRecipe
     from factory.generator.weights import assemble
 
-    folder = folder or pipeline_folder()
+    folder = pipeline_folder(str(model)) if str(model) in EMBEDDED_MODELS else Path(model)
     pipeline = assemble(folder, None, GeneratorRecipe(model=str(folder)))
     if not isinstance(pipeline, StableDiffusionPipeline):
         raise UserError(f"{folder} is a {type(pipeline).__name__}; give the folder of a StableDiffusionPipeline.")
