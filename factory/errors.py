@@ -1,4 +1,4 @@
-"""Errors that end a command with a one-sentence message. Each class has its exit code."""
+"""Errors that end a command with a one-sentence message, and how they quote others. Each class has its exit code."""
 
 from factory import exit_codes
 
@@ -30,3 +30,8 @@ class StoreUnavailableError(TransientError):
 
 class LeaseHeldError(TransientError):
     """Another driver is working on the dataset; rerun the command when it has finished."""
+
+
+def one_line(error: BaseException, length: int = 200) -> str:
+    """The first `length` characters of an error's message, in one line; the name of its class if it has none."""
+    return " ".join(str(error).split())[:length] or type(error).__name__

@@ -8,6 +8,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
+from factory.errors import one_line
+
 
 def quiet_model_libraries() -> None:
     """Disable progress bars and warnings of diffusers and transformers, which would mix with this program's output.
@@ -69,6 +71,6 @@ def _try_torchvision() -> str | None:
 
         modules: dict[str, Any] = sys.modules
         modules["torchvision"] = None  # makes `import torchvision` raise ModuleNotFoundError
-        message = " ".join(str(error).split())[:120]
+        message = one_line(error, 120)
         return f"torchvision {version('torchvision')} does not work with torch {version('torch')}: {message}"
     return None

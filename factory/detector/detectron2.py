@@ -14,7 +14,7 @@ from factory.config.recipe import Recipe
 from factory.dataset.records import Image, Instance
 from factory.detector.labels import in_order, translation
 from factory.detector.weights import State, WeightFile, fill, read_state, split_name
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 from factory.hf_logging import torchvision_fault
 
 PREFIX = "detectron2:"
@@ -106,7 +106,7 @@ def load_model(name: str, device: str = "cpu") -> tuple[nn.Module, Any]:
         model: nn.Module = library["build_model"](config).eval()
     except (AssertionError, RuntimeError) as error:
         raise UserError(
-            f"detectron2 cannot build {name} on {device} ({' '.join(str(error).split())[:160]}); give another config, "
+            f"detectron2 cannot build {name} on {device} ({one_line(error, 160)}); give another config, "
             f"such as {_EXAMPLE}."
         ) from error
     fill(model, _renamed(library, model, state, writer, description), description, _FROM_CONFIG)
@@ -121,7 +121,7 @@ def _locate(library: dict[str, Any], name: str, file: WeightFile | None) -> tupl
     try:
         path = Path(library["PathManager"].get_local_path(address))
     except Exception as error:  # iopath passes on whatever the download raised
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = one_line(error, 160)
         raise UserError(
             f"detectron2's weights of {name} cannot be downloaded ({reason}); check the network, or download {address} "
             f"elsewhere and give {PREFIX}{name}@FILE."
@@ -137,7 +137,7 @@ def _renamed(library: dict[str, Any], model: nn.Module, state: State, writer: st
         except (ValueError, KeyError, AssertionError, IndexError, RuntimeError) as error:
             raise UserError(
                 f"{description} does not fit the model: its names cannot be matched "
-                f"({' '.join(str(error).split())[:120]}); give weights of exactly this model."
+                f"({one_line(error, 120)}); give weights of exactly this model."
             ) from error
     # Old files contain tensors that newer releases compute from the config.
     return {key: value for key, value in state.items() if "anchor_generator.cell_anchors" not in key} | {
@@ -218,5 +218,5 @@ def _why_not(error: Exception) -> str:
             "detectron2 requires pkg_resources, which setuptools 82 and later no longer have; run "
             "`pip install 'setuptools<82'`, see docs/detectors.md."
         )
-    reason = torchvision_fault() or " ".join(str(error).split())[:160]
+    reason = torchvision_fault() or one_line(error, 160)
     return f"detectron2 is installed but cannot be imported ({reason}); see docs/detectors.md for its requirements."

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 from factory.hf_logging import quiet_model_libraries
 
 
@@ -28,7 +28,7 @@ def load_complete(kind: Any, source: str, revision: str | None, unused: tuple[st
         )
     except Exception as error:  # truncated and foreign weights fail in many ways
         raise UserError(
-            f"the detector {source} cannot be loaded ({reason(error)}); copy it again, or check the network."
+            f"the detector {source} cannot be loaded ({one_line(error)}); copy it again, or check the network."
         ) from error
     check_complete(source, report, unused)
     return model.eval()
@@ -42,7 +42,7 @@ def load_tokenizer(source: str, revision: str | None) -> Any:
         return AutoTokenizer.from_pretrained(source, **options(source, revision))
     except Exception as error:
         raise UserError(
-            f"the tokenizer of the detector {source} cannot be loaded ({reason(error)}); copy the model again."
+            f"the tokenizer of the detector {source} cannot be loaded ({one_line(error)}); copy the model again."
         ) from error
 
 
@@ -54,7 +54,7 @@ def load_image_processor(source: str, revision: str | None) -> Any:
         return AutoImageProcessor.from_pretrained(source, backend="pil", **options(source, revision))
     except Exception as error:
         raise UserError(
-            f"the image processor of the detector {source} cannot be loaded ({reason(error)}); copy the model again."
+            f"the image processor of the detector {source} cannot be loaded ({one_line(error)}); copy the model again."
         ) from error
 
 
@@ -68,8 +68,3 @@ def check_complete(source: str, report: dict[str, Any], unused: tuple[str, ...])
     differences = "; ".join(f"{len(names)} tensors {what}, such as {min(names)}" for what, names in faults if names)
     if differences:
         raise UserError(f"the weights of {source} do not fit its config.json: {differences}; copy the model again.")
-
-
-def reason(error: Exception) -> str:
-    """A library's error message in one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

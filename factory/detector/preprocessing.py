@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from factory.dataset.records import Image
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 
 _BILINEAR = 2
 _DEFAULTS: dict[str, Any] = {
@@ -57,7 +57,7 @@ def read_settings(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(source, **kept)
     except Exception as error:  # a missing file, or one that is not JSON
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = one_line(error, 160)
         raise UserError(
             f"{source} has no readable preprocessor_config.json ({reason}); copy the model again."
         ) from error

@@ -11,7 +11,7 @@ from factory.config.recipe import Recipe
 from factory.dataset.records import Image, Instance
 from factory.detector.labels import NO_CLASSES, translation
 from factory.detector.weights import State, WeightFile, fill, read_state, split_name
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 from factory.hf_logging import torchvision_fault
 
 PREFIX = "torchvision:"
@@ -138,7 +138,7 @@ def _downloaded(weights: Any, builder: str) -> State:
     try:
         state: State = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # no network, no such address, a full disk, a damaged file in the cache
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise UserError(
             f"torchvision's {weights} cannot be downloaded ({reason}); check the network, delete a damaged copy in "
             f"{torch.hub.get_dir()}/checkpoints, or download {weights.url} elsewhere and give {PREFIX}{builder}@FILE."

@@ -12,12 +12,12 @@ from torch.nn import functional
 
 from factory.config.recipe import Recipe
 from factory.dataset.records import Image, Instance
-from factory.detector.hub_models import check_complete, options, reason
+from factory.detector.hub_models import check_complete, options
 from factory.detector.labels import NO_CLASSES, translation
 from factory.detector.open_names import TYPES, WITH_BOXES
 from factory.detector.preprocessing import read_settings
 from factory.detector.rf_detr import RfDetrProcessor
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 from factory.hf_logging import quiet_model_libraries, torchvision_fault
 
 _MIN_SCORE = 0.05
@@ -151,14 +151,14 @@ def load_model(source: str, revision: str | None) -> tuple[Any, Any]:
     except UserError:
         raise
     except ImportError as error:
-        fault = torchvision_fault() or " ".join(str(error).split())[:150]
+        fault = torchvision_fault() or one_line(error, 150)
         raise UserError(
             f"the image processor of {source} requires another library ({fault}); install the extra `torchvision`, see "
             f"docs/detectors.md."
         ) from error
     except Exception as error:  # truncated and foreign weights fail in many ways
         raise UserError(
-            f"the detector {source} cannot be loaded ({reason(error)}); copy it again, or check the network."
+            f"the detector {source} cannot be loaded ({one_line(error)}); copy it again, or check the network."
         ) from error
     check_complete(source, report, ("num_batches_tracked", "criterion.empty_weight", "text_mapper."))
     if getattr(processor, "do_split_image", False):
@@ -178,12 +178,12 @@ def _config(source: str, revision: str | None) -> Any:
     except Exception as error:
         if not Path(source).exists():
             raise UserError(
-                f"the detector {source} cannot be loaded from the hub or its cache ({reason(error)}); check the id "
+                f"the detector {source} cannot be loaded from the hub or its cache ({one_line(error)}); check the id "
                 f"and the network."
             ) from error
         raise UserError(
-            f"{source} is not an instance segmentation model of transformers ({reason(error)}); see docs/detectors.md "
-            f"for supported models."
+            f"{source} is not an instance segmentation model of transformers ({one_line(error)}); see "
+            f"docs/detectors.md for supported models."
         ) from error
     kind = next((kind for kind, types in TYPES.items() if config.model_type in types), None)
     if kind is not None:

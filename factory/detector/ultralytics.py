@@ -15,7 +15,7 @@ from factory.config.recipe import Recipe
 from factory.dataset.records import Image, Instance
 from factory.detector.labels import in_order, translation
 from factory.detector.weights import State, WeightFile, check_archive, fill, read_state, split_name
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 from factory.hf_logging import torchvision_fault
 
 PREFIX = "ultralytics:"
@@ -90,7 +90,7 @@ def load_model(name: str) -> nn.Module:
         model: nn.Module = library["SegmentationModel"](f"{builder}.yaml", nc=len(known), verbose=False)
     except Exception as error:  # the library raises FileNotFoundError for unknown names, and others for old releases
         raise UserError(
-            f"ultralytics cannot build {builder} ({' '.join(str(error).split())[:160]}); give a segmentation model of "
+            f"ultralytics cannot build {builder} ({one_line(error, 160)}); give a segmentation model of "
             f"the library, such as {_EXAMPLE}."
         ) from error
     _, state = _checkpoint(file.path)
@@ -166,7 +166,7 @@ def _library() -> dict[str, Any]:
         from ultralytics.models.yolo.segment.predict import SegmentationPredictor
         from ultralytics.nn.tasks import SegmentationModel
     except Exception as error:  # a library that does not match torch raises more than ImportError
-        reason = fault or " ".join(str(error).split())[:160]
+        reason = fault or one_line(error, 160)
         raise UserError(
             f"ultralytics cannot be used ({reason}); install it with a torchvision that matches torch, see "
             f"docs/detectors.md."

@@ -14,7 +14,7 @@ from typing import Any
 from factory.config.sections import EngineRecipe
 from factory.engine import environment, logs
 from factory.engine.machine import metrics_port, session_folder, usable_cpus
-from factory.errors import TransientError, UserError
+from factory.errors import TransientError, UserError, one_line
 
 _log = logging.getLogger(__name__)
 
@@ -125,8 +125,8 @@ def _start_local(cpus: int) -> None:
             )
     except Exception as error:  # Ray raises plain Exception if its daemons do not come up
         raise TransientError(
-            f"Ray did not start on this machine: {_message(error)} Possible causes are too many other processes, too "
-            f"little memory or a full disk; free some resources and rerun the same command."
+            f"Ray did not start on this machine: {one_line(error, 300)} Possible causes are too many other processes, "
+            f"too little memory or a full disk; free some resources and rerun the same command."
         ) from error
 
 
@@ -183,8 +183,8 @@ def _join(address: str) -> None:
             )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise UserError(
-            f"cannot join a Ray cluster at {address}: {_message(error)} Start one with `ray start --head`, give its "
-            f"address (host:6379, or auto on one of its nodes), or omit --address to run on this machine."
+            f"cannot join a Ray cluster at {address}: {one_line(error, 300)} Start one with `ray start --head`, give "
+            f"its address (host:6379, or auto on one of its nodes), or omit --address to run on this machine."
         ) from error
     _warn_without_token(address)
 
@@ -236,7 +236,3 @@ def _check_reachable(address: str) -> None:
             f"nothing is listening at {address} ({error}); start a cluster with `ray start --head --port {port}`, "
             f"check the address, or omit --address to run on this machine."
         ) from error
-
-
-def _message(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -24,11 +24,6 @@ def hub_file(repository: str, file: str, revision: str | None) -> Path:
         return Path(hf_hub_download(repository, file, revision=revision))
     except Exception as error:
         raise UserError(
-            f"{file} of {repository} can be read neither from the hub nor from the local cache ({hub_answer(error)}); "
+            f"{file} of {repository} can be read neither from the hub nor from the local cache ({one_line(error)}); "
             f"check the name and the network."
         ) from error
-
-
-def hub_answer(error: Exception) -> str:
-    """An error of huggingface_hub as one line."""
-    return " ".join(str(error).split())[:200]

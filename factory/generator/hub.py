@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from factory.config.sections import GeneratorRecipe
-from factory.errors import UserError
-from factory.files.hub import hub_answer, is_commit
+from factory.errors import UserError, one_line
+from factory.files.hub import is_commit
 from factory.generator.layout import UNUSED, check_layout, component_names, read_index, weights_variant
 
 _MAIN_FILES = ("model_index.json", "config.json")
@@ -27,7 +27,7 @@ def hub_commit(model: str) -> str:
     try:
         return str(HfApi().model_info(model).sha)
     except Exception as error:
-        answer = hub_answer(error)
+        answer = one_line(error)
     for file in _MAIN_FILES:
         with contextlib.suppress(Exception):
             return Path(hf_hub_download(model, file, local_files_only=True)).parent.name
@@ -51,7 +51,7 @@ def hub_configuration(model: str, revision: str | None, recipe: GeneratorRecipe,
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=_CONFIG_FILES))
     except Exception as error:
-        raise UserError(f"{_no_model(model)} (revision {revision}; the hub answered: {hub_answer(error)}).") from error
+        raise UserError(f"{_no_model(model)} (revision {revision}; the hub answered: {one_line(error)}).") from error
 
 
 def hub_pipeline(model: str, revision: str | None, recipe: GeneratorRecipe, skipped: str | None = None) -> Path:
@@ -74,7 +74,7 @@ def hub_pipeline(model: str, revision: str | None, recipe: GeneratorRecipe, skip
         except UserError as error:
             problem = str(error)
         except (OSError, ValueError) as error:
-            problem = " ".join(str(error).split())[:300]
+            problem = one_line(error, 300)
         else:
             return folder
     raise UserError(f"the model {model} cannot be loaded: {problem}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.config.sections import GeneratorRecipe
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 from factory.files.hub import hub_file
 from factory.generator.families import PIPELINES, Family
 
@@ -133,7 +133,7 @@ def _converted(pipeline: Any, file: Path) -> tuple[dict[str, Any], dict[str, flo
     try:
         result = convert(tensors, **options)
     except Exception as error:
-        raise UserError(_not_for(pipeline, file, [" ".join(str(error).split())[:200]])) from error
+        raise UserError(_not_for(pipeline, file, [one_line(error)])) from error
     state, alphas = result if isinstance(result, tuple) else (result, {})
     by_module = {_module_of(key): float(value) for key, value in (alphas or {}).items()}
     return dict(state), by_module | _alphas_of_peft(metadata or {}, state)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 from factory.generator.layout import component_class, component_names, family_in, read_config, read_index
 
 _CLIP, _OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
@@ -139,7 +139,7 @@ def _read(file: Path, shapes_only: bool = False) -> dict[str, Tensor]:
             data = data["state_dict"]
         return {str(key): value for key, value in data.items() if isinstance(value, Tensor)}
     except Exception as error:  # a broken pickle raises exceptions of many unrelated classes
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)
         raise UserError(f"{file} cannot be read as a checkpoint ({reason}); download it again.") from error
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.config.prompts import Prompt
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 from factory.generator.families import Family
 from factory.generator.layout import component_class, component_names
 from factory.generator.tokens import check_words_known, class_positions
@@ -60,5 +60,5 @@ def _tokenizer(folder: Path, kind: str) -> Any:
     try:
         return load_tokenizer(folder, kind)
     except Exception as error:  # transformers and tokenizers raise many types
-        message = " ".join(str(error).split())[:200] or type(error).__name__
+        message = one_line(error)
         raise UserError(f"the tokenizer in {folder} cannot be read: {message}. Download or save it again.") from error

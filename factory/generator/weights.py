@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from factory.config.sections import GeneratorRecipe
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 from factory.generator.layout import (
     UNUSED,
     component_class,
@@ -132,5 +132,5 @@ def _explained(model: str, name: str, load: Callable[[], Any]) -> Any:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error, 300)
         raise UserError(f"the {name} of the model {model} cannot be loaded: {reason}.") from error

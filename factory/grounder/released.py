@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 from factory.grounder.modules.paper import LAYERS
 from factory.grounder.modules.published import PublishedModule
 
@@ -80,7 +80,7 @@ def load_released(module: PublishedModule, path: Path) -> None:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f"the checkpoint {path} cannot be read ({reason}); download it again.") from error
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path} is not a checkpoint of the released module: it is not a dictionary of tensors.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 from factory.generator.load import folder_digest, pin_revision
 from factory.hf_logging import quiet_model_libraries
 from factory.prompts.interface import Instruction, Sampling
@@ -39,7 +39,7 @@ class LocalModel:
     @torch.inference_mode()
     def answer(self, instructions: Sequence[Instruction], seed: int) -> list[str]:
         """Raises UserError if the model cannot read an instruction and write an answer of `max_tokens`."""
-        texts = [self._text(given) for given in instructions]
+        texts = [self._text(instruction) for instruction in instructions]
         # A chat template writes the special tokens itself.
         encoded = self._tokenizer(
             texts, return_tensors="pt", padding=True, add_special_tokens=self._tokenizer.chat_template is None
@@ -53,13 +53,15 @@ class LocalModel:
             output = self._model.generate(**inputs, generation_config=self._config)
         return [str(text) for text in self._tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)]
 
-    def _text(self, given: Instruction) -> str:
+    def _text(self, instruction: Instruction) -> str:
         if self._tokenizer.chat_template is None:
-            return given.completion
+            return instruction.completion
         # All in the user's turn: some templates reject a system prompt. Templates ignore variables they do not know.
-        turn = [{"role": "user", "content": given.chat}]
+        messages = [{"role": "user", "content": instruction.chat}]
         return str(
-            self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+            self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
         )
 
     def _check_length(self, length: int) -> None:
@@ -103,7 +105,7 @@ def _load(source: str, revision: str | None, dtype: str) -> tuple[Any, Any]:
             source, dtype=getattr(torch, dtype), output_loading_info=True, **options
         )
     except Exception as error:  # missing, truncated and foreign files fail in many ways
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)
         raise UserError(
             f"the language model {source} cannot be loaded ({reason}); give the folder or hub id of a causal language "
             f"model of transformers, or the URL of an OpenAI-compatible server."

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from factory.dataset.masks import IGNORE
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 from factory.files.atomic import write_atomically
 from factory.files.strict_json import dumps
 
@@ -162,7 +162,7 @@ def _pretrained(source: str, id_maps: dict[str, Any]) -> tuple[nn.Module, _Loadi
             source, ignore_mismatched_sizes=True, output_loading_info=True, **id_maps
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        message = " ".join(str(error).split())[:200]
+        message = one_line(error)
         raise UserError(
             f"{source} is not a segmentation model ({message}); give {', '.join(ARCHITECTURES)}, a folder or a hub id."
         ) from error
@@ -182,11 +182,11 @@ def _pretrained(source: str, id_maps: dict[str, Any]) -> tuple[nn.Module, _Loadi
     )
 
 
-def save_segmenter(model: Segmenter, folder: Path, about: dict[str, Any]) -> None:
-    """Write a transformers folder, and `segmenter.json` with the class names and `about`."""
+def save_segmenter(model: Segmenter, folder: Path, metadata: dict[str, Any]) -> None:
+    """Write a transformers folder, and `segmenter.json` with the class names and `metadata`."""
     network: Any = model.network
     network.save_pretrained(folder)
-    write_atomically(folder / "segmenter.json", dumps({"names": list(model.names), **about}, indent=1) + "\n")
+    write_atomically(folder / "segmenter.json", dumps({"names": list(model.names), **metadata}, indent=1) + "\n")
 
 
 def load_segmenter(folder: Path) -> Segmenter:
