@@ -10,7 +10,9 @@ from factory.files.strict_json import dumps
 
 def export(
     dataset: Dataset,
-    form: Annotated[str, typer.Option("--format", help="coco, voc, yolo (segmentation) or hf (Hugging Face parquet).")],
+    format_name: Annotated[
+        str, typer.Option("--format", help="coco, voc, yolo (segmentation) or hf (Hugging Face parquet).")
+    ],
     out: Annotated[
         str | None,
         typer.Option(help="Folder to write; by default DATASET-FORMAT, such as pets-coco."),
@@ -37,8 +39,8 @@ def export(
     from factory.files.paths import local_path
 
     folder = out or to
-    target = local_path(folder, "--out") if folder else default_target(dataset, form)
-    job = Export(Store(dataset), target, Options(form, val, polygons), partial)
+    target = local_path(folder, "--out") if folder else default_target(dataset, format_name)
+    job = Export(Store(dataset), target, Options(format_name, val, polygons), partial)
     with progress_bar("exporting samples", job.samples, as_json) as show:
         summary = job.run(show)
     if as_json:

@@ -32,15 +32,15 @@ class ExportFolder:
             if self.root.exists() and not self.root.is_dir():
                 raise UserError(f"{self.root} is a file; give a new or empty folder with --out.")
             claimed = (self._state / "purpose.json").exists()
-            foreign = [] if claimed else [name for name in names_in(self.root) if name != STATE]
-            found = json.loads((self._state / "purpose.json").read_text()) if claimed else self._purpose
-        if foreign:
+            other_files = [] if claimed else [name for name in names_in(self.root) if name != STATE]
+            existing_purpose = json.loads((self._state / "purpose.json").read_text()) if claimed else self._purpose
+        if other_files:
             raise UserError(
-                f"{self.root} is not empty and not a resumable export: it contains {', '.join(foreign[:3])}; "
+                f"{self.root} is not empty and not a resumable export: it contains {', '.join(other_files[:3])}; "
                 f"give a new or empty folder with --out. Nothing was written."
             )
-        changed = [f"{name}: {found.get(name)} -> {value}" for name, value in self._purpose.items()
-                   if found.get(name) != value]  # fmt: skip
+        changed = [f"{name}: {existing_purpose.get(name)} -> {value}" for name, value in self._purpose.items()
+                   if existing_purpose.get(name) != value]  # fmt: skip
         if changed:
             raise UserError(
                 f"{self.root} contains a different export: {'; '.join(changed)}. Give the same dataset and options to "
@@ -53,9 +53,9 @@ class ExportFolder:
         self.check()
         with clear_errors(self.root):
             self._state.mkdir(parents=True, exist_ok=True)
-            with contextlib.ExitStack() as held:
+            with contextlib.ExitStack() as stack:
                 try:
-                    held.enter_context(locked_if_possible(self._state / "lock"))
+                    stack.enter_context(locked_if_possible(self._state / "lock"))
                 except BlockingIOError:
                     raise UserError(
                         f"{self.root} is being written by another export; wait until it has finished."

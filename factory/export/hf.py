@@ -225,8 +225,8 @@ def _feature_as_yaml(feature: dict[str, Any]) -> dict[str, Any]:
         case "ClassLabel":
             return {"dtype": {"class_label": {"names": {str(k): name for k, name in enumerate(feature["names"])}}}}
         case "Sequence":
-            inner = _feature_as_yaml(feature["feature"])
-            plain = inner["dtype"] if set(inner) == {"dtype"} else inner
+            element = _feature_as_yaml(feature["feature"])
+            plain = element["dtype"] if set(element) == {"dtype"} else element
             return {"sequence": plain} | ({"length": feature["length"]} if "length" in feature else {})
         case _:
             return {"struct": _as_yaml(feature)}

@@ -47,17 +47,17 @@ def joined(rings: Sequence[Ring]) -> Ring:
     branches: dict[int, list[Ring]] = {}
     # Each other ring starts and ends at its point nearest to the base, and is inserted after that point of the base.
     for ring in others:
-        distances, nearest = (np.atleast_1d(found) for found in tree.query(ring))
+        distances, nearest = (np.atleast_1d(values) for values in tree.query(ring))
         start = int(np.argmin(distances))
         closed = np.concatenate([ring[start:], ring[: start + 1]])
         branches.setdefault(int(nearest[start]), []).append(closed)
-    pieces = []
+    points = []
     for index in range(len(base)):
         point = base[index : index + 1]
-        pieces.append(point)
+        points.append(point)
         for branch in branches.get(index, ()):
-            pieces += [branch, point]
-    return np.concatenate(pieces)
+            points += [branch, point]
+    return np.concatenate(points)
 
 
 def _corners(ring: Ring) -> Ring:

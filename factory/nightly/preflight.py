@@ -127,19 +127,19 @@ def check_workers(engine: EngineRecipe, threads: int) -> None:
     with connected(engine, threads):
         nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         remote = ray.remote(num_cpus=0, max_retries=0)(versions)
-        answers = {
+        host_of = {
             remote.options(scheduling_strategy=_on(node["NodeID"])).remote(): node["NodeManagerHostname"]
             for node in nodes
         }
-        ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=_WORKER_TIMEOUT)
+        ready, _ = ray.wait(list(host_of), num_returns=len(host_of), timeout=_WORKER_TIMEOUT)
         try:
-            found = [(answers[reference], ray.get(reference)) for reference in ready]
+            host_versions = [(host_of[reference], ray.get(reference)) for reference in ready]
         except ray.exceptions.RayError as error:
             raise UserError(
                 f"a machine of the cluster cannot run this program: {' '.join(str(error).split())[-300:]}. Install the "
                 f"driver's version of factory on every node."
             ) from error
-    check_versions(found)
+    check_versions(host_versions)
 
 
 def _on(node: str) -> object:
@@ -148,12 +148,14 @@ def _on(node: str) -> object:
     return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
-def check_versions(found: Iterable[tuple[str, dict[str, str]]]) -> None:
+def check_versions(host_versions: Iterable[tuple[str, dict[str, str]]]) -> None:
     """UserError if a host's versions, as (host, versions by library), differ from those of this process."""
-    own = versions()
-    for host, theirs in found:
+    driver = versions()
+    for host, host_has in host_versions:
         different = [
-            f"{name} {theirs.get(name)} instead of {own[name]}" for name in own if theirs.get(name) != own[name]
+            f"{name} {host_has.get(name)} instead of {driver[name]}"
+            for name in driver
+            if host_has.get(name) != driver[name]
         ]
         if different:
             raise UserError(

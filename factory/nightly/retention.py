@@ -16,8 +16,8 @@ def expired_nights(root: Store, keep: int, current: Night | None = None) -> list
     A folder without a valid record is not a night. A night that a driver is working on is kept. `current` is a night
     whose record is not written yet.
     """
-    found = list_nights(root)
-    nights = {date: night for date, night in found.items() if night is not None}
+    by_date = list_nights(root)
+    nights = {date: night for date, night in by_date.items() if night is not None}
     if current is not None:
         nights[current.date] = current
     kept = set(sorted(nights)[-keep:])
@@ -34,8 +34,8 @@ def _is_untouchable(root: Store, night: Night) -> bool:
     """Whether a driver holds the lease of the night's own dataset, or the folder is a link to another place."""
     if root.folder is not None and (root.folder / night.name).is_symlink():
         return True
-    own = night.dataset.startswith(f"{night.name}/")
-    return own and stale(Store(f"{root.address.rstrip('/')}/{night.dataset}", root.settings)) is False
+    has_own_dataset = night.dataset.startswith(f"{night.name}/")
+    return has_own_dataset and stale(Store(f"{root.address.rstrip('/')}/{night.dataset}", root.settings)) is False
 
 
 def delete_night(root: Store, date: datetime.date) -> None:

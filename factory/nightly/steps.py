@@ -44,7 +44,9 @@ def prepare_night(context: NightContext, night: Night | None) -> tuple[Recipe, T
         )
     new_samples = min(recipe.n - totals.planned, context.config.samples_per_night() or recipe.n)
     size = _bytes_per_sample(context, recipe, totals)
-    new_exports = [form for form in context.config.exports if night is None or form not in night.exports]
+    new_exports = [
+        format_name for format_name in context.config.exports if night is None or format_name not in night.exports
+    ]
     check_disk(context.root, size, totals.accepted, new_samples, new_exports)
     check_gpu_budget(recipe.engine, context.config.budget)
     return recipe, totals
@@ -191,15 +193,15 @@ def export_formats(context: NightContext, night: Night, lease: HeldLease, save: 
 
     Returns the record.
     """
-    for form in context.config.exports:
-        before = night.exports.get(form)
+    for format_name in context.config.exports:
+        before = night.exports.get(format_name)
         if before is not None and before.shards == night.shards:
             continue
         lease.check()
         with _timed() as elapsed:
-            folder = f"{context.folder}/exports/{form}"
-            done: Exported = export_night(context.root, context.dataset, folder, form, context.say)
-        exports = {**night.exports, form: done}
+            folder = f"{context.folder}/exports/{format_name}"
+            done: Exported = export_night(context.root, context.dataset, folder, format_name, context.say)
+        exports = {**night.exports, format_name: done}
         night = save(night.changed(exports=exports, seconds=with_seconds(night, "export", elapsed())))
     return night
 

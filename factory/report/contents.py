@@ -83,17 +83,17 @@ class Contents:
 
     def _add_objects(self, objects: NDArray[np.float64]) -> None:
         rows = self._row[objects[:, 0].astype(np.int64)]
-        known = rows >= 0
+        in_vocabulary = rows >= 0
         size = np.searchsorted(_COCO_LIMITS, objects[:, 1], side="right")
-        np.add.at(self._sizes, (rows[known], size[known]), 1)
-        np.add.at(self._area_sums, rows[known], objects[known, 2])
+        np.add.at(self._sizes, (rows[in_vocabulary], size[in_vocabulary]), 1)
+        np.add.at(self._area_sums, rows[in_vocabulary], objects[in_vocabulary, 2])
         self._area.add(np.log10(objects[:, 2]))
         cells = np.clip((objects[:, 3:] * CENTRE_CELLS).astype(np.int64), 0, CENTRE_CELLS - 1)
         np.add.at(self._centres, (cells[:, 1], cells[:, 0]), 1)
 
     def _add_agreement(self, confidence: NDArray[np.float64], iou: NDArray[np.float64]) -> None:
-        both = np.isfinite(confidence) & np.isfinite(iou)
-        x, y = confidence[both], iou[both]
+        recorded = np.isfinite(confidence) & np.isfinite(iou)
+        x, y = confidence[recorded], iou[recorded]
         cells = [np.clip((values * AGREEMENT_CELLS).astype(np.int64), 0, AGREEMENT_CELLS - 1) for values in (y, x)]
         np.add.at(self._agreement, tuple(cells), 1)
         self._moments += [len(x), x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()]
@@ -117,8 +117,8 @@ class Contents:
     def objects(self) -> dict[str, Any]:
         """Sizes, positions and combinations of objects. `pairs` are (class, class, images), most frequent first."""
         names = [entry.name for entry in self._vocabulary]
-        found = np.argwhere(self._pairs).tolist()
-        pairs = [[names[first], names[second], int(self._pairs[first, second])] for first, second in found]
+        nonzero = np.argwhere(self._pairs).tolist()
+        pairs = [[names[first], names[second], int(self._pairs[first, second])] for first, second in nonzero]
         return {
             "count": int(self._centres.sum()),
             "sizes": dict(zip(COCO_SIZES, self._sizes.sum(0).tolist(), strict=True)),
@@ -134,13 +134,13 @@ class Contents:
         `cells[i][j]` counts images by IoU (row i, ascending) and confidence (column j).
         """
         count, x, y, xx, yy, xy = self._moments.tolist()
-        spread = (count * xx - x * x) * (count * yy - y * y)
+        variance_product = (count * xx - x * x) * (count * yy - y * y)
         return {
             "confidence": self._scores["confidence"].to_dict(),
             "detector_iou": self._scores["detector_iou"].to_dict(),
             "both": int(count),
             "cells": self._agreement.tolist(),
-            "correlation": round((count * xy - x * y) / spread**0.5, 4) if spread > 1e-9 else None,
+            "correlation": round((count * xy - x * y) / variance_product**0.5, 4) if variance_product > 1e-9 else None,
         }
 
     def classes(self, plan: Plan, receipts: ReceiptSums) -> list[dict[str, Any]]:

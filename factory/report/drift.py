@@ -114,29 +114,29 @@ def drift(report: Report, previous: Sequence[Report], compare: Report | None = N
 
 
 def _row(measure: Measure, report: Report, previous: Sequence[Report], compare: Report | None) -> dict[str, Any]:
-    now, nights = measure.read(report), previous[-LEARNING_NIGHTS:]
+    now, recent = measure.read(report), previous[-LEARNING_NIGHTS:]
     before = measure.read(previous[-1]) if previous else None
-    pairs = [(measure.read(nights[k]), measure.read(nights[k - 1])) for k in range(1, len(nights))]
-    medians = [(measure.read(nights[k]), measure.median(nights[:k])) for k in range(MEDIAN_LEAST, len(nights))]
-    other = measure.distance(now, measure.read(compare)) if compare is not None else None
+    pairs = [(measure.read(recent[k]), measure.read(recent[k - 1])) for k in range(1, len(recent))]
+    medians = [(measure.read(recent[k]), measure.median(recent[:k])) for k in range(MEDIAN_LEAST, len(recent))]
+    distance = measure.distance(now, measure.read(compare)) if compare is not None else None
     return {
         "name": measure.name,
         "title": measure.title,
         "metric": measure.kind.metric,
         "previous": _judged(measure, measure.distance(now, before), pairs),
         "median": _judged(measure, measure.distance(now, measure.median(previous)), medians),
-        "compare": {"distance": _rounded(other)},
+        "compare": {"distance": _rounded(distance)},
     }
 
 
 def _judged(measure: Measure, distance: float | None, earlier: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
     """A distance with the threshold learned from the distances of earlier nights."""
-    known = [value for now, before in earlier if (value := measure.distance(now, before)) is not None]
-    threshold = learned_threshold(known, measure.kind.floor)
+    distances = [value for now, before in earlier if (value := measure.distance(now, before)) is not None]
+    threshold = learned_threshold(distances, measure.kind.floor)
     return {
         "distance": _rounded(distance),
         "threshold": _rounded(threshold),
-        "learned_from": len(known),
+        "learned_from": len(distances),
         "over": distance is not None and threshold is not None and distance > threshold,
     }
 
@@ -191,7 +191,7 @@ def _changed_settings(report: Report, other: Report) -> list[str]:
 
 def _history(report: Report) -> dict[str, Any]:
     """The key figures of one report, for the trend lines."""
-    wanted: dict[str, Callable[[], Any]] = {
+    figures: dict[str, Callable[[], Any]] = {
         "name": lambda: report["dataset"]["name"],
         "created": lambda: report["created"],
         "samples": lambda: report["dataset"]["samples"],
@@ -201,7 +201,7 @@ def _history(report: Report) -> dict[str, Any]:
         "samples_per_second": lambda: report["time"]["samples_per_second"],
     }
     values: dict[str, Any] = {}
-    for name, find in wanted.items():
+    for name, find in figures.items():
         try:
             values[name] = find()
         except _INVALID:

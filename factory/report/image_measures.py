@@ -38,14 +38,14 @@ def measure_jpeg(data: bytes) -> ImageMeasures:
 
 def measure_luminance(grey: NDArray[np.uint8]) -> ImageMeasures:
     """Measure a luminance image, uint8 (height, width)."""
-    wide = grey.astype(np.int16)
-    inner = 4 * wide[1:-1, 1:-1] - wide[:-2, 1:-1] - wide[2:, 1:-1] - wide[1:-1, :-2] - wide[1:-1, 2:]
+    values = grey.astype(np.int16)
+    laplacian = 4 * values[1:-1, 1:-1] - values[:-2, 1:-1] - values[2:, 1:-1] - values[1:-1, :-2] - values[1:-1, 2:]
     return ImageMeasures(
         luminance=float(grey.mean()),
         contrast=float(grey.std()),
         dark=_log_share(grey <= DARK),
         bright=_log_share(grey >= BRIGHT),
-        sharpness=float(np.log10(1 + (inner.var() if inner.size else 0.0))),
+        sharpness=float(np.log10(1 + (laplacian.var() if laplacian.size else 0.0))),
     )
 
 

@@ -26,7 +26,7 @@ from factory.report.features import IMAGES, FeatureMean
 from factory.report.funnel import funnel
 from factory.report.receipt_sums import ReceiptSums
 from factory.report.selection import RANKS, Lowest
-from factory.report.shard_measures import AUDITED, Example, ShardMeasures, Wanted, measure_shard
+from factory.report.shard_measures import AUDITED, Example, MeasureSettings, ShardMeasures, measure_shard
 
 FORMAT = 1
 """Version of report.json; reports of other versions are not compared."""
@@ -55,10 +55,10 @@ def measure(store: Store, watch: Watch = lambda samples: None, features: int = I
     recipe = recipe_of(store)
     plan = Plan(recipe)
     totals = state(store, plan)
-    wanted = Wanted(recipe.format, RANKS * min(1.0, features / max(1, totals.accepted)))
+    settings = MeasureSettings(recipe.format, RANKS * min(1.0, features / max(1, totals.accepted)))
     contents, sums, means = Contents(recipe), ReceiptSums(), FeatureMean()
     random, worst, damaged = Lowest[Example](AUDITED), Lowest[Example](AUDITED), dict[int, str]()
-    for receipt, shard in _shards(store, sorted(tags(store, len(plan))), wanted):
+    for receipt, shard in _shards(store, sorted(tags(store, len(plan))), settings):
         sums.add(receipt)
         if isinstance(shard, UserError):
             damaged[receipt.shard] = store.hide(str(shard))
@@ -71,17 +71,17 @@ def measure(store: Store, watch: Watch = lambda samples: None, features: int = I
         watch(contents.samples)
     hashes, indices = contents.hashes()
     duplicates = find_duplicates(hashes)
-    pictures = Audit({entry.name: entry.id for entry in recipe.vocabulary().classes})
-    shown: dict[str, Any] = {"random": [], "worst": [], "rejected": {}}
+    images = Audit({entry.name: entry.id for entry in recipe.vocabulary().classes})
+    audited: dict[str, Any] = {"random": [], "worst": [], "rejected": {}}
     similar: list[list[Example]] = []
     if audit:
-        shown = {
-            "random": pictures.samples("random", random.items()),
-            "worst": pictures.samples("worst", worst.items()),
-            "rejected": pictures.rejected(rejected_images(store, sums.shards_with_rejections())),
+        audited = {
+            "random": images.samples("random", random.items()),
+            "worst": images.samples("worst", worst.items()),
+            "rejected": images.rejected(rejected_images(store, sums.shards_with_rejections())),
         }
         similar = duplicate_examples(store, duplicates, indices.tolist(), contents.shard_of)
-    groups = [pictures.samples(f"group{number}", group) for number, group in enumerate(similar)]
+    groups = [images.samples(f"group{number}", group) for number, group in enumerate(similar)]
     data = {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -96,18 +96,20 @@ def measure(store: Store, watch: Watch = lambda samples: None, features: int = I
         "time": sums.to_dict(),
         "run": _run(store) | {"damaged": [{"shard": number, "error": text} for number, text in damaged.items()]},
         "features": means.to_dict(),
-        "audit": shown,
+        "audit": audited,
     }
-    return Measured(data, pictures.thumbnails)
+    return Measured(data, images.thumbnails)
 
 
-def _shards(store: Store, numbers: list[int], wanted: Wanted) -> Iterator[tuple[Receipt, ShardMeasures | UserError]]:
+def _shards(
+    store: Store, numbers: list[int], settings: MeasureSettings
+) -> Iterator[tuple[Receipt, ShardMeasures | UserError]]:
     """Measure shards concurrently, in order and with bounded memory; a damaged one gives its error."""
     pending: deque[tuple[Receipt, Future[ShardMeasures | UserError]]] = deque()
 
     def read(shard: int) -> ShardMeasures | UserError:
         try:
-            return measure_shard(store, shard, wanted)
+            return measure_shard(store, shard, settings)
         except TransientError:
             raise
         except UserError as error:

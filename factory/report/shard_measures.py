@@ -56,56 +56,56 @@ class ShardMeasures:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class MeasureSettings:
     """How samples are read: the recipe's format, and the rank below which an image's features are computed."""
 
     format: int
     feature_rank: float
 
 
-def measure_shard(store: Store, shard: int, wanted: Wanted) -> ShardMeasures:
+def measure_shard(store: Store, shard: int, settings: MeasureSettings) -> ShardMeasures:
     """Measure all samples of a shard. Raises UserError if its tar is missing or damaged."""
     measures, tar = ShardMeasures(shard), tar_name(shard)
     for sample in read_shard(store, tar, ("jpg", "json")):
         with readable(store, f"sample {sample.key} in {tar}"):
-            _measure(sample, wanted, measures)
+            _measure(sample, settings, measures)
     return measures
 
 
-def _measure(sample: EncodedSample, wanted: Wanted, into: ShardMeasures) -> None:
+def _measure(sample: EncodedSample, settings: MeasureSettings, measures: ShardMeasures) -> None:
     record, jpeg = annotation_of(sample), sample.members["jpg"]
     try:
-        filters, rejected = record["filters"], rejections(record, wanted.format)
+        filters, rejected = record["filters"], rejections(record, settings.format)
         scores = (*measure_jpeg(jpeg), _confidence(record), _number(filters.get("detector_iou")))
         code = int(filters["image_hash"], 16) if "image_hash" in filters else difference_hash(decode_jpeg(jpeg))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"its annotation does not match schemas/annotation.json: {error!r}"[:200]) from error
     if not 0 <= code < 2**64:
         raise ValueError("its image_hash has more than 64 bits")
-    into.indices.append(record["image"]["id"])
-    into.hashes.append(code)
-    into.scores.append(scores)
+    measures.indices.append(record["image"]["id"])
+    measures.hashes.append(code)
+    measures.scores.append(scores)
     width, height = record["image"]["width"], record["image"]["height"]
-    into.sizes.append((width, height))
-    into.objects += [_object(annotation, width, height) for annotation in record["annotations"]]
+    measures.sizes.append((width, height))
+    measures.objects += [_object(annotation, width, height) for annotation in record["annotations"]]
     ids = [annotation["category_id"] for annotation in record["annotations"]]
-    into.samples.append((record["classes"], len(rejected), ids))
+    measures.samples.append((record["classes"], len(rejected), ids))
     rank, example = rank_of(sample.key), Example(record, jpeg)
-    if rank < wanted.feature_rank:
-        into.feature_images.append(feature_image(jpeg))
-    into.random.add(rank, sample.key, example)
-    into.worst.add(_badness(scores), sample.key, example)
+    if rank < settings.feature_rank:
+        measures.feature_images.append(feature_image(jpeg))
+    measures.random.add(rank, sample.key, example)
+    measures.worst.add(_worst_rank(scores), sample.key, example)
 
 
 def _object(annotation: dict[str, Any], width: int, height: int) -> tuple[float, ...]:
-    left, top, wide, high = annotation["bbox"]
+    left, top, box_width, box_height = annotation["bbox"]
     area = annotation["area"]
     return (
         annotation["category_id"],
         area,
         area / (width * height),
-        (left + wide / 2) / width,
-        (top + high / 2) / height,
+        (left + box_width / 2) / width,
+        (top + box_height / 2) / height,
     )
 
 
@@ -118,6 +118,6 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) else np.nan
 
 
-def _badness(scores: Sequence[float]) -> float:
+def _worst_rank(scores: Sequence[float]) -> float:
     """The rank among the worst samples: the lower of confidence and detector agreement; without both, 1."""
     return float(np.nanmin([*scores[-2:], 1.0]))

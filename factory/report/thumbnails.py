@@ -40,8 +40,8 @@ def outlined(image: Image, masks: Sequence[Mask]) -> Image:
     for number, mask in enumerate(masks):
         colour = np.array(_COLOURS[number % len(_COLOURS)], np.float32)
         pixels[mask] = (1 - _FILL) * pixels[mask] + _FILL * colour
-        inner = ndimage.binary_erosion(mask, border_value=0)
-        pixels[mask & ~inner] = colour
+        interior = ndimage.binary_erosion(mask, border_value=0)
+        pixels[mask & ~interior] = colour
         pixels[ndimage.binary_dilation(mask) & ~mask] *= 0.35  # a dark rim, for images as bright as the colour
     return pixels.round().astype(np.uint8)
 

@@ -24,11 +24,11 @@ def verdict(report: Report, previous: Report | None) -> dict[str, Any]:
     problems = [*faults, *doubts]
     opening = {GOOD: "Good", CHECK: "Worth a look", BAD: "Needs attention"}[level]
     ending = "; ".join(problems) if problems else "nothing unusual was found"
-    sentence = f"{opening}: {_made(report)}{_yield_text(report)}{comparison}; {ending}."
+    sentence = f"{opening}: {_completeness(report)}{_yield_text(report)}{comparison}; {ending}."
     return {"level": level, "compared": compared, "sentence": sentence, "problems": problems}
 
 
-def _made(report: Report) -> str:
+def _completeness(report: Report) -> str:
     data = report["dataset"]
     if data["complete"] and data["samples"] == data["n"]:
         return f"all {data['n']:,} samples are complete"
@@ -63,29 +63,29 @@ def differs(first: Report, second: Report) -> bool:
 
 
 def _faults(report: Report) -> list[str]:
-    data, run, found = report["dataset"], report["run"], []
+    data, run, faults = report["dataset"], report["run"], []
     if not data["samples"]:
-        found.append("there are no samples")
+        faults.append("there are no samples")
     if run["damaged"]:
-        found.append(f"{_number(len(run['damaged']), 'shard')} cannot be read")
+        faults.append(f"{_number(len(run['damaged']), 'shard')} cannot be read")
     if run["quarantined"]:
-        found.append(f"{_number(len(run['quarantined']), 'shard')} failed repeatedly")
-    return found
+        faults.append(f"{_number(len(run['quarantined']), 'shard')} failed repeatedly")
+    return faults
 
 
 def _doubts(report: Report) -> list[str]:
-    data, found = report["dataset"], []
+    data, doubts = report["dataset"], []
     if data["exhausted"] > _EXHAUSTED_SHARE * max(1, data["exhausted"] + data["samples"]):
-        found.append(f"{_number(data['exhausted'], 'sample')} exhausted all attempts")
+        doubts.append(f"{_number(data['exhausted'], 'sample')} exhausted all attempts")
     empty = [row["name"] for row in report["classes"] if row["planned"] and not row["made"]]
     if empty and data["complete"]:
-        found.append(f"{_number(len(empty), 'class', 'classes')} without a sample")
+        doubts.append(f"{_number(len(empty), 'class', 'classes')} without a sample")
     redundant, total = report["duplicates"]["redundant"], report["duplicates"]["total"]
     if redundant > _REDUNDANT_SHARE * max(1, total):
-        found.append(f"{100 * redundant / total:.1f} % of the images are near-duplicates of others")
+        doubts.append(f"{100 * redundant / total:.1f} % of the images are near-duplicates of others")
     if report["drift"]["over"]:
-        found.append(f"unusual drift in {_listed([title.lower() for title in report['drift']['over']])}")
-    return found
+        doubts.append(f"unusual drift in {_listed([title.lower() for title in report['drift']['over']])}")
+    return doubts
 
 
 def _number(count: int, singular: str, plural: str = "") -> str:
