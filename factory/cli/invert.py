@@ -99,9 +99,9 @@ def invert(
     generator = load_recipe(recipe).get("generator", {}) if recipe else {}
     if not isinstance(generator, dict):
         raise UserError(f"{recipe}: `generator:` must be a section with fields such as `model:`.")
-    given = {"generator": generator, "model": model, "batch": batch, "shard_size": shard_size}
+    overrides = {"generator": generator, "model": model, "batch": batch, "shard_size": shard_size}
     engine = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address, "grace": grace}
-    inversion, skipped = recipe_of_folder(options, given, engine, lambda text: typer.echo(text, err=True))
+    inversion, skipped = recipe_of_folder(options, overrides, engine, lambda text: typer.echo(text, err=True))
     typer.echo(f"{inversion.n} images of {real}; {skipped} skipped.", err=True)
     store = open_store(out, recipe)
     with watching(quiet=as_json) as watch:

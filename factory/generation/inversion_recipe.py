@@ -1,17 +1,18 @@
 """Builds the recipe of a dataset of inverted real images: which images, with which prompts and labels."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factory.config.recipe import Recipe, make_recipe
-from factory.config.vocabulary import caption, parse_classes
+from factory.config.vocabulary import Vocabulary, caption, parse_classes
 from factory.errors import UserError
 
 if TYPE_CHECKING:
     from factory.dataset.storage import Store
+    from factory.labelled.interface import LabelledFolder
 
 _NO_FILTER = dict.fromkeys(
     (
@@ -42,7 +43,7 @@ class RealOptions:
 
 def recipe_of_folder(
     options: RealOptions,
-    given: Mapping[str, Any],
+    overrides: Mapping[str, Any],
     engine: Mapping[str, Any],
     report: Callable[[str], None] = lambda text: None,
 ) -> tuple[Recipe, int]:
@@ -51,7 +52,7 @@ def recipe_of_folder(
     `report` receives notes about content of the folder that is ignored.
     """
     from factory.config.sections import RealRecipe
-    from factory.generator.inversion import open_folder, present
+    from factory.generator.inversion import open_folder
 
     if options.dataset == "voc" and options.annotations is not None:
         raise UserError("--annotations names COCO's instances file; give it with --layout coco, or omit it.")
@@ -68,6 +69,30 @@ def recipe_of_folder(
     folder = open_folder(RealRecipe(**real, keys=("",), labels_digest=""), vocabulary, checked=True)  # type: ignore[arg-type]
     for note in folder.notes:
         report(note)
+    keys, prompts, labels_digest, skipped = _usable_images(folder, options, vocabulary, seen)
+    data: dict[str, Any] = {
+        "n": len(keys),
+        "classes": options.classes if options.classes in ("voc", "coco") else list(vocabulary.names),
+        "prompts": prompts,
+        "attempts": 1,
+        "masks": {"source": "labels", "noise_level": options.noise_level},
+        "filters": _NO_FILTER,
+        "oracle": {"split": options.split, "seen": list(seen)},
+        "real": real | {"keys": keys, "labels_digest": labels_digest},
+        "engine": {name: value for name, value in engine.items() if value is not None},
+    }
+    data |= {name: value for name, value in overrides.items() if value is not None and name != "model"}
+    if overrides.get("model") is not None:
+        data["generator"] = {**data.get("generator", {}), "model": overrides["model"], "revision": None}
+    return make_recipe(data), skipped
+
+
+def _usable_images(
+    folder: "LabelledFolder", options: RealOptions, vocabulary: Vocabulary, seen: Collection[str]
+) -> tuple[list[str], list[dict[str, Any]], str, int]:
+    """(keys and prompts of the images that the options allow, digest of their labels, number of skipped images)."""
+    from factory.generator.inversion import present
+
     keys: list[str] = []
     prompts: list[dict[str, Any]] = []
     digest, skipped = hashlib.sha256(), 0
@@ -90,21 +115,7 @@ def recipe_of_folder(
             f"no image of {options.root} can be used: {skipped} contain classes outside split {options.split}, no "
             f"class that covers at least {options.min_area:g} of the image, or more than {options.max_classes} classes."
         )
-    data: dict[str, Any] = {
-        "n": len(keys),
-        "classes": options.classes if options.classes in ("voc", "coco") else list(vocabulary.names),
-        "prompts": prompts,
-        "attempts": 1,
-        "masks": {"source": "labels", "noise_level": options.noise_level},
-        "filters": _NO_FILTER,
-        "oracle": {"split": options.split, "seen": list(seen)},
-        "real": real | {"keys": keys, "labels_digest": digest.hexdigest()},
-        "engine": {name: value for name, value in engine.items() if value is not None},
-    }
-    data |= {name: value for name, value in given.items() if value is not None and name != "model"}
-    if given.get("model") is not None:
-        data["generator"] = {**data.get("generator", {}), "model": given["model"], "revision": None}
-    return make_recipe(data), skipped
+    return keys, prompts, digest.hexdigest(), skipped
 
 
 def mean_psnr(store: "Store", recipe: Recipe) -> float:
