@@ -143,8 +143,8 @@ class ClassWords:
         for name, entry in entries.items():
             self._add(name, True, [plural(text) for text in (entry.name, entry.display, *entry.aliases)])
         for name, entry in entries.items():
-            also = synonyms(entry)
-            self._add(name, False, [*also, *(plural(word) for word in also)])
+            words = synonyms(entry)
+            self._add(name, False, [*words, *(plural(word) for word in words)])
 
     def mentions(self, text: str) -> list[Mention]:
         """The mentions in order. Longer names are preferred: "a hot dog" mentions no dog."""
@@ -158,15 +158,15 @@ class ClassWords:
 
     def _longest(self, text: str, tokens: Sequence[re.Match[str]]) -> tuple[Mention | None, int]:
         """(the longest name that the tokens begin with, its number of tokens); (None, 1) if there is none."""
-        known, spelling = None, ""
+        longest, spelling = None, ""
         for count, token in enumerate(tokens, 1):
             if count > 1 and not _GAP.fullmatch(text, tokens[count - 2].end(), token.start()):
                 break
             spelling += _folded(token[0])
             if spelling in self._classes:
                 name, exact = self._classes[spelling]
-                known = Mention(tokens[0].start(), token.end(), name, exact), count
-        return known or (None, 1)
+                longest = Mention(tokens[0].start(), token.end(), name, exact), count
+        return longest or (None, 1)
 
     _most_tokens = 1
 

@@ -60,16 +60,18 @@ def pair_weights(
     Raises ValueError if `table` is `coco` and a class is not COCO's, if a custom table is invalid, or if a class occurs
     with none of the others.
     """
-    known = {name: position for position, name in enumerate(names)}
+    positions = {name: position for position, name in enumerate(names)}
     if table == "coco":
-        rows, known = _coco_table(), _positions_in_coco(vocabulary, names)
+        rows, positions = _coco_table(), _positions_in_coco(vocabulary, names)
     else:
         rows = _checked(table, vocabulary)
     matrix = [[0.0] * len(names) for _ in names]
     for first, partners in rows.items():
         for second, weight in partners.items():
-            if first in known and second in known:
-                matrix[known[first]][known[second]] = matrix[known[second]][known[first]] = float(weight)
+            if first in positions and second in positions:
+                matrix[positions[first]][positions[second]] = matrix[positions[second]][positions[first]] = float(
+                    weight
+                )
     alone = [name for name, row in zip(names, matrix, strict=True) if not any(row)]
     if alone:
         raise ValueError(
@@ -91,8 +93,8 @@ def balanced(matrix: tuple[tuple[float, ...], ...]) -> tuple[tuple[int, ...], ..
         sums = [math.fsum(weight * factor for weight, factor in zip(row, factors, strict=True)) for row in matrix]
         factors = [math.sqrt(factor / total) for factor, total in zip(factors, sums, strict=True)]
     scaled = [
-        [weight * own * factor for weight, factor in zip(row, factors, strict=True)]
-        for row, own in zip(matrix, factors, strict=True)
+        [weight * row_factor * factor for weight, factor in zip(row, factors, strict=True)]
+        for row, row_factor in zip(matrix, factors, strict=True)
     ]
     return tuple(tuple(max(1, round(value * _SCALE)) if value else 0 for value in row) for row in scaled)
 
@@ -123,13 +125,13 @@ class WeightedGroups:
         count = len(self._weights)
         groups: list[tuple[int, ...]] = []
         group: list[int] = []
-        rest: list[int] = []
+        available: list[int] = []
         for item in range(math.lcm(count, size)):
-            rest = rest or list(range(count))
-            candidates = [index for index in rest if index not in group]
+            available = available or list(range(count))
+            candidates = [index for index in available if index not in group]
             draw = hashlib.sha256(f"{self._seed}/together/{size}/{cycle}/{item}".encode()).digest()[:8]
             chosen = _drawn(candidates, self._scores(group, candidates), int.from_bytes(draw))
-            rest.remove(chosen)
+            available.remove(chosen)
             group.append(chosen)
             if len(group) == size:
                 groups.append(tuple(group))
@@ -137,10 +139,10 @@ class WeightedGroups:
         return groups
 
     def _scores(self, group: Sequence[int], candidates: Sequence[int]) -> list[int]:
-        products = [math.prod(self._weights[own][item] for own in group) for item in candidates]
+        products = [math.prod(self._weights[member][item] for member in group) for item in candidates]
         if any(products):
             return products
-        sums = [sum(self._weights[own][item] for own in group) for item in candidates]
+        sums = [sum(self._weights[member][item] for member in group) for item in candidates]
         return sums if any(sums) else [1] * len(candidates)
 
 
@@ -158,9 +160,9 @@ def _checked(table: Table, vocabulary: Vocabulary) -> dict[str, dict[str, float]
     """The table of a recipe with official names; ValueError if a pair is listed twice."""
     result: dict[str, dict[str, float]] = {}
     names = _Names(vocabulary)
-    for given, partners in table.items():
-        for other, weight in partners.items():
-            first, second = names.ordered(given, other, "cooccurrence")
+    for name, partners in table.items():
+        for partner, weight in partners.items():
+            first, second = names.ordered(name, partner, "cooccurrence")
             if second in result.setdefault(first, {}):
                 raise ValueError(f"the pair of {first} and {second} is listed twice")
             result[first][second] = weight

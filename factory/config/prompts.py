@@ -71,14 +71,14 @@ def make_prompt(text: str, classes: dict[str, str], where: str, vocabulary: Voca
     names = tuple(entry.name for entry in entries)
     if len(set(names)) < len(names):
         raise UserError(f"{where}: a prompt must name each class once, got {', '.join(names)}.")
-    given = zip(entries, classes.values(), strict=True)
-    phrases = tuple(phrase or _find_phrase(text, entry) for entry, phrase in given)
+    pairs = zip(entries, classes.values(), strict=True)
+    phrases = tuple(phrase or _find_phrase(text, entry) for entry, phrase in pairs)
     return Prompt(text.strip(), names, phrases)
 
 
 def _find_phrase(text: str, entry: ClassEntry) -> str:
     """The longest name or alias of the class that occurs in the text; its display name if none does."""
-    for phrase in sorted({entry.display, entry.name, *entry.aliases}, key=lambda known: (-len(known), known)):
+    for phrase in sorted({entry.display, entry.name, *entry.aliases}, key=lambda name: (-len(name), name)):
         if Prompt(text, (entry.name,), (phrase,)).spans()[0] is not None:
             return phrase
     return entry.display

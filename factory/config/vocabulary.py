@@ -97,7 +97,7 @@ class Vocabulary:
         """Look up a class by name or alias, ignoring case, whitespace and underscores; None if there is none."""
         plain = _plain(name)
         for entry in self.classes:
-            if plain in (_plain(known) for known in (entry.name, *entry.aliases)):
+            if plain in (_plain(spelling) for spelling in (entry.name, *entry.aliases)):
                 return entry
         return None
 
@@ -107,14 +107,6 @@ class Vocabulary:
         if entry is not None:
             return entry
         raise UserError(f"There is no class {name!r} in {self.name}{_nearest(name, self.classes)}")
-
-    def by_id(self, class_id: int) -> ClassEntry:
-        """The class with this id; raises UserError if the id is not used."""
-        for entry in self.classes:
-            if entry.id == class_id:
-                return entry
-        ids = [entry.id for entry in self.classes]
-        raise UserError(f"No class in {self.name} has the id {class_id}; ids range from {min(ids)} to {max(ids)}.")
 
     def unseen(self, split: str) -> tuple[str, ...]:
         """The unseen class names of a split.
@@ -166,19 +158,19 @@ def from_names(names: Sequence[str], label: str = "the class list") -> Vocabular
     cleaned = [" ".join(_check_name(name, label).split()) for name in names if name.strip()]
     if not cleaned:
         raise UserError(f"There is no class name in {label}; give at least one, for example --classes dog,cat.")
-    by_name = {_plain(known): entry for entry in coco().classes for known in (entry.name, *entry.aliases)}
-    known = [by_name.get(_plain(name)) for name in cleaned]
-    if all(known):
-        entries = tuple(entry for entry in known if entry is not None)
+    by_name = {_plain(spelling): entry for entry in coco().classes for spelling in (entry.name, *entry.aliases)}
+    coco_entries = [by_name.get(_plain(name)) for name in cleaned]
+    if all(coco_entries):
+        entries = tuple(entry for entry in coco_entries if entry is not None)
     else:
         entries = tuple(ClassEntry(number, name) for number, name in enumerate(cleaned, 1))
     first: dict[str, str] = {}
-    for entry, given in zip(entries, cleaned, strict=True):
+    for entry, spelling in zip(entries, cleaned, strict=True):
         plain = _plain(entry.name)
         if plain in first:
-            spellings = "" if first[plain] == given else f" as {first[plain]!a} and {given!a}"
+            spellings = "" if first[plain] == spelling else f" as {first[plain]!a} and {spelling!a}"
             raise UserError(f"The class {plain!r} is repeated in {label}{spellings}; name each class once.")
-        first[plain] = given
+        first[plain] = spelling
     return Vocabulary("custom", entries)
 
 
@@ -248,15 +240,15 @@ def caption(names: Sequence[str]) -> str:
 @functools.lru_cache(4096)
 def _plain(name: str) -> str:
     """Normalise a name for comparison: Unicode compatibility form, case-folded, single spaces."""
-    form = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    return " ".join(_IGNORABLE.sub("", form).replace("_", " ").split())
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return " ".join(_IGNORABLE.sub("", folded).replace("_", " ").split())
 
 
 def _nearest(name: str, classes: tuple[ClassEntry, ...]) -> str:
-    known = [text for entry in classes for text in (entry.name, *entry.aliases)]
-    near = difflib.get_close_matches(_plain(name), known, n=3, cutoff=0.5)
-    if near:
-        return f"; did you mean {' or '.join(near)}?"
+    spellings = [text for entry in classes for text in (entry.name, *entry.aliases)]
+    similar = difflib.get_close_matches(_plain(name), spellings, n=3, cutoff=0.5)
+    if similar:
+        return f"; did you mean {' or '.join(similar)}?"
     return f"; it has {', '.join(entry.name for entry in classes[:5])}{' and others' if len(classes) > 5 else ''}."
 
 

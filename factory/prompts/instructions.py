@@ -37,13 +37,13 @@ _QUOTES = "\"'`*\u2018\u2019\u201c\u201d"
 def instruction(names: Sequence[str], key: str) -> Instruction:
     """The instruction for a prompt that shows the classes `names`; its setting is drawn by `key`."""
     objects = [article(name) + name for name in names]
-    shown = " and ".join(filter(None, (", ".join(objects[:-1]), objects[-1])))
+    objects_text = " and ".join(filter(None, (", ".join(objects[:-1]), objects[-1])))
     place = _drawn([*words.PLACES["outdoors"], *words.PLACES["indoors"]], f"{key}/place")
     setting = f"{place}, {_drawn((*words.WEATHER, *words.VIEWPOINTS, *words.CAMERA), f'{key}/detail')}"
-    examples = [*_EXAMPLES, (shown, setting, "")]
+    examples = [*_EXAMPLES, (objects_text, setting, "")]
     lines = [f"Objects: {names}\nSetting: {where}\nDescription: {text}" for names, where, text in examples]
     completion = "Descriptions of photographs. Each names its objects once and shows nothing else.\n\n"
-    return Instruction(_TASK.format(objects=shown, setting=setting), completion + "\n\n".join(lines).rstrip())
+    return Instruction(_TASK.format(objects=objects_text, setting=setting), completion + "\n\n".join(lines).rstrip())
 
 
 def prompt_in(answer: str) -> str:

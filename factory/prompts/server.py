@@ -45,11 +45,11 @@ class ServerModel:
         with ThreadPoolExecutor(min(_CONCURRENT, max(1, len(instructions)))) as senders:
             return list(senders.map(self._complete, instructions, range(seed, seed + len(instructions))))
 
-    def _complete(self, given: Instruction, seed: int) -> str:
+    def _complete(self, instruction: Instruction, seed: int) -> str:
         sampling = self._sampling
         body = {
             "model": self._model,
-            "messages": [{"role": "user", "content": given.chat}],
+            "messages": [{"role": "user", "content": instruction.chat}],
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,

@@ -60,13 +60,13 @@ def _write_batch(
         missing = [index for index in indices if index not in accepted]
         if not missing:
             break
-        asked = list(islice(cycle(missing), len(indices)))
+        requested = list(islice(cycle(missing), len(indices)))
         key = f"{job.seed}/prompts/{indices[0]}/{attempt}"
-        given = [
-            instruction([entry.display for entry in classes[index]], f"{key}/{place}")
-            for place, index in enumerate(asked)
+        instructions = [
+            instruction([entry.display for entry in classes[index]], f"{key}/{position}")
+            for position, index in enumerate(requested)
         ]
-        for index, answer in zip(asked, model.answer(given, _seed(key)), strict=True):
+        for index, answer in zip(requested, model.answer(instructions, _seed(key)), strict=True):
             if index in accepted:
                 continue
             result = check.check(prompt_in(answer), [entry.name for entry in classes[index]])
