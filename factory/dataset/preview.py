@@ -17,11 +17,12 @@ from factory.files.decode import decode_jpeg
 
 CELL = 160
 _CAPTION = 14
+_COLUMNS = 4
 _OPACITY = 0.55
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
-def preview_image(store: Store, count: int, suffix: str = ".png", columns: int = 4) -> bytes:
+def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
     """Draw the first samples of a dataset as an image file, in the format of a suffix in FORMATS.
 
     Raises UserError for another suffix or if there is no sample.
@@ -33,11 +34,11 @@ def preview_image(store: Store, count: int, suffix: str = ".png", columns: int =
     cells = list(islice(_cells(store), count))
     if not cells:
         raise UserError(f"{store.address} contains no samples yet; generate some with `factory generate`.")
-    rows = -(-len(cells) // columns)
+    rows = -(-len(cells) // _COLUMNS)
     width, height = cells[0].size
-    preview = Image.new("RGB", (min(columns, len(cells)) * width, rows * height), "white")
+    preview = Image.new("RGB", (min(_COLUMNS, len(cells)) * width, rows * height), "white")
     for index, cell in enumerate(cells):
-        preview.paste(cell, (index % columns * width, index // columns * height))
+        preview.paste(cell, (index % _COLUMNS * width, index // _COLUMNS * height))
     stream = io.BytesIO()
     preview.save(stream, FORMATS[suffix.lower()])
     return stream.getvalue()

@@ -13,6 +13,8 @@ from factory.labelled.interface import LabelledImage
 from factory.segmenter.data import LabelledSource
 from factory.segmenter.model import Segmenter
 
+_MAX_BATCH = 16
+
 
 @dataclass(frozen=True)
 class SegmenterScore:
@@ -88,15 +90,15 @@ def summarise(confusion: Confusion, names: Sequence[str], unseen: Sequence[str],
 
 
 def _mean(values: list[float]) -> float:
-    known = [value for value in values if value == value]  # without NaN
-    return float(np.mean(known)) if known else float("nan")
+    defined = [value for value in values if value == value]  # without NaN
+    return float(np.mean(defined)) if defined else float("nan")
 
 
-def _by_size(samples: list[LabelledImage], max_batch: int = 16) -> list[list[LabelledImage]]:
+def _by_size(samples: list[LabelledImage]) -> list[list[LabelledImage]]:
     """Batches of consecutive images of the same size."""
     batches: list[list[LabelledImage]] = []
     for sample in samples:
-        if batches and len(batches[-1]) < max_batch and batches[-1][0].image.shape == sample.image.shape:
+        if batches and len(batches[-1]) < _MAX_BATCH and batches[-1][0].image.shape == sample.image.shape:
             batches[-1].append(sample)
         else:
             batches.append([sample])

@@ -74,8 +74,8 @@ class _Response:
 class Bucket:
     """The server. `faults` and `latency` may change; `objects` maps "bucket/name" to (bytes, generation)."""
 
-    def __init__(self, latency: float = 0.0, upstream: str | None = None, seed: int = 0) -> None:
-        self.latency, self.faults = latency, list[Fault]()
+    def __init__(self, upstream: str | None = None, seed: int = 0) -> None:
+        self.latency, self.faults = 0.0, list[Fault]()
         self.objects: dict[str, tuple[bytes, int]] = {}
         self.requests: Counter[str] = Counter()
         self.ignores_conditions = False
@@ -301,10 +301,10 @@ class Bucket:
 
 
 @contextmanager
-def serving(bucket: Bucket, port: int = 0) -> Iterator[Bucket]:
+def serving(bucket: Bucket) -> Iterator[Bucket]:
     """Run the server in a thread within a `with` block."""
     loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(bucket.serve, "127.0.0.1", port, backlog=1024))
+    server = loop.run_until_complete(asyncio.start_server(bucket.serve, "127.0.0.1", 0, backlog=1024))
     bucket.endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     thread = threading.Thread(target=loop.run_forever, name="bucket", daemon=True)
     thread.start()

@@ -20,7 +20,7 @@ def can_refuse_hard_links() -> bool:
     return platform.system() == "Linux" and platform.machine() in _LINK_CALLS
 
 
-def refuse_hard_links(error: int = errno.EPERM) -> None:
+def refuse_hard_links(error: int) -> None:
     """Make every hard link of this thread and its children fail with `error`; this cannot be undone.
 
     The kernel rejects the calls (seccomp), because stores create links in native code. OSError if the kernel does not
@@ -29,14 +29,14 @@ def refuse_hard_links(error: int = errno.EPERM) -> None:
     _refuse(_LINK_CALLS[platform.machine()], error)
 
 
-def refuse_locks(error: int = errno.ENOLCK) -> None:
+def refuse_locks() -> None:
     """Like `refuse_hard_links` for every `flock`, as on NFS without a lock service."""
-    _refuse(_LOCK_CALLS[platform.machine()], error)
+    _refuse(_LOCK_CALLS[platform.machine()], errno.ENOLCK)
 
 
 def _refuse(calls: tuple[int, ...], error: int) -> None:
     lines = [(_LOAD, 0, 0, 0)]
-    lines += [(_EQUALS, len(calls) - place, 0, number) for place, number in enumerate(calls)]
+    lines += [(_EQUALS, len(calls) - position, 0, number) for position, number in enumerate(calls)]
     lines += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _FAIL | error)]
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
     header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(lines), ctypes.addressof(program)))
