@@ -75,8 +75,8 @@ def _provenance(format: int) -> dict[str, Column]:
         "levels": _sequence("int64"),
         "threshold": _value("float64"),
     }
-    about = {"format": _value("int64"), "recipe": _value("string")}
-    return {**about, "generator": _struct(generator), "masks": _struct(masks)}
+    origin = {"format": _value("int64"), "recipe": _value("string")}
+    return {**origin, "generator": _struct(generator), "masks": _struct(masks)}
 
 
 def _value(kind: str) -> Column:
@@ -87,8 +87,8 @@ def _values(kind: str, *names: str) -> dict[str, Column]:
     return {name: _value(kind) for name in names}
 
 
-def _sequence(inner: str | Column) -> Column:
-    return {"sequence": inner}
+def _sequence(element: str | Column) -> Column:
+    return {"sequence": element}
 
 
 def _struct(columns: dict[str, Column]) -> Column:

@@ -82,12 +82,12 @@ def commit(
     samples: list[EncodedSample],
     tally: Tally,
     recipe: str,
-    about: Mapping[str, Mapping[str, Any]],
+    run_info: Mapping[str, Mapping[str, Any]],
 ) -> Receipt:
     """Write the tar and the manifest, then the receipt. Committing the same shard twice is harmless.
 
-    `recipe` is the fingerprint; `about` holds `seconds`, `versions` and `worker`. Raises `ConflictError` if a file with
-    different content exists without a receipt.
+    `recipe` is the fingerprint; `run_info` holds `seconds`, `versions` and `worker`. Raises `ConflictError` if a file
+    with different content exists without a receipt.
     """
     data = pack(samples)
     try:
@@ -111,9 +111,9 @@ def commit(
         attempts=tally.attempts,
         rejected=dict(sorted(tally.rejected.items())),
         short=tally.exhausted,
-        seconds=about["seconds"],
-        versions=about["versions"],
-        worker=about["worker"],
+        seconds=run_info["seconds"],
+        versions=run_info["versions"],
+        worker=run_info["worker"],
     )
     store.create(receipt_name(shard.number), receipt.to_json())
     return receipt

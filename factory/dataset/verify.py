@@ -47,11 +47,11 @@ def verify(
     """
     recipe = recipe_of(store)
     plan, done = Plan(recipe), committed(store)
-    known = sorted(number for number in done if number < len(plan))
-    orphans, foreign = _without_receipt(store, plan, set(known))
+    finished = sorted(number for number in done if number < len(plan))
+    orphans, foreign = _without_receipt(store, plan, set(finished))
     report = Report(planned=len(plan), missing=missing(plan, done), orphans=orphans, foreign=foreign)
     seen: dict[bytes, str] = {}
-    chosen = choose(known)
+    chosen = choose(finished)
     with ThreadPoolExecutor(4) as pool:
         for checked in pool.map(lambda number: check_shard(store, recipe, plan.shard(number)), chosen):
             problems = list(checked.problems)
@@ -68,7 +68,7 @@ def verify(
     return report
 
 
-def _without_receipt(store: Store, plan: Plan, known: set[int]) -> tuple[dict[str, int], list[str]]:
+def _without_receipt(store: Store, plan: Plan, finished: set[int]) -> tuple[dict[str, int], list[str]]:
     """(orphans: file names of planned shards without a receipt, mapped to the shard; foreign files)."""
     orphans: dict[str, int] = {}
     foreign: list[str] = []
@@ -78,6 +78,6 @@ def _without_receipt(store: Store, plan: Plan, known: set[int]) -> tuple[dict[st
             number = int(stem) if stem.isascii() and stem.isdecimal() else -1
             if name != name_of(number) or number >= len(plan):
                 foreign.append(name)
-            elif number not in known:
+            elif number not in finished:
                 orphans[name] = number
     return orphans, foreign

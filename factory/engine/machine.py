@@ -20,10 +20,10 @@ def usable_cpus() -> int:
     return max(1, allowed if quota is None else min(allowed, int(quota)))
 
 
-def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
+def _quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
     """The smallest CPU quota among the cgroups (v2 or v1) of this process, in cores; None without a limit."""
     try:
-        entries = [line.split(":", 2) for line in own.read_text().splitlines()]
+        entries = [line.split(":", 2) for line in membership.read_text().splitlines()]
     except OSError:
         return None
     limits: list[float] = []

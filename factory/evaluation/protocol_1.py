@@ -183,14 +183,14 @@ class SplitEvaluation:
         return prompts
 
 
-def _measure(evaluation: SplitEvaluation, group: str, wanted: int) -> dict[str, tuple[float, float, int, int]]:
+def _measure(evaluation: SplitEvaluation, group: str, max_images: int) -> dict[str, tuple[float, float, int, int]]:
     """(mIoU, mIoU of images, images counted, images tried) by method."""
     meters: dict[str, IoUMeter] = {name: IoUMeter() for _, methods in evaluation.generators for name in methods}
     counted = tried = 0
     # The detector does not find every class in every image, so up to three times the images are generated.
-    for batch in evaluation.batches(group, 3 * wanted):
+    for batch in evaluation.batches(group, 3 * max_images):
         shape = batch.generated[0][0].image.shape[:2]
-        kept = batch.complete[: wanted - counted]
+        kept = batch.complete[: max_images - counted]
         for generated, (_, methods) in zip(batch.generated, evaluation.generators, strict=True):
             for name, method in methods.items():
                 predicted = method.ground(generated, batch.prompts)
@@ -199,7 +199,7 @@ def _measure(evaluation: SplitEvaluation, group: str, wanted: int) -> dict[str, 
                     truth = label_map(batch.truths[k].disjoint(), classes, shape)
                     meters[name].add(classes, label_map(predicted[k].disjoint(), classes, shape), truth)
         counted, tried = counted + len(kept), tried + len(batch.prompts)
-        if counted >= wanted:
+        if counted >= max_images:
             break
     return {name: (meter.miou, meter.image_miou, counted, tried) for name, meter in meters.items()}
 

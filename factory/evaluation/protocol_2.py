@@ -67,9 +67,9 @@ def as_markdown(results: Sequence[SegmenterResult], classes: str) -> str:
     """A table in percent for each labelled folder; the first contains the paper's figures."""
     parts = []
     for number, real in enumerate(dict.fromkeys(result.real for result in results)):
-        own = [result for result in results if result.real == real]
+        folder_results = [result for result in results if result.real == real]
         lines = [
-            f"Tested on {real} ({own[0].score.images} images):",
+            f"Tested on {real} ({folder_results[0].score.images} images):",
             "",
             "| trained on | seen | unseen | harmonic mean | mIoU with background |",
             "|---|---|---|---|---|",
@@ -79,7 +79,7 @@ def as_markdown(results: Sequence[SegmenterResult], classes: str) -> str:
                 f"| {name} | {seen} | {unseen} | {harmonic} | |"
                 for name, (seen, unseen, harmonic) in PAPER.get(classes, {}).items()
             ]
-        lines += [f"| {result.name} | {' | '.join(_percent(result.score))} |" for result in own]
+        lines += [f"| {result.name} | {' | '.join(_percent(result.score))} |" for result in folder_results]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 

@@ -37,11 +37,11 @@ class Reporter:
     ) -> None:
         """`already_quarantined` holds the shards in quarantine at the start."""
         self._store, self._tracker, self._watch, self._held = store, tracker, watch, held
-        self._brief = store.with_patience(_PATIENCE)
+        self._impatient_store = store.with_patience(_PATIENCE)
         self._quarantined = already_quarantined
         self._written = 0.0
         self._writer = _Background("reports")
-        self._keeper = IndexKeeper(ReceiptIndex(self._brief))
+        self._keeper = IndexKeeper(ReceiptIndex(self._impatient_store))
         self._pending: bytes | None = None
         self._pending_logs: str | None = None
         self._written_logs = ""
@@ -65,7 +65,7 @@ class Reporter:
         """Write the error of a quarantined shard."""
         self._quarantined.add(shard)
         data = json.dumps({"shard": shard, "error": self._store.hide(text)}, indent=1).encode()
-        self._writer.do(lambda: self._brief.put(quarantine_name(shard), data))
+        self._writer.do(lambda: self._impatient_store.put(quarantine_name(shard), data))
 
     def logs(self, text: str) -> None:
         """Write the output of the workers to the log file of this run; with a slow store, only the latest output."""
@@ -78,7 +78,7 @@ class Reporter:
         self._keeper.finished(shard)
         if shard in self._quarantined:
             self._quarantined.discard(shard)
-            self._writer.do(lambda: self._brief.delete(quarantine_name(shard)))
+            self._writer.do(lambda: self._impatient_store.delete(quarantine_name(shard)))
 
     def drain(self) -> None:
         """Wait until the receipts of all finished shards are in the index."""
@@ -101,13 +101,13 @@ class Reporter:
     def _write_logs(self) -> None:
         text, self._pending_logs = self._pending_logs, None
         if text is not None and text != self._written_logs:
-            self._brief.put(self._log, self._store.hide(text).encode())
+            self._impatient_store.put(self._log, self._store.hide(text).encode())
             self._written_logs = text
 
     def _write_progress(self) -> None:
         data, self._pending = self._pending, None
         if data is not None:
-            self._brief.put(PROGRESS, data)
+            self._impatient_store.put(PROGRESS, data)
 
 
 class IndexKeeper:

@@ -36,8 +36,8 @@ class RunMetrics:
         self._publish()
         end = time.monotonic() + (linger() if complete else 0.0)
         with suppress(KeyboardInterrupt):
-            while (rest := end - time.monotonic()) > 0:
-                time.sleep(min(rest, INTERVAL))
+            while (remaining := end - time.monotonic()) > 0:
+                time.sleep(min(remaining, INTERVAL))
                 self._publish()
 
     def _run(self) -> None:

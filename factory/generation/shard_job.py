@@ -101,7 +101,7 @@ class ContentProducer:
         start = time.perf_counter()
         samples = [future.result() for future in produced.samples]
         produced.seconds["encode"] = round(time.perf_counter() - start, 4)
-        about = {
+        run_info = {
             "seconds": produced.seconds,
             "versions": versions(),
             "worker": {
@@ -114,15 +114,19 @@ class ContentProducer:
         }
         # Before the receipt: a resumed run does not produce a finished shard again.
         produced.rejected.save(self._store, shard)
-        return _done(self._commit(planned, samples, produced, about))
+        return _done(self._commit(planned, samples, produced, run_info))
 
     def _commit(
-        self, planned: PlannedShard, samples: list[EncodedSample], produced: Produced, about: dict[str, dict[str, Any]]
+        self,
+        planned: PlannedShard,
+        samples: list[EncodedSample],
+        produced: Produced,
+        run_info: dict[str, dict[str, Any]],
     ) -> Receipt:
         """Commit the shard and record its metrics."""
         dataset, start = self._store.address, time.perf_counter()
         try:
-            receipt = commit(self._store, planned, samples, produced.tally, self._recipe.fingerprint(), about)
+            receipt = commit(self._store, planned, samples, produced.tally, self._recipe.fingerprint(), run_info)
         except ConflictError:
             metrics.CONFLICTS.add(1, dataset)
             raise

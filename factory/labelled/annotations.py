@@ -156,8 +156,8 @@ def _add(instances: InstancesFile, index: int, entry: Mapping[str, Any]) -> None
     if image is None:
         instances.without_image += 1
         return
-    given = entry.get("category_id")
-    category = _id(given, where, "category_id") if given is not None else ""
+    category_id = entry.get("category_id")
+    category = _id(category_id, where, "category_id") if category_id is not None else ""
     if category not in instances.categories:
         instances.without_category += 1
         return

@@ -60,7 +60,7 @@ def read_photograph(path: Path) -> Photograph:
     """Read a greyscale or colour image of any bit depth. UserError if it is missing or cannot be used."""
     picture = _decoded(path, _FORMATS)
     try:
-        stored = Pictures.fromarray(_to_8_bit(picture, path)) if _deep(picture) else _to_rgb(picture)
+        stored = Pictures.fromarray(_to_8_bit(picture, path)) if _has_more_than_8_bits(picture) else _to_rgb(picture)
         transpose = _TRANSPOSES.get(_orientation(picture))
         pixels = np.asarray(stored)
         return Photograph(pixels if transpose is None else np.asarray(stored.transpose(transpose)), pixels)
@@ -135,13 +135,13 @@ def _orientation(picture: Pictures.Image) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = picture.getexif().get(0x0112, 1)
+            orientation = picture.getexif().get(0x0112, 1)
     except Exception:  # like image viewers, ignore EXIF that cannot be parsed
         return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
-def _deep(picture: Pictures.Image) -> bool:
+def _has_more_than_8_bits(picture: Pictures.Image) -> bool:
     return picture.mode in ("I", "F") or picture.mode.startswith("I;")
 
 
@@ -173,11 +173,11 @@ def _to_8_bit(picture: Pictures.Image, path: Path) -> Image:
 def _by_colour(rgb: Image, path: Path) -> NDArray[np.int64]:
     """Class indices from VOC's colours."""
     weights = np.array([65536, 256, 1])
-    known = np.array(palette()).reshape(256, 3) @ weights
-    order = np.argsort(known)
+    palette_codes = np.array(palette()).reshape(256, 3) @ weights
+    order = np.argsort(palette_codes)
     packed = rgb.astype(np.int64) @ weights
-    indices = order[np.searchsorted(known[order], packed).clip(max=255)]
-    unknown = known[indices] != packed
+    indices = order[np.searchsorted(palette_codes[order], packed).clip(max=255)]
+    unknown = palette_codes[indices] != packed
     if unknown.any():
         colour = tuple(rgb[unknown][0].tolist())
         raise UserError(

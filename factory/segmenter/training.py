@@ -43,10 +43,10 @@ class SegmenterTask:
         options: SegmenterOptions,
         device: str,
         shares: Sequence[float] | None = None,
-        about: dict[str, object] | None = None,
+        metadata: dict[str, object] | None = None,
     ) -> None:
         self.sources, self.vocabulary, self.options = sources, vocabulary, options
-        self.device, self.shares, self.about = device, shares, about or {}
+        self.device, self.shares, self.metadata = device, shares, metadata or {}
         self.depends_on = {
             "network": str(options),
             "classes": ", ".join(vocabulary.names),
@@ -99,7 +99,7 @@ class SegmenterTask:
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write a transformers folder."""
         assert isinstance(model, Segmenter)
-        save_segmenter(model, folder, self.about)
+        save_segmenter(model, folder, self.metadata)
 
     def load(self, folder: Path) -> None:
         """Load the weights of a trained segmenter. ValueError if its classes or their order differ."""
