@@ -14,7 +14,7 @@ import torch
 
 from factory.detector.load import open_detector, with_pinned_detector
 from factory.errors import UserError
-from tests.support.detector_extras import calm, image, recipe, rows
+from tests.support.detector_extras import image, make_detections_likely, recipe, rows
 
 pytestmark = [pytest.mark.extras, pytest.mark.filterwarnings("default")]  # detectron2's dependencies warn
 CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
@@ -36,7 +36,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Any:
             value.uniform_(0.5, 1)
         elif name.endswith("mask_head.predictor.weight"):
             value.mul_(300)
-        calm(name, value)
+        make_detections_likely(name, value)
     return config, state, tmp_path_factory.mktemp("zoo")
 
 
@@ -113,7 +113,7 @@ def test_detectron2_weights_with_a_custom_list_of_classes(zoo: Any) -> None:
     assert len(cut[head]) == 3
     torch.save(cut, path)
     detector = open_detector(recipe(f"detectron2:{CONFIG}@{path}", ["unicorn", "griffin"]), "cpu")
-    assert {row.class_name for row in detector.detect([image()])[0]} == {"griffin"}  # _calm makes the second likely
+    assert {row.class_name for row in detector.detect([image()])[0]} == {"griffin"}  # the bias makes the second likely
 
 
 @pytest.mark.parametrize(

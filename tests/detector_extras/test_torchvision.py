@@ -13,7 +13,7 @@ import torch
 from factory.config.vocabulary import coco
 from factory.detector.load import check_classes, open_detector, pin_detector, with_pinned_detector
 from factory.errors import UserError
-from tests.support.detector_extras import calm, image, recipe, rows
+from tests.support.detector_extras import image, make_detections_likely, recipe, rows
 
 pytestmark = [pytest.mark.extras, pytest.mark.filterwarnings("default")]
 
@@ -30,7 +30,7 @@ def seeded(builder: str, **options: Any) -> dict[str, torch.Tensor]:
             value.uniform_(0.05, 1)
         elif name.endswith("running_mean"):
             value.normal_(std=0.1)
-        calm(name, value)
+        make_detections_likely(name, value)
     return dict(state)
 
 

@@ -24,11 +24,11 @@ def recipe(detector: str | Path, classes: Any = "coco", **masks: Any) -> Recipe:
     return make_recipe({"n": 1, "classes": classes, "masks": named})
 
 
-def rows(found: list[Instance]) -> list[tuple[str, float, bytes]]:
-    return sorted((row.class_name, row.score, row.mask.tobytes()) for row in found)
+def rows(instances: list[Instance]) -> list[tuple[str, float, bytes]]:
+    return sorted((instance.class_name, instance.score, instance.mask.tobytes()) for instance in instances)
 
 
-def calm(name: str, value: torch.Tensor) -> None:
+def make_detections_likely(name: str, value: torch.Tensor) -> None:
     """Adjust random weights so that they detect something: bounded features, boxes within the image, likely classes."""
     if name.endswith(("bn3.weight", "conv3.norm.weight")):
         value.mul_(0.2)

@@ -39,12 +39,12 @@ def oracle_recipe(model: Path, **changes: Any) -> Recipe:
 def train_briefly(folder: Path, out: Path, module: str = "guided", stop_at: int | None = None) -> Path:
     task = GrounderTask([OracleDataset(Store(str(folder)))], GrounderOptions(module=module), "cpu", OPTIONS.steps)
     if stop_at is not None:
-        whole = task.loss
+        original_loss = task.loss
 
         def loss(step: int, batch: int, seed: int) -> torch.Tensor:
             if step == stop_at:
                 raise KeyboardInterrupt
-            return whole(step, batch, seed)
+            return original_loss(step, batch, seed)
 
         task.loss = loss  # type: ignore[method-assign]
     return train(task, OPTIONS, out, lambda text: None)
