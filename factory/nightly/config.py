@@ -131,7 +131,7 @@ def _arguments(command: str | tuple[str, ...]) -> list[str]:
 class NightlyConfig(Section):
     """The configuration of `factory nightly`."""
 
-    root: str = Field(min_length=1, description="Folder or URL (s3://, gs://) of the nights.")
+    root: str = Field(min_length=1, description="Folder or URL (s3://, gs://, az://) of the nights.")
     timezone: Annotated[str, AfterValidator(_zone)] = Field(
         default="UTC", description="IANA name such as Europe/Berlin; dates and times of day refer to it."
     )
