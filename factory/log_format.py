@@ -47,16 +47,16 @@ def configure() -> None:
     Without either, nothing changes: Python prints warnings as plain text. The level is INFO by default. UserError if a
     variable has an unknown value.
     """
-    form, level = os.environ.get(FORMAT, "").lower(), os.environ.get(LEVEL, "").upper()
-    if form not in ("", "json", "text"):
+    format_name, level = os.environ.get(FORMAT, "").lower(), os.environ.get(LEVEL, "").upper()
+    if format_name not in ("", "json", "text"):
         raise UserError(f"{FORMAT} must be json or text, got {os.environ[FORMAT]!r}.")
     if level not in ("", *_LEVELS):
         raise UserError(f"{LEVEL} must be one of {', '.join(_LEVELS)}, got {os.environ[LEVEL]!r}.")
-    if not form and not level:
+    if not format_name and not level:
         return
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(JsonFormatter() if form == "json" else text)
+    handler.setFormatter(JsonFormatter() if format_name == "json" else text)
     log = logging.getLogger("factory")
     log.handlers[:], log.propagate = [handler], False
     log.setLevel(level or "INFO")

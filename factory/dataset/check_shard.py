@@ -80,10 +80,10 @@ def check_sample(sample: EncodedSample, recipe: Recipe) -> Iterator[str]:
             yield f"image {image.size}, labels {labels.shape[::-1]} and annotation {size} differ in size"
             return
         yield from _check_annotations(record, labels, recipe.vocabulary())
-        found = {annotation["category_name"] for annotation in record["annotations"]}
+        annotated = {annotation["category_name"] for annotation in record["annotations"]}
         if recipe.oracle is not None:
-            yield from _check_oracle(sample, record, found, recipe.oracle)
-        elif set(record["classes"]) != found:
+            yield from _check_oracle(sample, record, annotated, recipe.oracle)
+        elif set(record["classes"]) != annotated:
             yield "the objects do not match the prompt"
     except (ValueError, KeyError, TypeError) as error:
         yield f"cannot be read: {type(error).__name__} {error}"
@@ -109,9 +109,9 @@ def _check_annotations(record: dict[str, Any], labels: Any, vocabulary: Vocabula
 
 
 def _check_oracle(
-    sample: EncodedSample, record: dict[str, Any], found: set[str], oracle: OracleRecipe
+    sample: EncodedSample, record: dict[str, Any], annotated: set[str], oracle: OracleRecipe
 ) -> Iterator[str]:
-    if not found or not found <= set(record["classes"]):
+    if not annotated or not annotated <= set(record["classes"]):
         yield "the objects do not match the prompt"
     if leaked := set(record["classes"]) - set(oracle.seen):
         yield f"it names {', '.join(sorted(leaked))}, which the split defines as unseen"

@@ -68,13 +68,13 @@ class ReceiptIndex:
 
     def add(self, numbers: Iterable[int], tags: Mapping[int, str] | None = None) -> None:
         """Read receipts concurrently and add their entries. `tags` come from an earlier listing."""
-        for name, found in self._store.get_many(receipt_name(number) for number in numbers):
+        for name, tagged in self._store.get_many(receipt_name(number) for number in numbers):
             number = int(name.removeprefix("receipts/").removesuffix(".json"))
-            if found is None:
+            if tagged is None:
                 self._entries.pop(number, None)
                 continue
             try:
-                receipt = parse_receipt(found[0])
+                receipt = parse_receipt(tagged[0])
             except ValueError as error:
                 raise UserError(
                     f"the receipt of shard {number} is corrupt ({error}); repair it with `factory verify --repair`."
@@ -84,7 +84,7 @@ class ReceiptIndex:
                     f"the receipt of shard {number} names {receipt.tar.name}; repair it with `factory verify --repair`."
                 )
             self._entries[number] = IndexEntry(
-                (tags or {}).get(number, found[1]),
+                (tags or {}).get(number, tagged[1]),
                 receipt.accepted,
                 receipt.planned,
                 receipt.attempts,
@@ -107,8 +107,8 @@ class ReceiptIndex:
     def _load(self) -> None:
         if self._loaded:
             return
-        for _, found in self._store.get_many(self._store.list(INDEX)):
-            for number, entry in _parse_block(found[0] if found else b"{}").items():
+        for _, tagged in self._store.get_many(self._store.list(INDEX)):
+            for number, entry in _parse_block(tagged[0] if tagged else b"{}").items():
                 self._entries.setdefault(number, entry)
         self._loaded = True
 

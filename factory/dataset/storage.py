@@ -120,10 +120,10 @@ class Store:
     def create_same(self, name: str, data: bytes) -> None:
         """Write `data` unless the same bytes already exist; raises `ConflictError` if other bytes exist."""
         while not self.create(name, data):
-            found = self.get(name)
-            if found is None:
+            existing_data = self.get(name)
+            if existing_data is None:
                 continue  # deleted in between, or the service answers "conflict" to two simultaneous writers
-            existing, new = hashlib.sha256(found).hexdigest(), hashlib.sha256(data).hexdigest()
+            existing, new = hashlib.sha256(existing_data).hexdigest(), hashlib.sha256(data).hexdigest()
             if existing == new:
                 return
             raise ConflictError(
@@ -177,8 +177,8 @@ class Store:
 
     def get(self, name: str) -> bytes | None:
         """Read the content; None if the name does not exist. Reading never creates a folder."""
-        found = self.get_tagged(name)
-        return None if found is None else found[0]
+        tagged = self.get_tagged(name)
+        return None if tagged is None else tagged[0]
 
     def get_tagged(self, name: str) -> tuple[bytes, str] | None:
         """Read the content and its tag as in a listing; None if the name does not exist."""
@@ -193,15 +193,15 @@ class Store:
     def get_many(self, names: Iterable[str]) -> Iterator[tuple[str, tuple[bytes, str] | None]]:
         """Read many names concurrently; yields (name, (content, tag) or None) in order with bounded memory."""
         readers = ThreadPoolExecutor(_READERS, thread_name_prefix="readers")
-        ahead = deque[tuple[str, Future[tuple[bytes, str] | None]]]()
+        pending = deque[tuple[str, Future[tuple[bytes, str] | None]]]()
         try:
             for name in names:
-                ahead.append((name, readers.submit(self.get_tagged, name)))
-                if len(ahead) == 8 * _READERS:  # the others continue while one response is slow
-                    first, answer = ahead.popleft()
-                    yield first, answer.result()
-            for first, answer in ahead:
-                yield first, answer.result()
+                pending.append((name, readers.submit(self.get_tagged, name)))
+                if len(pending) == 8 * _READERS:  # the others continue while one response is slow
+                    first, future = pending.popleft()
+                    yield first, future.result()
+            for first, future in pending:
+                yield first, future.result()
         finally:
             readers.shutdown(cancel_futures=True)
 
@@ -216,10 +216,10 @@ class Store:
             self._do(prefix, action)
 
         if self.folder is not None:
-            found = list_folder(run, self.folder, prefix, limit)
+            entries = list_folder(run, self.folder, prefix, limit)
         else:
-            found = list_bucket(run, urlparse(self.address).scheme, prefix, limit, bounds)
-        return {name: found[name] for name in sorted(found) if not re.search(r"#\d+$", name)}
+            entries = list_bucket(run, urlparse(self.address).scheme, prefix, limit, bounds)
+        return {name: entries[name] for name in sorted(entries) if not re.search(r"#\d+$", name)}
 
     def folders(self, prefix: str = "") -> Sequence[str]:
         """The names of the folders directly in the folder `prefix`, sorted; files deeper down are not listed."""
@@ -227,8 +227,8 @@ class Store:
             folder = self.folder / prefix
             with self._clear_errors(prefix, writes=False):
                 return [name for name in names_in(folder) if (folder / name).is_dir()]
-        found = self._do(prefix, lambda client: client.list_with_delimiter(prefix or None))["common_prefixes"]
-        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
+        prefixes = self._do(prefix, lambda client: client.list_with_delimiter(prefix or None))["common_prefixes"]
+        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in prefixes)
 
     def delete_all(self, names: Iterable[str]) -> None:
         """Delete many names; those that do not exist are ignored."""

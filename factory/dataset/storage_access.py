@@ -79,8 +79,8 @@ class Access:
             options["timeout"] = timedelta(seconds=timeout)
         extra: dict[str, Any] = {"config": dict(self.config)} if self.config else {}
         if self.keys is not None:
-            given = dict(zip(("access_key_id", "secret_access_key", "token"), self.keys, strict=True))
-            credential = {name: value or None for name, value in given.items()} | {"expires_at": None}
+            keys = dict(zip(("access_key_id", "secret_access_key", "token"), self.keys, strict=True))
+            credential = {name: value or None for name, value in keys.items()} | {"expires_at": None}
             extra["credential_provider"] = lambda: credential
         create: Any = from_url  # its overloads require a statically known scheme
         return create(address, client_options=options, retry_config={"max_retries": 0}, **extra)
@@ -88,19 +88,19 @@ class Access:
 
 def with_environment(settings: StoreRecipe) -> StoreRecipe:
     """Fill settings that were not given from FACTORY_STORE_...; raises UserError for invalid values."""
-    given = {}
+    overrides = {}
     for name, variable in _VARIABLES.items():
         if name not in settings.model_fields_set and (text := os.environ.get(variable)):
             try:
-                given[name] = float(text)
+                overrides[name] = float(text)
             except ValueError:
                 raise UserError(f"{variable} must be a number, got {text!r}.") from None
-    if not given:
+    if not overrides:
         return settings
     try:
-        return StoreRecipe.model_validate(settings.model_dump(exclude_unset=True) | given)
+        return StoreRecipe.model_validate(settings.model_dump(exclude_unset=True) | overrides)
     except ValueError:
-        names = ", ".join(f"{_VARIABLES[name]}={value:g}" for name, value in given.items())
+        names = ", ".join(f"{_VARIABLES[name]}={value:g}" for name, value in overrides.items())
         raise UserError(
             f"{names} is out of range: a timeout must be above 0 and at most 3600 s, a speed above 0."
         ) from None
@@ -181,7 +181,7 @@ def _s3(settings: StoreRecipe, environment: Mapping[str, str]) -> tuple[dict[str
 
 def _profile(named: str | None, environment: Mapping[str, str]) -> dict[str, str]:
     """The fields of a profile from both AWS files; without a name, those of `default` if it exists."""
-    name, found = named or "default", dict[str, str]()
+    name, fields = named or "default", dict[str, str]()
     for variable, usual, section in (
         ("AWS_CONFIG_FILE", "~/.aws/config", "default" if name == "default" else f"profile {name}"),
         ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials", name),
@@ -193,12 +193,12 @@ def _profile(named: str | None, environment: Mapping[str, str]) -> dict[str, str
             # The parser's own message quotes the line, which may contain a key.
             raise UserError(f"{path} is not a valid AWS configuration file ({type(error).__name__}).") from None
         if parser.has_section(section):
-            found |= dict(parser.items(section))
-    if named and not found:
+            fields |= dict(parser.items(section))
+    if named and not fields:
         raise UserError(
             f"there is no AWS profile {named} in ~/.aws/config or ~/.aws/credentials; choose an existing one."
         )
-    return found
+    return fields
 
 
 def _google(settings: StoreRecipe, environment: Mapping[str, str]) -> dict[str, str]:

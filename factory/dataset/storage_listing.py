@@ -44,41 +44,41 @@ def list_bucket(
 
 def _list_part(run: Run, prefix: str, limit: int | None, first: str | None, end: str | None) -> dict[str, Entry]:
     """The files after the name `first` and before the name `end`."""
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
 
     def read(client: Any) -> None:
         # After a failure, the listing continues behind the last name: buckets list in the order of names.
-        for chunk in client.list(prefix or None, offset=max(found, default=first), chunk_size=_PAGE):
-            found.update((meta["path"], entry_of(meta)) for meta in chunk)
-            if (limit is not None and len(found) >= limit) or (end is not None and max(found, default="") >= end):
+        for chunk in client.list(prefix or None, offset=max(entries, default=first), chunk_size=_PAGE):
+            entries.update((meta["path"], entry_of(meta)) for meta in chunk)
+            if (limit is not None and len(entries) >= limit) or (end is not None and max(entries, default="") >= end):
                 break
 
     run(read)
-    return found if end is None else {name: entry for name, entry in found.items() if name < end}
+    return entries if end is None else {name: entry for name, entry in entries.items() if name < end}
 
 
 def list_folder(run: Run, folder: Path, prefix: str, limit: int | None = None) -> dict[str, Entry]:
     """Every file below `folder/prefix`, or about `limit` of them, without `lost+found`."""
     from obstore.exceptions import GenericError, InvalidPathError, PermissionDeniedError
 
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     if not (folder / prefix).is_dir():
-        return found
+        return entries
 
     def read(client: Any) -> None:
-        found.clear()  # unlike a bucket, a folder has no order that would allow to continue
+        entries.clear()  # unlike a bucket, a folder has no order that would allow to continue
         try:
             for chunk in client.list(prefix or None, chunk_size=_PAGE):
-                found.update((meta["path"], entry_of(meta)) for meta in chunk if not _is_lost_and_found(meta))
-                if limit is not None and len(found) >= limit:
+                entries.update((meta["path"], entry_of(meta)) for meta in chunk if not _is_lost_and_found(meta))
+                if limit is not None and len(entries) >= limit:
                     break
         except (GenericError, InvalidPathError, PermissionDeniedError):  # the client lists everything or nothing
-            found.clear()
+            entries.clear()
             for name, status in itertools.islice(walk_files(folder, prefix), limit):
-                found[name] = Entry(status.st_size, _tag_of_file(client, name, status))
+                entries[name] = Entry(status.st_size, _tag_of_file(client, name, status))
 
     run(read)
-    return found
+    return entries
 
 
 def entry_of(meta: Any) -> Entry:

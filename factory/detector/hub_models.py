@@ -11,8 +11,8 @@ from factory.hf_logging import quiet_model_libraries
 
 def options(source: str, revision: str | None) -> dict[str, Any]:
     """Options of `from_pretrained`: a folder is loaded as it is and a hub id at its commit; neither may bring code."""
-    where: dict[str, Any] = {"local_files_only": True} if Path(source).exists() else {"revision": revision}
-    return where | {"trust_remote_code": False}
+    source_options: dict[str, Any] = {"local_files_only": True} if Path(source).exists() else {"revision": revision}
+    return source_options | {"trust_remote_code": False}
 
 
 def load_complete(kind: Any, source: str, revision: str | None, unused: tuple[str, ...] = ()) -> Any:

@@ -113,8 +113,7 @@ def _uses_class_tokens(recipe: Recipe) -> bool:
 def _check_prompts(recipe: Recipe, reader: TextReader) -> None:
     """UserError if a class has no tokens within the length that the text encoder reads.
 
-    Texts are tokenized in chunks, which is fast; only
-    those that are too long or miss a phrase are checked in detail.
+    Texts are tokenized in chunks, which is fast; only those that are too long or miss a phrase are checked in detail.
     """
     prompts = _prompts(recipe, reader)
     while chunk := list(islice(prompts, _CHUNK)):

@@ -19,7 +19,7 @@ _TIMEOUT = 10.0
 _COMMAND_TIMEOUT = 60.0
 _PAUSES = (1.0, 4.0)
 """Seconds before each further attempt to reach a webhook."""
-_WANTED = {"success": ("complete", "partial"), "failure": ("failed",)}
+_STATES = {"success": ("complete", "partial"), "failure": ("failed",)}
 
 
 def check_variables(notifications: tuple[Notification, ...]) -> None:
@@ -56,7 +56,7 @@ def send_all(
     A command gets the text on standard input and `variables` in its environment.
     """
     for notification in notifications:
-        if notification.on != "always" and state not in _WANTED[notification.on]:
+        if notification.on != "always" and state not in _STATES[notification.on]:
             continue
         try:
             if notification.webhook is not None:

@@ -192,11 +192,11 @@ def list_nights(root: Store) -> dict[datetime.date, Night | None]:
     """Every night of a root by date; None for a record that cannot be read. Folders without a record are left out."""
     dates = [name for name in root.folders() if _is_date(name)]
     nights: dict[datetime.date, Night | None] = {}
-    for name, found in root.get_many(f"{date}/{NIGHT}" for date in dates):
-        if found is not None:
+    for name, tagged in root.get_many(f"{date}/{NIGHT}" for date in dates):
+        if tagged is not None:
             date = datetime.date.fromisoformat(name.partition("/")[0])
             try:
-                night = parse_night(found[0], name)
+                night = parse_night(tagged[0], name)
             except UserError:
                 night = None
             nights[date] = night if night is not None and night.date == date else None

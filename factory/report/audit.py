@@ -82,9 +82,9 @@ class Audit:
 def rejected_images(store: Store, shards: Sequence[int]) -> dict[str, list[RejectedImage]]:
     """A random selection of the rejected images of some shards, by reason. Missing and damaged files are skipped."""
     selections: dict[str, Lowest[RejectedImage]] = {}
-    for _, found in store.get_many(rejected_name(shard) for shard in shards):
+    for _, tagged in store.get_many(rejected_name(shard) for shard in shards):
         try:
-            images = parse_rejected(found[0]) if found else []
+            images = parse_rejected(tagged[0]) if tagged else []
         except ValueError:
             continue
         for image in images:

@@ -63,17 +63,17 @@ def arguments_of(where: str, name: str, options: Any, command: Any, fill: Fill) 
     known = {flag.removeprefix("--"): param for param in command.params for flag in param.opts if flag[:2] == "--"}
     arguments: list[str] = []
     for option, value in options.items():
-        at = f"{where}: {name}: {option}"
+        location = f"{where}: {name}: {option}"
         if option == "with":
-            arguments += [fill(item) for item in _values(value, at, True)]
+            arguments += [fill(item) for item in _values(value, location, True)]
         elif option not in known:
             raise UserError(f"{where}: {name} has no option {option!r}; its options are {', '.join(sorted(known))}.")
         elif known[option].is_flag:
             if not isinstance(value, bool):
-                raise UserError(f"{at} must be true or false, got {_shown(value)}.")
+                raise UserError(f"{location} must be true or false, got {_shown(value)}.")
             arguments += [f"--{option}"] if value else []
         else:
-            for item in _values(value, at, bool(known[option].multiple)):
+            for item in _values(value, location, bool(known[option].multiple)):
                 arguments += [f"--{option}", fill(item)]
                 if known[option].metavar == "PATH":
                     local_path(arguments[-1], f"{where}: --{option} of {name}")
@@ -84,13 +84,15 @@ def arguments_of(where: str, name: str, options: Any, command: Any, fill: Fill) 
     return tuple(arguments)
 
 
-def _values(value: Any, at: str, several: bool) -> list[Any]:
+def _values(value: Any, location: str, several: bool) -> list[Any]:
     if isinstance(value, list) and not several:
-        raise UserError(f'{at} takes one value, got a list of {len(value)}; write names as one text: "dog,cat".')
+        raise UserError(f'{location} takes one value, got a list of {len(value)}; write names as one text: "dog,cat".')
     values = value if isinstance(value, list) else [value]
     for item in values:
         if not isinstance(item, str):
-            raise UserError(f"{at} must be a text or a number, got {_shown(item)}; omit an option without a value.")
+            raise UserError(
+                f"{location} must be a text or a number, got {_shown(item)}; omit an option without a value."
+            )
     return values
 
 
@@ -102,12 +104,12 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, bool)
 
 
-def _parse(at: str, name: str, command: Any, arguments: list[str]) -> None:
+def _parse(location: str, name: str, command: Any, arguments: list[str]) -> None:
     """Parse the arguments with the command, and the rest with its subcommand, without running either."""
     if "--help" in arguments:
-        raise UserError(f"{at}: --help has no effect in a job; omit it.")
+        raise UserError(f"{location}: --help has no effect in a job; omit it.")
     if not arguments and hasattr(command, "commands"):
-        raise UserError(f"{at} requires a subcommand under `with:`: {', '.join(command.commands)}.")
+        raise UserError(f"{location} requires a subcommand under `with:`: {', '.join(command.commands)}.")
     try:
         context = command.make_context(name, list(arguments))
         with context:
@@ -119,10 +121,10 @@ def _parse(at: str, name: str, command: Any, arguments: list[str]) -> None:
         # Usage errors come from click or from typer's vendored copy of it; both have this method.
         if not hasattr(error, "format_message"):
             raise
-        raise UserError(f"{at}: {' '.join(error.format_message().split())}") from error
+        raise UserError(f"{location}: {' '.join(error.format_message().split())}") from error
 
 
-def _check_texts(at: str, texts: Mapping[str, str]) -> None:
+def _check_texts(location: str, texts: Mapping[str, str]) -> None:
     """Check texts that the parser accepts and the command would reject, perhaps hours after the first step started."""
     from factory.config.recipe import parse_objects
     from factory.config.vocabulary import parse_classes
@@ -133,4 +135,4 @@ def _check_texts(at: str, texts: Mapping[str, str]) -> None:
         if "objects" in texts:
             parse_objects(texts["objects"])
     except UserError as error:
-        raise UserError(f"{at}: {error}") from error
+        raise UserError(f"{location}: {error}") from error

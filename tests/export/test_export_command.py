@@ -25,7 +25,7 @@ def test_folder_with_other_files_is_rejected_unchanged(store: Store, tmp_path: P
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"form": "voc"}, "format: coco -> voc"),
+        ({"format_name": "voc"}, "format: coco -> voc"),
         ({"val": 0.5}, "val: 0.3 -> 0.5"),
         ({"polygons": True}, "polygons: False -> True"),
     ],
@@ -36,7 +36,7 @@ def test_export_with_other_options_is_rejected_unchanged(
     run(store, tmp_path, "coco")
     before = content(tmp_path)
     with pytest.raises(UserError, match=f"contains a different export: {message}"):
-        run(store, tmp_path, **{"form": "coco", **changed})
+        run(store, tmp_path, **{"format_name": "coco", **changed})
     assert content(tmp_path) == before
 
 
@@ -63,13 +63,13 @@ def test_export_resumes_after_a_damaged_shard_is_repaired(store: Store, tmp_path
 @pytest.mark.parametrize(
     ("to", "options", "message"),
     [
-        ("x", {"form": "pascal"}, "must be one of coco, voc, yolo, hf; got 'pascal'"),
-        ("x", {"form": "coco", "val": 1.5}, "less than 1; got 1.5"),
-        ("x", {"form": "coco", "val": float("nan")}, "less than 1; got nan"),
-        ("x", {"form": "voc", "polygons": True}, "--polygons requires --format coco"),
-        ("set/coco", {"form": "coco"}, "is inside the dataset"),
-        ("file", {"form": "coco"}, "is a file"),
-        ("file/x", {"form": "coco"}, "cannot be written"),
+        ("x", {"format_name": "pascal"}, "must be one of coco, voc, yolo, hf; got 'pascal'"),
+        ("x", {"format_name": "coco", "val": 1.5}, "less than 1; got 1.5"),
+        ("x", {"format_name": "coco", "val": float("nan")}, "less than 1; got nan"),
+        ("x", {"format_name": "voc", "polygons": True}, "--polygons requires --format coco"),
+        ("set/coco", {"format_name": "coco"}, "is inside the dataset"),
+        ("file", {"format_name": "coco"}, "is a file"),
+        ("file/x", {"format_name": "coco"}, "cannot be written"),
     ],
 )
 def test_invalid_input_raises_a_clear_error(tmp_path: Path, to: str, options: dict[str, Any], message: str) -> None:

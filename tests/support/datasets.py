@@ -22,7 +22,7 @@ def make_dataset(recipe: Recipe, folder: Path, detector: Detector | None = None)
     """Generate and commit all shards of a recipe. The recipe is used unchanged."""
     store, components, receipts = Store(str(folder)), load_components(recipe, detector=detector), []
     store.create("recipe.yaml", recipe.to_yaml().encode())
-    about: dict[str, dict[str, Any]] = {
+    run_info: dict[str, dict[str, Any]] = {
         "seconds": {"generate": 1.0},
         "versions": {"torch": "2"},
         "worker": {"host": "here"},
@@ -32,7 +32,7 @@ def make_dataset(recipe: Recipe, folder: Path, detector: Detector | None = None)
             planned = Plan(recipe).shard(number)
             produced = produce(planned, recipe, components, encoder)
             samples = [job.result() for job in produced.samples]
-            receipts.append(commit(store, planned, samples, produced.tally, recipe.fingerprint(), about))
+            receipts.append(commit(store, planned, samples, produced.tally, recipe.fingerprint(), run_info))
     write_statement(store, recipe)
     return receipts
 

@@ -53,12 +53,12 @@ def make_dataset(folder: Path, shards: Any = range(SHARDS), **options: Any) -> t
     """Commit shards as the engine does, with synthetic images that require no model."""
     defaults = {"n": SHARD_SIZE * SHARDS, "classes": NAMES, "objects": {1: 0.5, 2: 0.5}, "shard_size": SHARD_SIZE}
     recipe = make_recipe(defaults | options)
-    store, about = Store(str(folder)), {"seconds": {}, "versions": {}, "worker": {}}
+    store, run_info = Store(str(folder)), {"seconds": {}, "versions": {}, "worker": {}}
     store.create("recipe.yaml", recipe.to_yaml().encode())
     for number in shards:
         planned = Plan(recipe).shard(number)
         samples = [encode_sample(make_sample(sample), recipe.vocabulary(), {}, 90) for sample in planned.samples]
-        commit(store, planned, samples, Tally(len(samples), {}, ()), recipe.fingerprint(), about)
+        commit(store, planned, samples, Tally(len(samples), {}, ()), recipe.fingerprint(), run_info)
     return store, recipe
 
 
@@ -69,8 +69,8 @@ def samples_of(store: Store) -> Iterator[tuple[str, dict[str, Any], Any, bytes]]
             yield sample.key, record, decode_label_png(sample.members["seg.png"]), sample.members["jpg"]
 
 
-def run(store: Store, to: Path, form: str, partial: bool = False, **options: Any) -> export_run.ExportSummary:
-    return Export(store, to, Options(form, **{"val": VAL, **options}), partial).run()
+def run(store: Store, to: Path, format_name: str, partial: bool = False, **options: Any) -> export_run.ExportSummary:
+    return Export(store, to, Options(format_name, **{"val": VAL, **options}), partial).run()
 
 
 def content(folder: Path) -> dict[str, bytes]:

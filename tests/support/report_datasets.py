@@ -76,9 +76,9 @@ def make_report_set(folder: Path, content: int = 0, **options: Any) -> tuple[Sto
             if count == recipe.attempts:
                 exhausted.append(sample.index)
             else:
-                made = make_sample(sample, count, reasons, content)
-                samples.append(encode_sample(made, recipe.vocabulary(), {"format": 2}, 95))
-        about: dict[str, dict[str, Any]] = {
+                accepted = make_sample(sample, count, reasons, content)
+                samples.append(encode_sample(accepted, recipe.vocabulary(), {"format": 2}, 95))
+        run_info: dict[str, dict[str, Any]] = {
             "seconds": {"generate": 2.0 + number, "encode": 0.5},
             "versions": {"dataset-factory": "0.2.0"},
             "worker": {
@@ -90,6 +90,6 @@ def make_report_set(folder: Path, content: int = 0, **options: Any) -> tuple[Sto
         }
         tally = Tally(len(samples) + sum(rejected.values()), rejected, tuple(exhausted))
         thumbnails.save(store, number)
-        commit(store, planned, samples, tally, recipe.fingerprint(), about)
+        commit(store, planned, samples, tally, recipe.fingerprint(), run_info)
     store.put("progress.json", json.dumps({"status": "done", "lost_workers": 2, "errors": ["lost a worker"]}).encode())
     return store, recipe
