@@ -21,7 +21,7 @@ def compare_segmenters(
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Protocol II: compare segmenters on labelled images that none of them was trained on.
+    """Compare segmenters with Protocol II: on labelled images that none of them was trained on.
 
     Example: factory compare-segmenters a=runs/a/model b=runs/b/model --real VOC=VOCdevkit/VOC2012
     """

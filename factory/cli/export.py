@@ -19,7 +19,7 @@ def export(
     ] = None,
     to: Annotated[str | None, typer.Option("--to", hidden=True, help="Old spelling of --out.")] = None,
     val: Annotated[
-        float, typer.Option(help="Share of the validation split, selected by a hash of the sample key.")
+        float, typer.Option(help="Share of samples in the validation split, chosen by a hash of the sample key.")
     ] = 0.05,
     polygons: Annotated[
         bool, typer.Option("--polygons", help="COCO only: write polygons instead of run-length encodings.")

@@ -73,8 +73,8 @@ def generate(
 ) -> None:
     """Generate a dataset of images with masks, or resume one.
 
-    Rerun the same command to resume from the last committed shard; the recipe is stored with the dataset. Ctrl-C and
-    SIGTERM stop the run after the shards in progress had --grace seconds to finish; committed shards are kept.
+    Rerun the same command to resume from the last committed shard; the recipe is stored with the dataset. After Ctrl-C
+    or SIGTERM, shards in progress have --grace seconds to finish; committed shards are kept.
 
     Example: factory generate --classes coco --n 1000 --shards out/
 

@@ -89,7 +89,9 @@ def evaluate_grounder(
     images: Annotated[int, typer.Option(min=1, help="Number of images per group and split.")] = 100,
     real: Annotated[
         list[str] | None,
-        typer.Option(help="Evaluate on real images and true masks: a dataset from `factory invert`, or NAME=DATASET."),
+        typer.Option(
+            help="Evaluate on real images with human labels: a dataset from `factory invert`, or NAME=DATASET."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder in which to write protocol-1.json and protocol-1.md.")
@@ -99,11 +101,11 @@ def evaluate_grounder(
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Protocol I: mIoU against the detector's masks on newly generated images, for seen and unseen classes.
+    """Measure grounders with Protocol I: mIoU against the detector's masks on newly generated images.
 
-    Each grounder is evaluated on the split that it was trained for, next to the attention baseline, on images with one
-    and two objects. Only images in which the detector finds every class of the prompt count. IoU is pooled per class,
-    then averaged over classes and over splits.
+    Each grounder is evaluated on the split that it was trained for, beside the attention baseline, on images with one
+    and two objects of seen and unseen classes. Only images in which the detector finds every class of the prompt
+    count. The IoU of a class is computed over all images, then averaged over classes and over splits.
 
     Example: factory evaluate-grounder runs/1/model runs/2/model runs/3/model --classes voc --out protocol/
 

@@ -49,7 +49,9 @@ def invert(
     method: Annotated[
         Literal["ddim", "noise"], typer.Option(help="DDIM inversion, or noise added to the encoded image.")
     ] = "ddim",
-    inversion_steps: Annotated[int, typer.Option(min=2, max=1000, help="DDIM steps to noise, and back.")] = 50,
+    inversion_steps: Annotated[
+        int, typer.Option(min=2, max=1000, help="DDIM steps of the inversion, and of the reconstruction.")
+    ] = 50,
     noise_level: NoiseLevel = None,
     max_classes: Annotated[int, typer.Option(min=1, max=8, help="Skip images with more classes than this.")] = 3,
     min_area: Annotated[
@@ -66,10 +68,10 @@ def invert(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Invert real labelled images to noise, and store the latents for their features with the true masks.
+    """Invert labelled real images to noise, and store the latents with the labels as training data for a grounder.
 
-    The result is a dataset like that of `bootstrap-oracle`; `train-grounder` accepts it alone or with others. Rerun the
-    same command to resume. Each sample records the PSNR of its reconstruction.
+    The result is a dataset in the format of `bootstrap-oracle`; `train-grounder` accepts it alone or with others. Rerun
+    the same command to resume. Each sample records the PSNR of its reconstruction.
 
     Example: factory invert --real VOCdevkit/VOC2012 --split 1 --shards inverted/
 

@@ -11,7 +11,7 @@ from factory.files.strict_json import dumps
 
 
 def models(as_json: AsJson = False) -> None:
-    """List the models and mask sources, and whether they are installed.
+    """List the embedded models, the mask sources and the detectors, and whether each is installed.
 
     Example: factory models
     """
@@ -25,10 +25,9 @@ def models(as_json: AsJson = False) -> None:
         present = "present" if entry["present"] else "missing"
         typer.echo(f"{entry['option']:<10} {entry['name']:<28} {present:<8} {entry['about']}")
     names = ", ".join(family.name for family in FAMILIES)
-    typer.echo(f"--model also accepts the folder or hub id of a diffusers pipeline of these families: {names};")
-    typer.echo(
-        "--masks the folder of a grounder, and --detector a folder or hub id of Mask2Former, MaskFormer or similar."
-    )
+    typer.echo(f"--model also accepts the folder or hub id of a diffusers pipeline of these families: {names}.")
+    typer.echo("--masks also accepts the folder of a grounder.")
+    typer.echo("--detector also accepts a folder or hub id of Mask2Former, MaskFormer and others (docs/detectors.md).")
 
 
 def known() -> list[dict[str, Any]]:

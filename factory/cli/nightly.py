@@ -36,8 +36,9 @@ def nightly(
 ) -> None:
     """Make the dataset of a night, within a budget: generate, verify, export, report, delete old nights, notify.
 
-    A night that is complete is left alone. After an interruption or a used-up budget, rerun the same command to
-    continue. Messages and progress go to standard error; the last line, on standard output, is the result as JSON.
+    If the night is already complete, nothing is done. After an interruption, or after the budget is used up, rerun the
+    same command to continue. Messages and progress go to standard error; standard output is one line, the result as
+    JSON.
 
     Example: factory nightly nightly.yaml
 

@@ -132,7 +132,9 @@ def _cooccurrence(text: str, data: Mapping[str, Any]) -> Any:
         return text
     path = Path(text).expanduser()
     if not path.is_file():
-        raise UserError(f"there is no co-occurrence table {text}; give coco or a CSV file: class,class,weight.")
+        raise UserError(
+            f"there is no co-occurrence table {text}; give coco or a CSV file with rows class,class,weight."
+        )
     return read_table(path, make_recipe({"n": 1, "classes": data.get("classes", "coco")}).vocabulary())
 
 

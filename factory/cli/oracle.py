@@ -35,7 +35,9 @@ from factory.files.strict_json import dumps
 
 def bootstrap_oracle(
     out: DatasetOut,
-    classes: Annotated[str | None, typer.Option(help="voc or coco, the vocabularies with splits.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="voc or coco; with a split file, any classes as in `factory generate`.")
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="1, 2, 3 or (voc only) zs3, or a file with one unseen class per line.")
     ] = None,
@@ -56,7 +58,7 @@ def bootstrap_oracle(
     workers: Workers = None,
     gpus_per_worker: GpusPerWorker = None,
     detectors: Annotated[
-        int | None, typer.Option(help="Actors of the detector pool; 0 runs the detector inside each worker.")
+        int | None, typer.Option(help="Actors in the detector pool; 0 (default) runs the detector inside each worker.")
     ] = None,
     gpus_per_detector: Annotated[float | None, typer.Option(help="GPUs per detector actor, may be fractional.")] = None,
     address: Address = None,
@@ -68,7 +70,8 @@ def bootstrap_oracle(
 ) -> None:
     """Generate images of seen classes with a detector's masks: the training data for `factory train-grounder`.
 
-    The masks of the detector are merged per class. Classes that it does not find are omitted; uncertain pixels are 255.
+    The masks of the detector are merged per class. Classes that it does not find are omitted from a sample, and pixels
+    of uncertain detections are marked 255.
     Rerun the same command to resume; `factory verify` checks the result like any other dataset.
 
     Example: factory bootstrap-oracle --classes voc --split 1 --n 10000 --shards oracle/

@@ -36,15 +36,17 @@ def prompts(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Text-to-image model whose text encoder must read the whole prompt; else 45 words are allowed."
+            help="Text-to-image model; prompts must fit into its text encoder. Without it, 45 words are allowed."
         ),
     ] = None,
     lm_model: Annotated[str | None, typer.Option(help="Name of the model on the server, if it offers several.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, max=4096, help="Prompts per batch, which are asked for together.")] = 16,
-    attempts: Annotated[int, typer.Option(min=1, max=1000, help="Rounds of questions until a prompt is left out.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Prompts that are requested together.")] = 16,
+    attempts: Annotated[
+        int, typer.Option(min=1, max=1000, help="How often a rejected prompt is requested before it is left out.")
+    ] = 8,
     temperature: Annotated[float, typer.Option(min=0.01, max=5, help="Sampling temperature.")] = 1.0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Share of probability to sample from.")] = 0.95,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Probability mass of nucleus sampling.")] = 0.95,
     max_tokens: Annotated[
         int, typer.Option(min=8, max=65536, help="Tokens per answer, including any reasoning.")
     ] = 120,
@@ -56,8 +58,8 @@ def prompts(
 ) -> None:
     """Write a prompts file with a language model: varied sentences that name given classes and no others.
 
-    Each line is checked and asked for again if it is rejected. Rerun the same command to resume. The server's access
-    key is read from OPENAI_API_KEY.
+    Each line is checked and requested again if it is rejected. Rerun the same command to resume. The API key of a
+    server is read from the environment variable OPENAI_API_KEY.
 
     Example: factory prompts --classes voc --n 1000 --objects "1:0.5,2:0.5" --lm Qwen/Qwen3-4B --out prompts.jsonl
 

@@ -19,7 +19,7 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a report of a dataset: index.html to look at, and report.json with every number of it.
+    """Write a report of a dataset: index.html, a page to view, and report.json, which contains every number on it.
 
     It shows the yield of each filter, classes, objects, image quality, near-duplicates, agreement with the detector,
     time and errors, random, worst and rejected images, and with --compare the difference from another dataset.

@@ -105,7 +105,7 @@ def evaluate_segmenter(
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
-    """mIoU on labelled images: per class, over seen and unseen classes, and their harmonic mean.
+    """Measure a segmenter on labelled images: IoU per class, mIoU of seen and unseen classes, and their harmonic mean.
 
     Pixels are summed over the whole image set and 255 is ignored, as in the PASCAL VOC devkit.
 

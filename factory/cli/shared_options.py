@@ -28,7 +28,10 @@ Objects = Annotated[
 ]
 Cooccurrence = Annotated[
     str | None,
-    typer.Option(help="Which classes occur together: coco, as in its images, or a CSV file: class,class,weight."),
+    typer.Option(
+        help="How often pairs of classes occur together: coco, as in the images of COCO, or a CSV file with the "
+        "columns class,class,weight."
+    ),
 ]
 Prompts = Annotated[
     Path | None,
@@ -115,7 +118,9 @@ Threads = Annotated[int, typer.Option(help="CPU threads; 0 uses all cores.")]
 Annotations = Annotated[
     Path | None, typer.Option(help="COCO annotation file (instances_*.json), if --real is a folder of COCO images.")
 ]
-Table = Annotated[Path | None, typer.Option(help="Markdown file in which to update the table between its markers.")]
+Table = Annotated[
+    Path | None, typer.Option(help="Markdown file in which to replace the table between its marker comments.")
+]
 
 # Output.
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -16,10 +16,11 @@ def status(
     dataset: Dataset,
     as_json: AsJson = False,
 ) -> None:
-    """Show the progress of a dataset, also while another machine is generating it, or the nights of a root.
+    """Show the progress of a dataset, even while another machine generates it, or list the nights of `factory nightly`.
 
-    For the root of `factory nightly`, each night is a line with its state, samples, yield, time and cost. The state
-    "stale" means that the driver has sent no heartbeat for more than a minute: rerun its command to resume.
+    If DATASET is the root of a nightly configuration, each night is a line with its state, samples, yield, time and
+    cost. The state "stale" means that the driver has sent no heartbeat for more than a minute: rerun its command to
+    resume.
 
     Example: factory status out/
 

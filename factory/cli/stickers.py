@@ -11,7 +11,7 @@ from factory.config.stickers import EMBEDDED_MODELS, STICKERS
 from factory.files.strict_json import dumps
 
 app = typer.Typer(
-    help="The embedded models: render their scenes, train them, evaluate them.",
+    help="Use, train and evaluate the embedded models.",
     no_args_is_help=True,
 )
 
@@ -77,13 +77,11 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the runs, with one subfolder per model.")] = Path("runs"),
     steps: Annotated[
         int | None,
-        typer.Option(
-            "--train-steps", "--steps", help="Optimizer steps of the training; by default, as for the release."
-        ),
+        typer.Option("--train-steps", "--steps", help="Optimizer steps; by default, as for the models in the package."),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Batch size.")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0, help="Peak learning rate; by default, as for the release.")
+        float | None, typer.Option(min=0, help="Peak learning rate; by default, as for the models in the package.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 uses the default of PyTorch.")] = 0,

@@ -21,7 +21,7 @@ def verify(
     dataset: Dataset,
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Generate damaged and missing shards again; refused while a run is active."),
+        typer.Option("--repair", help="Generate damaged and missing shards again; rejected while a run is active."),
     ] = False,
     force: Force = False,
     workers: Annotated[int | None, typer.Option(help="Workers for the repair; by default, as in the recipe.")] = None,

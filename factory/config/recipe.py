@@ -58,7 +58,7 @@ class Recipe(Section):
     )
     n: int = Field(ge=1, le=10**9, description="Number of accepted samples to generate.")
     earlier: tuple[int, ...] = Field(default=(), description="Sizes of the dataset before each extension, ascending.")
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed from which the seeds of all samples are derived.")
     objects: dict[int, float] = Field(default={1: 1.0}, description="Share of samples by number of objects.")
     cooccurrence: Literal["coco"] | dict[str, dict[str, Annotated[float, Field(strict=True, ge=0)]]] | None = Field(
         default=None,
@@ -81,7 +81,7 @@ class Recipe(Section):
     shard_size: int = Field(default=100, ge=1, le=100_000, description="Samples per shard.")
     batch: int = Field(default=8, ge=1, le=1024, description="Images generated per batch.")
     attempts: int = Field(default=16, ge=1, le=1000, description="Seeds tried per sample before it is left out.")
-    jpeg_quality: int = Field(default=95, ge=1, le=100)
+    jpeg_quality: int = Field(default=95, ge=1, le=100, description="Quality of the JPEG images.")
     generator: GeneratorRecipe = GeneratorRecipe()
     masks: MaskRecipe = MaskRecipe()
     filters: FilterRecipe = FilterRecipe()

@@ -48,8 +48,9 @@ class GeneratorRecipe(Section):
         default=5.0,
         ge=0,
         le=100,
-        description="Guidance scale, as the pipeline's own call takes it; by default that of the model's card; 3 for "
-        "`stickers`, 1 for `stickers-turbo`. 1 or less disables classifier-free guidance, for Z-Image 0.",
+        description="Guidance scale, passed to the diffusers pipeline unchanged; by default that of the model's card; "
+        "3 for `stickers`, 1 for `stickers-turbo`. A value of 1 or less (for Z-Image, 0) disables classifier-free "
+        "guidance.",
     )
     solver: Literal["model", "dpm++", "ddim", "euler", "ddim-trailing", "euler-trailing", "lcm", "tcd"] = Field(
         default="model",
@@ -68,13 +69,15 @@ class GeneratorRecipe(Section):
         "and guidance.",
     )
     lora_revision: str | None = Field(default=None, description="Pinned when the dataset is created.")
-    lora_scale: float = Field(default=1.0, ge=-10, le=10, description="Factor of the LoRA's change.")
+    lora_scale: float = Field(default=1.0, ge=-10, le=10, description="Factor of the LoRA's weights.")
     quantize: Literal["int8"] | None = Field(
         default=None,
         description="`int8` keeps the weights of the U-Net or transformer and of large text encoders in 8 bits, with "
         "torchao.",
     )
-    negative: str = Field(default="", description="Negative prompt, for the unconditional half.")
+    negative: str = Field(
+        default="", description="Negative prompt, for the unconditional half of classifier-free guidance."
+    )
     dtype: Literal["float32", "tf32", "float16", "bfloat16"] = Field(
         default="float32",
         description="Type of weights and activations; the default for a new dataset is bfloat16 if its workers use "
@@ -291,7 +294,8 @@ class RealRecipe(Section):
     labels_digest: str = Field(description="Digest of the labels.")
     method: Literal["ddim", "noise"] = Field(
         default="ddim",
-        description="`ddim` inverts step by step; `noise` adds noise to the encoded image, with one U-Net call.",
+        description="`ddim` inverts step by step; `noise` stores the encoded image, to which noise is added when "
+        "features are read.",
     )
     steps: int = Field(default=50, ge=2, le=1000, description="Steps of the inversion and of the reconstruction.")
 

@@ -119,11 +119,11 @@ def check_format(recipe: Recipe, where: str) -> None:
     """Raise UserError if this version cannot generate the samples of a recipe, that of the dataset if there is one."""
     if recipe.format < FORMAT:
         raise UserError(
-            f"the recipe for {where} has format {recipe.format}; this version samples images and reads masks in "
-            f"another way and generates format {FORMAT} alone, so missing shards would not have the same bytes. "
-            f"Finished shards can still be read, verified, exported and trained on. Generate a new dataset in another "
-            f"place; in a recipe file, remove `format` and replace masks.capture and masks.timesteps by "
-            f"masks.noise_level (0.256 for timestep 100)."
+            f"the recipe for {where} has format {recipe.format}; this version samples images and reads masks "
+            f"differently and generates format {FORMAT} only, so missing shards cannot be reproduced. Finished shards "
+            f"can still be read, verified, exported and used for training. Generate a new dataset elsewhere; in a "
+            f"recipe file, remove `format` and replace masks.capture and masks.timesteps by masks.noise_level (0.256 "
+            f"for timestep 100)."
         )
 
 

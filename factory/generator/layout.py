@@ -202,7 +202,8 @@ def _check_negative(
     guided_by_input = family.guided_by_input(str(index["_class_name"]), denoiser)
     if generator.negative and (guided_by_input or not family.negative):
         raise UserError(
-            f"{folder} takes no negative prompt: it is not guided by an unconditional half; remove generator.negative."
+            f"{folder} takes no negative prompt, because it is not sampled with an unconditional half; remove "
+            f"generator.negative."
         )
 
 

@@ -153,7 +153,9 @@ def _alphas_of_peft(metadata: Mapping[str, Any], state: Mapping[str, Any]) -> di
         name, _, module = key.split(".lora_")[0].partition(".")
         if f"{name}.lora_alpha" in metadata:
             if metadata.get(f"{name}.use_rslora") or metadata.get(f"{name}.use_dora"):
-                raise UserError("a LoRA with use_rslora or use_dora is not supported; use an ordinary one.")
+                raise UserError(
+                    "a LoRA with use_rslora or use_dora is not supported; use a LoRA without these settings."
+                )
             patterns = metadata.get(f"{name}.alpha_pattern") or {}
             alphas[f"{name}.{module}"] = float(patterns.get(module, metadata[f"{name}.lora_alpha"]))
     return alphas

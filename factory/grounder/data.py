@@ -52,8 +52,8 @@ class OracleDataset:
             )
         if self.recipe.format < FORMAT:
             raise UserError(
-                f"{store.address} is an oracle dataset of format {self.recipe.format}, whose latents were kept during "
-                f"sampling; this version keeps and reads finished ones. Create it again in another folder."
+                f"{store.address} is an oracle dataset of format {self.recipe.format}, whose latents were stored "
+                f"during sampling; this version stores and reads finished latents. Create it again in another folder."
             )
         self.plan = Plan(self.recipe)
         numbers = sorted(number for number in committed(store) if number < len(self.plan))

@@ -72,7 +72,9 @@ class Budget(Section):
     @model_validator(mode="after")
     def _has_a_limit(self) -> Self:
         if self.hours is None and self.until is None and self.gpu_hours is None:
-            raise ValueError("a budget requires hours, until or gpu_hours; omit it to generate until done")
+            raise ValueError(
+                "a budget requires hours, until or gpu_hours; omit it to generate until the dataset is complete"
+            )
         return self
 
 
