@@ -15,7 +15,7 @@ from factory.errors import TransientError, UserError
 from factory.prompts.interface import Instruction, Sampling
 
 KEY = "OPENAI_API_KEY"
-"""The environment variable of the access key, which is sent to the server only."""
+"""The environment variable of the API key, which is sent to the server only."""
 
 _CONCURRENT = 32
 _MAX_BYTES = 4 * 2**20
@@ -104,8 +104,8 @@ class ServerModel:
         if 300 <= code < 400:
             return f"{self._base} redirects to another address ({problem}); give that address."
         remedy = {
-            401: f"set {KEY} to its access key",
-            403: f"check the permissions of the access key in {KEY}",
+            401: f"set {KEY} to its API key",
+            403: f"check the permissions of the API key in {KEY}",
             404: "check the address and --lm-model",
         }
         advice = remedy.get(code, "see the documentation of the server")
@@ -123,7 +123,7 @@ def _base(url: str) -> str:
     if not parts.hostname or parts.username or parts.password or parts.query or parts.fragment:
         raise UserError(
             f"--lm must be a URL such as http://localhost:8000/v1 without user, password or query; set {KEY} for an "
-            f"access key."
+            f"API key."
         )
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
@@ -141,7 +141,7 @@ def _message(error: HTTPError) -> str:
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """Treats redirections as errors: urllib would send the access key to the other host."""
+    """Treats redirections as errors: urllib would send the API key to the other host."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
