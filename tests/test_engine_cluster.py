@@ -17,7 +17,7 @@ from factory.engine.pool import Pool
 from factory.engine.scheduler import Listener, Scheduler, State
 from factory.engine.view import ClusterView
 from factory.errors import UserError
-from factory.generation.precision import with_precision
+from factory.generation.hardware import for_hardware
 from tests.support.jobs import SleepingJob
 
 
@@ -71,7 +71,7 @@ def test_precision_of_a_new_dataset_depends_on_the_gpus_of_the_cluster(cluster: 
     generator = {"model": str(tiny_model), "steps": 2}
     recipe = make_recipe({"n": 2, "classes": "voc", "generator": generator, "engine": {"address": cluster.address}})
     node = cluster.add_node(num_cpus=1, num_gpus=1)
-    assert with_precision(recipe, None).generator.dtype == "bfloat16"
+    assert for_hardware(recipe, None).generator.dtype == "bfloat16"
     cluster.remove_node(node)
 
 

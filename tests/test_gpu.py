@@ -9,7 +9,9 @@ import torch
 
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
+from factory.generation.batch_size import MAX_BATCH, measured_batch
 from factory.generation.components import load_components
+from factory.generation.pin import pin_recipe
 from factory.generation.shard import produce
 from factory.generator.interface import ATTENTION, Request
 from factory.generator.pipeline import PipelineGenerator
@@ -69,3 +71,13 @@ def test_a_batch_that_does_not_fit_is_generated_in_parts(
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert len(images) == 32
     assert "this worker now generates" in caplog.text
+
+
+def test_the_measured_batch_fits(tiny_data: dict[str, Any]) -> None:
+    recipe = pin_recipe(make_recipe(tiny_data))
+    batch = measured_batch(recipe, 1.0)
+    assert 1 <= batch <= MAX_BATCH
+    large = recipe.model_copy(update={"batch": batch, "n": batch, "shard_size": batch})
+    with ThreadPoolExecutor(1) as encoder:
+        produce(Plan(large).shard(0), large, load_components(large, "cuda"), encoder)
+    assert torch.cuda.memory_stats()["num_ooms"] == 0

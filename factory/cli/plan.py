@@ -122,15 +122,15 @@ def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool =
 
     from factory.config.plan import Plan
     from factory.errors import UserError
+    from factory.generation.hardware import for_hardware
     from factory.generation.pin import pin_recipe
-    from factory.generation.precision import with_precision
     from factory.generation.preflight import preflight
 
     if workers < 1 or (rate is not None and rate <= 0):
         raise UserError(f"--workers must be at least 1 and --rate above 0, got {workers} and {rate}.")
     recipe = pin_recipe(recipe)
     preflight(recipe)
-    recipe = with_precision(recipe, None)
+    recipe = for_hardware(recipe, None)
     expanded = Plan(recipe)
     counts = Counter(dict.fromkeys(recipe.vocabulary().names, 0))
     for index in range(min(recipe.n, _COUNTED)):

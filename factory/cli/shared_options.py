@@ -88,7 +88,9 @@ Dtype = Annotated[
         "matrix products on a GPU)."
     ),
 ]
-Batch = Annotated[int | None, typer.Option(help="Images per micro-batch.")]
+Batch = Annotated[
+    str | None, typer.Option(help="Images that are generated together; auto finds how many fit on a GPU.")
+]
 
 # Filters and shards.
 MinConfidence = Annotated[

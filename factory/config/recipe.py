@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, WithJsonSchema, model_validator
 
 from factory.config.class_balance import MAX_OBJECTS
 from factory.config.cooccurrence import pair_weights
@@ -40,6 +40,26 @@ LATER_FIELDS = {
     "generator": ("lora", "lora_revision", "lora_scale", "quantize"),
 }
 """Fields that formats 1 and 2 do not have."""
+
+
+AUTO_BATCH = 0
+"""`batch: auto`, until the dataset is created."""
+
+
+def _batch(value: Any) -> Any:
+    if value == "auto":
+        return AUTO_BATCH
+    if str(value) == str(AUTO_BATCH):
+        raise ValueError("Input should be at least 1, or auto")
+    return value
+
+
+BatchSize = Annotated[
+    int,
+    BeforeValidator(_batch),
+    PlainSerializer(lambda size: "auto" if size == AUTO_BATCH else size, return_type=int | str),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 1024}, {"const": "auto"}]}),
+]
 
 
 class Recipe(Section):
@@ -79,7 +99,13 @@ class Recipe(Section):
         "fingerprint, because the prompts themselves are.",
     )
     shard_size: int = Field(default=100, ge=1, le=100_000, description="Samples per shard.")
-    batch: int = Field(default=8, ge=1, le=1024, description="Images generated per batch.")
+    batch: BatchSize = Field(
+        default=8,
+        ge=0,
+        le=1024,
+        description="Images that are generated together; `auto` measures how many fit on a GPU when the dataset is "
+        "created, and is 8 on CPUs.",
+    )
     attempts: int = Field(default=16, ge=1, le=1000, description="Seeds tried per sample before it is left out.")
     jpeg_quality: int = Field(default=95, ge=1, le=100, description="Quality of the JPEG images.")
     generator: GeneratorRecipe = GeneratorRecipe()

@@ -18,8 +18,8 @@ from factory.engine.pool import Pool
 from factory.engine.scheduler import Limit, Scheduler, State
 from factory.engine.view import ClusterView
 from factory.errors import UserError
+from factory.generation.hardware import for_hardware
 from factory.generation.pin import pin_recipe
-from factory.generation.precision import with_precision
 from factory.generation.preflight import preflight
 from factory.generation.progress import Snapshot, Tracker
 from factory.generation.reporter import Reporter, Watch, quarantined
@@ -84,7 +84,7 @@ def prepare(recipe: Recipe, store: Store) -> Recipe:
     check_format(existing or recipe, store.address)
     recipe = pin_recipe(recipe, existing)
     preflight(recipe)
-    return with_precision(recipe, existing)
+    return for_hardware(recipe, existing)
 
 
 def run_prepared(

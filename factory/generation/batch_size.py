@@ -1,0 +1,84 @@
+"""How many images fit into the memory of a GPU at a time, measured with batches of one and of two."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Protocol
+
+from factory.config.plan import Plan, PlannedShard
+from factory.config.recipe import Recipe
+from factory.generation.components import Components, load_components
+from factory.generation.shard import produce
+
+MAX_BATCH = 64
+"""Larger batches are not faster, and a worker reports its progress once per batch."""
+_USABLE = 0.85
+"""Share of the memory that is planned for: the allocator needs some more than the tensors."""
+
+
+class MemoryMeter(Protocol):
+    """Measures the memory of a device."""
+
+    def reset(self) -> None:
+        """Start a measurement."""
+        ...
+
+    def peak(self) -> int | None:
+        """The largest amount of memory in use since the start in bytes; None if it did not suffice."""
+        ...
+
+
+class CudaMeter:
+    """The memory that torch allocated on the current CUDA device."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    def reset(self) -> None:
+        """Start a measurement."""
+        import torch
+
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        self._failures = self._count()
+
+    def peak(self) -> int | None:
+        """The largest amount since the start in bytes; None if an allocation failed."""
+        import torch
+
+        return None if self._count() > self._failures else torch.cuda.max_memory_allocated()
+
+    def _count(self) -> int:
+        import torch
+
+        return int(torch.cuda.memory_stats().get("num_ooms", 0))
+
+
+def measured_batch(recipe: Recipe, share: float) -> int:
+    """The batch that fits into a `share` of the GPU that this process uses. The recipe must be pinned."""
+    import torch
+
+    total = torch.cuda.get_device_properties(0).total_memory
+    return fitting_batch(recipe, load_components(recipe, "cuda"), CudaMeter(), int(total * share))
+
+
+def fitting_batch(recipe: Recipe, components: Components, meter: MemoryMeter, memory: int) -> int:
+    """The batch whose peak stays below the usable part of `memory` bytes, from the peaks of one and of two images."""
+    samples = tuple(islice(Plan(recipe).samples(), 2))
+
+    def peak(count: int) -> int | None:
+        meter.reset()
+        once = recipe.model_copy(update={"batch": count, "attempts": 1})
+        with ThreadPoolExecutor(1) as encoder:
+            produce(PlannedShard(0, samples[:count], "trial", recipe.format), once, components, encoder)
+        return meter.peak()
+
+    return _extrapolated(peak, int(memory * _USABLE)) if len(samples) == 2 else 1
+
+
+def _extrapolated(peak: Callable[[int], int | None], memory: int) -> int:
+    first, second = peak(1), peak(2)
+    if first is None or second is None:
+        return 1
+    per_image = max(1, second - first)
+    return max(1, min(MAX_BATCH, 1 + (memory - first) // per_image))

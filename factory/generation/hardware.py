@@ -1,0 +1,71 @@
+"""Settings of a new dataset that depend on the hardware of its workers: the precision, and a batch that fits."""
+
+import logging
+from pathlib import Path
+
+from factory.config.recipe import AUTO_BATCH, Recipe
+from factory.engine.capacity import Capacity
+from factory.engine.cluster import connected
+from factory.generation.batch_size import measured_batch
+
+_log = logging.getLogger(__name__)
+
+_DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""Of the drivers of NVIDIA, AMD and WSL 2. Without them the driver process need not import torch."""
+_CPU_BATCH = 8
+
+
+def for_hardware(recipe: Recipe, existing: Recipe | None) -> Recipe:
+    """The recipe with a data type if none was given, and with a number for `batch: auto`.
+
+    A dataset that exists keeps its own. For a new one on a cluster, this connects to the cluster.
+    """
+    if "dtype" not in recipe.generator.model_fields_set:
+        dtype = existing.generator.dtype if existing is not None else _default_precision(recipe)
+        recipe = recipe.model_copy(update={"generator": recipe.generator.model_copy(update={"dtype": dtype})})
+    if recipe.batch == AUTO_BATCH:
+        recipe = recipe.model_copy(update={"batch": existing.batch if existing is not None else _fitting(recipe)})
+    return recipe
+
+
+def _default_precision(recipe: Recipe) -> str:
+    if not _uses_gpus(recipe):
+        return "float32"
+    _log.info("The workers use GPUs, so weights are loaded in bfloat16; --dtype float32 changes that.")
+    return "bfloat16"
+
+
+def _fitting(recipe: Recipe) -> int:
+    """The batch that fits into the memory of one worker's GPU, found by a task of the cluster."""
+    if not _uses_gpus(recipe):
+        return _CPU_BATCH
+    engine, threads = recipe.engine, recipe.generator.threads
+    with connected(engine, threads):
+        import ray
+
+        share, _ = Capacity(engine, threads).current()
+        measure = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=0)(measured_batch)
+        batch = int(ray.get(measure.remote(recipe, min(1.0, share.gpus))))
+    _log.info("%d images at a time fit into the memory of a worker's GPU.", batch)
+    return batch
+
+
+def _uses_gpus(recipe: Recipe) -> bool:
+    """Whether the workers of a new run will use GPUs."""
+    engine, threads = recipe.engine, recipe.generator.threads
+    if engine.gpus_per_worker is not None:
+        return engine.gpus_per_worker > 0
+    if engine.address is None:
+        return local_gpus() > 0
+    with connected(engine, threads):
+        share, _ = Capacity(engine, threads).current()
+    return share.gpus > 0
+
+
+def local_gpus() -> int:
+    """The number of GPUs that this process may use."""
+    if not any(Path(file).exists() for file in _DEVICE_FILES):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()

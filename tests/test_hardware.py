@@ -1,0 +1,108 @@
+"""Settings that depend on the hardware: precision and `batch: auto`. A dataset that exists keeps its own."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory.config.recipe import Recipe, make_recipe
+from factory.dataset.state import init_or_resume
+from factory.dataset.storage import Store
+from factory.errors import UserError
+from factory.generation import batch_size, hardware
+from factory.generation.components import load_components
+from factory.generation.pin import pin_recipe
+from factory.generation.run import prepare
+
+
+def _recipe(model: Path, dtype: str | None = None, batch: Any = 8, **engine: Any) -> Recipe:
+    generator = {"model": str(model), "steps": 2} | ({} if dtype is None else {"dtype": dtype})
+    return make_recipe({"n": 2, "classes": "voc", "batch": batch, "generator": generator, "engine": engine})
+
+
+@pytest.fixture(params=[0, 2])
+def gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(hardware, "local_gpus", lambda: request.param)
+    return int(request.param)
+
+
+def test_new_datasets_use_bfloat16_on_gpus(tiny_model: Path, tmp_path: Path, gpus: int) -> None:
+    def dtype(recipe: Recipe) -> str:
+        return prepare(recipe, Store(str(tmp_path / "out"))).generator.dtype
+
+    assert dtype(_recipe(tiny_model)) == ("bfloat16" if gpus else "float32")
+    assert dtype(_recipe(tiny_model, gpus_per_worker=0)) == "float32"
+    assert dtype(_recipe(tiny_model, gpus_per_worker=0.5)) == "bfloat16"
+    assert dtype(_recipe(tiny_model, "float16")) == "float16"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_dataset_keeps_its_precision_on_another_machine(
+    tiny_model: Path, tmp_path: Path, dtype: str, gpus: int
+) -> None:
+    store = Store(str(tmp_path / "out"))
+    created = init_or_resume(store, prepare(_recipe(tiny_model, dtype), store))
+    assert prepare(_recipe(tiny_model), store).fingerprint() == created.fingerprint()
+
+
+def test_local_gpus_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr(hardware, "_DEVICE_FILES", (str(tmp_path / "none"),))
+    assert hardware.local_gpus() == 0
+    monkeypatch.setattr(hardware, "_DEVICE_FILES", (str(tmp_path),))
+    assert hardware.local_gpus() == 3
+
+
+class _Meter:
+    """Reports these peaks, one per measurement."""
+
+    def __init__(self, *peaks: int | None) -> None:
+        self._peaks, self.resets = list(peaks), 0
+
+    def reset(self) -> None:
+        self.resets += 1
+
+    def peak(self) -> int | None:
+        return self._peaks[self.resets - 1]
+
+
+@pytest.mark.parametrize(
+    ("peaks", "batch"),
+    [
+        ((300, 350), 1 + (850 - 300) // 50),
+        ((300, 301), batch_size.MAX_BATCH),
+        ((800, 900), 1),
+        ((900, 900), 1),
+        ((300, None), 1),  # two images did not fit
+    ],
+)
+def test_batch_is_what_fits_after_one_and_two_images(
+    tiny_model: Path, peaks: tuple[int | None, ...], batch: int
+) -> None:
+    recipe = pin_recipe(_recipe(tiny_model))
+    meter = _Meter(*peaks)
+    assert batch_size.fitting_batch(recipe, load_components(recipe), meter, memory=1000) == batch
+    assert meter.resets == 2
+
+
+def test_auto_batch_is_a_number_in_the_dataset(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path / "out"))
+    assert prepare(_recipe(tiny_model, batch="auto", gpus_per_worker=0), store).batch == 8
+    monkeypatch.setattr(hardware, "_fitting", lambda recipe: 5)
+    created = init_or_resume(store, prepare(_recipe(tiny_model, batch="auto"), store))
+    assert created.batch == 5
+    monkeypatch.undo()
+    assert prepare(_recipe(tiny_model, batch="auto"), store).fingerprint() == created.fingerprint()
+
+
+def test_auto_batch_survives_a_round_trip(tiny_model: Path) -> None:
+    recipe = _recipe(tiny_model, batch="auto")
+    assert make_recipe(recipe.model_dump(mode="json")) == recipe
+
+
+@pytest.mark.parametrize("batch", [0, "0", -1, "many", 2.5, 1025])
+def test_other_batches_are_rejected(tiny_model: Path, batch: Any) -> None:
+    with pytest.raises(UserError, match="batch"):
+        _recipe(tiny_model, batch=batch)
