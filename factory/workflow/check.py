@@ -44,7 +44,7 @@ def values_of(data: Mapping[str, Any], where: str) -> dict[str, str]:
                 f"start with a digit."
             )
         if not isinstance(value, str):
-            raise UserError(f"{where}: the value {name} must be a text or a number, got {_shown(value)}.")
+            raise UserError(f"{where}: the value {name} must be a string or a number, got {_shown(value)}.")
     return dict(values)
 
 
@@ -91,7 +91,7 @@ def _values(value: Any, location: str, several: bool) -> list[Any]:
     for item in values:
         if not isinstance(item, str):
             raise UserError(
-                f"{location} must be a text or a number, got {_shown(item)}; omit an option without a value."
+                f"{location} must be a string or a number, got {_shown(item)}; omit an option without a value."
             )
     return values
 
