@@ -103,7 +103,10 @@ def test_invalid_step_is_rejected_on_load(
             "has an unknown key 'name'; the keys of a job are out, values and steps",
         ),
         ("out: o\nvalues: [n]\nsteps: [{verify: {with: a}}]", "`values:` must map names to single values"),
-        ("out: o\nvalues: {n: ~}\nsteps: [{verify: {with: a}}]", "the value n must be a string or a number, got nothing"),
+        (
+            "out: o\nvalues: {n: ~}\nsteps: [{verify: {with: a}}]",
+            "the value n must be a string or a number, got nothing",
+        ),
         ("out: o\nvalues: {n: [1]}\nsteps: [{verify: {with: a}}]", "the value n must be a string or a number"),
         ("out: o\nvalues: {out: x}\nsteps: [{verify: {with: a}}]", "cannot be named 'out'"),
         ("out: o\nvalues: {a-b: x}\nsteps: [{verify: {with: a}}]", "cannot be named 'a-b'"),
