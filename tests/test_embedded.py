@@ -8,11 +8,12 @@ from PIL import Image
 
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
+from factory.config.stickers import EMBEDDED_MODELS
 from factory.config.vocabulary import caption, coco
 from factory.detector.load import open_detector as open_any_detector
 from factory.detector.oracle import OracleGrounder
 from factory.errors import UserError
-from factory.files.embedded_models import detector_folder, grounder_folder, models_folder, pipeline_folder
+from factory.files.embedded_models import grounder_folder, models_folder, pipeline_folder
 from factory.generation.components import load_components
 from factory.generation.pin import pin_recipe
 from factory.generator.interface import Request
@@ -29,9 +30,7 @@ def _mebibytes(folder: Path, pattern: str = "*") -> float:
 
 
 def test_shipped_files_are_within_their_size_limits() -> None:
-    assert _mebibytes(pipeline_folder(), "*.safetensors") <= 48
-    assert _mebibytes(detector_folder(), "*.safetensors") <= 20
-    assert _mebibytes(grounder_folder()) <= 16
+    assert _mebibytes(models_folder(), "*.safetensors") <= 64
     assert _mebibytes(models_folder().parent / "data") <= 8
 
 
@@ -39,19 +38,20 @@ def test_all_shipped_weights_are_half_precision() -> None:
     from safetensors import safe_open
 
     files = sorted(models_folder().rglob("*.safetensors"))
-    assert len(files) == 5
+    assert len(files) == 9  # two pipelines of three models, two grounders, a detector
     for path in files:
         with safe_open(path, "pt") as weights:
             kinds = {weights.get_tensor(key).dtype for key in weights.keys()}  # noqa: SIM118 - not a mapping
         assert torch.float32 not in kinds, path
 
 
-def test_the_pipeline_consists_of_standard_classes() -> None:
-    index = json.loads((pipeline_folder() / "model_index.json").read_text())
+@pytest.mark.parametrize("model", EMBEDDED_MODELS)
+def test_the_pipelines_consist_of_standard_classes(model: str) -> None:
+    index = json.loads((pipeline_folder(model) / "model_index.json").read_text())
     libraries = {value[0] for key, value in index.items() if isinstance(value, list) and value[0] is not None}
     assert index["_class_name"] == "StableDiffusionPipeline"
     assert libraries == {"diffusers", "transformers"}
-    unet = open_pipeline().unet
+    unet = open_pipeline(model).unet
     assert len(unet.config.block_out_channels) >= 3
     assert unet.config.in_channels == 6
 
@@ -72,10 +72,13 @@ def test_the_detector_agrees_with_the_ground_truth_of_rendered_scenes() -> None:
     assert np.mean(list(ious.values())) > 0.55
 
 
-def test_images_show_the_class_of_their_prompt() -> None:
+@pytest.mark.parametrize("model", EMBEDDED_MODELS)
+def test_images_show_the_class_of_their_prompt(model: str) -> None:
     """The detector assigns a class more pixels in images of that class than in images of other classes."""
     names = ("zebra", "apple", "toilet", "cow", "suitcase", "banana", "person", "carrot", "dog", "pizza")
-    pictures = sample(open_pipeline(), [caption((name,)) for name in names], range(len(names)))
+    usual = EMBEDDED_MODELS[model]
+    prompts = [caption((name,)) for name in names]
+    pictures = sample(open_pipeline(model), prompts, range(len(names)), steps=usual.steps, guidance=usual.guidance)
     pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
     columns = [1 + coco().names.index(name) for name in names]
     shares = open_detector().probabilities(pixels).mean((2, 3))[:, columns]
@@ -84,15 +87,17 @@ def test_images_show_the_class_of_their_prompt() -> None:
     assert own > 10 * others
 
 
-def test_the_grounder_agrees_with_the_detector_on_seen_and_unseen_classes() -> None:
+@pytest.mark.parametrize("model", EMBEDDED_MODELS)
+def test_the_grounder_agrees_with_the_detector_on_seen_and_unseen_classes(model: str) -> None:
     """On those of 24 images in which the detector is confident; half of the images show unseen classes."""
-    config = read_config(grounder_folder())
-    assert config.revision == pin_revision("stickers")
+    config = read_config(grounder_folder(model))
+    assert config.revision == pin_revision(model)
     seen = [name for name in coco().seen("1") if name in config.classes_seen]
     assert len(seen) == 65
     names = [*coco().unseen("1")[:12], *seen[::6][:12]]
-    recipe = pin_recipe(make_recipe({"n": len(names), "classes": names, "batch": 12}))
-    assert recipe.masks.source == "stickers"
+    data = {"n": len(names), "classes": names, "batch": 12, "generator": {"model": model}}
+    recipe = pin_recipe(make_recipe(data))
+    assert recipe.masks.source == model
     parts, oracle = load_components(recipe), OracleGrounder(open_any_detector(recipe, "cpu"), recipe.masks)
     samples = list(Plan(recipe).samples())
     prompts = [sample.prompt for sample in samples]

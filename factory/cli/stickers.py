@@ -132,21 +132,28 @@ def evaluate(
         float | None,
         typer.Option(min=1, help="Scale of classifier-free guidance; 1 disables it; by default, as `generate`."),
     ] = None,
+    found_only: Annotated[
+        bool, typer.Option("--found-only", help="Only measure how often the detector finds the prompted classes.")
+    ] = False,
     scenes: Annotated[int, typer.Option(min=80, help="Newly rendered scenes for the mask IoU, per style group.")] = 600,
     table: Table = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the figures, as JSON.")] = False,
 ) -> None:
     """Evaluate the embedded models: classes found, mask IoU, diversity, copies, time and memory.
 
+    Example: factory stickers evaluate --pipeline stickers-turbo --found-only
+
     Example: factory stickers evaluate --judge runs/judge/model --table docs/embedded.md
     """
+    from dataclasses import asdict
+
     from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
     from factory.cli.messages import to_nowhere, to_stderr
     from factory.evaluation.markdown import write_table
     from factory.stickers.embedded import open_detector, open_pipeline
-    from factory.stickers.evaluate import Judges, Sampling
+    from factory.stickers.evaluate import Judges, Sampling, draw_images, found_in
     from factory.stickers.evaluate import as_json as figures_of
     from factory.stickers.evaluate import evaluate as measure
     from factory.stickers.tables import class_table, summary_table
@@ -155,6 +162,10 @@ def evaluate(
     judges = Judges(open_detector(detector), open_detector(judge) if judge else None)
     usual = EMBEDDED_MODELS.get(pipeline, EMBEDDED_MODELS[STICKERS])
     sampling = Sampling(steps or usual.steps, guidance or usual.guidance)
+    if found_only:
+        images = draw_images(open_pipeline(pipeline), out, images_per_class, pairs, sampling, report)
+        typer.echo(dumps(asdict(found_in(judges.detector, images))))
+        return
     measured = measure(open_pipeline(pipeline), judges, out, images_per_class, pairs, scenes, sampling, report)
     figures = figures_of(measured)
     (out / "evaluation.json").write_text(dumps(figures, indent=1) + "\n")

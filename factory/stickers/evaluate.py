@@ -45,6 +45,14 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class DrawnImages:
+    """Images of one class, by class, and images of two, with their classes."""
+
+    singles: dict[str, list[Image.Image]]
+    pairs: list[tuple[tuple[str, ...], Image.Image]]
+
+
+@dataclass(frozen=True)
 class Found:
     """Shares (0..1) of the prompted classes that a detector finds in the generated images."""
 
@@ -97,15 +105,12 @@ def evaluate(
 ) -> Evaluation:
     """Measure everything and write the sheets `classes.png` and `pairs.png` to `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    names, detector = coco().names, judges.detector
+    detector = judges.detector
     report("time and memory: 100 images")
     seconds, memory = time_and_memory(pipeline, sampling)
     report(f"  {seconds:.1f} s, peak {memory:.0f} MiB")
-    singles = _single_images(pipeline, sampling, images_per_class, report)
-    tile([[singles[name][0] for name in names[row : row + 16]] for row in range(0, 80, 16)]).save(out / "classes.png")
-    doubles = _pair_images(pipeline, sampling, pairs, report)
-    first_pairs = [picture for _, picture in doubles[:80]]
-    tile([first_pairs[row : row + 16] for row in range(0, len(first_pairs), 16)]).save(out / "pairs.png")
+    images = draw_images(pipeline, out, images_per_class, pairs, sampling, report)
+    singles, doubles = images.singles, images.pairs
     all_singles = [picture for pictures in singles.values() for picture in pictures]
     train_iou = mask_iou(detector, TRAIN_STYLES, scenes, report)
     held_out_iou = mask_iou(detector, (HELD_OUT_STYLE,), scenes, report)
@@ -114,8 +119,8 @@ def evaluate(
         sampling=sampling,
         images_per_class=images_per_class,
         pairs=pairs,
-        found=_found(detector, singles, doubles),
-        found_by_judge=_found(judges.second, singles, doubles) if judges.second else None,
+        found=found_in(detector, images),
+        found_by_judge=found_in(judges.second, images) if judges.second else None,
         autoencoder=round_trip(pipeline.vae, detector, scenes, report),
         scenes=scenes,
         mask_miou_train=float(np.mean(list(train_iou.values()))),
@@ -129,6 +134,25 @@ def evaluate(
         peak_memory_mib=memory,
         threads=torch.get_num_threads(),
     )
+
+
+def draw_images(
+    pipeline: StableDiffusionPipeline,
+    out: Path,
+    images_per_class: int = 10,
+    pairs: int = 160,
+    sampling: Sampling = Sampling(),
+    report: Report = _log.info,
+) -> DrawnImages:
+    """Draw images of every class and of random pairs, and write the sheets `classes.png` and `pairs.png` to `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    names = coco().names
+    singles = _single_images(pipeline, sampling, images_per_class, report)
+    tile([[singles[name][0] for name in names[row : row + 16]] for row in range(0, 80, 16)]).save(out / "classes.png")
+    drawn = _pair_images(pipeline, sampling, pairs, report)
+    first = [picture for _, picture in drawn[:80]]
+    tile([first[row : row + 16] for row in range(0, len(first), 16)]).save(out / "pairs.png")
+    return DrawnImages(singles, drawn)
 
 
 def time_and_memory(pipeline: StableDiffusionPipeline, sampling: Sampling) -> tuple[float, float]:
@@ -176,19 +200,16 @@ def _pair_images(
     return list(zip(names, pictures, strict=True))
 
 
-def _found(
-    detector: StickerDetector,
-    singles: dict[str, list[Image.Image]],
-    doubles: list[tuple[tuple[str, ...], Image.Image]],
-) -> Found:
+def found_in(detector: StickerDetector, images: DrawnImages) -> Found:
+    """The shares of the prompted classes that the detector finds."""
     by_class, largest = {}, []
-    for name, pictures in singles.items():
+    for name, pictures in images.singles.items():
         instances = detect_all(detector, pictures)
         by_class[name] = float(np.mean([name in classes_found(found) for found in instances]))
         largest += [bool(f) and max(f, key=lambda i: i.mask.sum()).class_name == name for f in instances]
     both = [
         set(pair) <= classes_found(found)
-        for (pair, _), found in zip(doubles, detect_all(detector, [p for _, p in doubles]), strict=True)
+        for (pair, _), found in zip(images.pairs, detect_all(detector, [p for _, p in images.pairs]), strict=True)
     ]
     return Found(float(np.mean(list(by_class.values()))), by_class, float(np.mean(largest)), float(np.mean(both)))
 
