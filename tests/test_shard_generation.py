@@ -111,7 +111,7 @@ def test_shards_of_earlier_formats_are_read_but_not_generated(tiny_data: dict[st
     with pytest.raises(UserError, match="has format 2; this version"):
         generate(recipe.model_copy(update={"n": 16}), store, extend=True)
     (tmp_path / "set/receipts/000001.json").unlink()
-    with pytest.raises(UserError, match="can still be read, verified, exported and trained on"):
+    with pytest.raises(UserError, match="can still be read, verified, exported and used for training"):
         generate(recipe, store)
     result = CliRunner().invoke(app, ["verify", store.address, "--repair"])
     assert isinstance(result.exception, UserError)
