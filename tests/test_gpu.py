@@ -9,8 +9,8 @@ import torch
 
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
-from factory.generation.batch_size import MAX_BATCH, measured_batch
 from factory.generation.components import load_components
+from factory.generation.fitting_batch import MAX_BATCH, measured_batch
 from factory.generation.pin import pin_recipe
 from factory.generation.shard import produce
 from factory.generator.interface import ATTENTION, Request

@@ -9,7 +9,7 @@ from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.state import init_or_resume
 from factory.dataset.storage import Store
 from factory.errors import UserError
-from factory.generation import batch_size, hardware
+from factory.generation import fitting_batch, hardware
 from factory.generation.components import load_components
 from factory.generation.pin import pin_recipe
 from factory.generation.run import prepare
@@ -70,7 +70,7 @@ class _Meter:
     ("peaks", "batch"),
     [
         ((300, 350), 1 + (850 - 300) // 50),
-        ((300, 301), batch_size.MAX_BATCH),
+        ((300, 301), fitting_batch.MAX_BATCH),
         ((800, 900), 1),
         ((900, 900), 1),
         ((300, None), 1),  # two images did not fit
@@ -81,7 +81,7 @@ def test_batch_is_what_fits_after_one_and_two_images(
 ) -> None:
     recipe = pin_recipe(_recipe(tiny_model))
     meter = _Meter(*peaks)
-    assert batch_size.fitting_batch(recipe, load_components(recipe), meter, memory=1000) == batch
+    assert fitting_batch.largest_batch(recipe, load_components(recipe), meter, limit=850) == batch
     assert meter.resets == 2
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from factory.cli.options import assemble
+from factory.config.differences import differences
 from factory.config.prompts import read_prompts
-from factory.config.recipe import differences, load_recipe, make_recipe, parse_recipe
+from factory.config.recipe import load_recipe, make_recipe, parse_recipe
 from factory.config.vocabulary import coco
 from factory.errors import UserError
 

@@ -8,8 +8,9 @@ import pytest
 
 from factory.cli.options import assemble
 from factory.config.class_file import read_class_file
+from factory.config.object_counts import parse_objects
 from factory.config.prompts import read_prompts
-from factory.config.recipe import make_recipe, parse_objects
+from factory.config.recipe import make_recipe
 from factory.config.vocabulary import coco, from_names, parse_classes, voc
 from factory.errors import UserError
 from factory.files.strict_yaml import parse_plain_yaml

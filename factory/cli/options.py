@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from factory.config.recipe import Recipe, load_recipe, make_recipe, parse_objects
+from factory.config.object_counts import parse_objects
+from factory.config.recipe import Recipe, load_recipe, make_recipe
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.files.text import read_lines

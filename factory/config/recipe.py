@@ -2,16 +2,16 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, WithJsonSchema, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from factory.config.class_balance import MAX_OBJECTS
+from factory.config.batch_size import BatchSize
 from factory.config.cooccurrence import pair_weights
+from factory.config.object_counts import check_objects
 from factory.config.prompts import Prompt, make_prompt
 from factory.config.sections import (
     EARLIER_FORMATS,
@@ -40,26 +40,6 @@ LATER_FIELDS = {
     "generator": ("lora", "lora_revision", "lora_scale", "quantize"),
 }
 """Fields that formats 1 and 2 do not have."""
-
-
-AUTO_BATCH = 0
-"""`batch: auto`, until the dataset is created."""
-
-
-def _batch(value: Any) -> Any:
-    if value == "auto":
-        return AUTO_BATCH
-    if str(value) == str(AUTO_BATCH):
-        raise ValueError("Input should be at least 1, or auto")
-    return value
-
-
-BatchSize = Annotated[
-    int,
-    BeforeValidator(_batch),
-    PlainSerializer(lambda size: "auto" if size == AUTO_BATCH else size, return_type=int | str),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 1024}, {"const": "auto"}]}),
-]
 
 
 class Recipe(Section):
@@ -144,7 +124,7 @@ class Recipe(Section):
             raise ValueError(f"a label image can hold at most 254 classes, got {len(vocabulary.classes)}")
         prompts = self.user_prompts()
         if prompts is None:
-            _check_objects(self.objects, len(self.planned_names()))
+            check_objects(self.objects, len(self.planned_names()))
             _check_cooccurrence(self)
             if self.prompts_digest is not None:
                 raise ValueError("prompts_digest is the digest of a prompts file; leave it out if there are no prompts")
@@ -280,37 +260,6 @@ def parse_recipe(text: str, where: str) -> dict[str, Any]:
     return data
 
 
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Each field of `content()` that differs, such as "generator.steps: 20 -> 30"."""
-    return _differences(old.content(), new.content(), "")
-
-
-def _differences(old: Any, new: Any, name: str) -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [
-            line for key in keys for line in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-        ]
-    return [] if old == new else [f"{name}: {_abbreviated(old)} -> {_abbreviated(new)}"]
-
-
-def _abbreviated(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _check_objects(objects: Mapping[int, float], classes: int) -> None:
-    shares = {count: share for count, share in objects.items() if share}
-    if not shares or any(not (1 <= count <= MAX_OBJECTS and 0 < share < math.inf) for count, share in shares.items()):
-        raise ValueError(
-            f'objects must be 1 to {MAX_OBJECTS} with shares above 0, such as "1:0.5,2:0.5", got {dict(objects)}'
-        )
-    needed = {count: count if count < 3 else 3 * (count - 1) for count in shares}
-    for count, least in needed.items():
-        if classes < least:
-            raise ValueError(f"{count} objects per prompt require at least {least} classes, got {classes}")
-
-
 def _check_cooccurrence(recipe: Recipe) -> None:
     if recipe.cooccurrence is None:
         return
@@ -337,21 +286,3 @@ def _check_oracle(recipe: Recipe, prompted: set[str]) -> None:
         )
     if recipe.real is not None and recipe.n != len(recipe.real.keys):
         raise ValueError(f"n must be the number of images, {len(recipe.real.keys)}, got {recipe.n}")
-
-
-def parse_objects(text: str) -> dict[int, float]:
-    """Parse "1:0.5,2:0.5" into shares by number of objects; "2" means "2:1"."""
-    usage = '--objects requires number:share pairs such as "1:0.5,2:0.5"'
-    shares: dict[int, float] = {}
-    for part in text.split(","):
-        count, colon, share = part.partition(":")
-        try:
-            number, value = int(count), float(share) if colon else 1.0
-        except ValueError as error:
-            raise UserError(f"{usage}, got {text!r}.") from error
-        if not math.isfinite(value) or value < 0:
-            raise UserError(f"{usage}; a share must be a number of at least 0, got {share.strip()!r} in {text!r}.")
-        if number in shares:
-            raise UserError(f"{usage}; each number of objects is allowed once, got {number} twice in {text!r}.")
-        shares[number] = value
-    return shares

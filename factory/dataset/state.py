@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from factory.config.differences import differences
 from factory.config.plan import Plan
-from factory.config.recipe import Recipe, canonical, differences, make_recipe, parse_recipe
+from factory.config.recipe import Recipe, canonical, make_recipe, parse_recipe
 from factory.dataset.card import card
 from factory.dataset.lease import LEASE
 from factory.dataset.receipt_index import IndexEntry, ReceiptIndex

@@ -3,10 +3,11 @@
 import logging
 from pathlib import Path
 
-from factory.config.recipe import AUTO_BATCH, Recipe
+from factory.config.batch_size import AUTO_BATCH
+from factory.config.recipe import Recipe
 from factory.engine.capacity import Capacity
 from factory.engine.cluster import connected
-from factory.generation.batch_size import measured_batch
+from factory.generation.fitting_batch import measured_batch
 
 _log = logging.getLogger(__name__)
 

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from factory.config.differences import differences
 from factory.config.plan import Plan
-from factory.config.recipe import Recipe, differences
+from factory.config.recipe import Recipe
 from factory.dataset.lease import HeldLease
 from factory.dataset.state import Totals, existing_recipe, state
 from factory.dataset.verify import verify

@@ -58,12 +58,17 @@ def measured_batch(recipe: Recipe, share: float) -> int:
     """The batch that fits into a `share` of the GPU that this process uses. The recipe must be pinned."""
     import torch
 
+    from factory.grounder.memory import free_bytes
+
+    components = load_components(recipe, "cuda")
+    # Other programs may use the same GPU, so what is free counts as well as the share of the total.
     total = torch.cuda.get_device_properties(0).total_memory
-    return fitting_batch(recipe, load_components(recipe, "cuda"), CudaMeter(), int(total * share))
+    limit = min(_USABLE * share * total, torch.cuda.memory_allocated() + free_bytes("cuda"))
+    return largest_batch(recipe, components, CudaMeter(), int(limit))
 
 
-def fitting_batch(recipe: Recipe, components: Components, meter: MemoryMeter, memory: int) -> int:
-    """The batch whose peak stays below the usable part of `memory` bytes, from the peaks of one and of two images."""
+def largest_batch(recipe: Recipe, components: Components, meter: MemoryMeter, limit: int) -> int:
+    """The batch whose peak stays below `limit` bytes, extrapolated from the peaks of one and of two images."""
     samples = tuple(islice(Plan(recipe).samples(), 2))
 
     def peak(count: int) -> int | None:
@@ -73,12 +78,12 @@ def fitting_batch(recipe: Recipe, components: Components, meter: MemoryMeter, me
             produce(PlannedShard(0, samples[:count], "trial", recipe.format), once, components, encoder)
         return meter.peak()
 
-    return _extrapolated(peak, int(memory * _USABLE)) if len(samples) == 2 else 1
+    return _extrapolated(peak, limit) if len(samples) == 2 else 1
 
 
-def _extrapolated(peak: Callable[[int], int | None], memory: int) -> int:
+def _extrapolated(peak: Callable[[int], int | None], limit: int) -> int:
     first, second = peak(1), peak(2)
     if first is None or second is None:
         return 1
     per_image = max(1, second - first)
-    return max(1, min(MAX_BATCH, 1 + (memory - first) // per_image))
+    return max(1, min(MAX_BATCH, 1 + (limit - first) // per_image))

@@ -1,0 +1,38 @@
+"""How many objects the images show: shares by number of objects."""
+
+import math
+from collections.abc import Mapping
+
+from factory.config.class_balance import MAX_OBJECTS
+from factory.errors import UserError
+
+
+def check_objects(objects: Mapping[int, float], classes: int) -> None:
+    """Raises ValueError for invalid shares, and for more objects than the number of classes allows."""
+    shares = {count: share for count, share in objects.items() if share}
+    if not shares or any(not (1 <= count <= MAX_OBJECTS and 0 < share < math.inf) for count, share in shares.items()):
+        raise ValueError(
+            f'objects must be 1 to {MAX_OBJECTS} with shares above 0, such as "1:0.5,2:0.5", got {dict(objects)}'
+        )
+    needed = {count: count if count < 3 else 3 * (count - 1) for count in shares}
+    for count, least in needed.items():
+        if classes < least:
+            raise ValueError(f"{count} objects per prompt require at least {least} classes, got {classes}")
+
+
+def parse_objects(text: str) -> dict[int, float]:
+    """Parse "1:0.5,2:0.5" into shares by number of objects; "2" means "2:1"."""
+    usage = '--objects requires number:share pairs such as "1:0.5,2:0.5"'
+    shares: dict[int, float] = {}
+    for part in text.split(","):
+        count, colon, share = part.partition(":")
+        try:
+            number, value = int(count), float(share) if colon else 1.0
+        except ValueError as error:
+            raise UserError(f"{usage}, got {text!r}.") from error
+        if not math.isfinite(value) or value < 0:
+            raise UserError(f"{usage}; a share must be a number of at least 0, got {share.strip()!r} in {text!r}.")
+        if number in shares:
+            raise UserError(f"{usage}; each number of objects is allowed once, got {number} twice in {text!r}.")
+        shares[number] = value
+    return shares
