@@ -104,7 +104,6 @@ def evaluate(
     report: Report = _log.info,
 ) -> Evaluation:
     """Measure everything and write the sheets `classes.png` and `pairs.png` to `out`."""
-    out.mkdir(parents=True, exist_ok=True)
     detector = judges.detector
     report("time and memory: 100 images")
     seconds, memory = time_and_memory(pipeline, sampling)
@@ -139,9 +138,9 @@ def evaluate(
 def draw_images(
     pipeline: StableDiffusionPipeline,
     out: Path,
-    images_per_class: int = 10,
-    pairs: int = 160,
-    sampling: Sampling = Sampling(),
+    images_per_class: int,
+    pairs: int,
+    sampling: Sampling,
     report: Report = _log.info,
 ) -> DrawnImages:
     """Draw images of every class and of random pairs, and write the sheets `classes.png` and `pairs.png` to `out`."""
