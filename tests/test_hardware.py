@@ -90,6 +90,7 @@ def test_auto_batch_is_a_number_in_the_dataset(
 ) -> None:
     store = Store(str(tmp_path / "out"))
     assert prepare(_recipe(tiny_model, batch="auto", gpus_per_worker=0), store).batch == 8
+    monkeypatch.setattr(hardware, "local_gpus", lambda: 1)
     monkeypatch.setattr(hardware, "_fitting", lambda recipe: 5)
     created = init_or_resume(store, prepare(_recipe(tiny_model, batch="auto"), store))
     assert created.batch == 5

@@ -21,25 +21,28 @@ def for_hardware(recipe: Recipe, existing: Recipe | None) -> Recipe:
 
     A dataset that exists keeps its own. For a new one on a cluster, this connects to the cluster.
     """
-    if "dtype" not in recipe.generator.model_fields_set:
-        dtype = existing.generator.dtype if existing is not None else _default_precision(recipe)
-        recipe = recipe.model_copy(update={"generator": recipe.generator.model_copy(update={"dtype": dtype})})
-    if recipe.batch == AUTO_BATCH:
-        recipe = recipe.model_copy(update={"batch": existing.batch if existing is not None else _fitting(recipe)})
-    return recipe
-
-
-def _default_precision(recipe: Recipe) -> str:
+    no_precision, no_batch = "dtype" not in recipe.generator.model_fields_set, recipe.batch == AUTO_BATCH
+    if existing is not None:
+        dtype, batch = existing.generator.dtype, existing.batch
+        return _completed(recipe, dtype if no_precision else None, batch if no_batch else None)
+    if not (no_precision or no_batch):
+        return recipe
     if not _uses_gpus(recipe):
-        return "float32"
-    _log.info("The workers use GPUs, so weights are loaded in bfloat16; --dtype float32 changes that.")
-    return "bfloat16"
+        return _completed(recipe, "float32" if no_precision else None, _CPU_BATCH if no_batch else None)
+    if no_precision:
+        _log.info("The workers use GPUs, so weights are loaded in bfloat16; --dtype float32 changes that.")
+        recipe = _completed(recipe, "bfloat16", None)
+    return _completed(recipe, None, _fitting(recipe)) if no_batch else recipe
+
+
+def _completed(recipe: Recipe, dtype: str | None, batch: int | None) -> Recipe:
+    """The recipe with a data type and a batch; None leaves its own."""
+    generator = recipe.generator if dtype is None else recipe.generator.model_copy(update={"dtype": dtype})
+    return recipe.model_copy(update={"generator": generator, "batch": recipe.batch if batch is None else batch})
 
 
 def _fitting(recipe: Recipe) -> int:
     """The batch that fits into the memory of one worker's GPU, found by a task of the cluster."""
-    if not _uses_gpus(recipe):
-        return _CPU_BATCH
     engine, threads = recipe.engine, recipe.generator.threads
     with connected(engine, threads):
         import ray
