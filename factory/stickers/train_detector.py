@@ -24,9 +24,9 @@ from factory.training.loop import tile
 from factory.training.precision import autocast
 
 _BACKGROUND_WEIGHT = 0.3
-_SIDES = (72, 96, 96, 112, 128, 144, 160)
+_SIDES = (96, 112, 128, 144, 160, 176)
 """Input sides, one of which is drawn per step, so that the network learns objects of many sizes."""
-_RECONSTRUCTED_SHARE = 0.25
+_RECONSTRUCTED_SHARE = 0.15
 _MAX_LATENT_NOISE = 0.5
 JUDGE_WIDTHS = (40, 80, 160, 256)
 """Channels of the second detector (`judge`), which checks that metrics do not depend on errors of the first."""
