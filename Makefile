@@ -7,7 +7,7 @@ TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-extras demo test check docs lock test-slow test-gpu test-azure test-extras test-browser \
-	test-cluster protocol-1 protocol-2 real atlas stickers-all chaos bench clean
+	test-cluster protocol-1 protocol-2 real atlas stickers-all chaos headline bench clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -64,6 +64,10 @@ chaos: $(STAMP) ## Compare the bytes of 50 runs with killed workers and drivers,
 	$(BIN)/python -m pip install --quiet --editable '.[dev,chaos]'
 	$(BIN)/python tests/chaos.py --rounds 32
 	$(BIN)/python tests/chaos_engine.py --rounds 18
+
+headline: $(STAMP) ## Make 110,000 samples in nights that are killed again and again; resumes; takes hours
+	$(BIN)/python -m pip install --quiet --editable '.[dev,chaos]'
+	$(BIN)/python -m tests.headline --state runs/headline
 
 bench: $(STAMP) ## Measure the figures of docs/performance.md; requires an otherwise idle machine
 	$(BIN)/python -m benchmarks.startup

@@ -21,8 +21,8 @@ SCENE_KIND_SHARES = (0.8, 0.1, 0.05, 0.05)
 """Probabilities of the background kinds: mostly gradients.
 
 With two styles and equally frequent backgrounds, shapes were still coarse after 230,000 samples."""
-NUM_SCENES = 16_000
-_PAIR_SHARE = 0.4
+NUM_SCENES = 20_000
+_PAIR_SHARE = 0.55
 _ENCODING_BATCH = 48
 
 
