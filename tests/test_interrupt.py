@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -50,3 +51,21 @@ def test_sigterm_commits_shards_in_progress(tiny_model: Path, tmp_path: Path, gr
         assert "stopping:" in stderr
         assert before < len(after) < 200, "the shard in progress was committed"
         assert after == {path.stem for path in out.glob("train/*")}, "nothing was half written"
+
+
+@pytest.mark.parametrize("after", ["gcs_server", "raylet"])
+def test_sigterm_while_ray_starts_ends_like_any_other(tiny_model: Path, tmp_path: Path, after: str) -> None:
+    """Ray installs handlers of SIGTERM while it starts, which end the process with other exit codes."""
+    out = tmp_path / "out"
+    command = [*PROGRAM, "generate", "--classes", "voc", "--n", "4", "--model", str(tiny_model), "--shards", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as driver:
+        deadline = time.monotonic() + 100
+        while driver.poll() is None and time.monotonic() < deadline:
+            if any(process.name() == after for process in psutil.Process(driver.pid).children(recursive=True)):
+                break
+            time.sleep(0.01)
+        driver.send_signal(signal.SIGTERM)
+        _, stderr = driver.communicate(timeout=60)
+    assert driver.returncode == 143, stderr
+    assert "Interrupted. Committed work is kept" in stderr
+    assert "Traceback" not in stderr

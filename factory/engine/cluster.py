@@ -74,9 +74,19 @@ def _check_same_cluster(address: str | None) -> None:
 
 @contextmanager
 def _restored_sigterm_handler() -> Iterator[None]:
+    """Restore the handler of SIGTERM after a block in which Ray installs its own.
+
+    Ray's handlers end the process with `sys.exit`, and an exit code of 1 or 15. If the signal arrives while they are
+    active, the handler of this program is called instead.
+    """
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit:
+        if not callable(before):
+            raise
+        before(signal.SIGTERM, None)
+        raise KeyboardInterrupt from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
