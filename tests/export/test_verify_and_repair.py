@@ -152,6 +152,24 @@ def test_failed_repair_reports_missing_shards(tmp_path: Path, monkeypatch: pytes
     assert "Missing after the repair: shards 2; see quarantine/ for the reasons." in repaired.stdout
 
 
+def test_repair_deletes_nothing_that_it_cannot_generate_again(tmp_path: Path) -> None:
+    store, _ = make_dataset(tmp_path / "set", (0, 2, 3, 4), generator={"model": str(tmp_path / "moved")})
+    store.create(tar_name(1), b"left by a run that was killed")
+    tar = file(store, tar_name(2))
+    tar.write_bytes(tar.read_bytes()[:30_000])
+    before = {name: store.get(name) for name in store.list("")}
+    result = CliRunner().invoke(app, ["verify", str(tmp_path / "set"), "--repair"])
+    assert "there is no model folder" in str(result.exception)
+    assert {name: store.get(name) for name in before} == before
+
+
+@pytest.mark.parametrize("workers", ["0", "-1"])
+def test_repair_with_an_invalid_number_of_workers_is_rejected(tmp_path: Path, workers: str) -> None:
+    make_dataset(tmp_path)
+    result = CliRunner().invoke(app, ["verify", str(tmp_path), "--repair", "--workers", workers])
+    assert result.exit_code == 2
+
+
 def test_repair_is_rejected_during_a_run(tmp_path: Path) -> None:
     store, _ = make_dataset(tmp_path, shards=(0, 2, 3, 4))
     store.create(tar_name(1), b"being written")
