@@ -212,3 +212,16 @@ def test_dataset_without_receipts_can_be_restarted_with_another_recipe(tiny_mode
     store.create("receipts/000000.json", b"{}")
     with pytest.raises(UserError, match="seed: 1 -> 0"):
         init_or_resume(store, first)
+
+
+@pytest.mark.parametrize("n", [3, 30])
+def test_dataset_without_receipts_can_be_restarted_with_another_size(tiny_model: Path, tmp_path: Path, n: int) -> None:
+    store = Store(str(tmp_path / "out"))
+    first = recipe(tiny_model)
+    init_or_resume(store, first)
+    restarted = init_or_resume(store, first.model_copy(update={"n": n}))
+    assert (restarted.n, restarted.earlier) == (n, ())
+    assert recipe_of(store) == restarted.model_copy(update={"store": recipe_of(store).store})
+    store.create("receipts/000000.json", b"{}")
+    with pytest.raises(UserError, match=f"was created with n = {n}"):
+        init_or_resume(store, first)

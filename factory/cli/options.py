@@ -60,8 +60,8 @@ def assemble(file: Path | None, store: Store | None, options: Mapping[str, Any])
         data["objects"] = parse_objects(options["objects"])
     if options.get("cooccurrence") is not None:
         data["cooccurrence"] = _cooccurrence(options["cooccurrence"], data)
-    if options.get("n") is not None and file:
-        data.pop("earlier", None)
+    if options.get("n") is not None:
+        data.pop("earlier", None)  # a dataset that is resumed or extended keeps its own
     if "n" not in data:
         raise UserError("the number of samples is missing; give --n, as in --n 1000, or a --recipe that contains it.")
     if options.get("split") is not None:
