@@ -94,6 +94,23 @@ def test_truncated_recipe_is_rejected(tmp_path: Path) -> None:
         load_recipe(tmp_path / "recipe.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n: 5\ngenerator: {steps: 4}\nmasks: {}\ngenerator: {guidance: 2}\n", "'generator' is repeated"),
+        ("n: 5\nobjects:\n  1: 0.5\n  1: 0.2\n", "'1' is repeated"),
+        ("n: 2026-13-45\n", "cannot parse its YAML: month must be"),
+        ("n: !!int ''\n", "cannot parse its YAML"),
+        ("n: " + "[" * 5000, "cannot parse its YAML"),
+    ],
+    ids=["section", "number", "date", "tag", "nesting"],
+)
+def test_recipe_with_invalid_yaml_is_rejected(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
 def test_prompts_file_defines_text_classes_and_phrases(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text('# mine\na puppy on grass\tdog=puppy\n{"text": "a sofa and a cat", "classes": ["couch", "cat"]}\n')

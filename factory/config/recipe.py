@@ -241,6 +241,23 @@ def make_recipe(data: Mapping[str, Any], where: str = "the options") -> Recipe:
         raise UserError(f"{where}: {text}. {hint}") from error
 
 
+class _RecipeLoader(yaml.SafeLoader):
+    """A loader that rejects repeated keys: YAML keeps the last one, so a second `generator:` would hide the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"the key {key.value!r} is repeated; give it once"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+"""What PyYAML raises: besides its own errors, those of impossible dates, invalid tagged values and deep nesting."""
+
+
 def load_recipe(path: str | Path) -> dict[str, Any]:
     """Read a recipe file as plain data. It is not validated yet, so that options can override it."""
     return parse_recipe(read_text(path, "recipe"), str(path))
@@ -249,8 +266,8 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
 def parse_recipe(text: str, where: str) -> dict[str, Any]:
     """Parse a recipe as plain data; raises UserError if it is not a YAML mapping, for example after a partial write."""
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        data = yaml.load(text, _RecipeLoader)
+    except _YAML_ERRORS as error:
         message = " ".join(str(error).split())
         raise UserError(f"{where} is not a valid recipe, cannot parse its YAML: {message}.") from error
     if not isinstance(data, dict):
