@@ -15,7 +15,10 @@ import psutil
 import pytest
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
+import factory.cli.plan as cli_plan
+from factory.cli.main import app
 from factory.config.recipe import make_recipe
 from factory.dataset.storage import Store
 from factory.dataset.verify import verify
@@ -244,6 +247,13 @@ def test_plan_balances_the_classes() -> None:
     data = json.loads(factory("plan", *arguments).stdout)
     assert (data["per_class_least"], data["per_class_most"], data["shards"]) == (15, 15, 8)
     assert data["hours"] == pytest.approx(800 / 2 / 3600)
+
+
+def test_plan_says_which_samples_it_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_plan, "_COUNTED", 80)
+    printed = [CliRunner().invoke(app, ["plan", "--classes", "coco", "--n", str(n)]).stdout for n in (80, 800)]
+    assert "\nEach of 80 classes appears 1 times." in printed[0]
+    assert "\nIn the first 80 samples, each of 80 classes appears 1 times." in printed[1]
 
 
 def test_measured_plan_estimates_the_disk_space(recipe_file: Path, finished: Path) -> None:
