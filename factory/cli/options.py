@@ -37,12 +37,15 @@ _FIELDS = {
 """The field of the recipe that each option sets."""
 
 
-def assemble(file: Path | None, store: Store | None, options: Mapping[str, Any]) -> Recipe:
+def assemble(
+    file: Path | None, store: Store | None, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> Recipe:
     """The recipe of a command: that of the file, or of the dataset to resume, overridden by the options.
 
-    An option that is None was not given. UserError if the options are invalid together.
+    An option that is None was not given. `defaults` are fields of the recipe that the command presets. UserError if the
+    options are invalid together.
     """
-    data = load_recipe(file) if file else _existing(store, options)
+    data = {**(defaults or {}), **(load_recipe(file) if file else _existing(store, options))}
     for name, field in _FIELDS.items():
         if options.get(name) is not None:
             _set(data, field, options[name])
