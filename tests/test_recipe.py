@@ -65,6 +65,18 @@ def test_options_override_the_recipe_file(tmp_path: Path) -> None:
     assert (recipe.filters.min_confidence, recipe.filters.min_area) == (0.85, 0.1)
 
 
+def test_options_without_effect_are_rejected(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a puppy\tdog=puppy\n")
+    common = {"n": 5, "classes": "dog"}
+    with pytest.raises(UserError, match="--detector clipseg:x would not be used, because the masks come from stickers"):
+        assemble(None, None, common | {"detector": "clipseg:x"})
+    with pytest.raises(UserError, match="--objects applies to generated prompts"):
+        assemble(None, None, common | {"prompts": tmp_path / "prompts.txt", "objects": "1:1"})
+    assert assemble(None, None, common | {"detector": "clipseg:x", "masks": "detector"}).masks.detector == "clipseg:x"
+    (tmp_path / "checked.yaml").write_text("filters: {min_detector_iou: 0.5}\n")
+    assert assemble(tmp_path / "checked.yaml", None, common | {"detector": "clipseg:x"}).uses_detector()
+
+
 def test_differences_list_field_and_both_values() -> None:
     old, new = make_recipe({"n": 1}), make_recipe({"n": 1, "generator": {"steps": 30}, "seed": 4})
     assert differences(old, new) == ["seed: 0 -> 4", "generator.steps: 8 -> 30"]

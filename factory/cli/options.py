@@ -72,7 +72,22 @@ def assemble(
     if options.get("prompts") is not None:
         data["prompts"] = _prompts(options["prompts"], data)
         data["prompts_digest"] = hashlib.sha256(options["prompts"].read_bytes()).hexdigest()
-    return make_recipe(data, str(file) if file else "the options")
+    recipe = make_recipe(data, str(file) if file else "the options")
+    _check_effects(recipe, options)
+    return recipe
+
+
+def _check_effects(recipe: Recipe, options: Mapping[str, Any]) -> None:
+    """UserError for an option that would change nothing: the user expects another dataset than the recipe gives."""
+    if options.get("detector") is not None and not recipe.uses_detector():
+        raise UserError(
+            f"--detector {options['detector']} would not be used, because the masks come from {recipe.masks.source}; "
+            f"add --masks detector, set filters.min_detector_iou in the recipe, or leave --detector out."
+        )
+    if options.get("objects") is not None and recipe.prompts is not None:
+        raise UserError(
+            "--objects applies to generated prompts, and these come from a file or the recipe; leave one of them out."
+        )
 
 
 def open_store(address: str, file: Path | None) -> Store:
