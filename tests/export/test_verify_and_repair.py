@@ -3,11 +3,13 @@
 import io
 import json
 from dataclasses import asdict, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import factory.generation.run
@@ -16,6 +18,7 @@ from factory.cli.verify import as_text
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe
 from factory.config.vocabulary import coco
+from factory.dataset import preview
 from factory.dataset.encode import EncodedSample, encode_sample
 from factory.dataset.lease import leased
 from factory.dataset.manifest import read_manifest
@@ -35,7 +38,7 @@ from factory.dataset.records import Grounded
 from factory.dataset.repair import repair
 from factory.dataset.storage import ConflictError, Store
 from factory.dataset.verify import verify
-from factory.errors import LeaseHeldError
+from factory.errors import LeaseHeldError, UserError
 from factory.segmenter.data import DatasetSource
 from factory.training.stream import SampleStream
 from tests.support.export_datasets import FORMATS, SHARD_SIZE, SHARDS, make_dataset, make_sample, run
@@ -228,3 +231,15 @@ def test_missing_objects_are_reported_as_damage(tmp_path: Path) -> None:
     samples = [encode_sample(sample, recipe.vocabulary(), {}, 90) for sample in changed]
     commit(store, planned, samples, Tally(len(samples), {}, ()), recipe.fingerprint(), ABOUT)
     assert verify(store).damaged == {1: [f"{pair.planned.key}: the objects do not match the prompt"]}
+
+
+def test_preview_of_more_samples_than_the_format_has_room_for_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = make_dataset(tmp_path, shards=range(1))
+    monkeypatch.setattr(preview, "_cells", lambda _: repeat(Image.new("RGB", (2, 2 * preview.CELL))))
+    with pytest.raises(UserError, match=r"a preview as .webp has room for 204 samples, got 205; give a smaller --n"):
+        preview_image(store, 205, ".webp")
+    with pytest.raises(UserError, match=r"a preview as .jpg has room for 816 samples"):
+        preview_image(store, 900, ".jpg")
+    assert preview_image(store, 816, ".jpg")
