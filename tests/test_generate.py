@@ -232,6 +232,9 @@ def test_exhausted_samples_set_the_exit_code(recipe_file: Path, tmp_path: Path) 
     result = factory("generate", "--recipe", tmp_path / "hard.yaml", "--shards", tmp_path / "out")
     assert result.returncode == 4
     assert "4 samples were not accepted" in result.stdout
+    again = factory("generate", "--recipe", tmp_path / "hard.yaml", "--shards", tmp_path / "out")
+    assert (again.returncode, "done: 0/4 accepted" in again.stderr) == (4, True)
+    assert json.loads((tmp_path / "out/progress.json").read_text())["accepted"] == 0
     assert factory("verify", tmp_path / "out").returncode == 0
 
 
