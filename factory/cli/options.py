@@ -104,7 +104,8 @@ def _existing(store: Store | None, options: Mapping[str, Any]) -> dict[str, Any]
     specified = options.get("classes") is not None and options.get("n") is not None
     if store is None or specified or store.get(RECIPE) is None:
         return {}
-    return recipe_of(store).model_dump(mode="json")
+    # What a recipe that was written by hand leaves out is not given: the model's card may define it.
+    return recipe_of(store).model_dump(mode="json", exclude_unset=True)
 
 
 def _set(data: dict[str, Any], field: tuple[str, ...], value: Any) -> None:
