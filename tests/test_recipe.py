@@ -1,5 +1,6 @@
 """Recipes: validation, error messages, prompts files, and what the fingerprint covers."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,17 @@ def test_recipe_with_invalid_yaml_is_rejected(tmp_path: Path, text: str, message
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_nested_aliases_are_not_expanded_in_a_message() -> None:
+    levels = [f"- &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 7)]
+    data = parse_recipe("\n".join(["n: 5", "classes:", "- &a0 [x]", *levels]), "the recipe")
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"classes.*valid string"):
+        make_recipe(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 def test_prompts_file_defines_text_classes_and_phrases(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -234,7 +235,7 @@ def make_recipe(data: Mapping[str, Any], where: str = "the options") -> Recipe:
             message
             if name == "the recipe"
             # A secret that was put into `store` by mistake must not be logged.
-            else f"{name}: {message}{'' if value is data or name.startswith('store') else f' (got {value!r})'[:80]}"
+            else f"{name}: {message}{'' if value is data or name.startswith('store') else _shown(value)}"
             for name, message, value in problems
         )
         hint = "See `factory generate --help` and schemas/recipe.json for allowed values."
@@ -256,6 +257,13 @@ class _RecipeLoader(yaml.SafeLoader):
 
 _YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 """What PyYAML raises: besides its own errors, those of impossible dates, invalid tagged values and deep nesting."""
+
+
+def _shown(value: object) -> str:
+    """A value in a message. It is cut while it is formatted: a few lines of nested aliases expand to gigabytes."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 2, 80, 80
+    return f" (got {short.repr(value)})"[:80]
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
