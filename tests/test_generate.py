@@ -15,7 +15,10 @@ import psutil
 import pytest
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
+import factory.cli.plan as cli_plan
+from factory.cli.main import app
 from factory.config.recipe import make_recipe
 from factory.dataset.storage import Store
 from factory.dataset.verify import verify
@@ -229,6 +232,9 @@ def test_exhausted_samples_set_the_exit_code(recipe_file: Path, tmp_path: Path) 
     result = factory("generate", "--recipe", tmp_path / "hard.yaml", "--shards", tmp_path / "out")
     assert result.returncode == 4
     assert "4 samples were not accepted" in result.stdout
+    again = factory("generate", "--recipe", tmp_path / "hard.yaml", "--shards", tmp_path / "out")
+    assert (again.returncode, "done: 0/4 accepted" in again.stderr) == (4, True)
+    assert json.loads((tmp_path / "out/progress.json").read_text())["accepted"] == 0
     assert factory("verify", tmp_path / "out").returncode == 0
 
 
@@ -244,6 +250,13 @@ def test_plan_balances_the_classes() -> None:
     data = json.loads(factory("plan", *arguments).stdout)
     assert (data["per_class_least"], data["per_class_most"], data["shards"]) == (15, 15, 8)
     assert data["hours"] == pytest.approx(800 / 2 / 3600)
+
+
+def test_plan_says_which_samples_it_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_plan, "_COUNTED", 80)
+    printed = [CliRunner().invoke(app, ["plan", "--classes", "coco", "--n", str(n)]).stdout for n in (80, 800)]
+    assert "\nEach of 80 classes appears 1 times." in printed[0]
+    assert "\nIn the first 80 samples, each of 80 classes appears 1 times." in printed[1]
 
 
 def test_measured_plan_estimates_the_disk_space(recipe_file: Path, finished: Path) -> None:

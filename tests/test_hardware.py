@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from factory.cli.options import assemble
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.state import init_or_resume
 from factory.dataset.storage import Store
@@ -96,6 +97,20 @@ def test_auto_batch_is_a_number_in_the_dataset(
     assert created.batch == 5
     monkeypatch.undo()
     assert prepare(_recipe(tiny_model, batch="auto"), store).fingerprint() == created.fingerprint()
+
+
+def test_a_recipe_written_into_the_folder_by_hand_starts_a_new_dataset(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path / "out"))
+    store.create("recipe.yaml", f"n: 2\nclasses: voc\nbatch: auto\ngenerator: {{model: {tiny_model}}}\n".encode())
+    monkeypatch.setattr(hardware, "local_gpus", lambda: 1)
+    monkeypatch.setattr(hardware, "_fitting", lambda recipe: 5)
+    given = assemble(None, store, {})
+    assert given.generator.model_fields_set == {"model"}
+    created = init_or_resume(store, prepare(given, store))
+    assert (created.batch, created.generator.dtype) == (5, "bfloat16")
+    assert prepare(assemble(None, store, {}), store).fingerprint() == created.fingerprint()
 
 
 def test_auto_batch_survives_a_round_trip(tiny_model: Path) -> None:

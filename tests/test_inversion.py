@@ -67,6 +67,23 @@ def test_an_inverted_dataset_verifies_and_has_the_true_masks(folder: Path, tiny_
     assert 5 < mean_psnr(store, recipe) < 99
 
 
+def test_a_folder_that_contains_an_image_twice_gives_a_sound_dataset(
+    folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "voc"
+    shutil.copytree(folder, copied)
+    real = _recipe(copied, tiny_model).real
+    assert real is not None
+    for part in ("JPEGImages/{}.jpg", "SegmentationClass/{}.png"):
+        shutil.copy(copied / part.format(real.keys[0]), copied / part.format(real.keys[4]))
+    recipe = _recipe(copied, tiny_model, method="noise")
+    assert recipe.real is not None
+    assert recipe.real.keys == real.keys
+    first = make_dataset(recipe, tmp_path / "set")
+    assert len(first) == 2
+    assert verify(Store(str(tmp_path / "set"))).damaged == {}
+
+
 def test_the_same_recipe_file_makes_the_same_bytes(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     recipe = _recipe(folder, tiny_model)
     first = make_dataset(recipe, tmp_path / "one")

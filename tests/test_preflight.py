@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from factory.generation.run import generate
 from factory.generator.interface import Request
 from factory.generator.load import load_pipeline, pin_generator, pin_revision
 from factory.generator.pipeline import PipelineGenerator
+from factory.grounder.training import shared_recipe
 from tests.support.datasets import make_dataset
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -211,4 +213,39 @@ def test_dataset_without_receipts_can_be_restarted_with_another_recipe(tiny_mode
     assert not store.list("train")
     store.create("receipts/000000.json", b"{}")
     with pytest.raises(UserError, match="seed: 1 -> 0"):
+        init_or_resume(store, first)
+
+
+@pytest.mark.parametrize("model", ["someone/tiny", "someone/tiny@{file}"])
+def test_new_commits_on_the_hub_change_nothing_for_a_dataset(
+    offline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    def on_the_hub(commit: str) -> None:
+        for module in ("hub", "load"):
+            monkeypatch.setattr(f"factory.generator.{module}.hub_commit", lambda _: commit)
+
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"weights")
+    generator = {"solver": "ddim", "lora": "someone/lora"}
+    given = recipe(model.format(file=file), generator=generator, masks={"source": "attention"})
+    on_the_hub(COMMIT)
+    created = pin_recipe(given)
+    on_the_hub("f" * 40)
+    assert pin_recipe(given, created) == pin_recipe(created, created) == created
+    dataset: Any = SimpleNamespace(recipe=created)
+    assert shared_recipe([dataset]) == created
+    file.write_bytes(b"other weights")
+    assert (pin_recipe(given, created) == created) is (model == "someone/tiny")
+
+
+@pytest.mark.parametrize("n", [3, 30])
+def test_dataset_without_receipts_can_be_restarted_with_another_size(tiny_model: Path, tmp_path: Path, n: int) -> None:
+    store = Store(str(tmp_path / "out"))
+    first = recipe(tiny_model)
+    init_or_resume(store, first)
+    restarted = init_or_resume(store, first.model_copy(update={"n": n}))
+    assert (restarted.n, restarted.earlier) == (n, ())
+    assert recipe_of(store) == restarted.model_copy(update={"store": recipe_of(store).store})
+    store.create("receipts/000000.json", b"{}")
+    with pytest.raises(UserError, match=f"was created with n = {n}"):
         init_or_resume(store, first)

@@ -1,5 +1,6 @@
 """Recipes: validation, error messages, prompts files, and what the fingerprint covers."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,18 @@ def test_options_override_the_recipe_file(tmp_path: Path) -> None:
     assert (recipe.filters.min_confidence, recipe.filters.min_area) == (0.85, 0.1)
 
 
+def test_options_without_effect_are_rejected(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a puppy\tdog=puppy\n")
+    common = {"n": 5, "classes": "dog"}
+    with pytest.raises(UserError, match="--detector clipseg:x would not be used, because the masks come from stickers"):
+        assemble(None, None, common | {"detector": "clipseg:x"})
+    with pytest.raises(UserError, match="--objects applies to generated prompts"):
+        assemble(None, None, common | {"prompts": tmp_path / "prompts.txt", "objects": "1:1"})
+    assert assemble(None, None, common | {"detector": "clipseg:x", "masks": "detector"}).masks.detector == "clipseg:x"
+    (tmp_path / "checked.yaml").write_text("filters: {min_detector_iou: 0.5}\n")
+    assert assemble(tmp_path / "checked.yaml", None, common | {"detector": "clipseg:x"}).uses_detector()
+
+
 def test_differences_list_field_and_both_values() -> None:
     old, new = make_recipe({"n": 1}), make_recipe({"n": 1, "generator": {"steps": 30}, "seed": 4})
     assert differences(old, new) == ["seed: 0 -> 4", "generator.steps: 8 -> 30"]
@@ -92,6 +105,34 @@ def test_truncated_recipe_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(whole[: whole.index("shard_size") + 4])
     with pytest.raises(UserError, match="cannot parse its YAML"):
         load_recipe(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n: 5\ngenerator: {steps: 4}\nmasks: {}\ngenerator: {guidance: 2}\n", "'generator' is repeated"),
+        ("n: 5\nobjects:\n  1: 0.5\n  1: 0.2\n", "'1' is repeated"),
+        ("n: 2026-13-45\n", "cannot parse its YAML: month must be"),
+        ("n: !!int ''\n", "cannot parse its YAML"),
+        ("n: " + "[" * 5000, "cannot parse its YAML"),
+    ],
+    ids=["section", "number", "date", "tag", "nesting"],
+)
+def test_recipe_with_invalid_yaml_is_rejected(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_nested_aliases_are_not_expanded_in_a_message() -> None:
+    levels = [f"- &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 7)]
+    data = parse_recipe("\n".join(["n: 5", "classes:", "- &a0 [x]", *levels]), "the recipe")
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"classes.*valid string"):
+        make_recipe(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 def test_prompts_file_defines_text_classes_and_phrases(tmp_path: Path) -> None:

@@ -108,6 +108,9 @@ def test_shards_of_earlier_formats_are_read_but_not_generated(tiny_data: dict[st
         commit(store, planned, samples, Tally(4, Counter(), ()), recipe.fingerprint(), ABOUT)
     assert generate(recipe, store).totals.accepted == 12
     assert verify(store).sound
+    for change, message in (({"seed": 1}, "seed: 0 -> 1"), ({"n": 8}, "n: 12 -> 8")):
+        with pytest.raises(UserError, match=f"was created with a different recipe: {message}"):
+            generate(make_recipe(tiny_data | change), store)
     with pytest.raises(UserError, match="has format 2; this version"):
         generate(recipe.model_copy(update={"n": 16}), store, extend=True)
     (tmp_path / "set/receipts/000001.json").unlink()

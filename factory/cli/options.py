@@ -37,12 +37,15 @@ _FIELDS = {
 """The field of the recipe that each option sets."""
 
 
-def assemble(file: Path | None, store: Store | None, options: Mapping[str, Any]) -> Recipe:
+def assemble(
+    file: Path | None, store: Store | None, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> Recipe:
     """The recipe of a command: that of the file, or of the dataset to resume, overridden by the options.
 
-    An option that is None was not given. UserError if the options are invalid together.
+    An option that is None was not given. `defaults` are fields of the recipe that the command presets. UserError if the
+    options are invalid together.
     """
-    data = load_recipe(file) if file else _existing(store, options)
+    data = {**(defaults or {}), **(load_recipe(file) if file else _existing(store, options))}
     for name, field in _FIELDS.items():
         if options.get(name) is not None:
             _set(data, field, options[name])
@@ -60,8 +63,8 @@ def assemble(file: Path | None, store: Store | None, options: Mapping[str, Any])
         data["objects"] = parse_objects(options["objects"])
     if options.get("cooccurrence") is not None:
         data["cooccurrence"] = _cooccurrence(options["cooccurrence"], data)
-    if options.get("n") is not None and file:
-        data.pop("earlier", None)
+    if options.get("n") is not None:
+        data.pop("earlier", None)  # a dataset that is resumed or extended keeps its own
     if "n" not in data:
         raise UserError("the number of samples is missing; give --n, as in --n 1000, or a --recipe that contains it.")
     if options.get("split") is not None:
@@ -69,7 +72,22 @@ def assemble(file: Path | None, store: Store | None, options: Mapping[str, Any])
     if options.get("prompts") is not None:
         data["prompts"] = _prompts(options["prompts"], data)
         data["prompts_digest"] = hashlib.sha256(options["prompts"].read_bytes()).hexdigest()
-    return make_recipe(data, str(file) if file else "the options")
+    recipe = make_recipe(data, str(file) if file else "the options")
+    _check_effects(recipe, options)
+    return recipe
+
+
+def _check_effects(recipe: Recipe, options: Mapping[str, Any]) -> None:
+    """UserError for an option that would change nothing: the user expects another dataset than the recipe gives."""
+    if options.get("detector") is not None and not recipe.uses_detector():
+        raise UserError(
+            f"--detector {options['detector']} would not be used, because the masks come from {recipe.masks.source}; "
+            f"add --masks detector, set filters.min_detector_iou in the recipe, or leave --detector out."
+        )
+    if options.get("objects") is not None and recipe.prompts is not None:
+        raise UserError(
+            "--objects applies to generated prompts, and these come from a file or the recipe; leave one of them out."
+        )
 
 
 def open_store(address: str, file: Path | None) -> Store:
@@ -86,7 +104,8 @@ def _existing(store: Store | None, options: Mapping[str, Any]) -> dict[str, Any]
     specified = options.get("classes") is not None and options.get("n") is not None
     if store is None or specified or store.get(RECIPE) is None:
         return {}
-    return recipe_of(store).model_dump(mode="json")
+    # What a recipe that was written by hand leaves out is not given: the model's card may define it.
+    return recipe_of(store).model_dump(mode="json", exclude_unset=True)
 
 
 def _set(data: dict[str, Any], field: tuple[str, ...], value: Any) -> None:

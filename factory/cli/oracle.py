@@ -85,11 +85,13 @@ def bootstrap_oracle(
 
     options = {key: value for key, value in locals().copy().items() if key not in NO_FIELDS}
     store = open_store(out, recipe)
+    defaults = {}
     if split is not None:
-        options |= {"masks": "detector", "objects": objects or "1:0.5,2:0.5"}
+        options |= {"masks": "detector"}
+        defaults = {"objects": {1: 0.5, 2: 0.5}}
     elif recipe is None and (classes is not None or n is not None):
         raise UserError("--split is required to select the seen classes; for example --classes voc --split 1.")
-    merged = assemble(recipe, store, options)
+    merged = assemble(recipe, store, options, defaults)
     if merged.oracle is None:
         raise UserError("the recipe is not that of an oracle dataset; add --split.")
     with watching(quiet=as_json) as watch:

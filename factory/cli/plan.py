@@ -83,7 +83,8 @@ def plan(
     typer.echo(f"{data['n']} samples in {data['shards']} shards of {data['shard_size']}, fingerprint {mark}.")
     low, high = data["per_class_least"], data["per_class_most"]
     times = f"{low} to {high}" if high != low else f"{low}"
-    typer.echo(f"Each of {data['classes']} classes appears {times} times.")
+    counted = f"In the first {data['counted_samples']} samples, each" if data["counted_samples"] < data["n"] else "Each"
+    typer.echo(f"{counted} of {data['classes']} classes appears {times} times.")
     typer.echo("Example prompts:")
     for text in data["prompts"]:
         typer.echo(f"  {text}")

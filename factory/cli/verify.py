@@ -24,7 +24,9 @@ def verify(
         typer.Option("--repair", help="Generate damaged and missing shards again; rejected while a run is active."),
     ] = False,
     force: Force = False,
-    workers: Annotated[int | None, typer.Option(help="Workers for the repair; by default, as in the recipe.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Workers for the repair; by default, as in the recipe.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check every byte of a dataset: digests, keys, members, masks, ids, areas and duplicates.
@@ -68,20 +70,24 @@ def verify(
 
 
 def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool, lease: "HeldLease") -> set[int]:
-    """Generate damaged and missing shards again; returns the shards it tried, which another check must confirm."""
+    """Generate damaged and missing shards again; returns the shards it tried, which another check must confirm.
+
+    Raises UserError before anything is deleted if the recipe cannot be run here, for example without its model.
+    """
     from factory.cli.view import watching
     from factory.dataset.repair import repair
     from factory.dataset.state import recipe_of
-    from factory.generation.run import check_format, generate
+    from factory.generation.run import generate, prepare
 
     recipe = recipe_of(store)
+    engine = recipe.engine.model_copy(update={} if workers is None else {"workers": workers})
+    recipe = recipe.model_copy(update={"engine": engine})
     if report.missing or report.orphans or set(report.damaged) - set(report.only_manifest):
-        check_format(recipe, store.address)
+        prepare(recipe, store)
     done = repair(store, report)
-    engine = recipe.engine.model_copy(update={"workers": workers} if workers else {})
     if done.deleted or done.orphans or report.missing:
         with watching(quiet) as watch:
-            generate(recipe.model_copy(update={"engine": engine}), store, watch=watch, held=lease)
+            generate(recipe, store, watch=watch, held=lease)
     return {*done.rewritten, *done.deleted, *report.missing, *report.orphans.values()}
 
 

@@ -39,7 +39,7 @@ def _names_of_data(path: Path) -> list[str]:
     text = read_text(path, "class file")
     if path.suffix.lower() == ".json":
         try:
-            data = json.loads(text)
+            data = json.loads(text, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
             raise UserError(f"the class file {path} is not valid JSON ({error}); {_ONE_PER_LINE}.") from error
     else:
@@ -53,6 +53,15 @@ def _names_of_data(path: Path) -> list[str]:
             f'the class file {path} does not contain a list of names; write ["dog", "cat"], '
             f'{{"names": ["dog", "cat"]}}, or one name per line in a text file.'
         )
+    return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError for a repeated key, whose first value would be lost."""
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is repeated")
     return data
 
 
@@ -73,7 +82,7 @@ def _numbered(path: Path, data: dict[Any, Any]) -> list[Any]:
 def _names_of_table(path: Path, lines: Sequence[str]) -> list[str]:
     """The column of names: the one with a known header, or the only column that is not numeric."""
     try:
-        rows = list(csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", skipinitialspace=True))
+        rows = [split_row(line, "\t" if path.suffix.lower() == ".tsv" else ",") for line in lines]
     except csv.Error as error:
         raise UserError(f"the class file {path} is not a valid table ({error}); {_ONE_PER_LINE}.") from error
     if len(rows) == 1 and len(rows[0]) > 1:
@@ -94,10 +103,18 @@ def _names_of_table(path: Path, lines: Sequence[str]) -> list[str]:
     return [row[columns[0]] for row in body]
 
 
+def split_row(line: str, delimiter: str = ",") -> list[str]:
+    """The cells of a line; csv.Error for an unbalanced quote, which would swallow the rest of the line or file."""
+    return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True), [])
+
+
 def _names_of_one_line(path: Path, line: str) -> list[str]:
     """A single name, or all names separated by commas."""
     if "," in line:
-        return next(csv.reader([line], skipinitialspace=True), [])
+        try:
+            return split_row(line)
+        except csv.Error as error:
+            raise UserError(f"the class file {path} is not a valid list ({error}); {_ONE_PER_LINE}.") from error
     _check_line(path, 1, line)
     words = line.split()
     if len(words) > 1 and not _is_coco_class(line) and sum(_is_coco_class(word) for word in words) > 1:

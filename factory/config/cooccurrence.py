@@ -9,6 +9,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Literal
 
+from factory.config.class_file import split_row
 from factory.config.vocabulary import Vocabulary, coco
 from factory.errors import UserError
 from factory.files.text import read_lines
@@ -33,7 +34,10 @@ def read_table(path: str | Path, vocabulary: Vocabulary) -> dict[str, dict[str, 
     lines = [(number, line) for number, line in read_lines(path, "co-occurrence table") if not line.startswith("#")]
     for position, (number, line) in enumerate(lines):
         where = f"{path}, line {number}"
-        cells = [cell.strip() for cell in next(csv.reader([line], skipinitialspace=True))]
+        try:
+            cells = [cell.strip() for cell in split_row(line)]
+        except csv.Error as error:
+            raise UserError(f"{where}: {_FORM}, got {line[:80]!r} ({error}).") from error
         if len(cells) != 3:
             raise UserError(f"{where}: {_FORM}, got {line[:80]!r}.")
         if position == 0 and not _is_number(cells[2]) and vocabulary.find(cells[0]) is None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -234,11 +235,35 @@ def make_recipe(data: Mapping[str, Any], where: str = "the options") -> Recipe:
             message
             if name == "the recipe"
             # A secret that was put into `store` by mistake must not be logged.
-            else f"{name}: {message}{'' if value is data or name.startswith('store') else f' (got {value!r})'[:80]}"
+            else f"{name}: {message}{'' if value is data or name.startswith('store') else _shown(value)}"
             for name, message, value in problems
         )
         hint = "See `factory generate --help` and schemas/recipe.json for allowed values."
         raise UserError(f"{where}: {text}. {hint}") from error
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """A loader that rejects repeated keys: YAML keeps the last one, so a second `generator:` would hide the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"the key {key.value!r} is repeated; give it once"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+"""What PyYAML raises: besides its own errors, those of impossible dates, invalid tagged values and deep nesting."""
+
+
+def _shown(value: object) -> str:
+    """A value in a message. It is cut while it is formatted: a few lines of nested aliases expand to gigabytes."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 2, 80, 80
+    return f" (got {short.repr(value)})"[:80]
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
@@ -249,8 +274,8 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
 def parse_recipe(text: str, where: str) -> dict[str, Any]:
     """Parse a recipe as plain data; raises UserError if it is not a YAML mapping, for example after a partial write."""
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        data = yaml.load(text, _RecipeLoader)
+    except _YAML_ERRORS as error:
         message = " ".join(str(error).split())
         raise UserError(f"{where} is not a valid recipe, cannot parse its YAML: {message}.") from error
     if not isinstance(data, dict):

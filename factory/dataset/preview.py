@@ -19,13 +19,15 @@ CELL = 160
 _CAPTION = 14
 _COLUMNS = 4
 _OPACITY = 0.55
+_LONGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65_500, "WEBP": 16_383}
+"""The most pixels that an image of a format can be high."""
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
     """Draw the first samples of a dataset as an image file, in the format of a suffix in FORMATS.
 
-    Raises UserError for another suffix or if there is no sample.
+    Raises UserError for another suffix, for more samples than the format has room for, or if there is no sample.
     """
     if suffix.lower() not in FORMATS:
         raise UserError(f"a preview can be written as {', '.join(FORMATS)}, got {suffix!r}.")
@@ -36,6 +38,11 @@ def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
         raise UserError(f"{store.address} contains no samples yet; generate some with `factory generate`.")
     rows = -(-len(cells) // _COLUMNS)
     width, height = cells[0].size
+    most = _LONGEST_SIDE[FORMATS[suffix.lower()]] // height * _COLUMNS
+    if len(cells) > most:
+        raise UserError(
+            f"a preview as {suffix} has room for {most} samples, got {len(cells)}; give a smaller --n, or .png."
+        )
     preview = Image.new("RGB", (min(_COLUMNS, len(cells)) * width, rows * height), "white")
     for index, cell in enumerate(cells):
         preview.paste(cell, (index % _COLUMNS * width, index // _COLUMNS * height))

@@ -44,8 +44,8 @@ class Totals:
 def init_or_resume(store: Store, recipe: Recipe, extend: bool = False) -> Recipe:
     """Initialise a dataset at an empty address, or check that an existing one has the same recipe.
 
-    A dataset without a finished shard is reset if the recipe differs. Returns the recipe of the dataset; for an
-    extended dataset, it includes the earlier sizes. Raises UserError with the differences.
+    A dataset without a finished shard is reset if the recipe or its size differs. Returns the recipe of the dataset;
+    for an extended dataset, it includes the earlier sizes. Raises UserError with the differences.
     """
     before = store.get(RECIPE)
     if before is None:
@@ -56,7 +56,7 @@ def init_or_resume(store: Store, recipe: Recipe, extend: bool = False) -> Recipe
     old = recipe_of(store)
     recipe = recipe.model_copy(update={"format": old.format})  # A dataset keeps its format.
     changed = differences(old, recipe)
-    if changed and not store.list("receipts"):
+    if (changed or recipe.n != old.n) and not store.list("receipts"):
         _reset(store, recipe, before)
         return init_or_resume(store, recipe, extend)
     if changed:

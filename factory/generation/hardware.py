@@ -19,10 +19,11 @@ _CPU_BATCH = 8
 def for_hardware(recipe: Recipe, existing: Recipe | None) -> Recipe:
     """The recipe with a data type if none was given, and with a number for `batch: auto`.
 
-    A dataset that exists keeps its own. For a new one on a cluster, this connects to the cluster.
+    A dataset that exists keeps its own; a recipe without a pinned model was put into its folder by hand. For a new one
+    on a cluster, this connects to the cluster.
     """
     no_precision, no_batch = "dtype" not in recipe.generator.model_fields_set, recipe.batch == AUTO_BATCH
-    if existing is not None:
+    if existing is not None and existing.generator.revision is not None:
         dtype, batch = existing.generator.dtype, existing.batch
         return _completed(recipe, dtype if no_precision else None, batch if no_batch else None)
     if not (no_precision or no_batch):

@@ -7,12 +7,12 @@ from factory.config.recipe import Recipe
 from factory.config.sections import GeneratorRecipe, MaskRecipe
 from factory.config.stickers import EMBEDDED_MODELS
 from factory.config.vocabulary import coco
-from factory.detector.open_names import local_folder, parse_open_name
+from factory.detector.open_names import parse_open_name, pin_open_name
 from factory.errors import UserError
 from factory.generation.components import SOURCES, check_source
 from factory.generator.families import default_read_blocks
 from factory.generator.layout import blocks_of, family_in, read_config, read_index
-from factory.generator.load import config_folder, model_folder, pin_generator, pin_revision
+from factory.generator.load import config_folder, model_folder, pin_generator, pin_revision, pinned_name
 from factory.generator.lora import pin_lora
 from factory.grounder.folder import check_fits, grounder_folder, pin_grounder
 from factory.grounder.folder import read_config as read_grounder
@@ -48,7 +48,8 @@ def _check_pins(recipe: Recipe) -> None:
     """
     generator, masks = recipe.generator, recipe.masks
     if generator.revision is not None and model_folder(generator.model) is not None:
-        _check_pin("text-to-image model", generator.model, generator.revision, pin_revision(generator.model))
+        found = pin_revision(generator.model, generator.revision)
+        _check_pin("text-to-image model", generator.model, generator.revision, found)
     if generator.lora is not None and generator.lora_revision is not None:
         found = pin_lora(generator).get("lora_revision", generator.lora_revision)
         _check_pin("LoRA", generator.lora, generator.lora_revision, found)
@@ -65,27 +66,33 @@ def _check_pin(kind: str, name: str, pinned: str, found: str) -> None:
 
 
 def _with_pins_of(recipe: Recipe, existing: Recipe) -> Recipe:
-    """The recipe with the pins of the dataset, for hub models that are the same in both.
+    """The recipe with the commits that the dataset pins, for hub models that are the same in both.
 
-    Neither a new commit on the hub nor an unreachable hub must prevent resuming. Local folders are pinned again,
-    because their files may have changed in place.
+    Neither a new commit on the hub nor an unreachable hub must prevent resuming. Local folders and files are pinned
+    again, because they may have changed in place.
     """
     generator, masks = recipe.generator, recipe.masks
-    same = generator.model == existing.generator.model and generator.model.count("/") == 1
-    if generator.revision is None and same and model_folder(generator.model) is None:
-        generator = generator.model_copy(update={"revision": existing.generator.revision})
-    same = masks.detector == existing.masks.detector and _is_on_hub(masks.detector)
-    if masks.detector_revision is None and same:
-        masks = masks.model_copy(update={"detector_revision": existing.masks.detector_revision})
+    if generator.revision is None and pinned_name(generator.model) == existing.generator.model:
+        found = pin_revision(generator.model, existing.generator.revision)
+        generator = generator.model_copy(update={"revision": found})
+    if generator.lora_revision is None and generator.lora == existing.generator.lora and _is_on_hub(generator.lora):
+        generator = generator.model_copy(update={"lora_revision": existing.generator.lora_revision})
+    if masks.detector_revision is None and masks.detector == existing.masks.detector:
+        revision = _detector_revision(masks.detector, existing.masks.detector_revision)
+        masks = masks.model_copy(update={"detector_revision": revision})
     return recipe.model_copy(update={"generator": generator, "masks": masks})
 
 
-def _is_on_hub(detector: str) -> bool:
-    """Whether all models of a detector are hub models."""
+def _detector_revision(detector: str, pinned: str | None) -> str | None:
+    """The revision of a detector with the commits of `pinned`; None if it has no model of the hub."""
     open_name = parse_open_name(detector)
     if open_name is not None:
-        return all(local_folder(model) is None for model in open_name.models)
-    return detector.count("/") == 1 and ":" not in detector and not Path(detector).expanduser().exists()
+        return None if pinned is None else pin_open_name(open_name, pinned)
+    return pinned if detector.count("/") == 1 and ":" not in detector and _is_on_hub(detector) else None
+
+
+def _is_on_hub(name: str | None) -> bool:
+    return name is not None and not Path(name).expanduser().exists()
 
 
 def _pin_grounder_of(masks: MaskRecipe, generator: GeneratorRecipe) -> MaskRecipe:

@@ -2,10 +2,11 @@
 
 import logging
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from factory import exit_codes
+from factory.config.differences import differences
 from factory.config.plan import Plan
 from factory.config.recipe import FORMAT, Recipe
 from factory.dataset.lease import HeldLease, leased
@@ -27,6 +28,7 @@ from factory.generation.run_metrics import RunMetrics, linger
 from factory.generation.shard_job import ContentJob
 
 _log = logging.getLogger("factory.generation.run")
+_IN_ALL_FORMATS = ("classes", "seed", "objects", "shard_size", "prompts", "prompt_style", "cooccurrence")
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def run_prepared(
         state = _run(recipe, store, todo, tracker, watch, lease, limit)
     totals = write_statement(store, recipe)
     last = tracker.snapshot(state, "done" if totals.shards == len(plan) else "incomplete")
+    last = replace(last, accepted=totals.accepted)  # the tracker takes shards of earlier runs for complete
     put_progress(store, last.to_dict())
     watch(last)
     return RunSummary(totals, last, state.seconds, recipe, state.limited or len(todo) < len(all_missing))
@@ -129,12 +132,26 @@ def check_format(recipe: Recipe, where: str) -> None:
 
 def _older(existing: Recipe, recipe: Recipe, store: Store) -> RunSummary:
     """The summary of a complete dataset of an older format, whose statement and card are written again."""
+    changed = _changed_since(existing, recipe)
+    if changed:
+        raise UserError(
+            f"{store.address} was created with a different recipe: {'; '.join(changed)}. Give the same options, or "
+            f"another --shards to create a new dataset."
+        )
     plan = Plan(existing)
     done = set(tags(store, len(plan)))
     if missing(plan, done) or recipe.n > existing.n:
         check_format(existing, store.address)
+    totals = write_statement(store, existing)
     snapshot = Tracker(plan, done).snapshot(State(len(plan)), "done")
-    return RunSummary(write_statement(store, existing), snapshot, {}, existing)
+    return RunSummary(totals, replace(snapshot, accepted=totals.accepted), {}, existing)
+
+
+def _changed_since(existing: Recipe, recipe: Recipe) -> list[str]:
+    """What a recipe changes in one of an older format; fields whose meaning or default changed are not compared."""
+    changed = differences(existing, recipe.model_copy(update={"format": existing.format}))
+    changed = [line for line in changed if line.partition(":")[0].partition(".")[0] in _IN_ALL_FORMATS]
+    return changed + ([f"n: {existing.n} -> {recipe.n}"] if recipe.n < existing.n else [])
 
 
 def _first(plan: Plan, shards: list[int], samples: int) -> list[int]:

@@ -24,6 +24,7 @@ __all__ = [
     "model_folder",
     "pin_generator",
     "pin_revision",
+    "pinned_name",
 ]
 
 CHECKPOINTS = (".safetensors", ".ckpt")
@@ -68,13 +69,7 @@ def pin_generator(generator: GeneratorRecipe) -> GeneratorRecipe:
 
     Fields that are already pinned and settings that were given are kept. Raises UserError if there is no such model.
     """
-    model = generator.model
-    config, file = split_checkpoint(model)
-    path = model_folder(model)
-    if file is not None:
-        model = f"{_absolute(config or _configured_like(Path(file).expanduser()))}@{Path(file).expanduser().absolute()}"
-    elif path is not None and model not in EMBEDDED_MODELS:
-        model = str(path.absolute())
+    model = pinned_name(generator.model)
     changes: dict[str, Any] = {"model": model}
     if generator.revision is None:
         changes["revision"] = pin_revision(model)
@@ -88,6 +83,15 @@ def pin_generator(generator: GeneratorRecipe) -> GeneratorRecipe:
     return pinned.model_copy(
         update={name: value for name, value in own.items() if name not in generator.model_fields_set}
     )
+
+
+def pinned_name(model: str) -> str:
+    """The model with absolute paths; a checkpoint as PIPELINE@FILE. Raises UserError if there is no such model."""
+    config, file = split_checkpoint(model)
+    path = model_folder(model)
+    if file is not None:
+        return f"{_absolute(config or _configured_like(Path(file).expanduser()))}@{Path(file).expanduser().absolute()}"
+    return str(path.absolute()) if path is not None and model not in EMBEDDED_MODELS else model
 
 
 def check_generator(generator: GeneratorRecipe) -> Path:
@@ -117,10 +121,11 @@ def config_folder(generator: GeneratorRecipe) -> Path:
     return hub_configuration(generator.model, generator.revision, generator, checkpoint=False)
 
 
-def pin_revision(model: str) -> str:
+def pin_revision(model: str, pinned: str | None = None) -> str:
     """An identifier of the model's exact content: the hub's commit, or a digest of the files.
 
-    A checkpoint that a hub pipeline configures has both, joined by "+".
+    A checkpoint that a hub pipeline configures has both, joined by "+". The commit is taken from `pinned`, an earlier
+    revision of the model, if it is given: a hub model is loaded at its pinned commit, whatever the hub has.
     """
     config, file = split_checkpoint(model)
     path = model_folder(model)
@@ -128,12 +133,13 @@ def pin_revision(model: str) -> str:
         config = config or _configured_like(path)
         configured = model_folder(config)
         if configured is None:
-            return f"{_digest([path], path.parent)}+{hub_commit(config)}"
+            commit = (pinned or "").partition("+")[2] or hub_commit(config)
+            return f"{_digest([path], path.parent)}+{commit}"
         small = [own for own in _files(configured) if own.suffix in (".json", ".txt")]
         used = _files(configured) if _has_weights(configured, file) else small
         return hashlib.sha256((_digest([path], path.parent) + _digest(used, configured)).encode()).hexdigest()[:40]
     if path is None:
-        return hub_commit(model)
+        return pinned or hub_commit(model)
     check_pipeline_folder(path)
     return folder_digest(path)
 

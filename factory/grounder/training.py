@@ -183,7 +183,7 @@ def shared_recipe(datasets: Sequence[OracleDataset]) -> Any:
                 f"{dataset.store.address} is another kind of oracle dataset than {datasets[0].store.address}: model, "
                 f"noise level or seed, classes or split differ; train on datasets that share them."
             )
-    current = pin_revision(first.generator.model)
+    current = pin_revision(first.generator.model, first.generator.revision)
     if current != first.generator.revision:
         raise UserError(
             f"{datasets[0].store.address} was made with {first.generator.model} of revision "

@@ -3,11 +3,13 @@
 import io
 import json
 from dataclasses import asdict, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import factory.generation.run
@@ -16,6 +18,7 @@ from factory.cli.verify import as_text
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe
 from factory.config.vocabulary import coco
+from factory.dataset import preview
 from factory.dataset.encode import EncodedSample, encode_sample
 from factory.dataset.lease import leased
 from factory.dataset.manifest import read_manifest
@@ -35,7 +38,7 @@ from factory.dataset.records import Grounded
 from factory.dataset.repair import repair
 from factory.dataset.storage import ConflictError, Store
 from factory.dataset.verify import verify
-from factory.errors import LeaseHeldError
+from factory.errors import LeaseHeldError, UserError
 from factory.segmenter.data import DatasetSource
 from factory.training.stream import SampleStream
 from tests.support.export_datasets import FORMATS, SHARD_SIZE, SHARDS, make_dataset, make_sample, run
@@ -152,6 +155,24 @@ def test_failed_repair_reports_missing_shards(tmp_path: Path, monkeypatch: pytes
     assert "Missing after the repair: shards 2; see quarantine/ for the reasons." in repaired.stdout
 
 
+def test_repair_deletes_nothing_that_it_cannot_generate_again(tmp_path: Path) -> None:
+    store, _ = make_dataset(tmp_path / "set", (0, 2, 3, 4), generator={"model": str(tmp_path / "moved")})
+    store.create(tar_name(1), b"left by a run that was killed")
+    tar = file(store, tar_name(2))
+    tar.write_bytes(tar.read_bytes()[:30_000])
+    before = {name: store.get(name) for name in store.list("")}
+    result = CliRunner().invoke(app, ["verify", str(tmp_path / "set"), "--repair"])
+    assert "there is no model folder" in str(result.exception)
+    assert {name: store.get(name) for name in before} == before
+
+
+@pytest.mark.parametrize("workers", ["0", "-1"])
+def test_repair_with_an_invalid_number_of_workers_is_rejected(tmp_path: Path, workers: str) -> None:
+    make_dataset(tmp_path)
+    result = CliRunner().invoke(app, ["verify", str(tmp_path), "--repair", "--workers", workers])
+    assert result.exit_code == 2
+
+
 def test_repair_is_rejected_during_a_run(tmp_path: Path) -> None:
     store, _ = make_dataset(tmp_path, shards=(0, 2, 3, 4))
     store.create(tar_name(1), b"being written")
@@ -210,3 +231,15 @@ def test_missing_objects_are_reported_as_damage(tmp_path: Path) -> None:
     samples = [encode_sample(sample, recipe.vocabulary(), {}, 90) for sample in changed]
     commit(store, planned, samples, Tally(len(samples), {}, ()), recipe.fingerprint(), ABOUT)
     assert verify(store).damaged == {1: [f"{pair.planned.key}: the objects do not match the prompt"]}
+
+
+def test_preview_of_more_samples_than_the_format_has_room_for_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = make_dataset(tmp_path, shards=range(1))
+    monkeypatch.setattr(preview, "_cells", lambda _: repeat(Image.new("RGB", (2, 2 * preview.CELL))))
+    with pytest.raises(UserError, match=r"a preview as .webp has room for 204 samples, got 205; give a smaller --n"):
+        preview_image(store, 205, ".webp")
+    with pytest.raises(UserError, match=r"a preview as .jpg has room for 816 samples"):
+        preview_image(store, 900, ".jpg")
+    assert preview_image(store, 816, ".jpg")

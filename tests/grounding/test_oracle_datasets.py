@@ -159,6 +159,28 @@ def test_a_missing_split_raises_a_clear_error(tmp_path: Path, arguments: list[st
     assert not (tmp_path / "set").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "objects"),
+    [
+        ("n: 4", [], {1: 0.5, 2: 0.5}),
+        ("n: 4\nobjects: {2: 1.0}", [], {2: 1.0}),
+        ("n: 4\nobjects: {2: 1.0}", ["--objects", "1:1"], {1: 1.0}),
+        ("n: 4\nprompts: [{text: a cat, classes: {cat: cat}}]", [], {1: 0.5, 2: 0.5}),
+    ],
+)
+def test_objects_of_the_recipe_file_take_precedence_over_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, options: list[str], objects: dict[int, float]
+) -> None:
+    def started(recipe: Recipe, *_: Any) -> None:
+        raise UserError(f"objects {recipe.objects}")
+
+    monkeypatch.setattr("factory.generation.run.generate", started)
+    (tmp_path / "recipe.yaml").write_text(f"classes: voc\n{text}\n")
+    given = ["--recipe", tmp_path / "recipe.yaml", "--split", "1", *options]
+    result = command("bootstrap-oracle", "--shards", tmp_path / "set", *given)
+    assert str(result.exception) == f"objects {objects}"
+
+
 def test_a_split_file_names_unseen_classes(tmp_path: Path) -> None:
     from factory.cli.options import assemble
 
