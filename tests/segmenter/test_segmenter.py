@@ -253,3 +253,12 @@ def test_the_default_segmenter_has_the_classes_of_the_vocabulary() -> None:
     model = new_segmenter("segformer", NAMES)
     assert model.scores(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 21, 64, 64)
     assert 3e6 < sum(weight.numel() for weight in model.parameters()) < 4.5e6
+
+
+def test_the_harmonic_mean_is_0_if_no_class_is_found_and_undefined_without_unseen_classes() -> None:
+    nothing_found = Confusion(3)
+    nothing_found.add(np.array([[0, 1, 2]], np.uint8), np.zeros((1, 3), np.uint8))
+    names = ("background", "dog", "cat")
+    result = summarise(nothing_found, names, ("cat",), 1)
+    assert (result.seen, result.unseen, result.harmonic) == (0, 0, 0)
+    assert np.isnan(summarise(nothing_found, names, (), 1).harmonic)
