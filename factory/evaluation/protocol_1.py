@@ -240,9 +240,9 @@ def as_markdown(results: Sequence[GrounderResult], classes: str) -> str:
     for method, by_group in averaged(results):
         lines.append(f"| `{method}` | {' | '.join(f'{100 * by_group[group]:.1f}' for group in GROUPS)} |")
     splits = dict.fromkeys(result.split for result in results)
-    counts = {group: sum(r.images for r in results if r.group == group) for group in GROUPS}
-    methods = len({result.method for result in results})
-    summary = ", ".join(f"{count // methods} {group}" for group, count in counts.items())
+    # All methods of a split are measured on the same images.
+    images = {(result.split, result.group): result.images for result in results}
+    summary = ", ".join(f"{sum(images.get((split, group), 0) for split in splits)} {group}" for group in GROUPS)
     lines += ["", f"Averaged over split {', '.join(splits)}. Images: {summary}."]
     return "\n".join(lines)
 
