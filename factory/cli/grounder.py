@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from factory.cli.shared_options import AsJson, Device, Devices, Table, Threads, TrainAddress
+from factory.cli.shared_options import MAX_SEED, AsJson, Device, Devices, Table, Threads, TrainAddress
+from factory.errors import UserError
 from factory.files.strict_json import dumps
 
 
@@ -38,7 +39,7 @@ def train_grounder(
     learning_rate: Annotated[
         float | None, typer.Option(help="Peak learning rate; by default 0.001 for guided and 0.0003 for the others.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sample order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the sample order.")] = 0,
     device: Device = "auto",
     devices: Devices = 1,
     address: TrainAddress = None,
@@ -98,7 +99,7 @@ def evaluate_grounder(
     ] = None,
     table: Table = None,
     device: Device = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Measure grounders with Protocol I: mIoU against the detector's masks on newly generated images.
