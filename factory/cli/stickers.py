@@ -151,13 +151,17 @@ def evaluate(
 
     quiet_model_libraries()
     from factory.cli.messages import to_nowhere, to_stderr
-    from factory.evaluation.markdown import write_table
+    from factory.evaluation.markdown import check_page, write_table
+    from factory.files.paths import check_writable_folder
     from factory.stickers.embedded import open_detector, open_pipeline
     from factory.stickers.evaluate import Judges, Sampling, draw_images, found_in
     from factory.stickers.evaluate import as_json as figures_of
     from factory.stickers.evaluate import evaluate as measure
     from factory.stickers.tables import class_table, summary_table
 
+    check_writable_folder(out, "--out")
+    if table is not None:
+        check_page(table)
     report = to_nowhere if as_json else to_stderr
     judges = Judges(open_detector(detector), open_detector(judge) if judge else None)
     usual = EMBEDDED_MODELS.get(pipeline, EMBEDDED_MODELS[STICKERS])

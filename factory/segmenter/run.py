@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from factory.config.vocabulary import Vocabulary, parse_classes
 from factory.dataset.storage import Store, absolute
 from factory.errors import UserError
-from factory.files.paths import local_path
+from factory.files.paths import check_writable_folder, local_path
 from factory.hf_logging import quiet_model_libraries
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def train_here(run: SegmenterTraining, report: Callable[[str], None] = _log.info
     out, device = local_path(run.out, "--out"), chosen_device(run.device)
     if run.threads:
         torch.set_num_threads(run.threads)
+    check_writable_folder(out, "--out")
     vocabulary = parse_classes(run.classes)
     sources, shares = _sources(run, vocabulary)
     _check_all_used(run, sources, shares)

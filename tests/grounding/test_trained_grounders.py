@@ -1,6 +1,8 @@
 """Trained grounders: in use, refused if they do not fit, and evaluated."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
