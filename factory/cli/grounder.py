@@ -87,7 +87,9 @@ def train_grounder(
 def evaluate_grounder(
     grounders: Annotated[list[str], typer.Argument(help="Grounder folders of any splits, or NAME=FOLDER.")],
     classes: Annotated[str, typer.Option(help="Vocabulary of their training data: voc or coco.")] = "voc",
-    images: Annotated[int, typer.Option(min=1, help="Number of images per group and split.")] = 100,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Number of images per group and split; by default 100.")
+    ] = None,
     real: Annotated[
         list[str] | None,
         typer.Option(
@@ -117,12 +119,22 @@ def evaluate_grounder(
     from factory.cli.messages import to_stderr
     from factory.evaluation.grounders_on_real import RealResult, on_real
     from factory.evaluation.grounders_on_real import as_markdown as real_table
-    from factory.evaluation.markdown import write_table
+    from factory.evaluation.markdown import check_page, write_table
     from factory.evaluation.protocol_1 import GrounderResult, as_markdown, protocol_1, write_results
+    from factory.files.paths import check_writable_folder
     from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
-
+    if real and (out is not None or images is not None):
+        raise UserError(
+            f"{'--out' if out is not None else '--images'} is an option of Protocol I, which does not run with --real; "
+            f"remove it. --table writes the table of --real to a file."
+        )
+    if out is not None:
+        check_writable_folder(out, "--out")
+    if table is not None:
+        check_page(table)
+    images = images or 100
     results: list[GrounderResult] | list[RealResult]
     if real:
         results = on_real(grounders, real, device, threads, to_stderr)

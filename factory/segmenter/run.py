@@ -185,6 +185,10 @@ def _sources(run: SegmenterTraining, vocabulary: Vocabulary) -> tuple[list["Labe
             f"--real-share is {run.real_share}, so either the datasets or --real would not be used; give a share "
             f"between 0 and 1 (exclusive), or leave one of the two out."
         )
+    if run.annotations:
+        raise UserError(
+            f"--annotations has no effect because --real {address} is a dataset, which contains its labels; remove it."
+        )
     total = sum(dataset.size for dataset in datasets)
     shares = [(1 - run.real_share) * dataset.size / total for dataset in datasets]
     return [*datasets, real], [*shares, run.real_share]
@@ -203,3 +207,11 @@ def _check_all_used(
                 f"{run.steps} steps of {run.batch} samples would use no sample of {name}, whose share is {share:.2g}; "
                 f"give at least {math.ceil(1 / share / run.batch)} --steps, or leave it out."
             )
+    if run.split is not None and run.real_classes != "seen":
+        raise UserError(
+            f"--split {run.split} has no effect with --real-classes all, which also trains on labels of unseen "
+            f"classes; add --real-classes seen, or leave --split out."
+        )
+    if run.real is None and (run.real_classes == "seen" or run.annotations):
+        option = "--annotations" if run.annotations else "--real-classes seen"
+        raise UserError(f"{option} requires --real, the labelled images that it refers to; add --real or remove it.")
