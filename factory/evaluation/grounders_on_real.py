@@ -52,6 +52,10 @@ def on_real(
     device = chosen_device(device)
     grounders = open_grounders(folders, device, threads)
     opened = [_open(text) for text in datasets]
+    names = [name for name, _ in opened]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two arguments --real are both named {name}; give different names: first=DATASET.")
     for _, dataset in opened:
         for name, grounder in grounders:
             check_fits(name, grounder.config, dataset.recipe.generator)
