@@ -18,6 +18,7 @@ from factory.files.atomic import write_atomically
 from factory.files.strict_json import dumps
 from factory.generation.pin import pin_recipe
 from factory.generator.interface import Generated, Request
+from factory.generator.load import model_folder
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.attention import AttentionGrounder
 from factory.grounder.folder import check_fits
@@ -109,6 +110,8 @@ def split_recipe(grounders: dict[str, TrainedGrounder], split: str, classes: str
             f"the grounders of split {split} read different models or noise levels; evaluate them one at a time."
         )
     generator = {"model": config.model, **config.oracle.get("generator", {}), "threads": threads}
+    if model_folder(config.model) is None:
+        generator["revision"] = config.revision  # on the hub, a newer commit may exist
     masks = {**config.oracle.get("masks", {}), "source": "attention"}
     recipe = make_recipe({"n": 1, "classes": classes, "batch": 8, "generator": generator, "masks": masks})
     names = recipe.vocabulary().names

@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -149,6 +151,15 @@ def test_every_grounder_is_checked_before_the_first_evaluation(
     with pytest.raises(UserError, match="a grounder of split 2 was trained on unicorn"):
         protocol_1([str(trained), str(other)], "voc", 1, report=messages.append)
     assert not messages
+
+
+def test_a_hub_model_is_measured_at_the_commit_of_the_training(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from factory.evaluation import protocol_1
+
+    monkeypatch.setattr(protocol_1, "pin_recipe", lambda recipe: recipe)
+    config = replace(load_grounder(trained)[1], model="owner/name", revision="a" * 40, oracle={})
+    recipe = protocol_1.split_recipe({"guided": SimpleNamespace(config=config)}, "1", "voc", 1)  # type: ignore[dict-item]
+    assert (recipe.generator.model, recipe.generator.revision) == ("owner/name", "a" * 40)
 
 
 def test_the_table_counts_images_of_splits_with_different_methods() -> None:
