@@ -25,7 +25,7 @@ from torch.nn import functional
 from factory.dataset.masks import IGNORE
 from factory.dataset.records import Image, Instance
 from factory.evaluation.markdown import write_table
-from factory.evaluation.protocol_1 import GROUPS, EvaluationBatch, SplitEvaluation
+from factory.evaluation.protocol_1 import GROUPS, EvaluationBatch, SplitEvaluation, split_recipe
 from factory.grounder.iou import IoUMeter, label_map
 from factory.grounder.trained import TrainedGrounder, open_grounders
 from factory.hf_logging import quiet_model_libraries
@@ -90,7 +90,9 @@ def main() -> None:
     options = parser.parse_args()
     quiet_model_libraries()
     ((name, grounder),) = open_grounders([options.grounder], "cpu", 1)
-    evaluation = SplitEvaluation({name: grounder}, grounder.config.split, options.classes, "cpu", 1)
+    evaluation = SplitEvaluation(
+        {name: grounder}, split_recipe({name: grounder}, grounder.config.split, options.classes, 1), "cpu"
+    )
     columns: dict[str, Tallies] = {}
     for group in GROUPS:
         tallies = columns[group] = defaultdict(IoUMeter)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from factory import exit_codes
 from factory.cli.main import app
@@ -184,6 +185,23 @@ def test_commands_write_to_the_same_option(name: str) -> None:
 )
 def test_former_and_explicit_spellings_are_accepted(name: str, parameter: str, spelling: str) -> None:
     assert spelling in parameters(name)[parameter]
+
+
+@pytest.mark.parametrize("option", [("--seed", "-1"), ("--seed", "4294967296"), ("--threads", "-1")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train-segmenter", "set", "--out", "OUT"],
+        ["train-grounder", "set", "--out", "OUT"],
+    ],
+)
+def test_seeds_and_threads_of_trainings_out_of_range_are_usage_errors(
+    command: list[str], option: tuple[str, str], tmp_path: Path
+) -> None:
+    command = [word.replace("OUT", str(tmp_path / "out")) for word in command]
+    result = CliRunner().invoke(app, [*command, *option])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option[0]}'" in result.stderr
 
 
 def test_sheet_is_a_hidden_alias_of_preview() -> None:

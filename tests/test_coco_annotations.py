@@ -244,3 +244,14 @@ def test_images_of_another_size_are_refused_and_unseen_classes_left_out(tmp_path
     with pytest.raises(UserError, match=r"1.png has 60 x 40 pixels, but its annotation says 61 x 40"):
         folder.load("1")
     assert opened(tmp_path, lambda data: None, vocabulary=voc(), only=["cat"]).keys == ["2"]
+
+
+def test_the_identity_covers_the_annotations_and_the_image_files(tmp_path: Path) -> None:
+    def swap(data: dict[str, Any]) -> None:
+        data["annotations"][0]["category_id"], data["annotations"][1]["category_id"] = 7, 3
+
+    first, again, swapped = (opened(tmp_path, change).identity for change in (len, len, swap))
+    assert first == again != swapped
+    folder = opened(tmp_path, len)
+    Image.effect_noise((60, 40), 50).convert("RGB").save(tmp_path / "1.png")
+    assert folder.identity != first

@@ -67,3 +67,18 @@ def test_the_command_replaces_the_table_in_a_page(workspace: Path, tmp_path: Pat
 def test_a_segmenter_without_a_name_is_refused(pair: str) -> None:
     with pytest.raises(UserError, match="give NAME=FOLDER"):
         compare([pair], ["R=real"], RealImages(Path(), split="zs3"))
+
+
+def test_every_segmenter_and_folder_is_checked_before_the_first_evaluation(workspace: Path, tmp_path: Path) -> None:
+    save_segmenter(new_segmenter("segformer", ["background", "dog"]), tmp_path / "dog", {})
+    first, messages = f"one={workspace}/a", list[str]()
+    for segmenters, reals, message in (
+        ([first, f"two={tmp_path}/dog"], [f"R={workspace}/real"], "dog has 1 classes .*, which differ"),
+        ([first, f"two={tmp_path}/none"], [f"R={workspace}/real"], "none is not a segmenter folder"),
+        ([first], [f"R={workspace}/real", f"O={tmp_path}/none"], "none is not a PASCAL VOC folder"),
+        ([first, f"one={workspace}/b"], [f"R={workspace}/real"], "two arguments segmenter are both named one"),
+        ([first], [f"R={workspace}/real", f"R={workspace}/other"], "two arguments --real are both named R"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compare(segmenters, reals, RealImages(Path(), split="zs3"), threads=1, report=messages.append)
+    assert not messages

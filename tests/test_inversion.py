@@ -233,8 +233,9 @@ def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tm
     from factory.evaluation.grounders_on_real import as_markdown, on_real
     from factory.training.loop import TrainOptions, train
 
-    make_dataset(_recipe(folder, tiny_model), tmp_path / "seen")
-    make_dataset(_recipe(folder, tiny_model, split="all", max_images=8), tmp_path / "all")
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    make_dataset(_recipe(folder, model), tmp_path / "seen")
+    make_dataset(_recipe(folder, model, split="all", max_images=8), tmp_path / "all")
     task = GrounderTask([OracleDataset(Store(str(tmp_path / "seen")))], GrounderOptions(), "cpu", 2)
     options = TrainOptions(steps=2, batch=2, learning_rate=1e-3, ema_decay=0.5)
     grounder = train(task, options, tmp_path / "run", lambda text: None)
@@ -246,3 +247,7 @@ def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tm
     make_dataset(pin_recipe(recipe_of_folder(_options(folder, max_images=2), {}, {})[0]), tmp_path / "other")
     with pytest.raises(UserError, match="was trained on"):
         on_real([str(grounder)], [str(tmp_path / "other")])
+    with (model / "unet" / "config.json").open("a") as stream:
+        stream.write(" ")
+    with pytest.raises(UserError, match="the model now has revision"):
+        on_real([str(grounder)], [str(tmp_path / "all")])

@@ -1,6 +1,7 @@
 """PASCAL VOC folders as written by people and tools: read correctly, or refused with a clear error."""
 
 import codecs
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from factory.config.vocabulary import from_names, voc
-from factory.dataset.masks import palette
+from factory.dataset.masks import encode_label_png, palette
 from factory.errors import UserError
 from factory.labelled.folders import open_labelled
 from factory.labelled.voc import VocFolder
@@ -194,3 +195,18 @@ def test_an_ambiguous_class_list_is_refused(text: str, message: str, folder: Pat
     (folder / "labels.txt").write_text(text)
     with pytest.raises(UserError, match=message):
         VocFolder(folder, "val", voc())
+
+
+def test_the_identity_covers_images_and_labels_but_not_the_location(folder: Path, tmp_path: Path) -> None:
+    """Checkpoints record it, so that a training cannot be resumed on other data with the same names."""
+
+    def identity() -> str:
+        return VocFolder(folder, "val", voc()).identity
+
+    first = identity()
+    copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("copy"))
+    assert VocFolder(copy, "val", voc()).identity == first
+    (folder / "SegmentationClass/a.png").write_bytes(encode_label_png(np.where(LABELS == DOG, CAT, LABELS)))
+    other_labels = identity()
+    Image.fromarray(PHOTO[:, ::-1]).save(folder / "JPEGImages/a.jpg", quality=50)
+    assert len({first, other_labels, identity()}) == 3

@@ -144,6 +144,12 @@ def test_an_invalid_learning_rate_is_refused(rate: float) -> None:
         TrainOptions(steps=1, batch=1, learning_rate=rate)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_refused(seed: int) -> None:
+    with pytest.raises(UserError, match="The seed of a training must be a number from 0 to 4294967295"):
+        TrainOptions(steps=1, batch=1, learning_rate=0.1, seed=seed)
+
+
 @pytest.mark.parametrize("name", ["gpu", "mps", "cpu:x", ""])
 def test_an_unknown_device_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="Unknown device"):

@@ -28,15 +28,16 @@ def compare_segmenters(
     from dataclasses import asdict
 
     from factory.cli.messages import to_stderr
+    from factory.evaluation.markdown import check_page, write_table
     from factory.evaluation.protocol_2 import as_markdown, compare
     from factory.segmenter.run import RealImages
 
+    if table is not None:
+        check_page(table)
     images = RealImages(Path(), real_set, annotations, classes, split)
     results = compare(segmenters, real, images, device, threads, to_stderr)
     text = as_markdown(results, classes)
     if table is not None:
-        from factory.evaluation.markdown import write_table
-
         caption = f"`factory compare-segmenters ... --classes {classes} --split {split}` printed this table."
         write_table(table, f"{caption}\n\n{text}\n", f"protocol-2-{classes}")
     typer.echo(dumps([asdict(result) for result in results]) if as_json else text)

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from factory.cli.shared_options import AsJson, Device, Devices, Table, Threads, TrainAddress
+from factory.cli.shared_options import MAX_SEED, AsJson, Device, Devices, Table, Threads, TrainAddress
+from factory.errors import UserError
 from factory.files.strict_json import dumps
 
 
@@ -38,7 +39,7 @@ def train_grounder(
     learning_rate: Annotated[
         float | None, typer.Option(help="Peak learning rate; by default 0.001 for guided and 0.0003 for the others.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sample order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the sample order.")] = 0,
     device: Device = "auto",
     devices: Devices = 1,
     address: TrainAddress = None,
@@ -86,7 +87,9 @@ def train_grounder(
 def evaluate_grounder(
     grounders: Annotated[list[str], typer.Argument(help="Grounder folders of any splits, or NAME=FOLDER.")],
     classes: Annotated[str, typer.Option(help="Vocabulary of their training data: voc or coco.")] = "voc",
-    images: Annotated[int, typer.Option(min=1, help="Number of images per group and split.")] = 100,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Number of images per group and split; by default 100.")
+    ] = None,
     real: Annotated[
         list[str] | None,
         typer.Option(
@@ -98,7 +101,7 @@ def evaluate_grounder(
     ] = None,
     table: Table = None,
     device: Device = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Measure grounders with Protocol I: mIoU against the detector's masks on newly generated images.
@@ -116,12 +119,22 @@ def evaluate_grounder(
     from factory.cli.messages import to_stderr
     from factory.evaluation.grounders_on_real import RealResult, on_real
     from factory.evaluation.grounders_on_real import as_markdown as real_table
-    from factory.evaluation.markdown import write_table
+    from factory.evaluation.markdown import check_page, write_table
     from factory.evaluation.protocol_1 import GrounderResult, as_markdown, protocol_1, write_results
+    from factory.files.paths import check_writable_folder
     from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
-
+    if real and (out is not None or images is not None):
+        raise UserError(
+            f"{'--out' if out is not None else '--images'} is an option of Protocol I, which does not run with --real; "
+            f"remove it. --table writes the table of --real to a file."
+        )
+    if out is not None:
+        check_writable_folder(out, "--out")
+    if table is not None:
+        check_page(table)
+    images = images or 100
     results: list[GrounderResult] | list[RealResult]
     if real:
         results = on_real(grounders, real, device, threads, to_stderr)

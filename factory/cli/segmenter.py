@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from factory.cli.shared_options import Annotations, AsJson, Device, Devices, Threads, TrainAddress
+from factory.cli.shared_options import MAX_SEED, Annotations, AsJson, Device, Devices, Threads, TrainAddress
 from factory.files.strict_json import dumps
 
 Classes = Annotated[
@@ -42,7 +42,7 @@ def train_segmenter(
     batch: Annotated[int, typer.Option(min=1, help="Batch size over all devices.")] = 16,
     side: Annotated[int, typer.Option(min=32, help="Side of the square training crops in pixels.")] = 128,
     learning_rate: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 6e-4,
-    seed: Annotated[int, typer.Option(help="Seed of the sample order and the augmentation.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the sample order and the augmentation.")] = 0,
     device: Device = "auto",
     devices: Devices = 1,
     address: TrainAddress = None,

@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+MAX_SEED = 2**32 - 1
+"""The largest seed of trainings and renderings; a larger one overflows when it is combined with a step."""
+
 # Datasets: every command reads one as the argument DATASET, and writes to --out.
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Folder or URL (s3://, gs://, az://) of a dataset.")]
 DatasetOut = Annotated[
@@ -116,7 +119,7 @@ Devices = Annotated[int, typer.Option(min=1, help="Number of devices to train on
 TrainAddress = Annotated[
     str | None, typer.Option(help="Ray cluster to use with several devices: host:port or auto; local by default.")
 ]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 uses all cores.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 uses all cores.")]
 Annotations = Annotated[
     Path | None, typer.Option(help="COCO annotation file (instances_*.json), if --real is a folder of COCO images.")
 ]

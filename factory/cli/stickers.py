@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from factory.cli.shared_options import AsJson, Table
+from factory.cli.shared_options import MAX_SEED, AsJson, Table
 from factory.config.stickers import EMBEDDED_MODELS, STICKERS
 from factory.files.strict_json import dumps
 
@@ -49,7 +49,7 @@ def render(
         ),
     ] = Style.train,
     size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 128,
-    seed: Annotated[int, typer.Option(help="Seed of the images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the images.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Render labelled scenes as a PASCAL VOC folder.
@@ -84,8 +84,8 @@ def train(
         float | None, typer.Option(min=0, help="Peak learning rate; by default, as for the models in the package.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 uses the default of PyTorch.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 uses the default of PyTorch.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the training.")] = 0,
     start: Annotated[Path | None, typer.Option(help="Folder of a trained model with the initial weights.")] = None,
 ) -> None:
     """Train one of the embedded models; rerun the same command to resume after an interruption.
@@ -151,13 +151,17 @@ def evaluate(
 
     quiet_model_libraries()
     from factory.cli.messages import to_nowhere, to_stderr
-    from factory.evaluation.markdown import write_table
+    from factory.evaluation.markdown import check_page, write_table
+    from factory.files.paths import check_writable_folder
     from factory.stickers.embedded import open_detector, open_pipeline
     from factory.stickers.evaluate import Judges, Sampling, draw_images, found_in
     from factory.stickers.evaluate import as_json as figures_of
     from factory.stickers.evaluate import evaluate as measure
     from factory.stickers.tables import class_table, summary_table
 
+    check_writable_folder(out, "--out")
+    if table is not None:
+        check_page(table)
     report = to_nowhere if as_json else to_stderr
     judges = Judges(open_detector(detector), open_detector(judge) if judge else None)
     usual = EMBEDDED_MODELS.get(pipeline, EMBEDDED_MODELS[STICKERS])
@@ -216,7 +220,7 @@ def draw(
     n: Annotated[int, typer.Option("--n", min=1, max=400, help="Number of images.")] = 40,
     pairs: Annotated[bool, typer.Option("--pairs", help="Draw two classes per image.")] = False,
     model: Annotated[str, typer.Option(help="stickers, stickers-turbo, or a diffusers folder like them.")] = STICKERS,
-    seed: Annotated[int, typer.Option(help="Seed of the images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the images.")] = 0,
 ) -> None:
     """Draw images with the embedded text-to-image model beside the masks of the embedded detector.
 

@@ -10,6 +10,7 @@ import torch
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.files.paths import split_named_path
+from factory.generator.load import check_unchanged
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleDataset, OracleSample
 from factory.grounder.folder import check_fits
@@ -52,7 +53,12 @@ def on_real(
     device = chosen_device(device)
     grounders = open_grounders(folders, device, threads)
     opened = [_open(text) for text in datasets]
+    names = [name for name, _ in opened]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two arguments --real are both named {name}; give different names: first=DATASET.")
     for _, dataset in opened:
+        check_unchanged(dataset.recipe.generator, dataset.store.address)
         for name, grounder in grounders:
             check_fits(name, grounder.config, dataset.recipe.generator)
     results = []

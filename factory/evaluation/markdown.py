@@ -3,7 +3,21 @@
 import re
 from pathlib import Path
 
+from factory.errors import UserError
 from factory.files.atomic import write_atomically
+from factory.files.paths import check_writable_folder
+
+
+def check_page(page: Path) -> None:
+    """Raise UserError if `write_table` cannot write to a file; called before the measurements of the table."""
+    check_writable_folder(page.parent, "--table: the folder")
+    if page.exists() and not page.is_file():
+        raise UserError(f"--table {page} is a folder; give the path of a Markdown file, which need not exist.")
+    try:
+        if page.exists():
+            page.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--table {page} is not a readable text file in UTF-8 ({error}); give another file.") from error
 
 
 def write_table(page: Path, text: str, name: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from factory.config.plan import PlannedSample
 from factory.config.prompts import Prompt, captioned
-from factory.config.recipe import make_recipe
+from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.records import Grounded
 from factory.detector.oracle import OracleGrounder
 from factory.errors import UserError
@@ -18,6 +18,7 @@ from factory.files.atomic import write_atomically
 from factory.files.strict_json import dumps
 from factory.generation.pin import pin_recipe
 from factory.generator.interface import Generated, Request
+from factory.generator.load import model_folder
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.attention import AttentionGrounder
 from factory.grounder.folder import check_fits
@@ -67,24 +68,26 @@ def protocol_1(
     detector as the grounder's oracle dataset. Raises UserError if a grounder does not fit the vocabulary.
     """
     device = chosen_device(device)
-    opened = open_grounders(folders, device, threads)
+    by_split: dict[str, dict[str, TrainedGrounder]] = {}
+    for name, grounder in open_grounders(folders, device, threads):
+        by_split.setdefault(grounder.config.split, {})[name] = grounder
+    # First all recipes, so that a grounder that does not fit is found before hours of evaluation.
+    recipes = {split: split_recipe(grounders, split, classes, threads) for split, grounders in by_split.items()}
     results: list[GrounderResult] = []
-    for split in dict.fromkeys(grounder.config.split for _, grounder in opened):
-        grounders = {name: grounder for name, grounder in opened if grounder.config.split == split}
-        results += _evaluate_split(grounders, split, classes, images, device, threads, report)
+    for split, grounders in by_split.items():
+        results += _evaluate_split(grounders, split, recipes[split], images, device, report)
     return results
 
 
 def _evaluate_split(
     grounders: dict[str, TrainedGrounder],
     split: str,
-    classes: str,
+    recipe: Recipe,
     images: int,
     device: str,
-    threads: int,
     report: Report,
 ) -> list[GrounderResult]:
-    evaluation = SplitEvaluation(grounders, split, classes, device, threads)
+    evaluation = SplitEvaluation(grounders, recipe, device)
     results = []
     for group in GROUPS:
         measured = _measure(evaluation, group, images)
@@ -92,6 +95,35 @@ def _evaluate_split(
         summary = ", ".join(f"{result.method} {result.miou:.3f}" for result in results[-len(measured) :])
         report(f"split {split}, {group}: {summary} ({results[-1].images} of {results[-1].tried} images)")
     return results
+
+
+def split_recipe(grounders: dict[str, TrainedGrounder], split: str, classes: str, threads: int) -> Recipe:
+    """The recipe of the images that grounders of one split are measured on, with pinned models.
+
+    Raises UserError if the grounders read different features, do not fit the model, or if `classes` is not their
+    vocabulary.
+    """
+    first, *others = grounders.values()
+    config = first.config
+    if any(_inputs(other) != _inputs(first) for other in others):
+        raise UserError(
+            f"the grounders of split {split} read different models or noise levels; evaluate them one at a time."
+        )
+    generator = {"model": config.model, **config.oracle.get("generator", {}), "threads": threads}
+    if model_folder(config.model) is None:
+        generator["revision"] = config.revision  # on the hub, a newer commit may exist
+    masks = {**config.oracle.get("masks", {}), "source": "attention"}
+    recipe = make_recipe({"n": 1, "classes": classes, "batch": 8, "generator": generator, "masks": masks})
+    names = recipe.vocabulary().names
+    if not set(names) > set(config.classes_seen):
+        raise UserError(
+            f"a grounder of split {split} was trained on {', '.join(config.classes_seen[:5])} ..., which is not a "
+            f"split of {classes}; give the vocabulary of its oracle datasets with --classes."
+        )
+    recipe = pin_recipe(recipe)
+    for name, grounder in grounders.items():
+        check_fits(name, grounder.config, recipe.generator)
+    return recipe
 
 
 @dataclass(frozen=True)
@@ -118,33 +150,14 @@ class SplitEvaluation:
     methods that read what it captures; the first is that of the attention baseline.
     """
 
-    def __init__(
-        self, grounders: dict[str, TrainedGrounder], split: str, classes: str, device: str, threads: int
-    ) -> None:
-        """Raises UserError if the grounders read different features, or if `classes` is not their vocabulary."""
-        first, *others = grounders.values()
-        config = first.config
-        if any(_inputs(other) != _inputs(first) for other in others):
-            raise UserError(
-                f"the grounders of split {split} read different models or noise levels; evaluate them one at a time."
-            )
-        generator = {"model": config.model, **config.oracle.get("generator", {}), "threads": threads}
-        masks = {**config.oracle.get("masks", {}), "source": "attention"}
-        recipe = pin_recipe(
-            make_recipe({"n": 1, "classes": classes, "batch": 8, "generator": generator, "masks": masks})
-        )
+    def __init__(self, grounders: dict[str, TrainedGrounder], recipe: Recipe, device: str) -> None:
+        """`recipe` is that of `split_recipe` for these grounders."""
+        config = next(iter(grounders.values())).config
         captured = {"noise_level": config.noise_level, "noise_seed": config.noise_seed}
         trained = recipe.model_copy(update={"masks": recipe.masks.model_copy(update=captured)})
         self._vocabulary, self._batch = recipe.vocabulary(), recipe.batch
         self._seen = list(config.classes_seen)
         self._unseen = [name for name in self._vocabulary.names if name not in config.classes_seen]
-        if not self._unseen or set(self._seen) - set(self._vocabulary.names):
-            raise UserError(
-                f"a grounder of split {split} was trained on {', '.join(self._seen[:5])} ..., which is not a split of "
-                f"{classes}; give the vocabulary of its oracle datasets with --classes."
-            )
-        for name, grounder in grounders.items():
-            check_fits(name, grounder.config, recipe.generator)
         from factory.detector.load import open_detector
 
         self.detector = open_detector(recipe, device)
@@ -240,9 +253,9 @@ def as_markdown(results: Sequence[GrounderResult], classes: str) -> str:
     for method, by_group in averaged(results):
         lines.append(f"| `{method}` | {' | '.join(f'{100 * by_group[group]:.1f}' for group in GROUPS)} |")
     splits = dict.fromkeys(result.split for result in results)
-    counts = {group: sum(r.images for r in results if r.group == group) for group in GROUPS}
-    methods = len({result.method for result in results})
-    summary = ", ".join(f"{count // methods} {group}" for group, count in counts.items())
+    # All methods of a split are measured on the same images.
+    images = {(result.split, result.group): result.images for result in results}
+    summary = ", ".join(f"{sum(images.get((split, group), 0) for split in splits)} {group}" for group in GROUPS)
     lines += ["", f"Averaged over split {', '.join(splits)}. Images: {summary}."]
     return "\n".join(lines)
 

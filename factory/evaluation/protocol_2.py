@@ -8,7 +8,8 @@ from pathlib import Path
 from factory.errors import UserError
 from factory.files.paths import local_path
 from factory.segmenter.evaluate import SegmenterScore
-from factory.segmenter.run import RealImages, evaluate_here
+from factory.segmenter.run import RealImages, evaluate, open_segmenter, open_test
+from factory.training.devices import chosen_device
 
 _log = logging.getLogger(__name__)
 
@@ -49,15 +50,20 @@ def compare(
 ) -> list[SegmenterResult]:
     """Evaluate every segmenter ("NAME=FOLDER") on every labelled folder ("NAME=FOLDER").
 
-    `images` says how to read the folders; its `root` is ignored. All pairs are parsed before anything runs. Raises
-    UserError for a pair without a name, and as `evaluate_here` does.
+    `images` says how to read the folders; its `root` is ignored. Everything is opened before the first evaluation, so
+    that hours of work are not lost to a wrong argument. Raises UserError for a pair without a name, for a repeated
+    name, and as `evaluate_here` does.
     """
-    named = [_pair(text, "segmenter") for text in segmenters]
-    roots = [_pair(text, "--real") for text in reals]
+    named = _pairs(segmenters, "segmenter")
+    roots = _pairs(reals, "--real")
+    chosen_device(device)
+    for folder in named.values():
+        open_segmenter(folder, images)
+    opened = {real: open_test(replace(images, root=root), report) for real, root in roots.items()}
     results = []
-    for real, root in roots:
-        for name, folder in named:
-            score = evaluate_here(folder, replace(images, root=root), device, threads, report)
+    for real, labelled in opened.items():
+        for name, folder in named.items():
+            score = evaluate(open_segmenter(folder, images), images, labelled, device, threads, report)
             results.append(SegmenterResult(name, str(folder), real, score))
             report(f"{real}: {name}: mIoU {score.miou:.3f}, harmonic {score.harmonic:.3f} ({score.images} images)")
     return results
@@ -88,8 +94,14 @@ def _percent(score: SegmenterScore) -> list[str]:
     return [f"{100 * value:.1f}" for value in (score.seen, score.unseen, score.harmonic, score.miou)]
 
 
-def _pair(text: str, what: str) -> tuple[str, Path]:
-    name, equals, folder = text.partition("=")
-    if not (name.strip() and equals and folder):
-        raise UserError(f"{what} {text!r} is not a pair; give NAME=FOLDER, where NAME is shown in the table.")
-    return name.strip(), local_path(folder, what)
+def _pairs(texts: Sequence[str], what: str) -> dict[str, Path]:
+    """The folders by name; each name is a row or a table of its own."""
+    pairs: dict[str, Path] = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        if not (name.strip() and equals and folder):
+            raise UserError(f"{what} {text!r} is not a pair; give NAME=FOLDER, where NAME is shown in the table.")
+        if name.strip() in pairs:
+            raise UserError(f"two arguments {what} are both named {name.strip()}; give each folder another name.")
+        pairs[name.strip()] = local_path(folder, what)
+    return pairs

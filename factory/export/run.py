@@ -78,6 +78,11 @@ class Export:
         self._folder.check()
         self._units = group_shards(receipts(store, numbers), self._format.unit_bytes)
         self.samples = sum(unit.samples for unit in self._units)
+        if not self.samples:
+            raise UserError(
+                f"{store.address} has no sample to export: every attempt in its finished shards was rejected; `factory "
+                f"report {store.address}` shows by which filters."
+            )
 
     def run(self, watch: Callable[[int], None] = lambda done: None) -> ExportSummary:
         """Write the missing units; `watch` is called with the number of exported samples."""

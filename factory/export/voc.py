@@ -39,11 +39,12 @@ class VocFormat:
         return [(sample.split, self._write_sample(sample)) for sample in samples]
 
     def finish(self, records: Records) -> None:
-        """Write the image sets and the class list."""
-        folder = self._info.root / "ImageSets" / "Segmentation"
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, splits in _IMAGE_SETS.items():
-            _put_lines(folder / f"{name}.txt", (key for split in splits for key in records.of(split)))
+        """Write the class list and the image sets: readers of boxes use those in Main, readers of masks the others."""
+        for task in ("Main", "Segmentation"):
+            folder = self._info.root / "ImageSets" / task
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, splits in _IMAGE_SETS.items():
+                _put_lines(folder / f"{name}.txt", (key for split in splits for key in records.of(split)))
         _put_lines(self._info.root / "labels.txt", iter(("background", *self._info.vocabulary.names)))
 
     def _write_sample(self, sample: ExportSample) -> str:

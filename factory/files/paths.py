@@ -1,5 +1,6 @@
 """Local paths: options that accept a file or folder on this machine but no URL."""
 
+import os
 import re
 from pathlib import Path
 
@@ -23,6 +24,21 @@ def local_path(text: str, what: str) -> Path:
         f"{what} must be a local path, got the URL {text}; give a path on this machine (only datasets can be read from "
         f"and written to URLs)."
     )
+
+
+def check_writable_folder(folder: Path, option: str) -> None:
+    """Raise UserError if files cannot be written to a folder, which need not exist yet. Nothing is created.
+
+    For commands that write their results after hours of work.
+    """
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+    problem = None
+    if not existing.is_dir():
+        problem = f"{existing} is not a folder"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        problem = f"{existing} is not writable"
+    if problem is not None:
+        raise UserError(f"{option} {folder} cannot be written: {problem}; give another path.")
 
 
 def split_named_path(text: str) -> tuple[str | None, str]:

@@ -18,6 +18,7 @@ __all__ = [
     "CHECKPOINTS",
     "check_generator",
     "check_pipeline_folder",
+    "check_unchanged",
     "config_folder",
     "folder_digest",
     "load_pipeline",
@@ -142,6 +143,26 @@ def pin_revision(model: str, pinned: str | None = None) -> str:
         return pinned or hub_commit(model)
     check_pipeline_folder(path)
     return folder_digest(path)
+
+
+def check_unchanged(generator: GeneratorRecipe, dataset: str) -> None:
+    """Raise UserError if a local model or LoRA is not the one any more that a dataset was made with.
+
+    A hub model is loaded at its pinned commit, so newer commits do not matter.
+    """
+    parts = []
+    if generator.revision is not None and model_folder(generator.model) is not None:
+        parts.append(("model", generator.model, generator.revision, pin_revision(generator.model)))
+    if generator.lora is not None and generator.lora_revision is not None:
+        current = pin_lora(generator).get("lora_revision", generator.lora_revision)
+        parts.append(("LoRA", generator.lora, generator.lora_revision, current))
+    for kind, name, pinned, current in parts:
+        # After "+" is the commit of a hub pipeline that configures a local checkpoint.
+        if current.partition("+")[0] != pinned.partition("+")[0]:
+            raise UserError(
+                f"{dataset} was made with {name} of revision {pinned[:12]}, but the {kind} now has revision "
+                f"{current[:12]}, whose features differ; restore the {kind}, or create the dataset again."
+            )
 
 
 def folder_digest(folder: Path) -> str:

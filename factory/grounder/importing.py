@@ -7,6 +7,7 @@ from pathlib import Path
 from factory.config.prompts import captioned
 from factory.config.recipe import make_recipe
 from factory.errors import UserError
+from factory.files.paths import check_writable_folder
 from factory.generator.load import pin_generator
 from factory.grounder.folder import CONFIG, GrounderConfig, save_grounder
 from factory.hf_logging import quiet_model_libraries
@@ -46,6 +47,7 @@ def import_released(release: Release, out: Path, device: str = "auto") -> Path:
 
     if (out / CONFIG).exists():
         raise UserError(f"{out} already holds a grounder; give another --out.")
+    check_writable_folder(out, "--out")
     detector = {} if release.detector is None else {"detector": release.detector}
     masks = {"source": "attention", "noise_level": _NOISE_LEVEL, **detector}
     generator = {"model": release.model, **_SAMPLING}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from factory.dataset.storage import Store
-from factory.files.paths import local_path
+from factory.files.paths import check_writable_folder, local_path
 from factory.grounder.data import OracleDataset
 from factory.hf_logging import quiet_model_libraries
 
@@ -59,6 +59,7 @@ def train_here(run: GrounderTraining, report: Callable[[str], None] = _log.info)
     from factory.training.loop import TrainOptions, train
 
     out, device = local_path(run.out, "--out"), chosen_device(run.device)
+    check_writable_folder(out, "--out")
     if run.threads:
         torch.set_num_threads(run.threads)
     datasets = [OracleDataset(Store(address)) for address in run.oracles]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from factory.errors import UserError
 from factory.generator.interface import Captured
-from factory.generator.load import pin_revision
+from factory.generator.load import check_unchanged
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleDataset, OracleSample, OracleSource, first_samples, held_out_samples
 from factory.grounder.folder import GrounderConfig, build_module, load_grounder, save_grounder
@@ -175,7 +175,7 @@ class GrounderTask:
 
 def shared_recipe(datasets: Sequence[OracleDataset]) -> Any:
     """The first dataset's recipe. Raises UserError unless all datasets have the same kind of features and classes,
-    and the model still has the revision that they were made with."""
+    and the model and its LoRA still are those that they were made with."""
     first = datasets[0].recipe
     for dataset in datasets[1:]:
         if _features_and_classes(dataset) != _features_and_classes(datasets[0]):
@@ -183,13 +183,7 @@ def shared_recipe(datasets: Sequence[OracleDataset]) -> Any:
                 f"{dataset.store.address} is another kind of oracle dataset than {datasets[0].store.address}: model, "
                 f"noise level or seed, classes or split differ; train on datasets that share them."
             )
-    current = pin_revision(first.generator.model, first.generator.revision)
-    if current != first.generator.revision:
-        raise UserError(
-            f"{datasets[0].store.address} was made with {first.generator.model} of revision "
-            f"{str(first.generator.revision)[:12]}, but the model now has revision {current[:12]}, whose features "
-            f"differ; restore the model, or create the oracle dataset again."
-        )
+    check_unchanged(first.generator, datasets[0].store.address)
     return first
 
 

@@ -1,7 +1,8 @@
 """COCO: a folder of images and a file of instance annotations."""
 
+import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,12 @@ class CocoFolder(LabelledFolder):
                 f"to an unlisted image and {instances.without_category} to an unlisted category."
             )
         self.notes += tuple(self._notes(empty))
+
+    def _content(self) -> Iterator[bytes]:
+        with self._instances.path.open("rb") as stream:
+            yield hashlib.file_digest(stream, "sha256").digest()
+        for key in self.keys:
+            yield str((self.root / self._images[key].file_name).stat().st_size).encode()
 
     def _notes(self, empty: int) -> list[str]:
         path, notes = self._instances.path, []

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -40,8 +40,24 @@ class LabelledFolder(ABC):
 
     @property
     def identity(self) -> str:
-        """A text that identifies these images; checkpoints record it."""
-        return f"{self.size} labelled images {hashlib.sha256(' '.join(self.keys).encode()).hexdigest()[:12]}"
+        """A text that identifies these images and their labels, wherever the folder is; checkpoints record it.
+
+        UserError if a file cannot be read.
+        """
+        digest = hashlib.sha256("\n".join(self.keys).encode())
+        try:
+            for part in self._content():
+                digest.update(hashlib.sha256(part).digest())
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read ({error.strerror}); replace the file.") from error
+        return f"{self.size} labelled images {digest.hexdigest()[:12]}"
+
+    @abstractmethod
+    def _content(self) -> Iterator[bytes]:
+        """The labels, and the size of each image file: folders of different images can have the same names.
+
+        Reading the images themselves would take as long as a pass of the training.
+        """
 
     @abstractmethod
     def check(self) -> None:

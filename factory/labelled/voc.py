@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from factory.config.vocabulary import Vocabulary, voc
 from factory.dataset.masks import IGNORE
 from factory.errors import UserError
-from factory.files.text import read_text
+from factory.files.text import read_bytes, read_text
 from factory.labelled.image_list import IMAGES, LABELS, SUFFIXES, read_keys
 from factory.labelled.interface import LabelledFolder, LabelledImage, checked_vocabulary
-from factory.labelled.picture import read_photograph, read_values
+from factory.labelled.picture import MAX_FILE_BYTES, read_photograph, read_values
 
 _MAX_CHECKED = 1000
 """Maximum number of label images that `check` reads, evenly spaced over the list: it takes seconds for any folder."""
@@ -98,6 +98,12 @@ class VocFolder(LabelledFolder):
                 f"In {len(checked)} label images of {self.root}, the values {listed}{rest} are not classes; their "
                 f"pixels are ignored.",
             )
+
+    def _content(self) -> Iterator[bytes]:
+        yield "\n".join(self._names).encode()
+        for key in self.keys:
+            yield str(self._path(IMAGES, key).stat().st_size).encode()
+            yield read_bytes(self._path(LABELS, key), "label image", MAX_FILE_BYTES)
 
     def _values(self, key: str) -> NDArray[np.int64]:
         return read_values(self._path(LABELS, key), len(self._names))

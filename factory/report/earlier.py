@@ -57,6 +57,8 @@ def _check(report: Any) -> None:
     for value in (attempts["count"], attempts["of"], attempts["share"], *numbers):
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
             raise TypeError(f"{str(value)[:40]} is not a number of at least 0")
+    if attempts["share"] is not None and not 0 < attempts["of"] >= attempts["count"]:
+        raise ValueError(f"a yield of {attempts['count']} in {attempts['of']} attempts is impossible")
 
 
 def readable_reports(

@@ -85,7 +85,7 @@ def summarise(confusion: Confusion, names: Sequence[str], unseen: Sequence[str],
     seen_iou = _mean([value for name, value in by_class.items() if name != names[0] and name not in unseen])
     unseen_iou = _mean([value for name, value in by_class.items() if name in unseen])
     total = seen_iou + unseen_iou
-    harmonic = 2 * seen_iou * unseen_iou / total if total > 0 else float("nan")
+    harmonic = 0.0 if total == 0 else 2 * seen_iou * unseen_iou / total  # NaN if a group has no pixels
     return SegmenterScore(by_class, _mean(list(by_class.values())), seen_iou, unseen_iou, harmonic, images)
 
 

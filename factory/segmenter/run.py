@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 from factory.config.vocabulary import Vocabulary, parse_classes
 from factory.dataset.storage import Store, absolute
 from factory.errors import UserError
-from factory.files.paths import local_path
+from factory.files.paths import check_writable_folder, local_path
 from factory.hf_logging import quiet_model_libraries
 
 if TYPE_CHECKING:
+    from factory.labelled.interface import LabelledFolder
     from factory.segmenter.data import LabelledSource
     from factory.segmenter.evaluate import SegmenterScore
+    from factory.segmenter.model import Segmenter
 
 
 _log = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ def train_here(run: SegmenterTraining, report: Callable[[str], None] = _log.info
     from factory.training.loop import TrainOptions, train
 
     out, device = local_path(run.out, "--out"), chosen_device(run.device)
+    check_writable_folder(out, "--out")
     if run.threads:
         torch.set_num_threads(run.threads)
     vocabulary = parse_classes(run.classes)
@@ -114,28 +117,58 @@ def evaluate_here(
     report: Callable[[str], None] = lambda text: None,
 ) -> "SegmenterScore":
     """Evaluate a segmenter. UserError if its classes differ from those of `test`."""
+    from factory.training.devices import chosen_device
+
+    device = chosen_device(device)
+    model = open_segmenter(folder, test)
+    return evaluate(model, test, open_test(test, report), device, threads, report)
+
+
+def open_segmenter(folder: Path, test: RealImages) -> "Segmenter":
+    """Load a segmenter. UserError if it is incomplete or its classes differ from those of `test`."""
+    quiet_model_libraries()
+    from factory.segmenter.model import load_segmenter
+
+    model, names = load_segmenter(folder), parse_classes(test.classes).names
+    if model.names[1:] != names:
+        raise UserError(
+            f"{folder} has {len(model.names) - 1} classes ({', '.join(model.names[1:4])} ...), which differ from "
+            f"those of {test.classes}; give the vocabulary that it was trained for with --classes."
+        )
+    return model
+
+
+def open_test(test: RealImages, report: Callable[[str], None]) -> "LabelledFolder":
+    """Open the labelled images and report what cannot be used. UserError if they or the split are invalid."""
+    from factory.labelled.folders import open_labelled
+
+    vocabulary = parse_classes(test.classes)
+    if test.split is not None:
+        vocabulary.unseen(test.split)
+    images = open_labelled(test.root, test.image_set, test.annotations, vocabulary)
+    for note in images.notes:
+        report(note)
+    return images
+
+
+def evaluate(
+    model: "Segmenter",
+    test: RealImages,
+    images: "LabelledFolder",
+    device: str,
+    threads: int,
+    report: Callable[[str], None],
+) -> "SegmenterScore":
+    """The score of a segmenter on `images`, as opened by `open_segmenter` and `open_test`."""
     import torch
 
-    quiet_model_libraries()
-    from factory.labelled.folders import open_labelled
     from factory.segmenter.evaluate import score
-    from factory.segmenter.model import load_segmenter
     from factory.training.devices import chosen_device
 
     device = chosen_device(device)
     if threads:
         torch.set_num_threads(threads)
-    vocabulary = parse_classes(test.classes)
-    model = load_segmenter(folder)
-    if model.names[1:] != vocabulary.names:
-        raise UserError(
-            f"{folder} has {len(model.names) - 1} classes ({', '.join(model.names[1:4])} ...), which differ from "
-            f"those of {test.classes}; give the vocabulary that it was trained for with --classes."
-        )
-    unseen = vocabulary.unseen(test.split) if test.split is not None else ()
-    images = open_labelled(test.root, test.image_set, test.annotations, vocabulary)
-    for note in images.notes:
-        report(note)
+    unseen = parse_classes(test.classes).unseen(test.split) if test.split is not None else ()
     return score(model, images, unseen, device, lambda done: report(f"{done} of {images.size} images"))
 
 
@@ -151,6 +184,10 @@ def _real_source(run: SegmenterTraining, address: str, vocabulary: Vocabulary) -
         annotations = Path(run.annotations) if run.annotations else None
         return open_labelled(
             local_path(address, "--real of a labelled folder"), run.real_set, annotations, vocabulary, only
+        )
+    if run.annotations:
+        raise UserError(
+            f"--annotations has no effect because --real {address} is a dataset, which contains its labels; remove it."
         )
     oracle = recipe_of(store).oracle
     possible = recipe_of(store).vocabulary().names if oracle is None else oracle.seen
@@ -171,6 +208,14 @@ def _sources(run: SegmenterTraining, vocabulary: Vocabulary) -> tuple[list["Labe
         raise UserError(f"--real-classes must be all or seen, got {run.real_classes!r}.")
     if run.real_classes == "seen" and run.split is None:
         raise UserError("--real-classes seen requires --split, for example --real-classes seen --split 1.")
+    if run.split is not None and run.real_classes != "seen":
+        raise UserError(
+            f"--split {run.split} has no effect with --real-classes all, which also trains on labels of unseen "
+            f"classes; add --real-classes seen, or leave --split out."
+        )
+    if run.real is None and (run.real_classes == "seen" or run.annotations):
+        option = "--annotations" if run.annotations else "--real-classes seen"
+        raise UserError(f"{option} requires --real, the labelled images that it refers to; add --real or remove it.")
     datasets: list[LabelledSource] = [DatasetSource(Store(address), vocabulary) for address in run.shards]
     if run.real is None:
         if not datasets:

@@ -53,6 +53,8 @@ class TrainOptions:
             raise UserError(
                 f"Training requires at least one step and one sample per step; got {self.steps} steps of {self.batch}."
             )
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"The seed of a training must be a number from 0 to {2**32 - 1}; got {self.seed}.")
         if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
             raise UserError(
                 f"The learning rate is {self.learning_rate}; give a finite, non-negative number such as 0.001."

@@ -9,10 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 from factory.cli.main import app
+from factory.config.plan import Plan
+from factory.dataset.receipts import Tally, commit
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.export.run import Export, Options, default_target
-from tests.support.export_datasets import SHARD_SIZE, SHARDS, VAL, content, make_dataset, run
+from tests.support.export_datasets import FORMATS, SHARD_SIZE, SHARDS, VAL, content, make_dataset, run
 
 
 def test_folder_with_other_files_is_rejected_unchanged(store: Store, tmp_path: Path) -> None:
@@ -85,6 +87,18 @@ def test_dataset_without_finished_shards_is_rejected(tmp_path: Path) -> None:
         run(Store(str(tmp_path / "nothing")), tmp_path / "x", "coco")
     with pytest.raises(UserError, match="has no finished shards yet"):
         run(make_dataset(tmp_path / "unfinished", [])[0], tmp_path / "x", "coco", partial=True)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_dataset_without_samples_is_rejected(tmp_path: Path, form: str) -> None:
+    store, recipe = make_dataset(tmp_path / "set", [], n=SHARD_SIZE)
+    planned = Plan(recipe).shard(0)
+    indices = tuple(sample.index for sample in planned.samples)
+    tally = Tally(50, {"mask_empty": 50}, indices)
+    commit(store, planned, [], tally, recipe.fingerprint(), {"seconds": {}, "versions": {}, "worker": {}})
+    with pytest.raises(UserError, match="has no sample to export: every attempt in its finished shards was rejected"):
+        run(store, tmp_path / "x", form)
+    assert not (tmp_path / "x").exists()
 
 
 def test_concurrent_exports_to_the_same_folder_are_rejected(store: Store, tmp_path: Path) -> None:

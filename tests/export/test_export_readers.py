@@ -161,6 +161,9 @@ def test_voc_export_files(store: Store, tmp_path: Path) -> None:
     assert sets["train"] == expected_keys(store, "train")
     assert sets["val"] == expected_keys(store, "val")
     assert sets["trainval"] == sets["train"] + sets["val"]
+    # torchvision and others read the boxes of the images that are listed in Main.
+    for name, keys in sets.items():
+        assert (tmp_path / "ImageSets/Main" / f"{name}.txt").read_text().split() == keys
 
 
 def test_voc_classes_keep_their_numbers(tmp_path: Path) -> None:

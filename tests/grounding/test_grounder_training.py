@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +59,27 @@ def test_oracles_of_another_backbone_are_refused(tiny_model: Path, tmp_path: Pat
         stream.write(" ")
     with pytest.raises(UserError, match="the model now has revision"):
         GrounderTask(datasets[:1], GrounderOptions(), "cpu", 1)
+
+
+def test_newer_commits_of_a_hub_model_do_not_matter_but_another_lora_does(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub model is loaded at its pinned commit. A LoRA in a local file may have been replaced."""
+    from factory.generator import load
+    from factory.grounder.training import shared_recipe
+
+    monkeypatch.setattr(load, "hub_commit", lambda model: "b" * 40)
+    recipe = oracle_recipe(tiny_model, n=4)
+
+    def dataset(**generator: str) -> Any:
+        changed = recipe.model_copy(update={"generator": recipe.generator.model_copy(update=generator)})
+        return SimpleNamespace(recipe=changed, store=SimpleNamespace(address="oracle"))
+
+    hub = dataset(model="owner/name", revision="a" * 40)
+    assert shared_recipe([hub]) is hub.recipe
+    (tmp_path / "style.safetensors").write_bytes(b"another")
+    with pytest.raises(UserError, match=r"oracle was made with .*style.safetensors of revision old, but the LoRA now"):
+        shared_recipe([dataset(lora=str(tmp_path / "style.safetensors"), lora_revision="old")])
 
 
 def test_a_truncated_checkpoint_raises_a_clear_error(oracle: Path, tmp_path: Path) -> None:

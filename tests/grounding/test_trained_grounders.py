@@ -1,7 +1,11 @@
 """Trained grounders: in use, refused if they do not fit, and evaluated."""
 
 import json
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,3 +136,61 @@ def test_missing_inputs_of_grounder_commands_raise_clear_errors(tmp_path: Path) 
     result = command("evaluate-grounder", tmp_path / "nowhere")
     assert isinstance(result.exception, UserError)
     assert "unknown source of masks" in str(result.exception)
+
+
+def test_every_grounder_is_checked_before_the_first_evaluation(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from factory.detector import load
+    from factory.evaluation.protocol_1 import protocol_1
+
+    monkeypatch.setattr(load, "open_detector", lambda recipe, device: BandDetector(voc().names))
+    other, messages = shutil.copytree(trained, tmp_path / "other"), list[str]()
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"split": "2", "classes_seen": ["unicorn"]}))
+    with pytest.raises(UserError, match="a grounder of split 2 was trained on unicorn"):
+        protocol_1([str(trained), str(other)], "voc", 1, report=messages.append)
+    assert not messages
+
+
+def test_a_hub_model_is_measured_at_the_commit_of_the_training(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from factory.evaluation import protocol_1
+
+    monkeypatch.setattr(protocol_1, "pin_recipe", lambda recipe: recipe)
+    config = replace(load_grounder(trained)[1], model="owner/name", revision="a" * 40, oracle={})
+    recipe = protocol_1.split_recipe({"guided": SimpleNamespace(config=config)}, "1", "voc", 1)  # type: ignore[dict-item]
+    assert (recipe.generator.model, recipe.generator.revision) == ("owner/name", "a" * 40)
+
+
+def test_the_table_counts_images_of_splits_with_different_methods() -> None:
+    from factory.evaluation.protocol_1 import GROUPS, GrounderResult, as_markdown
+
+    methods = (("attention", "1"), ("guided", "1"), ("paper", "1"), ("attention", "2"), ("guided", "2"))
+    results = [
+        GrounderResult(method, split, group, 0.5, 0.5, 100, 120) for method, split in methods for group in GROUPS
+    ]
+    assert "Averaged over split 1, 2. Images: 200 one seen, 200 one unseen" in as_markdown(results, "voc")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--real", "inverted", "--out", "results"], "--out is an option of Protocol I"),
+        (["--real", "inverted", "--images", "50"], "--images is an option of Protocol I"),
+        (["--out", "FILE"], "--out .* cannot be written: .*file is not a folder"),
+        (["--table", "FILE/page.md"], "cannot be written: .*file is not a folder"),
+        (["--table", "FOLDER"], "is a folder; give the path of a Markdown file"),
+        (["--table", "BINARY"], "is not a readable text file in UTF-8"),
+    ],
+)
+def test_results_that_could_not_be_written_are_refused_before_the_evaluation(
+    tmp_path: Path, options: list[str], message: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    names = {"FILE": tmp_path / "file", "FOLDER": tmp_path, "BINARY": tmp_path / "binary"}
+    for name, path in names.items():
+        options = [option.replace(name, str(path)) for option in options]
+    result = command("evaluate-grounder", "nowhere", *options)
+    assert isinstance(result.exception, UserError)
+    assert re.search(message, str(result.exception))

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from factory.dataset.storage import Store
+from factory.errors import UserError
 from factory.report.drift import MEASURES, drift
+from factory.report.earlier import read_report
 from factory.report.run import write_report
 from factory.report.verdict import verdict
 from tests.support.report_datasets import make_report_set
@@ -120,6 +122,18 @@ def test_reports_are_read_from_files_and_broken_ones_are_named(base: dict[str, A
     assert all(part in text for part, text in zip(expected, data["ignored"], strict=True))
     assert rows(data)["luminance"]["compare"]["distance"] == rows(data)["luminance"]["previous"]["distance"] > 0
     assert [entry["name"] for entry in data["history"]] == [base["dataset"]["name"], report["dataset"]["name"]]
+
+
+@pytest.mark.parametrize("attempts", [{"of": 0}, {"count": 10**6}, {"count": None}, {"of": None}])
+def test_an_earlier_report_with_an_impossible_yield_is_named(
+    base: dict[str, Any], tmp_path: Path, attempts: dict[str, Any]
+) -> None:
+    """The verdict divides by the attempts."""
+    earlier = copy.deepcopy(base)
+    earlier["funnel"]["yield"] |= attempts
+    (tmp_path / "report.json").write_text(json.dumps(earlier))
+    with pytest.raises(UserError, match="is not a report"):
+        read_report(str(tmp_path / "report.json"))
 
 
 def test_comparing_with_a_dataset_measures_it(base: dict[str, Any], tmp_path: Path) -> None:

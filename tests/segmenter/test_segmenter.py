@@ -182,6 +182,8 @@ def test_inverted_images_are_mixed_in_if_they_show_only_seen_classes(
         threads=1,
     )
     assert (train_here(run.absolute(), lambda text: None) / "segmenter.json").is_file()
+    with pytest.raises(UserError, match=r"--annotations has no effect because --real .* is a dataset"):
+        train_here(replace(run, annotations="instances.json"))
     with pytest.raises(UserError, match="unseen in split 1; make it with `factory invert --split 1`"):
         train_here(replace(run, real=str(tmp_path / "2"), out=str(tmp_path / "other")))
 
@@ -212,6 +214,10 @@ def test_two_processes_train_together(
     [
         ({}, "there is nothing to train on"),
         ({"real": "here", "real_classes": "seen"}, "--real-classes seen requires --split"),
+        ({"real": "here", "split": "1"}, "--split 1 has no effect with --real-classes all"),
+        ({"shards": ("set",), "real_classes": "seen", "split": "1"}, "--real-classes seen requires --real"),
+        ({"shards": ("set",), "annotations": "instances.json"}, "--annotations requires --real"),
+        ({"out": "/dev/null/run"}, "--out /dev/null/run cannot be written: /dev/null is not a folder"),
         ({"real": "here"}, "is not a PASCAL VOC folder"),
         ({"shards": ("nowhere",)}, "is not a dataset"),
         pytest.param(  # huggingface_hub tries the request for 23 s
@@ -226,7 +232,7 @@ def test_invalid_training_data_raises_a_clear_error(
     if change.get("real") == "FOLDER":
         change = change | {"real": str(folder)}
     with pytest.raises(UserError, match=message):
-        train_here(SegmenterTraining(out=str(tmp_path / "run"), steps=1, threads=1, **change))
+        train_here(SegmenterTraining(**{"out": str(tmp_path / "run"), "steps": 1, "threads": 1, **change}))
 
 
 def test_a_label_image_of_another_size_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -253,3 +259,12 @@ def test_the_default_segmenter_has_the_classes_of_the_vocabulary() -> None:
     model = new_segmenter("segformer", NAMES)
     assert model.scores(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 21, 64, 64)
     assert 3e6 < sum(weight.numel() for weight in model.parameters()) < 4.5e6
+
+
+def test_the_harmonic_mean_is_0_if_no_class_is_found_and_undefined_without_unseen_classes() -> None:
+    nothing_found = Confusion(3)
+    nothing_found.add(np.array([[0, 1, 2]], np.uint8), np.zeros((1, 3), np.uint8))
+    names = ("background", "dog", "cat")
+    result = summarise(nothing_found, names, ("cat",), 1)
+    assert (result.seen, result.unseen, result.harmonic) == (0, 0, 0)
+    assert np.isnan(summarise(nothing_found, names, (), 1).harmonic)

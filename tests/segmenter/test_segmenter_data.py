@@ -92,6 +92,18 @@ def test_classes_in_another_order_are_another_run(folder: Path, tmp_path: Path) 
         train_here(replace(run, classes=reordered, start=str(start), out=str(tmp_path / "other")), lambda text: None)
 
 
+def test_other_labels_of_the_same_images_are_another_run(folder: Path, tmp_path: Path) -> None:
+    start, real = saved_tiny(tmp_path / "tiny"), shutil.copytree(folder, tmp_path / "real")
+    run = SegmenterTraining(
+        str(tmp_path / "run"), architecture=str(start), real=str(real), steps=2, batch=2, side=64, threads=1
+    )
+    train_here(run, lambda text: None)
+    first, second = (real / "SegmentationClass" / f"{VocFolder(real, 'train', voc()).keys[k]}.png" for k in (0, 1))
+    shutil.copy(first, second)
+    with pytest.raises(UserError, match=r"belongs to another run .data was .* labelled images"):
+        train_here(run, lambda text: None)
+
+
 class _HalfEmpty:
     """A source whose first part is empty, like a shard in which every sample was rejected."""
 
