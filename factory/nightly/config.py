@@ -1,6 +1,7 @@
 """The configuration of `factory nightly`: its fields, and one clear sentence for everything that is wrong with it."""
 
 import datetime
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -116,13 +117,34 @@ class Notification(Section):
     def _has_a_target(self) -> Self:
         if (self.webhook is None) == (self.command is None):
             raise ValueError("a notification requires either a webhook or a command")
-        if self.webhook is not None and not self.webhook.startswith("$"):
-            url = urlsplit(self.webhook)
-            if url.scheme not in ("http", "https") or not url.hostname:
-                raise ValueError("a webhook must be a URL such as https://host/path, or $NAME")
+        if self.webhook is not None and variable_of(self.webhook) is None and not is_webhook_url(self.webhook):
+            raise ValueError(
+                "a webhook must be a URL such as https://host/path without user, password and spaces, or nothing but "
+                "$NAME, where NAME consists of letters, digits and _"
+            )
         if self.command is not None and not _arguments(self.command):
             raise ValueError("the command of a notification is empty")
         return self
+
+
+def variable_of(webhook: str) -> str | None:
+    """The environment variable that `$NAME` or `${NAME}` names; None for anything else."""
+    named = re.fullmatch(r"\$(?:(\w+)|\{(\w+)\})", webhook)
+    return None if named is None else named[1] or named[2]
+
+
+def is_webhook_url(text: str) -> bool:
+    """Whether a message can be posted to a URL. The HTTP client would quote one that it rejects, although it is secret.
+
+    A user and a password are not supported by the client.
+    """
+    try:
+        url = urlsplit(text)
+        has_host = bool(url.hostname) and url.username is None and url.port != 0
+    except ValueError:  # the port or an address in brackets is invalid
+        return False
+    plain = text.isascii() and text.isprintable() and " " not in text
+    return url.scheme in ("http", "https") and has_host and plain
 
 
 def _arguments(command: str | tuple[str, ...]) -> list[str]:
