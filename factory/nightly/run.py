@@ -231,7 +231,7 @@ class _NightRun:
 
     def _outcome(self, state: str, code: int, message: str) -> Outcome:
         context = self._context
-        return Outcome(context.date, context.config.root, state, code, message, self._night)
+        return Outcome(context.date, context.config.root, state, code, context.root.hide(message), self._night)
 
 
 def _few(numbers: Any) -> str:

@@ -138,6 +138,23 @@ def test_variable_may_end_with_a_line_break(monkeypatch: pytest.MonkeyPatch) -> 
     assert [path for path, _, _ in received] == ["/T0/secret"]
 
 
+def test_notification_hides_the_credentials_of_the_store(
+    make: Make, generated: Put, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "wJalrXUtnFEMIK7MDENG"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(f"signing with {key} failed")
+
+    with webhook() as (url, received):
+        context = generated(make(root="s3://b/nights", notify=[{"on": "always", "webhook": url}]))
+        monkeypatch.setattr(steps, "verify", fail)
+        outcome = run_night(context)
+    assert "signing with *** failed" in received[0][2]["text"]
+    assert key not in json.dumps([received[0][2], outcome.to_data()])
+
+
 def test_command_is_run_without_a_shell(tmp_path: Path) -> None:
     code = "import sys, os, json; json.dump([sys.argv[2:], os.environ['FACTORY_NIGHT']], open(sys.argv[1], 'w'))"
     command = f"{sys.executable} -c \"{code}\" {tmp_path / 'out'} '$(touch {tmp_path / 'evil'})' ; rm"
