@@ -206,6 +206,7 @@ class _NightRun:
             try:
                 for date in expired_nights(context.root, context.config.keep.nights):
                     delete_night(context.root, date)
+        self._started = False  # what happens now is not the end of this night and must not change its record
                     deleted.append(date)
             except UserError as error:
                 context.say(f"old nights could not be deleted: {error}")

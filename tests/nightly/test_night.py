@@ -12,6 +12,7 @@ import pytest
 
 from factory.dataset.lease import LEASE, Lease, leased
 from factory.dataset.storage import Store
+from factory.engine.scheduler import State
 from factory.generation import run as generation_run
 from factory.nightly import preflight, steps
 from factory.nightly.context import NightContext
@@ -304,6 +305,23 @@ def test_grow_whose_target_is_reached_makes_no_more_nights(make: Make, finished_
     assert "The night of 2026-11-25 reached the target" in outcome.message
     assert states(tmp_path / "nights") == before
     assert list(list_nights(context.root)) == [DATE]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_night_stays_complete_if_it_is_stopped_while_old_nights_are_deleted(
+    error: type[BaseException], make: Make, generated: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("factory.nightly.run.expired_nights", stop)
+    context = generated(make(keep={"nights": 1}))
+    assert run_night(context).exit_code in (1, 130)
+    night = latest_night(context.root)
+    assert night is not None
+    assert (night.state, night.exit_code) == ("complete", 0)
+    assert context.root.get("2026-11-25/night.json") == context.root.get("latest.json")
+    assert run_night(context).unchanged
 
 
 def test_unreadable_record_stops_the_night(make: Make, tmp_path: Path) -> None:
