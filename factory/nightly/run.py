@@ -109,7 +109,10 @@ class _NightRun:
             return self._unexpected(self._outcome, error)
 
     def _finished(self) -> Outcome | None:
-        """The outcome if nothing is left to do; no model is opened and nothing is written to find out."""
+        """The outcome if nothing is left to do; no model is opened and nothing is written to find out.
+
+        Only if a driver was killed between its last two records, the second one, latest.json, is written here.
+        """
         self._night = self._file.load()
         context, message = self._context, "Already complete; nothing was changed."
         if not context.is_finished(self._night):
@@ -117,6 +120,9 @@ class _NightRun:
             if earlier is None:
                 return None
             self._night, message = earlier, f"The night of {earlier.date} reached the target; nothing was changed."
+        else:
+            assert self._night is not None
+            update_latest(context.root, self._night)
         return replace(self._outcome("complete", exit_codes.DONE, message), unchanged=True)
 
     def _run(self, lease: HeldLease) -> Outcome:

@@ -324,6 +324,21 @@ def test_night_stays_complete_if_it_is_stopped_while_old_nights_are_deleted(
     assert run_night(context).unchanged
 
 
+@pytest.mark.parametrize("earlier", [None, -1, 1])
+def test_latest_night_is_recorded_although_the_driver_was_killed_just_before(
+    earlier: int | None, make: Make, generated: Put
+) -> None:
+    context = generated(make())
+    assert run_night(context).state == "complete"
+    context.root.delete("latest.json")
+    if earlier is not None:
+        context.root.put("latest.json", record(DATE + datetime.timedelta(days=earlier), "complete"))
+    assert run_night(context).unchanged
+    night = latest_night(context.root)
+    assert night is not None
+    assert night.date == (DATE if earlier != 1 else DATE + datetime.timedelta(days=1))
+
+
 def test_unreadable_record_stops_the_night(make: Make, tmp_path: Path) -> None:
     (tmp_path / "nights/2026-11-25").mkdir(parents=True)
     (tmp_path / "nights/2026-11-25/night.json").write_text('{"state": "comp')
