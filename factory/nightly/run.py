@@ -163,12 +163,15 @@ class _NightRun:
     def _check_samples(self, summary: RunSummary) -> None:
         night = self._night
         assert night is not None
+        # Quarantined shards are reported later, after the samples of other nights are verified.
+        if night.quarantined:
+            return
         if summary.limited and not night.new_samples and not self._context.has_all_samples(night):
             raise RunFailedError(
                 "the budget was used up before the first shard was finished; give a larger budget, a smaller "
                 "shard_size, or more workers."
             )
-        if not night.samples and not night.quarantined:
+        if not night.samples:
             raise ExhaustedError(f"no sample was accepted in any attempt: {dumps(dict(night.rejected))}.")
 
     def _check_and_export(self, summary: RunSummary, lease: HeldLease) -> None:
@@ -203,6 +206,7 @@ class _NightRun:
             code = exit_codes.EXHAUSTED
             message = f"{night.exhausted} samples were not accepted in any attempt and are left out."
         update_latest(self._context.root, self._save(night.changed(state=state, exit_code=code)))
+        self._started = False  # what happens now is not the end of this night and must not change its record
         return replace(self._outcome(state, code, message), deleted=self._delete_old())
 
     def _delete_old(self) -> tuple[Any, ...]:
@@ -212,7 +216,6 @@ class _NightRun:
             try:
                 for date in expired_nights(context.root, context.config.keep.nights):
                     delete_night(context.root, date)
-        self._started = False  # what happens now is not the end of this night and must not change its record
                     deleted.append(date)
             except UserError as error:
                 context.say(f"old nights could not be deleted: {error}")

@@ -307,6 +307,19 @@ def test_grow_whose_target_is_reached_makes_no_more_nights(make: Make, finished_
     assert list(list_nights(context.root)) == [DATE]
 
 
+def test_quarantined_shards_are_not_reported_as_a_used_up_budget(
+    make: Make, finished_set: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In `grow`, a night makes only its part of the missing shards, whether there is a budget or not."""
+    monkeypatch.setattr(generation_run, "_run", lambda *_: State(1, quarantined=[0]))
+    context = make(mode="grow", target=12, recipe={"seed": 20261125, "n": 2})
+    recipe, totals = steps.prepare_night(context, None)
+    NightFile(context.root, DATE).save(steps.start_night(context, None, recipe, totals))
+    outcome = run_night(context)
+    assert (outcome.state, outcome.exit_code) == ("failed", 3)
+    assert "1 shards are quarantined after repeated errors: 0" in outcome.message
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_night_stays_complete_if_it_is_stopped_while_old_nights_are_deleted(
     error: type[BaseException], make: Make, generated: Put, monkeypatch: pytest.MonkeyPatch
