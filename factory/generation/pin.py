@@ -7,12 +7,12 @@ from factory.config.recipe import Recipe
 from factory.config.sections import GeneratorRecipe, MaskRecipe
 from factory.config.stickers import EMBEDDED_MODELS
 from factory.config.vocabulary import coco
-from factory.detector.open_names import local_folder, parse_open_name
+from factory.detector.open_names import absolute, parse_open_name, pin_open_name
 from factory.errors import UserError
 from factory.generation.components import SOURCES, check_source
 from factory.generator.families import default_read_blocks
 from factory.generator.layout import blocks_of, family_in, read_config, read_index
-from factory.generator.load import config_folder, model_folder, pin_generator, pin_revision
+from factory.generator.load import config_folder, model_folder, pin_generator, pin_revision, split_checkpoint
 from factory.generator.lora import pin_lora
 from factory.grounder.folder import check_fits, grounder_folder, pin_grounder
 from factory.grounder.folder import read_config as read_grounder
@@ -48,7 +48,8 @@ def _check_pins(recipe: Recipe) -> None:
     """
     generator, masks = recipe.generator, recipe.masks
     if generator.revision is not None and model_folder(generator.model) is not None:
-        _check_pin("text-to-image model", generator.model, generator.revision, pin_revision(generator.model))
+        found = pin_revision(generator.model, _commit_in(generator.revision))
+        _check_pin("text-to-image model", generator.model, generator.revision, found)
     if generator.lora is not None and generator.lora_revision is not None:
         found = pin_lora(generator).get("lora_revision", generator.lora_revision)
         _check_pin("LoRA", generator.lora, generator.lora_revision, found)
@@ -70,22 +71,45 @@ def _with_pins_of(recipe: Recipe, existing: Recipe) -> Recipe:
     Neither a new commit on the hub nor an unreachable hub must prevent resuming. Local folders are pinned again,
     because their files may have changed in place.
     """
-    generator, masks = recipe.generator, recipe.masks
-    same = generator.model == existing.generator.model and generator.model.count("/") == 1
-    if generator.revision is None and same and model_folder(generator.model) is None:
-        generator = generator.model_copy(update={"revision": existing.generator.revision})
-    same = masks.detector == existing.masks.detector and _is_on_hub(masks.detector)
-    if masks.detector_revision is None and same:
-        masks = masks.model_copy(update={"detector_revision": existing.masks.detector_revision})
+    generator, masks = _with_generator_pins_of(recipe.generator, existing.generator), recipe.masks
+    if masks.detector_revision is None and recipe.uses_detector():
+        revision = _detector_pin_of(masks.detector, existing.masks)
+        masks = masks.model_copy(update={"detector_revision": revision})
     return recipe.model_copy(update={"generator": generator, "masks": masks})
 
 
-def _is_on_hub(detector: str) -> bool:
-    """Whether all models of a detector are hub models."""
+def _with_generator_pins_of(generator: GeneratorRecipe, existing: GeneratorRecipe) -> GeneratorRecipe:
+    """The generator with the hub commits of its model, of the pipeline of its checkpoint, and of its LoRA."""
+    changes: dict[str, Any] = {}
+    commit, (pipeline, file) = _commit_in(existing.revision), split_checkpoint(generator.model)
+    if generator.revision is not None:
+        pass
+    elif file is not None:
+        known_pipeline, known_file = split_checkpoint(existing.model)
+        same = str(Path(file).expanduser().absolute()) == known_file and pipeline in (None, known_pipeline)
+        if same and commit is not None:
+            changes["revision"] = pin_revision(existing.model, commit)
+    elif generator.model == existing.model and generator.model.count("/") == 1 and model_folder(existing.model) is None:
+        changes["revision"] = existing.revision
+    lora = generator.lora
+    if lora is not None and lora == existing.lora and generator.lora_revision is None:
+        changes |= {} if Path(lora).expanduser().exists() else {"lora_revision": existing.lora_revision}
+    return generator.model_copy(update=changes)
+
+
+def _commit_in(revision: str | None) -> str | None:
+    """The commit of the hub pipeline that configures a checkpoint, in the revision of the two."""
+    return (revision or "").partition("+")[2] or None
+
+
+def _detector_pin_of(detector: str, existing: MaskRecipe) -> str | None:
+    """The revision of a detector with the hub commits of the dataset; None if it is another or a local detector."""
     open_name = parse_open_name(detector)
     if open_name is not None:
-        return all(local_folder(model) is None for model in open_name.models)
-    return detector.count("/") == 1 and ":" not in detector and not Path(detector).expanduser().exists()
+        same = str(absolute(open_name)) == existing.detector
+        return pin_open_name(open_name, existing.detector_revision) if same else None
+    is_on_hub = detector.count("/") == 1 and ":" not in detector and not Path(detector).expanduser().exists()
+    return existing.detector_revision if is_on_hub and detector == existing.detector else None
 
 
 def _pin_grounder_of(masks: MaskRecipe, generator: GeneratorRecipe) -> MaskRecipe:

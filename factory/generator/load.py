@@ -24,6 +24,7 @@ __all__ = [
     "model_folder",
     "pin_generator",
     "pin_revision",
+    "split_checkpoint",
 ]
 
 CHECKPOINTS = (".safetensors", ".ckpt")
@@ -117,10 +118,10 @@ def config_folder(generator: GeneratorRecipe) -> Path:
     return hub_configuration(generator.model, generator.revision, generator, checkpoint=False)
 
 
-def pin_revision(model: str) -> str:
+def pin_revision(model: str, commit: str | None = None) -> str:
     """An identifier of the model's exact content: the hub's commit, or a digest of the files.
 
-    A checkpoint that a hub pipeline configures has both, joined by "+".
+    A checkpoint that a hub pipeline configures has both, joined by "+"; a `commit` that is pinned already is kept.
     """
     config, file = split_checkpoint(model)
     path = model_folder(model)
@@ -128,7 +129,7 @@ def pin_revision(model: str) -> str:
         config = config or _configured_like(path)
         configured = model_folder(config)
         if configured is None:
-            return f"{_digest([path], path.parent)}+{hub_commit(config)}"
+            return f"{_digest([path], path.parent)}+{commit or hub_commit(config)}"
         small = [own for own in _files(configured) if own.suffix in (".json", ".txt")]
         used = _files(configured) if _has_weights(configured, file) else small
         return hashlib.sha256((_digest([path], path.parent) + _digest(used, configured)).encode()).hexdigest()[:40]

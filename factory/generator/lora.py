@@ -54,8 +54,8 @@ def pin_lora(generator: GeneratorRecipe) -> dict[str, Any]:
     path = Path(generator.lora).expanduser()
     if path.exists():
         return {"lora": str(path.absolute()), "lora_revision": file_digest(lora_file(generator))}
-    repository, _ = _on_the_hub(generator.lora)
-    return {} if generator.lora_revision is not None else {"lora_revision": hub_commit(repository)}
+    repository, file = _on_the_hub(generator.lora)
+    return {} if generator.lora_revision is not None else {"lora_revision": hub_commit(repository, file)}
 
 
 def lora_settings(name: str, family: Family) -> dict[str, Any]:
