@@ -1,5 +1,6 @@
 """Local paths: options that accept a file or folder on this machine but no URL."""
 
+import os
 import re
 from pathlib import Path
 
@@ -23,6 +24,14 @@ def local_path(text: str, what: str) -> Path:
         f"{what} must be a local path, got the URL {text}; give a path on this machine (only datasets can be read from "
         f"and written to URLs)."
     )
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` and `~user` expanded; one whose home is unknown stays as it is, so that it is not found.
+
+    `Path.expanduser` raises RuntimeError in this case, also for `~` of a user that a container does not know.
+    """
+    return Path(os.path.expanduser(path))
 
 
 def split_named_path(text: str) -> tuple[str | None, str]:

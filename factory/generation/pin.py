@@ -1,6 +1,5 @@
 """Pins the model revisions of a recipe, so that every worker and every later run uses the same weights."""
 
-from pathlib import Path
 from typing import Any
 
 from factory.config.recipe import Recipe
@@ -9,6 +8,7 @@ from factory.config.stickers import EMBEDDED_MODELS
 from factory.config.vocabulary import coco
 from factory.detector.open_names import absolute, parse_open_name, pin_open_name
 from factory.errors import UserError
+from factory.files.paths import expanded
 from factory.generation.components import SOURCES, check_source
 from factory.generator.families import default_read_blocks
 from factory.generator.layout import blocks_of, family_in, read_config, read_index
@@ -86,14 +86,14 @@ def _with_generator_pins_of(generator: GeneratorRecipe, existing: GeneratorRecip
         pass
     elif file is not None:
         known_pipeline, known_file = split_checkpoint(existing.model)
-        same = str(Path(file).expanduser().absolute()) == known_file and pipeline in (None, known_pipeline)
+        same = str(expanded(file).absolute()) == known_file and pipeline in (None, known_pipeline)
         if same and commit is not None:
             changes["revision"] = pin_revision(existing.model, commit)
     elif generator.model == existing.model and generator.model.count("/") == 1 and model_folder(existing.model) is None:
         changes["revision"] = existing.revision
     lora = generator.lora
     if lora is not None and lora == existing.lora and generator.lora_revision is None:
-        changes |= {} if Path(lora).expanduser().exists() else {"lora_revision": existing.lora_revision}
+        changes |= {} if expanded(lora).exists() else {"lora_revision": existing.lora_revision}
     return generator.model_copy(update=changes)
 
 
@@ -108,7 +108,7 @@ def _detector_pin_of(detector: str, existing: MaskRecipe) -> str | None:
     if open_name is not None:
         same = str(absolute(open_name)) == existing.detector
         return pin_open_name(open_name, existing.detector_revision) if same else None
-    is_on_hub = detector.count("/") == 1 and ":" not in detector and not Path(detector).expanduser().exists()
+    is_on_hub = detector.count("/") == 1 and ":" not in detector and not expanded(detector).exists()
     return existing.detector_revision if is_on_hub and detector == existing.detector else None
 
 

@@ -14,6 +14,7 @@ from factory.config.recipe import Recipe, load_recipe, make_recipe
 from factory.config.sections import Section
 from factory.dataset.storage import is_remote
 from factory.errors import UserError
+from factory.files.paths import expanded
 from factory.files.strict_yaml import parse_plain_yaml
 from factory.files.text import read_text
 from factory.nightly.clock import parse_clock, zone_of
@@ -223,10 +224,13 @@ def load_config(path: str | Path) -> NightlyConfig:
     folder = Path(path).absolute().parent
     recipe = config.recipe
     if isinstance(recipe, str):
-        recipe = load_recipe(folder / Path(recipe).expanduser())
+        recipe = load_recipe(folder / expanded(recipe))
     root = config.root
     if not is_remote(root):
-        root = str(folder / Path(root.removeprefix("file://")).expanduser())
+        local = expanded(root.removeprefix("file://"))
+        if str(local).startswith("~"):
+            raise UserError(f"{path}: root: there is no home folder for {local}; give an absolute path.")
+        root = str(folder / local)
     config = config.model_copy(update={"recipe": recipe, "root": root})
     config.recipe_of(datetime.date(2000, 1, 1))
     config.samples_per_night()

@@ -50,6 +50,11 @@ def test_example_of_the_documentation_is_read(tmp_path: Path) -> None:
     [
         ("root: s3://bucket/nightly", "", "root is missing"),
         ("root: s3://bucket/nightly", "root: ftp://host/x", "ftp:// is not supported"),
+        (
+            "root: s3://bucket/nightly",
+            "root: ~nobody-here/nights",
+            "root: there is no home folder for ~nobody-here/nights",
+        ),
         ("keep:", "kepe:", "there is no key kepe; the keys are root, timezone, starts, recipe"),
         ("keep: {nights: 14}", "keep: {night: 14}", "there is no key keep.night; the keys are nights"),
         (
