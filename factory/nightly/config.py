@@ -209,7 +209,10 @@ class NightlyConfig(Section):
 
 
 def load_config(path: str | Path) -> NightlyConfig:
-    """Read a configuration file. Relative paths in it start at its folder. Raises UserError if anything is invalid."""
+    """Read a configuration file. Raises UserError if anything is invalid.
+
+    A relative `root` and the path of a recipe file start at its folder; paths in the recipe are left as they are.
+    """
     text = read_text(path, "configuration")
     data = parse_plain_yaml(text, f"the configuration {path}")
     if not isinstance(data, dict):
