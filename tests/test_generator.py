@@ -234,6 +234,21 @@ def test_class_names_of_two_words_have_their_own_tokens(tiny_recipe: Recipe) -> 
     assert (found.start, ids[found.end]) == (1, tokenizer.eos_token_id)
 
 
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [("a photo of 狗", "狗"), ("a photo of 熊猫, at dawn", "熊猫"), ("une tête", "tête"), ("a 🐕.", "🐕")],
+)
+def test_class_has_all_tokens_of_letters_that_are_spelled_in_bytes(text: str, phrase: str) -> None:
+    """General tokenizers spell rare letters in bytes; until the last one, the decoded text ends in U+FFFD."""
+
+    class Bytes:
+        def decode(self, ids: list[int], **_: bool) -> str:
+            return bytes(ids).decode(errors="replace")
+
+    (own,) = class_positions(Bytes(), list(text.encode()), Prompt(text, (phrase,), (phrase,))).classes
+    assert bytes(text.encode()[position] for position in own).decode() == phrase
+
+
 def test_a_class_without_words_in_the_text_raises_a_clear_error(tiny_recipe: Recipe) -> None:
     tokenizer = load_pipeline(tiny_recipe.generator, "cpu").tokenizer
     with pytest.raises(UserError, match="Write class=words in the prompts file"):

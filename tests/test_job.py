@@ -156,3 +156,16 @@ def test_step_reruns_if_its_input_changes(tmp_path: Path) -> None:
     file = write(tmp_path / "job.yaml", out="x", values={"n": 3}, steps=steps)
     before, after = (load_workflow(file, None, commands(), {"n": n}).steps for n in ("3", "4"))
     assert [old.digest == new.digest for old, new in zip(before, after, strict=True)] == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("x/set/", "x/set"), ("x/set", "./x//set/"), ("./x/set", "a=x/set/model")]
+)
+def test_step_reruns_whatever_the_spelling_of_its_input(written: str, read: str, tmp_path: Path) -> None:
+    steps = [
+        {"generate": {"n": "{n}", "classes": "dog", "shards": written}},
+        {"compare-segmenters": {"with": read, "real": "x"}},
+    ]
+    file = write(tmp_path / "job.yaml", out="x", values={"n": 3}, steps=steps)
+    before, after = (load_workflow(file, None, commands(), {"n": n}).steps[1] for n in ("3", "4"))
+    assert before.digest != after.digest

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from factory.cli.main import app
 from factory.errors import UserError
-from factory.files.paths import local_path, split_named_path
+from factory.files.paths import expanded, local_path, split_named_path
 from factory.workflow.run import load_workflow
 
 URL = "s3://bucket/prefix"
@@ -107,6 +107,35 @@ def test_local_path_accepts_paths_and_rejects_urls() -> None:
     for url in ("gs://b/x", "https://host/x", "s3:/b/x", "hdfs://b"):
         with pytest.raises(UserError, match="must be a local path"):
             local_path(url, "--out")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "--model", "~nobody-here/sd15", "--n", "1", "--shards", "x"),
+        ("generate", "--lora", "~nobody-here/l.safetensors", "--n", "1", "--shards", "x"),
+        ("generate", "--masks", "~nobody-here/model", "--n", "1", "--shards", "x"),
+        ("generate", "--masks", "detector", "--detector", "~nobody-here/d", "--n", "1", "--shards", "x"),
+        ("generate", "--masks", "detector", "--detector", "sam3:~nobody-here/d", "--n", "1", "--shards", "x"),
+        ("plan", "--cooccurrence", "~nobody-here/c.csv", "--objects", "2:1", "--n", "1"),
+        ("prompts", "--lm", "~nobody-here/lm", "--n", "1", "--out", "x"),
+    ],
+)
+def test_home_of_an_unknown_user_is_no_path(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Path.expanduser` raises RuntimeError; a shell passes such a text on as it is."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, UserError | SystemExit), result.exception
+    assert "nobody-here" in f"{result.exception}{result.output}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_home_is_expanded_if_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expanded("~/a") == Path("/home/me/a")
+    assert expanded(Path("b/~c")) == Path("b/~c")
 
 
 def test_a_name_stands_before_the_first_equals_sign() -> None:

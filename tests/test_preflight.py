@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from factory.cli.main import app
@@ -28,6 +30,7 @@ from factory.grounder.training import shared_recipe
 from tests.support.datasets import make_dataset
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NEWER = "fedc" * 10
 
 
 def edit(file: Path, **changes: Any) -> None:
@@ -178,6 +181,52 @@ def test_cached_hub_model_requires_no_network(offline: str, tiny_model: Path) ->
     assert np.array_equal(*images)
 
 
+def test_new_commits_on_the_hub_do_not_change_the_pins_of_a_dataset(offline: str, tmp_path: Path) -> None:
+    """Nor does an unreachable hub: of a LoRA, only its file is in the cache."""
+    cache, file = tmp_path / "cache", tmp_path / "model.safetensors"
+    lora = cache / "models--someone--lora"
+    (lora / "snapshots" / COMMIT).mkdir(parents=True)
+    save_file({"x": torch.zeros(1)}, lora / "snapshots" / COMMIT / "pytorch_lora_weights.safetensors")
+    shutil.copytree(cache / "models--someone--tiny" / "refs", lora / "refs")
+    save_file({"x": torch.zeros(1)}, file)
+    plain, whole = (
+        recipe(name, generator=settings, masks={"source": "attention"})
+        for name, settings in ((offline, {"lora": "someone/lora"}), (f"{offline}@{file}", {}))
+    )
+    datasets = [pin_recipe(plain), pin_recipe(whole)]
+    assert datasets[0].generator.lora_revision == COMMIT
+    assert str(datasets[1].generator.revision).endswith(f"+{COMMIT}")
+    for repository in cache.iterdir():
+        (repository / "snapshots" / COMMIT).rename(repository / "snapshots" / NEWER)
+        shutil.copytree(repository / "snapshots" / NEWER, repository / "snapshots" / COMMIT)
+        (repository / "refs" / "main").write_text(NEWER)
+    assert pin_recipe(plain).generator.lora_revision == NEWER, "a new dataset takes the new commit"
+    for given, dataset in zip((plain, whole), datasets, strict=True):
+        assert pin_recipe(given, dataset).fingerprint() == dataset.fingerprint()
+        assert pin_recipe(dataset, dataset).fingerprint() == dataset.fingerprint(), "with recipe.yaml"
+    save_file({"x": torch.ones(1)}, file)
+    assert pin_recipe(whole, datasets[1]).fingerprint() != datasets[1].fingerprint(), "another file is noticed"
+
+
+def test_new_commits_do_not_change_the_pins_of_a_detector_of_a_folder_and_a_hub_model(
+    offline: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    sam, folder = tmp_path / "cache" / "models--someone--sam2", tmp_path / "dino"
+    for path, kind in ((sam / "snapshots" / COMMIT, "sam2"), (folder, "grounding-dino")):
+        path.mkdir(parents=True)
+        (path / "config.json").write_text(json.dumps({"model_type": kind}))
+    (sam / "refs").mkdir()
+    (sam / "refs" / "main").write_text(COMMIT)
+    given = recipe(tiny_model, masks={"source": "detector", "detector": f"grounding-dino:{folder}+someone/sam2"})
+    dataset = pin_recipe(given)
+    assert str(dataset.masks.detector_revision).endswith(f"+{COMMIT}")
+    shutil.copytree(sam / "snapshots" / COMMIT, sam / "snapshots" / NEWER)
+    (sam / "refs" / "main").write_text(NEWER)
+    assert pin_recipe(given, dataset).fingerprint() == dataset.fingerprint()
+    edit(folder / "config.json", more=1)
+    assert pin_recipe(given, dataset).fingerprint() != dataset.fingerprint(), "another folder is noticed"
+
+
 def test_mistyped_folder_is_suggested(offline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "sd-15").mkdir(parents=True)
@@ -222,7 +271,7 @@ def test_new_commits_on_the_hub_change_nothing_for_a_dataset(
 ) -> None:
     def on_the_hub(commit: str) -> None:
         for module in ("hub", "load"):
-            monkeypatch.setattr(f"factory.generator.{module}.hub_commit", lambda _: commit)
+            monkeypatch.setattr(f"factory.generator.{module}.hub_commit", lambda *_: commit)
 
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"weights")
@@ -232,7 +281,7 @@ def test_new_commits_on_the_hub_change_nothing_for_a_dataset(
     created = pin_recipe(given)
     on_the_hub("f" * 40)
     assert pin_recipe(given, created) == pin_recipe(created, created) == created
-    dataset: Any = SimpleNamespace(recipe=created)
+    dataset: Any = SimpleNamespace(recipe=created, store=SimpleNamespace(address="oracle"))
     assert shared_recipe([dataset]) == created
     file.write_bytes(b"other weights")
     assert (pin_recipe(given, created) == created) is (model == "someone/tiny")

@@ -167,6 +167,27 @@ def test_a_server_writes_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len({body["seed"] for _, _, body in requests if body}) > 30
 
 
+def test_key_may_end_with_a_line_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "hunter22\n")
+    with chat_server() as (url, requests):
+        ServerModel(url, "small", SAMPLING, pauses=()).answer([instruction(["dog"], "k")], 1)
+    assert {headers["Authorization"] for _, headers, _ in requests} == {"Bearer hunter22"}
+
+
+@pytest.mark.parametrize("key", ["hunter22\nhunter23", "hunter22\N{EN DASH}"])
+def test_key_that_no_header_can_hold_is_reported_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(UserError, match="OPENAI_API_KEY contains") as raised:
+        ServerModel("http://localhost:9", None, SAMPLING, pauses=())
+    assert "hunter" not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["http://[::1/v1", "http://localhost:port/v1", "http://host:99999", "http://a b/v1"])
+def test_url_that_no_client_accepts_is_rejected_at_once(url: str) -> None:
+    with pytest.raises(UserError, match="--lm must be a URL such as"):
+        ServerModel(url, None, SAMPLING)
+
+
 def test_split_names_seen_classes_only(tmp_path: Path) -> None:
     with chat_server() as (url, _):
         summary(*options(url, tmp_path / "p", classes="voc", n=30, split="1"))

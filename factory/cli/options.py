@@ -9,6 +9,7 @@ from factory.config.object_counts import parse_objects
 from factory.config.recipe import Recipe, load_recipe, make_recipe
 from factory.dataset.storage import Store
 from factory.errors import UserError
+from factory.files.paths import expanded
 from factory.files.text import read_lines
 
 _FIELDS = {
@@ -150,7 +151,7 @@ def _cooccurrence(text: str, data: Mapping[str, Any]) -> Any:
 
     if text == "coco":
         return text
-    path = Path(text).expanduser()
+    path = expanded(text)
     if not path.is_file():
         raise UserError(
             f"there is no co-occurrence table {text}; give coco or a CSV file with rows class,class,weight."

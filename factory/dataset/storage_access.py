@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from factory.config.sections import StoreRecipe
 from factory.errors import UserError
+from factory.files.paths import expanded
 
 _S3_KEYS = (
     "AWS_CHECKSUM_ALGORITHM", "AWS_CONDITIONAL_PUT", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
@@ -186,7 +187,7 @@ def _profile(named: str | None, environment: Mapping[str, str]) -> dict[str, str
         ("AWS_CONFIG_FILE", "~/.aws/config", "default" if name == "default" else f"profile {name}"),
         ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials", name),
     ):
-        path, parser = Path(environment.get(variable) or usual).expanduser(), configparser.RawConfigParser()
+        path, parser = expanded(environment.get(variable) or usual), configparser.RawConfigParser()
         try:
             parser.read(path, encoding="utf-8")
         except (configparser.Error, UnicodeDecodeError) as error:
@@ -216,7 +217,7 @@ def _google(settings: StoreRecipe, environment: Mapping[str, str]) -> dict[str, 
     if named is None or (settings.credentials_file is None and config.keys() & {"google_service_account_key"}):
         return config
     try:
-        text = Path(named).expanduser().read_text(encoding="utf-8")
+        text = expanded(named).read_text(encoding="utf-8")
         kind = json.loads(text).get("type")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(

@@ -12,6 +12,7 @@ from factory.detector.interface import Detector
 from factory.detector.labels import translation
 from factory.detector.open_names import absolute, check_types, parse_open_name, pin_open_name
 from factory.errors import UserError
+from factory.files.paths import expanded
 from factory.generator.load import folder_digest, pin_revision
 
 TORCHVISION, DETECTRON2, ULTRALYTICS = "torchvision:", "detectron2:", "ultralytics:"
@@ -158,7 +159,7 @@ def detector_folder(name: str) -> Path | None:
         from factory.files.embedded_models import detector_folder as embedded
 
         return embedded()
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not path.exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return None
     if not (path / "config.json").is_file():
@@ -173,7 +174,7 @@ def _absolute(name: str) -> str:
         return str(absolute(open_name))
     if name.startswith(_LIBRARIES):
         model, separator, file = name.partition("@")
-        return f"{model}@{Path(file).expanduser().absolute()}" if separator and file else name
+        return f"{model}@{expanded(file).absolute()}" if separator and file else name
     folder = None if name == STICKERS else detector_folder(name)
     return name if folder is None else str(folder.absolute())
 

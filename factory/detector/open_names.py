@@ -9,6 +9,7 @@ from pathlib import Path
 
 from factory.errors import UserError
 from factory.files.hub import hub_file
+from factory.files.paths import expanded
 from factory.generator.load import folder_digest, pin_revision
 
 TYPES = {
@@ -61,7 +62,7 @@ _EXAMPLES = {
 
 def local_folder(model: str) -> Path | None:
     """The folder of a model; None for a hub id. UserError if a path is named that holds no model."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     if not path.exists() and model.count("/") == 1 and not model.startswith((".", "/", "~")):
         return None
     if not (path / "config.json").is_file():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from factory.detector.labels import NO_CLASSES
 from factory.detector.pickles import ForbiddenPickleError, read_arrays
 from factory.errors import UserError
+from factory.files.paths import expanded
 
 State = dict[str, Tensor]
 _MAX_LIST = 1 << 20
@@ -49,7 +50,7 @@ def split_name(name: str, prefix: str) -> tuple[str, WeightFile | None]:
     model, separator, file = name.partition("@")
     if not separator:
         return model, None
-    path = Path(file).expanduser().absolute()
+    path = expanded(file).absolute()
     if not file or not path.is_file():
         raise UserError(f"there is no weight file {file}; give {prefix}{model}@FILE, or leave out @FILE.")
     if path.stat().st_size == 0:

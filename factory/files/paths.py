@@ -41,6 +41,14 @@ def check_writable_folder(folder: Path, option: str) -> None:
         raise UserError(f"{option} {folder} cannot be written: {problem}; give another path.")
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with `~` and `~user` expanded; one whose home is unknown stays as it is, so that it is not found.
+
+    `Path.expanduser` raises RuntimeError in this case, also for `~` of a user that a container does not know.
+    """
+    return Path(os.path.expanduser(path))
+
+
 def split_named_path(text: str) -> tuple[str | None, str]:
     """Split "NAME=PATH" into (NAME, PATH); (None, PATH) without a name. A path or URL may itself contain "="."""
     name, equals, path = text.partition("=")

@@ -1,6 +1,5 @@
 """Pins the model revisions of a recipe, so that every worker and every later run uses the same weights."""
 
-from pathlib import Path
 from typing import Any
 
 from factory.config.recipe import Recipe
@@ -9,6 +8,7 @@ from factory.config.stickers import EMBEDDED_MODELS
 from factory.config.vocabulary import coco
 from factory.detector.open_names import parse_open_name, pin_open_name
 from factory.errors import UserError
+from factory.files.paths import expanded
 from factory.generation.components import SOURCES, check_source
 from factory.generator.families import default_read_blocks
 from factory.generator.layout import blocks_of, family_in, read_config, read_index
@@ -92,7 +92,7 @@ def _detector_revision(detector: str, pinned: str | None) -> str | None:
 
 
 def _is_on_hub(name: str | None) -> bool:
-    return name is not None and not Path(name).expanduser().exists()
+    return name is not None and not expanded(name).exists()
 
 
 def _pin_grounder_of(masks: MaskRecipe, generator: GeneratorRecipe) -> MaskRecipe:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from factory.config.recipe import Recipe
 from factory.detector.open_names import parse_open_name
+from factory.files.paths import expanded
 
 _PROCESS = 0.75 * 2**30
 """Memory of a worker without models (Python, torch, Ray) in bytes."""
@@ -69,5 +70,5 @@ def _folder_of_pipeline(model: str, revision: str | None) -> Path | None:
 def _folders_of_detector(detector: str) -> list[Path]:
     open_name = parse_open_name(detector)
     models = (detector,) if open_name is None else open_name.models
-    paths = [Path(model).expanduser() for model in models]
+    paths = [expanded(model) for model in models]
     return [path for path in paths if path.is_dir()]

@@ -20,17 +20,21 @@ _CARD = "README.md"
 _CONFIG_FILES = ["*.json", "*/*.json", "*.txt", "*/*.txt", "*/*.model", _CARD]
 
 
-def hub_commit(model: str) -> str:
-    """The newest commit of a hub model, or the local cache's if the hub does not answer."""
+def hub_commit(model: str, file: str | None = None) -> str:
+    """The newest commit of a hub model, or the local cache's if the hub does not answer.
+
+    The cache is recognised by a `file` of the model, by default one that every model of diffusers or transformers has.
+    """
     from huggingface_hub import HfApi, hf_hub_download
 
     try:
         return str(HfApi().model_info(model).sha)
     except Exception as error:
         answer = one_line(error)
-    for file in _MAIN_FILES:
+    for name in _MAIN_FILES if file is None else (file,):
         with contextlib.suppress(Exception):
-            return Path(hf_hub_download(model, file, local_files_only=True)).parent.name
+            path = Path(hf_hub_download(model, name, local_files_only=True))
+            return path.parents[name.count("/")].name
     raise UserError(f"{_no_model(model)} (the hub answered: {answer}).")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from factory.config.sections import GeneratorRecipe
 from factory.config.stickers import EMBEDDED_MODELS
 from factory.errors import UserError
+from factory.files.paths import expanded
 from factory.generator.card import settings_of
 from factory.generator.hub import hub_commit, hub_configuration, hub_pipeline
 from factory.generator.layout import check_layout, family_in, read_index
@@ -41,7 +42,7 @@ def model_folder(model: str) -> Path | None:
         from factory.files.embedded_models import pipeline_folder
 
         return pipeline_folder(model)
-    path = Path(split_checkpoint(model)[1] or model).expanduser()
+    path = expanded(split_checkpoint(model)[1] or model)
     if path.is_file() and path.suffix not in CHECKPOINTS:
         raise UserError(
             f"{path} is not a model; give {_KNOWN}, a diffusers folder, a checkpoint file that ends in "
@@ -91,7 +92,7 @@ def pinned_name(model: str) -> str:
     config, file = split_checkpoint(model)
     path = model_folder(model)
     if file is not None:
-        return f"{_absolute(config or _configured_like(Path(file).expanduser()))}@{Path(file).expanduser().absolute()}"
+        return f"{_absolute(config or _configured_like(expanded(file)))}@{expanded(file).absolute()}"
     return str(path.absolute()) if path is not None and model not in EMBEDDED_MODELS else model
 
 
@@ -113,7 +114,7 @@ def config_folder(generator: GeneratorRecipe) -> Path:
     """The folder with a model's configurations and tokenizers; for a hub model they are downloaded, the weights not."""
     config, file = split_checkpoint(generator.model)
     if file is not None:
-        config = config or _configured_like(Path(file).expanduser())
+        config = config or _configured_like(expanded(file))
         path, revision = model_folder(config), (generator.revision or "").partition("+")[2] or None
         return path if path is not None else hub_configuration(config, revision, generator, checkpoint=True)
     path = model_folder(generator.model)
@@ -204,7 +205,7 @@ def _files_of(recipe: GeneratorRecipe) -> tuple[Path, Path | None]:
         return folder, None
     folder = config_folder(recipe)
     from_folder = _has_weights(folder, file)
-    config = config or _configured_like(Path(file).expanduser())
+    config = config or _configured_like(expanded(file))
     if from_folder and model_folder(config) is None:
         revision = (recipe.revision or "").partition("+")[2] or None
         skipped = family_in(read_index(folder)).denoiser

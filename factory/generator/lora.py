@@ -14,6 +14,7 @@ from typing import Any
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError, one_line
 from factory.files.hub import hub_file
+from factory.files.paths import expanded
 from factory.generator.families import PIPELINES, Family
 
 _SUFFIX = ".safetensors"
@@ -28,7 +29,7 @@ _MAX_NAMED = 3
 def lora_file(generator: GeneratorRecipe) -> Path:
     """The file of the recipe's LoRA, downloaded if it is on the hub. Raises UserError if there is none."""
     assert generator.lora is not None
-    path = Path(generator.lora).expanduser()
+    path = expanded(generator.lora)
     if path.is_dir():
         files = sorted(path.glob(f"*{_SUFFIX}"))
         if len(files) != 1:
@@ -51,11 +52,11 @@ def pin_lora(generator: GeneratorRecipe) -> dict[str, Any]:
     from factory.generator.load import file_digest
 
     assert generator.lora is not None
-    path = Path(generator.lora).expanduser()
+    path = expanded(generator.lora)
     if path.exists():
         return {"lora": str(path.absolute()), "lora_revision": file_digest(lora_file(generator))}
-    repository, _ = _on_the_hub(generator.lora)
-    return {} if generator.lora_revision is not None else {"lora_revision": hub_commit(repository)}
+    repository, file = _on_the_hub(generator.lora)
+    return {} if generator.lora_revision is not None else {"lora_revision": hub_commit(repository, file)}
 
 
 def lora_settings(name: str, family: Family) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 from factory.config.prompts import Prompt
 from factory.errors import UserError
 
+_INCOMPLETE = "\ufffd"
+"""How the text of some tokens ends if the next token has further bytes of its last letter."""
 _END_TOKEN = 16
 """Characters that an end token may have."""
 
@@ -104,6 +106,8 @@ class _Decoded:
         positions = range(len(self._ids))
         first = bisect_left(positions, start + 1, key=lambda k: self._length(k + 1))
         last = bisect_left(positions, end, key=lambda k: self._length(k + 1))
+        while last + 1 < len(self._ids) and self._raw(last + 1).endswith(_INCOMPLETE):
+            last += 1
         return tuple(range(first, min(last + 1, len(self._ids))))
 
     def _length(self, count: int) -> int:
@@ -112,8 +116,12 @@ class _Decoded:
         return self._lengths[count]
 
     def _decode(self, count: int) -> str:
-        text = self._tokenizer.decode(self._ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return _folded_with_ends(text)[0]
+        return _folded_with_ends(self._raw(count))[0]
+
+    def _raw(self, count: int) -> str:
+        """The text of the first tokens, as the tokenizer decodes it."""
+        ids = self._ids[:count]
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _folded_with_ends(text: str) -> tuple[str, list[int]]:

@@ -10,7 +10,7 @@ from factory.config.sections import GeneratorRecipe
 from factory.config.stickers import EMBEDDED_MODELS
 from factory.errors import UserError
 from factory.files.atomic import write_atomically
-from factory.files.paths import local_path
+from factory.files.paths import expanded, local_path
 from factory.files.strict_json import dumps
 from factory.generator.load import folder_digest
 
@@ -54,7 +54,7 @@ def grounder_folder(name: str) -> Path:
     """The folder of the embedded grounder or of the one named. Raises UserError if it holds no grounder."""
     from factory.files.embedded_models import grounder_folder as embedded
 
-    folder = embedded(name) if name in EMBEDDED_MODELS else local_path(name, "the grounder").expanduser()
+    folder = embedded(name) if name in EMBEDDED_MODELS else expanded(local_path(name, "the grounder"))
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(
             f"unknown source of masks {name!r}: give attention, detector, {', '.join(EMBEDDED_MODELS)}, or the folder "

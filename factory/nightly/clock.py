@@ -24,9 +24,13 @@ def parse_clock(text: str) -> datetime.time:
 
 
 def scheduled_date(now: datetime.datetime, starts: str, zone: ZoneInfo) -> datetime.date:
-    """The local date of the last scheduled start at or before `now`."""
-    local = now.astimezone(zone)
-    before = local.time() < parse_clock(starts)
+    """The local date of the last scheduled start at or before `now`.
+
+    On a day that repeats an hour, the start is in the first one; the same times of day later are after it. On a day
+    that skips the start, the next time that exists is after it.
+    """
+    local, start = now.astimezone(zone), parse_clock(starts)
+    before = local.time() < start and now < datetime.datetime.combine(local.date(), start, zone)
     return local.date() - datetime.timedelta(days=before)
 
 

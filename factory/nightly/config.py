@@ -1,6 +1,7 @@
 """The configuration of `factory nightly`: its fields, and one clear sentence for everything that is wrong with it."""
 
 import datetime
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -13,6 +14,7 @@ from factory.config.recipe import Recipe, load_recipe, make_recipe
 from factory.config.sections import Section
 from factory.dataset.storage import is_remote
 from factory.errors import UserError
+from factory.files.paths import expanded
 from factory.files.strict_yaml import parse_plain_yaml
 from factory.files.text import read_text
 from factory.nightly.clock import parse_clock, zone_of
@@ -116,13 +118,34 @@ class Notification(Section):
     def _has_a_target(self) -> Self:
         if (self.webhook is None) == (self.command is None):
             raise ValueError("a notification requires either a webhook or a command")
-        if self.webhook is not None and not self.webhook.startswith("$"):
-            url = urlsplit(self.webhook)
-            if url.scheme not in ("http", "https") or not url.hostname:
-                raise ValueError("a webhook must be a URL such as https://host/path, or $NAME")
+        if self.webhook is not None and variable_of(self.webhook) is None and not is_webhook_url(self.webhook):
+            raise ValueError(
+                "a webhook must be a URL such as https://host/path without user, password and spaces, or nothing but "
+                "$NAME, where NAME consists of letters, digits and _"
+            )
         if self.command is not None and not _arguments(self.command):
             raise ValueError("the command of a notification is empty")
         return self
+
+
+def variable_of(webhook: str) -> str | None:
+    """The environment variable that `$NAME` or `${NAME}` names; None for anything else."""
+    named = re.fullmatch(r"\$(?:(\w+)|\{(\w+)\})", webhook)
+    return None if named is None else named[1] or named[2]
+
+
+def is_webhook_url(text: str) -> bool:
+    """Whether a message can be posted to a URL. The HTTP client would quote one that it rejects, although it is secret.
+
+    A user and a password are not supported by the client.
+    """
+    try:
+        url = urlsplit(text)
+        has_host = bool(url.hostname) and url.username is None and url.port != 0
+    except ValueError:  # the port or an address in brackets is invalid
+        return False
+    plain = text.isascii() and text.isprintable() and " " not in text
+    return url.scheme in ("http", "https") and has_host and plain
 
 
 def _arguments(command: str | tuple[str, ...]) -> list[str]:
@@ -186,7 +209,10 @@ class NightlyConfig(Section):
 
 
 def load_config(path: str | Path) -> NightlyConfig:
-    """Read a configuration file. Relative paths in it start at its folder. Raises UserError if anything is invalid."""
+    """Read a configuration file. Raises UserError if anything is invalid.
+
+    A relative `root` and the path of a recipe file start at its folder; paths in the recipe are left as they are.
+    """
     text = read_text(path, "configuration")
     data = parse_plain_yaml(text, f"the configuration {path}")
     if not isinstance(data, dict):
@@ -201,10 +227,13 @@ def load_config(path: str | Path) -> NightlyConfig:
     folder = Path(path).absolute().parent
     recipe = config.recipe
     if isinstance(recipe, str):
-        recipe = load_recipe(folder / Path(recipe).expanduser())
+        recipe = load_recipe(folder / expanded(recipe))
     root = config.root
     if not is_remote(root):
-        root = str(folder / Path(root.removeprefix("file://")).expanduser())
+        local = expanded(root.removeprefix("file://"))
+        if str(local).startswith("~"):
+            raise UserError(f"{path}: root: there is no home folder for {local}; give an absolute path.")
+        root = str(folder / local)
     config = config.model_copy(update={"recipe": recipe, "root": root})
     config.recipe_of(datetime.date(2000, 1, 1))
     config.samples_per_night()

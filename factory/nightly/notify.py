@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -10,10 +9,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from urllib.parse import urlsplit
 
 from factory.errors import UserError
-from factory.nightly.config import Notification
+from factory.nightly.config import Notification, is_webhook_url, variable_of
 
 _TIMEOUT = 10.0
 _COMMAND_TIMEOUT = 60.0
@@ -31,15 +31,15 @@ def check_variables(notifications: tuple[Notification, ...]) -> None:
 
 def webhook_url(text: str) -> str:
     """The URL itself, or the value of the environment variable that `$NAME` or `${NAME}` names."""
-    named = re.fullmatch(r"\$(?:(\w+)|\{(\w+)\})", text)
-    if named is None:
+    name = variable_of(text)
+    if name is None:
         return text
-    name = named[1] or named[2]
-    url = os.environ.get(name, "")
-    if urlsplit(url).scheme not in ("http", "https"):
+    url = os.environ.get(name, "").strip()
+    if not is_webhook_url(url):
         raise UserError(
             f"the environment variable {name}, which a notification names as its webhook, "
-            f"{'is not a URL' if url else 'is not set'}; set it to the URL of the webhook."
+            f"{'is not a URL without user, password and spaces' if url else 'is not set'}; set it to the URL of the "
+            f"webhook."
         )
     return url
 
@@ -78,7 +78,7 @@ def _post(url: str, text: str) -> None:
         except urllib.error.HTTPError as error:
             reason, permanent = f"status {error.code}", error.code < 500 and error.code != 429
             error.close()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:  # the text of the latter may be what a server sent
             reason, permanent = str(getattr(error, "reason", "") or type(error).__name__), False
         if permanent or pause is None:
             raise ConnectionError(reason) from None

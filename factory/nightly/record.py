@@ -171,11 +171,11 @@ def latest_night(root: Store) -> Night | None:
 
 
 def update_latest(root: Store, night: Night) -> None:
-    """Make latest.json the record of this night, unless it belongs to a later one."""
+    """Make latest.json the record of this night, unless it is already or belongs to a later one."""
     while True:
         data = root.get(LATEST)
         current = _latest(data)
-        if current is not None and current.date > night.date:
+        if data == night.to_json() or (current is not None and current.date > night.date):
             return
         if root.compare_and_swap(LATEST, night.to_json(), data):
             return

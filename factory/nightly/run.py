@@ -109,7 +109,10 @@ class _NightRun:
             return self._unexpected(self._outcome, error)
 
     def _finished(self) -> Outcome | None:
-        """The outcome if nothing is left to do; no model is opened and nothing is written to find out."""
+        """The outcome if nothing is left to do; no model is opened and nothing is written to find out.
+
+        Only if a driver was killed between its last two records, the second one, latest.json, is written here.
+        """
         self._night = self._file.load()
         context, message = self._context, "Already complete; nothing was changed."
         if not context.is_finished(self._night):
@@ -117,6 +120,9 @@ class _NightRun:
             if earlier is None:
                 return None
             self._night, message = earlier, f"The night of {earlier.date} reached the target; nothing was changed."
+        else:
+            assert self._night is not None
+            update_latest(context.root, self._night)
         return replace(self._outcome("complete", exit_codes.DONE, message), unchanged=True)
 
     def _run(self, lease: HeldLease) -> Outcome:
@@ -157,12 +163,15 @@ class _NightRun:
     def _check_samples(self, summary: RunSummary) -> None:
         night = self._night
         assert night is not None
+        # Quarantined shards are reported later, after the samples of other nights are verified.
+        if night.quarantined:
+            return
         if summary.limited and not night.new_samples and not self._context.has_all_samples(night):
             raise RunFailedError(
                 "the budget was used up before the first shard was finished; give a larger budget, a smaller "
                 "shard_size, or more workers."
             )
-        if not night.samples and not night.quarantined:
+        if not night.samples:
             raise ExhaustedError(f"no sample was accepted in any attempt: {dumps(dict(night.rejected))}.")
 
     def _check_and_export(self, summary: RunSummary, lease: HeldLease) -> None:
@@ -197,6 +206,7 @@ class _NightRun:
             code = exit_codes.EXHAUSTED
             message = f"{night.exhausted} samples were not accepted in any attempt and are left out."
         update_latest(self._context.root, self._save(night.changed(state=state, exit_code=code)))
+        self._started = False  # what happens now is not the end of this night and must not change its record
         return replace(self._outcome(state, code, message), deleted=self._delete_old())
 
     def _delete_old(self) -> tuple[Any, ...]:
@@ -231,7 +241,7 @@ class _NightRun:
 
     def _outcome(self, state: str, code: int, message: str) -> Outcome:
         context = self._context
-        return Outcome(context.date, context.config.root, state, code, message, self._night)
+        return Outcome(context.date, context.config.root, state, code, context.root.hide(message), self._night)
 
 
 def _few(numbers: Any) -> str:

@@ -1,12 +1,12 @@
 """A causal language model of transformers, from a folder or the hub."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from factory.errors import UserError, one_line
+from factory.files.paths import expanded
 from factory.generator.load import folder_digest, pin_revision
 from factory.hf_logging import quiet_model_libraries
 from factory.prompts.interface import Instruction, Sampling
@@ -21,7 +21,7 @@ class LocalModel:
 
     def __init__(self, source: str, device: str, dtype: str, sampling: Sampling) -> None:
         """`dtype` is the name of a torch type. Raises UserError if `source` is neither a folder nor a hub model."""
-        path = Path(source).expanduser()
+        path = expanded(source)
         folder = path.absolute() if path.is_dir() else None
         self._source, self._local = str(folder or source), folder is not None
         self._device, self._sampling = device, sampling

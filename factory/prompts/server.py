@@ -77,8 +77,8 @@ class ServerModel:
     def _request(self, path: str, body: Mapping[str, Any] | None) -> Any:
         """The JSON answer to a GET, or to a POST of `body`."""
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {os.environ[KEY]}"
+        if key := _key():
+            headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
         problem = ""
         for pause in (*self._pauses, None):
@@ -119,14 +119,26 @@ def is_url(text: str) -> bool:
 
 def _base(url: str) -> str:
     """The address up to /v1; raises UserError for a URL with a password or query, which would be written to files."""
-    parts = urlsplit(url)
-    if not parts.hostname or parts.username or parts.password or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(url)
+        usable = bool(parts.hostname) and parts.port != 0 and url.isascii() and url.isprintable() and " " not in url
+    except ValueError:  # the port or an address in brackets is invalid
+        usable = False
+    if not usable or parts.username or parts.password or parts.query or parts.fragment:
         raise UserError(
-            f"--lm must be a URL such as http://localhost:8000/v1 without user, password or query; set {KEY} for an "
-            f"API key."
+            f"--lm must be a URL such as http://localhost:8000/v1 without user, password or query; set {KEY} "
+            f"for an API key."
         )
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+
+
+def _key() -> str:
+    """The API key; "" if there is none. UserError if it cannot be sent: the HTTP client would quote it."""
+    key = os.environ.get(KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"{KEY} contains a character that no API key has; set it to the key alone.")
+    return key
 
 
 def _message(error: HTTPError) -> str:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,13 @@ class Step:
 
     @property
     def writes(self) -> list[str]:
-        """The folders that the step writes."""
-        return [value for flag, value in pairwise(self.arguments) if flag in _WRITES]
+        """The folders that the step writes, in one spelling."""
+        return [normpath(value) for flag, value in pairwise(self.arguments) if flag in _WRITES]
 
     def reads(self, folder: str) -> bool:
-        """Whether an argument is the folder or a path in it, also in the form NAME=FOLDER."""
-        return any(f"{argument.rpartition('=')[2]}/".startswith(f"{folder}/") for argument in self.arguments)
+        """Whether an argument is the folder or a path in it, also in the form NAME=FOLDER, in any spelling."""
+        paths = (normpath(argument.rpartition("=")[2]) for argument in self.arguments)
+        return any(f"{path}/".startswith(f"{folder}/") for path in paths)
 
     def command_line(self) -> str:
         """The step as typed in a shell."""

@@ -27,6 +27,13 @@ def utc(text: str) -> datetime.datetime:
         ("2026-11-26T04:00", "22:00", "2026-11-25"),
         ("2026-11-25T23:30", "00:00", "2026-11-26"),
         ("2026-11-25T22:30", "00:00", "2026-11-25"),
+        # 02:00 to 03:00 happens twice: at 02:10 for the second time, the start at 02:30 was 40 minutes ago.
+        ("2026-10-25T00:10", "02:30", "2026-10-24"),
+        ("2026-10-25T00:30", "02:30", "2026-10-25"),
+        ("2026-10-25T01:10", "02:30", "2026-10-25"),
+        # It is skipped: 03:00 is the first time of day after 02:30.
+        ("2026-03-29T00:59", "02:30", "2026-03-28"),
+        ("2026-03-29T01:00", "02:30", "2026-03-29"),
     ],
 )
 def test_date_is_that_of_the_last_scheduled_start(now: str, starts: str, date: str) -> None:

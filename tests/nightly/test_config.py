@@ -50,6 +50,11 @@ def test_example_of_the_documentation_is_read(tmp_path: Path) -> None:
     [
         ("root: s3://bucket/nightly", "", "root is missing"),
         ("root: s3://bucket/nightly", "root: ftp://host/x", "ftp:// is not supported"),
+        (
+            "root: s3://bucket/nightly",
+            "root: ~nobody-here/nights",
+            "root: there is no home folder for ~nobody-here/nights",
+        ),
         ("keep:", "kepe:", "there is no key kepe; the keys are root, timezone, starts, recipe"),
         ("keep: {nights: 14}", "keep: {night: 14}", "there is no key keep.night; the keys are nights"),
         (
@@ -72,6 +77,11 @@ def test_example_of_the_documentation_is_read(tmp_path: Path) -> None:
         ("n: 4000,", "n: 4000, sead: 3,", "sead: Extra inputs are not permitted"),
         ("on: failure, webhook:", "on: failure, webhok:", "there is no key notify.0.webhok"),
         ("https://hooks.example.org/T0/secret", "hooks.example.org", "a webhook must be a URL such as"),
+        ("https://hooks.example.org/T0/secret", "$SLACK-HOOK", "a webhook must be a URL such as"),
+        ("https://hooks.example.org/T0/secret", "${HOOKS}/T0/secret", "a webhook must be a URL such as"),
+        ("https://hooks.example.org/T0/secret", "https://me:secret@host/", "a webhook must be a URL such as"),
+        ("https://hooks.example.org/T0/secret", "https://host/a secret", "a webhook must be a URL such as"),
+        ("https://hooks.example.org/T0/secret", "https://[secret/", "a webhook must be a URL such as"),
         ("notify-send 'a night'", "notify-send 'a night", "No closing quotation"),
         ("command: [logger", "webhook: https://h/, command: [logger", "requires either a webhook or a command"),
         ("mode: fresh", "mode: fresh\nmode: grow", "repeats the key 'mode'"),

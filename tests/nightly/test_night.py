@@ -12,6 +12,7 @@ import pytest
 
 from factory.dataset.lease import LEASE, Lease, leased
 from factory.dataset.storage import Store
+from factory.engine.scheduler import State
 from factory.generation import run as generation_run
 from factory.nightly import preflight, steps
 from factory.nightly.context import NightContext
@@ -304,6 +305,51 @@ def test_grow_whose_target_is_reached_makes_no_more_nights(make: Make, finished_
     assert "The night of 2026-11-25 reached the target" in outcome.message
     assert states(tmp_path / "nights") == before
     assert list(list_nights(context.root)) == [DATE]
+
+
+def test_quarantined_shards_are_not_reported_as_a_used_up_budget(
+    make: Make, finished_set: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In `grow`, a night makes only its part of the missing shards, whether there is a budget or not."""
+    monkeypatch.setattr(generation_run, "_run", lambda *_: State(1, quarantined=[0]))
+    context = make(mode="grow", target=12, recipe={"seed": 20261125, "n": 2})
+    recipe, totals = steps.prepare_night(context, None)
+    NightFile(context.root, DATE).save(steps.start_night(context, None, recipe, totals))
+    outcome = run_night(context)
+    assert (outcome.state, outcome.exit_code) == ("failed", 3)
+    assert "1 shards are quarantined after repeated errors: 0" in outcome.message
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_night_stays_complete_if_it_is_stopped_while_old_nights_are_deleted(
+    error: type[BaseException], make: Make, generated: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("factory.nightly.run.expired_nights", stop)
+    context = generated(make(keep={"nights": 1}))
+    assert run_night(context).exit_code in (1, 130)
+    night = latest_night(context.root)
+    assert night is not None
+    assert (night.state, night.exit_code) == ("complete", 0)
+    assert context.root.get("2026-11-25/night.json") == context.root.get("latest.json")
+    assert run_night(context).unchanged
+
+
+@pytest.mark.parametrize("earlier", [None, -1, 1])
+def test_latest_night_is_recorded_although_the_driver_was_killed_just_before(
+    earlier: int | None, make: Make, generated: Put
+) -> None:
+    context = generated(make())
+    assert run_night(context).state == "complete"
+    context.root.delete("latest.json")
+    if earlier is not None:
+        context.root.put("latest.json", record(DATE + datetime.timedelta(days=earlier), "complete"))
+    assert run_night(context).unchanged
+    night = latest_night(context.root)
+    assert night is not None
+    assert night.date == (DATE if earlier != 1 else DATE + datetime.timedelta(days=1))
 
 
 def test_unreadable_record_stops_the_night(make: Make, tmp_path: Path) -> None:

@@ -138,7 +138,11 @@ def test_command_reports_errors_in_the_line_and_in_its_exit_code(tmp_path: Path)
     assert all(json.loads(line)["level"] for line in result.stderr.splitlines()), "messages are log records"
     result = factory("status", tmp_path / "nights")
     assert "failed" in result.stdout
-    for arguments, message in ((("--date", "today"), "--date must be a date"), ((), "there is no key rot")):
+    for arguments, message in (
+        (("--date", "today"), "--date must be a date"),
+        (("--date", ""), "--date must be a date"),
+        ((), "there is no key rot"),
+    ):
         if not arguments:
             config.write_text("rot: nights\n")
         result = factory("nightly", config, *arguments)

@@ -1,6 +1,7 @@
 """Notifications: a webhook, a command, and failures that never fail a night."""
 
 import json
+import socket
 import sys
 import threading
 import time
@@ -12,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from factory.nightly import notify
+from factory.nightly import notify, steps
 from factory.nightly.config import Notification
 from factory.nightly.notify import send_all
 from factory.nightly.run import run_night
 from tests.nightly.conftest import Make
 from tests.nightly.test_night import Put
+from tests.support.bucket import Bucket
 
 
 @contextmanager
@@ -87,6 +89,70 @@ def test_webhook_is_tried_again_after_a_server_error(monkeypatch: pytest.MonkeyP
     assert warning == "a notification could not be sent (webhook of 127.0.0.1): ConnectionError: status 404"
     (warning,) = send("failed", Notification(webhook=url))
     assert "secret" not in warning, "the server is gone"
+
+
+@pytest.mark.parametrize(
+    "answer", [b"secret nonsense\r\n\r\n", b"HTTP/1.1 200 secret\r\n" + b"A: b\r\n" * 200 + b"\r\n", b""]
+)
+def test_server_that_does_not_speak_http_is_tried_again_and_not_quoted(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "_PAUSES", (0.0,))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for _ in range(2):
+                connection, _address = server.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        (warning,) = send("failed", Notification(webhook=f"http://127.0.0.1:{server.getsockname()[1]}/T0/x"))
+        thread.join(10)
+    assert not thread.is_alive(), "tried twice"
+    assert "could not be sent (webhook of 127.0.0.1): ConnectionError: " in warning
+    assert "secret" not in warning
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "secret", "https://me:secret@host/", "https://host/a secret", "https://[secret/", "https://host:secret/"],
+)
+def test_variable_that_holds_no_usable_url_is_rejected_before_the_night(
+    url: str, monkeypatch: pytest.MonkeyPatch, make: Make
+) -> None:
+    """Such a URL fails in the HTTP client, whose messages quote it."""
+    monkeypatch.setenv("HOOK", url)
+    outcome = run_night(context := make(notify=[{"on": "always", "webhook": "$HOOK"}]))
+    assert (outcome.exit_code, outcome.unexpected) == (2, None)
+    assert "variable HOOK, which a notification names as its webhook, is not" in outcome.message
+    assert "secret" not in outcome.message + "".join(context.__dict__["messages"])
+
+
+def test_variable_may_end_with_a_line_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    with webhook() as (url, received):
+        monkeypatch.setenv("HOOK", f"{url}\n")
+        assert send("failed", Notification(webhook="${HOOK}")) == []
+    assert [path for path, _, _ in received] == ["/T0/secret"]
+
+
+def test_notification_hides_the_credentials_of_the_store(
+    make: Make, generated: Put, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "wJalrXUtnFEMIK7MDENG"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(f"signing with {key} failed")
+
+    with webhook() as (url, received):
+        context = generated(make(root="s3://b/nights", notify=[{"on": "always", "webhook": url}]))
+        monkeypatch.setattr(steps, "verify", fail)
+        outcome = run_night(context)
+    assert "signing with *** failed" in received[0][2]["text"]
+    assert key not in json.dumps([received[0][2], outcome.to_data()])
 
 
 def test_command_is_run_without_a_shell(tmp_path: Path) -> None:
