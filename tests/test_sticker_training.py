@@ -192,3 +192,10 @@ def test_only_the_text_between_the_markers_of_a_table_is_replaced(tmp_path) -> N
     write_table(page, "new \\1\n", "evaluation")
     write_table(page, "newer \\2\n", "evaluation")
     assert page.read_text() == "before\n<!-- evaluation -->\nnewer \\2\n<!-- evaluation -->\nafter\n"
+
+
+def test_a_mirrored_image_has_the_mirrored_masks() -> None:
+    detector = StickerDetector(new_network())
+    pixels = torch.randint(0, 256, (2, 128, 128, 3), dtype=torch.uint8)
+    mirrored = detector.probabilities(pixels.flip(2)).flip(3)
+    assert torch.allclose(detector.probabilities(pixels), mirrored, atol=1e-3)
