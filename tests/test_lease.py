@@ -95,7 +95,7 @@ def test_remote_driver_without_heartbeat_is_taken_over(store: Store, monkeypatch
     monkeypatch.setattr(lease, "EXPIRES", 1.5)
     store.put(LEASE, ELSEWHERE.to_json())
     messages = list[str]()
-    taken = acquire(store, say=messages.append)
+    taken = acquire(store, log=messages.append)
     assert taken.holder == holder(store) != "abc"
     assert taken.epoch == ELSEWHERE.epoch + 1
     assert acquire(store, force=True).epoch == taken.epoch + 1

@@ -59,20 +59,20 @@ def nightly(
     zone = zone_of(loaded.timezone)
     night = parse_date(date, zone) if date is not None else scheduled_date(now(), loaded.starts, zone)
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         if log_format.wants_json():
             _log.info("%s", text, extra={"fields": {"night": night.isoformat()}})
         elif not as_json:
             typer.echo(text, err=True)
 
     if dry_run:
-        data = preview_night(make_context(loaded, night, say))
-        say(_preview_text(data))
+        data = preview_night(make_context(loaded, night, log))
+        log(_preview_text(data))
         typer.echo(dumps(data))
         return
     with watching(quiet=as_json) as watch:
-        outcome = run_night(make_context(loaded, night, say, watch), force)
-    say(outcome.to_text())
+        outcome = run_night(make_context(loaded, night, log, watch), force)
+    log(outcome.to_text())
     typer.echo(dumps(outcome.to_data()))
     if outcome.unexpected is not None:
         raise outcome.unexpected

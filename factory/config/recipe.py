@@ -105,8 +105,8 @@ class Recipe(Section):
         model, masks = model_in(data.get("generator", {})), data.get("masks", {})
         if model not in EMBEDDED_MODELS or not isinstance(masks, dict):
             return data
-        own = {name for name in ("source", *READ_BY_ATTENTION, *EARLIER_FORMATS) if masks.get(name) is not None}
-        chosen = own or data.get("oracle") or data.get("real")
+        given = {name for name in ("source", *READ_BY_ATTENTION, *EARLIER_FORMATS) if masks.get(name) is not None}
+        chosen = given or data.get("oracle") or data.get("real")
         source = {} if chosen else {"source": model}
         return data | {"masks": {"levels": (1, 2), **source, **masks}}
 

@@ -66,8 +66,8 @@ class RichPrompts:
             if length <= _MAX_LENGTH:
                 kept.append(part)
         # A place follows the objects without a comma: "a dog in a meadow, at dawn".
-        place = f" {kept.pop(0)}" if kept and kept[0] in words.PLACES[setting] else ""
-        return Prompt(", ".join([f"{opening} {objects}{place}", *kept]), tuple(classes), phrases)
+        location = f" {kept.pop(0)}" if kept and kept[0] in words.PLACES[setting] else ""
+        return Prompt(", ".join([f"{opening} {objects}{location}", *kept]), tuple(classes), phrases)
 
     def _objects(self, draws: "_Draws", displays: Sequence[str]) -> tuple[str, tuple[str, ...]]:
         """(the objects joined to a text, the phrase of each)."""

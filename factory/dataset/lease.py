@@ -140,26 +140,26 @@ class HeldLease:
 
 
 @contextmanager
-def leased(store: Store, force: bool = False, say: Callable[[str], None] = lambda text: None) -> Iterator[HeldLease]:
+def leased(store: Store, force: bool = False, log: Callable[[str], None] = lambda text: None) -> Iterator[HeldLease]:
     """Hold the dataset's lease within a `with` block.
 
     Raises LeaseHeldError if another driver is alive. If that is unknown, its heartbeat is watched for up to `EXPIRES`
     seconds. `force` takes over immediately; the other driver stops at its next heartbeat.
     """
-    held = HeldLease(store, acquire(store, force, say))
+    held = HeldLease(store, acquire(store, force, log))
     try:
         yield held
     finally:
         held.release()
 
 
-def acquire(store: Store, force: bool = False, say: Callable[[str], None] = lambda text: None) -> Lease:
+def acquire(store: Store, force: bool = False, log: Callable[[str], None] = lambda text: None) -> Lease:
     """Acquire the lease as in `leased`, without starting a heartbeat."""
     while True:
         data = store.get(LEASE)
         current = parse_lease(data)
         if current is not None and not force:
-            _wait_until_dead(store, current, say)
+            _wait_until_dead(store, current, log)
             data = store.get(LEASE)
             if parse_lease(data) not in (None, current):
                 continue
@@ -169,13 +169,13 @@ def acquire(store: Store, force: bool = False, say: Callable[[str], None] = lamb
             return lease
 
 
-def _wait_until_dead(store: Store, lease: Lease, say: Callable[[str], None]) -> None:
+def _wait_until_dead(store: Store, lease: Lease, log: Callable[[str], None]) -> None:
     """Return when the driver is dead or its lease is gone; raise LeaseHeldError as soon as its heartbeat moves."""
     ended = dead(lease)
     if ended:
         return
     if ended is None:
-        say(f"{lease.who} may still be working on {store.address}; watching its heartbeat for up to {EXPIRES:.0f} s.")
+        log(f"{lease.who} may still be working on {store.address}; watching its heartbeat for up to {EXPIRES:.0f} s.")
         start = time.monotonic()
         while time.monotonic() - start < EXPIRES:
             time.sleep(_POLL_INTERVAL)

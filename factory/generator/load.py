@@ -79,11 +79,11 @@ def pin_generator(generator: GeneratorRecipe) -> GeneratorRecipe:
         changes |= pin_lora(generator)
     pinned = generator.model_copy(update=changes)
     folder = config_folder(pinned)
-    own = settings_of(folder, generator.model)
+    settings = settings_of(folder, generator.model)
     if generator.lora is not None:
-        own |= lora_settings(Path(generator.lora).name, family_in(read_index(folder)))
+        settings |= lora_settings(Path(generator.lora).name, family_in(read_index(folder)))
     return pinned.model_copy(
-        update={name: value for name, value in own.items() if name not in generator.model_fields_set}
+        update={name: value for name, value in settings.items() if name not in generator.model_fields_set}
     )
 
 

@@ -152,14 +152,14 @@ class PipelineGenerator:
     def _read(self, latents: Tensor, prompts: Sequence[Prompt], levels: Sequence[float] | None) -> Reading:
         both = HALVES in self.needs
         conditions = self._sampler.conditions([prompt.text for prompt in prompts], both)
-        given = [0.0] * len(latents) if levels is None else list(levels)
-        mixtures = [mixture(self.scheduler, level or self._level) for level in given]
+        present = [0.0] * len(latents) if levels is None else list(levels)
+        mixtures = [mixture(self.scheduler, level or self._level) for level in present]
         random = torch.Generator().manual_seed(self.recipe.masks.noise_seed)
         noise = torch.randn((1, *latents.shape[1:]), generator=random).to(latents.device)
         noisy = torch.stack(
             [
-                own if level else mixed.scale * (mixed.signal * own + mixed.noise * noise[0])
-                for own, level, mixed in zip(latents, given, mixtures, strict=True)
+                latent if level else mixed.scale * (mixed.signal * latent + mixed.noise * noise[0])
+                for latent, level, mixed in zip(latents, present, mixtures, strict=True)
             ]
         )
         if both:
@@ -175,24 +175,23 @@ class PipelineGenerator:
         family, before = self.family, conditions.arguments
         if family.packed:
             latents = packed(latents)
-        given, time = before[family.latents], before[family.time]
-        dtype = given[0].dtype if family.listed else given.dtype
-        own = latents.to(dtype)
-        if self.settings.channels_last and own.ndim == 4:
-            own = own.contiguous(memory_format=torch.channels_last)
+        earlier, time = before[family.latents], before[family.time]
+        latents = latents.to(earlier[0].dtype if family.listed else earlier.dtype)
+        if self.settings.channels_last and latents.ndim == 4:
+            latents = latents.contiguous(memory_format=torch.channels_last)
         times = [family.clock(mixed.timestep, self._sampler.denoiser.config) for mixed in mixtures]
         shared = not isinstance(time, Tensor) or time.ndim == 0
         values = torch.tensor(times[0] if shared and len(set(times)) == 1 else times, device=latents.device)
         return {
             **before,
-            family.latents: list(own.unsqueeze(2).unbind(0)) if family.listed else own,
+            family.latents: list(latents.unsqueeze(2).unbind(0)) if family.listed else latents,
             family.time: values.to(time.dtype) if isinstance(time, Tensor) and not shared else values,
         }
 
     def _texts(self, conditions: Conditions, prompts: Sequence[Prompt]) -> Texts:
         """The groups of the denoiser's text columns, on the device."""
         states = conditions.arguments[self.family.text]
-        length = max(len(own) for own in states) if isinstance(states, list) else int(states.shape[1])
+        length = max(len(state) for state in states) if isinstance(states, list) else int(states.shape[1])
         texts = text_groups(conditions.tokens, prompts, self.pipeline, length)
         return Texts(texts.groups.to(self.device), texts.text.to(self.device))
 
@@ -231,14 +230,14 @@ class PipelineGenerator:
         conditions = self.conditions(captions)
         groups = self._texts(conditions, captions).groups[:, :, 0]
         states = conditions.arguments[self.family.text]
-        of: dict[str, Tensor] = {}
+        by_phrase: dict[str, Tensor] = {}
         for k, phrase in enumerate(phrases):
-            own = states[k].float()
-            of[phrase] = own[groups[k, : len(own)].bool()].mean(0)
+            state = states[k].float()
+            by_phrase[phrase] = state[groups[k, : len(state)].bool()].mean(0)
         max_classes = max(len(prompt.classes) for prompt in prompts)
-        padding = torch.zeros_like(next(iter(of.values())))
-        rows = [[of[phrase] for phrase in prompt.phrases] for prompt in prompts]
-        return torch.stack([torch.stack(own + [padding] * (max_classes - len(own))) for own in rows])
+        padding = torch.zeros_like(next(iter(by_phrase.values())))
+        of_prompts = [[by_phrase[phrase] for phrase in prompt.phrases] for prompt in prompts]
+        return torch.stack([torch.stack(found + [padding] * (max_classes - len(found))) for found in of_prompts])
 
 
 def _be_deterministic(device: str, tf32: bool) -> None:

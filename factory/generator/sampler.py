@@ -217,8 +217,8 @@ def _keep_ids(ids: dict[str, tuple[Tensor, Tensor | None]], name: str) -> Any:
     """A hook that keeps the ids and the mask of the first call of a text encoder."""
 
     def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given: Tensor = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        ids.setdefault(name, (given, kwargs.get("attention_mask")))
+        input_ids: Tensor = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        ids.setdefault(name, (input_ids, kwargs.get("attention_mask")))
 
     return hook
 

@@ -23,7 +23,7 @@ class NightContext:
     root: Store
     dataset: Store
     dataset_name: str
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     watch: Watch
 
     @property
@@ -67,7 +67,7 @@ class NightContext:
 def make_context(
     config: NightlyConfig,
     date: datetime.date,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
     watch: Watch = lambda snapshot: None,
 ) -> NightContext:
     """The context of a night. Raises UserError for an invalid recipe or address; nothing is accessed yet."""
@@ -75,4 +75,4 @@ def make_context(
     name = DATASET if config.mode == "grow" else f"{date.isoformat()}/{DATASET}"
     root = Store(config.root, recipe.store)
     dataset = Store(f"{config.root.rstrip('/')}/{name}", recipe.store)
-    return NightContext(config, date, recipe, root, dataset, name, say, watch)
+    return NightContext(config, date, recipe, root, dataset, name, log, watch)

@@ -14,24 +14,24 @@ _UPLOADS = 16
 """Files that are uploaded at a time."""
 
 
-def export_night(root: Store, dataset: Store, folder: str, format_name: str, say: Callable[[str], None]) -> Exported:
+def export_night(root: Store, dataset: Store, folder: str, format_name: str, log: Callable[[str], None]) -> Exported:
     """Export the finished shards of a dataset to `folder` of the root, in one format.
 
     An export of fewer shards in the same place is completed. Raises UserError if a shard is damaged.
     """
     if root.folder is not None:
-        return _exported(folder, _export(dataset, root.folder / folder, format_name, say))
+        return _exported(folder, _export(dataset, root.folder / folder, format_name, log))
     with tempfile.TemporaryDirectory(prefix="factory-export-") as temporary:
         target = Path(temporary) / format_name
-        summary = _export(dataset, target, format_name, say)
-        say(f"uploading {root.address.rstrip('/')}/{folder}")
+        summary = _export(dataset, target, format_name, log)
+        log(f"uploading {root.address.rstrip('/')}/{folder}")
         upload(target, root, folder)
     return _exported(folder, summary)
 
 
-def _export(dataset: Store, target: Path, format_name: str, say: Callable[[str], None]) -> ExportSummary:
+def _export(dataset: Store, target: Path, format_name: str, log: Callable[[str], None]) -> ExportSummary:
     job = Export(dataset, target, Options(format_name), partial=True)
-    say(f"exporting {job.samples} samples as {format_name}")
+    log(f"exporting {job.samples} samples as {format_name}")
     return job.run()
 
 

@@ -49,7 +49,7 @@ def send_all(
     state: str,
     text: str,
     variables: Mapping[str, str],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
     """Send a message about a night in this state to everyone who wants it; never raises.
 
@@ -64,7 +64,7 @@ def send_all(
             elif notification.command is not None:
                 _run(notification.command, text, variables)
         except Exception as error:  # whatever it is, the night must not fail
-            say(f"a notification could not be sent ({_named(notification)}): {type(error).__name__}: {error}")
+            log(f"a notification could not be sent ({_named(notification)}): {type(error).__name__}: {error}")
 
 
 def _post(url: str, text: str) -> None:

@@ -10,7 +10,7 @@ from factory.report.run import DATA, write_report
 def report_night(context: NightContext, night: Night) -> Reported:
     """Write `report/` of the night; drift is measured against the last good nights that have a report."""
     folder = f"{context.folder}/{REPORT}"
-    context.say(f"writing {context.root.address.rstrip('/')}/{folder}")
+    context.log(f"writing {context.root.address.rstrip('/')}/{folder}")
     target = Store(f"{context.root.address.rstrip('/')}/{folder}", context.root.settings)
     report = write_report(context.dataset, target, _earlier_reports(context), name=context.folder)
     verdict = report["verdict"]

@@ -50,7 +50,7 @@ def run_night(context: NightContext, force: bool = False) -> Outcome:
     outcome = _NightRun(context).run(force)
     if not outcome.unchanged and outcome.state != "held":
         variables = {"FACTORY_NIGHT": dumps(outcome.to_data())}
-        send_all(context.config.notify, outcome.state, outcome.to_text(), variables, context.say)
+        send_all(context.config.notify, outcome.state, outcome.to_text(), variables, context.log)
     return outcome
 
 
@@ -97,7 +97,7 @@ class _NightRun:
                 return finished
             check_folder(context.root, context.date)
             check_store(context.root, context.date)
-            with leased(context.dataset, force, context.say) as lease:
+            with leased(context.dataset, force, context.log) as lease:
                 return self._finished() or self._run(lease)
         except LeaseHeldError as error:
             return self._outcome("held", exit_codes.HELD, str(error))
@@ -218,7 +218,7 @@ class _NightRun:
                     delete_night(context.root, date)
                     deleted.append(date)
             except UserError as error:
-                context.say(f"old nights could not be deleted: {error}")
+                context.log(f"old nights could not be deleted: {error}")
         return tuple(deleted)
 
     def _end(self, state: State, code: int, message: str) -> Outcome:
@@ -230,7 +230,7 @@ class _NightRun:
             try:
                 self._save(night.changed(state=state, exit_code=code, error=context.root.hide(message)))
             except UserError as error:
-                context.say(f"the record of the night could not be written: {error}")
+                context.log(f"the record of the night could not be written: {error}")
         return self._outcome(state, code, message)
 
     def _save(self, night: Night) -> Night:

@@ -173,7 +173,7 @@ def verify_night(context: NightContext, night: Night) -> Night:
         existing = len(numbers)
         return sampled(numbers, setting.shards, context.date) if isinstance(setting, VerifySample) else numbers
 
-    context.say(f"verifying {context.dataset.address}")
+    context.log(f"verifying {context.dataset.address}")
     with _timed() as elapsed:
         report = verify(context.dataset, choose=choose)
     result = Verified(shards=report.shards, of=existing, damaged=tuple(sorted(report.damaged)))
@@ -201,7 +201,7 @@ def export_formats(context: NightContext, night: Night, lease: HeldLease, save: 
         lease.check()
         with _timed() as elapsed:
             folder = f"{context.folder}/exports/{format_name}"
-            done: Exported = export_night(context.root, context.dataset, folder, format_name, context.say)
+            done: Exported = export_night(context.root, context.dataset, folder, format_name, context.log)
         exports = {**night.exports, format_name: done}
         night = save(night.changed(exports=exports, seconds=with_seconds(night, "export", elapsed())))
     return night
