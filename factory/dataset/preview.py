@@ -20,7 +20,7 @@ _CAPTION = 14
 _COLUMNS = 4
 _OPACITY = 0.55
 _LONGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65_500, "WEBP": 16_383}
-"""The most pixels that an image of a format can be high."""
+"""Maximum height in pixels of an image in each format."""
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
@@ -38,10 +38,10 @@ def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
         raise UserError(f"{store.address} contains no samples yet; generate some with `factory generate`.")
     rows = -(-len(cells) // _COLUMNS)
     width, height = cells[0].size
-    most = _LONGEST_SIDE[FORMATS[suffix.lower()]] // height * _COLUMNS
-    if len(cells) > most:
+    max_samples = _LONGEST_SIDE[FORMATS[suffix.lower()]] // height * _COLUMNS
+    if len(cells) > max_samples:
         raise UserError(
-            f"a preview as {suffix} has room for {most} samples, got {len(cells)}; give a smaller --n, or .png."
+            f"a preview as {suffix} has room for {max_samples} samples, got {len(cells)}; give a smaller --n, or .png."
         )
     preview = Image.new("RGB", (min(_COLUMNS, len(cells)) * width, rows * height), "white")
     for index, cell in enumerate(cells):
