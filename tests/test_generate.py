@@ -223,7 +223,7 @@ def test_foreign_folder_and_truncated_recipe_are_rejected(recipe_file: Path, tmp
     assert (result.returncode, "has no recipe.yaml, but contains holiday.jpg" in result.stderr) == (2, True)
     (tmp_path / "recipe.yaml").write_text("classes: [dog, ")
     result = factory("generate", "--recipe", recipe_file, "--shards", tmp_path)
-    assert (result.returncode, "cannot parse its YAML" in result.stderr) == (2, True)
+    assert (result.returncode, "cannot parse " in result.stderr) == (2, True)
 
 
 def test_exhausted_samples_set_the_exit_code(recipe_file: Path, tmp_path: Path) -> None:

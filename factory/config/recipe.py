@@ -31,6 +31,7 @@ from factory.config.sections import (
 from factory.config.stickers import EMBEDDED_MODELS
 from factory.config.vocabulary import Vocabulary, coco, from_names, voc
 from factory.errors import UserError
+from factory.files.strict_yaml import parse_yaml
 from factory.files.text import read_text
 
 FORMAT = 3
@@ -242,23 +243,6 @@ def make_recipe(data: Mapping[str, Any], where: str = "the options") -> Recipe:
         raise UserError(f"{where}: {text}. {hint}") from error
 
 
-class _RecipeLoader(yaml.SafeLoader):
-    """A loader that rejects repeated keys: YAML keeps the last one, so a second `generator:` would hide the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                problem = f"the key {key.value!r} is repeated; give it once"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
-"""What PyYAML raises: besides its own errors, those of impossible dates, invalid tagged values and deep nesting."""
-
-
 def _shown(value: object) -> str:
     """A value in a message. It is cut while it is formatted: a few lines of nested aliases expand to gigabytes."""
     short = reprlib.Repr()
@@ -273,11 +257,7 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
 
 def parse_recipe(text: str, where: str) -> dict[str, Any]:
     """Parse a recipe as plain data; raises UserError if it is not a YAML mapping, for example after a partial write."""
-    try:
-        data = yaml.load(text, _RecipeLoader)
-    except _YAML_ERRORS as error:
-        message = " ".join(str(error).split())
-        raise UserError(f"{where} is not a valid recipe, cannot parse its YAML: {message}.") from error
+    data = parse_yaml(text, where)
     if not isinstance(data, dict):
         raise UserError(
             f"{where} is not a recipe: it contains a {type(data).__name__}, not fields such as `classes:` and `n:`."

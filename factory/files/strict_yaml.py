@@ -1,4 +1,4 @@
-"""YAML for handwritten files: scalars stay text, and the size of the document is limited."""
+"""YAML for handwritten files: no surprising scalars, no repeated keys, and a limit on the size of the document."""
 
 import re
 from typing import Any
@@ -8,7 +8,10 @@ import yaml
 from factory.errors import UserError
 
 MAX_YAML_NODES = 200_000
-"""Limit on values after expanding aliases; a few lines of nested aliases can expand to billions."""
+"""Limit on values after expanding aliases, or the length of the text if that is more: a few lines of nested aliases can
+expand to billions."""
+_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+"""What PyYAML raises: besides its own errors, those of invalid tagged values and of deep nesting."""
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -18,14 +21,31 @@ class _PlainLoader(yaml.SafeLoader):
     """
 
 
-_PlainLoader.yaml_implicit_resolvers = {}
-_PlainLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_PlainLoader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
-_PlainLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]
-)
+class _TypedLoader(yaml.SafeLoader):
+    """YAML loader that also reads decimal numbers."""
+
+
+def _add_resolvers(loader: type[yaml.SafeLoader], with_numbers: bool) -> None:
+    loader.yaml_implicit_resolvers = {}
+    resolvers = [
+        ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+        ("merge", r"<<", "<"),
+        ("null", r"~|null|Null|NULL|", "~nN"),
+    ]
+    if with_numbers:
+        # A float requires a point, as in YAML 1.1: a digest such as 12e45 is text.
+        resolvers += [
+            ("int", r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
+            ("float", r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+][0-9]+)?", "-+.0123456789"),
+            ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+        ]
+    for name, pattern, first in resolvers:
+        characters = [*first, ""] if name == "null" else list(first)
+        loader.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(f"^(?:{pattern})$"), characters)
+
+
+_add_resolvers(_PlainLoader, with_numbers=False)
+_add_resolvers(_TypedLoader, with_numbers=True)
 
 
 def parse_plain_yaml(text: str, where: str) -> Any:
@@ -34,22 +54,35 @@ def parse_plain_yaml(text: str, where: str) -> Any:
     Raises UserError for invalid YAML, duplicate keys in a mapping, and documents that are too deeply nested or expand
     too much through aliases.
     """
-    loader = _PlainLoader(text)
+    return _parse(text, where, _PlainLoader)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """As `parse_plain_yaml`, but decimal numbers become int and float."""
+    return _parse(text, where, _TypedLoader)
+
+
+def _parse(text: str, where: str, kind: type[yaml.SafeLoader]) -> Any:
+    loader = None
     try:
+        loader = kind(text)
         node = loader.get_single_node()
         if node is None:
             return None
-        _check_node(node, where)
+        _check_node(node, where, max(MAX_YAML_NODES, len(text)))
         return loader.construct_document(node)
-    except yaml.YAMLError as error:
-        raise UserError(f"cannot parse {where}: {' '.join(str(error).split())}.") from error
+    except UserError:
+        raise
     except RecursionError as error:
         raise UserError(f"cannot parse {where}: it is nested too deeply.") from error
+    except _ERRORS as error:
+        raise UserError(f"cannot parse {where}: {' '.join(str(error).split())}.") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
-def _check_node(root: yaml.Node, where: str) -> None:
+def _check_node(root: yaml.Node, where: str, limit: int) -> None:
     """Raise UserError for duplicate keys, recursive aliases, and too many values after alias expansion."""
     sizes: dict[int, int | None] = {}
 
@@ -66,9 +99,9 @@ def _check_node(root: yaml.Node, where: str) -> None:
             total += sum(size(key) + size(value) for key, value in node.value)
         elif isinstance(node, yaml.SequenceNode):
             total += sum(size(item) for item in node.value)
-        if total > MAX_YAML_NODES:
+        if total > limit:
             raise UserError(
-                f"cannot parse {where}: its aliases expand to more than {MAX_YAML_NODES:,} values; remove the aliases."
+                f"cannot parse {where}: its aliases expand to more than {limit:,} values; remove the aliases."
             )
         sizes[id(node)] = total
         return total

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
 from factory.config.recipe import Recipe, load_recipe, make_recipe
@@ -15,7 +14,7 @@ from factory.config.sections import Section
 from factory.dataset.storage import is_remote
 from factory.errors import UserError
 from factory.files.paths import expanded
-from factory.files.strict_yaml import parse_plain_yaml
+from factory.files.strict_yaml import parse_plain_yaml, parse_yaml
 from factory.files.text import read_text
 from factory.nightly.clock import parse_clock, zone_of
 
@@ -242,10 +241,7 @@ def load_config(path: str | Path) -> NightlyConfig:
 
 def _recipe_fields(text: str, path: str | Path) -> Any:
     """The `recipe` of a configuration, with numbers and dates as in a recipe file."""
-    try:
-        return yaml.safe_load(text)["recipe"]
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"cannot parse the recipe in {path}: {' '.join(str(error).split())}.") from error
+    return parse_yaml(text, f"the recipe in {path}")["recipe"]
 
 
 def _sentence(problem: dict[str, Any]) -> str:
