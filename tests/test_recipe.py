@@ -134,7 +134,9 @@ def test_nested_aliases_are_not_expanded_in_a_message() -> None:
     tracemalloc.stop()
     assert peak < 2**17
     with pytest.raises(UserError, match="aliases expand to more than"):
-        parse_recipe("\n".join(["n: 5", "classes:", "- &a0 [x]", *levels, "- [*a5, *a5, *a5, *a5, *a5, *a5]"]), "the recipe")
+        parse_recipe(
+            "\n".join(["n: 5", "classes:", "- &a0 [x]", *levels, "- [*a5, *a5, *a5, *a5, *a5, *a5]"]), "the recipe"
+        )
 
 
 def test_scalars_of_yaml_1_1_are_read_as_they_are_written(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from factory.dataset.storage import Store
+from factory.errors import UserError
 from tests.support.bucket import Bucket, serving
 
 
@@ -55,3 +56,9 @@ def test_many_names_are_deleted(store: Store) -> None:
     store.delete_all(["a/9", *store.list("a")])
     store.delete_all([])
     assert list(store.list("")) == ["b"]
+
+
+def test_an_empty_address_is_rejected() -> None:
+    """It would mean the working directory, for example if a shell variable is not set."""
+    with pytest.raises(UserError, match="the address of a dataset is empty"):
+        Store("")

@@ -36,9 +36,9 @@ class DamagedError(UserError):
 
 
 class ExhaustedError(UserError):
-    """No sample was accepted in any attempt. Exit code 4."""
+    """No sample was accepted in any attempt: the night has no dataset. Exit code 3."""
 
-    exit_code = exit_codes.EXHAUSTED
+    exit_code = exit_codes.FAILED
 
 
 def run_night(context: NightContext, force: bool = False) -> Outcome:

@@ -18,8 +18,10 @@ from factory.nightly import preflight, steps
 from factory.nightly.context import NightContext
 from factory.nightly.record import NightFile, latest_night, list_nights
 from factory.nightly.run import preview_night, run_night
+from factory.nightly.steps import prepare_night, start_night
 from tests.nightly.conftest import DATE, Make
 from tests.support.bucket import Bucket
+from tests.support.datasets import make_dataset
 
 Put = Callable[[NightContext], NightContext]
 
@@ -368,3 +370,13 @@ def test_driver_elsewhere_without_heartbeat_is_taken_over(
     stamp = "2026-01-01T00:00:00+00:00"
     context.dataset.put(LEASE, Lease("abc", "node-7", 12, "other-boot/pid:[1]/5", stamp, stamp).to_json())
     assert run_night(context).state == "complete"
+
+
+def test_night_without_any_sample_fails_with_a_code_that_no_scheduler_takes_for_success(make: Make) -> None:
+    context = make(recipe={"n": 2, "attempts": 1, "filters": {"min_area": 0.999}})
+    recipe, totals = prepare_night(context, None)
+    NightFile(context.root, context.date).save(start_night(context, None, recipe, totals))
+    make_dataset(recipe, Path(context.dataset.address))
+    outcome = run_night(context)
+    assert (outcome.state, outcome.exit_code) == ("failed", 3)
+    assert "no sample was accepted in any attempt" in outcome.message
