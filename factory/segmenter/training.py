@@ -62,11 +62,7 @@ class SegmenterTask:
     def loss(self, step: int, batch: int, seed: int) -> Tensor:
         """The loss of one step's batch."""
         assert isinstance(self.model, Segmenter)
-        if self._stream is None or self._stream[0] != (batch, seed):
-            self._stream = (batch, seed), SampleStream(self.sources, batch, seed, self.shares)
-        rank, world = rank_and_world()
-        rng = np.random.default_rng((seed, 5, step, rank))
-        crops = [augmented(rng, sample, self.options.side) for sample in self._stream[1].batch(step, rank, world)]
+        crops = self._crops(step, batch, seed)
         images = torch.from_numpy(np.stack([image for image, _ in crops])).permute(0, 3, 1, 2).to(self.device)
         labels = torch.from_numpy(np.stack([labels for _, labels in crops])).to(self.device)
         kind = self.device.split(":")[0]
@@ -74,6 +70,16 @@ class SegmenterTask:
             kind, torch.bfloat16, enabled=bfloat16_pays(kind) and not self.model.is_mask_classification
         ):
             return self.model.loss(images, labels)
+
+    def _crops(self, step: int, batch: int, seed: int) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+        """The augmented samples of this process. Those of all processes together do not depend on their number."""
+        if self._stream is None or self._stream[0] != (batch, seed):
+            self._stream = (batch, seed), SampleStream(self.sources, batch, seed, self.shares)
+        rank, world = rank_and_world()
+        return [
+            augmented(np.random.default_rng((seed, 5, step, rank + position * world)), sample, self.options.side)
+            for position, sample in enumerate(self._stream[1].batch(step, rank, world))
+        ]
 
     def figures(self, model: nn.Module) -> dict[str, float]:
         """No metrics during training; `factory evaluate-segmenter` measures on labelled images."""

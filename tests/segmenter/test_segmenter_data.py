@@ -123,6 +123,17 @@ def test_an_empty_first_shard_does_not_fail(shards: Path) -> None:
     assert task.sample_sheet(task.model.eval()).size == (10 * 32, 3 * 32)
 
 
+def test_the_samples_of_a_step_do_not_depend_on_the_number_of_processes(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crops(rank: int, world: int) -> list[bytes]:
+        monkeypatch.setattr("factory.segmenter.training.rank_and_world", lambda: (rank, world))
+        task = SegmenterTask([DatasetSource(Store(str(shards)), voc())], voc(), SegmenterOptions(side=32), "cpu")
+        return [image.tobytes() + labels.tobytes() for image, labels in task._crops(3, 4, 0)]
+
+    assert sorted(crops(0, 2) + crops(1, 2)) == sorted(crops(0, 1))
+
+
 def test_a_crop_has_a_labelled_pixel_if_the_sample_has_one() -> None:
     labels = np.full((40, 400), IGNORE, np.uint8)
     labels[20:22, 390:393] = 7
