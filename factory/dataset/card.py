@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from factory.dataset.state import Totals
 
 _READ = """```python
-import io, json
+{imports}
 import webdataset as wds
 from PIL import Image
 
-for sample in wds.WebDataset("train/{{000000..{last:06d}}}.tar", shardshuffle=False):
+for sample in wds.WebDataset({shards}, shardshuffle=False):
     image, label = (Image.open(io.BytesIO(sample[name])) for name in ("jpg", "seg.png"))
     record = json.loads(sample["json"])
     print(image.size, label.getextrema(), [annotation["category_name"] for annotation in record["annotations"]])
@@ -52,7 +52,7 @@ and kind of processor{condition}.
 
 ## Usage
 
-{_READ.format(last=last_shard)}
+{_usage(sums, last_shard)}
 
 `load_dataset(DIR)` of Hugging Face `datasets` reads the same files.
 `seg.png` is a palette PNG: 0 is background, 255 is ignore, other values are category ids. `json` contains COCO
@@ -67,6 +67,13 @@ annotations (official ids, run lengths, boxes as x, y, width, height), the promp
 
 {limitations}
 """
+
+
+def _usage(sums: "Totals", last_shard: int) -> str:
+    """Code that reads the shards. webdataset fails at a missing one, so an incomplete dataset is read by its files."""
+    if sums.shards == last_shard + 1:
+        return _READ.format(imports="import io, json", shards=f'"train/{{000000..{last_shard:06d}}}.tar"')
+    return _READ.format(imports="import glob, io, json", shards='sorted(glob.glob("train/*.tar"))')
 
 
 def _header(recipe: Recipe, sums: "Totals") -> dict[str, Any]:

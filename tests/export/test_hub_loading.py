@@ -195,3 +195,19 @@ def test_format_1_manifest_keeps_its_columns(tmp_path: Path) -> None:
     rows = read_manifest(data)
     assert dict(rows[1]["filters"])["duplicate_distance"] == 7
     assert [row["rejected"] for row in rows] == [[]] * 7 + [["low_confidence"] * 2] * 3
+
+
+@pytest.mark.parametrize("lost", [None, "000000"])
+def test_the_code_of_the_card_reads_all_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lost: str | None
+) -> None:
+    """Also those of a dataset in which a shard is missing."""
+    store, recipe = make_dataset(tmp_path)
+    if lost is not None:
+        store.delete(f"receipts/{lost}.json")
+        store.delete(f"train/{lost}.tar")
+    samples = write_statement(store, recipe).accepted
+    code = (tmp_path / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert len(capsys.readouterr().out.splitlines()) == samples > 0
