@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from factory.dataset.storage_listing import Entry
 from factory.dataset.verify import verify
 from factory.errors import UserError
 from factory.export.folder import ExportFolder
+from factory.files import lock
 from factory.generator.load import folder_digest
 from factory.labelled.coco import CocoFolder
 from factory.labelled.voc import VocFolder
@@ -232,3 +235,28 @@ def test_recipe_with_a_non_utf8_folder_is_rejected_before_writing(labelled: Path
     assert "Traceback" not in result.stderr
     assert "cannot be written as UTF-8" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_lock_file_of_a_killed_process_is_removed_once(tmp_path: Path) -> None:
+    """Without `flock`: a process that saw the old file must not remove that of the process that replaced it."""
+    path, inside, most = tmp_path / ".lock.held", [0], [0]
+
+    def hold(barrier: threading.Barrier) -> None:
+        barrier.wait()
+        with lock._lock_file(path):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.002)
+            inside[0] -= 1
+
+    for _ in range(20):
+        path.touch()
+        os.utime(path, (0, 0))
+        barrier = threading.Barrier(6)
+        threads = [threading.Thread(target=hold, args=(barrier,)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert most == [1]
+    assert not list(tmp_path.iterdir())

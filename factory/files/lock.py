@@ -68,11 +68,37 @@ def _lock_file(path: Path) -> Iterator[None]:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
             break
         except FileExistsError:
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > _ABANDONED:
-                    path.unlink()
+            _remove_abandoned(path)
             time.sleep(0.02)
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the lock file of a killed process, in one process at a time.
+
+    Otherwise, a process that has seen the old file could remove the new one of a process that was faster.
+    """
+    removal = path.with_name(path.name + ".removal")
+    if not _is_abandoned(path):
+        return
+    try:
+        os.close(os.open(removal, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        if _is_abandoned(removal):
+            removal.unlink(missing_ok=True)
+        return
+    try:
+        if _is_abandoned(path):
+            path.unlink(missing_ok=True)
+    finally:
+        removal.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > _ABANDONED
+    except FileNotFoundError:
+        return False
