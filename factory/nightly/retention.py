@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from factory.dataset.lease import stale
 from factory.dataset.storage import Store
 from factory.dataset.storage_errors import clear_errors
-from factory.nightly.record import NIGHT, Night, list_nights
+from factory.nightly.record import NIGHT, Night, latest_night, list_nights
 
 
 def expired_nights(root: Store, keep: int, current: Night | None = None) -> list[datetime.date]:
     """The dates of the nights to delete, in order: all but the newest `keep`, the last good and the last complete one.
 
-    A folder without a valid record is not a night. A night that a driver is working on is kept. `current` is a night
-    whose record is not written yet.
+    A folder without a valid record is not a night. A night that a driver is working on is kept, and so is that of
+    latest.json: it may have failed when it was continued, but programs read its dataset. `current` is a night whose
+    record is not written yet.
     """
     by_date = list_nights(root)
     nights = {date: night for date, night in by_date.items() if night is not None}
@@ -23,6 +24,8 @@ def expired_nights(root: Store, keep: int, current: Night | None = None) -> list
     kept = set(sorted(nights)[-keep:])
     for protected in (_last(nights, ("complete", "partial")), _last(nights, ("complete",))):
         kept |= {protected} if protected is not None else set()
+    latest = latest_night(root)
+    kept |= {latest.date} if latest is not None else set()
     return [date for date in sorted(nights) if date not in kept and not _is_untouchable(root, nights[date])]
 
 

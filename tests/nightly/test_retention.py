@@ -57,6 +57,14 @@ def test_last_good_and_last_complete_nights_never_expire(root: Store) -> None:
     assert days(list(list_nights(root))) == [9, 11, 13]
 
 
+def test_night_of_latest_json_never_expires(root: Store) -> None:
+    """A partial night that was continued and failed: programs still read its dataset."""
+    for day, state in ((10, "complete"), (11, "failed"), (12, "failed"), (13, "failed")):
+        add(root, day, state)
+    root.put("latest.json", record(datetime.date(2026, 11, 11), "partial"))
+    assert days(expired_nights(root, 1)) == [12]
+
+
 def test_folders_that_are_no_nights_are_never_touched(root: Store) -> None:
     add(root, 15)
     add(root, 14)
