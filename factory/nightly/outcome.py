@@ -6,6 +6,8 @@ from typing import Any
 
 from factory.nightly.record import Night
 
+_MAX_DAMAGED = 1000
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -38,6 +40,13 @@ class Outcome:
             "unchanged": self.unchanged,
             "deleted": [date.isoformat() for date in self.deleted],
         }
+
+    def to_short_data(self) -> dict[str, Any]:
+        """As `to_data`, with at most 1,000 damaged shards: an environment variable holds 128 KiB."""
+        data = self.to_data()
+        if data.get("verified"):
+            data["verified"] = {**data["verified"], "damaged": data["verified"]["damaged"][:_MAX_DAMAGED]}
+        return data
 
     def to_text(self) -> str:
         """A few lines for a terminal or a message."""

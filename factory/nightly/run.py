@@ -49,7 +49,7 @@ def run_night(context: NightContext, force: bool = False) -> Outcome:
     """
     outcome = _NightRun(context).run(force)
     if not outcome.unchanged and outcome.state != "held":
-        variables = {"FACTORY_NIGHT": dumps(outcome.to_data())}
+        variables = {"FACTORY_NIGHT": dumps(outcome.to_short_data())}
         send_all(context.config.notify, outcome.state, outcome.to_text(), variables, context.log)
     return outcome
 

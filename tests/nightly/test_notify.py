@@ -13,11 +13,15 @@ from typing import Any
 
 import pytest
 
+from factory.files.strict_json import dumps
 from factory.nightly import notify, steps
 from factory.nightly.config import Notification
 from factory.nightly.notify import send_all
+from factory.nightly.outcome import Outcome
+from factory.nightly.record import Verified
 from factory.nightly.run import run_night
-from tests.nightly.conftest import Make
+from factory.nightly.steps import prepare_night, start_night
+from tests.nightly.conftest import DATE, Make
 from tests.nightly.test_night import Put
 from tests.support.bucket import Bucket
 
@@ -193,3 +197,21 @@ def test_night_is_reported_and_a_failing_notification_does_not_fail_it(make: Mak
         "factory nightly 2026-11-25: complete. All samples of the night are made and verified.\n12 of 12 samples, "
     )
     assert "2026-11-25: failed. " in received[1][2]["text"]
+
+
+def test_command_is_told_about_any_number_of_damaged_shards(tmp_path: Path, make: Make) -> None:
+    """An environment variable holds 128 KiB; the command of a night with many damaged shards would not start."""
+    context = make()
+    recipe, totals = prepare_night(context, None)
+    verified = Verified(shards=100_000, of=100_000, damaged=tuple(range(100_000)))
+    night = start_night(context, None, recipe, totals).changed(state="failed", verified=verified)
+    outcome = Outcome(DATE, context.config.root, "failed", 5, "100000 shards are damaged", night)
+    code = "import sys, os, json; open(sys.argv[1], 'w').write(os.environ['FACTORY_NIGHT'])"
+    command = (sys.executable, "-c", code, str(tmp_path / "sent.json"))
+    warnings = list[str]()
+    variables = {"FACTORY_NIGHT": dumps(outcome.to_short_data())}
+    send_all([Notification(on="failure", command=command)], "failed", outcome.to_text(), variables, warnings.append)
+    assert not warnings
+    sent = json.loads((tmp_path / "sent.json").read_text())
+    assert (sent["verified"]["shards"], len(sent["verified"]["damaged"])) == (100_000, 1000)
+    assert len(outcome.to_data()["verified"]["damaged"]) == 100_000
