@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,7 +159,8 @@ def test_a_hub_model_is_measured_at_the_commit_of_the_training(trained: Path, mo
 
     monkeypatch.setattr(protocol_1, "pin_recipe", lambda recipe: recipe)
     config = replace(load_grounder(trained)[1], model="owner/name", revision="a" * 40, oracle={})
-    recipe = protocol_1.split_recipe({"guided": SimpleNamespace(config=config)}, "1", "voc", 1)  # type: ignore[dict-item]
+    grounder: Any = SimpleNamespace(config=config)
+    recipe = protocol_1.split_recipe({"guided": grounder}, "1", "voc", 1)
     assert (recipe.generator.model, recipe.generator.revision) == ("owner/name", "a" * 40)
 
 

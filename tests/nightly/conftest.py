@@ -1,6 +1,7 @@
 """Nights whose shards are made in this process, as an interrupted run would have left them."""
 
 import datetime
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,30 @@ from tests.support.datasets import make_dataset
 DATE = datetime.date(2026, 11, 25)
 
 Make = Callable[..., NightContext]
+Put = Callable[[NightContext], NightContext]
+
+
+def states(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Modification time and content of every file; the lock file of the store has none of its own."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def record(date: datetime.date, state: str, **fields: Any) -> bytes:
+    stamp = "2026-11-25T21:00:00Z"
+    data = {
+        "date": date.isoformat(),
+        "state": state,
+        "mode": "fresh",
+        "config": "c",
+        "dataset": f"{date.isoformat()}/dataset",
+        "started": stamp,
+        "updated": stamp,
+        "period": {"started": stamp},
+        "n": 12,
+        **fields,
+    }
+    return json.dumps(data).encode()
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +90,7 @@ def finished_set(night_recipe: dict[str, Any], tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture
-def generated(finished_set: Path) -> Callable[[NightContext], NightContext]:
+def generated(finished_set: Path) -> Put:
     """Puts the finished dataset into a night, as a run would leave it that was killed before the verification."""
 
     def put(context: NightContext) -> NightContext:

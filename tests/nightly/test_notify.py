@@ -21,8 +21,7 @@ from factory.nightly.outcome import Outcome
 from factory.nightly.record import Verified
 from factory.nightly.run import run_night
 from factory.nightly.steps import prepare_night, start_night
-from tests.nightly.conftest import DATE, Make
-from tests.nightly.test_night import Put
+from tests.nightly.conftest import DATE, Make, Put
 from tests.support.bucket import Bucket
 
 

@@ -12,8 +12,7 @@ from factory.errors import UserError
 from factory.nightly.record import list_nights
 from factory.nightly.retention import delete_night, expired_nights
 from factory.nightly.run import run_night
-from tests.nightly.conftest import Make
-from tests.nightly.test_night import Put, record
+from tests.nightly.conftest import Make, Put, record
 from tests.support.bucket import Bucket, Fault
 
 

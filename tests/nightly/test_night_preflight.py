@@ -1,0 +1,93 @@
+"""What stops a night before a GPU is requested, and what `--dry-run` shows."""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory.dataset.storage import Store
+from factory.generation import run as generation_run
+from factory.nightly import preflight
+from factory.nightly.record import NightFile
+from factory.nightly.run import preview_night, run_night
+from tests.nightly.conftest import DATE, Make, Put, record, states
+from tests.support.bucket import Bucket
+
+
+def test_preflight_rejects_a_store_without_conditional_writes(make: Make, bucket: Bucket) -> None:
+    bucket.ignores_conditions = True
+    outcome = run_night(make(root="s3://b/nights"))
+    assert outcome.exit_code == 2
+    assert "does not honour conditional writes: it created 2026-11-25/preflight-" in outcome.message
+    assert bucket.objects == {}
+
+
+def test_preflight_rejects_folders_that_a_night_did_not_make(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "nights/2026-11-25").mkdir(parents=True)
+    (tmp_path / "nights/2026-11-25/thesis.tex").write_text("mine")
+    outcome = run_night(make())
+    assert (outcome.exit_code, "contains 2026-11-25/thesis.tex, but no night.json" in outcome.message) == (2, True)
+    (tmp_path / "nights/recipe.yaml").write_text("n: 1")
+    assert "is a dataset; give another `root`" in run_night(make()).message
+    assert not (tmp_path / "nights/2026-11-25/night.json").exists()
+
+
+def test_preflight_rejects_a_full_disk_before_anything_is_made(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 300 * 2**20})())
+    assert run_night(make(recipe={"n": 8000})).exit_code == 75
+    context = make(recipe={"n": 8000})
+    outcome = run_night(context)
+    assert "has 0.3 GB of free space, but the night needs about" in outcome.message
+    assert list(context.dataset.list("")) == [".lock"], "the lease was released"
+    found = NightFile(context.root, DATE).load()
+    assert found is not None
+    assert (found.state, found.exit_code, found.runs) == ("failed", 75, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"recipe": {"generator": {"model": "./models/none"}}}, 2, "there is no model folder"),
+        ({"recipe": {"classes": ["dog", "unicorn"], "masks": {"source": "detector"}}}, 2, "unicorn"),
+        ({"recipe": {"generator": {"revision": "0" * 40}}}, 2, "but its content is now"),
+        ({"budget": {"gpu_hours": 4}}, 2, "budget.gpu_hours is never used up"),
+        ({"recipe": {"engine": {"address": "127.0.0.1:1"}}}, 75, "nothing is listening at 127.0.0.1:1"),
+        ({"notify": [{"webhook": "$NO_SUCH_HOOK"}]}, 2, "the environment variable NO_SUCH_HOOK"),
+    ],
+)
+def test_preflight_finds_what_would_stop_the_workers(
+    make: Make, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], code: int, message: str
+) -> None:
+    monkeypatch.delattr(generation_run, "Scheduler")
+    context = make()
+    if "generator" in change.get("recipe", {}):
+        generator = {**context.recipe.generator.model_dump(mode="json"), **change["recipe"]["generator"]}
+        change = {"recipe": {"generator": generator}}
+    outcome = run_night(make(**change))
+    assert (outcome.exit_code, outcome.state) == (code, "failed"), outcome.message
+    assert message in outcome.message
+
+
+def test_workers_with_other_versions_are_rejected() -> None:
+    own = preflight.versions()
+    preflight.check_versions([("a", own)])
+    with pytest.raises(preflight.UserError, match=r"node-2 has other versions than the driver: torch 1\.0 instead of "):
+        preflight.check_versions([("node-1", own), ("node-2", {**own, "torch": "1.0"})])
+
+
+def test_dry_run_writes_nothing_and_names_the_limit_and_what_would_be_deleted(
+    make: Make, generated: Put, tmp_path: Path
+) -> None:
+    for days in (2, 1):
+        old = make(date=DATE - datetime.timedelta(days=days))
+        Store(old.config.root).put(f"{old.folder}/night.json", record(old.date, "complete"))
+    before = states(tmp_path / "nights")
+    data = preview_night(make(budget={"hours": 6}, keep={"nights": 2}, timezone="Europe/Berlin"))
+    assert (data["action"], data["seed"], data["would_delete"]) == ("start", 20261125, ["2026-11-23"])
+    assert datetime.datetime.fromisoformat(data["until"]).utcoffset() in (
+        datetime.timedelta(hours=hours) for hours in (1, 2)
+    )
+    assert states(tmp_path / "nights") == before
+    run_night(generated(make()))
+    assert preview_night(make())["action"] == "nothing"
