@@ -16,9 +16,13 @@ _received: int | None = None
 def listen() -> None:
     """Make SIGTERM act like Ctrl-C, and make sure that SIGINT has an effect; for the main thread of a command.
 
+    Forgets signals that the process received before, so the exit code of the command depends only on its own.
+
     A shell starts background jobs with SIGINT ignored, and Python inherits that: `kill -INT` and an orchestrator's
     SIGINT would have no effect.
     """
+    global _received
+    _received = None
     if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, terminate)

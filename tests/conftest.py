@@ -1,11 +1,14 @@
 """Fixtures of several tests: a tiny pipeline of the real classes, and a recipe for it."""
 
+import signal
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from factory import signals
 from factory.config.recipe import Recipe, make_recipe
 
 # torch's tensors do not take numpy's `copy` keyword yet; the schedulers of diffusers convert them.
@@ -14,6 +17,16 @@ QUIET = "ignore:__array__ implementation doesn't accept a copy keyword:Deprecati
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", QUIET)
+
+
+@pytest.fixture(autouse=True)
+def fresh_signals() -> Iterator[None]:
+    """Every test starts like a new process: without the signals of earlier tests and their handlers."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals.listen()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
