@@ -7,7 +7,7 @@ from typing import Any, TextIO
 from factory.config.vocabulary import ClassEntry, coco
 from factory.dataset.masks import Mask
 from factory.errors import UserError
-from factory.export.interface import SPLITS, ExportInfo, ExportSample, Records
+from factory.export.interface import SPLITS, ExportInfo, ExportSample, Records, delete_other_samples
 from factory.export.polygons import joined, parts_of
 from factory.files.atomic import replaced_atomically
 
@@ -49,9 +49,12 @@ class CocoFormat:
         folder = self._info.root / "annotations"
         folder.mkdir(exist_ok=True)
         for split in SPLITS:
-            if not records.count(split):
-                continue
+            keys = {record["image"]["file_name"].removesuffix(".jpg") for record in records.of(split)}
+            delete_other_samples(self._info.root / split, keys)
             path = folder / f"instances_{split}.json"
+            if not keys:
+                path.unlink(missing_ok=True)
+                continue
             with replaced_atomically(path) as partial, open(partial, "w", encoding="utf-8") as stream:
                 self._write_json(stream, records, split)
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,8 @@ class HuggingFaceFormat:
         data = self._info.root / "data"
         data.mkdir(exist_ok=True)
         splits, stored = [], 0
+        for split in set(SPLITS) - counts.keys():
+            _delete_other_files(data, split, [])
         for split, count in counts.items():
             files = self._publish(data, split, records.units)
             stored += sum(file.stat().st_size for file in files)
@@ -97,9 +99,7 @@ class HuggingFaceFormat:
             if source is None:
                 raise UserError(f"{data / name} is missing; delete {self._info.root} and export again.")
             source.replace(data / name)
-        for path in data.iterdir():
-            if re.fullmatch(rf"{_NAMES[split]}-\d+-of-\d+\.parquet", path.name) and path.name not in names:
-                path.unlink()
+        _delete_other_files(data, split, names)
         return [data / name for name in names]
 
     def _pending(self, split: str, unit: int) -> Path:
@@ -146,6 +146,13 @@ class HuggingFaceFormat:
             '`pycocotools.mask.decode({"size": [height, width], "counts": rle})` returns the mask.',
         ]
         return f"---\n{text}---\n\n" + "\n\n".join(lines) + "\n"
+
+
+def _delete_other_files(data: Path, split: str, names: Collection[str]) -> None:
+    """Delete the parquet files of a split that an earlier export wrote under other names."""
+    for path in data.iterdir():
+        if re.fullmatch(rf"{_NAMES[split]}-\d+-of-\d+\.parquet", path.name) and path.name not in names:
+            path.unlink()
 
 
 def _bytes_of(file: Path) -> int:

@@ -1,11 +1,13 @@
 """The interface between the dataset reader and the export formats."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from factory.config.keys import PATTERN
 from factory.config.vocabulary import Vocabulary
 from factory.dataset.masks import Mask
 from factory.dataset.receipts import Blob
@@ -109,3 +111,13 @@ def split_of(key: str, val: float) -> str:
     """
     draw = int.from_bytes(hashlib.sha256(f"split {key}".encode()).digest()[:8])
     return "val" if draw < val * 2**64 else "train"
+
+
+def delete_other_samples(folder: Path, keys: Collection[str]) -> None:
+    """Delete the files of samples that are not in `keys`; other files are kept.
+
+    An earlier export may have written samples that the dataset has no longer. Some readers take every file of a folder.
+    """
+    for path in folder.iterdir():
+        if re.fullmatch(PATTERN, path.stem) and path.stem not in keys:
+            path.unlink()

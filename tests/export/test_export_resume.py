@@ -104,6 +104,21 @@ def test_partial_export_is_completed_later(store: Store, tmp_path: Path, form: s
     assert content(tmp_path / "grown") == content(tmp_path / "uninterrupted")
 
 
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("lost", [(3,), (0, 1, 2, 4)])  # shard 3 has no sample of the validation split
+def test_samples_that_the_dataset_lost_leave_the_export(lost: tuple[int, ...], form: str, tmp_path: Path) -> None:
+    shrinking, _ = make_dataset(tmp_path / "set")
+    run(shrinking, tmp_path / "export", form)
+    (tmp_path / "export/notes.txt").write_text("mine")
+    for name in (*shrinking.list("receipts"), *shrinking.list("train")):
+        if any(f"{number:06d}" in name for number in lost):
+            (tmp_path / "set" / name).unlink()
+    run(shrinking, tmp_path / "export", form, partial=True)
+    (tmp_path / "export/notes.txt").unlink()
+    run(make_dataset(tmp_path / "smaller", set(range(SHARDS)) - set(lost))[0], tmp_path / "new", form, partial=True)
+    assert content(tmp_path / "export") == content(tmp_path / "new")
+
+
 def test_finished_export_is_not_rewritten(store: Store, tmp_path: Path) -> None:
     run(store, tmp_path, "coco")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.j*")}
