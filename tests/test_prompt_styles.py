@@ -135,6 +135,8 @@ def test_the_tokens_of_each_class_are_found() -> None:
         ("two hot-dogs near hotdogs", ["hot dog", "hot dog"]),
         ("the dog's bowl, a carpet", ["dog", "bowl"]),
         ("A Traffic  Light. Stop, sign here", ["traffic light"]),
+        ("The weather is hot. Dogs sleep", ["dog"]),
+        ("a T. V. on a shelf", ["tv"]),
         ("a puppy and some people", ["dog", "person"]),
         ("knives, mice and wineglasses", ["knife", "mouse", "wine glass"]),
         ("a cart in a scarecrow's catalogue", []),

@@ -95,6 +95,8 @@ _TOKEN = re.compile(r"""[^\s_\-.,;:!?()\[\]{}"'\u2018\u2019\u201c\u201d«»…/&
 """A word. Defined by what is none, because letters of some scripts are not alphanumeric."""
 _GAP = re.compile(r"[\s_\-.'\u2019/&+]*")
 """What may separate the words of a name."""
+_SENTENCE_END = re.compile(r"\w{3,}\.\s")
+"""A full stop after a shorter word marks an abbreviation, as in "St. Bernard"."""
 
 
 def plural(name: str) -> str:
@@ -160,13 +162,19 @@ class ClassWords:
         """(the longest name that the tokens begin with, its number of tokens); (None, 1) if there is none."""
         longest, spelling = None, ""
         for count, token in enumerate(tokens, 1):
-            if count > 1 and not _GAP.fullmatch(text, tokens[count - 2].end(), token.start()):
+            if count > 1 and not self._joined(text, tokens[count - 2], token):
                 break
             spelling += _folded(token[0])
             if spelling in self._classes:
                 name, exact = self._classes[spelling]
                 longest = Mention(tokens[0].start(), token.end(), name, exact), count
         return longest or (None, 1)
+
+    @staticmethod
+    def _joined(text: str, before: re.Match[str], token: re.Match[str]) -> bool:
+        """Whether two successive tokens may belong to one name."""
+        gap = _GAP.fullmatch(text, before.end(), token.start())
+        return gap is not None and _SENTENCE_END.match(text, before.start(), token.start()) is None
 
     _most_tokens = 1
 

@@ -95,13 +95,13 @@ class GrounderTask:
         return competing_loss(logits, labels, found, self.options.dice)
 
     def figures(self, model: nn.Module) -> dict[str, float]:
-        """mIoU on the held-out samples with one object and on those with two: averaged over classes."""
-        meters: dict[str, IoUMeter] = {"one": IoUMeter(), "two": IoUMeter()}
+        """mIoU, averaged over classes, on the held-out samples with one object, with two, and with more."""
+        meters: dict[str, IoUMeter] = {"one": IoUMeter(), "two": IoUMeter(), "more": IoUMeter()}
         for start in range(0, len(self.validation), 16):
             samples = self.validation[start : start + 16]
             for sample, labels in zip(samples, self._predict(model, samples), strict=True):
                 if all(sample.found):
-                    meter = meters["one" if len(sample.found) == 1 else "two"]
+                    meter = meters[{1: "one", 2: "two"}.get(len(sample.found), "more")]
                     meter.add(sample.prompt.classes, labels, sample.labels)
         return {f"miou_{name}": meter.miou for name, meter in meters.items() if meter.images}
 

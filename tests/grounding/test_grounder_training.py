@@ -3,8 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,3 +100,22 @@ def test_a_training_starts_from_a_grounder_of_the_same_kind_only(oracle: Path, t
     paper = GrounderTask([OracleDataset(Store(str(oracle)))], GrounderOptions(module="paper"), "cpu", 1)
     with pytest.raises(ValueError, match="does not fit"):
         paper.load(trained)
+
+
+def test_figures_count_objects_per_image(oracle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = GrounderTask([OracleDataset(Store(str(oracle)))], GrounderOptions(), "cpu", 1)
+    sample = next(sample for sample in task.validation if all(sample.found))
+    wrong = np.where(sample.labels == 255, 255, 0).astype(np.uint8)
+    monkeypatch.setattr(
+        task, "_predict", lambda model, samples: [s.labels if s.key == "right" else wrong for s in samples]
+    )
+    prompts = {number: SimpleNamespace(classes=("dog", "cat", "bus")[:number]) for number in (1, 2, 3)}
+    task.validation = [
+        replace(
+            sample, key="wrong" if number == 3 else "right", prompt=cast(Any, prompts[number]), found=(True,) * number
+        )
+        for number in (1, 2, 3)
+    ]
+    figures = task.figures(task.model)
+    assert set(figures) == {"miou_one", "miou_two", "miou_more"}
+    assert figures["miou_two"] > figures["miou_more"] == 0
