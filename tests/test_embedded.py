@@ -78,7 +78,14 @@ def test_images_show_the_class_of_their_prompt(model: str) -> None:
     names = ("zebra", "apple", "toilet", "cow", "suitcase", "banana", "person", "carrot", "dog", "pizza")
     usual = EMBEDDED_MODELS[model]
     prompts = [caption((name,)) for name in names]
-    pictures = sample(open_pipeline(model), prompts, range(len(names)), steps=usual.steps, guidance=usual.guidance)
+    pictures = sample(
+        open_pipeline(model),
+        prompts,
+        range(len(names)),
+        steps=usual.steps,
+        guidance=usual.guidance,
+        schedule=usual.schedule,
+    )
     pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
     columns = [1 + coco().names.index(name) for name in names]
     shares = open_detector().probabilities(pixels).mean((2, 3))[:, columns]

@@ -22,6 +22,7 @@ _FIELDS = {
     "model": ("generator", "model"),
     "steps": ("generator", "steps"),
     "guidance": ("generator", "guidance"),
+    "guidance_schedule": ("generator", "guidance_schedule"),
     "dtype": ("generator", "dtype"),
     "lora": ("generator", "lora"),
     "min_confidence": ("filters", "min_confidence"),

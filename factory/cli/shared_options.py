@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from factory.config.guidance import GuidanceSchedule
+
 MAX_SEED = 2**32 - 1
 """The largest seed of trainings and renderings; a larger one overflows when it is combined with a step."""
 
@@ -78,6 +80,14 @@ SolverSteps = Annotated[
     int | None, typer.Option("--solver-steps", "--steps", help="Denoising steps of the diffusion solver per image.")
 ]
 Guidance = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")]
+GuidanceScales = Annotated[
+    GuidanceSchedule | None,
+    typer.Option(
+        "--guidance-schedule",
+        help="constant, or linear: the guidance scale increases from step to step, for more varied images (Stable "
+        "Diffusion 1, 2 and XL).",
+    ),
+]
 NoiseLevel = Annotated[
     float | None,
     typer.Option(

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from factory.cli.shared_options import MAX_SEED, AsJson, Table
+from factory.cli.shared_options import MAX_SEED, AsJson, GuidanceScales, Table
+from factory.config.guidance import CONSTANT
 from factory.config.stickers import EMBEDDED_MODELS, STICKERS
 from factory.files.strict_json import dumps
 
@@ -132,6 +133,7 @@ def evaluate(
         float | None,
         typer.Option(min=1, help="Scale of classifier-free guidance; 1 disables it; by default, as `generate`."),
     ] = None,
+    guidance_schedule: GuidanceScales = None,
     found_only: Annotated[
         bool, typer.Option("--found-only", help="Only measure how often the detector finds the prompted classes.")
     ] = False,
@@ -165,7 +167,8 @@ def evaluate(
     report = to_nowhere if as_json else to_stderr
     judges = Judges(open_detector(detector), open_detector(judge) if judge else None)
     usual = EMBEDDED_MODELS.get(pipeline, EMBEDDED_MODELS[STICKERS])
-    sampling = Sampling(steps or usual.steps, guidance or usual.guidance)
+    schedule = guidance_schedule or (usual.schedule if guidance is None else CONSTANT)
+    sampling = Sampling(steps or usual.steps, guidance or usual.guidance, schedule)
     if found_only:
         images = draw_images(open_pipeline(pipeline), out, images_per_class, pairs, sampling, report)
         typer.echo(dumps(asdict(found_in(judges.detector, images))))

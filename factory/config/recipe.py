@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from factory.config.batch_size import BatchSize
 from factory.config.cooccurrence import pair_weights
+from factory.config.guidance import CONSTANT
 from factory.config.object_counts import check_objects
 from factory.config.prompts import Prompt, make_prompt
 from factory.config.sections import (
@@ -179,6 +180,8 @@ class Recipe(Section):
                 del data[name]
         if data["prompt_style"] == "simple":
             del data["prompt_style"]
+        if data["generator"]["guidance_schedule"] == CONSTANT:
+            del data["generator"]["guidance_schedule"]
         if data["masks"]["grounder_revision"] is None:
             del data["masks"]["grounder_revision"]
         absent = {"masks": EARLIER_FORMATS} if self.format >= FORMAT else LATER_FIELDS

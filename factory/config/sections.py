@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from factory.config.guidance import CONSTANT, GuidanceSchedule
 from factory.config.stickers import EMBEDDED_MODELS, STICKERS
 
 
@@ -49,8 +50,13 @@ class GeneratorRecipe(Section):
         ge=0,
         le=100,
         description="Guidance scale, passed to the diffusers pipeline unchanged; by default that of the model's card; "
-        "3 for `stickers`, 1 for `stickers-turbo`. A value of 1 or less (for Z-Image, 0) disables classifier-free "
+        "4 for `stickers`, 1 for `stickers-turbo`. A value of 1 or less (for Z-Image, 0) disables classifier-free "
         "guidance.",
+    )
+    guidance_schedule: GuidanceSchedule = Field(
+        default=CONSTANT,
+        description="`constant`, or `linear` from 1 in the first step to 2 x guidance - 1 in the last, for Stable "
+        "Diffusion 1, 2 and XL; by default linear for `stickers` unless `guidance` is given.",
     )
     solver: Literal["model", "dpm++", "ddim", "euler", "ddim-trailing", "euler-trailing", "lcm", "tcd"] = Field(
         default="model",
@@ -100,7 +106,11 @@ class GeneratorRecipe(Section):
     @classmethod
     def _embedded_model_defaults(cls, data: Any) -> Any:
         embedded = EMBEDDED_MODELS.get(model_in(data))
-        return data if embedded is None else {"steps": embedded.steps, "guidance": embedded.guidance, **data}
+        if embedded is None:
+            return data
+        # Recipes of earlier versions have a guidance scale but no schedule: theirs was constant.
+        schedule = {} if "guidance" in data else {"guidance_schedule": embedded.schedule}
+        return {"steps": embedded.steps, "guidance": embedded.guidance, **schedule, **data}
 
 
 def model_in(data: Any) -> str:

@@ -2,23 +2,27 @@
 
 from dataclasses import dataclass
 
+from factory.config.guidance import CONSTANT, GuidanceSchedule
+
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """Solver steps, guidance scale (1 disables it), and what the model is."""
+    """Solver steps, guidance scale (1 disables it), what the model is, and the schedule of the guidance scale."""
 
     steps: int
     guidance: float
     about: str
+    schedule: GuidanceSchedule = CONSTANT
 
 
 STICKERS, TURBO = "stickers", "stickers-turbo"
 
 EMBEDDED_MODELS = {
-    STICKERS: EmbeddedModel(8, 3.0, "embedded text-to-image model, 80 COCO classes"),
+    STICKERS: EmbeddedModel(8, 4.0, "embedded text-to-image model, 80 COCO classes", "linear"),
     TURBO: EmbeddedModel(4, 1.0, "its few-step version, distilled from it: faster, a little less exact"),
 }
 """The embedded text-to-image models by name. Each has a grounder of the same name."""
 
 STEPS = EMBEDDED_MODELS[STICKERS].steps
 GUIDANCE = EMBEDDED_MODELS[STICKERS].guidance
+SCHEDULE = EMBEDDED_MODELS[STICKERS].schedule

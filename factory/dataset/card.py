@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from factory.config.guidance import CONSTANT
 from factory.config.recipe import Recipe
 from factory.dataset.hf_features import shard_features
 
@@ -128,7 +129,8 @@ def _facts(recipe: Recipe, sums: "Totals") -> dict[str, str]:
         facts["inversion"] = f"{real.method}, {real.steps} steps" if real.method == "ddim" else real.method
     else:
         facts["text-to-image model"] = model
-        facts["sampling"] = f"{generator.solver}, {generator.steps} steps, guidance {generator.guidance:g}"
+        schedule = "" if generator.guidance_schedule == CONSTANT else f" ({generator.guidance_schedule})"
+        facts["sampling"] = f"{generator.solver}, {generator.steps} steps, guidance {generator.guidance:g}{schedule}"
         facts["masks"] = masks.source + (f", revision {masks.grounder_revision}" if masks.grounder_revision else "")
         if recipe.uses_detector():
             facts["detector"] = f"{masks.detector}, revision {masks.detector_revision}"

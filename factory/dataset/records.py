@@ -171,7 +171,9 @@ def provenance(recipe: Recipe) -> dict[str, Any]:
         "format": recipe.format,
         "recipe": recipe.fingerprint(),
         "generator": generator.model_dump(
-            mode="json", exclude={"threads", "compile", "channels_last", "width", "height"}
+            mode="json",
+            # The others are in the recipe; fields that were added later would change the bytes of older datasets.
+            exclude={"threads", "compile", "channels_last", "width", "height", "guidance_schedule"},
         ),
         "masks": {
             "source": masks.source,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from factory.config.guidance import CONSTANT
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
 from factory.generator.families import Family, family_of
@@ -99,6 +100,7 @@ def check_layout(folder: Path, generator: GeneratorRecipe, weights: bool = True,
         _check_shapes(folder, index, denoiser, vae)
     _check_size(folder, family, generator, denoiser, vae)
     _check_negative(folder, family, index, generator, denoiser)
+    _check_schedule(folder, family, index, generator, denoiser)
     kind = component_class(index, "scheduler", str(folder))
     check_scheduler(kind, read_config(folder, "scheduler"), denoiser, family.is_unet, generator, str(folder))
 
@@ -204,6 +206,17 @@ def _check_negative(
         raise UserError(
             f"{folder} takes no negative prompt, because it is not sampled with an unconditional half; remove "
             f"generator.negative."
+        )
+
+
+def _check_schedule(
+    folder: Path, family: Family, index: Mapping[str, Any], generator: GeneratorRecipe, denoiser: Mapping[str, Any]
+) -> None:
+    guided_by_input = family.guided_by_input(str(index["_class_name"]), denoiser)
+    if generator.guidance_schedule != CONSTANT and (guided_by_input or not family.is_unet):
+        raise UserError(
+            f"{folder} is sampled with a constant guidance scale; `{generator.guidance_schedule}` is for Stable "
+            f"Diffusion 1, 2 and XL with classifier-free guidance. Remove generator.guidance_schedule."
         )
 
 

@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from factory.config.guidance import CONSTANT
 from factory.config.sections import GeneratorRecipe
 from factory.generator.families import Encoder, Family
 from factory.generator.finite import check_finite
+from factory.generator.guidance import guidance_arguments
 from factory.generator.schedulers import with_solver
 
 _DECODED_TOGETHER = 2**21
@@ -84,6 +86,8 @@ class Sampler:
         if hasattr(self.pipeline.vae, "use_slicing"):
             self.pipeline.vae.use_slicing = len(texts) * self.size[0] * self.size[1] > _DECODED_TOGETHER
         options = self._options(texts, self.settings.guidance)
+        if self.settings.guidance_schedule != CONSTANT:
+            options |= guidance_arguments(self.settings.guidance, self.settings.guidance_schedule, self.settings.steps)
         with ExitStack() as stack:
             stack.enter_context(self._installed(self._compiled))
             stack.enter_context(self._checked(self._compiled))

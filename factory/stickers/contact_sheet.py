@@ -41,7 +41,13 @@ def contact_sheet(
     usual = EMBEDDED_MODELS.get(model, EMBEDDED_MODELS[STICKERS])
     seeds = [seed * 1_000_003 + k for k in range(num_images)]
     pictures = sample(
-        open_pipeline(model), captions, seeds, progress=progress, steps=usual.steps, guidance=usual.guidance
+        open_pipeline(model),
+        captions,
+        seeds,
+        progress=progress,
+        steps=usual.steps,
+        guidance=usual.guidance,
+        schedule=usual.schedule,
     )
     found = detect_all(open_detector(), pictures)
     cells: list[Image.Image] = []

@@ -12,7 +12,8 @@ from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
-from factory.config.stickers import GUIDANCE, STEPS
+from factory.config.guidance import GuidanceSchedule
+from factory.config.stickers import GUIDANCE, SCHEDULE, STEPS
 from factory.config.vocabulary import caption, coco
 from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
 from factory.stickers.detector import DetectedInstance, StickerDetector
@@ -38,10 +39,11 @@ _MEMORISATION_SCENES = 4000
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling options: solver steps, and the scale of classifier-free guidance (1 disables it)."""
+    """Sampling options: solver steps, the scale of classifier-free guidance (1 disables it), and its schedule."""
 
     steps: int = STEPS
     guidance: float = GUIDANCE
+    schedule: GuidanceSchedule = SCHEDULE
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def time_and_memory(pipeline: StableDiffusionPipeline, sampling: Sampling) -> tu
     """Seconds for 100 images, and this process's peak resident memory in MiB so far."""
     start = time.perf_counter()
     prompts = [caption((name,)) for name in (coco().names * 2)[:100]]
-    sample(pipeline, prompts, range(100), steps=sampling.steps, guidance=sampling.guidance)
+    sample(pipeline, prompts, range(100), **asdict(sampling))
     seconds = time.perf_counter() - start
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -173,8 +175,7 @@ def _single_images(
         [caption((name,)) for name in names],
         [1_000_000 + k for k in range(len(names))],
         progress=lambda done: report(f"one object: {done} of {len(names)}"),
-        steps=sampling.steps,
-        guidance=sampling.guidance,
+        **asdict(sampling),
     )
     images: dict[str, list[Image.Image]] = {name: [] for name in coco().names}
     for name, picture in zip(names, pictures, strict=True):
@@ -193,8 +194,7 @@ def _pair_images(
         [caption(pair) for pair in names],
         [2_000_000 + k for k in range(pairs)],
         progress=lambda done: report(f"two objects: {done} of {pairs}"),
-        steps=sampling.steps,
-        guidance=sampling.guidance,
+        **asdict(sampling),
     )
     return list(zip(names, pictures, strict=True))
 
@@ -219,7 +219,7 @@ def variety_of(
     """Mean pairwise distance of 50 generated images, and of their mask centres, relative to 50 rendered scenes."""
     prompts = [caption((name,))] * _VARIETY_IMAGES
     seeds = [3_000_000 + k for k in range(_VARIETY_IMAGES)]
-    drawn = sample(pipeline, prompts, seeds, steps=sampling.steps, guidance=sampling.guidance)
+    drawn = sample(pipeline, prompts, seeds, **asdict(sampling))
     rendered = [training_scene((8, k), (name,)) for k in range(_VARIETY_IMAGES)]
     renders = [Image.fromarray(scene.image) for scene in rendered]
     images = _pairwise(_thumbnails(drawn)) / _pairwise(_thumbnails(renders))

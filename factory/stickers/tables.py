@@ -11,8 +11,7 @@ def summary_table(measured: Evaluation) -> str:
     images = [figures["images"] for figures in measured.variety.values()]
     positions = [figures["positions"] for figures in measured.variety.values()]
     nearest = measured.nearest_scene
-    steps, guidance = measured.sampling.steps, measured.sampling.guidance
-    time_label = f"100 images ({steps} steps, guidance {guidance:g}, {measured.threads} threads)"
+    time_label = f"100 images ({measured.threads} threads)"
     rows = [
         ("one object: class found, score >= 0.5, mean of 80 classes", f"{found.one_object:.1%}", ">= 98 %"),
         ("classes found in under 85 % of their images", str(below_85), "0"),
@@ -57,7 +56,8 @@ def _caption(measured: Evaluation) -> str:
     sampling = measured.sampling
     return (
         f"`factory stickers evaluate --images-per-class {measured.images_per_class} --pairs {measured.pairs} "
-        f"--scenes {measured.scenes} --steps {sampling.steps} --guidance {sampling.guidance:g}` printed this table.\n"
+        f"--scenes {measured.scenes} --steps {sampling.steps} --guidance {sampling.guidance:g} --guidance-schedule "
+        f"{sampling.schedule}` printed this table.\n"
     )
 
 

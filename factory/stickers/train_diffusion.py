@@ -10,9 +10,11 @@ from diffusers import AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from factory.config.stickers import GUIDANCE, STEPS
+from factory.config.guidance import GuidanceSchedule
+from factory.config.stickers import GUIDANCE, SCHEDULE, STEPS
 from factory.config.vocabulary import caption, coco
 from factory.errors import UserError
+from factory.stickers.sampling import sample
 from factory.stickers.text_to_image import (
     LATENT_FACTOR,
     NOISE,
@@ -38,7 +40,7 @@ _SNR_POWER = 0.75
 """The error of the clean latents is weighted by min(SNR, 1) ** 0.75. This is min-SNR weighting (Hang et al., ICCV 2023)
 with more weight on high noise levels, which determine shapes. With the usual maximum of 5 and power 1, 40 % of the loss
 came from noise levels at which only the finest details of the autoencoder are missing."""
-_MIN_SNR = 0.003
+_MIN_SNR = 0.01
 """Lower bound of the SNR in the weight: at the highest noise levels, only colours and layout are left to learn, and
 without it, they would hardly count."""
 _TIMESTEP_POWER = 1.1
@@ -103,9 +105,9 @@ class DiffusionTask:
         return as_pipeline(model, self.tokenizer, self.autoencoder)
 
     @property
-    def sampling(self) -> tuple[int, float]:
-        """Steps and guidance of the sample sheets."""
-        return STEPS, GUIDANCE
+    def sampling(self) -> tuple[int, float, GuidanceSchedule]:
+        """Steps, guidance and its schedule for the sample sheets."""
+        return STEPS, GUIDANCE, SCHEDULE
 
     def sample_sheet(self, model: nn.Module) -> Image.Image:
         """One image of every class, then images of pairs."""
@@ -114,13 +116,8 @@ class DiffusionTask:
         names = coco().names
         pairs = [caption((names[k], names[(k * 7 + 31) % len(names)])) for k in range(0, len(names), 4)]
         prompts = [caption((name,)) for name in names] + pairs
-        pictures: list[Image.Image] = []
-        steps, scale = self.sampling
-        with autocast(self.device):
-            for first in range(0, len(prompts), 25):
-                noise = torch.Generator().manual_seed(first)
-                batch = prompts[first : first + 25]
-                pictures += pipeline(batch, num_inference_steps=steps, guidance_scale=scale, generator=noise).images
+        steps, guidance, schedule = self.sampling
+        pictures = sample(pipeline, prompts, range(len(prompts)), steps=steps, guidance=guidance, schedule=schedule)
         return tile([pictures[row : row + 20] for row in range(0, len(pictures), 20)])
 
     def figures(self, model: nn.Module) -> dict[str, float]:

@@ -3,7 +3,7 @@
 Salimans & Ho, *Progressive Distillation for Fast Sampling of Diffusion Models* (ICLR 2022), algorithm 2: one DDIM step
 of the student must reach the result of two DDIM steps of its teacher. Meng et al., *On Distillation of Guided Diffusion
 Models* (CVPR 2023): the teacher of the first stage uses classifier-free guidance and the student does not, which halves
-the cost of every step. Here, the guidance scale is fixed.
+the cost of every step. Here, the student learns a single guidance scale, with the linear schedule of the teacher.
 """
 
 import logging
@@ -16,6 +16,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
+from factory.config.guidance import CONSTANT, GuidanceSchedule, linear_scale
 from factory.stickers.text_to_image import TextToImage, as_pipeline, load_weights, new_text_to_image
 from factory.stickers.train_diffusion import DiffusionTask
 from factory.training.precision import autocast
@@ -39,7 +40,7 @@ class Stage:
         return "turbo" if self.steps == STAGES[-1].steps else f"turbo-{self.steps}"
 
 
-STAGES = (Stage(8, 3.0), Stage(4, 1.0))
+STAGES = (Stage(8, 4.0), Stage(4, 1.0))
 
 
 class TurboTask(DiffusionTask):
@@ -67,8 +68,8 @@ class TurboTask(DiffusionTask):
 
     @property
     def depends_on(self) -> Mapping[str, str]:
-        """The stage and the guidance scale of its teacher."""
-        return {"stage": f"{self.stage.steps} steps, guidance {self.stage.guidance:g}"}
+        """The stage and the guidance of its teacher."""
+        return {"stage": f"{self.stage.steps} steps, guidance {self.stage.guidance:g}, linear"}
 
     def loss(self, step: int, batch: int, seed: int) -> Tensor:
         """The squared error of the student's v against the v that reaches the teacher's result in one step.
@@ -96,9 +97,9 @@ class TurboTask(DiffusionTask):
         return as_pipeline(model, self.tokenizer, self.autoencoder, few_steps=True)
 
     @property
-    def sampling(self) -> tuple[int, float]:
+    def sampling(self) -> tuple[int, float, GuidanceSchedule]:
         """The steps of the stage, without guidance."""
-        return self.stage.steps, 1.0
+        return self.stage.steps, 1.0, CONSTANT
 
     def _scales(self, level: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.alphas[level].to(self.device)[:, None, None, None]
@@ -110,11 +111,11 @@ class TurboTask(DiffusionTask):
 
     def _ddim(self, noisy: Tensor, level: Tensor, lower: Tensor, token_ids: Tensor) -> Tensor:
         """One guided DDIM step of the teacher from `level` to `lower`."""
-        v = self._teacher_v(noisy, level, token_ids)
+        v = self._teacher_v(noisy, level, lower, token_ids)
         signal, spread = self._scales(level)
         return self._mixed(signal * noisy - spread * v, signal * v + spread * noisy, lower)
 
-    def _teacher_v(self, noisy: Tensor, level: Tensor, token_ids: Tensor) -> Tensor:
+    def _teacher_v(self, noisy: Tensor, level: Tensor, lower: Tensor, token_ids: Tensor) -> Tensor:
         timesteps = (level - 1).to(self.device)
         with autocast(self.device):
             if self.stage.guidance == 1:
@@ -123,7 +124,9 @@ class TurboTask(DiffusionTask):
             empty = self.empty.to(self.device).expand_as(token_ids)
             both = self.teacher(noisy.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat([empty, token_ids]))
         uncond, cond = both.float().chunk(2)
-        return uncond + self.stage.guidance * (cond - uncond)
+        position = 1 - (level + lower) / 2 / NUM_TRAIN_TIMESTEPS
+        scale = torch.tensor([linear_scale(self.stage.guidance, float(x)) for x in position], device=self.device)
+        return uncond + scale[:, None, None, None] * (cond - uncond)
 
     def _v_reaching(self, noisy: Tensor, result: Tensor, level: Tensor, lower: Tensor) -> Tensor:
         """The v with which one DDIM step from `level` reaches `result` at `lower`."""

@@ -1,0 +1,55 @@
+"""Guidance scales and schedules of the embedded text-to-image model: objects found, and variety.
+
+    python -m benchmarks.guidance
+
+Every row uses the same prompts and seeds: two images of each class, 160 images of two classes, and 50 images of each of
+three classes for the variety, which `factory stickers evaluate` measures in the same way.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from factory.config.guidance import GuidanceSchedule
+from factory.config.stickers import STEPS
+from factory.hf_logging import quiet_model_libraries
+from factory.stickers.detector import StickerDetector
+from factory.stickers.embedded import open_detector, open_pipeline
+from factory.stickers.evaluate import Sampling, draw_images, found_in, variety_of
+
+SETTINGS: tuple[tuple[float, GuidanceSchedule], ...] = ((3, "constant"), (3, "linear"), (4, "linear"), (5, "linear"))
+CLASSES = ("chair", "dog", "bicycle")
+
+
+def _silent(text: str) -> None:
+    """Report nothing: the table is the output."""
+
+
+def row(sampling: Sampling, detector: StickerDetector, images_per_class: int, pairs: int) -> str:
+    """A row of the table."""
+    pipeline = open_pipeline()
+    with tempfile.TemporaryDirectory() as folder:
+        images = draw_images(pipeline, Path(folder), images_per_class, pairs, sampling, _silent)
+    found = found_in(detector, images)
+    variety = [variety_of(pipeline, detector, name, sampling, _silent)["images"] for name in CLASSES]
+    shown = ", ".join(f"{share:.2f}" for share in variety)
+    return (
+        f"| {sampling.guidance:g}, {sampling.schedule} | {found.one_object:.1%} | {found.both_of_two:.1%} | {shown} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images-per-class", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=160)
+    options = parser.parse_args()
+    quiet_model_libraries()
+    detector = open_detector()
+    print(f"| guidance | one object found | both of two found | variety: {', '.join(CLASSES)} |\n|---|---|---|---|")
+    for guidance, schedule in SETTINGS:
+        sampling = Sampling(STEPS, guidance, schedule)
+        print(row(sampling, detector, options.images_per_class, options.pairs), flush=True)
+
+
+if __name__ == "__main__":
+    main()
