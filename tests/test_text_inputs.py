@@ -231,6 +231,8 @@ def test_yaml_keeps_scalars_as_text_and_limits_aliases() -> None:
         ("a: &a [*a]", "contains itself"),
         ("a: 1\na: 2\n", "line 2 repeats the key 'a'"),
         ("? [a]\n: b\n", "is not a plain string"),
+        ("true: 1\n", "key on line 1 is not a plain string"),
+        ("a: 1\n~: 2\n", "key on line 2 is not a plain string"),
         ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
     ):
         with pytest.raises(UserError, match=message):
