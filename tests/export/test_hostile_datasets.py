@@ -258,6 +258,12 @@ def test_hostile_array_is_rejected_before_allocation(number: int) -> None:
         decode_array(list(arrays())[number])
 
 
+@pytest.mark.parametrize("header", ["(((", "-" * 9000 + "1", "{'descr': " + "(" * 3000, "'''"])
+def test_array_with_a_header_that_is_no_literal_is_rejected(header: str) -> None:
+    with pytest.raises(ValueError, match="not a readable array: "):
+        decode_array(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode())
+
+
 @pytest.mark.parametrize("text", [b"[" * 10**6, b'{"a":' * 10**5, b"NaN", b"[Infinity]", b"1" * 10**5, b"\xff", b""])
 def test_hostile_json_raises_value_error(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"[a-z]"):
