@@ -30,6 +30,8 @@ __all__ = ["ConflictError", "Store", "StoreFullError", "absolute", "is_remote"]
 
 T = TypeVar("T")
 
+LOCK = ".lock"
+"""The lock file of a folder; that of a file system without locks has the same name with a suffix."""
 REMOTE_SCHEMES = ("s3", "gs", "az", "http", "https")
 _READERS = 128
 _SMALL_REQUEST = 1 << 20
@@ -114,7 +116,7 @@ class Store:
     def _create_locked(self, client: Any, name: str, data: bytes) -> bool:
         """`create` for file systems without hard links, which the client uses to create a file atomically."""
         assert self.folder is not None
-        with locked(self.folder / ".lock"):
+        with self._folder_locked():
             if (self.folder / name).exists():
                 return False
             client.put(name, data, mode="overwrite", use_multipart=False)
@@ -291,14 +293,19 @@ class Store:
 
     def _swap_file(self, name: str, data: bytes, seen: bytes | None) -> bool:
         """`compare_and_swap` in a folder, under a lock file: the local client has no conditional replace."""
+        with self._clear_errors(name, writes=True), self._folder_locked():
+            if self.get(name) != seen:
+                return False
+            self.put(name, data)
+            return True
+
+    @contextlib.contextmanager
+    def _folder_locked(self) -> Iterator[None]:
+        """Hold the lock file of the folder, which is created if it does not exist or was deleted."""
         assert self.folder is not None
-        with self._clear_errors(name, writes=True):
-            self._connect(None)
-            with locked(self.folder / ".lock"):
-                if self.get(name) != seen:
-                    return False
-                self._connect(None).put(name, data)
-                return True
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder / LOCK):
+            yield
 
 
 def _unpickle(address: str, settings: StoreRecipe, access: Access | None, proven: bool) -> Store:
