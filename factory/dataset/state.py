@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from factory.config.differences import differences
@@ -15,7 +16,7 @@ from factory.dataset.card import card
 from factory.dataset.lease import LEASE
 from factory.dataset.receipt_index import IndexEntry, ReceiptIndex
 from factory.dataset.receipts import Receipt, read_receipt, tags
-from factory.dataset.storage import Store
+from factory.dataset.storage import LOCK, Store
 from factory.errors import UserError
 
 RECIPE = "recipe.yaml"
@@ -104,7 +105,8 @@ def recipe_of(store: Store) -> Recipe:
 
 
 def _refuse_foreign(store: Store) -> None:
-    foreign = [name for name in store.entries("", limit=10) if name not in (LEASE, ".lock")][:3]
+    names = (name for name in store.entries("", limit=10) if name != LEASE and not name.startswith(LOCK))
+    foreign = list(islice(names, 3))
     # Another driver may have created the dataset since the caller looked for its recipe.
     if foreign and store.get(RECIPE) is None:
         raise UserError(
