@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from factory.dataset.receipts import parse_receipt, receipt_name, tar_name
+from factory.dataset.receipts import CorruptReceiptError, parse_receipt, receipt_name, tar_name
 from factory.dataset.storage import Store
 from factory.errors import UserError
 
@@ -75,7 +75,7 @@ class ReceiptIndex:
                 continue
             try:
                 receipt = parse_receipt(tagged[0])
-            except ValueError as error:
+            except CorruptReceiptError as error:
                 raise UserError(
                     f"the receipt of shard {number} is corrupt ({error}); repair it with `factory verify --repair`."
                 ) from error

@@ -15,9 +15,10 @@ from factory.config.recipe import Recipe, canonical, make_recipe, parse_recipe
 from factory.dataset.card import card
 from factory.dataset.lease import LEASE
 from factory.dataset.receipt_index import IndexEntry, ReceiptIndex
-from factory.dataset.receipts import Receipt, read_receipt, tags
+from factory.dataset.receipts import CorruptReceiptError, Receipt, read_receipt, tags
 from factory.dataset.storage import LOCK, Store
 from factory.errors import UserError
+from factory.files.decode import decode_json
 
 RECIPE = "recipe.yaml"
 STATEMENT = "dataset.json"
@@ -121,7 +122,7 @@ def receipts(store: Store, numbers: list[int]) -> Iterator[Receipt]:
     def read(number: int) -> Receipt | None:
         try:
             return read_receipt(store, number)
-        except ValueError as error:
+        except CorruptReceiptError as error:
             raise UserError(
                 f"the receipt of shard {number} is corrupt ({error}); repair it with `factory verify --repair`."
             ) from error
@@ -206,6 +207,15 @@ def _put_text(store: Store, name: str, content: str) -> None:
     text = content.encode()
     if store.get(name) != text:
         store.put(name, text)
+
+
+def read_progress(store: Store) -> dict[str, Any]:
+    """The content of progress.json; empty if there is none or it is invalid."""
+    data = store.get(PROGRESS) or b"{}"
+    try:
+        return dict(decode_json(data))
+    except (ValueError, TypeError):
+        return {}
 
 
 def put_progress(store: Store, data: dict[str, Any]) -> None:
