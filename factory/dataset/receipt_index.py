@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from factory.dataset.receipts import CorruptReceiptError, parse_receipt, receipt_name, tar_name
+from factory.dataset.receipts import CorruptReceiptError, count, parse_receipt, receipt_name, tar_name
 from factory.dataset.storage import Store
 from factory.errors import UserError
+from factory.files.decode import decode_json
 
 INDEX = "index"
 BLOCK = 1000
@@ -120,6 +121,14 @@ def _block_name(block: int) -> str:
 def _parse_block(data: bytes) -> dict[int, IndexEntry]:
     """The entries of a block; empty if it is corrupt, so that the receipts are read again."""
     try:
-        return {int(number): IndexEntry(*values) for number, values in json.loads(data).items()}
+        return {int(number): _parse_entry(*values) for number, values in decode_json(data).items()}
     except (ValueError, TypeError, AttributeError):
         return {}
+
+
+def _parse_entry(tag: Any, *values: Any) -> IndexEntry:
+    """Parse `IndexEntry.to_list`; raises ValueError, TypeError or AttributeError if it is invalid."""
+    *counts, rejected = values
+    if not isinstance(tag, str):
+        raise TypeError(f"a tag must be a string, got {type(tag).__name__}")
+    return IndexEntry(tag, *map(count, counts), {str(reason): count(number) for reason, number in rejected.items()})
