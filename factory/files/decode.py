@@ -9,7 +9,7 @@ import math
 import struct
 import tokenize
 import zlib
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,17 @@ def decode_json(data: bytes) -> Any:
 
 def _reject_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not valid JSON")
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether a value is a string that can be written as UTF-8: strings of JSON may hold unpaired surrogates."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def open_image(data: bytes, kind: str) -> Image.Image:

@@ -116,6 +116,11 @@ HOSTILE: dict[str, Callable[[Store], bytes]] = {
     "an image larger than memory": lambda store: changed(store, "json", in_image(width=10**9, height=10**9)),
     "a size that is not a number": lambda store: changed(store, "json", in_image(width="64")),
     "an unknown class": lambda store: changed(store, "json", in_objects(category_id=90)),
+    "a record with a prompt that is not Unicode": lambda store: changed(store, "json", record(prompt="\ud800")),
+    "a record with a class that is not Unicode": lambda store: changed(store, "json", record(classes=["\ud800"])),
+    "a record of an object that is not Unicode": lambda store: changed(
+        store, "json", in_objects(category_name="\udfff")
+    ),
     "a box of text": lambda store: changed(store, "json", in_objects(bbox=["a", 1, 1, 1])),
     "a score of infinity": lambda store: changed(store, "json", lambda d: d.replace(b'"score":0.5', b'"score":1e999')),
     "run lengths of another size": lambda store: changed(
