@@ -1,11 +1,15 @@
 """`factory prompts`: lines of a language model are checked, counted, repeatable and resumable."""
 
 import hashlib
+import io
 import json
+import ssl
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from email.message import Message
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 import torch
@@ -202,6 +206,36 @@ def test_temporary_failures_are_repeated(monkeypatch: pytest.MonkeyPatch) -> Non
         assert model.answer([instruction(["dog"], "k")], 1) == ["A dog."]
         assert len(requests) == 3
     with pytest.raises(TransientError, match=r"does not respond \(.*refused.*\); finished batches are kept"):
+        model.answer([instruction(["dog"], "k")], 1)
+
+
+def test_a_truncated_answer_is_requested_again() -> None:
+    truncated = (200, {"Content-Length": "1000"}, b'{"choices": [')
+    answers: Iterator[Any] = iter([truncated, "A dog."])
+    with chat_server(lambda body: next(answers)) as (url, _):
+        assert ServerModel(url, "small", SAMPLING, pauses=(0,)).answer([instruction(["dog"], "k")], 1) == ["A dog."]
+
+
+class BrokenResponse(io.BytesIO):
+    """A response whose connection breaks while it is read."""
+
+    def read(self, *_: Any) -> bytes:
+        raise ssl.SSLError("record layer failure")
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_a_connection_that_breaks_during_an_answer_is_a_temporary_failure(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(request: Any, timeout: float) -> BrokenResponse:
+        if status == 200:
+            return BrokenResponse()
+        raise HTTPError(request.full_url, status, "Service Unavailable", Message(), BrokenResponse())
+
+    monkeypatch.setattr("factory.prompts.server._open", broken)
+    model = ServerModel("http://localhost:9", "small", SAMPLING, pauses=(0,))
+    problem = "record layer failure" if status == 200 else "503 Service Unavailable"
+    with pytest.raises(TransientError, match=rf"does not respond \(.*{problem}.*\)"):
         model.answer([instruction(["dog"], "k")], 1)
 
 
