@@ -21,6 +21,7 @@ from factory.config.prompts import read_prompts
 from factory.config.vocabulary import coco, from_names, voc
 from factory.errors import TransientError, UserError
 from factory.prompts.check import LineCheck, few_words
+from factory.prompts.file import PromptsFile
 from factory.prompts.instructions import instruction, prompt_in
 from factory.prompts.interface import Instruction, Sampling
 from factory.prompts.local_model import LocalModel
@@ -104,6 +105,16 @@ def test_an_interrupted_file_is_resumed_to_the_same_bytes(
         stream.write(rest)
     assert summary(*options(lm, tmp_path / "part")) == written[1] | {"prompts_file": str(tmp_path / "part")}
     assert (tmp_path / "part").read_bytes() == written[0].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["p", "p.partial"])
+@pytest.mark.parametrize(
+    "line", ['{"text": "a dog}\n', '{"classes": {}}\n', "# batch: {\n", "# batch: []\n", '# batch: {"rejected": 1}\n']
+)
+def test_a_file_that_was_edited_is_reported(line: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(f'# settings: {{"seed": 3}}\n{line}')
+    with pytest.raises(UserError, match=rf"line 2 of .*/{name} was changed .*; restore it, delete the file"):
+        PromptsFile(tmp_path / "p", {"seed": 3}).open()
 
 
 def test_an_unfinished_file_of_other_options_is_rejected(lm: Path, tmp_path: Path) -> None:
