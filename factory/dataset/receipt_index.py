@@ -121,14 +121,22 @@ def _block_name(block: int) -> str:
 def _parse_block(data: bytes) -> dict[int, IndexEntry]:
     """The entries of a block; empty if it is corrupt, so that the receipts are read again."""
     try:
-        return {int(number): _parse_entry(*values) for number, values in decode_json(data).items()}
+        return {int(number): _parse_entry(fields) for number, fields in decode_json(data).items()}
     except (ValueError, TypeError, AttributeError):
         return {}
 
 
-def _parse_entry(tag: Any, *values: Any) -> IndexEntry:
+def _parse_entry(fields: Any) -> IndexEntry:
     """Parse `IndexEntry.to_list`; raises ValueError, TypeError or AttributeError if it is invalid."""
-    *counts, rejected = values
+    tag, accepted, planned, attempts, size, exhausted, rejected = fields
     if not isinstance(tag, str):
         raise TypeError(f"a tag must be a string, got {type(tag).__name__}")
-    return IndexEntry(tag, *map(count, counts), {str(reason): count(number) for reason, number in rejected.items()})
+    return IndexEntry(
+        tag,
+        accepted=count(accepted),
+        planned=count(planned),
+        attempts=count(attempts),
+        bytes=count(size),
+        exhausted=count(exhausted),
+        rejected={str(reason): count(number) for reason, number in rejected.items()},
+    )
