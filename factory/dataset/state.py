@@ -16,7 +16,8 @@ from factory.dataset.card import card
 from factory.dataset.lease import LEASE
 from factory.dataset.receipt_index import IndexEntry, ReceiptIndex
 from factory.dataset.receipts import CorruptReceiptError, Receipt, read_receipt, tags
-from factory.dataset.storage import LOCK, Store
+from factory.dataset.storage import Store
+from factory.dataset.storage_folder import LOCK
 from factory.errors import UserError
 from factory.files.decode import decode_json
 
