@@ -10,7 +10,8 @@ from typing import Any
 
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
-from factory.generator.families import Family, family_of
+from factory.generator.families import family_of
+from factory.generator.family import Family
 from factory.generator.schedulers import check_scheduler
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from factory.config.sections import GeneratorRecipe
-from factory.generator.families import Encoder, Family
+from factory.generator.family import Encoder, Family
 from factory.generator.finite import check_finite
 from factory.generator.schedulers import with_solver
 
