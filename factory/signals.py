@@ -60,10 +60,11 @@ def run_forwarding_signals(command: Sequence[str]) -> int:
     def forward(number: int, frame: FrameType | None) -> None:
         global _received
         _received = number
+        forwarded = signal.SIGTERM if number == signal.SIGHUP else number
         if child is None:
-            early.append(number)
+            early.append(forwarded)
         else:
-            child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+            child.send_signal(forwarded)
 
     before = {number: signal.signal(number, forward) for number in numbers}
     try:

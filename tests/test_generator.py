@@ -156,6 +156,16 @@ def test_shapes_come_from_the_model(
     assert {tuple(maps.shape[2:]) for maps in generated.cross_attention.values()} == set(attended)
 
 
+def test_a_unet_without_a_size_of_its_own_generates_the_size_of_the_recipe(
+    tiny_data: dict[str, Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((folder / "unet/config.json").read_text())
+    (folder / "unet/config.json").write_text(json.dumps(config | {"sample_size": None}))
+    recipe = changed(tiny_data, generator={"model": str(folder), "width": 72, "height": 40})
+    assert PipelineGenerator(recipe).generate(requests(recipe, 1))[0].image.shape == (40, 72, 3)
+
+
 def test_a_unet_without_a_middle_block_is_captured(tiny_data: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_model, tmp_path / "small"))
     config = json.loads((folder / "unet" / "config.json").read_text()) | {"mid_block_type": None}

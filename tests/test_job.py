@@ -1,5 +1,6 @@
 """Jobs: loading, validation, signals, and resuming after a failure."""
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -36,6 +37,13 @@ def test_shipped_job_loads(name: str, tmp_path: Path) -> None:
     trainings = [step for step in job.steps if step.name == "train-grounder"]
     assert trainings
     assert all(set(step.arguments) & outputs for step in trainings), "grounders are trained on datasets of the job"
+
+
+def test_command_line_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
+    arguments = {"n": 1, "classes": '"traffic light",dog', "shards": "it's; $HOME *"}
+    file = write(tmp_path / "job.yaml", out="x", steps=[{"generate": arguments}])
+    (step,) = load_workflow(file, None, commands(), {}).steps
+    assert shlex.split(step.command_line()) == ["factory", "generate", *step.arguments]
 
 
 @pytest.mark.parametrize("name", ["voc.yaml", "coco.yaml", "protocol-2.yaml"])
@@ -159,7 +167,15 @@ def test_step_reruns_if_its_input_changes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "read"), [("x/set/", "x/set"), ("x/set", "./x//set/"), ("./x/set", "a=x/set/model")]
+    ("written", "read"),
+    [
+        ("x/set/", "x/set"),
+        ("x/set", "./x//set/"),
+        ("./x/set", "a=x/set/model"),
+        ("x/lr=3", "x/lr=3/model"),
+        ("x/lr=3", "a=x/lr=3/model"),
+        ("lr=3", "lr=3/model"),
+    ],
 )
 def test_step_reruns_whatever_the_spelling_of_its_input(written: str, read: str, tmp_path: Path) -> None:
     steps = [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,7 +140,32 @@ def test_heartbeat_continues_after_an_outage(monkeypatch: pytest.MonkeyPatch) ->
         assert store.get(LEASE) is None
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"holder": 1}', b"\xff"])
+def test_heartbeat_survives_the_deletion_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    store = Store(str(tmp_path / "set"))
+    with leased(store) as held:
+        shutil.rmtree(tmp_path / "set")
+        time.sleep(1.0)
+        held.check()
+        assert parse_lease(store.get(LEASE)) is not None, "written again, so that no other driver starts"
+
+
+def test_error_names_the_driver_that_has_the_lease_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    store.put(LEASE, ELSEWHERE.to_json())
+    faster = replace(ELSEWHERE, holder="def", host="node-8")
+    monkeypatch.setattr(time, "sleep", lambda seconds: store.put(LEASE, faster.to_json()))
+    with pytest.raises(LeaseHeldError, match="process 12 on node-8"):
+        acquire(store)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"[]", b"{}", b'{"holder": 1}', b"\xff", b"[" * 100_000,
+        replace(ELSEWHERE, place=7).to_json(), replace(ELSEWHERE, epoch="1").to_json(),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
 def test_invalid_lease_is_ignored(tmp_path: Path, data: bytes) -> None:
     store = Store(str(tmp_path))
     store.put(LEASE, data)

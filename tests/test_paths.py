@@ -8,6 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from factory.cli.main import app
+from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.files.paths import expanded, local_path, split_named_path
 from factory.workflow.run import load_workflow
@@ -102,7 +103,8 @@ def test_dataset_url_in_a_job_is_kept(tmp_path: Path) -> None:
 
 def test_local_path_accepts_paths_and_rejects_urls() -> None:
     assert local_path("runs/a:b/c", "--out") == Path("runs/a:b/c")
-    assert local_path("file:///tmp/x", "--out") == Path("/tmp/x")
+    for url in ("file:///tmp/x", "file:/tmp/x", "FILE:///tmp/x"):
+        assert local_path(url, "--out") == Store(url).folder == Path("/tmp/x")
     assert local_path("C:/data", "--out") == Path("C:/data")
     for url in ("gs://b/x", "https://host/x", "s3:/b/x", "hdfs://b"):
         with pytest.raises(UserError, match="must be a local path"):

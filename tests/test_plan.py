@@ -2,12 +2,14 @@
 
 from collections import Counter
 from itertools import combinations
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.config.class_balance import ClassSequence
+from factory.config.cooccurrence import WeightedGroups
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
 from factory.errors import UserError
@@ -85,6 +87,35 @@ def test_user_prompts_are_used_equally_often() -> None:
     plan = Plan(make_recipe({"n": 24, "prompts": prompts}))
     counts = Counter(sample.prompt.text for sample in plan.samples())
     assert sorted(counts.values()) == [3, 3, 3, 3, 4, 4, 4]
+
+
+class Forgetful(dict[Any, Any]):
+    """A cache whose entries another thread removes at once."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+def test_class_sequences_do_not_depend_on_their_cache() -> None:
+    for size in (1, 2, 3):
+        sequence, forgetful = ClassSequence(12, {size: 1.0}, 5), ClassSequence(12, {size: 1.0}, 5)
+        forgetful._orders = Forgetful()
+        assert [forgetful.at(index) for index in range(50)] == [sequence.at(index) for index in range(50)]
+    weights = [[int(row != column) for column in range(6)] for row in range(6)]
+    groups, forgetful_groups = WeightedGroups(weights, 5), WeightedGroups(weights, 5)
+    forgetful_groups._cycles = Forgetful()
+    assert [forgetful_groups.at(2, position) for position in range(9)] == [groups.at(2, k) for k in range(9)]
+
+
+def test_the_order_of_prompts_does_not_depend_on_another_thread() -> None:
+    class Overtaken(Plan):
+        """Another thread always asks for another block in between."""
+
+        _prompt_block = property(lambda self: (-1, []), lambda self, value: None)  # type: ignore[assignment]
+
+    prompts = [{"text": f"photo {number} of a dog", "classes": {"dog": "dog"}} for number in range(3)]
+    recipe = make_recipe({"n": 9, "classes": ["dog"], "prompts": prompts})
+    assert list(Overtaken(recipe).samples()) == list(Plan(recipe).samples())
 
 
 def test_too_many_shards_are_rejected() -> None:

@@ -1,11 +1,15 @@
 """`factory prompts`: lines of a language model are checked, counted, repeatable and resumable."""
 
 import hashlib
+import io
 import json
+import ssl
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from email.message import Message
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ from factory.config.prompts import read_prompts
 from factory.config.vocabulary import coco, from_names, voc
 from factory.errors import TransientError, UserError
 from factory.prompts.check import LineCheck, few_words
+from factory.prompts.file import PromptsFile
 from factory.prompts.instructions import instruction, prompt_in
 from factory.prompts.interface import Instruction, Sampling
 from factory.prompts.local_model import LocalModel
@@ -100,6 +105,16 @@ def test_an_interrupted_file_is_resumed_to_the_same_bytes(
         stream.write(rest)
     assert summary(*options(lm, tmp_path / "part")) == written[1] | {"prompts_file": str(tmp_path / "part")}
     assert (tmp_path / "part").read_bytes() == written[0].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["p", "p.partial"])
+@pytest.mark.parametrize(
+    "line", ['{"text": "a dog}\n', '{"classes": {}}\n', "# batch: {\n", "# batch: []\n", '# batch: {"rejected": 1}\n']
+)
+def test_a_file_that_was_edited_is_reported(line: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(f'# settings: {{"seed": 3}}\n{line}')
+    with pytest.raises(UserError, match=rf"line 2 of .*/{name} was changed .*; restore it, delete the file"):
+        PromptsFile(tmp_path / "p", {"seed": 3}).open()
 
 
 def test_an_unfinished_file_of_other_options_is_rejected(lm: Path, tmp_path: Path) -> None:
@@ -202,6 +217,36 @@ def test_temporary_failures_are_repeated(monkeypatch: pytest.MonkeyPatch) -> Non
         assert model.answer([instruction(["dog"], "k")], 1) == ["A dog."]
         assert len(requests) == 3
     with pytest.raises(TransientError, match=r"does not respond \(.*refused.*\); finished batches are kept"):
+        model.answer([instruction(["dog"], "k")], 1)
+
+
+def test_a_truncated_answer_is_requested_again() -> None:
+    truncated = (200, {"Content-Length": "1000"}, b'{"choices": [')
+    answers: Iterator[Any] = iter([truncated, "A dog."])
+    with chat_server(lambda body: next(answers)) as (url, _):
+        assert ServerModel(url, "small", SAMPLING, pauses=(0,)).answer([instruction(["dog"], "k")], 1) == ["A dog."]
+
+
+class BrokenResponse(io.BytesIO):
+    """A response whose connection breaks while it is read."""
+
+    def read(self, *_: Any) -> bytes:
+        raise ssl.SSLError("record layer failure")
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_a_connection_that_breaks_during_an_answer_is_a_temporary_failure(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(request: Any, timeout: float) -> BrokenResponse:
+        if status == 200:
+            return BrokenResponse()
+        raise HTTPError(request.full_url, status, "Service Unavailable", Message(), BrokenResponse())
+
+    monkeypatch.setattr("factory.prompts.server._open", broken)
+    model = ServerModel("http://localhost:9", "small", SAMPLING, pauses=(0,))
+    problem = "record layer failure" if status == 200 else "503 Service Unavailable"
+    with pytest.raises(TransientError, match=rf"does not respond \(.*{problem}.*\)"):
         model.answer([instruction(["dog"], "k")], 1)
 
 

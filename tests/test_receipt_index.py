@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +63,25 @@ def test_corrupt_block_is_ignored(bucket: Bucket, recipe: Recipe) -> None:
         store.put("index/000001.json", data)
         assert ReceiptIndex(store).known() == 0
     assert state(store, Plan(recipe)) == before
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"[" * 100_000,
+        b'{"0": [7, 4, 4, 6, 10, 0, {}]}',
+        b'{"0": ["tag", "4", 4, 6, 10, 0, {}]}',
+        b'{"0": ["tag", 4, -4, 6, 10, 0, {}]}',
+        b'{"0": ["tag", 4, 4, 6, 10, 0, {"overlap": "2"}]}',
+        b'{"0": ["tag", 4, 4, 6, 10, 0, []]}',
+        b'{"0": ["tag", 4, 4, 6, 10, 0]}',
+        b'{"0": []}',
+    ],
+)
+def test_block_of_wrong_types_is_ignored(tmp_path: Path, block: bytes) -> None:
+    store = Store(str(tmp_path))
+    store.put("index/000000.json", block)
+    assert ReceiptIndex(store).known() == 0
 
 
 def test_failure_to_write_the_index_is_ignored(bucket: Bucket, recipe: Recipe) -> None:

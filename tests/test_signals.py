@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,18 @@ def test_exit_code_tells_which_signal_arrived() -> None:
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
     assert signals.exit_code() == exit_codes.TERMINATED
+
+
+def test_hangup_during_the_start_of_a_child_reaches_it_as_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = subprocess.Popen
+
+    def interrupted_start(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+        os.kill(os.getpid(), signal.SIGHUP)
+        return start(command, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted_start)
+    code = signals.run_forwarding_signals([sys.executable, "-c", "import time; time.sleep(30)"])
+    assert code == -signal.SIGTERM
 
 
 def test_command_forgets_signals_from_before_it_started() -> None:

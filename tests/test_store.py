@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from factory.dataset.state import existing_recipe
 from factory.dataset.storage import ConflictError, Store, StoreFullError
 from factory.errors import UserError
 
@@ -87,6 +88,15 @@ def test_full_disk_raises_a_clear_error_and_leaves_no_partial_file(tiny_disk: Pa
         store.create("large", b"1" * 400_000)
     assert store.list("") == {"small": 1000}
     assert store.create("fits", b"1" * 100_000)
+
+
+def test_lock_files_are_not_foreign_files(tmp_path: Path) -> None:
+    for name in (".lock", ".lock.held", ".lock.held.removal", "lease.json"):
+        (tmp_path / name).touch()
+    assert existing_recipe(Store(str(tmp_path))) is None
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(UserError, match=r"not a dataset: it has no recipe.yaml, but contains photo.jpg"):
+        existing_recipe(Store(str(tmp_path)))
 
 
 def test_reading_creates_no_folder(tmp_path: Path) -> None:

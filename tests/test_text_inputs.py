@@ -14,7 +14,7 @@ from factory.config.recipe import make_recipe
 from factory.config.vocabulary import coco, from_names, parse_classes, voc
 from factory.errors import UserError
 from factory.files.strict_yaml import parse_plain_yaml
-from factory.files.text import MAX_TEXT_BYTES, read_lines, read_text
+from factory.files.text import MAX_TEXT_BYTES, read_bytes, read_lines, read_text
 
 ENCODINGS = {
     "plain": "dog\ncafé\n".encode(),
@@ -231,7 +231,17 @@ def test_yaml_keeps_scalars_as_text_and_limits_aliases() -> None:
         ("a: &a [*a]", "contains itself"),
         ("a: 1\na: 2\n", "line 2 repeats the key 'a'"),
         ("? [a]\n: b\n", "is not a plain string"),
+        ("true: 1\n", "key on line 1 is not a plain string"),
+        ("a: 1\n~: 2\n", "key on line 2 is not a plain string"),
         ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
     ):
         with pytest.raises(UserError, match=message):
             parse_plain_yaml(bad, "the job x")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a file of unknown size is needed")
+def test_file_whose_size_is_reported_as_0_is_read_completely() -> None:
+    assert Path("/proc/self/status").stat().st_size == 0
+    assert any(line.startswith("VmPeak") for _, line in read_lines("/proc/self/status", "class file"))
+    with pytest.raises(UserError, match="has more than the limit of 10 bytes"):
+        read_bytes("/proc/self/status", "class file", 10)

@@ -79,6 +79,18 @@ def test_two_processes_that_are_asked_to_stop_leave_a_checkpoint_of_that_step_an
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+def test_sigterm_leaves_a_checkpoint_of_the_current_step(tmp_path: Path) -> None:
+    class Stopped(LinearTask):
+        def loss(self, step: int, batch: int, seed: int) -> Tensor:
+            if step == 13:
+                signal.raise_signal(signal.SIGTERM)
+            return super().loss(step, batch, seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Stopped(), OPTIONS, tmp_path, _silent)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 14
+
+
 def test_a_nan_loss_stops_the_training_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"its loss is nan at step 26; the checkpoint .*checkpoint.pt is intact"):
         train(LinearTask(nan_at=25), OPTIONS, tmp_path, _silent)
@@ -121,6 +133,21 @@ def test_a_checkpoint_that_does_not_record_its_dependencies_is_refused(tmp_path:
     ordered.depends_on = {"data": "linear", "classes": "a, b"}
     with pytest.raises(UserError, match="does not record its classes"):
         train(ordered, OPTIONS, tmp_path, _silent)
+
+
+@pytest.mark.parametrize("content", [{"model": 1}, [1, 2], torch.zeros(2)])
+def test_a_file_that_is_no_checkpoint_is_refused(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match=r"checkpoint.pt is not a checkpoint of this program"):
+        train(LinearTask(), OPTIONS, tmp_path, _silent)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    train(LinearTask(), OPTIONS, tmp_path, _silent)
+    wider = LinearTask()
+    wider.model = torch.nn.Linear(7, 3)
+    with pytest.raises(UserError, match=r"does not fit this model \(.*size mismatch.*\), perhaps because another"):
+        train(wider, OPTIONS, tmp_path, _silent)
 
 
 def test_the_log_is_valid_json_if_a_metric_is_nan(tmp_path: Path) -> None:

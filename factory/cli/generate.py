@@ -87,11 +87,11 @@ def generate(
     Exit codes: 0 complete, 2 bad input, 3 some shards failed repeatedly (see quarantine/), 4 complete except for
     samples that were not accepted in any attempt, 75 temporary failure, 130 or 143 interrupted. See docs/exit-codes.md.
     """
+    options = {name: value for name, value in locals().copy().items() if name not in NO_FIELDS}
     from factory.cli.options import assemble, open_store
     from factory.cli.view import watching
     from factory.generation.run import generate as run
 
-    options = {key: value for key, value in locals().copy().items() if key not in NO_FIELDS}
     store = open_store(out, recipe)
     merged = assemble(recipe, store, options)
     with watching(quiet=as_json) as watch:

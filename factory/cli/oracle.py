@@ -80,12 +80,12 @@ def bootstrap_oracle(
 
     Exit codes: those of `factory generate`.
     """
+    options = {name: value for name, value in locals().copy().items() if name not in NO_FIELDS}
     from factory.cli.options import assemble, open_store
     from factory.cli.view import watching
     from factory.errors import UserError
     from factory.generation.run import generate as run
 
-    options = {key: value for key, value in locals().copy().items() if key not in NO_FIELDS}
     store = open_store(out, recipe)
     defaults = {}
     if split is not None:

@@ -33,6 +33,8 @@ from factory.files.strict_json import dumps
 if TYPE_CHECKING:
     from factory.config.recipe import Recipe
 
+_NO_FIELDS = ("recipe", "rate", "measure", "workers", "as_json")
+"""Options that are not fields of a recipe."""
 _SHOWN = 10
 _COUNTED = 100_000
 
@@ -73,10 +75,9 @@ def plan(
 
     Example: factory plan --recipe out/recipe.yaml --workers 8 --rate 2.5
     """
+    options = {name: value for name, value in locals().copy().items() if name not in _NO_FIELDS}
     from factory.cli.options import assemble
 
-    not_fields = ("recipe", "rate", "measure", "workers", "as_json", "assemble")
-    options = {key: value for key, value in locals().copy().items() if key not in not_fields}
     data = describe(assemble(recipe, None, options), rate, workers, measure)
     if as_json:
         typer.echo(dumps(data))

@@ -1,6 +1,5 @@
 """`factory status`: the progress of a dataset, or all nights of `factory nightly`."""
 
-import json
 from typing import Any
 
 import typer
@@ -55,7 +54,7 @@ def state(dataset: str) -> dict[str, Any]:
     """The progress of a dataset as JSON data."""
     from factory.config.plan import Plan
     from factory.dataset import lease
-    from factory.dataset.state import PROGRESS, recipe_of, statement
+    from factory.dataset.state import read_progress, recipe_of, statement
     from factory.dataset.state import state as receipts_state
     from factory.dataset.storage import Store
 
@@ -63,10 +62,7 @@ def state(dataset: str) -> dict[str, Any]:
     recipe = recipe_of(store)
     plan = Plan(recipe)
     data = statement(recipe, plan, receipts_state(store, plan))
-    try:
-        progress = dict(json.loads(store.get(PROGRESS) or b"{}"))
-    except (ValueError, TypeError):
-        progress = {}
+    progress = read_progress(store)
     quarantined = [name.removeprefix("quarantine/").removesuffix(".json") for name in store.list("quarantine")]
     current, dead = progress.get("status", "initialized"), lease.stale(store)
     if data["complete"]:

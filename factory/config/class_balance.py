@@ -5,12 +5,14 @@ Classes are indices 0..count-1. A sequence is a pure function of its seed, so in
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 from factory.config.cooccurrence import WeightedGroups
 
 MAX_OBJECTS = 6
+_MAX_CACHED = 256
+"""Orders that a sequence keeps; the cache is cleared beyond this number."""
 
 
 def shuffled(count: int, *key: object) -> list[int]:
@@ -88,11 +90,17 @@ class ClassSequence:
 
     def _order(self, count: int, *key: object) -> list[int]:
         """Cached `shuffled`; neighbouring samples share the order of their block."""
-        if (count, *key) not in self._orders:
-            if len(self._orders) > 256:
+        return self._cached((count, *key), lambda: shuffled(count, self.seed, *key))
+
+    def _cached(self, key: tuple[object, ...], compute: Callable[[], list[int]]) -> list[int]:
+        """The order with this key; returned without a second look-up, because another thread may clear the cache."""
+        order = self._orders.get(key)
+        if order is None:
+            order = compute()
+            if len(self._orders) > _MAX_CACHED:
                 self._orders.clear()
-            self._orders[count, *key] = shuffled(count, self.seed, *key)
-        return self._orders[count, *key]
+            self._orders[key] = order
+        return order
 
     def _single_block(self, block: int) -> list[int]:
         """All classes once. Up to each end within this block, classes that pairs named less often come first."""
@@ -148,16 +156,14 @@ class ClassSequence:
 
     def _group_block(self, size: int, block: int) -> list[int]:
         """All classes once. Its head and the previous block's tail are disjoint, so no group repeats a class."""
-        key = ("group", size, block)
-        if (self.count, "headed", *key) in self._orders:
-            return self._orders[self.count, "headed", *key]
-        order, fixed = self._order(self.count, *key), self.count - (size - 1)
+        return self._cached((self.count, "headed", size, block), lambda: self._new_group_block(size, block))
+
+    def _new_group_block(self, size: int, block: int) -> list[int]:
+        order, fixed = self._order(self.count, "group", size, block), self.count - (size - 1)
         previous = self._order(self.count, "group", size, block - 1)[fixed:] if block else []
         allowed = [item for item in order[:fixed] if item not in previous]
         head = allowed[: size - 1]
-        result = head + [item for item in order[:fixed] if item not in head] + order[fixed:]
-        self._orders[self.count, "headed", *key] = result
-        return result
+        return head + [item for item in order[:fixed] if item not in head] + order[fixed:]
 
 
 def _rounded(share: Fraction, index: int) -> int:

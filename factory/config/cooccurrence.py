@@ -118,11 +118,13 @@ class WeightedGroups:
     def at(self, size: int, position: int) -> tuple[int, ...]:
         """The group at a position among the groups of `size` classes."""
         cycle, slot = divmod(position, math.lcm(len(self._weights), size) // size)
-        if (size, cycle) not in self._cycles:
+        groups = self._cycles.get((size, cycle))
+        if groups is None:
+            groups = self._cycle(size, cycle)
             if len(self._cycles) > 64:
                 self._cycles.clear()
-            self._cycles[size, cycle] = self._cycle(size, cycle)
-        return self._cycles[size, cycle][slot]
+            self._cycles[size, cycle] = groups
+        return groups[slot]  # not looked up again: another thread may have cleared the cache
 
     def _cycle(self, size: int, cycle: int) -> list[tuple[int, ...]]:
         """The fewest whole groups that consist of whole turns."""

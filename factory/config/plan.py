@@ -136,10 +136,12 @@ class Plan:
         return self._prompt_order(block)[position]
 
     def _prompt_order(self, block: int) -> list[int]:
-        if self._prompt_block[0] != block:
+        known, order = self._prompt_block
+        if known != block:
             assert self._prompts is not None
-            self._prompt_block = block, shuffled(len(self._prompts), self.recipe.seed, "prompts", block)
-        return self._prompt_block[1]
+            order = shuffled(len(self._prompts), self.recipe.seed, "prompts", block)
+            self._prompt_block = block, order  # not read again here: `verify` expands shards in several threads
+        return order
 
     _prompt_block: tuple[int, list[int]] = (-1, [])
 

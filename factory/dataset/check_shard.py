@@ -14,7 +14,7 @@ from factory.config.vocabulary import Vocabulary
 from factory.dataset.encode import ORACLE_SUFFIXES, SUFFIXES, EncodedSample
 from factory.dataset.manifest import manifest_table, read_manifest
 from factory.dataset.masks import IGNORE, decode_label_png, decode_rle, mask_to_xywh
-from factory.dataset.receipts import Blob, Receipt, read_receipt
+from factory.dataset.receipts import Blob, CorruptReceiptError, Receipt, read_receipt
 from factory.dataset.shards import annotation_of
 from factory.dataset.storage import Store
 from factory.dataset.tar import unpack
@@ -43,7 +43,7 @@ def check_shard(store: Store, recipe: Recipe, planned: PlannedShard) -> ShardChe
     """Check a shard against its receipt and its plan."""
     try:
         receipt = read_receipt(store, planned.number)
-    except ValueError as error:
+    except CorruptReceiptError as error:
         return ShardCheck(planned.number, [str(error)])
     if receipt is None:
         return ShardCheck(planned.number, ["the receipt is missing"])

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_type_hints
 
 from factory.dataset.storage import Store
 from factory.errors import LeaseHeldError, UserError
+from factory.files.decode import decode_json
 
 LEASE = "lease.json"
 BEAT = 10.0
@@ -52,12 +53,17 @@ class Lease:
         return f"process {self.pid} on {self.host}, started at {self.started}"
 
 
+_FIELD_TYPES = get_type_hints(Lease)
+
+
 def parse_lease(data: bytes | None) -> Lease | None:
     """Parse a lease; None if there is none or it is invalid. An invalid lease protects nothing."""
     try:
-        return None if data is None else Lease(**json.loads(data))
+        lease = None if data is None else Lease(**decode_json(data))
     except (ValueError, TypeError):
         return None
+    valid = lease is not None and all(type(getattr(lease, name)) is kind for name, kind in _FIELD_TYPES.items())
+    return lease if valid else None
 
 
 def dead(lease: Lease) -> bool | None:
@@ -183,6 +189,7 @@ def _wait_until_dead(store: Store, lease: Lease, log: Callable[[str], None]) -> 
             if current is None:
                 return
             if current != lease:
+                lease = current  # the same driver, or another one that was faster
                 break
         else:
             return

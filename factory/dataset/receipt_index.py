@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from factory.dataset.receipts import parse_receipt, receipt_name, tar_name
+from factory.dataset.receipts import CorruptReceiptError, count, parse_receipt, receipt_name, tar_name
 from factory.dataset.storage import Store
 from factory.errors import UserError
+from factory.files.decode import decode_json
 
 INDEX = "index"
 BLOCK = 1000
@@ -75,7 +76,7 @@ class ReceiptIndex:
                 continue
             try:
                 receipt = parse_receipt(tagged[0])
-            except ValueError as error:
+            except CorruptReceiptError as error:
                 raise UserError(
                     f"the receipt of shard {number} is corrupt ({error}); repair it with `factory verify --repair`."
                 ) from error
@@ -120,6 +121,22 @@ def _block_name(block: int) -> str:
 def _parse_block(data: bytes) -> dict[int, IndexEntry]:
     """The entries of a block; empty if it is corrupt, so that the receipts are read again."""
     try:
-        return {int(number): IndexEntry(*values) for number, values in json.loads(data).items()}
+        return {int(number): _parse_entry(fields) for number, fields in decode_json(data).items()}
     except (ValueError, TypeError, AttributeError):
         return {}
+
+
+def _parse_entry(fields: Any) -> IndexEntry:
+    """Parse `IndexEntry.to_list`; raises ValueError, TypeError or AttributeError if it is invalid."""
+    tag, accepted, planned, attempts, size, exhausted, rejected = fields
+    if not isinstance(tag, str):
+        raise TypeError(f"a tag must be a string, got {type(tag).__name__}")
+    return IndexEntry(
+        tag,
+        accepted=count(accepted),
+        planned=count(planned),
+        attempts=count(attempts),
+        bytes=count(size),
+        exhausted=count(exhausted),
+        rejected={str(reason): count(number) for reason, number in rejected.items()},
+    )

@@ -52,6 +52,10 @@ class Receipt:
         return json.dumps(asdict(self), sort_keys=True, indent=1).encode()
 
 
+class CorruptReceiptError(ValueError):
+    """A receipt that cannot be parsed, or is that of another shard. A store that does not respond is another error."""
+
+
 @dataclass(frozen=True)
 class Tally:
     """Counts from generating a shard; `exhausted` lists the indices of samples that exhausted their attempts."""
@@ -148,42 +152,42 @@ def _create_manifest(store: Store, name: str, data: bytes) -> bytes:
 
 
 def read_receipt(store: Store, shard: int) -> Receipt | None:
-    """Read a shard's receipt; None if it is missing. Raises ValueError if it is not a receipt of this shard."""
+    """Read a shard's receipt; None if it is missing. Raises CorruptReceiptError if it is not one of this shard."""
     data = store.get(receipt_name(shard))
     receipt = None if data is None else parse_receipt(data)
     if receipt is not None and receipt.shard != shard:
-        raise ValueError(f"not a receipt of shard {shard}, but of shard {receipt.shard}")
+        raise CorruptReceiptError(f"not a receipt of shard {shard}, but of shard {receipt.shard}")
     return receipt
 
 
 def parse_receipt(data: bytes) -> Receipt:
-    """Parse and validate a receipt; raises ValueError for wrong types or file names of another shard."""
+    """Parse and validate a receipt; raises CorruptReceiptError for wrong types or file names of another shard."""
     try:
         fields = decode_json(data)
-        shard = _count(fields["shard"])
+        shard = count(fields["shard"])
         return Receipt(
             shard=shard,
             recipe=_digest(fields["recipe"]),
             plan=_digest(fields["plan"]),
             tar=_blob(fields["tar"], tar_name(shard)),
             manifest=_blob(fields["manifest"], manifest_name(shard)),
-            planned=_count(fields["planned"]),
-            accepted=_count(fields["accepted"]),
-            attempts=_count(fields["attempts"]),
-            rejected={str(reason): _count(count) for reason, count in fields["rejected"].items()},
-            short=tuple(_count(index) for index in fields["short"]),
+            planned=count(fields["planned"]),
+            accepted=count(fields["accepted"]),
+            attempts=count(fields["attempts"]),
+            rejected={str(reason): count(number) for reason, number in fields["rejected"].items()},
+            short=tuple(count(index) for index in fields["short"]),
             seconds=dict(fields["seconds"]),
             versions=dict(fields["versions"]),
             worker=dict(fields["worker"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a valid receipt: {type(error).__name__} {str(error)[:200]}") from error
+        raise CorruptReceiptError(f"not a valid receipt: {type(error).__name__} {str(error)[:200]}") from error
 
 
 def _blob(fields: Any, name: str) -> Blob:
     if fields["name"] != name:
         raise ValueError(f"it names {str(fields['name'])[:60]!r}, not {name}")
-    return Blob(name, _digest(fields["sha256"]), _count(fields["bytes"]))
+    return Blob(name, _digest(fields["sha256"]), count(fields["bytes"]))
 
 
 def _digest(value: object) -> str:
@@ -192,7 +196,8 @@ def _digest(value: object) -> str:
     return value
 
 
-def _count(value: object) -> int:
+def count(value: object) -> int:
+    """Return a count of untrusted data; raises ValueError if it is not an integer from 0 to below 2**63."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise ValueError(f"{str(value)[:60]!r} is not a count")
     return value

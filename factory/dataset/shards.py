@@ -10,7 +10,7 @@ from factory.dataset.encode import SUFFIXES, EncodedSample
 from factory.dataset.storage import Store
 from factory.dataset.tar import unpack
 from factory.errors import UserError
-from factory.files.decode import MAX_OBJECTS, MAX_PIXELS, decode_json
+from factory.files.decode import MAX_OBJECTS, MAX_PIXELS, decode_json, is_text
 
 
 def read_shard(store: Store, name: str, suffixes: Sequence[str] = SUFFIXES) -> list[EncodedSample]:
@@ -58,8 +58,8 @@ def annotation_of(sample: EncodedSample) -> dict[str, Any]:
             raise ValueError(f"its annotation belongs to {str(record['key'])[:60]!r}, {str(image['file_name'])[:60]!r}")
         if not all(_is_int(side, 1, MAX_PIXELS) for side in size) or math.prod(size) > MAX_PIXELS:
             raise ValueError(f"its annotation has the size {str(size)[:60]}; the limit is {MAX_PIXELS} pixels")
-        if not isinstance(record["prompt"], str) or not _are_strings(record["classes"]):
-            raise ValueError("its prompt and classes must be strings")
+        if not is_text(record["prompt"]) or not _are_texts(record["classes"]):
+            raise ValueError("its prompt and classes must be Unicode strings")
         if not isinstance(record["annotations"], list) or len(record["annotations"]) > MAX_OBJECTS:
             raise ValueError(f"its annotations must be a list of at most {MAX_OBJECTS} objects")
         for number, annotation in enumerate(record["annotations"], 1):
@@ -77,7 +77,7 @@ def _invalid_field(annotation: Any, index: int, size: tuple[int, int]) -> str | 
         "id": _is_int(annotation["id"], 0, 2**62),
         "image_id": _is_int(annotation["image_id"], index, index),
         "category_id": _is_int(annotation["category_id"], 1, 254),
-        "category_name": isinstance(annotation["category_name"], str),
+        "category_name": is_text(annotation["category_name"]),
         "segmentation": rle["size"] == list(size) and isinstance(rle["counts"], str),
         "bbox": len(annotation["bbox"]) == 4 and all(_is_int(value, 0, pixels) for value in annotation["bbox"]),
         "area": _is_int(annotation["area"], 1, pixels),
@@ -91,5 +91,5 @@ def _is_int(value: object, minimum: int, maximum: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
 
 
-def _are_strings(values: object) -> bool:
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+def _are_texts(values: object) -> bool:
+    return isinstance(values, list) and all(map(is_text, values))

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from factory.config.differences import differences
@@ -14,9 +15,11 @@ from factory.config.recipe import Recipe, canonical, make_recipe, parse_recipe
 from factory.dataset.card import card
 from factory.dataset.lease import LEASE
 from factory.dataset.receipt_index import IndexEntry, ReceiptIndex
-from factory.dataset.receipts import Receipt, read_receipt, tags
+from factory.dataset.receipts import CorruptReceiptError, Receipt, read_receipt, tags
 from factory.dataset.storage import Store
+from factory.dataset.storage_folder import LOCK
 from factory.errors import UserError
+from factory.files.decode import decode_json
 
 RECIPE = "recipe.yaml"
 STATEMENT = "dataset.json"
@@ -104,7 +107,8 @@ def recipe_of(store: Store) -> Recipe:
 
 
 def _refuse_foreign(store: Store) -> None:
-    foreign = [name for name in store.entries("", limit=10) if name not in (LEASE, ".lock")][:3]
+    names = (name for name in store.entries("", limit=10) if name != LEASE and not name.startswith(LOCK))
+    foreign = list(islice(names, 3))
     # Another driver may have created the dataset since the caller looked for its recipe.
     if foreign and store.get(RECIPE) is None:
         raise UserError(
@@ -119,7 +123,7 @@ def receipts(store: Store, numbers: list[int]) -> Iterator[Receipt]:
     def read(number: int) -> Receipt | None:
         try:
             return read_receipt(store, number)
-        except ValueError as error:
+        except CorruptReceiptError as error:
             raise UserError(
                 f"the receipt of shard {number} is corrupt ({error}); repair it with `factory verify --repair`."
             ) from error
@@ -204,6 +208,15 @@ def _put_text(store: Store, name: str, content: str) -> None:
     text = content.encode()
     if store.get(name) != text:
         store.put(name, text)
+
+
+def read_progress(store: Store) -> dict[str, Any]:
+    """The content of progress.json; empty if there is none or it is invalid."""
+    data = store.get(PROGRESS) or b"{}"
+    try:
+        return dict(decode_json(data))
+    except (ValueError, TypeError):
+        return {}
 
 
 def put_progress(store: Store, data: dict[str, Any]) -> None:

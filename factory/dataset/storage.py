@@ -1,12 +1,9 @@
 """Dataset storage: a folder or a bucket behind a few atomic operations. Writes are all or nothing."""
 
 import contextlib
-import errno
 import hashlib
 import importlib
-import os
 import re
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,26 +14,23 @@ from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 from factory.config.sections import StoreRecipe
-from factory.dataset.storage_access import Access, check_address, find_access, with_environment
+from factory.dataset.storage_access import Access, check_address, find_access, is_remote, with_environment
 from factory.dataset.storage_errors import StoreFullError, clear_errors
+from factory.dataset.storage_folder import FolderWrites
 from factory.dataset.storage_listing import Entry, list_bucket, list_folder, tag_of
 from factory.dataset.storage_retry import Patience
 from factory.errors import UserError
 from factory.files.listing import names_in
-from factory.files.lock import locked
+from factory.files.paths import without_file_scheme
 
 __all__ = ["ConflictError", "Store", "StoreFullError", "absolute", "is_remote"]
 
 T = TypeVar("T")
 
-REMOTE_SCHEMES = ("s3", "gs", "az", "http", "https")
 _READERS = 128
 _SMALL_REQUEST = 1 << 20
 _PART, _MAX_PARTS = 16 << 20, 5000
 _DELETED_AT_ONCE = 1000
-_NO_LINKS = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
-_LINK_REFUSED = re.compile(rf"\(os error (?:{'|'.join(map(str, _NO_LINKS))})\)")
-"""Errors of file systems without hard links. If the cause is another fault, the fallback raises it again."""
 
 
 class ConflictError(Exception):
@@ -63,11 +57,11 @@ class Store:
             check_address(address)
         self.address = address
         self.settings = with_environment(settings or StoreRecipe())
-        self.folder = None if remote else Path(address.removeprefix("file://")).absolute()
+        self.folder = None if remote else Path(without_file_scheme(address)).absolute()
         self._access = access
         self._clients: dict[float | None, Any] = {}
         self._lock = threading.Lock()
-        self._without_links = False
+        self._folder_writes = None if self.folder is None else FolderWrites(self.folder)
         self._patience = Patience(address, self.settings.patience)
 
     def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[Any, ...]]:
@@ -95,29 +89,15 @@ class Store:
         from obstore.exceptions import AlreadyExistsError
 
         def put(client: Any) -> bool:
-            if not self._without_links:
-                try:
-                    client.put(name, data, mode="create", use_multipart=False)
-                    return True
-                except Exception as error:
-                    if self.folder is None or not _LINK_REFUSED.search(str(error)):
-                        raise
-                    self._without_links = True
-            return self._create_locked(client, name, data)
+            if self._folder_writes is not None:
+                return self._folder_writes.create(client, name, data)
+            client.put(name, data, mode="create", use_multipart=False)
+            return True
 
         try:
             return self._do(name, put, len(data), writes=True)
         except AlreadyExistsError:
             return False
-
-    def _create_locked(self, client: Any, name: str, data: bytes) -> bool:
-        """`create` for file systems without hard links, which the client uses to create a file atomically."""
-        assert self.folder is not None
-        with locked(self.folder / ".lock"):
-            if (self.folder / name).exists():
-                return False
-            client.put(name, data, mode="overwrite", use_multipart=False)
-            return True
 
     def create_same(self, name: str, data: bytes) -> None:
         """Write `data` unless the same bytes already exist; raises `ConflictError` if other bytes exist."""
@@ -138,8 +118,12 @@ class Store:
 
         If the response to a successful write is lost, the retry recognises the write by its content.
         """
-        if self.folder is not None:
-            return self._swap_file(name, data, seen)
+        if self._folder_writes is not None:
+            with self._clear_errors(name, writes=True), self._folder_writes.locked():
+                if self.get(name) != seen:
+                    return False
+                self.put(name, data)
+                return True
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         if seen is None:
@@ -288,17 +272,6 @@ class Store:
             self._clients[timeout] = client
         return client
 
-    def _swap_file(self, name: str, data: bytes, seen: bytes | None) -> bool:
-        """`compare_and_swap` in a folder, under a lock file: the local client has no conditional replace."""
-        assert self.folder is not None
-        with self._clear_errors(name, writes=True):
-            self._connect(None)
-            with locked(self.folder / ".lock"):
-                if self.get(name) != seen:
-                    return False
-                self._connect(None).put(name, data)
-                return True
-
 
 def _unpickle(address: str, settings: StoreRecipe, access: Access | None, proven: bool) -> Store:
     store = Store(address, settings, access)
@@ -312,16 +285,6 @@ def _delete(names: Sequence[str], client: Any) -> None:
 
 def _with_meta(response: Any) -> tuple[bytes, dict[str, Any]]:
     return bytes(response.bytes()), response.meta
-
-
-def is_remote(address: str) -> bool:
-    """Whether an address is a bucket URL rather than a folder; raises UserError for an unsupported scheme."""
-    scheme = urlparse(address).scheme
-    if scheme in REMOTE_SCHEMES:
-        return True
-    if scheme in ("", "file") or (sys.platform == "win32" and len(scheme) == 1) or os.path.exists(address):
-        return False
-    raise UserError(f"{scheme}:// is not supported, got {address}; give a folder or {', '.join(REMOTE_SCHEMES)}.")
 
 
 def absolute(addresses: Iterable[str]) -> tuple[str, ...]:

@@ -3,12 +3,13 @@
 import configparser
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlparse, urlsplit
 
 from factory.config.sections import StoreRecipe
 from factory.errors import UserError
@@ -35,6 +36,7 @@ _CLIENT_KEYS = (
 )  # fmt: skip
 """Client options read from the environment: obstore ignores them once any option is given in code."""
 
+REMOTE_SCHEMES = ("s3", "gs", "az", "http", "https")
 _PROVIDER_VARIABLES = ("AWS_CONTAINER", "AWS_WEB_IDENTITY")
 _VARIABLES = {
     "timeout": "FACTORY_STORE_TIMEOUT",
@@ -105,6 +107,16 @@ def with_environment(settings: StoreRecipe) -> StoreRecipe:
         raise UserError(
             f"{names} is out of range: a timeout must be above 0 and at most 3600 s, a speed above 0."
         ) from None
+
+
+def is_remote(address: str) -> bool:
+    """Whether an address is a bucket URL rather than a folder; raises UserError for an unsupported scheme."""
+    scheme = urlparse(address).scheme
+    if scheme in REMOTE_SCHEMES:
+        return True
+    if scheme in ("", "file") or (sys.platform == "win32" and len(scheme) == 1) or os.path.exists(address):
+        return False
+    raise UserError(f"{scheme}:// is not supported, got {address}; give a folder or {', '.join(REMOTE_SCHEMES)}.")
 
 
 def check_address(address: str) -> None:

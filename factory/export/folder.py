@@ -33,7 +33,7 @@ class ExportFolder:
                 raise UserError(f"{self.root} is a file; give a new or empty folder with --out.")
             claimed = (self._state / "purpose.json").exists()
             other_files = [] if claimed else [name for name in names_in(self.root) if name != STATE]
-            existing_purpose = json.loads((self._state / "purpose.json").read_text()) if claimed else self._purpose
+            existing_purpose = self._read_purpose() if claimed else self._purpose
         if other_files:
             raise UserError(
                 f"{self.root} is not empty and not a resumable export: it contains {', '.join(other_files[:3])}; "
@@ -46,6 +46,14 @@ class ExportFolder:
                 f"{self.root} contains a different export: {'; '.join(changed)}. Give the same dataset and options to "
                 f"resume it, or another folder with --out. Nothing was written."
             )
+
+    def _read_purpose(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self._state / "purpose.json").read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{self.root}/{STATE} is corrupt ({error}); delete {self.root} and export again."
+            ) from error
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:

@@ -7,12 +7,15 @@ import io
 import json
 import math
 import struct
+import tokenize
 import zlib
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from factory.errors import one_line
 
 MAX_PIXELS = 2**26
 """Per image or mask: 8192 x 8192."""
@@ -24,6 +27,18 @@ MAX_MEMBERS = 16
 """Per sample."""
 MAX_OBJECTS = 10_000
 """Per sample."""
+
+
+_ARRAY_ERRORS = (
+    ValueError,
+    SyntaxError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    tokenize.TokenError,
+)
+"""What NumPy raises for a header: it is parsed as a Python literal, which may be incomplete or nested too deeply."""
 
 
 def decode_json(data: bytes) -> Any:
@@ -38,6 +53,17 @@ def decode_json(data: bytes) -> Any:
 
 def _reject_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not valid JSON")
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether a value is a string that can be written as UTF-8: strings of JSON may hold unpaired surrogates."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def open_image(data: bytes, kind: str) -> Image.Image:
@@ -78,8 +104,8 @@ def decode_array(data: bytes) -> NDArray[np.float16]:
         if np.lib.format.read_magic(stream) != (1, 0):
             raise ValueError("its format version is not 1.0")
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    except (ValueError, SyntaxError, TypeError, OverflowError) as error:
-        raise ValueError(f"not a readable array: {str(error).splitlines()[0]}") from error
+    except _ARRAY_ERRORS as error:
+        raise ValueError(f"not a readable array: {one_line(error)}") from error
     if dtype != np.float16 or len(shape) != 3 or fortran or min(shape) < 1:
         raise ValueError(f"the array is {dtype} {shape}; expected float16 (C, h, w)")
     if 2 * math.prod(shape) != len(data) - stream.tell():

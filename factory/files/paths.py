@@ -6,11 +6,12 @@ from pathlib import Path
 
 from factory.errors import UserError
 
+_FILE_SCHEME = re.compile(r"^file:(?://|(?=/))", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 def local_path(text: str, what: str) -> Path:
-    """Parse a local path, with or without `file://`.
+    """Parse a local path, which may be a file: URL.
 
     Raises UserError for any other URL, which `Path` would turn into a folder such as `s3:`. `what` names the option in
     the message.
@@ -19,11 +20,16 @@ def local_path(text: str, what: str) -> Path:
     if scheme is None:
         return Path(text)
     if scheme[1].lower() == "file":
-        return Path(text.removeprefix(f"{scheme[1]}://"))
+        return Path(without_file_scheme(text))
     raise UserError(
         f"{what} must be a local path, got the URL {text}; give a path on this machine (only datasets can be read from "
         f"and written to URLs)."
     )
+
+
+def without_file_scheme(text: str) -> str:
+    """The path of a file: URL, as in file:///data, file:/data or file://data; any other text unchanged."""
+    return _FILE_SCHEME.sub("", text)
 
 
 def check_writable_folder(folder: Path, option: str) -> None:

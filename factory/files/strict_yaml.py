@@ -12,6 +12,8 @@ MAX_YAML_NODES = 200_000
 expand to billions."""
 _ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 """What PyYAML raises: besides its own errors, those of invalid tagged values and of deep nesting."""
+_KEY_TAGS = tuple(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "merge"))
+"""Types of keys. `true:` and `~:` are mistakes, and they cannot be sorted together with text."""
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -51,8 +53,8 @@ _add_resolvers(_TypedLoader, with_numbers=True)
 def parse_plain_yaml(text: str, where: str) -> Any:
     """Parse YAML into dicts, lists, strings, booleans and None; numbers stay text.
 
-    Raises UserError for invalid YAML, duplicate keys in a mapping, and documents that are too deeply nested or expand
-    too much through aliases.
+    Raises UserError for invalid YAML, keys that are repeated or neither text nor numbers, and documents that are too
+    deeply nested or expand too much through aliases.
     """
     return _parse(text, where, _PlainLoader)
 
@@ -112,7 +114,7 @@ def _check_node(root: yaml.Node, where: str, limit: int) -> None:
 def _check_keys(node: yaml.MappingNode, where: str) -> None:
     seen: set[str] = set()
     for key, _ in node.value:
-        name = str(key.value) if isinstance(key, yaml.ScalarNode) else None
+        name = str(key.value) if isinstance(key, yaml.ScalarNode) and key.tag in _KEY_TAGS else None
         if name is None:
             raise UserError(f"cannot parse {where}: the key on line {key.start_mark.line + 1} is not a plain string.")
         if name in seen:

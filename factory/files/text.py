@@ -14,6 +14,7 @@ from factory.errors import UserError
 MAX_TEXT_BYTES = 64 * 2**20
 """Larger files are rejected before they are read; a million prompts take about this much."""
 
+_CHUNK = 2**20
 _BYTE_ORDER_MARKS = (
     # UTF-32 first: its little-endian mark starts with that of UTF-16.
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -66,6 +67,9 @@ def read_bytes(path: str | Path, what: str, max_bytes: int) -> bytes:
         with file.open("rb") as stream:
             # Python allocates as many bytes as are requested, so a limit of gigabytes must not be requested.
             data = stream.read(min(os.fstat(stream.fileno()).st_size, max_bytes) + 1)
+            # Some file systems report a size of 0 for files that they generate.
+            while len(data) <= max_bytes and (more := stream.read(_CHUNK)):
+                data += more
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise

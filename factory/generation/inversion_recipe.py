@@ -119,14 +119,20 @@ def _usable_images(
 
 
 def mean_psnr(store: "Store", recipe: Recipe) -> float:
-    """The mean PSNR of the samples in dB, from the manifests; NaN if there are no samples."""
+    """The mean PSNR of the samples in dB, from the manifests; NaN if there are no samples.
+
+    Raises UserError if a manifest is damaged.
+    """
     from factory.config.plan import Plan
     from factory.dataset.manifest import read_manifest
     from factory.dataset.receipts import committed, manifest_name
+    from factory.dataset.shards import readable
 
-    values = []
-    for number in sorted(committed(store)):
-        data = store.get(manifest_name(number)) if number < len(Plan(recipe)) else None
-        records = read_manifest(data) if data is not None else []
+    values, shards = [], len(Plan(recipe))
+    for number in sorted(number for number in committed(store) if number < shards):
+        name = manifest_name(number)
+        data = store.get(name)
+        with readable(store, name):
+            records = read_manifest(data) if data is not None else []
         values += [dict(record["filters"])["psnr"] for record in records]
     return sum(values) / len(values) if values else float("nan")

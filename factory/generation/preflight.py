@@ -12,7 +12,7 @@ from factory.config.prompts import Prompt, captioned
 from factory.config.recipe import Recipe
 from factory.config.rich_prompts import longest, vocabulary_words
 from factory.errors import UserError
-from factory.generator.families import Family
+from factory.generator.family import Family
 from factory.generator.layout import (
     attention_levels,
     blocks_of,

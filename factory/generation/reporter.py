@@ -126,7 +126,8 @@ class IndexKeeper:
 
     def drain(self) -> None:
         """Wait until all queued receipts are in the index."""
-        while self._busy or not self._finished.empty():
+        # In this order: the thread is busy from before it empties the queue.
+        while not self._finished.empty() or self._busy:
             time.sleep(0.01)
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 
@@ -12,6 +12,7 @@ from factory.dataset.encode import EncodedSample, encode_sample
 from factory.dataset.receipts import Tally
 from factory.dataset.records import Rejection, Sample, Verdict, provenance
 from factory.dataset.rejected_images import RejectedImages
+from factory.engine.interface import Progress
 from factory.generation.components import Components
 from factory.generation.filters import Filters
 from factory.generator.interface import Request
@@ -35,10 +36,6 @@ class Produced:
     rejected: RejectedImages
 
 
-Progress = Callable[[int, Sequence[str]], None]
-"""Called after each micro-batch with the number of accepted samples and the reasons of the rejected ones."""
-
-
 def produce(
     shard: PlannedShard,
     recipe: Recipe,
@@ -48,7 +45,8 @@ def produce(
 ) -> Produced:
     """Produce the samples of a shard in rounds: round k makes attempt k of all samples that are not accepted yet.
 
-    The order of samples and micro-batches is fixed, because the near-duplicate filter depends on it.
+    The order of samples and micro-batches is fixed, because the near-duplicate filter depends on it. `progress` is
+    called after each micro-batch.
     """
     filters, clock = Filters(recipe.filters), _Clock()
     origin, vocabulary = provenance(recipe), recipe.vocabulary()

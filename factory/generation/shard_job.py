@@ -15,11 +15,10 @@ from factory import log_format, metrics
 from factory.config.plan import Plan, PlannedShard
 from factory.config.recipe import Recipe
 from factory.dataset.encode import EncodedSample
-from factory.dataset.receipts import Receipt, commit, read_receipt
+from factory.dataset.receipts import CorruptReceiptError, Receipt, commit, read_receipt
 from factory.dataset.storage import ConflictError, Store
 from factory.detector.interface import Detector
 from factory.engine.interface import Done, Progress
-from factory.errors import UserError
 from factory.generation.components import load_components
 from factory.generation.shard import Produced, produce
 
@@ -88,9 +87,7 @@ class ContentProducer:
         """The receipt that another driver may have written meanwhile; None if there is none or it is broken."""
         try:
             return read_receipt(self._store, shard)
-        except UserError:
-            raise
-        except ValueError:
+        except CorruptReceiptError:
             return None
 
     def finish(self, shard: int, content: Any) -> Done:

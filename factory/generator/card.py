@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from factory.generator.families import Family
+from factory.generator.family import Family
 from factory.generator.layout import component_class, family_in, read_config, read_index
 from factory.generator.schedulers import NOT_REPEATABLE, is_consistency, is_turbo
 

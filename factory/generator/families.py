@@ -5,14 +5,12 @@ tokens are in its attention, and at which noise level and in which blocks masks 
 images come from the pipeline's own call.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 from factory.errors import UserError
-from factory.generator.text_columns import Columns, after_template, first_and_last, in_place, without_padding
-
-Config = Mapping[str, Any]
+from factory.generator.family import Encoder, Family
+from factory.generator.text_columns import after_template, first_and_last, without_padding
 
 _KL = ("AutoencoderKL", "AutoencoderTiny")
 _CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
@@ -20,105 +18,6 @@ _CLIP_TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
 _T5 = ("T5EncoderModel",)
 _T5_TOKENIZER = ("T5Tokenizer", "T5TokenizerFast")
 _QWEN_TOKENIZER = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A text encoder whose states the denoiser attends to, and the component with its tokenizer.
-
-    Several encoders of a family are concatenated along the tokens, in order.
-    """
-
-    component: str = "text_encoder"
-    tokenizer: str = "tokenizer"
-    columns: Columns = in_place
-    max_tokens: int | None = None
-    """None stands for the tokenizer's `model_max_length`."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """A row of the table.
-
-    Components: `models` and `tokenizers` map each component to its allowed classes, `optional` may be missing.
-    `denoiser` is the component that is called in every step; its class is a U-Net unless `blocks` is given.
-
-    Arguments: `latents`, `time` and `text` name the denoiser's; `clock` converts a timestep of 0 to 1000 to its time.
-    A `packed` denoiser reads (B, tokens, channels); `listed` ones take a list of (C, 1, h, w).
-
-    Tokens: in a "cross" denoiser, attention modules named `attention` read text tokens and those named
-    `self_attention` image tokens. In a joint one, `attention` reads both, "text first" or "image first"; image tokens
-    are padded to a multiple of `padded_to`. `patch` is the latents per token along a side, by configuration if None.
-
-    Masks: `level` is the noise share (0 to 1) at which the denoiser is read, `read_blocks` the part of the depth whose
-    attention is averaged for `attention` masks, and `feature_blocks` the number of block outputs that grounders read.
-
-    Sampling: `guidance` names the argument of the pipeline's call and `unguided` its value without guidance. `steps`
-    and `scale` are the defaults where neither the model's card nor its configuration says more; `call` has further
-    arguments. `size` is the default side in pixels; None stands for the denoiser's `sample_size`.
-    """
-
-    name: str
-    pipelines: tuple[str, ...]
-    denoiser_classes: tuple[str, ...]
-    models: Mapping[str, tuple[str, ...]]
-    tokenizers: Mapping[str, tuple[str, ...]]
-    optional: tuple[str, ...] = ()
-    denoiser: str = "transformer"
-    latents: str = "hidden_states"
-    time: str = "timestep"
-    text: str = "encoder_hidden_states"
-    clock: Callable[[float, Config], float] = lambda timestep, config: timestep
-    packed: bool = False
-    listed: bool = False
-    tokens: Literal["cross", "text first", "image first"] = "text first"
-    attention: str = "attn"
-    self_attention: str | None = None
-    blocks: tuple[str, ...] = ("transformer_blocks",)
-    padded_to: int = 1
-    patch: int | None = 2
-    encoders: tuple[Encoder, ...] = (Encoder(),)
-    level: float = 0.25
-    read_blocks: tuple[float, float] = (0.0, 1.0)
-    feature_blocks: int = 8
-    guidance: str = "guidance_scale"
-    unguided: float = 1.0
-    negative: bool = True
-    steps: int = 20
-    scale: float = 5.0
-    call: Mapping[str, Any] = field(default_factory=dict)
-    size: int | None = 1024
-
-    @property
-    def is_unet(self) -> bool:
-        """Whether the denoiser is a U-Net; the others are transformers."""
-        return not self.blocks
-
-    @property
-    def denoiser_name(self) -> str:
-        """What messages call the denoiser."""
-        return "the U-Net" if self.is_unet else "the transformer"
-
-    def guided_by_input(self, pipeline: str, denoiser: Config) -> bool:
-        """Whether the denoiser takes the guidance scale as an input, or no guidance at all, in one call a step."""
-        if self.is_unet:
-            return denoiser.get("time_cond_proj_dim") is not None
-        return pipeline in ("FluxPipeline", "Flux2Pipeline")
-
-    def guidance_options(self, scale: float, negative: str, count: int) -> dict[str, Any]:
-        """Arguments of the pipeline's call for a guidance scale and a negative prompt of `count` images."""
-        options: dict[str, Any] = {self.guidance: scale}
-        if self.guidance == "true_cfg_scale":
-            # Qwen-Image is guided only where there is a negative prompt, and recommends a space for an empty one.
-            return options | ({"negative_prompt": [negative or " "] * count} if scale > 1 else {})
-        return options | ({"negative_prompt": [negative] * count} if negative else {})
-
-    def pixels_per_token(self, factor: int, denoiser: Config) -> int:
-        """Pixels per image token along a side, where `factor` is that of the autoencoder; for a U-Net per latent."""
-        return factor if self.is_unet else factor * self._patch(denoiser)
-
-    def _patch(self, denoiser: Config) -> int:
-        return int(denoiser.get("patch_size", 1)) if self.patch is None else self.patch
 
 
 _UNET: dict[str, Any] = {

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from factory.generator.families import Family
+from factory.generator.family import Family
 
 
 def feature_layers(unet: Any) -> list[tuple[str, nn.Module]]:

@@ -11,7 +11,8 @@ from typing import Any
 from factory.config.guidance import CONSTANT
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
-from factory.generator.families import Family, family_of
+from factory.generator.families import family_of
+from factory.generator.family import Family
 from factory.generator.schedulers import check_scheduler
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -135,6 +136,21 @@ def pixels_per_latent(vae: Mapping[str, Any]) -> int:
     return int(2 ** (len(blocks) - 1))
 
 
+def default_size(family: Family, denoiser: Mapping[str, Any], factor: int) -> tuple[int, int] | None:
+    """(height, width) in pixels of a model's images where the recipe gives none; None if its configuration has none.
+
+    `factor` is the number of pixels per latent along each side.
+    """
+    if family.size is not None:
+        side = family.size // factor * factor
+        return side, side
+    native = denoiser.get("sample_size")
+    if not native:
+        return None
+    height, width = (native, native) if isinstance(native, int) else native
+    return int(height) * factor, int(width) * factor
+
+
 def blocks_of(family: Family, denoiser: Mapping[str, Any]) -> int:
     """The number of a transformer's blocks, from its configuration."""
     single = int(denoiser.get("num_single_layers", 0)) if len(family.blocks) > 1 else 0
@@ -184,7 +200,8 @@ def _text_channels(unet: Mapping[str, Any]) -> Any:
 def _check_size(
     folder: Path, family: Family, generator: GeneratorRecipe, denoiser: Mapping[str, Any], vae: Mapping[str, Any]
 ) -> None:
-    factor = family.pixels_per_token(pixels_per_latent(vae), denoiser)
+    latent_factor = pixels_per_latent(vae)
+    factor = family.pixels_per_token(latent_factor, denoiser)
     wrong = [size for size in (generator.width, generator.height) if size is not None and size % factor]
     if wrong:
         unit = "latent" if family.is_unet else "image token"
@@ -192,7 +209,7 @@ def _check_size(
             f"{folder} cannot generate images of {generator.width or 'default'} x {generator.height or 'default'}: "
             f"width and height must be multiples of {factor}, the pixels per {unit}."
         )
-    if family.size is None and not denoiser.get("sample_size") and not (generator.width and generator.height):
+    if default_size(family, denoiser, latent_factor) is None and not (generator.width and generator.height):
         raise UserError(
             f"the U-Net of {folder} has no default size; set generator.width and generator.height in the recipe."
         )

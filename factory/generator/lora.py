@@ -15,7 +15,8 @@ from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError, one_line
 from factory.files.hub import hub_file
 from factory.files.paths import expanded
-from factory.generator.families import PIPELINES, Family
+from factory.generator.families import PIPELINES
+from factory.generator.family import Family
 
 _SUFFIX = ".safetensors"
 _DEFAULT_FILE = "pytorch_lora_weights.safetensors"

@@ -28,6 +28,7 @@ from factory.generator.interface import (
 )
 from factory.generator.latents import packed, unpacked
 from factory.generator.layers import transformer_blocks
+from factory.generator.layout import default_size
 from factory.generator.load import load_pipeline
 from factory.generator.memory import FittingParts
 from factory.generator.noise import Mixture, mixture
@@ -137,9 +138,13 @@ class PipelineGenerator:
         return output.float()
 
     def _size(self, denoiser: Any, factor: int) -> tuple[int, int]:
-        native = denoiser.get("sample_size") if self.family.size is None else self.family.size // factor
-        sides = (native, native) if isinstance(native, int) else tuple(native)
-        return self.settings.height or sides[0] * factor, self.settings.width or sides[1] * factor
+        """(height, width) of the images, in pixels."""
+        height, width = self.settings.height, self.settings.width
+        if height is not None and width is not None:
+            return height, width
+        default = default_size(self.family, denoiser, factor)
+        assert default is not None, "`check_layout` requires a size"
+        return height or default[0], width or default[1]
 
     def _target(self, denoiser: Any) -> Target:
         if self.family.is_unet:

@@ -5,7 +5,7 @@ from typing import Any
 
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
-from factory.generator.families import Family
+from factory.generator.family import Family
 
 
 def check_extras(generator: GeneratorRecipe, offload: bool) -> None:

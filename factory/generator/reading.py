@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from factory.generator.families import Family
+from factory.generator.family import Family
 from factory.generator.interface import ATTENTION, CROSS_ATTENTION, FEATURES, HALVES
 from factory.generator.layers import feature_layers, level_shape, transformer_blocks
 

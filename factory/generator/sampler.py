@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from factory.config.guidance import CONSTANT
 from factory.config.sections import GeneratorRecipe
-from factory.generator.families import Encoder, Family
+from factory.generator.family import Encoder, Family
 from factory.generator.finite import check_finite
 from factory.generator.guidance import guidance_arguments
 from factory.generator.schedulers import with_solver

@@ -7,7 +7,7 @@ from typing import Any
 
 from factory.config.prompts import Prompt
 from factory.errors import UserError, one_line
-from factory.generator.families import Family
+from factory.generator.family import Family
 from factory.generator.layout import component_class, component_names
 from factory.generator.tokens import check_words_known, class_positions
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import UserError
+from factory.files.decode import is_text
 from factory.files.text import read_bytes
 from factory.labelled.interface import inside
 from factory.labelled.picture import MAX_PIXELS
@@ -20,8 +21,6 @@ MAX_JSON_VALUES = 200_000_000
 
 Id = int | str
 
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
-"""An unpaired surrogate, which JSON can represent and UTF-8 cannot."""
 _INTEGER = re.compile(r"([-+]?[0-9]{1,30})(?:\.0*)?")
 
 
@@ -173,7 +172,7 @@ def _add(instances: InstancesFile, index: int, entry: Mapping[str, Any]) -> None
 
 def _id(value: Any, where: str, name: str) -> Id:
     """A normalised id: 7, 7.0, "7" and "000007" are the same."""
-    if isinstance(value, str) and value.strip() and not _SURROGATE.search(value):
+    if is_text(value) and value.strip():
         integer = _INTEGER.fullmatch(value.strip())
         return int(integer[1]) if integer else value.strip()
     if isinstance(value, int) and not isinstance(value, bool):

@@ -1,11 +1,10 @@
 """When the generation of a night ends although its dataset is not complete."""
 
 import datetime
-import json
 from collections.abc import Callable
 from zoneinfo import ZoneInfo
 
-from factory.dataset.state import PROGRESS
+from factory.dataset.state import read_progress
 from factory.dataset.storage import Store
 from factory.engine.scheduler import Limit, State
 from factory.nightly.clock import next_time
@@ -50,8 +49,8 @@ def with_lost_usage(night: Night, dataset: Store) -> Night:
     """The record with what a run used that was killed before it could say so, from its last progress report."""
     if night.counted:
         return night
+    progress = read_progress(dataset)
     try:
-        progress = json.loads(dataset.get(PROGRESS) or b"{}")
         if datetime.datetime.fromisoformat(progress["updated"]) < night.updated.replace(microsecond=0):
             return night
         return with_usage(

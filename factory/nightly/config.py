@@ -13,7 +13,7 @@ from factory.config.recipe import Recipe, load_recipe, make_recipe
 from factory.config.sections import Section
 from factory.dataset.storage import is_remote
 from factory.errors import UserError
-from factory.files.paths import expanded
+from factory.files.paths import expanded, without_file_scheme
 from factory.files.strict_yaml import parse_plain_yaml, parse_yaml
 from factory.files.text import read_text
 from factory.nightly.clock import parse_clock, zone_of
@@ -229,7 +229,7 @@ def load_config(path: str | Path) -> NightlyConfig:
         recipe = load_recipe(folder / expanded(recipe))
     root = config.root
     if not is_remote(root):
-        local = expanded(root.removeprefix("file://"))
+        local = expanded(without_file_scheme(root))
         if str(local).startswith("~"):
             raise UserError(f"{path}: root: there is no home folder for {local}; give an absolute path.")
         root = str(folder / local)

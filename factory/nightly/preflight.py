@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from factory.config.recipe import Recipe
-from factory.config.sections import EngineRecipe
+from factory.config.sections import EngineRecipe, GeneratorRecipe
 from factory.dataset.state import RECIPE
 from factory.dataset.storage import Store, StoreFullError
 from factory.errors import UserError
@@ -85,18 +85,26 @@ def _check_free(folder: Path, needed: float) -> None:
 
 def estimated_size(recipe: Recipe) -> float:
     """The expected bytes per sample, from the size of the images."""
-    from factory.generator.layout import pixels_per_latent, read_config
+    height, width = recipe.generator.height, recipe.generator.width
+    if width is None or height is None:
+        default = _default_size(recipe.generator)
+        height, width = height or default[0], width or default[1]
+    return _BYTES_PER_PIXEL * width * height + _BYTES_PER_SAMPLE
+
+
+def _default_size(generator: GeneratorRecipe) -> tuple[int, int]:
+    """(height, width) of a model's images by its configuration; a usual size if that cannot be read."""
+    from factory.generator.layout import default_size, family_in, pixels_per_latent, read_config, read_index
     from factory.generator.load import config_folder
 
-    width, height = recipe.generator.width, recipe.generator.height
-    if width is None or height is None:
-        try:
-            folder = config_folder(recipe.generator)
-            side = int(read_config(folder, "unet")["sample_size"]) * pixels_per_latent(read_config(folder, "vae"))
-        except (UserError, KeyError, TypeError, ValueError):
-            side = _DEFAULT_SIDE
-        width, height = width or side, height or side
-    return _BYTES_PER_PIXEL * width * height + _BYTES_PER_SAMPLE
+    usual = _DEFAULT_SIDE, _DEFAULT_SIDE
+    try:
+        folder = config_folder(generator)
+        family = family_in(read_index(folder))
+        factor = pixels_per_latent(read_config(folder, "vae"))
+        return default_size(family, read_config(folder, family.denoiser), factor) or usual
+    except (UserError, TypeError, ValueError):
+        return usual
 
 
 def check_gpu_budget(engine: EngineRecipe, budget: Budget | None) -> None:

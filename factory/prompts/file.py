@@ -95,11 +95,17 @@ class PromptsFile:
         texts: list[str] = []
         kept = lines.index(self._head) + 1
         for number, line in enumerate(lines):
-            if line.startswith("{"):
-                texts.append(str(json.loads(line)["text"]) if line.endswith("}\n") else "")
-            elif line.startswith(_BATCH) and line.endswith("\n"):
-                self._count(json.loads(line.removeprefix(_BATCH)), texts)
-                texts, kept = [], number + 1
+            try:
+                if line.startswith("{"):
+                    texts.append(str(json.loads(line)["text"]) if line.endswith("}\n") else "")
+                elif line.startswith(_BATCH) and line.endswith("\n"):
+                    self._count(json.loads(line.removeprefix(_BATCH)), texts)
+                    texts, kept = [], number + 1
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"line {number + 1} of {existing} was changed ({type(error).__name__}): {line.strip()[:80]!r}; "
+                    f"restore it, delete the file, or give another --out."
+                ) from error
         if not complete:
             self._partial.write_text("".join(lines[:kept]), encoding="utf-8")
             self._size = self._partial.stat().st_size

@@ -5,9 +5,9 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse, IncompleteRead
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
@@ -84,12 +84,13 @@ class ServerModel:
         for pause in (*self._pauses, None):
             try:
                 with _open(Request(self._base + path, data, headers), timeout=_TIMEOUT) as response:
-                    return json.loads(response.read(_MAX_BYTES))
+                    return json.loads(_body(response))
             except HTTPError as error:
-                problem = f"{error.code} {error.reason}: {_message(error)}".rstrip(": ")
+                with error:
+                    problem = f"{error.code} {error.reason}: {_message(error)}".rstrip(": ")
                 if error.code not in _TEMPORARY:
                     raise UserError(self._refused(error.code, problem)) from error
-            except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
+            except (OSError, HTTPException) as error:  # no connection, or one that broke: URLError is an OSError
                 problem = " ".join(str(getattr(error, "reason", error)).split())[:160] or type(error).__name__
             except ValueError as error:
                 raise UserError(f"{self._base} does not answer with JSON; give the address of its API.") from error
@@ -141,9 +142,20 @@ def _key() -> str:
     return key
 
 
+def _body(response: HTTPResponse) -> bytes:
+    """The body of a response, up to the limit. Raises IncompleteRead if the connection ended before its end."""
+    body = response.read(_MAX_BYTES)
+    if response.length and len(body) < _MAX_BYTES:
+        raise IncompleteRead(body, response.length)
+    return body
+
+
 def _message(error: HTTPError) -> str:
-    """The server's own explanation, in one line."""
-    text = error.read(2000).decode(errors="replace")
+    """The server's own explanation, in one line; empty if the connection ends before it."""
+    try:
+        text = error.read(2000).decode(errors="replace")
+    except (OSError, HTTPException):
+        return ""
     try:
         content = json.loads(text)["error"]
         text = str(content["message"] if isinstance(content, dict) else content)

@@ -1,6 +1,5 @@
 """Measures a dataset in one pass over its shards: everything that its report says."""
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,9 +14,10 @@ from factory.config.plan import Plan
 from factory.config.recipe import Recipe
 from factory.dataset.receipts import Receipt, tags
 from factory.dataset.records import Image
-from factory.dataset.state import PROGRESS, Totals, receipts, recipe_of, state
+from factory.dataset.state import Totals, read_progress, receipts, recipe_of, state
 from factory.dataset.storage import Store
 from factory.errors import TransientError, UserError
+from factory.files.decode import decode_json
 from factory.generation.reporter import quarantine_name, quarantined
 from factory.report.audit import Audit, duplicate_examples, rejected_images
 from factory.report.contents import Contents
@@ -169,17 +169,11 @@ def _name(address: str) -> str:
 
 def _run(store: Store) -> dict[str, Any]:
     """What the last run reported in progress.json, and the quarantined shards."""
-    try:
-        progress = dict(json.loads(store.get(PROGRESS) or b"{}"))
-    except (ValueError, TypeError):
-        progress = {}
-    failed = []
-    for number in sorted(quarantined(store))[:_ERRORS_SHOWN]:
-        try:
-            error = str(json.loads(store.get(quarantine_name(number)) or b"{}").get("error", ""))
-        except (ValueError, AttributeError):
-            error = ""
-        failed.append({"shard": number, "error": error[-2000:]})
+    progress = read_progress(store)
+    failed = [
+        {"shard": number, "error": _quarantine_error(store.get(quarantine_name(number)))}
+        for number in sorted(quarantined(store))[:_ERRORS_SHOWN]
+    ]
     errors = progress.get("errors")
     return {
         "status": str(progress.get("status", "unknown"))[:40],
@@ -190,6 +184,14 @@ def _run(store: Store) -> dict[str, Any]:
         "errors": [str(error)[:500] for error in errors[:_ERRORS_SHOWN]] if isinstance(errors, list) else [],
         "quarantined": failed,
     }
+
+
+def _quarantine_error(data: bytes | None) -> str:
+    """The end of the error in a file of quarantine/; empty if it is missing or invalid."""
+    try:
+        return str(decode_json(data or b"{}").get("error", ""))[-2000:]
+    except (ValueError, AttributeError):
+        return ""
 
 
 def _count(value: object) -> int | float | None:

@@ -65,7 +65,7 @@ def render(report: Mapping[str, Any], images: Mapping[str, str]) -> str:
     environment.globals |= {"plain": plain, "power": lambda value: percent(10**value, 2)}
     style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "filter.js"))
     # Class names never enter the style or the script, so both are trusted as they are.
-    return environment.get_template("page.html").render(
+    page = environment.get_template("page.html").render(
         report=report,
         images=images,
         related=_most_combined(report["objects"]["pairs"]),
@@ -74,6 +74,8 @@ def render(report: Mapping[str, Any], images: Mapping[str, str]) -> str:
         policy=f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         f"base-uri 'none'; form-action 'none'",
     )
+    # JSON files of other origin may hold unpaired surrogates, which UTF-8 cannot encode.
+    return page.encode(errors="replace").decode()
 
 
 def _most_combined(pairs: Sequence[Sequence[Any]]) -> list[str]:

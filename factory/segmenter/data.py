@@ -43,9 +43,9 @@ class DatasetSource:
     def __init__(self, store: Store, vocabulary: Vocabulary) -> None:
         """UserError if there is no dataset, no sample, or a class that is not in the vocabulary."""
         recipe = recipe_of(store)
-        shards = sorted(committed(store))
-        self._store, self._names = store, [receipt.tar.name for receipt in receipts(store, shards)]
-        self.size = sum(receipt.accepted for receipt in receipts(store, shards))
+        finished = list(receipts(store, sorted(committed(store))))
+        self._store, self._names = store, [receipt.tar.name for receipt in finished]
+        self.size = sum(receipt.accepted for receipt in finished)
         if not self.size:
             raise UserError(f"{store.address} has no samples yet; complete it with `factory generate`.")
         self.identity = f"{self.size} samples of recipe {recipe.fingerprint()[:12]}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 from factory.files.atomic import replaced_atomically
 
 CHECKPOINT = "checkpoint.pt"
@@ -28,7 +28,7 @@ def save_checkpoint(name: str, out: Path, state: dict[str, Any], run: dict[str, 
 def restore(out: Path, state: dict[str, Any], run: dict[str, Any], depends_on: Mapping[str, str]) -> int:
     """Load the checkpoint in `out` into `state`; return its step, or 0 if there is none.
 
-    UserError if it cannot be read or belongs to a run with other options.
+    UserError if it cannot be read, does not fit the model, or belongs to a run with other options.
     """
     path = out / CHECKPOINT
     if not path.exists():
@@ -37,6 +37,8 @@ def restore(out: Path, state: dict[str, Any], run: dict[str, Any], depends_on: M
         saved = torch.load(path, map_location=run["device"], weights_only=True)
     except Exception as error:
         raise UserError(f"The checkpoint {path} cannot be read ({error}); move it away to start over.") from error
+    if not isinstance(saved, dict) or not {"step", "options", *state} <= saved.keys():
+        raise UserError(f"{path} is not a checkpoint of this program; move it away to start over.")
     recorded = saved["options"]
     unknown = [key for key in depends_on if key not in recorded]
     if unknown:
@@ -50,8 +52,14 @@ def restore(out: Path, state: dict[str, Any], run: dict[str, Any], depends_on: M
         raise UserError(
             f"The checkpoint {path} belongs to another run ({listed}); use the same options or another --out."
         )
-    for name, part in state.items():
-        part.load_state_dict(saved[name])
+    try:
+        for name, part in state.items():
+            part.load_state_dict(saved[name])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(
+            f"The checkpoint {path} does not fit this model ({one_line(error)}), perhaps because another version wrote "
+            f"it; train again with another --out."
+        ) from error
     return int(saved["step"])
 
 

@@ -2,13 +2,10 @@
 
 import logging
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from factory.errors import UserError
+from factory.signals import stop_requests
 from factory.training.checkpoint import CHECKPOINT, not_finite, restore, save_checkpoint
 from factory.training.devices import check_device
 from factory.training.muon import Muon, muon_groups
@@ -119,7 +117,7 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
         report(f"{task.name}: resuming at step {first} of {options.steps}")
     task.model.train()
     progress = Progress(task.name, first, options.steps, out if writes else None, report)
-    with closing(progress), _deferred_interrupt() as asked:
+    with closing(progress), stop_requests() as asked:
         for step in range(first, options.steps):
             loss, interrupted = _step(task, options, step, optimizer, out, asked)
             schedule.step()
@@ -213,26 +211,6 @@ def _average(model: nn.Module, shared: Tensor, world: int) -> None:
     for value in [*gradients, *(buffer for buffer in model.buffers() if buffer.is_floating_point()), shared]:
         torch.distributed.all_reduce(value)
         value /= world
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Defer the first Ctrl-C to the end of a step, so that a checkpoint is written; a second one interrupts at once."""
-    requested = False
-
-    def request(number: int, frame: FrameType | None) -> None:
-        nonlocal requested
-        requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, request)
-    try:
-        yield lambda: requested
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _load_start(task: TrainTask, folder: Path) -> None:

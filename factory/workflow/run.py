@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 from factory import exit_codes, signals
 from factory.errors import UserError
 from factory.files.atomic import write_atomically
-from factory.files.paths import local_path
+from factory.files.paths import local_path, split_named_path
 from factory.files.strict_yaml import parse_plain_yaml
 from factory.files.text import read_text
 from factory.workflow.check import arguments_of, steps_of, values_of
@@ -60,13 +61,13 @@ class Step:
 
     def reads(self, folder: str) -> bool:
         """Whether an argument is the folder or a path in it, also in the form NAME=FOLDER, in any spelling."""
-        paths = (normpath(argument.rpartition("=")[2]) for argument in self.arguments)
-        return any(f"{path}/".startswith(f"{folder}/") for path in paths)
+        # `a=b` is either the path `a=b` or the path `b` with a name.
+        paths = (path for argument in self.arguments for path in (argument, split_named_path(argument)[1]))
+        return any(f"{normpath(path)}/".startswith(f"{folder}/") for path in paths)
 
     def command_line(self) -> str:
         """The step as typed in a shell."""
-        quoted = (f"'{argument}'" if " " in argument else argument for argument in self.arguments)
-        return " ".join(["factory", self.name, *quoted])
+        return shlex.join(["factory", self.name, *self.arguments])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pytest
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.export import run as export_run
-from factory.export.folder import STATE
+from factory.export.folder import STATE, ExportFolder
 from factory.export.interface import ExportSample
 from factory.export.run import Export, Options
 from tests.support.export_datasets import (
@@ -26,6 +26,14 @@ from tests.support.export_datasets import (
     make_dataset,
     run,
 )
+
+
+@pytest.mark.parametrize("purpose", [b"", b"{", b"[1]", b"7", b"\xff"])
+def test_corrupt_state_is_reported(tmp_path: Path, purpose: bytes) -> None:
+    (tmp_path / STATE).mkdir()
+    (tmp_path / STATE / "purpose.json").write_bytes(purpose)
+    with pytest.raises(UserError, match=rf"/{STATE} is corrupt \(.*\); delete .* and export again"):
+        ExportFolder(tmp_path, {"format": "coco"}).check()
 
 
 @pytest.mark.parametrize("form", FORMATS)

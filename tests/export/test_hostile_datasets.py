@@ -116,6 +116,11 @@ HOSTILE: dict[str, Callable[[Store], bytes]] = {
     "an image larger than memory": lambda store: changed(store, "json", in_image(width=10**9, height=10**9)),
     "a size that is not a number": lambda store: changed(store, "json", in_image(width="64")),
     "an unknown class": lambda store: changed(store, "json", in_objects(category_id=90)),
+    "a record with a prompt that is not Unicode": lambda store: changed(store, "json", record(prompt="\ud800")),
+    "a record with a class that is not Unicode": lambda store: changed(store, "json", record(classes=["\ud800"])),
+    "a record of an object that is not Unicode": lambda store: changed(
+        store, "json", in_objects(category_name="\udfff")
+    ),
     "a box of text": lambda store: changed(store, "json", in_objects(bbox=["a", 1, 1, 1])),
     "a score of infinity": lambda store: changed(store, "json", lambda d: d.replace(b'"score":0.5', b'"score":1e999')),
     "run lengths of another size": lambda store: changed(
@@ -256,6 +261,12 @@ def arrays() -> Iterator[bytes]:
 def test_hostile_array_is_rejected_before_allocation(number: int) -> None:
     with pytest.raises(ValueError, match="array"):
         decode_array(list(arrays())[number])
+
+
+@pytest.mark.parametrize("header", ["(((", "-" * 9000 + "1", "{'descr': " + "(" * 3000, "'''"])
+def test_array_with_a_header_that_is_no_literal_is_rejected(header: str) -> None:
+    with pytest.raises(ValueError, match="not a readable array: "):
+        decode_array(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode())
 
 
 @pytest.mark.parametrize("text", [b"[" * 10**6, b'{"a":' * 10**5, b"NaN", b"[Infinity]", b"1" * 10**5, b"\xff", b""])

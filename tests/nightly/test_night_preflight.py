@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 
+from factory.config.recipe import make_recipe
 from factory.dataset.storage import Store
 from factory.generation import run as generation_run
 from factory.nightly import preflight
+from factory.nightly.preflight import estimated_size
 from factory.nightly.record import NightFile
 from factory.nightly.run import preview_night, run_night
 from tests.nightly.conftest import DATE, Make, Put, record, states
 from tests.support.bucket import Bucket
+from tests.support.tiny_families import tiny_family
 
 
 def test_preflight_rejects_a_store_without_conditional_writes(make: Make, bucket: Bucket) -> None:
@@ -43,6 +46,15 @@ def test_preflight_rejects_a_full_disk_before_anything_is_made(make: Make, monke
     found = NightFile(context.root, DATE).load()
     assert found is not None
     assert (found.state, found.exit_code, found.runs) == ("failed", 75, 0)
+
+
+@pytest.mark.parametrize(("family", "side"), [("sd", 64), ("z-image", 1024)])
+def test_expected_size_of_a_sample_is_that_of_the_model(family: str, side: int, tmp_path: Path) -> None:
+    generator = {"model": str(tiny_family(family, tmp_path))}
+    default, wide = (make_recipe({"n": 1, "generator": generator | more}) for more in ({}, {"width": 2 * side}))
+    pixels = side * side
+    assert estimated_size(wide) - estimated_size(default) == pytest.approx(0.5 * pixels)
+    assert estimated_size(default) == pytest.approx(0.5 * pixels, abs=10_000)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,13 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], s
     return report, (folder / "out/index.html").read_text()
 
 
+def test_text_that_is_not_unicode_is_replaced(tmp_path: Path) -> None:
+    store, _ = make_report_set(tmp_path / "set")
+    store.put("progress.json", b'{"status": "\\ud800", "errors": ["a \\udfff b"]}')
+    write_report(store, str(tmp_path / "out"), features=0)
+    assert "a ? b" in (tmp_path / "out/index.html").read_text(encoding="utf-8")
+
+
 def test_class_names_are_escaped(hostile: tuple[dict[str, Any], str]) -> None:
     elements = Elements(hostile[1])
     assert [row["name"] for row in hostile[0]["classes"]] == list(HOSTILE)
