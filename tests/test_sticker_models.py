@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from factory.config.stickers import STEPS
@@ -15,6 +16,7 @@ from factory.errors import UserError
 from factory.files.embedded_models import detector_folder
 from factory.stickers import train_diffusion, training_scenes
 from factory.stickers.embedded import open_pipeline
+from factory.stickers.recipes import run_recipe
 from factory.stickers.text_to_image import (
     LATENT_CHANNELS,
     as_pipeline,
@@ -133,6 +135,18 @@ def test_a_few_step_model_starts_from_its_teacher_with_a_finite_loss(folders, fe
         loss.backward()
         assert torch.isfinite(loss)
         assert all(weight.grad is None for weight in task.teacher.parameters())
+
+
+def test_a_finished_stage_of_another_teacher_is_not_used(folders, few_scenes, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(TurboTask, "sample_sheet", lambda task, model: Image.new("RGB", (8, 8)))
+    shutil.copytree(folders / "pipeline", tmp_path / "diffusion/model")
+    shutil.copytree(folders / "vae", tmp_path / "autoencoder/model")
+    model = run_recipe("turbo", tmp_path, steps=1, batch=1, report=lambda text: None)
+    assert run_recipe("turbo", tmp_path, steps=1, batch=1, report=lambda text: None) == model
+    new_teacher = new_text_to_image(train_tokenizer(training_scenes.all_captions()), "cpu")
+    new_teacher.unet.save_pretrained(tmp_path / "diffusion/model/unet")
+    with pytest.raises(UserError, match=r"turbo-8.* belongs to another run \(teacher was"):
+        run_recipe("turbo", tmp_path, steps=1, batch=1, report=lambda text: None)
 
 
 def test_augmentation_keeps_the_labels_of_the_scene() -> None:

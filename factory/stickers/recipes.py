@@ -85,12 +85,10 @@ def run_recipe(
     from factory.stickers.train_turbo import STAGES, TurboTask
 
     folder = _trained_or_shipped(out / "diffusion" / "model", "")
+    autoencoder = _trained_or_shipped(out / "autoencoder" / "model", "vae")
     for stage in STAGES:
-        stage_model = out / stage.name / "model"
-        if not stage_model.exists():
-            autoencoder = _trained_or_shipped(out / "autoencoder" / "model", "vae")
-            run(TurboTask(stage, folder, autoencoder, out / "diffusion" / "latents.pt", device, report))
-        folder = stage_model
+        # A finished stage ends at once; its checkpoint tells whether it had the same teacher and options.
+        folder = run(TurboTask(stage, folder, autoencoder, out / "diffusion" / "latents.pt", device, report))
     return folder
 
 

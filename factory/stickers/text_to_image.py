@@ -135,7 +135,12 @@ def dpm_solver() -> DPMSolverMultistepScheduler:
 def ddim() -> DDIMScheduler:
     """DDIM with a final step that ends at clean latents."""
     return DDIMScheduler(
-        **NOISE, prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True
+        **NOISE,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        steps_offset=1,
+        clip_sample=False,
+        set_alpha_to_one=True,
     )
 
 

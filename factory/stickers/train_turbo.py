@@ -17,6 +17,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from factory.config.guidance import CONSTANT, GuidanceSchedule, linear_scale
+from factory.generator.load import folder_digest
 from factory.stickers.text_to_image import TextToImage, as_pipeline, load_weights, new_text_to_image
 from factory.stickers.train_diffusion import DiffusionTask
 from factory.training.precision import autocast
@@ -58,6 +59,7 @@ class TurboTask(DiffusionTask):
         super().__init__(autoencoder, cache, device, report)
         self.name = stage.name
         self.stage = stage
+        self._teacher_digest = "".join(folder_digest(teacher / part) for part in ("unet", "text_encoder"))
         self.teacher = new_text_to_image(self.tokenizer, device)
         load_weights(self.teacher, teacher)
         self.teacher.eval().requires_grad_(False)
@@ -68,8 +70,11 @@ class TurboTask(DiffusionTask):
 
     @property
     def depends_on(self) -> Mapping[str, str]:
-        """The stage and the guidance of its teacher."""
-        return {"stage": f"{self.stage.steps} steps, guidance {self.stage.guidance:g}, linear"}
+        """The stage, its teacher, and the guidance of the teacher."""
+        return {
+            "stage": f"{self.stage.steps} steps, guidance {self.stage.guidance:g}, linear",
+            "teacher": self._teacher_digest,
+        }
 
     def loss(self, step: int, batch: int, seed: int) -> Tensor:
         """The squared error of the student's v against the v that reaches the teacher's result in one step.
