@@ -209,3 +209,9 @@ def test_sheet_is_a_hidden_alias_of_preview() -> None:
     assert registered["sheet"].callback is registered["preview"].callback
     assert registered["sheet"].hidden
     assert not registered["preview"].hidden
+
+
+def test_preview_of_something_else_than_a_dataset_is_rejected_like_by_other_commands(tmp_path: Path) -> None:
+    for name in ("status", "preview"):
+        result = CliRunner().invoke(app, [name, str(tmp_path / "nowhere")])
+        assert "nowhere is not a dataset: it has no recipe.yaml" in str(result.exception)
