@@ -215,3 +215,9 @@ def test_preview_of_something_else_than_a_dataset_is_rejected_like_by_other_comm
     for name in ("status", "preview"):
         result = CliRunner().invoke(app, [name, str(tmp_path / "nowhere")])
         assert "nowhere is not a dataset: it has no recipe.yaml" in str(result.exception)
+
+
+@pytest.mark.parametrize("option", [["--force"], ["--workers", "2"]])
+def test_options_of_a_repair_require_one(option: list[str], tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["verify", str(tmp_path), *option])
+    assert f"{' '.join(option)} has no effect without --repair" in str(result.exception)
