@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from factory import exit_codes
 from factory.cli.main import app
+from factory.config.recipe import Recipe
 
 
 def factory(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -209,3 +211,22 @@ def test_sheet_is_a_hidden_alias_of_preview() -> None:
     assert registered["sheet"].callback is registered["preview"].callback
     assert registered["sheet"].hidden
     assert not registered["preview"].hidden
+
+
+def test_preview_of_something_else_than_a_dataset_is_rejected_like_by_other_commands(tmp_path: Path) -> None:
+    for name in ("status", "preview"):
+        result = CliRunner().invoke(app, [name, str(tmp_path / "nowhere")])
+        assert "nowhere is not a dataset: it has no recipe.yaml" in str(result.exception)
+
+
+@pytest.mark.parametrize("option", [["--force"], ["--workers", "2"]])
+def test_options_of_a_repair_require_one(option: list[str], tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["verify", str(tmp_path), *option])
+    assert f"{' '.join(option)} has no effect without --repair" in str(result.exception)
+
+
+@pytest.mark.parametrize("name", ["seed", "batch", "attempts", "shard_size"])
+def test_help_states_the_default_of_the_recipe(name: str) -> None:
+    command = typer.main.get_command(app).commands["generate"]
+    (text,) = (param.help for param in command.params if param.name == name)
+    assert re.search(rf"\b{Recipe.model_fields[name].default} by default", text)

@@ -51,6 +51,18 @@ def test_every_command_and_option_has_a_help_text(hook: ModuleType) -> None:
     assert missing == []
 
 
+def test_usage_shows_what_each_argument_is(hook: ModuleType) -> None:
+    arguments = {
+        param.metavar
+        for _, command, _ in hook.walk_commands()
+        for param in hook.visible_params(command)
+        if param.param_type_name == "argument"
+    }
+    assert arguments == {
+        *("DATASET", "CONFIG", "GROUNDER", "CHECKPOINT", "SEGMENTER", "NAME=FOLDER", "JOB", "MODEL"),
+    }
+
+
 def test_hidden_options_are_not_in_the_reference(hook: ModuleType) -> None:
     for _, command, _ in hook.walk_commands():
         assert not any(getattr(param, "hidden", False) for param in hook.visible_params(command))

@@ -111,7 +111,7 @@ def test_step_killed_by_a_signal_is_reported(tmp_path: Path, monkeypatch: pytest
     file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), steps=[{"status": {"with": "a"}}])
     with pytest.raises(UserError, match=r"was killed by signal 9 \(out of memory\?\)") as failed:
         run_workflow(load_workflow(file, None, commands(), {}), lambda text: None)
-    assert failed.value.exit_code == 1
+    assert failed.value.exit_code == 137, "the code that a shell reports; docs/exit-codes.md says to rerun"
 
 
 def test_broken_list_of_completed_steps_is_rejected(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from factory.cli.plan import cost
 from factory.config.class_balance import ClassSequence
 from factory.config.cooccurrence import WeightedGroups
 from factory.config.plan import Plan
@@ -136,3 +137,9 @@ def test_extended_dataset_is_balanced_within_two(classes: str, first: int, extra
     count = Counter(name for sample in Plan(recipe).samples() for name in sample.prompt.classes)
     named = [count[name] for name in recipe.vocabulary().names]
     assert max(named) - min(named) <= 2
+
+
+def test_only_a_measurement_promises_an_estimate_of_disk_space() -> None:
+    data = {"trial": None, "rate": None, "bytes": None, "worker_hours": 2.0, "workers": 2}
+    assert "time and disk space, add --measure; for an estimate of time alone, give --rate" in cost(data)
+    assert "Disk" not in cost(data | {"rate": 1.0})

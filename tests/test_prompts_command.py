@@ -155,6 +155,8 @@ def test_unusable_models_are_rejected(lm: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="there is no folder no/where"):
         LocalModel("no/where", "cpu", "float32", SAMPLING)
+    with pytest.raises(UserError, match=r"no language model \./none; give the folder or hub id .* causal language"):
+        LocalModel("./none", "cpu", "float32", SAMPLING)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"the language model .*empty cannot be loaded"):
         LocalModel(str(tmp_path / "empty"), "cpu", "float32", SAMPLING).load()

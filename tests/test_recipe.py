@@ -93,6 +93,16 @@ def test_differences_list_field_and_both_values() -> None:
         ({"n": 5, "classes": ["dog", "dog"]}, "is repeated"),
         ({"n": 5, "earlier": [6]}, "earlier sizes must ascend from 1 to below n"),
         ({}, "n: Field required"),
+        ({"n": 5, "batch": "many"}, "^the options: batch: must be a whole number from 1 to 1024, or auto .got 'many'"),
+        ({"n": 5, "batch": -1}, "batch: must be a whole number from 1 to 1024, or auto .got -1."),
+        (
+            {"n": 5, "classes": "dog,cat"},
+            r"^the options: classes: must be coco, voc or a list .* .got 'dog,cat'.\. See",
+        ),
+        (
+            {"n": 5, "cooccurrence": "p.csv"},
+            r"^the options: cooccurrence: must be coco or a table .* .got 'p.csv'.\. See",
+        ),
     ],
 )
 def test_invalid_recipe_raises_an_error_that_names_the_field(data: dict[str, Any], message: str) -> None:

@@ -60,7 +60,7 @@ def test_store_can_be_pickled(tmp_path: Path) -> None:
 
 
 def test_unknown_scheme_is_rejected() -> None:
-    with pytest.raises(UserError, match="ftp:// is not supported"):
+    with pytest.raises(UserError, match=r"ftp:// is not supported.* a URL such as s3://bucket/prefix, gs:// or az://"):
         Store("ftp://host/x")
 
 

@@ -10,7 +10,7 @@ from factory.files.strict_json import dumps
 
 
 def compare_segmenters(
-    segmenters: Annotated[list[str], typer.Argument(help="Trained segmenters as NAME=FOLDER.")],
+    segmenters: Annotated[list[str], typer.Argument(metavar="NAME=FOLDER", help="Trained segmenters and their names.")],
     real: Annotated[list[str], typer.Option(help="Labelled images as NAME=FOLDER; can be repeated.")],
     real_set: Annotated[str, typer.Option(help="Image set of the PASCAL VOC folders.")] = "val",
     annotations: Annotations = None,

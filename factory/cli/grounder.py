@@ -13,7 +13,7 @@ from factory.files.strict_json import dumps
 def train_grounder(
     datasets: Annotated[
         list[str],
-        typer.Argument(metavar="DATASET...", help="Folders or URLs of datasets from `bootstrap-oracle` or `invert`."),
+        typer.Argument(metavar="DATASET", help="Folders or URLs of datasets from `bootstrap-oracle` or `invert`."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, logs, and the grounder in model/.")],
     module: Annotated[
@@ -85,7 +85,9 @@ def train_grounder(
 
 
 def evaluate_grounder(
-    grounders: Annotated[list[str], typer.Argument(help="Grounder folders of any splits, or NAME=FOLDER.")],
+    grounders: Annotated[
+        list[str], typer.Argument(metavar="GROUNDER", help="Grounder folders of any splits, or NAME=FOLDER.")
+    ],
     classes: Annotated[str, typer.Option(help="Vocabulary of their training data: voc or coco.")] = "voc",
     images: Annotated[
         int | None, typer.Option(min=1, help="Number of images per group and split; by default 100.")
@@ -151,7 +153,7 @@ def evaluate_grounder(
 
 
 def import_grounder(
-    checkpoint: Annotated[Path, typer.Argument(help="The released checkpoint, grounding_module.pth.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The released file, grounding_module.pth.")],
     model: Annotated[str, typer.Option(help="Stable Diffusion 1 model: a diffusers folder or a hub id.")],
     out: Annotated[Path, typer.Option(help="Grounder folder to write.")],
     classes: Annotated[str, typer.Option(help="Vocabulary that it was trained for.")] = "voc",

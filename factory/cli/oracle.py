@@ -37,7 +37,7 @@ from factory.files.strict_json import dumps
 def bootstrap_oracle(
     out: DatasetOut,
     classes: Annotated[
-        str | None, typer.Option(help="voc or coco; with a split file, any classes as in `factory generate`.")
+        str | None, typer.Option(help="coco (default) or voc; with a split file, any classes as in `factory generate`.")
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="1, 2, 3 or (voc only) zs3, or a file with one unseen class per line.")

@@ -101,7 +101,8 @@ def cost(data: dict[str, Any]) -> str:
         return f"None of the {trial['attempts']} measured images was accepted; `generate --n 8` shows the reasons."
     if not data["rate"]:
         return (
-            "For an estimate of time and disk space, add --measure, or give --rate, the samples per second of a worker."
+            "For an estimate of time and disk space, add --measure; for an estimate of time alone, give --rate, the "
+            "samples per second of a worker."
         )
     worker_hours, workers = data["worker_hours"], data["workers"]
     text = f"Time: {worker_hours / workers:.2f} hours with {workers} workers, {worker_hours:.2f} worker-hours"

@@ -17,7 +17,7 @@ def train_segmenter(
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, logs, and the segmenter in model/.")],
     datasets: Annotated[
         list[str] | None,
-        typer.Argument(metavar="DATASET...", help="Folders or URLs of datasets; none to train only on --real."),
+        typer.Argument(metavar="DATASET", help="Folders or URLs of datasets; none to train only on --real."),
     ] = None,
     classes: Classes = "voc",
     architecture: Annotated[
@@ -95,7 +95,7 @@ def train_segmenter(
 
 
 def evaluate_segmenter(
-    segmenter: Annotated[Path, typer.Argument(help="Folder of a trained segmenter.")],
+    segmenter: Annotated[Path, typer.Argument(metavar="SEGMENTER", help="Folder of a trained segmenter.")],
     real: Annotated[Path, typer.Option(help="Labelled images: PASCAL VOC folder or folder of COCO images.")],
     real_set: Annotated[str, typer.Option(help="Image set of the PASCAL VOC folder.")] = "val",
     annotations: Annotations = None,

@@ -25,11 +25,16 @@ Force = Annotated[bool, typer.Option("--force", help="Take over from another dri
 
 # What to generate.
 Classes = Annotated[
-    str | None, typer.Option(help='coco, voc, a file with one class per line, or names: dog,cat,"traffic light".')
+    str | None,
+    typer.Option(help='coco (default), voc, a file with one class per line, or names: dog,cat,"traffic light".'),
 ]
 Count = Annotated[int | None, typer.Option("--n", help="Number of accepted samples.")]
 Objects = Annotated[
-    str | None, typer.Option(help='Shares of images with one, two, ... up to six objects, as in "1:0.5,2:0.5".')
+    str | None,
+    typer.Option(
+        help='Shares of images with one, two, ... up to six objects, as in "1:0.5,2:0.5"; by default all with one '
+        "object, in bootstrap-oracle half with one and half with two."
+    ),
 ]
 Cooccurrence = Annotated[
     str | None,
@@ -48,13 +53,15 @@ PromptStyle = Annotated[
         help="simple (default): a caption of the class names; rich: with attributes, places, light, weather and camera."
     ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed of the dataset.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the dataset; 0 by default.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe file; options override its values.")]
 
 # Models.
 Model = Annotated[
     str | None,
-    typer.Option(help="stickers or stickers-turbo (embedded), a diffusers folder, a hub id, or a checkpoint file."),
+    typer.Option(
+        help="stickers (default) or stickers-turbo (embedded), a diffusers folder, a hub id, or a checkpoint file."
+    ),
 ]
 Lora = Annotated[
     str | None,
@@ -66,26 +73,33 @@ Masks = Annotated[
     str | None,
     typer.Option(
         help="attention, detector, stickers or stickers-turbo (grounders of the embedded models), or the folder of a "
-        "trained grounder."
+        "trained grounder; by default the grounder of an embedded model, and attention for other models."
     ),
 ]
 Detector = Annotated[
     str | None,
     typer.Option(
-        help="stickers (embedded), a folder or hub id, sam3:MODEL, grounding-dino:MODEL+SAM2, owlv2:MODEL+SAM2, "
-        "clipseg:MODEL, torchvision:NAME, detectron2:CONFIG or ultralytics:NAME@FILE."
+        help="stickers (embedded, default), a folder or hub id, sam3:MODEL, grounding-dino:MODEL+SAM2, "
+        "owlv2:MODEL+SAM2, clipseg:MODEL, torchvision:NAME, detectron2:CONFIG or ultralytics:NAME@FILE."
     ),
 ]
 SolverSteps = Annotated[
-    int | None, typer.Option("--solver-steps", "--steps", help="Denoising steps of the diffusion solver per image.")
+    int | None,
+    typer.Option(
+        "--solver-steps",
+        "--steps",
+        help="Denoising steps of the diffusion solver per image; by default as the model card says.",
+    ),
 ]
-Guidance = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")]
+Guidance = Annotated[
+    float | None, typer.Option(help="Scale of classifier-free guidance; by default as the model card says.")
+]
 GuidanceScales = Annotated[
     GuidanceSchedule | None,
     typer.Option(
         "--guidance-schedule",
-        help="constant, or linear: the guidance scale increases from step to step, for more varied images (Stable "
-        "Diffusion 1, 2 and XL).",
+        help="constant (default), or linear: the guidance scale increases from step to step, for more varied images "
+        "(Stable Diffusion 1, 2 and XL; the default of stickers).",
     ),
 ]
 NoiseLevel = Annotated[
@@ -102,15 +116,18 @@ Dtype = Annotated[
     ),
 ]
 Batch = Annotated[
-    str | None, typer.Option(help="Images that are generated together; auto finds how many fit on a GPU.")
+    str | None,
+    typer.Option(help="Images that are generated together, 8 by default; auto finds how many fit on a GPU."),
 ]
 
 # Filters and shards.
 MinConfidence = Annotated[
     float | None, typer.Option(help="Reject samples with a mask score below this, 0 to 1; off by default.")
 ]
-Attempts = Annotated[int | None, typer.Option(help="Maximum number of seeds to try for a sample before it is skipped.")]
-ShardSize = Annotated[int | None, typer.Option(help="Samples per shard.")]
+Attempts = Annotated[
+    int | None, typer.Option(help="Maximum number of seeds to try for a sample before it is skipped; 16 by default.")
+]
+ShardSize = Annotated[int | None, typer.Option(help="Samples per shard; 100 by default.")]
 
 # The engine.
 Workers = Annotated[int | None, typer.Option(help="Generating workers; by default, as many as fit.")]

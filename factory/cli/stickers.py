@@ -74,7 +74,9 @@ def render(
 
 @app.command()
 def train(
-    part: Annotated[ModelName, typer.Argument(help="The model to train; diffusion requires a trained autoencoder.")],
+    part: Annotated[
+        ModelName, typer.Argument(metavar="MODEL", help="The model to train; diffusion requires a trained autoencoder.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the runs, with one subfolder per model.")] = Path("runs"),
     steps: Annotated[
         int | None,

@@ -41,7 +41,11 @@ def verify(
     from factory.dataset.state import recipe_of
     from factory.dataset.storage import Store
     from factory.dataset.verify import verify as check
+    from factory.errors import UserError
 
+    if not repair and (force or workers is not None):
+        option = "--force" if force else f"--workers {workers}"
+        raise UserError(f"{option} has no effect without --repair; add --repair, or leave {option} out.")
     store = Store(dataset)
     recipe_of(store)  # raises before a lease is written where there is no dataset
     # The lease is held during the check too, because files that an active run is writing look like orphans.

@@ -8,7 +8,7 @@ import typer
 
 def run_steps(
     context: typer.Context,
-    job: Annotated[Path, typer.Argument(help="Job file, such as jobs/voc.yaml.")],
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="Job file, such as jobs/voc.yaml.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for the output of the job; overrides `out:` of the file.")
     ] = None,

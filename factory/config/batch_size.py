@@ -6,13 +6,16 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 AUTO_BATCH = 0
 """`batch: auto`, until the dataset is created."""
+_MAX_BATCH = 1024
 
 
 def _batch(value: Any) -> Any:
     if value == "auto":
         return AUTO_BATCH
-    if str(value) == str(AUTO_BATCH):
-        raise ValueError("Input should be at least 1, or auto")
+    # A sign and digits: Pydantic reads numbers from text, and the messages of its bounds would allow 0 and omit `auto`.
+    number = int(value) if str(value).removeprefix("-").isdecimal() else None
+    if isinstance(value, str | int) and (number is None or not 1 <= number <= _MAX_BATCH):
+        raise ValueError(f"must be a whole number from 1 to {_MAX_BATCH}, or auto")
     return value
 
 
@@ -20,5 +23,5 @@ BatchSize = Annotated[
     int,
     BeforeValidator(_batch),
     PlainSerializer(lambda size: "auto" if size == AUTO_BATCH else size, return_type=int | str),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 1024}, {"const": "auto"}]}),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": _MAX_BATCH}, {"const": "auto"}]}),
 ]

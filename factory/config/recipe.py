@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from factory.config.batch_size import BatchSize
 from factory.config.cooccurrence import pair_weights
 from factory.config.guidance import CONSTANT
+from factory.config.named_or import named_or
 from factory.config.object_counts import check_objects
 from factory.config.prompts import Prompt, make_prompt
 from factory.config.sections import (
@@ -56,14 +57,17 @@ class Recipe(Section):
     format: Literal[1, 2, 3] = Field(
         default=3, description="Version of the recipe's semantics; datasets of 1 and 2 are read, but not generated."
     )
-    classes: Literal["coco", "voc"] | tuple[str, ...] = Field(
-        default="coco", description="Name of a vocabulary, or a list of class names."
-    )
+    classes: Annotated[
+        Literal["coco", "voc"] | tuple[str, ...], named_or("a list of names such as [dog, cat]", "coco", "voc")
+    ] = Field(default="coco", description="Name of a vocabulary, or a list of class names.")
     n: int = Field(ge=1, le=10**9, description="Number of accepted samples to generate.")
     earlier: tuple[int, ...] = Field(default=(), description="Sizes of the dataset before each extension, ascending.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed from which the seeds of all samples are derived.")
     objects: dict[int, float] = Field(default={1: 1.0}, description="Share of samples by number of objects.")
-    cooccurrence: Literal["coco"] | dict[str, dict[str, Annotated[float, Field(strict=True, ge=0)]]] | None = Field(
+    cooccurrence: Annotated[
+        Literal["coco"] | dict[str, dict[str, Annotated[float, Field(strict=True, ge=0)]]] | None,
+        named_or("a table of weights such as {dog: {cat: 3}}", "coco"),
+    ] = Field(
         default=None,
         description="Which classes occur together: `coco` as in COCO, or a weight for each pair; if null, all pairs "
         "equally often.",

@@ -11,6 +11,7 @@ from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_rle, palette
 from factory.dataset.receipts import committed, tar_name
 from factory.dataset.shards import annotation_of, read_shard, readable
+from factory.dataset.state import recipe_of
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.files.decode import decode_jpeg
@@ -27,7 +28,8 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
     """Draw the first samples of a dataset as an image file, in the format of a suffix in FORMATS.
 
-    Raises UserError for another suffix, for more samples than the format has room for, or if there is no sample.
+    Raises UserError for another suffix, for more samples than the format has room for, and if there is no dataset or
+    no sample in it.
     """
     if suffix.lower() not in FORMATS:
         raise UserError(f"a preview can be written as {', '.join(FORMATS)}, got {suffix!r}.")
@@ -35,6 +37,7 @@ def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
         raise UserError(f"a preview requires at least 1 sample, got {count}.")
     cells = list(islice(_cells(store), count))
     if not cells:
+        recipe_of(store)  # raises if there is no dataset at all
         raise UserError(f"{store.address} contains no samples yet; generate some with `factory generate`.")
     rows = -(-len(cells) // _COLUMNS)
     width, height = cells[0].size

@@ -116,7 +116,9 @@ def is_remote(address: str) -> bool:
         return True
     if scheme in ("", "file") or (sys.platform == "win32" and len(scheme) == 1) or os.path.exists(address):
         return False
-    raise UserError(f"{scheme}:// is not supported, got {address}; give a folder or {', '.join(REMOTE_SCHEMES)}.")
+    raise UserError(
+        f"{scheme}:// is not supported, got {address}; give a folder, or a URL such as s3://bucket/prefix, gs:// or az://."
+    )
 
 
 def check_address(address: str) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from factory.config.recipe import Recipe
 from factory.detector.interface import Detector, DetectorGrounder
 from factory.detector.oracle import OracleGrounder
+from factory.errors import UserError
 from factory.generator.interface import Generator
 from factory.grounder.folder import check_fits, grounder_folder
 from factory.grounder.interface import Grounder
@@ -47,8 +48,12 @@ def _inverting(recipe: Recipe, device: str) -> Components:
 
 def check_source(source: str) -> None:
     """UserError if the mask source does not exist."""
-    if source not in SOURCES:
+    if source in SOURCES:
+        return
+    try:
         grounder_folder(source)
+    except UserError as error:
+        raise UserError(f"unknown source of masks {source!r}: it is not {' or '.join(SOURCES)}, and {error}") from error
 
 
 def _grounder(recipe: Recipe, detector: Detector | None, device: str) -> Grounder:

@@ -57,8 +57,8 @@ def grounder_folder(name: str) -> Path:
     folder = embedded(name) if name in EMBEDDED_MODELS else expanded(local_path(name, "the grounder"))
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(
-            f"unknown source of masks {name!r}: give attention, detector, {', '.join(EMBEDDED_MODELS)}, or the folder "
-            f"of a grounder with {CONFIG} and {WEIGHTS}, as `factory train-grounder` writes it."
+            f"there is no grounder {name!r}; give {', '.join(EMBEDDED_MODELS)}, or a folder with {CONFIG} and "
+            f"{WEIGHTS}, as `factory train-grounder` writes it."
         )
     return folder
 

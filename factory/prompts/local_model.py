@@ -7,9 +7,15 @@ import torch
 
 from factory.errors import UserError, one_line
 from factory.files.paths import expanded
-from factory.generator.load import folder_digest, pin_revision
+from factory.generator.hub import hub_commit
+from factory.generator.load import folder_digest
 from factory.hf_logging import quiet_model_libraries
 from factory.prompts.interface import Instruction, Sampling
+
+_FORMS = (
+    "give the folder or hub id (owner/name) of a causal language model of transformers, or the URL of an "
+    "OpenAI-compatible server"
+)
 
 
 class LocalModel:
@@ -23,9 +29,11 @@ class LocalModel:
         """`dtype` is the name of a torch type. Raises UserError if `source` is neither a folder nor a hub model."""
         path = expanded(source)
         folder = path.absolute() if path.is_dir() else None
+        if folder is None and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+            raise UserError(f"there is no language model {source}; {_FORMS}.")
         self._source, self._local = str(folder or source), folder is not None
         self._device, self._sampling = device, sampling
-        revision = pin_revision(source) if folder is None else folder_digest(folder)
+        revision = hub_commit(source) if folder is None else folder_digest(folder)
         self.identity = {"model": self._source, "revision": revision, "dtype": dtype}
 
     def load(self) -> None:
@@ -106,10 +114,7 @@ def _load(source: str, revision: str | None, dtype: str) -> tuple[Any, Any]:
         )
     except Exception as error:  # missing, truncated and foreign files fail in many ways
         reason = one_line(error)
-        raise UserError(
-            f"the language model {source} cannot be loaded ({reason}); give the folder or hub id of a causal language "
-            f"model of transformers, or the URL of an OpenAI-compatible server."
-        ) from error
+        raise UserError(f"the language model {source} cannot be loaded ({reason}); {_FORMS}.") from error
     missing = report["missing_keys"]
     if missing:
         raise UserError(

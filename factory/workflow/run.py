@@ -24,15 +24,21 @@ from factory.workflow.check import arguments_of, steps_of, values_of
 _log = logging.getLogger(__name__)
 
 DONE = "job.json"
+_KILLED = 128
+"""Added to the number of a signal, it is the exit code that shells report for a process that the signal killed."""
 _WRITES = ("--shards", "--out", "--to")
 _PROGRAM = (sys.executable, "-c", "from factory.cli.main import run; run()")
 
 
 class StepFailedError(UserError):
-    """A step of a job failed; the job ends with the exit code of the step (1 if a signal killed it)."""
+    """A step of a job failed; the job ends with the exit code of the step.
+
+    If a signal killed the step, that is the code that a shell reports, such as 137 for SIGKILL: an orchestrator reacts
+    to a job that ran out of memory as to a single command.
+    """
 
     def __init__(self, number: int, name: str, code: int) -> None:
-        self.exit_code = code if code > 0 else exit_codes.UNEXPECTED
+        self.exit_code = code if code > 0 else _KILLED - code
         how = f"ended with exit code {code}" if code > 0 else f"was killed by signal {-code}"
         hint = " (out of memory?)" if code == -9 else ""
         super().__init__(
