@@ -18,8 +18,7 @@ from factory.config.recipe import Recipe
 
 
 def factory(*arguments: str) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-c", "from factory.cli.main import run; run()", *arguments]
-    return subprocess.run(program, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", "factory", *arguments], capture_output=True, text=True, timeout=120)
 
 
 def test_help_is_fast_and_loads_no_heavy_library() -> None:
