@@ -1,6 +1,7 @@
 """Checks before Ray or a GPU is requested, for problems that would end the night after hours."""
 
 import datetime
+import logging
 import secrets
 import shutil
 import tempfile
@@ -15,6 +16,8 @@ from factory.errors import UserError
 from factory.generation.shard_job import versions
 from factory.nightly.config import Budget
 from factory.nightly.record import DATASET, NIGHT
+
+_log = logging.getLogger(__name__)
 
 PROBE = "preflight-"
 _RESERVE = 256 * 2**20
@@ -123,8 +126,8 @@ def check_gpu_budget(engine: EngineRecipe, budget: Budget | None) -> None:
 def check_workers(engine: EngineRecipe, threads: int) -> None:
     """UserError if a machine of the cluster has other library versions than the driver.
 
-    Asks each node that is up, without reserving CPUs or GPUs. Nodes that join later are not checked; every receipt
-    contains the versions of its worker. A local run has no other machines.
+    Asks each node that is up, without reserving CPUs or GPUs. Nodes that join later, or do not answer in time, which
+    is logged, are not checked; every receipt contains the versions of its worker. A local run has no other machines.
     """
     if engine.address is None:
         return
@@ -139,7 +142,10 @@ def check_workers(engine: EngineRecipe, threads: int) -> None:
             remote.options(scheduling_strategy=_on(node["NodeID"])).remote(): node["NodeManagerHostname"]
             for node in nodes
         }
-        ready, _ = ray.wait(list(host_of), num_returns=len(host_of), timeout=_WORKER_TIMEOUT)
+        ready, pending = ray.wait(list(host_of), num_returns=len(host_of), timeout=_WORKER_TIMEOUT)
+        if pending:
+            hosts = ", ".join(sorted(host_of[reference] for reference in pending))
+            _log.warning("Versions not checked on %s: no answer within %.0f s.", hosts, _WORKER_TIMEOUT)
         try:
             host_versions = [(host_of[reference], ray.get(reference)) for reference in ready]
         except ray.exceptions.RayError as error:

@@ -74,13 +74,17 @@ def test_night_that_is_drained_and_continued_gives_the_same_bytes(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
-def test_versions_of_every_node_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_of_every_node_are_compared(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     engine = EngineRecipe(address="auto")
     preflight.check_workers(engine, threads=1)
     monkeypatch.setattr(preflight, "check_versions", lambda found: seen.extend(found))
     seen: list[tuple[str, dict[str, str]]] = []
     preflight.check_workers(engine, threads=1)
     assert seen == [(socket.gethostname(), preflight.versions())]
+    assert not caplog.messages
+    monkeypatch.setattr(preflight, "_WORKER_TIMEOUT", 0.0)
+    preflight.check_workers(engine, threads=1)
+    assert caplog.messages == [f"Versions not checked on {socket.gethostname()}: no answer within 0 s."]
 
 
 @pytest.mark.slow
