@@ -159,7 +159,7 @@ def test_invalid_tables_are_rejected(tmp_path: Path, text: str, message: str) ->
         ({"cooccurrence": {"dog": {"cat": True}}}, "valid number"),
         ({"cooccurrence": {"dog": {"cat": 1}, "cat": {"dog": 1}}}, "the pair of cat and dog is listed twice"),
         ({"cooccurrence": {"dog": {"unicorn": 1}}}, "There is no class 'unicorn'"),
-        ({"cooccurrence": "voc"}, "cooccurrence.*'coco'"),
+        ({"cooccurrence": "voc"}, "cooccurrence: must be coco or a table"),
         ({"prompts": [{"text": "a dog", "classes": {"dog": ""}}]}, "cooccurrence applies to generated prompts"),
     ],
 )

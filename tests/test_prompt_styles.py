@@ -54,9 +54,9 @@ def entries() -> list[str]:
 def test_recipes_without_a_style_keep_their_fingerprint() -> None:
     """The value of format 3; another one means that datasets made before cannot be resumed.
 
-    The number of steps is given, because its default belongs to the embedded model.
+    Steps and guidance are given, because their defaults belong to the embedded model.
     """
-    data = {"n": 30, "shard_size": 10, "objects": {1: 0.5, 2: 0.5}, "generator": {"steps": 12}}
+    data = {"n": 30, "shard_size": 10, "objects": {1: 0.5, 2: 0.5}, "generator": {"steps": 12, "guidance": 3}}
     assert make_recipe(data).fingerprint() == FROZEN_FINGERPRINT
     assert make_recipe(data | {"prompt_style": "simple"}).fingerprint() == FROZEN_FINGERPRINT
     assert make_recipe(data | {"prompt_style": "rich"}).fingerprint() != FROZEN_FINGERPRINT
