@@ -101,11 +101,12 @@ def test_run_waits_while_its_store_does_not_respond(
     seen, state = list[Snapshot](), State(SHARDS)
     with leased(store) as held:
         reporter, tracker = reporter_of(store, held, seen)
-        bucket.faults[:] = [Fault("outage", times=None, seconds=1.5)]
+        bucket.faults[:] = [Fault("outage", times=None, seconds=3.0)]
         call = threading.Thread(target=store.get, args=("recipe.yaml",))
         call.start()
-        time.sleep(1.2)
-        reporter.tick(state)
+        while call.is_alive() and not state.waiting:
+            time.sleep(0.05)
+            reporter.tick(state)
         assert "s3://b/set does not respond" in state.waiting
         assert seen[-1].status == "waiting"
         call.join()
@@ -114,13 +115,23 @@ def test_run_waits_while_its_store_does_not_respond(
         reporter.close(tracker.snapshot(state, "done"))
 
 
+def is_lost(held: HeldLease) -> bool:
+    try:
+        held.check()
+    except LeaseHeldError:
+        return True
+    return False
+
+
 def test_driver_that_lost_its_lease_stops_and_writes_no_progress(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "BEAT", 0.05)
     with leased(store) as held:
         reporter, tracker = reporter_of(store, held, [])
         with leased(store, force=True):
             store.put("progress.json", b"of the other")
-            time.sleep(0.5)
+            deadline = time.monotonic() + 30
+            while not is_lost(held) and time.monotonic() < deadline:  # until the next heartbeat
+                time.sleep(0.05)
             with pytest.raises(LeaseHeldError):
                 reporter.tick(State(SHARDS))
             reporter.close(tracker.snapshot(State(SHARDS), "failed"))
