@@ -120,10 +120,12 @@ class HeldLease:
         """Release the lease; best effort, because it expires anyway."""
         self._released.set()
         self._thread.join(1)
-        if self._successor is None and not self._thread.is_alive():
+        if self._successor is None:
             store = self._store.with_patience(_RELEASE_PATIENCE)
             with suppress(UserError):
-                if store.get(LEASE) == self._lease.to_json():
+                # By holder: during an outage, a heartbeat may have been written although its response was lost.
+                current = parse_lease(store.get(LEASE))
+                if current is not None and current.holder == self._lease.holder:
                     store.delete(LEASE)
 
     def _beat(self) -> None:
@@ -134,6 +136,8 @@ class HeldLease:
                     self._lease = renewed
                     continue
                 current = parse_lease(self._store.get(LEASE))
+                if current is None and self._released.is_set():
+                    return
                 if current is None:
                     # The file was deleted, but no other driver works here: write it again.
                     self._store.compare_and_swap(LEASE, self._lease.to_json(), None)
