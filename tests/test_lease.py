@@ -151,6 +151,20 @@ def test_heartbeat_continues_after_an_outage(monkeypatch: pytest.MonkeyPatch) ->
         assert store.get(LEASE) is None
 
 
+def test_lease_is_released_after_a_heartbeat_whose_response_was_lost(store: Store) -> None:
+    with leased(store):
+        written = parse_lease(store.get(LEASE))
+        assert written is not None
+        store.put(LEASE, replace(written, beat=written.beat + 1).to_json())
+    assert store.get(LEASE) is None
+
+
+def test_lease_of_another_driver_is_not_released(store: Store) -> None:
+    with leased(store):
+        store.put(LEASE, ELSEWHERE.to_json())
+    assert holder(store) == "abc"
+
+
 def test_heartbeat_survives_the_deletion_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "BEAT", 0.05)
     store = Store(str(tmp_path / "set"))

@@ -137,7 +137,7 @@ class HeldLease:
                     continue
                 current = parse_lease(self._store.get(LEASE))
                 if current is None and self._released.is_set():
-                    return
+                    return  # the run has ended and deleted it
                 if current is None:
                     # The file was deleted, but no other driver works here: write it again.
                     self._store.compare_and_swap(LEASE, self._lease.to_json(), None)
