@@ -6,7 +6,6 @@ The image processors of SAM 2 and SAM 3 require torchvision; tests/detector_extr
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from factory.config.plan import Plan
-from factory.config.recipe import Recipe, make_recipe
+from factory.config.recipe import make_recipe
 from factory.dataset.records import Instance
 from factory.detector.load import open_detector, pin_detector, with_pinned_detector
 from factory.detector.open_vocabulary import OpenVocabularyDetector, distinct
@@ -27,23 +26,14 @@ from factory.generation.pin import pin_recipe
 from factory.generation.shard import produce
 from factory.generation.worker_memory import worker_memory
 from tests.support import tiny_open_vocabulary as tiny
+from tests.support.tiny_open_vocabulary import CLASSES, MIN_SCORE, recipe
 
-CLASSES = ["dog", "traffic light", "espresso machine", "axolotl"]
 NAMES = {name: name for name in CLASSES}
-MIN_SCORE = 0.3
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    parent = tmp_path_factory.mktemp("open")
-    return {
-        "sam3": tiny.tiny_sam3(parent / "sam3", CLASSES),
-        "sam2": tiny.tiny_sam2(parent / "sam2"),
-        "grounding-dino": tiny.tiny_grounding_dino(parent / "dino", CLASSES),
-        "mm-grounding-dino": tiny.tiny_grounding_dino(parent / "mm", CLASSES, mm=True),
-        "owlv2": tiny.tiny_owlv2(parent / "owlv2", CLASSES),
-        "clipseg": tiny.tiny_clipseg(parent / "clipseg", CLASSES),
-    }
+    return tiny.one_of_each(tmp_path_factory.mktemp("open"))
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +48,6 @@ def names(models: dict[str, Path]) -> dict[str, str]:
 
 
 KINDS = ["sam3", "clipseg", "grounding-dino", "mm-grounding-dino", "owlv2"]
-
-
-def recipe(detector: str, **changes: Any) -> Recipe:
-    masks = {"source": "detector", "detector": detector, "ignore_score": 0.05} | changes.pop("masks", {})
-    return make_recipe({"n": 2, "classes": CLASSES, "masks": masks} | changes)
 
 
 def image(height: int = 72, width: int = 96, seed: int = 0) -> np.ndarray:
@@ -267,49 +252,8 @@ def test_revisions_name_all_models_and_changed_files_are_rejected(
         open_detector(recipe(name, masks={"detector_revision": pinned.detector_revision}), "cpu")
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("sam3:", r"must have the form sam3:MODEL; each part is"),
-        ("owlv2:{owlv2}", r"must have the form owlv2:MODEL\+SAM2, as in owlv2:google"),
-        ("sam3:{sam3}+{sam2}", r"must have the form sam3:MODEL;"),
-        ("sam3:{sam2}", "is of the type 'sam2', but the detector sam3 requires sam3 or sam3_video here"),
-        ("grounding-dino:{owlv2}+{sam2}", "is of the type 'owlv2', but the detector grounding-dino requires grounding"),
-        ("owlv2:{owlv2}+{sam3}", "is of the type 'sam3', but the detector owlv2 requires sam2 or sam2_video here"),
-        ("clipseg:/no/where", "/no/where holds no model"),
-    ],
-)
-def test_wrong_names_are_rejected(models: dict[str, Path], name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        with_pinned_detector(recipe(name.format(**models)))
-
-
 def test_published_weights_of_video_models_are_loaded(models: dict[str, Path], tmp_path: Path) -> None:
     sam2, sam3 = tiny.as_video_models(models["sam2"], models["sam3"], tmp_path)
     for name in (f"sam3:{sam3}", f"owlv2:{models['owlv2']}+{sam2}"):
         pinned = make_recipe({"n": 1, "classes": CLASSES, "masks": with_pinned_detector(recipe(name)).model_dump()})
         assert open_detector(pinned, "cpu").detect([image()])[0]
-
-
-@pytest.mark.parametrize(("model", "form"), [("sam3", "sam3:"), ("owlv2", "owlv2:"), ("clipseg", "clipseg:")])
-def test_a_model_without_its_kind_is_rejected_with_the_right_form(
-    models: dict[str, Path], model: str, form: str
-) -> None:
-    with pytest.raises(UserError, match=f"is an open-vocabulary model .*; give it as {form}"):
-        with_pinned_detector(recipe(str(models[model])))
-
-
-def test_incomplete_models_are_rejected(models: dict[str, Path], tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    for path in models["sam3"].iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    state = load_file(tmp_path / "model.safetensors")
-    del state["text_projection.weight"]
-    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"1 tensors are missing, such as text_projection.weight"):
-        open_detector(recipe(f"sam3:{tmp_path}"), "cpu")
-    settings = json.loads((tmp_path / "preprocessor_config.json").read_text()) | {"size": {"shortest_edge": 3}}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="does not describe what is supported"):
-        open_detector(recipe(f"sam3:{tmp_path}"), "cpu")

@@ -98,6 +98,19 @@ def test_export_without_flock_warns_and_writes_the_same_files(tmp_path: Path) ->
     assert first == second
 
 
+def test_files_of_a_folder_are_listed_although_a_link_to_it_comes_first(tmp_path: Path) -> None:
+    """The client lists nothing at all if a link leads to a directory above it; the own listing replaces it."""
+    for name in ("a/1", "b/2", "c/3"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(name)
+    for folder in ("a", "c"):
+        (tmp_path / folder / "link").symlink_to(tmp_path / "b")
+        (tmp_path / folder / "up").symlink_to(tmp_path)
+    (tmp_path / "c" / "dangling").symlink_to(tmp_path / "nowhere")
+    listed = Store(str(tmp_path)).list("")
+    assert {"a/1", "b/2", "c/3", "a/link/2", "c/link/2"} == set(listed)
+
+
 def test_volume_root_with_lost_and_found_can_be_used(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
     (tmp_path / "lost+found" / "#12345").touch()

@@ -57,7 +57,7 @@ def nightly(
 
     loaded = load_config(config)
     zone = zone_of(loaded.timezone)
-    night = parse_date(date, zone) if date is not None else scheduled_date(now(), loaded.starts, zone)
+    night = parse_date(date, zone, now()) if date is not None else scheduled_date(now(), loaded.starts, zone)
 
     def log(text: str) -> None:
         if log_format.wants_json():

@@ -9,6 +9,7 @@ from torch.nn import functional
 from factory.dataset.records import Image
 from factory.detector.hub_models import load_complete, options
 from factory.detector.preprocessing import Preprocessor, read_settings
+from factory.errors import UserError
 
 _TOGETHER = 16
 """Masks that are enlarged to the size of the image at a time, to limit memory."""
@@ -29,6 +30,13 @@ class Sam2Masks:
 
         self._preprocess = Preprocessor(_DEFAULTS | read_settings(source, options(source, revision)), source)
         self._model = load_complete(Sam2Model, source, revision, _MEMORY).to(device)
+        size = self._model.prompt_encoder.input_image_size  # of both sides; boxes are divided by it
+        if self._preprocess.size != (size, size):
+            height, width = self._preprocess.size
+            raise UserError(
+                f"the preprocessor_config.json of {source} resizes images to {height} x {width} pixels, but its boxes "
+                f"refer to {size} x {size}; copy the model again."
+            )
         self._device = device
 
     def masks(self, image: Image, boxes: Tensor) -> NDArray[np.bool_]:

@@ -11,25 +11,34 @@ LOST_AND_FOUND = "lost+found"
 def walk_files(folder: Path, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
     """Yield (name relative to `folder`, status) of each file below `folder/prefix`, following links as the store does.
 
-    Invalid UTF-8 bytes in a name are replaced, so that it can be printed and compared with dataset names. `lost+found`
-    in the folder itself is skipped. Raises OSError for any other unreadable directory.
+    A link to a directory above itself is skipped. Invalid UTF-8 bytes in a name are replaced, so that it can be printed
+    and compared with dataset names. `lost+found` in the folder itself is skipped. Raises OSError for any other
+    unreadable directory.
     """
-    seen: set[tuple[int, int]] = set()
-    for directory, subdirectories, names in os.walk(folder / prefix, onerror=_raise, followlinks=True):
+    for path in _files_below(folder / prefix, frozenset(), folder / LOST_AND_FOUND):
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            continue  # deleted meanwhile, or a dangling link
+        yield os.fsencode(os.path.relpath(path, folder)).decode(errors="replace"), status
+
+
+def _files_below(directory: Path, above: frozenset[tuple[int, int]], skipped: Path) -> Iterator[str]:
+    """Everything below `directory` that is no directory; `above` identifies the directories that lead to it."""
+    try:
         status = os.stat(directory)
-        if (status.st_dev, status.st_ino) in seen:  # a link to a directory already visited, such as a parent
-            subdirectories.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        if Path(directory) == folder and LOST_AND_FOUND in subdirectories:
-            subdirectories.remove(LOST_AND_FOUND)
-        for name in names:
-            path = os.path.join(directory, name)
-            try:
-                status = os.stat(path)
-            except FileNotFoundError:
-                continue  # deleted meanwhile, or a dangling link
-            yield os.fsencode(os.path.relpath(path, folder)).decode(errors="replace"), status
+        with os.scandir(directory) as entries:
+            found = list(entries)
+    except FileNotFoundError:  # deleted meanwhile
+        return
+    if (status.st_dev, status.st_ino) in above:
+        return
+    above |= {(status.st_dev, status.st_ino)}
+    for entry in found:
+        if not entry.is_dir():
+            yield entry.path
+        elif Path(entry.path) != skipped:
+            yield from _files_below(Path(entry.path), above, skipped)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -38,7 +47,3 @@ def names_in(folder: Path) -> list[str]:
         return []
     names = (os.fsencode(path.name).decode(errors="replace") for path in folder.iterdir())
     return sorted(name for name in names if name != LOST_AND_FOUND)
-
-
-def _raise(error: OSError) -> None:
-    raise error

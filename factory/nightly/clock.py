@@ -34,17 +34,25 @@ def scheduled_date(now: datetime.datetime, starts: str, zone: ZoneInfo) -> datet
     return local.date() - datetime.timedelta(days=before)
 
 
-def parse_date(text: str, zone: ZoneInfo) -> datetime.date:
-    """A date such as 2026-11-25, or the local date of a timestamp with an offset, such as 2026-11-25T21:00:00Z."""
+def parse_date(text: str, zone: ZoneInfo, now: datetime.datetime) -> datetime.date:
+    """A date such as 2026-11-25, or the local date of a timestamp with an offset, such as 2026-11-25T21:00:00Z.
+
+    Raises UserError for anything else, and for a date after tomorrow: its night would remain the latest one for long.
+    """
     try:
         if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
-            return datetime.date.fromisoformat(text)
-        moment = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
+            date = datetime.date.fromisoformat(text)
+        else:
+            moment = datetime.datetime.fromisoformat(text)
+            date = moment.astimezone(zone).date() if moment.tzinfo is not None else None
+    except (ValueError, OverflowError):
+        date = None
+    if date is None:
         raise UserError(f"--date must be a date such as 2026-11-25 or a timestamp with an offset, got {text!r}.")
-    return moment.astimezone(zone).date()
+    tomorrow = now.astimezone(zone).date() + datetime.timedelta(days=1)
+    if date > tomorrow:
+        raise UserError(f"--date must not be after tomorrow, {tomorrow}, in the time zone of the nights; got {text!r}.")
+    return date
 
 
 def next_time(after: datetime.datetime, clock: str, zone: ZoneInfo) -> datetime.datetime:

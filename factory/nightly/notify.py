@@ -86,7 +86,7 @@ def _post(url: str, text: str) -> None:
 
 
 def _run(command: str | tuple[str, ...], text: str, variables: Mapping[str, str]) -> None:
-    """Run a command without a shell and wait for it; after a minute it is killed with all its children."""
+    """Run a command without a shell and wait for it; after a minute, or on Ctrl-C, it is killed with its children."""
     process = subprocess.Popen(
         shlex.split(command) if isinstance(command, str) else list(command),
         env={**os.environ, **variables},
@@ -97,12 +97,15 @@ def _run(command: str | tuple[str, ...], text: str, variables: Mapping[str, str]
         errors="replace",
         start_new_session=True,
     )
-    try:
-        output, _ = process.communicate(text, timeout=_COMMAND_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        raise TimeoutError(f"it did not end within {_COMMAND_TIMEOUT:.0f} s") from None
+    with process:
+        try:
+            output, _ = process.communicate(text, timeout=_COMMAND_TIMEOUT)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)  # a signal to this process does not reach another session
+            process.wait()  # leaving `with` does not wait after a KeyboardInterrupt
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise TimeoutError(f"it did not end within {_COMMAND_TIMEOUT:.0f} s") from None
+            raise
     if process.returncode:
         last = output.strip().splitlines()[-1:]
         raise ChildProcessError(f"exit code {process.returncode}{': ' + last[0][:200] if last else ''}")

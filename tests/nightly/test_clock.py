@@ -41,11 +41,18 @@ def test_date_is_that_of_the_last_scheduled_start(now: str, starts: str, date: s
 
 
 def test_date_option_takes_dates_and_timestamps() -> None:
-    assert parse_date("2026-11-25", BERLIN) == datetime.date(2026, 11, 25)
-    assert parse_date("2026-11-25T23:30:00Z", BERLIN) == datetime.date(2026, 11, 26)
-    for text in ("yesterday", "2026-11-31", "25.11.2026", "2026-11-25T22:00:00", ""):
+    now = utc("2026-11-25T22:59")
+    assert parse_date("2026-11-25", BERLIN, now) == datetime.date(2026, 11, 25)
+    assert parse_date("2026-11-25T23:30:00Z", BERLIN, now) == datetime.date(2026, 11, 26)
+    for text in ("yesterday", "2026-11-31", "25.11.2026", "2026-11-25T22:00:00", "9999-12-31T23:59:59-23:00", ""):
         with pytest.raises(UserError, match="--date must be a date such as 2026-11-25"):
-            parse_date(text, BERLIN)
+            parse_date(text, BERLIN, now)
+
+
+def test_mistyped_year_is_rejected_because_its_night_would_remain_the_latest() -> None:
+    with pytest.raises(UserError, match=r"must not be after tomorrow, 2026-11-26, in .* got '2062-11-25'"):
+        parse_date("2062-11-25", BERLIN, utc("2026-11-25T22:59"))
+    assert parse_date("2026-11-27", BERLIN, utc("2026-11-25T23:00")) == datetime.date(2026, 11, 27)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Notifications: a webhook, a command, and failures that never fail a night."""
 
 import json
+import os
+import signal
 import socket
 import sys
 import threading
@@ -180,6 +182,22 @@ def test_failing_and_hanging_commands_are_reported(monkeypatch: pytest.MonkeyPat
     assert warnings[0].endswith("(command sh): ChildProcessError: exit code 3: no route")
     assert "(command no-such-program): FileNotFoundError" in warnings[1]
     assert warnings[2].endswith("(command sh): TimeoutError: it did not end within 1 s")
+
+
+def test_command_is_killed_with_its_children_when_the_night_is_interrupted(tmp_path: Path) -> None:
+    def interrupt() -> None:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        send("failed", Notification(command=f"sh -c 'sleep 60 & echo $! > {tmp_path / 'pid'}; wait'"))
+    child = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
+    deadline = time.monotonic() + 10
+    while child.exists() and child.read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_night_is_reported_and_a_failing_notification_does_not_fail_it(make: Make, generated: Put) -> None:

@@ -10,9 +10,30 @@ from typing import Any
 
 import torch
 
+from factory.config.recipe import Recipe, make_recipe
 from factory.stickers.tokens import train_tokenizer
 
+CLASSES = ["dog", "traffic light", "espresso machine", "axolotl"]
+MIN_SCORE = 0.3
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def one_of_each(parent: Path) -> dict[str, Path]:
+    """The folder of a model of each kind, by the kind's name."""
+    return {
+        "sam3": tiny_sam3(parent / "sam3", CLASSES),
+        "sam2": tiny_sam2(parent / "sam2"),
+        "grounding-dino": tiny_grounding_dino(parent / "dino", CLASSES),
+        "mm-grounding-dino": tiny_grounding_dino(parent / "mm", CLASSES, mm=True),
+        "owlv2": tiny_owlv2(parent / "owlv2", CLASSES),
+        "clipseg": tiny_clipseg(parent / "clipseg", CLASSES),
+    }
+
+
+def recipe(detector: str, **changes: Any) -> Recipe:
+    """A recipe of two samples whose masks are those of `detector`."""
+    masks = {"source": "detector", "detector": detector, "ignore_score": 0.05} | changes.pop("masks", {})
+    return make_recipe({"n": 2, "classes": CLASSES, "masks": masks} | changes)
 
 
 def tiny_sam3(folder: Path, words: Sequence[str]) -> Path:
