@@ -14,6 +14,7 @@ from factory.generation import fitting_batch, hardware
 from factory.generation.components import load_components
 from factory.generation.pin import pin_recipe
 from factory.generation.run import prepare
+from factory.training.precision import bfloat16_pays
 
 
 def _recipe(model: Path, dtype: str | None = None, batch: Any = 8, **engine: Any) -> Recipe:
@@ -24,6 +25,7 @@ def _recipe(model: Path, dtype: str | None = None, batch: Any = 8, **engine: Any
 @pytest.fixture(params=[0, 2])
 def gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(hardware, "local_gpus", lambda: request.param)
+    monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda: False)
     return int(request.param)
 
 
@@ -35,6 +37,34 @@ def test_new_datasets_use_bfloat16_on_gpus(tiny_model: Path, tmp_path: Path, gpu
     assert dtype(_recipe(tiny_model, gpus_per_worker=0)) == "float32"
     assert dtype(_recipe(tiny_model, gpus_per_worker=0.5)) == "bfloat16"
     assert dtype(_recipe(tiny_model, "float16")) == "float16"
+
+
+def test_new_datasets_use_bfloat16_on_local_cpus_that_have_it(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for native in (True, False):
+        monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda native=native: native)
+        prepared = prepare(_recipe(tiny_model, gpus_per_worker=0), Store(str(tmp_path / "out")))
+        assert prepared.generator.dtype == ("bfloat16" if native else "float32")
+    assert prepare(_recipe(tiny_model, "float32"), Store(str(tmp_path / "out"))).generator.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("flags", "native"),
+    [
+        ("fpu avx512f avx512_bf16 sha_ni", True),
+        ("fpu amx_bf16", True),
+        ("fpu avx2 avx512f avx512bw", False),
+    ],
+)
+def test_instructions_of_the_cpu_are_those_of_the_kernel(tmp_path: Path, flags: str, native: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\nbugs : avx512_bf16\n")
+    assert hardware.cpu_has_bfloat16(tmp_path / "cpuinfo") == native
+    assert not hardware.cpu_has_bfloat16(tmp_path / "missing")
+
+
+def test_driver_and_training_agree_about_this_cpu() -> None:
+    assert hardware.cpu_has_bfloat16() == bfloat16_pays("cpu")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

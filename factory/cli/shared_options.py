@@ -111,8 +111,8 @@ NoiseLevel = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="Precision: float32 (default on CPUs), bfloat16 (default on GPUs), float16 or tf32 (float32 with faster "
-        "matrix products on a GPU)."
+        help="Precision: float32, bfloat16 (default on GPUs, and on a CPU with instructions for it), float16 or tf32 "
+        "(float32 with faster matrix products on a GPU)."
     ),
 ]
 Batch = Annotated[

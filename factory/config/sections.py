@@ -87,7 +87,7 @@ class GeneratorRecipe(Section):
     dtype: Literal["float32", "tf32", "float16", "bfloat16"] = Field(
         default="float32",
         description="Type of weights and activations; the default for a new dataset is bfloat16 if its workers use "
-        "GPUs. `tf32` is float32 with TF32 matrix products on GPUs.",
+        "GPUs, or a local CPU with instructions for it. `tf32` is float32 with TF32 matrix products on GPUs.",
     )
     channels_last: bool = Field(default=False, description="Use the channels-last memory layout.")
     compile: bool = Field(

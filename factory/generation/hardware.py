@@ -14,6 +14,8 @@ _log = logging.getLogger(__name__)
 _DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Of the drivers of NVIDIA, AMD and WSL 2. Without them the driver process need not import torch."""
 _CPU_BATCH = 8
+_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
+"""Instructions with which a CPU is faster in bfloat16 than in float32; without them it is slower."""
 
 
 def for_hardware(recipe: Recipe, existing: Recipe | None) -> Recipe:
@@ -28,12 +30,24 @@ def for_hardware(recipe: Recipe, existing: Recipe | None) -> Recipe:
         return _completed(recipe, dtype if no_precision else None, batch if no_batch else None)
     if not (no_precision or no_batch):
         return recipe
-    if not _uses_gpus(recipe):
-        return _completed(recipe, "float32" if no_precision else None, _CPU_BATCH if no_batch else None)
+    gpus = _uses_gpus(recipe)
     if no_precision:
-        _log.info("The workers use GPUs, so weights are loaded in bfloat16; --dtype float32 changes that.")
-        recipe = _completed(recipe, "bfloat16", None)
-    return _completed(recipe, None, _fitting(recipe)) if no_batch else recipe
+        recipe = _completed(recipe, _precision(recipe, gpus), None)
+    if not no_batch:
+        return recipe
+    return _completed(recipe, None, _fitting(recipe) if gpus else _CPU_BATCH)
+
+
+def _precision(recipe: Recipe, gpus: bool) -> str:
+    """bfloat16 where it is faster. The CPUs of a cluster are not known, so they get float32."""
+    if gpus:
+        reason = "The workers use GPUs"
+    elif recipe.engine.address is None and cpu_has_bfloat16():
+        reason = "This CPU has instructions for bfloat16"
+    else:
+        return "float32"
+    _log.info("%s, so weights are loaded in bfloat16; --dtype float32 changes that.", reason)
+    return "bfloat16"
 
 
 def _completed(recipe: Recipe, dtype: str | None, batch: int | None) -> Recipe:
@@ -65,6 +79,19 @@ def _uses_gpus(recipe: Recipe) -> bool:
     with connected(engine, threads):
         share, _ = Capacity(engine, threads).current()
     return share.gpus > 0
+
+
+def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU multiplies matrices in bfloat16 natively. False on other systems than Linux on x86.
+
+    torch knows it, too, but the driver need not import torch.
+    """
+    try:
+        with cpuinfo.open() as lines:
+            flags = next((line for line in lines if line.startswith("flags")), "")
+    except OSError:
+        return False
+    return bool(_CPU_FLAGS & set(flags.split()))
 
 
 def local_gpus() -> int:

@@ -1,0 +1,47 @@
+"""How much two datasets of the same plan differ, such as one in float32 and one in bfloat16.
+
+    python -m benchmarks.same_samples out/float32 out/bfloat16
+
+Compares the samples that both contain: the PSNR of their images, and the IoU of their foregrounds. The agreement with
+the detector requires `filters.min_detector_iou` in both recipes; `attempts: 1` keeps the seeds of all samples equal.
+"""
+
+import argparse
+
+import numpy as np
+
+from factory.api import DatasetSample, open_dataset
+
+
+def psnr(first: DatasetSample, second: DatasetSample) -> float:
+    error = np.square(first.image.astype(float) - second.image).mean()
+    return float(10 * np.log10(255**2 / max(error, 1e-6)))
+
+
+def foreground_iou(first: DatasetSample, second: DatasetSample) -> float:
+    a, b = first.labels > 0, second.labels > 0
+    return float((a & b).sum() / max(1, (a | b).sum()))
+
+
+def agreement(samples: list[DatasetSample]) -> str:
+    values = [sample.record["filters"].get("detector_iou") for sample in samples]
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.3f}" if known else "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", nargs=2)
+    addresses = parser.parse_args().datasets
+    first, second = ({sample.key: sample for sample in open_dataset(address)} for address in addresses)
+    print("| dataset | accepted | mean lowest IoU with the detector |\n|---|---|---|")
+    for address, samples in zip(addresses, (first, second), strict=True):
+        print(f"| {address} | {len(samples)} | {agreement(list(samples.values()))} |")
+    pairs = [(first[key], second[key]) for key in sorted(first.keys() & second.keys())]
+    print(f"\n{len(pairs)} samples in both: median PSNR {np.median([psnr(*pair) for pair in pairs]):.1f} dB,")
+    ious = [foreground_iou(*pair) for pair in pairs]
+    print(f"IoU of the foregrounds: median {np.median(ious):.3f}, mean {np.mean(ious):.3f}")
+
+
+if __name__ == "__main__":
+    main()
