@@ -42,11 +42,19 @@ def test_new_datasets_use_bfloat16_on_gpus(tiny_model: Path, tmp_path: Path, gpu
 def test_new_datasets_use_bfloat16_on_local_cpus_that_have_it(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for native in (True, False):
-        monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda native=native: native)
-        prepared = prepare(_recipe(tiny_model, gpus_per_worker=0), Store(str(tmp_path / "out")))
-        assert prepared.generator.dtype == ("bfloat16" if native else "float32")
-    assert prepare(_recipe(tiny_model, "float32"), Store(str(tmp_path / "out"))).generator.dtype == "float32"
+    def settings(**generator: Any) -> tuple[str, bool]:
+        data = {"n": 2, "classes": "voc", "generator": {"model": str(tiny_model), "steps": 2} | generator}
+        prepared = prepare(make_recipe(data | {"engine": {"gpus_per_worker": 0}}), store).generator
+        return prepared.dtype, prepared.channels_last
+
+    store = Store(str(tmp_path / "out"))
+    monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda: True)
+    assert settings() == ("bfloat16", True)
+    assert settings(dtype="float32") == ("float32", False)
+    assert settings(channels_last=False) == ("bfloat16", False)
+    monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda: False)
+    assert settings() == ("float32", False)
+    assert settings(channels_last=True) == ("float32", True)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +82,17 @@ def test_a_dataset_keeps_its_precision_on_another_machine(
     store = Store(str(tmp_path / "out"))
     created = init_or_resume(store, prepare(_recipe(tiny_model, dtype), store))
     assert prepare(_recipe(tiny_model), store).fingerprint() == created.fingerprint()
+
+
+def test_a_dataset_of_a_cpu_with_bfloat16_is_resumed_on_one_without(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path / "out"))
+    monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda: True)
+    created = init_or_resume(store, prepare(_recipe(tiny_model, gpus_per_worker=0), store))
+    assert created.generator.channels_last
+    monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda: False)
+    assert prepare(_recipe(tiny_model, gpus_per_worker=0), store).fingerprint() == created.fingerprint()
 
 
 def test_local_gpus_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

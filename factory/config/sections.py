@@ -89,7 +89,11 @@ class GeneratorRecipe(Section):
         description="Type of weights and activations; the default for a new dataset is bfloat16 if its workers use "
         "GPUs, or a local CPU with instructions for it. `tf32` is float32 with TF32 matrix products on GPUs.",
     )
-    channels_last: bool = Field(default=False, description="Use the channels-last memory layout.")
+    channels_last: bool = Field(
+        default=False,
+        description="Use the channels-last memory layout; the default for a new dataset is true on a local CPU for "
+        "which `dtype` is bfloat16 by default.",
+    )
     compile: bool = Field(
         default=False, description="Compile the U-Net, or the blocks of the transformer, with torch.compile."
     )

@@ -19,40 +19,40 @@ _CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
 def for_hardware(recipe: Recipe, existing: Recipe | None) -> Recipe:
-    """The recipe with a data type if none was given, and with a number for `batch: auto`.
+    """The recipe with a data type and memory layout if none were given, and with a number for `batch: auto`.
 
     A dataset that exists keeps its own; a recipe without a pinned model was put into its folder by hand. For a new one
     on a cluster, this connects to the cluster.
     """
-    no_precision, no_batch = "dtype" not in recipe.generator.model_fields_set, recipe.batch == AUTO_BATCH
+    given = recipe.generator.model_fields_set
+    no_precision, no_batch = "dtype" not in given, recipe.batch == AUTO_BATCH
     if existing is not None and existing.generator.revision is not None:
         dtype, batch = existing.generator.dtype, existing.batch
-        return _completed(recipe, dtype if no_precision else None, batch if no_batch else None)
+        channels_last = None if "channels_last" in given else existing.generator.channels_last
+        return _completed(recipe, dtype if no_precision else None, channels_last, batch if no_batch else None)
     if not (no_precision or no_batch):
         return recipe
     gpus = _uses_gpus(recipe)
-    if no_precision:
-        recipe = _completed(recipe, _precision(recipe, gpus), None)
-    if not no_batch:
-        return recipe
-    return _completed(recipe, None, _fitting(recipe) if gpus else _CPU_BATCH)
+    if no_precision and gpus:
+        _log.info("The workers use GPUs, so weights are loaded in bfloat16; --dtype float32 changes that.")
+        recipe = _completed(recipe, "bfloat16")
+    elif no_precision and recipe.engine.address is None and cpu_has_bfloat16():
+        _log.info("This CPU has bfloat16 instructions, so weights are loaded in it; --dtype float32 changes that.")
+        recipe = _completed(recipe, "bfloat16", None if "channels_last" in given else True)
+    elif no_precision:  # the CPUs of a cluster are unknown
+        recipe = _completed(recipe, "float32")
+    if no_batch:
+        return _completed(recipe, batch=_fitting(recipe) if gpus else _CPU_BATCH)
+    return recipe
 
 
-def _precision(recipe: Recipe, gpus: bool) -> str:
-    """bfloat16 where it is faster. The CPUs of a cluster are not known, so they get float32."""
-    if gpus:
-        reason = "The workers use GPUs"
-    elif recipe.engine.address is None and cpu_has_bfloat16():
-        reason = "This CPU has instructions for bfloat16"
-    else:
-        return "float32"
-    _log.info("%s, so weights are loaded in bfloat16; --dtype float32 changes that.", reason)
-    return "bfloat16"
-
-
-def _completed(recipe: Recipe, dtype: str | None, batch: int | None) -> Recipe:
-    """The recipe with a data type and a batch; None leaves its own."""
-    generator = recipe.generator if dtype is None else recipe.generator.model_copy(update={"dtype": dtype})
+def _completed(
+    recipe: Recipe, dtype: str | None = None, channels_last: bool | None = None, batch: int | str | None = None
+) -> Recipe:
+    """The recipe with these settings; None leaves its own."""
+    settings = {"dtype": dtype, "channels_last": channels_last}
+    given = {name: value for name, value in settings.items() if value is not None}
+    generator = recipe.generator.model_copy(update=given)
     return recipe.model_copy(update={"generator": generator, "batch": recipe.batch if batch is None else batch})
 
 
