@@ -1,0 +1,72 @@
+"""Where the time of one worker with one thread goes, per image.
+
+    python -m benchmarks.worker --model stickers --dtype bfloat16 --channels-last
+
+The U-Net's calls include the one that reads the mask, `reading`. `all` is what a worker does for an image.
+"""
+
+import argparse
+import functools
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from factory.config.plan import Plan
+from factory.config.recipe import make_recipe
+from factory.generation.components import load_components
+from factory.generation.pin import pin_recipe
+from factory.generation.shard import produce
+from factory.hf_logging import quiet_model_libraries
+
+_SHARD = 16
+
+
+def time_method(owner: Any, name: str, label: str, seconds: Counter[str]) -> None:
+    """Replace a method with one that adds its time to `seconds`."""
+    method = getattr(owner, name)
+
+    @functools.wraps(method)  # the sampler reads the signature of the denoiser
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return method(*args, **kwargs)
+        finally:
+            seconds[label] += time.perf_counter() - start  # type: ignore[assignment]
+
+    setattr(owner, name, timed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="stickers")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--shards", type=int, default=4)
+    options = parser.parse_args()
+    quiet_model_libraries()
+    generator = {"model": options.model, "dtype": options.dtype, "channels_last": options.channels_last}
+    data = {"n": _SHARD * (options.shards + 1), "shard_size": _SHARD, "attempts": 1, "generator": generator}
+    recipe = pin_recipe(make_recipe(data | {"masks": {"source": options.model}}))
+    components, seconds = load_components(recipe), Counter[str]()
+    pipeline = components.generator.pipeline  # type: ignore[attr-defined]
+    time_method(pipeline.unet, "forward", "U-Net", seconds)
+    time_method(pipeline.vae, "decode", "decoding", seconds)
+    time_method(pipeline.text_encoder, "forward", "text encoder", seconds)
+    time_method(components.generator, "_read", "reading", seconds)
+    time_method(components.grounder, "ground", "grounder", seconds)
+    with ThreadPoolExecutor(1) as encoder:
+        for shard in range(options.shards + 1):
+            if shard == 1:  # the first one warms up
+                seconds.clear()
+                start = time.perf_counter()
+            for future in produce(Plan(recipe).shard(shard), recipe, components, encoder).samples:
+                future.result()
+        seconds["all"] = time.perf_counter() - start  # type: ignore[assignment]
+    print("| part | ms per image |\n|---|---|")
+    for label, spent in seconds.most_common():
+        print(f"| {label} | {spent / (_SHARD * options.shards) * 1000:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
