@@ -90,6 +90,21 @@ def test_full_disk_raises_a_clear_error_and_leaves_no_partial_file(tiny_disk: Pa
     assert store.create("fits", b"1" * 100_000)
 
 
+def test_a_file_that_does_not_reach_the_disk_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Network file systems and quotas may report a full disk only then."""
+
+    def refuse(file: int) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    store = Store(str(tmp_path))
+    assert store.create("train/0.tar", b"1")
+    monkeypatch.setattr(os, "fsync", refuse)
+    for name in ("train/0.tar", "train/1.tar"):
+        with pytest.raises(StoreFullError, match="Free some space and rerun the same command"):
+            store.create(name, b"1")
+    assert list(store.list("train")) == ["train/0.tar"]
+
+
 def test_lock_files_are_not_foreign_files(tmp_path: Path) -> None:
     for name in (".lock", ".lock.held", ".lock.held.removal", "lease.json"):
         (tmp_path / name).touch()

@@ -132,7 +132,7 @@ class HeldLease:
         while not self._released.wait(BEAT):
             renewed = replace(self._lease, beat=self._lease.beat + 1, updated=_now())
             try:
-                if self._store.compare_and_swap(LEASE, renewed.to_json(), self._lease.to_json()):
+                if self._store.compare_and_swap(LEASE, renewed.to_json(), self._lease.to_json(), durable=False):
                     self._lease = renewed
                     continue
                 current = parse_lease(self._store.get(LEASE))
@@ -140,7 +140,7 @@ class HeldLease:
                     return  # the run has ended and deleted it
                 if current is None:
                     # The file was deleted, but no other driver works here: write it again.
-                    self._store.compare_and_swap(LEASE, self._lease.to_json(), None)
+                    self._store.compare_and_swap(LEASE, self._lease.to_json(), None, durable=False)
                     continue
             except UserError:
                 continue  # an outage or a full disk; writing shards reports it
@@ -175,7 +175,7 @@ def acquire(store: Store, force: bool = False, log: Callable[[str], None] = lamb
                 continue
         before = parse_lease(data)
         lease = _new_lease(epoch=1 if before is None else before.epoch + 1)
-        if store.compare_and_swap(LEASE, lease.to_json(), data):
+        if store.compare_and_swap(LEASE, lease.to_json(), data, durable=False):
             return lease
 
 

@@ -85,7 +85,10 @@ class Store:
         return text if self._access is None else self._access.hide(text)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write `data` unless `name` exists; returns False, without changing it, if it does."""
+        """Write `data` unless `name` exists; returns False, without changing it, if it does.
+
+        In both cases, the file survives a power failure afterwards, also in a folder.
+        """
         from obstore.exceptions import AlreadyExistsError
 
         def put(client: Any) -> bool:
@@ -113,16 +116,19 @@ class Store:
                 f"the same plan; the machines or library versions differ. Check with `factory verify`."
             )
 
-    def compare_and_swap(self, name: str, data: bytes, seen: bytes | None) -> bool:
+    def compare_and_swap(self, name: str, data: bytes, seen: bytes | None, durable: bool = True) -> bool:
         """Replace the content `seen` (None: does not exist) with `data`; False if another writer was faster.
 
-        If the response to a successful write is lost, the retry recognises the write by its content.
+        If the response to a successful write is lost, the retry recognises the write by its content. Without `durable`,
+        the write does not wait for the disk of a folder, and a power failure may undo it.
         """
         if self._folder_writes is not None:
             with self._clear_errors(name, writes=True), self._folder_writes.locked():
                 if self.get(name) != seen:
                     return False
                 self.put(name, data)
+                if durable:
+                    self._folder_writes.synchronise(name)
                 return True
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 

@@ -1,6 +1,8 @@
-"""Writes in a folder that must not collide. Buckets decide such writes themselves; a folder needs links or a lock."""
+"""Writes in a folder that must not collide or be lost. Buckets ensure both; a folder needs links, a lock and fsync."""
 
+import contextlib
 import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,23 +17,38 @@ _NO_LINKS = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EXDEV, errno.EMLINK,
 _LINK_REFUSED = re.compile(rf"\(os error (?:{'|'.join(map(str, _NO_LINKS))})\)")
 """Errors of file systems without hard links. If the cause is another fault, the fallback raises it again."""
 
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of file systems that do not support `fsync`."""
+
 
 class FolderWrites:
-    """Creates files in a folder unless they exist, and locks it for replacements."""
+    """Creates files in a folder unless they exist, locks it for replacements, and synchronises it with the disk."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._has_links = True
 
     def create(self, client: Any, name: str, data: bytes) -> bool:
-        """Create a file; if it exists, returns False or raises AlreadyExistsError.
+        """Create a file, or return False if it exists. In both cases, it survives a power failure from now on."""
+        created = self._create(client, name, data)
+        try:
+            self.synchronise(name)
+        except OSError:
+            if created:  # the disk may have an incomplete file now
+                (self._folder / name).unlink(missing_ok=True)
+            raise
+        return created
 
-        The client creates files atomically by a hard link. On file systems without links, the lock file is used.
-        """
+    def _create(self, client: Any, name: str, data: bytes) -> bool:
+        """The client creates files atomically by a hard link. On file systems without links, the lock file is used."""
+        from obstore.exceptions import AlreadyExistsError
+
         if self._has_links:
             try:
                 client.put(name, data, mode="create", use_multipart=False)
                 return True
+            except AlreadyExistsError:
+                return False
             except Exception as error:
                 if not _LINK_REFUSED.search(str(error)):
                     raise
@@ -42,9 +59,34 @@ class FolderWrites:
             client.put(name, data, mode="overwrite", use_multipart=False)
             return True
 
+    def synchronise(self, name: str) -> None:
+        """Write a file and the entries of its folders to the disk, which the client leaves to the operating system.
+
+        A power failure could otherwise keep a receipt and lose the shard that was written before it.
+        """
+        path = self._folder / name
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            _synchronise(path)
+        for folder in path.parents:
+            with contextlib.suppress(OSError):  # some file systems do not support it, or the folder is not readable
+                _synchronise(folder)
+            if folder == self._folder.parent:
+                break
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the lock file of the folder, which is created if it does not exist or was deleted."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with locked(self._folder / LOCK):
             yield
+
+
+def _synchronise(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(descriptor)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from dataclasses import asdict, replace
 from itertools import repeat
 from pathlib import Path
@@ -111,6 +112,25 @@ def test_commit_keeps_an_existing_manifest_of_another_version(tmp_path: Path) ->
     assert receipt is not None
     assert receipt.manifest == blob_of(manifest_name(1), older)
     assert verify(store).damaged == {}
+
+
+def test_a_shard_is_on_the_disk_before_its_receipt_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a power failure could keep the receipt and lose the shard, which would never be generated again."""
+    receipt, synchronised = tmp_path / "set" / receipt_name(0), list[tuple[int, bool]]()
+    monkeypatch.setattr(os, "fsync", lambda file: synchronised.append((os.fstat(file).st_ino, receipt.exists())))
+    store, _ = make_dataset(tmp_path / "set", [0])
+
+    def done(with_receipt: bool) -> set[str]:
+        numbers = {number for number, exists in synchronised if exists is with_receipt}
+        names = (path for path in (tmp_path, *tmp_path.rglob("*")) if path.stat().st_ino in numbers)
+        return {path.relative_to(tmp_path).as_posix() for path in names}
+
+    shard = {"set/train/000000.tar", "set/train", "set/manifest/000000.parquet", "set/manifest"}
+    assert done(with_receipt=False) == shard | {"set/recipe.yaml", "set", "."}
+    assert done(with_receipt=True) == {"set/receipts/000000.json", "set/receipts", "set", "."}
+    synchronised.clear()
+    store.compare_and_swap("recipe.yaml", b"extended", store.get("recipe.yaml"))
+    assert done(with_receipt=True) == {"set/recipe.yaml", "set", "."}
 
 
 @pytest.mark.parametrize("name", [tar_name(1), manifest_name(1)])
