@@ -28,14 +28,14 @@ _MAX_SHOWN = 5
 class ShardCheck:
     """The result of checking a shard.
 
-    `images` maps digests of its jpg members to sample keys; `only_manifest` means that only the manifest
-    is damaged.
+    `images` are the digests of its jpg members with their sample keys; `only_manifest` means that only the manifest is
+    damaged.
     """
 
     number: int
     problems: list[str]
     samples: int = 0
-    images: dict[bytes, str] = field(default_factory=dict)
+    images: list[tuple[bytes, str]] = field(default_factory=list)
     only_manifest: bool = False
 
 
@@ -59,7 +59,7 @@ def check_shard(store: Store, recipe: Recipe, planned: PlannedShard) -> ShardChe
     problems += list(_check_keys(samples, planned, receipt))
     for sample in samples:
         problems += [f"{sample.key}: {problem}" for problem in check_sample(sample, recipe)]
-    images = {hashlib.sha256(s.members["jpg"]).digest()[:16]: s.key for s in samples if "jpg" in s.members}
+    images = [(hashlib.sha256(s.members["jpg"]).digest()[:16], s.key) for s in samples if "jpg" in s.members]
     if problems:
         rest = [f"and {len(problems) - _MAX_SHOWN} more"] if len(problems) > _MAX_SHOWN else []
         return ShardCheck(planned.number, problems[:_MAX_SHOWN] + rest, len(samples), images)
@@ -142,7 +142,7 @@ def _check_keys(samples: list[EncodedSample], planned: PlannedShard, receipt: Re
     expected = [sample.key for sample in planned.samples if sample.index not in receipt.short]
     if keys != expected:
         missing, extra = sorted(set(expected) - set(keys)), sorted(set(keys) - set(expected))
-        yield f"missing samples: {', '.join(missing[:3]) or 'none'}; extra: {', '.join(extra[:3]) or 'duplicates'}"
+        yield f"missing samples: {', '.join(missing[:3]) or 'none'}; extra: {', '.join(extra[:3]) or 'none'}"
     if receipt.accepted != len(keys) or receipt.planned != len(planned.samples):
         yield f"the receipt counts {receipt.accepted} of {receipt.planned} samples, but the tar contains {len(keys)}"
 

@@ -56,7 +56,7 @@ def verify(
         for checked in pool.map(lambda number: check_shard(store, recipe, plan.shard(number)), chosen):
             problems = list(checked.problems)
             # A labelled folder may contain an image twice; two seeds never generate the same one.
-            for digest, key in checked.images.items() if recipe.real is None else ():
+            for digest, key in checked.images if recipe.real is None else ():
                 if seen.setdefault(digest, key) != key:
                     problems.append(f"{key} has the same image as {seen[digest]}")
             report.shards += 1

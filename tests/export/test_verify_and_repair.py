@@ -186,6 +186,24 @@ def test_repair_deletes_nothing_that_it_cannot_generate_again(tmp_path: Path) ->
     assert {name: store.get(name) for name in before} == before
 
 
+def test_interrupted_repair_leaves_no_receipt_of_a_shard_that_is_incomplete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = make_dataset(tmp_path)
+    tar = file(store, tar_name(2))
+    tar.write_bytes(tar.read_bytes()[:30_000])
+    report, delete = verify(store), store.delete
+
+    def delete_one(name: str) -> None:
+        delete(name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "delete", delete_one)
+    with pytest.raises(KeyboardInterrupt):
+        repair(store, report)
+    assert committed(store) == {0, 1, 3, 4}
+
+
 @pytest.mark.parametrize("workers", ["0", "-1"])
 def test_repair_with_an_invalid_number_of_workers_is_rejected(tmp_path: Path, workers: str) -> None:
     make_dataset(tmp_path)
