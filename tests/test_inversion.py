@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from factory.cli.main import app
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, load_recipe, make_recipe
 from factory.config.vocabulary import coco, voc
 from factory.dataset.storage import Store
 from factory.dataset.verify import verify
 from factory.errors import UserError
-from factory.generation.inversion_recipe import RealOptions, mean_psnr, recipe_of_folder
+from factory.generation.inversion_recipe import RealOptions, check_labels, mean_psnr, recipe_of_folder
 from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
+from factory.generation.run import generate
 from factory.generator.interface import Request
 from factory.generator.inversion import InvertingGenerator, psnr
 from factory.grounder.data import OracleDataset
@@ -90,6 +93,35 @@ def test_the_same_recipe_file_makes_the_same_bytes(folder: Path, tiny_model: Pat
     again = make_recipe(load_recipe(tmp_path / "one" / "recipe.yaml"))
     assert again.fingerprint() == recipe.fingerprint()
     assert [receipt.tar for receipt in make_dataset(again, tmp_path / "two")] == [receipt.tar for receipt in first]
+
+
+def test_changed_or_missing_labels_are_rejected_before_anything_is_written(
+    folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """A resumed or repaired dataset must not mix labels; a repair must not delete what it cannot generate again."""
+    copied = Path(shutil.copytree(folder, tmp_path / "voc"))
+    recipe = _recipe(copied, tiny_model, method="noise", max_images=3)
+    assert recipe.real is not None
+    check_labels(recipe)
+    store = Store(str(tmp_path / "set"))
+    store.create("recipe.yaml", recipe.to_yaml().encode())
+    store.create("train/000000.tar", b"left by a run that was killed")
+    _, second, _ = (copied / f"SegmentationClass/{key}.png" for key in recipe.real.keys)
+    labels = np.asarray(Image.open(second))
+    Image.fromarray(labels[::-1]).save(second)
+    for change, message in (
+        (lambda: None, "but they are now"),
+        (second.unlink, "does not exist"),
+        (lambda: shutil.rmtree(copied), "is not a PASCAL VOC folder"),
+    ):
+        change()
+        for to in (store, Store(str(tmp_path / "new"))):
+            with pytest.raises(UserError, match=message):
+                generate(recipe, to)
+        result = CliRunner().invoke(app, ["verify", store.address, "--repair"])
+        assert message in str(result.exception)
+        assert set(store.list("")) == {"recipe.yaml", "train/000000.tar", ".lock"}
+        assert not (tmp_path / "new").exists()
 
 
 def test_more_steps_restore_the_image_better(folder: Path) -> None:

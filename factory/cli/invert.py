@@ -107,7 +107,7 @@ def invert(
     typer.echo(f"{inversion.n} images of {real}; {skipped} skipped.", err=True)
     store = open_store(out, recipe)
     with watching(quiet=as_json) as watch:
-        summary = run(inversion, store, False, watch, force)
+        summary = run(inversion, store, False, watch, force, labels_checked=True)
     psnr = mean_psnr(store, summary.recipe)
     if as_json:
         typer.echo(dumps(as_data(summary, out) | {"psnr": psnr, "skipped": skipped}))

@@ -81,6 +81,7 @@ def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool, 
     from factory.cli.view import watching
     from factory.dataset.repair import repair
     from factory.dataset.state import recipe_of
+    from factory.generation.inversion_recipe import check_labels
     from factory.generation.run import generate, prepare
 
     recipe = recipe_of(store)
@@ -88,10 +89,12 @@ def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool, 
     recipe = recipe.model_copy(update={"engine": engine})
     if report.missing or report.orphans or set(report.damaged) - set(report.only_manifest):
         prepare(recipe, store)
+        if recipe.real is not None:
+            check_labels(recipe)
     done = repair(store, report)
     if done.deleted or done.orphans or report.missing:
         with watching(quiet) as watch:
-            generate(recipe, store, watch=watch, held=lease)
+            generate(recipe, store, watch=watch, held=lease, labels_checked=True)
     return {*done.rewritten, *done.deleted, *report.missing, *report.orphans.values()}
 
 

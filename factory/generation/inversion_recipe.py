@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.vocabulary import Vocabulary, caption, parse_classes
 from factory.errors import UserError
@@ -95,7 +98,7 @@ def _usable_images(
 
     keys: list[str] = []
     prompts: list[dict[str, Any]] = []
-    digest, skipped = hashlib.sha256(), 0
+    digest, skipped = _LabelsDigest(), 0
     for key in folder.keys:
         if options.max_images is not None and len(keys) == options.max_images:
             break
@@ -109,13 +112,51 @@ def _usable_images(
         phrases = {name: vocabulary.resolve(name).display for name in large_enough}
         keys.append(key)
         prompts.append({"text": caption(list(phrases.values())), "classes": phrases})
-        digest.update(key.encode() + labels.tobytes())
+        digest.add(key, labels)
     if not keys:
         raise UserError(
             f"no image of {options.root} can be used: {skipped} contain classes outside split {options.split}, no "
             f"class that covers at least {options.min_area:g} of the image, or more than {options.max_classes} classes."
         )
-    return keys, prompts, digest.hexdigest(), skipped
+    return keys, prompts, digest.text(), skipped
+
+
+def check_labels(recipe: Recipe) -> None:
+    """UserError if a recipe's labelled images are missing, or if their labels are not those that it pins.
+
+    Reads every image, so it takes as long as building the recipe did.
+    """
+    from factory.generator.inversion import open_folder
+
+    real = recipe.real
+    assert real is not None
+    folder, digest = open_folder(real, recipe.vocabulary()), _LabelsDigest()
+    absent = set(real.keys) - set(folder.keys)
+    if absent:
+        raise UserError(
+            f"{real.root} has no image {min(absent)}, which the recipe names; restore it, or start a new dataset with "
+            f"`factory invert`."
+        )
+    for key in real.keys:
+        digest.add(key, folder.load(key).labels)
+    if digest.text() != real.labels_digest:
+        raise UserError(
+            f"the recipe pins the labels of {real.root} as {real.labels_digest[:12]}, but they are now "
+            f"{digest.text()[:12]}; restore the pinned ones, or start a new dataset with `factory invert`."
+        )
+
+
+class _LabelsDigest:
+    """The digest of labelled images in a recipe: their keys and labels, in order."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, key: str, labels: NDArray[np.uint8]) -> None:
+        self._digest.update(key.encode() + labels.tobytes())
+
+    def text(self) -> str:
+        return self._digest.hexdigest()
 
 
 def mean_psnr(store: "Store", recipe: Recipe) -> float:

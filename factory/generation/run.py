@@ -20,6 +20,7 @@ from factory.engine.scheduler import Limit, Scheduler, State
 from factory.engine.view import ClusterView
 from factory.errors import UserError
 from factory.generation.hardware import for_hardware
+from factory.generation.inversion_recipe import check_labels
 from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
 from factory.generation.progress import Snapshot, Tracker
@@ -59,21 +60,33 @@ def generate(
     watch: Watch = lambda snapshot: None,
     force: bool = False,
     held: HeldLease | None = None,
+    labels_checked: bool = False,
 ) -> RunSummary:
     """Start or resume a dataset and run until it is complete. `watch` receives a snapshot at least every half second.
 
     Only one driver may work on a dataset: LeaseHeldError names an active one, unless `force` takes over from it. `held`
-    is a lease that the caller already holds. KeyboardInterrupt propagates after shards in progress had `engine.grace`
-    seconds to finish; committed shards are kept, and the same call resumes. Raises UserError if shards of an older
-    format are missing, which this version cannot generate.
+    is a lease that the caller already holds. `labels_checked` means that the caller has just read the labels of a
+    recipe of real images; otherwise, labels that the recipe does not pin are rejected. KeyboardInterrupt propagates
+    after shards in progress had `engine.grace` seconds to finish; committed shards are kept, and the same call resumes.
+    Raises UserError if shards of an older format are missing, which this version cannot generate.
     """
     existing = existing_recipe(store)
     if existing is not None and existing.format < FORMAT:
         with nullcontext(held) if held else leased(store, force, _log.warning):
             return _older(existing, recipe, store)
     recipe = prepare(recipe, store)
+    if recipe.real is not None and not labels_checked and _is_incomplete(existing, store):
+        check_labels(recipe)
     with nullcontext(held) if held else leased(store, force, _log.warning) as lease:
         return run_prepared(recipe, store, lease, extend, watch)
+
+
+def _is_incomplete(existing: Recipe | None, store: Store) -> bool:
+    """Whether a dataset has shards to generate; `existing` is its recipe, if it exists."""
+    if existing is None:
+        return True
+    plan = Plan(existing)
+    return bool(missing(plan, tags(store, len(plan))))
 
 
 def prepare(recipe: Recipe, store: Store) -> Recipe:
