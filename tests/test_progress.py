@@ -1,13 +1,22 @@
 """Snapshots count earlier runs, this run, and shards in progress."""
 
 from collections import Counter
+from pathlib import Path
 
+import pytest
+
+import factory.generation.run
+from factory import exit_codes
+from factory.cli.generate import as_text
 from factory.cli.view import one_line
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
+from factory.dataset.lease import leased
+from factory.dataset.storage import Store
 from factory.engine.interface import Done
 from factory.engine.scheduler import State
 from factory.generation.progress import Tracker
+from factory.generation.run import run_prepared
 
 
 def test_snapshot_sums_earlier_finished_and_current_shards() -> None:
@@ -30,3 +39,23 @@ def test_state_stores_sums_only() -> None:
     assert (state.accepted, state.attempts, state.rejected["overlap"]) == (50_000, 60_000, 10_000)
     assert state.seconds == {"generate": 5_000.0}
     assert not any(isinstance(value, list) and len(value) > 50 for value in vars(state).values())
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        (State(4), exit_codes.TRY_AGAIN),
+        (State(4, quarantined=[1]), exit_codes.FAILED),
+        (State(4, limited=True), exit_codes.DONE),
+    ],
+)
+def test_a_run_without_all_receipts_is_not_complete(
+    state: State, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exit code follows from the receipts that exist at the end, whatever the workers reported."""
+    monkeypatch.setattr(factory.generation.run, "_run", lambda *_: state)
+    store = Store(str(tmp_path))
+    with leased(store) as held:
+        summary = run_prepared(make_recipe({"n": 100, "shard_size": 30}), store, held)
+    assert summary.exit_code == code
+    assert ("4 shards are missing" in as_text(summary, "out")) is (code == exit_codes.TRY_AGAIN)

@@ -137,4 +137,9 @@ def as_text(summary: "RunSummary", out: str) -> str:
             f"{len(last.quarantined)} shards failed repeatedly; their errors are in quarantine/. Rerun the same "
             f"command to retry them."
         )
+    if summary.lost:
+        lines.append(
+            f"{summary.lost} shards are missing: their receipts were deleted during the run. Rerun the same command to "
+            f"generate them again."
+        )
     return "\n".join(lines)

@@ -46,10 +46,18 @@ class RunSummary:
     limited: bool = False
 
     @property
+    def lost(self) -> int:
+        """The number of shards that are missing although no error was reported: something else deleted their files."""
+        missing = self.last.shards - self.totals.shards - len(self.last.quarantined)
+        return 0 if self.limited else max(0, missing)
+
+    @property
     def exit_code(self) -> int:
         """0 if the dataset is complete, or as complete as the limit of the run allows; otherwise what is missing."""
         if self.last.quarantined:
             return exit_codes.FAILED
+        if self.lost:
+            return exit_codes.TRY_AGAIN
         return exit_codes.EXHAUSTED if self.totals.exhausted else exit_codes.DONE
 
 
