@@ -1,9 +1,11 @@
 """The plan: a pure function of the recipe, balanced, and stable when a dataset is extended."""
 
+import hashlib
 from collections import Counter
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,10 +15,14 @@ from factory.config.class_balance import ClassSequence
 from factory.config.cooccurrence import WeightedGroups
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
+from factory.dataset.encode import encode_sample
+from factory.dataset.records import Grounded, Instance, Rejection, Sample
 from factory.errors import UserError
+from factory.generation.filters import Filters
 
 FROZEN_TEXTS = ["a photograph of a baseball glove", "a photograph of a donut and a bicycle"]
 FROZEN_SEED = 3336214738267760206
+FROZEN_RECORD, FROZEN_HASH = "dfcb846e059c9364", "f3f3cfcf3c3cf3f3"
 SHARES = st.sampled_from([{1: 1.0}, {2: 1.0}, {1: 0.5, 2: 0.5}, {1: 0.3, 2: 0.7}, {1: 0.9, 2: 0.1}])
 
 
@@ -70,6 +76,22 @@ def test_plan_of_a_shard_is_frozen() -> None:
     shard = Plan(make_recipe({"n": 30, "shard_size": 10, "objects": {1: 0.5, 2: 0.5}})).shard(2)
     assert [sample.prompt.text for sample in shard.samples[:2]] == FROZEN_TEXTS
     assert shard.samples[0].seed(0, 1) == FROZEN_SEED
+
+
+def test_the_record_of_a_sample_is_frozen() -> None:
+    """If this fails, the same recipe gives other bytes: increment `format`."""
+    recipe = make_recipe({"n": 4, "objects": {2: 1}})
+    rows, columns = np.mgrid[:40, :60]
+    planned = Plan(recipe).shard(0).samples[3]
+    names = planned.prompt.classes
+    masks = ((rows - 20) ** 2 + (columns - 15) ** 2 < 80, (rows > 7) & (columns % 9 > 5) & (columns > 33))
+    found = Grounded(tuple(Instance(name, 1 / (k + 3), masks[k]) for k, name in enumerate(names)))
+    image = np.stack([rows * 6, (rows // 10 + columns // 12) % 3 * 90, columns * 4], -1).astype(np.uint8)
+    scores = Filters(recipe.filters).judge(image, planned.prompt, found).scores
+    sample = Sample(planned, 1, 77, image, found, scores, (Rejection(0, 76, "overlap"),))
+    encoded = encode_sample(sample, recipe.vocabulary(), {"format": 3}, 90)
+    assert scores["image_hash"] == FROZEN_HASH
+    assert hashlib.sha256(encoded.members["json"]).hexdigest()[:16] == FROZEN_RECORD
 
 
 @settings(max_examples=30, deadline=None)

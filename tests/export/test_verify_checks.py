@@ -107,8 +107,9 @@ def test_contradictions_are_reported_as_damage(tmp_path: Path, kind: str) -> Non
     ],
 )
 def test_contradictions_of_oracles_are_reported_as_damage(tmp_path: Path, change: Change, message: str) -> None:
-    seen = {"split": "all", "seen": [name for name in NAMES if name != "bus"]}
-    store, _ = make_full_dataset(tmp_path, **ORACLE | {"oracle": seen})
+    seen = [name for name in NAMES if name != "bus"]
+    options: dict[str, Any] = ORACLE | {"oracle": {"split": "all", "seen": seen}}
+    store, _ = make_full_dataset(tmp_path, **options)
     assert verify(store).sound
     change(store)
     problems = verify(store).damaged[0]
