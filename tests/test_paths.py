@@ -8,8 +8,10 @@ import typer
 from typer.testing import CliRunner
 
 from factory.cli.main import app
+from factory.cli.options import assemble
 from factory.dataset.storage import Store
 from factory.errors import UserError
+from factory.export.run import default_target
 from factory.files.paths import expanded, local_path, split_named_path
 from factory.workflow.run import load_workflow
 
@@ -138,6 +140,24 @@ def test_home_is_expanded_if_it_is_known(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HOME", "/home/me")
     assert expanded("~/a") == Path("/home/me/a")
     assert expanded(Path("b/~c")) == Path("b/~c")
+
+
+def test_home_is_expanded_where_no_shell_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`out: ~/runs` in a job, and `open_dataset("~/set")`, named a folder `~` in the working directory."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "pets.txt").write_text("dog\ncat\n")
+    (tmp_path / "unseen.txt").write_text("cat\n")
+    step = "bootstrap-oracle: {classes: ~/pets.txt, split: ~/unseen.txt, n: 4, shards: '{out}/set'}"
+    (tmp_path / "job.yaml").write_text(f"out: ~/runs\nsteps: [{step}]\n")
+    job = load_workflow(tmp_path / "job.yaml", None, _commands(), {})
+    assert job.out == tmp_path / "runs"
+    assert job.steps[0].writes == [str(tmp_path / "runs/set")]
+    assert Store("~/set").folder == tmp_path / "set"
+    assert default_target("~/set/", "coco") == tmp_path / "set-coco"
+    assert local_path("~/table.md", "--table") == tmp_path / "table.md"
+    recipe = assemble(None, None, {"classes": "~/pets.txt", "split": "~/unseen.txt", "n": 4, "masks": "detector"})
+    assert recipe.oracle is not None
+    assert recipe.oracle.seen == ("dog",)
 
 
 def test_a_name_stands_before_the_first_equals_sign() -> None:

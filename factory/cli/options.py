@@ -129,7 +129,7 @@ def _classes(text: str) -> Any:
 def _oracle(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
     """The `oracle` section: the seen classes of a named split, or all classes that a file does not list as unseen."""
     vocabulary = make_recipe({"n": 1, "classes": data.get("classes", "coco")}).vocabulary()
-    path = Path(split)
+    path = expanded(split)
     if not path.is_file():
         if "/" in split or path.suffix:
             raise UserError(

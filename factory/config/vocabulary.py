@@ -8,9 +8,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from factory.errors import UserError
+from factory.files.paths import expanded
 
 _COCO_NAMES = (
     "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant - stop_sign "
@@ -182,8 +182,9 @@ def parse_classes(text: str) -> Vocabulary:
         return coco() if text == "coco" else voc()
     label = f"--classes {text[:80]!r}"
     try:
-        if Path(text).is_file():
-            return _checked(read_class_file(Path(text)), f"the file {text}")
+        path = expanded(text)
+        if path.is_file():
+            return _checked(read_class_file(path), f"the file {text}")
     except (OSError, ValueError) as error:  # the path is too long or contains a NUL
         if isinstance(error, UserError):
             raise

@@ -21,7 +21,7 @@ from factory.dataset.storage_listing import Entry, list_bucket, list_folder, tag
 from factory.dataset.storage_retry import Patience
 from factory.errors import UserError
 from factory.files.listing import names_in
-from factory.files.paths import without_file_scheme
+from factory.files.paths import expanded, without_file_scheme
 
 __all__ = ["ConflictError", "Store", "StoreFullError", "absolute", "is_remote"]
 
@@ -57,7 +57,7 @@ class Store:
             check_address(address)
         self.address = address
         self.settings = with_environment(settings or StoreRecipe())
-        self.folder = None if remote else Path(without_file_scheme(address)).absolute()
+        self.folder = None if remote else expanded(without_file_scheme(address)).absolute()
         self._access = access
         self._clients: dict[float | None, Any] = {}
         self._lock = threading.Lock()

@@ -22,7 +22,7 @@ from factory.export.interface import SPLITS, ExportInfo, ExportSample, Format, U
 from factory.export.voc import VocFormat
 from factory.export.yolo import YoloFormat
 from factory.files.decode import open_image
-from factory.files.paths import without_file_scheme
+from factory.files.paths import expanded, without_file_scheme
 
 FORMATS: dict[str, Callable[[ExportInfo, bool], Format]] = {
     "coco": CocoFormat,
@@ -174,7 +174,7 @@ def default_target(address: str, name: str) -> Path:
     if is_remote(address):
         url = urlparse(address)
         return Path(f"{PurePosixPath(url.path).name or url.netloc}-{name}")
-    folder = Path(without_file_scheme(address))
+    folder = expanded(without_file_scheme(address))
     folder = folder if folder.name not in ("", "..") else folder.resolve()
     return folder.with_name(f"{folder.name}-{name}")
 

@@ -11,16 +11,16 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 def local_path(text: str, what: str) -> Path:
-    """Parse a local path, which may be a file: URL.
+    """Parse a local path, which may be a file: URL or begin with `~`; a job or a program is not read by a shell.
 
     Raises UserError for any other URL, which `Path` would turn into a folder such as `s3:`. `what` names the option in
     the message.
     """
     scheme = _SCHEME.match(text)
     if scheme is None:
-        return Path(text)
+        return expanded(text)
     if scheme[1].lower() == "file":
-        return Path(without_file_scheme(text))
+        return expanded(without_file_scheme(text))
     raise UserError(
         f"{what} must be a local path, got the URL {text}; give a path on this machine (only datasets can be read from "
         f"and written to URLs)."

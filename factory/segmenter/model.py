@@ -23,6 +23,7 @@ from transformers import (
 from factory.dataset.masks import IGNORE
 from factory.errors import UserError, one_line
 from factory.files.atomic import write_atomically
+from factory.files.paths import expanded
 from factory.files.strict_json import dumps
 
 ARCHITECTURES = ("segformer", "maskformer", "mask2former")
@@ -108,6 +109,7 @@ def new_segmenter(architecture: str, names: Sequence[str]) -> Segmenter:
     id_maps: dict[str, Any] = {"id2label": labels, "label2id": {name: index for index, name in labels.items()}}
     if architecture in ARCHITECTURES:
         return Segmenter(_randomly_initialised(architecture, id_maps), names)
+    architecture = str(expanded(architecture))
     network, report = _pretrained(architecture, id_maps)
     _check_only_head_is_new(architecture, network, report)
     return Segmenter(network, names)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from factory.config.vocabulary import Vocabulary, parse_classes
 from factory.dataset.storage import Store, absolute
 from factory.errors import UserError
-from factory.files.paths import check_writable_folder, local_path
+from factory.files.paths import check_writable_folder, expanded, local_path
 from factory.hf_logging import quiet_model_libraries
 
 if TYPE_CHECKING:
@@ -52,14 +52,16 @@ class SegmenterTraining:
             self,
             out=str(local_path(self.out, "--out").absolute()),
             shards=absolute(self.shards),
-            classes=str(Path(self.classes).absolute()) if Path(self.classes).is_file() else self.classes,
-            architecture=str(Path(self.architecture).absolute())
-            if Path(self.architecture).is_dir()
-            else self.architecture,
+            classes=_absolute(self.classes) if expanded(self.classes).is_file() else self.classes,
+            architecture=_absolute(self.architecture) if expanded(self.architecture).is_dir() else self.architecture,
             real=absolute((self.real,))[0] if self.real else None,
             annotations=str(Path(self.annotations).absolute()) if self.annotations else None,
             start=str(Path(self.start).absolute()) if self.start else None,
         )
+
+
+def _absolute(path: str) -> str:
+    return str(expanded(path).absolute())
 
 
 def train_here(run: SegmenterTraining, report: Callable[[str], None] = _log.info) -> Path:
