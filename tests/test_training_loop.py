@@ -223,6 +223,30 @@ main.run()
 """
 
 
+def test_several_devices_are_those_that_were_asked_for() -> None:
+    """`--device` had no effect: without enough GPUs, processes trained on the CPU although it was cuda."""
+    from factory.training.distributed import uses_gpus
+
+    cases = {("auto", 0): False, ("auto", 2): True, ("cuda", 4): True, ("cpu", 4): False}
+    assert {case: uses_gpus(case[0], 2, case[1]) for case in cases} == cases
+    for device, available in (("cuda", 0), ("cuda", 1), ("auto", 1)):
+        with pytest.raises(UserError, match=rf"--devices 2 requires 2 GPUs, and the cluster has {available};"):
+            uses_gpus(device, 2, available)
+
+
+@pytest.mark.parametrize("name", ["train-grounder", "train-segmenter"])
+def test_options_that_do_not_fit_the_number_of_devices_are_rejected(name: str, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from factory.cli.main import app
+
+    command = [name, "nowhere", "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, [*command, "--address", "auto"])
+    assert "--address auto has no effect with one device" in str(result.exception)
+    result = CliRunner().invoke(app, [*command, "--devices", "2", "--device", "cuda:1"])
+    assert "--device must be auto, cpu or cuda if there are several --devices, got 'cuda:1'" in str(result.exception)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_a_training_on_several_devices_leaves_a_checkpoint(

@@ -62,8 +62,9 @@ def train_grounder(
     from factory.config.sections import EngineRecipe
     from factory.dataset.storage import absolute
     from factory.grounder.run import GrounderTraining, train_here
-    from factory.training.distributed import train_on_several
+    from factory.training.distributed import check_devices, train_on_several
 
+    check_devices(devices, device, address)
     run = GrounderTraining(
         oracles=absolute(datasets),
         out=str(out.absolute()),

@@ -64,8 +64,9 @@ def train_segmenter(
     from factory.cli.messages import to_stdout
     from factory.config.sections import EngineRecipe
     from factory.segmenter.run import SegmenterTraining, train_here
-    from factory.training.distributed import train_on_several
+    from factory.training.distributed import check_devices, train_on_several
 
+    check_devices(devices, device, address)
     run = SegmenterTraining(
         out=str(out),
         shards=tuple(datasets or ()),

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from factory.config.sections import EngineRecipe
 from factory.errors import UserError
 from factory.signals import stop_requests
+from factory.training.devices import AUTO
 
 
 class DistributedRun(Protocol):
@@ -27,9 +28,37 @@ class DistributedRun(Protocol):
         ...
 
     @property
+    def device(self) -> str:
+        """`auto`, `cpu` or `cuda`."""
+        ...
+
+    @property
     def threads(self) -> int:
         """CPU threads per process; 0 for all."""
         ...
+
+
+def check_devices(devices: int, device: str, address: str | None) -> None:
+    """UserError for options that do not fit the number of devices and would therefore have no effect."""
+    if devices == 1 and address is not None:
+        raise UserError(
+            f"--address {address} has no effect with one device, because the training then runs in this process; add "
+            f"--devices, or leave --address out."
+        )
+    if devices > 1 and device not in (AUTO, "cpu", "cuda"):
+        raise UserError(f"--device must be {AUTO}, cpu or cuda if there are several --devices, got {device!r}.")
+
+
+def uses_gpus(device: str, devices: int, available: float) -> bool:
+    """Whether processes train on GPUs. UserError if they should, and the cluster has too few."""
+    if device == "cpu" or (device == AUTO and not available):
+        return False
+    if available < devices:
+        raise UserError(
+            f"--devices {devices} requires {devices} GPUs, and the cluster has {available:g}; give fewer --devices, or "
+            f"--device cpu."
+        )
+    return True
 
 
 def train_on_several(
@@ -38,7 +67,8 @@ def train_on_several(
     """Call `train_here(run)` in `devices` processes of a Ray cluster, each with its part of every batch.
 
     `run.out` and the data must have the same paths on all machines. Raises KeyboardInterrupt after a signal, once the
-    checkpoint of the current step is written, and UserError if the batch cannot be divided or a process raises one.
+    checkpoint of the current step is written, and UserError if the batch cannot be divided, if there are too few GPUs,
+    or if a process raises one.
     """
     if run.batch is None or run.batch % devices:
         raise UserError(
@@ -52,7 +82,7 @@ def train_on_several(
         import ray.train  # imported here because it reads the environment that `connected` prepares
         from ray.train.torch import TorchTrainer
 
-        gpus = resources().total("GPU") >= devices
+        gpus = uses_gpus(run.device, devices, resources().total("GPU"))
         trainer = TorchTrainer(
             _train_process,
             train_loop_config={"train_here": train_here, "run": run, "gpus": gpus},
