@@ -1,6 +1,7 @@
 """Protocol I: evaluate grounders on newly generated images against the detector's masks."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class GrounderResult:
 
     `miou` pools a class's pixels over the group's images and averages over classes; `image_miou` averages the IoU of
     every object of every image. `images` counts the images in which the detector found all classes of the prompt, out
-    of `tried`.
+    of `tried`. The figures are NaN without images, for example because a split has too few classes for the group.
     """
 
     method: str
@@ -92,6 +93,9 @@ def _evaluate_split(
     for group in GROUPS:
         measured = _measure(evaluation, group, images)
         results += [GrounderResult(method, split, group, *figures) for method, figures in measured.items()]
+        if not results[-1].tried:
+            report(f"split {split}, {group}: not measured, because the split has too few classes")
+            continue
         summary = ", ".join(f"{result.method} {result.miou:.3f}" for result in results[-len(measured) :])
         report(f"split {split}, {group}: {summary} ({results[-1].images} of {results[-1].tried} images)")
     return results
@@ -181,10 +185,15 @@ class SplitEvaluation:
             yield EvaluationBatch(prompts, generated, self._oracle.ground(generated[0], prompts))
 
     def _prompts(self, group: str, count: int) -> list[tuple[int, Prompt]]:
-        """Numbered prompts of a group: first classes take turns, second classes are random."""
+        """Numbered prompts of a group: first classes take turns, second classes are random.
+
+        Empty if the split has too few classes: a split file may name a single unseen class.
+        """
         number, seen, unseen = GROUPS.index(group), self._seen, self._unseen
         random = np.random.default_rng((number, len(seen)))
         pools = ((seen,), (unseen,), (seen, seen), (seen, unseen), (unseen, unseen))[number]
+        if any(len(pool) < pools.count(pool) for pool in pools):
+            return []
         prompts = []
         for k in range(count):
             names = [pools[0][k % len(pools[0])]]
@@ -251,13 +260,17 @@ def as_markdown(results: Sequence[GrounderResult], classes: str) -> str:
     for name, figures in PAPER.get(classes, {}).items():
         lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in figures)} |")
     for method, by_group in averaged(results):
-        lines.append(f"| `{method}` | {' | '.join(f'{100 * by_group[group]:.1f}' for group in GROUPS)} |")
+        lines.append(f"| `{method}` | {' | '.join(_percent(by_group[group]) for group in GROUPS)} |")
     splits = dict.fromkeys(result.split for result in results)
     # All methods of a split are measured on the same images.
     images = {(result.split, result.group): result.images for result in results}
     summary = ", ".join(f"{sum(images.get((split, group), 0) for split in splits)} {group}" for group in GROUPS)
     lines += ["", f"Averaged over split {', '.join(splits)}. Images: {summary}."]
     return "\n".join(lines)
+
+
+def _percent(share: float) -> str:
+    return "" if math.isnan(share) else f"{100 * share:.1f}"
 
 
 def write_results(results: Sequence[GrounderResult], classes: str, out: Path) -> None:

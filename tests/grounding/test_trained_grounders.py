@@ -164,6 +164,26 @@ def test_a_hub_model_is_measured_at_the_commit_of_the_training(trained: Path, mo
     assert (recipe.generator.model, recipe.generator.revision) == ("owner/name", "a" * 40)
 
 
+@pytest.mark.parametrize(("seen", "missing"), [(voc().names[1:], "two unseen"), (voc().names[:1], "two seen")])
+def test_groups_that_a_split_has_too_few_classes_for_are_left_out(
+    seen: tuple[str, ...], missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A split file can name one unseen class. The last group then ended the command, and all results were lost."""
+    from factory.evaluation import protocol_1
+
+    evaluation = protocol_1.SplitEvaluation.__new__(protocol_1.SplitEvaluation)
+    unseen = [name for name in voc().names if name not in seen]
+    parts = {"_vocabulary": voc(), "_batch": 8, "_seen": list(seen), "_unseen": unseen, "generators": [({}, {"a": 0})]}
+    for name, part in parts.items():
+        setattr(evaluation, name, part)
+    counts = {group: len(evaluation._prompts(group, 4)) for group in protocol_1.GROUPS}
+    assert counts == {group: 0 if group == missing else 4 for group in protocol_1.GROUPS}
+    figures = protocol_1._measure(evaluation, missing, 4)["a"]
+    assert figures[2:] == (0, 0)
+    results = [protocol_1.GrounderResult("a", "s", group, *figures) for group in protocol_1.GROUPS]
+    assert f"| `a` |{'  |' * 5}" in protocol_1.as_markdown(results, "voc")
+
+
 def test_the_table_counts_images_of_splits_with_different_methods() -> None:
     from factory.evaluation.protocol_1 import GROUPS, GrounderResult, as_markdown
 
