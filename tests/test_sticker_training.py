@@ -194,6 +194,17 @@ def test_only_the_text_between_the_markers_of_a_table_is_replaced(tmp_path) -> N
     assert page.read_text() == "before\n<!-- evaluation -->\nnewer \\2\n<!-- evaluation -->\nafter\n"
 
 
+def test_table_is_replaced_whatever_the_name_of_the_class_file(tmp_path: Path) -> None:
+    """The marker of Protocol II contains the value of --classes."""
+    from factory.evaluation.markdown import write_table
+
+    for name in ("protocol-2-c++.txt", "protocol-2-classes (1).txt"):
+        for text in ("old\n", "new\n"):
+            write_table(tmp_path / "page.md", text, name)
+        assert (tmp_path / "page.md").read_text().endswith(f"<!-- {name} -->\nnew\n<!-- {name} -->\n")
+    assert "old" not in (tmp_path / "page.md").read_text()
+
+
 def test_a_mirrored_image_has_the_mirrored_masks() -> None:
     detector = StickerDetector(new_network())
     pixels = torch.randint(0, 256, (2, 128, 128, 3), dtype=torch.uint8)

@@ -26,6 +26,6 @@ def write_table(page: Path, text: str, name: str) -> None:
     old = page.read_text(encoding="utf-8") if page.exists() else ""
     marked = f"{marker}\n{text}{marker}"
     page.parent.mkdir(parents=True, exist_ok=True)
-    replaced, count = re.subn(f"{marker}.*{marker}", lambda _: marked, old, flags=re.DOTALL)
+    replaced, count = re.subn(f"{re.escape(marker)}.*{re.escape(marker)}", lambda _: marked, old, flags=re.DOTALL)
     gap = "\n" if old else ""
     write_atomically(page, replaced if count else f"{old}{gap}{marked}\n")
