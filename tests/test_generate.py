@@ -252,6 +252,13 @@ def test_plan_balances_the_classes() -> None:
     assert data["hours"] == pytest.approx(800 / 2 / 3600)
 
 
+def test_plan_rejects_a_recipe_of_an_older_format_as_generate_does(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("format: 2\nn: 8\nclasses: coco\n")
+    for command in (["plan"], ["generate", "--shards", str(tmp_path / "set")]):
+        result = CliRunner().invoke(app, [*command, "--recipe", str(tmp_path / "recipe.yaml")])
+        assert "has format 2; this version samples images and reads masks differently" in str(result.exception)
+
+
 def test_plan_says_which_samples_it_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_plan, "_COUNTED", 80)
     printed = [CliRunner().invoke(app, ["plan", "--classes", "coco", "--n", str(n)]).stdout for n in (80, 800)]

@@ -130,9 +130,11 @@ def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool =
     from factory.generation.hardware import for_hardware
     from factory.generation.pin import pin_recipe
     from factory.generation.preflight import preflight
+    from factory.generation.run import check_format
 
     if workers < 1 or (rate is not None and rate <= 0):
         raise UserError(f"--workers must be at least 1 and --rate above 0, got {workers} and {rate}.")
+    check_format(recipe, "the plan")
     recipe = pin_recipe(recipe)
     preflight(recipe)
     recipe = for_hardware(recipe, None)
