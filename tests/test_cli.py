@@ -224,6 +224,19 @@ def test_options_of_a_repair_require_one(option: list[str], tmp_path: Path) -> N
     assert f"{' '.join(option)} has no effect without --repair" in str(result.exception)
 
 
+@pytest.mark.parametrize("option", [["--judge", "model"], ["--table", "page.md"]])
+def test_options_that_found_only_would_ignore_are_rejected(option: list[str]) -> None:
+    result = CliRunner().invoke(app, ["stickers", "evaluate", "--found-only", *option])
+    assert f"{option[0]} has no effect with --found-only" in str(result.exception)
+
+
+def test_gpus_of_detectors_require_a_pool_of_detectors(tmp_path: Path) -> None:
+    command = ["bootstrap-oracle", "--classes", "voc", "--split", "1", "--n", "4", "--gpus-per-detector", "0.5"]
+    result = CliRunner().invoke(app, [*command, "--shards", str(tmp_path / "oracle")])
+    assert "--gpus-per-detector 0.5 has no effect without a pool of detectors; add --detectors" in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["seed", "batch", "attempts", "shard_size"])
 def test_help_states_the_default_of_the_recipe(name: str) -> None:
     command = typer.main.get_command(app).commands["generate"]

@@ -86,6 +86,11 @@ def _check_effects(recipe: Recipe, options: Mapping[str, Any]) -> None:
             f"--detector {options['detector']} would not be used, because the masks come from {recipe.masks.source}; "
             f"add --masks detector, set filters.min_detector_iou in the recipe, or leave --detector out."
         )
+    if options.get("gpus_per_detector") is not None and not recipe.engine.detectors:
+        raise UserError(
+            f"--gpus-per-detector {options['gpus_per_detector']:g} has no effect without a pool of detectors; add "
+            f"--detectors, or leave it out."
+        )
     if options.get("objects") is not None and recipe.prompts is not None:
         raise UserError(
             "--objects applies to generated prompts, and these come from a file or the recipe; leave one of them out."

@@ -9,6 +9,7 @@ import typer
 from factory.cli.shared_options import MAX_SEED, AsJson, GuidanceScales, Table
 from factory.config.guidance import CONSTANT
 from factory.config.stickers import EMBEDDED_MODELS, STICKERS
+from factory.errors import UserError
 from factory.files.strict_json import dumps
 
 app = typer.Typer(
@@ -75,7 +76,10 @@ def render(
 @app.command()
 def train(
     part: Annotated[
-        ModelName, typer.Argument(metavar="MODEL", help="The model to train; diffusion requires a trained autoencoder.")
+        ModelName,
+        typer.Argument(
+            metavar="MODEL", help="The model to train; those that it needs come from --out or else from the package."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the runs, with one subfolder per model.")] = Path("runs"),
     steps: Annotated[
@@ -163,6 +167,9 @@ def evaluate(
     from factory.stickers.evaluate import evaluate as measure
     from factory.stickers.tables import class_table, summary_table
 
+    if found_only and (judge is not None or table is not None):
+        option = "--judge" if judge is not None else "--table"
+        raise UserError(f"{option} has no effect with --found-only; leave one of them out.")
     check_writable_folder(out, "--out")
     if table is not None:
         check_page(table)
