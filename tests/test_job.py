@@ -114,6 +114,30 @@ def test_step_killed_by_a_signal_is_reported(tmp_path: Path, monkeypatch: pytest
     assert failed.value.exit_code == 137, "the code that a shell reports; docs/exit-codes.md says to rerun"
 
 
+def test_step_that_is_changed_and_changed_back_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder holds the results of the other options."""
+    monkeypatch.setattr("factory.workflow.run._PROGRAM", (sys.executable, "-c", "pass"))
+    steps = [
+        {"report": {"with": "{out}/set", "compare": "{other}", "out": "{out}/report"}},
+        {"report": {"with": "{out}/set", "out": "{out}/other"}},
+    ]
+    file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), values={"other": "a"}, steps=steps)
+    runs = []
+    for other in ("a", "b", "a", "a"):
+        lines = list[str]()
+        run_workflow(load_workflow(file, None, commands(), {"other": other}), lines.append)
+        runs.append(["already completed" not in line for line in lines])
+    assert runs == [[True, True], [True, False], [True, False], [False, False]]
+
+
+def test_list_of_completed_steps_of_earlier_versions_is_read(tmp_path: Path) -> None:
+    file = write(tmp_path / "job.yaml", out=str(tmp_path), steps=[{"status": {"with": "a"}}])
+    job, lines = load_workflow(file, None, commands(), {}), list[str]()
+    (tmp_path / "job.json").write_text(f'["{job.steps[0].digest}"]')
+    run_workflow(job, lines.append)
+    assert lines == ["[1/1] already completed: factory status a"]
+
+
 def test_broken_list_of_completed_steps_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text("[")
     file = write(tmp_path / "job.yaml", out=str(tmp_path), steps=[{"status": {"with": "a"}}])

@@ -27,6 +27,7 @@ DONE = "job.json"
 _KILLED = 128
 """Added to the number of a signal, it is the exit code that shells report for a process that the signal killed."""
 _WRITES = ("--shards", "--out", "--to")
+_RESULTS = (*_WRITES, "--table")
 _PROGRAM = (sys.executable, "-c", "from factory.cli.main import run; run()")
 
 
@@ -64,6 +65,11 @@ class Step:
     def writes(self) -> list[str]:
         """The folders that the step writes, in one spelling."""
         return [normpath(value) for flag, value in pairwise(self.arguments) if flag in _WRITES]
+
+    @property
+    def results(self) -> list[str]:
+        """The folders and files whose content the step determines, in one spelling."""
+        return [normpath(value) for flag, value in pairwise(self.arguments) if flag in _RESULTS]
 
     def reads(self, folder: str) -> bool:
         """Whether an argument is the folder or a path in it, also in the form NAME=FOLDER, in any spelling."""
@@ -106,17 +112,22 @@ def run_workflow(job: Workflow, report: Callable[[str], None] = _log.info) -> No
     """Run the steps that are not completed, in order; call it again to resume at the first one that failed.
 
     Signals are forwarded to the running step, and its end is awaited. A dataset in which some samples were accepted in
-    none of their attempts is complete and does not stop the job. Raises StepFailedError, KeyboardInterrupt if the step
-    was interrupted, and UserError if the list of completed steps cannot be read.
+    none of their attempts is complete and does not stop the job. A step that writes where a step of another version of
+    the job has written makes that one incomplete. Raises StepFailedError, KeyboardInterrupt if the step was
+    interrupted, and UserError if the list of completed steps cannot be read.
     """
     job.out.mkdir(parents=True, exist_ok=True)
     path = job.out / DONE
-    done = _completed(path)
+    done, current = _completed(path), {step.digest for step in job.steps}
     for number, step in enumerate(job.steps, 1):
         if step.digest in done:
             report(f"[{number}/{len(job.steps)}] already completed: {step.command_line()}")
             continue
         report(f"[{number}/{len(job.steps)}] {step.command_line()}")
+        kept = {digest: results for digest, results in done.items() if digest in current or not _meet(step, results)}
+        if kept != done:
+            done = kept
+            write_atomically(path, json.dumps(done))
         code = signals.run_forwarding_signals([*_PROGRAM, step.name, *step.arguments])
         if code in (exit_codes.INTERRUPTED, exit_codes.TERMINATED):
             raise KeyboardInterrupt
@@ -124,22 +135,29 @@ def run_workflow(job: Workflow, report: Callable[[str], None] = _log.info) -> No
             report("The step is complete, although some samples were not accepted in any attempt; continuing.")
         elif code:
             raise StepFailedError(number, step.name, code)
-        done.append(step.digest)
+        done[step.digest] = step.results
         write_atomically(path, json.dumps(done))
 
 
-def _completed(path: Path) -> list[str]:
+def _meet(step: Step, results: Iterable[str]) -> bool:
+    return bool({*step.results} & {*results})
+
+
+def _completed(path: Path) -> dict[str, list[str]]:
+    """The results of each completed step by its digest; earlier versions stored the digests alone."""
     try:
         done = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return []
+        return {}
     except (OSError, ValueError) as error:
         raise UserError(
             f"the list of completed steps {path} cannot be read ({error}); delete it to start from the first step."
         ) from error
-    if not isinstance(done, list):
+    if isinstance(done, list):
+        done = {str(digest): [] for digest in done}
+    if not isinstance(done, dict) or not all(isinstance(results, list) for results in done.values()):
         raise UserError(f"the list of completed steps {path} is not a list; delete it to start from the first step.")
-    return [str(digest) for digest in done]
+    return {digest: [str(result) for result in results] for digest, results in done.items()}
 
 
 def _chained(steps: Iterable[Step]) -> tuple[Step, ...]:
