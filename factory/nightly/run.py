@@ -214,7 +214,7 @@ class _NightRun:
         context, deleted = self._context, []
         if context.config.keep is not None:
             try:
-                for date in expired_nights(context.root, context.config.keep.nights):
+                for date in expired_nights(context.root, context.config.keep.nights, self._night):
                     delete_night(context.root, date)
                     deleted.append(date)
             except UserError as error:

@@ -64,6 +64,17 @@ def test_night_of_latest_json_never_expires(root: Store) -> None:
     assert days(expired_nights(root, 1)) == [12]
 
 
+def test_repeated_old_night_does_not_delete_itself(make: Make, generated: Put) -> None:
+    """In `grow`, nothing else protects it: the lease belongs to the shared dataset."""
+    context = make(recipe={"seed": 20261125}, keep={"nights": 1}, mode="grow", target=12)
+    for day in (26, 27, 28):
+        add(context.root, day)
+    context.root.put("latest.json", record(datetime.date(2026, 11, 28), "complete"))
+    outcome = run_night(generated(context))
+    assert (days(list(outcome.deleted)), outcome.state) == ([26, 27], "complete")
+    assert days(list(list_nights(context.root))) == [25, 28]
+
+
 def test_folders_that_are_no_nights_are_never_touched(root: Store) -> None:
     add(root, 15)
     add(root, 14)
