@@ -127,6 +127,15 @@ def test_status_and_verify_of_a_sound_dataset(finished: Path) -> None:
     assert (report["shards"], report["samples"], report["sound"], report["damaged"]) == (3, 12, True, {})
 
 
+def test_dataset_that_lost_a_receipt_is_not_done(finished: Path, tmp_path: Path) -> None:
+    from factory.cli.status import state
+
+    folder = copy_of(finished, tmp_path / "set")
+    (folder / "receipts/000000.json").unlink()
+    data = state(str(folder))
+    assert (data["complete"], data["progress"]["status"], data["status"]) == (False, "done", "incomplete")
+
+
 def test_preview_shows_samples_beside_their_masks(finished: Path, tmp_path: Path) -> None:
     result = factory("preview", finished, "--out", tmp_path / "new" / "sheet.png", "--n", 5)
     assert result.stdout.strip() == str(tmp_path / "new" / "sheet.png")

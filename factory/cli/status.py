@@ -71,4 +71,6 @@ def state(dataset: str) -> dict[str, Any]:
         current = "stale"
     elif dead is False and current not in _ACTIVE:
         current = "running"  # it has started, but not written its progress yet
+    elif current == "done":
+        current = "incomplete"  # receipts were deleted since, or the dataset was extended and its run killed at once
     return data | {"status": current, "progress": progress, "quarantined": quarantined}
