@@ -104,6 +104,25 @@ def test_images_are_those_of_the_librarys_pipeline(family: Make, name: str) -> N
             assert torch.allclose(value.float(), alone.features[block].float(), atol=1e-2, rtol=1e-2)
 
 
+def test_a_batch_whose_decoding_runs_out_of_memory_is_generated_in_parts(
+    family: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sana's pipeline catches the error of its autoencoder and goes on without an image."""
+    generator = PipelineGenerator(recipe(family("sana")))
+    kind, sizes = type(generator.pipeline.vae), []
+    decode = kind.decode
+
+    def decoded(vae: Any, latents: torch.Tensor, **options: Any) -> Any:
+        sizes.append(len(latents))
+        if len(latents) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(vae, latents, **options)
+
+    monkeypatch.setattr(kind, "decode", decoded)
+    assert len(generator.generate(REQUESTS)) == 2
+    assert sizes == [2, 1, 1]
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_the_tokens_of_each_class_are_found_in_the_familys_template(family: Make, name: str) -> None:
     generator = PipelineGenerator(recipe(family(name)), needs=frozenset({ATTENTION}))

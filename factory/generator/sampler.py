@@ -92,6 +92,7 @@ class Sampler:
             stack.enter_context(self._installed(self._compiled))
             stack.enter_context(self._checked(self._compiled))
             last = stack.enter_context(_recorded(self.pipeline.scheduler, list(random)))
+            stack.enter_context(_memory_errors_of(self.pipeline.vae))
             made = self.pipeline(**options, generator=list(random), output_type="pt")
         check_finite(made.images, "the autoencoder's decoder", self.settings)
         pixels = (made.images.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -215,6 +216,29 @@ def _recorded(scheduler: Any, random: list[torch.Generator]) -> Iterator[dict[st
         yield last
     finally:
         del scheduler.step  # otherwise the scheduler refers to itself and keeps the latents in memory
+
+
+@contextmanager
+def _memory_errors_of(vae: Any) -> Iterator[None]:
+    """Raise OutOfMemoryError for an autoencoder that ran out of memory: Sana's pipeline goes on without an image."""
+    decode, failed = vae.decode, []
+
+    def decoded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return decode(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            failed.append(True)
+            raise
+
+    vae.decode = decoded
+    try:
+        yield
+    except UnboundLocalError:
+        if not failed:
+            raise
+        raise torch.OutOfMemoryError("the autoencoder ran out of memory") from None
+    finally:
+        del vae.decode
 
 
 def _keep_ids(ids: dict[str, tuple[Tensor, Tensor | None]], name: str) -> Any:
