@@ -285,3 +285,32 @@ def test_the_revision_of_a_folder_changes_with_its_weights(tiny_model: Path, tmp
     with (copy / "unet" / "config.json").open("a") as stream:
         stream.write(" ")
     assert pin_revision(str(copy)) != pin_revision(str(tiny_model))
+
+def _fails_once(decode: Any) -> Any:
+    """`decode`, which runs out of memory in its first call."""
+    calls: list[bool] = []
+
+    def decoded(*args: Any, **kwargs: Any) -> Any:
+        calls.append(True)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(*args, **kwargs)
+
+    return decoded
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_xl_batch_in_half_precision_whose_images_do_not_fit_is_generated_in_parts(
+    tiny_data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pipeline decodes in float32 and only then returns the autoencoder to float16, also for the next batch."""
+    folder = str(tiny_pipeline(tmp_path / "xl", xl=True, kl=True))
+    recipe = changed(tiny_data, generator={"model": folder, "dtype": "float16", "steps": 1})
+    generator, batch = PipelineGenerator(recipe), requests(recipe, 2)
+    assert generator.pipeline.vae.config.force_upcast
+    expected = generator.generate(batch)
+    kind = type(generator.pipeline.vae)
+    monkeypatch.setattr(kind, "decode", _fails_once(kind.decode))
+    for made, other in zip(generator.generate(batch), expected, strict=True):
+        assert np.abs(made.image.astype(int) - other.image.astype(int)).max() <= 1
+    assert generator.pipeline.vae.dtype == torch.float16

@@ -72,6 +72,7 @@ class Sampler:
         pipeline.set_progress_bar_config(disable=True)
         self._own, self._scheduler = pipeline.scheduler, with_solver(pipeline.scheduler, settings.solver)
         self._parameters = inspect.signature(pipeline.__call__).parameters
+        self._vae_dtype = pipeline.vae.dtype
         self._unguided_scale = (
             settings.guidance
             if family.guided_by_input(type(pipeline).__name__, self.denoiser.config)
@@ -140,6 +141,8 @@ class Sampler:
         finally:
             setattr(self.pipeline, self.family.denoiser, self.denoiser)
             self.pipeline.scheduler = self._own
+            if self.pipeline.vae.dtype != self._vae_dtype:
+                self.pipeline.vae.to(self._vae_dtype)
 
     @contextmanager
     def _checked(self, denoiser: Any) -> Iterator[None]:
