@@ -5,6 +5,7 @@ import json
 import shutil
 import warnings
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,32 @@ def test_the_revision_of_a_folder_changes_with_its_weights(tiny_model: Path, tmp
     with (copy / "unet" / "config.json").open("a") as stream:
         stream.write(" ")
     assert pin_revision(str(copy)) != pin_revision(str(tiny_model))
+
+
+class _Residence:
+    """Models on the GPU with `enable_model_cpu_offload`: one that is called moves out only its predecessor."""
+
+    def __init__(self, pipeline: Any, order: tuple[str, ...]) -> None:
+        self.resident: set[str] = set()
+        self.together: set[frozenset[str]] = set()
+        for before, name in zip((None, *order), order, strict=False):
+            getattr(pipeline, name).register_forward_pre_hook(partial(self._enter, name, before))
+        pipeline.maybe_free_model_hooks = self.resident.clear
+
+    def _enter(self, name: str, before: str | None, *_: Any) -> None:
+        self.resident.discard(before or "")
+        self.resident.add(name)
+        self.together.add(frozenset(self.resident))
+
+
+def test_an_offloaded_text_encoder_and_denoiser_are_never_on_the_gpu_together(tiny_recipe: Recipe) -> None:
+    generator = PipelineGenerator(tiny_recipe, needs=frozenset({ATTENTION, CLASS_EMBEDDINGS}))
+    on_gpu = _Residence(generator.pipeline, ("text_encoder", "unet"))
+    for _ in range(2):
+        generator.generate(requests(tiny_recipe, 2))
+    assert on_gpu.together == {frozenset({"text_encoder"}), frozenset({"unet"})}
+    assert not on_gpu.resident, "the grounder and the detector have the GPU for themselves"
+
 
 def _fails_once(decode: Any) -> Any:
     """`decode`, which runs out of memory in its first call."""

@@ -182,6 +182,13 @@ def test_a_grounder_belongs_to_the_lora_that_it_was_trained_with() -> None:
         check_fits("stickers", config, generator.model_copy(update={"lora": "style", "lora_revision": "abc"}))
 
 
+def test_a_compiled_u_net_is_not_offloaded(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.generator.placing.find_spec", lambda library: library)
+    generator = {"model": str(tiny_model), "compile": True}
+    with pytest.raises(UserError, match=r"generator\.compile has no effect on a U-Net with engine\.offload"):
+        preflight(make_recipe({"n": 1, "generator": generator, "engine": {"offload": True}}))
+
+
 def test_settings_of_small_gpus_name_the_library_that_they_need(tiny_model: Path) -> None:
     from importlib.util import find_spec
 

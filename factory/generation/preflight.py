@@ -47,6 +47,7 @@ def preflight(recipe: Recipe) -> None:
     denoiser = read_config(folder, family.denoiser)
     if family.is_unet:
         _check_levels(recipe, denoiser)
+        _check_compiled(recipe)
     _check_blocks(recipe, family, denoiser)
     _check_inversion(recipe, family, str(index["scheduler"][1]), read_config(folder, "scheduler"), denoiser)
     tokenizers = open_tokenizers(folder, index)
@@ -62,6 +63,14 @@ def _check_levels(recipe: Recipe, unet: dict[str, Any]) -> None:
         raise UserError(
             f"masks.levels {list(levels)} are not among the cross-attention levels of {recipe.generator.model}: "
             f"{sorted(known)}."
+        )
+
+
+def _check_compiled(recipe: Recipe) -> None:
+    if recipe.generator.compile and recipe.engine.offload:
+        raise UserError(
+            "generator.compile has no effect on a U-Net with engine.offload, which replaces the compiled model at each "
+            "call; remove one of the two."
         )
 
 

@@ -96,6 +96,7 @@ class PipelineGenerator:
         if self.needs & {ATTENTION, CROSS_ATTENTION, FEATURES}:
             reading = self._read(latents, prompts, None)
         embeddings = self._class_embeddings(prompts)
+        self._sampler.free()  # for the grounder and the detector
         return [
             self._result(reading, k, prompt, sampled.images[k], latents[k], embeddings)
             for k, prompt in enumerate(prompts)

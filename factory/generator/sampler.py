@@ -133,7 +133,12 @@ class Sampler:
 
     @contextmanager
     def _installed(self, denoiser: Any) -> Iterator[None]:
-        """Give the pipeline this denoiser and a fresh scheduler: multistep solvers remember earlier steps."""
+        """Give the pipeline this denoiser and a fresh scheduler: multistep solvers remember earlier steps.
+
+        A call that fails, or stops at the denoiser, leaves the pipeline changed: offloaded models stay on the GPU, and
+        the autoencoder of Stable Diffusion XL stays in float32.
+        """
+        self.free()
         setattr(self.pipeline, self.family.denoiser, denoiser)
         self.pipeline.scheduler = type(self._scheduler).from_config(self._scheduler.config)
         try:
@@ -143,6 +148,14 @@ class Sampler:
             self.pipeline.scheduler = self._own
             if self.pipeline.vae.dtype != self._vae_dtype:
                 self.pipeline.vae.to(self._vae_dtype)
+
+    def free(self) -> None:
+        """With `engine.offload`, move all models to host memory.
+
+        A model's hook only moves the model before it in the pipeline's order. A denoiser that was called outside of the
+        pipeline would stay on the GPU beside the text encoder of the next call.
+        """
+        self.pipeline.maybe_free_model_hooks()
 
     @contextmanager
     def _checked(self, denoiser: Any) -> Iterator[None]:
