@@ -13,6 +13,7 @@ from factory.config.recipe import Recipe, make_recipe
 from factory.config.vocabulary import coco, voc
 from factory.detector import detectron2 as with_detectron2
 from factory.detector import torchvision as with_torchvision
+from factory.detector import ultralytics as with_ultralytics
 from factory.detector.embedded import EmbeddedDetector
 from factory.detector.labels import in_order, translation, unseen_by
 from factory.detector.load import check_classes, open_detector, pin_detector
@@ -202,3 +203,21 @@ def test_channels_are_in_the_models_order() -> None:
     assert (in_order(red, "BGR")[..., 2] == 255).all()
     assert (in_order(red, "BGR")[..., 0] == 0).all()
     assert in_order(red, "RGB") is red
+
+
+def test_ultralytics_receives_a_device_that_leaves_the_workers_gpu_visible(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a string such as "cuda", the library sets CUDA_VISIBLE_DEVICES to 0, whichever GPU Ray chose."""
+    given: dict[str, Any] = {}
+
+    def predictor(overrides: dict[str, Any]) -> Any:
+        given.update(overrides)
+        return SimpleNamespace(setup_model=lambda model, verbose: None)
+
+    monkeypatch.setattr(with_ultralytics, "labels", lambda name: list(voc().names))
+    monkeypatch.setattr(with_ultralytics, "load_model", lambda name: None)
+    monkeypatch.setattr(with_ultralytics, "_library", lambda: {"SegmentationPredictor": predictor})
+    recipe = make_recipe({"n": 1, "classes": "voc", "generator": {"model": str(tiny_model)}})
+    with_ultralytics.UltralyticsDetector(recipe, "yolo11n-seg@file.pt", "cuda")
+    assert given["device"] == torch.device("cuda")

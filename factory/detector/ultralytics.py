@@ -38,10 +38,11 @@ class UltralyticsDetector:
         self._labels = labels(name)
         self._names = translation(recipe.vocabulary(), self._labels, recipe.planned_names())
         self._threads = recipe.generator.threads
-        # `rect` and `batch` as in `YOLO.predict`: images are not padded to a square.
+        # A device as a string would make the library set CUDA_VISIBLE_DEVICES, so that every worker of a machine would
+        # use its first GPU. `rect` and `batch` are as in `YOLO.predict`: images are not padded to a square.
         options = {
-            "conf": _MIN_SCORE, "retina_masks": True, "rect": True, "batch": 1, "device": device, "verbose": False,
-            "save": False, "task": "segment", "mode": "predict",
+            "conf": _MIN_SCORE, "retina_masks": True, "rect": True, "batch": 1, "device": torch.device(device),
+            "verbose": False, "save": False, "task": "segment", "mode": "predict",
         }  # fmt: skip
         self._predictor = _library()["SegmentationPredictor"](overrides=options)
         self._predictor.setup_model(load_model(name), verbose=False)
