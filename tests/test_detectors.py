@@ -1,5 +1,6 @@
 """The detector interface: real classes with random weights, labels in the vocabulary, channel order."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -203,6 +204,27 @@ def test_channels_are_in_the_models_order() -> None:
     assert (in_order(red, "BGR")[..., 2] == 255).all()
     assert (in_order(red, "BGR")[..., 0] == 0).all()
     assert in_order(red, "RGB") is red
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_a_detector_on_a_gpu_of_its_own_computes_like_one_in_a_worker(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tf32: bool
+) -> None:
+    """The flags are those of the process; the pool's processes load no text-to-image model."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr("factory.detector.load._opened", lambda recipe, device: None)
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+    dtype = "tf32" if tf32 else "float32"
+    recipe = make_recipe({"n": 1, "classes": "voc", "generator": {"model": str(tiny_model), "dtype": dtype}})
+    try:
+        open_detector(recipe, "cuda")
+        assert torch.are_deterministic_algorithms_enabled()
+        assert (cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32) == (True, tf32, tf32)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
+    finally:
+        torch.use_deterministic_algorithms(False)
+        cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def test_ultralytics_receives_a_device_that_leaves_the_workers_gpu_visible(

@@ -13,6 +13,7 @@ from factory.detector.labels import translation
 from factory.detector.open_names import absolute, check_types, parse_open_name, pin_open_name
 from factory.errors import UserError
 from factory.files.paths import expanded
+from factory.generator.determinism import be_deterministic
 from factory.generator.load import folder_digest, pin_revision
 
 TORCHVISION, DETECTRON2, ULTRALYTICS = "torchvision:", "detectron2:", "ultralytics:"
@@ -32,6 +33,11 @@ def open_detector(recipe: Recipe, device: str) -> Detector:
     Raises UserError if it cannot be loaded, differs from the pinned revision, or does not know a class.
     """
     check_pin(recipe.masks)
+    be_deterministic(device, tf32=recipe.generator.dtype == "tf32")
+    return _opened(recipe, device)
+
+
+def _opened(recipe: Recipe, device: str) -> Detector:
     name = recipe.masks.detector
     open_name = parse_open_name(name)
     if open_name is not None:

@@ -12,6 +12,7 @@ from factory.config.prompts import Prompt
 from factory.config.recipe import Recipe
 from factory.config.vocabulary import caption
 from factory.errors import UserError
+from factory.generator.determinism import be_deterministic
 from factory.generator.families import PIPELINES, default_feature_blocks, default_read_blocks
 from factory.generator.finite import check_finite
 from factory.generator.interface import (
@@ -52,7 +53,7 @@ class PipelineGenerator:
         self, recipe: Recipe, device: str = "cpu", needs: frozenset[str] = frozenset(), pipeline: Any = None
     ) -> None:
         self.recipe, self.settings, self.device, self.needs = recipe, recipe.generator, device, needs
-        _be_deterministic(device, tf32=self.settings.dtype == "tf32")
+        be_deterministic(device, tf32=self.settings.dtype == "tf32")
         self.pipeline = pipeline or load_pipeline(self.settings, device, recipe.engine.offload)
         self.family = PIPELINES[type(self.pipeline).__name__]
         self.scheduler = self.pipeline.scheduler  # defines the noise levels; the recipe's solver replaces it in calls
@@ -244,12 +245,3 @@ class PipelineGenerator:
         padding = torch.zeros_like(next(iter(by_phrase.values())))
         of_prompts = [[by_phrase[phrase] for phrase in prompt.phrases] for prompt in prompts]
         return torch.stack([torch.stack(found + [padding] * (max_classes - len(found))) for found in of_prompts])
-
-
-def _be_deterministic(device: str, tf32: bool) -> None:
-    if device.startswith("cuda"):
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        torch.backends.cudnn.allow_tf32 = tf32
-        torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,0 +1,20 @@
+"""Settings of a GPU process with which the same inputs give the same bytes."""
+
+import os
+
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+
+
+def be_deterministic(device: str, tf32: bool) -> None:
+    """Choose deterministic kernels, and TF32 or float32 products, for all models of a process that uses `device`."""
+    if not device.startswith("cuda"):
+        return
+    import torch
+
+    # cuBLAS reads it when it is first used. Without it, torch calls every matrix product non-deterministic.
+    os.environ.setdefault(_CUBLAS, ":4096:8")
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.use_deterministic_algorithms(True, warn_only=True)
