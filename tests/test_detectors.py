@@ -12,10 +12,12 @@ from transformers import ResNetConfig
 
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.vocabulary import coco, voc
+from factory.dataset.records import Instance
 from factory.detector import detectron2 as with_detectron2
 from factory.detector import torchvision as with_torchvision
 from factory.detector import ultralytics as with_ultralytics
 from factory.detector.embedded import EmbeddedDetector
+from factory.detector.fitting import FittingDetector
 from factory.detector.labels import in_order, translation, unseen_by
 from factory.detector.load import check_classes, open_detector, pin_detector
 from factory.detector.transformers import TransformersDetector
@@ -204,6 +206,25 @@ def test_channels_are_in_the_models_order() -> None:
     assert (in_order(red, "BGR")[..., 2] == 255).all()
     assert (in_order(red, "BGR")[..., 0] == 0).all()
     assert in_order(red, "RGB") is red
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_detected_in_parts() -> None:
+    class Limited:
+        def __init__(self) -> None:
+            self.calls: list[Any] = []
+
+        def detect(self, images: Any, classes: Any = None) -> list[list[Instance]]:
+            self.calls.append((len(images), classes))
+            if len(images) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return [[Instance(f"{image[0, 0, 0]}", 1.0, np.ones((1, 1), bool))] for image in images]
+
+    images = [np.full((1, 1, 3), k, np.uint8) for k in range(3)]
+    limited = Limited()
+    detector = FittingDetector(limited, "limited")
+    assert [found[0].class_name for found in detector.detect(images)] == ["0", "1", "2"]
+    assert [found[0].class_name for found in detector.detect(images, [["a"], ["b"], ["c"]])] == ["0", "1", "2"]
+    assert limited.calls == [(3, None), (2, None), (1, None), (2, [["a"], ["b"]]), (1, [["c"]])]
 
 
 @pytest.mark.parametrize("tf32", [False, True])

@@ -283,3 +283,22 @@ def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tm
         stream.write(" ")
     with pytest.raises(UserError, match="the model now has revision"):
         on_real([str(grounder)], [str(tmp_path / "all")])
+
+
+def test_a_batch_of_images_that_does_not_fit_into_memory_is_inverted_in_parts(
+    folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = _recipe(folder, tiny_model, method="noise")
+    requests = [Request(s.prompt, 0, s.index) for s in Plan(recipe).shard(0).samples[:3]]
+    generator, sizes = InvertingGenerator(recipe), []
+    round_trip = generator.round_trip
+
+    def limited(images: Any, prompts: Any) -> Any:
+        sizes.append(len(images))
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return round_trip(images, prompts)
+
+    monkeypatch.setattr(generator, "round_trip", limited)
+    assert len(generator.generate(requests)) == 3
+    assert sizes == [3, 2, 1, 1, 1]

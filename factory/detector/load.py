@@ -32,9 +32,11 @@ def open_detector(recipe: Recipe, device: str) -> Detector:
 
     Raises UserError if it cannot be loaded, differs from the pinned revision, or does not know a class.
     """
+    from factory.detector.fitting import FittingDetector
+
     check_pin(recipe.masks)
     be_deterministic(device, tf32=recipe.generator.dtype == "tf32")
-    return _opened(recipe, device)
+    return FittingDetector(_opened(recipe, device), recipe.masks.detector)
 
 
 def _opened(recipe: Recipe, device: str) -> Detector:

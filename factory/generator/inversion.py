@@ -21,6 +21,7 @@ from factory.dataset.records import Image
 from factory.errors import UserError
 from factory.generator.interface import Generated, Request
 from factory.generator.latents import Autoencoder
+from factory.generator.memory import FittingParts
 from factory.generator.noise import shares
 from factory.generator.pipeline import PipelineGenerator
 from factory.generator.sampler import Conditions
@@ -52,12 +53,17 @@ class InvertingGenerator:
         self._folder = open_folder(recipe.real, self._vocabulary)
         self._model = PipelineGenerator(recipe, device)
         self._autoencoder = Autoencoder(self._model.pipeline, recipe.generator, device, self._model.pixels)
+        height, width = self._model.pixels
+        self._parts = FittingParts(f"one image of {width} x {height} pixels and {recipe.generator.model}", "inverts")
         self._alphas: Tensor = self._model.scheduler.alphas_cumprod.to(device)
 
-    @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
-        """Invert one micro-batch: the images at the requests' indices."""
+        """Invert one micro-batch, in parts if the GPU's memory is too small for it: the images at these indices."""
         torch.set_num_threads(self._recipe.generator.threads)
+        return self._parts.apply(self._invert, requests)
+
+    @torch.inference_mode()
+    def _invert(self, requests: Sequence[Request]) -> list[Generated]:
         loaded = [self._folder.load(self._real.keys[request.index]) for request in requests]
         images = [_resized(image, self._model.pixels) for image in loaded]
         prompts = [request.prompt for request in requests]

@@ -17,9 +17,9 @@ Result = TypeVar("Result")
 class FittingParts:
     """Applies a function to a batch, or to parts of it once a batch did not fit. The size that fits is remembered."""
 
-    def __init__(self, subject: str) -> None:
-        """`subject` names an image and the model in messages."""
-        self._subject = subject
+    def __init__(self, subject: str, verb: str = "generates") -> None:
+        """`subject` names an image and the model in messages, `verb` says what is done with images."""
+        self._subject, self._verb = subject, verb
         self._size: int | None = None
 
     def apply(self, function: Callable[[Sequence[Item]], list[Result]], batch: Sequence[Item]) -> list[Result]:
@@ -38,8 +38,9 @@ class FittingParts:
                 )
             self._size = (len(part) + 1) // 2
             _log.warning(
-                "The GPU has too little memory for %d images at once; this worker now generates %d at a time.",
+                "The GPU has too little memory for %d images at once; this worker now %s %d at a time.",
                 len(part),
+                self._verb,
                 self._size,
             )
             # Only here: while the error is handled, it refers to the tensors of the failed call.

@@ -14,6 +14,7 @@ from factory.dataset.records import Grounded, Image, Instance
 from factory.errors import UserError
 from factory.files.paths import split_named_path
 from factory.generator.interface import Captured, Generated
+from factory.generator.memory import FittingParts
 from factory.grounder.folder import grounder_folder, load_grounder
 
 
@@ -25,13 +26,21 @@ class TrainedGrounder:
         self._module.to(device)
         self._folder, self._device, self._threads = folder, device, threads
         self.needs: frozenset[str] = self._module.needs  # type: ignore[assignment]
+        self._parts = FittingParts(f"the masks of one image by the grounder {folder}", "segments")
+
+    def ground(self, generated: Sequence[Generated], prompts: Sequence[Prompt]) -> list[Grounded]:
+        """A class's score is its mean probability inside its mask.
+
+        The batch is divided if the GPU's memory is too small for it.
+        """
+        torch.set_num_threads(self._threads)
+        return self._parts.apply(self._ground, list(zip(generated, prompts, strict=True)))
 
     @torch.inference_mode()
-    def ground(self, generated: Sequence[Generated], prompts: Sequence[Prompt]) -> list[Grounded]:
-        """A class's score is its mean probability inside its mask."""
-        torch.set_num_threads(self._threads)
+    def _ground(self, batch: Sequence[tuple[Generated, Prompt]]) -> list[Grounded]:
+        generated = [image for image, _ in batch]
         logits = self.logits(collate(generated), images_to_tensor([g.image for g in generated]))
-        return [_grounded(image_logits, prompt) for image_logits, prompt in zip(logits, prompts, strict=True)]
+        return [_grounded(image_logits, prompt) for image_logits, (_, prompt) in zip(logits, batch, strict=True)]
 
     def logits(self, captured: Captured, images: Tensor) -> Tensor:
         """The module's logits, float32 (B, K, H, W), for `images` of `images_to_tensor`.

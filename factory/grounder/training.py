@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from factory.errors import UserError
 from factory.generator.interface import Captured
 from factory.generator.load import check_unchanged
+from factory.generator.memory import FittingParts
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleDataset, OracleSample, OracleSource, first_samples, held_out_samples
 from factory.grounder.folder import GrounderConfig, build_module, load_grounder, save_grounder
@@ -77,6 +78,7 @@ class GrounderTask:
         torch.manual_seed(0)
         self.model: nn.Module = build_module(self.config).to(device)
         self._stream: tuple[tuple[int, int], SampleStream[OracleSample]] | None = None
+        self._parts = FittingParts("the masks of one sample", "predicts")
 
     def loss(self, step: int, batch: int, seed: int) -> Tensor:
         """The loss of one step's batch."""
@@ -168,7 +170,11 @@ class GrounderTask:
     def _images(self, samples: Sequence[OracleSample]) -> Tensor:
         return images_to_tensor([s.image for s in samples]).to(self.device)
 
-    def _predict(self, model: nn.Module, samples: Sequence[OracleSample]) -> NDArray[np.int64]:
+    def _predict(self, model: nn.Module, samples: Sequence[OracleSample]) -> list[NDArray[np.int64]]:
+        """The labels of each sample; more samples at a time than in training, as long as they fit into memory."""
+        return self._parts.apply(lambda part: list(self._predict_together(model, part)), samples)
+
+    def _predict_together(self, model: nn.Module, samples: Sequence[OracleSample]) -> NDArray[np.int64]:
         logits = model(self._read(samples), self._images(samples)).float()
         return labels_of(logits.masked_fill(~_present(samples, logits.shape[1]).to(self.device), -1e4))
 

@@ -18,7 +18,7 @@ from factory.config.vocabulary import voc
 from factory.dataset.receipts import Receipt
 from factory.dataset.storage import Store
 from factory.errors import UserError
-from factory.generator.interface import Attention, Captured
+from factory.generator.interface import Attention, Captured, Generated
 from factory.grounder import memory
 from factory.grounder.attention import class_heats
 from factory.grounder.data import OracleDataset, first_samples
@@ -166,3 +166,46 @@ def test_train_grounder_chooses_batch_sizes(oracle: Path, tmp_path: Path) -> Non
         assert result.exit_code == 0, result.output + str(result.exception)
         assert saved_options(tmp_path / module)["batch"] == batch
         assert load_grounder(tmp_path / module / "model")[1].module == module
+
+
+def test_masks_of_a_batch_that_does_not_fit_into_memory_are_predicted_in_parts(
+    trained: Path, captured: tuple[Captured, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In `generate` as well as at the end of a training, whose batch may be smaller than that of its evaluation."""
+    grounder, (read, images) = TrainedGrounder(trained), captured
+    prompts = [captioned(voc(), ["dog", "train"]), captioned(voc(), ["dog", "cat"]), captioned(voc(), ["dog"])]
+    pixels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    generated = [
+        Generated(
+            image=pixels[k],
+            features={name: value[k] for name, value in read.features.items()},
+            cross_attention={name: maps[k, :, : len(p.classes)] for name, maps in read.cross_attention.items()},
+        )
+        for k, p in enumerate(prompts)
+    ]
+    expected, logits = grounder.ground(generated, prompts), grounder.logits
+
+    def limited(part: Captured, part_images: torch.Tensor) -> torch.Tensor:
+        if len(part_images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits(part, part_images)
+
+    monkeypatch.setattr(grounder, "logits", limited)
+    for found, other in zip(grounder.ground(generated, prompts), expected, strict=True):
+        assert [i.class_name for i in found.instances] == [i.class_name for i in other.instances]
+        for instance, same in zip(found.instances, other.instances, strict=True):
+            assert (instance.mask != same.mask).mean() < 0.01
+
+
+def test_a_training_is_evaluated_in_parts_that_fit_into_memory(oracle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = GrounderTask([OracleDataset(Store(str(oracle)))], GrounderOptions(), "cpu", 1)
+    read = task._read
+
+    def limited(samples: Any) -> Captured:
+        if len(samples) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(samples)
+
+    monkeypatch.setattr(task, "_read", limited)
+    with torch.no_grad():
+        assert task.sample_sheet(task.model.eval()).width
