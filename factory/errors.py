@@ -24,6 +24,10 @@ class RunFailedError(UserError):
     exit_code: int = exit_codes.FAILED
 
 
+class GpuError(UserError):
+    """A worker cannot use its GPU, or its models do not fit into the memory. Exit code 2."""
+
+
 class StoreUnavailableError(TransientError):
     """The storage did not respond within its `patience`; rerun the command later."""
 

@@ -22,7 +22,7 @@ from factory.engine.pool import Pool, Worker
 from factory.engine.scheduler import Limit, Listener, Scheduler, State
 from factory.engine.usage import Usage
 from factory.engine.view import ClusterView
-from factory.errors import RunFailedError, UserError
+from factory.errors import GpuError, RunFailedError, UserError
 from tests.support.jobs import AskingJob, RefusingJob, SleepingJob
 
 PROGRAM = (sys.executable, "-c", "from factory.cli.main import run; run()")
@@ -283,3 +283,18 @@ def test_failed_start_of_ray_prints_a_clear_error(tmp_path: Path) -> None:
     assert run.returncode == 75, run.stderr
     assert "Ray did not start on this machine" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_a_gpu_that_cannot_be_used_ends_the_run_only_if_no_other_worker_is_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scheduler, failed = Scheduler.__new__(Scheduler), []
+    other, starting = Worker(None, None, None, ready=True), Worker(None, None, None)
+    scheduler._pool = SimpleNamespace(workers=[other, starting])  # type: ignore[assignment]
+    monkeypatch.setattr(scheduler, "_start_failed", lambda worker, message: failed.append(worker))
+    error = SimpleNamespace(cause=GpuError("the GPU has too little free memory"))
+    scheduler._failed(starting, None, error)
+    assert failed == [starting]
+    other.ready = False
+    with pytest.raises(GpuError):
+        scheduler._failed(starting, None, error)

@@ -4,16 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from factory.cli.options import assemble
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.state import init_or_resume
 from factory.dataset.storage import Store
 from factory.errors import UserError
-from factory.generation import fitting_batch, hardware
+from factory.generation import fitting_batch, hardware, shard_job
 from factory.generation.components import load_components
 from factory.generation.pin import pin_recipe
 from factory.generation.run import prepare
+from factory.generation.shard_job import ContentJob
 from factory.training.precision import bfloat16_pays
 
 
@@ -171,3 +173,19 @@ def test_auto_batch_survives_a_round_trip(tiny_model: Path) -> None:
 def test_other_batches_are_rejected(tiny_model: Path, batch: Any) -> None:
     with pytest.raises(UserError, match="batch"):
         _recipe(tiny_model, batch=batch)
+
+
+def test_a_model_that_does_not_fit_on_the_gpu_raises_a_clear_error(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(shard_job, "load_components", full)
+    job = ContentJob(pin_recipe(_recipe(tiny_model)), Store(str(tmp_path / "out")))
+    with pytest.raises(UserError, match="cannot be loaded: the GPU has too little free memory"):
+        job.open("cpu", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for load in (lambda: job.open("cuda", None), lambda: job.open_detector("cuda")):
+        with pytest.raises(UserError, match=r"has a GPU, but PyTorch .* cannot use it"):
+            load()

@@ -14,7 +14,7 @@ from factory.engine.queue import ShardQueue
 from factory.engine.state import Limit, Listener, State
 from factory.engine.usage import Usage
 from factory.engine.view import ClusterView
-from factory.errors import StoreUnavailableError, UserError
+from factory.errors import GpuError, StoreUnavailableError, UserError
 from factory.signals import stop_requests
 
 __all__ = ["Limit", "Listener", "Scheduler", "State"]
@@ -167,11 +167,14 @@ class Scheduler:
             self._pool.complete(worker, shard)
             self._outcomes.interrupted(shard)
             return
-        if isinstance(cause, UserError):
+        any_ready = any(other.ready for other in self._pool.workers)
+        # While other workers are ready, a GPU that is full or broken does not end the run.
+        retried = shard is None and any_ready and isinstance(cause, GpuError)
+        if isinstance(cause, UserError) and not retried:
             raise cause from None
         if shard is None:
             lost = isinstance(cause, ray.exceptions.RayError)
-            if lost or worker.is_detector or any(other.ready for other in self._pool.workers):
+            if lost or worker.is_detector or any_ready:
                 self._start_failed(worker, last_line(error))
                 return
             raise error

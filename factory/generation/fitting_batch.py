@@ -58,9 +58,11 @@ def measured_batch(recipe: Recipe, share: float) -> int:
     """The batch that fits into a `share` of the GPU that this process uses. The recipe must be pinned."""
     import torch
 
+    from factory.generator.memory import loading
     from factory.grounder.memory import free_bytes
 
-    components = load_components(recipe, "cuda")
+    with loading(f"the models of {recipe.generator.model}"):
+        components = load_components(recipe, "cuda")
     # Other programs may use the same GPU, so what is free counts as well as the share of the total.
     total = torch.cuda.get_device_properties(0).total_memory
     limit = min(_USABLE * share * total, torch.cuda.memory_allocated() + free_bytes("cuda"))

@@ -19,6 +19,7 @@ from factory.dataset.receipts import CorruptReceiptError, Receipt, commit, read_
 from factory.dataset.storage import ConflictError, Store
 from factory.detector.interface import Detector
 from factory.engine.interface import Done, Progress
+from factory.errors import GpuError
 from factory.generation.components import load_components
 from factory.generation.shard import Produced, produce
 
@@ -35,8 +36,12 @@ class ContentJob:
 
     def open(self, device: str, detector: Detector | None) -> "ContentProducer":
         """Load the models."""
+        from factory.generator.memory import loading
+
         log_format.configure()
-        return ContentProducer(self.recipe, self.store, device, detector)
+        _check_gpu(device)
+        with loading(f"the models of {self.recipe.generator.model}"):
+            return ContentProducer(self.recipe, self.store, device, detector)
 
     def memory(self) -> int:
         """The estimated memory of a CPU worker in bytes."""
@@ -47,8 +52,22 @@ class ContentJob:
     def open_detector(self, device: str) -> Detector:
         """Load only the detector."""
         from factory.detector.load import open_detector
+        from factory.generator.memory import loading
 
-        return open_detector(self.recipe, device)
+        _check_gpu(device)
+        with loading(f"the detector {self.recipe.masks.detector}"):
+            return open_detector(self.recipe, device)
+
+
+def _check_gpu(device: str) -> None:
+    """GpuError if Ray gave this worker a GPU that torch cannot use."""
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise GpuError(
+            f"{socket.gethostname()} has a GPU, but PyTorch {torch.__version__} cannot use it: its build or the driver "
+            f"of the GPU does not fit. Install another one of them, or give --gpus-per-worker 0 to generate on the CPU."
+        )
 
 
 class ContentProducer:

@@ -1,12 +1,13 @@
 """Batches that do not fit into the memory of a GPU are generated in parts."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
-from factory.errors import UserError
+from factory.errors import GpuError, UserError, one_line
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +47,18 @@ class FittingParts:
             # Only here: while the error is handled, it refers to the tensors of the failed call.
             torch.cuda.empty_cache()
         return results
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """GpuError if the models that are loaded in the `with` do not fit into the memory of a GPU."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise GpuError(
+            f"{what} cannot be loaded: the GPU has too little free memory ({one_line(error, 120)}). End other programs "
+            f"on it, start fewer workers per GPU, or give --dtype bfloat16, generator.quantize, or engine.offload."
+        ) from error
 
 
 def _unless_out_of_memory(
