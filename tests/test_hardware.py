@@ -1,15 +1,19 @@
 """Settings that depend on the hardware: precision and `batch: auto`. A dataset that exists keeps its own."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from factory.cli.options import assemble
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.state import init_or_resume
 from factory.dataset.storage import Store
+from factory.engine.capacity import Share
 from factory.errors import UserError
 from factory.generation import fitting_batch, hardware, shard_job
 from factory.generation.components import load_components
@@ -189,3 +193,31 @@ def test_a_model_that_does_not_fit_on_the_gpu_raises_a_clear_error(
     for load in (lambda: job.open("cuda", None), lambda: job.open_detector("cuda")):
         with pytest.raises(UserError, match=r"has a GPU, but PyTorch .* cannot use it"):
             load()
+
+
+def test_the_batch_is_measured_with_the_drivers_settings_and_its_errors_are_one_sentence(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's error would quote the traceback of the task."""
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    received: list[Any] = []
+
+    class Failed(ray.exceptions.RayTaskError):
+        def __init__(self) -> None:
+            self.cause = UserError("the GPU is too small.")
+
+        def __str__(self) -> str:
+            return "Traceback ..."
+
+    def get(reference: Any) -> None:
+        raise Failed
+
+    task = SimpleNamespace(remote=lambda *arguments: received.append(arguments))
+    monkeypatch.setattr(ray, "remote", lambda **options: lambda function: task)
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(hardware, "connected", lambda engine, threads: nullcontext())
+    monkeypatch.setattr(hardware, "Capacity", lambda *_: SimpleNamespace(current=lambda: (Share(1, 1.0), 1)))
+    with pytest.raises(UserError) as error:
+        hardware._fitting(_recipe(tiny_model, batch="auto"))
+    assert str(error.value) == "the GPU is too small."
+    assert received[0][2]["HF_TOKEN"] == "secret"

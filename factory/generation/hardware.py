@@ -1,12 +1,15 @@
 """Settings of a new dataset that depend on the hardware of its workers: the precision, and a batch that fits."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from factory.config.batch_size import AUTO_BATCH
 from factory.config.recipe import Recipe
 from factory.engine.capacity import Capacity
 from factory.engine.cluster import connected
+from factory.engine.environment import adopt, of_the_driver
+from factory.errors import UserError
 from factory.generation.fitting_batch import measured_batch
 
 _log = logging.getLogger(__name__)
@@ -63,10 +66,21 @@ def _fitting(recipe: Recipe) -> int:
         import ray
 
         share, _ = Capacity(engine, threads).current()
-        measure = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=0)(measured_batch)
-        batch = int(ray.get(measure.remote(recipe, min(1.0, share.gpus))))
+        measure = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=0)(_measured)
+        try:
+            batch = int(ray.get(measure.remote(recipe, min(1.0, share.gpus), of_the_driver())))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise
     _log.info("%d images at a time fit into the memory of a worker's GPU.", batch)
     return batch
+
+
+def _measured(recipe: Recipe, share: float, variables: Mapping[str, str]) -> int:
+    """As `measured_batch`, on any host: with the driver's credentials for the model hub."""
+    adopt(variables)
+    return measured_batch(recipe, share)
 
 
 def _uses_gpus(recipe: Recipe) -> bool:
