@@ -8,7 +8,7 @@ import pytest
 
 from factory.config.recipe import make_recipe
 from factory.config.sections import EngineRecipe
-from factory.engine import machine
+from factory.engine import capacity, machine
 from factory.engine.capacity import Capacity, Resources, Share
 from factory.engine.machine import session_folder, usable_cpus
 from factory.errors import UserError
@@ -108,3 +108,22 @@ def test_session_folder_is_short_or_raises_a_clear_error(monkeypatch: pytest.Mon
         UserError, match=r"RAY_TMPDIR is /y+, 88 bytes long; .* at most 39, .*: set RAY_TMPDIR to a shorter"
     ):
         session_folder()
+
+
+@pytest.mark.parametrize("field", ["gpus_per_worker", "gpus_per_detector"])
+def test_shares_of_gpus_that_ray_rejects_are_rejected_first(field: str) -> None:
+    for gpus in (0, 0.25, 1, 2.0):
+        make_recipe({"n": 1, "engine": {field: gpus}})
+    for gpus in (1.5, 0.00001):
+        with pytest.raises(UserError, match=f"{field}.*above 1 only whole; got {gpus:g}"):
+            make_recipe({"n": 1, "engine": {field: gpus}})
+
+
+def test_detectors_that_leave_no_gpu_for_a_worker_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are created first, so the worker would wait forever."""
+    monkeypatch.setattr(capacity, "resources", lambda: Resources([{"CPU": 8.0, "GPU": 1.0}]))
+    for engine in ({}, {"gpus_per_worker": 0.5}):
+        with pytest.raises(UserError, match="1 detectors with 1 GPUs each leave too little of the 1 GPUs"):
+            Capacity(EngineRecipe(gpus_per_detector=1.0, **engine), threads=1, detectors=1)
+    Capacity(EngineRecipe(gpus_per_detector=0.5, gpus_per_worker=0.5), threads=1, detectors=1)
+    Capacity(EngineRecipe(gpus_per_detector=1.0), threads=1, detectors=0)

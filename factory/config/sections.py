@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from factory.config.guidance import CONSTANT, GuidanceSchedule
 from factory.config.stickers import EMBEDDED_MODELS, STICKERS
@@ -206,6 +206,10 @@ class FilterRecipe(Section):
     )
 
 
+_SMALLEST_SHARE = 0.0001
+"""The smallest part of a GPU that Ray counts."""
+
+
 class EngineRecipe(Section):
     """How the work is distributed. These fields do not affect the bytes and may change between runs."""
 
@@ -255,6 +259,15 @@ class EngineRecipe(Section):
     address: str | None = Field(
         default=None, description="Address of the Ray cluster; by default a local one is started."
     )
+
+    @field_validator("gpus_per_worker", "gpus_per_detector")
+    @classmethod
+    def _gpus_that_ray_accepts(cls, gpus: float | None) -> float | None:
+        if gpus and not (gpus.is_integer() or _SMALLEST_SHARE <= gpus < 1):
+            raise ValueError(
+                f"GPUs can be shared in parts of at least {_SMALLEST_SHARE}, above 1 only whole; got {gpus:g}"
+            )
+        return gpus
 
 
 class StoreRecipe(Section):

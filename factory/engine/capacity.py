@@ -49,8 +49,11 @@ class Resources:
 class Capacity:
     """Decides what a worker requests and how many workers to request; evaluated again during a run."""
 
-    def __init__(self, engine: EngineRecipe, threads: int, memory: int = 0) -> None:
-        """`threads` and `memory` (bytes) are those of a CPU worker. UserError if this machine has too few GPUs."""
+    def __init__(self, engine: EngineRecipe, threads: int, memory: int = 0, detectors: int = 0) -> None:
+        """`threads` and `memory` (bytes) are those of a CPU worker; `detectors` are created before the workers.
+
+        UserError if this machine has too few GPUs.
+        """
         self._engine, self._threads = engine, threads
         self._memory = int(engine.memory_per_worker * 2**30) if engine.memory_per_worker else memory
         self._gpus = engine.gpus_per_worker or 0.0
@@ -59,6 +62,13 @@ class Capacity:
             raise UserError(
                 f"a worker requires {engine.gpus_per_worker or 0:g} GPUs (a detector {engine.gpus_per_detector:g}), "
                 f"but this machine has {gpus:g}; give --gpus-per-worker 0 to run on the CPU."
+            )
+        per_worker = min(1.0, gpus) if engine.gpus_per_worker is None else engine.gpus_per_worker
+        if detectors * engine.gpus_per_detector + per_worker > gpus + 1e-6:
+            raise UserError(
+                f"{detectors} detectors with {engine.gpus_per_detector:g} GPUs each leave too little of the {gpus:g} "
+                f"GPUs of this machine for a worker, which requires {per_worker:g}; reduce --gpus-per-worker or "
+                f"--gpus-per-detector."
             )
 
     def current(self) -> tuple[Share, int]:
