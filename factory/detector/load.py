@@ -32,11 +32,9 @@ def open_detector(recipe: Recipe, device: str) -> Detector:
 
     Raises UserError if it cannot be loaded, differs from the pinned revision, or does not know a class.
     """
-    from factory.detector.fitting import FittingDetector
-
     check_pin(recipe.masks)
     be_deterministic(device, tf32=recipe.generator.dtype == "tf32")
-    return FittingDetector(_opened(recipe, device), recipe.masks.detector)
+    return _opened(recipe, device)
 
 
 def _opened(recipe: Recipe, device: str) -> Detector:

@@ -162,9 +162,10 @@ class SplitEvaluation:
         self._vocabulary, self._batch = recipe.vocabulary(), recipe.batch
         self._seen = list(config.classes_seen)
         self._unseen = [name for name in self._vocabulary.names if name not in config.classes_seen]
+        from factory.detector.fitting import FittingDetector
         from factory.detector.load import open_detector
 
-        self.detector = open_detector(recipe, device)
+        self.detector = FittingDetector(open_detector(recipe, device), recipe.masks.detector)
         self._oracle = OracleGrounder(self.detector, recipe.masks)
         attention = AttentionGrounder(recipe.masks)
         needs = frozenset[str]().union(*(grounder.needs for grounder in grounders.values()))
