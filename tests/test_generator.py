@@ -341,3 +341,16 @@ def test_an_xl_batch_in_half_precision_whose_images_do_not_fit_is_generated_in_p
     for made, other in zip(generator.generate(batch), expected, strict=True):
         assert np.abs(made.image.astype(int) - other.image.astype(int)).max() <= 1
     assert generator.pipeline.vae.dtype == torch.float16
+
+
+def test_a_model_that_is_too_large_for_the_device_raises_a_clear_error(
+    tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in `train-grounder` or `plan --measure`; workers catch the error for all of their models."""
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("factory.generator.load.placed", full)
+    with pytest.raises(UserError, match=r"the model .* cannot be loaded: the GPU has too little free memory"):
+        load_pipeline(tiny_recipe.generator, "cuda")

@@ -180,11 +180,12 @@ def load_pipeline(recipe: GeneratorRecipe, device: str, offload: bool = False) -
     """The pipeline on its device in the recipe's precision, in eval mode and without a safety checker.
 
     With `offload` its models stay in host memory while they are not used. Raises UserError if a file is missing or
-    broken, or if weights and configuration do not match.
+    broken, if weights and configuration do not match, or if the model does not fit on the device.
     """
     from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
+    from factory.generator.memory import loading
     from factory.generator.weights import assemble
 
     check_extras(recipe, offload)
@@ -192,7 +193,8 @@ def load_pipeline(recipe: GeneratorRecipe, device: str, offload: bool = False) -
     pipeline = assemble(folder, checkpoint, recipe)
     if recipe.lora is not None:
         merge_lora(pipeline, lora_file(recipe), recipe.lora_scale)
-    return placed(pipeline, family_in(read_index(folder)), recipe, device, offload)
+    with loading(f"the model {recipe.model}"):
+        return placed(pipeline, family_in(read_index(folder)), recipe, device, offload)
 
 
 def _files_of(recipe: GeneratorRecipe) -> tuple[Path, Path | None]:
