@@ -229,11 +229,17 @@ def _check_negative(
 def _check_schedule(
     folder: Path, family: Family, index: Mapping[str, Any], generator: GeneratorRecipe, denoiser: Mapping[str, Any]
 ) -> None:
-    guided_by_input = family.guided_by_input(str(index["_class_name"]), denoiser)
-    if generator.guidance_schedule != CONSTANT and (guided_by_input or not family.is_unet):
+    if generator.guidance_schedule == CONSTANT:
+        return
+    if family.guided_by_input(str(index["_class_name"]), denoiser) or not family.is_unet:
         raise UserError(
             f"{folder} is sampled with a constant guidance scale; `{generator.guidance_schedule}` is for Stable "
             f"Diffusion 1, 2 and XL with classifier-free guidance. Remove generator.guidance_schedule."
+        )
+    if generator.guidance <= 1:
+        raise UserError(
+            f"the guidance schedule `{generator.guidance_schedule}` has no effect with guidance "
+            f"{generator.guidance:g}, which means none; give a scale above 1, or leave the schedule out."
         )
 
 
