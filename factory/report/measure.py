@@ -168,11 +168,11 @@ def _name(address: str) -> str:
 
 
 def _run(store: Store) -> dict[str, Any]:
-    """What the last run reported in progress.json, and the quarantined shards."""
+    """What the last run reported in progress.json, and the quarantined shards, the first of them with their errors."""
     progress = read_progress(store)
     failed = [
-        {"shard": number, "error": _quarantine_error(store.get(quarantine_name(number)))}
-        for number in sorted(quarantined(store))[:_ERRORS_SHOWN]
+        {"shard": number, "error": _quarantine_error(store, number) if k < _ERRORS_SHOWN else ""}
+        for k, number in enumerate(sorted(quarantined(store)))
     ]
     errors = progress.get("errors")
     return {
@@ -186,8 +186,9 @@ def _run(store: Store) -> dict[str, Any]:
     }
 
 
-def _quarantine_error(data: bytes | None) -> str:
-    """The end of the error in a file of quarantine/; empty if it is missing or invalid."""
+def _quarantine_error(store: Store, shard: int) -> str:
+    """The end of the error in the shard's file of quarantine/; empty if it is missing or invalid."""
+    data = store.get(quarantine_name(shard))
     try:
         return str(decode_json(data or b"{}").get("error", ""))[-2000:]
     except (ValueError, AttributeError):

@@ -1,5 +1,6 @@
 """Effect sizes and selections against other implementations and brute force."""
 
+from collections.abc import Sequence
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -7,10 +8,11 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import wasserstein_distance
 
+from factory.dataset.records import Image
 from factory.report.distances import Counts, Features, Rate, Scores, Share
 from factory.report.drift import learned_threshold
 from factory.report.duplicates import find_duplicates
-from factory.report.features import fourier_features, squared_mmd
+from factory.report.features import FeatureMean, Floats, fourier_features, squared_mmd
 from factory.report.histogram import Histogram, Scale
 from factory.report.selection import Lowest, rank_of
 
@@ -114,3 +116,18 @@ def test_thresholds_are_learned_from_enough_distances_and_resist_one_outlier() -
     assert max(usual) < threshold < 0.3
     assert learned_threshold([*usual, 5.0], 0.0) == pytest.approx(threshold, abs=0.1)
     assert learned_threshold([0.0] * 6, 0.05) == 0.05
+
+
+def test_mean_of_features_does_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    def features(mean: FeatureMean, images: Sequence[Image]) -> Floats:
+        return np.stack([image.reshape(-1)[:4] / 255.0 for image in images])
+
+    monkeypatch.setattr(FeatureMean, "_backbone_features", features)
+    images = list(np.random.default_rng(0).integers(0, 256, (7, 2, 2, 3), np.uint8))
+    whole, parts = FeatureMean(), FeatureMean()
+    whole.add(images)
+    monkeypatch.setattr("factory.report.features._BATCH", 2)
+    for part in (images[:3], images[3:4], images[4:]):
+        parts.add(part)
+    assert parts.to_dict() == whole.to_dict()
+    assert FeatureMean().to_dict() is None

@@ -142,3 +142,31 @@ def test_comparing_with_a_dataset_measures_it(base: dict[str, Any], tmp_path: Pa
     report = write_report(store, str(tmp_path / "out"), compare=twin.address, features=0)
     distances = [row["compare"]["distance"] for row in report["drift"]["measures"] if row["name"] != "features"]
     assert distances == [0.0] * len(distances)
+
+
+def test_notes_name_the_reports_that_are_missing(base: dict[str, Any]) -> None:
+    nights = [night(base, seed) for seed in range(7)]
+    assert drift(base, nights[:2])["notes"][0].endswith("needs at least 3 earlier reports; there are 2.")
+    assert drift(base, nights[:4])["notes"][0].startswith("There are only 4 earlier reports, so the median of seven is")
+    assert drift(base, nights)["notes"] == ["Thresholds for the median need 8 earlier reports; there are 7."]
+
+
+def test_verdict_names_every_doubt(base: dict[str, Any]) -> None:
+    report = copy.deepcopy(base)
+    report["classes"][0]["made"] = 0
+    report["drift"]["over"] = ["Luminance", "Yield", "Classes", "Contrast", "Speed"]
+    problems = verdict(report, None)["problems"]
+    assert "1 class without a sample" in problems
+    assert "unusual drift in luminance, yield, classes and 2 more measures" in problems
+    empty = copy.deepcopy(base)
+    empty["funnel"]["yield"] |= {"count": 0, "of": 0, "share": None}
+    assert verdict(empty, base)["compared"] is None
+
+
+@pytest.mark.parametrize("change", [{"created": 7}, {"dataset": {"name": 1, "settings": {}, "samples": 1}}])
+def test_earlier_report_with_other_types_is_rejected(
+    base: dict[str, Any], change: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(base | change))
+    with pytest.raises(UserError, match=r"is not a report \(TypeError\)"):
+        read_report(str(tmp_path / "report.json"))

@@ -275,3 +275,23 @@ def test_invalid_targets_and_comparisons_are_refused_before_work(dataset: tuple[
     with pytest.raises(UserError, match="is not a dataset"):
         write_report(str(tmp_path / "nothing"), str(tmp_path / "out"))
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_every_quarantined_shard_is_counted(tmp_path: Path) -> None:
+    """Only the first errors are shown, but the verdict must not count only those."""
+    store, _ = make_report_set(tmp_path / "set")
+    for number in range(5, 30):
+        store.put(f"quarantine/{number:06d}.json", b"not JSON" if number == 5 else b'{"error": "late"}')
+    report = write_report(store, str(tmp_path / "out"), features=0)
+    assert "25 shards failed repeatedly" in report["verdict"]["sentence"]
+    errors = [item["error"] for item in report["run"]["quarantined"]]
+    assert errors == ["", *["late"] * 19, *[""] * 5]
+    assert (tmp_path / "out/index.html").read_text().count("failed repeatedly</summary>") == 20
+
+
+def test_report_does_not_depend_on_the_number_of_shards_that_are_read_ahead(
+    dataset: tuple[Store, Recipe], report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factory.report.measure._AHEAD", 1)
+    again = write_report(dataset[0].address, str(tmp_path), features=0)
+    assert again | {name: report[name] for name in ("created", "drift")} == report  # both hold the time
