@@ -1,6 +1,7 @@
 """Settings that depend on the hardware: precision and `batch: auto`. A dataset that exists keeps its own."""
 
 from contextlib import nullcontext
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +15,14 @@ from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.state import init_or_resume
 from factory.dataset.storage import Store
 from factory.engine.capacity import Share
+from factory.engine.cluster import _check_reachable
 from factory.errors import UserError
 from factory.generation import fitting_batch, hardware, shard_job
 from factory.generation.components import load_components
 from factory.generation.pin import pin_recipe
 from factory.generation.run import prepare
 from factory.generation.shard_job import ContentJob
+from factory.generation.worker_memory import parameters
 from factory.training.precision import bfloat16_pays
 
 
@@ -221,3 +224,24 @@ def test_the_batch_is_measured_with_the_drivers_settings_and_its_errors_are_one_
         hardware._fitting(_recipe(tiny_model, batch="auto"))
     assert str(error.value) == "the GPU is too small."
     assert received[0][2]["HF_TOKEN"] == "secret"
+
+
+def test_parameters_of_a_pickle_are_estimated_from_its_size(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet/diffusion_pytorch_model.bin").write_bytes(bytes(400))
+    (tmp_path / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DConditionModel"]}')
+    assert parameters(tmp_path) == 100
+
+
+def test_versions_of_libraries_that_are_not_installed_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError
+
+    monkeypatch.setattr(shard_job, "version", version)
+    assert set(shard_job.versions().values()) == {shard_job.platform.python_version(), "unknown"}
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "70000", "9" * 5000])
+def test_address_with_a_port_that_does_not_exist_is_rejected(port: str) -> None:
+    with pytest.raises(UserError, match="with a port from 1 to 65535, got '127"):
+        _check_reachable(f"127.0.0.1:{port}")

@@ -237,10 +237,10 @@ def _check_reachable(address: str) -> None:
         if address != "auto":
             raise UserError(f"an address must be host:port, ray://host:port or auto, got {address!r}.")
         return
+    if len(port) > 5 or not 0 < int(port) < 2**16:  # the system would take it modulo 65536
+        raise UserError(f"an address must be host:port with a port from 1 to 65535, got {address!r}.")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
-    except OverflowError as error:
-        raise UserError(f"an address must be host:port with a port up to 65535, got {address!r}.") from error
     except OSError as error:
         raise TransientError(
             f"nothing is listening at {address} ({error}); start a cluster with `ray start --head --port {port}`, "
