@@ -1,0 +1,126 @@
+"""What `factory verify` says about samples, shards and receipts that disagree, and shards that change meanwhile."""
+
+import io
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe
+from factory.config.sections import OracleRecipe
+from factory.config.vocabulary import coco
+from factory.dataset.check_shard import _check_oracle, check_sample, check_shard
+from factory.dataset.encode import EncodedSample, encode_sample
+from factory.dataset.preview import preview_image
+from factory.dataset.receipts import Tally, blob_of, commit, manifest_name, receipt_name, tar_name
+from factory.dataset.repair import repair
+from factory.dataset.state import state
+from factory.dataset.verify import verify
+from factory.errors import UserError
+from tests.support.export_datasets import SHARD_SIZE, make_dataset, make_sample
+
+ABOUT: dict[str, Any] = {"seconds": {}, "versions": {}, "worker": {}}
+
+
+def samples_of(recipe: Recipe, shard: int) -> list[EncodedSample]:
+    planned = Plan(recipe).shard(shard)
+    return [encode_sample(make_sample(sample), recipe.vocabulary(), {}, 90) for sample in planned.samples]
+
+
+def replace_manifest(folder: Path, shard: int, manifest: bytes) -> None:
+    """Replace a manifest and update its receipt."""
+    path, name = folder / receipt_name(shard), manifest_name(shard)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"manifest": asdict(blob_of(name, manifest))}))
+    (folder / name).write_bytes(manifest)
+
+
+def damage_of(recipe: Recipe, sample: EncodedSample, changes: dict[str, Any], **members: bytes) -> list[str]:
+    """What `check_sample` says about a sample whose second object has other fields, or that has other members."""
+    record = json.loads(sample.members["json"])
+    record["annotations"][1] |= changes
+    changed = sample.members | {"json": json.dumps(record).encode()} | members
+    return list(check_sample(EncodedSample(sample.key, changed), recipe))
+
+
+def test_every_disagreement_within_a_sample_is_named(tmp_path: Path) -> None:
+    _, recipe = make_dataset(tmp_path, shards=range(0))
+    pair = next(sample for sample in samples_of(recipe, 0) if len(json.loads(sample.members["json"])["classes"]) == 2)
+    first, second = json.loads(pair.members["json"])["annotations"]
+    assert damage_of(recipe, pair, {}) == []
+    name, area = second["category_name"], second["area"]
+    (wrong,) = damage_of(recipe, pair, {"area": area + 1})
+    assert wrong == f"area or box of {name} does not match its mask"
+    same = {key: first[key] for key in ("segmentation", "area", "bbox")}
+    assert damage_of(recipe, pair, same)[0] == f"the mask of {name} overlaps another"
+    other = coco().resolve("zebra").id
+    assert damage_of(recipe, pair, {"category_id": other})[0] == f"{name} has the id {other}"
+    stream = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(stream, "JPEG")
+    (size,) = damage_of(recipe, pair, {}, jpg=stream.getvalue())
+    assert size == "image (32, 32), labels (64, 48) and annotation (64, 48) differ in size"
+    assert damage_of(recipe, pair, {}, latent=b"") == ["its members are jpg, json, seg.png, latent"]
+
+
+def test_every_disagreement_of_an_oracle_sample_is_named() -> None:
+    oracle = OracleRecipe(split="1", seen=("dog",))
+    stream = io.BytesIO()
+    np.save(stream, np.full((1, 1, 1), np.inf, np.float16))
+    sample = EncodedSample("000000000", {"latent.npy": stream.getvalue()})
+    assert list(_check_oracle(sample, {"classes": ["dog", "cat"]}, {"bus"}, oracle)) == [
+        "the objects do not match the prompt",
+        "it names cat, which the split defines as unseen",
+        "the latent contains values that are not finite",
+    ]
+
+
+def test_disagreements_of_a_shard_with_its_plan_and_receipt_are_named(tmp_path: Path) -> None:
+    store, recipe = make_dataset(tmp_path, shards=range(1, 3))
+    planned, samples = Plan(recipe).shard(0), samples_of(recipe, 0)
+    commit(store, planned, samples[1:], Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
+    replace_manifest(tmp_path, 1, b"not a manifest")
+    receipt = json.loads((tmp_path / receipt_name(2)).read_text())
+    (tmp_path / receipt_name(2)).write_text(json.dumps(receipt | {"accepted": 4}))
+    damaged = verify(store).damaged
+    assert damaged[0] == ["missing samples: 000000000; extra: none"]
+    assert damaged[1][0].startswith("manifest/000001.parquet: not a readable manifest: ")
+    assert damaged[2] == ["the receipt counts 4 of 5 samples, but the tar contains 5"]
+    assert check_shard(store, recipe, Plan(recipe).shard(3)).problems == ["the receipt is missing"]
+    (tmp_path / receipt_name(1)).rename(tmp_path / receipt_name(3))
+    assert verify(store).damaged[3] == ["not a receipt of shard 3, but of shard 1"]
+    with pytest.raises(UserError, match=r"the receipt of shard 3 names train/000001\.tar; repair it"):
+        state(store, Plan(recipe))
+
+
+def test_an_image_that_occurs_twice_is_reported(tmp_path: Path) -> None:
+    store, recipe = make_dataset(tmp_path, shards=range(1))
+    originals = [make_sample(sample) for sample in Plan(recipe).shard(1).samples]
+    image = make_sample(Plan(recipe).shard(0).samples[2]).image
+    samples = [encode_sample(replace(s, image=image) if k == 1 else s, recipe.vocabulary(), {}, 90)
+               for k, s in enumerate(originals)]  # fmt: skip
+    commit(store, Plan(recipe).shard(1), samples, Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
+    assert verify(store).damaged == {1: ["000000006 has the same image as 000000002"]}
+
+
+@pytest.mark.parametrize("tar", [None, b"other"])
+def test_shard_that_changed_after_the_check_is_generated_again(tar: bytes | None, tmp_path: Path) -> None:
+    store, _ = make_dataset(tmp_path, shards=range(2))
+    replace_manifest(tmp_path, 1, store.get(manifest_name(0)) or b"")
+    report = verify(store)
+    assert report.only_manifest == [1]
+    (tmp_path / tar_name(1)).unlink()
+    if tar is not None:
+        (tmp_path / tar_name(1)).write_bytes(tar)
+    done = repair(store, report)
+    assert (done.rewritten, done.deleted, list(store.list("train"))) == ((), (1,), [tar_name(0)])
+
+
+@pytest.mark.parametrize(("count", "message"), [(0, "at least 1 sample, got 0"), (1, "contains no samples yet")])
+def test_preview_without_samples_is_rejected(count: int, message: str, tmp_path: Path) -> None:
+    store, _ = make_dataset(tmp_path, shards=range(0))
+    with pytest.raises(UserError, match=message):
+        preview_image(store, count)
