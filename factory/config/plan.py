@@ -48,11 +48,6 @@ class PlannedShard:
     digest: str
     format: int
 
-    @property
-    def name(self) -> str:
-        """The stem of the shard's file names."""
-        return shard_name(self.number)
-
 
 def shard_name(number: int) -> str:
     """The stem of a shard's file names."""

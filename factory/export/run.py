@@ -194,8 +194,6 @@ def _check_options(store: Store, to: Path, options: Options) -> None:
         raise UserError(
             f"--polygons requires --format coco, got {options.format}; remove it (yolo always uses polygons)."
         )
-    if is_remote(str(to)):
-        raise UserError(f"--out must be a local folder, got {to}; export locally and copy the result.")
     if store.folder is not None and to.resolve().is_relative_to(store.folder.resolve()):
         raise UserError(f"--out {to} is inside the dataset {store.address}; give a folder outside of it.")
 

@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from factory.cli.main import app
 from factory.config.plan import Plan
+from factory.config.vocabulary import from_names
 from factory.dataset.receipts import Tally, commit
 from factory.dataset.storage import Store
 from factory.errors import UserError
+from factory.export.coco import supercategory
 from factory.export.run import Export, Options, default_target
 from tests.support.export_datasets import FORMATS, SHARD_SIZE, SHARDS, VAL, content, make_dataset, run
 
@@ -147,3 +149,7 @@ def test_documentation_examples_run(store: Store, tmp_path: Path, code: str, mon
     if form == "hf":
         assert [mask.sum() for mask in names["masks"]] == names["row"]["objects"]["area"]
     assert len(EXAMPLES) == 5
+
+
+def test_supercategory_of_a_class_that_coco_does_not_have() -> None:
+    assert [supercategory(entry) for entry in from_names(["lynx", "dog"]).classes] == ["object", "animal"]

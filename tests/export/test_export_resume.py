@@ -1,6 +1,8 @@
 """Interrupted exports resume and give the same bytes."""
 
+import errno
 import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +16,7 @@ import pytest
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.export import run as export_run
-from factory.export.folder import STATE, ExportFolder
+from factory.export.folder import STATE, ExportFolder, clear_errors
 from factory.export.interface import ExportSample
 from factory.export.run import Export, Options
 from tests.support.export_datasets import (
@@ -149,3 +151,24 @@ def test_at_most_one_shard_is_in_memory(store: Store, tmp_path: Path, monkeypatc
         run(store, tmp_path / form, form)
     assert len(alive) == 4 * SHARD_SIZE * SHARDS
     assert max_alive <= SHARD_SIZE
+
+
+@pytest.mark.parametrize(("number", "message"), [(errno.ENOSPC, "no space left for"), (errno.EACCES, "cannot be writ")])
+def test_errors_of_the_file_system_are_clear(number: int, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{message}.*; (free some space|give another folder)"), clear_errors(tmp_path):
+        raise OSError(number, os.strerror(number))
+
+
+def test_truncated_records_of_an_unfinished_export_are_reported(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is corrupt .*; delete .* and export again"), clear_errors(tmp_path):
+        json.loads("{")
+
+
+def test_parquet_file_that_was_deleted_is_reported(tmp_path: Path) -> None:
+    store, _ = make_dataset(tmp_path / "set", shards=range(2))
+    run(store, tmp_path / "hf", "hf", partial=True)
+    for path in (tmp_path / "hf/data").glob("train-*"):
+        path.unlink()
+    store, _ = make_dataset(tmp_path / "set", shards=range(2, 3))
+    with pytest.raises(UserError, match=r"train-.*parquet is missing; delete .* and export again"):
+        run(store, tmp_path / "hf", "hf", partial=True)
