@@ -210,3 +210,9 @@ def test_status_reports_stale_runs(store: Store, tmp_path: Path) -> None:
     assert state(store.address)["status"] == "running"
     store.put("progress.json", b'{"status": "run')
     assert state(store.address)["status"] == "running", "corrupt progress is ignored"
+
+
+def test_lease_whose_time_cannot_be_read_is_stale(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.put(LEASE, replace(ELSEWHERE, updated="yesterday").to_json())
+    assert stale(store) is True

@@ -136,3 +136,16 @@ def test_driver_that_lost_its_lease_stops_and_writes_no_progress(store: Store, m
                 reporter.tick(State(SHARDS))
             reporter.close(tracker.snapshot(State(SHARDS), "failed"))
             assert store.get("progress.json") == b"of the other"
+
+
+def test_speed_is_that_of_the_last_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("factory.generation.progress.time.monotonic", lambda: clock[0])
+    tracker, state = Tracker(Plan(make_recipe({"n": 1000})), set()), State(10)
+    speeds = []
+    for accepted in (100, 220, 230, 230):
+        clock[0] += 50
+        state.accepted = accepted
+        snapshot = tracker.snapshot(state)
+        speeds.append((snapshot.per_second, snapshot.seconds_left))
+    assert speeds == [(2.0, 450.0), (2.4, 325.0), (0.2, 3850.0), (0.0, None)]

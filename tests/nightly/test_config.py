@@ -83,6 +83,7 @@ def test_example_of_the_documentation_is_read(tmp_path: Path) -> None:
         ("https://hooks.example.org/T0/secret", "https://host/a secret", "a webhook must be a URL such as"),
         ("https://hooks.example.org/T0/secret", "https://[secret/", "a webhook must be a URL such as"),
         ("notify-send 'a night'", "notify-send 'a night", "No closing quotation"),
+        ("command: \"notify-send 'a night'\"", 'command: ""', "the command of a notification is empty"),
         ("command: [logger", "webhook: https://h/, command: [logger", "requires either a webhook or a command"),
         ("mode: fresh", "mode: fresh\nmode: grow", "repeats the key 'mode'"),
     ],

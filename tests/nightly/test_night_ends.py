@@ -1,0 +1,141 @@
+"""How a night ends that is interrupted, meets a defect or runs out of budget, and what its record then says."""
+
+import datetime
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory import exit_codes
+from factory.config.recipe import make_recipe
+from factory.dataset.storage import Store, StoreFullError
+from factory.errors import LeaseHeldError, UserError
+from factory.generation import run as generation_run
+from factory.nightly import preflight, run, steps
+from factory.nightly.budget import with_lost_usage
+from factory.nightly.outcome import summary_of
+from factory.nightly.preflight import estimated_size
+from factory.nightly.record import NightFile, latest_night, parse_night
+from factory.nightly.run import run_night
+from tests.nightly.conftest import DATE, Make, Put, record
+
+
+def raising(error: BaseException) -> Any:
+    def check(*arguments: object) -> None:
+        raise error
+
+    return check
+
+
+@pytest.mark.parametrize("step", ["check_store", "check_workers", "verify_night"])
+def test_interrupted_or_defective_night_has_an_outcome(
+    step: str, make: Make, generated: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = generated(make())
+    monkeypatch.setattr(run, step, raising(KeyboardInterrupt()))
+    outcome = run_night(context)
+    assert (outcome.state, outcome.exit_code) == ("interrupted", exit_codes.INTERRUPTED)
+    assert outcome.message == "Interrupted; committed shards are kept, and the next run continues."
+    monkeypatch.setattr(run, step, raising(KeyError("x")))
+    outcome = run_night(make())
+    assert (outcome.state, outcome.exit_code, outcome.message) == ("failed", 1, "unexpected KeyError: 'x'")
+    assert isinstance(outcome.unexpected, KeyError)
+    night = NightFile(context.root, DATE).load()
+    assert night is not None
+    assert night.state == ("running" if step == "check_store" else "failed")
+
+
+def test_driver_that_lost_the_night_changes_nothing(
+    make: Make, generated: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = generated(make())
+    before = context.root.get("2026-11-25/night.json")
+    monkeypatch.setattr(run, "check_workers", raising(LeaseHeldError("another driver took over")))
+    outcome = run_night(context)
+    assert (outcome.state, outcome.exit_code) == ("held", exit_codes.HELD)
+    assert context.root.get("2026-11-25/night.json") == before
+
+
+def test_budget_that_is_used_up_before_the_first_shard_is_a_failure(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(generation_run, "connected")
+    context = make(budget={"hours": 1})
+    recipe, totals = steps.prepare_night(context, None)
+    night = steps.start_night(context, None, recipe, totals)
+    started = night.started - datetime.timedelta(hours=2)
+    night = night.changed(period=night.period.model_copy(update={"started": started}))
+    NightFile(context.root, DATE).save(night)
+    outcome = run_night(make(budget={"hours": 1}))
+    assert (outcome.state, outcome.exit_code) == ("failed", exit_codes.FAILED)
+    assert "the budget was used up before the first shard was finished; give a larger budget" in outcome.message
+
+
+def test_night_with_exhausted_samples_is_complete_with_its_own_code(make: Make, generated: Put) -> None:
+    context = generated(make())
+    night = NightFile(context.root, DATE).load()
+    assert night is not None
+    ended = run._NightRun(context)
+    ended._file.load()
+    ended._night = night.changed(samples=10, shards=6, attempts=40, exhausted=2, planned=12)
+    outcome = ended._succeed()
+    assert (outcome.state, outcome.exit_code) == ("complete", exit_codes.EXHAUSTED)
+    assert outcome.message == "2 samples were not accepted in any attempt and are left out."
+
+
+def test_error_is_reported_although_its_record_cannot_be_written(
+    make: Make, generated: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = generated(make())
+    monkeypatch.setattr(run, "check_workers", raising(UserError("other versions")))
+    monkeypatch.setattr(NightFile, "save", raising(StoreFullError("the disk is full")))
+    outcome = run_night(context)
+    assert outcome.message == "other versions"
+    assert context.__dict__["messages"] == ["the record of the night could not be written: the disk is full"]
+
+
+def test_record_that_another_driver_changed_is_not_overwritten(tmp_path: Path) -> None:
+    root = Store(str(tmp_path))
+    night = parse_night(record(DATE, "running"), "here")
+    first, second = NightFile(root, DATE), NightFile(root, DATE)
+    first.save(night)
+    with pytest.raises(LeaseHeldError, match=r"another driver changed .*night\.json; this run stops"):
+        second.save(night.changed(samples=1))
+    root.put("latest.json", b"{")
+    assert latest_night(root) is None
+
+
+def test_target_below_the_size_of_the_dataset_is_rejected(make: Make, finished_set: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_set, tmp_path / "nights/dataset", ignore=shutil.ignore_patterns("00000[2-5].json"))
+    outcome = run_night(make(mode="grow", target=8, recipe={"seed": 20261125}))
+    assert (outcome.state, outcome.exit_code) == ("failed", 2)
+    assert "has n = 12, which is more than the target 8; a dataset cannot shrink" in outcome.message
+
+
+@pytest.mark.parametrize("updated", ["2026-11-25T20:59:59Z", "soon", None])
+def test_progress_of_an_earlier_run_is_not_counted_again(updated: str | None, tmp_path: Path) -> None:
+    night, dataset = parse_night(record(DATE, "running", counted=False), "here"), Store(str(tmp_path))
+    progress = {"updated": updated, "seconds": 60.0, "gpu_seconds": 60.0, "worker_seconds": 60.0}
+    dataset.put("progress.json", json.dumps(progress).encode())
+    assert with_lost_usage(night, dataset) == night
+    counted = night.changed(counted=True)
+    assert with_lost_usage(counted, dataset) is counted
+
+
+def test_summary_tells_new_samples_from_all() -> None:
+    night = parse_night(record(DATE, "complete", samples=8, new_samples=3, gpu_hours=1.5, cost=3.0), "here")
+    assert summary_of(night).startswith("8 of 12 samples, 3 of them new, ")
+    assert summary_of(night).endswith("0:00:00, 1.50 GPU-hours, cost 3.00.")
+
+
+def test_store_that_returns_deleted_files_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "delete", lambda store, name: None)
+    with pytest.raises(UserError, match=r"still returns .* after deleting it; give a consistent store"):
+        preflight.check_store(Store(str(tmp_path)), DATE)
+
+
+def test_size_of_a_sample_is_estimated_if_the_model_cannot_be_read(tmp_path: Path) -> None:
+    known = make_recipe({"n": 1, "generator": {"model": str(tmp_path), "width": 512, "height": 512}})
+    assert estimated_size(make_recipe({"n": 1, "generator": {"model": str(tmp_path)}})) == estimated_size(known)
