@@ -255,3 +255,18 @@ def test_the_identity_covers_the_annotations_and_the_image_files(tmp_path: Path)
     folder = opened(tmp_path, len)
     Image.effect_noise((60, 40), 50).convert("RGB").save(tmp_path / "1.png")
     assert folder.identity != first
+
+
+def test_file_without_usable_images_is_refused(tmp_path: Path) -> None:
+    def without_objects(data: dict[str, Any]) -> None:
+        data["annotations"] = []
+        data["images"] = []
+
+    with pytest.raises(UserError, match="lists no image"):
+        opened(tmp_path, without_objects)
+
+
+def test_runs_beyond_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.labelled.segmentation.MAX_RUNS", 2)
+    with pytest.raises(ValueError, match="it has 3 runs, more than the limit of 2"):
+        to_mask({"size": [2, 2], "counts": [1, 2, 1]}, 2, 2)

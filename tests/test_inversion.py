@@ -1,9 +1,11 @@
 """Inversion of real images: datasets, reconstruction quality and errors."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,9 @@ from factory.dataset.verify import verify
 from factory.errors import UserError
 from factory.generation.inversion_recipe import RealOptions, check_labels, mean_psnr, recipe_of_folder
 from factory.generation.pin import pin_recipe
-from factory.generation.preflight import preflight
+from factory.generation.preflight import _check_inversion, preflight
 from factory.generation.run import generate
+from factory.generator.families import FAMILIES
 from factory.generator.interface import Request
 from factory.generator.inversion import InvertingGenerator, psnr
 from factory.grounder.data import OracleDataset
@@ -302,3 +305,12 @@ def test_a_batch_of_images_that_does_not_fit_into_memory_is_inverted_in_parts(
     monkeypatch.setattr(generator, "round_trip", limited)
     assert len(generator.generate(requests)) == 3
     assert sizes == [3, 2, 1, 1, 1]
+
+
+def test_models_that_cannot_be_inverted_are_named() -> None:
+    transformer = next(family for family in FAMILIES if not family.is_unet)
+    recipe: Any = SimpleNamespace(real=SimpleNamespace(method="ddim"), generator=SimpleNamespace(model="m"))
+    with pytest.raises(UserError, match=f"m is of the family {re.escape(transformer.name)}; real images can be inver"):
+        _check_inversion(recipe, transformer, "FlowMatchEulerDiscreteScheduler", {}, {})
+    with pytest.raises(UserError, match="m has a FlowMatchEulerDiscreteScheduler, whose noise levels DDIM inversion"):
+        _check_inversion(recipe, FAMILIES[0], "FlowMatchEulerDiscreteScheduler", {}, {})

@@ -210,3 +210,27 @@ def test_the_identity_covers_images_and_labels_but_not_the_location(folder: Path
     other_labels = identity()
     Image.fromarray(PHOTO[:, ::-1]).save(folder / "JPEGImages/a.jpg", quality=50)
     assert len({first, other_labels, identity()}) == 3
+
+
+def test_label_image_beside_its_visualisation_is_read(folder: Path) -> None:
+    """Some tools write a coloured JPEG of each label image next to it."""
+    Image.new("RGB", (60, 40)).save(folder / "SegmentationClass/a.jpg")
+    assert labels_match(loaded(folder))
+
+
+def test_value_255_may_have_a_name(folder: Path) -> None:
+    names = [f"lynx {chr(97 + k // 26)}{chr(97 + k % 26)}" for k in range(254)]
+    (folder / "labels.txt").write_text("\n".join(["background", *names, "void"]))
+    labelled = VocFolder(folder, "val", from_names(names))
+    assert set(np.unique(labelled.load("a").labels)) == {0, DOG, CAT}
+
+
+def test_folder_without_images_of_seen_classes_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"the image set val of .* has no image that can be used"):
+        VocFolder(folder, "val", voc(), ["car"])
+
+
+def test_file_that_is_too_large_for_an_image_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.labelled.picture.MAX_FILE_BYTES", 100)
+    with pytest.raises(UserError, match="has more than 100 bytes, the limit for an image; make it smaller"):
+        loaded(folder)

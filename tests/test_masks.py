@@ -1,10 +1,13 @@
 """Run lengths compatible with pycocotools, and label images."""
 
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 from pycocotools import mask as coco_masks
 
 from factory.dataset.masks import (
@@ -15,6 +18,7 @@ from factory.dataset.masks import (
     encode_rle,
     label_map,
     mask_to_xywh,
+    unpack_runs,
 )
 
 MASKS = st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(lambda shape: arrays(bool, shape))
@@ -58,3 +62,29 @@ def test_label_png_round_trip() -> None:
     labels = decode_label_png(encode_label_png(label_map((6, 5), [dog], [18], unsure)))
     assert set(np.unique(labels)) == {0, 18, 255}
     assert (labels == 18).sum() == dog.sum()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("/", "a character outside '0' to 'o'"),
+        ("0P", "end in the middle of a number"),
+        ("PPPPPPP0", "more than 35 bits"),
+        ("é", "not ASCII"),
+    ],
+)
+def test_text_that_is_not_a_run_length_encoding_is_rejected(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        unpack_runs(text)
+
+
+def test_empty_masks_and_texts() -> None:
+    assert unpack_runs("") == []
+    assert mask_to_xywh(np.zeros((3, 4), bool)) == [0, 0, 0, 0]
+
+
+def test_label_image_without_a_palette_is_rejected() -> None:
+    stream = io.BytesIO()
+    Image.new("L", (4, 4)).save(stream, "PNG")
+    with pytest.raises(ValueError, match=r"must be a palette PNG \(mode P\), got mode L"):
+        decode_label_png(stream.getvalue())

@@ -12,6 +12,7 @@ from factory.cli.options import assemble
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.export.run import default_target
+from factory.files.hub import hub_file
 from factory.files.paths import expanded, local_path, split_named_path
 from factory.workflow.run import load_workflow
 
@@ -165,3 +166,12 @@ def test_a_name_stands_before_the_first_equals_sign() -> None:
     assert split_named_path("one=s3://b/date=2024/x") == ("one", "s3://b/date=2024/x")
     assert split_named_path("s3://b/date=2024/x") == (None, "s3://b/date=2024/x")
     assert split_named_path("runs/lr=1/model") == (None, "runs/lr=1/model")
+
+
+def test_hub_file_that_cannot_be_read_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*arguments: object, **options: object) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(UserError, match=r"x\.json of owner/name can be read neither .* \(no network\); check the name"):
+        hub_file("owner/name", "x.json", None)

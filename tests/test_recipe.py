@@ -205,3 +205,39 @@ def test_store_section_is_not_written_and_rejects_secrets() -> None:
         with pytest.raises(UserError, match="store") as raised:
             make_recipe({"n": 4, "store": section})
         assert "hunter22" not in str(raised.value)
+
+
+ORACLE = {"split": "1", "seen": ["dog"]}
+REAL = {"dataset": "voc", "root": "r", "keys": ["a", "b"], "labels_digest": "d"}
+LABELS = {"source": "labels", "noise_level": 0.5}
+PROMPTS = [{"text": "a dog", "classes": {"dog": "dog"}}]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"classes": [f"lynx {chr(97 + k // 26)}{chr(97 + k % 26)}" for k in range(255)]},
+            "at most 254 classes, got 255",
+        ),
+        ({"prompts": []}, "prompts must be null or a list of at least one prompt"),
+        ({"prompts_digest": "a" * 64}, "leave it out if there are no prompts"),
+        (
+            {"oracle": {"split": "1", "seen": ["dog", "unicorn"]}, "masks": {"source": "detector"}},
+            r"seen classes \['unicorn'\]",
+        ),
+        ({"oracle": ORACLE, "masks": {"source": "detector"}, "format": 2}, "an oracle requires exactly one timestep"),
+        ({"real": REAL}, "a dataset of real images is an oracle"),
+        ({"real": REAL, "oracle": ORACLE, "masks": LABELS, "prompts": PROMPTS}, "got 2 images, 1 prompts"),
+        ({"n": 3, "real": REAL, "oracle": ORACLE, "masks": LABELS, "prompts": PROMPTS * 2}, "of images, 2, got 3"),
+    ],
+)
+def test_recipe_whose_sections_do_not_fit_together_is_rejected(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_recipe({"n": 2} | data)
+
+
+def test_recipe_file_that_is_a_list_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("- n: 4\n")
+    with pytest.raises(UserError, match=r"r\.yaml is not a recipe: it contains a list, not fields such as"):
+        load_recipe(tmp_path / "r.yaml")

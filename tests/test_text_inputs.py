@@ -124,6 +124,7 @@ def test_class_file_formats(name: str, text: str, names: list[str], tmp_path: Pa
         ("c.json", "[1, 2]", "does not contain a list of names"),
         ("c.yaml", "names: {3: lynx, 9: ibex}\n", r"numbers its names \[3, 9\]"),
         ("c.yaml", "names: [lynx", "cannot parse the class file"),
+        ("c.yaml", "names: {first: lynx}", "must number its names 0, 1, 2"),
     ],
 )
 def test_ambiguous_class_file_is_rejected(name: str, text: str, message: str, tmp_path: Path) -> None:

@@ -91,3 +91,10 @@ def test_binary_class_file_raises_a_clear_error(tmp_path) -> None:
 
 def test_from_names_maps_aliases_to_official_names() -> None:
     assert from_names(["sofa"]).names == ("couch",)
+
+
+def test_unlike_name_is_answered_with_the_first_classes() -> None:
+    with pytest.raises(UserError, match="it has aeroplane, bicycle, bird, boat, bottle and others"):
+        voc().resolve("xyzzyx")
+    with pytest.raises(UserError, match="it has dog, cat"):
+        from_names(["dog", "cat"]).resolve("xyzzyx")

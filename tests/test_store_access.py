@@ -1,0 +1,76 @@
+"""Where a store finds its endpoint, region and credentials; nothing is connected to."""
+
+from pathlib import Path
+
+import pytest
+
+from factory.config.sections import StoreRecipe
+from factory.dataset.storage_access import Access, find_access
+from factory.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without any credentials."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "GOOGLE_", "AZURE_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def access(address: str, **settings: object) -> Access:
+    return find_access(address, StoreRecipe.model_validate(settings))
+
+
+def test_azure_takes_its_account_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    found = access("az://container/set", endpoint="https://azure.example")
+    assert found.config == {
+        "azure_storage_account_name": "account",
+        "azure_storage_endpoint": "https://azure.example",
+    }
+
+
+def test_public_bucket_needs_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    found = access("s3://b/set", anonymous=True, virtual_hosted=True, region="eu-x")
+    assert found.keys is None
+    assert found.config == {
+        "aws_region": "eu-x",
+        "aws_virtual_hosted_style_request": "true",
+        "aws_skip_signature": "true",
+    }
+    assert access("s3://b/set").keys == ("key", "", "")
+
+
+def test_google_accepts_an_endpoint_and_credentials_of_users(tmp_path: Path) -> None:
+    (tmp_path / "user.json").write_text('{"type": "authorized_user"}')
+    found = access("gs://b/set", endpoint="https://google.example", credentials_file=str(tmp_path / "user.json"))
+    assert found.config == {
+        "google_base_url": "https://google.example",
+        "google_application_credentials": str(tmp_path / "user.json"),
+    }
+
+
+def test_options_of_the_client_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ca.pem").write_bytes(b"certificate")
+    monkeypatch.setenv("AWS_PROXY_URL", "http://proxy")
+    monkeypatch.setenv("AWS_ALLOW_INVALID_CERTIFICATES", "true")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    client = access("s3://b/set").client
+    assert client["proxy_url"] == "http://proxy"
+    assert client["allow_invalid_certificates"] is True
+    assert client["root_certificate"] == b"certificate"
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "missing.pem"))
+    with pytest.raises(UserError, match=r"AWS_CA_BUNDLE is .*missing\.pem, which cannot be read: No such file"):
+        access("s3://b/set")
+
+
+def test_broken_aws_file_is_reported_without_its_content(tmp_path: Path) -> None:
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws/credentials").write_text("aws_secret_access_key = very-secret\n")
+    with pytest.raises(UserError, match="is not a valid AWS configuration file") as error:
+        access("s3://b/set")
+    assert "very-secret" not in str(error.value)
