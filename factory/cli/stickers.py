@@ -16,6 +16,7 @@ app = typer.Typer(
     help="Use, train and evaluate the embedded models.",
     no_args_is_help=True,
 )
+_SCENES = 600
 
 
 class Style(StrEnum):
@@ -103,8 +104,10 @@ def train(
 
     quiet_model_libraries()
     from factory.cli.messages import to_stdout
+    from factory.files.paths import check_writable_folder
     from factory.stickers.recipes import run_recipe
 
+    check_writable_folder(out, "--out")
     run_recipe(
         part.value,
         out,
@@ -143,7 +146,10 @@ def evaluate(
     found_only: Annotated[
         bool, typer.Option("--found-only", help="Only measure how often the detector finds the prompted classes.")
     ] = False,
-    scenes: Annotated[int, typer.Option(min=80, help="Newly rendered scenes for the mask IoU, per style group.")] = 600,
+    scenes: Annotated[
+        int | None,
+        typer.Option(min=80, help=f"Newly rendered scenes for the mask IoU, per style group; by default {_SCENES}."),
+    ] = None,
     table: Table = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the figures, as JSON.")] = False,
 ) -> None:
@@ -167,9 +173,8 @@ def evaluate(
     from factory.stickers.evaluate import evaluate as measure
     from factory.stickers.tables import class_table, summary_table
 
-    if found_only and (judge is not None or table is not None):
-        option = "--judge" if judge is not None else "--table"
-        raise UserError(f"{option} has no effect with --found-only; leave one of them out.")
+    if found_only:
+        _check_only_found({"--judge": judge, "--scenes": scenes, "--table": table})
     check_writable_folder(out, "--out")
     if table is not None:
         check_page(table)
@@ -177,18 +182,29 @@ def evaluate(
     judges = Judges(open_detector(detector), open_detector(judge) if judge else None)
     usual = EMBEDDED_MODELS.get(pipeline, EMBEDDED_MODELS[STICKERS])
     schedule = guidance_schedule or (usual.schedule if guidance is None else CONSTANT)
-    sampling = Sampling(steps or usual.steps, guidance or usual.guidance, schedule)
+    sampling = Sampling(steps or usual.steps, usual.guidance if guidance is None else guidance, schedule)
     if found_only:
         images = draw_images(open_pipeline(pipeline), out, images_per_class, pairs, sampling, report)
         typer.echo(dumps(asdict(found_in(judges.detector, images))))
         return
+    scenes = _SCENES if scenes is None else scenes
     measured = measure(open_pipeline(pipeline), judges, out, images_per_class, pairs, scenes, sampling, report)
     figures = figures_of(measured)
     (out / "evaluation.json").write_text(dumps(figures, indent=1) + "\n")
+    given = {"--pipeline": None if pipeline == STICKERS else pipeline, "--detector": detector, "--judge": judge}
+    models = "".join(f" {name} {value}" for name, value in given.items() if value is not None)
+    summary, by_class = summary_table(measured, models), class_table(measured, models)
     if table is not None:
-        write_table(table, summary_table(measured), "evaluation")
-        write_table(table, class_table(measured), "evaluation-classes")
-    typer.echo(dumps(figures) if as_json else f"{summary_table(measured)}\n{class_table(measured)}")
+        write_table(table, summary, "evaluation")
+        write_table(table, by_class, "evaluation-classes")
+    typer.echo(dumps(figures) if as_json else f"{summary}\n{by_class}")
+
+
+def _check_only_found(others: dict[str, object]) -> None:
+    """Raise UserError if one of these options, by name, is given beside --found-only."""
+    given = next((name for name, value in others.items() if value is not None), None)
+    if given is not None:
+        raise UserError(f"{given} has no effect with --found-only; leave one of the two out.")
 
 
 @app.command("evaluate-autoencoder")
@@ -243,9 +259,11 @@ def draw(
     quiet_model_libraries()
     from factory.cli.progress import progress_bar
     from factory.config.vocabulary import parse_classes
+    from factory.files.paths import check_image_file
     from factory.stickers.contact_sheet import contact_sheet
 
     vocabulary = parse_classes(classes)
+    check_image_file(out, "--out")
     with progress_bar("drawing", n) as advance:
         found = contact_sheet(vocabulary, n, 2 if pairs else 1, seed, out, model, advance)
     typer.echo(f"{n} images, all prompted classes found in {found}; left: image, right: masks.")

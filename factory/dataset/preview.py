@@ -15,6 +15,7 @@ from factory.dataset.state import recipe_of
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.files.decode import decode_jpeg
+from factory.files.paths import IMAGE_FORMATS
 
 CELL = 160
 _CAPTION = 14
@@ -22,17 +23,16 @@ _COLUMNS = 4
 _OPACITY = 0.55
 _LONGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65_500, "WEBP": 16_383}
 """Maximum height in pixels of an image in each format."""
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
-    """Draw the first samples of a dataset as an image file, in the format of a suffix in FORMATS.
+    """Draw the first samples of a dataset as an image file, in the format of a suffix in IMAGE_FORMATS.
 
     Raises UserError for another suffix, for more samples than the format has room for, and if there is no dataset or
     no sample in it.
     """
-    if suffix.lower() not in FORMATS:
-        raise UserError(f"a preview can be written as {', '.join(FORMATS)}, got {suffix!r}.")
+    if suffix.lower() not in IMAGE_FORMATS:
+        raise UserError(f"a preview can be written as {', '.join(IMAGE_FORMATS)}, got {suffix!r}.")
     if count < 1:
         raise UserError(f"a preview requires at least 1 sample, got {count}.")
     cells = list(islice(_cells(store), count))
@@ -41,7 +41,7 @@ def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
         raise UserError(f"{store.address} contains no samples yet; generate some with `factory generate`.")
     rows = -(-len(cells) // _COLUMNS)
     width, height = cells[0].size
-    max_samples = _LONGEST_SIDE[FORMATS[suffix.lower()]] // height * _COLUMNS
+    max_samples = _LONGEST_SIDE[IMAGE_FORMATS[suffix.lower()]] // height * _COLUMNS
     if len(cells) > max_samples:
         raise UserError(
             f"a preview as {suffix} has room for {max_samples} samples, got {len(cells)}; give a smaller --n, or .png."
@@ -50,7 +50,7 @@ def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
     for index, cell in enumerate(cells):
         preview.paste(cell, (index % _COLUMNS * width, index // _COLUMNS * height))
     stream = io.BytesIO()
-    preview.save(stream, FORMATS[suffix.lower()])
+    preview.save(stream, IMAGE_FORMATS[suffix.lower()])
     return stream.getvalue()
 
 

@@ -47,6 +47,19 @@ def check_writable_folder(folder: Path, option: str) -> None:
         raise UserError(f"{option} {folder} cannot be written: {problem}; give another path.")
 
 
+IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""The formats of the images that commands draw, by suffix."""
+
+
+def check_image_file(path: Path, option: str) -> None:
+    """Raise UserError if an image cannot be written to a file, which need not exist yet. Nothing is created."""
+    if path.suffix.lower() not in IMAGE_FORMATS:
+        raise UserError(f"{option} must end in {', '.join(IMAGE_FORMATS)}, got {path}.")
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder; give the path of an image file.")
+    check_writable_folder(path.parent, f"{option}: the folder")
+
+
 def expanded(path: str | Path) -> Path:
     """The path with `~` and `~user` expanded; one whose home is unknown stays as it is, so that it is not found.
 

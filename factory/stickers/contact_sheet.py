@@ -7,6 +7,7 @@ from PIL import Image
 
 from factory.config.stickers import EMBEDDED_MODELS, STICKERS
 from factory.config.vocabulary import Vocabulary, caption
+from factory.errors import UserError
 from factory.stickers.embedded import open_detector, open_pipeline
 from factory.stickers.evaluate_parts import classes_found, detect_all
 from factory.stickers.sampling import sample
@@ -28,10 +29,11 @@ def contact_sheet(
 ) -> int:
     """Write the sheet to `out`. Returns the number of images in which every prompted class was found.
 
-    UserError for a class that the embedded model does not know.
+    UserError for a class that the embedded model does not know, and for fewer classes than objects per image.
     """
     names = list(dict.fromkeys(embedded_name(vocabulary, name) for name in vocabulary.names))
-    objects = min(objects, len(names))
+    if objects > len(names):
+        raise UserError(f"{objects} classes per image require at least as many in --classes, got {', '.join(names)}.")
     prompted = [
         # The step between the classes grows with every pass over the names, so that each pass has other pairs.
         tuple(names[(k + j * (1 + k // len(names))) % len(names)] for j in range(objects))

@@ -3,8 +3,11 @@
 from factory.stickers.evaluate import Evaluation
 
 
-def summary_table(measured: Evaluation) -> str:
-    """All metrics with their targets, and the classes that are found least often."""
+def summary_table(measured: Evaluation, models: str = "") -> str:
+    """All metrics with their targets, and the classes that are found least often.
+
+    `models` are the options that name the models of the measurement, if they are not the embedded ones.
+    """
     found, judge, kept = measured.found, measured.found_by_judge, measured.autoencoder
     lowest = sorted(found.one_object_by_class.items(), key=lambda item: item[1])[:8]
     below_85 = sum(share < 0.85 for share in found.one_object_by_class.values())
@@ -40,22 +43,22 @@ def summary_table(measured: Evaluation) -> str:
     lines = ["| figure | measured | target |", "|---|---|---|"]
     lines += [f"| {name} | {value} | {target} |" for name, value, target in rows]
     lines += ["", "Found least often: " + ", ".join(f"{name} {share:.0%}" for name, share in lowest) + "."]
-    return f"{_caption(measured)}\n" + "\n".join(lines) + "\n"
+    return f"{_caption(measured, models)}\n" + "\n".join(lines) + "\n"
 
 
-def class_table(measured: Evaluation) -> str:
-    """The metrics of each class."""
+def class_table(measured: Evaluation, models: str = "") -> str:
+    """The metrics of each class; `models` as for `summary_table`."""
     lines = ["| class | found | mask IoU, training styles | mask IoU, held-out style |", "|---|---|---|---|"]
     for name, share in measured.found.one_object_by_class.items():
         train, held_out = measured.mask_iou_by_class_train[name], measured.mask_iou_by_class_held_out[name]
         lines.append(f"| {name} | {share:.0%} | {train:.2f} | {held_out:.2f} |")
-    return f"{_caption(measured)}\n" + "\n".join(lines) + "\n"
+    return f"{_caption(measured, models)}\n" + "\n".join(lines) + "\n"
 
 
-def _caption(measured: Evaluation) -> str:
+def _caption(measured: Evaluation, models: str) -> str:
     sampling = measured.sampling
     return (
-        f"`factory stickers evaluate --images-per-class {measured.images_per_class} --pairs {measured.pairs} "
+        f"`factory stickers evaluate{models} --images-per-class {measured.images_per_class} --pairs {measured.pairs} "
         f"--scenes {measured.scenes} --steps {sampling.steps} --guidance {sampling.guidance:g} --guidance-schedule "
         f"{sampling.schedule}` printed this table.\n"
     )
