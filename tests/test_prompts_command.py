@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import ssl
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from urllib.error import HTTPError
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from factory.cli.main import app
@@ -331,3 +333,31 @@ def test_prompts_fit_the_text_encoder(tiny_model: Path, lm: Path, tmp_path: Path
     assert fits("a photograph of a dog")
     assert not fits(f"a photograph of a dog {'in the rain ' * 25}")
     assert identity["model"] == str(model)
+
+
+def test_prompts_file_that_cannot_be_written_or_is_shared_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"p\.jsonl cannot be written \(.*\); give another --out"):
+        PromptsFile(tmp_path / "file/p.jsonl", {}).open()
+    file = PromptsFile(tmp_path / "p.jsonl", {})
+    assert not file.open()
+    (other,) = tmp_path.glob("*p.jsonl*")
+    other.write_text(other.read_text() + "of another process\n")
+    with pytest.raises(UserError, match=r"another process writes .*; stop one of them and rerun the command"):
+        file.append([], {}, 0)
+
+
+def test_language_model_without_all_its_weights_or_a_last_token_is_rejected(lm: Path, tmp_path: Path) -> None:
+    weights = shutil.copytree(lm, tmp_path / "weights")
+    tensors = load_file(weights / "model.safetensors")
+    tensors.pop("model.norm.weight")
+    save_file(tensors, weights / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"1 tensors are missing, such as model\.norm\.weight; copy the model again"):
+        LocalModel(str(weights), "cpu", "float32", SAMPLING).load()
+    endless = shutil.copytree(lm, tmp_path / "endless")
+    config = json.loads((endless / "tokenizer_config.json").read_text())
+    config.pop("eos_token")
+    (endless / "tokenizer_config.json").write_text(json.dumps(config))
+    (endless / "special_tokens_map.json").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="has neither a padding nor an end token; give another --lm"):
+        LocalModel(str(endless), "cpu", "float32", SAMPLING).load()

@@ -89,7 +89,9 @@ def evaluate_grounder(
     grounders: Annotated[
         list[str], typer.Argument(metavar="GROUNDER", help="Grounder folders of any splits, or NAME=FOLDER.")
     ],
-    classes: Annotated[str, typer.Option(help="Vocabulary of their training data: voc or coco.")] = "voc",
+    classes: Annotated[
+        str | None, typer.Option(help="Vocabulary of their training data: voc (default) or coco.")
+    ] = None,
     images: Annotated[
         int | None, typer.Option(min=1, help="Number of images per group and split; by default 100.")
     ] = None,
@@ -128,16 +130,18 @@ def evaluate_grounder(
     from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
-    if real and (out is not None or images is not None):
+    of_protocol_1 = {"--out": out, "--images": images, "--classes": classes}
+    given = next((name for name, value in of_protocol_1.items() if value is not None), None)
+    if real and given is not None:
         raise UserError(
-            f"{'--out' if out is not None else '--images'} is an option of Protocol I, which does not run with --real; "
-            f"remove it. --table writes the table of --real to a file."
+            f"{given} is an option of Protocol I, which does not run with --real; remove it. --table writes the table "
+            f"of --real to a file."
         )
     if out is not None:
         check_writable_folder(out, "--out")
     if table is not None:
         check_page(table)
-    images = images or 100
+    classes, images = classes or "voc", images or 100
     results: list[GrounderResult] | list[RealResult]
     if real:
         results = on_real(grounders, real, device, threads, to_stderr)

@@ -112,5 +112,6 @@ def invert(
     if as_json:
         typer.echo(dumps(as_data(summary, out) | {"psnr": psnr, "skipped": skipped}))
     else:
-        typer.echo(f"{as_text(summary, out)}\nMean PSNR of the reconstructions: {psnr:.2f} dB.")
+        mean = "" if psnr != psnr else f"\nMean PSNR of the reconstructions: {psnr:.2f} dB."
+        typer.echo(as_text(summary, out) + mean)
     raise typer.Exit(summary.exit_code)

@@ -1,5 +1,6 @@
 """`factory plan`: what `factory generate` would produce."""
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -132,8 +133,8 @@ def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool =
     from factory.generation.preflight import preflight
     from factory.generation.run import check_format
 
-    if workers < 1 or (rate is not None and rate <= 0):
-        raise UserError(f"--workers must be at least 1 and --rate above 0, got {workers} and {rate}.")
+    if workers < 1 or (rate is not None and not 0 < rate < math.inf):
+        raise UserError(f"--workers must be at least 1 and --rate a number above 0, got {workers} and {rate}.")
     check_format(recipe, "the plan")
     recipe = pin_recipe(recipe)
     preflight(recipe)

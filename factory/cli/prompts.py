@@ -110,6 +110,9 @@ def _opened(lm: str, lm_model: str | None, device: str, dtype: str | None, sampl
     if dtype not in (None, *_DTYPES):
         raise UserError(f"--dtype must be {', '.join(_DTYPES)}, got {dtype!r}.")
     if is_url(lm):
+        if dtype is not None or device != "auto":
+            option = f"--dtype {dtype}" if dtype is not None else f"--device {device}"
+            raise UserError(f"{option} has no effect with the URL of a server; leave it out, or give a model to --lm.")
         return ServerModel(lm, lm_model, sampling)
     if lm_model is not None:
         raise UserError("--lm-model names a model on a server; leave it out, or give the URL of a server to --lm.")

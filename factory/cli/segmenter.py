@@ -125,9 +125,12 @@ def evaluate_segmenter(
         typer.echo(dumps(asdict(result)))
         return
     for name, value in result.by_class.items():
-        typer.echo(f"{name:20} {'  none' if value != value else f'{100 * value:6.1f}'}")
-    typer.echo(f"{'mIoU with background':20} {100 * result.miou:6.1f}   over {result.images} images")
+        typer.echo(f"{name:20} {_percent(value):>6}")
+    typer.echo(f"{'mIoU with background':20} {_percent(result.miou):>6}   over {result.images} images")
     if split is not None:
-        typer.echo(
-            f"seen {100 * result.seen:.1f}  unseen {100 * result.unseen:.1f}  harmonic {100 * result.harmonic:.1f}"
-        )
+        seen, unseen, harmonic = map(_percent, (result.seen, result.unseen, result.harmonic))
+        typer.echo(f"seen {seen}  unseen {unseen}  harmonic {harmonic}")
+
+
+def _percent(share: float) -> str:
+    return "none" if share != share else f"{100 * share:.1f}"

@@ -1,6 +1,7 @@
 """Trained grounders: in use, refused if they do not fit, and evaluated."""
 
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -199,6 +200,7 @@ def test_the_table_counts_images_of_splits_with_different_methods() -> None:
     [
         (["--real", "inverted", "--out", "results"], "--out is an option of Protocol I"),
         (["--real", "inverted", "--images", "50"], "--images is an option of Protocol I"),
+        (["--real", "inverted", "--classes", "coco"], "--classes is an option of Protocol I"),
         (["--out", "FILE"], "--out .* cannot be written: .*file is not a folder"),
         (["--table", "FILE/page.md"], "cannot be written: .*file is not a folder"),
         (["--table", "FOLDER"], "is a folder; give the path of a Markdown file"),
@@ -216,3 +218,31 @@ def test_results_that_could_not_be_written_are_refused_before_the_evaluation(
     result = command("evaluate-grounder", "nowhere", *options)
     assert isinstance(result.exception, UserError)
     assert re.search(message, str(result.exception))
+
+
+def test_results_are_printed_and_written_beside_their_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from factory.evaluation import grounders_on_real, protocol_1
+
+    generated = [protocol_1.GrounderResult("guided", "1", group, 0.5, 0.4, 9, 10) for group in protocol_1.GROUPS]
+    real = [grounders_on_real.RealResult("guided", "1", "voc", 0.75, 0.8, math.nan, 9)]
+    monkeypatch.setattr(protocol_1, "protocol_1", lambda *arguments: generated)
+    monkeypatch.setattr(grounders_on_real, "on_real", lambda *arguments: real)
+    page, out = tmp_path / "page.md", tmp_path / "out"
+    result = command("evaluate-grounder", "g", "--images", 7, "--out", out, "--table", page)
+    assert result.exit_code == 0, repr(result.exception)
+    assert "`factory evaluate-grounder ... --classes voc --images 7` printed this table." in page.read_text()
+    assert page.read_text().count("<!-- protocol-1-voc -->") == 2
+    assert json.loads((out / "protocol-1.json").read_text())
+    assert "| `guided` |" in result.stdout
+    result = command("evaluate-grounder", "g", "--real", "inverted", "--table", page)
+    assert "| voc | guided | 1 | 75.0 | 80.0 |  | 9 |" in result.stdout
+    assert "`factory evaluate-grounder ... --real ...` printed this table." in page.read_text()
+    (data,) = json.loads(command("evaluate-grounder", "g", "--real", "inverted", "--json").stdout)
+    assert (data["miou"], data["unseen"]) == (0.75, None)
+
+
+def test_real_images_must_be_a_dataset_of_invert(trained: Path, oracle: Path) -> None:
+    from factory.evaluation.grounders_on_real import on_real
+
+    with pytest.raises(UserError, match="is not a dataset of real images; create one with `factory invert"):
+        on_real([str(trained)], [str(oracle)], "cpu")

@@ -1,0 +1,154 @@
+"""`factory train-segmenter` and `factory evaluate-segmenter`: what they pass on and what they print."""
+
+import json
+import math
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from factory.cli.main import app
+from factory.config.sections import EngineRecipe
+from factory.config.vocabulary import voc
+from factory.errors import UserError
+from factory.labelled.folders import open_labelled
+from factory.segmenter import run
+from factory.segmenter.data import DatasetSource
+from factory.segmenter.evaluate import SegmenterScore, score
+from factory.segmenter.model import new_segmenter, save_segmenter
+from factory.segmenter.training import SegmenterTask
+from factory.training import distributed
+from factory.training.loop import STOP
+from tests.support.export_datasets import make_dataset
+from tests.support.tiny_segmenter import saved_tiny, tiny
+from tests.support.voc_folder import write_folder
+
+
+def output(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.stdout
+
+
+def test_segmenter_is_measured_on_a_folder(tmp_path: Path) -> None:
+    model, folder = saved_tiny(tmp_path / "model"), write_folder(tmp_path / "voc")
+    data = json.loads(output("evaluate-segmenter", model, "--real", folder, "--split", "1", "--threads", 1, "--json"))
+    assert (data["images"], len(data["by_class"])) == (1, 21)
+    assert data["by_class"]["dog"] is not None
+
+
+def test_scores_are_printed_in_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    score = SegmenterScore({"background": 0.5, "dog": 0.25, "cat": math.nan}, 0.375, 0.25, math.nan, math.nan, 7)
+    monkeypatch.setattr(run, "evaluate_here", lambda *arguments: score)
+    lines = output("evaluate-segmenter", "model", "--real", "voc", "--split", "1").splitlines()
+    assert [line.split() for line in lines] == [
+        ["background", "50.0"],
+        ["dog", "25.0"],
+        ["cat", "none"],
+        ["mIoU", "with", "background", "37.5", "over", "7", "images"],
+        ["seen", "25.0", "unseen", "none", "harmonic", "none"],
+    ]
+    assert "seen" not in output("evaluate-segmenter", "model", "--real", "voc")
+
+
+def test_training_gets_the_options_and_names_the_next_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    runs = list[tuple[Any, ...]]()
+    monkeypatch.setattr(run, "train_here", lambda options, report: runs.append((options,)) or Path("m"))
+    monkeypatch.setattr(distributed, "train_on_several", lambda train, *rest: runs.append(rest) or Path("m"))
+    options = ["--classes", "coco", "--train-steps", 5, "--annotations", "a.json", "--start", "s"]
+    text = output("train-segmenter", "set", "--out", "out", "--real", "r", *options)
+    assert text == "Evaluate it: factory evaluate-segmenter m --real VOC_FOLDER --classes coco\n"
+    output("train-segmenter", "set", "--out", "out", "--devices", 2, "--batch", 8, "--address", "auto")
+    (here,), (several, devices, engine) = runs
+    assert (here.shards, here.steps, here.annotations, here.start, here.real) == (("set",), 5, "a.json", "s", "r")
+    assert (several.out, several.batch, devices) == (str(Path("out").absolute()), 8, 2)
+    assert engine == EngineRecipe(address="auto")
+
+
+def test_only_real_images_of_seen_classes_require_a_valid_choice(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--real-classes must be all or seen, got 'few'"):
+        run.train_here(run.SegmenterTraining(str(tmp_path / "out"), real_classes="few", device="cpu"))
+
+
+@pytest.mark.parametrize("batch", [None, 7])
+def test_batch_must_be_divisible_by_the_devices(batch: int | None) -> None:
+    options: Any = SimpleNamespace(out="out", batch=batch, threads=0)
+    with pytest.raises(UserError, match="is not divisible by the 2 devices; choose a multiple of 2"):
+        distributed.train_on_several(lambda run: Path(), options, 2, EngineRecipe())
+
+
+def test_training_on_several_devices_is_stopped_by_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out, seen = tmp_path / "out", list[bool]()
+
+    @contextmanager
+    def stopped() -> Any:
+        yield lambda: True
+
+    class Trainer:
+        def fit(self) -> None:
+            for _ in range(100):
+                if (out / STOP).exists():
+                    break
+                distributed.threading.Event().wait(0.02)
+            seen.append((out / STOP).exists())
+
+    monkeypatch.setattr(distributed, "stop_requests", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        distributed._fit(Trainer(), out)
+    assert seen == [True]
+    assert not (out / STOP).exists()
+
+
+def test_failed_training_on_several_devices_raises_its_error(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise RuntimeError("lost")
+
+    distributed._fit(SimpleNamespace(fit=lambda: None), tmp_path)
+    with pytest.raises(RuntimeError, match="lost"):
+        distributed._fit(SimpleNamespace(fit=fail), tmp_path)
+
+
+def test_process_of_a_training_uses_its_device_and_ends_quietly_when_stopped() -> None:
+    devices = list[str]()
+
+    def train_here(options: run.SegmenterTraining) -> None:
+        devices.append(options.device)
+        raise KeyboardInterrupt
+
+    options = run.SegmenterTraining("out", device="auto")
+    distributed._train_process({"gpus": False, "run": options, "train_here": train_here})
+    assert devices == ["cpu"]
+
+
+def test_images_that_are_listed_twice_are_reported(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "voc")
+    (folder / "ImageSets/Segmentation/val.txt").write_text("a\na\n")
+    messages = list[str]()
+    run.open_test(run.RealImages(folder), messages.append)
+    assert messages == [f"The image set val of {folder} lists 1 images more than once."]
+
+
+def test_unusable_sources_and_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = make_dataset(tmp_path / "set", shards=range(0))
+    with pytest.raises(UserError, match="has no samples yet; complete it with `factory generate`"):
+        DatasetSource(store, voc())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty is not a segmentation model \(.*give segformer, maskformer"):
+        new_segmenter(str(tmp_path / "empty"), ["background", "dog"])
+    model = tiny("segformer")
+    monkeypatch.setattr(model, "scores", lambda images: torch.full((len(images), 21, 40, 60), math.nan))
+    with pytest.raises(UserError, match="predicts NaN for the batch that starts with image a; train it again"):
+        score(model, open_labelled(write_folder(tmp_path / "voc"), "val", None, voc()))
+
+
+def test_training_starts_with_the_weights_of_a_segmenter(tmp_path: Path) -> None:
+    start = tiny("segformer")
+    save_segmenter(start, tmp_path / "start", {})
+    task: Any = SimpleNamespace(vocabulary=voc(), model=tiny("segformer"))
+    assert any(not torch.equal(a, b) for a, b in zip(start.parameters(), task.model.parameters(), strict=True))
+    SegmenterTask.load(task, tmp_path / "start")
+    assert all(torch.equal(a, b) for a, b in zip(start.parameters(), task.model.parameters(), strict=True))

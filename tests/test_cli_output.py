@@ -1,0 +1,324 @@
+"""What commands print: text, JSON and error messages, without a model or the engine."""
+
+import io
+import json
+import logging
+import math
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+import factory
+from factory import exit_codes
+from factory.cli import main, view
+from factory.cli.generate import as_text
+from factory.cli.main import app
+from factory.cli.nightly import _preview_text
+from factory.cli.options import assemble
+from factory.cli.plan import cost
+from factory.cli.progress import progress_bar
+from factory.cli.prompts import _as_text as prompts_text
+from factory.cli.verify import as_text as verify_text
+from factory.config.recipe import Recipe, make_recipe
+from factory.config.stickers import EMBEDDED_MODELS
+from factory.dataset.state import Totals
+from factory.dataset.storage import Store
+from factory.errors import UserError
+from factory.generation.progress import Snapshot
+from factory.generation.run import RunSummary
+from tests.nightly.conftest import DATE, record
+from tests.support.export_datasets import make_dataset
+from tests.support.voc_folder import write_folder
+
+SNAPSHOT = Snapshot("running", 30, 100, 3, 10, 2.5, 12.0, 3725.0, 2, 1, {"mask_small": 4, "low_confidence": 1}, 1, 0.0,
+                    24.0, 5, [7, 8], ["a worker was lost"], "2026-11-25T21:00:00+00:00")  # fmt: skip
+
+
+def output(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.stdout
+
+
+def error(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert isinstance(result.exception, UserError), result.output + repr(result.exception)
+    return str(result.exception)
+
+
+def test_version() -> None:
+    assert output("--version") == f"factory {factory.__version__}\n"
+
+
+def test_models_are_listed_with_their_options() -> None:
+    entries = json.loads(output("models", "--json"))
+    text = output("models")
+    assert all(f"{entry['option']:<10} {entry['name']:<28} " in text for entry in entries)
+    present = {(entry["option"], entry["name"]): entry["present"] for entry in entries}
+    assert all(present[option, name] for name in EMBEDDED_MODELS for option in ("--model", "--masks"))
+    assert present["--detector", "stickers"]
+    assert "Stable Diffusion 1 and 2, Stable Diffusion XL" in text
+
+
+def test_status_of_a_dataset(tmp_path: Path) -> None:
+    store, _ = make_dataset(tmp_path, shards=range(3))
+    store.put("progress.json", b'{"status": "done"}')
+    store.put("quarantine/000004.json", b"{}")
+    assert output("status", tmp_path).splitlines() == [
+        "15 of 25 samples, 3 of 5 shards: done.",
+        "15 attempts, none rejected.",
+        "Quarantined shards: 000004; see quarantine/, and rerun to retry them.",
+    ]
+    data = json.loads(output("status", tmp_path, "--json"))
+    assert (data["samples"], data["shards"], data["status"], data["quarantined"]) == (15, 3, "done", ["000004"])
+
+
+def test_export_of_an_unfinished_dataset_says_so(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "set", shards=range(2))
+    text = output("export", tmp_path / "set", "--format", "coco", "--partial", "--val", "0", "--out", tmp_path / "coco")
+    assert "10 samples for training, 0 for validation." in text
+    assert "this export contains 2 of 5 shards. Rerun the same command later to add the rest." in text
+
+
+def test_status_lists_stale_and_unreadable_nights(tmp_path: Path) -> None:
+    root = Store(str(tmp_path))
+    root.put(f"{DATE}/night.json", record(DATE, "running"))
+    root.put("2026-11-24/night.json", b"{")
+    rows = [line.split() for line in output("status", tmp_path).splitlines()]
+    assert rows[1] == ["2026-11-24", "unreadable"]
+    assert rows[2][:4] == ["2026-11-25", "stale", "0", "0"]
+
+
+def test_preview_of_a_night_as_text() -> None:
+    assert _preview_text({"date": "d", "action": "nothing"}).startswith("The night of d is complete")
+    data = {"date": "d", "action": "start", "dataset": "r/d/dataset", "seed": 1, "samples": 0, "n": 12}
+    assert _preview_text(data | {"until": "06:00", "would_delete": ["a", "b"]}).splitlines() == [
+        "The night of d would start r/d/dataset (seed 1): 0 of 12 samples exist.",
+        "Its generation would end at 06:00.",
+        "keep would delete: a, b.",
+    ]
+    assert _preview_text(data | {"until": None, "would_delete": []}).endswith("keep would delete: nothing.")
+
+
+def test_summary_of_a_run_counts_what_is_missing() -> None:
+    totals = SimpleNamespace(accepted=90, shards=9, attempts=120, rejected={"mask_small": 20}, bytes=5e6, exhausted=2)
+    summary: Any = SimpleNamespace(totals=totals, last=SNAPSHOT, recipe=SimpleNamespace(n=100))
+    assert as_text(summary, "out").splitlines() == [
+        "90 of 100 samples in 9 shards at out (5.0 MB), yield 75.0%, 12 s.",
+        "Rejected: mask_small 20.",
+        "2 samples were not accepted in any attempt and were skipped.",
+        "2 shards failed repeatedly; their errors are in quarantine/. Rerun the same command to retry them.",
+    ]
+
+
+@pytest.mark.parametrize(("psnr", "mean"), [(24.056, "Mean PSNR of the reconstructions: 24.06 dB."), (math.nan, None)])
+def test_summaries_of_oracle_datasets(
+    psnr: float, mean: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    totals = Totals(shards=1, accepted=1, exhausted=1, attempts=4, bytes=2_000_000, planned=2, rejected={})
+
+    def generate(recipe: Recipe, store: Store, *options: object) -> RunSummary:
+        return RunSummary(totals, replace(SNAPSHOT, quarantined=[]), {}, recipe)
+
+    monkeypatch.setattr("factory.generation.run.generate", generate)
+    monkeypatch.setattr("factory.generation.inversion_recipe.mean_psnr", lambda store, recipe: psnr)
+    runner, out = CliRunner(), str(tmp_path / "out")
+    oracle = ["bootstrap-oracle", "--classes", "voc", "--split", "1", "--n", "2", "--out", out]
+    result = runner.invoke(app, oracle)
+    assert result.exit_code == exit_codes.EXHAUSTED, repr(result.exception)
+    expected = [
+        f"1 of 2 samples in 1 shards at {out} (2.0 MB), yield 25.0%, 12 s.",
+        "1 samples were not accepted in any attempt and were skipped.",
+    ]
+    assert result.stdout.splitlines() == expected
+    assert json.loads(runner.invoke(app, [*oracle, "--json"]).stdout)["exit_code"] == exit_codes.EXHAUSTED
+    inverted = ["invert", "--real", str(write_folder(tmp_path / "voc")), "--real-set", "val", "--out", out]
+    result = runner.invoke(app, inverted)
+    assert result.exit_code == exit_codes.EXHAUSTED, repr(result.exception)
+    expected[0] = expected[0].replace("1 of 2", "1 of 1")
+    assert result.stdout.splitlines() == expected + ([] if mean is None else [mean])
+    data = json.loads(runner.invoke(app, [*inverted, "--json"]).stdout)
+    assert (data["psnr"], data["skipped"]) == (None if mean is None else psnr, 0)
+
+
+def test_quarantined_shards_determine_the_exit_code() -> None:
+    totals = Totals(shards=1, accepted=1, exhausted=1, attempts=4, bytes=0, planned=2, rejected={})
+    assert RunSummary(totals, SNAPSHOT, {}, make_recipe({"n": 2})).exit_code == exit_codes.FAILED
+
+
+def test_verification_counts_foreign_files() -> None:
+    data = {"damaged": {}, "missing": [], "repaired": None, "shards": 2, "shards_planned": 2, "samples": 8,
+            "orphans": [], "foreign": ["a", "b", "c", "d"]}  # fmt: skip
+    assert verify_text(data).endswith("\n4 files do not belong to the dataset: a, b, c, ....")
+
+
+def test_summary_of_prompts() -> None:
+    data = {"prompts": 7, "n": 8, "prompts_file": "p", "lines": 12, "digest": "a" * 64, "rejected": {"long": 4},
+            "exhausted": 1}  # fmt: skip
+    assert prompts_text(data).splitlines() == [
+        "7 of 8 prompts in p, from 12 lines of the language model; SHA-256 aaaaaaaaaaaa.",
+        "Rejected: long 4.",
+        "1 prompts were rejected in every attempt and are left out.",
+    ]
+
+
+def test_measured_plan_gives_time_and_disk_space() -> None:
+    trial = {"accepted": 12, "attempts": 16, "seconds": 4.0}
+    data = {"trial": trial, "rate": 3.0, "bytes": 2e6, "worker_hours": 1.0, "workers": 2}
+    assert cost(data) == (
+        "Time: 0.50 hours with 2 workers, 1.00 worker-hours (GPU-hours if a worker has one GPU). Disk: 2.0 MB. "
+        "Measured on this machine: one worker made 12 samples from 16 images in 4.0 s."
+    )
+    nothing = cost(data | {"trial": trial | {"accepted": 0}})
+    assert nothing.startswith("None of the 16 measured images was accepted; ")
+
+
+@pytest.mark.parametrize("option", [["--rate", "nan"], ["--rate", "inf"], ["--rate", "0"], ["--workers", "0"]])
+def test_plan_with_an_invalid_rate_or_number_of_workers_is_rejected(option: list[str]) -> None:
+    message = "--workers must be at least 1 and --rate a number above 0, got "
+    assert error("plan", "--classes", "dog", "--n", "4", *option).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["run", "job.yaml", "--set", "n"], "--set must be name=value, as in --set n=1000; got n."),
+        (["bootstrap-oracle", "--recipe", "RECIPE", "--out", "o"], "is not that of an oracle dataset; add --split."),
+        (["invert", "--real", "r", "--recipe", "RECIPE", "--out", "o"], "`generator:` must be a section with fields"),
+        (["prompts", "--lm", "x", "--lm-model", "y", "--n", "1", "--out", "o"], "--lm-model names a model on a server"),
+        (["prompts", "--lm", "http://x", "--dtype", "float16", "--n", "1", "--out", "o"], "--dtype float16 has no eff"),
+        (["prompts", "--lm", "http://x", "--device", "cpu", "--n", "1", "--out", "o"], "--device cpu has no effect wi"),
+        (["train-segmenter", "s", "--address", "auto", "--out", "o"], "--address auto has no effect with one device"),
+        (["train-grounder", "s", "--address", "auto", "--out", "o"], "--address auto has no effect with one device"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_rejected(command: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("n: 4\n" + ("generator: tiny\n" if command[0] == "invert" else ""))
+    places = {"RECIPE": str(tmp_path / "recipe.yaml"), "o": str(tmp_path / "out")}
+    assert message in error(*(places.get(word, word) for word in command))
+    assert not (tmp_path / "out").exists()
+
+
+def test_commands_of_a_job_are_printed(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(
+        "out: runs\nvalues: {n: 4}\nsteps:\n- generate: {n: '{n}', shards: '{out}/set'}\n- verify: {with: '{out}/set'}"
+    )
+    text = output("run", tmp_path / "job.yaml", "--set", "n=5", "--dry")
+    assert text == "factory generate --n 5 --shards runs/set\nfactory verify runs/set\n"
+
+
+def test_preview_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "set", shards=range(1))
+    (tmp_path / "file").write_text("")
+    assert "cannot write " in error("preview", tmp_path / "set", "--n", "1", "--out", tmp_path / "file/sheet.png")
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    return stream
+
+
+def plain(stream: io.StringIO) -> str:
+    """The text of a stream without escape sequences."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+
+
+def test_run_is_shown_as_a_table_on_a_terminal() -> None:
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(view._table(SNAPSHOT))
+    lines = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
+    assert lines[0].startswith("accepted 30 of 100 ")
+    assert lines[1:] == [
+        "speed 2.50 per second 1:02:05 left",
+        "workers 2 1 pending",
+        "shards 3 of 10 5 requeued",
+        "rejected 5 mask_small 4, low_confidence 1",
+        "a worker was lost",
+    ]
+
+
+def test_live_view_and_progress_bar_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch)
+    with view.watching(quiet=False) as watch:
+        watch(SNAPSHOT)
+    assert "30 of 100" in plain(stream)
+    with progress_bar("rendering", 8) as advance:
+        advance(5)
+    assert re.search(r"rendering .*5/8", plain(stream))
+
+
+@pytest.fixture
+def json_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    log = logging.getLogger("factory")
+    before = log.handlers[:], log.propagate, log.level
+    monkeypatch.setenv("FACTORY_LOG_FORMAT", "json")
+    yield
+    log.handlers[:], log.propagate = before[:2]
+    log.setLevel(before[2])
+
+
+def test_errors_of_workers_and_quarantine_are_log_records(
+    json_log: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "app", lambda: show())
+
+    def show() -> None:
+        with view.watching(quiet=True) as watch:
+            watch(replace(SNAPSHOT, status="done"))
+
+    main.run()
+    warning, info = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (warning["level"], warning["message"]) == ("warning", "a worker was lost")
+    assert info["progress"]["quarantined"] == [7, 8]
+    assert info["message"].endswith("rejected 5, lost workers 1, quarantined 2")
+
+
+def raising(problem: BaseException) -> Any:
+    def command() -> None:
+        raise problem
+
+    return command
+
+
+def test_unexpected_error_is_a_log_record(
+    json_log: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "app", raising(KeyError("x")))
+    with pytest.raises(SystemExit) as end:
+        main.run()
+    assert end.value.code == exit_codes.UNEXPECTED
+    (line,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (line["level"], line["message"]) == ("critical", "Unexpected error.")
+    assert line["exception"].endswith("KeyError: 'x'")
+
+
+def test_unexpected_error_without_log_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "app", raising(KeyError("x")))
+    with pytest.raises(KeyError):
+        main.run()
+
+
+def test_process_ends_without_cleanup_if_ray_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "factory.engine.cluster", SimpleNamespace(is_stuck=lambda: True))
+    monkeypatch.setattr(main, "app", raising(UserError("gone")))
+    monkeypatch.setattr(main.os, "_exit", lambda code: (_ for _ in ()).throw(typer.Exit(code)))
+    with pytest.raises(typer.Exit) as end:
+        main.run()
+    assert end.value.exit_code == exit_codes.BAD_INPUT
+
+
+def test_class_names_of_the_option_may_name_a_vocabulary() -> None:
+    assert assemble(None, None, {"classes": "coco", "n": 1}).classes == "coco"
