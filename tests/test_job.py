@@ -143,6 +143,17 @@ def test_broken_list_of_completed_steps_is_rejected(tmp_path: Path) -> None:
     file = write(tmp_path / "job.yaml", out=str(tmp_path), steps=[{"status": {"with": "a"}}])
     with pytest.raises(UserError, match=r"completed steps .*job\.json cannot be read"):
         run_workflow(load_workflow(file, None, commands(), {}), lambda text: None)
+    (tmp_path / "job.json").write_text("{}")
+    with pytest.raises(UserError, match=r"completed steps .*job\.json is not a list; delete it to start from"):
+        run_workflow(load_workflow(file, None, commands(), {}), lambda text: None)
+
+
+def test_job_whose_folder_cannot_be_written_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    file = write(tmp_path / "job.yaml", out="x", steps=[{"status": {"with": "a"}}])
+    for out in (tmp_path / "file", tmp_path / "file/out"):
+        with pytest.raises(UserError, match=r"the folder of the job .* cannot be written: .*file is not a folder"):
+            run_workflow(load_workflow(file, out, commands(), {}), lambda text: None)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -16,7 +16,7 @@ from typing import Any
 from factory import exit_codes, signals
 from factory.errors import UserError
 from factory.files.atomic import write_atomically
-from factory.files.paths import local_path, split_named_path
+from factory.files.paths import check_writable_folder, local_path, split_named_path
 from factory.files.strict_yaml import parse_plain_yaml
 from factory.files.text import read_text
 from factory.workflow.check import arguments_of, steps_of, values_of
@@ -114,8 +114,9 @@ def run_workflow(job: Workflow, report: Callable[[str], None] = _log.info) -> No
     Signals are forwarded to the running step, and its end is awaited. A dataset in which some samples were accepted in
     none of their attempts is complete and does not stop the job. A step that writes where a step of another version of
     the job has written makes that one incomplete. Raises StepFailedError, KeyboardInterrupt if the step was
-    interrupted, and UserError if the list of completed steps cannot be read.
+    interrupted, and UserError if its folder cannot be written or the list of completed steps cannot be read.
     """
+    check_writable_folder(job.out, "the folder of the job")
     job.out.mkdir(parents=True, exist_ok=True)
     path = job.out / DONE
     done, current = _completed(path), {step.digest for step in job.steps}
