@@ -234,3 +234,8 @@ def test_file_that_is_too_large_for_an_image_is_refused(folder: Path, monkeypatc
     monkeypatch.setattr("factory.labelled.picture.MAX_FILE_BYTES", 100)
     with pytest.raises(UserError, match="has more than 100 bytes, the limit for an image; make it smaller"):
         loaded(folder)
+
+
+def test_exif_that_cannot_be_parsed_is_ignored(folder: Path) -> None:
+    Image.fromarray(PHOTO).save(folder / "JPEGImages/a.jpg", quality=95, exif=b"Exif\x00\x00no TIFF header")
+    assert labels_match(loaded(folder))

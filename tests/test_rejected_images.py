@@ -1,16 +1,19 @@
 """Thumbnails of rejected attempts: bounded, deterministic, and no part of a shard."""
 
+import base64
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
-from factory.dataset.rejected_images import MAX_PER_REASON, parse_rejected, rejected_name
+from factory.dataset.encode import encode_jpeg
+from factory.dataset.rejected_images import MAX_PER_REASON, MAX_SIDE, parse_rejected, rejected_name
 from factory.dataset.storage import Store
 from factory.generation.components import load_components
 from factory.generation.shard import produce
@@ -74,4 +77,11 @@ def test_invalid_files_raise_value_error(files: list[bytes], change: dict[str, A
     content = json.loads(files[0])
     content["images"][0] |= change
     with pytest.raises(ValueError):  # noqa: PT011 - several messages
+        parse_rejected(json.dumps(content).encode())
+
+
+def test_thumbnail_larger_than_the_limit_is_rejected(files: list[bytes]) -> None:
+    content = json.loads(files[0])
+    content["images"][0]["jpeg"] = base64.b64encode(encode_jpeg(np.zeros((8, MAX_SIDE + 1, 3), np.uint8), 90)).decode()
+    with pytest.raises(ValueError, match="a thumbnail of 129 x 8"):
         parse_rejected(json.dumps(content).encode())

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -153,3 +154,15 @@ def test_documentation_examples_run(store: Store, tmp_path: Path, code: str, mon
 
 def test_supercategory_of_a_class_that_coco_does_not_have() -> None:
     assert [supercategory(entry) for entry in from_names(["lynx", "dog"]).classes] == ["object", "animal"]
+
+
+def test_rows_of_a_parquet_file_do_not_depend_on_its_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = make_dataset(tmp_path / "set", shards=range(2))
+    run(store, tmp_path / "whole", "hf", partial=True)
+    monkeypatch.setattr("factory.export.hf._GROUP_BYTES", 1)
+    run(store, tmp_path / "groups", "hf", partial=True)
+    whole, groups = (pq.ParquetFile(next((tmp_path / name / "data").glob("train-*"))) for name in ("whole", "groups"))
+    assert (whole.num_row_groups, groups.num_row_groups) == (1, groups.metadata.num_rows)
+    assert whole.read().equals(groups.read())

@@ -17,8 +17,10 @@ from factory.config.recipe import Recipe
 from factory.dataset.reader import DatasetSample, open_dataset
 from factory.dataset.receipts import tar_name
 from factory.dataset.storage import Store
+from factory.dataset.tar import unpack
 from factory.errors import UserError
 from factory.report.run import write_report
+from factory.report.shard_measures import MeasureSettings, ShardMeasures, _measure
 from tests.support.bucket import Bucket, serving
 from tests.support.report_datasets import EXHAUSTED, NAMES, make_report_set
 
@@ -295,3 +297,23 @@ def test_report_does_not_depend_on_the_number_of_shards_that_are_read_ahead(
     monkeypatch.setattr("factory.report.measure._AHEAD", 1)
     again = write_report(dataset[0].address, str(tmp_path), features=0)
     assert again | {name: report[name] for name in ("created", "drift")} == report  # both hold the time
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        (None, "its annotation does not match schemas/annotation.json: KeyError.*filters"),
+        ({"image_hash": 7}, "its annotation does not match schemas/annotation.json: TypeError"),
+        ({"image_hash": "f" * 17}, "its image_hash has more than 64 bits"),
+    ],
+)
+def test_sample_without_valid_measures_is_damage(
+    dataset: tuple[Store, Recipe], filters: dict[str, Any] | None, message: str
+) -> None:
+    sample = next(unpack(dataset[0].get(tar_name(0)) or b""))
+    record = json.loads(sample.members["json"])
+    record.pop("filters")
+    record |= {} if filters is None else {"filters": filters}
+    sample.members["json"] = json.dumps(record).encode()
+    with pytest.raises(ValueError, match=message):
+        _measure(sample, MeasureSettings(3, 0.0), ShardMeasures(0))
