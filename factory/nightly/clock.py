@@ -1,5 +1,6 @@
 """Dates and times of day in a time zone. All instants are aware datetimes in UTC."""
 
+import contextlib
 import datetime
 import re
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -39,14 +40,13 @@ def parse_date(text: str, zone: ZoneInfo, now: datetime.datetime) -> datetime.da
 
     Raises UserError for anything else, and for a date after tomorrow: its night would remain the latest one for long.
     """
-    try:
+    date = None
+    with contextlib.suppress(ValueError, OverflowError):
         if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
             date = datetime.date.fromisoformat(text)
         else:
             moment = datetime.datetime.fromisoformat(text)
             date = moment.astimezone(zone).date() if moment.tzinfo is not None else None
-    except (ValueError, OverflowError):
-        date = None
     if date is None:
         raise UserError(f"--date must be a date such as 2026-11-25 or a timestamp with an offset, got {text!r}.")
     tomorrow = now.astimezone(zone).date() + datetime.timedelta(days=1)
