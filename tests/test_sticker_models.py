@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from factory.config.stickers import STEPS
 from factory.errors import UserError
 from factory.files.embedded_models import detector_folder
-from factory.stickers import train_diffusion, training_scenes
+from factory.stickers import recipes, train_diffusion, training_scenes
 from factory.stickers.embedded import open_pipeline
 from factory.stickers.recipes import run_recipe
 from factory.stickers.text_to_image import (
@@ -147,6 +147,19 @@ def test_a_finished_stage_of_another_teacher_is_not_used(folders, few_scenes, tm
     new_teacher.unet.save_pretrained(tmp_path / "diffusion/model/unet")
     with pytest.raises(UserError, match=r"turbo-8.* belongs to another run \(teacher was"):
         run_recipe("turbo", tmp_path, steps=1, batch=1, report=lambda text: None)
+
+
+def test_only_the_first_stage_starts_with_given_weights(folders, few_scenes, tmp_path, monkeypatch) -> None:
+    starts = []
+
+    def train(task, options, out, report):
+        starts.append(options.start)
+        return folders / "pipeline"
+
+    monkeypatch.setattr(recipes, "train", train)
+    shutil.copytree(folders / "pipeline", tmp_path / "diffusion/model")
+    run_recipe("turbo", tmp_path, start=tmp_path / "earlier", report=lambda text: None)
+    assert starts == [str(tmp_path / "earlier"), None]
 
 
 def test_augmentation_keeps_the_labels_of_the_scene() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +78,18 @@ def run_recipe(
     options = {**_RECIPES[part], **{key: value for key, value in overrides.items() if value is not None}}
     train_options = TrainOptions(**options, device=device, seed=seed)
 
-    def run(task: TrainTask) -> Path:
-        return train(task, train_options, out / task.name, report)
-
     if part != "turbo":
-        return run(_task(part, out, device, report))
+        task = _task(part, out, device, report)
+        return train(task, train_options, out / task.name, report)
     from factory.stickers.train_turbo import STAGES, TurboTask
 
     folder = _trained_or_shipped(out / "diffusion" / "model", "")
     autoencoder = _trained_or_shipped(out / "autoencoder" / "model", "vae")
     for stage in STAGES:
         # A finished stage ends at once; its checkpoint tells whether it had the same teacher and options.
-        folder = run(TurboTask(stage, folder, autoencoder, out / "diffusion" / "latents.pt", device, report))
+        turbo = TurboTask(stage, folder, autoencoder, out / "diffusion" / "latents.pt", device, report)
+        folder = train(turbo, train_options, out / turbo.name, report)
+        train_options = replace(train_options, start=None)  # the next stage starts with the weights of this one
     return folder
 
 
