@@ -50,7 +50,7 @@ def recipe(model: Path, n: int) -> dict[str, object]:
         "shard_size": 4,
         "batch": 2,
         "attempts": 40,
-        "generator": {"model": str(model), "steps": 4, "solver": "ddim"},
+        "generator": {"model": str(model), "steps": 4, "solver": "ddim", "dtype": "float32"},
         "masks": {"noise_level": 0.5},
         "filters": {"min_area": 0.3, "duplicate_distance": None},
     }

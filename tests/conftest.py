@@ -48,7 +48,7 @@ def tiny_data(tiny_model: Path) -> dict[str, Any]:
         "objects": {1: 0.5, 2: 0.5},
         "shard_size": 4,
         "batch": 3,
-        "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim"},
+        "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim", "dtype": "float32"},
         "masks": {"noise_level": 0.5},
         "filters": {"min_area": 0.3, "duplicate_distance": None},
     }

@@ -106,7 +106,7 @@ def test_a_missing_container_and_an_endpoint_without_tls_are_named(monkeypatch: 
 
 def test_a_dataset_on_azure_has_the_bytes_of_one_in_a_folder(tiny_model: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "tiny.yaml"
-    generator = {"model": str(tiny_model), "steps": 2, "solver": "ddim"}
+    generator = {"model": str(tiny_model), "steps": 2, "solver": "ddim", "dtype": "float32"}
     recipe.write_text(
         yaml.safe_dump({"classes": "voc", "n": 8, "shard_size": 4, "generator": generator, "engine": {"workers": 1}})
     )

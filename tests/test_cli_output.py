@@ -74,12 +74,12 @@ def test_status_of_a_dataset(tmp_path: Path) -> None:
     store.put("progress.json", b'{"status": "done"}')
     store.put("quarantine/000004.json", b"{}")
     assert output("status", tmp_path).splitlines() == [
-        "15 of 25 samples, 3 of 5 shards: done.",
+        "15 of 25 samples, 3 of 5 shards: incomplete.",
         "15 attempts, none rejected.",
         "Quarantined shards: 000004; see quarantine/, and rerun to retry them.",
     ]
     data = json.loads(output("status", tmp_path, "--json"))
-    assert (data["samples"], data["shards"], data["status"], data["quarantined"]) == (15, 3, "done", ["000004"])
+    assert (data["samples"], data["shards"], data["status"], data["quarantined"]) == (15, 3, "incomplete", ["000004"])
 
 
 def test_export_of_an_unfinished_dataset_says_so(tmp_path: Path) -> None:
@@ -111,12 +111,14 @@ def test_preview_of_a_night_as_text() -> None:
 
 def test_summary_of_a_run_counts_what_is_missing() -> None:
     totals = SimpleNamespace(accepted=90, shards=9, attempts=120, rejected={"mask_small": 20}, bytes=5e6, exhausted=2)
-    summary: Any = SimpleNamespace(totals=totals, last=SNAPSHOT, recipe=SimpleNamespace(n=100))
+    summary: Any = SimpleNamespace(totals=totals, last=SNAPSHOT, recipe=SimpleNamespace(n=100), lost=1)
     assert as_text(summary, "out").splitlines() == [
         "90 of 100 samples in 9 shards at out (5.0 MB), yield 75.0%, 12 s.",
         "Rejected: mask_small 20.",
         "2 samples were not accepted in any attempt and were skipped.",
         "2 shards failed repeatedly; their errors are in quarantine/. Rerun the same command to retry them.",
+        "1 shards are missing: their receipts were deleted during the run. Rerun the same command to generate them "
+        "again.",
     ]
 
 
@@ -126,8 +128,8 @@ def test_summaries_of_oracle_datasets(
 ) -> None:
     totals = Totals(shards=1, accepted=1, exhausted=1, attempts=4, bytes=2_000_000, planned=2, rejected={})
 
-    def generate(recipe: Recipe, store: Store, *options: object) -> RunSummary:
-        return RunSummary(totals, replace(SNAPSHOT, quarantined=[]), {}, recipe)
+    def generate(recipe: Recipe, store: Store, *options: object, **named: object) -> RunSummary:
+        return RunSummary(totals, replace(SNAPSHOT, shards=1, quarantined=[]), {}, recipe)
 
     monkeypatch.setattr("factory.generation.run.generate", generate)
     monkeypatch.setattr("factory.generation.inversion_recipe.mean_psnr", lambda store, recipe: psnr)

@@ -295,7 +295,7 @@ def test_a_detectors_file_that_does_not_fit_is_refused_before_the_place_is_claim
         {
             "n": 1,
             "classes": ["dog", "cat"],
-            "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim"},
+            "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim", "dtype": "float32"},
             "masks": {"source": "detector", "detector": f"torchvision:maskrcnn_resnet50_fpn_v2@{tmp_path / 'w.pth'}"},
         }
     )

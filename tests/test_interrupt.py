@@ -23,7 +23,7 @@ def test_sigterm_commits_shards_in_progress(tiny_model: Path, tmp_path: Path, gr
         "n": 400,
         "shard_size": 2,
         "batch": 2,
-        "generator": {"model": str(tiny_model), "steps": 4, "solver": "ddim"},
+        "generator": {"model": str(tiny_model), "steps": 4, "solver": "ddim", "dtype": "float32"},
         "masks": {"noise_level": 0.5},
         "filters": {"min_area": None, "max_area": None, "max_border": None, "duplicate_distance": None},
         "engine": {"workers": 1},

@@ -143,7 +143,7 @@ def test_broken_list_of_completed_steps_is_rejected(tmp_path: Path) -> None:
     file = write(tmp_path / "job.yaml", out=str(tmp_path), steps=[{"status": {"with": "a"}}])
     with pytest.raises(UserError, match=r"completed steps .*job\.json cannot be read"):
         run_workflow(load_workflow(file, None, commands(), {}), lambda text: None)
-    (tmp_path / "job.json").write_text("{}")
+    (tmp_path / "job.json").write_text('{"digest": 1}')
     with pytest.raises(UserError, match=r"completed steps .*job\.json is not a list; delete it to start from"):
         run_workflow(load_workflow(file, None, commands(), {}), lambda text: None)
 

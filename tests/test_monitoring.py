@@ -67,7 +67,7 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         "classes": "voc",
         "objects": {1: 0.5, 2: 0.5},
         "shard_size": 4,
-        "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim"},
+        "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim", "dtype": "float32"},
         "masks": {"noise_level": 0.5},
         "filters": {"min_area": 0.3, "duplicate_distance": None},
         "engine": {"workers": 1},

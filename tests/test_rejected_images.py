@@ -29,7 +29,7 @@ def recipe(tiny_model: Path) -> Recipe:
             "shard_size": 6,
             "batch": 3,
             "attempts": 2,
-            "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim"},
+            "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim", "dtype": "float32"},
             "masks": {"noise_level": 0.5},
             "filters": {"min_area": 0.999, "duplicate_distance": None},
         }

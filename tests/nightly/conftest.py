@@ -55,7 +55,7 @@ def night_recipe(tiny_model: Path) -> dict[str, Any]:
         "classes": "voc",
         "shard_size": 2,
         "batch": 2,
-        "generator": {"model": str(tiny_model), "steps": 1, "solver": "ddim"},
+        "generator": {"model": str(tiny_model), "steps": 1, "solver": "ddim", "dtype": "float32"},
         "masks": {"noise_level": 0.5},
         "filters": {"min_area": None, "max_area": None, "max_border": None, "duplicate_distance": None},
         "engine": {"workers": 1},
