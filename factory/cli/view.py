@@ -89,14 +89,22 @@ def one_line(snapshot: "Snapshot") -> str:
 
 def _table(snapshot: "Snapshot") -> Group:
     rows = Table.grid(padding=(0, 2))
+    rows.add_row("status", snapshot.status)
     rows.add_row("accepted", f"{snapshot.accepted} of {snapshot.n}", ProgressBar(snapshot.n, snapshot.accepted))
     rows.add_row("speed", f"{snapshot.per_second:.2f} per second", f"{_duration(snapshot.seconds_left)} left")
-    pending = f"{snapshot.pending_workers} pending" if snapshot.pending_workers else ""
-    rows.add_row("workers", str(snapshot.workers), pending)
-    rows.add_row("shards", f"{snapshot.shards_done} of {snapshot.shards}", f"{snapshot.requeued} requeued")
+    rows.add_row(
+        "workers", str(snapshot.workers), _counts(pending=snapshot.pending_workers, lost=snapshot.lost_workers)
+    )
+    problems = _counts(requeued=snapshot.requeued, quarantined=len(snapshot.quarantined))
+    rows.add_row("shards", f"{snapshot.shards_done} of {snapshot.shards}", problems)
     reasons = ", ".join(f"{reason} {count}" for reason, count in snapshot.rejected.items())
     rows.add_row("rejected", str(sum(snapshot.rejected.values())), reasons)
     return Group(rows, *(Text(error, style="yellow", overflow="ellipsis", no_wrap=True) for error in snapshot.errors))
+
+
+def _counts(**counts: int) -> str:
+    """The counts above 0 with their names."""
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
 def _duration(seconds: float | None) -> str:
