@@ -27,6 +27,7 @@ class FolderWrites:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._has_links = True
+        self._synchronised = set[Path]()
 
     def create(self, client: Any, name: str, data: bytes) -> bool:
         """Create a file, or return False if it exists. In both cases, it survives a power failure from now on."""
@@ -70,8 +71,9 @@ class FolderWrites:
         for folder in path.parents:
             with contextlib.suppress(OSError):  # some file systems do not support it, or the folder is not readable
                 _synchronise(folder)
-            if folder == self._folder.parent:
-                break
+            if folder == self._folder.parent or path.parent in self._synchronised:
+                break  # the folders above contain no new entry
+        self._synchronised.add(path.parent)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
