@@ -290,7 +290,7 @@ def test_a_gpu_that_cannot_be_used_ends_the_run_only_if_no_other_worker_is_ready
 ) -> None:
     scheduler, failed = Scheduler.__new__(Scheduler), []
     other, starting = Worker(None, None, None, ready=True), Worker(None, None, None)
-    scheduler._pool = SimpleNamespace(workers=[other, starting])  # type: ignore[assignment]
+    monkeypatch.setattr(scheduler, "_pool", SimpleNamespace(workers=[other, starting]), raising=False)
     monkeypatch.setattr(scheduler, "_start_failed", lambda worker, message: failed.append(worker))
     error = SimpleNamespace(cause=GpuError("the GPU has too little free memory"))
     scheduler._failed(starting, None, error)

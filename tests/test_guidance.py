@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.errors import UserError
 from factory.generation.run import preflight
-from factory.generator.interface import Request
 from factory.generator.pipeline import PipelineGenerator
+from tests.support.requests import requests
 from tests.support.tiny_families import tiny_family
 from tests.support.tiny_pipeline import tiny_pipeline
 
@@ -26,8 +25,7 @@ SCHEDULES = ("constant", "linear")
 
 
 def images(chosen: Recipe) -> list[Any]:
-    requests = [Request(s.prompt, s.seed(chosen.seed, 0)) for s in Plan(chosen).shard(0).samples[:2]]
-    return [generated.image for generated in PipelineGenerator(chosen).generate(requests)]
+    return [generated.image for generated in PipelineGenerator(chosen).generate(requests(chosen, 2))]
 
 
 @pytest.mark.parametrize(("xl", "kind"), [(False, StableDiffusionPipeline), (True, StableDiffusionXLPipeline)])

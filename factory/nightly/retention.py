@@ -14,8 +14,8 @@ def expired_nights(root: Store, keep: int, current: Night | None = None) -> list
     """The dates of the nights to delete, in order: all but the newest `keep`, the last good and the last complete one.
 
     A folder without a valid record is not a night. A night that a driver is working on is kept, and so is that of
-    latest.json: it may have failed when it was continued, but programs read its dataset. `current`
-    is the night that has just ended or would end; it is kept, however old its date is.
+    latest.json: it may have failed when it was continued, but programs read its dataset. `current` is the night that
+    has just ended or would end; it is kept, however old its date is.
     """
     by_date = list_nights(root)
     nights = {date: night for date, night in by_date.items() if night is not None}
