@@ -236,7 +236,7 @@ def _recorded(scheduler: Any, random: list[torch.Generator]) -> Iterator[dict[st
 
 @contextmanager
 def _memory_errors_of(vae: Any) -> Iterator[None]:
-    """Raise OutOfMemoryError for an autoencoder that ran out of memory: Sana's pipeline goes on without an image."""
+    """Raise OutOfMemoryError for an autoencoder that ran out of memory: Sana's pipeline continues without an image."""
     decode, failed = vae.decode, []
 
     def decoded(*args: Any, **kwargs: Any) -> Any:
