@@ -51,7 +51,8 @@ docs: $(STAMP) ## Build the documentation site in build/site
 UPGRADE ?=
 LOCK_SKIP := ^(nvidia-|cuda-|triton==|setuptools==)
 lock: $(STAMP) ## Regenerate constraints.txt from pyproject.toml; existing pins are kept (UPGRADE=--upgrade)
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --extra browser --extra small-gpu --universal --python-version 3.11 $(UPGRADE) \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --extra browser --extra small-gpu --extra chaos \
+		--universal --python-version 3.11 $(UPGRADE) \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file constraints.txt --quiet
 	grep -vE '$(LOCK_SKIP)' constraints.txt > constraints.tmp && mv constraints.tmp constraints.txt
 
@@ -68,12 +69,12 @@ protocol-2: $(STAMP) ## Compare segmenters trained on generated and labelled ima
 	$(BIN)/factory run jobs/protocol-2.yaml
 
 chaos: $(STAMP) ## Compare the bytes of 50 runs with killed workers and drivers, outages, SIGTERM and failing shards
-	$(BIN)/python -m pip install --quiet --editable '.[dev,chaos]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,chaos]' --constraint constraints.txt
 	$(BIN)/python tests/chaos.py --rounds 32
 	$(BIN)/python tests/chaos_engine.py --rounds 18
 
 headline: $(STAMP) ## Make 110,000 samples in nights that are killed again and again; resumes; takes hours
-	$(BIN)/python -m pip install --quiet --editable '.[dev,chaos]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,chaos]' --constraint constraints.txt
 	$(BIN)/python -m tests.headline --state runs/headline
 
 bench: $(STAMP) ## Measure the figures of docs/performance.md; requires an otherwise idle machine
