@@ -12,9 +12,11 @@ from urllib.parse import urlparse
 
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe
+from factory.dataset.receipt_index import ReceiptIndex
 from factory.dataset.receipts import Receipt, tags
 from factory.dataset.records import Image
-from factory.dataset.state import Totals, read_progress, receipts, recipe_of, state
+from factory.dataset.state import Totals, read_progress, receipts, recipe_of
+from factory.dataset.state import totals as totals_of
 from factory.dataset.storage import Store
 from factory.errors import TransientError, UserError
 from factory.files.decode import decode_json
@@ -54,11 +56,12 @@ def measure(store: Store, watch: Watch = lambda samples: None, features: int = I
     """
     recipe = recipe_of(store)
     plan = Plan(recipe)
-    totals = state(store, plan)
+    entries = ReceiptIndex(store).entries(tags(store, len(plan)))  # listed once: a run may add shards meanwhile
+    totals = totals_of(entries)
     settings = MeasureSettings(recipe.format, RANKS * min(1.0, features / max(1, totals.accepted)))
     contents, sums, means = Contents(recipe), ReceiptSums(), FeatureMean()
     random, worst, damaged = Lowest[Example](AUDITED), Lowest[Example](AUDITED), dict[int, str]()
-    for receipt, shard in _shards(store, sorted(tags(store, len(plan))), settings):
+    for receipt, shard in _shards(store, list(entries), settings):
         sums.add(receipt)
         if isinstance(shard, UserError):
             damaged[receipt.shard] = store.hide(str(shard))

@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 from collections import Counter
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ from scipy.stats import binomtest
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe
 from factory.dataset.reader import DatasetSample, open_dataset
+from factory.dataset.receipt_index import IndexEntry, ReceiptIndex
 from factory.dataset.receipts import tar_name
 from factory.dataset.storage import Store
 from factory.dataset.tar import unpack
 from factory.errors import UserError
+from factory.report.measure import measure
 from factory.report.run import write_report
 from factory.report.shard_measures import MeasureSettings, ShardMeasures, _measure
 from tests.support.bucket import Bucket, serving
@@ -64,6 +68,25 @@ def test_dataset_totals(report: dict[str, Any], dataset: tuple[Store, Recipe], r
     assert data["fingerprint"] == dataset[1].fingerprint()
     assert data["settings"]["filters.min_detector_iou"] == 0.1
     assert "seed" not in data["settings"]
+
+
+def test_report_of_a_dataset_that_grows_meanwhile_counts_the_same_shards_everywhere(
+    dataset: tuple[Store, Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = Store(str(shutil.copytree(dataset[0].address, tmp_path / "set")))
+    late = "receipts/000003.json"
+    content, entries = store.get(late) or b"", ReceiptIndex.entries
+    store.delete(late)
+
+    def listed(index: ReceiptIndex, tags: Mapping[int, str]) -> dict[int, IndexEntry]:
+        found = entries(index, tags)
+        store.put(late, content)
+        return found
+
+    monkeypatch.setattr(ReceiptIndex, "entries", listed)
+    data = measure(store, features=0, audit=False).data
+    assert (data["dataset"]["shards"], data["dataset"]["complete"]) == (3, False)
+    assert data["dataset"]["samples"] == data["funnel"]["yield"]["count"] == data["duplicates"]["total"]
 
 
 def test_funnel_counts_each_attempt_once_with_wilson_intervals(
