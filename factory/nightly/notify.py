@@ -10,11 +10,21 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
+from typing import Any
 from urllib.parse import urlsplit
 
 from factory.errors import UserError
 from factory.nightly.config import Notification, is_webhook_url, variable_of
 
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Makes a redirect an error: the client would follow it with a GET request without the message."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)
 _TIMEOUT = 10.0
 _COMMAND_TIMEOUT = 60.0
 _PAUSES = (1.0, 4.0)
@@ -73,10 +83,12 @@ def _post(url: str, text: str) -> None:
     for pause in (*_PAUSES, None):
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT):
+            with _OPENER.open(request, timeout=_TIMEOUT):
                 return
         except urllib.error.HTTPError as error:
             reason, permanent = f"status {error.code}", error.code < 500 and error.code != 429
+            if 300 <= error.code < 400:
+                reason += ", a redirect; give the URL that it leads to"
             error.close()
         except (OSError, ValueError, HTTPException) as error:  # the text of the latter may be what a server sent
             reason, permanent = str(getattr(error, "reason", "") or type(error).__name__), False

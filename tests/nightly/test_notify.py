@@ -36,7 +36,14 @@ def webhook(*statuses: int) -> Iterator[tuple[str, list[Any]]]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             received.append((self.path, self.headers["Content-Type"], json.loads(body)))
-            self.send_response(remaining.pop(0) if remaining else 200)
+            status = remaining.pop(0) if remaining else 200
+            self.send_response(status)
+            if 300 <= status < 400:
+                self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.send_response(200)
             self.end_headers()
 
         def log_message(self, *arguments: object) -> None:
@@ -94,6 +101,15 @@ def test_webhook_is_tried_again_after_a_server_error(monkeypatch: pytest.MonkeyP
     assert warning == "a notification could not be sent (webhook of 127.0.0.1): ConnectionError: status 404"
     (warning,) = send("failed", Notification(webhook=url))
     assert "secret" not in warning, "the server is gone"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_webhook_that_is_redirected_has_not_received_the_message(status: int) -> None:
+    """The client would follow some with a GET request without the message, and take the answer for success."""
+    with webhook(status) as (url, received):
+        (warning,) = send("failed", Notification(webhook=url))
+    assert len(received) == 1
+    assert warning.endswith(f"ConnectionError: status {status}, a redirect; give the URL that it leads to")
 
 
 @pytest.mark.parametrize(
