@@ -110,7 +110,7 @@ class Notification(Section):
     command: Command | None = Field(
         default=None,
         description="Program with arguments, run without a shell: the message is its standard input, and the variable "
-        "FACTORY_NIGHT contains the record as JSON, with at most 1,000 damaged shards.",
+        "FACTORY_NIGHT contains the record as JSON, with at most 1,000 damaged or quarantined shards.",
     )
 
     @model_validator(mode="after")

@@ -6,7 +6,8 @@ from typing import Any
 
 from factory.nightly.record import Night
 
-_MAX_DAMAGED = 1000
+_MAX_SHARDS = 1000
+_MAX_TEXT = 2000
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ class Outcome:
         }
 
     def to_short_data(self) -> dict[str, Any]:
-        """As `to_data`, with at most 1,000 damaged shards: an environment variable holds 128 KiB."""
+        """As `to_data`, with shorter lists of shards and texts: an environment variable holds 128 KiB."""
         data = self.to_data()
         if data.get("verified"):
-            data["verified"] = {**data["verified"], "damaged": data["verified"]["damaged"][:_MAX_DAMAGED]}
-        return data
+            data["verified"] = {**data["verified"], "damaged": data["verified"]["damaged"][:_MAX_SHARDS]}
+        if data.get("quarantined"):
+            data["quarantined"] = data["quarantined"][:_MAX_SHARDS]
+        return data | {name: data[name][:_MAX_TEXT] for name in ("message", "error") if data.get(name)}
 
     def to_text(self) -> str:
         """A few lines for a terminal or a message."""

@@ -232,13 +232,15 @@ def test_night_is_reported_and_a_failing_notification_does_not_fail_it(make: Mak
     assert "2026-11-25: failed. " in received[1][2]["text"]
 
 
-def test_command_is_told_about_any_number_of_damaged_shards(tmp_path: Path, make: Make) -> None:
+def test_command_is_told_about_any_number_of_shards_and_any_text(tmp_path: Path, make: Make) -> None:
     """An environment variable holds 128 KiB; the command of a night with many damaged shards would not start."""
     context = make()
     recipe, totals = prepare_night(context, None)
     verified = Verified(shards=100_000, of=100_000, damaged=tuple(range(100_000)))
-    night = start_night(context, None, recipe, totals).changed(state="failed", verified=verified)
-    outcome = Outcome(DATE, context.config.root, "failed", 5, "100000 shards are damaged", night)
+    night = start_night(context, None, recipe, totals).changed(
+        state="failed", verified=verified, quarantined=tuple(range(100_000)), error="\U0001f40d" * 100_000
+    )
+    outcome = Outcome(DATE, context.config.root, "failed", 5, "\U0001f40d" * 100_000, night)
     code = "import sys, os, json; open(sys.argv[1], 'w').write(os.environ['FACTORY_NIGHT'])"
     command = (sys.executable, "-c", code, str(tmp_path / "sent.json"))
     warnings = list[str]()
@@ -247,4 +249,5 @@ def test_command_is_told_about_any_number_of_damaged_shards(tmp_path: Path, make
     assert not warnings
     sent = json.loads((tmp_path / "sent.json").read_text())
     assert (sent["verified"]["shards"], len(sent["verified"]["damaged"])) == (100_000, 1000)
+    assert (len(sent["quarantined"]), len(sent["message"]), len(sent["error"])) == (1000, 2000, 2000)
     assert len(outcome.to_data()["verified"]["damaged"]) == 100_000
