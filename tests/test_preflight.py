@@ -22,7 +22,7 @@ from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
-from factory.generation.run import generate
+from factory.generation.run import generate, prepare
 from factory.generator.interface import Request
 from factory.generator.load import load_pipeline, pin_generator, pin_revision
 from factory.generator.pipeline import PipelineGenerator
@@ -263,6 +263,45 @@ def test_dataset_without_receipts_can_be_restarted_with_another_recipe(tiny_mode
     store.create("receipts/000000.json", b"{}")
     with pytest.raises(UserError, match="seed: 1 -> 0"):
         init_or_resume(store, first)
+
+
+@pytest.mark.parametrize(
+    ("n", "earlier", "problem"),
+    [
+        (300, [], None),
+        (300, [100], None),
+        (300, [100, 200], None),
+        (300, [50], r"earlier: \[100, 200\] -> \[50\]"),
+        (300, [200], r"earlier: \[100, 200\] -> \[200\]"),
+        (400, [100, 200, 300], None),
+        (400, [100, 250], r"earlier: \[100, 200, 300\] -> \[100, 250\]"),
+        (200, [50], "cannot shrink to 200"),
+    ],
+)
+def test_earlier_sizes_of_a_recipe_must_be_those_of_the_dataset(
+    n: int, earlier: list[int], problem: str | None, tiny_model: Path, tmp_path: Path
+) -> None:
+    """They determine the shards. A recipe file that is older than an extension does not have the latest ones."""
+    store = Store(str(tmp_path / "out"))
+    first = recipe(tiny_model).model_copy(update={"n": 300, "earlier": (100, 200)})
+    init_or_resume(store, first)
+    store.create("receipts/000000.json", b"{}")
+    given = first.model_copy(update={"n": n, "earlier": tuple(earlier)})
+    if problem is None:
+        assert init_or_resume(store, given, extend=True).earlier == (100, 200, 300)[: n // 100 - 1]
+    else:
+        with pytest.raises(UserError, match=problem):
+            init_or_resume(store, given, extend=True)
+        assert recipe_of(store).earlier == (100, 200)
+
+
+def test_recipe_of_an_older_format_does_not_continue_a_dataset_of_this_one(tiny_model: Path, tmp_path: Path) -> None:
+    """Its fields have another meaning, so their comparison proves nothing."""
+    store = Store(str(tmp_path / "out"))
+    given = recipe(tiny_model)
+    init_or_resume(store, given)
+    with pytest.raises(UserError, match="has format 2; this version"):
+        prepare(given.model_copy(update={"format": 2}), store)
 
 
 @pytest.mark.parametrize("model", ["someone/tiny", "someone/tiny@{file}"])

@@ -11,6 +11,17 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     return _differences(old.content(), new.content(), "")
 
 
+def changed_sizes(old: Recipe, new: Recipe) -> list[str]:
+    """The earlier sizes if a recipe gives others than its dataset has or would have after the extension to its `n`.
+
+    They are not in `content()`, but they determine the shards. A recipe may leave out the latest ones: it may be older
+    than an extension, or written by hand.
+    """
+    sizes = (*old.earlier, old.n) if new.n > old.n else old.earlier
+    same = new.n < old.n or new.earlier == sizes[: len(new.earlier)]
+    return [] if same else [f"earlier: {_abbreviated(sizes)} -> {_abbreviated(new.earlier)}"]
+
+
 def _differences(old: Any, new: Any, name: str) -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from factory.config.differences import differences
+from factory.config.differences import changed_sizes, differences
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, canonical, make_recipe, parse_recipe
 from factory.dataset.card import card
@@ -58,7 +58,7 @@ def init_or_resume(store: Store, recipe: Recipe, extend: bool = False) -> Recipe
         return recipe
     old = recipe_of(store)
     recipe = recipe.model_copy(update={"format": old.format})  # A dataset keeps its format.
-    changed = differences(old, recipe)
+    changed = differences(old, recipe) + changed_sizes(old, recipe)
     if (changed or recipe.n != old.n) and not store.list("receipts"):
         _reset(store, recipe, before)
         return init_or_resume(store, recipe, extend)

@@ -105,6 +105,7 @@ def prepare(recipe: Recipe, store: Store) -> Recipe:
     linger()  # an invalid value is reported before any work
     existing = existing_recipe(store)
     check_format(existing or recipe, store.address)
+    check_format(recipe, store.address)
     recipe = pin_recipe(recipe, existing)
     preflight(recipe)
     return for_hardware(recipe, existing)

@@ -194,7 +194,6 @@ class NightlyConfig(Section):
         assert isinstance(self.recipe, dict), "load_config reads a recipe file"
         data = dict(self.recipe)
         if self.target is not None:
-            data.pop("earlier", None)
             data["n"] = self.target
         else:
             data.setdefault("seed", int(date.strftime("%Y%m%d")))
@@ -234,6 +233,11 @@ def load_config(path: str | Path) -> NightlyConfig:
             raise UserError(f"{path}: root: there is no home folder for {local}; give an absolute path.")
         root = str(folder / local)
     config = config.model_copy(update={"recipe": recipe, "root": root})
+    if config.target is not None and recipe.get("earlier"):
+        raise UserError(
+            f"{path}: recipe.earlier: the dataset of mode grow records its own sizes; remove `earlier` "
+            f"(got {recipe['earlier']!r:.60})."
+        )
     config.recipe_of(datetime.date(2000, 1, 1))
     config.samples_per_night()
     return config

@@ -40,6 +40,8 @@ class NightContext:
     def digest(self) -> str:
         """Identifies what the configuration asks for on this date: recipe, size and mode."""
         text = f"{self.recipe.fingerprint()} {self.recipe.n} {self.config.mode} {self.config.samples_per_night()}"
+        if self.recipe.earlier:
+            text += f" {self.recipe.earlier}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def has_all_samples(self, night: Night) -> bool:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from factory.config.differences import differences
+from factory.config.differences import changed_sizes, differences
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe
 from factory.dataset.lease import HeldLease
@@ -55,7 +55,7 @@ def prepare_night(context: NightContext, night: Night | None) -> tuple[Recipe, T
 
 def _check_same_recipe(context: NightContext, recipe: Recipe, existing: Recipe, totals: Totals) -> None:
     """UserError if the dataset has another recipe and at least one finished shard; without one it is started again."""
-    changed = differences(existing, recipe)
+    changed = differences(existing, recipe) + changed_sizes(existing, recipe)
     if context.config.mode == "fresh" and recipe.n != existing.n:
         changed.append(f"n: {existing.n} -> {recipe.n}")
     if changed and totals.shards:

@@ -118,6 +118,8 @@ def test_grow_has_one_recipe_for_all_nights_with_the_target_as_its_size(tmp_path
     assert (first, first.n, config.samples_per_night()) == (second, 100, 30)
     config = load_config(write(tmp_path, "root: nights\nmode: grow\ntarget: 100\nrecipe: {}\n"))
     assert config.samples_per_night() is None
+    with pytest.raises(UserError, match=r"recipe.earlier: the dataset of mode grow .* \(got \[10\]\)"):
+        load_config(write(tmp_path, "root: nights\nmode: grow\ntarget: 100\nrecipe: {n: 30, earlier: [10]}\n"))
 
 
 @pytest.mark.parametrize(("name", "model"), [("nightly", NightlyConfig), ("night", Night)])

@@ -135,6 +135,7 @@ def test_changed_recipe_is_rejected_and_the_record_stays(make: Make, generated: 
     for change, message in (
         ({"recipe": {"batch": 1}}, "was made with a different recipe: batch: 2 -> 1"),
         ({"recipe": {"n": 14}}, "n: 12 -> 14"),
+        ({"recipe": {"earlier": [4]}}, "earlier: [] -> [4]"),
         ({"mode": "grow", "target": 20}, "was started in mode fresh"),
     ):
         outcome = run_night(make(**change))
