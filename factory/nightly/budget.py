@@ -4,6 +4,7 @@ import datetime
 from collections.abc import Callable
 from zoneinfo import ZoneInfo
 
+from factory import exit_codes
 from factory.dataset.state import read_progress
 from factory.dataset.storage import Store
 from factory.engine.scheduler import Limit, State
@@ -15,6 +16,16 @@ from factory.nightly.record import Night, Period
 def now() -> datetime.datetime:
     """The current time in UTC."""
     return datetime.datetime.now(datetime.UTC)
+
+
+def first_period(night: Night | None) -> Period:
+    """The budget period of a night that has not started to generate.
+
+    A run that a scheduler repeats, after a temporary failure or an interruption, continues the period of the first
+    one; otherwise it could use a day beyond `until`. After any other failure, somebody has corrected something.
+    """
+    repeated = night is not None and (night.state == "interrupted" or night.exit_code == exit_codes.TRY_AGAIN)
+    return night.period if night is not None and repeated else Period(started=now())
 
 
 def deadline(budget: Budget | None, period: Period, zone: ZoneInfo) -> datetime.datetime | None:

@@ -10,7 +10,7 @@ from factory.dataset.state import Totals
 from factory.errors import LeaseHeldError, RunFailedError, UserError
 from factory.files.strict_json import dumps
 from factory.generation.run import RunSummary
-from factory.nightly.budget import deadline, now
+from factory.nightly.budget import deadline, first_period, now
 from factory.nightly.context import NightContext
 from factory.nightly.notify import check_variables, send_all
 from factory.nightly.outcome import Outcome
@@ -226,6 +226,8 @@ class _NightRun:
         context, night = self._context, self._night
         if night is None:
             night = start_night(context, None, context.recipe, Totals(0, 0, 0, 0, 0, 0, {})).changed(runs=0)
+        elif not night.runs:
+            night = night.changed(period=first_period(night))
         if self._started or not night.good:
             try:
                 self._save(night.changed(state=state, exit_code=code, error=context.root.hide(message)))

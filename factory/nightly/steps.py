@@ -17,7 +17,7 @@ from factory.errors import UserError
 from factory.generation.progress import Snapshot
 from factory.generation.run import RunSummary, prepare, run_prepared
 from factory.generation.shard_job import versions
-from factory.nightly.budget import limit_of, now, with_lost_usage, with_seconds, with_usage
+from factory.nightly.budget import first_period, limit_of, now, with_lost_usage, with_seconds, with_usage
 from factory.nightly.config import VerifySample
 from factory.nightly.context import NightContext
 from factory.nightly.exports import export_night
@@ -90,7 +90,7 @@ def start_night(context: NightContext, night: Night | None, recipe: Recipe, tota
             dataset=context.dataset_name,
             started=night.started if night is not None else current,
             updated=current,
-            period=Period(started=current),
+            period=first_period(night),
             n=recipe.n,
             before=Before(samples=totals.accepted, planned=totals.planned, attempts=totals.attempts),
         )

@@ -47,6 +47,15 @@ def record(date: datetime.date, state: str, **fields: Any) -> bytes:
     return json.dumps(data).encode()
 
 
+def raising(error: BaseException) -> Any:
+    """A function that raises an error, whatever its arguments are."""
+
+    def check(*arguments: object) -> None:
+        raise error
+
+    return check
+
+
 @pytest.fixture(scope="session")
 def night_recipe(tiny_model: Path) -> dict[str, Any]:
     """12 samples in 6 shards."""

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from factory.engine.scheduler import State
+from factory.errors import StoreUnavailableError
 from factory.generation import run as generation_run
 from factory.nightly import steps
 from factory.nightly.record import NightFile, list_nights
 from factory.nightly.run import run_night
 from factory.nightly.steps import prepare_night, start_night
-from tests.nightly.conftest import DATE, Make, Put, states
+from tests.nightly.conftest import DATE, Make, Put, raising, record, states
 from tests.support.datasets import make_dataset
 
 
@@ -55,6 +56,27 @@ def test_night_whose_budget_is_used_up_starts_no_ray(
     assert (outcome.state, outcome.exit_code) == ("failed", 1), "it went on to the engine, which is missing here"
     assert "connected" in outcome.message
     assert isinstance(outcome.unexpected, NameError)
+
+
+@pytest.mark.parametrize(
+    ("state", "exit_code", "continues"),
+    [("failed", 75, True), ("interrupted", 143, True), ("failed", 2, False)],
+)
+def test_budget_starts_with_the_first_run_unless_somebody_corrected_an_error(
+    state: str, exit_code: int, continues: bool, make: Make
+) -> None:
+    """A store that is unreachable until shortly after `until` must not give the night another day."""
+    context = make(budget={"until": "06:00"})
+    data = record(DATE, state, exit_code=exit_code, n=12)
+    context.root.put(f"{DATE}/night.json", data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("factory.nightly.run.check_workers", raising(StoreUnavailableError("no answer")))
+        assert run_night(context).exit_code == 75
+    night = NightFile(context.root, DATE).load()
+    assert night is not None
+    assert (night.period.started.date() == DATE) is continues
+    recipe, totals = prepare_night(context, night)
+    assert start_night(context, night, recipe, totals).period == night.period
 
 
 def test_grow_whose_target_is_reached_makes_no_more_nights(make: Make, finished_set: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import datetime
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,14 +18,7 @@ from factory.nightly.outcome import summary_of
 from factory.nightly.preflight import estimated_size
 from factory.nightly.record import NightFile, latest_night, parse_night
 from factory.nightly.run import run_night
-from tests.nightly.conftest import DATE, Make, Put, record
-
-
-def raising(error: BaseException) -> Any:
-    def check(*arguments: object) -> None:
-        raise error
-
-    return check
+from tests.nightly.conftest import DATE, Make, Put, raising, record
 
 
 @pytest.mark.parametrize("step", ["check_store", "check_workers", "verify_night"])
