@@ -101,12 +101,15 @@ def test_status_lists_stale_and_unreadable_nights(tmp_path: Path) -> None:
 def test_preview_of_a_night_as_text() -> None:
     assert _preview_text({"date": "d", "action": "nothing"}).startswith("The night of d is complete")
     data = {"date": "d", "action": "start", "dataset": "r/d/dataset", "seed": 1, "samples": 0, "n": 12}
+    data["held"] = False
     assert _preview_text(data | {"until": "06:00", "would_delete": ["a", "b"]}).splitlines() == [
         "The night of d would start r/d/dataset (seed 1): 0 of 12 samples exist.",
         "Its generation would end at 06:00.",
         "keep would delete: a, b.",
     ]
-    assert _preview_text(data | {"until": None, "would_delete": []}).endswith("keep would delete: nothing.")
+    data |= {"until": None, "would_delete": []}
+    assert _preview_text(data).endswith("keep would delete: nothing.")
+    assert "a run would exit with code 6.\n" in _preview_text(data | {"held": True})
 
 
 def test_summary_of_a_run_counts_what_is_missing() -> None:

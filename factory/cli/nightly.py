@@ -88,6 +88,8 @@ def _preview_text(data: dict[str, Any]) -> str:
     ]
     if data["until"]:
         lines.append(f"Its generation would end at {data['until']}.")
+    if data["held"]:
+        lines.append("Another driver is working on this dataset now: until it ends, a run would exit with code 6.")
     lines.append(f"keep would delete: {', '.join(data['would_delete']) or 'nothing'}.")
     return "\n".join(lines)
 

@@ -25,6 +25,8 @@ def expired_nights(root: Store, keep: int, current: Night | None = None) -> list
     for protected in (_last(nights, ("complete", "partial")), _last(nights, ("complete",))):
         kept |= {protected} if protected is not None else set()
     latest = latest_night(root)
+    if current is not None and current.good and (latest is None or latest.date <= current.date):
+        latest = current  # a night that would end is not in latest.json yet
     kept |= {night.date for night in (latest, current) if night is not None}
     return [date for date in sorted(nights) if date not in kept and not _is_untouchable(root, nights[date])]
 

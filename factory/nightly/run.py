@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from factory import exit_codes, signals
-from factory.dataset.lease import HeldLease, leased
+from factory.dataset.lease import HeldLease, leased, stale
 from factory.dataset.state import Totals
 from factory.errors import LeaseHeldError, RunFailedError, UserError
 from factory.files.strict_json import dumps
@@ -57,8 +57,9 @@ def run_night(context: NightContext, force: bool = False) -> Outcome:
 def preview_night(context: NightContext) -> dict[str, Any]:
     """What `run_night` would do, as JSON data, after the checks that write nothing and need no cluster."""
     night = NightFile(context.root, context.date).load()
-    finished = context.is_finished(night) or context.finished_earlier() is not None
-    data: dict[str, Any] = {"root": context.config.root, "date": context.folder, "dry_run": True}
+    finished = context.is_finished(night) or (night is None and context.finished_earlier() is not None)
+    held = stale(context.dataset) is False
+    data: dict[str, Any] = {"root": context.config.root, "date": context.folder, "dry_run": True, "held": held}
     if finished:
         return data | {"action": "nothing", "would_delete": []}
     check_variables(context.config.notify)

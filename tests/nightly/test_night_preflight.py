@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from factory.config.recipe import make_recipe
-from factory.dataset.storage import Store
+from factory.dataset.lease import leased
 from factory.generation import run as generation_run
 from factory.nightly import preflight
 from factory.nightly.preflight import estimated_size
@@ -91,9 +91,10 @@ def test_workers_with_other_versions_are_rejected() -> None:
 def test_dry_run_writes_nothing_and_names_the_limit_and_what_would_be_deleted(
     make: Make, generated: Put, tmp_path: Path
 ) -> None:
+    root = make().root
     for days in (2, 1):
-        old = make(date=DATE - datetime.timedelta(days=days))
-        Store(old.config.root).put(f"{old.folder}/night.json", record(old.date, "complete"))
+        date = DATE - datetime.timedelta(days=days)
+        root.put(f"{date}/night.json", record(date, "complete"))
     before = states(tmp_path / "nights")
     data = preview_night(make(budget={"hours": 6}, keep={"nights": 2}, timezone="Europe/Berlin"))
     assert (data["action"], data["seed"], data["would_delete"]) == ("start", 20261125, ["2026-11-23"])
@@ -101,5 +102,12 @@ def test_dry_run_writes_nothing_and_names_the_limit_and_what_would_be_deleted(
         datetime.timedelta(hours=hours) for hours in (1, 2)
     )
     assert states(tmp_path / "nights") == before
+    root.put("latest.json", record(DATE - datetime.timedelta(days=1), "complete"))
+    assert preview_night(make(keep={"nights": 1}))["would_delete"] == ["2026-11-23", "2026-11-24"]
+    root.delete("latest.json")
+    context = make()
+    with leased(context.dataset):
+        assert preview_night(context)["held"]
+    assert not preview_night(context)["held"]
     run_night(generated(make()))
     assert preview_night(make())["action"] == "nothing"
