@@ -97,27 +97,37 @@ def _preview_text(data: dict[str, Any]) -> str:
 def nights_of(root: "Store") -> list[dict[str, Any]]:
     """The nights of a root by date as JSON data; empty if there are none.
 
-    A running night whose driver is gone is "stale"; one whose record cannot be read is "unreadable".
+    A running night whose driver is gone is "stale", or "interrupted" if another driver works on its dataset. A night
+    whose record cannot be read is "unreadable".
     """
     from factory.nightly.record import list_nights
 
+    nights = list_nights(root)
+    running = [night for night in nights.values() if night is not None and night.state == "running"]
+    # One driver at a time works on a dataset, and of several nights the last one that wrote its record.
+    newest = {night.dataset: night.date for night in sorted(running, key=lambda night: night.updated.timestamp())}
+    states = {night.date: _state_of(root, night, night.date == newest[night.dataset]) for night in running}
     return [
-        {"date": date.isoformat(), "state": "unreadable"} if night is None else _data_of(root, night)
-        for date, night in list_nights(root).items()
+        {"date": date.isoformat(), "state": "unreadable"}
+        if night is None
+        else {**night.to_data(), "state": states.get(date, night.state)}
+        for date, night in nights.items()
     ]
 
 
-def _data_of(root: "Store", night: "Night") -> dict[str, Any]:
-    from factory.dataset.lease import stale
+def _state_of(root: "Store", night: "Night", is_newest: bool) -> str:
+    """The state of a night whose record says that it is running, by the lease of its dataset."""
+    from factory.dataset.lease import holder, stale
     from factory.dataset.storage import Store
 
-    data = night.to_data()
-    if (
-        night.state == "running"
-        and stale(Store(f"{root.address.rstrip('/')}/{night.dataset}", root.settings)) is not False
-    ):
-        data["state"] = "stale"
-    return data
+    dataset = Store(f"{root.address.rstrip('/')}/{night.dataset}", root.settings)
+    if stale(dataset) is not False:
+        return "stale"
+    lease = holder(dataset)
+    is_shared = not night.dataset.startswith(f"{night.name}/")
+    if is_shared and (not is_newest or (lease is not None and lease.started_after(night.updated))):
+        return "interrupted"
+    return "running"
 
 
 def nights_table(nights: list[dict[str, Any]]) -> str:

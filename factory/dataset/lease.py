@@ -47,6 +47,13 @@ class Lease:
         """Serialise for `parse_lease`."""
         return json.dumps(asdict(self), sort_keys=True, indent=1).encode()
 
+    def started_after(self, time: datetime) -> bool:
+        """Whether the driver started after a time; False if its own time is invalid."""
+        try:
+            return datetime.fromisoformat(self.started) > time
+        except (ValueError, TypeError):
+            return False
+
     @property
     def who(self) -> str:
         """A description for messages."""
@@ -73,9 +80,14 @@ def dead(lease: Lease) -> bool | None:
     return lease.place != _process_identity(lease.pid)
 
 
+def holder(store: Store) -> Lease | None:
+    """The lease of a dataset; None if there is none or it is invalid."""
+    return parse_lease(store.get(LEASE))
+
+
 def stale(store: Store) -> bool | None:
     """Whether the dataset's lease belongs to a dead driver, judged by the clock; None if there is no lease."""
-    lease = parse_lease(store.get(LEASE))
+    lease = holder(store)
     if lease is None:
         return None
     ended = dead(lease)

@@ -34,7 +34,7 @@ class Period(_Part):
 
 
 class Before(_Part):
-    """The totals of the dataset when the night first started; they are above 0 only in `grow`."""
+    """What the dataset has from others: when the night first started, and from nights that ran in between in `grow`."""
 
     samples: int = 0
     planned: int = 0
@@ -88,6 +88,10 @@ class Night(_Part):
     attempts: int = Field(default=0, description="Attempts of this night.")
     accepted_share: float | None = Field(default=None, alias="yield", description="Samples per attempt of this night.")
     planned: int = Field(default=0, description="Planned samples of all shards: samples and those left out.")
+    totalled: bool = Field(
+        default=False,
+        description="Whether the samples and attempts include all of the latest run; successful nights always do.",
+    )
     exhausted: int = Field(default=0, description="Samples of the dataset that were accepted in no attempt.")
     rejected: Mapping[str, int] = Field(default={}, description="Rejected attempts of the dataset by reason.")
     shards: int = 0

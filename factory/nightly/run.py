@@ -1,12 +1,15 @@
 """One night: lease, preflight, generation within the budget, verification, exports, report, retention, messages."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from factory import exit_codes, signals
+from factory.config.plan import Plan
 from factory.dataset.lease import HeldLease, leased, stale
-from factory.dataset.state import Totals
+from factory.dataset.state import Totals, existing_recipe
+from factory.dataset.state import state as state_of
 from factory.errors import LeaseHeldError, RunFailedError, UserError
 from factory.files.strict_json import dumps
 from factory.generation.run import RunSummary
@@ -25,7 +28,10 @@ from factory.nightly.steps import (
     verify_night,
     write_night_report,
 )
+from factory.nightly.totals import close_other_nights, with_totals
 
+_PATIENCE = 5.0
+"""Seconds that a store may take to respond when the samples of an interrupted or failed night are counted."""
 _INTERRUPTED = "Interrupted; committed shards are kept, and the next run continues."
 
 
@@ -149,6 +155,7 @@ class _NightRun:
         context = self._context
         recipe, totals = prepare_night(context, self._night)
         check_workers(recipe.engine, recipe.generator.threads)
+        close_other_nights(context, totals)
         self._save(start_night(context, self._night, recipe, totals))
         self._started = True
         assert self._night is not None
@@ -232,9 +239,20 @@ class _NightRun:
         if self._started or not night.good:
             try:
                 self._save(night.changed(state=state, exit_code=code, error=context.root.hide(message)))
+                self._count_samples()
             except UserError as error:
                 context.log(f"the record of the night could not be written: {error}")
         return self._outcome(state, code, message)
+
+    def _count_samples(self) -> None:
+        """Record the committed samples of a run that ended early; if this fails, the next run does it."""
+        night, dataset = self._night, self._context.dataset.with_patience(_PATIENCE)
+        if night is None or night.totalled or not self._started:
+            return
+        with suppress(UserError):
+            recipe = existing_recipe(dataset)
+            if recipe is not None:
+                self._save(with_totals(night, state_of(dataset, Plan(recipe))))
 
     def _save(self, night: Night) -> Night:
         night = night.changed(updated=now())

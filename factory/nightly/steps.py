@@ -24,6 +24,7 @@ from factory.nightly.exports import export_night
 from factory.nightly.preflight import check_disk, check_gpu_budget, estimated_size
 from factory.nightly.record import Before, Exported, Night, Period, Verified, latest_night
 from factory.nightly.report_step import report_night
+from factory.nightly.totals import with_totals, without_others
 
 
 def prepare_night(context: NightContext, night: Night | None) -> tuple[Recipe, Totals]:
@@ -95,9 +96,9 @@ def start_night(context: NightContext, night: Night | None, recipe: Recipe, tota
             before=Before(samples=totals.accepted, planned=totals.planned, attempts=totals.attempts),
         )
     elif night.good:
-        night = night.changed(period=Period(started=current))
+        night = without_others(night, totals).changed(period=Period(started=current))
     else:
-        night = with_lost_usage(night, context.dataset)
+        night = without_others(with_lost_usage(night, context.dataset), totals)
     return night.changed(
         state="running",
         config=context.digest,
@@ -105,6 +106,7 @@ def start_night(context: NightContext, night: Night | None, recipe: Recipe, tota
         n=recipe.n,
         updated=current,
         counted=False,
+        totalled=False,
         runs=night.runs + 1,
         price_per_gpu_hour=context.config.price_per_gpu_hour,
         versions=versions(),
@@ -136,31 +138,17 @@ class Generation:
             if self._last is not None:
                 used = self._last
                 self.night = with_usage(self.night, used.seconds, used.gpu_seconds, used.worker_seconds)
-        self.night = _with_totals(self.night, summary)
+        last = summary.last
+        self.night = with_totals(self.night, summary.totals).changed(
+            fingerprint=summary.recipe.fingerprint(),
+            quarantined=tuple(last.quarantined),
+            lost_workers=self.night.lost_workers + last.lost_workers,
+        )
         return summary
 
     def _watch(self, snapshot: Snapshot) -> None:
         self._last = snapshot
         self._context.watch(snapshot)
-
-
-def _with_totals(night: Night, summary: RunSummary) -> Night:
-    totals, last = summary.totals, summary.last
-    new, attempts = totals.accepted - night.before.samples, totals.attempts - night.before.attempts
-    return night.changed(
-        fingerprint=summary.recipe.fingerprint(),
-        samples=totals.accepted,
-        new_samples=new,
-        planned=totals.planned,
-        attempts=attempts,
-        accepted_share=round(new / attempts, 4) if attempts else None,
-        exhausted=totals.exhausted,
-        rejected=totals.rejected,
-        shards=totals.shards,
-        total_bytes=totals.bytes,
-        quarantined=tuple(last.quarantined),
-        lost_workers=night.lost_workers + last.lost_workers,
-    )
 
 
 def verify_night(context: NightContext, night: Night) -> Night:
