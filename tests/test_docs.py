@@ -51,6 +51,11 @@ def test_every_command_and_option_has_a_help_text(hook: ModuleType) -> None:
     assert missing == []
 
 
+def test_help_texts_have_no_line_breaks_within_a_paragraph(hook: ModuleType) -> None:
+    for name, command, _ in hook.walk_commands():
+        assert all("\n" not in paragraph for paragraph in command.help.split("\n\n")), name
+
+
 def test_usage_shows_what_each_argument_is(hook: ModuleType) -> None:
     arguments = {
         param.metavar

@@ -1,11 +1,14 @@
 """The entry point: registers the commands, and turns errors into messages and exit codes."""
 
+import inspect
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from typing import Annotated, NoReturn
 
 import typer
+from typer.models import CommandInfo
 
 import factory
 from factory import exit_codes, log_format, signals
@@ -29,6 +32,14 @@ from factory.cli.verify import verify
 from factory.cli.workflow import run_steps
 from factory.errors import UserError
 
+
+def _join_lines(commands: Iterable[CommandInfo]) -> None:
+    """Make each paragraph of a help text one line: typer prints the line breaks of docstrings as they are."""
+    for command in commands:
+        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
 app = typer.Typer(
     help="Generate segmentation datasets from class names: images and masks from a diffusion model, no human labels.",
     no_args_is_help=True,
@@ -46,7 +57,9 @@ app.command("evaluate-segmenter")(evaluate_segmenter)
 app.command("compare-segmenters")(compare_segmenters)
 app.command("run")(run_steps)
 app.add_typer(stickers.app, name="stickers")
-refuse_urls((*app.registered_commands, *stickers.app.registered_commands))
+for _commands in (app.registered_commands, stickers.app.registered_commands):
+    refuse_urls(_commands)
+    _join_lines(_commands)
 
 
 def _version(requested: bool) -> None:
