@@ -1,4 +1,4 @@
-"""Metrics of a run, exported through Ray to Prometheus; docs/deployment.md describes them.
+"""Metrics of a run, exported through Ray to Prometheus; docs/monitoring.md describes them.
 
 Metrics are for monitoring only: receipts determine what is finished. A metric that cannot be recorded is dropped, so
 that monitoring never fails a run. Ray adds the prefix `ray_` to every name, and its agent on each node serves them.

@@ -208,7 +208,7 @@ def _warn_without_token(address: str) -> None:
     if get_authentication_mode() == AuthenticationMode.DISABLED:
         _log.warning(
             "The Ray cluster at %s has no token authentication: anyone who can reach its ports can run code on it. "
-            "Start it with RAY_AUTH_MODE=token (docs/generate.md).",
+            "Start it with RAY_AUTH_MODE=token (docs/cluster.md).",
             address,
         )
 

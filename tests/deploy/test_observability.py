@@ -57,7 +57,7 @@ def test_every_metric_is_on_the_dashboard() -> None:
 
 
 def test_every_metric_is_documented() -> None:
-    text = (ROOT / "docs/deployment.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(factory_\w+)` \| (\w+) \|([^|]*)\|", text, re.MULTILINE)
     labels = {name: tuple(re.findall(r"`(\w+)`", cell)) for name, _, cell in rows}
     assert {name: kind for name, kind, _ in rows} == {metric.name: metric.kind for metric in METRICS}
