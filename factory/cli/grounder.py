@@ -46,7 +46,7 @@ def train_grounder(
     threads: Threads = 0,
     start: Annotated[Path | None, typer.Option(help="Grounder folder with the initial weights.")] = None,
 ) -> None:
-    """Train a grounder on oracle datasets, without any human labels.
+    """Train a grounder, the network that predicts masks, on oracle datasets; no human labels are needed.
 
     Rerun the same command to resume from the last checkpoint, with the same result; at most 200 steps are lost. Samples
     of unseen classes of the split are rejected. `tensorboard --logdir OUT/board` shows losses, masks and metrics on

@@ -28,7 +28,12 @@ Classes = Annotated[
     str | None,
     typer.Option(help='coco (default), voc, a file with one class per line, or names: dog,cat,"traffic light".'),
 ]
-Count = Annotated[int | None, typer.Option("--n", help="Number of accepted samples.")]
+Count = Annotated[
+    int | None,
+    typer.Option(
+        "--n", help="Number of accepted samples; required unless the recipe file or the dataset to resume contains it."
+    ),
+]
 Objects = Annotated[
     str | None,
     typer.Option(
