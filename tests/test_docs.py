@@ -1,5 +1,6 @@
 import importlib.util
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -90,6 +91,22 @@ def test_files_named_in_the_documentation_exist(page: Path) -> None:
     paths = set(re.findall(r"`((?:factory|tests|jobs|schemas|benchmarks|docs)/[\w./-]+\.\w+)`", text))
     missing = [path for path in paths if not (ROOT / path).exists()]
     assert missing == []
+
+
+PAGES_WITH_COMMANDS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_COMMANDS, ids=lambda page: page.name)
+def test_commands_in_the_documentation_have_valid_options(page: Path, hook: ModuleType) -> None:
+    commands = {name: command for name, command, _ in hook.walk_commands()}
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for line in "\n".join(blocks).splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] != ["factory"] or len(words) < 2:
+            continue
+        size = 3 if words[1] == "stickers" else 2
+        commands[" ".join(words[:size])].make_context(words[1], words[size:])
 
 
 @pytest.mark.parametrize(
