@@ -102,11 +102,10 @@ def test_commands_in_the_documentation_have_valid_options(page: Path, hook: Modu
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     for line in "\n".join(blocks).splitlines():
-        words = shlex.split(line, comments=True)
-        if words[:1] != ["factory"] or len(words) < 2:
-            continue
-        size = 3 if words[1] == "stickers" else 2
-        commands[" ".join(words[:size])].make_context(words[1], words[size:])
+        if line.startswith("factory "):
+            words = shlex.split(line, comments=True)
+            size = 3 if words[1] == "stickers" else 2
+            commands[" ".join(words[:size])].make_context(words[1], words[size:])
 
 
 @pytest.mark.parametrize(
