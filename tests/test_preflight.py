@@ -309,7 +309,7 @@ def test_new_commits_on_the_hub_change_nothing_for_a_dataset(
     offline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     def on_the_hub(commit: str) -> None:
-        for module in ("hub", "load"):
+        for module in ("load", "lora"):
             monkeypatch.setattr(f"factory.generator.{module}.hub_commit", lambda *_: commit)
 
     file = tmp_path / "model.safetensors"

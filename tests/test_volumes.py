@@ -22,7 +22,7 @@ from factory.dataset.verify import verify
 from factory.errors import UserError
 from factory.export.folder import ExportFolder
 from factory.files import lock
-from factory.generator.load import folder_digest
+from factory.files.digest import folder_digest
 from factory.labelled.coco import CocoFolder
 from factory.labelled.voc import VocFolder
 from tests.support.seccomp import can_refuse_hard_links

@@ -12,9 +12,10 @@ from factory.detector.interface import Detector
 from factory.detector.labels import translation
 from factory.detector.open_names import absolute, check_types, parse_open_name, pin_open_name
 from factory.errors import UserError
+from factory.files.digest import folder_digest
 from factory.files.paths import expanded
 from factory.generator.determinism import be_deterministic
-from factory.generator.load import folder_digest, pin_revision
+from factory.generator.load import pin_revision
 
 TORCHVISION, DETECTRON2, ULTRALYTICS = "torchvision:", "detectron2:", "ultralytics:"
 _LIBRARIES = (TORCHVISION, DETECTRON2, ULTRALYTICS)

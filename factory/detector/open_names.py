@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from factory.errors import UserError
+from factory.files.digest import folder_digest
 from factory.files.hub import hub_file
 from factory.files.paths import expanded
-from factory.generator.load import folder_digest, pin_revision
+from factory.generator.load import pin_revision
 
 TYPES = {
     "sam3": ("sam3", "sam3_video"),

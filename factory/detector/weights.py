@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from factory.detector.labels import NO_CLASSES
 from factory.detector.pickles import ForbiddenPickleError, read_arrays
 from factory.errors import UserError
+from factory.files.digest import sha256
 from factory.files.paths import expanded
 
 State = dict[str, Tensor]
@@ -35,8 +36,7 @@ class WeightFile:
     @property
     def digest(self) -> str:
         """40 hex digits over the file and its list of classes, if any."""
-        with self.path.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        content = sha256(self.path)
         if self.labels is not None:
             content = hashlib.sha256("\n".join((content, *self.labels)).encode()).hexdigest()
         return content[:40]

@@ -1,13 +1,13 @@
 """Load the diffusers pipeline that a recipe names, and pin its revision."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from factory.config.sections import GeneratorRecipe
 from factory.config.stickers import EMBEDDED_MODELS
 from factory.errors import UserError
+from factory.files.digest import digest_of, file_digest, files_in, folder_digest
 from factory.files.paths import expanded
 from factory.generator.card import settings_of
 from factory.generator.hub import hub_commit, hub_configuration, hub_pipeline
@@ -15,23 +15,8 @@ from factory.generator.layout import check_layout, family_in, read_index
 from factory.generator.lora import lora_file, lora_settings, merge_lora, pin_lora
 from factory.generator.placing import check_extras, placed
 
-__all__ = [
-    "CHECKPOINTS",
-    "check_generator",
-    "check_pipeline_folder",
-    "check_unchanged",
-    "config_folder",
-    "folder_digest",
-    "load_pipeline",
-    "model_folder",
-    "pin_generator",
-    "pin_revision",
-    "pinned_name",
-]
-
 CHECKPOINTS = (".safetensors", ".ckpt")
 """Suffixes of single files that hold a model: a whole Stable Diffusion, or the transformer of another pipeline."""
-
 
 _KNOWN = " or ".join(f"`{name}`" for name in EMBEDDED_MODELS)
 
@@ -136,13 +121,14 @@ def pin_revision(model: str, pinned: str | None = None) -> str:
         configured = model_folder(config)
         if configured is None:
             commit = (pinned or "").partition("+")[2] or hub_commit(config)
-            return f"{_digest([path], path.parent)}+{commit}"
-        small = [own for own in _files(configured) if own.suffix in (".json", ".txt")]
-        used = _files(configured) if _has_weights(configured, file) else small
-        return hashlib.sha256((_digest([path], path.parent) + _digest(used, configured)).encode()).hexdigest()[:40]
+            return f"{file_digest(path)}+{commit}"
+        files = list(files_in(configured))
+        if not _has_weights(configured, file):
+            files = [own for own in files if own.suffix in (".json", ".txt")]
+        return hashlib.sha256((file_digest(path) + digest_of(files, configured)).encode()).hexdigest()[:40]
     if path is None:
         return pinned or hub_commit(model)
-    check_pipeline_folder(path)
+    read_index(path)  # raises UserError unless the folder holds a pipeline of a supported class
     return folder_digest(path)
 
 
@@ -164,16 +150,6 @@ def check_unchanged(generator: GeneratorRecipe, dataset: str) -> None:
                 f"{dataset} was made with {name} of revision {pinned[:12]}, but the {kind} now has revision "
                 f"{current[:12]}, whose features differ; restore the {kind}, or create the dataset again."
             )
-
-
-def folder_digest(folder: Path) -> str:
-    """40 hex digits over the names and contents of a folder's files, except hidden ones."""
-    return _digest(_files(folder), folder)
-
-
-def check_pipeline_folder(folder: Path) -> None:
-    """Raise UserError unless the folder holds a pipeline of a supported class."""
-    read_index(folder)
 
 
 def load_pipeline(recipe: GeneratorRecipe, device: str, offload: bool = False) -> Any:
@@ -214,26 +190,6 @@ def _files_of(recipe: GeneratorRecipe) -> tuple[Path, Path | None]:
         folder = hub_pipeline(config, revision, recipe, skipped)
     check_layout(folder, recipe, weights=from_folder, checkpoint=True)
     return folder, path
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            yield path
-
-
-def _digest(paths: Any, folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()[:40]
-
-
-def file_digest(file: Path) -> str:
-    """40 hex digits over the name and content of a file."""
-    return _digest([file], file.parent)
 
 
 def _absolute(model: str) -> str:

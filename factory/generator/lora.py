@@ -13,10 +13,12 @@ from typing import Any
 
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError, one_line
+from factory.files.digest import file_digest
 from factory.files.hub import hub_file
 from factory.files.paths import expanded
 from factory.generator.families import PIPELINES
 from factory.generator.family import Family
+from factory.generator.hub import hub_commit
 
 _SUFFIX = ".safetensors"
 _DEFAULT_FILE = "pytorch_lora_weights.safetensors"
@@ -49,9 +51,6 @@ def lora_file(generator: GeneratorRecipe) -> Path:
 
 def pin_lora(generator: GeneratorRecipe) -> dict[str, Any]:
     """The absolute path of a LoRA and its revision: a digest of the file, or the commit of the hub."""
-    from factory.generator.hub import hub_commit
-    from factory.generator.load import file_digest
-
     assert generator.lora is not None
     path = expanded(generator.lora)
     if path.exists():

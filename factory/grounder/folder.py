@@ -10,9 +10,9 @@ from factory.config.sections import GeneratorRecipe
 from factory.config.stickers import EMBEDDED_MODELS
 from factory.errors import UserError
 from factory.files.atomic import write_atomically
+from factory.files.digest import folder_digest
 from factory.files.paths import expanded, local_path
 from factory.files.strict_json import dumps
-from factory.generator.load import folder_digest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -1,12 +1,12 @@
 """Convert the checkpoint that the paper's authors released to a grounder's folder."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from factory.config.prompts import captioned
 from factory.config.recipe import make_recipe
 from factory.errors import UserError
+from factory.files.digest import sha256
 from factory.files.paths import check_writable_folder
 from factory.generator.load import pin_generator
 from factory.grounder.folder import CONFIG, GrounderConfig, save_grounder
@@ -80,7 +80,6 @@ def import_released(release: Release, out: Path, device: str = "auto") -> Path:
 
 def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256(path)
     except OSError as error:
         raise UserError(f"the checkpoint {path} cannot be read ({error.strerror}); give the released file.") from error

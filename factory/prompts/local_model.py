@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from factory.errors import UserError, one_line
+from factory.files.digest import folder_digest
 from factory.files.paths import expanded
 from factory.generator.hub import hub_commit
-from factory.generator.load import folder_digest
 from factory.hf_logging import quiet_model_libraries
 from factory.prompts.interface import Instruction, Sampling
 

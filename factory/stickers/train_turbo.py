@@ -17,7 +17,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from factory.config.guidance import CONSTANT, GuidanceSchedule, linear_scale
-from factory.generator.load import folder_digest
+from factory.files.digest import folder_digest
 from factory.stickers.text_to_image import TextToImage, as_pipeline, load_weights, new_text_to_image
 from factory.stickers.train_diffusion import DiffusionTask
 from factory.training.precision import autocast
