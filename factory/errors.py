@@ -1,5 +1,7 @@
 """Errors that end a command with a one-sentence message, and how they quote others. Each class has its exit code."""
 
+from collections.abc import Sequence
+
 from factory import exit_codes
 
 
@@ -34,6 +36,11 @@ class StoreUnavailableError(TransientError):
 
 class LeaseHeldError(TransientError):
     """Another driver is working on the dataset; rerun the command when it has finished."""
+
+
+def first_few(names: Sequence[object], shown: int = 3) -> str:
+    """The first names, separated by commas, and "..." if there are more."""
+    return ", ".join(map(str, names[:shown])) + (", ..." if len(names) > shown else "")
 
 
 def one_line(error: BaseException, length: int = 200) -> str:

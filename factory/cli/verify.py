@@ -7,14 +7,13 @@ import typer
 
 from factory import exit_codes
 from factory.cli.shared_options import AsJson, Dataset, Force
+from factory.errors import UserError, first_few
 from factory.files.strict_json import dumps
 
 if TYPE_CHECKING:
     from factory.dataset.lease import HeldLease
     from factory.dataset.storage import Store
     from factory.dataset.verify import Report
-
-_MAX_SHOWN = 3
 
 
 def verify(
@@ -41,7 +40,6 @@ def verify(
     from factory.dataset.state import recipe_of
     from factory.dataset.storage import Store
     from factory.dataset.verify import verify as check
-    from factory.errors import UserError
 
     if not repair and (force or workers is not None):
         option = "--force" if force else f"--workers {workers}"
@@ -113,19 +111,15 @@ def as_text(data: dict[str, Any]) -> str:
     elif data["damaged"]:
         lines.append(f"{len(data['damaged'])} shards are damaged; `factory verify --repair` generates them again.")
     if data["missing"] and after_repair:
-        lines.append(f"Missing after the repair: shards {_few(data['missing'])}; see quarantine/ for the reasons.")
+        lines.append(f"Missing after the repair: shards {first_few(data['missing'])}; see quarantine/ for the reasons.")
     elif data["missing"]:
-        lines.append(f"{len(data['missing'])} shards do not exist yet: {_few(data['missing'])}.")
+        lines.append(f"{len(data['missing'])} shards do not exist yet: {first_few(data['missing'])}.")
     if data["orphans"]:
         lines.append(
-            f"{len(data['orphans'])} files have no receipt: {_few(data['orphans'])}. Either an active run is writing "
-            f"them, or a run was interrupted; in the second case, `factory verify --repair` deletes them and generates "
-            f"their shards."
+            f"{len(data['orphans'])} files have no receipt: {first_few(data['orphans'])}. Either an active run is "
+            f"writing them, or a run was interrupted; in the second case, `factory verify --repair` deletes them and "
+            f"generates their shards."
         )
     if data["foreign"]:
-        lines.append(f"{len(data['foreign'])} files do not belong to the dataset: {_few(data['foreign'])}.")
+        lines.append(f"{len(data['foreign'])} files do not belong to the dataset: {first_few(data['foreign'])}.")
     return "\n".join(lines)
-
-
-def _few(values: list[Any]) -> str:
-    return ", ".join(map(str, values[:_MAX_SHOWN])) + (", ..." if len(values) > _MAX_SHOWN else "")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.config.sections import GeneratorRecipe
-from factory.errors import UserError, one_line
+from factory.errors import UserError, first_few, one_line
 from factory.files.digest import file_digest
 from factory.files.hub import hub_file
 from factory.files.paths import expanded
@@ -26,7 +26,6 @@ _STEPS = re.compile(r"(\d+)[ _-]?steps?", re.IGNORECASE)
 _METADATA = "lora_adapter_metadata"
 _OTHER_KINDS = ("dora_scale", "lora_magnitude_vector", "hada_", "lokr_", "lora_B.bias")
 """Parts of tensor names of adapters that are more than a product of two matrices."""
-_MAX_NAMED = 3
 
 
 def lora_file(generator: GeneratorRecipe) -> Path:
@@ -199,8 +198,7 @@ def _merge(
 
 
 def _not_for(pipeline: Any, file: Path, names: list[str]) -> str:
-    shown = ", ".join(sorted(names)[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")
     return (
-        f"{file} is not a LoRA for this {type(pipeline).__name__}: it does not fit in {shown}; give a LoRA of the same "
-        f"base model."
+        f"{file} is not a LoRA for this {type(pipeline).__name__}: it does not fit in {first_few(sorted(names))}; give "
+        f"a LoRA of the same base model."
     )
