@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from factory.errors import UserError, one_line
 from factory.generator.layout import component_class, component_names, family_in, read_config, read_index
+from factory.generator.weights import check_tensors, model_class
 
 _CLIP, _OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 _XL_CLIP, _XL_OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
@@ -46,9 +47,11 @@ def load_checkpoint(file: Path, folder: Path, dtype: torch.dtype) -> dict[str, n
             f"matching pipeline as PIPELINE@{file.name}."
         )
     models, _ = component_names(index)
-    return {
-        name: _load(name, component_class(index, name, str(folder)), tensors, folder, file, dtype) for name in models
-    }
+    loaded = {}
+    for name in models:
+        model = _built(component_class(index, name, str(folder)), folder / name, dtype)
+        loaded[name] = _filled(model, _converted(name, model, tensors), name, file, dtype)
+    return loaded
 
 
 def _load_transformer(file: Path, folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
@@ -68,19 +71,16 @@ def _load_transformer(file: Path, folder: Path, index: Mapping[str, Any], dtype:
     return _filled(model, tensors, name, file, dtype)
 
 
-def _load(
-    name: str, kind: str, tensors: Mapping[str, Tensor], folder: Path, file: Path, dtype: torch.dtype
-) -> nn.Module:
-    model = _built(kind, folder / name, dtype)
-    return _filled(model, _converted(name, model, tensors), name, file, dtype)
-
-
 def _built(kind: str, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """A model of random weights, created in their type."""
+    """A model with random weights of the type `dtype`, by its class and the folder of its configuration."""
+    cls = model_class(kind)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        model: nn.Module = _build(kind, folder)
+        if hasattr(cls, "load_config"):  # a class of diffusers
+            model: nn.Module = cls.from_config(cls.load_config(folder))
+        else:
+            model = cls(cls.config_class.from_pretrained(folder))
     finally:
         torch.set_default_dtype(before)
     return model
@@ -88,22 +88,9 @@ def _built(kind: str, folder: Path, dtype: torch.dtype) -> nn.Module:
 
 def _filled(model: nn.Module, tensors: Mapping[str, Tensor], name: str, file: Path, dtype: torch.dtype) -> nn.Module:
     """The model with weights of these names. Raises UserError if one is missing."""
-    from factory.generator.weights import check_tensors
-
     result = model.load_state_dict(tensors, strict=False)
     check_tensors(name, file, result.missing_keys, (), len(model.state_dict()))
     return model.to(dtype).eval()
-
-
-def _build(kind: str, folder: Path) -> Any:
-    import diffusers
-    import transformers
-
-    if hasattr(diffusers, kind):
-        cls = getattr(diffusers, kind)
-        return cls.from_config(cls.load_config(folder))
-    cls = getattr(transformers, kind)
-    return cls(cls.config_class.from_pretrained(folder))
 
 
 def _converted(name: str, model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -139,8 +126,7 @@ def _read(file: Path, shapes_only: bool = False) -> dict[str, Tensor]:
             data = data["state_dict"]
         return {str(key): value for key, value in data.items() if isinstance(value, Tensor)}
     except Exception as error:  # a broken pickle raises exceptions of many unrelated classes
-        reason = one_line(error)
-        raise UserError(f"{file} cannot be read as a checkpoint ({reason}); download it again.") from error
+        raise UserError(f"{file} cannot be read as a checkpoint ({one_line(error)}); download it again.") from error
 
 
 def _read_safetensors(file: Path, shapes_only: bool) -> dict[str, Tensor]:

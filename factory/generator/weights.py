@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from factory.config.sections import GeneratorRecipe
-from factory.errors import UserError, one_line
+from factory.errors import UserError, first_few, one_line
 from factory.generator.layout import (
     UNUSED,
     component_class,
@@ -27,9 +27,6 @@ from factory.generator.schedulers import loaded_class
 
 _IGNORED = re.compile(r"(^|\.)position_ids$")
 """A table of 0, 1, 2 ... that older releases of the libraries stored."""
-
-_MAX_NAMED = 3
-"""Tensors that a message names."""
 
 
 def torch_dtype(recipe: GeneratorRecipe) -> torch.dtype:
@@ -80,10 +77,9 @@ def check_tensors(name: str, where: object, missing: Collection[str], unexpected
         ([key for key in unexpected if not _IGNORED.search(key)], "has tensors that its configuration does not have"),
     ):
         if faulty:
-            names = ", ".join(sorted(faulty)[:_MAX_NAMED]) + (", ..." if len(faulty) > _MAX_NAMED else "")
             raise UserError(
-                f"the {name} of {where} {what} ({names}): its weights and configuration do not match, or a file is "
-                f"truncated. Download or save the model again."
+                f"the {name} of {where} {what} ({first_few(sorted(faulty))}): its weights and configuration do "
+                f"not match, or a file is truncated. Download or save the model again."
             )
 
 
@@ -104,12 +100,16 @@ def load_tokenizer(folder: Path, kind: str) -> Any:
     return named.from_pretrained(folder, local_files_only=True)
 
 
-def _load(folder: Path, index: dict[str, Any], name: str, recipe: GeneratorRecipe) -> nn.Module:
+def model_class(name: str) -> Any:
+    """The class of diffusers, or else of transformers, with this name."""
     import diffusers
     import transformers
 
-    kind_name = component_class(index, name, str(folder))
-    kind = getattr(diffusers if hasattr(diffusers, kind_name) else transformers, kind_name)
+    return getattr(diffusers if hasattr(diffusers, name) else transformers, name)
+
+
+def _load(folder: Path, index: dict[str, Any], name: str, recipe: GeneratorRecipe) -> nn.Module:
+    kind = model_class(component_class(index, name, str(folder)))
     return _checked(
         kind, folder / name, name, recipe.model, dtype=torch_dtype(recipe), variant=weights_variant(folder / name)
     )
@@ -127,10 +127,7 @@ def _explained(model: str, name: str, load: Callable[[], Any]) -> Any:
     """The result of `load`; errors of the libraries over missing, truncated or foreign files become UserError."""
     try:
         return load()
-    except UserError:
-        raise
-    except torch.OutOfMemoryError:
+    except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = one_line(error, 300)
-        raise UserError(f"the {name} of the model {model} cannot be loaded: {reason}.") from error
+        raise UserError(f"the {name} of the model {model} cannot be loaded: {one_line(error, 300)}.") from error
