@@ -45,9 +45,9 @@ def family_in(index: Mapping[str, Any]) -> Family:
 def component_names(index: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(components with weights, the denoiser first; tokenizers) of a pipeline, without optional ones that it lacks."""
     family = family_in(index)
-    present = [name for name in family.models if name not in family.optional or _named(index, name) is not None]
-    tokenizers = [name for name in family.tokenizers if name not in family.optional or _named(index, name) is not None]
-    return (family.denoiser, *present), tuple(tokenizers)
+    lacking = {name for name in family.optional if _named(index, name) is None}
+    models = [name for name in family.models if name not in lacking]
+    return (family.denoiser, *models), tuple(name for name in family.tokenizers if name not in lacking)
 
 
 def component_class(index: Mapping[str, Any], name: str, where: str) -> str:
@@ -100,8 +100,7 @@ def check_layout(folder: Path, generator: GeneratorRecipe, weights: bool = True,
     if family.is_unet:
         _check_shapes(folder, index, denoiser, vae)
     _check_size(folder, family, generator, denoiser, vae)
-    _check_negative(folder, family, index, generator, denoiser)
-    _check_schedule(folder, family, index, generator, denoiser)
+    _check_guidance(folder, family, generator, family.guided_by_input(str(index["_class_name"]), denoiser))
     kind = component_class(index, "scheduler", str(folder))
     check_scheduler(kind, read_config(folder, "scheduler"), denoiser, family.is_unet, generator, str(folder))
 
@@ -215,23 +214,16 @@ def _check_size(
         )
 
 
-def _check_negative(
-    folder: Path, family: Family, index: Mapping[str, Any], generator: GeneratorRecipe, denoiser: Mapping[str, Any]
-) -> None:
-    guided_by_input = family.guided_by_input(str(index["_class_name"]), denoiser)
+def _check_guidance(folder: Path, family: Family, generator: GeneratorRecipe, guided_by_input: bool) -> None:
+    """Check the negative prompt and the guidance schedule; `guided_by_input` as in `Family.guided_by_input`."""
     if generator.negative and (guided_by_input or not family.negative):
         raise UserError(
             f"{folder} takes no negative prompt, because it is not sampled with an unconditional half; remove "
             f"generator.negative."
         )
-
-
-def _check_schedule(
-    folder: Path, family: Family, index: Mapping[str, Any], generator: GeneratorRecipe, denoiser: Mapping[str, Any]
-) -> None:
     if generator.guidance_schedule == CONSTANT:
         return
-    if family.guided_by_input(str(index["_class_name"]), denoiser) or not family.is_unet:
+    if guided_by_input or not family.is_unet:
         raise UserError(
             f"{folder} is sampled with a constant guidance scale; `{generator.guidance_schedule}` is for Stable "
             f"Diffusion 1, 2 and XL with classifier-free guidance. Remove generator.guidance_schedule."
