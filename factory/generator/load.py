@@ -100,8 +100,9 @@ def config_folder(generator: GeneratorRecipe) -> Path:
     config, file = split_checkpoint(generator.model)
     if file is not None:
         config = config or _configured_like(expanded(file))
-        path, revision = model_folder(config), (generator.revision or "").partition("+")[2] or None
-        return path if path is not None else hub_configuration(config, revision, generator, checkpoint=True)
+        path = model_folder(config)
+        commit = _pipeline_commit(generator.revision)
+        return path if path is not None else hub_configuration(config, commit, generator, checkpoint=True)
     path = model_folder(generator.model)
     if path is not None:
         return path
@@ -120,8 +121,7 @@ def pin_revision(model: str, pinned: str | None = None) -> str:
         config = config or _configured_like(path)
         configured = model_folder(config)
         if configured is None:
-            commit = (pinned or "").partition("+")[2] or hub_commit(config)
-            return f"{file_digest(path)}+{commit}"
+            return f"{file_digest(path)}+{_pipeline_commit(pinned) or hub_commit(config)}"
         files = list(files_in(configured))
         if not _has_weights(configured, file):
             files = [own for own in files if own.suffix in (".json", ".txt")]
@@ -185,11 +185,15 @@ def _files_of(recipe: GeneratorRecipe) -> tuple[Path, Path | None]:
     from_folder = _has_weights(folder, file)
     config = config or _configured_like(expanded(file))
     if from_folder and model_folder(config) is None:
-        revision = (recipe.revision or "").partition("+")[2] or None
         skipped = family_in(read_index(folder)).denoiser
-        folder = hub_pipeline(config, revision, recipe, skipped)
+        folder = hub_pipeline(config, _pipeline_commit(recipe.revision), recipe, skipped)
     check_layout(folder, recipe, weights=from_folder, checkpoint=True)
     return folder, path
+
+
+def _pipeline_commit(revision: str | None) -> str | None:
+    """The commit of the hub pipeline that configures a checkpoint, from the checkpoint's revision DIGEST+COMMIT."""
+    return (revision or "").partition("+")[2] or None
 
 
 def _absolute(model: str) -> str:
