@@ -172,7 +172,7 @@ def test_text_columns_are_where_the_text_states_go(family: Make, name: str) -> N
     mode = FirstKeys(reader, reader._attention)
     with torch.enable_grad(), mode:
         reader.denoiser(**arguments)
-    keys = reader.text_tokens(mode.keys, 2) if kind.tokens != "cross" else mode.keys
+    keys = reader.text_tokens(mode.keys) if kind.tokens != "cross" else mode.keys
     row, columns = 1, texts.groups[1, :, 0].nonzero().flatten().tolist()
     assert columns
     for column in (columns[0], columns[-1]):
@@ -183,7 +183,7 @@ def test_text_columns_are_where_the_text_states_go(family: Make, name: str) -> N
         assert column in touched
         assert kind.listed or touched == [column]
     if kind.tokens != "cross":
-        image = reader.image_tokens(mode.keys, 2)
+        image = reader.image_tokens(mode.keys)
         parts = torch.autograd.grad(image.square().sum(), given, allow_unused=True)
         assert all(part is None or not part.any() for part in parts)
 

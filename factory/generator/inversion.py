@@ -68,18 +68,16 @@ class InvertingGenerator:
         images = [_resized(image, self._model.pixels) for image in loaded]
         prompts = [request.prompt for request in requests]
         latents, level, restored = self.round_trip([image for image, _ in images], prompts)
-        results = []
-        for k, (image, labels) in enumerate(images):
-            results.append(
-                Generated(
-                    image=image,
-                    latent=latents[k].cpu().numpy().astype(np.float16),
-                    noise_level=level,
-                    labels=self._prompt_labels(labels, prompts[k]),
-                    measured={"psnr": psnr(image, restored[k])},
-                )
+        return [
+            Generated(
+                image=image,
+                latent=latents[k].cpu().numpy().astype(np.float16),
+                noise_level=level,
+                labels=self._prompt_labels(labels, prompts[k]),
+                measured={"psnr": psnr(image, restored[k])},
             )
-        return results
+            for k, (image, labels) in enumerate(images)
+        ]
 
     @torch.inference_mode()
     def round_trip(self, images: Sequence[Image], prompts: list[Prompt]) -> tuple[Tensor, float, Sequence[Image]]:

@@ -33,7 +33,7 @@ from factory.generator.layout import default_size
 from factory.generator.load import load_pipeline
 from factory.generator.memory import FittingParts
 from factory.generator.noise import Mixture, mixture
-from factory.generator.reading import Reader, Reading, Target, Texts
+from factory.generator.reading import OTHER_GROUPS, Reader, Reading, Target, Texts
 from factory.generator.sampler import Conditions, Sampler, tensors_of
 from factory.generator.text_groups import text_groups
 
@@ -47,6 +47,8 @@ class PipelineGenerator:
     `needs` names what to capture (see `factory.generator.interface`). Capturing does not change the images: it takes
     one call of the denoiser on the finished latents, to which noise of the recipe's level and seed is added, the same
     for all images. A `pipeline` of another generator with the same model saves loading it again.
+
+    `pixels` is the (height, width) of the images, and `level` the noise level (0 to 1) at which the denoiser is read.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class PipelineGenerator:
         self._sampler = Sampler(self.pipeline, self.family, self.settings, self.pixels)
         self._reader = Reader(denoiser, self.family, self._grid, self._target(denoiser))
         level = recipe.masks.noise_level
-        self._level = self.family.level if level is None else level
+        self.level = self.family.level if level is None else level
         self._parts = FittingParts(f"one image of {self.pixels[1]} x {self.pixels[0]} pixels by {self.settings.model}")
 
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
@@ -124,11 +126,6 @@ class PipelineGenerator:
         """(channels, height, width) of a latent of a U-Net."""
         return int(self._sampler.denoiser.config.in_channels), *self._grid
 
-    @property
-    def level(self) -> float:
-        """The noise level at which the denoiser is read."""
-        return self._level
-
     def conditions(self, prompts: Sequence[Prompt]) -> Conditions:
         """The denoiser's arguments for these prompts, without guidance."""
         return self._sampler.conditions([prompt.text for prompt in prompts])
@@ -160,7 +157,7 @@ class PipelineGenerator:
         both = HALVES in self.needs
         conditions = self._sampler.conditions([prompt.text for prompt in prompts], both)
         present = [0.0] * len(latents) if levels is None else list(levels)
-        mixtures = [mixture(self.scheduler, level or self._level) for level in present]
+        mixtures = [mixture(self.scheduler, level or self.level) for level in present]
         random = torch.Generator().manual_seed(self.recipe.masks.noise_seed)
         noise = torch.randn((1, *latents.shape[1:]), generator=random).to(latents.device)
         noisy = torch.stack(
@@ -221,7 +218,7 @@ class PipelineGenerator:
         cross = {}
         for shape, total in reading.cross.items():
             maps = total[index] / reading.layers[shape]
-            cross[shape] = torch.cat([maps[:count], maps[-3:]]).cpu().numpy()
+            cross[shape] = torch.cat([maps[:count], maps[-OTHER_GROUPS:]]).cpu().numpy()
         if not reading.self_attention:
             return Attention(cross, reading.layers)
         finest = max(reading.self_attention, key=lambda shape: shape[0] * shape[1])

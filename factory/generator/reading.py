@@ -23,15 +23,15 @@ _MAX_SELF_ATTENTION = {True: 1024, False: 4096}
 
 4096 positions are 64 MiB an image; at 1024 x 1024 pixels most transformers have as many.
 """
-_LEFT_OUT = 3
-"""Groups at the end that stand for no class."""
+OTHER_GROUPS = 3
+"""Groups of tokens after those of the classes: what precedes the prompt, its other words, and what follows it."""
 
 
 @dataclass(frozen=True)
 class Texts:
     """The tokens whose attention is read, by column of the denoiser's text states.
 
-    `groups` (B, columns, K + 3) of 0 and 1: each class, what precedes the prompt, its other words, and what follows it.
+    `groups` (B, columns, K + OTHER_GROUPS) of 0 and 1: the tokens of each class, then those of the other groups.
     `text` (B, columns) is False for padding, which transformers are read without; U-Nets are read with it.
     """
 
@@ -58,8 +58,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class Target:
-    """What to read: `needs` as in `factory.generator.interface`; of transformers, the numbers of the blocks whose
-    attention is averaged, and of those whose outputs are features."""
+    """What to read: `needs` as in `factory.generator.interface`.
+
+    Of transformers, `read_blocks` are the numbers of the blocks whose attention is averaged, and `feature_blocks` those
+    of the blocks whose outputs are features.
+    """
 
     needs: frozenset[str]
     read_blocks: Sequence[int] = ()
@@ -134,7 +137,7 @@ class Reader:
             if not self.family.is_unet:
                 # Of a pair, the text comes first in every family.
                 value = output[-1] if isinstance(output, tuple) else output
-                value = self._image_tokens(value, 1)[-batch:].detach().transpose(1, 2)
+                value = self._image_part(value)[-batch:].detach().transpose(1, 2)
                 reading.blocks[name] = value.reshape(*value.shape[:2], *self.grid).to(torch.bfloat16).contiguous()
                 return
             value = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
@@ -146,23 +149,23 @@ class Reader:
 
         return hook
 
-    def _image_tokens(self, value: Tensor, axis: int) -> Tensor:
-        """The image's part of a sequence; sequences without text are the image alone, perhaps padded."""
+    def _image_part(self, sequence: Tensor) -> Tensor:
+        """The image tokens (..., positions, channels) of a sequence; without text it is the image, perhaps padded."""
         count = self.grid[0] * self.grid[1]
-        start = value.shape[axis] - count if self.family.tokens == "text first" else 0
-        return value.narrow(axis, start, count)
+        start = sequence.shape[-2] - count if self.family.tokens == "text first" else 0
+        return sequence.narrow(-2, start, count)
 
-    def text_tokens(self, value: Tensor, axis: int) -> Tensor:
-        """The text's part of a joint sequence; empty if there is none."""
+    def text_tokens(self, sequence: Tensor) -> Tensor:
+        """The text tokens (..., tokens, channels) of a joint sequence; empty if there are none."""
         count = self.grid[0] * self.grid[1]
         if self.family.tokens == "text first":
-            return value.narrow(axis, 0, value.shape[axis] - count)
+            return sequence.narrow(-2, 0, sequence.shape[-2] - count)
         start = -(-count // self.family.padded_to) * self.family.padded_to
-        return value.narrow(axis, start, value.shape[axis] - start)
+        return sequence.narrow(-2, start, sequence.shape[-2] - start)
 
-    def image_tokens(self, value: Tensor, axis: int) -> Tensor:
-        """The image's part of a sequence of a joint denoiser; of others, the whole."""
-        return value if self.family.tokens == "cross" else self._image_tokens(value, axis)
+    def image_tokens(self, sequence: Tensor) -> Tensor:
+        """The image tokens of a joint denoiser's sequence; the sequence itself of a cross-attention denoiser."""
+        return sequence if self.family.tokens == "cross" else self._image_part(sequence)
 
 
 class _AttentionMode(TorchFunctionMode):
@@ -202,17 +205,17 @@ class _AttentionMode(TorchFunctionMode):
         reader, needs = self._reader, self._reader.target.needs
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         joint = reader.family.tokens != "cross"
-        query = reader.image_tokens(query, 2)
+        query = reader.image_tokens(query)
         averaged = ATTENTION in needs and reader.is_averaged(name)
         if is_self or joint:
             if averaged and query.shape[2] <= _MAX_SELF_ATTENTION[reader.family.is_unet]:
                 shape = reader.shape(query.shape[2])
-                probabilities = _mean_over_heads(query, reader.image_tokens(key, 2), scale, reader.family.is_unet)
+                probabilities = _mean_over_heads(query, reader.image_tokens(key), scale, reader.family.is_unet)
                 self._reading.self_attention[shape] = self._reading.self_attention.get(shape, 0) + probabilities
             if is_self:
                 return
         if joint:
-            key = reader.text_tokens(key, 2)
+            key = reader.text_tokens(key)
         if averaged or CROSS_ATTENTION in needs:
             self._record_text(name, averaged, query, key, scale)
 
@@ -231,7 +234,7 @@ class _AttentionMode(TorchFunctionMode):
         summed = summed.reshape(*summed.shape[:3], *shape)
         reading = self._reading
         if CROSS_ATTENTION in self._reader.target.needs:
-            reading.cross_attention[name] = summed[:, :, :-_LEFT_OUT]
+            reading.cross_attention[name] = summed[:, :, :-OTHER_GROUPS]
         if averaged:
             reading.cross[shape] = reading.cross.get(shape, 0) + summed.mean(1)
             reading.layers[shape] = reading.layers.get(shape, 0) + 1

@@ -117,9 +117,7 @@ class Sampler:
                 self.pipeline(**options, generator=random, output_type="latent")
             except _DenoiserReachedError as reached:
                 arguments = reached.arguments
-        states = arguments[self.family.text]
-        for value in states if isinstance(states, list) else [states]:
-            check_finite(value, "the text encoder", self.settings)
+        self._check_states(arguments[self.family.text])
         # Guided pipelines may encode the negative prompts last: without guidance there is one call an encoder.
         tokens = tuple(self._tokens(e, *ids[e.component]) for e in self.family.encoders if e.component in ids)
         return Conditions(arguments, tokens)
@@ -161,19 +159,15 @@ class Sampler:
     def _checked(self, denoiser: Any) -> Iterator[None]:
         """Raise UserError where NaN or infinity arises: in the texts' states, the denoiser or the autoencoder."""
         decoder = getattr(self.pipeline.vae, "decoder", None)
-        signature = inspect.signature(self.denoiser.forward)
-        settings, text = self.settings, self.family.text
 
         def before(_module: Any, args: Any, kwargs: Any) -> None:
             handles.pop().remove()
-            states = signature.bind(*args, **kwargs).arguments[text]
-            for value in states if isinstance(states, list) else [states]:
-                check_finite(value, "the text encoder", settings)
+            self._check_states(self._arguments(args, kwargs)[self.family.text])
 
         def after(name: str) -> Any:
             def hook(_module: Any, _args: Any, output: Any) -> None:
                 for value in tensors_of(output):
-                    check_finite(value, name, settings)
+                    check_finite(value, name, self.settings)
 
             return hook
 
@@ -187,8 +181,17 @@ class Sampler:
             for handle in handles:
                 handle.remove()
 
+    def _check_states(self, states: Tensor | list[Tensor]) -> None:
+        """Raise UserError if the states of the texts, a tensor or one per text, contain NaN or infinity."""
+        for value in states if isinstance(states, list) else [states]:
+            check_finite(value, "the text encoder", self.settings)
+
+    def _arguments(self, args: Any, kwargs: Any) -> dict[str, Any]:
+        """The arguments of a call of the denoiser by name."""
+        return dict(inspect.signature(self.denoiser.forward).bind(*args, **kwargs).arguments)
+
     def _stop(self, _module: Any, args: Any, kwargs: Any) -> None:
-        raise _DenoiserReachedError(dict(inspect.signature(self.denoiser.forward).bind(*args, **kwargs).arguments))
+        raise _DenoiserReachedError(self._arguments(args, kwargs))
 
     def _tokens(self, encoder: Encoder, ids: Tensor, mask: Tensor | None) -> TextTokens:
         """Which ids are text: by the encoder's attention mask, or up to the first end token, or before padding."""

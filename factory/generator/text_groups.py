@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from factory.config.prompts import Prompt
-from factory.generator.reading import Texts
+from factory.generator.reading import OTHER_GROUPS, Texts
 from factory.generator.sampler import TextTokens
 from factory.generator.tokens import class_positions
 
@@ -17,7 +17,8 @@ def text_groups(tokens: Sequence[TextTokens], prompts: Sequence[Prompt], pipelin
     Raises UserError if no text encoder reads the words of a class.
     """
     classes = max(len(prompt.classes) for prompt in prompts)
-    groups, text = torch.zeros(len(prompts), length, classes + 3), torch.zeros(len(prompts), length, dtype=torch.bool)
+    groups = torch.zeros(len(prompts), length, classes + OTHER_GROUPS)
+    text = torch.zeros(len(prompts), length, dtype=torch.bool)
     for k, prompt in enumerate(prompts):
         shift = 0
         for encoder_tokens in tokens:
@@ -38,7 +39,7 @@ def _columns(
 ) -> Iterator[tuple[int, int, bool]]:
     """(column among the encoder's own, group, whether it is text) of each state that the denoiser reads.
 
-    The groups are the classes, what precedes the prompt, its other words, and what follows it.
+    The groups are the classes and then those of `OTHER_GROUPS`.
     """
     is_text = tokens.text[index].tolist()
     text_positions = [position for position, kept in enumerate(is_text) if kept]

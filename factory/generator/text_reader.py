@@ -60,5 +60,6 @@ def _tokenizer(folder: Path, kind: str) -> Any:
     try:
         return load_tokenizer(folder, kind)
     except Exception as error:  # transformers and tokenizers raise many types
-        message = one_line(error)
-        raise UserError(f"the tokenizer in {folder} cannot be read: {message}. Download or save it again.") from error
+        raise UserError(
+            f"the tokenizer in {folder} cannot be read: {one_line(error)}. Download or save it again."
+        ) from error
