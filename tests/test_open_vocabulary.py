@@ -171,7 +171,7 @@ def test_sam2_masks_equal_a_forward_pass_with_the_boxes(models: dict[str, Path])
     corners = torch.rand(20, 2, 2, generator=torch.Generator().manual_seed(0)).sort(1).values
     boxes = corners.reshape(20, 4) * torch.tensor([96.0, 72, 96, 72])
     found = Sam2Masks(str(models["sam2"]), None, "cpu").masks(image(), boxes)
-    pixels = Preprocessor(read_settings(str(models["sam2"]), {}), "it")(image())
+    pixels = Preprocessor(read_settings(str(models["sam2"]), None), "it")(image())
     scaled = (boxes.reshape(-1, 2, 2) * torch.tensor([64 / 96, 64 / 72])).reshape(1, -1, 4)
     model = Sam2Model.from_pretrained(models["sam2"]).eval()
     output = model(pixel_values=pixels, input_boxes=scaled, multimask_output=False)

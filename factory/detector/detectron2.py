@@ -121,10 +121,9 @@ def _locate(library: dict[str, Any], name: str, file: WeightFile | None) -> tupl
     try:
         path = Path(library["PathManager"].get_local_path(address))
     except Exception as error:  # iopath passes on whatever the download raised
-        reason = one_line(error, 160)
         raise UserError(
-            f"detectron2's weights of {name} cannot be downloaded ({reason}); check the network, or download {address} "
-            f"elsewhere and give {PREFIX}{name}@FILE."
+            f"detectron2's weights of {name} cannot be downloaded ({one_line(error, 160)}); check the network, or "
+            f"download {address} elsewhere and give {PREFIX}{name}@FILE."
         ) from error
     return path, f"detectron2's copy of the weights of {name}, {path},"
 

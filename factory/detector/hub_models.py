@@ -9,10 +9,14 @@ from factory.errors import UserError, one_line
 from factory.hf_logging import quiet_model_libraries
 
 
+def location(source: str, revision: str | None) -> dict[str, Any]:
+    """Options with which transformers reads a folder as it is, and a hub id at its commit."""
+    return {"local_files_only": True} if Path(source).exists() else {"revision": revision}
+
+
 def options(source: str, revision: str | None) -> dict[str, Any]:
-    """Options of `from_pretrained`: a folder is loaded as it is and a hub id at its commit; neither may bring code."""
-    source_options: dict[str, Any] = {"local_files_only": True} if Path(source).exists() else {"revision": revision}
-    return source_options | {"trust_remote_code": False}
+    """Options of `from_pretrained`: those of `location`, and that the model may not bring code."""
+    return location(source, revision) | {"trust_remote_code": False}
 
 
 def load_complete(kind: Any, source: str, revision: str | None, unused: tuple[str, ...] = ()) -> Any:

@@ -7,6 +7,7 @@ import numpy as np
 
 from factory.config.prompts import Prompt
 from factory.config.sections import MaskRecipe
+from factory.dataset.masks import Mask
 from factory.dataset.records import Grounded, Image, Instance
 from factory.generator.interface import Generated
 
@@ -21,6 +22,12 @@ class Detector(Protocol):
         return others too.
         """
         ...
+
+
+def ignored_pixels(instances: Sequence[Instance], recipe: MaskRecipe) -> Mask | None:
+    """The pixels of uncertain instances, with a score between `ignore_score` and `score`; None without any."""
+    masks = [instance.mask for instance in instances if recipe.ignore_score <= instance.score < recipe.score]
+    return np.logical_or.reduce(masks) if masks else None
 
 
 class DetectorGrounder:
@@ -42,7 +49,4 @@ class DetectorGrounder:
     def _choose(self, instances: Sequence[Instance], prompt: Prompt) -> Grounded:
         named = [instance for instance in instances if instance.class_name in prompt.classes]
         sure = tuple(instance for instance in named if instance.score >= self._recipe.score)
-        unsure = [
-            instance.mask for instance in named if self._recipe.ignore_score <= instance.score < self._recipe.score
-        ]
-        return Grounded(sure, np.logical_or.reduce(unsure) if unsure else None)
+        return Grounded(sure, ignored_pixels(named, self._recipe))

@@ -10,7 +10,7 @@ from factory.config.sections import MaskRecipe
 from factory.config.stickers import STICKERS
 from factory.detector.interface import Detector
 from factory.detector.labels import translation
-from factory.detector.open_names import absolute, check_types, parse_open_name, pin_open_name
+from factory.detector.open_names import absolute, check_types, local_folder, parse_open_name, pin_open_name
 from factory.errors import UserError
 from factory.files.digest import folder_digest
 from factory.files.paths import expanded
@@ -166,12 +166,7 @@ def detector_folder(name: str) -> Path | None:
         from factory.files.embedded_models import detector_folder as embedded
 
         return embedded()
-    path = expanded(name)
-    if not path.exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return None
-    if not (path / "config.json").is_file():
-        raise UserError(f"{name} holds no detector (there is no config.json); give {_FORMS}.")
-    return path
+    return local_folder(name, "detector", _FORMS)
 
 
 def _absolute(name: str) -> str:
@@ -194,7 +189,8 @@ def _architecture(folder: Path) -> str:
 def _config(folder: Path) -> dict[str, Any]:
     try:
         data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        assert isinstance(data, dict)
-    except (OSError, ValueError, AssertionError) as error:
+        if not isinstance(data, dict):
+            raise TypeError(f"it contains a {type(data).__name__}")
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'} is not a model's config ({error}); copy the model again.") from error
     return data

@@ -61,13 +61,16 @@ _EXAMPLES = {
 }
 
 
-def local_folder(model: str) -> Path | None:
-    """The folder of a model; None for a hub id. UserError if a path is named that holds no model."""
+def local_folder(model: str, kind: str = "model", allowed: str = "the folder or hub id of a model") -> Path | None:
+    """The folder of a model; None for a hub id. UserError if a path is named that holds no model.
+
+    Its message calls the model a `kind` and names the `allowed` values.
+    """
     path = expanded(model)
     if not path.exists() and model.count("/") == 1 and not model.startswith((".", "/", "~")):
         return None
     if not (path / "config.json").is_file():
-        raise UserError(f"{model} holds no model (there is no config.json); give the folder or hub id of a model.")
+        raise UserError(f"{model} holds no {kind} (there is no config.json); give {allowed}.")
     return path
 
 

@@ -8,7 +8,7 @@ from factory.config.prompts import Prompt
 from factory.config.sections import MaskRecipe
 from factory.dataset.masks import mask_to_xywh
 from factory.dataset.records import Detection, Grounded, Instance
-from factory.detector.interface import Detector
+from factory.detector.interface import Detector, ignored_pixels
 from factory.generator.interface import LATENT, Generated
 
 
@@ -40,11 +40,8 @@ class OracleGrounder:
             if sure:
                 mask = np.logical_or.reduce([instance.mask for instance in sure])
                 united.append(Instance(name, max(instance.score for instance in sure), mask))
-        unsure = [
-            instance.mask for instance in named if self._recipe.ignore_score <= instance.score < self._recipe.score
-        ]
         detections = []
         for instance in sorted(named, key=lambda instance: -instance.score):
             left, top, width, height = mask_to_xywh(instance.mask)
             detections.append(Detection(instance.class_name, instance.score, (left, top, width, height)))
-        return Grounded(tuple(united), np.logical_or.reduce(unsure) if unsure else None, tuple(detections))
+        return Grounded(tuple(united), ignored_pixels(named, self._recipe), tuple(detections))

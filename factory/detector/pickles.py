@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from factory.errors import one_line
+
 _CODES = frozenset({"b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f2", "f4", "f8"})
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
@@ -35,8 +37,7 @@ def read_arrays(path: Path) -> dict[str, Any]:
     except ForbiddenPickleError:
         raise
     except Exception as error:  # a broken pickle can raise almost any exception
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ForbiddenPickleError(f"it is not a complete pickle: {reason[:120]}") from error
+        raise ForbiddenPickleError(f"it is not a complete pickle: {one_line(error, 120)}") from error
     if not isinstance(content, dict):
         raise ForbiddenPickleError(f"it is a {type(content).__name__.strip('_')}, not a dictionary of weights")
     content = _arrays(content)

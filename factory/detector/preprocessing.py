@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from factory.dataset.records import Image
+from factory.detector.hub_models import location
 from factory.errors import UserError, one_line
 
 _BILINEAR = 2
@@ -49,17 +50,15 @@ class Preprocessor:
         return (resized - self._mean) / self._std
 
 
-def read_settings(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a model's image processor; `options` are those of `from_pretrained`. UserError without any."""
+def read_settings(source: str, revision: str | None) -> dict[str, Any]:
+    """The settings of a model's image processor; `revision` is the commit of a hub id. UserError without any."""
     from transformers.image_processing_base import ImageProcessingMixin
 
-    kept = {name: value for name, value in options.items() if name != "trust_remote_code"}
     try:
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(source, **kept)
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(source, **location(source, revision))
     except Exception as error:  # a missing file, or one that is not JSON
-        reason = one_line(error, 160)
         raise UserError(
-            f"{source} has no readable preprocessor_config.json ({reason}); copy the model again."
+            f"{source} has no readable preprocessor_config.json ({one_line(error, 160)}); copy the model again."
         ) from error
     return dict(settings)
 

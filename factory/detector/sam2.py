@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from factory.dataset.records import Image
-from factory.detector.hub_models import load_complete, options
+from factory.detector.hub_models import load_complete
 from factory.detector.preprocessing import Preprocessor, read_settings
 from factory.errors import UserError
 
@@ -28,7 +28,7 @@ class Sam2Masks:
     def __init__(self, source: str, revision: str | None, device: str) -> None:
         from transformers import Sam2Model
 
-        self._preprocess = Preprocessor(_DEFAULTS | read_settings(source, options(source, revision)), source)
+        self._preprocess = Preprocessor(_DEFAULTS | read_settings(source, revision), source)
         self._model = load_complete(Sam2Model, source, revision, _MEMORY).to(device)
         size = self._model.prompt_encoder.input_image_size  # of both sides; boxes are divided by it
         if self._preprocess.size != (size, size):

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from factory.dataset.records import Image, Instance
-from factory.detector.hub_models import load_complete, load_tokenizer, options
+from factory.detector.hub_models import load_complete, load_tokenizer
 from factory.detector.preprocessing import Preprocessor, read_settings
 
 _MASK_THRESHOLD = 0.5
@@ -24,7 +24,7 @@ class Sam3Finder:
     def __init__(self, source: str, revision: str | None, device: str, min_score: float) -> None:
         from transformers import Sam3Model
 
-        self._preprocess = Preprocessor(_DEFAULTS | read_settings(source, options(source, revision)), source)
+        self._preprocess = Preprocessor(_DEFAULTS | read_settings(source, revision), source)
         self._tokenizer = load_tokenizer(source, revision)
         self._model = load_complete(Sam3Model, source, revision, _TRACKER).to(device)
         self._device, self._min_score = device, min_score

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from factory.config.vocabulary import article
 from factory.dataset.records import Image
 from factory.detector.hub_models import load_complete, load_image_processor, load_tokenizer
 
@@ -40,11 +41,11 @@ class GroundingDinoBoxes:
     def boxes(self, image: Image, texts: Mapping[str, str]) -> Boxes:
         """The boxes with a score above the minimum; `texts` holds the words for each class."""
         pixels = self._processor(images=[image], return_tensors="pt", input_data_format="channels_last")
-        parts = [self._detect(pixels, names, texts, image.shape[:2]) for names in self._groups(texts)]
+        parts = [self._detect(pixels, names, texts, image.shape) for names in self._groups(texts)]
         names = [name for part in parts for name in part.class_names]
         return Boxes(names, torch.cat([p.scores for p in parts]), torch.cat([p.corners for p in parts]))
 
-    def _detect(self, pixels: Any, names: Sequence[str], texts: Mapping[str, str], size: Sequence[int]) -> Boxes:
+    def _detect(self, pixels: Any, names: Sequence[str], texts: Mapping[str, str], shape: Sequence[int]) -> Boxes:
         text, spans = _joined([texts[name] for name in names])
         encoded = self._tokenizer(text, return_tensors="pt", return_offsets_mapping=True, return_token_type_ids=True)
         offsets = encoded.pop("offset_mapping")[0].tolist()
@@ -57,7 +58,8 @@ class GroundingDinoBoxes:
         by_class = torch.stack([probabilities[:, tokens].amax(1) for tokens in class_tokens], 1)
         scores, best = by_class.max(1)
         keep = scores > self._min_score
-        corners = _corners(output.pred_boxes[0].cpu()[keep]) * _size_factors(size[1], size[0])
+        height, width = shape[:2]
+        corners = _corners(output.pred_boxes[0].cpu()[keep]) * torch.tensor([width, height] * 2, dtype=torch.float32)
         return Boxes([names[k] for k in best[keep].tolist()], scores[keep], corners)
 
     def _groups(self, texts: Mapping[str, str]) -> list[list[str]]:
@@ -87,8 +89,6 @@ class Owlv2Boxes:
 
     def boxes(self, image: Image, texts: Mapping[str, str]) -> Boxes:
         """The boxes with a score above the minimum; `texts` holds the words for each class."""
-        from factory.config.vocabulary import article
-
         names = list(texts)
         queries = [f"a photo of {article(texts[name])}{texts[name]}" for name in names]
         pixels = self._processor(images=[image], return_tensors="pt", input_data_format="channels_last")
@@ -122,7 +122,3 @@ def _corners(centred: Tensor) -> Tensor:
     """(x, y, width, height) of centres as left, top, right and bottom."""
     centre, size = centred[:, :2], centred[:, 2:]
     return torch.cat([centre - 0.5 * size, centre + 0.5 * size], 1)
-
-
-def _size_factors(width: int, height: int) -> Tensor:
-    return torch.tensor([width, height, width, height], dtype=torch.float32)

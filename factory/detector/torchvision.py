@@ -138,10 +138,10 @@ def _downloaded(weights: Any, builder: str) -> State:
     try:
         state: State = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # no network, no such address, a full disk, a damaged file in the cache
-        reason = one_line(error, 160)
         raise UserError(
-            f"torchvision's {weights} cannot be downloaded ({reason}); check the network, delete a damaged copy in "
-            f"{torch.hub.get_dir()}/checkpoints, or download {weights.url} elsewhere and give {PREFIX}{builder}@FILE."
+            f"torchvision's {weights} cannot be downloaded ({one_line(error, 160)}); check the network, delete a "
+            f"damaged copy in {torch.hub.get_dir()}/checkpoints, or download {weights.url} elsewhere and give "
+            f"{PREFIX}{builder}@FILE."
         ) from error
     return state
 

@@ -202,11 +202,11 @@ def _config(source: str, revision: str | None) -> Any:
 def _processor(source: str, revision: str | None, config: Any) -> Any:
     from transformers import AutoImageProcessor, AutoTokenizer
 
+    if config.model_type == "rf_detr":
+        return RfDetrProcessor(read_settings(source, revision), source)
     # Most processors have two implementations; this is the one without torchvision, because detections must not depend
     # on whether that library is installed.
     processor_options = options(source, revision) | {"backend": "pil"}
-    if config.model_type == "rf_detr":
-        return RfDetrProcessor(read_settings(source, options(source, revision)), source)
     if config.model_type != "oneformer":
         return AutoImageProcessor.from_pretrained(source, **processor_options)
     from transformers import OneFormerProcessor

@@ -153,8 +153,12 @@ def _reason(error: Exception) -> str:
         if "Unsupported" in str(error) or "GLOBAL" in str(error):
             return "it contains objects other than tensors, which could run code"
         return "it is not a torch file"
-    first = " ".join(str(error).split("\n")[0].split())
-    return f"{first[:160] or type(error).__name__}"
+    return first_line(error)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, at most 160 characters; the name of its class if it is empty."""
+    return " ".join(str(error).split("\n")[0].split())[:160] or type(error).__name__
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], description: str, may_lack: Collection[str] = ()) -> None:

@@ -48,7 +48,7 @@ def test_sam3_preprocessing_instances_and_scores_match_the_library(tmp_path: Pat
     (found,) = open_detector(recipe(f"sam3:{folder}", classes), "cpu").detect([image()])
     images = Sam3ImageProcessor.from_pretrained(folder)
     processor = Sam3Processor(images, AutoTokenizer.from_pretrained(folder))
-    given = Preprocessor(read_settings(str(folder), {}), "it")(image())
+    given = Preprocessor(read_settings(str(folder), None), "it")(image())
     torch.testing.assert_close(given, images(image(), return_tensors="pt").pixel_values, rtol=0, atol=1e-6)
     expected = []
     for name in classes:
@@ -74,7 +74,7 @@ def test_sam2_preprocessing_and_masks_match_the_library(tmp_path: Path) -> None:
         found = Sam2Masks(str(folder), None, "cpu").masks(image(), torch.tensor(boxes))
         processor = Sam2Processor(Sam2ImageProcessor.from_pretrained(folder))
         inputs = processor(images=image(), input_boxes=[boxes], return_tensors="pt")
-        given = Preprocessor(read_settings(str(folder), {}), "it")(image())
+        given = Preprocessor(read_settings(str(folder), None), "it")(image())
         torch.testing.assert_close(given, inputs.pixel_values, rtol=0, atol=1e-5)
         output = Sam2Model.from_pretrained(folder).eval()(
             pixel_values=inputs.pixel_values, input_boxes=inputs.input_boxes, multimask_output=False
