@@ -15,7 +15,8 @@ from factory.config.stickers import STEPS
 from factory.hf_logging import quiet_model_libraries
 from factory.stickers.detector import StickerDetector
 from factory.stickers.embedded import open_detector, open_pipeline
-from factory.stickers.evaluate import Sampling, draw_images, found_in, variety_of
+from factory.stickers.evaluate import draw_images, found_in, variety_of
+from factory.stickers.sampling import Sampling
 
 SETTINGS: tuple[tuple[float, GuidanceSchedule], ...] = ((3, "constant"), (3, "linear"), (4, "linear"), (5, "linear"))
 CLASSES = ("chair", "dog", "bicycle")

@@ -22,7 +22,7 @@ from factory.grounder.folder import read_config
 from factory.stickers.atlas import TRAIN_STYLES
 from factory.stickers.embedded import open_detector, open_pipeline
 from factory.stickers.evaluate_parts import classes_found, mask_iou
-from factory.stickers.sampling import sample
+from factory.stickers.sampling import Sampling, sample
 
 
 def _mebibytes(folder: Path, pattern: str = "*") -> float:
@@ -76,16 +76,8 @@ def test_the_detector_agrees_with_the_ground_truth_of_rendered_scenes() -> None:
 def test_images_show_the_class_of_their_prompt(model: str) -> None:
     """The detector assigns a class more pixels in images of that class than in images of other classes."""
     names = ("zebra", "apple", "toilet", "cow", "suitcase", "banana", "person", "carrot", "dog", "pizza")
-    usual = EMBEDDED_MODELS[model]
     prompts = [caption((name,)) for name in names]
-    pictures = sample(
-        open_pipeline(model),
-        prompts,
-        range(len(names)),
-        steps=usual.steps,
-        guidance=usual.guidance,
-        schedule=usual.schedule,
-    )
+    pictures = sample(open_pipeline(model), prompts, range(len(names)), sampling=Sampling.of_model(model))
     pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
     columns = [1 + coco().names.index(name) for name in names]
     shares = open_detector().probabilities(pixels).mean((2, 3))[:, columns]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,7 +58,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def sample(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> list[Image.Image]:
         progress: Callable[[int], None] = options.pop("progress", lambda done: None)
-        made.append(options | {"prompts": list(prompts)})
+        made.append(asdict(options["sampling"]) | {"prompts": list(prompts)})
         progress(len(prompts))
         return [drawn(prompt) for prompt in prompts]
 

@@ -8,7 +8,7 @@ import typer
 
 from factory.cli.shared_options import MAX_SEED, AsJson, GuidanceScales, Table
 from factory.config.guidance import CONSTANT
-from factory.config.stickers import EMBEDDED_MODELS, STICKERS
+from factory.config.stickers import STICKERS
 from factory.errors import UserError
 from factory.files.strict_json import dumps
 
@@ -168,9 +168,10 @@ def evaluate(
     from factory.evaluation.markdown import check_page, write_table
     from factory.files.paths import check_writable_folder
     from factory.stickers.embedded import open_detector, open_pipeline
-    from factory.stickers.evaluate import Judges, Sampling, draw_images, found_in
+    from factory.stickers.evaluate import Judges, draw_images, found_in
     from factory.stickers.evaluate import as_json as figures_of
     from factory.stickers.evaluate import evaluate as measure
+    from factory.stickers.sampling import Sampling
     from factory.stickers.tables import class_table, summary_table
 
     if found_only:
@@ -180,7 +181,7 @@ def evaluate(
         check_page(table)
     report = to_nowhere if as_json else to_stderr
     judges = Judges(open_detector(detector), open_detector(judge) if judge else None)
-    usual = EMBEDDED_MODELS.get(pipeline, EMBEDDED_MODELS[STICKERS])
+    usual = Sampling.of_model(pipeline)
     schedule = guidance_schedule or (usual.schedule if guidance is None else CONSTANT)
     sampling = Sampling(steps or usual.steps, usual.guidance if guidance is None else guidance, schedule)
     if found_only:

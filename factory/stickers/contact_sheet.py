@@ -3,14 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
-
-from factory.config.stickers import EMBEDDED_MODELS, STICKERS
+from factory.config.stickers import STICKERS
 from factory.config.vocabulary import Vocabulary, caption
 from factory.errors import UserError
 from factory.stickers.embedded import open_detector, open_pipeline
 from factory.stickers.evaluate_parts import classes_found, detect_all
-from factory.stickers.sampling import sample
+from factory.stickers.sampling import Sampling, sample
 from factory.stickers.train_detector import draw_instances
 from factory.stickers.voc_folder import embedded_name
 from factory.training.loop import tile
@@ -40,21 +38,10 @@ def contact_sheet(
         for k in range(num_images)
     ]
     captions = [caption(tuple(dict.fromkeys(chosen))) for chosen in prompted]
-    usual = EMBEDDED_MODELS.get(model, EMBEDDED_MODELS[STICKERS])
     seeds = [seed * 1_000_003 + k for k in range(num_images)]
-    pictures = sample(
-        open_pipeline(model),
-        captions,
-        seeds,
-        progress=progress,
-        steps=usual.steps,
-        guidance=usual.guidance,
-        schedule=usual.schedule,
-    )
+    pictures = sample(open_pipeline(model), captions, seeds, progress=progress, sampling=Sampling.of_model(model))
     found = detect_all(open_detector(), pictures)
-    cells: list[Image.Image] = []
-    for picture, instances in zip(pictures, found, strict=True):
-        cells.append(tile([[picture, draw_instances(picture, instances)]]))
+    cells = [tile([[picture, draw_instances(picture, f)]]) for picture, f in zip(pictures, found, strict=True)]
     out.parent.mkdir(parents=True, exist_ok=True)
-    tile([cells[row : row + _COLUMNS] for row in range(0, len(cells), _COLUMNS)]).save(out)
+    tile([cells[first : first + _COLUMNS] for first in range(0, len(cells), _COLUMNS)]).save(out)
     return sum(set(chosen) <= classes_found(instances) for chosen, instances in zip(prompted, found, strict=True))

@@ -1,6 +1,5 @@
 """Evaluation of the embedded models: classes found, mask quality, variety, memorisation, time and memory."""
 
-import logging
 import resource
 import time
 from dataclasses import asdict, dataclass
@@ -12,8 +11,6 @@ from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
-from factory.config.guidance import GuidanceSchedule
-from factory.config.stickers import GUIDANCE, SCHEDULE, STEPS
 from factory.config.vocabulary import caption, coco
 from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
 from factory.stickers.detector import DetectedInstance, StickerDetector
@@ -26,24 +23,13 @@ from factory.stickers.evaluate_parts import (
     mirrored_agreement,
     round_trip,
 )
-from factory.stickers.sampling import sample
+from factory.stickers.sampling import Sampling, sample
 from factory.stickers.training_scenes import scene_classes, training_scene
 from factory.training.loop import tile
-
-_log = logging.getLogger(__name__)
 
 _VARIETY_IMAGES = 50
 _VARIETY_CLASSES = ("dog", "bicycle", "pizza", "umbrella", "chair")
 _MEMORISATION_SCENES = 4000
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Sampling options: solver steps, the scale of classifier-free guidance (1 disables it), and its schedule."""
-
-    steps: int = STEPS
-    guidance: float = GUIDANCE
-    schedule: GuidanceSchedule = SCHEDULE
 
 
 @dataclass(frozen=True)
@@ -99,11 +85,11 @@ def evaluate(
     pipeline: StableDiffusionPipeline,
     judges: Judges,
     out: Path,
-    images_per_class: int = 10,
-    pairs: int = 160,
-    scenes: int = 600,
-    sampling: Sampling = Sampling(),
-    report: Report = _log.info,
+    images_per_class: int,
+    pairs: int,
+    scenes: int,
+    sampling: Sampling,
+    report: Report,
 ) -> Evaluation:
     """Measure everything and write the sheets `classes.png` and `pairs.png` to `out`."""
     detector = judges.detector
@@ -143,7 +129,7 @@ def draw_images(
     images_per_class: int,
     pairs: int,
     sampling: Sampling,
-    report: Report = _log.info,
+    report: Report,
 ) -> DrawnImages:
     """Draw images of every class and of random pairs, and write the sheets `classes.png` and `pairs.png` to `out`."""
     out.mkdir(parents=True, exist_ok=True)
@@ -160,7 +146,7 @@ def time_and_memory(pipeline: StableDiffusionPipeline, sampling: Sampling) -> tu
     """Seconds for 100 images, and this process's peak resident memory in MiB so far."""
     start = time.perf_counter()
     prompts = [caption((name,)) for name in (coco().names * 2)[:100]]
-    sample(pipeline, prompts, range(100), **asdict(sampling))
+    sample(pipeline, prompts, range(100), sampling=sampling)
     seconds = time.perf_counter() - start
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -175,7 +161,7 @@ def _single_images(
         [caption((name,)) for name in names],
         [1_000_000 + k for k in range(len(names))],
         progress=lambda done: report(f"one object: {done} of {len(names)}"),
-        **asdict(sampling),
+        sampling=sampling,
     )
     images: dict[str, list[Image.Image]] = {name: [] for name in coco().names}
     for name, picture in zip(names, pictures, strict=True):
@@ -194,7 +180,7 @@ def _pair_images(
         [caption(pair) for pair in names],
         [2_000_000 + k for k in range(pairs)],
         progress=lambda done: report(f"two objects: {done} of {pairs}"),
-        **asdict(sampling),
+        sampling=sampling,
     )
     return list(zip(names, pictures, strict=True))
 
@@ -219,7 +205,7 @@ def variety_of(
     """Mean pairwise distance of 50 generated images, and of their mask centres, relative to 50 rendered scenes."""
     prompts = [caption((name,))] * _VARIETY_IMAGES
     seeds = [3_000_000 + k for k in range(_VARIETY_IMAGES)]
-    drawn = sample(pipeline, prompts, seeds, **asdict(sampling))
+    drawn = sample(pipeline, prompts, seeds, sampling=sampling)
     rendered = [training_scene((8, k), (name,)) for k in range(_VARIETY_IMAGES)]
     renders = [Image.fromarray(scene.image) for scene in rendered]
     images = _pairwise(_thumbnails(drawn)) / _pairwise(_thumbnails(renders))

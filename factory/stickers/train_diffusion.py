@@ -10,11 +10,9 @@ from diffusers import AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from factory.config.guidance import GuidanceSchedule
-from factory.config.stickers import GUIDANCE, SCHEDULE, STEPS
 from factory.config.vocabulary import caption, coco
 from factory.errors import UserError
-from factory.stickers.sampling import sample
+from factory.stickers.sampling import Sampling, sample
 from factory.stickers.text_to_image import (
     LATENT_FACTOR,
     NOISE,
@@ -105,9 +103,9 @@ class DiffusionTask:
         return as_pipeline(model, self.tokenizer, self.autoencoder)
 
     @property
-    def sampling(self) -> tuple[int, float, GuidanceSchedule]:
-        """Steps, guidance and its schedule for the sample sheets."""
-        return STEPS, GUIDANCE, SCHEDULE
+    def sampling(self) -> Sampling:
+        """The sampling options for the sample sheets."""
+        return Sampling()
 
     def sample_sheet(self, model: nn.Module) -> Image.Image:
         """One image of every class, then images of pairs."""
@@ -116,8 +114,7 @@ class DiffusionTask:
         names = coco().names
         pairs = [caption((names[k], names[(k * 7 + 31) % len(names)])) for k in range(0, len(names), 4)]
         prompts = [caption((name,)) for name in names] + pairs
-        steps, guidance, schedule = self.sampling
-        pictures = sample(pipeline, prompts, range(len(prompts)), steps=steps, guidance=guidance, schedule=schedule)
+        pictures = sample(pipeline, prompts, range(len(prompts)), sampling=self.sampling)
         return tile([pictures[row : row + 20] for row in range(0, len(pictures), 20)])
 
     def figures(self, model: nn.Module) -> dict[str, float]:

@@ -16,8 +16,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from factory.config.guidance import CONSTANT, GuidanceSchedule, linear_scale
+from factory.config.guidance import CONSTANT, linear_scale
 from factory.files.digest import folder_digest
+from factory.stickers.sampling import Sampling
 from factory.stickers.text_to_image import TextToImage, as_pipeline, load_weights, new_text_to_image
 from factory.stickers.train_diffusion import DiffusionTask
 from factory.training.precision import autocast
@@ -102,9 +103,9 @@ class TurboTask(DiffusionTask):
         return as_pipeline(model, self.tokenizer, self.autoencoder, few_steps=True)
 
     @property
-    def sampling(self) -> tuple[int, float, GuidanceSchedule]:
+    def sampling(self) -> Sampling:
         """The steps of the stage, without guidance."""
-        return self.stage.steps, 1.0, CONSTANT
+        return Sampling(self.stage.steps, 1.0, CONSTANT)
 
     def _scales(self, level: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.alphas[level].to(self.device)[:, None, None, None]
