@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import UperNetForSemanticSegmentation
 
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 
+MIN_SCORE = 0.5
+"""Minimum score of an instance that counts as found."""
 _SIDES = (144, 176)
 """Test-time augmentation: the predictions for an image and for its mirror image, at these sides, are averaged.
 
@@ -58,8 +60,7 @@ class StickerDetector:
                 folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
         except Exception as error:  # truncated and unrelated weights raise many kinds of errors
-            message = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(f"the detector {folder} cannot be loaded ({message}); copy it again.") from error
+            raise UserError(f"the detector {folder} cannot be loaded ({one_line(error)}); copy it again.") from error
         mismatched = sorted([*report["missing_keys"], *report["unexpected_keys"]])
         if mismatched:
             raise UserError(

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from factory.stickers.detector import StickerDetector
 
 
-def open_pipeline(model: str | Path = STICKERS, device: str = "cpu") -> "StableDiffusionPipeline":
-    """An embedded text-to-image model or another diffusers folder, in full precision and without a progress bar.
+def open_pipeline(model: str | Path = STICKERS) -> "StableDiffusionPipeline":
+    """An embedded text-to-image model or another diffusers folder, on the CPU in float32 and without a progress bar.
 
     UserError if the folder is not a Stable Diffusion pipeline, or if its weights do not match its configuration.
     """
@@ -30,11 +30,11 @@ def open_pipeline(model: str | Path = STICKERS, device: str = "cpu") -> "StableD
         raise UserError(f"{folder} is a {type(pipeline).__name__}; give the folder of a StableDiffusionPipeline.")
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.to(memory_format=torch.channels_last)
-    return pipeline.to(device)
+    return pipeline
 
 
-def open_detector(folder: Path | None = None, device: str = "cpu") -> "StickerDetector":
-    """The embedded detector, or one that the training recipe wrote elsewhere."""
+def open_detector(folder: Path | None = None) -> "StickerDetector":
+    """The embedded detector, or one that the training recipe wrote elsewhere, on the CPU."""
     from factory.stickers.detector import StickerDetector
 
-    return StickerDetector.from_pretrained(folder or detector_folder(), device)
+    return StickerDetector.from_pretrained(folder or detector_folder())

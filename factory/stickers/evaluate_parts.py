@@ -11,12 +11,13 @@ from PIL import Image
 
 from factory.config.vocabulary import coco
 from factory.stickers.atlas import TRAIN_STYLES
-from factory.stickers.detector import DetectedInstance, StickerDetector
-from factory.stickers.scenes import Scene, random_class_names, render_scene
+from factory.stickers.detector import MIN_SCORE, DetectedInstance, StickerDetector
+from factory.stickers.scenes import random_class_names, render_scene
 from factory.stickers.train_autoencoder import round_trip_psnr, to_picture, to_tensor
+from factory.stickers.train_detector import label_map
 
-MIN_SCORE = 0.5
-"""Minimum score of an instance that counts as found."""
+_ROUGHNESS_SCENES = 32
+
 Report = Callable[[str], None]
 
 
@@ -56,7 +57,7 @@ def mask_iou(detector: StickerDetector, styles: tuple[str, ...], scenes: int, re
         ]
         pixels = torch.from_numpy(np.stack([scene.image for scene in batch])).to(detector.device)
         predicted = detector.probabilities(pixels).argmax(1).cpu().numpy()
-        truth = np.stack([_labels(scene) for scene in batch])
+        truth = np.stack([label_map(scene) for scene in batch])
         for k in np.union1d(np.unique(predicted), np.unique(truth)):
             overlap[k] += ((predicted == k) & (truth == k)).sum()
             union[k] += ((predicted == k) | (truth == k)).sum()
@@ -122,9 +123,10 @@ def _kept(autoencoder: AutoencoderTiny, detector: StickerDetector, scenes: int, 
 
 
 @torch.no_grad()
-def _roughness(autoencoder: AutoencoderTiny, scenes: int = 32) -> float:
+def _roughness(autoencoder: AutoencoderTiny) -> float:
     names = coco().names
-    drawn = [render_scene((32, k), random_class_names(np.random.default_rng((32, k)), names)) for k in range(scenes)]
+    seeds = [(32, k) for k in range(_ROUGHNESS_SCENES)]
+    drawn = [render_scene(seed, random_class_names(np.random.default_rng(seed), names)) for seed in seeds]
     device = next(autoencoder.parameters()).device
     latents = autoencoder.encode(torch.stack([to_tensor(scene.image) for scene in drawn]).to(device)).latents.float()
     latents = latents - latents.mean(dim=(2, 3), keepdim=True)
@@ -132,7 +134,3 @@ def _roughness(autoencoder: AutoencoderTiny, scenes: int = 32) -> float:
     down, across = (torch.fft.fftfreq(side, device=device).abs() for side in power.shape)
     rough = torch.maximum(down[:, None], across[None]) > 0.25
     return float(power[rough].sum() / power.sum())
-
-
-def _labels(scene: Scene) -> NDArray[np.int64]:
-    return np.array([0, *(coco().names.index(name) + 1 for name in scene.class_names)])[scene.instance_map]

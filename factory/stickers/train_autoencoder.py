@@ -13,13 +13,11 @@ from torch.nn import functional
 
 from factory.config.vocabulary import coco
 from factory.generator.weights import load_model
-from factory.stickers.atlas import STYLES, TRAIN_STYLES
 from factory.stickers.scenes import random_class_names, render_scene
 from factory.stickers.text_to_image import LATENT_CHANNELS
 from factory.training.loop import tile
 from factory.training.precision import autocast
 
-assert set(TRAIN_STYLES) < set(STYLES)
 _CROP = 64
 _CROPS_PER_SCENE = 2
 _WIDTH = 48
@@ -132,8 +130,7 @@ def round_trip_psnr(model: AutoencoderTiny, scenes: int) -> float:
         ]
         pixels = torch.stack([to_tensor(scene.image) for scene in drawn]).to(device)
         decoded = model.decode(model.encode(pixels).latents).sample.float()
-        quantised = ((decoded.clamp(-1, 1) + 1) * 127.5).round()
-        total += ((quantised - (pixels + 1) * 127.5) ** 2).mean(dim=(1, 2, 3)).sum().item()
+        total += ((quantised(decoded) - (pixels + 1) * 127.5) ** 2).mean(dim=(1, 2, 3)).sum().item()
     return float(10 * np.log10(255**2 / (total / scenes)))
 
 
@@ -144,8 +141,12 @@ def to_tensor(image: np.ndarray) -> Tensor:
 
 def to_picture(pixels: Tensor) -> Image.Image:
     """Convert float (3, H, W) in -1..1 to an image."""
-    clipped = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(clipped.permute(1, 2, 0).cpu().numpy())
+    return Image.fromarray(quantised(pixels.float()).to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+
+
+def quantised(pixels: Tensor) -> Tensor:
+    """Pixel values in -1..1, which are clipped, as whole numbers in 0..255 of the same dtype."""
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round()
 
 
 def _crops(step: int, batch: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,10 @@ from transformers import ResNetConfig, UperNetConfig, UperNetForSemanticSegmenta
 from factory.config.vocabulary import coco
 from factory.generator.weights import load_model
 from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
-from factory.stickers.detector import DetectedInstance, StickerDetector, network_input
+from factory.stickers.detector import MIN_SCORE, DetectedInstance, StickerDetector, network_input
 from factory.stickers.scenes import Scene, random_class_names, render_scene
 from factory.stickers.text_to_image import open_autoencoder, open_in_float32
+from factory.stickers.train_autoencoder import quantised
 from factory.training.loop import tile
 from factory.training.precision import autocast
 
@@ -107,8 +108,7 @@ class DetectorTask:
             noise = torch.randn(latents.shape).to(latents) / self.autoencoder.config["scaling_factor"]
             decoded = self.autoencoder.decode(latents + spread * noise).sample.float()
         reconstructed = images.copy()
-        quantised = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        reconstructed[selected] = quantised.permute(0, 2, 3, 1).cpu().numpy()
+        reconstructed[selected] = quantised(decoded).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return reconstructed
 
     def sample_sheet(self, model: nn.Module) -> Image.Image:
@@ -226,10 +226,10 @@ def _hue_matrix(turn: float, saturation: float) -> NDArray[np.float32]:
     return matrix
 
 
-def draw_instances(picture: Image.Image, instances: list[DetectedInstance], min_score: float = 0.5) -> Image.Image:
-    """The image with a coloured mask, box and label for each instance."""
+def draw_instances(picture: Image.Image, instances: list[DetectedInstance]) -> Image.Image:
+    """The image with a coloured mask, box and label for each instance with a score of at least `MIN_SCORE`."""
     pixels = np.asarray(picture).astype(np.float32)
-    kept = [instance for instance in instances if instance.score >= min_score]
+    kept = [instance for instance in instances if instance.score >= MIN_SCORE]
     for instance in kept:
         pixels[instance.mask] = 0.55 * pixels[instance.mask] + 0.45 * np.array(_colour(instance.class_name))
     drawn = Image.fromarray(pixels.astype(np.uint8))
