@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from factory.config.sections import GeneratorRecipe
 from factory.config.stickers import EMBEDDED_MODELS
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 from factory.files.atomic import write_atomically
 from factory.files.digest import folder_digest
 from factory.files.paths import expanded, local_path
@@ -16,6 +16,9 @@ from factory.files.strict_json import dumps
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from factory.grounder.modules.guided import GuidedModule
+    from factory.grounder.modules.paper import PaperModule
 
 MODULES = ("guided", "paper", "paper-cfg")
 CONFIG, WEIGHTS, CARD, METRICS = "config.json", "model.safetensors", "README.md", "metrics.json"
@@ -47,7 +50,7 @@ class GrounderConfig:
     noise_seed: int = 0
     lora: str | None = None
     format: int = 2
-    kind: str = field(default=_KIND)
+    kind: str = _KIND
 
 
 def grounder_folder(name: str) -> Path:
@@ -106,19 +109,29 @@ def check_fits(name: str, config: GrounderConfig, generator: GeneratorRecipe) ->
         )
 
 
-def build_module(config: GrounderConfig) -> "nn.Module":
-    """The network with random weights."""
-    from factory.grounder.modules.backbone import Backbone
-    from factory.grounder.modules.guided import GuidedModule, GuidedOptions
+def module_class(name: str) -> "type[GuidedModule | PaperModule]":
+    """The class of a module in MODULES; its `needs` name what the generator has to capture."""
+    from factory.grounder.modules.guided import GuidedModule
     from factory.grounder.modules.paper import PaperModule
     from factory.grounder.modules.published import PublishedModule
 
-    backbone = Backbone.from_dict(config.backbone)
-    if config.module == "paper":
-        return PaperModule(backbone)
-    if config.module == "paper-cfg":
-        return PublishedModule(backbone)
-    return GuidedModule(backbone, GuidedOptions.from_dict(config.options))
+    classes: dict[str, type[GuidedModule | PaperModule]] = {
+        "guided": GuidedModule,
+        "paper": PaperModule,
+        "paper-cfg": PublishedModule,
+    }
+    return classes[name]
+
+
+def build_module(config: GrounderConfig) -> "GuidedModule | PaperModule":
+    """The network with random weights."""
+    from factory.grounder.modules.backbone import Backbone
+    from factory.grounder.modules.guided import GuidedModule, GuidedOptions
+
+    backbone, kind = Backbone.from_dict(config.backbone), module_class(config.module)
+    if issubclass(kind, GuidedModule):
+        return kind(backbone, GuidedOptions.from_dict(config.options))
+    return kind(backbone)
 
 
 def save_grounder(module: "nn.Module", config: GrounderConfig, metrics: Mapping[str, Any], folder: Path) -> None:
@@ -143,7 +156,7 @@ def _halved(name: str, value: "Tensor") -> "Tensor":
     return half if half.isfinite().all() else value
 
 
-def load_grounder(folder: Path) -> tuple["nn.Module", GrounderConfig]:
+def load_grounder(folder: Path) -> tuple["GuidedModule | PaperModule", GrounderConfig]:
     """The network in float32 and eval mode, and its config.
 
     Raises UserError if the weights are truncated, foreign, NaN or infinite.
@@ -156,8 +169,9 @@ def load_grounder(folder: Path) -> tuple["nn.Module", GrounderConfig]:
     try:
         module.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
     except (SafetensorError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder / WEIGHTS} does not fit the config ({reason}); copy or train it again.") from error
+        raise UserError(
+            f"{folder / WEIGHTS} does not fit the config ({one_line(error)}); copy or train it again."
+        ) from error
     for name, value in module.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise UserError(f"{folder / WEIGHTS} contains NaN or infinity in {name}; train the grounder again.")

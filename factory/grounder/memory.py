@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 _MAX_SAMPLES = 64
 """Samples among which the one with the most classes is measured, because logits are per class."""
-_OF_GPU, _OF_HOST = 0.85, 0.5
+_GPU_SHARE, _HOST_SHARE = 0.85, 0.5
 """Shares of the free memory that a step may use; a host needs memory for shards, too."""
 _TRANSIENT = 2.0
 """On a CPU only tensors saved for the backward pass are counted; this factor allows for transient ones."""
@@ -44,7 +44,7 @@ def free_bytes(device: str) -> float:
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return _OF_GPU * (free + unused)
+        return _GPU_SHARE * (free + unused)
     fields = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     free = next(1024 * int(size) for name, size, *_ in fields if name == "MemAvailable:")
     group = Path("/sys/fs/cgroup")
@@ -53,7 +53,7 @@ def free_bytes(device: str) -> float:
         free = free if limit == "max" else min(free, int(limit) - int(used))
     except OSError:
         pass
-    return _OF_HOST * max(0, free)
+    return _HOST_SHARE * max(0, free)
 
 
 def _bytes_per_sample(task: "GrounderTask") -> float:

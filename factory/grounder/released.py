@@ -80,8 +80,7 @@ def load_released(module: PublishedModule, path: Path) -> None:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = one_line(error)
-        raise UserError(f"the checkpoint {path} cannot be read ({reason}); download it again.") from error
+        raise UserError(f"the checkpoint {path} cannot be read ({one_line(error)}); download it again.") from error
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path} is not a checkpoint of the released module: it is not a dictionary of tensors.")
     entries = layout(module)

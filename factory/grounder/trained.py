@@ -25,7 +25,7 @@ class TrainedGrounder:
         self._module, self.config = load_grounder(folder)
         self._module.to(device)
         self._folder, self._device, self._threads = folder, device, threads
-        self.needs: frozenset[str] = self._module.needs  # type: ignore[assignment]
+        self.needs = self._module.needs
         self._parts = FittingParts(f"the masks of one image by the grounder {folder}", "segments")
 
     def ground(self, generated: Sequence[Generated], prompts: Sequence[Prompt]) -> list[Grounded]:

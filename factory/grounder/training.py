@@ -17,7 +17,7 @@ from factory.generator.load import check_unchanged
 from factory.generator.memory import FittingParts
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleDataset, OracleSample, OracleSource, first_samples, held_out_samples
-from factory.grounder.folder import GrounderConfig, build_module, load_grounder, save_grounder
+from factory.grounder.folder import GrounderConfig, build_module, load_grounder, module_class, save_grounder
 from factory.grounder.iou import IoUMeter
 from factory.grounder.loss import binary_loss, competing_loss
 from factory.grounder.modules.backbone import Backbone
@@ -69,8 +69,7 @@ class GrounderTask:
         self.recipe = recipe.model_copy(
             update={"generator": recipe.generator.model_copy(update={"threads": torch.get_num_threads()})}
         )
-        needs = _needs(options.module)
-        self.reader = PipelineGenerator(self.recipe, device, needs)
+        self.reader = PipelineGenerator(self.recipe, device, module_class(options.module).needs)
         self.validation = held_out_samples(datasets, HELD_OUT, _MAX_VALIDATION)
         (first,) = first_samples(datasets[0], 1)
         self.backbone = Backbone.of(self._read([first]), transformer=not self.reader.family.is_unet)
@@ -198,19 +197,6 @@ def _features_and_classes(dataset: OracleDataset) -> tuple[Any, ...]:
     settings = recipe.generator
     generator = (settings.model, settings.revision, settings.adapter, settings.width, settings.height)
     return generator, recipe.masks.noise_level, recipe.masks.noise_seed, recipe.classes, recipe.oracle
-
-
-def _needs(module: str) -> frozenset[str]:
-    from factory.grounder.modules.guided import GuidedModule
-    from factory.grounder.modules.paper import PaperModule
-    from factory.grounder.modules.published import PublishedModule
-
-    needs: dict[str, frozenset[str]] = {
-        "guided": GuidedModule.needs,
-        "paper": PaperModule.needs,
-        "paper-cfg": PublishedModule.needs,
-    }
-    return needs[module]
 
 
 def _found(samples: Sequence[OracleSample], max_classes: int) -> Tensor:
