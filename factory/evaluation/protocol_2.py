@@ -56,7 +56,7 @@ def compare(
     """
     named = _pairs(segmenters, "segmenter")
     roots = _pairs(reals, "--real")
-    chosen_device(device)
+    device = chosen_device(device)
     for folder in named.values():
         open_segmenter(folder, images)
     opened = {real: open_test(replace(images, root=root), report) for real, root in roots.items()}

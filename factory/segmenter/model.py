@@ -27,6 +27,8 @@ from factory.files.paths import expanded
 from factory.files.strict_json import dumps
 
 ARCHITECTURES = ("segformer", "maskformer", "mask2former")
+_MASK_CLASSIFIERS = ("maskformer", "mask2former")
+"""The types in config.json of models that classify masks instead of pixels."""
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
@@ -43,7 +45,7 @@ class Segmenter(nn.Module):
         self.network = network
         config: Any = network.config
         self.names = tuple(names)
-        self.is_mask_classification = config.model_type in ("maskformer", "mask2former")
+        self.is_mask_classification = config.model_type in _MASK_CLASSIFIERS
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """The loss of uint8 images (B, 3, H, W) and uint8 labels (B, H, W), in which 255 is ignored.
@@ -105,14 +107,18 @@ def new_segmenter(architecture: str, names: Sequence[str]) -> Segmenter:
     `names` are the classes, starting with background. UserError if `architecture` is none of these or its weights are
     incomplete.
     """
-    labels = dict(enumerate(names))
-    id_maps: dict[str, Any] = {"id2label": labels, "label2id": {name: index for index, name in labels.items()}}
+    id_maps = _id_maps(names)
     if architecture in ARCHITECTURES:
         return Segmenter(_randomly_initialised(architecture, id_maps), names)
     architecture = str(expanded(architecture))
     network, report = _pretrained(architecture, id_maps)
     _check_only_head_is_new(architecture, network, report)
     return Segmenter(network, names)
+
+
+def _id_maps(names: Sequence[str]) -> dict[str, Any]:
+    """Options of a configuration of transformers for a model of these classes."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
 def _check_only_head_is_new(source: str, network: Any, report: _LoadingReport) -> None:
@@ -158,15 +164,15 @@ def _pretrained(source: str, id_maps: dict[str, Any]) -> tuple[nn.Module, _Loadi
     """
     try:
         config = AutoConfig.from_pretrained(source)
-        is_mask_classification = config.model_type in ("maskformer", "mask2former")
-        kind = AutoModelForUniversalSegmentation if is_mask_classification else AutoModelForSemanticSegmentation
+        classifies_masks = config.model_type in _MASK_CLASSIFIERS
+        kind = AutoModelForUniversalSegmentation if classifies_masks else AutoModelForSemanticSegmentation
         network, loading = kind.from_pretrained(
             source, ignore_mismatched_sizes=True, output_loading_info=True, **id_maps
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        message = one_line(error)
         raise UserError(
-            f"{source} is not a segmentation model ({message}); give {', '.join(ARCHITECTURES)}, a folder or a hub id."
+            f"{source} is not a segmentation model ({one_line(error)}); give {', '.join(ARCHITECTURES)}, a folder or a "
+            f"hub id."
         ) from error
     broken = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
     if broken:
@@ -199,9 +205,7 @@ def load_segmenter(folder: Path) -> Segmenter:
         raise UserError(
             f"{folder} is not a segmenter folder ({error}); train one with `factory train-segmenter`."
         ) from error
-    labels = dict(enumerate(names))
-    id_maps = {"id2label": labels, "label2id": {name: index for index, name in labels.items()}}
-    network, report = _pretrained(str(folder), id_maps)
+    network, report = _pretrained(str(folder), _id_maps(names))
     differences = [
         f"{len(keys)} {kind} ({keys[0]})"
         for kind, keys in (

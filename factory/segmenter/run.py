@@ -121,9 +121,9 @@ def evaluate_here(
     """Evaluate a segmenter. UserError if its classes differ from those of `test`."""
     from factory.training.devices import chosen_device
 
-    device = chosen_device(device)
+    chosen = chosen_device(device)
     model = open_segmenter(folder, test)
-    return evaluate(model, test, open_test(test, report), device, threads, report)
+    return evaluate(model, test, open_test(test, report), chosen, threads, report)
 
 
 def open_segmenter(folder: Path, test: RealImages) -> "Segmenter":
@@ -161,13 +161,11 @@ def evaluate(
     threads: int,
     report: Callable[[str], None],
 ) -> "SegmenterScore":
-    """The score of a segmenter on `images`, as opened by `open_segmenter` and `open_test`."""
+    """The score of a segmenter on `images`, as opened by `open_segmenter` and `open_test`, on a resolved device."""
     import torch
 
     from factory.segmenter.evaluate import score
-    from factory.training.devices import chosen_device
 
-    device = chosen_device(device)
     if threads:
         torch.set_num_threads(threads)
     unseen = parse_classes(test.classes).unseen(test.split) if test.split is not None else ()

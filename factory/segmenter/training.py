@@ -17,7 +17,7 @@ from factory.labelled.interface import LabelledImage
 from factory.segmenter.data import LabelledSource
 from factory.segmenter.model import Segmenter, load_segmenter, new_segmenter, save_segmenter
 from factory.training.loop import rank_and_world, tile
-from factory.training.precision import bfloat16_pays
+from factory.training.precision import autocast
 from factory.training.stream import SampleStream
 
 _SHEET_SAMPLES = 12
@@ -65,10 +65,7 @@ class SegmenterTask:
         crops = self._crops(step, batch, seed)
         images = torch.from_numpy(np.stack([image for image, _ in crops])).permute(0, 3, 1, 2).to(self.device)
         labels = torch.from_numpy(np.stack([labels for _, labels in crops])).to(self.device)
-        kind = self.device.split(":")[0]
-        with torch.autocast(
-            kind, torch.bfloat16, enabled=bfloat16_pays(kind) and not self.model.is_mask_classification
-        ):
+        with autocast(self.device, enabled=not self.model.is_mask_classification):
             return self.model.loss(images, labels)
 
     def _crops(self, step: int, batch: int, seed: int) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from factory.training.precision import bfloat16_pays
 
+_MOMENTUM = 0.95
+_ADAM_BETAS = (0.9, 0.99)
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration: steep at zero, and close to 1 everywhere after five steps."""
 _NEWTON_SCHULZ_STEPS = 5
@@ -47,8 +49,8 @@ class Muon(torch.optim.Optimizer):
     (out, in * height * width).
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], momentum: float = 0.95) -> None:
-        super().__init__(groups, {"muon": False, "lr": 1e-3, "weight_decay": 0.0, "momentum": momentum})
+    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+        super().__init__(groups, {"muon": False, "lr": 1e-3, "weight_decay": 0.0, "momentum": _MOMENTUM})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -73,7 +75,8 @@ class Muon(torch.optim.Optimizer):
         scale: float = 0.2 * max(matrix.shape) ** 0.5
         return scale * orthogonalized(matrix).reshape(weight.shape).to(weight.dtype)
 
-    def _adam(self, weight: Tensor, gradient: Tensor, beta1: float = 0.9, beta2: float = 0.99) -> Tensor:
+    def _adam(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        beta1, beta2 = _ADAM_BETAS
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros(())

@@ -9,7 +9,7 @@ def bfloat16_pays(kind: str) -> bool:
     return kind != "cpu" or bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def autocast(device: str) -> torch.autocast:
-    """bfloat16 autocast on `device` (such as `cuda:1`) if it is faster, else disabled autocast."""
+def autocast(device: str, enabled: bool = True) -> torch.autocast:
+    """bfloat16 autocast on `device` (such as `cuda:1`) if it is `enabled` and faster, else disabled autocast."""
     kind = device.split(":")[0]
-    return torch.autocast(kind, torch.bfloat16, enabled=bfloat16_pays(kind))
+    return torch.autocast(kind, torch.bfloat16, enabled=enabled and bfloat16_pays(kind))
