@@ -1,6 +1,7 @@
 """The samples that a report shows: random ones, the worst, rejected ones and near-duplicates."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from factory.config.keys import key_of
@@ -70,10 +71,8 @@ class Audit:
         }
 
     def _draw(self, name: str, draw: Callable[[], Image]) -> None:
-        try:
+        with suppress(ValueError):  # the page shows a placeholder; `verify` reports the damage
             self.thumbnails[name] = draw()
-        except ValueError:
-            return  # the page shows a placeholder; `verify` reports the damage
 
     def _known_ids(self, names: Sequence[str]) -> list[int]:
         return [self._ids[name] for name in names if name in self._ids]

@@ -37,8 +37,7 @@ class Counts:
 
     def parse(self, data: Mapping[str, Any]) -> dict[str, float]:
         """Shares by category."""
-        counts = {str(name): float(count) for name, count in data.items()}
-        return _normalised(counts)
+        return _normalised({str(name): float(count) for name, count in data.items()})
 
     def distance(self, now: dict[str, float], before: dict[str, float]) -> float:
         """The divergence of two distributions."""

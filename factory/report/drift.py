@@ -109,7 +109,7 @@ def drift(report: Report, previous: Sequence[Report], compare: Report | None = N
         "settings": _changed_settings(report, previous[-1]) if previous else [],
         "compare_settings": _changed_settings(report, compare) if compare else [],
         "notes": _notes(len(previous)),
-        "history": [_history(item) for item in [*previous[-LEARNING_NIGHTS:], report]],
+        "history": [_history(recent) for recent in [*previous[-LEARNING_NIGHTS:], report]],
     }
 
 

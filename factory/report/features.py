@@ -16,7 +16,7 @@ from factory.dataset.records import Image
 from factory.files.embedded_models import detector_folder
 
 IMAGES = 1000
-"""Images whose features are computed, about; all of a smaller dataset."""
+"""Approximate number of images whose features are computed; all images of a smaller dataset."""
 FREQUENCIES = 256
 BANDWIDTH = 0.4
 """Standard deviation of the Gaussian kernel; typical images of one dataset are 0.57 apart."""

@@ -13,7 +13,7 @@ MEASURED_SIDE = 256
 """Images whose shorter side has at least twice as many pixels are decoded at 1/2, 1/4 or 1/8 of their size."""
 FEATURE_SIDE = 128
 DARK, BRIGHT = 2, 253
-"""Luminance at or below, or at or above, these values counts as clipped."""
+"""Pixels with a luminance of at most DARK or at least BRIGHT count as clipped."""
 _LEAST_CLIPPED = 1e-4
 
 

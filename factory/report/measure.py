@@ -76,7 +76,7 @@ def measure(store: Store, watch: Watch = lambda samples: None, features: int = I
     duplicates = find_duplicates(hashes)
     images = Audit({entry.name: entry.id for entry in recipe.vocabulary().classes})
     audited: dict[str, Any] = {"random": [], "worst": [], "rejected": {}}
-    similar: list[list[Example]] = []
+    groups: list[list[dict[str, Any]]] = []
     if audit:
         audited = {
             "random": images.samples("random", random.items()),
@@ -84,7 +84,7 @@ def measure(store: Store, watch: Watch = lambda samples: None, features: int = I
             "rejected": images.rejected(rejected_images(store, sums.shards_with_rejections())),
         }
         similar = duplicate_examples(store, duplicates, indices.tolist(), contents.shard_of)
-    groups = [images.samples(f"group{number}", group) for number, group in enumerate(similar)]
+        groups = [images.samples(f"group{number}", group) for number, group in enumerate(similar)]
     data = {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -153,8 +153,8 @@ def settings(recipe: Recipe) -> dict[str, Any]:
 
     def flatten(value: Any, name: str) -> None:
         if isinstance(value, dict) and value:
-            for key, item in value.items():
-                flatten(item, f"{name}.{key}" if name else str(key))
+            for key, entry in value.items():
+                flatten(entry, f"{name}.{key}" if name else str(key))
         elif isinstance(value, list) and len(value) > 8:
             flat[name] = f"{len(value)} entries"
         else:

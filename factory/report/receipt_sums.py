@@ -29,10 +29,8 @@ class WorkerSums:
 class ReceiptSums:
     """Adds up receipts. `with_reason` holds a random selection of shards for each rejection reason."""
 
-    shards: int = 0
     accepted: int = 0
     attempts: int = 0
-    bytes: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     exhausted: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -44,18 +42,16 @@ class ReceiptSums:
 
     def add(self, receipt: Receipt) -> None:
         """Add a receipt."""
-        self.shards += 1
         self.accepted += receipt.accepted
         self.attempts += receipt.attempts
-        self.bytes += receipt.tar.bytes
         self.rejected.update(receipt.rejected)
         self.exhausted += receipt.short
         seconds = _seconds(receipt.seconds)
         for step, value in seconds.items():
             self.seconds[step] = self.seconds.get(step, 0.0) + value
         self.versions.update([str(receipt.versions.get("dataset-factory", "unknown"))])
-        where = tuple(str(receipt.worker.get(name, "")) for name in ("host", "device", "pid"))
-        worker = self.workers.setdefault((where[0], where[1], where[2]), WorkerSums())
+        host, device, process = (str(receipt.worker.get(name, "")) for name in ("host", "device", "pid"))
+        worker = self.workers.setdefault((host, device, process), WorkerSums())
         worker.shards += 1
         worker.samples += receipt.accepted
         worker.attempts += receipt.attempts
@@ -104,7 +100,7 @@ class ReceiptSums:
         }
 
     def _workers(self) -> list[dict[str, Any]]:
-        rows = [
+        workers = [
             {
                 "host": host,
                 "device": device,
@@ -115,18 +111,17 @@ class ReceiptSums:
             }
             for (host, device, process), worker in self.workers.items()
         ]
-        rows.sort(key=lambda row: (-row["samples"], row["host"], row["device"], row["process"]))
-        return rows[:_WORKERS_SHOWN]
+        workers.sort(key=lambda worker: (-worker["samples"], worker["host"], worker["device"], worker["process"]))
+        return workers[:_WORKERS_SHOWN]
 
 
 def _seconds(recorded: Mapping[str, Any]) -> dict[str, float]:
     """The valid entries of a receipt's `seconds`."""
-    valid = {
+    return {
         str(step): float(value)
         for step, value in recorded.items()
         if isinstance(value, (int, float)) and 0 <= value < 1e9
     }
-    return valid
 
 
 def _rate(count: int, seconds: float) -> float | None:

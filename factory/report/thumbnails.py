@@ -15,7 +15,8 @@ from factory.files.decode import decode_jpeg
 from factory.report.shard_measures import Example
 
 _COLOURS = ((255, 176, 0), (86, 180, 233), (0, 200, 140), (230, 120, 200))
-"""Of the first, second, ... object: distinguishable with colour blindness, visible on dark and light images."""
+"""Outline colours of an image's objects, in turn. People with colour blindness can distinguish them, and they are
+visible on dark and light images."""
 _FILL = 0.22
 ENCODINGS = ((MAX_SIDE, 80), (112, 70), (96, 60), (72, 50), (48, 40))
 """(longer side in pixels, WebP quality), from the best to the smallest."""
@@ -25,7 +26,7 @@ def example_thumbnail(example: Example) -> Image:
     """The thumbnail of a sample, uint8 RGB. Raises ValueError if the image or a mask is damaged."""
     picture = Pictures.fromarray(decode_jpeg(example.jpeg))
     size = thumbnail_size(*picture.size)
-    masks = [resized_mask(decode_rle(item["segmentation"]), size) for item in example.record["annotations"]]
+    masks = [resized_mask(decode_rle(found["segmentation"]), size) for found in example.record["annotations"]]
     return outlined(np.asarray(picture.resize(size, Pictures.Resampling.BOX)), masks)
 
 
