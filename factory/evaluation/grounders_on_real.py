@@ -9,6 +9,7 @@ import torch
 
 from factory.dataset.storage import Store
 from factory.errors import UserError
+from factory.evaluation.markdown import percent
 from factory.files.paths import split_named_path
 from factory.generator.load import check_unchanged
 from factory.generator.pipeline import PipelineGenerator
@@ -118,8 +119,6 @@ def as_markdown(results: Sequence[RealResult]) -> str:
     """The results as a table, in percent."""
     lines = ["| dataset | grounder | split | mIoU | seen classes | unseen classes | images |", "|---" * 7 + "|"]
     for result in results:
-        figures = " | ".join(
-            "" if value != value else f"{100 * value:.1f}" for value in (result.miou, result.seen, result.unseen)
-        )
+        figures = " | ".join(percent(share) for share in (result.miou, result.seen, result.unseen))
         lines.append(f"| {result.real} | {result.method} | {result.split} | {figures} | {result.images} |")
     return "\n".join(lines)

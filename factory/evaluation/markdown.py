@@ -1,5 +1,6 @@
 """Result tables in Markdown files: a command's output between two markers."""
 
+import math
 import re
 from pathlib import Path
 
@@ -18,6 +19,11 @@ def check_page(page: Path) -> None:
             page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--table {page} is not a readable text file in UTF-8 ({error}); give another file.") from error
+
+
+def percent(share: float) -> str:
+    """A share as a cell of a table, in percent; empty for NaN."""
+    return "" if math.isnan(share) else f"{100 * share:.1f}"
 
 
 def write_table(page: Path, text: str, name: str) -> None:

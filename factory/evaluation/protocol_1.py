@@ -1,9 +1,8 @@
 """Protocol I: evaluate grounders on newly generated images against the detector's masks."""
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,11 @@ from factory.config.plan import PlannedSample
 from factory.config.prompts import Prompt, captioned
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.records import Grounded
+from factory.detector.fitting import FittingDetector
+from factory.detector.load import open_detector
 from factory.detector.oracle import OracleGrounder
 from factory.errors import UserError
+from factory.evaluation.markdown import percent
 from factory.files.atomic import write_atomically
 from factory.files.strict_json import dumps
 from factory.generation.pin import pin_recipe
@@ -162,9 +164,6 @@ class SplitEvaluation:
         self._vocabulary, self._batch = recipe.vocabulary(), recipe.batch
         self._seen = list(config.classes_seen)
         self._unseen = [name for name in self._vocabulary.names if name not in config.classes_seen]
-        from factory.detector.fitting import FittingDetector
-        from factory.detector.load import open_detector
-
         self.detector = FittingDetector(open_detector(recipe, device), recipe.masks.detector)
         self._oracle = OracleGrounder(self.detector, recipe.masks)
         attention = AttentionGrounder(recipe.masks)
@@ -261,7 +260,7 @@ def as_markdown(results: Sequence[GrounderResult], classes: str) -> str:
     for name, figures in PAPER.get(classes, {}).items():
         lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in figures)} |")
     for method, by_group in averaged(results):
-        lines.append(f"| `{method}` | {' | '.join(_percent(by_group[group]) for group in GROUPS)} |")
+        lines.append(f"| `{method}` | {' | '.join(percent(by_group[group]) for group in GROUPS)} |")
     splits = dict.fromkeys(result.split for result in results)
     # All methods of a split are measured on the same images.
     images = {(result.split, result.group): result.images for result in results}
@@ -270,14 +269,8 @@ def as_markdown(results: Sequence[GrounderResult], classes: str) -> str:
     return "\n".join(lines)
 
 
-def _percent(share: float) -> str:
-    return "" if math.isnan(share) else f"{100 * share:.1f}"
-
-
 def write_results(results: Sequence[GrounderResult], classes: str, out: Path) -> None:
     """Write `protocol-1.json` and `protocol-1.md` to a folder."""
-    from dataclasses import asdict
-
     out.mkdir(parents=True, exist_ok=True)
     data = {"classes": classes, "results": [asdict(result) for result in results], "average": dict(averaged(results))}
     write_atomically(out / "protocol-1.json", dumps(data, indent=1) + "\n")
