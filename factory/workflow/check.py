@@ -65,7 +65,7 @@ def arguments_of(where: str, name: str, options: Any, command: Any, fill: Fill) 
     for option, value in options.items():
         location = f"{where}: {name}: {option}"
         if option == "with":
-            arguments += [fill(item) for item in _values(value, location, True)]
+            arguments += [fill(argument) for argument in _values(value, location, True)]
         elif option not in known:
             raise UserError(f"{where}: {name} has no option {option!r}; its options are {', '.join(sorted(known))}.")
         elif known[option].is_flag:
@@ -73,8 +73,8 @@ def arguments_of(where: str, name: str, options: Any, command: Any, fill: Fill) 
                 raise UserError(f"{location} must be true or false, got {_shown(value)}.")
             arguments += [f"--{option}"] if value else []
         else:
-            for item in _values(value, location, bool(known[option].multiple)):
-                arguments += [f"--{option}", fill(item)]
+            for argument in _values(value, location, bool(known[option].multiple)):
+                arguments += [f"--{option}", fill(argument)]
                 if known[option].metavar == "PATH":
                     local_path(arguments[-1], f"{where}: --{option} of {name}")
     _parse(f"{where}: {name}", name, command, arguments)
@@ -88,20 +88,19 @@ def _values(value: Any, location: str, several: bool) -> list[Any]:
     if isinstance(value, list) and not several:
         raise UserError(f'{location} takes one value, got a list of {len(value)}; write names as one text: "dog,cat".')
     values = value if isinstance(value, list) else [value]
-    for item in values:
-        if not isinstance(item, str):
+    for single in values:
+        if not isinstance(single, str):
             raise UserError(
-                f"{location} must be a string or a number, got {_shown(item)}; omit an option without a value."
+                f"{location} must be a string or a number, got {_shown(single)}; omit an option without a value."
             )
     return values
 
 
 def _shown(value: Any) -> str:
-    return {None: "nothing (null)", True: "true", False: "false"}.get(value, "") if _plain(value) else repr(value)[:80]
-
-
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
+    """A value as it is written in YAML."""
+    if value is None:
+        return "nothing (null)"
+    return str(value).lower() if isinstance(value, bool) else repr(value)[:80]
 
 
 def _parse(location: str, name: str, command: Any, arguments: list[str]) -> None:

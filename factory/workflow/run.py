@@ -104,7 +104,7 @@ def load_workflow(path: Path, out: Path | None, commands: Mapping[str, Any], cha
         raise UserError(f"{path} has no value {unknown[0]!r}; its values are {', '.join(values) or 'none'}.")
     folder = out or local_path(data["out"], f"`out` of {path}")
     values = {"out": str(folder), **values, **change}
-    steps = [_step(f"{path}", name, options, commands, values) for name, options in entries]
+    steps = [_step(str(path), name, options, commands, values) for name, options in entries]
     return Workflow(folder, _chained(steps))
 
 
@@ -125,7 +125,10 @@ def run_workflow(job: Workflow, report: Callable[[str], None] = _log.info) -> No
             report(f"[{number}/{len(job.steps)}] already completed: {step.command_line()}")
             continue
         report(f"[{number}/{len(job.steps)}] {step.command_line()}")
-        kept = {digest: results for digest, results in done.items() if digest in current or not _meet(step, results)}
+        overwritten = set(step.results)
+        kept = {
+            digest: results for digest, results in done.items() if digest in current or overwritten.isdisjoint(results)
+        }
         if kept != done:
             done = kept
             write_atomically(path, json.dumps(done))
@@ -138,10 +141,6 @@ def run_workflow(job: Workflow, report: Callable[[str], None] = _log.info) -> No
             raise StepFailedError(number, step.name, code)
         done[step.digest] = step.results
         write_atomically(path, json.dumps(done))
-
-
-def _meet(step: Step, results: Iterable[str]) -> bool:
-    return bool({*step.results} & {*results})
 
 
 def _completed(path: Path) -> dict[str, list[str]]:
