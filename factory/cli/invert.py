@@ -77,6 +77,7 @@ def invert(
 
     Exit codes: those of `factory generate`.
     """
+    from factory.cli.messages import to_stderr
     from factory.cli.options import open_store
     from factory.cli.view import watching
     from factory.config.recipe import load_recipe
@@ -103,7 +104,7 @@ def invert(
         raise UserError(f"{recipe}: `generator:` must be a section with fields such as `model:`.")
     overrides = {"generator": generator, "model": model, "batch": batch, "shard_size": shard_size}
     engine = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address, "grace": grace}
-    inversion, skipped = recipe_of_folder(options, overrides, engine, lambda text: typer.echo(text, err=True))
+    inversion, skipped = recipe_of_folder(options, overrides, engine, to_stderr)
     typer.echo(f"{inversion.n} images of {real}; {skipped} skipped.", err=True)
     store = open_store(out, recipe)
     with watching(quiet=as_json) as watch:

@@ -117,10 +117,11 @@ def evaluate_segmenter(
     """
     from dataclasses import asdict
 
+    from factory.cli.messages import to_stderr
     from factory.segmenter.run import RealImages, evaluate_here
 
     images = RealImages(real, real_set, annotations, classes, split)
-    result = evaluate_here(segmenter, images, device, threads, lambda text: typer.echo(text, err=True))
+    result = evaluate_here(segmenter, images, device, threads, to_stderr)
     if as_json:
         typer.echo(dumps(asdict(result)))
         return

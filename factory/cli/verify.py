@@ -36,6 +36,7 @@ def verify(
 
     Exit codes: 0 all existing shards are sound, 2 bad input, 3 the repair failed for some shards, 5 damaged.
     """
+    from factory.cli.messages import to_stderr
     from factory.dataset.lease import leased
     from factory.dataset.state import recipe_of
     from factory.dataset.storage import Store
@@ -47,7 +48,7 @@ def verify(
     store = Store(dataset)
     recipe_of(store)  # raises before a lease is written where there is no dataset
     # The lease is held during the check too, because files that an active run is writing look like orphans.
-    with leased(store, force, lambda text: typer.echo(text, err=True)) if repair else contextlib.nullcontext() as lease:
+    with leased(store, force, to_stderr) if repair else contextlib.nullcontext() as lease:
         report = check(store)
         repaired = None
         if lease is not None and (report.damaged or report.missing or report.orphans):
