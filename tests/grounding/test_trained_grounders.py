@@ -108,10 +108,9 @@ def test_protocol_1_evaluates_every_group_of_a_split(
     trained: Path, oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the oracle's detector and a module trained for twelve steps."""
-    from factory.detector import load
     from factory.evaluation.protocol_1 import GROUPS, as_markdown, protocol_1, write_results
 
-    monkeypatch.setattr(load, "open_detector", lambda recipe, device: BandDetector(voc().names))
+    monkeypatch.setattr("factory.evaluation.protocol_1.open_detector", lambda recipe, device: BandDetector(voc().names))
     messages: list[str] = []
     results = protocol_1([str(trained)], "voc", 6, report=messages.append)
     assert [(r.method, r.group) for r in results] == [(m, g) for g in GROUPS for m in ("attention", "guided")]
@@ -143,10 +142,9 @@ def test_missing_inputs_of_grounder_commands_raise_clear_errors(tmp_path: Path) 
 def test_every_grounder_is_checked_before_the_first_evaluation(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from factory.detector import load
     from factory.evaluation.protocol_1 import protocol_1
 
-    monkeypatch.setattr(load, "open_detector", lambda recipe, device: BandDetector(voc().names))
+    monkeypatch.setattr("factory.evaluation.protocol_1.open_detector", lambda recipe, device: BandDetector(voc().names))
     other, messages = shutil.copytree(trained, tmp_path / "other"), list[str]()
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"split": "2", "classes_seen": ["unicorn"]}))
