@@ -11,7 +11,7 @@ from factory.stickers.evaluate_parts import classes_found, detect_all
 from factory.stickers.sampling import Sampling, sample
 from factory.stickers.train_detector import draw_instances
 from factory.stickers.voc_folder import embedded_name
-from factory.training.loop import tile
+from factory.training.sheet import tile
 
 _COLUMNS = 5
 

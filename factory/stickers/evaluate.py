@@ -25,7 +25,7 @@ from factory.stickers.evaluate_parts import (
 )
 from factory.stickers.sampling import Sampling, sample
 from factory.stickers.training_scenes import scene_classes, training_scene
-from factory.training.loop import tile
+from factory.training.sheet import tile
 
 _VARIETY_IMAGES = 50
 _VARIETY_CLASSES = ("dog", "bicycle", "pizza", "umbrella", "chair")

@@ -15,8 +15,8 @@ from factory.config.vocabulary import coco
 from factory.generator.weights import load_model
 from factory.stickers.scenes import random_class_names, render_scene
 from factory.stickers.text_to_image import LATENT_CHANNELS
-from factory.training.loop import tile
 from factory.training.precision import autocast
+from factory.training.sheet import tile
 
 _CROP = 64
 _CROPS_PER_SCENE = 2

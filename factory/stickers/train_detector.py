@@ -21,8 +21,8 @@ from factory.stickers.detector import MIN_SCORE, DetectedInstance, StickerDetect
 from factory.stickers.scenes import Scene, random_class_names, render_scene
 from factory.stickers.text_to_image import open_autoencoder, open_in_float32
 from factory.stickers.train_autoencoder import quantised
-from factory.training.loop import tile
 from factory.training.precision import autocast
+from factory.training.sheet import tile
 
 _BACKGROUND_WEIGHT = 0.3
 _SIDES = (96, 112, 128, 144, 160, 176)

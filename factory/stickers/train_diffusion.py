@@ -25,8 +25,8 @@ from factory.stickers.text_to_image import (
 )
 from factory.stickers.tokens import MAX_TOKENS, train_tokenizer
 from factory.stickers.training_scenes import all_captions, scene_classes, scene_latents
-from factory.training.loop import tile
 from factory.training.precision import autocast
+from factory.training.sheet import tile
 
 _log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -248,13 +248,3 @@ def _report_metrics(task: TrainTask, model: nn.Module, out: Path, done: int, pro
         sheet.save(out / f"samples-{done:06d}.png")
         progress.log_metrics(done, task.figures(model), sheet)
     model.train(was_training)
-
-
-def tile(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Arrange images of the same size in a grid."""
-    width, height = rows[0][0].size
-    sheet = Image.new("RGB", (width * max(map(len, rows)), height * len(rows)))
-    for r, row in enumerate(rows):
-        for c, image in enumerate(row):
-            sheet.paste(image, (c * width, r * height))
-    return sheet
