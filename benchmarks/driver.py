@@ -54,7 +54,7 @@ def serve(shards: int, recipe: bytes, latency: float, pipe: Connection) -> None:
             bucket.requests.clear()
 
 
-def start(store: Store, shards: int) -> int:
+def start(store: Store) -> int:
     """The work of `generate` before it starts workers."""
     recipe = existing_recipe(store)
     assert recipe is not None
@@ -112,8 +112,9 @@ def main() -> None:
         rows.append(f"| {name} | {figure} | {used:.1f} s | {requests} |")
         print(rows[-1], flush=True)
 
-    print("| | | processor | requests |\n|---|---|---|---|")
-    timed("start", lambda: start(Store(ADDRESS), shards))
+    head = "| | | processor | requests |\n|---|---|---|---|"
+    print(head)
+    timed("start", lambda: start(Store(ADDRESS)))
     timed("driver", lambda: drive(Store(ADDRESS), recipe, shards, options.seconds))
     timed("statement, no index", lambda: write_statement(Store(ADDRESS), recipe))
     timed("statement", lambda: write_statement(Store(ADDRESS), recipe))
@@ -121,13 +122,8 @@ def main() -> None:
     pipe.send("")
     server.terminate()
     if options.table:
-        head = [
-            f"`python -m benchmarks.driver --shards {shards}` printed this table.",
-            "",
-            "| | | processor | requests |",
-            "|---|---|---|---|",
-        ]
-        write_table(Path(options.table), "\n".join([*head, *rows]) + "\n", "driver")
+        caption = f"`python -m benchmarks.driver --shards {shards}` printed this table."
+        write_table(Path(options.table), "\n".join([caption, "", head, *rows]) + "\n", "driver")
 
 
 if __name__ == "__main__":

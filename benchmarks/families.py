@@ -11,17 +11,15 @@ your own, at their own size.
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.common import NO_FILTERS, median_seconds
 from factory.config.prompts import Prompt
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.vocabulary import voc
@@ -45,12 +43,9 @@ REQUESTS = [Request(prompt, 5 + number) for number, prompt in enumerate(PROMPTS)
 
 def recipe_of(model: Path | str, side: int | None, **changes: Any) -> Recipe:
     size = {} if side is None else {"width": side, "height": side}
-    data = {"n": 4, "classes": "voc", "shard_size": 4, "batch": 2, "attempts": 1}
-    filters = dict.fromkeys(("min_area", "max_area", "max_border", "max_overlap", "duplicate_distance", "min_contrast"))
-    generator = {"model": str(model), **size}
-    return pin_recipe(
-        make_recipe(data | {"generator": generator, "masks": {"source": "attention"}, "filters": filters} | changes)
-    )
+    data: dict[str, Any] = {"n": 4, "classes": "voc", "shard_size": 4, "batch": 2, "attempts": 1}
+    data |= {"generator": {"model": str(model), **size}, "masks": {"source": "attention"}, "filters": NO_FILTERS}
+    return pin_recipe(make_recipe(data | changes))
 
 
 def images_equal(generator: PipelineGenerator) -> bool:
@@ -82,8 +77,8 @@ def batch_equals_alone(generator: PipelineGenerator) -> bool:
 def attention_works(generator: PipelineGenerator) -> bool:
     generated = generator.generate(REQUESTS)
     grounded = AttentionGrounder(generator.recipe.masks).ground(generated, PROMPTS)
-    maps = [own for image in generated if image.attention for own in image.attention.cross.values()]
-    return len(grounded) == 2 and bool(maps) and all(np.isfinite(own).all() for own in maps)
+    maps = [level for image in generated if image.attention for level in image.attention.cross.values()]
+    return len(grounded) == 2 and bool(maps) and all(np.isfinite(level).all() for level in maps)
 
 
 def guided_works(recipe: Recipe, folder: Path) -> bool:
@@ -112,20 +107,11 @@ def read_seconds(recipe: Recipe, generator: PipelineGenerator) -> tuple[float, f
     (made,) = plain.generate(REQUESTS[:1])
     assert made.latent is not None
     latent = torch.from_numpy(made.latent[None]).float()
-    return median(lambda: reader.read(latent, PROMPTS[:1])), median(lambda: plain.generate(REQUESTS[:1]))
+    reading = median_seconds(lambda: reader.read(latent, PROMPTS[:1]))
+    return reading, median_seconds(lambda: plain.generate(REQUESTS[:1]))
 
 
-def median(work: Callable[[], object], times: int = 3) -> float:
-    work()
-    spans = []
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        spans.append(time.perf_counter() - start)
-    return statistics.median(spans)
-
-
-def row(name: str, recipe: Recipe, device: str, folder: Path) -> str:
+def table_row(name: str, recipe: Recipe, device: str, folder: Path) -> str:
     torch.set_num_threads(recipe.generator.threads)
     generator = PipelineGenerator(recipe, device, frozenset({ATTENTION, FEATURES}))
     reading, sampling = read_seconds(recipe, generator)
@@ -147,12 +133,12 @@ def main() -> None:
     quiet_model_libraries()
     names = ["sd", "sdxl", *BUILDERS] if options.only is None else options.only
     print("| family | images equal | batch = alone | attention | guided | seconds of the read |\n" + "|---" * 6 + "|")
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as directory:
         for name in names:
-            folder = tiny_family(name, Path(place) / name)
-            print(row(name, recipe_of(folder, SIDES.get(name, 64)), options.device, Path(place) / f"{name}-oracle"))
+            recipe = recipe_of(tiny_family(name, Path(directory) / name), SIDES.get(name, 64))
+            print(table_row(name, recipe, options.device, Path(directory) / f"{name}-oracle"))
         for number, model in enumerate(options.model):
-            print(row(model, recipe_of(model, None), options.device, Path(place) / f"oracle-{number}"))
+            print(table_row(model, recipe_of(model, None), options.device, Path(directory) / f"oracle-{number}"))
 
 
 if __name__ == "__main__":

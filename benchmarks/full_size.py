@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 
+from benchmarks.common import NO_FILTERS
 from benchmarks.memory import peaks
 from benchmarks.shapes import random_pipeline
 from factory.config.recipe import make_recipe
@@ -35,9 +36,7 @@ def data_of(model: Path, dtype: str, steps: int, threads: int) -> dict[str, Any]
         "attempts": 1,
         "generator": {"model": str(model), "steps": steps, "dtype": dtype, "threads": threads},
         "masks": {"source": "attention"},
-        "filters": dict.fromkeys(
-            ("min_area", "max_area", "max_border", "max_overlap", "duplicate_distance", "min_contrast")
-        ),
+        "filters": NO_FILTERS,
     }
 
 
@@ -50,46 +49,24 @@ def oracle_dataset(model: Path, folder: Path, dtype: str, steps: int, threads: i
     make_dataset(pin_recipe(make_recipe(data)), folder, BandDetector(voc().names))
 
 
-def rows(shape: str, place: Path, dtype: str, steps: int, threads: int) -> list[str]:
-    """The table's rows of one model."""
-    model = random_pipeline(shape, place / shape, getattr(torch, dtype))
-    (place / "recipe.yaml").write_text(yaml.safe_dump(data_of(model, dtype, steps, threads)))
-    factory, oracle = [str(Path(sys.executable).with_name("factory"))], str(place / "oracle")
-    generate = [
-        *factory,
-        "generate",
-        "--recipe",
-        str(place / "recipe.yaml"),
-        "--workers",
-        "1",
-        "--shards",
-        str(place / "set"),
-    ]
+def print_rows(shape: str, folder: Path, dtype: str, steps: int, threads: int) -> None:
+    """Print the table's rows of one model, whose files are written to `folder`."""
+    model = random_pipeline(shape, folder / shape, getattr(torch, dtype))
+    recipe, oracle = folder / "recipe.yaml", str(folder / "oracle")
+    recipe.write_text(yaml.safe_dump(data_of(model, dtype, steps, threads)))
+    factory = str(Path(sys.executable).with_name("factory"))
+    generate = [factory, "generate", "--recipe", str(recipe), "--workers", "1", "--shards", str(folder / "set")]
     make_oracle = [sys.executable, "-m", "benchmarks.full_size", shape, _ORACLE, str(model), oracle]
     make_oracle += ["--dtype", dtype, "--steps", str(steps), "--threads", str(threads)]
-    train = [
-        *factory,
-        "train-grounder",
-        oracle,
-        "--steps",
-        "2",
-        "--batch",
-        "2",
-        "--device",
-        "cpu",
-        "--out",
-        str(place / "g"),
-    ]
-    table = []
+    train = [factory, "train-grounder", oracle, "--steps", "2", "--batch", "2", "--device", "cpu"]
+    train += ["--out", str(folder / "grounder")]
     for name, command in (
         (f"`generate`, 2 samples of {steps} steps, attention masks", generate),
         (f"oracle dataset, 2 samples of {steps} steps", make_oracle),
         ("`train-grounder`, 2 steps of 2 samples", train),
     ):
         driver, worker, seconds = peaks(command)
-        table.append(f"| {shape} | {name} | {seconds:.0f} | {max(driver, worker) / 1024:.1f} GiB |")
-        print(table[-1], flush=True)
-    return table
+        print(f"| {shape} | {name} | {seconds:.0f} | {max(driver, worker) / 1024:.1f} GiB |", flush=True)
 
 
 def main() -> None:
@@ -103,14 +80,14 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     if options.oracle:
-        model, folder = map(Path, options.oracle)
-        oracle_dataset(model, folder, options.dtype, options.steps, options.threads)
+        model, out = map(Path, options.oracle)
+        oracle_dataset(model, out, options.dtype, options.steps, options.threads)
         return
     print(f"{options.dtype}, {options.threads} threads; includes start-up and loading")
     print("| model | command | seconds | peak memory |\n|---|---|---|---|", flush=True)
     for shape in options.shapes:
-        with tempfile.TemporaryDirectory() as place:
-            rows(shape, Path(place), options.dtype, options.steps, options.threads)
+        with tempfile.TemporaryDirectory() as folder:
+            print_rows(shape, Path(folder), options.dtype, options.steps, options.threads)
 
 
 if __name__ == "__main__":

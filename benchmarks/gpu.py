@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.common import NO_FILTERS
 from benchmarks.shapes import SHAPES, random_pipeline
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
@@ -40,13 +41,10 @@ def recipe_of(model: Path | str, options: argparse.Namespace, device: str) -> Re
     generator: dict[str, Any] = {"model": str(model), "dtype": options.dtype if device == "cuda" else "float32"}
     generator |= {"channels_last": options.channels_last, "compile": options.compile}
     generator |= {"steps": options.steps} if options.steps else {}
-    filters = ("min_area", "max_area", "max_border", "max_overlap", "duplicate_distance", "min_contrast")
-    data = {"n": 2 * options.n, "shard_size": options.n, "batch": options.batch, "attempts": 1, "classes": "voc"}
-    return pin_recipe(
-        make_recipe(
-            data | {"generator": generator, "masks": {"source": "attention"}, "filters": dict.fromkeys(filters)}
-        )
-    )
+    data: dict[str, Any] = {"n": 2 * options.n, "shard_size": options.n, "batch": options.batch}
+    data |= {"attempts": 1, "classes": "voc"}
+    data |= {"generator": generator, "masks": {"source": "attention"}, "filters": NO_FILTERS}
+    return pin_recipe(make_recipe(data))
 
 
 def _wait(device: str) -> None:
@@ -121,7 +119,7 @@ def largest_rate(dtype: torch.dtype, device: str) -> float:
     return float(2 * side**3 / min(spans))
 
 
-def row(name: str, model: Path | str, options: argparse.Namespace, device: str) -> str:
+def table_row(name: str, model: Path | str, options: argparse.Namespace, device: str) -> str:
     """The table's row of a model."""
     recipe = recipe_of(model, options, device)
     components = load_components(recipe, device)
@@ -160,17 +158,17 @@ def main() -> None:
     print(torch.cuda.get_device_name() if device == "cuda" else "no GPU: a tiny model on the CPU")
     print("| model | precision | steps | batch | bare, images/s | factory, samples/s | ratio | peak | memory |")
     print("|---|---|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as directory:
         if device == "cpu":
             from tests.support.tiny_families import tiny_family
 
-            print(row("tiny", tiny_family("sd", Path(place) / "tiny"), options, device))
+            print(table_row("tiny", tiny_family("sd", Path(directory) / "tiny"), options, device))
             return
         for shape in options.shapes:
-            folder = random_pipeline(shape, Path(place) / shape, torch.bfloat16)
-            print(row(shape, folder, options, device), flush=True)
+            folder = random_pipeline(shape, Path(directory) / shape, torch.bfloat16)
+            print(table_row(shape, folder, options, device), flush=True)
         for model in options.model:
-            print(row(model, model, options, device), flush=True)
+            print(table_row(model, model, options, device), flush=True)
 
 
 if __name__ == "__main__":

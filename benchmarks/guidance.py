@@ -26,7 +26,7 @@ def _silent(text: str) -> None:
     """Report nothing: the table is the output."""
 
 
-def row(sampling: Sampling, detector: StickerDetector, images_per_class: int, pairs: int) -> str:
+def table_row(sampling: Sampling, detector: StickerDetector, images_per_class: int, pairs: int) -> str:
     """A row of the table."""
     pipeline = open_pipeline()
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +49,7 @@ def main() -> None:
     print(f"| guidance | one object found | both of two found | variety: {', '.join(CLASSES)} |\n|---|---|---|---|")
     for guidance, schedule in SETTINGS:
         sampling = Sampling(STEPS, guidance, schedule)
-        print(row(sampling, detector, options.images_per_class, options.pairs), flush=True)
+        print(table_row(sampling, detector, options.images_per_class, options.pairs), flush=True)
 
 
 if __name__ == "__main__":

@@ -97,14 +97,15 @@ def main() -> None:
     for group in GROUPS:
         tallies = columns[group] = defaultdict(IoUMeter)
         for batch in evaluation.batches(group, 3 * options.images):
-            count(tallies, batch, grounder, mirrored([one.image for one in batch.generated[0]], evaluation))
+            count(tallies, batch, grounder, mirrored([made.image for made in batch.generated[0]], evaluation))
             if tallies["module"].images >= options.images:
                 break
-    rows = list(dict.fromkeys(name for tallies in columns.values() for name in tallies))
+    measures = list(dict.fromkeys(name for tallies in columns.values() for name in tallies))
     lines = [f"| | {' | '.join(GROUPS)} |", "|---" * (len(GROUPS) + 1) + "|"]
-    for row in rows:
-        cells = [f"{100 * t[row].miou:.1f} ({t[row].images})" if t[row].images else "" for t in columns.values()]
-        lines.append(f"| {row} | {' | '.join(cells)} |")
+    for measure in measures:
+        meters = [tallies[measure] for tallies in columns.values()]
+        cells = [f"{100 * meter.miou:.1f} ({meter.images})" if meter.images else "" for meter in meters]
+        lines.append(f"| {measure} | {' | '.join(cells)} |")
     command = f"`python -m benchmarks.limits GROUNDER --classes {options.classes} --images {options.images}`"
     text = f"{command} printed this table; the number of images is in brackets.\n\n" + "\n".join(lines) + "\n"
     print(text)

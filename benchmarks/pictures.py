@@ -78,9 +78,9 @@ def rows_of_group(evaluation: SplitEvaluation, group: str, images: int, judge: s
             classes, image = batch.prompts[k].classes, batch.generated[0][k].image
             shape, tally = image.shape[:2], IoUMeter()
             truth = label_map(batch.truths[k].disjoint(), classes, shape)
-            labels = {name: label_map(rows[k].disjoint(), classes, shape) for name, rows in predicted.items()}
+            labels = {name: label_map(grounded[k].disjoint(), classes, shape) for name, grounded in predicted.items()}
             tally.add(classes, labels[judge], truth)
-            shown = [image, overlaid(image, truth), *(overlaid(image, one) for one in labels.values())]
+            shown = [image, overlaid(image, truth), *(overlaid(image, own) for own in labels.values())]
             found.append((tally.image_miou, (f"{group}: {' + '.join(classes)}", shown)))
         if len(found) >= images:
             break

@@ -10,12 +10,12 @@ that of the autoencoder alone, which no inversion can exceed.
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.common import median_seconds
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.vocabulary import voc
@@ -31,17 +31,6 @@ from factory.stickers.voc_folder import write_voc_folder
 PRECISIONS = ("float32", "bfloat16")
 
 
-def seconds(work: Callable[[], object], times: int) -> float:
-    """The median time of several calls, after one warmup call."""
-    work()
-    spans = []
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        spans.append(time.perf_counter() - start)
-    return float(np.median(spans))
-
-
 def segmenter_step(precision: str, steps: int) -> float:
     model = new_segmenter("segformer", ["background", *voc().names]).to(memory_format=torch.channels_last)
     random = torch.Generator().manual_seed(0)
@@ -53,7 +42,7 @@ def segmenter_step(precision: str, steps: int) -> float:
             loss = model.loss(images, labels)
         loss.backward()  # type: ignore[no-untyped-call]
 
-    return seconds(step, steps)
+    return median_seconds(step, steps)
 
 
 def requests_of(recipe: Recipe) -> list[Request]:
@@ -63,7 +52,7 @@ def requests_of(recipe: Recipe) -> list[Request]:
 def drawing(precision: str, images: int) -> float:
     recipe = pin_recipe(make_recipe({"n": images, "classes": "voc", "generator": {"dtype": precision}}))
     generator = PipelineGenerator(recipe)
-    return seconds(lambda: generator.generate(requests_of(recipe)), 2) / images
+    return median_seconds(lambda: generator.generate(requests_of(recipe)), 2) / images
 
 
 def inverting(precision: str, images: int, folder: Path, method: str = "ddim") -> tuple[float, float]:

@@ -26,10 +26,10 @@ def main() -> None:
     print("| objects | mean tokens | most tokens | different prompts | prompts/s | pairs that COCO never shows |")
     print("|---|---|---|---|---|---|")
     for size in SIZES:
-        print(row(options.tokenizer, size, options.n))
+        print(table_row(options.tokenizer, size, options.n))
 
 
-def row(folder: Path, size: int, n: int) -> str:
+def table_row(folder: Path, size: int, n: int) -> str:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
