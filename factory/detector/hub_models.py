@@ -42,23 +42,23 @@ def load_tokenizer(source: str, revision: str | None) -> Any:
     """The tokenizer of a model; raises UserError if there is none."""
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(source, **options(source, revision))
-    except Exception as error:
-        raise UserError(
-            f"the tokenizer of the detector {source} cannot be loaded ({one_line(error)}); copy the model again."
-        ) from error
+    return _loaded("tokenizer", AutoTokenizer, source, revision)
 
 
 def load_image_processor(source: str, revision: str | None) -> Any:
     """The image processor of a model, without torchvision: results must not depend on whether it is installed."""
     from transformers import AutoImageProcessor
 
+    return _loaded("image processor", AutoImageProcessor, source, revision, backend="pil")
+
+
+def _loaded(name: str, kind: Any, source: str, revision: str | None, **settings: Any) -> Any:
+    """A component of a model by its class; `name` is used in messages."""
     try:
-        return AutoImageProcessor.from_pretrained(source, backend="pil", **options(source, revision))
+        return kind.from_pretrained(source, **settings, **options(source, revision))
     except Exception as error:
         raise UserError(
-            f"the image processor of the detector {source} cannot be loaded ({one_line(error)}); copy the model again."
+            f"the {name} of the detector {source} cannot be loaded ({one_line(error)}); copy the model again."
         ) from error
 
 

@@ -23,6 +23,10 @@ TYPES = {
 MASK_TYPES = ("sam2", "sam2_video")
 WITH_BOXES = ("grounding-dino", "owlv2")
 """The kinds that find boxes and require a SAM 2 for masks."""
+_EXAMPLES = {
+    "grounding-dino": "grounding-dino:IDEA-Research/grounding-dino-tiny+facebook/sam2.1-hiera-small",
+    "owlv2": "owlv2:google/owlv2-base-patch16-ensemble+facebook/sam2.1-hiera-small",
+}
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,6 @@ def parse_open_name(name: str) -> OpenName | None:
             f"name."
         )
     return OpenName(kind, models)
-
-
-_EXAMPLES = {
-    "grounding-dino": "grounding-dino:IDEA-Research/grounding-dino-tiny+facebook/sam2.1-hiera-small",
-    "owlv2": "owlv2:google/owlv2-base-patch16-ensemble+facebook/sam2.1-hiera-small",
-}
 
 
 def local_folder(model: str, kind: str = "model", allowed: str = "the folder or hub id of a model") -> Path | None:

@@ -17,6 +17,8 @@ from factory.hf_logging import torchvision_fault
 PREFIX = "torchvision:"
 _MASK_THRESHOLD = 0.5
 _EXAMPLE = f"{PREFIX}maskrcnn_resnet50_fpn_v2"
+_VERSION = " of torchvision "
+"""Separates the weights from the version of the library in a pin."""
 
 
 class TorchvisionDetector:
@@ -73,9 +75,6 @@ def pin(name: str) -> str:
 def same_pin(pin: str, other: str) -> bool:
     """Whether two pins name the same weights, whichever version of the library downloaded them."""
     return pin.partition(_VERSION)[0] == other.partition(_VERSION)[0]
-
-
-_VERSION = " of torchvision "
 
 
 def load_model(name: str) -> nn.Module:
