@@ -235,13 +235,8 @@ def _inputs(grounder: TrainedGrounder) -> tuple[object, ...]:
 def averaged(results: Sequence[GrounderResult]) -> Iterator[tuple[str, dict[str, float]]]:
     """(method, mIoU by group), averaged over splits, in the order of the methods."""
     for method in dict.fromkeys(result.method for result in results):
-        yield (
-            method,
-            {
-                group: float(np.mean([r.miou for r in results if (r.method, r.group) == (method, group)]))
-                for group in GROUPS
-            },
-        )
+        own = [result for result in results if result.method == method]
+        yield method, {group: float(np.mean([r.miou for r in own if r.group == group])) for group in GROUPS}
 
 
 PAPER = {

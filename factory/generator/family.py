@@ -105,7 +105,6 @@ class Family:
 
     def pixels_per_token(self, factor: int, denoiser: Config) -> int:
         """Pixels per image token along a side, where `factor` is that of the autoencoder; for a U-Net per latent."""
-        return factor if self.is_unet else factor * self._patch(denoiser)
-
-    def _patch(self, denoiser: Config) -> int:
-        return int(denoiser.get("patch_size", 1)) if self.patch is None else self.patch
+        if self.is_unet:
+            return factor
+        return factor * (int(denoiser.get("patch_size", 1)) if self.patch is None else self.patch)

@@ -34,8 +34,7 @@ class Autoencoder:
         self._together = max(1, _ENCODED_TOGETHER // (size[0] * size[1]))
 
     def encode(self, images: NDArray[np.uint8]) -> Tensor:
-        """Latents, float32 (B, C, h, w), of uint8 images (B, height, width, 3): the mean of the autoencoder's
-        distribution."""
+        """Latents, float32 (B, C, h, w), of images, uint8 RGB (B, height, width, 3): the mean of the distribution."""
         pixels = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
         encoded = [self._vae.encode(part.to(self._vae.dtype)) for part in self._parts(pixels)]
         means = [part.latents if hasattr(part, "latents") else part.latent_dist.mode() for part in encoded]
@@ -46,7 +45,7 @@ class Autoencoder:
         return latents
 
     def decode(self, latents: Tensor) -> list[Image]:
-        """uint8 RGB (height, width, 3) each."""
+        """Images, uint8 RGB (height, width, 3) each, of latents (B, C, h, w)."""
         shift, scale = self._statistics()
         scaled = (latents / scale + shift).to(self._vae.dtype)
         pixels = torch.cat([self._vae.decode(part).sample.float() for part in self._parts(scaled)])

@@ -178,7 +178,8 @@ def _check_shapes(folder: Path, index: Mapping[str, Any], unet: Mapping[str, Any
         )
     models, _ = component_names(index)
     encoders = [read_config(folder, name) for name in models if name.startswith("text_encoder")]
-    width, expected = sum(int(encoder.get("hidden_size", 512)) for encoder in encoders), _text_channels(unet)
+    width = sum(int(encoder.get("hidden_size", 512)) for encoder in encoders)
+    expected = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim", 1280)
     if isinstance(expected, int) and expected != width:
         raise UserError(
             f"the U-Net of {folder} expects text embeddings of {expected} channels, but its text encoders give "
@@ -190,10 +191,6 @@ def _check_shapes(folder: Path, index: Mapping[str, Any], unet: Mapping[str, Any
             f"the U-Net of {folder} has additional embeddings {embedded!r} and class embeddings "
             f"{unet.get('class_embed_type')!r}, which a {index['_class_name']} does not provide."
         )
-
-
-def _text_channels(unet: Mapping[str, Any]) -> Any:
-    return unet.get("encoder_hid_dim") or unet.get("cross_attention_dim", 1280)
 
 
 def _check_size(

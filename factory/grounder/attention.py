@@ -1,4 +1,4 @@
-"""Masks without training, from the cross-attention to the tokens of each class (as in DAAM)."""
+"""Masks without training, from the cross-attention to the tokens of each class, as in DAAM (Tang et al., ACL 2023)."""
 
 from collections.abc import Sequence
 

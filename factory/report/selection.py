@@ -34,7 +34,7 @@ class Lowest(Generic[T]):
 
     def items(self) -> list[T]:
         """The items kept, lowest rank first."""
-        return [item for _, item in sorted(self._heap, key=lambda entry: entry[0].order)]
+        return [item for _, _, item in self.entries()]
 
     def entries(self) -> list[tuple[float, str, T]]:
         """(rank, key, item) of the items kept, lowest rank first."""

@@ -60,14 +60,15 @@ def arguments_of(where: str, name: str, options: Any, command: Any, fill: Fill) 
         raise UserError(
             f"{where}: the options of {name} must be `option: value` pairs, got {options!r:.80}; see docs/jobs.md."
         )
+    step = f"{where}: {name}"
     known = {flag.removeprefix("--"): param for param in command.params for flag in param.opts if flag[:2] == "--"}
     arguments: list[str] = []
     for option, value in options.items():
-        location = f"{where}: {name}: {option}"
+        location = f"{step}: {option}"
         if option == "with":
             arguments += [fill(argument) for argument in _values(value, location, True)]
         elif option not in known:
-            raise UserError(f"{where}: {name} has no option {option!r}; its options are {', '.join(sorted(known))}.")
+            raise UserError(f"{step} has no option {option!r}; its options are {', '.join(sorted(known))}.")
         elif known[option].is_flag:
             if not isinstance(value, bool):
                 raise UserError(f"{location} must be true or false, got {_shown(value)}.")
@@ -77,10 +78,8 @@ def arguments_of(where: str, name: str, options: Any, command: Any, fill: Fill) 
                 arguments += [f"--{option}", fill(argument)]
                 if known[option].metavar == "PATH":
                     local_path(arguments[-1], f"{where}: --{option} of {name}")
-    _parse(f"{where}: {name}", name, command, arguments)
-    _check_texts(
-        f"{where}: {name}", {option: fill(options[option]) for option in ("classes", "objects") if option in options}
-    )
+    _parse(step, name, command, arguments)
+    _check_texts(step, {option: fill(options[option]) for option in ("classes", "objects") if option in options})
     return tuple(arguments)
 
 

@@ -62,7 +62,7 @@ class Brush:
     def _finish(self, colour: str) -> str:
         if self.style == "openmoji":
             return f'fill="{colour}" stroke="#000" stroke-width="4" stroke-linejoin="round"'
-        if self.style == "noto" or self.style == "fluent-flat":
+        if self.style in ("noto", "fluent-flat"):
             name = f"g{len(self.gradients)}"
             end = _shade(colour, 0.72 if self.style == "noto" else 1.25)
             self.gradients.append(
