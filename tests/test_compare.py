@@ -10,8 +10,8 @@ from factory.cli.main import app
 from factory.config.vocabulary import voc
 from factory.errors import UserError
 from factory.evaluation.protocol_2 import as_markdown, compare
+from factory.segmenter.measure import RealImages, evaluate_here
 from factory.segmenter.model import new_segmenter, save_segmenter
-from factory.segmenter.run import RealImages, evaluate_here
 from factory.stickers.voc_folder import write_voc_folder
 
 

@@ -30,7 +30,7 @@ def compare_segmenters(
     from factory.cli.messages import to_stderr
     from factory.evaluation.markdown import check_page, write_table
     from factory.evaluation.protocol_2 import as_markdown, compare
-    from factory.segmenter.run import RealImages
+    from factory.segmenter.measure import RealImages
 
     if table is not None:
         check_page(table)

@@ -118,7 +118,7 @@ def evaluate_segmenter(
     from dataclasses import asdict
 
     from factory.cli.messages import to_stderr
-    from factory.segmenter.run import RealImages, evaluate_here
+    from factory.segmenter.measure import RealImages, evaluate_here
 
     images = RealImages(real, real_set, annotations, classes, split)
     result = evaluate_here(segmenter, images, device, threads, to_stderr)

@@ -8,7 +8,7 @@ from pathlib import Path
 from factory.errors import UserError
 from factory.files.paths import local_path
 from factory.segmenter.evaluate import SegmenterScore
-from factory.segmenter.run import RealImages, evaluate, open_segmenter, open_test
+from factory.segmenter.measure import RealImages, evaluate, open_segmenter, open_test
 from factory.training.devices import chosen_device
 
 _log = logging.getLogger(__name__)

@@ -19,8 +19,9 @@ from factory.labelled.interface import LabelledImage
 from factory.labelled.voc import VocFolder
 from factory.segmenter.data import DatasetSource
 from factory.segmenter.evaluate import Confusion, summarise
+from factory.segmenter.measure import RealImages, evaluate_here
 from factory.segmenter.model import load_segmenter, new_segmenter, save_segmenter
-from factory.segmenter.run import RealImages, SegmenterTraining, evaluate_here, train_here
+from factory.segmenter.run import SegmenterTraining, train_here
 from factory.segmenter.training import augmented
 from factory.training.stream import SampleStream
 from tests.support.coco_folder import write_annotations

@@ -16,7 +16,7 @@ from factory.config.sections import EngineRecipe
 from factory.config.vocabulary import voc
 from factory.errors import UserError
 from factory.labelled.folders import open_labelled
-from factory.segmenter import run
+from factory.segmenter import measure, run
 from factory.segmenter.data import DatasetSource
 from factory.segmenter.evaluate import SegmenterScore, score
 from factory.segmenter.model import new_segmenter, save_segmenter
@@ -43,7 +43,7 @@ def test_segmenter_is_measured_on_a_folder(tmp_path: Path) -> None:
 
 def test_scores_are_printed_in_percent(monkeypatch: pytest.MonkeyPatch) -> None:
     score = SegmenterScore({"background": 0.5, "dog": 0.25, "cat": math.nan}, 0.375, 0.25, math.nan, math.nan, 7)
-    monkeypatch.setattr(run, "evaluate_here", lambda *arguments: score)
+    monkeypatch.setattr(measure, "evaluate_here", lambda *arguments: score)
     lines = output("evaluate-segmenter", "model", "--real", "voc", "--split", "1").splitlines()
     assert [line.split() for line in lines] == [
         ["background", "50.0"],
@@ -128,7 +128,7 @@ def test_images_that_are_listed_twice_are_reported(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "voc")
     (folder / "ImageSets/Segmentation/val.txt").write_text("a\na\n")
     messages = list[str]()
-    run.open_test(run.RealImages(folder), messages.append)
+    measure.open_test(measure.RealImages(folder), messages.append)
     assert messages == [f"The image set val of {folder} lists 1 images more than once."]
 
 
