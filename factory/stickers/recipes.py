@@ -10,47 +10,15 @@ from factory.training.loop import TrainOptions, TrainTask, train
 
 _log = logging.getLogger(__name__)
 
-_DETECTOR = {
-    "steps": 4000,
-    "batch": 32,
-    "learning_rate": 3e-3,
-    "ema_decay": 0.995,
-    "weight_decay": 0.01,
-    "optimizer": "muon",
-    "schedule": "trapezoid",
-}
+_DETECTOR = {"steps": 4000, "batch": 32, "learning_rate": 3e-3, "ema_decay": 0.995, "weight_decay": 0.01}
 _RECIPES: dict[str, dict[str, Any]] = {
-    "autoencoder": {
-        "steps": 3200,
-        "batch": 8,
-        "learning_rate": 3e-3,
-        "ema_decay": 0.998,
-        "weight_decay": 0.0,
-        "optimizer": "muon",
-        "schedule": "trapezoid",
-    },
-    "diffusion": {
-        "steps": 5000,
-        "batch": 48,
-        "learning_rate": 3e-3,
-        "ema_decay": 0.997,
-        "weight_decay": 0.01,
-        "optimizer": "muon",
-        "schedule": "trapezoid",
-    },
-    "turbo": {
-        "steps": 1500,
-        "batch": 32,
-        "learning_rate": 1e-3,
-        "ema_decay": 0.995,
-        "weight_decay": 0.0,
-        "optimizer": "muon",
-        "schedule": "trapezoid",
-    },
+    "autoencoder": {"steps": 3200, "batch": 8, "learning_rate": 3e-3, "ema_decay": 0.998, "weight_decay": 0.0},
+    "diffusion": {"steps": 5000, "batch": 48, "learning_rate": 3e-3, "ema_decay": 0.997, "weight_decay": 0.01},
+    "turbo": {"steps": 1500, "batch": 32, "learning_rate": 1e-3, "ema_decay": 0.995, "weight_decay": 0.0},
     "detector": _DETECTOR,
     "judge": _DETECTOR,
 }
-"""`steps` of the turbo recipe apply to each of its stages."""
+"""Options of each recipe; all use Muon and the trapezoid schedule. `steps` of turbo apply to each of its stages."""
 
 
 def run_recipe(
@@ -76,8 +44,7 @@ def run_recipe(
         torch.set_num_threads(threads)
     overrides = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "start": start and str(start)}
     options = {**_RECIPES[part], **{key: value for key, value in overrides.items() if value is not None}}
-    train_options = TrainOptions(**options, device=device, seed=seed)
-
+    train_options = TrainOptions(**options, device=device, seed=seed, optimizer="muon", schedule="trapezoid")
     if part != "turbo":
         task = _task(part, out, device, report)
         return train(task, train_options, out / task.name, report)

@@ -27,30 +27,18 @@ from factory.config.vocabulary import coco
 CELL = 128
 COLUMNS = 20
 SETS = {
-    "noto": "noto",
-    "twemoji": "twemoji",
-    "fluent-flat": "fluent-emoji-flat",
-    "emojione": "emojione",
-    "openmoji": "openmoji",
-    "noto-v1": "noto-v1",
-    "fluent": "fluent-emoji",
-    "emojione-v1": "emojione-v1",
-    "fxemoji": "fxemoji",
-    "streamline": "streamline-emojis",
+    "noto": "noto@1.2.9",
+    "twemoji": "twemoji@1.2.5",
+    "fluent-flat": "fluent-emoji-flat@1.2.6",
+    "emojione": "emojione@1.2.3",
+    "openmoji": "openmoji@1.2.29",
+    "noto-v1": "noto-v1@1.2.5",
+    "fluent": "fluent-emoji@1.2.7",
+    "emojione-v1": "emojione-v1@1.2.3",
+    "fxemoji": "fxemoji@1.2.2",
+    "streamline": "streamline-emojis@1.2.4",
 }
-VERSIONS = {
-    "noto": "1.2.9",
-    "twemoji": "1.2.5",
-    "fluent-emoji-flat": "1.2.6",
-    "emojione": "1.2.3",
-    "openmoji": "1.2.29",
-    "noto-v1": "1.2.5",
-    "fluent-emoji": "1.2.7",
-    "emojione-v1": "1.2.3",
-    "fxemoji": "1.2.2",
-    "streamline-emojis": "1.2.4",
-}
-
+"""The icon set of each art style, as PACKAGE@VERSION."""
 ICON_OF_CLASS = {
     "person": "person-standing", "bicycle": "bicycle", "car": "automobile", "motorcycle": "motorcycle",
     "airplane": "airplane", "bus": "bus", "train": "locomotive", "truck": "delivery-truck", "boat": "sailboat",
@@ -108,14 +96,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("factory/stickers/data"))
     arguments = parser.parse_args()
     cells, index = [], []
-    for style, package in SETS.items():
+    for style, icon_set_name in SETS.items():
+        package, _, _ = icon_set_name.partition("@")
         icon_set = json.loads((arguments.icons / package / "icons.json").read_text())
         for name in coco().names:
             icon_name = ICON_OF_CLASS.get(name) if (style, name) not in UNFIT else None
             icon = icon_svg(icon_set, icon_name) if icon_name else None
             if icon is None and (name not in DRAWN_CLASSES or style not in DRAWN_STYLES):
                 continue
-            source = "factory" if icon is None else f"{package}@{VERSIONS[package]}:{icon_name}"
+            source = "factory" if icon is None else f"{icon_set_name}:{icon_name}"
             cells.append(rasterise(icon if icon is not None else draw(name, style)))
             index.append({"class": name, "style": style, "source": source})
     rows = -(-len(cells) // COLUMNS)
