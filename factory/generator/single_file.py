@@ -77,7 +77,7 @@ def _built(kind: str, folder: Path, dtype: torch.dtype) -> nn.Module:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        if hasattr(cls, "load_config"):  # a class of diffusers
+        if cls.__module__.startswith("diffusers."):
             model: nn.Module = cls.from_config(cls.load_config(folder))
         else:
             model = cls(cls.config_class.from_pretrained(folder))
