@@ -16,12 +16,10 @@ Prints one line per round and exits with 1 at the first difference.
 
 import argparse
 import contextlib
-import hashlib
 import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -33,8 +31,8 @@ import yaml
 from factory.dataset.storage import Store
 from tests.support.bucket import Fault
 from tests.support.chaos_buckets import bucket_hashes, buckets
+from tests.support.program import PROGRAM, hashes
 
-PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
 MOST_LAUNCHES = 12
 KINDS = ("worker", "driver", "tree", "s3", "gs", "drivers", "slow", "outage")
 LONG_UPLOAD, LONG_OUTAGE = 40, 20
@@ -54,12 +52,6 @@ def recipe(model: Path, n: int) -> dict[str, object]:
         "masks": {"noise_level": 0.5},
         "filters": {"min_area": 0.3, "duplicate_distance": None},
     }
-
-
-def hashes(out: Path) -> dict[str, str]:
-    """The SHA-256 of every shard and manifest by name."""
-    files = sorted([*out.glob("train/*.tar"), *out.glob("manifest/*.parquet")])
-    return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def launch(file: Path, out: Path | str, workers: int, *more: str) -> subprocess.Popen[str]:

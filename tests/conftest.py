@@ -1,4 +1,4 @@
-"""Fixtures of several tests: a tiny pipeline of the real classes, and a recipe for it."""
+"""Fixtures of several tests: a tiny pipeline of the real classes, and recipes for it."""
 
 import signal
 import warnings
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from factory import signals
 from factory.config.recipe import Recipe, make_recipe
@@ -57,3 +58,22 @@ def tiny_data(tiny_model: Path) -> dict[str, Any]:
 @pytest.fixture
 def tiny_recipe(tiny_data: dict[str, Any]) -> Recipe:
     return make_recipe(tiny_data)
+
+
+@pytest.fixture(scope="session")
+def recipe_file(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe of 12 samples in 3 shards for one worker, as a file."""
+    data = {
+        "classes": "voc",
+        "n": 12,
+        "objects": {1: 0.5, 2: 0.5},
+        "shard_size": 4,
+        "batch": 3,
+        "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim", "dtype": "float32"},
+        "masks": {"noise_level": 0.5},
+        "filters": {"min_area": 0.2, "duplicate_distance": None},
+        "engine": {"workers": 1},
+    }
+    path = tmp_path_factory.mktemp("recipes") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path

@@ -6,7 +6,6 @@ import hmac
 import os
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -19,13 +18,13 @@ import yaml
 from factory.dataset.storage import Store
 from factory.dataset.verify import verify
 from factory.errors import UserError
+from tests.support.program import PROGRAM
 
 pytestmark = pytest.mark.azure
 AZURITE = Path(__file__).parents[1] / "build/azurite/node_modules/.bin/azurite-blob"
 ACCOUNT = "devstoreaccount1"
 PUBLISHED_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """The key of every Azurite, from its documentation."""
-PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
 
 
 @pytest.fixture(scope="module")

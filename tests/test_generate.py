@@ -1,10 +1,9 @@
-"""Datasets from the command line: generated, resumed, extended, rejected, verified and repaired."""
+"""Datasets from the command line: generated, resumed, extended, inspected, verified and repaired."""
 
 import hashlib
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -15,43 +14,12 @@ import psutil
 import pytest
 import yaml
 from PIL import Image
-from typer.testing import CliRunner
 
-import factory.cli.plan as cli_plan
-from factory.cli.main import app
 from factory.config.recipe import make_recipe
 from factory.dataset.storage import Store
 from factory.dataset.verify import verify
 from tests.support.bucket import Bucket, Fault, serving
-
-PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
-
-
-def factory(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=120)
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    files = sorted([*folder.glob("train/*.tar"), *folder.glob("manifest/*.parquet")])
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-@pytest.fixture(scope="module")
-def recipe_file(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data = {
-        "classes": "voc",
-        "n": 12,
-        "objects": {1: 0.5, 2: 0.5},
-        "shard_size": 4,
-        "batch": 3,
-        "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim", "dtype": "float32"},
-        "masks": {"noise_level": 0.5},
-        "filters": {"min_area": 0.2, "duplicate_distance": None},
-        "engine": {"workers": 1},
-    }
-    path = tmp_path_factory.mktemp("recipes") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(data))
-    return path
+from tests.support.program import PROGRAM, factory, hashes
 
 
 @pytest.fixture(scope="module")
@@ -196,83 +164,6 @@ def test_repair_restores_the_same_bytes(finished: Path, tmp_path: Path) -> None:
     assert repaired.returncode == 0, repaired.stderr
     assert "Repaired shards: 0, 1, 2.\n3 of 3 shards exist, with 12 samples; 3 are sound." in repaired.stdout
     assert hashes(out) == hashes(finished)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--classes", "dog,zebar", "--n", 4, "--masks", "detector"], "zebra"),
-        (["--classes", "voc", "--n", 0], "n: Input should be greater than or equal to 1"),
-        (["--classes", "voc"], "the number of samples is missing"),
-        (["--classes", "voc", "--n", 4, "--model", "./nowhere"], "there is no model folder"),
-        (["--classes", "voc", "--n", 4, "--objects", "two"], "number:share"),
-        (["--recipe", "{tiny}", "--masks", "guess"], "unknown source of masks 'guess'"),
-        (["--recipe", "{tiny}", "--gpus-per-worker", "9"], "this machine has 0; give --gpus-per-worker 0"),
-    ],
-)
-def test_bad_input_prints_one_message_and_exits_with_two(
-    recipe_file: Path, tmp_path: Path, arguments: list[Any], message: str
-) -> None:
-    given = [str(argument).replace("{tiny}", str(recipe_file)) for argument in arguments]
-    result = factory("generate", *given, "--shards", tmp_path / "out")
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_unreachable_cluster_is_a_temporary_failure(recipe_file: Path, tmp_path: Path) -> None:
-    result = factory("generate", "--recipe", recipe_file, "--address", "127.0.0.1:1", "--shards", tmp_path / "out")
-    assert (result.returncode, "nothing is listening at 127.0.0.1:1" in result.stderr) == (75, True)
-    assert "Traceback" not in result.stderr
-
-
-def test_foreign_folder_and_truncated_recipe_are_rejected(recipe_file: Path, tmp_path: Path) -> None:
-    (tmp_path / "holiday.jpg").write_bytes(b"mine")
-    result = factory("generate", "--recipe", recipe_file, "--shards", tmp_path)
-    assert (result.returncode, "has no recipe.yaml, but contains holiday.jpg" in result.stderr) == (2, True)
-    (tmp_path / "recipe.yaml").write_text("classes: [dog, ")
-    result = factory("generate", "--recipe", recipe_file, "--shards", tmp_path)
-    assert (result.returncode, "cannot parse " in result.stderr) == (2, True)
-
-
-def test_exhausted_samples_set_the_exit_code(recipe_file: Path, tmp_path: Path) -> None:
-    data = yaml.safe_load(recipe_file.read_text()) | {"filters": {"min_area": 0.999}, "attempts": 1, "n": 4}
-    (tmp_path / "hard.yaml").write_text(yaml.safe_dump(data))
-    result = factory("generate", "--recipe", tmp_path / "hard.yaml", "--shards", tmp_path / "out")
-    assert result.returncode == 4
-    assert "4 samples were not accepted" in result.stdout
-    again = factory("generate", "--recipe", tmp_path / "hard.yaml", "--shards", tmp_path / "out")
-    assert (again.returncode, "done: 0/4 accepted" in again.stderr) == (4, True)
-    assert json.loads((tmp_path / "out/progress.json").read_text())["accepted"] == 0
-    assert factory("verify", tmp_path / "out").returncode == 0
-
-
-@pytest.mark.parametrize("command", ["generate", "plan", "status", "verify", "models", "preview"])
-def test_every_command_has_an_example_and_json_output(command: str) -> None:
-    result = factory(command, "--help")
-    assert "Example: factory " + command in " ".join(result.stdout.split())
-    assert "--json" in result.stdout
-
-
-def test_plan_balances_the_classes() -> None:
-    arguments = ("--classes", "coco", "--n", 800, "--objects", "1:0.5,2:0.5", "--rate", 2, "--json")
-    data = json.loads(factory("plan", *arguments).stdout)
-    assert (data["per_class_least"], data["per_class_most"], data["shards"]) == (15, 15, 8)
-    assert data["hours"] == pytest.approx(800 / 2 / 3600)
-
-
-def test_plan_rejects_a_recipe_of_an_older_format_as_generate_does(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("format: 2\nn: 8\nclasses: coco\n")
-    for command in (["plan"], ["generate", "--shards", str(tmp_path / "set")]):
-        result = CliRunner().invoke(app, [*command, "--recipe", str(tmp_path / "recipe.yaml")])
-        assert "has format 2; this version samples images and reads masks differently" in str(result.exception)
-
-
-def test_plan_says_which_samples_it_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_plan, "_COUNTED", 80)
-    printed = [CliRunner().invoke(app, ["plan", "--classes", "coco", "--n", str(n)]).stdout for n in (80, 800)]
-    assert "\nEach of 80 classes appears 1 times." in printed[0]
-    assert "\nIn the first 80 samples, each of 80 classes appears 1 times." in printed[1]
 
 
 def test_measured_plan_estimates_the_disk_space(recipe_file: Path, finished: Path) -> None:

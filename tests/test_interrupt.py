@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import psutil
 import pytest
 import yaml
 
-PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
+from tests.support.program import PROGRAM
 
 
 @pytest.mark.parametrize("group", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -25,8 +25,7 @@ from factory.engine.machine import metrics_port
 from factory.errors import TransientError, UserError
 from factory.generation.run import generate
 from factory.log_format import configure
-
-PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
+from tests.support.program import PROGRAM
 
 
 def free_port() -> int:

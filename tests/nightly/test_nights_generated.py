@@ -1,13 +1,11 @@
 """Nights that really generate: drained at a budget and continued, grown over nights, interrupted, from the command."""
 
 import datetime
-import hashlib
 import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +20,7 @@ from factory.engine.scheduler import Limit
 from factory.nightly import preflight, steps
 from factory.nightly.run import run_night
 from tests.nightly.conftest import DATE, Make
-
-PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
+from tests.support.program import PROGRAM, hashes
 
 
 def factory(*arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -31,11 +28,6 @@ def factory(*arguments: object, environment: dict[str, str] | None = None) -> su
     return subprocess.run(
         command, env={**os.environ, **(environment or {})}, capture_output=True, text=True, timeout=120
     )
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    files = [*folder.glob("train/*.tar"), *folder.glob("manifest/*.parquet")]
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,59 @@
+"""Input that `factory generate` rejects, and runs that cannot be complete."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.program import factory
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--classes", "dog,zebar", "--n", 4, "--masks", "detector"], "zebra"),
+        (["--classes", "voc", "--n", 0], "n: Input should be greater than or equal to 1"),
+        (["--classes", "voc"], "the number of samples is missing"),
+        (["--classes", "voc", "--n", 4, "--model", "./nowhere"], "there is no model folder"),
+        (["--classes", "voc", "--n", 4, "--objects", "two"], "number:share"),
+        (["--recipe", "{tiny}", "--masks", "guess"], "unknown source of masks 'guess'"),
+        (["--recipe", "{tiny}", "--gpus-per-worker", "9"], "this machine has 0; give --gpus-per-worker 0"),
+    ],
+)
+def test_bad_input_prints_one_message_and_exits_with_two(
+    recipe_file: Path, tmp_path: Path, arguments: list[Any], message: str
+) -> None:
+    given = [str(argument).replace("{tiny}", str(recipe_file)) for argument in arguments]
+    result = factory("generate", *given, "--shards", tmp_path / "out")
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_unreachable_cluster_is_a_temporary_failure(recipe_file: Path, tmp_path: Path) -> None:
+    result = factory("generate", "--recipe", recipe_file, "--address", "127.0.0.1:1", "--shards", tmp_path / "out")
+    assert (result.returncode, "nothing is listening at 127.0.0.1:1" in result.stderr) == (75, True)
+    assert "Traceback" not in result.stderr
+
+
+def test_foreign_folder_and_truncated_recipe_are_rejected(recipe_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"mine")
+    result = factory("generate", "--recipe", recipe_file, "--shards", tmp_path)
+    assert (result.returncode, "has no recipe.yaml, but contains holiday.jpg" in result.stderr) == (2, True)
+    (tmp_path / "recipe.yaml").write_text("classes: [dog, ")
+    result = factory("generate", "--recipe", recipe_file, "--shards", tmp_path)
+    assert (result.returncode, "cannot parse " in result.stderr) == (2, True)
+
+
+def test_exhausted_samples_set_the_exit_code(recipe_file: Path, tmp_path: Path) -> None:
+    data = yaml.safe_load(recipe_file.read_text()) | {"filters": {"min_area": 0.999}, "attempts": 1, "n": 4}
+    (tmp_path / "hard.yaml").write_text(yaml.safe_dump(data))
+    result = factory("generate", "--recipe", tmp_path / "hard.yaml", "--shards", tmp_path / "out")
+    assert result.returncode == 4
+    assert "4 samples were not accepted" in result.stdout
+    again = factory("generate", "--recipe", tmp_path / "hard.yaml", "--shards", tmp_path / "out")
+    assert (again.returncode, "done: 0/4 accepted" in again.stderr) == (4, True)
+    assert json.loads((tmp_path / "out/progress.json").read_text())["accepted"] == 0
+    assert factory("verify", tmp_path / "out").returncode == 0
