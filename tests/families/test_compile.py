@@ -7,8 +7,8 @@ import pytest
 
 from factory.generator.interface import ATTENTION, FEATURES, Generated
 from factory.generator.pipeline import PipelineGenerator
+from tests.families.conftest import REQUESTS, recipe
 from tests.support.tiny_families import tiny_family
-from tests.test_families import REQUESTS, recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

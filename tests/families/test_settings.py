@@ -1,0 +1,98 @@
+"""Settings, components and files of the families."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from factory.config.sections import GeneratorRecipe
+from factory.errors import UserError
+from factory.generation.preflight import preflight
+from factory.generator.families import PIPELINES
+from factory.generator.interface import ATTENTION
+from factory.generator.load import load_pipeline, pin_generator
+from factory.generator.pipeline import PipelineGenerator
+from tests.families.conftest import PROMPTS, REQUESTS, Make, recipe
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers and transformers about their own models
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "guidance"),
+    [("flux-dev", 28, 3.5), ("flux-schnell", 4, 0.0), ("flux2-klein", 4, 1.0), ("sana", 20, 4.5), ("z-image", 50, 5.0)],
+)
+def test_steps_and_guidance_are_those_of_the_model(family: Make, name: str, steps: int, guidance: float) -> None:
+    pinned = pin_generator(GeneratorRecipe(model=str(family(name))))
+    assert (pinned.steps, pinned.guidance, pinned.solver) == (steps, guidance, "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("flux-dev", {"generator": {"negative": "blurred"}}, "takes no negative prompt"),
+        ("flux-dev", {"generator": {"solver": "ddim"}}, "is sampled by its own FlowMatchEulerDiscreteScheduler"),
+        ("sd3", {"generator": {"width": 72}}, "must be multiples of 16, the pixels per image token"),
+        ("sd3", {"masks": {"source": "attention", "blocks": [0, 3]}}, "contains 3, but .* has the blocks 0 to 2"),
+        ("sd3", {"masks": {"source": "attention", "levels": [1]}}, "masks.levels is for U-Nets"),
+    ],
+)
+def test_settings_that_a_family_does_not_have_are_refused(
+    family: Make, name: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        preflight(recipe(family(name), **changes))
+
+
+def test_stable_diffusion_3_works_without_its_largest_text_encoder(family: Make, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(family("sd3"), tmp_path / "sd3"))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(
+        json.dumps(index | {"text_encoder_3": [None, None], "tokenizer_3": [None, None]})
+    )
+    for name in ("text_encoder_3", "tokenizer_3"):
+        shutil.rmtree(folder / name)
+    chosen = recipe(folder)
+    preflight(chosen)
+    generator = PipelineGenerator(chosen, needs=frozenset({ATTENTION}))
+    conditions = generator.conditions(PROMPTS)
+    assert [tokens.encoder.component for tokens in conditions.tokens] == ["text_encoder"]
+    attention = generator.generate(REQUESTS)[0].attention
+    assert attention is not None
+    assert np.allclose(attention.cross[4, 4].sum(0), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["chroma", "z-image"])
+def test_a_single_file_and_a_half_precision_variant_of_a_transformer_are_loaded(
+    family: Make, tmp_path: Path, name: str
+) -> None:
+    folder = Path(shutil.copytree(family(name), tmp_path / "copy"))
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    changed = next(key for key in tensors if key.endswith("to_q.weight"))
+    save_file(tensors | {changed: tensors[changed] + 1}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    weights.unlink()
+    with pytest.raises(UserError, match="transformer holds no weights"):
+        preflight(recipe(folder))
+    chosen = recipe(folder, generator={"model": f"{folder}@{tmp_path / 'model.safetensors'}"})
+    preflight(chosen)
+    loaded = load_pipeline(chosen.generator, "cpu")
+    assert torch.equal(loaded.transformer.state_dict()[changed], tensors[changed] + 1)
+    loaded.to(torch.float16).save_pretrained(tmp_path / "half", variant="fp16")
+    half = load_pipeline(GeneratorRecipe(model=str(tmp_path / "half"), dtype="float16"), "cpu")
+    assert torch.equal(half.transformer.state_dict()[changed], (tensors[changed] + 1).half())
+    save_file({key: value for key, value in tensors.items() if key != changed}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"the transformer of .* is missing 1 of its \d+ tensors"):
+        load_pipeline(chosen.generator, "cpu")
+
+
+def test_every_pipeline_of_the_table_exists_in_diffusers() -> None:
+    import diffusers
+
+    for name, kind in PIPELINES.items():
+        assert hasattr(diffusers, name)
+        assert all(hasattr(diffusers, denoiser) for denoiser in kind.denoiser_classes)
