@@ -1,0 +1,143 @@
+"""Datasets of inverted images: their bytes, masks and labels, and what grounders learn from them."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from factory.cli.main import app
+from factory.config.recipe import load_recipe, make_recipe
+from factory.config.vocabulary import voc
+from factory.dataset.storage import Store
+from factory.dataset.verify import verify
+from factory.errors import UserError
+from factory.generation.inversion_recipe import check_labels, mean_psnr, recipe_of_folder
+from factory.generation.pin import pin_recipe
+from factory.generation.run import generate
+from factory.grounder.data import OracleDataset
+from factory.grounder.training import GrounderOptions, GrounderTask
+from factory.labelled.voc import VocFolder
+from tests.inversion.conftest import inverting_recipe, real_options
+from tests.support.datasets import make_dataset
+from tests.support.tiny_pipeline import tiny_pipeline
+
+
+def test_an_inverted_dataset_verifies_and_has_the_true_masks(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    recipe = inverting_recipe(folder, tiny_model)
+    make_dataset(recipe, tmp_path / "set")
+    store = Store(str(tmp_path / "set"))
+    report = verify(store)
+    assert (report.samples, report.damaged) == (6, {})
+    truth = VocFolder(folder, "train", voc())
+    assert recipe.real is not None
+    for key, sample in zip(recipe.real.keys, OracleDataset(store).samples(0), strict=False):
+        loaded = truth.load(key)
+        assert set(sample.prompt.classes) <= set(voc().seen("1"))
+        assert sample.labels.shape == (64, 64)
+        for k, name in enumerate(sample.prompt.classes, 1):
+            expected = (loaded.labels == voc().names.index(name) + 1).mean()
+            assert (sample.labels == k).mean() == pytest.approx(expected, abs=0.02)
+        assert (sample.labels == 255).any()
+    assert 5 < mean_psnr(store, recipe) < 99
+
+
+def test_a_folder_that_contains_an_image_twice_gives_a_sound_dataset(
+    folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "voc"
+    shutil.copytree(folder, copied)
+    real = inverting_recipe(copied, tiny_model).real
+    assert real is not None
+    for part in ("JPEGImages/{}.jpg", "SegmentationClass/{}.png"):
+        shutil.copy(copied / part.format(real.keys[0]), copied / part.format(real.keys[4]))
+    recipe = inverting_recipe(copied, tiny_model, method="noise")
+    assert recipe.real is not None
+    assert recipe.real.keys == real.keys
+    first = make_dataset(recipe, tmp_path / "set")
+    assert len(first) == 2
+    assert verify(Store(str(tmp_path / "set"))).damaged == {}
+
+
+def test_the_same_recipe_file_makes_the_same_bytes(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    recipe = inverting_recipe(folder, tiny_model)
+    first = make_dataset(recipe, tmp_path / "one")
+    again = make_recipe(load_recipe(tmp_path / "one" / "recipe.yaml"))
+    assert again.fingerprint() == recipe.fingerprint()
+    assert [receipt.tar for receipt in make_dataset(again, tmp_path / "two")] == [receipt.tar for receipt in first]
+
+
+def test_changed_or_missing_labels_are_rejected_before_anything_is_written(
+    folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """A resumed or repaired dataset must not mix labels; a repair must not delete what it cannot generate again."""
+    copied = Path(shutil.copytree(folder, tmp_path / "voc"))
+    recipe = inverting_recipe(copied, tiny_model, method="noise", max_images=3)
+    assert recipe.real is not None
+    check_labels(recipe)
+    store = Store(str(tmp_path / "set"))
+    store.create("recipe.yaml", recipe.to_yaml().encode())
+    store.create("train/000000.tar", b"left by a run that was killed")
+    _, second, _ = (copied / f"SegmentationClass/{key}.png" for key in recipe.real.keys)
+    labels = np.asarray(Image.open(second))
+    Image.fromarray(labels[::-1]).save(second)
+    for change, message in (
+        (lambda: None, "but they are now"),
+        (second.unlink, "does not exist"),
+        (lambda: shutil.rmtree(copied), "is not a PASCAL VOC folder"),
+    ):
+        change()
+        for to in (store, Store(str(tmp_path / "new"))):
+            with pytest.raises(UserError, match=message):
+                generate(recipe, to)
+        result = CliRunner().invoke(app, ["verify", store.address, "--repair"])
+        assert message in str(result.exception)
+        assert set(store.list("")) == {"recipe.yaml", "train/000000.tar", ".lock"}
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_grounder_learns_from_inverted_images(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    make_dataset(inverting_recipe(folder, tiny_model), tmp_path / "set")
+    task = GrounderTask([OracleDataset(Store(str(tmp_path / "set")))], GrounderOptions(), "cpu", 1)
+    assert torch.isfinite(task.loss(0, 4, 0))
+
+
+def test_a_model_of_finer_latents_is_inverted_and_learnt_from(folder: Path, tmp_path: Path) -> None:
+    """Four pixels per latent, and a finest level without attention."""
+    model = tiny_pipeline(tmp_path / "fine", fine=True)
+    recipe = inverting_recipe(folder, model, max_images=3)
+    make_dataset(recipe, tmp_path / "set")
+    sample = next(iter(OracleDataset(Store(str(tmp_path / "set"))).samples(0)))
+    assert sample.latent.shape == (4, 16, 16)
+    assert sample.labels.shape == (64, 64)
+    for module in ("guided", "paper"):
+        task = GrounderTask([OracleDataset(Store(str(tmp_path / "set")))], GrounderOptions(module), "cpu", 1)
+        assert task.backbone.side == 16
+        assert torch.isfinite(task.loss(0, 2, 0))
+
+
+def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    from factory.evaluation.grounders_on_real import as_markdown, on_real
+    from factory.training.loop import TrainOptions, train
+
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    make_dataset(inverting_recipe(folder, model), tmp_path / "seen")
+    make_dataset(inverting_recipe(folder, model, split="all", max_images=8), tmp_path / "all")
+    task = GrounderTask([OracleDataset(Store(str(tmp_path / "seen")))], GrounderOptions(), "cpu", 2)
+    options = TrainOptions(steps=2, batch=2, learning_rate=1e-3, ema_decay=0.5)
+    grounder = train(task, options, tmp_path / "run", lambda text: None)
+    (result,) = on_real([str(grounder)], [f"drawn={tmp_path / 'all'}"], report=lambda text: None)
+    assert result.images == 8
+    assert 0 <= result.miou <= 1
+    assert 0 <= result.unseen <= 1
+    assert "| drawn | guided | 1 |" in as_markdown([result])
+    make_dataset(pin_recipe(recipe_of_folder(real_options(folder, max_images=2), {}, {})[0]), tmp_path / "other")
+    with pytest.raises(UserError, match="was trained on"):
+        on_real([str(grounder)], [str(tmp_path / "other")])
+    with (model / "unet" / "config.json").open("a") as stream:
+        stream.write(" ")
+    with pytest.raises(UserError, match="the model now has revision"):
+        on_real([str(grounder)], [str(tmp_path / "all")])
