@@ -16,6 +16,7 @@ from torch import nn
 from factory.detector.pickles import ForbiddenPickleError, read_arrays
 from factory.detector.weights import read_state
 from factory.errors import UserError
+from tests.support.messages import assert_one_sentence
 
 
 class Evil:
@@ -40,11 +41,6 @@ def arrays() -> dict[str, np.ndarray]:
         "scalar": np.float32(7.5),
         "count": np.array(3, np.int64),
     }
-
-
-def assert_one_sentence(error: BaseException) -> None:
-    assert "\n" not in str(error)
-    assert len(str(error)) < 700
 
 
 # --- pickles

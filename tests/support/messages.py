@@ -1,0 +1,6 @@
+"""Checks of error messages."""
+
+
+def assert_one_sentence(error: BaseException) -> None:
+    assert "\n" not in str(error)
+    assert len(str(error)) < 700
