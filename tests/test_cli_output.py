@@ -1,58 +1,32 @@
-"""What commands print: text, JSON and error messages, without a model or the engine."""
+"""What commands print: text and JSON, without a model or the engine."""
 
-import io
 import json
-import logging
 import math
-import re
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import typer
-from rich.console import Console
 from typer.testing import CliRunner
 
 import factory
 from factory import exit_codes
-from factory.cli import main, view
 from factory.cli.generate import as_text
 from factory.cli.main import app
 from factory.cli.nightly import _preview_text
-from factory.cli.options import assemble
 from factory.cli.plan import cost
-from factory.cli.progress import progress_bar
 from factory.cli.prompts import _as_text as prompts_text
 from factory.cli.verify import as_text as verify_text
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.stickers import EMBEDDED_MODELS
 from factory.dataset.state import Totals
 from factory.dataset.storage import Store
-from factory.errors import UserError
-from factory.generation.progress import Snapshot
 from factory.generation.run import RunSummary
 from tests.nightly.conftest import DATE, record
 from tests.support.export_datasets import make_dataset
+from tests.support.in_process import SNAPSHOT, output
 from tests.support.voc_folder import write_folder
-
-SNAPSHOT = Snapshot("running", 30, 100, 3, 10, 2.5, 12.0, 3725.0, 2, 1, {"mask_small": 4, "low_confidence": 1}, 1, 0.0,
-                    24.0, 5, [7, 8], ["a worker was lost"], "2026-11-25T21:00:00+00:00")  # fmt: skip
-
-
-def output(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    return result.stdout
-
-
-def error(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert isinstance(result.exception, UserError), result.output + repr(result.exception)
-    return str(result.exception)
 
 
 def test_version() -> None:
@@ -187,144 +161,9 @@ def test_measured_plan_gives_time_and_disk_space() -> None:
     assert nothing.startswith("None of the 16 measured images was accepted; ")
 
 
-@pytest.mark.parametrize("option", [["--rate", "nan"], ["--rate", "inf"], ["--rate", "0"], ["--workers", "0"]])
-def test_plan_with_an_invalid_rate_or_number_of_workers_is_rejected(option: list[str]) -> None:
-    message = "--workers must be at least 1 and --rate a number above 0, got "
-    assert error("plan", "--classes", "dog", "--n", "4", *option).startswith(message)
-
-
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        (["run", "job.yaml", "--set", "n"], "--set must be name=value, as in --set n=1000; got n."),
-        (["bootstrap-oracle", "--recipe", "RECIPE", "--out", "o"], "is not that of an oracle dataset; add --split."),
-        (["invert", "--real", "r", "--recipe", "RECIPE", "--out", "o"], "`generator:` must be a section with fields"),
-        (["prompts", "--lm", "x", "--lm-model", "y", "--n", "1", "--out", "o"], "--lm-model names a model on a server"),
-        (["prompts", "--lm", "http://x", "--dtype", "float16", "--n", "1", "--out", "o"], "--dtype float16 has no eff"),
-        (["prompts", "--lm", "http://x", "--device", "cpu", "--n", "1", "--out", "o"], "--device cpu has no effect wi"),
-        (["train-segmenter", "s", "--address", "auto", "--out", "o"], "--address auto has no effect with one device"),
-        (["train-grounder", "s", "--address", "auto", "--out", "o"], "--address auto has no effect with one device"),
-    ],
-)
-def test_options_that_do_not_fit_together_are_rejected(command: list[str], message: str, tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("n: 4\n" + ("generator: tiny\n" if command[0] == "invert" else ""))
-    places = {"RECIPE": str(tmp_path / "recipe.yaml"), "o": str(tmp_path / "out")}
-    assert message in error(*(places.get(word, word) for word in command))
-    assert not (tmp_path / "out").exists()
-
-
 def test_commands_of_a_job_are_printed(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(
         "out: runs\nvalues: {n: 4}\nsteps:\n- generate: {n: '{n}', shards: '{out}/set'}\n- verify: {with: '{out}/set'}"
     )
     text = output("run", tmp_path / "job.yaml", "--set", "n=5", "--dry")
     assert text == "factory generate --n 5 --shards runs/set\nfactory verify runs/set\n"
-
-
-def test_preview_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
-    make_dataset(tmp_path / "set", shards=range(1))
-    (tmp_path / "file").write_text("")
-    assert "cannot write " in error("preview", tmp_path / "set", "--n", "1", "--out", tmp_path / "file/sheet.png")
-
-
-def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    stream = io.StringIO()
-    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    return stream
-
-
-def plain(stream: io.StringIO) -> str:
-    """The text of a stream without escape sequences."""
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
-
-
-def test_run_is_shown_as_a_table_on_a_terminal() -> None:
-    stream = io.StringIO()
-    Console(file=stream, width=100).print(view._table(SNAPSHOT))
-    lines = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
-    assert lines[0] == "status running"
-    assert lines[1].startswith("accepted 30 of 100 ")
-    assert lines[2:] == [
-        "speed 2.50 per second 1:02:05 left",
-        "workers 2 1 pending, 1 lost",
-        "shards 3 of 10 5 requeued, 2 quarantined",
-        "rejected 5 mask_small 4, low_confidence 1",
-        "a worker was lost",
-    ]
-
-
-def test_live_view_and_progress_bar_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = terminal(monkeypatch)
-    with view.watching(quiet=False) as watch:
-        watch(SNAPSHOT)
-    assert "30 of 100" in plain(stream)
-    with progress_bar("rendering", 8) as advance:
-        advance(5)
-    assert re.search(r"rendering .*5/8", plain(stream))
-
-
-@pytest.fixture
-def json_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    log = logging.getLogger("factory")
-    before = log.handlers[:], log.propagate, log.level
-    monkeypatch.setenv("FACTORY_LOG_FORMAT", "json")
-    yield
-    log.handlers[:], log.propagate = before[:2]
-    log.setLevel(before[2])
-
-
-def test_errors_of_workers_and_quarantine_are_log_records(
-    json_log: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(main, "app", lambda: show())
-
-    def show() -> None:
-        with view.watching(quiet=True) as watch:
-            watch(replace(SNAPSHOT, status="done"))
-
-    main.run()
-    warning, info = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert (warning["level"], warning["message"]) == ("warning", "a worker was lost")
-    assert info["progress"]["quarantined"] == [7, 8]
-    assert info["message"].endswith("rejected 5, lost workers 1, quarantined 2")
-
-
-def raising(problem: BaseException) -> Any:
-    def command() -> None:
-        raise problem
-
-    return command
-
-
-def test_unexpected_error_is_a_log_record(
-    json_log: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(main, "app", raising(KeyError("x")))
-    with pytest.raises(SystemExit) as end:
-        main.run()
-    assert end.value.code == exit_codes.UNEXPECTED
-    (line,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert (line["level"], line["message"]) == ("critical", "Unexpected error.")
-    assert line["exception"].endswith("KeyError: 'x'")
-
-
-def test_unexpected_error_without_log_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main, "app", raising(KeyError("x")))
-    with pytest.raises(KeyError):
-        main.run()
-
-
-def test_process_ends_without_cleanup_if_ray_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "factory.engine.cluster", SimpleNamespace(is_stuck=lambda: True))
-    monkeypatch.setattr(main, "app", raising(UserError("gone")))
-    monkeypatch.setattr(main.os, "_exit", lambda code: (_ for _ in ()).throw(typer.Exit(code)))
-    with pytest.raises(typer.Exit) as end:
-        main.run()
-    assert end.value.exit_code == exit_codes.BAD_INPUT
-
-
-def test_class_names_of_the_option_may_name_a_vocabulary() -> None:
-    assert assemble(None, None, {"classes": "coco", "n": 1}).classes == "coco"

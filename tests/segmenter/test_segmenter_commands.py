@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from factory.cli.main import app
 from factory.config.sections import EngineRecipe
 from factory.config.vocabulary import voc
 from factory.errors import UserError
@@ -24,14 +22,9 @@ from factory.segmenter.training import SegmenterTask
 from factory.training import distributed
 from factory.training.loop import STOP
 from tests.support.export_datasets import make_dataset
+from tests.support.in_process import output
 from tests.support.tiny_segmenter import saved_tiny, tiny
 from tests.support.voc_folder import write_folder
-
-
-def output(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    return result.stdout
 
 
 def test_segmenter_is_measured_on_a_folder(tmp_path: Path) -> None:

@@ -1,0 +1,22 @@
+"""Commands of `factory` in this process: what they print, the message of their error, and the state of a run."""
+
+from typer.testing import CliRunner
+
+from factory.cli.main import app
+from factory.errors import UserError
+from factory.generation.progress import Snapshot
+
+SNAPSHOT = Snapshot("running", 30, 100, 3, 10, 2.5, 12.0, 3725.0, 2, 1, {"mask_small": 4, "low_confidence": 1}, 1, 0.0,
+                    24.0, 5, [7, 8], ["a worker was lost"], "2026-11-25T21:00:00+00:00")  # fmt: skip
+
+
+def output(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.stdout
+
+
+def error(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert isinstance(result.exception, UserError), result.output + repr(result.exception)
+    return str(result.exception)

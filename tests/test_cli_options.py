@@ -1,0 +1,45 @@
+"""Options that commands reject, and the messages."""
+
+from pathlib import Path
+
+import pytest
+
+from factory.cli.options import assemble
+from tests.support.export_datasets import make_dataset
+from tests.support.in_process import error
+
+
+@pytest.mark.parametrize("option", [["--rate", "nan"], ["--rate", "inf"], ["--rate", "0"], ["--workers", "0"]])
+def test_plan_with_an_invalid_rate_or_number_of_workers_is_rejected(option: list[str]) -> None:
+    message = "--workers must be at least 1 and --rate a number above 0, got "
+    assert error("plan", "--classes", "dog", "--n", "4", *option).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["run", "job.yaml", "--set", "n"], "--set must be name=value, as in --set n=1000; got n."),
+        (["bootstrap-oracle", "--recipe", "RECIPE", "--out", "o"], "is not that of an oracle dataset; add --split."),
+        (["invert", "--real", "r", "--recipe", "RECIPE", "--out", "o"], "`generator:` must be a section with fields"),
+        (["prompts", "--lm", "x", "--lm-model", "y", "--n", "1", "--out", "o"], "--lm-model names a model on a server"),
+        (["prompts", "--lm", "http://x", "--dtype", "float16", "--n", "1", "--out", "o"], "--dtype float16 has no eff"),
+        (["prompts", "--lm", "http://x", "--device", "cpu", "--n", "1", "--out", "o"], "--device cpu has no effect wi"),
+        (["train-segmenter", "s", "--address", "auto", "--out", "o"], "--address auto has no effect with one device"),
+        (["train-grounder", "s", "--address", "auto", "--out", "o"], "--address auto has no effect with one device"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_rejected(command: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("n: 4\n" + ("generator: tiny\n" if command[0] == "invert" else ""))
+    places = {"RECIPE": str(tmp_path / "recipe.yaml"), "o": str(tmp_path / "out")}
+    assert message in error(*(places.get(word, word) for word in command))
+    assert not (tmp_path / "out").exists()
+
+
+def test_preview_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "set", shards=range(1))
+    (tmp_path / "file").write_text("")
+    assert "cannot write " in error("preview", tmp_path / "set", "--n", "1", "--out", tmp_path / "file/sheet.png")
+
+
+def test_class_names_of_the_option_may_name_a_vocabulary() -> None:
+    assert assemble(None, None, {"classes": "coco", "n": 1}).classes == "coco"

@@ -1,0 +1,120 @@
+"""The live view of a terminal, log records, and how the program ends after an error."""
+
+import io
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+from rich.console import Console
+
+from factory import exit_codes
+from factory.cli import main, view
+from factory.cli.progress import progress_bar
+from factory.errors import UserError
+from tests.support.in_process import SNAPSHOT
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    return stream
+
+
+def plain(stream: io.StringIO) -> str:
+    """The text of a stream without escape sequences."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+
+
+def test_run_is_shown_as_a_table_on_a_terminal() -> None:
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(view._table(SNAPSHOT))
+    lines = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
+    assert lines[0] == "status running"
+    assert lines[1].startswith("accepted 30 of 100 ")
+    assert lines[2:] == [
+        "speed 2.50 per second 1:02:05 left",
+        "workers 2 1 pending, 1 lost",
+        "shards 3 of 10 5 requeued, 2 quarantined",
+        "rejected 5 mask_small 4, low_confidence 1",
+        "a worker was lost",
+    ]
+
+
+def test_live_view_and_progress_bar_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch)
+    with view.watching(quiet=False) as watch:
+        watch(SNAPSHOT)
+    assert "30 of 100" in plain(stream)
+    with progress_bar("rendering", 8) as advance:
+        advance(5)
+    assert re.search(r"rendering .*5/8", plain(stream))
+
+
+@pytest.fixture
+def json_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    log = logging.getLogger("factory")
+    before = log.handlers[:], log.propagate, log.level
+    monkeypatch.setenv("FACTORY_LOG_FORMAT", "json")
+    yield
+    log.handlers[:], log.propagate = before[:2]
+    log.setLevel(before[2])
+
+
+def test_errors_of_workers_and_quarantine_are_log_records(
+    json_log: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "app", lambda: show())
+
+    def show() -> None:
+        with view.watching(quiet=True) as watch:
+            watch(replace(SNAPSHOT, status="done"))
+
+    main.run()
+    warning, info = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (warning["level"], warning["message"]) == ("warning", "a worker was lost")
+    assert info["progress"]["quarantined"] == [7, 8]
+    assert info["message"].endswith("rejected 5, lost workers 1, quarantined 2")
+
+
+def raising(problem: BaseException) -> Any:
+    def command() -> None:
+        raise problem
+
+    return command
+
+
+def test_unexpected_error_is_a_log_record(
+    json_log: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "app", raising(KeyError("x")))
+    with pytest.raises(SystemExit) as end:
+        main.run()
+    assert end.value.code == exit_codes.UNEXPECTED
+    (line,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (line["level"], line["message"]) == ("critical", "Unexpected error.")
+    assert line["exception"].endswith("KeyError: 'x'")
+
+
+def test_unexpected_error_without_log_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "app", raising(KeyError("x")))
+    with pytest.raises(KeyError):
+        main.run()
+
+
+def test_process_ends_without_cleanup_if_ray_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "factory.engine.cluster", SimpleNamespace(is_stuck=lambda: True))
+    monkeypatch.setattr(main, "app", raising(UserError("gone")))
+    monkeypatch.setattr(main.os, "_exit", lambda code: (_ for _ in ()).throw(typer.Exit(code)))
+    with pytest.raises(typer.Exit) as end:
+        main.run()
+    assert end.value.exit_code == exit_codes.BAD_INPUT
