@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pictures
 from PIL import ImageDraw
 
-from factory.config.vocabulary import parse_classes
+from factory.config.class_option import parse_classes
 from factory.dataset.masks import IGNORE, palette
 from factory.dataset.records import Image
 from factory.dataset.storage import Store

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from factory.config.vocabulary import parse_classes
+from factory.config.class_option import parse_classes
 from factory.dataset.masks import encode_label_png
 from factory.errors import UserError
 from factory.labelled.picture import read_photograph, read_values

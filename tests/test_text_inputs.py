@@ -8,10 +8,11 @@ import pytest
 
 from factory.cli.options import assemble
 from factory.config.class_file import read_class_file
+from factory.config.class_option import parse_classes
 from factory.config.object_counts import parse_objects
 from factory.config.prompts import read_prompts
 from factory.config.recipe import make_recipe
-from factory.config.vocabulary import coco, from_names, parse_classes, voc
+from factory.config.vocabulary import coco, from_names, voc
 from factory.errors import UserError
 from factory.files.strict_yaml import parse_plain_yaml
 from factory.files.text import MAX_TEXT_BYTES, read_bytes, read_lines, read_text

@@ -1,6 +1,7 @@
 import pytest
 
-from factory.config.vocabulary import caption, coco, from_names, parse_classes, voc
+from factory.config.class_option import parse_classes
+from factory.config.vocabulary import caption, coco, from_names, voc
 from factory.errors import UserError
 
 

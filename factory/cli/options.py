@@ -125,7 +125,7 @@ def _set(data: dict[str, Any], field: tuple[str, ...], value: Any) -> None:
 
 
 def _classes(text: str) -> Any:
-    from factory.config.vocabulary import parse_classes
+    from factory.config.class_option import parse_classes
 
     vocabulary = parse_classes(text)
     return text if text in ("coco", "voc") else list(vocabulary.names)

@@ -60,7 +60,7 @@ def render(
     Example: factory stickers render --classes voc --n 1000 --style held-out --out VOCstickers
     """
     from factory.cli.progress import progress_bar
-    from factory.config.vocabulary import parse_classes
+    from factory.config.class_option import parse_classes
     from factory.stickers.atlas import DRAWN_STYLES, HELD_OUT_STYLE, TRAIN_STYLES
     from factory.stickers.voc_folder import write_voc_folder
 
@@ -259,7 +259,7 @@ def draw(
 
     quiet_model_libraries()
     from factory.cli.progress import progress_bar
-    from factory.config.vocabulary import parse_classes
+    from factory.config.class_option import parse_classes
     from factory.files.paths import check_image_file
     from factory.stickers.contact_sheet import contact_sheet
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from factory.config.vocabulary import coco
 from factory.errors import UserError
 from factory.files.strict_yaml import parse_plain_yaml
 from factory.files.text import read_lines, read_text
@@ -92,9 +93,9 @@ def _names_of_table(path: Path, lines: Sequence[str]) -> list[str]:
         raise UserError(f"the class file {path} has rows of {widths[0]} and {widths[-1]} columns; {_ONE_PER_LINE}.")
     headers = [" ".join(cell.lower().split()) for cell in rows[0]] if rows else []
     named = [k for k, header in enumerate(headers) if header in _HEADERS]
-    named = [k for k in named if not all(_is_number(row[k]) for row in rows[1:])]
+    named = [k for k in named if not all(_is_integer_or_blank(row[k]) for row in rows[1:])]
     body = rows[1:] if named else rows
-    columns = named or [k for k in range(len(headers)) if not all(_is_number(row[k]) for row in rows)]
+    columns = named or [k for k in range(len(headers)) if not all(_is_integer_or_blank(row[k]) for row in rows)]
     if len(columns) != 1:
         raise UserError(
             f"the class file {path} has {len(headers)} columns and it is unclear which one contains the names; give "
@@ -135,11 +136,9 @@ def _check_line(path: Path, number: int, line: str) -> None:
     raise UserError(f"line {number} of the class file {path}, {line[:60]!r}, {problem}; {_ONE_PER_LINE}.")
 
 
-def _is_number(text: str) -> bool:
+def _is_integer_or_blank(text: str) -> bool:
     return re.fullmatch(r"\s*[-+]?\d*\s*", text) is not None
 
 
 def _is_coco_class(text: str) -> bool:
-    from factory.config.vocabulary import coco
-
     return coco().find(text) is not None

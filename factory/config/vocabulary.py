@@ -1,6 +1,5 @@
 """Class lists with fixed ids, aliases and seen/unseen splits, and captions for their classes."""
 
-import csv
 import difflib
 import functools
 import hashlib
@@ -10,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from factory.errors import UserError
-from factory.files.paths import expanded
 
 _COCO_NAMES = (
     "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant - stop_sign "
@@ -56,9 +54,6 @@ _CONTROLS = ("Cc", "Cs", "Co", "Zl", "Zp")
 """Unicode categories of control characters, surrogates, private-use characters and line separators."""
 _IGNORABLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 """Soft hyphens, zero-width characters and direction marks; names that differ only in these look the same."""
-_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
-"""The subset that no script requires; U+200C and U+200D occur inside words of Persian and Hindi."""
-_MAX_LENGTH = 100
 
 
 @dataclass(frozen=True)
@@ -152,10 +147,10 @@ def from_names(names: Sequence[str], label: str = "the class list") -> Vocabular
     """Build a vocabulary of the given names in order.
 
     If all names are COCO classes, it uses COCO's names, aliases and official ids; otherwise ids start at 1. Raises
-    UserError for an empty list, an invalid name (see `_check_name`), and repeated names, including names that differ
+    UserError for an empty list, an invalid name (see `check_name`), and repeated names, including names that differ
     only in case, whitespace or Unicode form.
     """
-    cleaned = [" ".join(_check_name(name, label).split()) for name in names if name.strip()]
+    cleaned = [" ".join(check_name(name, label).split()) for name in names if name.strip()]
     if not cleaned:
         raise UserError(f"There is no class name in {label}; give at least one, for example --classes dog,cat.")
     by_name = {_plain(spelling): entry for entry in coco().classes for spelling in (entry.name, *entry.aliases)}
@@ -174,46 +169,7 @@ def from_names(names: Sequence[str], label: str = "the class list") -> Vocabular
     return Vocabulary("custom", entries)
 
 
-def parse_classes(text: str) -> Vocabulary:
-    """Parse the value of `--classes`: `coco`, `voc`, a file of names, or comma-separated names."""
-    from factory.config.class_file import SUFFIXES, read_class_file
-
-    if text in ("coco", "voc"):
-        return coco() if text == "coco" else voc()
-    label = f"--classes {text[:80]!r}"
-    try:
-        path = expanded(text)
-        if path.is_file():
-            return _checked(read_class_file(path), f"the file {text}")
-    except (OSError, ValueError) as error:  # the path is too long or contains a NUL
-        if isinstance(error, UserError):
-            raise
-    if text.lower().endswith(SUFFIXES) or "/" in text:
-        raise UserError(f"There is no class file {text}; give coco, voc, an existing file, or names such as dog,cat.")
-    _check_name(text, "--classes")
-    try:
-        names = next(csv.reader([text], skipinitialspace=True, strict=True), [])
-    except csv.Error as error:
-        raise UserError(f"{label} cannot be parsed ({error}); give comma-separated names such as dog,cat.") from error
-    return _checked(names, label)
-
-
-def _checked(names: Sequence[str], label: str) -> Vocabulary:
-    """Like `from_names`, with stricter checks for new input; existing recipes may contain such names."""
-    for name in (name for name in names if name.strip()):
-        problem = None
-        if not any(character.isalpha() for character in name):
-            problem = "has no letter; give names, not ids"
-        elif _INVISIBLE.search(name):
-            problem = f"contains an invisible character ({name[:60]!a}); retype the name"
-        elif len(name) > _MAX_LENGTH:
-            problem = f"is longer than {_MAX_LENGTH} characters; give one name per class"
-        if problem is not None:
-            raise UserError(f"The class {name.strip()[:60]!r} in {label} {problem}.")
-    return from_names(names, label)
-
-
-def _check_name(name: str, label: str) -> str:
+def check_name(name: str, label: str) -> str:
     """Return the name; raises UserError if it is "background" or contains a control character such as a newline."""
     problem = None
     control = next((character for character in name if unicodedata.category(character) in _CONTROLS), None)

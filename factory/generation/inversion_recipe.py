@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from factory.config.class_option import parse_classes
 from factory.config.recipe import Recipe, make_recipe
-from factory.config.vocabulary import Vocabulary, caption, parse_classes
+from factory.config.vocabulary import Vocabulary, caption
 from factory.errors import UserError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from factory.config.vocabulary import parse_classes
+from factory.config.class_option import parse_classes
 from factory.errors import UserError
 from factory.hf_logging import quiet_model_libraries
 

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from factory.config.vocabulary import Vocabulary, parse_classes
+from factory.config.class_option import parse_classes
+from factory.config.vocabulary import Vocabulary
 from factory.dataset.storage import Store, absolute
 from factory.errors import UserError
 from factory.files.paths import check_writable_folder, expanded, local_path

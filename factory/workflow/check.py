@@ -124,8 +124,8 @@ def _parse(location: str, name: str, command: Any, arguments: list[str]) -> None
 
 def _check_texts(location: str, texts: Mapping[str, str]) -> None:
     """Check texts that the parser accepts and the command would reject, perhaps hours after the first step started."""
+    from factory.config.class_option import parse_classes
     from factory.config.object_counts import parse_objects
-    from factory.config.vocabulary import parse_classes
 
     try:
         if "classes" in texts:
