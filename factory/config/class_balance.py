@@ -18,7 +18,7 @@ _MAX_CACHED = 256
 def shuffled(count: int, *key: object) -> list[int]:
     """Shuffle 0..count-1 by hash of `key`, independent of any random generator and library version."""
     prefix = "/".join(str(part) for part in key)
-    return sorted(range(count), key=lambda item: hashlib.sha256(f"{prefix}/{item}".encode()).digest())
+    return sorted(range(count), key=lambda number: hashlib.sha256(f"{prefix}/{number}".encode()).digest())
 
 
 class ObjectCounts:
@@ -111,9 +111,9 @@ class ClassSequence:
             size = before.get(1, 0) - block * self.count - len(chosen)
             if 0 < size < len(rest):
                 load = self._pair_load(before.get(2, 0))
-                first = sorted(rest, key=lambda item: load[item])[:size]
+                first = sorted(rest, key=load.__getitem__)[:size]
                 chosen += first
-                rest = [item for item in rest if item not in first]
+                rest = [index for index in rest if index not in first]
         return chosen + rest
 
     def _pair_load(self, pairs: int) -> list[int]:
@@ -122,8 +122,8 @@ class ClassSequence:
         if pairs:
             period = self.count // 2 if self.count % 2 == 0 else self.count
             for position in range(pairs - pairs % period, pairs):
-                for item in self._pair(position):
-                    load[item] += 1
+                for index in self._pair(position):
+                    load[index] += 1
         return load
 
     def _pair(self, position: int) -> tuple[int, ...]:
@@ -151,8 +151,8 @@ class ClassSequence:
 
     def _group(self, size: int, position: int) -> tuple[int, ...]:
         """Three or more classes: shuffled blocks of all classes, cut into groups. Requires 3 * (size - 1) classes."""
-        items = range(position * size, (position + 1) * size)
-        return tuple(self._group_block(size, item // self.count)[item % self.count] for item in items)
+        places = (divmod(number, self.count) for number in range(position * size, (position + 1) * size))
+        return tuple(self._group_block(size, block)[slot] for block, slot in places)
 
     def _group_block(self, size: int, block: int) -> list[int]:
         """All classes once. Its head and the previous block's tail are disjoint, so no group repeats a class."""
@@ -161,9 +161,8 @@ class ClassSequence:
     def _new_group_block(self, size: int, block: int) -> list[int]:
         order, fixed = self._order(self.count, "group", size, block), self.count - (size - 1)
         previous = self._order(self.count, "group", size, block - 1)[fixed:] if block else []
-        allowed = [item for item in order[:fixed] if item not in previous]
-        head = allowed[: size - 1]
-        return head + [item for item in order[:fixed] if item not in head] + order[fixed:]
+        head = [index for index in order[:fixed] if index not in previous][: size - 1]
+        return head + [index for index in order[:fixed] if index not in head] + order[fixed:]
 
 
 def _rounded(share: Fraction, index: int) -> int:

@@ -132,10 +132,10 @@ class WeightedGroups:
         groups: list[tuple[int, ...]] = []
         group: list[int] = []
         available: list[int] = []
-        for item in range(math.lcm(count, size)):
+        for draw_number in range(math.lcm(count, size)):
             available = available or list(range(count))
             candidates = [index for index in available if index not in group]
-            draw = hashlib.sha256(f"{self._seed}/together/{size}/{cycle}/{item}".encode()).digest()[:8]
+            draw = hashlib.sha256(f"{self._seed}/together/{size}/{cycle}/{draw_number}".encode()).digest()[:8]
             chosen = _drawn(candidates, self._scores(group, candidates), int.from_bytes(draw))
             available.remove(chosen)
             group.append(chosen)
@@ -145,20 +145,20 @@ class WeightedGroups:
         return groups
 
     def _scores(self, group: Sequence[int], candidates: Sequence[int]) -> list[int]:
-        products = [math.prod(self._weights[member][item] for member in group) for item in candidates]
+        products = [math.prod(self._weights[member][index] for member in group) for index in candidates]
         if any(products):
             return products
-        sums = [sum(self._weights[member][item] for member in group) for item in candidates]
+        sums = [sum(self._weights[member][index] for member in group) for index in candidates]
         return sums if any(sums) else [1] * len(candidates)
 
 
-def _drawn(items: Sequence[int], scores: Sequence[int], draw: int) -> int:
-    """The item at a 64-bit draw, in proportion to the scores."""
+def _drawn(candidates: Sequence[int], scores: Sequence[int], draw: int) -> int:
+    """The candidate at a 64-bit draw, in proportion to the scores."""
     point = draw * sum(scores) >> 64
-    for item, score in zip(items, scores, strict=True):
+    for candidate, score in zip(candidates, scores, strict=True):
         point -= score
         if point < 0:
-            return item
+            return candidate
     raise AssertionError(f"a draw of {draw} is beyond the scores")
 
 

@@ -23,6 +23,7 @@ def split_member(name: str) -> tuple[str, str]:
     """Split a tar member name such as "000000001.seg.png" into (key, suffix); raises ValueError for other names."""
     found = _MEMBER.fullmatch(name)
     if found is None:
-        raise ValueError(f"{name[:60]!r} is not a sample member; member names start with a key of nine digits, such as "
-                         f"000000001.jpg")  # fmt: skip
+        raise ValueError(
+            f"{name[:60]!r} is not a sample member; member names start with a key of nine digits, such as 000000001.jpg"
+        )
     return found[1], found[2]

@@ -116,7 +116,7 @@ class Plan:
         """The classes of a sample's prompt; cheaper than the prompt itself."""
         if self._prompts is not None:
             return self._prompts[self._prompt_number(index)].classes
-        return tuple(self._names[item] for item in self._classes.at(index))
+        return tuple(self._names[position] for position in self._classes.at(index))
 
     def samples(self) -> Iterator[PlannedSample]:
         """Every sample, in order."""
@@ -131,8 +131,8 @@ class Plan:
         return self._prompt_order(block)[position]
 
     def _prompt_order(self, block: int) -> list[int]:
-        known, order = self._prompt_block
-        if known != block:
+        cached_block, order = self._prompt_block
+        if cached_block != block:
             assert self._prompts is not None
             order = shuffled(len(self._prompts), self.recipe.seed, "prompts", block)
             self._prompt_block = block, order  # not read again here: `verify` expands shards in several threads

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from factory.config.batch_size import BatchSize
 from factory.config.cooccurrence import pair_weights
@@ -231,23 +232,18 @@ def make_recipe(data: Mapping[str, Any], where: str = "the options") -> Recipe:
     try:
         return Recipe.model_validate(dict(data))
     except ValidationError as error:
-        problems = [
-            (
-                ".".join(str(part) for part in problem["loc"]) or "the recipe",
-                problem["msg"].removeprefix("Value error, "),
-                problem["input"],
-            )
-            for problem in error.errors()
-        ]
-        text = "; ".join(
-            message
-            if name == "the recipe"
-            # A secret that was put into `store` by mistake must not be logged.
-            else f"{name}: {message}{'' if value is data or name.startswith('store') else _shown(value)}"
-            for name, message, value in problems
-        )
+        problems = "; ".join(map(_problem, error.errors()))
         hint = "See `factory generate --help` and schemas/recipe.json for allowed values."
-        raise UserError(f"{where}: {text}. {hint}") from error
+        raise UserError(f"{where}: {problems}. {hint}") from error
+
+
+def _problem(details: ErrorDetails) -> str:
+    """An invalid field with its value, or what is wrong with the recipe as a whole."""
+    field, message = ".".join(map(str, details["loc"])), details["msg"].removeprefix("Value error, ")
+    if not field:
+        return message
+    # A secret that was put into `store` by mistake must not be logged.
+    return f"{field}: {message}{'' if field.startswith('store') else _shown(details['input'])}"
 
 
 def _shown(value: object) -> str:
