@@ -27,7 +27,7 @@ from factory.dataset.receipts import missing, receipt_name, tags
 from factory.dataset.state import existing_recipe, write_statement
 from factory.dataset.storage import Store
 from factory.engine.interface import Done
-from factory.engine.scheduler import State
+from factory.engine.state import State
 from factory.evaluation.markdown import write_table
 from factory.generation.progress import Tracker
 from factory.generation.reporter import Reporter, quarantined

@@ -14,7 +14,8 @@ from factory.config.sections import EngineRecipe
 from factory.engine.capacity import Capacity, Share
 from factory.engine.cluster import connected
 from factory.engine.pool import Pool
-from factory.engine.scheduler import Listener, Scheduler, State
+from factory.engine.scheduler import Scheduler
+from factory.engine.state import Listener, State
 from factory.engine.view import ClusterView
 from tests.support.jobs import SleepingJob
 

@@ -44,7 +44,8 @@ def empty_shards(count: int) -> None:
     from factory.engine.capacity import Capacity, Share
     from factory.engine.cluster import connected
     from factory.engine.pool import Pool
-    from factory.engine.scheduler import Listener, Scheduler
+    from factory.engine.scheduler import Scheduler
+    from factory.engine.state import Listener
     from factory.engine.view import ClusterView
     from tests.support.jobs import SleepingJob
 

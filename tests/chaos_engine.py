@@ -55,7 +55,8 @@ from pathlib import Path
 from factory.engine import cluster
 from factory.engine.capacity import Capacity
 from factory.engine.pool import Pool
-from factory.engine.scheduler import Listener, Scheduler
+from factory.engine.scheduler import Scheduler
+from factory.engine.state import Listener
 from factory.engine.view import ClusterView
 from factory.config.sections import EngineRecipe
 from tests.support.jobs import SleepingJob

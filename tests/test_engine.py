@@ -19,7 +19,8 @@ from factory.engine.capacity import Capacity, Share
 from factory.engine.cluster import connected
 from factory.engine.deadlines import Deadlines
 from factory.engine.pool import Pool, Worker
-from factory.engine.scheduler import Limit, Listener, Scheduler, State
+from factory.engine.scheduler import Scheduler
+from factory.engine.state import Limit, Listener, State
 from factory.engine.usage import Usage
 from factory.engine.view import ClusterView
 from factory.errors import GpuError, RunFailedError, UserError

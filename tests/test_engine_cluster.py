@@ -14,7 +14,8 @@ from factory.config.sections import EngineRecipe
 from factory.engine.capacity import Capacity
 from factory.engine.cluster import _keep_token_in_memory, connected
 from factory.engine.pool import Pool
-from factory.engine.scheduler import Listener, Scheduler, State
+from factory.engine.scheduler import Scheduler
+from factory.engine.state import Listener, State
 from factory.engine.view import ClusterView
 from factory.errors import UserError
 from factory.generation.hardware import for_hardware
@@ -128,9 +129,11 @@ started = threading.Timer(50, give_up)
 started.daemon = True
 started.start()
 from factory.cli import main
-from factory.engine import cluster, health, scheduler
+from factory.engine import cluster, health
 from factory.engine.capacity import Capacity
 from factory.engine.pool import Pool
+from factory.engine.scheduler import Scheduler
+from factory.engine.state import Listener
 from factory.engine.view import ClusterView
 from factory.config.sections import EngineRecipe
 from tests.support.jobs import SleepingJob
@@ -152,7 +155,7 @@ def probe(folder: str, no_worker: int) -> None:
     with cluster.connected(engine, 1), ClusterView(Capacity(engine, 1)) as view:
         pool = Pool(SleepingJob(folder, hanging=frozenset(range(9))), view.share)
         try:
-            scheduler.Scheduler(pool, range(9), view, engine, scheduler.Listener(tick=tick)).run()
+            Scheduler(pool, range(9), view, engine, Listener(tick=tick)).run()
         finally:
             pool.close()
 

@@ -14,7 +14,7 @@ from factory.config.recipe import make_recipe
 from factory.dataset.lease import leased
 from factory.dataset.storage import Store
 from factory.engine.interface import Done
-from factory.engine.scheduler import State
+from factory.engine.state import State
 from factory.generation.progress import Tracker
 from factory.generation.run import run_prepared
 

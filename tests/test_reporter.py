@@ -13,7 +13,7 @@ from factory.dataset import lease
 from factory.dataset.lease import HeldLease, leased
 from factory.dataset.storage import Store
 from factory.engine.interface import Done
-from factory.engine.scheduler import State
+from factory.engine.state import State
 from factory.errors import LeaseHeldError
 from factory.generation.progress import Snapshot, Tracker
 from factory.generation.reporter import Reporter, quarantined

@@ -17,8 +17,6 @@ from factory.engine.view import ClusterView
 from factory.errors import GpuError, StoreUnavailableError, UserError
 from factory.signals import stop_requests
 
-__all__ = ["Limit", "Listener", "Scheduler", "State"]
-
 _TICK = 0.5
 _PROGRESS_INTERVAL = 2.0
 _LOGS_INTERVAL = 60.0

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from factory.config.plan import Plan
-from factory.engine.scheduler import State
+from factory.engine.state import State
 
 _WINDOW = 60.0
 _ERRORS_SHOWN = 5

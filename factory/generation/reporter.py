@@ -18,7 +18,7 @@ from factory.dataset.lease import HeldLease
 from factory.dataset.receipt_index import ReceiptIndex
 from factory.dataset.state import PROGRESS
 from factory.dataset.storage import Store
-from factory.engine.scheduler import Listener, State
+from factory.engine.state import Listener, State
 from factory.errors import UserError
 from factory.generation.progress import Snapshot, Tracker
 

@@ -16,7 +16,8 @@ from factory.dataset.storage import Store
 from factory.engine.capacity import Capacity
 from factory.engine.cluster import connected
 from factory.engine.pool import Pool
-from factory.engine.scheduler import Limit, Scheduler, State
+from factory.engine.scheduler import Scheduler
+from factory.engine.state import Limit, State
 from factory.engine.view import ClusterView
 from factory.errors import UserError
 from factory.generation.hardware import for_hardware

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from factory import metrics
 from factory.dataset.lease import HeldLease
-from factory.engine.scheduler import State
+from factory.engine.state import State
 from factory.errors import UserError
 
 INTERVAL = 5.0

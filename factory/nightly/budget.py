@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 from factory import exit_codes
 from factory.dataset.state import read_progress
 from factory.dataset.storage import Store
-from factory.engine.scheduler import Limit, State
+from factory.engine.state import Limit, State
 from factory.nightly.clock import next_time
 from factory.nightly.config import Budget
 from factory.nightly.record import Night, Period

@@ -12,7 +12,7 @@ from factory.config.recipe import Recipe
 from factory.dataset.lease import HeldLease
 from factory.dataset.state import Totals, existing_recipe, state
 from factory.dataset.verify import verify
-from factory.engine.scheduler import State
+from factory.engine.state import State
 from factory.errors import UserError
 from factory.generation.progress import Snapshot
 from factory.generation.run import RunSummary, prepare, run_prepared

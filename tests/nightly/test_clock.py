@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from factory.engine.scheduler import State
+from factory.engine.state import State
 from factory.errors import UserError
 from factory.nightly.budget import deadline, limit_of
 from factory.nightly.clock import next_time, parse_date, scheduled_date

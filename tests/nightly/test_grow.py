@@ -15,7 +15,7 @@ from factory.dataset import lease
 from factory.dataset.lease import LEASE, Lease, leased
 from factory.dataset.receipts import Blob, Receipt
 from factory.dataset.storage import Store
-from factory.engine.scheduler import State
+from factory.engine.state import State
 from factory.generation import run as generation_run
 from factory.generation.progress import Tracker
 from factory.generation.reporter import Watch

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from factory.engine.scheduler import State
+from factory.engine.state import State
 from factory.errors import StoreUnavailableError
 from factory.generation import run as generation_run
 from factory.nightly import steps

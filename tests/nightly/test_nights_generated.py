@@ -16,7 +16,7 @@ import yaml
 
 from factory.config.sections import EngineRecipe
 from factory.engine.cluster import connected
-from factory.engine.scheduler import Limit
+from factory.engine.state import Limit
 from factory.nightly import preflight, steps
 from factory.nightly.run import run_night
 from tests.nightly.conftest import DATE, Make
