@@ -37,13 +37,15 @@ class Resources:
     scales: bool = False
     limit: Mapping[str, float] | None = None
 
-    def largest(self, name: str) -> float:
-        """The largest amount on a single node."""
-        return max((node.get(name, 0.0) for node in self.nodes), default=0.0)
+    @property
+    def largest_memory(self) -> int:
+        """The memory of the node with the most memory, in bytes."""
+        return int(max((node.get("memory", 0.0) for node in self.nodes), default=0.0))
 
-    def total(self, name: str) -> float:
-        """The sum over all nodes."""
-        return sum(node.get(name, 0.0) for node in self.nodes)
+    @property
+    def gpus(self) -> float:
+        """The number of GPUs of all nodes."""
+        return sum(node.get("GPU", 0.0) for node in self.nodes)
 
 
 class Capacity:
@@ -57,7 +59,7 @@ class Capacity:
         self._engine, self._threads = engine, threads
         self._memory = int(engine.memory_per_worker * 2**30) if engine.memory_per_worker else memory
         self._gpus = engine.gpus_per_worker or 0.0
-        gpus = resources().total("GPU") if engine.address is None else sys.maxsize
+        gpus = resources().gpus if engine.address is None else sys.maxsize
         if max(engine.gpus_per_worker or 0, engine.gpus_per_detector) > gpus:
             raise UserError(
                 f"a worker requires {engine.gpus_per_worker or 0:g} GPUs (a detector {engine.gpus_per_detector:g}), "
@@ -81,7 +83,7 @@ class Capacity:
         If the recipe leaves it open, workers use GPUs as soon as the cluster has one or can scale up to one. They keep
         using GPUs after that: if the only GPU node is lost for an hour, waiting beats continuing on CPUs.
         """
-        if self._engine.gpus_per_worker is None and (cluster.total("GPU") or (cluster.limit or {}).get("GPU")):
+        if self._engine.gpus_per_worker is None and (cluster.gpus or (cluster.limit or {}).get("GPU")):
             self._gpus = 1.0
         share = self._share(cluster)
         fitting = sum(share.fits(node) for node in cluster.nodes)
@@ -96,7 +98,7 @@ class Capacity:
         share = Share(self._threads, 0, self._memory)
         if self._engine.workers is None or self._engine.memory_per_worker:
             # The memory is an estimate; capped, so that a high one does not keep the only worker from starting.
-            return replace(share, memory=min(share.memory, int(cluster.largest("memory"))))
+            return replace(share, memory=min(share.memory, cluster.largest_memory))
         return replace(share, memory=0)
 
 

@@ -82,7 +82,7 @@ def train_on_several(
         import ray.train  # imported here because it reads the environment that `connected` prepares
         from ray.train.torch import TorchTrainer
 
-        gpus = uses_gpus(run.device, devices, resources().total("GPU"))
+        gpus = uses_gpus(run.device, devices, resources().gpus)
         trainer = TorchTrainer(
             _train_process,
             train_loop_config={"train_here": train_here, "run": run, "gpus": gpus},
