@@ -48,52 +48,52 @@ SCHEMA_1 = _schema(pa.map_(pa.string(), pa.float64()))
 """The schema of format 1. It was replaced because Hugging Face `datasets` does not support maps."""
 
 
-def manifest_row(annotation: dict[str, Any], shard: int, layout: int = 2) -> dict[str, Any]:
-    """The manifest row of a sample; `layout` is the recipe's format. Raises ValueError for an unknown measure."""
-    objects = annotation["annotations"]
-    measured = {name: value for name, value in annotation["filters"].items() if not isinstance(value, str)}
+def manifest_row(record: dict[str, Any], shard: int, recipe_format: int) -> dict[str, Any]:
+    """The manifest row of a sample, given its json member. Raises ValueError for an unknown measure."""
+    annotations = record["annotations"]
+    measured = {name: value for name, value in record["filters"].items() if not isinstance(value, str)}
     if unknown := measured.keys() - set(MEASURES):
         raise ValueError(f"the manifest has no column for {', '.join(sorted(unknown))}")
     return {
-        "key": annotation["key"],
-        "index": annotation["image"]["id"],
+        "key": record["key"],
+        "index": record["image"]["id"],
         "shard": shard,
-        "prompt": annotation["prompt"],
-        "classes": annotation["classes"],
-        "seed": annotation["seed"],
-        "attempt": annotation["attempt"],
-        "rejected": rejections(annotation, layout),
-        "width": annotation["image"]["width"],
-        "height": annotation["image"]["height"],
-        "category_ids": [item["category_id"] for item in objects],
-        "areas": [item["area"] for item in objects],
-        "scores": [item["score"] for item in objects],
-        "boxes_xywh": [item["bbox"] for item in objects],
-        "image_hash": annotation["filters"].get("image_hash"),
-        "filters": sorted(measured.items()) if layout == 1 else {name: measured.get(name) for name in MEASURES},
+        "prompt": record["prompt"],
+        "classes": record["classes"],
+        "seed": record["seed"],
+        "attempt": record["attempt"],
+        "rejected": rejections(record, recipe_format),
+        "width": record["image"]["width"],
+        "height": record["image"]["height"],
+        "category_ids": [annotation["category_id"] for annotation in annotations],
+        "areas": [annotation["area"] for annotation in annotations],
+        "scores": [annotation["score"] for annotation in annotations],
+        "boxes_xywh": [annotation["bbox"] for annotation in annotations],
+        "image_hash": record["filters"].get("image_hash"),
+        "filters": sorted(measured.items()) if recipe_format == 1 else {name: measured.get(name) for name in MEASURES},
     }
 
 
-def rejections(annotation: dict[str, Any], layout: int) -> list[str]:
+def rejections(record: dict[str, Any], recipe_format: int) -> list[str]:
     """The rejection reasons of a sample's earlier attempts, in order."""
-    if layout == 1:
-        return [attempt["reason"] for attempt in annotation["rejected"]]
-    return [attempt["outcome"] for attempt in annotation["attempts"][:-1]]
+    if recipe_format == 1:
+        return [attempt["reason"] for attempt in record["rejected"]]
+    return [attempt["outcome"] for attempt in record["attempts"][:-1]]
 
 
-def manifest_table(samples: Iterable[EncodedSample], shard: int, layout: int = 2) -> pa.Table:
+def manifest_table(samples: Iterable[EncodedSample], shard: int, recipe_format: int) -> pa.Table:
     """The manifest of a shard as a table; raises ValueError if the annotations do not fit the schema."""
-    rows = [manifest_row(json.loads(sample.members["json"]), shard, layout) for sample in samples]
+    rows = [manifest_row(json.loads(sample.members["json"]), shard, recipe_format) for sample in samples]
     try:
-        return pa.Table.from_pylist(rows, schema=SCHEMA_1 if layout == 1 else SCHEMA)
+        return pa.Table.from_pylist(rows, schema=SCHEMA_1 if recipe_format == 1 else SCHEMA)
     except (pa.ArrowException, OverflowError) as error:
         raise ValueError(f"the annotations do not fit the manifest schema: {error}") from error
 
 
-def manifest_of(samples: Iterable[EncodedSample], shard: int, layout: int = 2) -> bytes:
+def manifest_of(samples: Iterable[EncodedSample], shard: int, recipe_format: int) -> bytes:
     """The manifest of a shard as a parquet file. Its bytes depend on the version of pyarrow; its rows do not."""
     stream = io.BytesIO()
-    pq.write_table(manifest_table(samples, shard, layout), stream, compression="zstd")
+    pq.write_table(manifest_table(samples, shard, recipe_format), stream, compression="zstd")
     return stream.getvalue()
 
 

@@ -27,8 +27,8 @@ def repair(store: Store, report: Report) -> RepairResult:
     until their receipt is written. The receipt of a damaged shard is deleted first, so that an interrupted repair
     leaves a missing shard instead of one that looks intact.
     """
-    layout = recipe_of(store).format
-    rewritten = tuple(number for number in report.only_manifest if _rewrite_manifest(store, number, layout))
+    recipe_format = recipe_of(store).format
+    rewritten = tuple(number for number in report.only_manifest if _rewrite_manifest(store, number, recipe_format))
     deleted = tuple(number for number in report.damaged if number not in rewritten)
     for number in deleted:
         for name in (receipt_name(number), manifest_name(number), tar_name(number)):
@@ -38,7 +38,7 @@ def repair(store: Store, report: Report) -> RepairResult:
     return RepairResult(rewritten, deleted, tuple(report.orphans))
 
 
-def _rewrite_manifest(store: Store, number: int, layout: int) -> bool:
+def _rewrite_manifest(store: Store, number: int, recipe_format: int) -> bool:
     """Rewrite a shard's manifest from its tar and update the receipt; False if files changed since the check.
 
     The file's bytes depend on the version of the library that writes it, so the receipt gets the new digest.
@@ -49,7 +49,7 @@ def _rewrite_manifest(store: Store, number: int, layout: int) -> bool:
     receipt = parse_receipt(receipt_bytes)
     if hashlib.sha256(tar).hexdigest() != receipt.tar.sha256:
         return False
-    data = manifest_of(unpack(tar), number, layout)
+    data = manifest_of(unpack(tar), number, recipe_format)
     store.delete(manifest_name(number))
     if not store.create(manifest_name(number), data):
         return False

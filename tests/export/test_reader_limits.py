@@ -91,7 +91,7 @@ def test_annotation_that_does_not_fit_the_manifest_is_rejected(foreign: Store) -
     ):
         first.members["json"] = json.dumps(parsed | change).encode()
         with pytest.raises(ValueError, match=message):
-            manifest.manifest_of([first], 0)
+            manifest.manifest_of([first], 0, 2)
 
 
 def test_image_of_another_size_than_its_annotation_is_reported_by_every_reader(foreign: Store, tmp_path: Path) -> None:
