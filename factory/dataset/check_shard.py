@@ -48,7 +48,7 @@ def check_shard(store: Store, recipe: Recipe, planned: PlannedShard) -> ShardChe
     if receipt is None:
         return ShardCheck(planned.number, ["the receipt is missing"])
     problems = [] if receipt.plan == planned.digest else ["the receipt belongs to a different plan"]
-    data, damage = _blob(store, receipt.tar)
+    data, damage = _read(store, receipt.tar)
     problems += damage
     if data is None:
         return ShardCheck(planned.number, problems)
@@ -123,7 +123,7 @@ def _check_manifest(
 
     Rows are compared, not bytes: a parquet file contains the version of the library that wrote it.
     """
-    data, damage = _blob(store, receipt.manifest)
+    data, damage = _read(store, receipt.manifest)
     yield from damage
     if data is None or damage:
         return
@@ -144,7 +144,7 @@ def _check_keys(samples: list[EncodedSample], planned: PlannedShard, receipt: Re
         yield f"the receipt counts {receipt.accepted} of {receipt.planned} samples, but the tar contains {len(keys)}"
 
 
-def _blob(store: Store, blob: Blob) -> tuple[bytes | None, list[str]]:
+def _read(store: Store, blob: Blob) -> tuple[bytes | None, list[str]]:
     data = store.get(blob.name)
     if data is None:
         return None, [f"{blob.name} is missing"]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from factory.dataset.receipts import CorruptReceiptError, count, parse_receipt, receipt_name, tar_name
+from factory.dataset.receipts import CorruptReceiptError, corrupt_receipt, count, parse_receipt, receipt_name, tar_name
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.files.decode import decode_json
@@ -77,9 +77,7 @@ class ReceiptIndex:
             try:
                 receipt = parse_receipt(tagged[0])
             except CorruptReceiptError as error:
-                raise UserError(
-                    f"the receipt of shard {number} is corrupt ({error}); repair it with `factory verify --repair`."
-                ) from error
+                raise corrupt_receipt(number, error) from error
             if receipt.tar.name != tar_name(number):
                 raise UserError(
                     f"the receipt of shard {number} names {receipt.tar.name}; repair it with `factory verify --repair`."

@@ -12,6 +12,7 @@ from factory.dataset.encode import EncodedSample
 from factory.dataset.manifest import manifest_of, read_manifest
 from factory.dataset.storage import ConflictError, Store
 from factory.dataset.tar import pack
+from factory.errors import UserError
 from factory.files.decode import decode_json
 
 
@@ -54,6 +55,11 @@ class Receipt:
 
 class CorruptReceiptError(ValueError):
     """A receipt that cannot be parsed, or is that of another shard. A store that does not respond is another error."""
+
+
+def corrupt_receipt(shard: int, error: CorruptReceiptError) -> UserError:
+    """The error for readers that need the receipt of a shard."""
+    return UserError(f"the receipt of shard {shard} is corrupt ({error}); repair it with `factory verify --repair`.")
 
 
 @dataclass(frozen=True)
@@ -208,11 +214,18 @@ def committed(store: Store) -> set[int]:
     return {number for name in store.list("receipts") if (number := _number(name)) is not None}
 
 
+def finished_shards(store: Store, plan: Plan) -> list[int]:
+    """The shards of a plan that have a receipt, ascending; requires a single listing."""
+    return sorted(number for number in committed(store) if number < len(plan))
+
+
 def tags(store: Store, shards: int) -> dict[int, str]:
     """The tag of each receipt file by shard number, for a plan of `shards` shards."""
-    bounds = [f"receipts/{ten_thousand:02d}" for ten_thousand in range(1, min(99, (shards - 1) // 10_000) + 1)]
-    rows = ((_number(name), entry.tag) for name, entry in store.entries("receipts", bounds=bounds).items())
-    return {number: tag for number, tag in rows if number is not None and number < shards}
+    # Names before which the listing is divided: the first two of six digits count ten thousands of shards.
+    bounds = [f"receipts/{ten_thousands:02d}" for ten_thousands in range(1, min(99, (shards - 1) // 10_000) + 1)]
+    entries = store.entries("receipts", bounds=bounds)
+    numbered = ((_number(name), entry.tag) for name, entry in entries.items())
+    return {number: tag for number, tag in numbered if number is not None and number < shards}
 
 
 def _number(name: str) -> int | None:

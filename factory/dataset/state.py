@@ -15,7 +15,7 @@ from factory.config.recipe import Recipe, canonical, make_recipe, parse_recipe
 from factory.dataset.card import card
 from factory.dataset.lease import LEASE
 from factory.dataset.receipt_index import IndexEntry, ReceiptIndex
-from factory.dataset.receipts import CorruptReceiptError, Receipt, read_receipt, tags
+from factory.dataset.receipts import CorruptReceiptError, Receipt, corrupt_receipt, read_receipt, tags
 from factory.dataset.storage import Store
 from factory.dataset.storage_folder import LOCK
 from factory.errors import UserError
@@ -124,9 +124,7 @@ def receipts(store: Store, numbers: list[int]) -> Iterator[Receipt]:
         try:
             return read_receipt(store, number)
         except CorruptReceiptError as error:
-            raise UserError(
-                f"the receipt of shard {number} is corrupt ({error}); repair it with `factory verify --repair`."
-            ) from error
+            raise corrupt_receipt(number, error) from error
 
     with ThreadPoolExecutor(_READERS) as readers:
         for start in range(0, len(numbers), 1000):
@@ -169,9 +167,10 @@ def write_statement(store: Store, recipe: Recipe) -> Totals:
     plan, index = Plan(recipe), ReceiptIndex(store)
     entries = index.entries(tags(store, len(plan)))
     numbers, sums = list(entries), totals(entries)
-    _put(store, STATEMENT, statement(recipe, plan, sums))
+    summary = json.dumps(statement(recipe, plan, sums), indent=1, ensure_ascii=False)
+    _put_if_changed(store, STATEMENT, f"{summary}\n")
     store.delete(_WIDS)
-    _put_text(store, CARD, card(recipe, sums, numbers[-1] if numbers else 0))
+    _put_if_changed(store, CARD, card(recipe, sums, numbers[-1] if numbers else 0))
     with contextlib.suppress(UserError):  # only a cache
         index.save()
     return sums
@@ -200,14 +199,10 @@ def statement(recipe: Recipe, plan: Plan, sums: Totals) -> dict[str, Any]:
     }
 
 
-def _put(store: Store, name: str, data: dict[str, Any]) -> None:
-    _put_text(store, name, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-
-
-def _put_text(store: Store, name: str, content: str) -> None:
-    text = content.encode()
-    if store.get(name) != text:
-        store.put(name, text)
+def _put_if_changed(store: Store, name: str, text: str) -> None:
+    data = text.encode()
+    if store.get(name) != data:
+        store.put(name, data)
 
 
 def read_progress(store: Store) -> dict[str, Any]:

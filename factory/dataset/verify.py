@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from factory.config.plan import Plan
 from factory.dataset.check_shard import check_shard
-from factory.dataset.receipts import committed, manifest_name, missing, tar_name
+from factory.dataset.receipts import finished_shards, manifest_name, missing, tar_name
 from factory.dataset.state import recipe_of
 from factory.dataset.storage import Store
 
@@ -36,24 +36,19 @@ class Report:
         return not self.damaged
 
 
-def verify(
-    store: Store,
-    watch: Callable[[int, int], None] = lambda done, all: None,
-    choose: Callable[[list[int]], list[int]] = lambda numbers: numbers,
-) -> Report:
+def verify(store: Store, choose: Callable[[list[int]], list[int]] = lambda numbers: numbers) -> Report:
     """Check every shard that has a receipt, or those that `choose` selects from the numbers of all of them.
 
-    `watch` is called with the numbers of checked shards and of those to check.
+    Raises UserError if there is no dataset.
     """
     recipe = recipe_of(store)
-    plan, done = Plan(recipe), committed(store)
-    finished = sorted(number for number in done if number < len(plan))
+    plan = Plan(recipe)
+    finished = finished_shards(store, plan)
     orphans, foreign = _without_receipt(store, plan, set(finished))
-    report = Report(planned=len(plan), missing=missing(plan, done), orphans=orphans, foreign=foreign)
+    report = Report(planned=len(plan), missing=missing(plan, finished), orphans=orphans, foreign=foreign)
     seen: dict[bytes, str] = {}
-    chosen = choose(finished)
     with ThreadPoolExecutor(4) as pool:
-        for checked in pool.map(lambda number: check_shard(store, recipe, plan.shard(number)), chosen):
+        for checked in pool.map(lambda number: check_shard(store, recipe, plan.shard(number)), choose(finished)):
             problems = list(checked.problems)
             # A labelled folder may contain an image twice; two seeds never generate the same one.
             for digest, key in checked.images if recipe.real is None else ():
@@ -65,7 +60,6 @@ def verify(
                 report.damaged[checked.number] = problems
             if checked.only_manifest and problems == checked.problems:
                 report.only_manifest.append(checked.number)
-            watch(report.shards, len(chosen))
     return report
 
 

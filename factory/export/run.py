@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 from factory.config.plan import Plan
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_label_png, decode_rle
-from factory.dataset.receipts import Blob, Receipt, committed
+from factory.dataset.receipts import Blob, Receipt, finished_shards
 from factory.dataset.shards import annotation_of, readable
 from factory.dataset.state import receipts, recipe_of
 from factory.dataset.storage import Store, is_remote
@@ -68,7 +68,7 @@ class Export:
         _check_options(store, to, options)
         recipe = recipe_of(store)
         self._plan = Plan(recipe)
-        numbers = sorted(number for number in committed(store) if number < len(self._plan))
+        numbers = finished_shards(store, self._plan)
         _check_state(store, len(numbers), len(self._plan), partial)
         fingerprint = recipe.fingerprint()
         info = ExportInfo(to, recipe.vocabulary(), fingerprint, real=recipe.real is not None)

@@ -13,7 +13,7 @@ from factory.config.prompts import Prompt
 from factory.config.recipe import FORMAT
 from factory.dataset.encode import ORACLE_SUFFIXES, EncodedSample
 from factory.dataset.masks import IGNORE, decode_label_png
-from factory.dataset.receipts import Receipt, committed
+from factory.dataset.receipts import Receipt, finished_shards
 from factory.dataset.records import Image
 from factory.dataset.shards import annotation_of, read_shard, readable
 from factory.dataset.state import receipts, recipe_of
@@ -56,7 +56,7 @@ class OracleDataset:
                 f"during sampling; this version stores and reads finished latents. Create it again in another folder."
             )
         self.plan = Plan(self.recipe)
-        numbers = sorted(number for number in committed(store) if number < len(self.plan))
+        numbers = finished_shards(store, self.plan)
         self.receipts = {receipt.shard: receipt for receipt in receipts(store, numbers)}
         if not self.receipts:
             raise UserError(
