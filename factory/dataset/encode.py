@@ -32,13 +32,13 @@ def encode_sample(
     sample: Sample, vocabulary: Vocabulary, provenance: Mapping[str, Any], jpeg_quality: int
 ) -> EncodedSample:
     """Encode a sample. The result is deterministic: equal samples give equal bytes."""
-    annotation = annotate(sample, vocabulary, provenance)
-    ids = [item["category_id"] for item in annotation["annotations"]]
+    record = annotate(sample, vocabulary, provenance)
+    ids = [annotation["category_id"] for annotation in record["annotations"]]
     masks = [instance.mask for instance in sample.grounded.instances]
     shape = (sample.image.shape[0], sample.image.shape[1])
     members = {
         "jpg": encode_jpeg(sample.image, jpeg_quality),
-        "json": json.dumps(annotation, sort_keys=True, separators=(",", ":"), allow_nan=False).encode(),
+        "json": json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode(),
     }
     if sample.latent is not None:
         members["latent.npy"] = encode_array(sample.latent)

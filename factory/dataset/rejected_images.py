@@ -107,7 +107,10 @@ def _parse(entry: dict[str, Any]) -> RejectedImage:
     image = decode_jpeg(base64.b64decode(entry["jpeg"], validate=True))
     if max(image.shape[:2]) > MAX_SIDE or len(entry["objects"]) > MAX_OBJECTS:
         raise ValueError(f"a thumbnail of {image.shape[1]} x {image.shape[0]} with {len(entry['objects'])} objects")
-    masks = [(str(item["category_name"]), float(item["score"]), _mask(item, image)) for item in entry["objects"]]
+    masks = [
+        (str(instance["category_name"]), float(instance["score"]), _mask(instance["segmentation"], image))
+        for instance in entry["objects"]
+    ]
     return RejectedImage(
         index=int(entry["index"]),
         attempt=int(entry["attempt"]),
@@ -120,8 +123,7 @@ def _parse(entry: dict[str, Any]) -> RejectedImage:
     )
 
 
-def _mask(item: dict[str, Any], image: Image) -> Mask:
-    rle: Rle = item["segmentation"]
+def _mask(rle: Rle, image: Image) -> Mask:
     if tuple(rle["size"]) != image.shape[:2]:
         raise ValueError(f"a mask of {str(rle['size'])[:40]} does not match its thumbnail")
     return decode_rle(rle)

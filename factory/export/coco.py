@@ -38,7 +38,8 @@ class CocoFormat:
         for sample in samples:
             (self._info.root / sample.split / f"{sample.key}.jpg").write_bytes(sample.image)
             annotations = [
-                self._annotation(item, mask) for item, mask in zip(sample.objects, sample.masks, strict=True)
+                self._annotation(annotation, mask)
+                for annotation, mask in zip(sample.annotations, sample.masks, strict=True)
             ]
             image = {name: sample.record["image"][name] for name in ("id", "file_name", "width", "height")}
             records.append((sample.split, {"image": image, "annotations": annotations}))
@@ -74,7 +75,7 @@ class CocoFormat:
         header = {"info": info, "licenses": [], "categories": categories}
         stream.write(_compact(header).removesuffix("}"))
         _write_list(stream, "images", (record["image"] for record in records.of(split)))
-        _write_list(stream, "annotations", (item for record in records.of(split) for item in record["annotations"]))
+        _write_list(stream, "annotations", (entry for record in records.of(split) for entry in record["annotations"]))
         stream.write("}\n")
 
 
@@ -87,10 +88,10 @@ def supercategory(entry: ClassEntry) -> str:
     return next(name for last, name in _SUPERCATEGORIES.items() if known <= last)
 
 
-def _write_list(stream: TextIO, name: str, items: Iterator[Any]) -> None:
+def _write_list(stream: TextIO, name: str, entries: Iterator[Any]) -> None:
     stream.write(f',\n"{name}":[')
-    for index, item in enumerate(items):
-        stream.write((",\n" if index else "\n") + _compact(item))
+    for index, entry in enumerate(entries):
+        stream.write((",\n" if index else "\n") + _compact(entry))
     stream.write("]")
 
 

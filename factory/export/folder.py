@@ -39,8 +39,11 @@ class ExportFolder:
                 f"{self.root} is not empty and not a resumable export: it contains {', '.join(other_files[:3])}; "
                 f"give a new or empty folder with --out. Nothing was written."
             )
-        changed = [f"{name}: {existing_purpose.get(name)} -> {value}" for name, value in self._purpose.items()
-                   if existing_purpose.get(name) != value]  # fmt: skip
+        changed = [
+            f"{name}: {existing_purpose.get(name)} -> {value}"
+            for name, value in self._purpose.items()
+            if existing_purpose.get(name) != value
+        ]
         if changed:
             raise UserError(
                 f"{self.root} contains a different export: {'; '.join(changed)}. Give the same dataset and options to "

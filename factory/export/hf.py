@@ -106,9 +106,13 @@ class HuggingFaceFormat:
         return self._info.root / STATE / f"{split}-{unit:05d}.parquet"
 
     def _row(self, sample: ExportSample) -> dict[str, Any]:
-        objects = sample.objects
-        width, height = sample.size
-        columns = {name: [item[name] for item in objects] for name in ("id", "category_id", "bbox", "area", "score")}
+        indices, (width, height) = self._info.class_indices, sample.size
+        objects = {
+            name: [annotation[name] for annotation in sample.annotations]
+            for name in ("id", "category_id", "bbox", "area", "score")
+        }
+        objects["category"] = [indices[category] for category in objects["category_id"]]
+        objects["rle"] = [annotation["segmentation"]["counts"] for annotation in sample.annotations]
         return {
             "key": sample.key,
             "image": {"bytes": sample.image, "path": f"{sample.key}.jpg"},
@@ -116,11 +120,7 @@ class HuggingFaceFormat:
             "width": width,
             "height": height,
             "prompt": sample.record["prompt"],
-            "objects": columns
-            | {
-                "category": [self._info.class_indices[item["category_id"]] for item in objects],
-                "rle": [item["segmentation"]["counts"] for item in objects],
-            },
+            "objects": objects,
         }
 
     def _card(self, splits: list[dict[str, Any]], stored: int) -> str:

@@ -19,7 +19,7 @@ SPLITS = ("train", "val")
 class ExportSample:
     """A sample to export: JPEG bytes, label PNG bytes, the parsed json member and the decoded masks.
 
-    `split` is one of SPLITS; `masks` has a bool (height, width) array for each of `objects`.
+    `split` is one of SPLITS; `masks` has a bool (height, width) array for each of `annotations`.
     """
 
     key: str
@@ -35,10 +35,9 @@ class ExportSample:
         return self.record["image"]["width"], self.record["image"]["height"]
 
     @property
-    def objects(self) -> list[dict[str, Any]]:
-        """The annotations, in order."""
-        annotations: list[dict[str, Any]] = self.record["annotations"]
-        return annotations
+    def annotations(self) -> list[dict[str, Any]]:
+        """The COCO annotations of the objects, in order."""
+        return list(self.record["annotations"])
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,10 @@ class VocFormat:
         root, key = self._info.root, sample.key
         classes = self._numbers[decode_label_png(sample.labels)]
         objects = np.where(classes == IGNORE, IGNORE, 0).astype(np.uint8)
-        if len(sample.objects) >= IGNORE:
+        if len(sample.annotations) >= IGNORE:
             raise UserError(
-                f"{key} has {len(sample.objects)} objects, but VOC supports at most 254 per image; use --format coco."
+                f"{key} has {len(sample.annotations)} objects, but VOC supports at most 254 per image; use --format "
+                f"coco."
             )
         for number, mask in enumerate(sample.masks, 1):
             objects[mask] = number
@@ -75,10 +76,13 @@ class VocFormat:
         _add(ElementTree.SubElement(tree, "source"), {"database": self._info.title})
         _add(ElementTree.SubElement(tree, "size"), {"width": width, "height": height, "depth": 3})
         _add(tree, {"segmented": 1})
-        for item in sample.objects:
-            left, top, box_width, box_height = item["bbox"]
+        for annotation in sample.annotations:
+            left, top, box_width, box_height = annotation["bbox"]
             element = ElementTree.SubElement(tree, "object")
-            _add(element, {"name": names[item["category_id"]], "pose": "Unspecified", "truncated": 0, "difficult": 0})
+            _add(
+                element,
+                {"name": names[annotation["category_id"]], "pose": "Unspecified", "truncated": 0, "difficult": 0},
+            )
             box = {"xmin": left + 1, "ymin": top + 1, "xmax": left + box_width, "ymax": top + box_height}
             _add(ElementTree.SubElement(element, "bndbox"), box)
         ElementTree.indent(tree)

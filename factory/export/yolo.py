@@ -49,8 +49,8 @@ class YoloFormat:
 
     def _lines(self, sample: ExportSample) -> str:
         lines = []
-        for item, mask in zip(sample.objects, sample.masks, strict=True):
+        for annotation, mask in zip(sample.annotations, sample.masks, strict=True):
             polygon = joined([ring for part in parts_of(mask) for ring in part]) / np.array(sample.size)
             points = " ".join(f"{value:.6f}" for value in polygon.ravel().tolist())
-            lines.append(f"{self._info.class_indices[item['category_id']]} {points}\n")
+            lines.append(f"{self._info.class_indices[annotation['category_id']]} {points}\n")
         return "".join(lines)

@@ -36,9 +36,9 @@ def polygons_of(value: Any) -> list[list[float]] | None:
         return [value] if value else []
     if set(map(type, value)) != {list}:
         raise ValueError("a polygon must be a list of numbers x, y, x, y ...")
-    if len(value) > 2 and all(len(item) == 2 and _are_numbers(item) for item in value):
-        return [[number for pair in value for number in pair]]
-    return [_flat(item) for item in value]
+    if len(value) > 2 and all(len(pair) == 2 and _are_numbers(pair) for pair in value):
+        return [_flat(value)]
+    return [_flat(polygon) for polygon in value]
 
 
 def check(value: Any, height: int, width: int) -> bool:
@@ -141,12 +141,13 @@ def _decompressed(text: str) -> list[int]:
     return unpack_runs(text)
 
 
-def _flat(value: list[Any]) -> list[float]:
-    if value and all(isinstance(item, list) and len(item) == 2 for item in value):
-        value = [number for pair in value for number in pair]
-    if not _are_numbers(value):
+def _flat(polygon: list[Any]) -> list[float]:
+    """A polygon as x, y, x, y ..., given so or as a list of pairs; raises ValueError for anything else."""
+    if polygon and all(isinstance(pair, list) and len(pair) == 2 for pair in polygon):
+        polygon = [number for pair in polygon for number in pair]
+    if not _are_numbers(polygon):
         raise ValueError("a polygon must be a list of numbers x, y, x, y ...")
-    return value
+    return polygon
 
 
 def _are_numbers(values: list[Any]) -> bool:
