@@ -109,7 +109,7 @@ def test_summaries_of_oracle_datasets(
         return RunSummary(totals, replace(SNAPSHOT, shards=1, quarantined=[]), {}, recipe)
 
     monkeypatch.setattr("factory.generation.run.generate", generate)
-    monkeypatch.setattr("factory.generation.inversion_recipe.mean_psnr", lambda store, recipe: psnr)
+    monkeypatch.setattr("factory.generation.reconstruction.mean_psnr", lambda store, recipe: psnr)
     runner, out = CliRunner(), str(tmp_path / "out")
     oracle = ["bootstrap-oracle", "--classes", "voc", "--split", "1", "--n", "2", "--out", out]
     result = runner.invoke(app, oracle)

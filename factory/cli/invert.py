@@ -82,7 +82,8 @@ def invert(
     from factory.cli.view import watching
     from factory.config.recipe import load_recipe
     from factory.errors import UserError
-    from factory.generation.inversion_recipe import RealOptions, mean_psnr, recipe_of_folder
+    from factory.generation.inversion_recipe import RealOptions, recipe_of_folder
+    from factory.generation.reconstruction import mean_psnr
     from factory.generation.run import generate as run
 
     options = RealOptions(

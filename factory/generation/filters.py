@@ -85,8 +85,7 @@ class Filters:
         return "mask_large" if _over(max(areas), self._recipe.max_area) else None
 
     def _border(self, prompt: Prompt, grounded: Grounded, scores: Scores) -> Reason | None:
-        masks = [mask for name in prompt.classes if (mask := grounded.of_class(name)) is not None]
-        share = max((border_share(mask) for mask in masks), default=0.0)
+        share = max((border_share(mask) for mask in _masks(prompt, grounded)), default=0.0)
         scores["border"] = round(share, 4)
         return "mask_border" if _over(share, self._recipe.max_border) else None
 
@@ -96,8 +95,8 @@ class Filters:
         return "low_confidence" if _under(least, self._recipe.min_confidence) else None
 
     def _overlap(self, prompt: Prompt, grounded: Grounded, scores: Scores) -> Reason | None:
-        masks = [mask for name in prompt.classes if (mask := grounded.of_class(name)) is not None]
-        overlap = max((intersection_over_union(a, b) for a, b in combinations(masks, 2)), default=0.0)
+        pairs = combinations(_masks(prompt, grounded), 2)
+        overlap = max((intersection_over_union(first, second) for first, second in pairs), default=0.0)
         scores["overlap"] = round(overlap, 4)
         return "overlap" if _over(overlap, self._recipe.max_overlap) else None
 
@@ -122,6 +121,11 @@ class Filters:
         nearest = min(((code ^ other).bit_count() for other in self._hashes), default=_BITS)
         scores["duplicate_distance"] = nearest
         return "near_duplicate" if nearest <= self._recipe.duplicate_distance else None
+
+
+def _masks(prompt: Prompt, grounded: Grounded) -> list[Mask]:
+    """The mask of each class of the prompt that has one."""
+    return [mask for name in prompt.classes if (mask := grounded.of_class(name)) is not None]
 
 
 def border_share(mask: Mask) -> float:

@@ -50,7 +50,7 @@ def for_hardware(recipe: Recipe, existing: Recipe | None) -> Recipe:
 
 
 def _completed(
-    recipe: Recipe, dtype: str | None = None, channels_last: bool | None = None, batch: int | str | None = None
+    recipe: Recipe, dtype: str | None = None, channels_last: bool | None = None, batch: int | None = None
 ) -> Recipe:
     """The recipe with these settings; None leaves its own."""
     settings = {"dtype": dtype, "channels_last": channels_last}

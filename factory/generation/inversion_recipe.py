@@ -11,19 +11,14 @@ from numpy.typing import NDArray
 
 from factory.config.class_option import parse_classes
 from factory.config.recipe import Recipe, make_recipe
+from factory.config.sections import FilterRecipe, RealRecipe
 from factory.config.vocabulary import Vocabulary, caption
 from factory.errors import UserError
 
 if TYPE_CHECKING:
-    from factory.dataset.storage import Store
     from factory.labelled.interface import LabelledFolder
 
-_NO_FILTER = dict.fromkeys(
-    (
-        "min_area", "max_area", "max_border", "min_confidence", "max_overlap", "min_detector_iou",
-        "duplicate_distance", "min_contrast",
-    )
-)  # fmt: skip
+_NO_FILTER = dict.fromkeys(FilterRecipe.model_fields)
 """True labels are not filtered."""
 
 
@@ -55,7 +50,6 @@ def recipe_of_folder(
 
     `report` receives notes about content of the folder that is ignored.
     """
-    from factory.config.sections import RealRecipe
     from factory.generator.inversion import open_folder
 
     if options.dataset == "voc" and options.annotations is not None:
@@ -158,23 +152,3 @@ class _LabelsDigest:
 
     def text(self) -> str:
         return self._digest.hexdigest()
-
-
-def mean_psnr(store: "Store", recipe: Recipe) -> float:
-    """The mean PSNR of the samples in dB, from the manifests; NaN if there are no samples.
-
-    Raises UserError if a manifest is damaged.
-    """
-    from factory.config.plan import Plan
-    from factory.dataset.manifest import read_manifest
-    from factory.dataset.receipts import committed, manifest_name
-    from factory.dataset.shards import readable
-
-    values, shards = [], len(Plan(recipe))
-    for number in sorted(number for number in committed(store) if number < shards):
-        name = manifest_name(number)
-        data = store.get(name)
-        with readable(store, name):
-            records = read_manifest(data) if data is not None else []
-        values += [dict(record["filters"])["psnr"] for record in records]
-    return sum(values) / len(values) if values else float("nan")

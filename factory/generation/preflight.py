@@ -13,13 +13,7 @@ from factory.config.recipe import Recipe
 from factory.config.rich_prompts import longest, vocabulary_words
 from factory.errors import UserError
 from factory.generator.family import Family
-from factory.generator.layout import (
-    attention_levels,
-    blocks_of,
-    family_in,
-    read_config,
-    read_index,
-)
+from factory.generator.layout import attention_levels, blocks_of, family_in, read_config, read_index
 from factory.generator.load import check_generator
 from factory.generator.lora import lora_file
 from factory.generator.placing import check_extras

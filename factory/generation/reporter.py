@@ -40,7 +40,7 @@ class Reporter:
         self._impatient_store = store.with_patience(_PATIENCE)
         self._quarantined = already_quarantined
         self._written = 0.0
-        self._writer = _Background("reports")
+        self._writer = _Background()
         self._keeper = IndexKeeper(ReceiptIndex(self._impatient_store))
         self._pending: bytes | None = None
         self._pending_logs: str | None = None
@@ -155,9 +155,9 @@ class IndexKeeper:
 class _Background:
     """A thread that runs actions one after the other and ignores those that fail."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self) -> None:
         self._actions: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name="reports", daemon=True)
         self._thread.start()
 
     def do(self, action: Callable[[], Any]) -> None:

@@ -82,7 +82,7 @@ def generate(
     existing = existing_recipe(store)
     if existing is not None and existing.format < FORMAT:
         with nullcontext(held) if held else leased(store, force, _log.warning):
-            return _older(existing, recipe, store)
+            return _complete_older(existing, recipe, store)
     recipe = prepare(recipe, store)
     if recipe.real is not None and not labels_checked and _is_incomplete(existing, store):
         check_labels(recipe)
@@ -130,7 +130,7 @@ def run_prepared(
     done = set(tags(store, len(plan)))
     tracker, state = Tracker(plan, done), State(len(plan))
     all_missing = missing(plan, done)
-    todo = all_missing if samples is None else _first(plan, all_missing, samples)
+    todo = all_missing if samples is None else _first_shards(plan, all_missing, samples)
     if todo:
         state = _run(recipe, store, todo, tracker, watch, lease, limit)
     totals = write_statement(store, recipe)
@@ -153,7 +153,7 @@ def check_format(recipe: Recipe, where: str) -> None:
         )
 
 
-def _older(existing: Recipe, recipe: Recipe, store: Store) -> RunSummary:
+def _complete_older(existing: Recipe, recipe: Recipe, store: Store) -> RunSummary:
     """The summary of a complete dataset of an older format, whose statement and card are written again."""
     changed = _changed_since(existing, recipe)
     if changed:
@@ -177,7 +177,7 @@ def _changed_since(existing: Recipe, recipe: Recipe) -> list[str]:
     return changed + ([f"n: {existing.n} -> {recipe.n}"] if recipe.n < existing.n else [])
 
 
-def _first(plan: Plan, shards: list[int], samples: int) -> list[int]:
+def _first_shards(plan: Plan, shards: list[int], samples: int) -> list[int]:
     """The first shards whose planned samples add up to at least `samples`."""
     sizes = (stop - start for start, stop in map(plan.bounds, shards))
     before = accumulate(sizes, initial=0)

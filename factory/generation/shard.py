@@ -57,7 +57,7 @@ def produce(
         remaining: list[Pending] = []
         for batch in _micro_batches(pending, recipe.batch):
             attempts += len(batch)
-            verdicts = _try(batch, attempt, recipe, components, filters, clock)
+            verdicts = _attempted(batch, attempt, recipe, components, filters, clock)
             for candidate, sample, verdict in verdicts:
                 if verdict.reason is None:
                     future = encoder.submit(encode_sample, sample, vocabulary, origin, recipe.jpeg_quality)
@@ -76,7 +76,7 @@ def produce(
     return Produced(samples, Tally(attempts, rejected, exhausted), clock.seconds, thumbnails)
 
 
-def _try(
+def _attempted(
     batch: Sequence[Pending], attempt: int, recipe: Recipe, components: Components, filters: Filters, clock: "_Clock"
 ) -> list[tuple[Pending, Sample, Verdict]]:
     """Generate, ground and judge one micro-batch."""

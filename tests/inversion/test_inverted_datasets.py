@@ -15,8 +15,9 @@ from factory.config.vocabulary import voc
 from factory.dataset.storage import Store
 from factory.dataset.verify import verify
 from factory.errors import UserError
-from factory.generation.inversion_recipe import check_labels, mean_psnr, recipe_of_folder
+from factory.generation.inversion_recipe import check_labels, recipe_of_folder
 from factory.generation.pin import pin_recipe
+from factory.generation.reconstruction import mean_psnr
 from factory.generation.run import generate
 from factory.grounder.data import OracleDataset
 from factory.grounder.training import GrounderOptions, GrounderTask
