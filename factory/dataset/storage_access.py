@@ -159,8 +159,8 @@ def find_access(address: str, settings: StoreRecipe) -> Access:
 
 def _s3(settings: StoreRecipe, environment: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, str, str] | None]:
     config = {name.lower(): environment[name] for name in _S3_KEYS if environment.get(name)}
-    named = settings.profile or environment.get("AWS_PROFILE") or environment.get("AWS_DEFAULT_PROFILE")
-    profile = _profile(named, environment)
+    profile_name = settings.profile or environment.get("AWS_PROFILE") or environment.get("AWS_DEFAULT_PROFILE")
+    profile = _profile(profile_name, environment)
     endpoint = (
         settings.endpoint
         or environment.get("AWS_ENDPOINT_URL_S3")
@@ -186,17 +186,18 @@ def _s3(settings: StoreRecipe, environment: Mapping[str, str]) -> tuple[dict[str
     if profile.get("aws_access_key_id"):
         token = profile.get("aws_session_token", "")
         return config, (profile["aws_access_key_id"], profile.get("aws_secret_access_key", ""), token)
-    if named and not any(name.startswith(_PROVIDER_VARIABLES) for name in environment):
+    if profile_name and not any(name.startswith(_PROVIDER_VARIABLES) for name in environment):
         raise UserError(
-            f"the AWS profile {named} has no access key; log in and export its keys "
-            f'(eval "$(aws configure export-credentials --profile {named} --format env)"), or choose another profile.'
+            f"the AWS profile {profile_name} has no access key; log in and export its keys "
+            f'(eval "$(aws configure export-credentials --profile {profile_name} --format env)"), or choose another '
+            f"profile."
         )
     return config, None
 
 
-def _profile(named: str | None, environment: Mapping[str, str]) -> dict[str, str]:
+def _profile(profile_name: str | None, environment: Mapping[str, str]) -> dict[str, str]:
     """The fields of a profile from both AWS files; without a name, those of `default` if it exists."""
-    name, fields = named or "default", dict[str, str]()
+    name, fields = profile_name or "default", dict[str, str]()
     for variable, usual, section in (
         ("AWS_CONFIG_FILE", "~/.aws/config", "default" if name == "default" else f"profile {name}"),
         ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials", name),
@@ -209,9 +210,9 @@ def _profile(named: str | None, environment: Mapping[str, str]) -> dict[str, str
             raise UserError(f"{path} is not a valid AWS configuration file ({type(error).__name__}).") from None
         if parser.has_section(section):
             fields |= dict(parser.items(section))
-    if named and not fields:
+    if profile_name and not fields:
         raise UserError(
-            f"there is no AWS profile {named} in ~/.aws/config or ~/.aws/credentials; choose an existing one."
+            f"there is no AWS profile {profile_name} in ~/.aws/config or ~/.aws/credentials; choose an existing one."
         )
     return fields
 
@@ -220,7 +221,7 @@ def _google(settings: StoreRecipe, environment: Mapping[str, str]) -> dict[str, 
     config = {name.lower(): environment[name] for name in _GOOGLE_KEYS if environment.get(name)}
     if settings.endpoint:
         config["google_base_url"] = settings.endpoint
-    named = settings.credentials_file or next(
+    key_file = settings.credentials_file or next(
         (
             environment[name]
             for name in ("GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_APPLICATION_CREDENTIALS")
@@ -228,20 +229,20 @@ def _google(settings: StoreRecipe, environment: Mapping[str, str]) -> dict[str, 
         ),
         None,
     )
-    if named is None or (settings.credentials_file is None and config.keys() & {"google_service_account_key"}):
+    if key_file is None or (settings.credentials_file is None and "google_service_account_key" in config):
         return config
     try:
-        text = expanded(named).read_text(encoding="utf-8")
+        text = expanded(key_file).read_text(encoding="utf-8")
         kind = json.loads(text).get("type")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{named} is not a readable JSON key file of Google Cloud ({type(error).__name__}); check "
+            f"{key_file} is not a readable JSON key file of Google Cloud ({type(error).__name__}); check "
             f"GOOGLE_APPLICATION_CREDENTIALS, or `credentials_file` in the recipe's `store`."
         ) from None
     if kind in (None, "service_account"):
         # Pass the content: a worker on another machine does not have the file.
         return config | {"google_service_account_key": text}
-    return config | {"google_application_credentials": named}
+    return config | {"google_application_credentials": key_file}
 
 
 def _client_options(environment: Mapping[str, str]) -> dict[str, Any]:
