@@ -213,13 +213,12 @@ class Store:
             entries = list_bucket(run, urlparse(self.address).scheme, prefix, limit, bounds)
         return {name: entries[name] for name in sorted(entries) if not re.search(r"#\d+$", name)}
 
-    def folders(self, prefix: str = "") -> Sequence[str]:
-        """The names of the folders directly in the folder `prefix`, sorted; files deeper down are not listed."""
+    def folders(self) -> Sequence[str]:
+        """The names of the folders directly in the store, sorted; files deeper down are not listed."""
         if self.folder is not None:
-            folder = self.folder / prefix
-            with self._clear_errors(prefix, writes=False):
-                return [name for name in names_in(folder) if (folder / name).is_dir()]
-        prefixes = self._do(prefix, lambda client: client.list_with_delimiter(prefix or None))["common_prefixes"]
+            with self._clear_errors("", writes=False):
+                return [name for name in names_in(self.folder) if (self.folder / name).is_dir()]
+        prefixes = self._do("", lambda client: client.list_with_delimiter())["common_prefixes"]
         return sorted(str(path).rstrip("/").rpartition("/")[2] for path in prefixes)
 
     def delete_all(self, names: Iterable[str]) -> None:
