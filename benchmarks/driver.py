@@ -24,8 +24,9 @@ from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.lease import leased
 from factory.dataset.receipts import missing, receipt_name, tags
-from factory.dataset.state import existing_recipe, write_statement
+from factory.dataset.statement import write_statement
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import existing_recipe
 from factory.engine.interface import Done
 from factory.engine.state import State
 from factory.evaluation.markdown import write_table

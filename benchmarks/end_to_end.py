@@ -19,8 +19,8 @@ import torch
 
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
-from factory.dataset.state import init_or_resume
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import init_or_resume
 from factory.generation.hardware import for_hardware
 from factory.generation.pin import pin_recipe
 from factory.generation.progress import Snapshot

@@ -20,8 +20,8 @@ from factory.cli.prompts import _as_text as prompts_text
 from factory.cli.verify import as_text as verify_text
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.stickers import EMBEDDED_MODELS
-from factory.dataset.state import Totals
 from factory.dataset.storage import Store
+from factory.dataset.totals import Totals
 from factory.generation.run import RunSummary
 from tests.nightly.conftest import DATE, record
 from tests.support.export_datasets import make_dataset

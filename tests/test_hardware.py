@@ -12,8 +12,8 @@ import torch
 
 from factory.cli.options import assemble
 from factory.config.recipe import Recipe, make_recipe
-from factory.dataset.state import init_or_resume
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import init_or_resume
 from factory.engine.capacity import Share
 from factory.engine.cluster import _check_reachable
 from factory.errors import UserError

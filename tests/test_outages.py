@@ -9,9 +9,10 @@ import pytest
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
 from factory.dataset.check_shard import check_shard
+from factory.dataset.progress_file import read_progress
 from factory.dataset.receipts import receipt_name
-from factory.dataset.state import read_progress, receipts
 from factory.dataset.storage import Store
+from factory.dataset.totals import read_receipts
 from factory.errors import StoreUnavailableError, UserError
 from factory.report.measure import measure
 
@@ -33,7 +34,7 @@ class SilentStore(Store):
     "read",
     [
         lambda store: check_shard(store, RECIPE, Plan(RECIPE).shard(0)),
-        lambda store: list(receipts(store, [0])),
+        lambda store: list(read_receipts(store, [0])),
         read_progress,
         measure,
     ],
@@ -50,7 +51,7 @@ def test_corrupt_receipts_and_progress_are_reported_or_ignored(tmp_path: Path) -
     store.put(receipt_name(0), b"{}")
     assert check_shard(store, RECIPE, Plan(RECIPE).shard(0)).problems[0].startswith("not a valid receipt: KeyError")
     with pytest.raises(UserError, match=r"the receipt of shard 0 is corrupt .* --repair"):
-        list(receipts(store, [0]))
+        list(read_receipts(store, [0]))
     for content in (b"", b"{", b"7", b"[1]", b"[" * 100_000):
         store.put("progress.json", content)
         assert read_progress(store) == {}

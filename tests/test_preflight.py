@@ -17,8 +17,8 @@ from factory.cli.main import app
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.sections import GeneratorRecipe
-from factory.dataset.state import existing_recipe, init_or_resume, recipe_of
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import existing_recipe, init_or_resume, recipe_of
 from factory.errors import UserError
 from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight

@@ -10,8 +10,9 @@ from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.receipt_index import ReceiptIndex
 from factory.dataset.receipts import receipt_name, tags
-from factory.dataset.state import state, write_statement
+from factory.dataset.statement import write_statement
 from factory.dataset.storage import Store
+from factory.dataset.totals import current_totals
 from factory.errors import UserError
 from tests.support.bucket import Bucket, Fault, serving
 from tests.support.receipts import receipt
@@ -40,7 +41,7 @@ def test_every_receipt_is_read_once(bucket: Bucket, recipe: Recipe) -> None:
     assert (sums.shards, sums.accepted, sums.rejected) == (SHARDS, 4 * SHARDS, {"overlap": 2 * SHARDS})
     assert SHARDS <= bucket.requests["GET"] <= SHARDS + 10, "a listing of two pages and three files to compare"
     bucket.requests.clear()
-    assert state(store, Plan(recipe)) == sums
+    assert current_totals(store, Plan(recipe)) == sums
     assert sum(bucket.requests.values()) <= 6
 
 
@@ -50,7 +51,7 @@ def test_changed_and_deleted_receipts_are_detected(bucket: Bucket, recipe: Recip
     bucket.put(f"b/set/{receipt_name(3)}", receipt(3, accepted=1))
     store.delete(receipt_name(1020))
     bucket.requests.clear()
-    after = state(store, Plan(recipe))
+    after = current_totals(store, Plan(recipe))
     assert (after.shards, after.accepted) == (before.shards - 1, before.accepted - 3 - 4)
     assert bucket.requests["GET"] <= 7
 
@@ -62,7 +63,7 @@ def test_corrupt_block_is_ignored(bucket: Bucket, recipe: Recipe) -> None:
         store.put("index/000000.json", data)
         store.put("index/000001.json", data)
         assert ReceiptIndex(store).known() == 0
-    assert state(store, Plan(recipe)) == before
+    assert current_totals(store, Plan(recipe)) == before
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_label_png, decode_rle
 from factory.dataset.receipts import Receipt, Tally, commit, read_receipt
-from factory.dataset.state import init_or_resume
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import init_or_resume
 from factory.dataset.tar import pack
 from factory.dataset.verify import verify
 from factory.errors import UserError

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from factory.dataset.state import existing_recipe
 from factory.dataset.storage import ConflictError, Store, StoreFullError
+from factory.dataset.stored_recipe import existing_recipe
 from factory.errors import UserError
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from factory.config.recipe import Recipe
 from factory.config.vocabulary import voc
-from factory.dataset.state import init_or_resume
 from factory.dataset.storage import Store
 from factory.dataset.storage_listing import Entry
+from factory.dataset.stored_recipe import init_or_resume
 from factory.dataset.verify import verify
 from factory.errors import UserError
 from factory.export.folder import ExportFolder
@@ -120,7 +120,7 @@ def test_volume_root_with_lost_and_found_can_be_used(tmp_path: Path) -> None:
         from pathlib import Path
         from tests.support.seccomp import drop_root
         drop_root()
-        from factory.dataset.state import existing_recipe
+        from factory.dataset.stored_recipe import existing_recipe
         from factory.errors import UserError
         from factory.export.folder import ExportFolder
         from factory.dataset.storage import Store

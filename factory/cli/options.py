@@ -106,7 +106,7 @@ def open_store(address: str, file: Path | None) -> Store:
 
 def _existing(store: Store | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe of the dataset to resume, unless both classes and size are given."""
-    from factory.dataset.state import RECIPE, recipe_of
+    from factory.dataset.stored_recipe import RECIPE, recipe_of
 
     specified = options.get("classes") is not None and options.get("n") is not None
     if store is None or specified or store.get(RECIPE) is None:

@@ -29,8 +29,8 @@ def report(
     Example: factory report out/ --compare s3://bucket/yesterday --out report
     """
     from factory.cli.progress import progress_bar
-    from factory.dataset.state import recipe_of
     from factory.dataset.storage import Store
+    from factory.dataset.stored_recipe import recipe_of
     from factory.export.run import default_target
     from factory.report.run import PAGE, write_report
 

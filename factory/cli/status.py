@@ -43,8 +43,8 @@ def status(
 
 def _nights(address: str) -> list[dict[str, Any]]:
     """The nights at an address that is not a dataset; empty if there are none."""
-    from factory.dataset.state import RECIPE
     from factory.dataset.storage import Store
+    from factory.dataset.stored_recipe import RECIPE
 
     store = Store(address)
     return [] if store.get(RECIPE) is not None else nights_of(store)
@@ -54,14 +54,16 @@ def state(dataset: str) -> dict[str, Any]:
     """The progress of a dataset as JSON data."""
     from factory.config.plan import Plan
     from factory.dataset import lease
-    from factory.dataset.state import read_progress, recipe_of, statement
-    from factory.dataset.state import state as receipts_state
+    from factory.dataset.progress_file import read_progress
+    from factory.dataset.statement import statement
     from factory.dataset.storage import Store
+    from factory.dataset.stored_recipe import recipe_of
+    from factory.dataset.totals import current_totals
 
     store = Store(dataset)
     recipe = recipe_of(store)
     plan = Plan(recipe)
-    data = statement(recipe, plan, receipts_state(store, plan))
+    data = statement(recipe, plan, current_totals(store, plan))
     progress = read_progress(store)
     quarantined = [name.removeprefix("quarantine/").removesuffix(".json") for name in store.list("quarantine")]
     current, dead = progress.get("status", "initialized"), lease.stale(store)

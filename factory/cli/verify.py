@@ -38,8 +38,8 @@ def verify(
     """
     from factory.cli.messages import to_stderr
     from factory.dataset.lease import leased
-    from factory.dataset.state import recipe_of
     from factory.dataset.storage import Store
+    from factory.dataset.stored_recipe import recipe_of
     from factory.dataset.verify import verify as check
 
     if not repair and (force or workers is not None):
@@ -79,7 +79,7 @@ def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool, 
     """
     from factory.cli.view import watching
     from factory.dataset.repair import repair
-    from factory.dataset.state import recipe_of
+    from factory.dataset.stored_recipe import recipe_of
     from factory.generation.inversion_recipe import check_labels
     from factory.generation.run import generate, prepare
 

@@ -1,16 +1,14 @@
 """The dataset card (README.md): contents, provenance and usage of a dataset."""
 
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from factory.config.guidance import CONSTANT
 from factory.config.recipe import Recipe
 from factory.dataset.hf_features import shard_features
-
-if TYPE_CHECKING:
-    from factory.dataset.state import Totals
+from factory.dataset.totals import Totals
 
 _READ = """```python
 {imports}
@@ -25,7 +23,7 @@ for sample in wds.WebDataset({shards}, shardshuffle=False):
 """Opened this way, a label image keeps its palette; webdataset's "pil" decoder converts labels to colours."""
 
 
-def card(recipe: Recipe, sums: "Totals", last_shard: int) -> str:
+def card(recipe: Recipe, sums: Totals, last_shard: int) -> str:
     """The card as Markdown with a YAML header; a function of the recipe and the committed shards."""
     title, summary, limitations = _text_for_real(recipe) if recipe.real else _text_for_generated(recipe)
     header = yaml.safe_dump(_header(recipe, sums), sort_keys=False, allow_unicode=True, width=110)
@@ -70,14 +68,14 @@ annotations (official ids, run lengths, boxes as x, y, width, height), the promp
 """
 
 
-def _usage(sums: "Totals", last_shard: int) -> str:
+def _usage(sums: Totals, last_shard: int) -> str:
     """Code that reads the shards. webdataset fails at a missing one, so an incomplete dataset is read by its files."""
     if sums.shards == last_shard + 1:
         return _READ.format(imports="import io, json", shards=f'"train/{{000000..{last_shard:06d}}}.tar"')
     return _READ.format(imports="import glob, io, json", shards='sorted(glob.glob("train/*.tar"))')
 
 
-def _header(recipe: Recipe, sums: "Totals") -> dict[str, Any]:
+def _header(recipe: Recipe, sums: Totals) -> dict[str, Any]:
     """The YAML header. It gives column types and the paths of the shards, because the manifest is parquet too."""
     return {
         "task_categories": ["image-segmentation"],
@@ -117,7 +115,7 @@ def _text_for_real(recipe: Recipe) -> tuple[str, str, str]:
     )
 
 
-def _facts(recipe: Recipe, sums: "Totals") -> dict[str, str]:
+def _facts(recipe: Recipe, sums: Totals) -> dict[str, str]:
     """The table of the card: every model used, with its revision."""
     generator, masks, real = recipe.generator, recipe.masks, recipe.real
     model = f"{generator.model}, revision {generator.revision}"

@@ -11,8 +11,8 @@ from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_rle, palette
 from factory.dataset.receipts import committed, tar_name
 from factory.dataset.shards import annotation_of, read_shard, readable
-from factory.dataset.state import recipe_of
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import recipe_of
 from factory.errors import UserError
 from factory.files.decode import decode_jpeg
 from factory.files.paths import IMAGE_FORMATS

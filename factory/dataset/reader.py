@@ -12,8 +12,9 @@ from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_label_png, decode_rle
 from factory.dataset.receipts import committed
 from factory.dataset.shards import annotation_of, read_shard, readable
-from factory.dataset.state import receipts, recipe_of
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import recipe_of
+from factory.dataset.totals import read_receipts
 from factory.files.decode import decode_jpeg
 
 
@@ -57,7 +58,7 @@ class Dataset:
         """`address` is a folder or a URL such as s3://bucket/path. Raises UserError if it is not a dataset."""
         self._store = Store(address)
         self.recipe: Recipe = recipe_of(self._store)
-        committed_receipts = list(receipts(self._store, sorted(committed(self._store))))
+        committed_receipts = list(read_receipts(self._store, sorted(committed(self._store))))
         self._tars = [receipt.tar.name for receipt in committed_receipts]
         self._size = sum(receipt.accepted for receipt in committed_receipts)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from factory.dataset.manifest import manifest_of
 from factory.dataset.receipts import blob_of, manifest_name, parse_receipt, receipt_name, tar_name
-from factory.dataset.state import recipe_of
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import recipe_of
 from factory.dataset.tar import unpack
 from factory.dataset.verify import Report
 

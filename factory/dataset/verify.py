@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from factory.config.plan import Plan
 from factory.dataset.check_shard import check_shard
 from factory.dataset.receipts import finished_shards, manifest_name, missing, tar_name
-from factory.dataset.state import recipe_of
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import recipe_of
 
 
 @dataclass

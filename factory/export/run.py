@@ -11,9 +11,10 @@ from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_label_png, decode_rle
 from factory.dataset.receipts import Blob, Receipt, finished_shards
 from factory.dataset.shards import annotation_of, readable
-from factory.dataset.state import receipts, recipe_of
 from factory.dataset.storage import Store, is_remote
+from factory.dataset.stored_recipe import recipe_of
 from factory.dataset.tar import unpack
+from factory.dataset.totals import read_receipts
 from factory.errors import UserError
 from factory.export.coco import CocoFormat
 from factory.export.folder import ExportFolder
@@ -77,7 +78,7 @@ class Export:
         purpose = {"set": fingerprint[:16], **asdict(options), "layout": _LAYOUT}
         self._folder = ExportFolder(to, purpose)
         self._folder.check()
-        self._units = group_shards(receipts(store, numbers), self._format.unit_bytes)
+        self._units = group_shards(read_receipts(store, numbers), self._format.unit_bytes)
         self.samples = sum(unit.samples for unit in self._units)
         if not self.samples:
             raise UserError(

@@ -15,8 +15,8 @@ from typing import Any
 from factory.config.plan import shard_name
 from factory.config.recipe import canonical
 from factory.dataset.lease import HeldLease
+from factory.dataset.progress_file import PROGRESS
 from factory.dataset.receipt_index import ReceiptIndex
-from factory.dataset.state import PROGRESS
 from factory.dataset.storage import Store
 from factory.engine.state import Listener, State
 from factory.errors import UserError

@@ -10,9 +10,12 @@ from factory.config.differences import differences
 from factory.config.plan import Plan
 from factory.config.recipe import FORMAT, Recipe
 from factory.dataset.lease import HeldLease, leased
+from factory.dataset.progress_file import put_progress
 from factory.dataset.receipts import missing, tags
-from factory.dataset.state import Totals, existing_recipe, init_or_resume, put_progress, write_statement
+from factory.dataset.statement import write_statement
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import existing_recipe, init_or_resume
+from factory.dataset.totals import Totals
 from factory.engine.capacity import Capacity
 from factory.engine.cluster import connected
 from factory.engine.pool import Pool

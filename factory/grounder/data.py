@@ -16,8 +16,9 @@ from factory.dataset.masks import IGNORE, decode_label_png
 from factory.dataset.receipts import Receipt, finished_shards
 from factory.dataset.records import Image
 from factory.dataset.shards import annotation_of, read_shard, readable
-from factory.dataset.state import receipts, recipe_of
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import recipe_of
+from factory.dataset.totals import read_receipts
 from factory.errors import UserError
 from factory.files.decode import decode_array, decode_jpeg
 
@@ -57,7 +58,7 @@ class OracleDataset:
             )
         self.plan = Plan(self.recipe)
         numbers = finished_shards(store, self.plan)
-        self.receipts = {receipt.shard: receipt for receipt in receipts(store, numbers)}
+        self.receipts = {receipt.shard: receipt for receipt in read_receipts(store, numbers)}
         if not self.receipts:
             raise UserError(
                 f"{store.address} has no finished shard yet; rerun `factory bootstrap-oracle` to complete it."

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from zoneinfo import ZoneInfo
 
 from factory import exit_codes
-from factory.dataset.state import read_progress
+from factory.dataset.progress_file import read_progress
 from factory.dataset.storage import Store
 from factory.engine.state import Limit, State
 from factory.nightly.clock import next_time

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from factory.config.recipe import Recipe
 from factory.config.sections import EngineRecipe, GeneratorRecipe
-from factory.dataset.state import RECIPE
 from factory.dataset.storage import Store, StoreFullError
+from factory.dataset.stored_recipe import RECIPE
 from factory.errors import UserError
 from factory.generation.shard_job import versions
 from factory.nightly.config import Budget

@@ -8,8 +8,8 @@ from typing import Any
 from factory import exit_codes, signals
 from factory.config.plan import Plan
 from factory.dataset.lease import HeldLease, leased, stale
-from factory.dataset.state import Totals, existing_recipe
-from factory.dataset.state import state as state_of
+from factory.dataset.stored_recipe import existing_recipe
+from factory.dataset.totals import Totals, current_totals
 from factory.errors import LeaseHeldError, RunFailedError, UserError
 from factory.files.strict_json import dumps
 from factory.generation.run import RunSummary
@@ -252,7 +252,7 @@ class _NightRun:
         with suppress(UserError):
             recipe = existing_recipe(dataset)
             if recipe is not None:
-                self._save(with_totals(night, state_of(dataset, Plan(recipe))))
+                self._save(with_totals(night, current_totals(dataset, Plan(recipe))))
 
     def _save(self, night: Night) -> Night:
         night = night.changed(updated=now())

@@ -10,7 +10,8 @@ from factory.config.differences import changed_sizes, differences
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe
 from factory.dataset.lease import HeldLease
-from factory.dataset.state import Totals, existing_recipe, state
+from factory.dataset.stored_recipe import existing_recipe
+from factory.dataset.totals import Totals, current_totals
 from factory.dataset.verify import verify
 from factory.engine.state import State
 from factory.errors import UserError
@@ -36,7 +37,7 @@ def prepare_night(context: NightContext, night: Night | None) -> tuple[Recipe, T
     existing = existing_recipe(context.dataset)
     totals = Totals(0, 0, 0, 0, 0, 0, {})
     if existing is not None:
-        totals = state(context.dataset, Plan(existing))
+        totals = current_totals(context.dataset, Plan(existing))
         recipe = recipe.model_copy(update={"format": existing.format})
         _check_same_recipe(context, recipe, existing, totals)
     if night is not None and night.mode != context.config.mode:

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-from factory.dataset.state import Totals
+from factory.dataset.totals import Totals
 from factory.errors import LeaseHeldError
 from factory.nightly.budget import now, with_lost_usage
 from factory.nightly.context import NightContext

@@ -12,12 +12,13 @@ from urllib.parse import urlparse
 
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe
+from factory.dataset.progress_file import read_progress
 from factory.dataset.receipt_index import ReceiptIndex
 from factory.dataset.receipts import Receipt, tags
 from factory.dataset.records import Image
-from factory.dataset.state import Totals, read_progress, receipts, recipe_of
-from factory.dataset.state import totals as totals_of
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import recipe_of
+from factory.dataset.totals import Totals, read_receipts, totals_of
 from factory.errors import TransientError, UserError
 from factory.files.decode import decode_json
 from factory.generation.reporter import quarantine_name, quarantined
@@ -120,7 +121,7 @@ def _shards(
 
     pool = ThreadPoolExecutor(_READERS, thread_name_prefix="measures")
     try:
-        for receipt in receipts(store, numbers):
+        for receipt in read_receipts(store, numbers):
             pending.append((receipt, pool.submit(read, receipt.shard)))
             if len(pending) == _AHEAD:
                 first, future = pending.popleft()

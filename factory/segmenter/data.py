@@ -11,8 +11,9 @@ from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import IGNORE, decode_label_png
 from factory.dataset.receipts import committed
 from factory.dataset.shards import read_shard, readable
-from factory.dataset.state import receipts, recipe_of
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import recipe_of
+from factory.dataset.totals import read_receipts
 from factory.errors import UserError
 from factory.files.decode import decode_jpeg
 from factory.labelled.interface import LabelledImage
@@ -43,7 +44,7 @@ class DatasetSource:
     def __init__(self, store: Store, vocabulary: Vocabulary) -> None:
         """UserError if there is no dataset, no sample, or a class that is not in the vocabulary."""
         recipe = recipe_of(store)
-        finished = list(receipts(store, sorted(committed(store))))
+        finished = list(read_receipts(store, sorted(committed(store))))
         self._store, self._names = store, [receipt.tar.name for receipt in finished]
         self.size = sum(receipt.accepted for receipt in finished)
         if not self.size:

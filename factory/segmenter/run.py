@@ -96,7 +96,7 @@ def train_here(run: SegmenterTraining, report: Callable[[str], None] = _log.info
 
 def _real_source(run: SegmenterTraining, address: str, vocabulary: Vocabulary) -> "LabelledSource":
     """A dataset of `factory invert`, COCO images or a VOC folder. UserError if a dataset may show unseen classes."""
-    from factory.dataset.state import RECIPE, recipe_of
+    from factory.dataset.stored_recipe import RECIPE, recipe_of
     from factory.labelled.folders import open_labelled
     from factory.segmenter.data import DatasetSource
 

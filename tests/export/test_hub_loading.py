@@ -18,8 +18,9 @@ from factory.dataset.encode import encode_sample
 from factory.dataset.manifest import read_manifest
 from factory.dataset.receipts import Tally, commit, manifest_name
 from factory.dataset.records import Detection, Rejection, Sample, provenance
-from factory.dataset.state import state, write_statement
+from factory.dataset.statement import write_statement
 from factory.dataset.storage import Store
+from factory.dataset.totals import current_totals
 from factory.dataset.verify import verify
 from factory.export.run import Export, Options
 from tests.support.export_datasets import NAMES, make_sample
@@ -129,7 +130,7 @@ def test_formats_match_their_schemas_and_cards(tmp_path: Path, format: int, sche
     for number in (0, 1):
         for sample in unpack(store.get(f"train/{number:06d}.tar") or b""):
             Draft202012Validator(published).validate(json.loads(sample.members["json"]))
-    header = yaml.safe_load(card(recipe, state(store, Plan(recipe)), 1).split("---")[1])
+    header = yaml.safe_load(card(recipe, current_totals(store, Plan(recipe)), 1).split("---")[1])
     columns = {column["name"]: column for column in header["dataset_info"]["features"]}
     oracle = set() if recipe.oracle else {"timestep", "noise_level", "detections"}
     assert_named(columns["json"]["struct"], published, skip=oracle)
@@ -147,7 +148,7 @@ def assert_named(columns: list[dict[str, Any]], schema: dict[str, Any], skip: An
 
 
 def test_resumed_dataset_keeps_its_format(tmp_path: Path) -> None:
-    from factory.dataset.state import init_or_resume
+    from factory.dataset.stored_recipe import init_or_resume
 
     store, older = make_dataset(tmp_path, format=1)
     assert init_or_resume(store, older) == older
@@ -156,7 +157,7 @@ def test_resumed_dataset_keeps_its_format(tmp_path: Path) -> None:
 def test_card_describes_the_recipe(tmp_path: Path) -> None:
     def text(**options: Any) -> str:
         recipe = make_recipe({"n": 20, "classes": NAMES} | options)
-        return " ".join(card(recipe, state(Store(str(tmp_path)), Plan(recipe)), 0).split())
+        return " ".join(card(recipe, current_totals(Store(str(tmp_path)), Plan(recipe)), 0).split())
 
     generated = text(generator={"model": "/models/x", "revision": "abc"}, masks={"source": "attention"})
     assert "No image is a photograph, and no image was labelled by a human." in generated

@@ -17,8 +17,8 @@ from factory.dataset import manifest
 from factory.dataset.preview import preview_image
 from factory.dataset.reader import open_dataset
 from factory.dataset.receipts import blob_of
-from factory.dataset.state import recipe_of
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import recipe_of
 from factory.dataset.tar import pack, unpack
 from factory.errors import UserError
 from factory.files import decode

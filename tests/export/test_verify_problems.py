@@ -19,7 +19,7 @@ from factory.dataset.encode import EncodedSample, encode_sample
 from factory.dataset.preview import preview_image
 from factory.dataset.receipts import Tally, blob_of, commit, manifest_name, receipt_name, tar_name
 from factory.dataset.repair import repair
-from factory.dataset.state import state
+from factory.dataset.totals import current_totals
 from factory.dataset.verify import verify
 from factory.errors import UserError
 from tests.support.export_datasets import SHARD_SIZE, make_dataset, make_sample
@@ -93,7 +93,7 @@ def test_disagreements_of_a_shard_with_its_plan_and_receipt_are_named(tmp_path: 
     (tmp_path / receipt_name(1)).rename(tmp_path / receipt_name(3))
     assert verify(store).damaged[3] == ["not a receipt of shard 3, but of shard 1"]
     with pytest.raises(UserError, match=r"the receipt of shard 3 names train/000001\.tar; repair it"):
-        state(store, Plan(recipe))
+        current_totals(store, Plan(recipe))
 
 
 def test_an_image_that_occurs_twice_is_reported(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from factory.config.plan import Plan
 from factory.config.recipe import Recipe
 from factory.dataset.receipts import Receipt, commit
 from factory.dataset.records import Image, Instance
-from factory.dataset.state import write_statement
+from factory.dataset.statement import write_statement
 from factory.dataset.storage import Store
 from factory.detector.interface import Detector
 from factory.generation.components import load_components

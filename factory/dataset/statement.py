@@ -1,0 +1,62 @@
+"""What a dataset states about itself: dataset.json and the card, which are derived from its recipe and receipts."""
+
+import contextlib
+import json
+from typing import Any
+
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe
+from factory.dataset.card import card
+from factory.dataset.receipt_index import ReceiptIndex
+from factory.dataset.receipts import tags
+from factory.dataset.storage import Store
+from factory.dataset.totals import Totals, totals_of
+from factory.errors import UserError
+
+STATEMENT = "dataset.json"
+CARD = "README.md"
+_WIDS = "wids-meta.json"
+"""Written by earlier versions; webdataset no longer reads it since 1.0."""
+
+
+def write_statement(store: Store, recipe: Recipe) -> Totals:
+    """Write dataset.json and the card, which depend only on the recipe and the finished shards."""
+    plan, index = Plan(recipe), ReceiptIndex(store)
+    entries = index.entries(tags(store, len(plan)))
+    numbers, sums = list(entries), totals_of(entries)
+    summary = json.dumps(statement(recipe, plan, sums), indent=1, ensure_ascii=False)
+    _put_if_changed(store, STATEMENT, f"{summary}\n")
+    store.delete(_WIDS)
+    _put_if_changed(store, CARD, card(recipe, sums, numbers[-1] if numbers else 0))
+    with contextlib.suppress(UserError):  # only a cache
+        index.save()
+    return sums
+
+
+def statement(recipe: Recipe, plan: Plan, sums: Totals) -> dict[str, Any]:
+    """The content of dataset.json: a summary for readers that do not open the shards."""
+    return {
+        "recipe": recipe.fingerprint(),
+        "n": recipe.n,
+        "samples": sums.accepted,
+        "short": sums.exhausted,
+        "complete": sums.shards == len(plan),
+        "shards": sums.shards,
+        "shards_planned": len(plan),
+        "bytes": sums.bytes,
+        "attempts": sums.attempts,
+        "rejected": sums.rejected,
+        "classes": [{"id": entry.id, "name": entry.name} for entry in recipe.vocabulary().classes],
+        "members": {
+            "jpg": "the image",
+            "json": "COCO-style annotations and provenance",
+            **({"latent.npy": "latent of the features, float16 (C, h, w)"} if recipe.oracle else {}),
+            "seg.png": "palette image: 0 background, category ids, 255 ignore",
+        },
+    }
+
+
+def _put_if_changed(store: Store, name: str, text: str) -> None:
+    data = text.encode()
+    if store.get(name) != data:
+        store.put(name, data)

@@ -1,0 +1,85 @@
+"""The recipe of a dataset: initialise a dataset with it, and resume or extend it with the same one."""
+
+from itertools import islice
+
+from factory.config.differences import changed_sizes, differences
+from factory.config.recipe import Recipe, make_recipe, parse_recipe
+from factory.dataset.lease import LEASE
+from factory.dataset.storage import Store
+from factory.dataset.storage_folder import LOCK
+from factory.errors import UserError
+
+RECIPE = "recipe.yaml"
+
+
+def init_or_resume(store: Store, recipe: Recipe, extend: bool = False) -> Recipe:
+    """Initialise a dataset at an empty address, or check that an existing one has the same recipe.
+
+    A dataset without a finished shard is reset if the recipe or its size differs. Returns the recipe of the dataset;
+    for an extended dataset, it includes the earlier sizes. Raises UserError with the differences.
+    """
+    before = store.get(RECIPE)
+    if before is None:
+        _refuse_foreign(store)
+        if not store.create(RECIPE, recipe.to_yaml().encode()):
+            return init_or_resume(store, recipe, extend)
+        return recipe
+    old = recipe_of(store)
+    recipe = recipe.model_copy(update={"format": old.format})  # A dataset keeps its format.
+    changed = differences(old, recipe) + changed_sizes(old, recipe)
+    if (changed or recipe.n != old.n) and not store.list("receipts"):
+        _reset(store, recipe, before)
+        return init_or_resume(store, recipe, extend)
+    if changed:
+        raise UserError(
+            f"{store.address} was created with a different recipe: {'; '.join(changed)}. Give the same options to "
+            f"resume it, or another --shards to create a new dataset."
+        )
+    if recipe.n == old.n:
+        return old.model_copy(update={"engine": recipe.engine, "store": recipe.store})
+    if recipe.n < old.n:
+        raise UserError(f"{store.address} was created with n = {old.n}; a dataset cannot shrink to {recipe.n}.")
+    if not extend:
+        raise UserError(f"{store.address} was created with n = {old.n}; add --extend to extend it to {recipe.n}.")
+    current = {"engine": recipe.engine, "store": recipe.store}
+    extended = old.model_copy(update={"n": recipe.n, "earlier": (*old.earlier, old.n), **current})
+    if not store.compare_and_swap(RECIPE, extended.to_yaml().encode(), before):
+        return init_or_resume(store, recipe, extend)
+    return extended
+
+
+def _reset(store: Store, recipe: Recipe, before: bytes) -> None:
+    """Replace the recipe of a dataset without finished shards, and delete the files that its workers left behind."""
+    for folder in ("train", "manifest", "quarantine", "index", "rejected"):
+        for name in store.list(folder):
+            store.delete(name)
+    store.compare_and_swap(RECIPE, recipe.to_yaml().encode(), before)
+
+
+def existing_recipe(store: Store) -> Recipe | None:
+    """The recipe of an existing dataset; None if the address is empty. Raises UserError for a non-dataset folder."""
+    if store.get(RECIPE) is None:
+        _refuse_foreign(store)
+        if store.get(RECIPE) is None:
+            return None
+    return recipe_of(store)
+
+
+def recipe_of(store: Store) -> Recipe:
+    """The recipe of a dataset; raises UserError if there is no dataset or its recipe is invalid."""
+    data = store.get(RECIPE)
+    where = f"{store.address.rstrip('/')}/{RECIPE}"
+    if data is None:
+        raise UserError(f"{store.address} is not a dataset: it has no {RECIPE}. Create one with `factory generate`.")
+    return make_recipe(parse_recipe(data.decode(errors="replace"), where), where)
+
+
+def _refuse_foreign(store: Store) -> None:
+    names = (name for name in store.entries("", limit=10) if name != LEASE and not name.startswith(LOCK))
+    foreign = list(islice(names, 3))
+    # Another driver may have created the dataset since the caller looked for its recipe.
+    if foreign and store.get(RECIPE) is None:
+        raise UserError(
+            f"{store.address} is not empty and not a dataset: it has no {RECIPE}, but contains {', '.join(foreign)}; "
+            f"give a new or empty folder."
+        )

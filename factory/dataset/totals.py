@@ -1,0 +1,71 @@
+"""Receipts of many shards, and the totals over them."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from factory.config.plan import Plan
+from factory.dataset.receipt_index import IndexEntry, ReceiptIndex
+from factory.dataset.receipts import CorruptReceiptError, Receipt, corrupt_receipt, read_receipt, tags
+from factory.dataset.storage import Store
+
+_READERS = 32
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Totals over receipts; `exhausted` counts samples that exhausted their attempts."""
+
+    shards: int
+    accepted: int
+    planned: int
+    attempts: int
+    bytes: int
+    exhausted: int
+    rejected: dict[str, int]
+
+
+def read_receipts(store: Store, numbers: list[int]) -> Iterator[Receipt]:
+    """Read the receipts of some shards concurrently; raises UserError for a corrupt one."""
+
+    def read(number: int) -> Receipt | None:
+        try:
+            return read_receipt(store, number)
+        except CorruptReceiptError as error:
+            raise corrupt_receipt(number, error) from error
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        for start in range(0, len(numbers), 1000):
+            batch = readers.map(read, numbers[start : start + 1000])
+            yield from (receipt for receipt in batch if receipt is not None)
+
+
+def totals_of(entries: Mapping[int, IndexEntry]) -> Totals:
+    """Sum the index entries of some shards."""
+    sums: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
+    for entry in entries.values():
+        sums.update(
+            shards=1,
+            accepted=entry.accepted,
+            planned=entry.planned,
+            attempts=entry.attempts,
+            bytes=entry.bytes,
+            exhausted=entry.exhausted,
+        )
+        rejected.update(entry.rejected)
+    return Totals(
+        shards=sums["shards"],
+        accepted=sums["accepted"],
+        planned=sums["planned"],
+        attempts=sums["attempts"],
+        bytes=sums["bytes"],
+        exhausted=sums["exhausted"],
+        rejected=dict(sorted(rejected.items())),
+    )
+
+
+def current_totals(store: Store, plan: Plan) -> Totals:
+    """The totals of all finished shards. Reads one listing, the index, and the receipts missing from the index."""
+    return totals_of(ReceiptIndex(store).entries(tags(store, len(plan))))
