@@ -103,6 +103,10 @@ class Vocabulary:
             return entry
         raise UserError(f"There is no class {name!r} in {self.name}{_nearest(name, self.classes)}")
 
+    def label_of(self, name: str) -> int:
+        """The value of a class in label images that count classes from 1; `name` is an official name."""
+        return self.names.index(name) + 1
+
     def unseen(self, split: str) -> tuple[str, ...]:
         """The unseen class names of a split.
 

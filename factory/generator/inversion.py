@@ -126,7 +126,7 @@ class InvertingGenerator:
         """Labels numbered by the vocabulary, renumbered by the prompt's classes."""
         result = np.where(labels == IGNORE, IGNORE, 0).astype(np.uint8)
         for number, name in enumerate(prompt.classes, 1):
-            result[labels == self._vocabulary.names.index(name) + 1] = number
+            result[labels == self._vocabulary.label_of(name)] = number
         return result
 
 

@@ -38,9 +38,9 @@ class CocoFolder(LabelledFolder):
         self._instances = read_instances(annotations, root)
         entries = {category: vocabulary.find(name) for category, name in self._instances.categories.items()}
         self._label_of = {
-            category: vocabulary.names.index(entry.name) + 1 for category, entry in entries.items() if entry is not None
+            category: vocabulary.label_of(entry.name) for category, entry in entries.items() if entry is not None
         }
-        allowed = None if only is None else {vocabulary.names.index(name) + 1 for name in only}
+        allowed = None if only is None else {vocabulary.label_of(name) for name in only}
         if not self._label_of:
             raise UserError(
                 f"{annotations} has no category of the vocabulary {vocabulary.name}; choose the file's vocabulary with "

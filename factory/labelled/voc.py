@@ -41,7 +41,7 @@ class VocFolder(LabelledFolder):
         images = self._files[IMAGES]
         keys = read_keys(root / "ImageSets" / "Segmentation" / f"{image_set}.txt", root, images.__contains__)
         if only is not None:
-            allowed = {0, IGNORE, *(vocabulary.names.index(name) + 1 for name in only)}
+            allowed = {0, IGNORE, *(vocabulary.label_of(name) for name in only)}
             keys = [key for key in keys if set(np.unique(self.labels(key)).tolist()) <= allowed]
         if not keys:
             raise UserError(f"the image set {image_set} of {root} has no image that can be used.")
@@ -170,7 +170,7 @@ class VocFolder(LabelledFolder):
                     f"{self.root} has the class {name!r}, which is not in the vocabulary {vocabulary.name}; choose the "
                     f"folder's vocabulary with --classes."
                 )
-            lookup[value] = vocabulary.names.index(entry.name) + 1
+            lookup[value] = vocabulary.label_of(entry.name)
         return lookup
 
 

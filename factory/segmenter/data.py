@@ -53,7 +53,7 @@ class DatasetSource:
         self._lookup = np.full(256, IGNORE, np.uint8)
         self._lookup[0] = 0
         for entry in recipe.vocabulary().classes:
-            self._lookup[entry.id] = vocabulary.names.index(vocabulary.resolve(entry.name).name) + 1
+            self._lookup[entry.id] = vocabulary.label_of(vocabulary.resolve(entry.name).name)
 
     def parts(self) -> int:
         """Number of committed shards."""
