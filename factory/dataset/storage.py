@@ -5,15 +5,14 @@ import hashlib
 import importlib
 import re
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 from factory.config.sections import StoreRecipe
+from factory.dataset.ordered_map import ordered_map
 from factory.dataset.storage_access import Access, check_address, find_access, is_remote, with_environment
 from factory.dataset.storage_errors import StoreFullError, clear_errors
 from factory.dataset.storage_folder import FolderWrites
@@ -184,18 +183,7 @@ class Store:
 
     def get_many(self, names: Iterable[str]) -> Iterator[tuple[str, tuple[bytes, str] | None]]:
         """Read many names concurrently; yields (name, (content, tag) or None) in order with bounded memory."""
-        readers = ThreadPoolExecutor(_READERS, thread_name_prefix="readers")
-        pending = deque[tuple[str, Future[tuple[bytes, str] | None]]]()
-        try:
-            for name in names:
-                pending.append((name, readers.submit(self.get_tagged, name)))
-                if len(pending) == 8 * _READERS:  # the others continue while one response is slow
-                    first, future = pending.popleft()
-                    yield first, future.result()
-            for first, future in pending:
-                yield first, future.result()
-        finally:
-            readers.shutdown(cancel_futures=True)
+        return ordered_map(self.get_tagged, names, _READERS, ahead=8 * _READERS, name="readers")
 
     def list(self, prefix: str) -> dict[str, int]:
         """All names in the folder `prefix` ("" for all) with their sizes in bytes, without partially written files."""

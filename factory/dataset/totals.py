@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from factory.config.plan import Plan
+from factory.dataset.ordered_map import ordered_map
 from factory.dataset.receipt_index import IndexEntry, ReceiptIndex
 from factory.dataset.receipts import CorruptReceiptError, Receipt, corrupt_receipt, read_receipt, tags
 from factory.dataset.storage import Store
@@ -35,10 +35,8 @@ def read_receipts(store: Store, numbers: list[int]) -> Iterator[Receipt]:
         except CorruptReceiptError as error:
             raise corrupt_receipt(number, error) from error
 
-    with ThreadPoolExecutor(_READERS) as readers:
-        for start in range(0, len(numbers), 1000):
-            batch = readers.map(read, numbers[start : start + 1000])
-            yield from (receipt for receipt in batch if receipt is not None)
+    found = ordered_map(read, numbers, _READERS, ahead=1000, name="receipts")
+    return (receipt for _, receipt in found if receipt is not None)
 
 
 def totals_of(entries: Mapping[int, IndexEntry]) -> Totals:

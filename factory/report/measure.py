@@ -1,8 +1,6 @@
 """Measures a dataset in one pass over its shards: everything that its report says."""
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,6 +10,7 @@ from urllib.parse import urlparse
 
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe
+from factory.dataset.ordered_map import ordered_map
 from factory.dataset.progress_file import read_progress
 from factory.dataset.receipt_index import ReceiptIndex
 from factory.dataset.receipts import Receipt, tags
@@ -109,27 +108,16 @@ def _shards(
     store: Store, numbers: list[int], settings: MeasureSettings
 ) -> Iterator[tuple[Receipt, ShardMeasures | UserError]]:
     """Measure shards concurrently, in order and with bounded memory; a damaged one gives its error."""
-    pending: deque[tuple[Receipt, Future[ShardMeasures | UserError]]] = deque()
 
-    def read(shard: int) -> ShardMeasures | UserError:
+    def read(receipt: Receipt) -> ShardMeasures | UserError:
         try:
-            return measure_shard(store, shard, settings)
+            return measure_shard(store, receipt.shard, settings)
         except TransientError:
             raise
         except UserError as error:
             return error
 
-    pool = ThreadPoolExecutor(_READERS, thread_name_prefix="measures")
-    try:
-        for receipt in read_receipts(store, numbers):
-            pending.append((receipt, pool.submit(read, receipt.shard)))
-            if len(pending) == _AHEAD:
-                first, future = pending.popleft()
-                yield first, future.result()
-        for first, future in pending:
-            yield first, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return ordered_map(read, read_receipts(store, numbers), _READERS, _AHEAD, name="measures")
 
 
 def _about(store: Store, recipe: Recipe, plan: Plan, totals: Totals) -> dict[str, Any]:

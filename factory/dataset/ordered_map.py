@@ -1,0 +1,31 @@
+"""Concurrent calls whose results come in order and with bounded memory."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def ordered_map(
+    function: Callable[[T], R], arguments: Iterable[T], threads: int, ahead: int, name: str
+) -> Iterator[tuple[T, R]]:
+    """Call `function` in threads and yield (argument, result) in the order of the arguments.
+
+    At most `ahead` calls are started before the first of their results is consumed, so the others continue while one
+    is slow. `name` is that of the threads. An exception of a call is raised in place of its result.
+    """
+    executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    pending = deque[tuple[T, Future[R]]]()
+    try:
+        for argument in arguments:
+            pending.append((argument, executor.submit(function, argument)))
+            if len(pending) == ahead:
+                first, future = pending.popleft()
+                yield first, future.result()
+        for first, future in pending:
+            yield first, future.result()
+    finally:
+        executor.shutdown(cancel_futures=True)
