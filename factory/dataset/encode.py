@@ -47,14 +47,14 @@ def encode_sample(
 
 
 def encode_array(array: NDArray[np.float16]) -> bytes:
-    """Encode an array as a .npy file."""
+    """Encode a latent, float16 (C, h, w), as a .npy file."""
     stream = io.BytesIO()
     np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
     return stream.getvalue()
 
 
 def encode_jpeg(image: Image, quality: int) -> bytes:
-    """Encode a JPEG without chroma subsampling."""
+    """Encode a JPEG without chroma subsampling; `quality` is 1 to 100."""
     stream = io.BytesIO()
     PILImage.fromarray(image).save(stream, "JPEG", quality=quality, subsampling=0)
     return stream.getvalue()

@@ -119,14 +119,14 @@ def palette() -> list[int]:
 
 
 def palette_image(labels: NDArray[np.uint8]) -> Image.Image:
-    """An image of mode P whose pixel values are the labels, shown in PASCAL VOC's colours."""
+    """An image of mode P from uint8 labels (height, width), shown in PASCAL VOC's colours."""
     image = Image.frombytes("P", (labels.shape[1], labels.shape[0]), np.ascontiguousarray(labels).tobytes())
     image.putpalette(palette())
     return image
 
 
 def encode_label_png(labels: NDArray[np.uint8]) -> bytes:
-    """A palette PNG whose pixel values are the labels."""
+    """A palette PNG whose pixel values are the labels, uint8 (height, width)."""
     stream = io.BytesIO()
     palette_image(labels).save(stream, "PNG", optimize=False, compress_level=6)
     return stream.getvalue()

@@ -21,7 +21,10 @@ BLOCK = 1000
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """The summary of a receipt. `tag` is its file's tag; `exhausted` counts samples without an accepted attempt."""
+    """The summary of a receipt.
+
+    `tag` is the tag of its file, `bytes` the size of its tar; `exhausted` counts samples without an accepted attempt.
+    """
 
     tag: str
     accepted: int

@@ -18,7 +18,7 @@ from factory.files.decode import decode_json
 
 @dataclass(frozen=True)
 class Blob:
-    """A committed file."""
+    """A committed file: its name in the dataset, its SHA-256 as 64 hex digits, and its size in bytes."""
 
     name: str
     sha256: str
@@ -130,7 +130,7 @@ def commit(
 
 
 def blob_of(name: str, data: bytes) -> Blob:
-    """A receipt's description of a file."""
+    """The description of a file with this content."""
     return Blob(name, hashlib.sha256(data).hexdigest(), len(data))
 
 

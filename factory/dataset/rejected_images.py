@@ -130,12 +130,12 @@ def _mask(rle: Rle, image: Image) -> Mask:
 
 
 def thumbnail_size(width: int, height: int, side: int = MAX_SIDE) -> tuple[int, int]:
-    """(width, height) of a thumbnail with the same proportions and a longer side of at most `side` pixels."""
+    """(width, height) in pixels of a thumbnail with the same proportions and a longer side of at most `side`."""
     scale = min(1.0, side / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def resized_mask(mask: Mask, size: tuple[int, int]) -> Mask:
-    """A mask at the size (width, height), by nearest neighbour."""
+    """A mask at the size (width, height) in pixels, by nearest neighbour."""
     resized = Pictures.fromarray(mask).resize(size, Pictures.Resampling.NEAREST)
     return np.asarray(resized, np.bool_)

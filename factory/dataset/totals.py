@@ -15,7 +15,7 @@ _READERS = 32
 
 @dataclass(frozen=True)
 class Totals:
-    """Totals over receipts; `exhausted` counts samples that exhausted their attempts."""
+    """Totals over receipts: `bytes` of all tars; `exhausted` counts samples that exhausted their attempts."""
 
     shards: int
     accepted: int
