@@ -25,8 +25,7 @@ from factory.engine.usage import Usage
 from factory.engine.view import ClusterView
 from factory.errors import GpuError, RunFailedError, UserError
 from tests.support.jobs import AskingJob, RefusingJob, SleepingJob
-
-PROGRAM = (sys.executable, "-c", "from factory.cli.main import run; run()")
+from tests.support.program import PROGRAM
 
 
 @pytest.fixture(scope="module")

@@ -140,6 +140,8 @@ class ClassWords:
             entries |= {f"coco:{entry.name}": entry for entry in coco().classes if entry.name not in known}
         self._classes: dict[str, tuple[str, bool]] = {}
         """(class, whether it is its own name) by spelling."""
+        self._max_tokens = 1
+        """Tokens of the longest spelling."""
         for name, entry in entries.items():
             self._add(name, True, (entry.name, entry.display, *entry.aliases))
         for name, entry in entries.items():
@@ -152,7 +154,7 @@ class ClassWords:
         """The mentions in order. Longer names are preferred: "a hot dog" mentions no dog."""
         tokens, found, index = list(_TOKEN.finditer(text)), [], 0
         while index < len(tokens):
-            mention, count = self._longest(text, tokens[index : index + self._most_tokens])
+            mention, count = self._longest(text, tokens[index : index + self._max_tokens])
             if mention is not None:
                 found.append(mention)
             index += count
@@ -176,13 +178,11 @@ class ClassWords:
         gap = _GAP.fullmatch(text, before.end(), token.start())
         return gap is not None and _SENTENCE_END.match(text, before.start(), token.start()) is None
 
-    _most_tokens = 1
-
     def _add(self, name: str, exact: bool, texts: Iterable[str]) -> None:
         """Add spellings of a class; a spelling that already belongs to another class stays there."""
         for text in texts:
             tokens = _TOKEN.findall(text)
-            self._most_tokens = max(self._most_tokens, len(tokens))
+            self._max_tokens = max(self._max_tokens, len(tokens))
             self._classes.setdefault("".join(map(_folded, tokens)), (name, exact))
 
 

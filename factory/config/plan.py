@@ -72,8 +72,9 @@ class Plan:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        bounds = (0, *recipe.earlier, recipe.n)
-        self._ranges = list(pairwise(bounds))
+        self._prompt_block: tuple[int, list[int]] = (-1, [])
+        """The last block of custom prompts, and their order in it."""
+        self._ranges = list(pairwise((0, *recipe.earlier, recipe.n)))
         self._first_shards = [0]
         for start, stop in self._ranges:
             # Ceiling division, written as a negated floor division: the last shard of a range may be smaller.
@@ -137,8 +138,6 @@ class Plan:
             order = shuffled(len(self._prompts), self.recipe.seed, "prompts", block)
             self._prompt_block = block, order  # not read again here: `verify` expands shards in several threads
         return order
-
-    _prompt_block: tuple[int, list[int]] = (-1, [])
 
     @cached_property
     def _fingerprint(self) -> str:

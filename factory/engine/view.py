@@ -2,7 +2,6 @@
 
 import threading
 import time
-from types import TracebackType
 
 from factory.engine.capacity import Capacity, Share
 
@@ -28,9 +27,7 @@ class ClusterView:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=_INTERVAL)
 

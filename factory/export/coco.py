@@ -6,7 +6,6 @@ from typing import Any, TextIO
 
 from factory.config.vocabulary import ClassEntry, coco
 from factory.dataset.masks import Mask
-from factory.errors import UserError
 from factory.export.interface import SPLITS, ExportInfo, ExportSample, Records, delete_other_samples
 from factory.export.polygons import joined, parts_of
 from factory.files.atomic import replaced_atomically
@@ -81,11 +80,10 @@ class CocoFormat:
 
 def supercategory(entry: ClassEntry) -> str:
     """COCO's supercategory of a class; "object" for classes that COCO does not have."""
-    try:
-        known = coco().resolve(entry.name).id
-    except UserError:
+    known = coco().find(entry.name)
+    if known is None:
         return "object"
-    return next(name for last, name in _SUPERCATEGORIES.items() if known <= last)
+    return next(name for last_id, name in _SUPERCATEGORIES.items() if known.id <= last_id)
 
 
 def _write_list(stream: TextIO, name: str, entries: Iterator[Any]) -> None:
