@@ -2,13 +2,13 @@
 
 import contextlib
 import errno
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from factory.files.atomic import synchronise
 from factory.files.lock import locked
 
 LOCK = ".lock"
@@ -16,9 +16,6 @@ LOCK = ".lock"
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LINK_REFUSED = re.compile(rf"\(os error (?:{'|'.join(map(str, _NO_LINKS))})\)")
 """Errors of file systems without hard links. If the cause is another fault, the fallback raises it again."""
-
-_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Errors of file systems that do not support `fsync`."""
 
 
 class FolderWrites:
@@ -67,10 +64,10 @@ class FolderWrites:
         """
         path = self._folder / name
         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-            _synchronise(path)
+            synchronise(path)
         for folder in path.parents:
             with contextlib.suppress(OSError):  # some file systems do not support it, or the folder is not readable
-                _synchronise(folder)
+                synchronise(folder)
             if folder == self._folder.parent or path.parent in self._synchronised:
                 break  # the folders above contain no new entry
         self._synchronised.add(path.parent)
@@ -81,14 +78,3 @@ class FolderWrites:
         self._folder.mkdir(parents=True, exist_ok=True)
         with locked(self._folder / LOCK):
             yield
-
-
-def _synchronise(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _NO_SYNC:
-            raise
-    finally:
-        os.close(descriptor)

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 from factory.config.vocabulary import ClassEntry, coco
 from factory.dataset.masks import Mask
 from factory.export.interface import SPLITS, ExportInfo, ExportSample, Records, delete_other_samples
 from factory.export.polygons import joined, parts_of
-from factory.files.atomic import replaced_atomically
+from factory.files.atomic import replaced_atomically, synchronise_all
 
 _SUPERCATEGORIES = {
     1: "person", 9: "vehicle", 15: "outdoor", 25: "animal", 33: "accessory", 43: "sports", 51: "kitchen", 61: "food",
@@ -33,15 +34,17 @@ class CocoFormat:
         """Write images. The record of a sample contains its COCO image entry and annotations."""
         for split in SPLITS:
             (self._info.root / split).mkdir(exist_ok=True)
-        records = []
+        records, files = [], list[Path]()
         for sample in samples:
-            (self._info.root / sample.split / f"{sample.key}.jpg").write_bytes(sample.image)
+            files.append(self._info.root / sample.split / f"{sample.key}.jpg")
+            files[-1].write_bytes(sample.image)
             annotations = [
                 self._annotation(annotation, mask)
                 for annotation, mask in zip(sample.annotations, sample.masks, strict=True)
             ]
             image = {name: sample.record["image"][name] for name in ("id", "file_name", "width", "height")}
             records.append((sample.split, {"image": image, "annotations": annotations}))
+        synchronise_all(files)
         return records
 
     def finish(self, records: Records) -> None:

@@ -14,7 +14,7 @@ import yaml
 from factory.errors import UserError
 from factory.export.folder import STATE
 from factory.export.interface import SPLITS, ExportInfo, ExportSample, Records
-from factory.files.atomic import write_atomically
+from factory.files.atomic import synchronise_all, write_atomically
 
 UNIT_BYTES = 200_000_000
 _GROUP_BYTES = 16_000_000
@@ -74,6 +74,7 @@ class HuggingFaceFormat:
             for sample in samples:
                 files[sample.split].add(self._row(sample), len(sample.image) + len(sample.labels))
                 records.append((sample.split, sample.key))
+        synchronise_all([self._pending(split, unit) for split in SPLITS])
         return records
 
     def finish(self, records: Records) -> None:

@@ -97,7 +97,10 @@ class Format(Protocol):
     """Shards are grouped into units up to this size; 0 means one shard per unit."""
 
     def write(self, unit: int, samples: Iterable[ExportSample]) -> list[tuple[str, Any]]:
-        """Write the files of a unit; returns each sample's split and its record for `finish`, as plain data."""
+        """Write the files of a unit; returns each sample's split and its record for `finish`, as plain data.
+
+        The files are on the disk when it returns: a unit that counts as written must survive a power failure.
+        """
 
     def finish(self, records: Records) -> None:
         """Write the files that cover all units, after all of them are written."""

@@ -10,7 +10,7 @@ import numpy as np
 from factory.dataset.masks import IGNORE, decode_label_png, encode_label_png
 from factory.errors import UserError
 from factory.export.interface import SPLITS, ExportInfo, ExportSample, Records, delete_other_samples
-from factory.files.atomic import replaced_atomically
+from factory.files.atomic import replaced_atomically, synchronise_all
 
 _FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject", "Annotations")
 _IMAGE_SETS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val")}
@@ -36,7 +36,12 @@ class VocFormat:
         """Write images, labels and boxes. The record of a sample is its key."""
         for folder in _FOLDERS:
             (self._info.root / folder).mkdir(exist_ok=True)
-        return [(sample.split, self._write_sample(sample)) for sample in samples]
+        records, files = [], list[Path]()
+        for sample in samples:
+            files += self._write_sample(sample)
+            records.append((sample.split, sample.key))
+        synchronise_all(files)
+        return records
 
     def finish(self, records: Records) -> None:
         """Write the class list and the image sets: readers of boxes use those in Main, readers of masks the others."""
@@ -50,7 +55,8 @@ class VocFormat:
                 _put_lines(folder / f"{name}.txt", (key for split in splits for key in records.of(split)))
         _put_lines(self._info.root / "labels.txt", iter(("background", *self._info.vocabulary.names)))
 
-    def _write_sample(self, sample: ExportSample) -> str:
+    def _write_sample(self, sample: ExportSample) -> list[Path]:
+        """Write the files of a sample; returns their paths."""
         root, key = self._info.root, sample.key
         classes = self._numbers[decode_label_png(sample.labels)]
         objects = np.where(classes == IGNORE, IGNORE, 0).astype(np.uint8)
@@ -61,11 +67,15 @@ class VocFormat:
             )
         for number, mask in enumerate(sample.masks, 1):
             objects[mask] = number
-        (root / "JPEGImages" / f"{key}.jpg").write_bytes(sample.image)
-        (root / "SegmentationClass" / f"{key}.png").write_bytes(encode_label_png(classes))
-        (root / "SegmentationObject" / f"{key}.png").write_bytes(encode_label_png(objects))
-        (root / "Annotations" / f"{key}.xml").write_bytes(self._annotation(sample))
-        return key
+        contents = {
+            root / "JPEGImages" / f"{key}.jpg": sample.image,
+            root / "SegmentationClass" / f"{key}.png": encode_label_png(classes),
+            root / "SegmentationObject" / f"{key}.png": encode_label_png(objects),
+            root / "Annotations" / f"{key}.xml": self._annotation(sample),
+        }
+        for path, content in contents.items():
+            path.write_bytes(content)
+        return list(contents)
 
     def _annotation(self, sample: ExportSample) -> bytes:
         """The XML annotation. VOC boxes count pixels from 1 and include the last pixel."""

@@ -1,6 +1,7 @@
 """YOLO segmentation export: images/{train,val}, labels/{train,val} and data.yaml."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import yaml
 
 from factory.export.interface import SPLITS, ExportInfo, ExportSample, Records, delete_other_samples
 from factory.export.polygons import joined, parts_of
-from factory.files.atomic import write_atomically
+from factory.files.atomic import synchronise_all, write_atomically
 
 
 class YoloFormat:
@@ -28,11 +29,15 @@ class YoloFormat:
         for split in SPLITS:
             (root / "images" / split).mkdir(parents=True, exist_ok=True)
             (root / "labels" / split).mkdir(parents=True, exist_ok=True)
-        records = []
+        records, files = [], list[Path]()
         for sample in samples:
-            (root / "images" / sample.split / f"{sample.key}.jpg").write_bytes(sample.image)
-            (root / "labels" / sample.split / f"{sample.key}.txt").write_text(self._lines(sample))
+            image = root / "images" / sample.split / f"{sample.key}.jpg"
+            labels = root / "labels" / sample.split / f"{sample.key}.txt"
+            image.write_bytes(sample.image)
+            labels.write_text(self._lines(sample))
+            files += [image, labels]
             records.append((sample.split, sample.key))
+        synchronise_all(files)
         return records
 
     def finish(self, records: Records) -> None:

@@ -83,7 +83,8 @@ def _write_scene(
     scene = render_scene(seed, names, size, styles)
     indices = np.array([0, *(embedded.index(name) + 1 for name in scene.class_names)], np.uint8)
     edge = _edges(scene.instance_map)
-    Image.fromarray(scene.image).save(out / "JPEGImages" / f"{key}.jpg", quality=92)
+    with replaced_atomically(out / "JPEGImages" / f"{key}.jpg") as partial:
+        Image.fromarray(scene.image).save(partial, format="JPEG", quality=92)
     _save_labels(np.where(edge, 255, indices[scene.instance_map]), out / "SegmentationClass" / f"{key}.png")
     _save_labels(np.where(edge, 255, scene.instance_map), out / "SegmentationObject" / f"{key}.png")
 

@@ -1,5 +1,7 @@
 """A dataset shared by all export tests."""
 
+import os
+
 import pytest
 
 from factory.dataset.storage import Store
@@ -18,3 +20,9 @@ def small_parquet_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put two shards into each file."""
     size = 2 * 70_000
     monkeypatch.setitem(export_run.FORMATS, "hf", lambda info, polygons: HuggingFaceFormat(info, size))
+
+
+@pytest.fixture(autouse=True)
+def without_synchronisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of small files take seconds to reach a busy disk; tests about it replace `fsync` themselves."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)

@@ -55,6 +55,24 @@ def test_export_interrupted_at_any_sample_resumes(store: Store, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("form", FORMATS)
+def test_files_are_on_the_disk_before_their_unit_counts_as_written(
+    store: Store, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure could otherwise keep empty images that a resumed export takes as written."""
+    synchronised, parts = dict[int, int](), tmp_path / "out" / STATE / "parts"
+
+    def record(file: int) -> None:
+        synchronised.setdefault(os.fstat(file).st_ino, len(list(parts.glob("*.json"))))
+
+    monkeypatch.setattr(os, "fsync", record)
+    run(store, tmp_path / "out", form)
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and STATE not in path.parts]
+    images = [path for path in files if path.suffix in (".jpg", ".parquet")]
+    assert {path for path in files if path.stat().st_ino not in synchronised} == set()
+    assert {synchronised[path.stat().st_ino] for path in images} == set(range(len(list(parts.glob("*.json")))))
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_export_interrupted_at_any_rename_resumes(
     store: Store, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
