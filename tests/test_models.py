@@ -18,7 +18,7 @@ from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
 from factory.generator.interface import Request
 from factory.generator.latents import Autoencoder
-from factory.generator.load import load_pipeline, pin_generator, pin_revision
+from factory.generator.load import load_pipeline, pin_generator, pin_revision, split_checkpoint
 from factory.generator.pipeline import PipelineGenerator
 from tests.support.checkpoint import write_checkpoint
 from tests.support.tiny_pipeline import tiny_pipeline
@@ -142,6 +142,20 @@ def test_a_single_file_gives_the_images_of_its_folder(kl_model: Path, tmp_path: 
     assert pin_revision(named) == pinned.revision
     torch.save({"state_dict": load_file(file)}, tmp_path / "model.ckpt")
     assert (image(f"{kl_model}@{tmp_path / 'model.ckpt'}") == image(kl_model)).all()
+
+
+@pytest.mark.parametrize("pipeline", [None, "owner/pipe", "sd@v2/pipe", "FOLDER/u@h/pipe"])
+def test_paths_of_single_files_may_contain_the_separator(
+    pipeline: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "u@h").mkdir()
+    for name in ("model.safetensors", "v@2.ckpt"):
+        (tmp_path / "u@h" / name).touch()
+        for file in (f"u@h/{name}", str(tmp_path / "u@h" / name)):
+            config = pipeline and pipeline.replace("FOLDER", str(tmp_path))
+            named = file if config is None else f"{config}@{file}"
+            assert split_checkpoint(named) == (config, file)
 
 
 def test_single_files_without_a_whole_model_are_refused(kl_model: Path, tmp_path: Path) -> None:

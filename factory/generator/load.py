@@ -1,6 +1,7 @@
 """Load the diffusers pipeline that a recipe names, and pin its revision."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,17 @@ def model_folder(model: str) -> Path | None:
 
 
 def split_checkpoint(model: str) -> tuple[str | None, str | None]:
-    """(pipeline that configures it, file) of a checkpoint named FILE or PIPELINE@FILE; (None, None) otherwise."""
+    """(pipeline that configures it, file) of a checkpoint named FILE or PIPELINE@FILE; (None, None) otherwise.
+
+    Paths may contain @ themselves: the first @ that a file of the remaining name exists after is the separator.
+    """
     if not model.endswith(CHECKPOINTS):
         return None, None
-    before, at, file = model.partition("@")
-    return (before, file) if at else (None, model)
+    if "@" not in model or expanded(model).is_file():
+        return None, model
+    positions = [match.start() for match in re.finditer("@", model)]
+    splits = [(model[:position], model[position + 1 :]) for position in positions]
+    return next((split for split in splits if expanded(split[1]).is_file()), splits[0])
 
 
 def pin_generator(generator: GeneratorRecipe) -> GeneratorRecipe:
