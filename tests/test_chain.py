@@ -57,7 +57,7 @@ def test_voc_job_runs_end_to_end_and_resumes(tiny_model: Path, tmp_path: Path, m
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # otherwise an unknown architecture is looked up on the hub, with retries
     values = {**small_values(tiny_model, tmp_path, voc(), 100), "inversion_steps": "4"}
     out, lines = tmp_path / "out", list[str]()
-    with pytest.raises(UserError, match="train-segmenter: Invalid value for '--train-steps' / '--steps'"):
+    with pytest.raises(UserError, match="train-segmenter: --train-steps must be"):
         load_workflow(JOBS / "voc.yaml", out, commands(), {**values, "segmenter_steps": "0"})
     broken = load_workflow(JOBS / "voc.yaml", out, commands(), {**values, "architecture": "nothing"})
     with pytest.raises(UserError, match=r"step 6 \(train-segmenter\) ended with exit code 2"):

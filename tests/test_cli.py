@@ -12,8 +12,8 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from factory import exit_codes
-from factory.cli.main import app
+from factory import exit_codes, log_format, signals
+from factory.cli.main import app, run
 from factory.config.recipe import Recipe
 
 
@@ -129,6 +129,65 @@ def test_each_error_class_prints_its_message_and_exits_with_its_code(name: str) 
     result = subprocess.run(program, capture_output=True, text=True, timeout=60)
     assert result.stderr == "The cause and the remedy.\n"
     assert result.returncode == {"UserError": 2, "TransientError": 75, "RunFailedError": 3}[name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("generate --shrads out", "there is no option --shrads (did you mean --shard-size, --shards?)"),
+        ("generate --n 4", "--out is missing"),
+        ("generate --n four --out out", "--n must be a valid integer, got four"),
+        ("invert --n 0 --real voc --out out", "--n must be greater than or equal to 1, got 0"),
+        ("invert --real s3://b --out out", "--real must be a local path, got the URL s3://b; give a path on this "
+         "machine (only datasets can be read from and written to URLs)"),
+        ("train-grounder set --out out --module own", "--module must be one of guided, paper, paper-cfg; got 'own'"),
+        ("status", "DATASET is missing"),
+        ("status one two", "unexpected argument two"),
+        ("stickers train", "MODEL is missing; choose from autoencoder, diffusion, turbo, detector, judge"),
+    ],
+)  # fmt: skip
+def test_usage_errors_are_one_sentence(
+    arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments.split(" ")[: 2 if arguments.startswith("stickers") else 1]
+    assert run_here(arguments, monkeypatch) == 2
+    assert capsys.readouterr() == ("", f"{message}; see `factory {' '.join(command)} --help`.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("verfy", "there is no command 'verfy' (did you mean 'verify'?); see `factory --help`."),
+        ("--bad", "there is no option --bad; see `factory --help`."),
+        ("export set --format", "--format requires a value; see `factory COMMAND --help`."),
+        ("status set --json=1", "--json does not take a value; see `factory COMMAND --help`."),
+    ],
+)
+def test_usage_errors_before_a_command_is_known(
+    arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_here(arguments, monkeypatch) == 2
+    assert capsys.readouterr() == ("", f"{message}\n")
+
+
+def test_without_a_command_the_help_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_here("", monkeypatch) == 2
+    assert run_here("stickers", monkeypatch) == 2
+    shown = capsys.readouterr()
+    assert "evaluate-autoencoder" in shown.out
+    assert shown.err == ""
+
+
+def run_here(arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of a command line that runs in this process."""
+    monkeypatch.setattr(sys, "argv", ["factory", *arguments.split()])
+    monkeypatch.setattr(signals, "listen", lambda: None)
+    monkeypatch.setattr(log_format, "configure", lambda: None)
+    with pytest.raises(SystemExit) as end:
+        run()
+    return int(end.value.code or 0)
 
 
 def test_documented_exit_codes_are_complete() -> None:

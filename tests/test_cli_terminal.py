@@ -73,13 +73,14 @@ def json_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_errors_of_workers_and_quarantine_are_log_records(
     json_log: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(main, "app", lambda: show())
+    monkeypatch.setattr(main, "app", lambda **options: show())
 
     def show() -> None:
         with view.watching(quiet=True) as watch:
             watch(replace(SNAPSHOT, status="done"))
 
-    main.run()
+    with pytest.raises(SystemExit):
+        main.run()
     warning, info = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert (warning["level"], warning["message"]) == ("warning", "a worker was lost")
     assert info["progress"]["quarantined"] == [7, 8]
@@ -87,7 +88,7 @@ def test_errors_of_workers_and_quarantine_are_log_records(
 
 
 def raising(problem: BaseException) -> Any:
-    def command() -> None:
+    def command(**options: Any) -> None:
         raise problem
 
     return command

@@ -30,7 +30,7 @@ from factory.cli.segmenter import evaluate_segmenter, train_segmenter
 from factory.cli.status import status
 from factory.cli.verify import verify
 from factory.cli.workflow import run_steps
-from factory.errors import UserError
+from factory.errors import UserError, usage_text
 
 
 def _join_lines(commands: Iterable[CommandInfo]) -> None:
@@ -85,16 +85,12 @@ def run() -> None:
     signals.listen()
     try:
         log_format.configure()
-        app()
+        code = _run_command()
     except UserError as error:
         _print_error(str(error))
         _exit(error.exit_code)
     except SystemExit as end:
-        # typer turns KeyboardInterrupt into this code, and a closed pipe into 1, both without a message.
-        if end.code == exit_codes.INTERRUPTED:
-            _print_error("Interrupted. Committed work is kept; rerun the same command to resume.")
-            _exit(signals.exit_code())
-        if isinstance(end.code, int):
+        if isinstance(end.code, int):  # typer turns a closed pipe into 1 without a message
             _exit(end.code)
         raise
     except Exception:
@@ -102,6 +98,26 @@ def run() -> None:
             raise
         logging.getLogger("factory").critical("Unexpected error.", exc_info=True)
         _exit(exit_codes.UNEXPECTED)
+    if code == exit_codes.INTERRUPTED:  # typer turns KeyboardInterrupt into this code without a message
+        _print_error("Interrupted. Committed work is kept; rerun the same command to resume.")
+        _exit(signals.exit_code())
+    _exit(code)
+
+
+def _run_command() -> int:
+    """Run the command that the arguments name; returns its exit code. UserError if typer rejects the arguments."""
+    try:
+        code = app(prog_name="factory", standalone_mode=False)
+    except Exception as error:
+        text = usage_text(error)
+        if text is None:
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help is shown instead of a message
+            return exit_codes.BAD_INPUT
+        context = getattr(error, "ctx", None)
+        command = "factory COMMAND" if context is None else context.command_path
+        raise UserError(f"{text}; see `{command} --help`.") from error
+    return code if isinstance(code, int) else exit_codes.DONE
 
 
 def _exit(code: int) -> NoReturn:

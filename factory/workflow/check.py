@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from factory.errors import UserError
+from factory.errors import UserError, usage_text
 from factory.files.paths import local_path
 
 Fill = Callable[[object], str]
@@ -116,10 +116,10 @@ def _parse(location: str, name: str, command: Any, arguments: list[str]) -> None
                 subname, subcommand, rest = command.resolve_command(context, remaining)
                 subcommand.make_context(subname, rest, parent=context).close()
     except Exception as error:
-        # Usage errors come from click or from typer's vendored copy of it; both have this method.
-        if not hasattr(error, "format_message"):
+        text = usage_text(error)
+        if text is None:
             raise
-        raise UserError(f"{location}: {' '.join(error.format_message().split())}") from error
+        raise UserError(f"{location}: {text}.") from error
 
 
 def _check_texts(location: str, texts: Mapping[str, str]) -> None:
