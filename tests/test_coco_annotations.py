@@ -100,11 +100,11 @@ def test_notes_count_what_is_not_used(tmp_path: Path) -> None:
 def test_invert_reports_notes_and_refuses_an_unneeded_annotation_file(tmp_path: Path) -> None:
     opened(tmp_path, lambda data: data["annotations"][0].update(segmentation=[]))
     reports: list[str] = []
-    options = RealOptions("coco", tmp_path, "train", tmp_path / "a.json", "coco", "all", None, "noise", 4, 0.2, 3, 0.01)
+    options = RealOptions("coco", tmp_path, None, tmp_path / "a.json", "coco", "all", None, "noise", None, 0.2, 3, 0.01)
     recipe, left_out = recipe_of_folder(options, {}, {}, reports.append)
     assert (recipe.n, left_out) == (1, 1)
     assert "1 annotations have no segmentation with pixels" in reports[0]
-    options = RealOptions("voc", tmp_path, "train", tmp_path / "a.json", "voc", "all", None, "noise", 4, 0.2, 3, 0.01)
+    options = RealOptions("voc", tmp_path, None, tmp_path / "a.json", "voc", "all", None, "noise", None, 0.2, 3, 0.01)
     with pytest.raises(UserError, match="give it with --layout coco"):
         recipe_of_folder(options, {}, {})
 

@@ -12,7 +12,7 @@ from factory.files.strict_json import dumps
 def compare_segmenters(
     segmenters: Annotated[list[str], typer.Argument(metavar="NAME=FOLDER", help="Trained segmenters and their names.")],
     real: Annotated[list[str], typer.Option(help="Labelled images as NAME=FOLDER; can be repeated.")],
-    real_set: Annotated[str, typer.Option(help="Image set of the PASCAL VOC folders.")] = "val",
+    real_set: Annotated[str | None, typer.Option(help="Image set of the PASCAL VOC folders; val by default.")] = None,
     annotations: Annotations = None,
     classes: Annotated[str, typer.Option(help="voc, coco, a file with one class per line, or names.")] = "voc",
     split: Annotated[str, typer.Option(help="Split of the vocabulary that defines seen and unseen classes.")] = "zs3",

@@ -35,11 +35,14 @@ def export(
     """
     from factory.cli.progress import progress_bar
     from factory.dataset.storage import Store
+    from factory.errors import UserError
     from factory.export.run import Export, Options, default_target
     from factory.files.paths import local_path
 
-    folder = out or to
-    target = local_path(folder, "--out") if folder else default_target(dataset, format_name)
+    if out is not None and to is not None:
+        raise UserError(f"--to is the old spelling of --out, got --out {out} and --to {to}; leave --to out.")
+    folder = to if out is None else out
+    target = default_target(dataset, format_name) if folder is None else local_path(folder, "--out")
     job = Export(Store(dataset), target, Options(format_name, val, polygons), partial)
     with progress_bar("exporting samples", job.samples, as_json) as show:
         summary = job.run(show)

@@ -39,8 +39,9 @@ def invert(
         Path | None, typer.Option(help="COCO annotation file (instances_*.json), for --layout coco.")
     ] = None,
     real_set: Annotated[
-        str, typer.Option("--real-set", "--image-set", help="Image set of the PASCAL VOC folder.")
-    ] = "train",
+        str | None,
+        typer.Option("--real-set", "--image-set", help="Image set of the PASCAL VOC folder; train by default."),
+    ] = None,
     classes: Annotated[str | None, typer.Option(help="Vocabulary; by default, that of --layout.")] = None,
     split: Annotated[
         str, typer.Option(help="Use only images without unseen classes of this split; `all` uses every image.")
@@ -50,8 +51,13 @@ def invert(
         Literal["ddim", "noise"], typer.Option(help="DDIM inversion, or noise added to the encoded image.")
     ] = "ddim",
     inversion_steps: Annotated[
-        int, typer.Option(min=2, max=1000, help="DDIM steps of the inversion, and of the reconstruction.")
-    ] = 50,
+        int | None,
+        typer.Option(
+            min=2,
+            max=1000,
+            help="DDIM steps of the inversion, and of the reconstruction, for --method ddim; 50 by default.",
+        ),
+    ] = None,
     noise_level: NoiseLevel = None,
     max_classes: Annotated[int, typer.Option(min=1, max=8, help="Skip images with more classes than this.")] = 3,
     min_area: Annotated[

@@ -29,13 +29,16 @@ def train_segmenter(
             help="Labelled images to mix in: PASCAL VOC folder, folder of COCO images, or dataset from `invert`."
         ),
     ] = None,
-    real_set: Annotated[str, typer.Option(help="Image set of the PASCAL VOC folder.")] = "train",
+    real_set: Annotated[str | None, typer.Option(help="Image set of the PASCAL VOC folder; train by default.")] = None,
     annotations: Annotations = None,
     real_classes: Annotated[
         str, typer.Option(help="all, or seen, which skips images with unseen classes of --split.")
     ] = "all",
     split: Annotated[str | None, typer.Option(help="Split of the vocabulary that defines the unseen classes.")] = None,
-    real_share: Annotated[float, typer.Option(min=0, max=1, help="Share of real samples when mixing.")] = 0.5,
+    real_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of real samples when mixing datasets with --real; 0.5 by default."),
+    ] = None,
     steps: Annotated[
         int, typer.Option("--train-steps", "--steps", min=1, help="Optimizer steps of the training.")
     ] = 4000,
@@ -98,7 +101,7 @@ def train_segmenter(
 def evaluate_segmenter(
     segmenter: Annotated[Path, typer.Argument(metavar="SEGMENTER", help="Folder of a trained segmenter.")],
     real: Annotated[Path, typer.Option(help="Labelled images: PASCAL VOC folder or folder of COCO images.")],
-    real_set: Annotated[str, typer.Option(help="Image set of the PASCAL VOC folder.")] = "val",
+    real_set: Annotated[str | None, typer.Option(help="Image set of the PASCAL VOC folder; val by default.")] = None,
     annotations: Annotations = None,
     classes: Classes = "voc",
     split: Annotated[str | None, typer.Option(help="Also report seen and unseen classes of this split.")] = None,

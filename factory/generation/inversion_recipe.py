@@ -24,17 +24,17 @@ _NO_FILTER = dict.fromkeys(FilterRecipe.model_fields)
 
 @dataclass(frozen=True)
 class RealOptions:
-    """Which images of a folder to use and how to invert them; see `factory invert --help`."""
+    """Which images of a folder to use and how to invert them; see `factory invert --help`. None is the default."""
 
     dataset: str
     root: Path
-    image_set: str
+    image_set: str | None
     annotations: Path | None
     classes: str
     split: str
     max_images: int | None
     method: str
-    steps: int
+    steps: int | None
     noise_level: float | None
     max_classes: int
     min_area: float
@@ -52,19 +52,18 @@ def recipe_of_folder(
     """
     from factory.generator.inversion import open_folder
 
-    if options.dataset == "voc" and options.annotations is not None:
-        raise UserError("--annotations names COCO's instances file; give it with --layout coco, or omit it.")
+    _check_used(options)
     vocabulary = parse_classes(options.classes)
     seen = vocabulary.names if options.split == "all" else vocabulary.seen(options.split)
-    real = {
+    real: dict[str, Any] = {
         "dataset": options.dataset,
         "root": str(options.root.absolute()),
-        "image_set": options.image_set,
         "annotations": str(options.annotations.absolute()) if options.annotations else None,
         "method": options.method,
-        "steps": options.steps,
     }
-    folder = open_folder(RealRecipe(**real, keys=("",), labels_digest=""), vocabulary, checked=True)  # type: ignore[arg-type]
+    real |= {} if options.image_set is None else {"image_set": options.image_set}
+    real |= {} if options.steps is None else {"steps": options.steps}
+    folder = open_folder(RealRecipe(**real, keys=("",), labels_digest=""), vocabulary, checked=True)
     for note in folder.notes:
         report(note)
     keys, prompts, labels_digest, skipped = _usable_images(folder, options, vocabulary, seen)
@@ -83,6 +82,22 @@ def recipe_of_folder(
     if overrides.get("model") is not None:
         data["generator"] = {**data.get("generator", {}), "model": overrides["model"], "revision": None}
     return make_recipe(data), skipped
+
+
+def _check_used(options: RealOptions) -> None:
+    """UserError for an option that another option makes meaningless."""
+    if options.dataset == "voc" and options.annotations is not None:
+        raise UserError("--annotations names COCO's instances file; give it with --layout coco, or omit it.")
+    if options.dataset == "coco" and options.image_set is not None:
+        raise UserError(
+            f"--real-set {options.image_set} has no effect with --layout coco, whose images are those of "
+            f"--annotations; leave it out."
+        )
+    if options.method == "noise" and options.steps is not None:
+        raise UserError(
+            f"--inversion-steps {options.steps} has no effect with --method noise, which adds noise in one step; leave "
+            f"it out, or use --method ddim."
+        )
 
 
 def _usable_images(

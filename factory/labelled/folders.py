@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from factory.config.vocabulary import Vocabulary
+from factory.errors import UserError
 from factory.labelled.coco import CocoFolder
 from factory.labelled.interface import LabelledFolder
 from factory.labelled.voc import VocFolder
@@ -30,3 +31,12 @@ def open_labelled(
     if checked:
         folder.check()
     return folder
+
+
+def check_no_image_set(image_set: str | None) -> None:
+    """UserError if an image set is given for COCO images."""
+    if image_set is not None:
+        raise UserError(
+            f"--real-set {image_set} has no effect with --annotations, because COCO images have no image sets; leave "
+            f"one of the two out."
+        )

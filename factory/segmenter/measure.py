@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 class RealImages:
     """Labelled images for evaluation: an image set of a PASCAL VOC folder, or COCO images if `annotations` is given.
 
-    `split` divides the classes of the vocabulary into seen and unseen ones.
+    Without `image_set`, it is "val". `split` divides the classes of the vocabulary into seen and unseen ones.
     """
 
     root: Path
-    image_set: str = "val"
+    image_set: str | None = None
     annotations: Path | None = None
     classes: str = "voc"
     split: str | None = None
@@ -60,12 +60,14 @@ def open_segmenter(folder: Path, test: RealImages) -> "Segmenter":
 
 def open_test(test: RealImages, report: Callable[[str], None]) -> "LabelledFolder":
     """Open the labelled images and report what cannot be used. UserError if they or the split are invalid."""
-    from factory.labelled.folders import open_labelled
+    from factory.labelled.folders import check_no_image_set, open_labelled
 
     vocabulary = parse_classes(test.classes)
     if test.split is not None:
         vocabulary.unseen(test.split)
-    images = open_labelled(test.root, test.image_set, test.annotations, vocabulary)
+    if test.annotations is not None:
+        check_no_image_set(test.image_set)
+    images = open_labelled(test.root, test.image_set or "val", test.annotations, vocabulary)
     for note in images.notes:
         report(note)
     return images

@@ -19,21 +19,27 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_IMAGE_SET = "train"
+"""The default image set of a PASCAL VOC folder."""
+
 
 @dataclass(frozen=True)
 class SegmenterTraining:
-    """Options of a training run. `real_classes` is "all" or "seen"; `device` may be "auto"."""
+    """Options of a training run. `real_classes` is "all" or "seen"; `device` may be "auto".
+
+    Without `real_set`, the image set of a PASCAL VOC folder is "train"; `real_share` is 0.5 by default.
+    """
 
     out: str
     shards: tuple[str, ...] = ()
     classes: str = "voc"
     architecture: str = "segformer"
     real: str | None = None
-    real_set: str = "train"
+    real_set: str | None = None
     annotations: str | None = None
     real_classes: str = "all"
     split: str | None = None
-    real_share: float = 0.5
+    real_share: float | None = None
     steps: int = 4000
     batch: int = 16
     side: int = 128
@@ -90,26 +96,29 @@ def train_here(run: SegmenterTraining, report: Callable[[str], None] = _log.info
         start=run.start,
     )
     model_options = SegmenterOptions(run.architecture, run.side)
-    task = SegmenterTask(sources, vocabulary, model_options, device, shares, {"run": asdict(run)})
+    recorded = asdict(run) | {"real_set": run.real_set or _IMAGE_SET, "real_share": _real_share(run)}
+    task = SegmenterTask(sources, vocabulary, model_options, device, shares, {"run": recorded})
     return train(task, options, out, report)
 
 
 def _real_source(run: SegmenterTraining, address: str, vocabulary: Vocabulary) -> "LabelledSource":
     """A dataset of `factory invert`, COCO images or a VOC folder. UserError if a dataset may show unseen classes."""
     from factory.dataset.stored_recipe import RECIPE, recipe_of
-    from factory.labelled.folders import open_labelled
+    from factory.labelled.folders import check_no_image_set, open_labelled
     from factory.segmenter.data import DatasetSource
 
     only = vocabulary.seen(run.split) if run.split is not None and run.real_classes == "seen" else None
     store = Store(address)
     if store.get(RECIPE) is None:
         annotations = Path(run.annotations) if run.annotations else None
-        return open_labelled(
-            local_path(address, "--real of a labelled folder"), run.real_set, annotations, vocabulary, only
-        )
-    if run.annotations:
+        if annotations is not None:
+            check_no_image_set(run.real_set)
+        root = local_path(address, "--real of a labelled folder")
+        return open_labelled(root, run.real_set or _IMAGE_SET, annotations, vocabulary, only)
+    if run.annotations or run.real_set is not None:
+        option = "--annotations" if run.annotations else f"--real-set {run.real_set}"
         raise UserError(
-            f"--annotations has no effect because --real {address} is a dataset, which contains its labels; remove it."
+            f"{option} has no effect because --real {address} is a dataset, which contains its labels; remove it."
         )
     oracle = recipe_of(store).oracle
     possible = recipe_of(store).vocabulary().names if oracle is None else oracle.seen
@@ -120,6 +129,10 @@ def _real_source(run: SegmenterTraining, address: str, vocabulary: Vocabulary) -
             f"--split {run.split}`, or use --real-classes all."
         )
     return DatasetSource(store, vocabulary)
+
+
+def _real_share(run: SegmenterTraining) -> float:
+    return 0.5 if run.real_share is None else run.real_share
 
 
 def _sources(run: SegmenterTraining, vocabulary: Vocabulary) -> tuple[list["LabelledSource"], list[float] | None]:
@@ -135,9 +148,8 @@ def _sources(run: SegmenterTraining, vocabulary: Vocabulary) -> tuple[list["Labe
             f"--split {run.split} has no effect with --real-classes all, which also trains on labels of unseen "
             f"classes; add --real-classes seen, or leave --split out."
         )
-    if run.real is None and (run.real_classes == "seen" or run.annotations):
-        option = "--annotations" if run.annotations else "--real-classes seen"
-        raise UserError(f"{option} requires --real, the labelled images that it refers to; add --real or remove it.")
+    if run.real is None:
+        _check_without_real(run)
     datasets: list[LabelledSource] = [DatasetSource(Store(address), vocabulary) for address in run.shards]
     if run.real is None:
         if not datasets:
@@ -145,15 +157,34 @@ def _sources(run: SegmenterTraining, vocabulary: Vocabulary) -> tuple[list["Labe
         return datasets, None
     real = _real_source(run, run.real, vocabulary)
     if not datasets:
+        if run.real_share is not None:
+            raise UserError(
+                f"--real-share {run.real_share:g} has no effect, because --real is all that is trained on; give a "
+                f"dataset as well, or leave --real-share out."
+            )
         return [real], None
-    if not 0 < run.real_share < 1:
+    share = _real_share(run)
+    if not 0 < share < 1:
         raise UserError(
-            f"--real-share is {run.real_share}, so either the datasets or --real would not be used; give a share "
+            f"--real-share is {share}, so either the datasets or --real would not be used; give a share "
             f"between 0 and 1 (exclusive), or leave one of the two out."
         )
     total = sum(dataset.size for dataset in datasets)
-    shares = [(1 - run.real_share) * dataset.size / total for dataset in datasets]
-    return [*datasets, real], [*shares, run.real_share]
+    shares = [(1 - share) * dataset.size / total for dataset in datasets]
+    return [*datasets, real], [*shares, share]
+
+
+def _check_without_real(run: SegmenterTraining) -> None:
+    """UserError for an option about the labelled images where there are none."""
+    of_real = {
+        "--annotations": run.annotations,
+        "--real-set": run.real_set,
+        "--real-share": run.real_share,
+        "--real-classes seen": True if run.real_classes == "seen" else None,
+    }
+    option = next((name for name, value in of_real.items() if value is not None), None)
+    if option is not None:
+        raise UserError(f"{option} requires --real, the labelled images that it refers to; add --real or remove it.")
 
 
 def _check_all_used(

@@ -21,7 +21,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def real_options(folder: Path, **changes: Any) -> RealOptions:
-    plain = RealOptions("voc", folder, "train", None, "voc", "1", 6, "ddim", 4, 0.37, 3, 0.01)
+    steps = None if changes.get("method") == "noise" else 4
+    plain = RealOptions("voc", folder, None, None, "voc", "1", 6, "ddim", steps, 0.37, 3, 0.01)
     return replace(plain, **changes)
 
 

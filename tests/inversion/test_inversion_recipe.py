@@ -86,7 +86,7 @@ def test_coco_instances_are_merged_smaller_in_front_and_crowds_are_ignored(coco_
 
 def test_a_coco_folder_becomes_a_recipe(coco_folder: tuple[Path, Path]) -> None:
     images, annotations = coco_folder
-    options = RealOptions("coco", images, "train", annotations, "coco", "all", None, "noise", 4, 0.23, 3, 0.01)
+    options = RealOptions("coco", images, None, annotations, "coco", "all", None, "noise", None, 0.23, 3, 0.01)
     recipe, left_out = recipe_of_folder(options, {}, {})
     assert (recipe.n, left_out) == (2, 0)
     assert [sample.prompt.text for sample in Plan(recipe).samples()] == [
@@ -102,6 +102,8 @@ def test_a_coco_folder_becomes_a_recipe(coco_folder: tuple[Path, Path]) -> None:
         ({"image_set": "test"}, "ImageSets/Segmentation/test.txt is missing"),
         ({"min_area": 1.0}, "no image of"),
         ({"dataset": "coco"}, "name it with --annotations"),
+        ({"dataset": "coco", "image_set": "val"}, "--real-set val has no effect with --layout coco"),
+        ({"method": "noise", "steps": 50}, "--inversion-steps 50 has no effect with --method noise"),
         ({"dataset": "coco", "annotations": Path("nowhere.json")}, "nowhere.json does not exist"),
         ({"classes": "coco", "split": "9"}, "There is no split '9' for coco"),
     ],

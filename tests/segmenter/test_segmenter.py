@@ -167,7 +167,7 @@ def test_inverted_images_are_mixed_in_if_they_show_only_seen_classes(
     shards: Path, folder: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     for split in ("1", "2"):
-        options = RealOptions("voc", folder, "train", None, "voc", split, 4, "noise", 4, 0.2, 3, 0.01)
+        options = RealOptions("voc", folder, None, None, "voc", split, 4, "noise", None, 0.2, 3, 0.01)
         recipe = recipe_of_folder(options, {"model": str(tiny_model), "shard_size": 4, "batch": 2}, {})[0]
         make_dataset(pin_recipe(recipe), tmp_path / split)
     run = SegmenterTraining(
@@ -218,6 +218,11 @@ def test_two_processes_train_together(
         ({"real": "here", "split": "1"}, "--split 1 has no effect with --real-classes all"),
         ({"shards": ("set",), "real_classes": "seen", "split": "1"}, "--real-classes seen requires --real"),
         ({"shards": ("set",), "annotations": "instances.json"}, "--annotations requires --real"),
+        ({"shards": ("set",), "real_set": "train"}, "--real-set requires --real"),
+        ({"shards": ("set",), "real_share": 0.2}, "--real-share requires --real"),
+        ({"real": "FOLDER", "real_share": 0.2}, "--real-share 0.2 has no effect, because --real is all"),
+        ({"real": "FOLDER", "real_set": "val", "annotations": "a.json"}, "--real-set val has no effect with --annot"),
+        ({"real": "ORACLE", "real_set": "val"}, "--real-set val has no effect because --real .* is a dataset"),
         ({"out": "/dev/null/run"}, "--out /dev/null/run cannot be written: /dev/null is not a folder"),
         ({"real": "here"}, "is not a PASCAL VOC folder"),
         ({"shards": ("nowhere",)}, "is not a dataset"),
@@ -232,6 +237,10 @@ def test_invalid_training_data_raises_a_clear_error(
 ) -> None:
     if change.get("real") == "FOLDER":
         change = change | {"real": str(folder)}
+    if change.get("real") == "ORACLE":
+        (tmp_path / "set").mkdir()
+        (tmp_path / "set" / "recipe.yaml").write_text("n: 1\n")
+        change = change | {"real": str(tmp_path / "set")}
     with pytest.raises(UserError, match=message):
         train_here(SegmenterTraining(**{"out": str(tmp_path / "run"), "steps": 1, "threads": 1, **change}))
 
