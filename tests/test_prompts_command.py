@@ -90,7 +90,7 @@ def test_an_interrupted_file_is_resumed_to_the_same_bytes(
     answer = LocalModel.answer
 
     def interrupted(self: LocalModel, instructions: Sequence[Instruction], seed: int) -> list[str]:
-        if (tmp_path / "part.partial").read_text().count("# batch") == 1:
+        if (tmp_path / "part.partial").exists():
             raise KeyboardInterrupt
         return answer(self, instructions, seed)
 
@@ -125,6 +125,26 @@ def test_prompts_that_are_never_accepted_are_left_out_and_reported(lm: Path, tmp
     data = summary(*options(lm, tmp_path / "p", classes="dog,zebra", n=4, attempts=20))
     assert (data["prompts"], data["exhausted"], data["exit_code"]) == (2, 2, 4)
     assert {prompt.classes for prompt in read_prompts(tmp_path / "p", coco())} == {("dog",)}
+
+
+def test_a_command_that_cannot_start_leaves_nothing_behind(
+    lm: Path, written: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """The corrected command would otherwise be rejected because of its other options."""
+    (tmp_path / "empty").mkdir()
+    result = invoke(*options(tmp_path / "empty", tmp_path / "p"))
+    assert "the language model" in str(result.exception)
+    assert not list(tmp_path.glob("p*"))
+    assert summary(*options(lm, tmp_path / "p"))["digest"] == written[1]["digest"]
+
+
+def test_two_processes_that_start_the_same_file_are_noticed(tmp_path: Path) -> None:
+    first, second = PromptsFile(tmp_path / "p", {}), PromptsFile(tmp_path / "p", {})
+    assert not first.open()
+    assert not second.open()
+    first.append([], {}, 1)
+    with pytest.raises(UserError, match=r"another process writes .*p\.partial; stop one of them"):
+        second.append([], {}, 1)
 
 
 def test_torch_random_state_is_left_alone_and_batches_are_padded(lm: Path) -> None:
@@ -246,10 +266,11 @@ def test_prompts_fit_the_text_encoder(tiny_model: Path, lm: Path, tmp_path: Path
 
 def test_prompts_file_that_cannot_be_written_or_is_shared_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"p\.jsonl cannot be written \(.*\); give another --out"):
+    with pytest.raises(UserError, match=r"--out: the folder .*file cannot be written: .*file is not a folder"):
         PromptsFile(tmp_path / "file/p.jsonl", {}).open()
     file = PromptsFile(tmp_path / "p.jsonl", {})
     assert not file.open()
+    file.append([], {}, 0)
     (other,) = tmp_path.glob("*p.jsonl*")
     other.write_text(other.read_text() + "of another process\n")
     with pytest.raises(UserError, match=r"another process writes .*; stop one of them and rerun the command"):

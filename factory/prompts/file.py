@@ -15,6 +15,7 @@ from typing import Any
 
 from factory.config.prompts import Prompt
 from factory.errors import UserError
+from factory.files.paths import check_writable_folder
 from factory.files.text import read_text
 
 _TITLE = "# Prompts written by `factory prompts`; docs/prompts.md describes the format."
@@ -41,21 +42,17 @@ class PromptsFile:
         self.progress, self._size = Progress(), 0
 
     def open(self) -> bool:
-        """Continue an unfinished file or start one; whether the file was complete before.
+        """Continue an unfinished file if there is one; whether the file was complete before.
 
-        Raises UserError if the path holds another file, or if an unfinished one has other settings.
+        Nothing is written before the first batch, so that a command which fails earlier can be corrected. Raises
+        UserError if the path cannot be written or holds another file, or if an unfinished one has other settings.
         """
         complete = self.path.exists()
         existing = self.path if complete else self._partial
         if existing.exists():
             self._resume(existing, complete)
             return complete
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._partial.write_text(f"{_TITLE}\n{self._head}", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written ({error.strerror}); give another --out.") from error
-        self._size = self._partial.stat().st_size
+        check_writable_folder(self.path.parent, "--out: the folder")
         return False
 
     def append(self, prompts: Sequence[Prompt], rejected: Mapping[str, int], exhausted: int) -> None:
@@ -67,6 +64,8 @@ class PromptsFile:
             )
             for prompt in prompts
         ]
+        if not self._size:
+            self._start()
         counts = {"rejected": dict(sorted(rejected.items())), "exhausted": exhausted}
         if self._partial.stat().st_size != self._size:
             raise UserError(f"another process writes {self._partial}; stop one of them and rerun the command.")
@@ -76,6 +75,19 @@ class PromptsFile:
             os.fsync(stream.fileno())
         self._size = self._partial.stat().st_size
         self._count(counts, [prompt.text for prompt in prompts])
+
+    def _start(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._partial.open("x", encoding="utf-8") as stream:
+                stream.write(f"{_TITLE}\n{self._head}")
+        except FileExistsError:
+            raise UserError(
+                f"another process writes {self._partial}; stop one of them and rerun the command."
+            ) from None
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written ({error.strerror}); give another --out.") from error
+        self._size = self._partial.stat().st_size
 
     def finish(self) -> None:
         """Give the complete file its name."""
