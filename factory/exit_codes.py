@@ -7,9 +7,9 @@ UNEXPECTED = 1
 BAD_INPUT = 2
 """Invalid input; the same command fails again until the input is corrected."""
 FAILED = 3
-"""Some shards are quarantined after too many errors, or workers cannot run at all."""
+"""Some shards are quarantined after too many errors, workers cannot run at all, or nothing was accepted."""
 EXHAUSTED = 4
-"""Complete, but some samples exhausted their attempts without being accepted."""
+"""Complete, but some samples or prompts exhausted their attempts without being accepted."""
 DAMAGED = 5
 """`verify` found damage that was not repaired."""
 HELD = 6

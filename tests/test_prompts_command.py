@@ -147,6 +147,13 @@ def test_two_processes_that_start_the_same_file_are_noticed(tmp_path: Path) -> N
         second.append([], {}, 1)
 
 
+def test_without_an_accepted_prompt_the_command_fails(lm: Path, tmp_path: Path) -> None:
+    for _ in range(2):  # the complete file gives the same result
+        result = invoke(*options(lm, tmp_path / "p", classes="zebra", n=2, attempts=1))
+        assert result.exit_code == 3
+        assert "No prompt was accepted; docs/prompts.md explains the reasons. Delete the file" in result.stdout
+
+
 def test_torch_random_state_is_left_alone_and_batches_are_padded(lm: Path) -> None:
     model = LocalModel(str(lm), "cpu", "float32", SAMPLING)
     model.load()

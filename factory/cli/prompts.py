@@ -65,8 +65,8 @@ def prompts(
 
     Example: factory prompts --classes dog,cat --n 200 --lm http://localhost:8000/v1 --out prompts.jsonl
 
-    Exit codes: 0 complete, 2 bad input, 4 complete except for prompts that were rejected in every attempt, 75 the
-    server does not respond.
+    Exit codes: 0 complete, 2 bad input, 3 no prompt was accepted, 4 complete except for prompts that were rejected in
+    every attempt, 75 the server does not respond.
     """
     from factory.cli.options import assemble
     from factory.cli.progress import progress_bar
@@ -140,8 +140,6 @@ def _settings(
 
 
 def _summary(file: "PromptsFile", n: int) -> dict[str, Any]:
-    from factory import exit_codes
-
     progress = file.progress
     rejected = dict(sorted(progress.rejected.items()))
     lines = len(progress.texts) + sum(rejected.values())
@@ -154,8 +152,16 @@ def _summary(file: "PromptsFile", n: int) -> dict[str, Any]:
         "lines": lines,
         "yield": round(len(progress.texts) / lines, 4) if lines else None,
         "rejected": rejected,
-        "exit_code": exit_codes.EXHAUSTED if progress.exhausted else exit_codes.DONE,
+        "exit_code": _exit_code(len(progress.texts), progress.exhausted),
     }
+
+
+def _exit_code(accepted: int, exhausted: int) -> int:
+    from factory import exit_codes
+
+    if not accepted:
+        return exit_codes.FAILED
+    return exit_codes.EXHAUSTED if exhausted else exit_codes.DONE
 
 
 def _as_text(data: dict[str, Any]) -> str:
@@ -166,6 +172,11 @@ def _as_text(data: dict[str, Any]) -> str:
     if data["rejected"]:
         counts = ", ".join(f"{reason} {count}" for reason, count in data["rejected"].items())
         lines.append(f"Rejected: {counts}.")
-    if data["exhausted"]:
+    if not data["prompts"]:
+        lines.append(
+            "No prompt was accepted; docs/prompts.md explains the reasons. Delete the file, and rerun the command with "
+            "another --lm or other options."
+        )
+    elif data["exhausted"]:
         lines.append(f"{data['exhausted']} prompts were rejected in every attempt and are left out.")
     return "\n".join(lines)
