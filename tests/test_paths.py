@@ -62,6 +62,19 @@ def test_options_that_once_accepted_urls_are_covered() -> None:
     assert len(options) > 20
 
 
+def test_an_empty_path_is_not_the_current_folder() -> None:
+    """A script may give a variable that is not set."""
+    commands = (
+        ["train-grounder", "set", "--out"],
+        ["export", "set", "--format", "coco", "--out"],
+        ["plan", "--recipe"],
+    )
+    for command in commands:
+        code, message = _invoke([*command, ""])
+        assert code == 2
+        assert f"{command[-1]} is empty; give a path (. for the current folder)" in message
+
+
 @pytest.mark.parametrize(
     "command",
     [

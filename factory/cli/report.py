@@ -35,7 +35,7 @@ def report(
     from factory.report.run import PAGE, write_report
 
     source = Store(dataset)
-    target = Store(out or str(default_target(dataset, "report")))
+    target = Store(str(default_target(dataset, "report")) if out is None else out)
     with progress_bar("measuring samples", recipe_of(source).n, as_json) as show:
         data = write_report(source, target, compare=compare, watch=show)
     page = f"{target.address.rstrip('/')}/{PAGE}"

@@ -13,9 +13,11 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 def local_path(text: str, what: str) -> Path:
     """Parse a local path, which may be a file: URL or begin with `~`; a job or a program is not read by a shell.
 
-    Raises UserError for any other URL, which `Path` would turn into a folder such as `s3:`. `what` names the option in
-    the message.
+    Raises UserError for any other URL, which `Path` would turn into a folder such as `s3:`, and for an empty text, for
+    which it would take the current folder. `what` names the option in the message.
     """
+    if not text:
+        raise UserError(f"{what} is empty; give a path (. for the current folder).")
     scheme = _SCHEME.match(text)
     if scheme is None:
         return expanded(text)
