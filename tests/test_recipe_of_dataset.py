@@ -1,0 +1,95 @@
+"""Which recipes an existing dataset accepts: the same one, an extension, or another one while it has no receipt."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import existing_recipe, init_or_resume, recipe_of
+from factory.errors import UserError
+from factory.generation.run import prepare
+from tests.support.recipes import tiny_recipe
+
+
+def test_dataset_that_another_driver_creates_meanwhile_is_found(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = tiny_recipe(tiny_model)
+    for name, action in (("a", existing_recipe), ("b", lambda store: init_or_resume(store, expected))):
+        store, created = Store(str(tmp_path / name)), []
+        get = store.get
+
+        def late(name: str, get: Any = get, store: Store = store, created: list[Any] = created) -> Any:
+            data = get(name)
+            if not created:
+                created.append(init_or_resume(Store(store.address), expected))
+            return data
+
+        monkeypatch.setattr(store, "get", late)
+        assert action(store) == created[0]
+
+
+def test_dataset_without_receipts_can_be_restarted_with_another_recipe(tiny_model: Path, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "out"))
+    first, second = tiny_recipe(tiny_model), tiny_recipe(tiny_model, seed=1)
+    init_or_resume(store, first)
+    store.create("train/000000.tar", b"written by a worker that was killed before the receipt")
+    assert init_or_resume(store, second).fingerprint() == second.fingerprint()
+    assert recipe_of(store).fingerprint() == second.fingerprint()
+    assert not store.list("train")
+    store.create("receipts/000000.json", b"{}")
+    with pytest.raises(UserError, match="seed: 1 -> 0"):
+        init_or_resume(store, first)
+
+
+@pytest.mark.parametrize(
+    ("n", "earlier", "problem"),
+    [
+        (300, [], None),
+        (300, [100], None),
+        (300, [100, 200], None),
+        (300, [50], r"earlier: \[100, 200\] -> \[50\]"),
+        (300, [200], r"earlier: \[100, 200\] -> \[200\]"),
+        (400, [100, 200, 300], None),
+        (400, [100, 250], r"earlier: \[100, 200, 300\] -> \[100, 250\]"),
+        (200, [50], "cannot shrink to 200"),
+    ],
+)
+def test_earlier_sizes_of_a_recipe_must_be_those_of_the_dataset(
+    n: int, earlier: list[int], problem: str | None, tiny_model: Path, tmp_path: Path
+) -> None:
+    """They determine the shards. A recipe file that is older than an extension does not have the latest ones."""
+    store = Store(str(tmp_path / "out"))
+    first = tiny_recipe(tiny_model).model_copy(update={"n": 300, "earlier": (100, 200)})
+    init_or_resume(store, first)
+    store.create("receipts/000000.json", b"{}")
+    given = first.model_copy(update={"n": n, "earlier": tuple(earlier)})
+    if problem is None:
+        assert init_or_resume(store, given, extend=True).earlier == (100, 200, 300)[: n // 100 - 1]
+    else:
+        with pytest.raises(UserError, match=problem):
+            init_or_resume(store, given, extend=True)
+        assert recipe_of(store).earlier == (100, 200)
+
+
+def test_recipe_of_an_older_format_does_not_continue_a_dataset_of_this_one(tiny_model: Path, tmp_path: Path) -> None:
+    """Its fields have another meaning, so their comparison proves nothing."""
+    store = Store(str(tmp_path / "out"))
+    given = tiny_recipe(tiny_model)
+    init_or_resume(store, given)
+    with pytest.raises(UserError, match="has format 2; this version"):
+        prepare(given.model_copy(update={"format": 2}), store)
+
+
+@pytest.mark.parametrize("n", [3, 30])
+def test_dataset_without_receipts_can_be_restarted_with_another_size(tiny_model: Path, tmp_path: Path, n: int) -> None:
+    store = Store(str(tmp_path / "out"))
+    first = tiny_recipe(tiny_model)
+    init_or_resume(store, first)
+    restarted = init_or_resume(store, first.model_copy(update={"n": n}))
+    assert (restarted.n, restarted.earlier) == (n, ())
+    assert recipe_of(store) == restarted.model_copy(update={"store": recipe_of(store).store})
+    store.create("receipts/000000.json", b"{}")
+    with pytest.raises(UserError, match=f"was created with n = {n}"):
+        init_or_resume(store, first)
