@@ -137,7 +137,7 @@ def test_each_error_class_prints_its_message_and_exits_with_its_code(name: str) 
         ("generate --shrads out", "there is no option --shrads (did you mean --shard-size, --shards?)"),
         ("generate --n 4", "--out is missing"),
         ("generate --n four --out out", "--n must be a valid integer, got four"),
-        ("invert --n 0 --real voc --out out", "--n must be greater than or equal to 1, got 0"),
+        ("invert --n 0 --real voc --out out", "--n must be at least 1, got 0"),
         ("invert --real s3://b --out out", "--real must be a local path, got the URL s3://b; give a path on this "
          "machine (only datasets can be read from and written to URLs)"),
         ("train-grounder set --out out --module own", "--module must be one of guided, paper, paper-cfg; got 'own'"),

@@ -155,11 +155,11 @@ def test_invalid_tables_are_rejected(tmp_path: Path, text: str, message: str) ->
         ({"classes": ["axolotl", "dog"]}, "the co-occurrence table `coco` has no class 'axolotl'; give a CSV file"),
         ({"cooccurrence": {"dog": {"cat": 1}}, "classes": ["dog", "cat", "bus"]}, "has no pair of 'bus' with another"),
         ({"cooccurrence": {"dog": {"cat": 0}}, "classes": ["dog", "cat"]}, "has no pair of 'dog' with another"),
-        ({"cooccurrence": {"dog": {"cat": -1}}}, "greater than or equal to 0"),
+        ({"cooccurrence": {"dog": {"cat": -1}}}, "must be at least 0"),
         ({"cooccurrence": {"dog": {"cat": True}}}, "valid number"),
         ({"cooccurrence": {"dog": {"cat": 1}, "cat": {"dog": 1}}}, "the pair of cat and dog is listed twice"),
         ({"cooccurrence": {"dog": {"unicorn": 1}}}, "There is no class 'unicorn'"),
-        ({"cooccurrence": "voc"}, "cooccurrence: must be coco or a table"),
+        ({"cooccurrence": "voc"}, "cooccurrence must be coco or a table"),
         ({"prompts": [{"text": "a dog", "classes": {"dog": ""}}]}, "cooccurrence applies to generated prompts"),
     ],
 )

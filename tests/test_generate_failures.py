@@ -14,7 +14,7 @@ from tests.support.program import factory
     ("arguments", "message"),
     [
         (["--classes", "dog,zebar", "--n", 4, "--masks", "detector"], "zebra"),
-        (["--classes", "voc", "--n", 0], "n: Input should be greater than or equal to 1"),
+        (["--classes", "voc", "--n", 0], "n must be at least 1"),
         (["--classes", "voc"], "the number of samples is missing"),
         (["--classes", "voc", "--n", 4, "--model", "./nowhere"], "there is no model folder"),
         (["--classes", "voc", "--n", 4, "--objects", "two"], "number:share"),

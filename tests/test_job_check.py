@@ -66,7 +66,7 @@ GOOD = 'generate: {classes: "dog,cat", n: 2, shards: "{out}/s"'
             "train-grounder: {with: a, out: b, module: other}",
             "--module must be one of guided, paper, paper-cfg; got 'other'",
         ),
-        ("train-grounder: {with: a, out: b, steps: 0}", "--train-steps must be greater than or equal to 1, got 0"),
+        ("train-grounder: {with: a, out: b, steps: 0}", "--train-steps must be at least 1, got 0"),
         ("stickers: {}", "stickers requires a subcommand under `with:`: render"),
         ("stickers: {with: [bake]}", "there is no command 'bake'"),
         ("stickers: {with: [render, --n, x, --out, y]}", "--n must be a valid integer, got x"),

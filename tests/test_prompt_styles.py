@@ -159,7 +159,7 @@ def test_a_style_with_custom_prompts_is_rejected() -> None:
     entry = {"text": "a dog", "classes": {"dog": "dog"}}
     with pytest.raises(UserError, match="prompt_style applies to generated prompts"):
         make_recipe({"n": 1, "prompt_style": "rich", "prompts": [entry]})
-    with pytest.raises(UserError, match="prompt_style: Input should be 'simple' or 'rich'"):
+    with pytest.raises(UserError, match="prompt_style must be 'simple' or 'rich'"):
         make_recipe({"n": 1, "prompt_style": "poetic"})
 
 

@@ -30,7 +30,8 @@ from factory.cli.segmenter import evaluate_segmenter, train_segmenter
 from factory.cli.status import status
 from factory.cli.verify import verify
 from factory.cli.workflow import run_steps
-from factory.errors import UserError, usage_text
+from factory.config.problems import usage_text
+from factory.errors import UserError
 
 
 def _join_lines(commands: Iterable[CommandInfo]) -> None:

@@ -16,6 +16,7 @@ from factory.config.cooccurrence import pair_weights
 from factory.config.guidance import CONSTANT
 from factory.config.named_or import named_or
 from factory.config.object_counts import check_objects
+from factory.config.problems import invalid_field
 from factory.config.prompts import Prompt, make_prompt
 from factory.config.sections import (
     EARLIER_FORMATS,
@@ -239,11 +240,11 @@ def make_recipe(data: Mapping[str, Any], where: str = "the options") -> Recipe:
 
 def _problem(details: ErrorDetails) -> str:
     """An invalid field with its value, or what is wrong with the recipe as a whole."""
-    field, message = ".".join(map(str, details["loc"])), details["msg"].removeprefix("Value error, ")
+    field = ".".join(map(str, details["loc"]))
     if not field:
-        return message
+        return details["msg"].removeprefix("Value error, ")
     # A secret that was put into `store` by mistake must not be logged.
-    return f"{field}: {message}{'' if field.startswith('store') else _shown(details['input'])}"
+    return invalid_field(field, details["msg"], "" if field.startswith("store") else _shown(details["input"]))
 
 
 def _shown(value: object) -> str:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
+from factory.config.problems import invalid_field
 from factory.config.recipe import Recipe, load_recipe, make_recipe
 from factory.config.sections import Section
 from factory.dataset.storage import is_remote
@@ -257,11 +258,11 @@ def _sentence(problem: dict[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         keys = ", ".join(_model_at(location[:-1]).model_fields)
         return f"there is no key {name}; the keys are {keys}"
-    message = problem["msg"].removeprefix("Value error, ")
+    if not name:
+        return str(problem["msg"]).removeprefix("Value error, ")
     value = problem["input"]
-    if isinstance(value, dict | list | tuple) or "webhook" in name:
-        return f"{name}: {message}" if name else message
-    return f"{name}: {message} (got {value!r:.60})"
+    hidden = isinstance(value, dict | list | tuple) or "webhook" in name
+    return invalid_field(name, problem["msg"], "" if hidden else f" (got {value!r:.60})")
 
 
 def _model_at(location: list[Any]) -> type[BaseModel]:

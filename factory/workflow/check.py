@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from factory.errors import UserError, usage_text
+from factory.config.problems import usage_text
+from factory.errors import UserError
 from factory.files.paths import local_path
 
 Fill = Callable[[object], str]

@@ -1,0 +1,65 @@
+"""Messages of pydantic and click about invalid values, in the wording of all other messages."""
+
+import re
+
+_RULES = {
+    r"^Value error, ": "",
+    r"^(Input|String|List|Tuple|Set|Dictionary) should ": "must ",
+    r"greater than or equal to": "at least",
+    r"less than or equal to": "at most",
+    r", unable to .*": "",
+    r" after validation\b": "",
+}
+"""Messages of pydantic and how they are worded here."""
+
+_INVALID = re.compile(r"Invalid value for '([^']+)'(?: / '[^']+')*: (?:Value error, )?(.*)")
+_USAGE = {
+    r"^Missing (?:option|argument) '([^']+)'(?: / '[^']+')*": r"\1 is missing",
+    r"\. Choose from:": "; choose from",
+    r"^No such option: (\S+)": r"there is no option \1",
+    r"\(Possible options: (.*)\)": r"(did you mean \1?)",
+    r"^No such command ('.*?')": r"there is no command \1",
+    r"\. Did you mean (.*)\?$": r" (did you mean \1?)",
+    r"^Got unexpected extra arguments?(?:\(s\))? \((.*)\)": r"unexpected argument \1",
+    r"^Option '(\S+)' requires an argument": r"\1 requires a value",
+    r"^Option '(\S+)' ": r"\1 ",
+}
+"""Messages of click and how they are worded here."""
+
+
+def usage_text(error: Exception) -> str | None:
+    """A usage error of click, or of typer's copy of it, as a sentence without a full stop; None for other errors."""
+    if not hasattr(error, "format_message"):
+        return None
+    text = " ".join(error.format_message().split()).rstrip(".")
+    invalid = _INVALID.fullmatch(text)
+    if invalid is not None:
+        return _invalid_text(invalid[1], invalid[2], error.__cause__)
+    for pattern, replacement in _USAGE.items():
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def _invalid_text(name: str, problem: str, cause: BaseException | None) -> str:
+    """The sentence about the value of an option or argument, which pydantic rejected with `cause`."""
+    if problem.startswith(name):
+        return problem
+    choice = re.fullmatch(r"('.*') is not one of (.*)", problem)
+    if choice is not None:
+        allowed = choice[2].replace("'", "")
+        return f"{name} must be one of {allowed}; got {choice[1]}"
+    errors = getattr(cause, "errors", None)
+    got = "" if errors is None else f", got {errors()[0]['input']}"
+    return invalid_field(name, problem, got)
+
+
+def invalid_field(name: str, problem: str, got: str = "") -> str:
+    """Pydantic's message about a field, without a full stop; `got` describes the value, such as ", got 0"."""
+    for pattern, replacement in _RULES.items():
+        problem = re.sub(pattern, replacement, problem)
+    if problem == "Field required":
+        return f"{name} is missing"
+    if problem == "Extra inputs are not permitted":
+        return f"there is no field {name}"
+    continues = re.match(r"(must|is|are|has|have|holds) ", problem)
+    return f"{name}{'' if continues else ':'} {problem}{got}"
