@@ -1,6 +1,7 @@
 """Input that `factory generate` rejects, and runs that cannot be complete."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,15 @@ def test_foreign_folder_and_truncated_recipe_are_rejected(recipe_file: Path, tmp
     assert (result.returncode, "cannot parse " in result.stderr) == (2, True)
 
 
-def test_exhausted_samples_set_the_exit_code(recipe_file: Path, tmp_path: Path) -> None:
+def test_a_dataset_without_any_accepted_sample_is_a_failure(recipe_file: Path, tmp_path: Path) -> None:
     data = yaml.safe_load(recipe_file.read_text()) | {"filters": {"min_area": 0.999}, "attempts": 1, "n": 4}
     (tmp_path / "hard.yaml").write_text(yaml.safe_dump(data))
     result = factory("generate", "--recipe", tmp_path / "hard.yaml", "--shards", tmp_path / "out")
-    assert result.returncode == 4
-    assert "4 samples were not accepted" in result.stdout
+    assert result.returncode == 3
+    rejected, advice = result.stdout.splitlines()[1:]
+    assert re.fullmatch(r"Rejected: \w+ 4\.", rejected)
+    assert advice.startswith("No sample was accepted in any attempt.")
     again = factory("generate", "--recipe", tmp_path / "hard.yaml", "--shards", tmp_path / "out")
-    assert (again.returncode, "done: 0/4 accepted" in again.stderr) == (4, True)
+    assert (again.returncode, "done: 0/4 accepted" in again.stderr) == (3, True)
     assert json.loads((tmp_path / "out/progress.json").read_text())["accepted"] == 0
     assert factory("verify", tmp_path / "out").returncode == 0

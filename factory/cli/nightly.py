@@ -44,9 +44,9 @@ def nightly(
 
     Example: factory nightly nightly.yaml --date 2026-11-25 --dry-run
 
-    Exit codes: 0 complete, or the budget is used up; 2 bad input; 3 some shards failed repeatedly; 4 complete except
-    for samples that were not accepted in any attempt; 5 damaged; 6 another driver is working on this night; 75
-    temporary failure; 130 or 143 interrupted. See docs/exit-codes.md.
+    Exit codes: 0 complete, or the budget is used up; 2 bad input; 3 some shards failed repeatedly or no
+    sample was accepted; 4 complete except for samples that were not accepted in any attempt; 5 damaged; 6 another
+    driver is working on this night; 75 temporary failure; 130 or 143 interrupted. See docs/exit-codes.md.
     """
     from factory.cli.view import watching
     from factory.nightly.budget import now

@@ -56,12 +56,19 @@ class RunSummary:
         return 0 if self.limited else max(0, missing)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether all samples exhausted their attempts, so that the dataset is complete without any."""
+        return self.totals.exhausted > 0 and self.totals.accepted == 0
+
+    @property
     def exit_code(self) -> int:
         """0 if the dataset is complete, or as complete as the limit of the run allows; otherwise what is missing."""
         if self.last.quarantined:
             return exit_codes.FAILED
         if self.lost:
             return exit_codes.TRY_AGAIN
+        if self.is_empty:
+            return exit_codes.FAILED
         return exit_codes.EXHAUSTED if self.totals.exhausted else exit_codes.DONE
 
 
