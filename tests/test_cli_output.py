@@ -4,8 +4,6 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -87,10 +85,19 @@ def test_preview_of_a_night_as_text() -> None:
 
 
 def test_summary_of_a_run_counts_what_is_missing() -> None:
-    totals = SimpleNamespace(accepted=90, shards=9, attempts=120, rejected={"mask_small": 20}, bytes=5e6, exhausted=2)
-    summary: Any = SimpleNamespace(totals=totals, last=SNAPSHOT, recipe=SimpleNamespace(n=100), lost=1)
+    rejected = {"mask_small": 20}
+    totals = Totals(
+        shards=SNAPSHOT.shards - 3,
+        accepted=90,
+        exhausted=2,
+        attempts=120,
+        bytes=5_000_000,
+        planned=92,
+        rejected=rejected,
+    )
+    summary = RunSummary(totals, SNAPSHOT, {}, make_recipe({"n": 100}))
     assert as_text(summary, "out").splitlines() == [
-        "90 of 100 samples in 9 shards at out (5.0 MB), yield 75.0%, 12 s.",
+        f"90 of 100 samples in {totals.shards} shards at out (5.0 MB), yield 75.0%, 12 s.",
         "Rejected: mask_small 20.",
         "2 samples were not accepted in any attempt and were skipped.",
         "2 shards failed repeatedly; their errors are in quarantine/. Rerun the same command to retry them.",
