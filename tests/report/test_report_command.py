@@ -1,6 +1,7 @@
 """Reports of buckets, and of damaged, empty and growing datasets; what a report refuses."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,7 +68,10 @@ def test_damaged_shards_are_listed_and_left_out(tmp_path: Path) -> None:
     assert report["duplicates"]["total"] == 15
     assert report["verdict"]["level"] == "bad"
     assert "1 shard cannot be read; 1 shard failed repeatedly" in report["verdict"]["sentence"]
-    assert "<b>no" not in (tmp_path / "out/index.html").read_text()
+    page = (tmp_path / "out/index.html").read_text()
+    assert "<b>no" not in page
+    per_image = page[page.index("<strong>Objects per image") :].partition("</table>")[0]
+    assert sum(map(float, re.findall(r"([\d.]+)\W*%</td>", per_image))) == pytest.approx(100, abs=0.2)
 
 
 def test_a_dataset_without_samples_and_scores_has_a_report(tmp_path: Path) -> None:
