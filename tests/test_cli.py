@@ -235,6 +235,7 @@ def test_commands_write_to_the_same_option(name: str) -> None:
         ("bootstrap-oracle", "out", "--shards"),
         ("invert", "out", "--shards"),
         ("export", "to", "--to"),
+        ("run", "dry_run", "--dry"),
         ("generate", "steps", "--solver-steps"),
         ("generate", "steps", "--steps"),
         ("train-grounder", "steps", "--train-steps"),

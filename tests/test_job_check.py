@@ -143,6 +143,6 @@ def test_dry_run_validates_the_job(tmp_path: Path) -> None:
     from factory.cli.main import app
 
     (tmp_path / "job.yaml").write_text(job("verify: set"))
-    result = CliRunner().invoke(app, ["run", str(tmp_path / "job.yaml"), "--dry"])
+    result = CliRunner().invoke(app, ["run", str(tmp_path / "job.yaml"), "--dry-run"])
     assert isinstance(result.exception, UserError)
     assert not result.stdout

@@ -16,7 +16,9 @@ def run_steps(
         list[str] | None,
         typer.Option("--set", help="Override a value of the file, as in --set n=1000; can be repeated."),
     ] = None,
-    dry: Annotated[bool, typer.Option("--dry", help="Print the commands without running them.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "--dry", help="Print the commands without running them.")
+    ] = False,
 ) -> None:
     """Run the steps of a job file in order, such as bootstrap-oracle, train-grounder, generate and train-segmenter.
 
@@ -24,7 +26,7 @@ def run_steps(
 
     Example: factory run jobs/voc.yaml --out runs/voc
 
-    Example: factory run jobs/protocol-2.yaml --set n=200 --dry
+    Example: factory run jobs/protocol-2.yaml --set n=200 --dry-run
     """
     from factory.cli.messages import to_stderr
     from factory.errors import UserError
@@ -38,7 +40,7 @@ def run_steps(
     assert isinstance(group, typer.core.TyperGroup)
     commands = {name: command for name, command in group.commands.items() if name != "run"}
     loaded = load_workflow(job, out, commands, {name: value for name, _, value in pairs})
-    if dry:
+    if dry_run:
         for step in loaded.steps:
             typer.echo(step.command_line())
         return
