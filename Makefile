@@ -70,8 +70,8 @@ protocol-2: $(STAMP) ## Compare segmenters trained on generated and labelled ima
 
 chaos: $(STAMP) ## Compare the bytes of 50 runs with killed workers and drivers, outages, SIGTERM and failing shards
 	$(BIN)/python -m pip install --quiet --editable '.[dev,chaos]' --constraint constraints.txt
-	$(BIN)/python tests/chaos.py --rounds 32
-	$(BIN)/python tests/chaos_engine.py --rounds 18
+	$(BIN)/python -m tests.chaos --rounds 32
+	$(BIN)/python -m tests.chaos_engine --rounds 18
 
 headline: $(STAMP) ## Make 110,000 samples in nights that are killed again and again; resumes; takes hours
 	$(BIN)/python -m pip install --quiet --editable '.[dev,chaos]' --constraint constraints.txt
