@@ -1,4 +1,4 @@
-"""Faults that `tests/chaos.py` does not cover: SIGTERM, poison shards, and machines that join and leave.
+"""Faults that `tests.chaos` does not cover: SIGTERM, poison shards, and machines that join and leave.
 
     python -m tests.chaos_engine --rounds 20
 

@@ -11,6 +11,7 @@ import yaml
 
 from factory import signals
 from factory.config.recipe import Recipe, make_recipe
+from tests.support.recipes import three_shards
 
 # torch's tensors do not take numpy's `copy` keyword yet; the schedulers of diffusers convert them.
 QUIET = "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
@@ -43,16 +44,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_data(tiny_model: Path) -> dict[str, Any]:
     """A recipe's data: 12 samples in 3 shards, some of which the filters reject at first."""
-    return {
-        "n": 12,
-        "classes": "voc",
-        "objects": {1: 0.5, 2: 0.5},
-        "shard_size": 4,
-        "batch": 3,
-        "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim", "dtype": "float32"},
-        "masks": {"noise_level": 0.5},
-        "filters": {"min_area": 0.3, "duplicate_distance": None},
-    }
+    return three_shards(tiny_model, min_area=0.3)
 
 
 @pytest.fixture
@@ -63,17 +55,7 @@ def tiny_recipe(tiny_data: dict[str, Any]) -> Recipe:
 @pytest.fixture(scope="session")
 def recipe_file(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recipe of 12 samples in 3 shards for one worker, as a file."""
-    data = {
-        "classes": "voc",
-        "n": 12,
-        "objects": {1: 0.5, 2: 0.5},
-        "shard_size": 4,
-        "batch": 3,
-        "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim", "dtype": "float32"},
-        "masks": {"noise_level": 0.5},
-        "filters": {"min_area": 0.2, "duplicate_distance": None},
-        "engine": {"workers": 1},
-    }
+    data = three_shards(tiny_model, min_area=0.2) | {"engine": {"workers": 1}}
     path = tmp_path_factory.mktemp("recipes") / "tiny.yaml"
     path.write_text(yaml.safe_dump(data))
     return path

@@ -20,7 +20,7 @@ from factory.generator.interface import Request
 from factory.generator.load import pin_generator, pin_revision
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.training import shared_recipe
-from tests.support.recipes import tiny_recipe
+from tests.support.recipes import two_shards
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NEWER = "fedc" * 10
@@ -44,13 +44,13 @@ def offline(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_cached_hub_model_requires_no_network(offline: str, tiny_model: Path) -> None:
-    pinned = pin_recipe(tiny_recipe(offline, generator={"solver": "ddim"}, masks={"source": "attention"}))
+    pinned = pin_recipe(two_shards(offline, generator={"solver": "ddim"}, masks={"source": "attention"}))
     assert pinned.generator.revision == pin_revision("someone/detector") == COMMIT
     preflight(pinned)
     requests = [Request(sample.prompt, sample.seed(0, 0)) for sample in Plan(pinned).shard(0).samples]
     images = [
         PipelineGenerator(source).generate(requests)[0].image
-        for source in (pinned, tiny_recipe(tiny_model, generator={"solver": "ddim"}))
+        for source in (pinned, two_shards(tiny_model, generator={"solver": "ddim"}))
     ]
     assert np.array_equal(*images)
 
@@ -64,7 +64,7 @@ def test_new_commits_on_the_hub_do_not_change_the_pins_of_a_dataset(offline: str
     shutil.copytree(cache / "models--someone--tiny" / "refs", lora / "refs")
     save_file({"x": torch.zeros(1)}, file)
     plain, whole = (
-        tiny_recipe(name, generator=settings, masks={"source": "attention"})
+        two_shards(name, generator=settings, masks={"source": "attention"})
         for name, settings in ((offline, {"lora": "someone/lora"}), (f"{offline}@{file}", {}))
     )
     datasets = [pin_recipe(plain), pin_recipe(whole)]
@@ -91,7 +91,7 @@ def test_new_commits_do_not_change_the_pins_of_a_detector_of_a_folder_and_a_hub_
         (path / "config.json").write_text(json.dumps({"model_type": kind}))
     (sam / "refs").mkdir()
     (sam / "refs" / "main").write_text(COMMIT)
-    given = tiny_recipe(tiny_model, masks={"source": "detector", "detector": f"grounding-dino:{folder}+someone/sam2"})
+    given = two_shards(tiny_model, masks={"source": "detector", "detector": f"grounding-dino:{folder}+someone/sam2"})
     dataset = pin_recipe(given)
     assert str(dataset.masks.detector_revision).endswith(f"+{COMMIT}")
     shutil.copytree(sam / "snapshots" / COMMIT, sam / "snapshots" / NEWER)
@@ -119,7 +119,7 @@ def test_new_commits_on_the_hub_change_nothing_for_a_dataset(
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"weights")
     generator = {"solver": "ddim", "lora": "someone/lora"}
-    given = tiny_recipe(model.format(file=file), generator=generator, masks={"source": "attention"})
+    given = two_shards(model.format(file=file), generator=generator, masks={"source": "attention"})
     on_the_hub(COMMIT)
     created = pin_recipe(given)
     on_the_hub("f" * 40)

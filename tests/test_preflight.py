@@ -18,7 +18,7 @@ from factory.generation.preflight import preflight
 from factory.generation.run import generate
 from factory.generator.load import load_pipeline, pin_revision
 from tests.support.datasets import make_dataset
-from tests.support.recipes import tiny_recipe
+from tests.support.recipes import two_shards
 
 
 def edit(file: Path, **changes: Any) -> None:
@@ -68,7 +68,7 @@ def test_unusable_pipeline_is_rejected(
     folder: Path, tmp_path: Path, damage: Callable[[Path], Any], message: str
 ) -> None:
     damage(folder)
-    assert_rejected(tiny_recipe(folder), tmp_path / "out", message)
+    assert_rejected(two_shards(folder), tmp_path / "out", message)
 
 
 @pytest.mark.parametrize(
@@ -89,11 +89,11 @@ def test_recipe_that_does_not_fit_the_model_is_rejected(
 ) -> None:
     edit(folder / "vae" / "config.json", block_out_channels=[8] * 5)
     edit(folder / "model_index.json", scheduler=["diffusers", "DPMSolverSDEScheduler"])
-    assert_rejected(tiny_recipe(folder, **changes), tmp_path / "out", message)
+    assert_rejected(two_shards(folder, **changes), tmp_path / "out", message)
 
 
 def test_local_model_that_changed_under_a_pinned_recipe_is_rejected(folder: Path, tmp_path: Path) -> None:
-    pinned = pin_recipe(tiny_recipe(folder))
+    pinned = pin_recipe(two_shards(folder))
     edit(folder / "scheduler" / "scheduler_config.json", steps_offset=2)
     found = pin_revision(str(folder))
     message = f"pins the text-to-image model .* as {pinned.generator.revision}, but its content is now {found}"
@@ -117,19 +117,19 @@ def test_prompt_without_tokens_for_its_class_is_rejected(tiny_model: Path, tmp_p
 
 def test_captions_too_long_for_the_encoder_are_rejected(tiny_model: Path) -> None:
     names = [f"{'very ' * 8}long name number {letter}" for letter in "abcdefgh"]
-    preflight(tiny_recipe(tiny_model, classes=names))
+    preflight(two_shards(tiny_model, classes=names))
     with pytest.raises(UserError, match=r"sample \d+: the words .* come after the first 24 tokens"):
-        preflight(tiny_recipe(tiny_model, classes=names, objects={1: 0.5, 2: 0.5}))
+        preflight(two_shards(tiny_model, classes=names, objects={1: 0.5, 2: 0.5}))
 
 
 def test_missing_feature_extractor_is_ignored(folder: Path) -> None:
     edit(folder / "model_index.json", feature_extractor=["transformers", "CLIPImageProcessor"])
-    checked = tiny_recipe(folder)
+    checked = two_shards(folder)
     preflight(checked)
     load_pipeline(checked.generator, "cpu")
 
 
 def test_sizes_not_divisible_by_the_unet_levels_work(tiny_model: Path, tmp_path: Path) -> None:
-    odd = tiny_recipe(tiny_model, generator={"width": 72, "height": 40, "solver": "ddim"})
+    odd = two_shards(tiny_model, generator={"width": 72, "height": 40, "solver": "ddim"})
     preflight(odd)
     make_dataset(odd, tmp_path / "out")

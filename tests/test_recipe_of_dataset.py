@@ -9,13 +9,13 @@ from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import existing_recipe, init_or_resume, recipe_of
 from factory.errors import UserError
 from factory.generation.run import prepare
-from tests.support.recipes import tiny_recipe
+from tests.support.recipes import two_shards
 
 
 def test_dataset_that_another_driver_creates_meanwhile_is_found(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = tiny_recipe(tiny_model)
+    expected = two_shards(tiny_model)
     for name, action in (("a", existing_recipe), ("b", lambda store: init_or_resume(store, expected))):
         store, created = Store(str(tmp_path / name)), []
         get = store.get
@@ -32,7 +32,7 @@ def test_dataset_that_another_driver_creates_meanwhile_is_found(
 
 def test_dataset_without_receipts_can_be_restarted_with_another_recipe(tiny_model: Path, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "out"))
-    first, second = tiny_recipe(tiny_model), tiny_recipe(tiny_model, seed=1)
+    first, second = two_shards(tiny_model), two_shards(tiny_model, seed=1)
     init_or_resume(store, first)
     store.create("train/000000.tar", b"written by a worker that was killed before the receipt")
     assert init_or_resume(store, second).fingerprint() == second.fingerprint()
@@ -61,7 +61,7 @@ def test_earlier_sizes_of_a_recipe_must_be_those_of_the_dataset(
 ) -> None:
     """They determine the shards. A recipe file that is older than an extension does not have the latest ones."""
     store = Store(str(tmp_path / "out"))
-    first = tiny_recipe(tiny_model).model_copy(update={"n": 300, "earlier": (100, 200)})
+    first = two_shards(tiny_model).model_copy(update={"n": 300, "earlier": (100, 200)})
     init_or_resume(store, first)
     store.create("receipts/000000.json", b"{}")
     given = first.model_copy(update={"n": n, "earlier": tuple(earlier)})
@@ -76,7 +76,7 @@ def test_earlier_sizes_of_a_recipe_must_be_those_of_the_dataset(
 def test_recipe_of_an_older_format_does_not_continue_a_dataset_of_this_one(tiny_model: Path, tmp_path: Path) -> None:
     """Its fields have another meaning, so their comparison proves nothing."""
     store = Store(str(tmp_path / "out"))
-    given = tiny_recipe(tiny_model)
+    given = two_shards(tiny_model)
     init_or_resume(store, given)
     with pytest.raises(UserError, match="has format 2; this version"):
         prepare(given.model_copy(update={"format": 2}), store)
@@ -85,7 +85,7 @@ def test_recipe_of_an_older_format_does_not_continue_a_dataset_of_this_one(tiny_
 @pytest.mark.parametrize("n", [3, 30])
 def test_dataset_without_receipts_can_be_restarted_with_another_size(tiny_model: Path, tmp_path: Path, n: int) -> None:
     store = Store(str(tmp_path / "out"))
-    first = tiny_recipe(tiny_model)
+    first = two_shards(tiny_model)
     init_or_resume(store, first)
     restarted = init_or_resume(store, first.model_copy(update={"n": n}))
     assert (restarted.n, restarted.earlier) == (n, ())
