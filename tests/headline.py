@@ -32,7 +32,7 @@ from tests.support.chaos_buckets import buckets
 KILLS = ("worker", "driver", "tree")
 FIRST_NIGHT = datetime.date(2026, 1, 1)
 ROOT = "s3://chaos/nightly"
-ENDED, TERMINATED = (0, 4), (143, -signal.SIGTERM)
+ENDED, FAILED, TERMINATED = (0, 4), 3, (143, -signal.SIGTERM)
 
 
 class StateFolder:
@@ -97,11 +97,14 @@ class HeadlineRun:
 
     def run(self) -> bool:
         """Run the nights; returns whether the dataset is complete."""
-        night = self._first_unfinished_night()
+        night, failed = self._first_unfinished_night(), False
         while time.monotonic() < self._end:
             record = self._run_night(night)
             if record is None:
                 return False
+            if failed and record["state"] == "failed":
+                raise SystemExit(f"two nights in a row failed; see {self._state.folder / 'nightly.log'}")
+            failed = record["state"] == "failed"
             report = {key: record.get(key) for key in ("samples", "new_samples", "yield", "gpu_hours", "seconds")}
             self._state.record(event="night", night=night.isoformat(), state=record["state"], **report)
             if record["state"] == "complete":
@@ -114,11 +117,15 @@ class HeadlineRun:
         return datetime.date.fromisoformat(done[-1]) + datetime.timedelta(days=1) if done else FIRST_NIGHT
 
     def _run_night(self, night: datetime.date) -> dict[str, Any] | None:
-        """Repeat the command of a night until it ends by itself; returns its record, or None if the time is over."""
+        """Repeat the command of a night until it ends by itself; returns its record, or None if the time is over.
+
+        A failed night is not repeated: a scheduler would start the next one, as after an interruption that outlasted
+        the budget.
+        """
         while True:
             code, record = self._launch(night)
             self._state.save()
-            if code in ENDED and record is not None:
+            if code in (*ENDED, FAILED) and record is not None:
                 return record
             if code in TERMINATED:
                 return None

@@ -165,16 +165,24 @@ class _NightRun:
         finally:
             self._night = generation.night
         self._save(self._night)
-        self._check_samples(summary)
+        self._check_samples(summary, generation.expired)
         return summary
 
-    def _check_samples(self, summary: RunSummary) -> None:
+    def _check_samples(self, summary: RunSummary, expired: bool) -> None:
         night = self._night
         assert night is not None
         # Quarantined shards are reported later, after the samples of other nights are verified.
         if night.quarantined:
             return
-        if summary.limited and not night.new_samples and not self._context.has_all_samples(night):
+        without_samples = not night.new_samples and not self._context.has_all_samples(night)
+        if expired and without_samples:
+            start = night.period.started.astimezone(self._context.zone)
+            raise RunFailedError(
+                f"the budget of this night, which counts from {start.isoformat(timespec='minutes')}, was used up "
+                "before this run started, and the night has no samples; increase the budget and run this night again, "
+                "or let the next night generate them."
+            )
+        if summary.limited and without_samples:
             raise RunFailedError(
                 "the budget was used up before the first shard was finished; give a larger budget, a smaller "
                 "shard_size, or more workers."

@@ -117,11 +117,16 @@ def start_night(context: NightContext, night: Night | None, recipe: Recipe, tota
 
 
 class Generation:
-    """Generates the samples of a night. `night` has the use of workers and GPUs, also after an interruption."""
+    """Generates the samples of a night.
+
+    `night` has the use of workers and GPUs, also after an interruption. `expired` is whether an earlier run had used
+    up the budget.
+    """
 
     def __init__(self, context: NightContext, night: Night, recipe: Recipe, totals: Totals) -> None:
         self._context, self.night, self._recipe, self._totals = context, night, recipe, totals
         self._last: Snapshot | None = None
+        self.expired = False
 
     def run(self, lease: HeldLease) -> RunSummary:
         """Generate until the night is done or its budget is used up; then no Ray is started."""
@@ -130,7 +135,8 @@ class Generation:
         samples = config.samples_per_night()
         if samples is not None:
             samples = max(0, samples - (self._totals.planned - self.night.before.planned))
-        if limit.reached(State(0)):
+        self.expired = limit.reached(State(0))
+        if self.expired:
             samples = 0
         extend = config.mode == "grow"
         try:

@@ -4,6 +4,7 @@ import datetime
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,16 +51,34 @@ def test_driver_that_lost_the_night_changes_nothing(
     assert context.root.get("2026-11-25/night.json") == before
 
 
-def test_budget_that_is_used_up_before_the_first_shard_is_a_failure(
+def test_night_without_samples_whose_budget_was_used_up_before_this_run_is_a_failure(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(generation_run, "connected")
-    context = make(budget={"hours": 1})
+    context = make(budget={"hours": 1}, timezone="Europe/Berlin")
     recipe, totals = steps.prepare_night(context, None)
     night = steps.start_night(context, None, recipe, totals)
-    started = night.started - datetime.timedelta(hours=2)
+    started = datetime.datetime(2026, 11, 25, 1, 30, tzinfo=datetime.UTC)
     night = night.changed(period=night.period.model_copy(update={"started": started}))
     NightFile(context.root, DATE).save(night)
+    outcome = run_night(make(budget={"hours": 1}, timezone="Europe/Berlin"))
+    assert (outcome.state, outcome.exit_code) == ("failed", exit_codes.FAILED)
+    assert outcome.message == (
+        "the budget of this night, which counts from 2026-11-25T02:30+01:00, was used up before this run started, and "
+        "the night has no samples; increase the budget and run this night again, or let the next night generate them."
+    )
+
+
+def test_budget_that_is_used_up_before_the_first_shard_is_a_failure(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_prepared = steps.run_prepared
+
+    def slow(*arguments: Any) -> generation_run.RunSummary:
+        """As if every shard took longer than the budget and its grace."""
+        return run_prepared(*arguments[:-1], 0)
+
+    monkeypatch.setattr(steps, "run_prepared", slow)
     outcome = run_night(make(budget={"hours": 1}))
     assert (outcome.state, outcome.exit_code) == ("failed", exit_codes.FAILED)
     assert "the budget was used up before the first shard was finished; give a larger budget" in outcome.message
