@@ -116,9 +116,15 @@ def _load(folder: Path, index: dict[str, Any], name: str, recipe: GeneratorRecip
 
 
 def _checked(kind: Any, folder: Path, name: str, source: object, **options: Any) -> nn.Module:
-    extra = {"low_cpu_mem_usage": False} if kind.__module__.startswith("diffusers.") else {}
+    of_diffusers = kind.__module__.startswith("diffusers.")
+    extra = {"low_cpu_mem_usage": False} if of_diffusers else {}
     model, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options, **extra)
     check_tensors(name, source, info["missing_keys"], info["unexpected_keys"], len(model.state_dict()))
+    if of_diffusers:
+        # diffusers converts no weight if the first tensor has its type already, which the table of positions of Stable
+        # Diffusion 3 always has in files in float32.
+        for weight in model.parameters():
+            weight.data = weight.data.to(options["dtype"])
     loaded: nn.Module = model.eval()
     return loaded
 

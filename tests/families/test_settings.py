@@ -90,6 +90,14 @@ def test_a_single_file_and_a_half_precision_variant_of_a_transformer_are_loaded(
         load_pipeline(chosen.generator, "cpu")
 
 
+def test_weights_in_float32_are_loaded_in_the_recipes_precision(family: Make) -> None:
+    """The first tensor of Stable Diffusion 3, a table of positions, has the same type in the file and in the model."""
+    chosen = recipe(family("sd3"), generator={"dtype": "bfloat16", "steps": 1})
+    generator = PipelineGenerator(chosen)
+    assert {weight.dtype for weight in generator.pipeline.transformer.parameters()} == {torch.bfloat16}
+    assert generator.generate(REQUESTS[:1])
+
+
 def test_every_pipeline_of_the_table_exists_in_diffusers() -> None:
     import diffusers
 
