@@ -59,6 +59,8 @@ def _tokenizer(folder: Path, kind: str) -> Any:
 
     try:
         return load_tokenizer(folder, kind)
+    except UserError:
+        raise
     except Exception as error:  # transformers and tokenizers raise many types
         raise UserError(
             f"the tokenizer in {folder} cannot be read: {one_line(error)}. Download or save it again."

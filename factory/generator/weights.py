@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Collection
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,17 @@ def load_model(kind: Any, folder: Path, name: str) -> Any:
 
 
 def load_tokenizer(folder: Path, kind: str) -> Any:
-    """The tokenizer of the class that a pipeline's index names; of a processor, its tokenizer alone."""
+    """The tokenizer of the class that a pipeline's index names; of a processor, its tokenizer alone.
+
+    Raises UserError if its file requires sentencepiece, which is not installed.
+    """
     import transformers
 
+    if not (folder / "tokenizer.json").is_file() and any(folder.glob("*.model")) and find_spec("sentencepiece") is None:
+        raise UserError(
+            f"the tokenizer in {folder} is a file of sentencepiece, which is not installed; run `pip install "
+            f"sentencepiece`."
+        )
     # PixtralProcessor needs torchvision for images that no text-to-image call has.
     named = transformers.AutoTokenizer if kind.endswith("Processor") else getattr(transformers, kind)
     return named.from_pretrained(folder, local_files_only=True)

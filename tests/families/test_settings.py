@@ -17,6 +17,7 @@ from factory.generator.families import PIPELINES
 from factory.generator.interface import ATTENTION
 from factory.generator.load import load_pipeline, pin_generator
 from factory.generator.pipeline import PipelineGenerator
+from factory.generator.weights import load_tokenizer
 from tests.families.conftest import PROMPTS, REQUESTS, Make, recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers and transformers about their own models
@@ -96,6 +97,37 @@ def test_weights_in_float32_are_loaded_in_the_recipes_precision(family: Make) ->
     generator = PipelineGenerator(chosen)
     assert {weight.dtype for weight in generator.pipeline.transformer.parameters()} == {torch.bfloat16}
     assert generator.generate(REQUESTS[:1])
+
+
+def write_sentencepiece(tokenizer: Path) -> None:
+    """Replace a tokenizer's file by one of sentencepiece with the same tokens, as older releases wrote it."""
+    from transformers.convert_slow_tokenizer import import_protobuf
+
+    vocabulary = json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"]
+    model = import_protobuf().ModelProto()
+    model.trainer_spec.unk_id = 2
+    for number, (piece, score) in enumerate(vocabulary):
+        model.pieces.add(piece=piece, score=score, type=1 if number > 2 else 2 if number == 2 else 3)
+    (tokenizer / "spiece.model").write_bytes(model.SerializeToString())
+    (tokenizer / "tokenizer.json").unlink()
+
+
+def test_a_tokenizer_of_sentencepiece_is_the_same(family: Make, tmp_path: Path) -> None:
+    pytest.importorskip("sentencepiece")
+    folder = Path(shutil.copytree(family("pixart-sigma"), tmp_path / "copy"))
+    expected = load_tokenizer(folder / "tokenizer", "T5Tokenizer")(PROMPTS[0].text).input_ids
+    write_sentencepiece(folder / "tokenizer")
+    assert load_tokenizer(folder / "tokenizer", "T5Tokenizer")(PROMPTS[0].text).input_ids == expected
+
+
+def test_a_tokenizer_of_sentencepiece_without_it_raises_a_clear_error(
+    family: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(family("pixart-sigma"), tmp_path / "copy"))
+    write_sentencepiece(folder / "tokenizer")
+    monkeypatch.setattr("factory.generator.weights.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"is a file of sentencepiece, .* run `pip install sentencepiece`\.$"):
+        preflight(recipe(folder))
 
 
 def test_every_pipeline_of_the_table_exists_in_diffusers() -> None:
