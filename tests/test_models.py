@@ -174,6 +174,17 @@ def test_single_files_without_a_whole_model_are_refused(kl_model: Path, tmp_path
         pin_generator(GeneratorRecipe(model=str(tmp_path / "nowhere.safetensors")))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_images_have_no_watermark_if_the_package_for_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl"
+    monkeypatch.setattr(f"{module}.is_invisible_watermark_available", lambda: True)
+    monkeypatch.setattr(f"{module}.StableDiffusionXLWatermarker", object, raising=False)
+    pipeline = load_pipeline(GeneratorRecipe(model=str(tiny_pipeline(tmp_path / "xl", xl=True))), "cpu")
+    assert pipeline.watermark is None
+
+
 @pytest.mark.parametrize(
     ("component", "tensor", "message"),
     [

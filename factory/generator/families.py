@@ -124,7 +124,8 @@ FAMILIES: tuple[Family, ...] = (
         encoders=(Encoder(max_tokens=300),),
         steps=20,
         scale=4.5,
-        call={"use_resolution_binning": False},
+        # Cleaning would depend on whether the packages for it are installed.
+        call={"use_resolution_binning": False, "clean_caption": False},
         size=None,
     ),
     Family(

@@ -65,7 +65,8 @@ def assemble(folder: Path, checkpoint: Path | None, recipe: GeneratorRecipe) -> 
     kind = getattr(diffusers, index["_class_name"])
     accepted = inspect.signature(kind.__init__).parameters
     parts |= {name: value for name, value in index.items() if name in accepted and not isinstance(value, list)}
-    parts["requires_safety_checker"] = False
+    # A watermark would depend on whether the package for it is installed.
+    parts |= {"requires_safety_checker": False, "add_watermarker": False}
     missing = {name: None for name in family_in(index).optional if name not in parts}
     # Not `from_pretrained`: it requires the indexed class even of a component that is passed to it.
     return kind(**{name: part for name, part in {**missing, **parts}.items() if name in accepted})

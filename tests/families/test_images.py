@@ -77,3 +77,15 @@ def test_half_precision_gives_the_librarys_images_and_finite_masks(family: Make,
     assert np.array_equal(made.image, np.asarray(expected))
     assert made.attention is not None
     assert all(np.isfinite(maps).all() for maps in made.attention.cross.values())
+
+
+def test_prompts_are_read_as_they_are_with_any_packages(family: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PixArt-Sigma's pipeline cleans prompts by default, but only if two packages are installed."""
+    module = "diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma"
+    for name in ("is_bs4_available", "is_ftfy_available"):
+        monkeypatch.setattr(f"{module}.{name}", lambda: True)
+    monkeypatch.setattr(f"{module}.PixArtSigmaPipeline._clean_caption", lambda self, text: "")
+    generator = PipelineGenerator(recipe(family("pixart-sigma")))
+    (tokens,) = generator.conditions(PROMPTS).tokens
+    texts = generator.pipeline.tokenizer.batch_decode(tokens.ids, skip_special_tokens=True)
+    assert texts == [prompt.text for prompt in PROMPTS]
