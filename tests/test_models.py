@@ -18,7 +18,7 @@ from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
 from factory.generator.interface import Request
 from factory.generator.latents import Autoencoder
-from factory.generator.load import load_pipeline, pin_generator, pin_revision, split_checkpoint
+from factory.generator.load import check_generator, load_pipeline, pin_generator, pin_revision, split_checkpoint
 from factory.generator.pipeline import PipelineGenerator
 from tests.support.checkpoint import write_checkpoint
 from tests.support.tiny_pipeline import tiny_pipeline
@@ -172,6 +172,15 @@ def test_single_files_without_a_whole_model_are_refused(kl_model: Path, tmp_path
         pin_generator(GeneratorRecipe(model=str(tmp_path / "junk.ckpt")))
     with pytest.raises(UserError, match=r"there is no model folder .*nowhere.safetensors"):
         pin_generator(GeneratorRecipe(model=str(tmp_path / "nowhere.safetensors")))
+
+
+def test_a_checkpoint_of_quantised_weights_is_refused_before_it_is_loaded(kl_model: Path, tmp_path: Path) -> None:
+    """ComfyUI's files in 8 bits have a scale beside each weight."""
+    name, file = "model.diffusion_model.input_blocks.0.0", tmp_path / "fp8.safetensors"
+    weight = torch.zeros(1, 1).to(torch.float8_e4m3fn)
+    save_file({f"{name}.weight": weight, f"{name}.scale_weight": torch.ones(())}, file)
+    with pytest.raises(UserError, match=r"has quantised weights \(.*scale_weight\), which are not supported; give"):
+        check_generator(GeneratorRecipe(model=f"{kl_model}@{file}"))
 
 
 @pytest.mark.filterwarnings("ignore")

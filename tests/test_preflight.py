@@ -60,6 +60,10 @@ def assert_rejected(invalid: Recipe, out: Path, message: str) -> None:
             lambda model: edit(model / "model_index.json", unet=["diffusers", "UNet3DConditionModel"]),
             "is a UNet3DConditionModel; supported are UNet2DConditionModel",
         ),
+        (
+            lambda model: edit(model / "unet" / "config.json", quantization_config={"quant_method": "bitsandbytes"}),
+            "the unet of .* is stored with quantised weights, which are not supported",
+        ),
         (lambda model: edit(model / "model_index.json", text_encoder=[None, None]), "does not name a text_encoder"),
         (lambda model: edit(model / "unet" / "config.json", sample_size=None), "has no default size"),
     ],

@@ -86,8 +86,13 @@ def check_layout(folder: Path, generator: GeneratorRecipe, weights: bool = True,
     models, tokenizers = component_names(index)
     for name in models:
         component_class(index, name, str(folder))
-        read_config(folder, name)
-        if weights and not (checkpoint and name == family.denoiser):
+        config, elsewhere = read_config(folder, name), checkpoint and name == family.denoiser
+        if "quantization_config" in config and not elsewhere:
+            raise UserError(
+                f"the {name} of {folder} is stored with quantised weights, which are not supported; give the original "
+                f"model, with generator.quantize or engine.offload on a small GPU."
+            )
+        if weights and not elsewhere:
             weights_variant(folder / name)
     for name in tokenizers:
         component_class(index, name, str(folder))

@@ -93,6 +93,10 @@ def check_generator(generator: GeneratorRecipe) -> Path:
     folder = config_folder(generator)
     pipeline, file = split_checkpoint(generator.model)
     local = model_folder(pipeline or generator.model) is not None
+    if file is not None:
+        from factory.generator.single_file import check_checkpoint
+
+        check_checkpoint(expanded(file))
     check_layout(folder, generator, weights=local and _has_weights(folder, file), checkpoint=file is not None)
     return folder
 

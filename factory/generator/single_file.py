@@ -12,6 +12,8 @@ from factory.errors import UserError, one_line
 from factory.generator.layout import component_class, component_names, family_in, read_config, read_index
 from factory.generator.weights import check_tensors, model_class
 
+_QUANTISED = ("scaled_fp8", "scale_weight", "weight_scale", "comfy_quant", "absmax")
+"""Ends of the names of scales, without which quantised weights mean nothing."""
 _CLIP, _OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 _XL_CLIP, _XL_OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 
@@ -29,6 +31,11 @@ def reference_pipeline(file: Path) -> str:
             f"whole model; name a transformer with its pipeline as PIPELINE@FILE."
         )
     return str(fetch_diffusers_config(tensors)["pretrained_model_name_or_path"])
+
+
+def check_checkpoint(file: Path) -> None:
+    """Raise UserError if a checkpoint cannot be read or has quantised weights; its weights are not loaded."""
+    _read(file, shapes_only=True)
 
 
 def load_checkpoint(file: Path, folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
@@ -116,17 +123,26 @@ def _converted(name: str, model: Any, tensors: Mapping[str, Tensor]) -> dict[str
 def _read(file: Path, shapes_only: bool = False) -> dict[str, Tensor]:
     """A checkpoint's tensors by name; with `shapes_only` on the meta device, where the format allows it.
 
-    Pickled files are read without running code.
+    Pickled files are read without running code. Raises UserError if the file is broken, or quantised with scales.
     """
     try:
-        if file.suffix == ".safetensors":
-            return _read_safetensors(file, shapes_only)
-        data: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        while "state_dict" in data:
-            data = data["state_dict"]
-        return {str(key): value for key, value in data.items() if isinstance(value, Tensor)}
+        tensors = _read_safetensors(file, shapes_only) if file.suffix == ".safetensors" else _read_pickle(file)
     except Exception as error:  # a broken pickle raises exceptions of many unrelated classes
         raise UserError(f"{file} cannot be read as a checkpoint ({one_line(error)}); download it again.") from error
+    scale = next((name for name in tensors if name.rpartition(".")[2] in _QUANTISED), None)
+    if scale is not None:
+        raise UserError(
+            f"{file} has quantised weights ({scale}), which are not supported; give a checkpoint in bfloat16, float16 "
+            f"or float32, with generator.quantize or engine.offload on a small GPU."
+        )
+    return tensors
+
+
+def _read_pickle(file: Path) -> dict[str, Tensor]:
+    data: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    while "state_dict" in data:
+        data = data["state_dict"]
+    return {str(key): value for key, value in data.items() if isinstance(value, Tensor)}
 
 
 def _read_safetensors(file: Path, shapes_only: bool) -> dict[str, Tensor]:
