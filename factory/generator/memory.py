@@ -11,6 +11,9 @@ from factory.errors import GpuError, UserError, one_line
 
 _log = logging.getLogger(__name__)
 
+_ALLOCATION_FAILED = ("error: out of memory", "STATUS_ALLOC_FAILED")
+"""How CUDA and its libraries report what torch's own allocator reports as OutOfMemoryError."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -54,11 +57,19 @@ def loading(what: str) -> Iterator[None]:
     """GpuError if the models that are loaded in the `with` do not fit into the memory of a GPU."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise GpuError(
             f"{what} cannot be loaded: the GPU has too little free memory ({one_line(error, 120)}). End other programs "
             f"on it, start fewer workers per GPU, or give --dtype bfloat16, generator.quantize, or engine.offload."
         ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a GPU did not suffice, for torch or for a library that allocates memory itself."""
+    allocation_failed = isinstance(error, RuntimeError) and any(part in str(error) for part in _ALLOCATION_FAILED)
+    return allocation_failed or isinstance(error, torch.OutOfMemoryError)
 
 
 def _unless_out_of_memory(
@@ -66,5 +77,7 @@ def _unless_out_of_memory(
 ) -> list[Result] | None:
     try:
         return function(part)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return None
