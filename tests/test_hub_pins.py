@@ -16,6 +16,7 @@ from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
 from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
+from factory.generator.hub import cached_folder
 from factory.generator.interface import Request
 from factory.generator.load import pin_generator, pin_revision
 from factory.generator.pipeline import PipelineGenerator
@@ -53,6 +54,17 @@ def test_cached_hub_model_requires_no_network(offline: str, tiny_model: Path) ->
         for source in (pinned, two_shards(tiny_model, generator={"solver": "ddim"}))
     ]
     assert np.array_equal(*images)
+
+
+def test_a_download_of_some_files_of_a_repository_requires_no_network(
+    offline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """huggingface_hub lists all files of a repository with the first download, also those that are not needed."""
+    cache = pytest.importorskip("huggingface_hub._tree_cache")
+    folder = tmp_path / "cache" / "models--someone--tiny"
+    cache.write_tree_cache(str(folder), COMMIT, {"model.ckpt": cache.TreeCacheEntry(size=1, blob_id="0" * 40)})
+    assert cached_folder(offline, COMMIT) == folder / "snapshots" / COMMIT
+    assert cached_folder(offline, NEWER) is None
 
 
 def test_new_commits_on_the_hub_do_not_change_the_pins_of_a_dataset(offline: str, tmp_path: Path) -> None:

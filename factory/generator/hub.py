@@ -17,7 +17,7 @@ from factory.generator.layout import UNUSED, check_layout, component_names, read
 _MAIN_FILES = ("model_index.json", "config.json")
 """Every model of diffusers or transformers has one of them."""
 _CARD = "README.md"
-_CONFIG_FILES = ["*.json", "*/*.json", "*.txt", "*/*.txt", "*/*.model", _CARD]
+_CONFIG_FILES = ["*.json", "*/*.json", "*.txt", "*/*.txt", "*/*.model", "*/*.jinja", _CARD]
 
 
 def hub_commit(model: str, file: str | None = None) -> str:
@@ -30,12 +30,12 @@ def hub_commit(model: str, file: str | None = None) -> str:
     try:
         return str(HfApi().model_info(model).sha)
     except Exception as error:
-        answer = one_line(error)
+        failure = error
     for name in _MAIN_FILES if file is None else (file,):
         with contextlib.suppress(Exception):
             path = Path(hf_hub_download(model, name, local_files_only=True))
             return path.parents[name.count("/")].name
-    raise UserError(f"{_no_model(model)} (the hub answered: {answer}).")
+    raise UserError(f"{_no_model(model)} (the hub answered: {one_line(failure)}).")
 
 
 def hub_configuration(model: str, revision: str | None, recipe: GeneratorRecipe, checkpoint: bool) -> Path:
@@ -86,11 +86,13 @@ def hub_pipeline(model: str, revision: str | None, recipe: GeneratorRecipe, skip
 
 def cached_folder(model: str, revision: str | None) -> Path | None:
     """What the local cache has of a pinned commit, complete or not; None without a pin or a copy."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import try_to_load_from_cache
 
     if is_commit(revision):
+        # Not `snapshot_download`: it refuses a copy without all files of the repository, and only some are downloaded.
         with contextlib.suppress(Exception):  # whatever huggingface_hub raises, there is no copy
-            return Path(snapshot_download(model, revision=revision, local_files_only=True))
+            index = try_to_load_from_cache(model, "model_index.json", revision=revision)
+            return Path(index).parent if isinstance(index, str) else None
     return None
 
 
