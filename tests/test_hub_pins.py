@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import save_file
 
 from factory.config.plan import Plan
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
+from factory.files.hub import hub_file
 from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
 from factory.generator.hub import cached_folder
 from factory.generator.interface import Request
-from factory.generator.load import pin_generator, pin_revision
+from factory.generator.load import config_folder, pin_generator, pin_revision
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.training import shared_recipe
 from tests.support.recipes import two_shards
@@ -65,6 +67,22 @@ def test_a_download_of_some_files_of_a_repository_requires_no_network(
     cache.write_tree_cache(str(folder), COMMIT, {"model.ckpt": cache.TreeCacheEntry(size=1, blob_id="0" * 40)})
     assert cached_folder(offline, COMMIT) == folder / "snapshots" / COMMIT
     assert cached_folder(offline, NEWER) is None
+
+
+def test_a_gated_repository_says_how_to_get_access(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        response: Any = SimpleNamespace(headers={}, request=None)
+        raise GatedRepoError("401 Client Error.", response=response)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    message = (
+        "owner/model is gated on the hub: accept its conditions at https://huggingface.co/owner/model, and set HF_T"
+    )
+    with pytest.raises(UserError, match=message):
+        config_folder(GeneratorRecipe(model="owner/model", revision=COMMIT))
+    with pytest.raises(UserError, match=message):
+        hub_file("owner/model", "config.json", COMMIT)
 
 
 def test_new_commits_on_the_hub_do_not_change_the_pins_of_a_dataset(offline: str, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from factory.detector.open_names import TYPES, WITH_BOXES
 from factory.detector.preprocessing import read_settings
 from factory.detector.rf_detr import RfDetrProcessor
 from factory.errors import UserError, one_line
+from factory.files.hub import check_not_gated
 from factory.hf_logging import quiet_model_libraries, torchvision_fault
 
 _MIN_SCORE = 0.05
@@ -177,6 +178,7 @@ def _config(source: str, revision: str | None) -> Any:
         config = AutoConfig.from_pretrained(source, **options(source, revision))
     except Exception as error:
         if not Path(source).exists():
+            check_not_gated(source, error)
             raise UserError(
                 f"the detector {source} cannot be loaded from the hub or its cache ({one_line(error)}); check the id "
                 f"and the network."

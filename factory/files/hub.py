@@ -13,6 +13,19 @@ def is_commit(revision: str | None) -> bool:
     return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
+def check_not_gated(repository: str, error: BaseException | None) -> None:
+    """Raise UserError that says how to get access, if a request failed with `error` because the repository is gated."""
+    from huggingface_hub.errors import GatedRepoError
+
+    while error is not None:
+        if isinstance(error, GatedRepoError):
+            raise UserError(
+                f"{repository} is gated on the hub: accept its conditions at https://huggingface.co/{repository}, and "
+                f"set HF_TOKEN to a token of the same account."
+            ) from error
+        error = error.__cause__
+
+
 def hub_file(repository: str, file: str, revision: str | None) -> Path:
     """The local copy of one file of a hub repository, downloaded if necessary.
 
@@ -23,6 +36,7 @@ def hub_file(repository: str, file: str, revision: str | None) -> Path:
     try:
         return Path(hf_hub_download(repository, file, revision=revision))
     except Exception as error:
+        check_not_gated(repository, error)
         raise UserError(
             f"{file} of {repository} can be read neither from the hub nor from the local cache ({one_line(error)}); "
             f"check the name and the network."

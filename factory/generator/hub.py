@@ -11,7 +11,7 @@ from typing import Any
 
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError, one_line
-from factory.files.hub import is_commit
+from factory.files.hub import check_not_gated, is_commit
 from factory.generator.layout import UNUSED, check_layout, component_names, read_index, weights_variant
 
 _MAIN_FILES = ("model_index.json", "config.json")
@@ -35,6 +35,7 @@ def hub_commit(model: str, file: str | None = None) -> str:
         with contextlib.suppress(Exception):
             path = Path(hf_hub_download(model, name, local_files_only=True))
             return path.parents[name.count("/")].name
+    check_not_gated(model, failure)
     raise UserError(f"{_no_model(model)} (the hub answered: {one_line(failure)}).")
 
 
@@ -55,6 +56,7 @@ def hub_configuration(model: str, revision: str | None, recipe: GeneratorRecipe,
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=_CONFIG_FILES))
     except Exception as error:
+        check_not_gated(model, error)
         raise UserError(f"{_no_model(model)} (revision {revision}; the hub answered: {one_line(error)}).") from error
 
 
@@ -78,6 +80,7 @@ def hub_pipeline(model: str, revision: str | None, recipe: GeneratorRecipe, skip
         except UserError as error:
             problem = str(error)
         except (OSError, ValueError) as error:
+            check_not_gated(model, error)
             problem = one_line(error, 300)
         else:
             return folder

@@ -7,6 +7,7 @@ import torch
 
 from factory.errors import UserError, one_line
 from factory.files.digest import folder_digest
+from factory.files.hub import check_not_gated
 from factory.files.paths import expanded
 from factory.generator.hub import hub_commit
 from factory.hf_logging import quiet_model_libraries
@@ -113,6 +114,7 @@ def _load(source: str, revision: str | None, dtype: str) -> tuple[Any, Any]:
             source, dtype=getattr(torch, dtype), output_loading_info=True, **options
         )
     except Exception as error:  # missing, truncated and foreign files fail in many ways
+        check_not_gated(source, error)
         reason = one_line(error)
         raise UserError(f"the language model {source} cannot be loaded ({reason}); {_FORMS}.") from error
     missing = report["missing_keys"]
