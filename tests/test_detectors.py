@@ -248,6 +248,26 @@ def test_a_detector_on_a_gpu_of_its_own_computes_like_one_in_a_worker(
         cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
+def test_mask_r_cnn_uses_the_kernels_of_torchvision_in_deterministic_mode() -> None:
+    """The implementation that torchvision chooses in this mode on GPUs needs more memory than they have."""
+    modes: list[bool] = []
+
+    def model(inputs: Any) -> list[Any]:
+        modes.append(torch.are_deterministic_algorithms_enabled())
+        return []
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        for kind in (with_torchvision.TorchvisionDetector, with_detectron2.Detectron2Detector):
+            detector = object.__new__(kind)
+            vars(detector).update(_model=model, _threads=1)
+            detector.detect([])
+        assert modes == [False, False]
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_ultralytics_receives_a_device_that_leaves_the_workers_gpu_visible(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

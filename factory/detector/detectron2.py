@@ -15,6 +15,7 @@ from factory.dataset.records import Image, Instance
 from factory.detector.labels import in_order, translation
 from factory.detector.weights import State, WeightFile, fill, read_state, split_name
 from factory.errors import UserError, one_line
+from factory.generator.determinism import own_kernels_of_torchvision
 from factory.hf_logging import torchvision_fault
 
 PREFIX = "detectron2:"
@@ -51,7 +52,8 @@ class Detectron2Detector:
         torch.set_num_threads(self._threads)
         if len({image.shape for image in images}) > 1:
             return [self.detect([image])[0] for image in images]
-        outputs = self._model([self._input(image) for image in images])
+        with own_kernels_of_torchvision():
+            outputs = self._model([self._input(image) for image in images])
         return [as_instances(output["instances"].to("cpu"), self._labels, self._names) for output in outputs]
 
     def _input(self, image: Image) -> dict[str, Any]:

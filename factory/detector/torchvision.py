@@ -12,6 +12,7 @@ from factory.dataset.records import Image, Instance
 from factory.detector.labels import NO_CLASSES, translation
 from factory.detector.weights import State, WeightFile, fill, read_state, split_name
 from factory.errors import UserError, one_line
+from factory.generator.determinism import own_kernels_of_torchvision
 from factory.hf_logging import torchvision_fault
 
 PREFIX = "torchvision:"
@@ -43,7 +44,9 @@ class TorchvisionDetector:
         if len({image.shape for image in images}) > 1:
             return [self.detect([image])[0] for image in images]
         inputs = [torch.from_numpy(image).permute(2, 0, 1).float().div(255).to(self._device) for image in images]
-        return [as_instances(output, self._labels, self._names) for output in self._model(inputs)]
+        with own_kernels_of_torchvision():
+            outputs = self._model(inputs)
+        return [as_instances(output, self._labels, self._names) for output in outputs]
 
 
 def as_instances(output: dict[str, Any], labels: Sequence[str], names: dict[str, str]) -> list[Instance]:

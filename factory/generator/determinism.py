@@ -1,6 +1,8 @@
 """Settings of a GPU process with which the same inputs give the same bytes."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -18,3 +20,21 @@ def be_deterministic(device: str, tf32: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@contextmanager
+def own_kernels_of_torchvision() -> Iterator[None]:
+    """Let torchvision use its own RoIAlign kernel, whose forward pass is deterministic.
+
+    In torch's deterministic mode it uses an implementation in Python on GPUs, for the sake of the backward pass. With
+    the settings of detectron2 that one needs terabytes of memory.
+    """
+    import torch
+
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
