@@ -242,9 +242,11 @@ def test_a_detector_on_a_gpu_of_its_own_computes_like_one_in_a_worker(
         open_detector(recipe, "cuda")
         assert torch.are_deterministic_algorithms_enabled()
         assert (cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32) == (True, tf32, tf32)
+        assert not torch.utils.deterministic.fill_uninitialized_memory, "models are loaded without it"
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
     finally:
         torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True
         cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
