@@ -1,6 +1,7 @@
 """`factory prompts` with a server: keys, addresses, outages, and answers that are not those of a language model."""
 
 import io
+import json
 import ssl
 from collections.abc import Iterator
 from email.message import Message
@@ -47,6 +48,26 @@ def test_temporary_failures_are_repeated(monkeypatch: pytest.MonkeyPatch) -> Non
         assert len(requests) == 3
     with pytest.raises(TransientError, match=r"does not respond \(.*refused.*\); finished batches are kept"):
         model.answer([instruction(["dog"], "k")], 1)
+
+
+def test_parameters_that_a_model_does_not_support_are_replaced_or_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """As with OpenAI's models that reason."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        refused = next((name for name in ("max_tokens", "top_p") if name in body), None)
+        if refused is None:
+            return "A dog."
+        message = f"Unsupported parameter: '{refused}' is not supported with this model."
+        return 400, {}, json.dumps({"error": {"message": message, "param": refused}}).encode()
+
+    with chat_server(reply) as (url, requests):
+        model = ServerModel(url, "small", SAMPLING, pauses=())
+        assert model.answer([instruction(["dog"], "k")], 1) == ["A dog."]
+        body = requests[-1][2]
+        assert (body["max_completion_tokens"], body["temperature"], "top_p" in body) == (12, 1.0, False)
+        assert model.answer([instruction(["dog"], "k")], 1) == ["A dog."]
+        assert len(requests) == 4, "the model is not asked again"
+    assert caplog.messages == ["small does not support top_p; requests leave it out."]
 
 
 def test_a_truncated_answer_is_requested_again() -> None:

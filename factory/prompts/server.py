@@ -1,7 +1,9 @@
 """A language model behind an OpenAI-compatible server, such as vLLM, llama.cpp, Ollama or a hosted service."""
 
 import json
+import logging
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,17 @@ _MAX_BYTES = 4 * 2**20
 _TIMEOUT = 300.0
 _TEMPORARY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+_UNSUPPORTED = re.compile(r"Unsupported (?:parameter|value): '(\w+)'")
+"""How OpenAI refuses a parameter, such as those of sampling for models that reason."""
+_log = logging.getLogger(__name__)
+
+
+class _UnsupportedError(UserError):
+    """A model does not support a parameter of the request."""
+
+    def __init__(self, message: str, parameter: str) -> None:
+        super().__init__(message)
+        self.parameter = parameter
 
 
 class ServerModel:
@@ -34,6 +47,7 @@ class ServerModel:
     def __init__(self, url: str, model: str | None, sampling: Sampling, pauses: Sequence[float] = _PAUSES) -> None:
         """Raises UserError if the server does not answer as an OpenAI-compatible server, or offers several models."""
         self._base, self._sampling, self._pauses = _base(url), sampling, tuple(pauses)
+        self._unsupported: set[str] = set()
         self._model = model or self._only_model()
         self.identity = {"server": self._base, "model": self._model}
 
@@ -46,16 +60,8 @@ class ServerModel:
             return list(senders.map(self._complete, instructions, range(seed, seed + len(instructions))))
 
     def _complete(self, instruction: Instruction, seed: int) -> str:
-        sampling = self._sampling
-        body = {
-            "model": self._model,
-            "messages": [{"role": "user", "content": instruction.chat}],
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
-            "seed": seed % 2**31,
-        }
-        answer = self._request("/chat/completions", body)
+        body = {"model": self._model, "messages": [{"role": "user", "content": instruction.chat}]}
+        answer = self._with_sampling(body, seed)
         try:
             content = answer["choices"][0]["message"]["content"]
             assert content is None or isinstance(content, str)
@@ -64,6 +70,23 @@ class ServerModel:
                 f"{self._base} does not answer as an OpenAI-compatible server does: {str(answer)[:120]}."
             ) from error
         return content or ""
+
+    def _with_sampling(self, body: Mapping[str, Any], seed: int) -> Any:
+        """The answer to a request with the sampling parameters that the model supports."""
+        sampling = self._sampling
+        while True:
+            wanted = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed % 2**31}
+            sent = {name: value for name, value in wanted.items() if name not in self._unsupported}
+            limit = "max_completion_tokens" if "max_tokens" in self._unsupported else "max_tokens"
+            sent[limit] = sampling.max_tokens
+            try:
+                return self._request("/chat/completions", {**body, **sent})
+            except _UnsupportedError as error:
+                if error.parameter not in sent or error.parameter == "max_completion_tokens":
+                    raise
+                if error.parameter not in self._unsupported and error.parameter in wanted:
+                    _log.warning("%s does not support %s; requests leave it out.", self._model, error.parameter)
+                self._unsupported.add(error.parameter)
 
     def _only_model(self) -> str:
         answer = self._request("/models", None)
@@ -88,6 +111,8 @@ class ServerModel:
             except HTTPError as error:
                 with error:
                     problem = f"{error.code} {error.reason}: {_message(error)}".rstrip(": ")
+                if unsupported := _UNSUPPORTED.search(problem):
+                    raise _UnsupportedError(self._refused(error.code, problem), unsupported[1]) from error
                 if error.code not in _TEMPORARY:
                     raise UserError(self._refused(error.code, problem)) from error
             except (OSError, HTTPException) as error:  # no connection, or one that broke: URLError is an OSError
