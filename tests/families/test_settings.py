@@ -113,7 +113,6 @@ def write_sentencepiece(tokenizer: Path) -> None:
 
 
 def test_a_tokenizer_of_sentencepiece_is_the_same(family: Make, tmp_path: Path) -> None:
-    pytest.importorskip("sentencepiece")
     folder = Path(shutil.copytree(family("pixart-sigma"), tmp_path / "copy"))
     expected = load_tokenizer(folder / "tokenizer", "T5Tokenizer")(PROMPTS[0].text).input_ids
     write_sentencepiece(folder / "tokenizer")
