@@ -33,6 +33,11 @@ def test_configuration_is_valid_and_starts_when_its_schedule_does(name: str) -> 
     assert recipe.engine.address == ("auto" if on_a_cluster else None)
 
 
+def test_lost_worker_does_not_stop_the_service() -> None:
+    # By default, systemd stops a service when the out-of-memory killer ends any of its processes.
+    assert "\nOOMPolicy=continue\n" in (ROOT / "jobs/systemd/factory-nightly.service").read_text()
+
+
 def test_systemd_waits_longer_than_the_grace_period_and_starts_on_schedule() -> None:
     service = (ROOT / "jobs/systemd/factory-nightly.service").read_text()
     timer = (ROOT / "jobs/systemd/factory-nightly.timer").read_text()
