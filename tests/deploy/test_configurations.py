@@ -3,11 +3,14 @@
 import datetime
 import re
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
 
+from factory.nightly.budget import deadline
 from factory.nightly.config import NightlyConfig, load_config
+from factory.nightly.record import Period
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGURATIONS = (
@@ -31,6 +34,16 @@ def test_configuration_is_valid_and_starts_when_its_schedule_does(name: str) -> 
     assert config.keep is not None
     on_a_cluster = name.startswith(("kuberay", "slurm"))
     assert recipe.engine.address == ("auto" if on_a_cluster else None)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_night_that_starts_in_the_morning_does_not_run_until_the_next_one(name: str) -> None:
+    config = load(name)
+    zone = ZoneInfo(config.timezone)
+    late = datetime.datetime(2026, 11, 26, 8, tzinfo=zone)
+    end = deadline(config.budget, Period(started=late), zone)
+    assert end is not None
+    assert end <= late + datetime.timedelta(hours=8)
 
 
 def test_lost_worker_does_not_stop_the_service() -> None:
