@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 
+from factory import exit_codes
 from factory.nightly.budget import deadline
 from factory.nightly.config import NightlyConfig, load_config
 from factory.nightly.record import Period
@@ -44,6 +45,15 @@ def test_night_that_starts_in_the_morning_does_not_run_until_the_next_one(name: 
     end = deadline(config.budget, Period(started=late), zone)
     assert end is not None
     assert end <= late + datetime.timedelta(hours=8)
+
+
+def test_kubernetes_does_not_repeat_what_needs_a_person() -> None:
+    page = (ROOT / "docs/exit-codes.md").read_text()
+    policy = yaml.safe_load(page.partition("## Kubernetes\n\n```yaml\n")[2].partition("```")[0])
+    codes = {value for name, value in vars(exit_codes).items() if name.isupper()}
+    repeated = {exit_codes.DONE, exit_codes.TRY_AGAIN, exit_codes.INTERRUPTED, exit_codes.TERMINATED}
+    (values,) = [rule["onExitCodes"]["values"] for rule in policy["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    assert set(values) == codes - repeated
 
 
 def test_lost_worker_does_not_stop_the_service() -> None:
