@@ -50,6 +50,13 @@ def test_query_uses_metrics_and_labels_that_exist(query: str) -> None:
     assert used <= set[str]().union(*(LABELS[name] for name in names))
 
 
+def test_success_of_the_evening_before_is_seen_until_midnight() -> None:
+    (rule,) = [rule for rule in RULES if rule["alert"] == "FactoryNoSuccess"]
+    hours = re.search(r"last_over_time\([a-z_]+\[(\d+)h\]\)", rule["expr"])
+    assert hours is not None
+    assert int(hours[1]) >= 36, "from noon of the day before to midnight"
+
+
 def test_every_metric_is_on_the_dashboard() -> None:
     shown = set[str]().union(*map(names_in, queries()))
     missing = [metric.name for metric in METRICS if not shown & set(metric.exported_names())]
