@@ -126,6 +126,21 @@ def test_finished_nights_beyond_the_kept_ones_are_deleted(server: Server, tmp_pa
     assert set(server.objects) == kept, "a running night is kept, however old it is"
 
 
+def test_night_that_kuberay_has_not_seen_is_kept_and_a_rejected_one_is_not(script: ModuleType) -> None:
+    states = {
+        22: {"jobDeploymentStatus": "ValidationFailed"},
+        23: None,
+        24: {},
+        25: {"jobDeploymentStatus": "Complete"},
+    }
+    jobs = [
+        {"metadata": {"name": f"night-{day}", "labels": {script.NIGHT: f"2026-11-{day}"}}}
+        | ({} if status is None else {"status": status})
+        for day, status in states.items()
+    ]
+    assert script.outdated(jobs, 1) == ["night-22"]
+
+
 @pytest.mark.parametrize(
     ("job", "token", "expected"),
     [

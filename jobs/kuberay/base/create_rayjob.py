@@ -48,8 +48,11 @@ def rayjob_of(template: dict[str, Any], night: str) -> dict[str, Any]:
 def outdated(jobs: list[dict[str, Any]], keep: int) -> list[str]:
     """The names of finished RayJobs beyond the last `keep` nights."""
     nights = sorted(jobs, key=lambda job: str(job["metadata"]["labels"][NIGHT]), reverse=True)
-    finished = ("Complete", "Failed")
-    return [job["metadata"]["name"] for job in nights[keep:] if job["status"]["jobDeploymentStatus"] in finished]
+    finished = ("Complete", "Failed", "ValidationFailed")
+    # A RayJob that KubeRay has not seen yet has no status.
+    return [
+        job["metadata"]["name"] for job in nights[keep:] if job.get("status", {}).get("jobDeploymentStatus") in finished
+    ]
 
 
 class Api:
