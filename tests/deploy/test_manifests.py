@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 from functools import cache
 from importlib.metadata import version
@@ -136,16 +138,52 @@ def pinned(name: str) -> str:
 def test_entrypoint_keeps_the_exit_codes_that_need_a_retry_or_a_person(
     code: int, expected: int, base: list[Object], tmp_path: Path
 ) -> None:
-    (tmp_path / "factory").write_text(f"#!/bin/sh\necho $*\nexit {code}\n")
-    (tmp_path / "factory").chmod(0o755)
-    (tmp_path / "nightly.sh").write_text(find_config(base)["nightly.sh"])
-    entrypoint = find(base, "RayJob")["spec"]["entrypoint"].replace("$NIGHT", "2026-11-25")
+    night = start_night(base, tmp_path, f"echo $*\nexit {code}")
+    assert night.communicate()[0] == "nightly /etc/factory/nightly.yaml --json --date 2026-11-25\n"
+    assert night.returncode == expected
+    assert not (tmp_path / "factory-nightly.pid").exists()
+
+
+def start_night(objects: list[Object], folder: Path, driver: str) -> "subprocess.Popen[str]":
+    """Start the entrypoint as Ray does, with a shell script in the place of the factory."""
+    (folder / "factory").write_text(f"#!/bin/sh\n{driver}\n")
+    (folder / "factory").chmod(0o755)
+    (folder / "nightly.sh").write_text(find_config(objects)["nightly.sh"])
+    entrypoint = find(objects, "RayJob")["spec"]["entrypoint"].replace("$NIGHT", "2026-11-25")
     # `ray job submit` joins the words of the entrypoint, and its agent runs them in a shell.
-    joined = shlex.join(shlex.split(entrypoint.replace("/etc/factory", str(tmp_path))))
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    ended = subprocess.run(joined, shell=True, env=environment, capture_output=True, text=True)
-    assert ended.stdout == "nightly /etc/factory/nightly.yaml --json --date 2026-11-25\n"
-    assert ended.returncode == expected
+    joined = shlex.join(shlex.split(entrypoint.replace("/etc/factory", str(folder))))
+    environment = {"PATH": f"{folder}:/usr/bin:/bin", "TMPDIR": str(folder)}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(joined, shell=True, env=environment, stdout=pipe, text=True, start_new_session=True)
+
+
+# A driver that stops gracefully, and says how often it was asked to.
+GRACEFUL = """
+trap 'echo asked; end=1' TERM
+echo started
+until [ "$end" ]; do sleep 0.05; done
+sleep 0.3
+exit 143
+"""
+
+
+@pytest.mark.parametrize("stopped_before", [False, True])
+def test_end_of_the_head_stops_the_driver_gracefully_and_once(
+    stopped_before: bool, base: list[Object], tmp_path: Path
+) -> None:
+    head = find(base, "RayJob")["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    hook = [part.replace("/etc/factory", str(tmp_path)) for part in head["lifecycle"]["preStop"]["exec"]["command"]]
+    environment = {"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path)}
+    with start_night(base, tmp_path, GRACEFUL) as night:
+        assert night.stdout is not None
+        assert night.stdout.readline() == "started\n"
+        if stopped_before:  # deleting a RayJob does this, too
+            os.killpg(night.pid, signal.SIGTERM)
+        said = night.stdout.readline() if stopped_before else ""
+        assert subprocess.run(hook, env=environment).returncode == 0
+        assert said + night.stdout.read() == "asked\n"
+    assert night.returncode in (143, -signal.SIGTERM), "KubeRay tries again"
+    assert subprocess.run(hook, env=environment).returncode == 0, "without a driver, the pod ends at once"
 
 
 def test_head_takes_no_work_and_stops_within_its_grace_period(base: list[Object]) -> None:
