@@ -207,9 +207,19 @@ def test_workers_are_spot_nodes_with_a_gpu_and_the_head_is_not(folder: Path) -> 
     assert "spot" in json.dumps(pod["nodeSelector"])
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert pod["terminationGracePeriodSeconds"] > 0
-    head = cluster["headGroupSpec"]["template"]["spec"]
     on_demand = {"karpenter.sh/capacity-type": "on-demand"}
-    assert head.get("nodeSelector") == on_demand or "DoesNotExist" in json.dumps(head["affinity"])
+    submitter = find(render(folder), "RayJob")["spec"]["submitterPodTemplate"]
+    for lasting in (cluster["headGroupSpec"]["template"]["spec"], submitter["spec"]):
+        assert lasting.get("nodeSelector") == on_demand or "DoesNotExist" in json.dumps(lasting["affinity"])
+
+
+def test_object_store_fits_into_the_shared_memory(base: list[Object]) -> None:
+    cluster = find(base, "RayJob")["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        volumes = {volume["name"]: volume for volume in group["template"]["spec"]["volumes"]}
+        shared = re.fullmatch(r"(\d+)Gi", volumes["shm"]["emptyDir"]["sizeLimit"])
+        assert shared is not None
+        assert int(group["rayStartParams"]["object-store-memory"]) < int(shared[1]) * 2**30
 
 
 @pytest.mark.parametrize("folder", OVERLAYS, ids=lambda path: path.name)
@@ -226,14 +236,23 @@ def test_pods_are_unprivileged_and_what_they_mount_exists(folder: Path) -> None:
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
             assert container["image"] != "factory", "the overlay names the image"
             assert container["resources"]["limits"]["memory"]
-        for volume in pod["volumes"]:
+        for volume in pod.get("volumes", []):
             if "configMap" in volume:
                 assert ("ConfigMap", volume["configMap"]["name"]) in existing
             if "persistentVolumeClaim" in volume:
                 assert ("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]) in existing
-        assert {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]} == {
-            volume["name"] for volume in pod["volumes"]
-        }
+        mounts = [mount for container in pod["containers"] for mount in container.get("volumeMounts", [])]
+        assert {mount["name"] for mount in mounts} == {volume["name"] for volume in pod.get("volumes", [])}
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda path: path.name)
+def test_containers_that_kuberay_adds_are_unprivileged(folder: Path) -> None:
+    (job,) = [entry for entry in render(folder) if entry["kind"] in ("RayJob", "RayCronJob")]
+    spec = job["spec"].get("jobTemplate", job["spec"])
+    autoscaler = spec["rayClusterSpec"]["autoscalerOptions"]["securityContext"]
+    assert autoscaler == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    (submitter,) = spec["submitterPodTemplate"]["spec"]["containers"]  # `pod_specs` checks what it may do
+    assert "command" not in submitter, "KubeRay sets it"
 
 
 def pod_specs(part: Any) -> Any:
