@@ -12,6 +12,7 @@ import torch
 
 from factory.cli.options import assemble
 from factory.config.recipe import Recipe, make_recipe
+from factory.config.sections import MaskRecipe
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import init_or_resume
 from factory.engine.capacity import Share
@@ -20,7 +21,7 @@ from factory.errors import UserError
 from factory.generation import fitting_batch, hardware, shard_job
 from factory.generation.components import load_components
 from factory.generation.pin import pin_recipe
-from factory.generation.run import prepare
+from factory.generation.run import generate, prepare
 from factory.generation.shard_job import ContentJob
 from factory.generation.worker_memory import parameters
 from factory.training.precision import bfloat16_pays
@@ -44,7 +45,8 @@ def test_new_datasets_use_bfloat16_on_gpus(tiny_model: Path, tmp_path: Path, gpu
 
     assert dtype(_recipe(tiny_model)) == ("bfloat16" if gpus else "float32")
     assert dtype(_recipe(tiny_model, gpus_per_worker=0)) == "float32"
-    assert dtype(_recipe(tiny_model, gpus_per_worker=0.5)) == "bfloat16"
+    if gpus:
+        assert dtype(_recipe(tiny_model, gpus_per_worker=0.5)) == "bfloat16"
     assert dtype(_recipe(tiny_model, "float16")) == "float16"
 
 
@@ -110,6 +112,42 @@ def test_local_gpus_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert hardware.local_gpus() == 0
     monkeypatch.setattr(hardware, "_DEVICE_FILES", (str(tmp_path),))
     assert hardware.local_gpus() == 3
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ({"gpus_per_worker": 1}, r"a worker requires 1 GPUs, but this machine has 0; give --gpus-per-worker 0 \(in a"),
+        ({"gpus_per_worker": 0, "detectors": 1, "gpus_per_detector": 0.5}, "a detector requires 0.5 GPUs, but this"),
+        ({"address": "nowhere"}, "an address must be host:port, ray://host:port or auto, got 'nowhere'"),
+        ({"address": "127.0.0.1:1"}, "nothing is listening at 127.0.0.1:1"),
+    ],
+)
+def test_an_engine_that_cannot_run_is_rejected_before_anything_is_written(
+    engine: dict[str, Any], message: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither Ray is started nor the folder claimed; a dataset that is complete needs no workers."""
+    monkeypatch.setattr(hardware, "local_gpus", lambda: 0)
+    monkeypatch.delattr(ray, "init")
+    store = Store(str(tmp_path / "out"))
+    recipe = _recipe(tiny_model, "float32", **engine).model_copy(update={"masks": MaskRecipe(source="detector")})
+    with pytest.raises(UserError, match=message):
+        generate(recipe, store)
+    assert not (tmp_path / "out").exists()
+    init_or_resume(store, recipe)
+    with pytest.raises(UserError, match=message):
+        prepare(recipe, store)
+    store.put("receipts/000000.json", b"{}")
+    prepare(recipe, store)
+    with pytest.raises(UserError, match=message):
+        prepare(recipe.model_copy(update={"n": 3}), store)
+
+
+def test_a_detector_pool_that_is_not_used_needs_no_gpu(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "local_gpus", lambda: 0)
+    prepare(_recipe(tiny_model, "float32", detectors=1, gpus_per_detector=1), Store(str(tmp_path / "out")))
 
 
 class _Meter:

@@ -80,6 +80,7 @@ def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool, 
     from factory.cli.view import watching
     from factory.dataset.repair import repair
     from factory.dataset.stored_recipe import recipe_of
+    from factory.generation.hardware import check_engine
     from factory.generation.inversion_recipe import check_labels
     from factory.generation.run import generate, prepare
 
@@ -87,6 +88,7 @@ def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool, 
     engine = recipe.engine.model_copy(update={} if workers is None else {"workers": workers})
     recipe = recipe.model_copy(update={"engine": engine})
     if report.missing or report.orphans or set(report.damaged) - set(report.only_manifest):
+        check_engine(recipe)
         prepare(recipe, store)
         if recipe.real is not None:
             check_labels(recipe)

@@ -1,7 +1,6 @@
 """Resources of one worker, and how many workers fit into the cluster, now and after it scales up."""
 
 import contextlib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -54,24 +53,13 @@ class Capacity:
     def __init__(self, engine: EngineRecipe, threads: int, memory: int = 0, detectors: int = 0) -> None:
         """`threads` and `memory` (bytes) are those of a CPU worker; `detectors` are created before the workers.
 
-        UserError if this machine has too few GPUs.
+        UserError if Ray runs on this machine alone and has found too few GPUs.
         """
         self._engine, self._threads = engine, threads
         self._memory = int(engine.memory_per_worker * 2**30) if engine.memory_per_worker else memory
         self._gpus = engine.gpus_per_worker or 0.0
-        gpus = resources().gpus if engine.address is None else sys.maxsize
-        if max(engine.gpus_per_worker or 0, engine.gpus_per_detector) > gpus:
-            raise UserError(
-                f"a worker requires {engine.gpus_per_worker or 0:g} GPUs (a detector {engine.gpus_per_detector:g}), "
-                f"but this machine has {gpus:g}; give --gpus-per-worker 0 to run on the CPU."
-            )
-        per_worker = min(1.0, gpus) if engine.gpus_per_worker is None else engine.gpus_per_worker
-        if detectors * engine.gpus_per_detector + per_worker > gpus + 1e-6:
-            raise UserError(
-                f"{detectors} detectors with {engine.gpus_per_detector:g} GPUs each leave too little of the {gpus:g} "
-                f"GPUs of this machine for a worker, which requires {per_worker:g}; reduce --gpus-per-worker or "
-                f"--gpus-per-detector."
-            )
+        if engine.address is None:
+            check_gpus(engine, detectors, resources().gpus)
 
     def current(self) -> tuple[Share, int]:
         """(resources of a worker, number of workers to request) for the cluster as it is now."""
@@ -100,6 +88,28 @@ class Capacity:
             # The memory is an estimate; capped, so that a high one does not keep the only worker from starting.
             return replace(share, memory=min(share.memory, cluster.largest_memory))
         return replace(share, memory=0)
+
+
+def check_gpus(engine: EngineRecipe, detectors: int, gpus: float) -> None:
+    """UserError if a machine with this many GPUs cannot run a worker beside `detectors`."""
+    has = f"this machine has {gpus:g}"
+    if (engine.gpus_per_worker or 0) > gpus:
+        raise UserError(
+            f"a worker requires {engine.gpus_per_worker:g} GPUs, but {has}; give --gpus-per-worker 0 (in a recipe, "
+            f"engine.gpus_per_worker) to run on CPUs, or the --address of a cluster with GPUs."
+        )
+    if detectors and engine.gpus_per_detector > gpus:
+        raise UserError(
+            f"a detector requires {engine.gpus_per_detector:g} GPUs, but {has}; give --gpus-per-detector 0 (in a "
+            f"recipe, engine.gpus_per_detector) to run detectors on CPUs, or the --address of a cluster with GPUs."
+        )
+    per_worker = min(1.0, gpus) if engine.gpus_per_worker is None else engine.gpus_per_worker
+    if detectors * engine.gpus_per_detector + per_worker > gpus + 1e-6:
+        raise UserError(
+            f"{detectors} detectors with {engine.gpus_per_detector:g} GPUs each leave too little of the {gpus:g} "
+            f"GPUs of this machine for a worker, which requires {per_worker:g}; reduce --gpus-per-worker or "
+            f"--gpus-per-detector."
+        )
 
 
 def resources() -> Resources:

@@ -38,13 +38,12 @@ def connected(engine: EngineRecipe, threads: int) -> Iterator[None]:
     because Ray installs one for SIGTERM that ends the process. Raises UserError or TransientError if there is no
     cluster.
     """
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+    if is_connected():
         _check_same_cluster(engine.address)
         with logs.captured(printed=True):
             yield
         return
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    _set_environment()
     with _restored_sigterm_handler():
         if engine.address is None:
             _start_local((engine.workers or 1) * threads + engine.detectors)
@@ -55,6 +54,25 @@ def connected(engine: EngineRecipe, threads: int) -> Iterator[None]:
             yield
     finally:
         _shut_down()
+
+
+def is_connected() -> bool:
+    """Whether the program is connected to a cluster already."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+def check_address(address: str | None) -> None:
+    """Raise the errors of `connected` that can be known without a connection: the address, its port, this host."""
+    if is_connected():
+        _check_same_cluster(address)
+    elif address is not None:
+        _set_environment()
+        _check_joinable(address)
+
+
+def _set_environment() -> None:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def _check_same_cluster(address: str | None) -> None:
@@ -180,9 +198,7 @@ def _keep_token_in_memory() -> None:
 def _join(address: str) -> None:
     import ray
 
-    _check_reachable(address)
-    if not address.startswith("ray://") and address != "auto":
-        _check_this_host_is_a_node(address)
+    _check_joinable(address)
     try:
         with quiet():
             ray.init(
@@ -211,6 +227,12 @@ def _warn_without_token(address: str) -> None:
             "Start it with RAY_AUTH_MODE=token (docs/cluster.md).",
             address,
         )
+
+
+def _check_joinable(address: str) -> None:
+    _check_reachable(address)
+    if not address.startswith("ray://") and address != "auto":
+        _check_this_host_is_a_node(address)
 
 
 def _check_this_host_is_a_node(address: str) -> None:

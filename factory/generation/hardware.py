@@ -1,4 +1,4 @@
-"""Settings of a new dataset that depend on the hardware of its workers: the precision, and a batch that fits."""
+"""What depends on the hardware of the workers: whether they can run, and a new dataset's precision and batch."""
 
 import logging
 from collections.abc import Mapping
@@ -6,8 +6,8 @@ from pathlib import Path
 
 from factory.config.batch_size import AUTO_BATCH
 from factory.config.recipe import Recipe
-from factory.engine.capacity import Capacity
-from factory.engine.cluster import connected
+from factory.engine.capacity import Capacity, check_gpus, resources
+from factory.engine.cluster import check_address, connected, is_connected
 from factory.engine.environment import adopt, of_the_driver
 from factory.errors import UserError
 from factory.generation.fitting_batch import measured_batch
@@ -19,6 +19,19 @@ _DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _CPU_BATCH = 8
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 """Instructions with which a CPU is faster in bfloat16 than in float32; without them it is slower."""
+
+
+def check_engine(recipe: Recipe) -> None:
+    """Raise what `connected` or `Capacity` would raise for the options of the engine, before anything is written.
+
+    UserError for an address that is none, or more GPUs than this machine has; TransientError if no cluster responds.
+    Ray is not started.
+    """
+    engine = recipe.engine
+    detectors = engine.detectors if recipe.uses_detector() else 0
+    check_address(engine.address)
+    if engine.address is None and (engine.gpus_per_worker or (detectors and engine.gpus_per_detector)):
+        check_gpus(engine, detectors, resources().gpus if is_connected() else local_gpus())
 
 
 def for_hardware(recipe: Recipe, existing: Recipe | None) -> Recipe:

@@ -23,7 +23,7 @@ from factory.engine.scheduler import Scheduler
 from factory.engine.state import Limit, State
 from factory.engine.view import ClusterView
 from factory.errors import UserError
-from factory.generation.hardware import for_hardware
+from factory.generation.hardware import check_engine, for_hardware
 from factory.generation.inversion_recipe import check_labels
 from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
@@ -94,15 +94,15 @@ def generate(
         with nullcontext(held) if held else leased(store, force, _log.warning):
             return _complete_older(existing, recipe, store)
     recipe = prepare(recipe, store)
-    if recipe.real is not None and not labels_checked and _is_incomplete(existing, store):
+    if recipe.real is not None and not labels_checked and _has_work(recipe, existing, store):
         check_labels(recipe)
     with nullcontext(held) if held else leased(store, force, _log.warning) as lease:
         return run_prepared(recipe, store, lease, extend, watch)
 
 
-def _is_incomplete(existing: Recipe | None, store: Store) -> bool:
-    """Whether a dataset has shards to generate; `existing` is its recipe, if it exists."""
-    if existing is None:
+def _has_work(recipe: Recipe, existing: Recipe | None, store: Store) -> bool:
+    """Whether a run with this recipe would have shards to generate; `existing` is that of the dataset, if it exists."""
+    if existing is None or recipe.n > existing.n:
         return True
     plan = Plan(existing)
     return bool(missing(plan, tags(store, len(plan))))
@@ -117,6 +117,8 @@ def prepare(recipe: Recipe, store: Store) -> Recipe:
     existing = existing_recipe(store)
     check_format(existing or recipe, store.address)
     check_format(recipe, store.address)
+    if _has_work(recipe, existing, store):  # a complete dataset needs no worker
+        check_engine(recipe)
     recipe = pin_recipe(recipe, existing)
     preflight(recipe)
     return for_hardware(recipe, existing)

@@ -175,14 +175,25 @@ def test_failed_repair_reports_missing_shards(tmp_path: Path, monkeypatch: pytes
     assert "Missing after the repair: shards 2; see quarantine/ for the reasons." in repaired.stdout
 
 
-def test_repair_deletes_nothing_that_it_cannot_generate_again(tmp_path: Path) -> None:
-    store, _ = make_dataset(tmp_path / "set", (0, 2, 3, 4), generator={"model": str(tmp_path / "moved")})
-    store.create(tar_name(1), b"left by a run that was killed")
+@pytest.mark.parametrize(
+    ("recipe", "shards", "message"),
+    [
+        ({"generator": {"model": "./moved"}}, (0, 2, 3, 4), "there is no model folder"),
+        ({"engine": {"gpus_per_worker": 1}}, range(5), "a worker requires 1 GPUs"),
+    ],
+)
+def test_repair_deletes_nothing_that_it_cannot_generate_again(
+    recipe: dict[str, Any], shards: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factory.generation.hardware.local_gpus", lambda: 0)
+    store, _ = make_dataset(tmp_path / "set", shards, **recipe)
+    if 1 not in shards:
+        store.create(tar_name(1), b"left by a run that was killed")
     tar = file(store, tar_name(2))
     tar.write_bytes(tar.read_bytes()[:30_000])
     before = {name: store.get(name) for name in store.list("")}
     result = CliRunner().invoke(app, ["verify", str(tmp_path / "set"), "--repair"])
-    assert "there is no model folder" in str(result.exception)
+    assert message in str(result.exception)
     assert {name: store.get(name) for name in before} == before
 
 
