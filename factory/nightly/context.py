@@ -10,7 +10,8 @@ from factory.config.recipe import Recipe
 from factory.dataset.storage import Store
 from factory.generation.reporter import Watch
 from factory.nightly.config import NightlyConfig
-from factory.nightly.record import DATASET, Night, latest_night
+from factory.nightly.latest import latest_night
+from factory.nightly.record import DATASET, Night
 
 
 @dataclass(frozen=True)

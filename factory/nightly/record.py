@@ -1,4 +1,4 @@
-"""The record of a night (night.json), the pointer to the last good one (latest.json), and the list of all nights."""
+"""The record of a night (night.json), and the list of all nights."""
 
 import datetime
 import json
@@ -13,7 +13,6 @@ from factory.errors import LeaseHeldError, UserError
 from factory.files.strict_json import dumps
 
 NIGHT = "night.json"
-LATEST = "latest.json"
 DATASET = "dataset"
 REPORT = "report"
 
@@ -47,6 +46,9 @@ class Verified(_Part):
     shards: int = Field(description="Shards that were checked.")
     of: int = Field(description="Shards that exist.")
     damaged: tuple[int, ...] = ()
+    at: datetime.datetime | None = Field(
+        default=None, description="When the verification ended; records of earlier versions do not tell."
+    )
 
 
 class Exported(_Part):
@@ -119,6 +121,11 @@ class Night(_Part):
         return self.state in GOOD
 
     @property
+    def damaged(self) -> tuple[int, ...]:
+        """The shards that the last verification by this night found damaged."""
+        return self.verified.damaged if self.verified is not None else ()
+
+    @property
     def name(self) -> str:
         """The folder of the night."""
         return self.date.isoformat()
@@ -167,29 +174,6 @@ class NightFile:
                 f"committed shards are kept."
             )
         self._seen = data
-
-
-def latest_night(root: Store) -> Night | None:
-    """The last good night by date; None if there is none or latest.json is invalid."""
-    return _latest(root.get(LATEST))
-
-
-def update_latest(root: Store, night: Night) -> None:
-    """Make latest.json the record of this night, unless it is already or belongs to a later one."""
-    while True:
-        data = root.get(LATEST)
-        current = _latest(data)
-        if data == night.to_json() or (current is not None and current.date > night.date):
-            return
-        if root.compare_and_swap(LATEST, night.to_json(), data):
-            return
-
-
-def _latest(data: bytes | None) -> Night | None:
-    try:
-        return None if data is None else parse_night(data, LATEST)
-    except UserError:
-        return None
 
 
 def list_nights(root: Store) -> dict[datetime.date, Night | None]:

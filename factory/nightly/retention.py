@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from factory.dataset.lease import stale
 from factory.dataset.storage import Store
 from factory.dataset.storage_errors import clear_errors
-from factory.nightly.record import NIGHT, Night, latest_night, list_nights
+from factory.nightly.latest import latest_night
+from factory.nightly.record import NIGHT, Night, list_nights
 
 
 def expired_nights(root: Store, keep: int, current: Night | None = None) -> list[datetime.date]:

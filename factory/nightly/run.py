@@ -15,10 +15,11 @@ from factory.files.strict_json import dumps
 from factory.generation.run import RunSummary
 from factory.nightly.budget import deadline, first_period, now
 from factory.nightly.context import NightContext
+from factory.nightly.latest import update_latest
 from factory.nightly.notify import check_variables, send_all
 from factory.nightly.outcome import Outcome
 from factory.nightly.preflight import check_folder, check_store, check_workers
-from factory.nightly.record import Night, NightFile, State, update_latest
+from factory.nightly.record import Night, NightFile, State
 from factory.nightly.retention import delete_night, expired_nights
 from factory.nightly.steps import (
     Generation,
@@ -118,7 +119,8 @@ class _NightRun:
     def _finished(self) -> Outcome | None:
         """The outcome if nothing is left to do; no model is opened and nothing is written to find out.
 
-        Only if a driver was killed between its last two records, the second one, latest.json, is written here.
+        Only latest.json is written here, if a driver was killed between its last two records, or if the folder of the
+        night that it names was deleted.
         """
         self._night = self._file.load()
         context, message = self._context, "Already complete; nothing was changed."
@@ -196,10 +198,9 @@ class _NightRun:
         if night.shards:
             lease.check()
             night = self._save(verify_night(context, night))
-            damaged = night.verified.damaged if night.verified else ()
-            if damaged:
+            if night.damaged:
                 raise DamagedError(
-                    f"{len(damaged)} shards are damaged: {_few(damaged)}. Repair them with `factory verify "
+                    f"{len(night.damaged)} shards are damaged: {_few(night.damaged)}. Repair them with `factory verify "
                     f"{context.dataset.address} --repair`, then run this night again."
                 )
             night = export_formats(context, night, lease, self._save)
@@ -246,7 +247,9 @@ class _NightRun:
             night = night.changed(period=first_period(night))
         if self._started or not night.good:
             try:
-                self._save(night.changed(state=state, exit_code=code, error=context.root.hide(message)))
+                night = self._save(night.changed(state=state, exit_code=code, error=context.root.hide(message)))
+                if night.damaged:
+                    update_latest(context.root, night)
                 self._count_samples()
             except UserError as error:
                 context.log(f"the record of the night could not be written: {error}")

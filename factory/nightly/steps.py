@@ -22,8 +22,9 @@ from factory.nightly.budget import first_period, limit_of, now, with_lost_usage,
 from factory.nightly.config import VerifySample
 from factory.nightly.context import NightContext
 from factory.nightly.exports import export_night
+from factory.nightly.latest import latest_night
 from factory.nightly.preflight import check_disk, check_gpu_budget, estimated_size
-from factory.nightly.record import Before, Exported, Night, Period, Verified, latest_night
+from factory.nightly.record import Before, Exported, Night, Period, Verified, list_nights
 from factory.nightly.report_step import report_night
 from factory.nightly.totals import with_totals, without_others
 
@@ -159,20 +160,28 @@ class Generation:
 
 
 def verify_night(context: NightContext, night: Night) -> Night:
-    """Verify all shards, or the sample that the date selects."""
+    """Verify all shards, or the sample that the date selects and the shards that were found damaged before."""
     setting = context.config.verify
     existing = 0
 
     def choose(numbers: list[int]) -> list[int]:
         nonlocal existing
         existing = len(numbers)
-        return sampled(numbers, setting.shards, context.date) if isinstance(setting, VerifySample) else numbers
+        if not isinstance(setting, VerifySample):
+            return numbers
+        return sorted({*sampled(numbers, setting.shards, context.date), *_known_damage(context).intersection(numbers)})
 
     context.log(f"verifying {context.dataset.address}")
     with _timed() as elapsed:
         report = verify(context.dataset, choose=choose)
-    result = Verified(shards=report.shards, of=existing, damaged=tuple(sorted(report.damaged)))
+    result = Verified(shards=report.shards, of=existing, damaged=tuple(sorted(report.damaged)), at=now())
     return night.changed(verified=result, seconds=with_seconds(night, "verify", elapsed()))
+
+
+def _known_damage(context: NightContext) -> set[int]:
+    """The shards of the dataset that were damaged when a night verified them last."""
+    nights = (night for night in list_nights(context.root).values() if night is not None)
+    return {shard for night in nights if night.dataset == context.dataset_name for shard in night.damaged}
 
 
 def sampled(numbers: list[int], count: int, date: datetime.date) -> list[int]:

@@ -47,6 +47,12 @@ def record(date: datetime.date, state: str, **fields: Any) -> bytes:
     return json.dumps(data).encode()
 
 
+def put_night(root: Store, date: datetime.date, state: str = "complete", **fields: Any) -> None:
+    """A night with a record and a dataset without content."""
+    root.put(f"{date}/dataset/recipe.yaml", b"n: 12")
+    root.put(f"{date}/night.json", record(date, state, **fields))
+
+
 def raising(error: BaseException) -> Any:
     """A function that raises an error, whatever its arguments are."""
 

@@ -9,9 +9,10 @@ import pytest
 
 from factory.dataset.lease import LEASE, Lease, leased
 from factory.nightly import steps
-from factory.nightly.record import NightFile, latest_night
+from factory.nightly.latest import latest_night
+from factory.nightly.record import NightFile
 from factory.nightly.run import run_night
-from tests.nightly.conftest import DATE, Make, Put, record, states
+from tests.nightly.conftest import DATE, Make, Put, put_night, record, states
 from tests.support.bucket import Bucket
 
 
@@ -33,7 +34,7 @@ def test_night_is_verified_exported_and_recorded(anywhere: Make, generated: Put)
     data = json.loads(context.root.get("2026-11-25/night.json") or b"")
     assert (data["state"], data["samples"], data["new_samples"], data["shards"]) == ("complete", 12, 12, 6)
     assert data["yield"] == round(12 / data["attempts"], 4)
-    assert data["verified"] == {"shards": 6, "of": 6, "damaged": []}
+    assert data["verified"] == {"shards": 6, "of": 6, "damaged": [], "at": data["verified"]["at"]}
     assert data["cost"] == 0.0
     assert context.root.get("latest.json") == context.root.get("2026-11-25/night.json")
     exported = context.root.list("2026-11-25/exports")
@@ -107,12 +108,37 @@ def test_damage_fails_the_night_and_is_not_exported(make: Make, generated: Put, 
     assert json.loads((tmp_path / "nights/2026-11-25/night.json").read_text())["error"] == outcome.message
 
 
+def test_night_that_is_continued_and_found_damaged_is_the_latest_no_more(
+    make: Make, generated: Put, tmp_path: Path
+) -> None:
+    """Then the newest good night is: at first the one before, and the same one again once it is repaired."""
+    put_night(make().root, DATE - datetime.timedelta(days=2))
+    put_night(make().root, DATE - datetime.timedelta(days=1), "failed")
+    assert run_night(generated(make())).state == "complete"
+    tar = tmp_path / "nights/2026-11-25/dataset/train/000002.tar"
+    content = tar.read_bytes()
+    os.truncate(tar, 4000)
+    assert run_night(make(exports=["coco"])).exit_code == 5
+    latest = latest_night(make().root)
+    assert latest is not None
+    assert latest.date == DATE - datetime.timedelta(days=2)
+    tar.write_bytes(content)
+    assert run_night(make(exports=["coco"])).state == "complete"
+    assert make().root.get("latest.json") == make().root.get("2026-11-25/night.json")
+
+
 def test_sample_of_shards_is_verified_and_depends_on_the_date(make: Make, generated: Put) -> None:
     context = generated(make(verify={"shards": 2}))
     night = run_night(context).night
     assert night is not None
     assert night.verified is not None
     assert (night.verified.shards, night.verified.of) == (2, 6)
+    damaged = min(set(range(6)) - set(steps.sampled(list(range(6)), 2, DATE)))
+    found = night.changed(verified=night.verified.model_copy(update={"damaged": (damaged,)}))
+    context.root.put("2026-11-25/night.json", found.to_json())
+    again = steps.verify_night(context, found)
+    assert again.verified is not None
+    assert again.verified.shards == 3, "the shard that was damaged is checked, too"
     choices = {tuple(steps.sampled(list(range(100)), 5, DATE + datetime.timedelta(days=day))) for day in range(20)}
     assert len(choices) == 20
     assert steps.sampled(list(range(100)), 5, DATE) == steps.sampled(list(range(99, -1, -1)), 5, DATE)
@@ -169,7 +195,9 @@ def test_latest_night_is_recorded_although_the_driver_was_killed_just_before(
     assert run_night(context).state == "complete"
     context.root.delete("latest.json")
     if earlier is not None:
-        context.root.put("latest.json", record(DATE + datetime.timedelta(days=earlier), "complete"))
+        other = DATE + datetime.timedelta(days=earlier)
+        put_night(context.root, other)
+        context.root.put("latest.json", record(other, "complete"))
     assert run_night(context).unchanged
     night = latest_night(context.root)
     assert night is not None

@@ -15,9 +15,10 @@ from factory.errors import LeaseHeldError, UserError
 from factory.generation import run as generation_run
 from factory.nightly import preflight, run, steps
 from factory.nightly.budget import with_lost_usage
+from factory.nightly.latest import latest_night
 from factory.nightly.outcome import summary_of
 from factory.nightly.preflight import estimated_size
-from factory.nightly.record import NightFile, latest_night, parse_night
+from factory.nightly.record import NightFile, parse_night
 from factory.nightly.run import run_night
 from tests.nightly.conftest import DATE, Make, Put, raising, record
 

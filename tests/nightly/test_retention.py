@@ -12,7 +12,7 @@ from factory.errors import UserError
 from factory.nightly.record import list_nights
 from factory.nightly.retention import delete_night, expired_nights
 from factory.nightly.run import run_night
-from tests.nightly.conftest import Make, Put, record
+from tests.nightly.conftest import Make, Put, put_night, record
 from tests.support.bucket import Bucket, Fault
 
 
@@ -24,7 +24,7 @@ def root(request: pytest.FixtureRequest, bucket: Bucket, tmp_path: Path) -> Stor
 def add(root: Store, day: int, state: str = "complete", **fields: Any) -> datetime.date:
     date = datetime.date(2026, 11, day)
     root.put(f"{date}/dataset/train/000000.tar", b"samples")
-    root.put(f"{date}/night.json", record(date, state, **fields))
+    put_night(root, date, state, **fields)
     return date
 
 
