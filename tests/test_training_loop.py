@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 import factory
+from factory.engine.environment import of_the_driver
 from factory.errors import UserError
 from factory.files.strict_json import dumps
+from factory.training import distributed
 from factory.training.devices import chosen_device
 from factory.training.loop import TrainOptions, train
 from tests.support.linear_task import OPTIONS, LinearTask
@@ -185,6 +187,19 @@ def test_an_unknown_device_is_refused(name: str) -> None:
 
 def test_auto_selects_the_gpu_if_there_is_one() -> None:
     assert chosen_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_processes_on_other_machines_have_the_variables_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They travel with the function: the dashboard of Ray shows its configuration."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
+    secrets: list[str | None] = []
+    run = distributed._with_variables(
+        of_the_driver(), lambda config: secrets.append(os.environ.get("AWS_SECRET_ACCESS_KEY"))
+    )
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    run({})
+    assert secrets == ["the-secret"]
+    assert "the-secret" not in repr(run)
 
 
 THROUGH_RAY = """

@@ -1,7 +1,7 @@
 """One training run on several devices, through Ray Train."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import replace
@@ -66,7 +66,8 @@ def train_on_several(
 ) -> Path:
     """Call `train_here(run)` in `devices` processes of a Ray cluster, each with its part of every batch.
 
-    `run.out` and the data must have the same paths on all machines. Raises KeyboardInterrupt after a signal, once the
+    `run.out` and the data must have the same paths on all machines; the processes receive the driver's environment
+    variables for buckets and the model hub. Raises KeyboardInterrupt after a signal, once the
     checkpoint of the current step is written, and UserError if the batch cannot be divided, if there are too few GPUs,
     or if a process raises one.
     """
@@ -76,6 +77,7 @@ def train_on_several(
         )
     from factory.engine.capacity import resources
     from factory.engine.cluster import connected, quiet
+    from factory.engine.environment import of_the_driver
 
     out = Path(run.out).absolute()
     with connected(engine.model_copy(update={"workers": devices + 1}), max(1, run.threads)):
@@ -84,7 +86,7 @@ def train_on_several(
 
         gpus = uses_gpus(run.device, devices, resources().gpus)
         trainer = TorchTrainer(
-            _train_process,
+            _with_variables(of_the_driver(), _train_process),
             train_loop_config={"train_here": train_here, "run": run, "gpus": gpus},
             scaling_config=ray.train.ScalingConfig(num_workers=devices, use_gpu=gpus),
             run_config=ray.train.RunConfig(name="train", storage_path=str(out / "ray")),
@@ -129,6 +131,23 @@ def _fit(trainer: Any, folder: Path) -> None:
         if stopping():
             stop.unlink(missing_ok=True)
             raise KeyboardInterrupt
+
+
+def _with_variables(
+    variables: Mapping[str, str], function: Callable[[dict[str, Any]], None]
+) -> Callable[[dict[str, Any]], None]:
+    """The function, called with the driver's environment variables: the process may run on another machine.
+
+    They are part of the function and not of its configuration, which the dashboard of Ray shows.
+    """
+
+    def with_variables(config: dict[str, Any]) -> None:
+        from factory.engine.environment import adopt
+
+        adopt(variables)
+        function(config)
+
+    return with_variables
 
 
 def _train_process(config: dict[str, Any]) -> None:
