@@ -8,8 +8,12 @@ import pytest
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from factory.config.recipe import Recipe, make_recipe
+from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import init_or_resume
 from factory.errors import UserError
-from factory.generation.run import preflight
+from factory.generation.pin import pin_recipe
+from factory.generation.preflight import preflight
+from factory.generation.run import prepare
 from factory.generator.pipeline import PipelineGenerator
 from tests.support.requests import requests
 from tests.support.tiny_families import tiny_family
@@ -75,6 +79,14 @@ def test_transformers_are_refused(tmp_path: Path) -> None:
         preflight(recipe(model, guidance_schedule="linear", width=128, height=128))
 
 
-def test_a_schedule_without_guidance_is_refused(tiny_model: Path) -> None:
+def test_a_schedule_without_guidance_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    """But a dataset that has one, of an earlier version, can be resumed."""
+    without_effect = recipe(tiny_model, guidance=1.0, guidance_schedule="linear")
     with pytest.raises(UserError, match="schedule `linear` has no effect with guidance 1, which means none"):
-        preflight(recipe(tiny_model, guidance=1.0, guidance_schedule="linear"))
+        preflight(without_effect)
+    store = Store(str(tmp_path / "out"))
+    stored = init_or_resume(store, pin_recipe(without_effect))
+    store.put("receipts/000000.json", b"{}")
+    given = prepare(recipe(tiny_model, guidance=1.0, dtype="float32"), store)
+    assert init_or_resume(store, given).fingerprint() == stored.fingerprint()
+    assert len(images(prepare(stored, store))) == 2

@@ -78,6 +78,38 @@ def test_options_without_effect_are_rejected(tmp_path: Path) -> None:
     assert assemble(tmp_path / "checked.yaml", None, common | {"detector": "clipseg:x"}).uses_detector()
 
 
+DOG = [{"text": "a dog", "classes": {"dog": "dog"}}]
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "lines"),
+    [
+        ({"masks": {"source": "attention", "detector": "x"}}, {"masks": {"source": "attention"}}, []),
+        (
+            {"masks": {"source": "detector", "detector": "x"}},
+            {"masks": {"source": "detector"}},
+            ['masks.detector: "x" -> "stickers"'],
+        ),
+        ({"prompts": DOG, "objects": {2: 1}}, {"prompts": DOG}, []),
+        ({"objects": {2: 1}}, {}, ["objects.2: 1.0 -> null", "objects.1: null -> 1.0"]),
+        ({"generator": {"guidance": 1, "guidance_schedule": "linear"}}, {"generator": {"guidance": 1}}, []),
+        (
+            {"generator": {"guidance": 3, "guidance_schedule": "linear"}},
+            {"generator": {"guidance": 3}},
+            ['generator.guidance_schedule: "linear" -> null'],
+        ),
+    ],
+)
+def test_fields_without_an_effect_are_no_difference(
+    stored: dict[str, Any], given: dict[str, Any], lines: list[str]
+) -> None:
+    """Earlier versions stored options that are rejected today; their datasets must be resumable without them."""
+    base = {"n": 1, "classes": ["dog", "cat"]}
+    old, new = make_recipe(base | stored), make_recipe(base | given)
+    assert old.fingerprint() != new.fingerprint()
+    assert differences(old, new) == lines
+
+
 def test_differences_list_field_and_both_values() -> None:
     old, new = make_recipe({"n": 1}), make_recipe({"n": 1, "generator": {"steps": 30}, "seed": 4})
     assert differences(old, new) == ["seed: 0 -> 4", "generator.steps: 8 -> 30"]

@@ -7,8 +7,37 @@ from factory.config.recipe import Recipe
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Each field of `content()` that differs, such as "generator.steps: 20 -> 30"."""
-    return _differences(old.content(), new.content(), "")
+    """Each field of `content()` that differs, such as "generator.steps: 20 -> 30".
+
+    Fields that have no effect in either recipe are left out: earlier versions stored options that are rejected today,
+    and their datasets must be resumable without them.
+    """
+    unused = _without_effect(old) & _without_effect(new)
+    return _differences(_without(old.content(), unused), _without(new.content(), unused), "")
+
+
+def _without_effect(recipe: Recipe) -> set[tuple[str, ...]]:
+    """Fields of `content()` that do not change the samples of a recipe; options for them are rejected."""
+    unused: set[tuple[str, ...]] = set()
+    if not recipe.uses_detector():
+        unused |= {("masks", "detector"), ("masks", "detector_revision")}
+    if recipe.prompts is not None:
+        unused.add(("objects",))
+    if recipe.generator.guidance <= 1:
+        unused.add(("generator", "guidance_schedule"))
+    if recipe.real is not None:
+        unused.add(("real", "annotations" if recipe.real.dataset == "voc" else "image_set"))
+        if recipe.real.method == "noise":
+            unused.add(("real", "steps"))
+    return unused
+
+
+def _without(data: dict[str, Any], fields: set[tuple[str, ...]]) -> dict[str, Any]:
+    """Data of a recipe without some fields of it or of its sections."""
+    for *section, name in fields:
+        part = data[section[0]] if section else data
+        part.pop(name, None)
+    return data
 
 
 def changed_sizes(old: Recipe, new: Recipe) -> list[str]:

@@ -33,7 +33,8 @@ def init_or_resume(store: Store, recipe: Recipe, extend: bool = False) -> Recipe
     if changed:
         raise UserError(
             f"{store.address} was created with a different recipe: {'; '.join(changed)}. Give the same options to "
-            f"resume it, or another --shards to create a new dataset."
+            f"resume it, run `factory generate --shards {store.address}` to resume it with its own recipe, or give "
+            f"another --shards to create a new dataset."
         )
     if recipe.n == old.n:
         return old.model_copy(update={"engine": recipe.engine, "store": recipe.store})

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+from factory.config.guidance import CONSTANT
 from factory.config.plan import Plan
 from factory.config.prompts import Prompt, captioned
 from factory.config.recipe import Recipe
@@ -26,10 +27,11 @@ _MAX_SAMPLES = 100_000
 _CHUNK = 1000
 
 
-def preflight(recipe: Recipe) -> None:
+def preflight(recipe: Recipe, resumed: bool = False) -> None:
     """UserError for anything a worker would reject: missing or incompatible components, sizes, solver, prompts.
 
-    For a hub model, this downloads its configuration files (a few kilobytes).
+    Settings without an effect are rejected as well, unless an existing dataset is `resumed`, which may have them. For a
+    hub model, this downloads its configuration files (a few kilobytes).
     """
     recipe.fingerprint()  # rejects class names that are not valid text
     check_extras(recipe.generator, recipe.engine.offload)
@@ -42,6 +44,8 @@ def preflight(recipe: Recipe) -> None:
     if family.is_unet:
         _check_levels(recipe, denoiser)
         _check_compiled(recipe)
+    if not resumed:
+        _check_schedule(recipe)
     _check_blocks(recipe, family, denoiser)
     _check_inversion(recipe, family, str(index["scheduler"][1]), read_config(folder, "scheduler"), denoiser)
     tokenizers = open_tokenizers(folder, index)
@@ -65,6 +69,15 @@ def _check_compiled(recipe: Recipe) -> None:
         raise UserError(
             "generator.compile has no effect on a U-Net with engine.offload, which replaces the compiled model at each "
             "call; remove one of the two."
+        )
+
+
+def _check_schedule(recipe: Recipe) -> None:
+    generator = recipe.generator
+    if generator.guidance_schedule != CONSTANT and generator.guidance <= 1:
+        raise UserError(
+            f"the guidance schedule `{generator.guidance_schedule}` has no effect with guidance "
+            f"{generator.guidance:g}, which means none; give a scale above 1, or leave the schedule out."
         )
 
 

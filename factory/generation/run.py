@@ -120,7 +120,7 @@ def prepare(recipe: Recipe, store: Store) -> Recipe:
     if _has_work(recipe, existing, store):  # a complete dataset needs no worker
         check_engine(recipe)
     recipe = pin_recipe(recipe, existing)
-    preflight(recipe)
+    preflight(recipe, resumed=existing is not None and existing.generator.revision is not None)
     return for_hardware(recipe, existing)
 
 

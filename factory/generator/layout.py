@@ -223,17 +223,10 @@ def _check_guidance(folder: Path, family: Family, generator: GeneratorRecipe, gu
             f"{folder} takes no negative prompt, because it is not sampled with an unconditional half; remove "
             f"generator.negative."
         )
-    if generator.guidance_schedule == CONSTANT:
-        return
-    if guided_by_input or not family.is_unet:
+    if generator.guidance_schedule != CONSTANT and (guided_by_input or not family.is_unet):
         raise UserError(
             f"{folder} is sampled with a constant guidance scale; `{generator.guidance_schedule}` is for Stable "
             f"Diffusion 1, 2 and XL with classifier-free guidance. Remove generator.guidance_schedule."
-        )
-    if generator.guidance <= 1:
-        raise UserError(
-            f"the guidance schedule `{generator.guidance_schedule}` has no effect with guidance "
-            f"{generator.guidance:g}, which means none; give a scale above 1, or leave the schedule out."
         )
 
 

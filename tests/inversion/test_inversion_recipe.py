@@ -13,6 +13,8 @@ from PIL import Image
 
 from factory.config.plan import Plan
 from factory.config.vocabulary import coco, voc
+from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import init_or_resume
 from factory.errors import UserError
 from factory.generation.inversion_recipe import RealOptions, recipe_of_folder
 from factory.generation.preflight import _check_inversion, preflight
@@ -93,6 +95,28 @@ def test_a_coco_folder_becomes_a_recipe(coco_folder: tuple[Path, Path]) -> None:
         "a photograph of a cat and a dog",
         "a photograph of a cat",
     ]
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_a_dataset_with_options_that_are_rejected_today_is_resumed_without_them(
+    layout: str, folder: Path, coco_folder: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Earlier versions stored --inversion-steps of the method noise, and --real-set of COCO images."""
+    images, annotations = coco_folder
+    options = real_options(folder, method="noise")
+    if layout == "coco":
+        options = RealOptions("coco", images, None, annotations, "coco", "all", None, "noise", None, 0.23, 3, 0.01)
+    recipe, _ = recipe_of_folder(options, {}, {})
+    assert recipe.real is not None
+    unused = {"steps": 20} | ({"image_set": "val"} if layout == "coco" else {})
+    stored = recipe.model_copy(update={"real": recipe.real.model_copy(update=unused)})
+    store = Store(str(tmp_path / "set"))
+    init_or_resume(store, stored)
+    store.put("receipts/000000.json", b"{}")
+    assert init_or_resume(store, recipe).fingerprint() == stored.fingerprint() != recipe.fingerprint()
+    ddim = recipe.model_copy(update={"real": recipe.real.model_copy(update={"method": "ddim"})})
+    with pytest.raises(UserError, match=r"real\.method: .*, or give another --shards"):
+        init_or_resume(store, ddim)
 
 
 @pytest.mark.parametrize(
