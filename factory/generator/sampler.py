@@ -1,6 +1,7 @@
 """Sampling by the pipeline's own call, and the denoiser's arguments that the same call prepares."""
 
 import functools
+import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,6 +25,9 @@ _DECODED_TOGETHER = 2**21
 batches it decodes one image at a time."""
 
 _GUIDED = 2.0
+
+_COMPILED_SHAPES = 4096
+"""Shapes that may be compiled: a batch size each, times lengths of texts."""
 
 
 @dataclass(frozen=True)
@@ -209,10 +213,16 @@ def _compiled(denoiser: Any, family: Family) -> Any:
     """The denoiser with torch.compile. Of a transformer, only the repeated block is compiled, in place.
 
     That takes a fraction of the time and runs nearly as fast. A U-Net has few repeated blocks, so it is compiled whole.
+
+    Every shape is compiled separately. By default, the first shape gets kernels of its own and all later ones share
+    others, and after eight compilations new shapes run uncompiled: rounding would depend on the order of the batches
+    that a worker has seen.
     """
+    dynamo: Any = importlib.import_module("torch._dynamo.config")
+    dynamo.cache_size_limit = dynamo.accumulated_cache_size_limit = _COMPILED_SHAPES
     if family.is_unet or not denoiser._repeated_blocks:
-        return torch.compile(denoiser)
-    denoiser.compile_repeated_blocks()
+        return torch.compile(denoiser, dynamic=False)
+    denoiser.compile_repeated_blocks(dynamic=False)
     return denoiser
 
 

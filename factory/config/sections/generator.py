@@ -74,7 +74,9 @@ class GeneratorRecipe(Section):
         "which `dtype` is bfloat16 by default.",
     )
     compile: bool = Field(
-        default=False, description="Compile the U-Net, or the blocks of the transformer, with torch.compile."
+        default=False,
+        description="Compile the U-Net, or the blocks of the transformer, with torch.compile, for each batch size. "
+        "It is not verified that every worker then gives the same bytes.",
     )
     threads: int = Field(
         default=1, ge=1, le=256, description="Threads per CPU worker; fixed, because it affects the order of sums."
