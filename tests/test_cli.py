@@ -91,6 +91,20 @@ def test_every_command_and_option_has_a_help_text() -> None:
     assert undocumented == []
 
 
+def test_help_names_values_as_other_commands_do() -> None:
+    """typer's own labels are <int>, <str>, and <bool> for a flag."""
+    for _, command in commands(typer.main.get_command(app)):
+        context = command.make_context("factory", [], resilient_parsing=True)
+        for param in command.get_params(context):
+            label = param.display_type_rich(context)
+            assert not set("<>[]") & set(label), param.name
+            assert (label == "") == (param.param_type_name == "argument" or param.is_flag), param.name
+    generate = typer.main.get_command(app).commands["generate"]
+    context = generate.make_context("generate", [], resilient_parsing=True)
+    labels = {param.name: param.display_type_rich(context) for param in generate.get_params(context)}
+    assert [labels[name] for name in ("as_json", "n", "recipe", "classes")] == ["", "INTEGER", "PATH", "TEXT"]
+
+
 INTERRUPTED = "Interrupted. Committed work is kept; rerun the same command to resume.\n"
 
 

@@ -17,6 +17,7 @@ from factory.cli.compare import compare_segmenters
 from factory.cli.export import export
 from factory.cli.generate import generate
 from factory.cli.grounder import evaluate_grounder, import_grounder, train_grounder
+from factory.cli.help_texts import Command, Group
 from factory.cli.invert import invert
 from factory.cli.models import models
 from factory.cli.nightly import nightly
@@ -34,14 +35,16 @@ from factory.config.problems import usage_text
 from factory.errors import UserError
 
 
-def _join_lines(commands: Iterable[CommandInfo]) -> None:
-    """Make each paragraph of a help text one line: typer prints the line breaks of docstrings as they are."""
+def _set_help(commands: Iterable[CommandInfo]) -> None:
+    """Choose the labels of values, and make each paragraph one line: typer prints the line breaks of docstrings."""
     for command in commands:
+        command.cls = Command
         paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
         command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 app = typer.Typer(
+    cls=Group,
     help="Generate segmentation datasets from class names: images and masks from a diffusion model, no human labels.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -57,10 +60,10 @@ app.command("train-segmenter")(train_segmenter)
 app.command("evaluate-segmenter")(evaluate_segmenter)
 app.command("compare-segmenters")(compare_segmenters)
 app.command("run")(run_steps)
-app.add_typer(stickers.app, name="stickers")
+app.add_typer(stickers.app, name="stickers", cls=Group)
 for _commands in (app.registered_commands, stickers.app.registered_commands):
     refuse_urls(_commands)
-    _join_lines(_commands)
+    _set_help(_commands)
 
 
 def _version(requested: bool) -> None:

@@ -1,0 +1,42 @@
+"""How the help of all commands names the values of options: `--n INTEGER`, `--layout voc|coco`, and `--json` alone."""
+
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+_LABELS = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "Path": "PATH"}
+
+
+class Command(TyperCommand):
+    """A command whose help names values as above; that of typer calls them <int>, <str> and, at flags, <bool>."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, with the labels of their values."""
+        return _labelled(super().get_params(ctx))
+
+
+class Group(TyperGroup):
+    """A group of commands, likewise."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, with the labels of their values."""
+        return _labelled(super().get_params(ctx))
+
+
+def _labelled(params: list[Any]) -> list[Any]:
+    for param in params:
+        if hasattr(param, "display_type"):  # earlier versions of typer have labels of their own
+            param.display_type_rich = _label_of(param)
+    return params
+
+
+def _label_of(param: Any) -> Any:
+    def label(ctx: Any) -> str:
+        """Nothing for flags, and for arguments, which have a name instead."""
+        if param.param_type_name == "argument" or getattr(param, "is_flag", False):
+            return ""
+        name = str(param.metavar or param.display_type(ctx)).strip("<>").removesuffix(" range")
+        name = name.removeprefix("list[").removesuffix("]")
+        return _LABELS.get(name, name)
+
+    return label
