@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from factory.config.recipe import Recipe
 from factory.dataset.records import Image, Instance
 from factory.detector.labels import in_order, translation
-from factory.detector.weights import State, WeightFile, check_archive, fill, first_line, read_state, split_name
+from factory.detector.weights import State, WeightFile, check_archive, fill, read_state, split_name
 from factory.errors import UserError, one_line
+from factory.files.torch_files import unreadable_because
 from factory.hf_logging import torchvision_fault
 
 PREFIX = "ultralytics:"
@@ -113,7 +114,7 @@ def _checkpoint(path: Path) -> tuple[list[str] | None, State]:
     except UserError:
         raise
     except Exception as error:  # truncated and foreign files raise exceptions of many unrelated classes
-        raise UserError(f"{description} cannot be used ({first_line(error)}); copy it again.") from error
+        raise UserError(f"{description} cannot be used ({unreadable_because(error)}); copy it again.") from error
     model = content.get("ema") or content.get("model") if isinstance(content, Mapping) else None
     if isinstance(model, nn.Module):
         names = getattr(model, "names", None)

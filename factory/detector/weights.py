@@ -1,7 +1,6 @@
 """Weight files of third parties: read without running code, with every tensor accounted for."""
 
 import hashlib
-import pickle
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from factory.detector.pickles import ForbiddenPickleError, read_arrays
 from factory.errors import UserError
 from factory.files.digest import sha256
 from factory.files.paths import expanded
+from factory.files.torch_files import unreadable_because
 
 State = dict[str, Tensor]
 _MAX_LIST = 1 << 20
@@ -98,7 +98,7 @@ def read_state(path: Path, description: str) -> tuple[State, str]:
     except UserError:
         raise
     except Exception as error:  # truncated and foreign files raise exceptions of many unrelated classes
-        raise UserError(_unreadable(description, _reason(error))) from error
+        raise UserError(_unreadable(description, unreadable_because(error))) from error
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -146,19 +146,6 @@ def _unreadable(description: str, reason: str) -> str:
         f"{description} cannot be used ({reason}); give an undamaged file that contains only tensors, as "
         f"torch.save(model.state_dict(), FILE) writes it."
     )
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError):
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
-            return "it contains objects other than tensors, which could run code"
-        return "it is not a torch file"
-    return first_line(error)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, at most 160 characters; the name of its class if it is empty."""
-    return " ".join(str(error).split("\n")[0].split())[:160] or type(error).__name__
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], description: str, may_lack: Collection[str] = ()) -> None:

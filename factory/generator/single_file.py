@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factory.errors import UserError, one_line
+from factory.errors import UserError
+from factory.files.torch_files import unreadable_because
 from factory.generator.layout import component_class, component_names, family_in, read_config, read_index
 from factory.generator.weights import check_tensors, model_class
 
@@ -128,7 +129,8 @@ def _read(file: Path, shapes_only: bool = False) -> dict[str, Tensor]:
     try:
         tensors = _read_safetensors(file, shapes_only) if file.suffix == ".safetensors" else _read_pickle(file)
     except Exception as error:  # a broken pickle raises exceptions of many unrelated classes
-        raise UserError(f"{file} cannot be read as a checkpoint ({one_line(error)}); download it again.") from error
+        reason = unreadable_because(error)
+        raise UserError(f"{file} cannot be read as a checkpoint ({reason}); download it again.") from error
     scale = next((name for name in tensors if name.rpartition(".")[2] in _QUANTISED), None)
     if scale is not None:
         raise UserError(

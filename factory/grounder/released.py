@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from factory.errors import UserError, one_line
+from factory.errors import UserError
+from factory.files.torch_files import unreadable_because
 from factory.grounder.modules.paper import LAYERS
 from factory.grounder.modules.published import PublishedModule
 
@@ -80,7 +81,9 @@ def load_released(module: PublishedModule, path: Path) -> None:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"the checkpoint {path} cannot be read ({one_line(error)}); download it again.") from error
+        raise UserError(
+            f"the checkpoint {path} cannot be read ({unreadable_because(error)}); download it again."
+        ) from error
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path} is not a checkpoint of the released module: it is not a dictionary of tensors.")
     entries = layout(module)

@@ -191,6 +191,9 @@ def test_a_truncated_checkpoint_and_a_u_net_of_other_levels_are_refused(tmp_path
     (tmp_path / "a.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:-1000])
     with pytest.raises(UserError, match="cannot be read"):
         load_released(PublishedModule(SMALL), tmp_path / "a.pth")
+    (tmp_path / "text.pth").write_text("{}")
+    with pytest.raises(UserError, match=r"cannot be read .it is not a file of tensors.; download it again"):
+        load_released(PublishedModule(SMALL), tmp_path / "text.pth")
     with pytest.raises(UserError, match="reads a U-Net of 4 levels, but this one has 2"):
         layout(PublishedModule(Backbone({"in.0": (6, 1), "in.1": (4, 2)}, {}, 12, 16)))
 
