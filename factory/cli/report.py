@@ -12,7 +12,7 @@ def report(
     dataset: Dataset,
     compare: Annotated[
         str | None,
-        typer.Option(metavar="OTHER", help="Dataset to compare with, or the report.json of one; a folder or URL."),
+        typer.Option(metavar="OTHER", help="Dataset to compare with, or a report of one; a folder or URL."),
     ] = None,
     out: Annotated[
         str | None, typer.Option(help="Folder or URL to write to; DATASET-report beside the dataset by default.")

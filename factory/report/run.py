@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import RECIPE, recipe_of
 from factory.errors import UserError
 from factory.files.strict_json import dumps
 from factory.report.drift import drift
@@ -32,7 +33,7 @@ def write_report(
 
     `previous` are earlier report.json files, oldest first; drift is measured against them. Paths and URLs are
     read with the storage settings of `out`; those that cannot be read are listed in the report and ignored. `compare`
-    is another dataset, or the report.json of one. `watch` is called with the number of samples measured so far;
+    is another dataset, or a report of one. `watch` is called with the number of samples measured so far;
     `features` is the approximate number of images whose features are computed. `name` replaces the name of the dataset,
     which is the end of its address.
 
@@ -41,8 +42,10 @@ def write_report(
     """
     source = dataset if isinstance(dataset, Store) else Store(dataset)
     target = out if isinstance(out, Store) else Store(out)
+    other = None if compare is None else _found(compare)
     _check_target(target)
-    other = None if compare is None else _compared(compare, features)
+    if isinstance(other, Store):
+        other = measure(other, features=features, audit=False).data  # without thumbnails
     earlier, ignored = readable_reports(previous, target.settings)
     measured = measure(source, watch, features)
     report = measured.data
@@ -57,11 +60,15 @@ def write_report(
     return dict(report)
 
 
-def _compared(address: str, features: int) -> dict[str, Any]:
-    """The report of another dataset, measured without thumbnails unless it is a report.json."""
+def _found(address: str) -> dict[str, Any] | Store:
+    """The report at an address, a report.json or the folder of one; otherwise the dataset. UserError if it is none."""
     if PurePosixPath(address).suffix == ".json":
         return read_report(address)
-    return measure(Store(address), features=features, audit=False).data
+    store = Store(address)
+    if store.get(RECIPE) is None and store.get(DATA) is not None:
+        return read_report((store, DATA))
+    recipe_of(store)
+    return store
 
 
 def _check_target(target: Store) -> None:

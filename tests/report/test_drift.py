@@ -142,6 +142,10 @@ def test_comparing_with_a_dataset_measures_it(base: dict[str, Any], tmp_path: Pa
     report = write_report(store, str(tmp_path / "out"), compare=twin.address, features=0)
     distances = [row["compare"]["distance"] for row in report["drift"]["measures"] if row["name"] != "features"]
     assert distances == [0.0] * len(distances)
+    again = write_report(store, str(tmp_path / "again"), compare=str(tmp_path / "out"), features=0)
+    assert [row["compare"] for row in again["drift"]["measures"]] == [
+        row["compare"] for row in report["drift"]["measures"]
+    ]
 
 
 def test_notes_name_the_reports_that_are_missing(base: dict[str, Any]) -> None:

@@ -98,6 +98,7 @@ def test_invalid_targets_and_comparisons_are_refused_before_work(dataset: tuple[
         write_report(dataset[0], str(tmp_path / "out"), compare=str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="there is no report"):
         write_report(dataset[0], str(tmp_path / "out"), compare=str(tmp_path / "nothing.json"))
+    assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="is not a dataset"):
         write_report(str(tmp_path / "nothing"), str(tmp_path / "out"))
     assert not list((tmp_path / "out").iterdir())
