@@ -1,5 +1,6 @@
 """The live view of a terminal, log records, and how the program ends after an error."""
 
+import errno
 import io
 import json
 import logging
@@ -110,6 +111,31 @@ def test_unexpected_error_without_log_is_raised(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(main, "app", raising(KeyError("x")))
     with pytest.raises(KeyError):
         main.run()
+
+
+def test_a_full_disk_under_the_output_is_a_temporary_failure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `factory status out/ > file`."""
+    monkeypatch.setattr(main, "app", raising(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(SystemExit) as end:
+        main.run()
+    assert end.value.code == exit_codes.TRY_AGAIN
+    assert "No space left on device. Free some space and rerun the same command." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("changes", "coloured"), [({}, True), ({"TERM": "dumb"}, False), ({"NO_COLOR": "1"}, False)])
+def test_messages_have_colours_only_where_they_are_wanted(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], coloured: bool
+) -> None:
+    stream = terminal(monkeypatch)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(main, "app", raising(UserError("wrong")))
+    with pytest.raises(SystemExit):
+        main.run()
+    assert stream.getvalue() == ("\033[31mwrong\033[0m\n" if coloured else "wrong\n")
 
 
 def test_process_ends_without_cleanup_if_ray_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The entry point: registers the commands, and turns errors into messages and exit codes."""
 
+import errno
 import inspect
 import logging
 import os
@@ -97,7 +98,10 @@ def run() -> None:
         if isinstance(end.code, int):  # typer turns a closed pipe into 1 without a message
             _exit(end.code)
         raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _print_error(f"cannot write: {error}. Free some space and rerun the same command.")
+            _exit(exit_codes.TRY_AGAIN)
         if not log_format.wants_json():
             raise
         logging.getLogger("factory").critical("Unexpected error.", exc_info=True)
@@ -138,5 +142,5 @@ def _print_error(message: str) -> None:
     if logging.getLogger("factory").handlers and log_format.wants_json():
         logging.getLogger("factory").error(message)
         return
-    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     print(f"\033[31m{message}\033[0m" if colour else message, file=sys.stderr)
