@@ -287,9 +287,20 @@ def test_sheet_is_a_hidden_alias_of_preview() -> None:
 
 
 def test_preview_of_something_else_than_a_dataset_is_rejected_like_by_other_commands(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    reasons = {"nowhere": "there is no such folder", "file": "it is a file, not a folder", "folder": "it has no recipe"}
     for name in ("status", "preview"):
-        result = CliRunner().invoke(app, [name, str(tmp_path / "nowhere")])
-        assert "nowhere is not a dataset: it has no recipe.yaml" in str(result.exception)
+        for path, reason in reasons.items():
+            result = CliRunner().invoke(app, [name, str(tmp_path / path)])
+            assert f"{path} is not a dataset: {reason}" in str(result.exception)
+
+
+def test_a_dataset_is_not_generated_into_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    result = CliRunner().invoke(app, ["generate", "--n", "1", "--out", str(tmp_path / "file")])
+    assert "file is a file, not a folder; give a new or empty folder." in str(result.exception)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("option", [["--force"], ["--workers", "2"]])

@@ -71,11 +71,20 @@ def recipe_of(store: Store) -> Recipe:
     data = store.get(RECIPE)
     where = f"{store.address.rstrip('/')}/{RECIPE}"
     if data is None:
-        raise UserError(f"{store.address} is not a dataset: it has no {RECIPE}. Create one with `factory generate`.")
+        raise UserError(f"{store.address} is not a dataset: {_why_not(store)}. Create one with `factory generate`.")
     return make_recipe(parse_recipe(data.decode(errors="replace"), where), where)
 
 
+def _why_not(store: Store) -> str:
+    """Why an address is not a dataset; a mistyped path is the most frequent reason."""
+    if store.folder is None or store.folder.is_dir():
+        return f"it has no {RECIPE}"
+    return "it is a file, not a folder" if store.folder.exists() else "there is no such folder"
+
+
 def _refuse_foreign(store: Store) -> None:
+    if store.folder is not None and store.folder.exists() and not store.folder.is_dir():
+        raise UserError(f"{store.address} is a file, not a folder; give a new or empty folder.")
     names = (name for name in store.entries("", limit=10) if name != LEASE and not name.startswith(LOCK))
     foreign = list(islice(names, 3))
     # Another driver may have created the dataset since the caller looked for its recipe.
