@@ -1,13 +1,14 @@
 """The public Python API. The package `factory` exports these names and loads them on first use."""
 
 from collections.abc import Callable
-from pathlib import Path
+from os import PathLike
 from typing import TYPE_CHECKING
 
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.masks import decode_label_png, decode_rle
 from factory.dataset.reader import Dataset, DatasetSample, open_dataset
 from factory.errors import UserError
+from factory.files.paths import path_text
 
 if TYPE_CHECKING:
     from factory.generation.progress import Snapshot
@@ -28,7 +29,7 @@ __all__ = [
 
 def generate(
     recipe: Recipe,
-    shards: str | Path,
+    shards: str | PathLike[str],
     *,
     extend: bool = False,
     force: bool = False,
@@ -54,5 +55,9 @@ def generate(
     from factory.dataset.storage import Store
     from factory.generation.run import generate as run
 
-    store = Store(str(shards), recipe.store)
+    if not isinstance(recipe, Recipe):
+        raise UserError(
+            f"the recipe must be a factory.Recipe, got a {type(recipe).__name__}; make one with factory.make_recipe."
+        )
+    store = Store(path_text(shards, "the address of a dataset"), recipe.store)
     return run(recipe, store, extend, on_progress or (lambda snapshot: None), force)

@@ -12,6 +12,7 @@ import pytest
 import factory
 from factory import api
 from tests.support.datasets import make_dataset
+from tests.support.export_datasets import make_dataset as make_drawn
 
 
 def test_a_dataset_is_generated_and_read(tiny_data: dict[str, Any], tmp_path: Path) -> None:
@@ -41,6 +42,29 @@ def test_a_missing_dataset_and_a_damaged_shard_raise_a_clear_error(tiny_recipe: 
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
     with pytest.raises(factory.UserError, match=r"000001\.tar .* is damaged"):
         list(factory.open_dataset(str(tmp_path / "out")))
+
+
+def test_arguments_of_other_types_raise_a_clear_error(
+    tiny_recipe: factory.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    untyped: Any = factory
+    for value in (None, b"out", 3):
+        for read in (untyped.open_dataset, untyped.Dataset, lambda path: untyped.generate(tiny_recipe, path)):
+            with pytest.raises(factory.UserError, match="the address of a dataset must be a path or a URL, got"):
+                read(value)
+    with pytest.raises(factory.UserError, match=r"must be a factory\.Recipe, got a dict; make one with"):
+        untyped.generate({"classes": ["dog"], "n": 1}, "out")
+    with pytest.raises(factory.UserError, match=r"s3:/bucket/set names no bucket; write a URL such as s3://bucket/"):
+        factory.open_dataset(Path("s3://bucket/set"))
+    with pytest.raises(factory.UserError, match="is empty"):
+        factory.generate(tiny_recipe, " ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_opens_a_dataset(tmp_path: Path) -> None:
+    make_drawn(tmp_path)
+    assert len(factory.Dataset(tmp_path)) == len(factory.open_dataset(tmp_path)) == 25
 
 
 def test_importing_the_package_loads_no_library() -> None:

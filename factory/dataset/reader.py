@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import recipe_of
 from factory.dataset.totals import read_receipts
 from factory.files.decode import decode_jpeg
+from factory.files.paths import path_text
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,9 @@ class Dataset:
     A dataset that is still being generated can be read: it has the samples of the shards committed when it was opened.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str | PathLike[str]) -> None:
         """`address` is a folder or a URL such as s3://bucket/path. Raises UserError if it is not a dataset."""
-        self._store = Store(address)
+        self._store = Store(path_text(address, "the address of a dataset"))
         self.recipe: Recipe = recipe_of(self._store)
         committed_receipts = list(read_receipts(self._store, sorted(committed(self._store))))
         self._tars = [receipt.tar.name for receipt in committed_receipts]
@@ -78,9 +80,9 @@ class Dataset:
                     yield _decoded(sample)
 
 
-def open_dataset(address: str) -> Dataset:
+def open_dataset(address: str | PathLike[str]) -> Dataset:
     """Open a dataset in a folder or a bucket for reading. Raises UserError if it is not a dataset."""
-    return Dataset(str(address))
+    return Dataset(address)
 
 
 def _decoded(sample: EncodedSample) -> DatasetSample:

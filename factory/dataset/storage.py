@@ -49,7 +49,7 @@ class Store:
         """`address` is a folder or a URL such as s3://bucket/prefix. Nothing is accessed until the first operation."""
         # Its submodules import the package: threads that import both at once can get it half initialized.
         importlib.import_module("obstore")
-        if not address:
+        if not address.strip():
             raise UserError("the address of a dataset is empty; give a folder (. for the current one) or a URL.")
         remote = is_remote(address)
         if remote:

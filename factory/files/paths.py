@@ -16,7 +16,7 @@ def local_path(text: str, what: str) -> Path:
     Raises UserError for any other URL, which `Path` would turn into a folder such as `s3:`, and for an empty text, for
     which it would take the current folder. `what` names the option in the message.
     """
-    if not text:
+    if not text.strip():
         raise UserError(f"{what} is empty; give a path (. for the current folder).")
     scheme = _SCHEME.match(text)
     if scheme is None:
@@ -27,6 +27,15 @@ def local_path(text: str, what: str) -> Path:
         f"{what} must be a local path, got the URL {text}; give a path on this machine (only datasets can be read from "
         f"and written to URLs)."
     )
+
+
+def path_text(value: str | os.PathLike[str], what: str) -> str:
+    """A path or URL that a program passes, as text; UserError for anything else, such as None."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, os.PathLike) and isinstance(text := os.fspath(value), str):
+        return text
+    raise UserError(f"{what} must be a path or a URL, got {value!r:.80}; give a string or a pathlib.Path.")
 
 
 def without_file_scheme(text: str) -> str:
