@@ -138,7 +138,7 @@ def test_a_table_is_read_from_a_file(tmp_path: Path) -> None:
         ("dog,cat,-1\n", "line 1: .* '-1' is not a number"),
         ("dog,cat,nan\n", "'nan' is not a number"),
         ("dog,cat,1\ncat,dog,2\n", "line 2: dog and cat have the weight 2 here and 1 in an earlier row"),
-        ("dog,kat,1\n", r"There is no class 'kat' in custom; did you mean cat"),
+        ("dog,kat,1\n", r"t\.csv, line 1: there is no class 'kat' in your list of classes; did you mean cat"),
         ("dog,Dog,1\n", "line 1: a pair requires two different classes, got dog and Dog"),
     ],
 )
@@ -158,7 +158,7 @@ def test_invalid_tables_are_rejected(tmp_path: Path, text: str, message: str) ->
         ({"cooccurrence": {"dog": {"cat": -1}}}, "must be at least 0"),
         ({"cooccurrence": {"dog": {"cat": True}}}, "valid number"),
         ({"cooccurrence": {"dog": {"cat": 1}, "cat": {"dog": 1}}}, "the pair of cat and dog is listed twice"),
-        ({"cooccurrence": {"dog": {"unicorn": 1}}}, "There is no class 'unicorn'"),
+        ({"cooccurrence": {"dog": {"unicorn": 1}}}, "cooccurrence: there is no class 'unicorn'"),
         ({"cooccurrence": "voc"}, "cooccurrence must be coco or a table"),
         ({"prompts": [{"text": "a dog", "classes": {"dog": ""}}]}, "cooccurrence applies to generated prompts"),
     ],
@@ -169,7 +169,7 @@ def test_invalid_recipes_are_rejected(data: dict[str, Any], message: str) -> Non
 
 
 def test_a_missing_table_is_rejected() -> None:
-    with pytest.raises(UserError, match=r"there is no co-occurrence table pairs\.csv; give coco or a CSV file"):
+    with pytest.raises(UserError, match=r"there is no co-occurrence table 'pairs\.csv'; give coco or a CSV file"):
         assemble(None, None, {"classes": "voc", "n": 1, "objects": "2", "cooccurrence": "pairs.csv"})
 
 

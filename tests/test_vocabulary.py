@@ -35,7 +35,7 @@ def test_voc_splits_cover_fifteen_classes() -> None:
 
 
 def test_unknown_split_error_lists_available_splits() -> None:
-    with pytest.raises(UserError, match=r"no split '4' for voc; available splits: 1, 2, 3, zs3"):
+    with pytest.raises(UserError, match=r"no split '4' for voc; give 1, 2, 3, zs3, or a file"):
         voc().unseen("4")
 
 

@@ -74,7 +74,7 @@ def assemble(
     if options.get("prompts") is not None:
         data["prompts"] = _prompts(options["prompts"], data)
         data["prompts_digest"] = hashlib.sha256(options["prompts"].read_bytes()).hexdigest()
-    recipe = make_recipe(data, str(file) if file else "the options")
+    recipe = make_recipe(data, str(file or "the options"))
     _check_effects(recipe, options)
     return recipe
 
@@ -141,8 +141,8 @@ def _oracle(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
                 f"there is no split file {split}; give a file with one unseen class per line, or the name of a split."
             )
         return {"split": split, "seen": list(vocabulary.seen(split))}
-    lines = [line for _, line in read_lines(path, "split file")]
-    unseen = {vocabulary.resolve(line).name for line in lines if not line.startswith("#")}
+    lines = [(number, line) for number, line in read_lines(path, "split file") if not line.startswith("#")]
+    unseen = {vocabulary.resolve(line, f"{split}, line {number}").name for number, line in lines}
     seen = [name for name in vocabulary.names if name not in unseen]
     if not seen or not unseen:
         raise UserError(
@@ -160,7 +160,7 @@ def _cooccurrence(text: str, data: Mapping[str, Any]) -> Any:
     path = expanded(text)
     if not path.is_file():
         raise UserError(
-            f"there is no co-occurrence table {text}; give coco or a CSV file with rows class,class,weight."
+            f"there is no co-occurrence table {text!r}; give coco or a CSV file with rows class,class,weight."
         )
     return read_table(path, make_recipe({"n": 1, "classes": data.get("classes", "coco")}).vocabulary())
 

@@ -67,7 +67,7 @@ def make_prompt(text: str, classes: dict[str, str], where: str, vocabulary: Voca
     """Build a validated prompt; `classes` maps each class name to its phrase in the text ("" to find it)."""
     if not text.strip() or not classes:
         raise UserError(f"{where}: a prompt requires a text and at least one class, got {text!r} with {len(classes)}.")
-    entries = [vocabulary.resolve(name) for name in classes]
+    entries = [vocabulary.resolve(name, where) for name in classes]
     names = tuple(entry.name for entry in entries)
     if len(set(names)) < len(names):
         raise UserError(f"{where}: a prompt must name each class once, got {', '.join(names)}.")

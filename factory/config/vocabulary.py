@@ -48,6 +48,9 @@ _COCO_UNSEEN_1 = (
     "hot dog", "toilet", "mouse", "toaster", "hair drier",
 )  # fmt: skip
 
+_CUSTOM = "custom"
+"""The name of all vocabularies other than those of COCO and VOC."""
+
 _PLURAL = frozenset({"skis", "scissors"})
 
 _CONTROLS = ("Cc", "Cs", "Co", "Zl", "Zp")
@@ -88,6 +91,10 @@ class Vocabulary:
         """The official names, in order."""
         return tuple(entry.name for entry in self.classes)
 
+    @property
+    def _label(self) -> str:
+        return "your list of classes" if self.name == _CUSTOM else self.name
+
     def find(self, name: str) -> ClassEntry | None:
         """Look up a class by name or alias, ignoring case, whitespace and underscores; None if there is none."""
         plain = _plain(name)
@@ -96,12 +103,16 @@ class Vocabulary:
                 return entry
         return None
 
-    def resolve(self, name: str) -> ClassEntry:
-        """Like `find`, but raises UserError with suggestions if there is no such class."""
+    def resolve(self, name: str, where: str | None = None) -> ClassEntry:
+        """Like `find`, but raises UserError with suggestions if there is no such class.
+
+        `where` is the file and the line that name the class.
+        """
         entry = self.find(name)
         if entry is not None:
             return entry
-        raise UserError(f"There is no class {name!r} in {self.name}{_nearest(name, self.classes)}")
+        problem = f"here is no class {name!r} in {self._label}{_nearest(name, self.classes)}"
+        raise UserError(f"T{problem}" if where is None else f"{where}: t{problem}")
 
     def label_of(self, name: str) -> int:
         """The value of a class in label images that count classes from 1; `name` is an official name."""
@@ -116,8 +127,10 @@ class Vocabulary:
         all_splits: dict[str, dict[str, tuple[str, ...]]] = {"voc": _VOC_UNSEEN, "coco": _coco_unseen()}
         splits = all_splits.get(self.name, {})
         if split not in splits:
-            allowed = ", ".join(splits) or "none"
-            raise UserError(f"There is no split {split!r} for {self.name}; available splits: {allowed}.")
+            names = f"{', '.join(splits)}, or " if splits else ""
+            raise UserError(
+                f"There is no split {split!r} for {self._label}; give {names}a file with one unseen class per line."
+            )
         return splits[split]
 
     def seen(self, split: str) -> tuple[str, ...]:
@@ -170,7 +183,7 @@ def from_names(names: Sequence[str], label: str = "the class list") -> Vocabular
             spellings = "" if first[plain] == spelling else f" as {first[plain]!a} and {spelling!a}"
             raise UserError(f"The class {plain!r} is repeated in {label}{spellings}; name each class once.")
         first[plain] = spelling
-    return Vocabulary("custom", entries)
+    return Vocabulary(_CUSTOM, entries)
 
 
 def check_name(name: str, label: str) -> str:

@@ -143,11 +143,11 @@ def test_the_stream_is_the_same_from_any_step(oracle: Path) -> None:
         (["--classes", "voc", "--n", "4"], "to select the seen classes"),
         (
             ["--classes", "voc", "--n", "4", "--split", "9"],
-            "There is no split '9' for voc; available splits: 1, 2, 3, zs3",
+            "There is no split '9' for voc; give 1, 2, 3, zs3, or a file with one unseen class",
         ),
         (
             ["--classes", "dog,cat", "--n", "4", "--split", "1"],
-            "There is no split '1' for custom; available splits: none",
+            "There is no split '1' for your list of classes; give a file with one unseen class",
         ),
         (["--classes", "voc", "--n", "4", "--split", "nowhere.txt"], "there is no split file nowhere.txt"),
     ],
@@ -191,8 +191,8 @@ def test_a_split_file_names_unseen_classes(tmp_path: Path) -> None:
     assert recipe.oracle is not None
     assert recipe.oracle.split == "mine"
     assert set(voc().names) - set(recipe.oracle.seen) == {"dog", "tvmonitor"}
-    path.write_text("dgo\n")
-    with pytest.raises(UserError, match="There is no class 'dgo' in voc; did you mean dog"):
+    path.write_text("\ndgo\n")
+    with pytest.raises(UserError, match=r"mine\.txt, line 2: there is no class 'dgo' in voc; did you mean dog"):
         assemble(None, None, options)
     path.write_text("\n".join(voc().names))
     with pytest.raises(UserError, match="leaves 0 classes seen and 20 unseen"):
