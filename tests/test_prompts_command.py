@@ -114,6 +114,11 @@ def test_a_file_that_was_edited_is_reported(line: str, name: str, tmp_path: Path
         PromptsFile(tmp_path / "p", {"seed": 3}).open()
 
 
+def test_an_empty_language_model_is_not_the_current_folder(tmp_path: Path) -> None:
+    result = invoke(*options("", tmp_path / "p"))
+    assert "--lm is empty; give the folder or hub id" in str(result.exception)
+
+
 def test_an_unfinished_file_of_other_options_is_rejected(lm: Path, tmp_path: Path) -> None:
     (tmp_path / "p.partial").write_text('# settings: {"seed": 3}\n')
     result = invoke(*options(lm, tmp_path / "p"))

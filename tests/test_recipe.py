@@ -125,15 +125,25 @@ def test_differences_list_field_and_both_values() -> None:
         ({"n": 5, "classes": ["dog", "dog"]}, "is repeated"),
         ({"n": 5, "earlier": [6]}, "earlier sizes must ascend from 1 to below n"),
         ({}, "n is missing"),
-        ({"n": 5, "batch": "many"}, "^the options: batch must be a whole number from 1 to 1024, or auto .got 'many'"),
+        ({"n": 5, "classes": ["dog", 3]}, r"^the recipe: classes\.1 must be a string .got 3.\. See"),
+        ({"n": 5, "classes": None}, r"^the recipe: classes must be a list .got None.\. See"),
+        ({"n": 5, "classes": []}, r"--classes dog,cat\. See"),
+        ({"n": 5, "generator": "dit"}, "generator must be a mapping of fields to values .got 'dit'."),
+        ({"n": 5, "prompts": "p.txt"}, "prompts must be a list .got 'p.txt'."),
+        ({"n": 5, "generator": {"model": ""}}, "generator.model must have at least 1 character"),
+        ({"n": 5, "generator": {"lora": ""}}, "generator.lora must have at least 1 character"),
+        ({"n": 5, "masks": {"source": ""}}, "masks.source must have at least 1 character"),
+        ({"n": 5, "masks": {"detector": ""}}, "masks.detector must have at least 1 character"),
+        ("recipe.yaml", "the recipe must be a mapping such as .*, got a str"),
+        ({"n": 5, "batch": "many"}, "^the recipe: batch must be a whole number from 1 to 1024, or auto .got 'many'"),
         ({"n": 5, "batch": -1}, "batch must be a whole number from 1 to 1024, or auto .got -1."),
         (
             {"n": 5, "classes": "dog,cat"},
-            r"^the options: classes must be coco, voc or a list .* .got 'dog,cat'.\. See",
+            r"^the recipe: classes must be coco, voc or a list .* .got 'dog,cat'.\. See",
         ),
         (
             {"n": 5, "cooccurrence": "p.csv"},
-            r"^the options: cooccurrence must be coco or a table .* .got 'p.csv'.\. See",
+            r"^the recipe: cooccurrence must be coco or a table .* .got 'p.csv'.\. See",
         ),
     ],
 )
@@ -170,7 +180,7 @@ def test_nested_aliases_are_not_expanded_in_a_message() -> None:
     levels = [f"- &a{level} [{', '.join([f'*a{level - 1}'] * 8)}]" for level in range(1, 6)]
     data = parse_recipe("\n".join(["n: 5", "classes:", "- &a0 [x]", *levels]), "the recipe")
     tracemalloc.start()
-    with pytest.raises(UserError, match=r"classes.*valid string"):
+    with pytest.raises(UserError, match=r"classes\.0 must be a string"):
         make_recipe(data)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -205,7 +215,7 @@ def test_prompts_file_defines_text_classes_and_phrases(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("a dog", "a tab and comma-separated classes"),
-        ("a dog\tzebar", "did you mean zebra"),
+        ("# mine\na dog\tzebar", r"p\.txt, line 2: there is no class 'zebar' in coco; did you mean zebra"),
         ('{"text": 3', "a JSON line must be"),
         ("", "is empty"),
     ],
@@ -271,5 +281,5 @@ def test_recipe_whose_sections_do_not_fit_together_is_rejected(data: dict[str, A
 
 def test_recipe_file_that_is_a_list_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("- n: 4\n")
-    with pytest.raises(UserError, match=r"r\.yaml is not a recipe: it contains a list, not fields such as"):
+    with pytest.raises(UserError, match=r"r\.yaml is not a recipe: it contains a list; write fields such as"):
         load_recipe(tmp_path / "r.yaml")

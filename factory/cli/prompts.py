@@ -109,6 +109,8 @@ def _opened(lm: str, lm_model: str | None, device: str, dtype: str | None, sampl
 
     if dtype not in (None, *_DTYPES):
         raise UserError(f"--dtype must be {', '.join(_DTYPES)}, got {dtype!r}.")
+    if not lm.strip():
+        raise UserError("--lm is empty; give the folder or hub id of a language model, or the URL of a server.")
     if is_url(lm):
         if dtype is not None or device != "auto":
             option = f"--dtype {dtype}" if dtype is not None else f"--device {device}"

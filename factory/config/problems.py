@@ -1,6 +1,11 @@
 """Messages of pydantic and click about invalid values, in the wording of all other messages."""
 
 import re
+import reprlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 _RULES = {
     r"^Value error, ": "",
@@ -9,6 +14,10 @@ _RULES = {
     r"less than or equal to": "at most",
     r", unable to .*": "",
     r" after validation\b": "",
+    r"a valid dictionary( or instance of \w+)?": "a mapping of fields to values",
+    r"a valid (tuple|list)": "a list",
+    r"a valid string": "a string",
+    r"\.$": "",
 }
 """Messages of pydantic and how they are worded here."""
 
@@ -63,3 +72,30 @@ def invalid_field(name: str, problem: str, got: str = "") -> str:
         return f"there is no field {name}"
     continues = re.match(r"(must|is|are|has|have|holds) ", problem)
     return f"{name}{'' if continues else ':'} {problem}{got}"
+
+
+def recipe_problems(errors: "list[ErrorDetails]") -> str:
+    """The invalid fields of a recipe, in one sentence without a full stop."""
+    return "; ".join(map(_problem, _without_alternatives(errors)))
+
+
+def _without_alternatives(errors: "list[ErrorDetails]") -> "list[ErrorDetails]":
+    """The errors without those that only say that a list or a table is not a name such as `coco`."""
+    return [details for details in errors if not str((details["loc"] or ("",))[-1]).startswith("literal[")]
+
+
+def _problem(details: "ErrorDetails") -> str:
+    """An invalid field with its value, or what is wrong with the recipe as a whole."""
+    # In a field of several types, pydantic adds the type to the path.
+    field = ".".join(str(part) for part in details["loc"] if not str(part).startswith(("tuple[", "dict[")))
+    if not field:
+        return details["msg"].removeprefix("Value error, ").rstrip(".")
+    # A secret that was put into `store` by mistake must not be logged.
+    return invalid_field(field, details["msg"], "" if field.startswith("store") else _shown(details["input"]))
+
+
+def _shown(value: object) -> str:
+    """A value in a message. It is cut while it is formatted: a few lines of nested aliases expand to gigabytes."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 2, 80, 80
+    return f" (got {short.repr(value)})"[:80]

@@ -2,21 +2,19 @@
 
 import hashlib
 import json
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from factory.config.batch_size import BatchSize
 from factory.config.cooccurrence import pair_weights
 from factory.config.guidance import CONSTANT
 from factory.config.named_or import named_or
 from factory.config.object_counts import check_objects
-from factory.config.problems import invalid_field
+from factory.config.problems import recipe_problems
 from factory.config.prompts import Prompt, make_prompt
 from factory.config.sections import (
     EARLIER_FORMATS,
@@ -40,6 +38,8 @@ from factory.files.text import read_text
 
 FORMAT = 3
 """The format of new datasets."""
+
+_KINDS: dict[type[object], str] = {list: "list", str: "text"}
 
 LATER_FIELDS = {
     "masks": ("noise_level", "noise_seed", "blocks"),
@@ -224,34 +224,23 @@ def canonical(data: object) -> bytes:
         ) from error
 
 
-def make_recipe(data: Mapping[str, Any], where: str = "the options") -> Recipe:
+def make_recipe(data: Mapping[str, Any], where: str = "the recipe") -> Recipe:
     """Build a recipe from a mapping such as {"classes": ["dog", "cat"], "n": 100}; `n` is required.
 
     schemas/recipe.json lists the fields and their defaults. `where` names the source of the data in messages. Raises
     UserError with a message that names every invalid field.
     """
+    if not isinstance(data, Mapping):
+        raise UserError(
+            f'{where} must be a mapping such as {{"classes": ["dog", "cat"], "n": 100}}, got a {type(data).__name__}.'
+        )
     try:
         return Recipe.model_validate(dict(data))
     except ValidationError as error:
-        problems = "; ".join(map(_problem, error.errors()))
+        problems = recipe_problems(error.errors())
+        end = "" if problems.endswith("?") else "."
         hint = "See `factory generate --help` and schemas/recipe.json for allowed values."
-        raise UserError(f"{where}: {problems}. {hint}") from error
-
-
-def _problem(details: ErrorDetails) -> str:
-    """An invalid field with its value, or what is wrong with the recipe as a whole."""
-    field = ".".join(map(str, details["loc"]))
-    if not field:
-        return details["msg"].removeprefix("Value error, ")
-    # A secret that was put into `store` by mistake must not be logged.
-    return invalid_field(field, details["msg"], "" if field.startswith("store") else _shown(details["input"]))
-
-
-def _shown(value: object) -> str:
-    """A value in a message. It is cut while it is formatted: a few lines of nested aliases expand to gigabytes."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxstring, short.maxother = 2, 80, 80
-    return f" (got {short.repr(value)})"[:80]
+        raise UserError(f"{where}: {problems}{end} {hint}") from error
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
@@ -263,9 +252,8 @@ def parse_recipe(text: str, where: str) -> dict[str, Any]:
     """Parse a recipe as plain data; raises UserError if it is not a YAML mapping, for example after a partial write."""
     data = parse_yaml(text, where)
     if not isinstance(data, dict):
-        raise UserError(
-            f"{where} is not a recipe: it contains a {type(data).__name__}, not fields such as `classes:` and `n:`."
-        )
+        content = "is empty" if data is None else f"contains a {_KINDS.get(type(data), 'single value')}"
+        raise UserError(f"{where} is not a recipe: it {content}; write fields such as `classes:` and `n:`.")
     return data
 
 

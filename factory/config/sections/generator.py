@@ -14,6 +14,7 @@ class GeneratorRecipe(Section):
 
     model: str = Field(
         default=STICKERS,
+        min_length=1,
         description="`stickers`, `stickers-turbo`, the folder or hub id of a diffusers pipeline, or a checkpoint file, "
         "alone or as PIPELINE@FILE with the folder or hub id of the pipeline that configures it.",
     )
@@ -49,6 +50,7 @@ class GeneratorRecipe(Section):
     )
     lora: str | None = Field(
         default=None,
+        min_length=1,
         description="LoRA that is added to the model's weights: a file (.safetensors), a folder with one, or "
         "OWNER/NAME or OWNER/NAME/FILE on the hub. The names of LCM, TCD, Lightning and Hyper LoRAs set solver, steps "
         "and guidance.",

@@ -18,12 +18,14 @@ class MaskRecipe(Section):
 
     source: str = Field(
         default="attention",
+        min_length=1,
         description="`attention`, `detector`, `stickers`, `stickers-turbo` or the folder of a trained grounder; the "
         "default for an embedded model is its own grounder, unless a field is given that only `attention` uses.",
     )
     grounder_revision: str | None = Field(default=None, description="Pinned when the dataset is created.")
     detector: str = Field(
         default="stickers",
+        min_length=1,
         description="`stickers`, a transformers folder or hub id, sam3:MODEL, grounding-dino:MODEL+SAM2, "
         "owlv2:MODEL+SAM2, clipseg:MODEL, torchvision:NAME, detectron2:CONFIG or ultralytics:NAME@FILE.",
     )
