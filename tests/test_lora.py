@@ -15,7 +15,7 @@ from factory.errors import UserError
 from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
 from factory.generator.interface import Request
-from factory.generator.load import load_pipeline, pin_generator
+from factory.generator.load import check_generator, load_pipeline, pin_generator
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.folder import check_fits, read_config
 from tests.support.tiny_families import tiny_family
@@ -167,9 +167,16 @@ def test_a_lora_that_does_not_exist_is_refused_before_a_dataset_is_created(tiny_
     ):
         with pytest.raises(UserError, match=message):
             pin_generator(GeneratorRecipe(model=str(tiny_model), lora=name))
-    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    file = tmp_path / "lora.safetensors"
+    recipe = GeneratorRecipe(model=str(tiny_model), lora=str(file))
+    of_peft(file)
+    check_generator(recipe)
+    file.write_bytes(b"")
     with pytest.raises(UserError, match="cannot be read as a LoRA"):
-        load_pipeline(GeneratorRecipe(model=str(tiny_model), lora=str(tmp_path / "junk.safetensors")), "cpu")
+        check_generator(recipe)
+    save_file({f"unet.{LAYER}.lokr_w1": torch.zeros(2, 32)}, file)
+    with pytest.raises(UserError, match="of a kind that is not supported"):
+        check_generator(recipe)
 
 
 def test_a_grounder_belongs_to_the_lora_that_it_was_trained_with() -> None:

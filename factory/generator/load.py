@@ -13,7 +13,7 @@ from factory.files.paths import expanded
 from factory.generator.card import settings_of
 from factory.generator.hub import hub_commit, hub_configuration, hub_pipeline
 from factory.generator.layout import check_layout, family_in, read_index
-from factory.generator.lora import lora_file, lora_settings, merge_lora, pin_lora
+from factory.generator.lora import check_lora, lora_file, lora_settings, merge_lora, pin_lora
 from factory.generator.placing import check_extras, placed
 
 CHECKPOINTS = (".safetensors", ".ckpt")
@@ -97,6 +97,7 @@ def check_generator(generator: GeneratorRecipe) -> Path:
         from factory.generator.single_file import check_checkpoint
 
         check_checkpoint(expanded(file))
+    check_lora(generator)
     check_layout(folder, generator, weights=local and _has_weights(folder, file), checkpoint=file is not None)
     return folder
 

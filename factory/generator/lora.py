@@ -7,7 +7,8 @@ Its low-rank changes are added to the weights once, so a pipeline with a LoRA is
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,13 @@ def lora_file(generator: GeneratorRecipe) -> Path:
         return hub_file(repository, file, generator.lora_revision)
     except UserError as error:
         raise UserError(f"there is no file {path}, and {error}") from error
+
+
+def check_lora(generator: GeneratorRecipe) -> None:
+    """UserError if the recipe's LoRA is a local file that cannot be read, or another kind of adapter."""
+    if generator.lora is not None and expanded(generator.lora).exists():
+        with _opened(lora_file(generator)):
+            pass
 
 
 def pin_lora(generator: GeneratorRecipe) -> dict[str, Any]:
@@ -109,20 +117,9 @@ def _on_the_hub(name: str) -> tuple[str, str]:
 
 def _converted(pipeline: Any, file: Path) -> tuple[dict[str, Any], dict[str, float]]:
     """(tensors by component and module, alpha by module) in the names of diffusers."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = json.loads((opened.metadata() or {}).get(_METADATA, "null"))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as a LoRA ({error}); download it again.") from error
-    other = [name for name in tensors if any(kind in name for kind in _OTHER_KINDS) or name.endswith(".diff")]
-    if other:
-        raise UserError(
-            f"{file} is an adapter of a kind that is not supported ({other[0]}); supported are LoRAs, which change "
-            f"weights by a product of two matrices."
-        )
+    with _opened(file) as opened:
+        metadata = json.loads((opened.metadata() or {}).get(_METADATA, "null"))
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     convert = getattr(pipeline, "lora_state_dict", None)
     family = PIPELINES[type(pipeline).__name__]
     if convert is None:
@@ -137,6 +134,27 @@ def _converted(pipeline: Any, file: Path) -> tuple[dict[str, Any], dict[str, flo
     state, alphas = result if isinstance(result, tuple) else (result, {})
     by_module = {_module_of(key): float(value) for key, value in (alphas or {}).items()}
     return dict(state), by_module | _alphas_of_peft(metadata or {}, state)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """An open file of a LoRA. Raises UserError if it cannot be read or contains another kind of adapter."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = list(opened.keys())
+            other = [name for name in names if any(kind in name for kind in _OTHER_KINDS) or name.endswith(".diff")]
+            if other:
+                raise UserError(
+                    f"{file} is an adapter of a kind that is not supported ({other[0]}); supported are LoRAs, which "
+                    f"change weights by a product of two matrices."
+                )
+            yield opened
+    except UserError:
+        raise
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as a LoRA ({error}); download it again.") from error
 
 
 def _module_of(alpha: str) -> str:
