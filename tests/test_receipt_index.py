@@ -8,12 +8,14 @@ import pytest
 
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
+from factory.dataset.reader import open_dataset
 from factory.dataset.receipt_index import ReceiptIndex
 from factory.dataset.receipts import receipt_name, tags
 from factory.dataset.statement import write_statement
 from factory.dataset.storage import Store
 from factory.dataset.totals import current_totals
 from factory.errors import UserError
+from factory.segmenter.data import DatasetSource
 from tests.support.bucket import Bucket, Fault, serving
 from tests.support.receipts import receipt
 
@@ -43,6 +45,29 @@ def test_every_receipt_is_read_once(bucket: Bucket, recipe: Recipe) -> None:
     bucket.requests.clear()
     assert current_totals(store, Plan(recipe)) == sums
     assert sum(bucket.requests.values()) <= 6
+
+
+def test_resumed_run_keeps_the_entries_of_earlier_runs(bucket: Bucket, recipe: Recipe) -> None:
+    store = Store("s3://b/set")
+    first = ReceiptIndex(store)
+    first.add(number for number in range(SHARDS) if number % 1000 != 7)
+    first.save()
+    for only_full in (True, False):
+        second = ReceiptIndex(store)
+        second.add([7, 1007])
+        second.save(only_full)
+        assert ReceiptIndex(store).known() == (SHARDS - 1 if only_full else SHARDS)
+
+
+def test_readers_read_the_index_and_no_receipts(bucket: Bucket, recipe: Recipe) -> None:
+    store = Store("s3://b/set")
+    store.put("recipe.yaml", recipe.to_yaml().encode())
+    write_statement(store, recipe)
+    bucket.requests.clear()
+    assert len(open_dataset("s3://b/set")) == 4 * SHARDS
+    source = DatasetSource(store, recipe.vocabulary())
+    assert (source.size, source.parts()) == (4 * SHARDS, SHARDS)
+    assert sum(bucket.requests.values()) <= 2 * 6
 
 
 def test_changed_and_deleted_receipts_are_detected(bucket: Bucket, recipe: Recipe) -> None:

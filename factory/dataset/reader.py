@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from factory.config.plan import Plan
 from factory.config.recipe import Recipe
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_label_png, decode_rle
-from factory.dataset.receipts import committed
+from factory.dataset.receipts import tar_name
 from factory.dataset.shards import annotation_of, read_shard, readable
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import recipe_of
-from factory.dataset.totals import read_receipts
+from factory.dataset.totals import finished_entries
 from factory.files.decode import decode_jpeg
 from factory.files.paths import path_text
 
@@ -60,9 +61,9 @@ class Dataset:
         """`address` is a folder or a URL such as s3://bucket/path. Raises UserError if it is not a dataset."""
         self._store = Store(path_text(address, "the address of a dataset"))
         self.recipe: Recipe = recipe_of(self._store)
-        committed_receipts = list(read_receipts(self._store, sorted(committed(self._store))))
-        self._tars = [receipt.tar.name for receipt in committed_receipts]
-        self._size = sum(receipt.accepted for receipt in committed_receipts)
+        finished = finished_entries(self._store, Plan(self.recipe))
+        self._tars = [tar_name(number) for number in finished]
+        self._size = sum(entry.accepted for entry in finished.values())
 
     @property
     def class_names(self) -> dict[int, str]:

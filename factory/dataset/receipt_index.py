@@ -97,7 +97,11 @@ class ReceiptIndex:
             self._changed.add(number // BLOCK)
 
     def save(self, only_full: bool = False) -> None:
-        """Write the changed blocks; `only_full` skips blocks that are not complete yet."""
+        """Write the changed blocks; `only_full` skips blocks that are not complete yet.
+
+        A block keeps its earlier entries: a resumed run adds only the entries of the shards that were missing.
+        """
+        self._load()
         for block in sorted(self._changed):
             numbers = [n for n in range(block * BLOCK, (block + 1) * BLOCK) if n in self._entries]
             if only_full and len(numbers) < BLOCK:

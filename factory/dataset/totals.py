@@ -66,4 +66,12 @@ def totals_of(entries: Mapping[int, IndexEntry]) -> Totals:
 
 def current_totals(store: Store, plan: Plan) -> Totals:
     """The totals of all finished shards. Reads one listing, the index, and the receipts missing from the index."""
-    return totals_of(ReceiptIndex(store).entries(tags(store, len(plan))))
+    return totals_of(finished_entries(store, plan))
+
+
+def finished_entries(store: Store, plan: Plan) -> dict[int, IndexEntry]:
+    """The index entries of all finished shards in order: what readers need who do not check digests.
+
+    Reads one listing, the index, and the receipts missing from the index.
+    """
+    return ReceiptIndex(store).entries(tags(store, len(plan)))

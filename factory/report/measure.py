@@ -12,12 +12,11 @@ from factory.config.plan import Plan
 from factory.config.recipe import Recipe
 from factory.dataset.ordered_map import ordered_map
 from factory.dataset.progress_file import read_progress
-from factory.dataset.receipt_index import ReceiptIndex
-from factory.dataset.receipts import Receipt, tags
+from factory.dataset.receipts import Receipt
 from factory.dataset.records import Image
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import recipe_of
-from factory.dataset.totals import Totals, read_receipts, totals_of
+from factory.dataset.totals import Totals, finished_entries, read_receipts, totals_of
 from factory.errors import TransientError, UserError
 from factory.files.decode import decode_json
 from factory.generation.reporter import quarantine_name, quarantined
@@ -56,7 +55,7 @@ def measure(store: Store, watch: Watch = lambda samples: None, features: int = I
     """
     recipe = recipe_of(store)
     plan = Plan(recipe)
-    entries = ReceiptIndex(store).entries(tags(store, len(plan)))  # listed once: a run may add shards meanwhile
+    entries = finished_entries(store, plan)  # listed once: a run may add shards meanwhile
     totals = totals_of(entries)
     settings = MeasureSettings(recipe.format, RANKS * min(1.0, features / max(1, totals.accepted)))
     contents, sums, means = Contents(recipe), ReceiptSums(), FeatureMean()

@@ -6,14 +6,15 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from factory.config.plan import Plan
 from factory.config.vocabulary import Vocabulary
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import IGNORE, decode_label_png
-from factory.dataset.receipts import committed
+from factory.dataset.receipts import tar_name
 from factory.dataset.shards import read_shard, readable
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import recipe_of
-from factory.dataset.totals import read_receipts
+from factory.dataset.totals import finished_entries
 from factory.errors import UserError
 from factory.files.decode import decode_jpeg
 from factory.labelled.interface import LabelledImage
@@ -44,9 +45,9 @@ class DatasetSource:
     def __init__(self, store: Store, vocabulary: Vocabulary) -> None:
         """UserError if there is no dataset, no sample, or a class that is not in the vocabulary."""
         recipe = recipe_of(store)
-        finished = list(read_receipts(store, sorted(committed(store))))
-        self._store, self._names = store, [receipt.tar.name for receipt in finished]
-        self.size = sum(receipt.accepted for receipt in finished)
+        finished = finished_entries(store, Plan(recipe))
+        self._store, self._names = store, [tar_name(number) for number in finished]
+        self.size = sum(entry.accepted for entry in finished.values())
         if not self.size:
             raise UserError(f"{store.address} has no samples yet; complete it with `factory generate`.")
         self.identity = f"{self.size} samples of recipe {recipe.fingerprint()[:12]}"
