@@ -1,11 +1,15 @@
 """Where a store finds its endpoint, region and credentials; nothing is connected to."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from factory.config.sections import StoreRecipe
 from factory.dataset.storage_access import Access, find_access
+from factory.dataset.storage_listing import list_bucket
 from factory.errors import UserError
 
 
@@ -74,3 +78,36 @@ def test_broken_aws_file_is_reported_without_its_content(tmp_path: Path) -> None
     with pytest.raises(UserError, match="is not a valid AWS configuration file") as error:
         access("s3://b/set")
     assert "very-secret" not in str(error.value)
+
+
+class UnorderedClient:
+    """Lists names in an order of its own, in two pages, the second of which cannot be read the first time."""
+
+    def __init__(self) -> None:
+        self.failures = 1
+
+    def list(self, prefix: str, offset: str | None, chunk_size: int) -> Iterator[list[dict[str, Any]]]:
+        pages = ["receipts/000003.json", "receipts/010001.json"], ["receipts/000001.json", "receipts/010000.json"]
+        for number, page in enumerate(pages):
+            if number == 1 and self.failures:
+                self.failures -= 1
+                raise TimeoutError
+            yield [{"path": name, "size": 1, "e_tag": "1"} for name in page if name > (offset or "")]
+
+
+def test_buckets_without_order_are_listed_completely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directory buckets of S3 Express; a shard that a listing omits would be generated again."""
+    assert access("s3://b/set").lists_in_order
+    monkeypatch.setenv("AWS_S3_EXPRESS", "true")
+    in_order = access("s3://b--use1-az4--x-s3/set").lists_in_order
+    assert not in_order
+    client = UnorderedClient()
+
+    def run(action: Callable[[Any], None]) -> None:
+        with contextlib.suppress(TimeoutError):
+            action(client)
+            return
+        action(client)
+
+    found = list_bucket(run, "s3", "receipts", bounds=["receipts/01"], in_order=in_order)
+    assert sorted(found) == [f"receipts/{number:06d}.json" for number in (1, 3, 10_000, 10_001)]

@@ -198,7 +198,8 @@ class Store:
         if self.folder is not None:
             entries = list_folder(run, self.folder, prefix, limit)
         else:
-            entries = list_bucket(run, urlparse(self.address).scheme, prefix, limit, bounds)
+            in_order = self._find_access().lists_in_order
+            entries = list_bucket(run, urlparse(self.address).scheme, prefix, limit, bounds, in_order)
         return {name: entries[name] for name in sorted(entries) if not re.search(r"#\d+$", name)}
 
     def folders(self) -> Sequence[str]:

@@ -43,6 +43,8 @@ _VARIABLES = {
     "slowest": "FACTORY_STORE_SLOWEST",
     "patience": "FACTORY_STORE_PATIENCE",
 }
+_TRUE = ("1", "true", "on", "yes", "y")
+"""The client's spellings of a flag that is set."""
 _MIN_SECRET_LENGTH = 6
 _CONNECT_TIMEOUT = timedelta(seconds=10)
 _READ_TIMEOUT = timedelta(seconds=60)
@@ -59,6 +61,11 @@ class Access:
     config: Mapping[str, str] = field(repr=False)
     keys: tuple[str, str, str] | None = field(repr=False, default=None)
     client: Mapping[str, Any] = field(repr=False, default_factory=dict)
+
+    @property
+    def lists_in_order(self) -> bool:
+        """Whether the service lists files in the order of their names: all but the directory buckets of S3 Express."""
+        return self.config.get("aws_s3_express", "").lower() not in _TRUE
 
     def hide(self, text: str) -> str:
         """Redact all credentials in a text."""

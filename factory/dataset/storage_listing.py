@@ -27,27 +27,31 @@ class Entry:
 
 
 def list_bucket(
-    run: Run, scheme: str, prefix: str, limit: int | None = None, bounds: Sequence[str] = ()
+    run: Run, scheme: str, prefix: str, limit: int | None = None, bounds: Sequence[str] = (), in_order: bool = True
 ) -> dict[str, Entry]:
     """Every file below `prefix` of a bucket, or about `limit` of them.
 
     `bounds` are names in ascending order. The parts between them are read concurrently, because a page holds only
-    1,000 names.
+    1,000 names. `in_order` is whether the service lists in the order of names; S3 Express does not.
     """
-    if scheme not in _LISTS_FROM_A_NAME:
+    if scheme not in _LISTS_FROM_A_NAME or not in_order:
         bounds = ()
     with ThreadPoolExecutor(_LISTERS, thread_name_prefix="listers") as listers:
         edges = itertools.pairwise([None, *bounds, None])
-        parts = listers.map(lambda part: _list_part(run, prefix, limit, *part), edges)
+        parts = listers.map(lambda part: _list_part(run, prefix, limit, in_order, *part), edges)
         return {name: entry for part in parts for name, entry in part.items()}
 
 
-def _list_part(run: Run, prefix: str, limit: int | None, first: str | None, end: str | None) -> dict[str, Entry]:
+def _list_part(
+    run: Run, prefix: str, limit: int | None, in_order: bool, first: str | None, end: str | None
+) -> dict[str, Entry]:
     """The files after the name `first` and before the name `end`."""
     entries: dict[str, Entry] = {}
 
     def read(client: Any) -> None:
-        # After a failure, the listing continues behind the last name: buckets list in the order of names.
+        # After a failure, the listing continues behind the last name, or starts again if it has no order.
+        if not in_order:
+            entries.clear()
         for chunk in client.list(prefix or None, offset=max(entries, default=first), chunk_size=_PAGE):
             entries.update((meta["path"], entry_of(meta)) for meta in chunk)
             if (limit is not None and len(entries) >= limit) or (end is not None and max(entries, default="") >= end):
