@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from factory.config.sections import StoreRecipe
+from factory.dataset.storage import Store
 from factory.dataset.storage_access import Access, find_access
 from factory.dataset.storage_listing import list_bucket
 from factory.errors import UserError
@@ -78,6 +79,13 @@ def test_broken_aws_file_is_reported_without_its_content(tmp_path: Path) -> None
     with pytest.raises(UserError, match="is not a valid AWS configuration file") as error:
         access("s3://b/set")
     assert "very-secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("address", ["s3://b/set#1", "gs://b/set#v2/part", "az://b/#set"])
+def test_address_with_a_fragment_is_rejected(address: str) -> None:
+    """The client ignores it, so two datasets would be one."""
+    with pytest.raises(UserError, match=f"the address {address} contains a #"):
+        Store(address)
 
 
 class UnorderedClient:

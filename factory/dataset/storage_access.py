@@ -131,11 +131,17 @@ def is_remote(address: str) -> bool:
 def check_address(address: str) -> None:
     """Raise UserError for a URL with credentials, which would show up in process lists, cards and logs.
 
-    Also for one without a bucket, such as s3:/bucket/prefix, into which `pathlib.Path` turns s3://bucket/prefix.
+    Also for one without a bucket, such as s3:/bucket/prefix, into which `pathlib.Path` turns s3://bucket/prefix, and
+    for one with a fragment, which the client ignores: set#1 and set#2 would be the same dataset.
     """
     url = urlsplit(address)
     if not url.netloc:
         raise UserError(f"the address {address} names no bucket; write a URL such as {url.scheme}://bucket/prefix.")
+    if url.fragment:
+        raise UserError(
+            f"the address {address} contains a #, and what follows it is not part of a name in a URL; give an address "
+            f"without it."
+        )
     if url.username or url.password or url.query:
         where = f"{url.scheme}://{url.hostname or ''}{url.path}"
         raise UserError(
