@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +104,26 @@ def test_a_file_that_does_not_reach_the_disk_is_not_kept(tmp_path: Path, monkeyp
         with pytest.raises(StoreFullError, match="Free some space and rerun the same command"):
             store.create(name, b"1")
     assert list(store.list("train")) == ["train/0.tar"]
+
+
+def test_large_file_without_hard_links_is_written_outside_the_lock(tmp_path: Path) -> None:
+    """Otherwise all workers write one after the other, and the heartbeat of the lease waits for them."""
+    store, data = Store(str(tmp_path)), b"1" * 100_000
+    assert store._folder_writes is not None
+    store._folder_writes._has_links = False
+    created = list[bool]()
+    writer = threading.Thread(target=lambda: created.append(store.create("train/0.tar", data)))
+    with store._folder_writes.locked():
+        writer.start()
+        deadline = time.monotonic() + 2
+        while not (written := list(tmp_path.glob("train/0.tar#*"))) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert written
+        assert store.list("train") == {}
+    writer.join()
+    assert created == [True]
+    assert not store.create("train/0.tar", b"2")
+    assert [path.read_bytes() for path in (tmp_path / "train").iterdir()] == [data]
 
 
 def test_lock_files_are_not_foreign_files(tmp_path: Path) -> None:

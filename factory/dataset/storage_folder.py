@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,11 +52,21 @@ class FolderWrites:
                 if not _LINK_REFUSED.search(str(error)):
                     raise
                 self._has_links = False
-        with self.locked():
-            if (self._folder / name).exists():
-                return False
-            client.put(name, data, mode="overwrite", use_multipart=False)
-            return True
+        return self._create_renamed(self._folder / name, data)
+
+    def _create_renamed(self, path: Path, data: bytes) -> bool:
+        """Only the rename is locked: other workers, and the heartbeat of the lease, do not wait for a large shard."""
+        partial = path.with_name(f"{path.name}#{secrets.randbelow(10**12)}")  # ignored by listings, like the client's
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(data)
+            with self.locked():
+                created = not path.exists()
+                if created:
+                    partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return created
 
     def synchronise(self, name: str) -> None:
         """Write a file and the entries of its folders to the disk, which the client leaves to the operating system.
