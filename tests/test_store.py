@@ -106,6 +106,21 @@ def test_a_file_that_does_not_reach_the_disk_is_not_kept(tmp_path: Path, monkeyp
     assert list(store.list("train")) == ["train/0.tar"]
 
 
+def test_file_handle_that_is_stale_only_once_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Network file systems report it after a restart of their server, also for `fsync`."""
+    errors, fsync = [errno.ESTALE, errno.ETIMEDOUT], os.fsync
+
+    def fail_first(file: int) -> None:
+        if errors:
+            raise OSError(errors.pop(), "of the server")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", fail_first)
+    assert Store(str(tmp_path)).create("train/0.tar", b"1")
+    assert not errors
+    assert (tmp_path / "train/0.tar").read_bytes() == b"1"
+
+
 def test_large_file_without_hard_links_is_written_outside_the_lock(tmp_path: Path) -> None:
     """Otherwise all workers write one after the other, and the heartbeat of the lease waits for them."""
     store, data = Store(str(tmp_path)), b"1" * 100_000

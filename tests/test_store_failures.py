@@ -145,6 +145,19 @@ def test_refusal_fails_immediately(bucket: Bucket, code: int) -> None:
     assert sum(bucket.requests.values()) == 1
 
 
+@pytest.mark.parametrize("code", [501, 505])
+def test_request_that_the_service_does_not_implement_fails_immediately(bucket: Bucket, code: int) -> None:
+    """Some services answer a conditional write with 501 Not Implemented: waiting does not help."""
+    store = Store("s3://b/set", StoreRecipe(patience=0.5))
+    store.put("a", b"1")
+    bucket.faults[:] = [Fault("status", times=None, code=code)]
+    with pytest.raises(UserError, match=f"cannot use s3://b/set/b: .*{code}") as raised:
+        store.create("b", b"1")
+    assert not isinstance(raised.value, StoreUnavailableError)
+    assert ("supports conditional writes (If-None-Match" in str(raised.value)) == (code == 501)
+    assert bucket.requests == {"PUT": 1, "PUT status": 1}
+
+
 def test_missing_bucket_raises_a_clear_error(bucket: Bucket, address: str) -> None:
     """For all operations: a listing raises a different error, and for reads 404 is a regular response."""
     bucket.faults[:] = [Fault("status", times=None, code=404)]

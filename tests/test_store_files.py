@@ -7,7 +7,7 @@ import pytest
 
 from factory.dataset.storage import Store
 from factory.errors import UserError
-from tests.support.bucket import Bucket, serving
+from tests.support.bucket import Bucket, Fault, serving
 
 
 @pytest.fixture
@@ -45,6 +45,18 @@ def test_large_file_is_sent_in_parts(bucket: Bucket, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"1" * 40_000_000)
     Store("s3://b/root").put_file("file", tmp_path / "file")
     assert bucket.requests["PUT"] == 3
+
+
+def test_error_in_a_successful_response_to_an_upload_in_parts_is_retried(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 has sent the status 200 before it puts the parts together, so the body may be an error."""
+    monkeypatch.setattr("factory.dataset.storage._PART", 5 << 20)
+    (tmp_path / "file").write_bytes(b"1" * 6_000_000)
+    bucket.faults[:] = [Fault("status", "POST .*uploadId", code=200)]
+    Store("s3://b/root").put_file("file", tmp_path / "file")
+    assert bucket.faults[0].times == 0
+    assert len(bucket.objects["b/root/file"][0]) == 6_000_000
 
 
 def test_many_names_are_deleted(store: Store) -> None:

@@ -38,6 +38,9 @@ def clear_errors(where: str, is_bucket: bool, writes: bool, hide: Callable[[str]
                 f"no space left for {where}; committed shards are kept. Free some space and rerun the same "
                 f"command to resume."
             ) from None
-        text = f"cannot use {where}: {message}. Give a folder or bucket that can be read and written."
+        advice = "Give a folder or bucket that can be read and written."
+        if "status code: 501" in message:
+            advice = "Give a service that supports conditional writes (If-None-Match, docs/storage.md)."
+        text = f"cannot use {where}: {message}. {advice}"
         # A bucket's error may contain headers and URLs with secrets: keep its text out of tracebacks.
         raise UserError(text) from (None if is_bucket else error)

@@ -1,5 +1,6 @@
 """Which storage failures are temporary, and how long a store retries them."""
 
+import errno
 import logging
 import random
 import re
@@ -18,10 +19,14 @@ _FIRST_PAUSE, _MAX_PAUSE = 0.1, 10.0
 _UNPROVEN_PATIENCE = 30.0
 """Seconds of patience with a store that never responded: a mistyped address is more likely than an outage."""
 _WARN_AFTER = 5.0
-_TEMPORARY = re.compile(r"HTTP error: (?!builder)|status code: (?:5\d\d|408|409|425|429)\b")
+_TEMPORARY = re.compile(
+    r"HTTP error: (?!builder)|status code: (?:5(?!01|05)\d\d|408|409|425|429)\b|returned error response"
+)
+"""The last one is S3's answer of status 200 to the end of an upload in parts, with an error as its body."""
 _CREDENTIALS = re.compile(r"Error performing token request|credential error|http://169\.254\.")
-_NFS_ERROR = re.compile(r"\(os error (?:110|116)\)")
+_NFS = (errno.ETIMEDOUT, errno.ESTALE)
 """Timeout and stale file handle of network file systems."""
+_NFS_ERROR = re.compile(rf"\(os error (?:{'|'.join(map(str, _NFS))})\)")
 _MARKUP = re.compile(r"\s*\ufeff?<(?:\?xml|!doctype|html)", re.IGNORECASE)
 _NO_BUCKET = re.compile(r"<Code>(?:NoSuchBucket|ContainerNotFound)</Code>")
 
@@ -29,11 +34,14 @@ _NO_BUCKET = re.compile(r"<Code>(?:NoSuchBucket|ContainerNotFound)</Code>")
 def is_temporary(error: Exception, proven: bool) -> bool:
     """Whether the same request may succeed later. `proven`: the store has responded before, so its address is valid.
 
-    Connection resets, truncated responses, timeouts, 5xx and "slow down" are temporary. Access denied (403), a wrong
-    region and an invalid endpoint URL are not. Missing credentials are temporary only if there were some before.
+    Connection resets, truncated responses, timeouts, 5xx and "slow down" are temporary. Access denied (403), a request
+    that the service does not implement (501), a wrong region and an invalid endpoint URL are not. Missing credentials
+    are temporary only if there were some before.
     """
     from obstore.exceptions import GenericError
 
+    if isinstance(error, OSError) and error.errno in _NFS:
+        return True  # from a call beside the client, such as `fsync`
     if not isinstance(error, GenericError):
         return False
     message = first_line(error)

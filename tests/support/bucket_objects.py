@@ -62,7 +62,7 @@ class Objects:
         bucket, _, key = name.partition("/")
         if request.method == "POST" and "delete" in query:
             return self._delete_many(bucket, request.body)
-        if request.method == "POST" or "partNumber" in query:
+        if request.method == "POST" or "partNumber" in query or "uploadId" in query:
             return self._put_in_parts(name, request, query)
         if request.method == "GET" and not key:
             return self._list(bucket, {field: values[0] for field, values in query.items()})
@@ -96,10 +96,13 @@ class Objects:
         return {"etag": _tag(data), "x-goog-generation": str(generation), "last-modified": _HTTP_DATE}
 
     def _put_in_parts(self, name: str, request: Request, query: dict[str, list[str]]) -> Response:
-        """A multipart upload: its start, one of its parts, or its end."""
+        """A multipart upload: its start, one of its parts, its end, or its cancellation."""
         if "uploads" in query:
             text = f"<InitiateMultipartUploadResult><UploadId>{name}</UploadId></InitiateMultipartUploadResult>"
             return _xml(text)
+        if request.method == "DELETE":
+            self._parts.pop(name, None)
+            return Response(204)
         parts = self._parts.setdefault(name, {})
         if request.method == "PUT":
             parts[int(query["partNumber"][0])] = request.body
