@@ -152,6 +152,12 @@ def test_invalid_recipe_raises_an_error_that_names_the_field(data: dict[str, Any
         make_recipe(data)
 
 
+def test_of_many_invalid_fields_the_first_are_named() -> None:
+    with pytest.raises(UserError, match=r"prompts\.0\.classes must .*; and 990 more\. See") as raised:
+        make_recipe({"n": 4, "prompts": [{"text": "a dog", "classes": ["dog"]}] * 1000})
+    assert len(str(raised.value)) < 2000
+
+
 def test_truncated_recipe_is_rejected(tmp_path: Path) -> None:
     whole = make_recipe({"n": 10, "classes": ["dog", "cat"]}).to_yaml()
     (tmp_path / "recipe.yaml").write_text(whole[: whole.index("shard_size") + 4])

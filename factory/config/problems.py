@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+_SHOWN = 10
+"""Invalid fields named in a message."""
 _RULES = {
     r"^Value error, ": "",
     r"^(Input|String|List|Tuple|Set|Dictionary) should ": "must ",
@@ -75,8 +77,10 @@ def invalid_field(name: str, problem: str, got: str = "") -> str:
 
 
 def recipe_problems(errors: "list[ErrorDetails]") -> str:
-    """The invalid fields of a recipe, in one sentence without a full stop."""
-    return "; ".join(map(_problem, _without_alternatives(errors)))
+    """The invalid fields of a recipe, or the first of many, in one sentence without a full stop."""
+    found = _without_alternatives(errors)
+    more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+    return "; ".join([*map(_problem, found[:_SHOWN]), *more])
 
 
 def _without_alternatives(errors: "list[ErrorDetails]") -> "list[ErrorDetails]":

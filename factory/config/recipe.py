@@ -228,7 +228,7 @@ def make_recipe(data: Mapping[str, Any], where: str = "the recipe") -> Recipe:
     """Build a recipe from a mapping such as {"classes": ["dog", "cat"], "n": 100}; `n` is required.
 
     schemas/recipe.json lists the fields and their defaults. `where` names the source of the data in messages. Raises
-    UserError with a message that names every invalid field.
+    UserError with a message that names the invalid fields; of many, such as those of all prompts, the first ones.
     """
     if not isinstance(data, Mapping):
         raise UserError(
