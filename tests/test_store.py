@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from factory.config.recipe import make_recipe
 from factory.dataset.storage import ConflictError, Store, StoreFullError
-from factory.dataset.stored_recipe import existing_recipe
+from factory.dataset.stored_recipe import existing_recipe, init_or_resume
 from factory.errors import UserError
 
 
@@ -119,6 +120,17 @@ def test_file_handle_that_is_stale_only_once_is_retried(tmp_path: Path, monkeypa
     assert Store(str(tmp_path)).create("train/0.tar", b"1")
     assert not errors
     assert (tmp_path / "train/0.tar").read_bytes() == b"1"
+
+
+def test_link_to_a_missing_file_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can neither be created nor read; the store tried both without end."""
+    monkeypatch.setattr("factory.dataset.storage._CONFLICT_TIMEOUT", 0.1)
+    for name in ("0.tar", "recipe.yaml"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    store, recipe = Store(str(tmp_path)), make_recipe({"n": 4})
+    for write in (lambda: store.create_same("0.tar", b"1"), lambda: init_or_resume(store, recipe)):
+        with pytest.raises(UserError, match="can neither be created nor read: it is a link to a missing file"):
+            write()
 
 
 def test_large_file_without_hard_links_is_written_outside_the_lock(tmp_path: Path) -> None:

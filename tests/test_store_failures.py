@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from factory.config.plan import PlannedShard
 from factory.config.sections import StoreRecipe
-from factory.dataset.receipts import tags
+from factory.dataset.receipts import Tally, commit, read_receipt, tags
 from factory.dataset.storage import ConflictError, Store
 from factory.errors import StoreUnavailableError, UserError
 from tests.support.bucket import Bucket, Fault, serving
@@ -156,6 +157,16 @@ def test_request_that_the_service_does_not_implement_fails_immediately(bucket: B
     assert not isinstance(raised.value, StoreUnavailableError)
     assert ("supports conditional writes (If-None-Match" in str(raised.value)) == (code == 501)
     assert bucket.requests == {"PUT": 1, "PUT status": 1}
+
+
+def test_conflict_between_requests_is_repeated(bucket: Bucket, address: str) -> None:
+    """A service that answers 409 did not store the file; a shard without its receipt would count as finished."""
+    store, planned = Store(address), PlannedShard(0, (), "0" * 64, 3)
+    for name in ("train.*tar", "manifest.*parquet", "receipts.*json"):
+        bucket.faults.append(Fault("status", f"PUT .*{name}", code=409))
+    receipt = commit(store, planned, [], Tally(0, {}, ()), "0" * 64, {"seconds": {}, "versions": {}, "worker": {}})
+    assert [fault.times for fault in bucket.faults] == [0, 0, 0]
+    assert read_receipt(store, 0) == receipt
 
 
 def test_missing_bucket_raises_a_clear_error(bucket: Bucket, address: str) -> None:

@@ -125,7 +125,7 @@ def commit(
         versions=run_info["versions"],
         worker=run_info["worker"],
     )
-    store.create(receipt_name(shard.number), receipt.to_json())
+    store.create_or_get(receipt_name(shard.number), receipt.to_json())
     return receipt
 
 
@@ -139,22 +139,18 @@ def _create_manifest(store: Store, name: str, data: bytes) -> bytes:
 
     Rows are compared, not bytes, because a parquet file contains the version of the library that wrote it.
     """
-    while not store.create(name, data):
-        existing = store.get(name)
-        if existing is None:
-            continue
-        try:
-            same = existing == data or read_manifest(existing) == read_manifest(data)
-        except ValueError:
-            same = False
-        if not same:
-            raise ConflictError(
-                f"{store.address}/{name} exists but cannot be read or has different rows than this worker generated "
-                f"from the same plan. If no other run is working on this dataset, `factory verify {store.address} "
-                f"--repair` deletes it and regenerates the shard."
-            )
-        return existing
-    return data
+    stored = store.create_or_get(name, data)
+    try:
+        same = stored == data or read_manifest(stored) == read_manifest(data)
+    except ValueError:
+        same = False
+    if not same:
+        raise ConflictError(
+            f"{store.address}/{name} exists but cannot be read or has different rows than this worker generated from "
+            f"the same plan. If no other run is working on this dataset, `factory verify {store.address} --repair` "
+            f"deletes it and regenerates the shard."
+        )
+    return stored
 
 
 def read_receipt(store: Store, shard: int) -> Receipt | None:

@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from urllib.parse import urlparse
 from factory.config.sections import StoreRecipe
 from factory.dataset.ordered_map import ordered_map
 from factory.dataset.storage_access import Access, check_address, find_access, is_remote, with_environment
-from factory.dataset.storage_errors import StoreFullError, clear_errors
+from factory.dataset.storage_errors import StoreFullError, clear_errors, never_created
 from factory.dataset.storage_folder import FolderWrites
 from factory.dataset.storage_listing import Entry, list_bucket, list_folder, tag_of
 from factory.dataset.storage_retry import Patience
@@ -30,6 +31,8 @@ _READERS = 128
 _SMALL_REQUEST = 1 << 20
 _PART, _MAX_PARTS = 16 << 20, 5000
 _DELETED_AT_ONCE = 1000
+_CONFLICT_TIMEOUT, _FIRST_PAUSE = 30.0, 0.05
+"""Seconds for which a conflict is retried, and before the first retry."""
 
 
 class ConflictError(Exception):
@@ -101,15 +104,28 @@ class Store:
         except AlreadyExistsError:
             return False
 
+    def create_or_get(self, name: str, data: bytes) -> bytes:
+        """Write `data` unless `name` exists; returns what is stored then.
+
+        After `create` returned False, nothing may be stored: a service may answer "conflict" (409) to a request that it
+        did not carry out because of another one, and the file may be deleted in between.
+        """
+        end, pause = time.monotonic() + _CONFLICT_TIMEOUT, _FIRST_PAUSE
+        while not self.create(name, data):
+            existing = self.get(name)
+            if existing is not None:
+                return existing
+            if time.monotonic() > end:
+                raise never_created(self.address, name)
+            time.sleep(pause)
+            pause *= 2
+        return data
+
     def create_same(self, name: str, data: bytes) -> None:
         """Write `data` unless the same bytes already exist; raises `ConflictError` if other bytes exist."""
-        while not self.create(name, data):
-            existing_data = self.get(name)
-            if existing_data is None:
-                continue  # deleted in between, or the service answers "conflict" to two simultaneous writers
-            existing, new = hashlib.sha256(existing_data).hexdigest(), hashlib.sha256(data).hexdigest()
-            if existing == new:
-                return
+        stored = self.create_or_get(name, data)
+        if stored != data:
+            existing, new = hashlib.sha256(stored).hexdigest(), hashlib.sha256(data).hexdigest()
             raise ConflictError(
                 f"{self.address}/{name} exists with sha256 {existing[:12]}, but this worker generated {new[:12]} from "
                 f"the same plan; the machines or library versions differ. Check with `factory verify`."

@@ -44,3 +44,11 @@ def clear_errors(where: str, is_bucket: bool, writes: bool, hide: Callable[[str]
         text = f"cannot use {where}: {message}. {advice}"
         # A bucket's error may contain headers and URLs with secrets: keep its text out of tracebacks.
         raise UserError(text) from (None if is_bucket else error)
+
+
+def never_created(address: str, name: str) -> UserError:
+    """The error for a file that cannot be created because it exists, and cannot be read because it does not."""
+    return UserError(
+        f"{address.rstrip('/')}/{name} can neither be created nor read: it is a link to a missing file, or another "
+        f"program creates and deletes it; delete it and rerun the same command."
+    )

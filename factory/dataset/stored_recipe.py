@@ -21,9 +21,8 @@ def init_or_resume(store: Store, recipe: Recipe, extend: bool = False) -> Recipe
     before = store.get(RECIPE)
     if before is None:
         _refuse_foreign(store)
-        if not store.create(RECIPE, recipe.to_yaml().encode()):
-            return init_or_resume(store, recipe, extend)
-        return recipe
+        new = recipe.to_yaml().encode()
+        return recipe if store.create_or_get(RECIPE, new) == new else init_or_resume(store, recipe, extend)
     old = recipe_of(store)
     recipe = recipe.model_copy(update={"format": old.format})  # A dataset keeps its format.
     changed = differences(old, recipe) + changed_sizes(old, recipe)
