@@ -20,7 +20,7 @@ from factory.config.recipe import make_recipe
 from factory.dataset import lease
 from factory.dataset.lease import LEASE, Lease, acquire, leased, parse_lease, stale
 from factory.dataset.storage import Store
-from factory.errors import LeaseHeldError, TransientError
+from factory.errors import LeaseHeldError, TransientError, UserError
 from tests.support.bucket import Bucket, Fault, serving
 
 ELSEWHERE = Lease("abc", "node-7", 12, "other-boot/pid:[1]/5", "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
@@ -49,6 +49,17 @@ def test_second_driver_is_rejected(store: Store) -> None:
         pass
     assert isinstance(raised.value, TransientError)
     assert store.get(LEASE) is None, "released at the end"
+
+
+@pytest.mark.parametrize("address", ["s3://b/set", "gs://b/set"])
+def test_bucket_that_ignores_conditional_writes_is_rejected(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(Bucket()) as bucket:
+        for name, value in bucket.environment().items():
+            monkeypatch.setenv(name, value)
+        bucket.ignores_conditions = True
+        with pytest.raises(UserError, match=r"does not honour conditional writes: it created lease\.json twice"):
+            acquire(Store(address))
+        assert bucket.objects == {}
 
 
 def test_only_one_driver_gets_the_lease(store: Store) -> None:

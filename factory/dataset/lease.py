@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, get_type_hints
 
 from factory.dataset.storage import Store
+from factory.dataset.storage_errors import ignores_conditions
 from factory.errors import LeaseHeldError, UserError
 from factory.files.decode import decode_json
 
@@ -176,7 +177,10 @@ def leased(store: Store, force: bool = False, log: Callable[[str], None] = lambd
 
 
 def acquire(store: Store, force: bool = False, log: Callable[[str], None] = lambda text: None) -> Lease:
-    """Acquire the lease as in `leased`, without starting a heartbeat."""
+    """Acquire the lease as in `leased`, without starting a heartbeat.
+
+    Raises UserError if the service ignores conditional writes, on which the lease and all other files depend.
+    """
     while True:
         data = store.get(LEASE)
         current = parse_lease(data)
@@ -188,7 +192,18 @@ def acquire(store: Store, force: bool = False, log: Callable[[str], None] = lamb
         before = parse_lease(data)
         lease = _new_lease(epoch=1 if before is None else before.epoch + 1)
         if store.compare_and_swap(LEASE, lease.to_json(), data, durable=False):
+            _check_conditional_writes(store, lease)
             return lease
+
+
+def _check_conditional_writes(store: Store, lease: Lease) -> None:
+    """Raise UserError if a bucket creates the lease, which exists: two drivers could then overwrite each other's files.
+
+    Some services ignore the conditions of a request. The second attempt excludes that the lease was deleted meanwhile.
+    """
+    if store.folder is None and all(store.create(LEASE, lease.to_json()) for _ in range(2)):
+        store.delete(LEASE)
+        raise ignores_conditions(store.address, LEASE)
 
 
 def _wait_until_dead(store: Store, lease: Lease, log: Callable[[str], None]) -> None:

@@ -46,6 +46,14 @@ def clear_errors(where: str, is_bucket: bool, writes: bool, hide: Callable[[str]
         raise UserError(text) from (None if is_bucket else error)
 
 
+def ignores_conditions(address: str, name: str) -> UserError:
+    """The error for a service that creates a file although it exists."""
+    return UserError(
+        f"{address} does not honour conditional writes: it created {name} twice, so two runs could overwrite each "
+        f"other's files. Give a store that supports If-None-Match (docs/storage.md)."
+    )
+
+
 def never_created(address: str, name: str) -> UserError:
     """The error for a file that cannot be created because it exists, and cannot be read because it does not."""
     return UserError(

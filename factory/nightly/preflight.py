@@ -11,6 +11,7 @@ from pathlib import Path
 from factory.config.recipe import Recipe
 from factory.config.sections import EngineRecipe, GeneratorRecipe
 from factory.dataset.storage import Store, StoreFullError
+from factory.dataset.storage_errors import ignores_conditions
 from factory.dataset.stored_recipe import RECIPE
 from factory.errors import UserError
 from factory.generation.shard_job import versions
@@ -37,10 +38,7 @@ def check_store(root: Store, date: datetime.date) -> None:
     content = root.get(name)
     root.delete(name)
     if second or content != b"first":
-        raise UserError(
-            f"{root.address} does not honour conditional writes: it created {name} twice, so two runs could overwrite "
-            f"each other's files. Give a store that supports If-None-Match (docs/storage.md)."
-        )
+        raise ignores_conditions(root.address, name)
     if root.get(name) is not None:
         raise UserError(f"{root.address} still returns {name} after deleting it; give a consistent store.")
 
