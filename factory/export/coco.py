@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 from factory.config.vocabulary import ClassEntry, coco
 from factory.dataset.masks import Mask
-from factory.export.interface import SPLITS, ExportInfo, ExportSample, Records, delete_other_samples
+from factory.export.interface import SPLITS, ExportInfo, ExportSample, KeySet, Records, delete_other_samples
 from factory.export.polygons import joined, parts_of
 from factory.files.atomic import replaced_atomically, synchronise_all
 
@@ -52,7 +52,7 @@ class CocoFormat:
         folder = self._info.root / "annotations"
         folder.mkdir(exist_ok=True)
         for split in SPLITS:
-            keys = {record["image"]["file_name"].removesuffix(".jpg") for record in records.of(split)}
+            keys = KeySet(record["image"]["file_name"].removesuffix(".jpg") for record in records.of(split))
             delete_other_samples(self._info.root / split, keys)
             path = folder / f"instances_{split}.json"
             if not keys:

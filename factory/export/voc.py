@@ -9,7 +9,7 @@ import numpy as np
 
 from factory.dataset.masks import IGNORE, decode_label_png, encode_label_png
 from factory.errors import UserError
-from factory.export.interface import SPLITS, ExportInfo, ExportSample, Records, delete_other_samples
+from factory.export.interface import SPLITS, ExportInfo, ExportSample, KeySet, Records, delete_other_samples
 from factory.files.atomic import replaced_atomically, synchronise_all
 
 _FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject", "Annotations")
@@ -45,7 +45,7 @@ class VocFormat:
 
     def finish(self, records: Records) -> None:
         """Write the class list and the image sets: readers of boxes use those in Main, readers of masks the others."""
-        keys = {key for split in SPLITS for key in records.of(split)}
+        keys = KeySet(key for split in SPLITS for key in records.of(split))
         for name in _FOLDERS:
             delete_other_samples(self._info.root / name, keys)
         for task in ("Main", "Segmentation"):

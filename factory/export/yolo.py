@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from factory.export.interface import SPLITS, ExportInfo, ExportSample, Records, delete_other_samples
+from factory.export.interface import SPLITS, ExportInfo, ExportSample, KeySet, Records, delete_other_samples
 from factory.export.polygons import joined, parts_of
 from factory.files.atomic import synchronise_all, write_atomically
 
@@ -43,7 +43,7 @@ class YoloFormat:
     def finish(self, records: Records) -> None:
         """Write data.yaml. It has no `path`, so paths are relative to it. An empty split refers to the other one."""
         for split in SPLITS:
-            keys = set(records.of(split))
+            keys = KeySet(records.of(split))
             for kind in ("images", "labels"):
                 delete_other_samples(self._info.root / kind / split, keys)
         non_empty = [split for split in SPLITS if records.count(split)]

@@ -7,17 +7,20 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from factory.config.vocabulary import from_names
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.export import run as export_run
 from factory.export.folder import STATE, ExportFolder, clear_errors
-from factory.export.interface import ExportSample
+from factory.export.interface import ExportInfo, ExportSample
 from factory.export.run import Export, Options
 from tests.support.export_datasets import (
     FORMATS,
@@ -28,6 +31,39 @@ from tests.support.export_datasets import (
     make_dataset,
     run,
 )
+
+SAMPLES = 5_000
+
+
+class ManyRecords:
+    """Implements `interface.Records` with many samples whose files do not exist."""
+
+    units = 1
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+
+    def of(self, split: str) -> Iterator[Any]:
+        keys = (f"{number:09d}" for number in range(split == "val", 2 * SAMPLES, 2))
+        image = {"image": {"file_name": ""}, "annotations": ()}
+        return keys if self._form != "coco" else (image | {"image": {"file_name": f"{key}.jpg"}} for key in keys)
+
+    def count(self, split: str) -> int:
+        return SAMPLES
+
+
+@pytest.mark.parametrize("form", ["coco", "voc", "yolo"])
+def test_memory_does_not_grow_with_the_samples_of_an_export(tmp_path: Path, form: str) -> None:
+    output = export_run.FORMATS[form](ExportInfo(tmp_path, from_names(("dog",), "the test"), "0" * 64), False)
+    output.write(0, [])
+    folder = next(path for path in tmp_path.rglob("*") if path.name in ("train", "JPEGImages"))
+    (stale := folder / "900000000.jpg").touch()
+    tracemalloc.start()
+    output.finish(ManyRecords(form))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < SAMPLES * 20, "keys as strings would take 100 bytes each"
+    assert not stale.exists()
 
 
 @pytest.mark.parametrize("purpose", [b"", b"{", b"[1]", b"7", b"\xff"])
