@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from factory.config.keys import key_of
 from factory.dataset.receipts import tar_name
 from factory.dataset.records import Image
@@ -93,7 +96,7 @@ def rejected_images(store: Store, shards: Sequence[int]) -> dict[str, list[Rejec
 
 
 def duplicate_examples(
-    store: Store, duplicates: Duplicates, indices: Sequence[int], shard_of: Callable[[int], int]
+    store: Store, duplicates: Duplicates, indices: NDArray[np.int64], shard_of: Callable[[int], int]
 ) -> list[list[Example]]:
     """The first images of the largest groups. `shard_of` maps a position in `indices` to its shard."""
     groups = []

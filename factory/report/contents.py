@@ -146,11 +146,11 @@ class Contents:
     def classes(self, plan: Plan, receipts: ReceiptSums) -> list[dict[str, Any]]:
         """One row per class: samples whose prompt names it (planned, made, exhausted), its yield and its objects."""
         planned, exhausted = np.zeros_like(self._made), np.zeros_like(self._made)
-        for sample in plan.samples():
-            planned[[self._row_of_name[name] for name in sample.prompt.classes]] += 1
+        for index in range(self._recipe.n):
+            planned[[self._row_of_name[name] for name in plan.class_names(index)]] += 1
         for index in receipts.exhausted:
             if index < self._recipe.n:
-                exhausted[[self._row_of_name[name] for name in plan.prompt(index).classes]] += 1
+                exhausted[[self._row_of_name[name] for name in plan.class_names(index)]] += 1
         attempts, rows = self._attempts + exhausted * self._recipe.attempts, []
         for row, entry in enumerate(self._vocabulary):
             objects = int(self._sizes[row].sum())

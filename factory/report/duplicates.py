@@ -61,9 +61,16 @@ def find_duplicates(hashes: Hashes) -> Duplicates:
     labels = connected_components(graph, directed=False)[1][inverse] if size else np.zeros(0, np.int64)
     order = np.argsort(labels, kind="stable")
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
-    groups = [group for group in np.split(order, starts[1:]) if len(group) > 1]
+    groups = [order[start:stop] for start, stop in _several(starts, len(order))]
     groups.sort(key=lambda group: (-len(group), int(group[0])))
     return Duplicates(pairs, identical, sum(len(group) for group in groups), groups)
+
+
+def _several(starts: NDArray[np.int64], size: int) -> list[list[int]]:
+    """[start, stop) of the runs with more than one member; of millions of images, nearly all are alone."""
+    bounds = np.stack([starts, np.append(starts[1:], size)[: len(starts)]], 1)
+    several: list[list[int]] = bounds[bounds[:, 1] - bounds[:, 0] > 1].tolist()
+    return several
 
 
 def _close_pairs(unique: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -75,9 +82,8 @@ def _close_pairs(unique: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         order = np.argsort(unique & mask, kind="stable")
         keys = (unique & mask)[order]
         starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-        for start, stop in zip(starts, np.append(starts[1:], size), strict=True):
-            if stop - start > 1:
-                found.extend(_compare(unique, np.sort(order[start:stop]), size))
+        for start, stop in _several(starts, size):
+            found.extend(_compare(unique, np.sort(order[start:stop]), size))
     codes = np.unique(np.concatenate(found))
     return codes // max(size, 1), codes % max(size, 1)
 

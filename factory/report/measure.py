@@ -82,7 +82,7 @@ def measure(store: Store, watch: Watch = lambda samples: None, features: int = I
             "worst": images.samples("worst", worst.items()),
             "rejected": images.rejected(rejected_images(store, sums.shards_with_rejections())),
         }
-        similar = duplicate_examples(store, duplicates, indices.tolist(), contents.shard_of)
+        similar = duplicate_examples(store, duplicates, indices, contents.shard_of)
         groups = [images.samples(f"group{number}", group) for number, group in enumerate(similar)]
     data = {
         "format": FORMAT,

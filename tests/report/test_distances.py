@@ -1,5 +1,6 @@
 """Effect sizes and selections against other implementations and brute force."""
 
+import tracemalloc
 from collections.abc import Sequence
 from itertools import combinations, pairwise
 
@@ -131,3 +132,13 @@ def test_mean_of_features_does_not_depend_on_the_batches(monkeypatch: pytest.Mon
         parts.add(part)
     assert parts.to_dict() == whole.to_dict()
     assert FeatureMean().to_dict() is None
+
+
+def test_images_without_duplicates_take_little_memory() -> None:
+    """An array for each image, of which nearly all are alone, would take more than all others together."""
+    hashes = np.random.default_rng(0).integers(0, 2**63, 50_000).astype(np.uint64)
+    tracemalloc.start()
+    assert find_duplicates(hashes).groups == []
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 90 * len(hashes)

@@ -12,9 +12,11 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from factory.config.plan import Plan
-from factory.config.recipe import Recipe
+from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.reader import DatasetSample, open_dataset
 from factory.dataset.storage import Store
+from factory.report.contents import Contents
+from factory.report.receipt_sums import ReceiptSums
 from tests.support.report_datasets import EXHAUSTED, NAMES
 
 
@@ -63,6 +65,17 @@ def test_funnel_counts_each_attempt_once_with_wilson_intervals(
         remaining -= count
     check_proportion(funnel["yield"], 19, attempts)
     assert remaining == 19
+
+
+def test_planned_classes_are_counted_without_making_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The texts of ten million prompts take minutes."""
+    recipe = make_recipe({"classes": NAMES, "n": 50, "prompt_style": "rich", "objects": {1: 0.5, 2: 0.5}})
+    plan = Plan(recipe)
+    expected = Counter(name for sample in plan.samples() for name in sample.prompt.classes)
+    monkeypatch.setattr(Plan, "prompt", None)
+    rows = Contents(recipe).classes(plan, ReceiptSums(exhausted=[3]))
+    assert {row["name"]: row["planned"] for row in rows} == expected
+    assert sum(row["exhausted"] for row in rows) == len(plan.class_names(3))
 
 
 def test_classes(report: dict[str, Any], dataset: tuple[Store, Recipe], samples: list[DatasetSample]) -> None:
