@@ -63,16 +63,17 @@ class OracleDataset:
             raise UserError(
                 f"{store.address} has no finished shard yet; rerun `factory bootstrap-oracle` to complete it."
             )
+        fingerprint = self.recipe.fingerprint()
         for receipt in self.receipts.values():
-            self._check_receipt(receipt)
+            self._check_receipt(receipt, fingerprint)
         size = sum(receipt.accepted for receipt in self.receipts.values())
-        self.identity = f"{size} samples of recipe {self.recipe.fingerprint()[:12]}"
+        self.identity = f"{size} samples of recipe {fingerprint[:12]}"
 
-    def _check_receipt(self, receipt: Receipt) -> None:
-        if receipt.recipe != self.recipe.fingerprint():
+    def _check_receipt(self, receipt: Receipt, fingerprint: str) -> None:
+        if receipt.recipe != fingerprint:
             raise UserError(
                 f"shard {receipt.shard} of {self.store.address} was made with another recipe ({receipt.recipe[:12]}) "
-                f"than the dataset's recipe.yaml ({self.recipe.fingerprint()[:12]}), so it may show unseen classes; "
+                f"than the dataset's recipe.yaml ({fingerprint[:12]}), so it may show unseen classes; "
                 f"create the dataset again, or restore its recipe."
             )
 
