@@ -162,6 +162,23 @@ def test_heartbeat_continues_after_an_outage(monkeypatch: pytest.MonkeyPatch) ->
         assert store.get(LEASE) is None
 
 
+def test_stalled_request_does_not_stop_the_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request may take a minute, after which another driver would take the lease over."""
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    monkeypatch.setattr(lease, "_TIMEOUT", 0.3)
+    with serving(Bucket()) as bucket:
+        for name, value in bucket.environment().items():
+            monkeypatch.setenv(name, value)
+        with leased(store := Store("s3://b/set")):
+            for method in ("GET", "PUT"):
+                before, start = beats(store), time.monotonic()
+                bucket.faults[:] = [Fault("stall", f"{method} .*lease", seconds=30)]
+                while bucket.faults[0].times and time.monotonic() < start + 5:
+                    time.sleep(0.01)
+                assert wait_for_beats(store, before + 3)
+                assert time.monotonic() < start + 5
+
+
 def test_lease_is_released_after_a_heartbeat_whose_response_was_lost(store: Store) -> None:
     with leased(store):
         written = parse_lease(store.get(LEASE))

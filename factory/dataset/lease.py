@@ -22,6 +22,8 @@ BEAT = 10.0
 """Seconds between heartbeats."""
 EXPIRES = 60.0
 """Seconds without a heartbeat after which a driver is considered dead."""
+_TIMEOUT = EXPIRES / 3
+"""Seconds after which a heartbeat repeats a request: a connection that stalls must not make the lease expire."""
 _POLL_INTERVAL = 1.0
 _RELEASE_PATIENCE = 5.0
 
@@ -142,18 +144,19 @@ class HeldLease:
                     store.delete(LEASE)
 
     def _beat(self) -> None:
+        store = self._store.with_timeout(_TIMEOUT)
         while not self._released.wait(BEAT):
             renewed = replace(self._lease, beat=self._lease.beat + 1, updated=_now())
             try:
-                if self._store.compare_and_swap(LEASE, renewed.to_json(), self._lease.to_json(), durable=False):
+                if store.compare_and_swap(LEASE, renewed.to_json(), self._lease.to_json(), durable=False):
                     self._lease = renewed
                     continue
-                current = parse_lease(self._store.get(LEASE))
+                current = parse_lease(store.get(LEASE))
                 if current is None and self._released.is_set():
                     return  # the run has ended and deleted it
                 if current is None:
                     # The file was deleted, but no other driver works here: write it again.
-                    self._store.compare_and_swap(LEASE, self._lease.to_json(), None, durable=False)
+                    store.compare_and_swap(LEASE, self._lease.to_json(), None, durable=False)
                     continue
             except UserError:
                 continue  # an outage or a full disk; writing shards reports it

@@ -77,6 +77,13 @@ class Store:
         store._patience = Patience(self.address, min(seconds, self.settings.patience), proven=True, quiet=True)
         return store
 
+    def with_timeout(self, seconds: float) -> "Store":
+        """The same store with a shorter timeout for small requests, for those that must not stall."""
+        settings = self.settings.model_copy(update={"timeout": min(seconds, self.settings.timeout)})
+        store = Store(self.address, settings, self._access)
+        store._clients, store._patience = self._clients, self._patience
+        return store
+
     @property
     def trouble(self) -> str | None:
         """A message while calls wait for a bucket that does not respond; otherwise None."""
