@@ -21,7 +21,7 @@ from factory.files.strict_json import dumps
 from factory.training import distributed
 from factory.training.devices import chosen_device
 from factory.training.loop import TrainOptions, train
-from tests.support.linear_task import OPTIONS, LinearTask
+from tests.support.linear_task import OPTIONS, LinearTask, gradients_of_part
 
 
 def _silent(text: str) -> None:
@@ -50,6 +50,13 @@ def test_only_the_first_process_writes_and_reports(together: Any) -> None:
     assert len(list((out / "whole/board").iterdir())) == 1
     assert "step 40/40" in first[1]
     assert second[1] == ""
+
+
+def test_two_processes_with_unequal_parts_have_the_gradient_of_the_whole_batch(together: Any) -> None:
+    """The average of two means gave a pixel more weight, the fewer pixels of its process count."""
+    out, _ = together
+    first, second = (torch.load(out / f"gradients-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert (first + second) / 2 == pytest.approx(gradients_of_part(0, 1), rel=1e-4)
 
 
 def test_weights_without_gradient_are_named(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""Losses of the grounding modules."""
+"""Losses of the grounding modules: means over the pixels and objects of a batch, also if processes share it."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from factory.dataset.masks import IGNORE
+from factory.training.processes import mean_over_batch
 
 _MASKED_LOGIT = -1e4
 
@@ -19,7 +20,7 @@ def competing_loss(logits: Tensor, labels: Tensor, found: Tensor, dice: float = 
     # The background is an additional class with a logit of 0.
     with_background = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)
     total_loss = functional.cross_entropy(with_background, labels.long(), ignore_index=IGNORE, reduction="sum")
-    loss = total_loss / (labels != IGNORE).sum().clamp_min(1)
+    loss = mean_over_batch(total_loss, (labels != IGNORE).sum())
     if not dice:
         return loss
     probabilities = with_background.softmax(1)[:, 1:]
@@ -28,7 +29,7 @@ def competing_loss(logits: Tensor, labels: Tensor, found: Tensor, dice: float = 
     overlap = (probabilities * truth * counted).sum((2, 3))
     total = ((probabilities + truth) * counted).sum((2, 3))
     misses = 1 - (2 * overlap + 1) / (total + 1)
-    return loss + dice * (misses * found).sum() / found.sum().clamp_min(1)
+    return loss + mean_over_batch(dice * (misses * found).sum(), found.sum())
 
 
 def binary_loss(logits: Tensor, labels: Tensor, found: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ def binary_loss(logits: Tensor, labels: Tensor, found: Tensor) -> Tensor:
     truth = _one_hot(labels, logits.shape[1])
     counted = (labels != IGNORE)[:, None] & found[:, :, None, None]
     loss = functional.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none")
-    return (loss * counted).sum() / counted.sum().clamp_min(1)
+    return mean_over_batch((loss * counted).sum(), counted.sum())
 
 
 def _one_hot(labels: Tensor, classes: int) -> Tensor:

@@ -23,8 +23,8 @@ from factory.grounder.loss import binary_loss, competing_loss
 from factory.grounder.modules.backbone import Backbone
 from factory.grounder.modules.guided import GuidedOptions
 from factory.grounder.trained import images_to_tensor, labels_of, not_finite
-from factory.training.loop import rank_and_world
 from factory.training.precision import autocast
+from factory.training.processes import rank_and_world
 from factory.training.sheet import tile
 from factory.training.stream import SampleStream
 

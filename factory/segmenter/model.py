@@ -25,6 +25,7 @@ from factory.errors import UserError, one_line
 from factory.files.atomic import write_atomically
 from factory.files.paths import expanded
 from factory.files.strict_json import dumps
+from factory.training.processes import mean_over_batch
 
 ARCHITECTURES = ("segformer", "maskformer", "mask2former")
 _MASK_CLASSIFIERS = ("maskformer", "mask2former")
@@ -57,7 +58,7 @@ class Segmenter(nn.Module):
             logits = self.network(pixel_values=self._normalised(images)).logits.float()
             logits = functional.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
             summed = functional.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="sum")
-            return summed / counted.sum().clamp_min(1)
+            return mean_over_batch(summed, counted.sum())
         labelled = counted.flatten(1).any(1)
         if not labelled.any():
             # 0, but still a function of the weights: `backward` needs a graph, and other processes wait for gradients.

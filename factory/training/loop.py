@@ -17,6 +17,7 @@ from factory.signals import stop_requests
 from factory.training.checkpoint import CHECKPOINT, not_finite, restore, save_checkpoint
 from factory.training.devices import check_device
 from factory.training.muon import Muon, muon_groups
+from factory.training.processes import average_over_processes, rank_and_world
 from factory.training.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -73,7 +74,10 @@ class TrainTask(Protocol):
         ...
 
     def loss(self, step: int, batch: int, seed: int) -> Tensor:
-        """The loss of a step's batch. The batch must be a pure function of the arguments, so that runs can resume."""
+        """The loss of a step's batch. The batch must be a pure function of the arguments, so that runs can resume.
+
+        If several processes train together, it is the loss of this process's part; the loop averages their gradients.
+        """
         ...
 
     def sample_sheet(self, model: nn.Module) -> Image.Image:
@@ -173,7 +177,7 @@ def _step(
     value = loss.detach().float().reshape(())
     shared = torch.stack([value, value.new_tensor(float(stop))])
     if world > 1:
-        _average(task.model, shared, world)
+        average_over_processes(task.model, shared, world)
     norm = torch.nn.utils.clip_grad_norm_(task.model.parameters(), 1.0)
     loss_value, stops, norm_value = torch.stack([*shared, norm.to(shared)]).tolist()
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
@@ -196,21 +200,6 @@ def _report_untrained(task: TrainTask, report: Callable[[str], None]) -> None:
 
 def _silent(text: str) -> None:
     """The `report` of all processes but the first."""
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of processes that train together; (0, 1) for a single process."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
-def _average(model: nn.Module, shared: Tensor, world: int) -> None:
-    """Average gradients, running statistics and `shared` over the processes that train together."""
-    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-    for value in [*gradients, *(buffer for buffer in model.buffers() if buffer.is_floating_point()), shared]:
-        torch.distributed.all_reduce(value)
-        value /= world
 
 
 def _load_start(task: TrainTask, folder: Path) -> None:

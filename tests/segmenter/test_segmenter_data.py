@@ -162,6 +162,21 @@ def test_a_fully_ignored_image_does_not_contribute_to_the_loss(kind: str) -> Non
     assert both.item() == pytest.approx(alone.item(), rel=1e-4)
 
 
+def test_the_losses_of_two_processes_average_to_that_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if nearly all pixels of one part are ignored."""
+    from factory.training import processes
+
+    torch.manual_seed(0)
+    model = tiny("segformer").eval()
+    images, labels = torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8), torch.zeros(2, 64, 64, dtype=torch.uint8)
+    labels[0, :, :32], labels[1, 1:] = 3, IGNORE
+    whole, counted = model.loss(images, labels), (labels != IGNORE).sum()
+    monkeypatch.setattr(processes, "rank_and_world", lambda: (0, 2))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count.copy_(counted), raising=False)
+    first, second = (model.loss(images[k : k + 1], labels[k : k + 1]).item() for k in (0, 1))
+    assert (first + second) / 2 == pytest.approx(whole.item(), rel=1e-4)
+
+
 def _changed(start: Path, copy: Path, change: Any) -> Path:
     """A copy of a segmenter folder with changed weights."""
     shutil.copytree(start, copy)

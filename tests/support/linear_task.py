@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from factory.errors import UserError
+from factory.grounder.loss import binary_loss, competing_loss
 from factory.training.checkpoint import CHECKPOINT
 from factory.training.loop import STOP, TrainOptions, train
 
@@ -48,10 +49,25 @@ class LinearTask:
         self.model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
 
 
+def gradients_of_part(rank: int, world: int) -> Tensor:
+    """The gradients of a scale of the logits of both losses, for the images of one process.
+
+    Most pixels of the images of the first of two processes are ignored, and it has half as many objects.
+    """
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(4, 2, 8, 8, generator=generator), torch.zeros(4, 8, 8, dtype=torch.uint8)
+    labels[:, :4, :4], labels[1::2, :, 4:], labels[0::2, 1:] = 1, 2, 255
+    found = torch.tensor([[True, False], [True, True]] * 2)
+    scale, part = torch.ones(1, requires_grad=True), slice(rank, None, world)
+    losses = [loss(scale * logits[part], labels[part], found[part]) for loss in (competing_loss, binary_loss)]
+    return torch.cat([torch.autograd.grad(loss, scale)[0] for loss in losses])
+
+
 def main() -> None:
     """One of two processes that train together: to the end, to a NaN of the second one, with a stop and a resume."""
     rank, out = int(sys.argv[1]), Path(sys.argv[2])
     torch.distributed.init_process_group("gloo", f"file://{out / 'rendezvous'}", rank=rank, world_size=2)
+    torch.save(gradients_of_part(rank, 2), out / f"gradients-{rank}.pt")
     train(LinearTask(), OPTIONS, out / "whole", print)
     try:
         train(LinearTask(25 if rank else None), OPTIONS, out / "broken", lambda text: None)
