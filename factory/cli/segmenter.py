@@ -43,7 +43,14 @@ def train_segmenter(
         int, typer.Option("--train-steps", "--steps", min=1, help="Optimizer steps of the training.")
     ] = 4000,
     batch: Annotated[int, typer.Option(min=1, help="Batch size over all devices.")] = 16,
-    side: Annotated[int, typer.Option(min=32, help="Side of the square training crops in pixels.")] = 128,
+    side: Annotated[
+        int,
+        typer.Option(
+            min=32,
+            help="Side of the square training crops in pixels; the shorter side of an image is scaled to about it, in "
+            "training and in evaluation.",
+        ),
+    ] = 128,
     learning_rate: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 6e-4,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the sample order and the augmentation.")] = 0,
     device: Device = "auto",

@@ -1,6 +1,6 @@
 """mIoU of a segmenter on a labelled folder, computed like PASCAL VOC's devkit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ from factory.segmenter.data import LabelledSource
 from factory.segmenter.model import Segmenter
 
 _MAX_BATCH = 16
+_MAX_BATCH_PIXELS = 16 * 512 * 512
+"""A batch of larger images contains fewer of them: the scores of a pixel take four bytes per class."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,14 @@ def score(
     device: str = "cpu",
     report: Callable[[int], None] = lambda done: None,
 ) -> SegmenterScore:
-    """Predict every image of a source at its own size. `report` receives the number of images done after each part."""
+    """Compare every image of a source with its labels at its own size.
+
+    `report` receives the number of images done after each part.
+    """
     confusion, done = Confusion(len(model.names)), 0
     model.to(device).eval()
     for part in range(source.parts()):
-        for batch in _by_size([sample.decode() for sample in source.samples(part)]):
+        for batch in _by_size(sample.decode() for sample in source.samples(part)):
             images = torch.from_numpy(np.stack([sample.image for sample in batch])).permute(0, 3, 1, 2).to(device)
             scores = model.scores(images)
             if not scores.isfinite().all():
@@ -94,12 +99,14 @@ def _mean(values: list[float]) -> float:
     return float(np.mean(defined)) if defined else float("nan")
 
 
-def _by_size(samples: list[LabelledImage]) -> list[list[LabelledImage]]:
-    """Batches of consecutive images of the same size."""
-    batches: list[list[LabelledImage]] = []
+def _by_size(samples: Iterable[LabelledImage]) -> Iterator[list[LabelledImage]]:
+    """Batches of consecutive images of the same size; only one batch and one more image are in memory."""
+    batch: list[LabelledImage] = []
     for sample in samples:
-        if batches and len(batches[-1]) < _MAX_BATCH and batches[-1][0].image.shape == sample.image.shape:
-            batches[-1].append(sample)
-        else:
-            batches.append([sample])
-    return batches
+        fits = len(batch) < min(_MAX_BATCH, _MAX_BATCH_PIXELS // sample.labels.size)
+        if batch and not (fits and batch[0].image.shape == sample.image.shape):
+            yield batch
+            batch = []
+        batch.append(sample)
+    if batch:
+        yield batch

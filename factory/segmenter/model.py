@@ -39,11 +39,14 @@ class Segmenter(nn.Module):
 
     Models that classify pixels, such as SegFormer, are trained with cross-entropy. Models that classify masks
     (MaskFormer, Mask2Former) are trained with their own loss on one mask per class.
+
+    `side` is the side of the crops of the training, None if it is unknown. In training, an image is scaled so that its
+    shorter side is about as long as that of the crops; `scores` does the same.
     """
 
-    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, network: nn.Module, names: Sequence[str], side: int | None = None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.side = network, side
         config: Any = network.config
         self.names = tuple(names)
         self.is_mask_classification = config.model_type in _MASK_CLASSIFIERS
@@ -75,7 +78,7 @@ class Segmenter(nn.Module):
 
     def scores(self, images: Tensor) -> Tensor:
         """Class scores, float32 (B, classes, H, W), of uint8 images (B, 3, H, W). The argmax is a pixel's class."""
-        output = self.network(pixel_values=self._normalised(images))
+        output = self.network(pixel_values=self._normalised(self._at_training_scale(images)))
         if self.is_mask_classification:
             classes = output.class_queries_logits.float().softmax(-1)[..., :-1]
             masks = output.masks_queries_logits.float().sigmoid()
@@ -83,6 +86,14 @@ class Segmenter(nn.Module):
         else:
             scores = output.logits.float()
         return functional.interpolate(scores, images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def _at_training_scale(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        if self.side is None or min(height, width) == self.side:
+            return images
+        scale = self.side / min(height, width)
+        size = round(height * scale), round(width * scale)
+        return functional.interpolate(images.float(), size, mode="bilinear", align_corners=False, antialias=True)
 
     def _normalised(self, images: Tensor) -> Tensor:
         mean, std = (torch.tensor(v, device=images.device)[None, :, None, None] for v in (_MEAN, _STD))
@@ -201,8 +212,9 @@ def save_segmenter(model: Segmenter, folder: Path, metadata: dict[str, Any]) -> 
 def load_segmenter(folder: Path) -> Segmenter:
     """Load a folder of `save_segmenter`. UserError if it does not contain a complete segmenter."""
     try:
-        names = json.loads((folder / "segmenter.json").read_text())["names"]
-    except (OSError, ValueError, KeyError) as error:
+        stored = json.loads((folder / "segmenter.json").read_text())
+        names, side = stored["names"], stored.get("run", {}).get("side")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder} is not a segmenter folder ({error}); train one with `factory train-segmenter`."
         ) from error
@@ -221,4 +233,4 @@ def load_segmenter(folder: Path) -> Segmenter:
             f"The weights of {folder} do not match its config: {', '.join(differences)}; copy or train the segmenter "
             f"again."
         )
-    return Segmenter(network, names).eval()
+    return Segmenter(network, names, side).eval()

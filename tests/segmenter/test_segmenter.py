@@ -1,5 +1,6 @@
 """Segmenters trained on shards and labelled folders, and evaluated like PASCAL VOC."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,40 @@ def test_a_saved_segmenter_gives_the_same_scores(kind: str, tmp_path: Path) -> N
     assert loaded.names == tuple(NAMES)
     with torch.no_grad():
         assert torch.allclose(model.scores(images), loaded.scores(images), atol=1e-5)
+
+
+def test_images_are_scored_at_the_scale_of_the_training(tmp_path: Path) -> None:
+    """In crops of 64 pixels, the objects of larger images are smaller. They were only scored at their own size."""
+    save_segmenter(tiny("segformer"), tmp_path, {"run": {"side": 64}})
+    model, read = load_segmenter(tmp_path), []
+    model.network.register_forward_pre_hook(
+        lambda network, arguments, given: read.append(given["pixel_values"].shape[-2:]), with_kwargs=True
+    )
+    images = torch.randint(0, 255, (1, 3, 192, 240), dtype=torch.uint8)
+    with torch.no_grad():
+        assert model.scores(images).shape == (1, 21, 192, 240)
+        same_size = model.scores(images[..., :64, :80])
+        model.side = None
+        assert torch.equal(model.scores(images[..., :64, :80]), same_size)
+    assert read == [(64, 80)] * 3
+
+
+def test_an_evaluation_holds_one_batch_of_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All 256 images of a part were decoded first: 9 GB for photographs of 12 megapixels."""
+    from factory.segmenter import evaluate
+
+    monkeypatch.setattr(evaluate, "_MAX_BATCH_PIXELS", 4 * 64)
+    decoded = list[int]()
+
+    def samples() -> Iterator[LabelledImage]:
+        for side in (8, 8, 8, 8, 8, 16, 16, 32, 8):
+            decoded.append(side)
+            yield LabelledImage("k", np.zeros((side, side, 3), np.uint8), np.zeros((side, side), np.uint8))
+
+    batches = evaluate._by_size(samples())
+    assert len(next(batches)) == 4
+    assert len(decoded) == 5
+    assert [[image.labels.shape[0] for image in batch] for batch in batches] == [[8], [16], [16], [32], [8]]
 
 
 def test_shards_and_folders_have_the_same_classes(shards: Path, folder: Path) -> None:
