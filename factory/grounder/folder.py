@@ -134,15 +134,20 @@ def build_module(config: GrounderConfig) -> "GuidedModule | PaperModule":
     return kind(backbone)
 
 
-def save_grounder(module: "nn.Module", config: GrounderConfig, metrics: Mapping[str, Any], folder: Path) -> None:
-    """Write the folder, with weights in half precision. Raises UserError for NaN or infinite weights."""
+def save_grounder(
+    module: "nn.Module", config: GrounderConfig, metrics: Mapping[str, Any], folder: Path, human_labels: bool = False
+) -> None:
+    """Write the folder, with weights in half precision. Raises UserError for NaN or infinite weights.
+
+    `human_labels` tells whether a part of the training data has masks from human labels.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: _halved(name, value.detach().cpu()).contiguous() for name, value in module.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
     write_atomically(folder / METRICS, dumps(metrics, indent=1) + "\n")
-    write_atomically(folder / CARD, card(config, metrics))
+    write_atomically(folder / CARD, card(config, metrics, human_labels))
     write_atomically(folder / CONFIG, dumps(asdict(config), indent=1) + "\n")
 
 
@@ -178,11 +183,12 @@ def load_grounder(folder: Path) -> tuple["GuidedModule | PaperModule", GrounderC
     return module.eval(), config
 
 
-def card(config: GrounderConfig, metrics: Mapping[str, Any]) -> str:
+def card(config: GrounderConfig, metrics: Mapping[str, Any], human_labels: bool) -> str:
     """The folder's README: the model, its training data and its metrics."""
     rows = "\n".join(
         f"| {name} | {value:.4f} |" for name, value in metrics.items() if isinstance(value, float) and value == value
     )
+    labels = "Trained on images with human labels." if human_labels else "No human label was used."
     return f"""---
 tags: [image-segmentation, grounding]
 ---
@@ -198,7 +204,7 @@ Turns the features and attention of a text-to-image model into one mask per clas
 | split | {config.split} |
 | steps | {config.steps} |
 
-Classes seen in training ({len(config.classes_seen)}): {", ".join(config.classes_seen)}. No human label was used.
+Classes seen in training ({len(config.classes_seen)}): {", ".join(config.classes_seen)}. {labels}
 
 | held-out seen data | |
 |---|---|

@@ -123,7 +123,8 @@ class GrounderTask:
         """Write the grounder's folder, with its metrics on the held-out samples."""
         model.eval()
         with torch.no_grad():
-            save_grounder(model, self.config, self.figures(model), folder)
+            human_labels = any(dataset.recipe.real is not None for dataset in self.datasets)
+            save_grounder(model, self.config, self.figures(model), folder, human_labels)
 
     def load(self, folder: Path) -> None:
         """Initialise the module from a grounder of the same kind."""

@@ -92,6 +92,7 @@ def test_the_card_and_the_config_name_the_training_data(trained: Path, oracle: P
     card = (trained / "README.md").read_text()
     assert all(name in card for name in SEEN)
     assert config.revision in card
+    assert "No human label was used." in card
 
 
 def test_iou_is_pooled_by_class_without_ignored_pixels() -> None:
