@@ -199,6 +199,15 @@ def check_name(name: str, label: str) -> str:
     return name
 
 
+def shared_name(name: str) -> str:
+    """The same text for all names of a class: COCO's name if it is one of COCO's names or aliases, else normalised.
+
+    Vocabularies name a class differently, for example VOC's "sofa" is COCO's "couch".
+    """
+    entry = coco().find(name)
+    return _plain(name) if entry is None else entry.name
+
+
 def article(name: str) -> str:
     """The article before a name: "a ", "an ", or nothing for a plural."""
     if name in _PLURAL:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from factory.config.vocabulary import shared_name
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.evaluation.markdown import percent
@@ -28,7 +29,7 @@ _BATCH = 8
 class RealResult:
     """One grounder's mIoU on one dataset, averaged over classes; NaN where a group has no image.
 
-    `seen` and `unseen` average over the classes that the grounder was and was not trained on.
+    `seen` and `unseen` average over the classes that the grounder was and was not trained on, by whatever names.
     """
 
     method: str
@@ -70,6 +71,11 @@ def on_real(
                     f"{name} was trained on features of noise level {grounder.config.noise_level:g}, but {real} has "
                     f"those of {dataset.recipe.masks.noise_level:g}."
                 )
+            if dataset.recipe.fingerprint() in grounder.config.data:
+                report(
+                    f"{name} was trained on {real}, so its figures there say nothing about other images; invert images "
+                    f"that it was not trained on."
+                )
             results.append(_measure(name, grounder, real, dataset, device))
             report(f"{real}: {name} {results[-1].miou:.3f} over {results[-1].images} images")
     return results
@@ -92,7 +98,8 @@ def _measure(name: str, grounder: TrainedGrounder, real: str, dataset: OracleDat
             batch = samples[start : start + _BATCH]
             for sample, labels in zip(batch, predict(grounder, reader, batch), strict=True):
                 meter.add(sample.prompt.classes, labels, sample.labels)
-    seen = set(grounder.config.classes_seen)
+    trained = {shared_name(name) for name in grounder.config.classes_seen}
+    seen = {name for name in meter.union if shared_name(name) in trained}
     return RealResult(
         method=name,
         split=grounder.config.split,

@@ -2,6 +2,8 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from typer.testing import CliRunner
 
 from factory.cli.main import app
 from factory.config.recipe import load_recipe, make_recipe
-from factory.config.vocabulary import voc
+from factory.config.vocabulary import coco, voc
 from factory.dataset.storage import Store
 from factory.dataset.verify import verify
 from factory.errors import UserError
@@ -130,11 +132,16 @@ def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tm
     task = GrounderTask([OracleDataset(Store(str(tmp_path / "seen")))], GrounderOptions(), "cpu", 2)
     options = TrainOptions(steps=2, batch=2, learning_rate=1e-3, ema_decay=0.5)
     grounder = train(task, options, tmp_path / "run", lambda text: None)
+    assert "Trained on images with human labels." in (grounder / "README.md").read_text()
     (result,) = on_real([str(grounder)], [f"drawn={tmp_path / 'all'}"], report=lambda text: None)
     assert result.images == 8
     assert 0 <= result.miou <= 1
     assert 0 <= result.unseen <= 1
     assert "| drawn | guided | 1 |" in as_markdown([result])
+    messages: list[str] = []
+    on_real([str(grounder)], [f"mine={tmp_path / 'seen'}"], report=messages.append)
+    assert messages[0].startswith("guided was trained on mine, so its figures there say nothing about other images")
+    assert len(messages) == 2
     make_dataset(pin_recipe(recipe_of_folder(real_options(folder, max_images=2), {}, {})[0]), tmp_path / "other")
     with pytest.raises(UserError, match="was trained on"):
         on_real([str(grounder)], [str(tmp_path / "other")])
@@ -142,3 +149,17 @@ def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tm
         stream.write(" ")
     with pytest.raises(UserError, match="the model now has revision"):
         on_real([str(grounder)], [str(tmp_path / "all")])
+
+
+def test_a_class_that_a_grounder_has_seen_by_another_name_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """VOC images have a sofa; a grounder of COCO has seen couches. The sofa was averaged with the unseen classes."""
+    from factory.evaluation import grounders_on_real
+
+    sample: Any = SimpleNamespace(prompt=SimpleNamespace(classes=("sofa", "train")), labels=np.array([[1, 2, 0, 0]]))
+    monkeypatch.setattr(grounders_on_real, "PipelineGenerator", lambda *arguments: None)
+    monkeypatch.setattr(grounders_on_real, "predict", lambda *arguments: np.array([[[1, 0, 0, 0]]]))
+    config = SimpleNamespace(classes_seen=coco().seen("1"), split="1")
+    grounder: Any = SimpleNamespace(config=config, needs=frozenset())
+    dataset: Any = SimpleNamespace(receipts=[0], samples=lambda number: [sample], recipe=None)
+    result = grounders_on_real._measure("guided", grounder, "voc", dataset, "cpu")
+    assert (result.miou, result.seen, result.unseen) == (0.5, 1, 0)
