@@ -36,7 +36,7 @@ def compare_segmenters(
         check_page(table)
     images = RealImages(Path(), real_set, annotations, classes, split)
     results = compare(segmenters, real, images, device, threads, to_stderr)
-    text = as_markdown(results, classes)
+    text = as_markdown(results, classes, split)
     if table is not None:
         caption = f"`factory compare-segmenters ... --classes {classes} --split {split}` printed this table."
         write_table(table, f"{caption}\n\n{text}\n", f"protocol-2-{classes}")

@@ -233,7 +233,7 @@ def _inputs(grounder: TrainedGrounder) -> tuple[object, ...]:
 
 
 def averaged(results: Sequence[GrounderResult]) -> Iterator[tuple[str, dict[str, float]]]:
-    """(method, mIoU by group), averaged over splits, in the order of the methods."""
+    """(method, mIoU by group), averaged over the splits of the method, in the order of the methods."""
     for method in dict.fromkeys(result.method for result in results):
         own = [result for result in results if result.method == method]
         yield method, {group: float(np.mean([r.miou for r in own if r.group == group])) for group in GROUPS}
@@ -250,13 +250,18 @@ PAPER = {
 
 
 def as_markdown(results: Sequence[GrounderResult], classes: str) -> str:
-    """A table of mIoU in percent, with the paper's published figures in the first rows."""
+    """A table of mIoU in percent, with the paper's published figures in the first rows.
+
+    A method that was not measured on all splits is marked with those that it was measured on.
+    """
     lines = [f"| | {' | '.join(GROUPS)} |", "|---" * (len(GROUPS) + 1) + "|"]
     for name, figures in PAPER.get(classes, {}).items():
         lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in figures)} |")
-    for method, by_group in averaged(results):
-        lines.append(f"| `{method}` | {' | '.join(percent(by_group[group]) for group in GROUPS)} |")
     splits = dict.fromkeys(result.split for result in results)
+    for method, by_group in averaged(results):
+        own = dict.fromkeys(result.split for result in results if result.method == method)
+        label = f"`{method}`" if own == splits else f"`{method}`, only split {', '.join(own)}"
+        lines.append(f"| {label} | {' | '.join(percent(by_group[group]) for group in GROUPS)} |")
     # All methods of a split are measured on the same images.
     images = {(result.split, result.group): result.images for result in results}
     summary = ", ".join(f"{sum(images.get((split, group), 0) for split in splits)} {group}" for group in GROUPS)

@@ -28,6 +28,8 @@ PAPER = {
     },
 }
 """The paper's results: mIoU of seen and unseen classes and their harmonic mean, in percent."""
+_PAPER_SPLITS = {"voc": "zs3", "coco": "1"}
+"""The splits that the paper's results refer to."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ def compare(
     return results
 
 
-def as_markdown(results: Sequence[SegmenterResult], classes: str) -> str:
-    """A table in percent for each labelled folder; the first contains the paper's figures."""
+def as_markdown(results: Sequence[SegmenterResult], classes: str, split: str | None) -> str:
+    """A table in percent for each labelled folder; the first contains the paper's figures if they are of this split."""
+    published = PAPER.get(classes, {}) if split == _PAPER_SPLITS.get(classes) else {}
     parts = []
     for number, real in enumerate(dict.fromkeys(result.real for result in results)):
         folder_results = [result for result in results if result.real == real]
@@ -82,8 +85,7 @@ def as_markdown(results: Sequence[SegmenterResult], classes: str) -> str:
         ]
         if not number:
             lines += [
-                f"| {name} | {seen} | {unseen} | {harmonic} | |"
-                for name, (seen, unseen, harmonic) in PAPER.get(classes, {}).items()
+                f"| {name} | {seen} | {unseen} | {harmonic} | |" for name, (seen, unseen, harmonic) in published.items()
             ]
         lines += [f"| {result.name} | {' | '.join(_percent(result.score))} |" for result in folder_results]
         parts.append("\n".join(lines))

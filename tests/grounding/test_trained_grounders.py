@@ -191,7 +191,10 @@ def test_the_table_counts_images_of_splits_with_different_methods() -> None:
     results = [
         GrounderResult(method, split, group, 0.5, 0.5, 100, 120) for method, split in methods for group in GROUPS
     ]
-    assert "Averaged over split 1, 2. Images: 200 one seen, 200 one unseen" in as_markdown(results, "voc")
+    table = as_markdown(results, "voc")
+    assert "Averaged over split 1, 2. Images: 200 one seen, 200 one unseen" in table
+    assert "| `guided` | 50.0 |" in table
+    assert "| `paper`, only split 1 | 50.0 |" in table
 
 
 @pytest.mark.parametrize(
