@@ -194,6 +194,20 @@ def test_objects_of_the_recipe_file_take_precedence_over_the_default(
     assert str(result.exception) == f"objects {objects}"
 
 
+def test_a_prompt_whose_text_mentions_an_unseen_class_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its image showed the sofa without a mask, so the grounder learned that an unseen class is background."""
+    monkeypatch.setattr("factory.generation.run.generate", lambda recipe, *_: pytest.fail("it started"))
+    texts = ("a cat on a chair", "a cat on two couches", "a cat in a car")
+    prompts = [{"text": text, "classes": {"cat": "cat"}} for text in texts]
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"classes": "voc", "n": 4, "prompts": prompts}))
+    given = ["--recipe", tmp_path / "recipe.yaml", "--split", "1", "--shards", tmp_path / "set"]
+    error = str(command("bootstrap-oracle", *given).exception)
+    assert "'a cat on two couches' mentions sofa, an unseen class of split 1, and 1 more mention" in error
+    assert not (tmp_path / "set").exists()
+
+
 def test_a_split_file_names_unseen_classes(tmp_path: Path) -> None:
     from factory.cli.options import assemble
 

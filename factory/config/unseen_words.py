@@ -1,0 +1,31 @@
+"""Unseen classes in the texts of an oracle's prompts."""
+
+from factory.config.class_words import ClassWords
+from factory.config.recipe import Recipe
+from factory.errors import UserError
+
+
+def check_texts(recipe: Recipe) -> None:
+    """UserError if the text of a prompt of an oracle's recipe mentions an unseen class by a name, an alias or a plural.
+
+    The image would show the class without a mask, so a grounder would learn that it is background. Synonyms are not
+    considered, because many have another meaning, such as "table" or "plant".
+    """
+    prompts = recipe.user_prompts()
+    if recipe.oracle is None or prompts is None:
+        return
+    words, seen = ClassWords(recipe.vocabulary()), set(recipe.oracle.seen)
+    texts = dict.fromkeys(prompt.text for prompt in prompts)
+    leaks = {
+        text: mention.class_name
+        for text in texts
+        for mention in words.mentions(text)
+        if mention.exact and mention.class_name not in seen
+    }
+    if leaks:
+        text, name = next(iter(leaks.items()))
+        rest = f", and {len(leaks) - 1} more mention one" if len(leaks) > 1 else ""
+        raise UserError(
+            f"the prompt {text[:100]!r} mentions {name}, an unseen class of split {recipe.oracle.split}{rest}; remove "
+            f"such prompts, because a grounder would learn that the class is background."
+        )
