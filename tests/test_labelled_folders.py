@@ -2,6 +2,8 @@
 
 import codecs
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +130,25 @@ def test_labels_are_read_from_every_lossless_mode(kind: str, folder: Path) -> No
 def test_a_label_image_of_another_mode_is_refused(picture: Image.Image, message: str, folder: Path) -> None:
     picture.save(folder / "SegmentationClass/a.png")
     with pytest.raises(UserError, match=message):
+        loaded(folder)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_greyscale_label_image_of_fewer_than_8_bits_is_refused(bits: int, folder: Path) -> None:
+    """Decoders scale the values: class 1 (aeroplane) of 4 bits became 17 (sheep)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = LABELS.shape
+    row = b"\0" + b"\x11" * -(-width * bits // 8)
+    (folder / "SegmentationClass/a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(row * height))
+        + chunk(b"IEND", b"")
+    )
+    with pytest.raises(UserError, match=f"a.png is a greyscale PNG of {bits} bits, whose values decoders scale"):
         loaded(folder)
 
 

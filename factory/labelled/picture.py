@@ -83,6 +83,11 @@ def read_values(path: Path, values: int) -> NDArray[np.int64]:
         raise UserError(
             f"{path} has an EXIF orientation, which label images must not have; save it upright without one."
         )
+    if picture.mode == "L" and _greyscale_bits(path) in (2, 4):
+        raise UserError(
+            f"{path} is a greyscale PNG of {_greyscale_bits(path)} bits, whose values decoders scale to 0 to 255, so "
+            f"they are no class indices; save it as a palette PNG or with 8 bits."
+        )
     if picture.mode in ("P", "L", "I", "I;16", "I;16B", "I;16L"):
         return np.asarray(picture).astype(np.int64)
     if picture.mode == "1" and values <= 2:
@@ -96,6 +101,13 @@ def read_values(path: Path, values: int) -> NDArray[np.int64]:
         f"{path} is an image of mode {picture.mode}{reason}; a label image must be a palette or greyscale PNG whose "
         f"values are class indices, or RGB in VOC's colours."
     )
+
+
+def _greyscale_bits(path: Path) -> int | None:
+    """The bit depth in the header of a PNG; None for other formats."""
+    with path.open("rb") as stream:
+        header = stream.read(25)
+    return header[24] if header.startswith(b"\x89PNG") else None
 
 
 def _decoded(path: Path, formats: tuple[str, ...]) -> Pictures.Image:
