@@ -36,12 +36,16 @@ Tallies = dict[str, IoUMeter]
 
 
 def count(
-    tallies: Tallies, batch: EvaluationBatch, grounder: TrainedGrounder, again: Sequence[Sequence[Instance]]
+    tallies: Tallies,
+    batch: EvaluationBatch,
+    grounder: TrainedGrounder,
+    again: Sequence[Sequence[Instance]],
+    max_images: int,
 ) -> None:
-    """Add a batch's complete images."""
+    """Add a batch's complete images, up to `max_images` of the group, so that they are those of Protocol I."""
     shape = batch.generated[0][0].image.shape[:2]
     predicted = grounder.ground(batch.generated[1], batch.prompts)
-    for k in batch.complete:
+    for k in batch.complete[: max_images - tallies["module"].images]:
         classes = batch.prompts[k].classes
         truth = label_map(batch.truths[k].disjoint(), classes, shape)
         mine = label_map(predicted[k].disjoint(), classes, shape)
@@ -97,7 +101,8 @@ def main() -> None:
     for group in GROUPS:
         tallies = columns[group] = defaultdict(IoUMeter)
         for batch in evaluation.batches(group, 3 * options.images):
-            count(tallies, batch, grounder, mirrored([made.image for made in batch.generated[0]], evaluation))
+            again = mirrored([made.image for made in batch.generated[0]], evaluation)
+            count(tallies, batch, grounder, again, options.images)
             if tallies["module"].images >= options.images:
                 break
     measures = list(dict.fromkeys(name for tallies in columns.values() for name in tallies))
