@@ -59,6 +59,13 @@ def test_two_processes_with_unequal_parts_have_the_gradient_of_the_whole_batch(t
     assert (first + second) / 2 == pytest.approx(gradients_of_part(0, 1), rel=1e-4)
 
 
+def test_processes_draw_different_random_numbers(together: Any) -> None:
+    """Dropout and the sampled points of Mask2Former were the same for the samples of every process."""
+    out, _ = together
+    first, second = (torch.load(out / f"drawn-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert not torch.equal(first, second)
+
+
 def test_weights_without_gradient_are_named(tmp_path: Path) -> None:
     class Detached(LinearTask):
         def __init__(self) -> None:

@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 _GRADIENT_CHECK = 10
 """Steps after which every weight should have a gradient. Not the first: layers that start at zero block theirs."""
+_SEEDS_PER_PROCESS = 2_654_435_761
+"""Far from all steps of the other processes, also modulo 2**32: PyTorch's generator on CPUs ignores higher bits."""
 STOP = "stop"
 """A file in the folder of a run that tells all training processes to stop, because they receive no Ctrl-C."""
 
@@ -167,11 +169,12 @@ def _step(
 
     Raises UserError before the update if the loss or a gradient is not finite.
     """
-    torch.manual_seed(options.seed * 1_000_003 + step)
+    rank, world = rank_and_world()
+    # Dropout and noise differ between processes, as they do between the samples of one.
+    torch.manual_seed(options.seed * 1_000_003 + step + rank * _SEEDS_PER_PROCESS)
     loss = task.loss(step, options.batch, options.seed)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    rank, world = rank_and_world()
     # All processes must stop after the same step: the others would wait for a missing one forever.
     stop = asked() or (world > 1 and rank == 0 and (out / STOP).exists())
     value = loss.detach().float().reshape(())

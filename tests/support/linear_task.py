@@ -31,7 +31,7 @@ class LinearTask:
     def loss(self, step: int, batch: int, seed: int) -> Tensor:
         if step == self.stop_at:
             self.stop.touch()
-        inputs = torch.randn(batch, 3)
+        inputs = self.drawn = torch.randn(batch, 3)
         loss = (self.model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
         return loss * math.nan if step == self.nan_at else loss
 
@@ -68,7 +68,9 @@ def main() -> None:
     rank, out = int(sys.argv[1]), Path(sys.argv[2])
     torch.distributed.init_process_group("gloo", f"file://{out / 'rendezvous'}", rank=rank, world_size=2)
     torch.save(gradients_of_part(rank, 2), out / f"gradients-{rank}.pt")
-    train(LinearTask(), OPTIONS, out / "whole", print)
+    task = LinearTask()
+    train(task, OPTIONS, out / "whole", print)
+    torch.save(task.drawn, out / f"drawn-{rank}.pt")
     try:
         train(LinearTask(25 if rank else None), OPTIONS, out / "broken", lambda text: None)
     except UserError as error:
