@@ -85,6 +85,8 @@ def main() -> None:
             stop.unlink()
         torch.distributed.barrier()
         train(LinearTask(), OPTIONS, out / "stopped", lambda text: None)
+    torch.distributed.barrier()  # the first process writes the model while the other one would already exit
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
