@@ -145,7 +145,10 @@ def delete_other_samples(folder: Path, keys: KeySet) -> None:
     An earlier export may have written samples that the dataset has no longer. Some readers take every file of a folder.
     """
     with os.scandir(folder) as files:  # unlike `iterdir`, without a list of millions of names
-        for file in files:
-            stem = os.path.splitext(file.name)[0]
-            if re.fullmatch(PATTERN, stem) and stem not in keys:
-                os.unlink(file)
+        others = [file.path for file in files if _is_other(os.path.splitext(file.name)[0], keys)]
+    for path in others:  # after the listing: a file system may skip names if files are deleted during it
+        os.unlink(path)
+
+
+def _is_other(stem: str, keys: KeySet) -> bool:
+    return re.fullmatch(PATTERN, stem) is not None and stem not in keys
