@@ -5,7 +5,7 @@ from PIL import Image
 from factory.config.vocabulary import coco, from_names, voc
 from factory.dataset.masks import palette
 from factory.errors import UserError
-from factory.stickers.atlas import HELD_OUT_STYLE, STYLES, TRAIN_STYLES, load_atlas, sprites_of
+from factory.stickers.atlas import DRAWN_STYLES, HELD_OUT_STYLE, STYLES, TRAIN_STYLES, load_atlas, sprites_of
 from factory.stickers.scenes import random_class_names, render_scene
 from factory.stickers.voc_folder import embedded_name, write_voc_folder
 
@@ -49,7 +49,7 @@ def test_a_mask_covers_exactly_the_pixels_of_its_object() -> None:
     from factory.stickers import scenes
 
     scene = render_scene(3, ("stop sign",))
-    rng = np.random.Generator(np.random.PCG64(3))
+    rng = scenes._generator(3)
     sprites = [scenes._choose(rng, "stop sign", TRAIN_STYLES)]
     background = scenes.random_background(rng, 128)
     layers, _ = scenes._place(rng, sprites, 128)
@@ -59,6 +59,26 @@ def test_a_mask_covers_exactly_the_pixels_of_its_object() -> None:
     untouched = np.repeat(np.repeat(far, 8, 0), 8, 1)
     lighter = scene.image[untouched].astype(int) - background[untouched]
     assert lighter.max() <= 1, "only the shadow, which darkens, may extend beyond the object"
+
+
+def test_the_background_does_not_depend_on_the_number_of_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classes of a scene are drawn with a generator of the same seed; with one style, nothing is drawn between."""
+    from factory.stickers import scenes
+
+    draws: list[float] = []
+
+    def background(rng: np.random.Generator, size: int, kind_shares: tuple[float, ...]) -> np.ndarray:
+        draws.append(rng.random())
+        return np.zeros((size, size, 3), np.uint8)
+
+    monkeypatch.setattr(scenes, "random_background", background)
+    counts = []
+    for k in range(300):
+        names = random_class_names(np.random.default_rng((7, k)), ("dog", "bus"), 2)
+        counts.append(len(names))
+        render_scene((7, k), names, 32, DRAWN_STYLES)
+    single, pairs = (np.mean([draw for draw, n in zip(draws, counts, strict=True) if n == count]) for count in (1, 2))
+    assert abs(single - pairs) < 0.15
 
 
 def test_a_scene_must_have_one_to_three_objects() -> None:

@@ -55,7 +55,7 @@ def render_scene(
     """
     if len(class_names) not in _SIDES_BY_COUNT:
         raise ValueError(f"a scene must have 1 to 3 objects, got {len(class_names)}")
-    rng = np.random.Generator(np.random.PCG64(seed))
+    rng = _generator(seed)
     sprites = [_choose(rng, name, styles) for name in class_names]
     canvas = random_background(rng, size, kind_shares).astype(np.float32)
     layers, instance_map = _place(rng, sprites, size)
@@ -73,6 +73,12 @@ def random_class_names(rng: np.random.Generator, names: Sequence[str], max_objec
     weights = np.array((0.5, 0.38, 0.12)[:max_objects])
     count = int(rng.choice(max_objects, p=weights / weights.sum())) + 1
     return tuple(names[int(k)] for k in rng.integers(0, len(names), count))
+
+
+def _generator(seed: int | Sequence[int]) -> np.random.Generator:
+    # Callers draw the classes with `default_rng(seed)`. With the same random numbers here, the background would depend
+    # on the number of objects.
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(1,))))
 
 
 def _choose(rng: np.random.Generator, class_name: str, styles: tuple[str, ...]) -> Sprite:
