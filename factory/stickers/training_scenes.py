@@ -27,7 +27,8 @@ _HARD_CLASSES = (
     *("person", "bicycle", "bird", "dog", "horse", "skis", "snowboard", "baseball bat"),
     *("fork", "knife", "hair drier", "toothbrush"),
 )
-"""Thin or finely structured classes, which the model learns most slowly. Their single objects are shown twice as often."""
+"""Thin or finely structured classes, which the model learns most slowly. Single objects of them
+are shown twice as often."""
 _ENCODING_BATCH = 48
 
 
