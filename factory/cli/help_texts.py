@@ -7,20 +7,20 @@ from typer.core import TyperCommand, TyperGroup
 _LABELS = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "Path": "PATH"}
 
 
-class Command(TyperCommand):
-    """A command whose help names values as above; that of typer calls them <int>, <str> and, at flags, <bool>."""
+class _Labels:
+    """Names the values as above; the help of typer calls them <int>, <str> and, at flags, <bool>."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters, with the labels of their values."""
-        return _labelled(super().get_params(ctx))
+        return _labelled(super().get_params(ctx))  # type: ignore[misc]  # of the class beside this one
 
 
-class Group(TyperGroup):
-    """A group of commands, likewise."""
+class Command(_Labels, TyperCommand):
+    """A command."""
 
-    def get_params(self, ctx: Any) -> list[Any]:
-        """The parameters, with the labels of their values."""
-        return _labelled(super().get_params(ctx))
+
+class Group(_Labels, TyperGroup):
+    """A group of commands."""
 
 
 def _labelled(params: list[Any]) -> list[Any]:
