@@ -235,7 +235,8 @@ def test_yaml_keeps_scalars_as_text_and_limits_aliases() -> None:
         ("? [a]\n: b\n", "is not a plain string"),
         ("true: 1\n", "key on line 1 is not a plain string"),
         ("a: 1\n~: 2\n", "key on line 2 is not a plain string"),
-        ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        ("!!python/object/apply:os.system ['true']", "the tag !!python/object/apply:os.system on line 1"),
+        ("- a\n- !!set {dog, cat}", "the tag !!set on line 2 is not supported; remove it"),
     ):
         with pytest.raises(UserError, match=message):
             parse_plain_yaml(bad, "the job x")

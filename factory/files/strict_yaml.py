@@ -12,7 +12,10 @@ MAX_YAML_NODES = 200_000
 expand to billions."""
 _ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 """What PyYAML raises: besides its own errors, those of invalid tagged values and of deep nesting."""
-_KEY_TAGS = tuple(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "merge"))
+_STANDARD = "tag:yaml.org,2002:"
+_TAGS = {_STANDARD + name for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
+"""Types of values. `!!set`, for instance, would lose the order of classes, and `!!timestamp` would give a date."""
+_KEY_TAGS = tuple(_STANDARD + name for name in ("str", "int", "float", "merge"))
 """Types of keys. `true:` and `~:` are mistakes, and they cannot be sorted together with text."""
 
 
@@ -94,6 +97,11 @@ def _check_node(root: yaml.Node, where: str, limit: int) -> None:
             return known
         if known is None:
             raise UserError(f"cannot parse {where}: the value on line {node.start_mark.line + 1} contains itself.")
+        if node.tag not in _TAGS:
+            raise UserError(
+                f"cannot parse {where}: the tag {node.tag.replace(_STANDARD, '!!')[:60]} on line "
+                f"{node.start_mark.line + 1} is not supported; remove it."
+            )
         sizes[id(node)] = None  # marks a node in progress
         total = 1
         if isinstance(node, yaml.MappingNode):

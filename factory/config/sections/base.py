@@ -12,12 +12,20 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_boolean_numbers(cls, data: Any) -> Any:
-        """Reject booleans for numbers: Pydantic reads `n: true` as 1, and YAML 1.1 reads `yes` and `on` as true."""
+    def _no_lax_values(cls, data: Any) -> Any:
+        """Reject values that Pydantic would convert to another value than the one that was meant.
+
+        It reads `n: true` as 1, and YAML 1.1 reads `yes` and `on` as true. Sets have no order, or another one in every
+        process, whereas the ids of classes and the choice of prompts depend on it.
+        """
         for name, value in data.items() if isinstance(data, dict) else ():
             field = cls.model_fields.get(name)
-            if isinstance(value, bool) and field is not None and bool not in _types_of(field.annotation):
+            if field is None:
+                continue
+            if isinstance(value, bool) and bool not in _types_of(field.annotation):
                 raise ValueError(f"{name} must not be a boolean, got {str(value).lower()}")
+            if isinstance(value, set | frozenset):
+                raise ValueError(f"{name} must be a list, got a set, which has no order")
         return data
 
 
