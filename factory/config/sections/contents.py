@@ -1,8 +1,8 @@
 """The sections `prompts`, `oracle` and `real`: datasets that are not generated from class names alone."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from factory.config.sections.base import Section
 
@@ -31,8 +31,20 @@ class RealRecipe(Section):
     steps: int = Field(default=50, ge=2, le=1000, description="Steps of the inversion and of the reconstruction.")
 
 
+def _without_phrases(value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        return value
+    if not all(isinstance(name, str) for name in value):
+        raise ValueError("must be a list of class names, or a mapping of class names to phrases")
+    if len(set(value)) < len(value):
+        raise ValueError("must name each class once")
+    return dict.fromkeys(value, "")
+
+
 class PromptEntry(Section):
-    """A custom prompt: its text, and the phrase that names each class."""
+    """A custom prompt."""
 
     text: str
-    classes: dict[str, str]
+    classes: Annotated[
+        dict[str, str], BeforeValidator(_without_phrases, json_schema_input_type=tuple[str, ...] | dict[str, str])
+    ] = Field(description="The classes, or a mapping of each class to the phrase that names it in the text.")
