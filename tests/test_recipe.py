@@ -119,7 +119,14 @@ def test_differences_list_field_and_both_values() -> None:
     ("data", "message"),
     [
         ({"n": 0}, "n must be at least 1 .got 0."),
-        ({"n": 5, "sead": 3}, "there is no field sead"),
+        ({"n": 5, "sead": 3}, r"there is no field sead .did you mean seed\?."),
+        ({"n": 5, "steps": 3}, r"there is no field steps .did you mean generator\.steps\?."),
+        ({"n": 5, "generator": {"size": 3}}, r"there is no field generator\.size\."),
+        ({"n": 5, "classes": {"dog", "cat"}}, "classes must be a list, got a set, which has no order"),
+        ({"n": "x" * 500}, r"n must be a valid integer .got 'x+\.\.\.x+'.\. See"),
+        ({"n": ["x" * 500, "x" * 500]}, r"n must be a valid integer .got \['x+\.\.\.x+\.\.\..\. See"),
+        ({"n": 5, "prompts": [{"text": "a dog", "classes": ["dog", "dog"]}]}, "classes must name each class once"),
+        ({"n": 5, "prompts": [{"text": "a dog", "classes": [1]}]}, "classes must be a list of class names, or"),
         ({"n": 5, "objects": {7: 1}}, "objects must be 1 to 6"),
         ({"n": 5, "classes": ["dog"], "objects": {2: 1}}, "2 objects per prompt require at least 2 classes, got 1"),
         ({"n": 5, "classes": ["dog", "dog"]}, "is repeated"),
@@ -152,9 +159,15 @@ def test_invalid_recipe_raises_an_error_that_names_the_field(data: dict[str, Any
         make_recipe(data)
 
 
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_classes_of_a_prompt_are_a_list_or_have_phrases(kind: Any) -> None:
+    given = make_recipe({"n": 1, "prompts": [{"text": "a puppy and a cat", "classes": kind(["dog", "cat"])}]})
+    assert given == make_recipe({"n": 1, "prompts": [{"text": "a puppy and a cat", "classes": {"dog": "", "cat": ""}}]})
+
+
 def test_of_many_invalid_fields_the_first_are_named() -> None:
     with pytest.raises(UserError, match=r"prompts\.0\.classes must .*; and 990 more\. See") as raised:
-        make_recipe({"n": 4, "prompts": [{"text": "a dog", "classes": ["dog"]}] * 1000})
+        make_recipe({"n": 4, "prompts": [{"text": "a dog", "classes": "dog"}] * 1000})
     assert len(str(raised.value)) < 2000
 
 
@@ -170,7 +183,7 @@ def test_truncated_recipe_is_rejected(tmp_path: Path) -> None:
     [
         ("n: 5\ngenerator: {steps: 4}\nmasks: {}\ngenerator: {guidance: 2}\n", "line 4 repeats the key 'generator'"),
         ("n: 5\nobjects:\n  1: 0.5\n  1: 0.2\n", "line 4 repeats the key '1'"),
-        ("n: !!timestamp 2026-13-45\n", "cannot parse .*: month must be"),
+        ("n: !!timestamp 2026-13-45\n", "cannot parse .*: the tag !!timestamp on line 1 is not supported"),
         ("n: !!int ''\n", "cannot parse "),
         ("n: " + "[" * 5000, "cannot parse .* nested too deeply"),
     ],

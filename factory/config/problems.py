@@ -1,14 +1,19 @@
 """Messages of pydantic and click about invalid values, in the wording of all other messages."""
 
+import difflib
 import re
 import reprlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from pydantic_core import ErrorDetails
 
 _SHOWN = 10
 """Invalid fields named in a message."""
+_LENGTH = 60
+"""Characters of a value that a message shows."""
 _RULES = {
     r"^Value error, ": "",
     r"^(Input|String|List|Tuple|Set|Dictionary) should ": "must ",
@@ -76,11 +81,14 @@ def invalid_field(name: str, problem: str, got: str = "") -> str:
     return f"{name}{'' if continues else ':'} {problem}{got}"
 
 
-def recipe_problems(errors: "list[ErrorDetails]") -> str:
-    """The invalid fields of a recipe, or the first of many, in one sentence without a full stop."""
+def recipe_problems(errors: "list[ErrorDetails]", model: "type[BaseModel]") -> str:
+    """The invalid fields of a recipe, or the first of many, in one sentence without a full stop.
+
+    `model` is the type of the recipe; a field that it does not have may be a typing error.
+    """
     found = _without_alternatives(errors)
     more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
-    return "; ".join([*map(_problem, found[:_SHOWN]), *more])
+    return "; ".join([*(_problem(details, model) for details in found[:_SHOWN]), *more])
 
 
 def _without_alternatives(errors: "list[ErrorDetails]") -> "list[ErrorDetails]":
@@ -88,18 +96,47 @@ def _without_alternatives(errors: "list[ErrorDetails]") -> "list[ErrorDetails]":
     return [details for details in errors if not str((details["loc"] or ("",))[-1]).startswith("literal[")]
 
 
-def _problem(details: "ErrorDetails") -> str:
+def _problem(details: "ErrorDetails", model: "type[BaseModel]") -> str:
     """An invalid field with its value, or what is wrong with the recipe as a whole."""
     # In a field of several types, pydantic adds the type to the path.
     field = ".".join(str(part) for part in details["loc"] if not str(part).startswith(("tuple[", "dict[")))
     if not field:
         return details["msg"].removeprefix("Value error, ").rstrip(".")
+    if details["type"] == "extra_forbidden":
+        similar = _similar(field, list(_fields(model)))
+        return f"there is no field {field}" + (f" (did you mean {similar}?)" if similar else "")
     # A secret that was put into `store` by mistake must not be logged.
-    return invalid_field(field, details["msg"], "" if field.startswith("store") else _shown(details["input"]))
+    return invalid_field(field, details["msg"], "" if field.startswith("store") else shown(details["input"]))
 
 
-def _shown(value: object) -> str:
+def _fields(model: "type[BaseModel]", prefix: str = "") -> Iterator[str]:
+    """The fields of a recipe and of its sections, such as n and generator.steps."""
+    for name, info in model.model_fields.items():
+        yield prefix + name
+        for section in sections_in(info.annotation):
+            yield from _fields(section, f"{prefix}{name}.")
+
+
+def sections_in(annotation: Any) -> "list[type[BaseModel]]":
+    """The models that the type of a field consists of; none for numbers and texts."""
+    if hasattr(annotation, "model_fields"):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in sections_in(part)]
+
+
+def _similar(field: str, fields: list[str]) -> str | None:
+    """The field of the same or of a similar name, in the same section or else in another one."""
+    section, _, name = field.rpartition(".")
+    by_name: dict[str, str] = {}
+    for known in sorted(fields, key=lambda known: known.rpartition(".")[0] != section):
+        by_name.setdefault(known.rpartition(".")[2], known)
+    matches = difflib.get_close_matches(name, by_name, 1, 0.75)
+    return by_name[matches[0]] if matches else None
+
+
+def shown(value: object) -> str:
     """A value in a message. It is cut while it is formatted: a few lines of nested aliases expand to gigabytes."""
     short = reprlib.Repr()
-    short.maxlevel, short.maxstring, short.maxother = 2, 80, 80
-    return f" (got {short.repr(value)})"[:80]
+    short.maxlevel, short.maxstring, short.maxother = 2, _LENGTH, _LENGTH
+    text = short.repr(value)
+    return f" (got {text if len(text) <= _LENGTH else text[: _LENGTH - 3] + '...'})"

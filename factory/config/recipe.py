@@ -237,7 +237,7 @@ def make_recipe(data: Mapping[str, Any], where: str = "the recipe") -> Recipe:
     try:
         return Recipe.model_validate(dict(data))
     except ValidationError as error:
-        problems = recipe_problems(error.errors())
+        problems = recipe_problems(error.errors(), Recipe)
         end = "" if problems.endswith("?") else "."
         hint = "See `factory generate --help` and schemas/recipe.json for allowed values."
         raise UserError(f"{where}: {problems}{end} {hint}") from error

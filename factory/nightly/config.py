@@ -3,13 +3,16 @@
 import datetime
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
-from factory.config.problems import invalid_field
+from factory.config.named_or import named_or
+from factory.config.problems import invalid_field, sections_in, shown
 from factory.config.recipe import Recipe, load_recipe, make_recipe
 from factory.config.sections import Section
 from factory.dataset.storage import is_remote
@@ -36,21 +39,25 @@ def _zone(name: str) -> str:
 ClockTime = Annotated[str, AfterValidator(_clock), Field(examples=["06:00"])]
 
 
-def _kind(**names: type | tuple[type, ...]) -> Discriminator:
-    """Chooses a union's member by the type of the value, so that an error message is about this member alone."""
-    *others, last = names
+def _kind(allowed: str, **names: type | tuple[type, ...]) -> Discriminator:
+    """Chooses a union's member by the type of the value, so that an error message is about this member alone.
 
-    def choose(value: Any) -> str:
-        return next((name for name in others if isinstance(value, names[name])), last)
+    `allowed` describes all members, for the message about a value of another type.
+    """
 
-    return Discriminator(choose)
+    def choose(value: Any) -> str | None:
+        return next((name for name, types in names.items() if isinstance(value, types)), None)
+
+    return Discriminator(choose, custom_error_type="kind", custom_error_message=f"must be {allowed}")
 
 
 Command = Annotated[
-    Annotated[str, Tag("text")] | Annotated[tuple[str, ...], Tag("list")], _kind(list=(list, tuple), text=str)
+    Annotated[str, Tag("text")] | Annotated[tuple[str, ...], Tag("list")],
+    _kind("a command line, or a list of the program and its arguments", list=(list, tuple), text=str),
 ]
 RecipeSource = Annotated[
-    Annotated[str, Tag("path")] | Annotated[dict[str, Any], Tag("fields")], _kind(fields=dict, path=str)
+    Annotated[str, Tag("path")] | Annotated[dict[str, Any], Tag("fields")],
+    _kind("the fields of a recipe, or the path of a recipe file", fields=dict, path=str),
 ]
 
 
@@ -88,7 +95,8 @@ class VerifySample(Section):
 
 Verification = Annotated[
     Annotated[Literal["all"], Tag("all")] | Annotated[VerifySample, Tag("sample")],
-    _kind(sample=(dict, VerifySample), all=str),
+    _kind("all or a number of shards such as {shards: 50}", sample=(dict, VerifySample), all=str),
+    named_or("a number of shards such as {shards: 50}", "all"),
 ]
 
 
@@ -221,8 +229,7 @@ def load_config(path: str | Path) -> NightlyConfig:
     try:
         config = NightlyConfig.model_validate(data)
     except ValidationError as error:
-        text = "; ".join(dict.fromkeys(_sentence(dict(problem)) for problem in error.errors()))
-        raise UserError(f"{path}: {text}. See docs/nightly.md for all keys.") from error
+        raise UserError(f"{path}: {_problems(error.errors())}. See docs/nightly.md for all keys.") from error
     folder = Path(path).absolute().parent
     recipe = config.recipe
     if isinstance(recipe, str):
@@ -236,8 +243,8 @@ def load_config(path: str | Path) -> NightlyConfig:
     config = config.model_copy(update={"recipe": recipe, "root": root})
     if config.target is not None and recipe.get("earlier"):
         raise UserError(
-            f"{path}: recipe.earlier: the dataset of mode grow records its own sizes; remove `earlier` "
-            f"(got {recipe['earlier']!r:.60})."
+            f"{path}: recipe.earlier: the dataset of mode grow records its own sizes; remove `earlier`"
+            f"{shown(recipe['earlier'])}."
         )
     config.recipe_of(datetime.date(2000, 1, 1))
     config.samples_per_night()
@@ -249,32 +256,44 @@ def _recipe_fields(text: str, path: str | Path) -> Any:
     return parse_yaml(text, f"the recipe in {path}")["recipe"]
 
 
-def _sentence(problem: dict[str, Any]) -> str:
-    """A validation error as "field: what is wrong (got ...)"; the value of a webhook is not shown."""
-    location = [part for part in problem["loc"] if part not in ("text", "list", "path", "fields", "all", "sample")]
-    name = ".".join(str(part) for part in location)
-    if problem["type"] == "missing":
+def _problems(errors: list[ErrorDetails]) -> str:
+    """Everything that is wrong, as "field: what is wrong (got ...); ...", with one list of keys per section."""
+    unknown: dict[str, list[str]] = {}
+    sections: dict[str, type[BaseModel]] = {}
+    sentences = []
+    for error in errors:
+        location = [part for part in error["loc"] if part not in ("text", "list", "path", "fields", "all", "sample")]
+        if error["type"] == "extra_forbidden":
+            section = _name(location[:-1])
+            sections[section] = _model_at(location[:-1])
+            unknown.setdefault(section, []).append(_name(location))
+        else:
+            sentences.append(_sentence(_name(location), error))
+    for section, names in unknown.items():
+        owner = f" of {section}" if section else ""
+        keys = ", ".join(sections[section].model_fields)
+        sentences.append(f"there is no key {', '.join(names)}; the keys{owner} are {keys}")
+    return "; ".join(dict.fromkeys(sentences))
+
+
+def _name(location: Sequence[int | str]) -> str:
+    return ".".join(map(str, location))
+
+
+def _sentence(name: str, error: ErrorDetails) -> str:
+    if error["type"] == "missing":
         return f"{name} is missing"
-    if problem["type"] == "extra_forbidden":
-        keys = ", ".join(_model_at(location[:-1]).model_fields)
-        return f"there is no key {name}; the keys are {keys}"
     if not name:
-        return str(problem["msg"]).removeprefix("Value error, ")
-    value = problem["input"]
-    hidden = isinstance(value, dict | list | tuple) or "webhook" in name
-    return invalid_field(name, problem["msg"], "" if hidden else f" (got {value!r:.60})")
+        return error["msg"].removeprefix("Value error, ")
+    # The URL of a webhook is a secret, also where it was put by mistake.
+    hidden = name.startswith("notify") and not name.endswith(".on")
+    return invalid_field(name, error["msg"], "" if hidden else shown(error["input"]))
 
 
-def _model_at(location: list[Any]) -> type[BaseModel]:
+def _model_at(location: Sequence[int | str]) -> type[BaseModel]:
     """The model of the section at a location such as ["notify", 0]."""
     model: type[BaseModel] = NightlyConfig
     for part in location:
         if isinstance(part, str):
-            model = _models_in(model.model_fields[part].annotation)[0]
+            model = sections_in(model.model_fields[part].annotation)[0]
     return model
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models_in(part)]

@@ -56,7 +56,7 @@ def test_example_of_the_documentation_is_read(tmp_path: Path) -> None:
             "root: there is no home folder for ~nobody-here/nights",
         ),
         ("keep:", "kepe:", "there is no key kepe; the keys are root, timezone, starts, recipe"),
-        ("keep: {nights: 14}", "keep: {night: 14}", "there is no key keep.night; the keys are nights"),
+        ("keep: {nights: 14}", "keep: {night: 14}", "there is no key keep.night; the keys of keep are nights"),
         (
             "keep: {nights: 14}",
             "keep: {nights: 0}",
@@ -71,7 +71,17 @@ def test_example_of_the_documentation_is_read(tmp_path: Path) -> None:
         ("mode: fresh", "mode: fesh", "mode must be 'fresh' or 'grow' (got 'fesh')"),
         ("[coco]", "[coco, cocoa]", "exports.1 must be 'coco', 'voc', 'yolo' or 'hf' (got 'cocoa')"),
         ("[coco]", "[coco, coco]", "exports names a format twice"),
-        ("verify: {shards: 50}", "verify: some", "verify must be 'all' (got 'some')"),
+        ("verify: {shards: 50}", "verify: some", "verify must be all or a number of shards such as {shards: 50} (got"),
+        ("verify: {shards: 50}", "verify: [50]", "verify must be all or a number of shards such as {shards: 50} (got"),
+        ("{classes: coco, n: 4000, objects: {1: 0.5, 2: 0.5}}", "[n]", "the path of a recipe file (got ['n'])"),
+        (
+            "keep: {nights: 14}\nprice_per",
+            "kepe: {nights: 14}\nprize_per",
+            "there is no key kepe, prize_per_gpu_hour; the keys are root, timezone, starts, recipe, mode, target, "
+            "budget, exports, verify, keep, price_per_gpu_hour, notify. See docs",
+        ),
+        ("[coco]", "!!set {coco, voc}", "the tag !!set on line 6 is not supported; remove it"),
+        ('{on: failure, webhook: "https://hooks.example.org/T0/secret"}', "https://hooks/secret", "notify.0 must be"),
         ("verify: {shards: 50}", "verify: {shards: 0}", "verify.shards must be at least 1"),
         ("n: 4000,", "", "the recipe of the night: n is missing"),
         ("n: 4000,", "n: 4000, sead: 3,", "there is no field sead"),
