@@ -1,13 +1,14 @@
-"""MkDocs hook: pages that are generated at build time, so that they cannot drift from the code.
+"""MkDocs hook: generates pages at build time, so that they always match the code.
 
-`commands.md` lists every command with its options, read from the command line application itself. The home page,
-changelog, security policy and contributing guide are the files in the repository root, with their links adapted.
+`commands.md` lists every command with its options, and `recipe.md` every field of a recipe. The home page, changelog,
+security policy and contributing guide are the files in the repository root, with adapted links.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import typer
 
@@ -31,6 +32,7 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     for source, target in ROOT_PAGES.items():
         files.append(File.generated(config, target, content=adapt_links((ROOT / source).read_text(encoding="utf-8"))))
     files.append(File.generated(config, "commands.md", content=command_reference()))
+    files.append(File.generated(config, "recipe.md", content=recipe_reference()))
     return files
 
 
@@ -71,6 +73,25 @@ def command_reference() -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def recipe_reference() -> str:
+    """Every field of a recipe with its default and description, as Markdown."""
+    from factory.config.recipe import Recipe
+
+    fields = {name: field for name, field in Recipe.model_fields.items() if _section(field) is None}
+    parts = [
+        "# Recipe fields",
+        "This page is generated from the code. [Recipes](generate.md#recipes) describes recipe files; "
+        "`schemas/recipe.json` also contains the types and bounds of the fields.",
+        "## Top level",
+        _field_table(fields),
+    ]
+    for name, field in Recipe.model_fields.items():
+        section = _section(field)
+        if section is not None:
+            parts += [f"## {name}", (section.__doc__ or "").partition("\n\n")[0], _field_table(section.model_fields)]
+    return "\n\n".join(parts) + "\n"
+
+
 def walk_commands() -> Iterator[tuple[str, Any, Any]]:
     """Yield the full name, the command and a context for the application and each of its visible commands."""
     from factory.cli.main import app
@@ -98,6 +119,22 @@ def _walk(command: Any, name: str, parent: Any) -> Iterator[tuple[str, Any, Any]
 def _row(param: Any, context: Any) -> str:
     names, text = param.get_help_record(context)
     return f"| `{_cell(names)}` | {_cell(text, escape=True)} |"
+
+
+def _section(field: Any) -> Any:
+    """The section that a field of a recipe contains; None for a plain field."""
+    from factory.config.sections import Section
+
+    kinds = (field.annotation, *get_args(field.annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+
+
+def _field_table(fields: Any) -> str:
+    rows = ["| field | default | description |", "|---|---|---|"]
+    for name, field in fields.items():
+        default = "required" if field.is_required() else f"`{json.dumps(field.get_default())}`"
+        rows.append(f"| `{name}` | {default} | {_cell(field.description or '', escape=True)} |")
+    return "\n".join(rows)
 
 
 def _cell(text: str, escape: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""The public Python API. The package `factory` exports these names and loads them on first use."""
+"""The public Python API; the package `factory` exports these names and loads them on first use."""
 
 from collections.abc import Callable
 from os import PathLike
@@ -35,7 +35,10 @@ def generate(
     force: bool = False,
     on_progress: "Callable[[Snapshot], None] | None" = None,
 ) -> "RunSummary":
-    """Generate a dataset, or resume one: committed shards are kept, and the same recipe gives the same bytes.
+    """Generate a dataset, or resume one.
+
+    Committed shards are kept, and the same recipe gives the same bytes. The function returns when the dataset is
+    complete, or when only shards are left that failed repeatedly.
 
     Args:
         recipe: The settings of the dataset; see `make_recipe`.
@@ -45,12 +48,14 @@ def generate(
         on_progress: Called with a snapshot of the run at least every half second.
 
     Returns:
-        The totals of the dataset, and an `exit_code` as the command line would return it.
+        The totals of the dataset, and the `exit_code` with which `factory generate` would end.
 
     Raises:
-        UserError: For invalid input, before anything is written.
-        LeaseHeldError: If another process is working on the dataset; a subclass of UserError.
-        KeyboardInterrupt: After Ctrl-C, once the shards in progress are committed or discarded.
+        UserError: The input is invalid; nothing has been written. Its subclasses describe other failures.
+        RunFailedError: The workers cannot start.
+        TransientError: The store or the cluster does not respond, or the disk is full; call the function again later.
+        LeaseHeldError: Another process is working on the dataset.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the shards in progress have been committed or discarded.
     """
     from factory.dataset.storage import Store
     from factory.generation.run import generate as run

@@ -1,15 +1,15 @@
-"""Exit codes of all commands, for scripts and orchestrators. docs/exit-codes.md has the table."""
+"""Exit codes of all commands, for scripts and orchestrators; see docs/exit-codes.md."""
 
 DONE = 0
-"""Complete; for `verify`: no damage found."""
+"""Complete; for `verify`, all existing shards are sound."""
 UNEXPECTED = 1
 """An unexpected error, reported with a traceback."""
 BAD_INPUT = 2
 """Invalid input; the same command fails again until the input is corrected."""
 FAILED = 3
-"""Some shards are quarantined after too many errors, workers cannot run at all, or nothing was accepted."""
+"""Shards are quarantined after repeated errors, no worker can run, or no sample or prompt was accepted."""
 EXHAUSTED = 4
-"""Complete, but some samples or prompts exhausted their attempts without being accepted."""
+"""Complete, but some samples or prompts were rejected in every attempt and skipped."""
 DAMAGED = 5
 """`verify` found damage that was not repaired."""
 HELD = 6
@@ -19,4 +19,4 @@ TRY_AGAIN = 75
 INTERRUPTED = 130
 """Stopped by Ctrl-C (SIGINT)."""
 TERMINATED = 143
-"""Stopped by SIGTERM: Kubernetes, Slurm, `ray job stop`, a shutdown."""
+"""Stopped by SIGTERM, for example by Kubernetes, Slurm or `ray job stop`."""

@@ -43,6 +43,15 @@ def test_every_option_is_in_the_reference(hook: ModuleType) -> None:
                 assert (param.metavar or param.name).lower() in by_name[name].lower(), f"{name} {param.name}"
 
 
+def test_every_field_of_a_recipe_is_described(hook: ModuleType) -> None:
+    from factory.config.recipe import Recipe
+
+    page = hook.recipe_reference()
+    assert {name for name in Recipe.model_fields if f"| `{name}` |" not in page and f"## {name}\n" not in page} == set()
+    assert "| `shard_size` | `100` | Samples per shard. |" in page
+    assert "|  |" not in page
+
+
 def test_every_command_and_option_has_a_help_text(hook: ModuleType) -> None:
     missing = []
     for name, command, _ in hook.walk_commands():

@@ -1,4 +1,4 @@
-"""The recipe of a dataset: validated settings, with a fingerprint over everything that affects the bytes."""
+"""The recipe of a dataset: its validated settings and their fingerprint."""
 
 import hashlib
 import json
@@ -49,30 +49,31 @@ LATER_FIELDS = {
 
 
 class Recipe(Section):
-    """The settings of a dataset.
+    """The settings of a dataset; build one with `make_recipe`.
 
-    `fingerprint()` covers everything that affects a shard's bytes; it excludes `n`, `earlier`, `prompts_digest`,
-    `engine` and `store`.
+    Recipes are immutable. The page "Recipe fields" and schemas/recipe.json describe the fields.
     """
 
     # `format` is incremented when the same recipe would give different bytes. Datasets of older formats can be read.
     format: Literal[1, 2, 3] = Field(
-        default=3, description="Version of the recipe's semantics; datasets of 1 and 2 are read, but not generated."
+        default=3,
+        description="Version of the rules by which samples are generated; datasets of 1 and 2 can be read, but not "
+        "generated.",
     )
     classes: Annotated[
         Literal["coco", "voc"] | tuple[str, ...], named_or("a list of names such as [dog, cat]", "coco", "voc")
     ] = Field(default="coco", description="Name of a vocabulary, or a list of class names.")
     n: int = Field(ge=1, le=10**9, description="Number of accepted samples to generate.")
     earlier: tuple[int, ...] = Field(default=(), description="Sizes of the dataset before each extension, ascending.")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed from which the seeds of all samples are derived.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed from which the seed of each sample is derived.")
     objects: dict[int, float] = Field(default={1: 1.0}, description="Share of samples by number of objects.")
     cooccurrence: Annotated[
         Literal["coco"] | dict[str, dict[str, Annotated[float, Field(strict=True, ge=0)]]] | None,
         named_or("a table of weights such as {dog: {cat: 3}}", "coco"),
     ] = Field(
         default=None,
-        description="Which classes occur together: `coco` as in COCO, or a weight for each pair; if null, all pairs "
-        "equally often.",
+        description="How often classes occur together: `coco`, as in the images of COCO, or a weight for each pair; if "
+        "null, all pairs are equally likely.",
     )
     prompt_style: Literal["simple", "rich"] = Field(
         default="simple",
@@ -80,30 +81,32 @@ class Recipe(Section):
         "places, light, weather, viewpoints and camera.",
     )
     prompts: tuple[PromptEntry, ...] | None = Field(
-        default=None, description="Custom prompts to use instead of generated ones."
+        default=None,
+        description="Custom prompts, used instead of generated ones: a list of entries with `text` and `classes`, a "
+        "list of classes or a mapping of each class to its phrase in the text.",
     )
     prompts_digest: str | None = Field(
         default=None,
-        description="SHA-256 of the file that the prompts were read from; a record that is not part of the "
-        "fingerprint, because the prompts themselves are.",
+        description="SHA-256 of the prompts file, for the record; not part of the fingerprint, which covers the "
+        "prompts themselves.",
     )
     shard_size: int = Field(default=100, ge=1, le=100_000, description="Samples per shard.")
     batch: BatchSize = Field(
         default=8,
         ge=0,
         le=1024,
-        description="Images that are generated together; `auto` measures how many fit on a GPU when the dataset is "
-        "created, and is 8 on CPUs.",
+        description="Images that are generated together; `auto` measures how many fit into GPU memory when the "
+        "dataset is created, and is 8 on CPUs.",
     )
-    attempts: int = Field(default=16, ge=1, le=1000, description="Seeds tried per sample before it is left out.")
-    jpeg_quality: int = Field(default=95, ge=1, le=100, description="Quality of the JPEG images.")
+    attempts: int = Field(default=16, ge=1, le=1000, description="Seeds to try for a sample before it is skipped.")
+    jpeg_quality: int = Field(default=95, ge=1, le=100, description="JPEG quality of the images.")
     generator: GeneratorRecipe = GeneratorRecipe()
     masks: MaskRecipe = MaskRecipe()
     filters: FilterRecipe = FilterRecipe()
     engine: EngineRecipe = EngineRecipe()
     store: StoreRecipe = StoreRecipe()
-    oracle: OracleRecipe | None = Field(default=None, description="Null unless the dataset is an oracle.")
-    real: RealRecipe | None = Field(default=None, description="Null if images are generated.")
+    oracle: OracleRecipe | None = Field(default=None, description="Null unless this is an oracle dataset.")
+    real: RealRecipe | None = Field(default=None, description="Null unless the images are real.")
 
     @model_validator(mode="before")
     @classmethod
@@ -148,7 +151,7 @@ class Recipe(Section):
         return self
 
     def planned_names(self) -> tuple[str, ...]:
-        """The classes that prompts may name: all of them, or the seen classes of an oracle."""
+        """The classes that prompts may name: all of them, or the seen classes of an oracle dataset."""
         names = self.vocabulary().names
         return names if self.oracle is None else tuple(name for name in names if name in self.oracle.seen)
 
@@ -159,11 +162,11 @@ class Recipe(Section):
         return coco() if self.classes == "coco" else voc()
 
     def uses_detector(self) -> bool:
-        """Whether the masks or the filters use the detector."""
+        """Whether the detector is used, for masks or for a filter."""
         return self.masks.source == "detector" or self.filters.min_detector_iou is not None
 
     def user_prompts(self) -> list[Prompt] | None:
-        """The recipe's custom prompts, checked against its classes; None if captions are used."""
+        """The custom prompts, checked against the classes; None if prompts are generated."""
         if self.prompts is None:
             return None
         if not self.prompts:
@@ -175,10 +178,11 @@ class Recipe(Section):
         ]
 
     def content(self) -> dict[str, Any]:
-        """Everything that affects a shard's bytes, as plain data.
+        """Everything that affects the bytes of a shard, as plain data.
 
-        Fields that a format does not have are omitted, and those that were added to a format later also at their
-        defaults, so that older datasets keep their fingerprint.
+        `n`, `earlier`, `prompts_digest`, `engine` and `store` are left out. So that older datasets keep their
+        fingerprint, fields that a format does not have are left out as well, and fields that were added to a format
+        later are left out at their defaults.
         """
         data = self.model_dump(mode="json", exclude={"n", "earlier", "prompts_digest", "engine", "store"})
         for name in ("oracle", "real", "cooccurrence"):
@@ -197,13 +201,13 @@ class Recipe(Section):
         return data
 
     def fingerprint(self) -> str:
-        """SHA-256 of `content()` as 64 hex digits."""
+        """The SHA-256 of `content()`, 64 hex digits: equal fingerprints mean equal bytes."""
         return hashlib.sha256(canonical(self.content())).hexdigest()
 
     def to_yaml(self) -> str:
-        """The recipe as YAML, readable by `load_recipe`.
+        """The recipe as YAML, which `load_recipe` can read.
 
-        `store` is omitted: it holds one user's access to the bucket and is not part of the dataset.
+        `store` is left out, because it describes how one user accesses the bucket and is not part of the dataset.
         """
         head = f"# factory generate --recipe recipe.yaml --shards DIR\n# fingerprint: {self.fingerprint()}\n"
         return head + yaml.safe_dump(
@@ -225,10 +229,17 @@ def canonical(data: object) -> bytes:
 
 
 def make_recipe(data: Mapping[str, Any], where: str = "the recipe") -> Recipe:
-    """Build a recipe from a mapping such as {"classes": ["dog", "cat"], "n": 100}; `n` is required.
+    """Build a recipe from plain data.
 
-    schemas/recipe.json lists the fields and their defaults. `where` names the source of the data in messages. Raises
-    UserError with a message that names the invalid fields; of many, such as those of all prompts, the first ones.
+    Args:
+        data: The fields of the recipe, such as {"classes": ["dog", "cat"], "n": 100}; only `n` is required.
+        where: The source of the data, for error messages.
+
+    Returns:
+        The validated recipe.
+
+    Raises:
+        UserError: Fields are invalid; the message names up to ten of them.
     """
     if not isinstance(data, Mapping):
         raise UserError(
@@ -244,12 +255,22 @@ def make_recipe(data: Mapping[str, Any], where: str = "the recipe") -> Recipe:
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
-    """Read a recipe file as plain data. It is not validated yet, so that options can override it."""
+    """Read a recipe file as plain data, which is not validated yet, so that options can override it.
+
+    Args:
+        path: The YAML file.
+
+    Returns:
+        The fields of the recipe, for `make_recipe`.
+
+    Raises:
+        UserError: The file cannot be read or is not a YAML mapping.
+    """
     return parse_recipe(read_text(path, "recipe"), str(path))
 
 
 def parse_recipe(text: str, where: str) -> dict[str, Any]:
-    """Parse a recipe as plain data; raises UserError if it is not a YAML mapping, for example after a partial write."""
+    """Parse a recipe as plain data; raises UserError if it is not a YAML mapping. `where` is used in messages."""
     data = parse_yaml(text, where)
     if not isinstance(data, dict):
         content = "is empty" if data is None else f"contains a {_KINDS.get(type(data), 'single value')}"

@@ -12,10 +12,10 @@ from pycocotools import mask as coco_mask
 from factory.files.decode import MAX_PIXELS, load_image
 
 Mask = NDArray[np.bool_]
-"""bool (height, width)."""
+"""A mask: bool (height, width)."""
 
 IGNORE = 255
-"""Label of pixels that training and evaluation must skip."""
+"""Label of pixels that training and evaluation must ignore."""
 
 
 class Rle(TypedDict):
@@ -26,7 +26,7 @@ class Rle(TypedDict):
 
 
 def encode_rle(mask: Mask) -> Rle:
-    """Encode a mask as compressed COCO run lengths."""
+    """Encode a mask, bool (height, width), as compressed COCO run lengths."""
     encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in mask.shape], "counts": encoded["counts"].decode("ascii")}
 
@@ -34,10 +34,17 @@ def encode_rle(mask: Mask) -> Rle:
 def decode_rle(rle: Rle) -> Mask:
     """Decode compressed COCO run lengths.
 
-    Raises ValueError if the runs do not add up to the size or the mask has more than `MAX_PIXELS` pixels. The check
-    comes before pycocotools sees the data: its C code reads past a truncated text and writes past a mask that is
-    smaller than its runs.
+    Args:
+        rle: The `segmentation` of an annotation.
+
+    Returns:
+        The mask, bool (height, width).
+
+    Raises:
+        ValueError: The run lengths are malformed or do not add up to the size, or the mask has more than 2^26 pixels.
     """
+    # Checked before pycocotools reads the data: its C code reads past the end of a truncated text and writes past the
+    # end of a mask that is smaller than its runs.
     height, width = (int(side) for side in rle["size"])
     if not (0 <= height <= MAX_PIXELS and 0 <= width <= MAX_PIXELS and height * width <= MAX_PIXELS):
         raise ValueError(f"a mask of {height} x {width} is too large; the limit is {MAX_PIXELS} pixels")
@@ -52,7 +59,8 @@ def unpack_runs(text: str) -> list[int]:
     """Parse the compressed text into run lengths, without decoding the mask.
 
     Each number is stored in groups of five bits, lowest first, one character per group; the sixth bit marks that
-    another group follows. From the fourth run on, a number is the difference from the run before the last one.
+    another group follows. From the fourth run on, a number is the difference from the run before the last one. Raises
+    ValueError for malformed text.
     """
     try:
         codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
@@ -79,7 +87,7 @@ def unpack_runs(text: str) -> list[int]:
 
 
 def mask_to_xywh(mask: Mask) -> list[int]:
-    """The bounding box [left, top, width, height] in pixels; all zeros if the mask is empty."""
+    """The bounding box [left, top, width, height] of a mask in pixels; all zeros if the mask is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not rows.size:
         return [0, 0, 0, 0]
@@ -88,7 +96,7 @@ def mask_to_xywh(mask: Mask) -> list[int]:
 
 
 def intersection_over_union(first: Mask, second: Mask) -> float:
-    """IoU in [0, 1]; 0 for two empty masks."""
+    """The IoU of two masks, 0 to 1; 0 if both are empty."""
     union = np.count_nonzero(first | second)
     return float(np.count_nonzero(first & second) / union) if union else 0.0
 
@@ -96,7 +104,10 @@ def intersection_over_union(first: Mask, second: Mask) -> float:
 def label_map(
     shape: tuple[int, int], masks: Sequence[Mask], ids: Sequence[int], ignore: Mask | None
 ) -> NDArray[np.uint8]:
-    """Merge masks into uint8 (height, width): 0 is background; `IGNORE` marks `ignore` pixels outside all masks."""
+    """Merge masks into a label image, uint8 (height, width).
+
+    Pixels of `masks[k]` get the value `ids[k]`. Of the other pixels, those of `ignore` get `IGNORE` and the rest 0.
+    """
     labels = np.zeros(shape, np.uint8)
     if ignore is not None:
         labels[ignore] = IGNORE
@@ -106,7 +117,7 @@ def label_map(
 
 
 def palette() -> list[int]:
-    """PASCAL VOC's 256 colours as flat RGB values; consecutive ids get contrasting colours."""
+    """The 256 colours of PASCAL VOC as flat RGB values; consecutive ids have contrasting colours."""
     colours = []
     # VOC spreads the bits of an id over the channels: three bits per step, from the highest bit of each channel down.
     for value in range(256):
@@ -119,21 +130,31 @@ def palette() -> list[int]:
 
 
 def palette_image(labels: NDArray[np.uint8]) -> Image.Image:
-    """An image of mode P from uint8 labels (height, width), shown in PASCAL VOC's colours."""
+    """A palette image of labels, uint8 (height, width), in the colours of PASCAL VOC."""
     image = Image.frombytes("P", (labels.shape[1], labels.shape[0]), np.ascontiguousarray(labels).tobytes())
     image.putpalette(palette())
     return image
 
 
 def encode_label_png(labels: NDArray[np.uint8]) -> bytes:
-    """A palette PNG whose pixel values are the labels, uint8 (height, width)."""
+    """Encode labels, uint8 (height, width), as a palette PNG whose pixel values are the labels."""
     stream = io.BytesIO()
     palette_image(labels).save(stream, "PNG", optimize=False, compress_level=6)
     return stream.getvalue()
 
 
 def decode_label_png(data: bytes) -> NDArray[np.uint8]:
-    """Decode a palette PNG to uint8 (height, width); raises ValueError for other image modes."""
+    """Decode the label image of a sample, its member `seg.png`.
+
+    Args:
+        data: The content of the PNG file.
+
+    Returns:
+        The category id of each pixel, uint8 (height, width); 0 is background, and 255 marks pixels to ignore.
+
+    Raises:
+        ValueError: The data is not a palette PNG, is damaged, or has more than 2^26 pixels.
+    """
     image = load_image(data, "PNG")
     if image.mode != "P":
         raise ValueError(f"a label image must be a palette PNG (mode P), got mode {image.mode}")

@@ -1,4 +1,4 @@
-"""Read the samples of a dataset as arrays: for notebooks, training code and checks."""
+"""Reads the samples of a dataset as arrays, for notebooks, training code and checks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,11 +23,14 @@ from factory.files.paths import path_text
 
 @dataclass(frozen=True)
 class DatasetSample:
-    """One image with its masks.
+    """An image with its masks.
 
-    `image` is uint8 (H, W, 3) in RGB. `labels` is uint8 (H, W): category ids, 0 for background and 255 for pixels to
-    ignore. `annotations` are COCO annotations, one per instance, with `category_id`, `category_name`, `bbox`, `area`,
-    `score` and a run-length `segmentation`. `record` is the sample's whole JSON document, provenance included.
+    Attributes:
+        key: The number of the sample in the dataset, as nine digits.
+        image: RGB image, uint8 (H, W, 3).
+        labels: Category id of each pixel, uint8 (H, W); 0 is background, and 255 marks pixels to ignore.
+        record: The JSON document of the sample, with annotations, prompt, seed and provenance; see
+            schemas/annotation.json.
     """
 
     key: str
@@ -42,23 +45,32 @@ class DatasetSample:
 
     @property
     def annotations(self) -> list[dict[str, Any]]:
-        """The instances, in the order of their ids."""
+        """The COCO annotations of the instances, in the order of their ids.
+
+        Each has `category_id`, `category_name`, `bbox` (left, top, width, height in pixels), `area` (pixels), `score`
+        (0 to 1) and `segmentation` (compressed run lengths).
+        """
         return list(self.record["annotations"])
 
     @property
     def masks(self) -> list[NDArray[np.bool_]]:
-        """A boolean mask (H, W) for each annotation, in the same order."""
+        """The mask of each annotation, bool (H, W), in the same order."""
         return [decode_rle(annotation["segmentation"]) for annotation in self.record["annotations"]]
 
 
 class Dataset:
-    """The committed samples of a dataset, in the order of their keys; shards are read one at a time.
+    """The committed samples of a dataset.
 
-    A dataset that is still being generated can be read: it has the samples of the shards committed when it was opened.
+    Iterating yields a `DatasetSample` for each sample in the order of the keys, and reads one shard at a time; `len`
+    returns the number of samples. A dataset can be read while it is being generated: it then has the samples of the
+    shards that were committed when it was opened.
+
+    Attributes:
+        recipe: The recipe of the dataset.
     """
 
     def __init__(self, address: str | PathLike[str]) -> None:
-        """`address` is a folder or a URL such as s3://bucket/path. Raises UserError if it is not a dataset."""
+        """Open a dataset; see `open_dataset`."""
         self._store = Store(path_text(address, "the address of a dataset"))
         self.recipe: Recipe = recipe_of(self._store)
         finished = finished_entries(self._store, Plan(self.recipe))
@@ -67,14 +79,18 @@ class Dataset:
 
     @property
     def class_names(self) -> dict[int, str]:
-        """Category id to class name."""
+        """The name of each class by its category id."""
         return {entry.id: entry.name for entry in self.recipe.vocabulary().classes}
 
     def __len__(self) -> int:
         return self._size
 
     def __iter__(self) -> Iterator[DatasetSample]:
-        """Iterate over all samples. Raises UserError for a shard that is missing or damaged."""
+        """Iterate over all samples.
+
+        Raises:
+            UserError: A shard is missing or damaged.
+        """
         for tar in self._tars:
             for sample in read_shard(self._store, tar):
                 with readable(self._store, f"sample {sample.key} in {tar}"):
@@ -82,7 +98,17 @@ class Dataset:
 
 
 def open_dataset(address: str | PathLike[str]) -> Dataset:
-    """Open a dataset in a folder or a bucket for reading. Raises UserError if it is not a dataset."""
+    """Open a dataset for reading.
+
+    Args:
+        address: Folder or URL (s3://, gs://, az://) of the dataset.
+
+    Returns:
+        The samples of all committed shards.
+
+    Raises:
+        UserError: There is no dataset at the address.
+    """
     return Dataset(address)
 
 

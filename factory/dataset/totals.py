@@ -15,7 +15,17 @@ _READERS = 32
 
 @dataclass(frozen=True)
 class Totals:
-    """Totals over receipts: `bytes` of all tars; `exhausted` counts samples that exhausted their attempts."""
+    """Totals of the finished shards of a dataset.
+
+    Attributes:
+        shards: Finished shards.
+        accepted: Samples in these shards.
+        planned: Samples that these shards would have if none were skipped.
+        attempts: Images that were generated.
+        bytes: Size of the tar files.
+        exhausted: Samples that were rejected in every attempt and skipped.
+        rejected: Rejected attempts by reason.
+    """
 
     shards: int
     accepted: int
@@ -70,7 +80,7 @@ def current_totals(store: Store, plan: Plan) -> Totals:
 
 
 def finished_entries(store: Store, plan: Plan) -> dict[int, IndexEntry]:
-    """The index entries of all finished shards in order: what readers need who do not check digests.
+    """The index entries of all finished shards in order, for readers that do not check digests.
 
     Reads one listing, the index, and the receipts missing from the index.
     """

@@ -1,4 +1,4 @@
-"""Run an export: read shards one at a time, write them unit by unit, and resume after an interruption."""
+"""Runs an export: reads shards one at a time, writes them in units, and resumes after an interruption."""
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -32,12 +32,18 @@ FORMATS: dict[str, Callable[[ExportInfo, bool], Format]] = {
     "hf": lambda info, polygons: HuggingFaceFormat(info),
 }
 _LAYOUT = 1
-"""Incremented when older unfinished exports can no longer be resumed."""
+"""Version of the layout; incremented when older unfinished exports can no longer be resumed."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Export options. `val` is the share of the validation split. All of them affect what is written."""
+    """Options of an export; all of them affect what is written.
+
+    Attributes:
+        format: One of FORMATS: `coco`, `voc`, `yolo` or `hf`.
+        val: Share of the validation split, at least 0 and below 1.
+        polygons: Write polygons instead of run lengths (`coco` only).
+    """
 
     format: str
     val: float = 0.05
@@ -46,7 +52,17 @@ class Options:
 
 @dataclass(frozen=True)
 class ExportSummary:
-    """The result of an export. `complete` is whether it covers the whole planned dataset."""
+    """The result of an export.
+
+    Attributes:
+        to: The folder.
+        format: The format.
+        train: Samples of the training split.
+        val: Samples of the validation split.
+        shards: Exported shards.
+        shards_planned: Shards of the complete dataset.
+        complete: Whether the export covers the complete dataset.
+    """
 
     to: str
     format: str

@@ -15,10 +15,27 @@ _ERRORS_SHOWN = 5
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The progress at one moment. `accepted` includes earlier runs; `per_second` is the rate of the last minute.
+    """The progress of a run at one moment. The names of the fields are the keys of progress.json.
 
-    `seconds`, `gpu_seconds` and `worker_seconds` are those of this run.
-    The field names are the keys of progress.json.
+    Attributes:
+        status: `running`, `waiting`, `finishing`, `done`, `incomplete`, `interrupted` or `failed`.
+        accepted: Samples of the dataset so far, including those of earlier runs.
+        n: Samples of the complete dataset.
+        shards_done: Finished shards, including those of earlier runs.
+        shards: Shards of the complete dataset.
+        per_second: Accepted samples per second over the last minute.
+        seconds: Duration of this run.
+        seconds_left: Estimate of the remaining time; None if it is unknown.
+        workers: Workers that are ready.
+        pending_workers: Workers that wait for resources or load their models.
+        rejected: Rejected attempts of this run by reason.
+        lost_workers: Workers that were lost in this run.
+        gpu_seconds: Seconds for which workers ran in this run, times the GPUs that each of them reserved.
+        worker_seconds: Seconds for which workers ran in this run.
+        requeued: Shards that were requeued in this run.
+        quarantined: Numbers of the shards that failed repeatedly in this run.
+        errors: The last errors of this run.
+        updated: Time of the snapshot in UTC, in ISO format.
     """
 
     status: str

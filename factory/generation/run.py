@@ -1,4 +1,4 @@
-"""Generates a dataset: recipe, plan, missing shards, engine, and the final statement."""
+"""Generates a dataset: prepares the recipe, runs the missing shards, and writes dataset.json and the card."""
 
 import logging
 from contextlib import nullcontext
@@ -38,9 +38,14 @@ _IN_ALL_FORMATS = ("classes", "seed", "objects", "shard_size", "prompts", "promp
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The result of a run. `totals` covers the whole dataset, `last` this run.
+    """The result of a run.
 
-    `limited` is whether the run ended at its limit with shards left.
+    Attributes:
+        totals: Totals of the whole dataset.
+        last: The last snapshot of this run.
+        seconds: Seconds of work of this run by step.
+        recipe: The recipe of the dataset, with pinned models.
+        limited: Whether the run ended at its limit with shards left; used by `factory nightly`.
     """
 
     totals: Totals
@@ -51,18 +56,18 @@ class RunSummary:
 
     @property
     def lost(self) -> int:
-        """The number of shards that are missing although no error was reported: something else deleted their files."""
+        """The number of shards whose receipts were deleted by another program during the run."""
         missing = self.last.shards - self.totals.shards - len(self.last.quarantined)
         return 0 if self.limited else max(0, missing)
 
     @property
     def is_empty(self) -> bool:
-        """Whether all samples exhausted their attempts, so that the dataset is complete without any."""
+        """Whether every sample was rejected in every attempt, so that the dataset has no samples."""
         return self.totals.exhausted > 0 and self.totals.accepted == 0
 
     @property
     def exit_code(self) -> int:
-        """0 if the dataset is complete, or as complete as the limit of the run allows; otherwise what is missing."""
+        """The exit code with which `factory generate` ends after this run; see `factory.exit_codes`."""
         if self.last.quarantined:
             return exit_codes.FAILED
         if self.lost:
@@ -84,10 +89,10 @@ def generate(
     """Start or resume a dataset and run until it is complete. `watch` receives a snapshot at least every half second.
 
     Only one driver may work on a dataset: LeaseHeldError names an active one, unless `force` takes over from it. `held`
-    is a lease that the caller already holds. `labels_checked` means that the caller has just read the labels of a
-    recipe of real images; otherwise, labels that the recipe does not pin are rejected. KeyboardInterrupt propagates
-    after shards in progress had `engine.grace` seconds to finish; committed shards are kept, and the same call resumes.
-    Raises UserError if shards of an older format are missing, which this version cannot generate.
+    is a lease that the caller already holds. `labels_checked` means that the caller has just read the labels of real
+    images; otherwise, they are compared with the recipe. KeyboardInterrupt propagates after shards in progress had
+    `engine.grace` seconds to finish; committed shards are kept, and the same call resumes. Raises UserError if shards
+    of an older format are missing, because this version cannot generate them.
     """
     existing = existing_recipe(store)
     if existing is not None and existing.format < FORMAT:
@@ -101,7 +106,7 @@ def generate(
 
 
 def _has_work(recipe: Recipe, existing: Recipe | None, store: Store) -> bool:
-    """Whether a run with this recipe would have shards to generate; `existing` is that of the dataset, if it exists."""
+    """Whether a run with this recipe has shards to generate; `existing` is the recipe of the dataset, if any."""
     if existing is None or recipe.n > existing.n:
         return True
     plan = Plan(existing)
@@ -135,7 +140,7 @@ def run_prepared(
 ) -> RunSummary:
     """As `generate`, for a prepared recipe and a lease that the caller holds.
 
-    The run ends early at its `limit`, and after the shards for at least `samples` more samples.
+    The run also ends at its `limit`, or after the shards that contain at least `samples` more samples.
     """
     recipe = init_or_resume(store, recipe, extend)
     plan = Plan(recipe)
@@ -147,14 +152,14 @@ def run_prepared(
         state = _run(recipe, store, todo, tracker, watch, lease, limit)
     totals = write_statement(store, recipe)
     last = tracker.snapshot(state, "done" if totals.shards == len(plan) else "incomplete")
-    last = replace(last, accepted=totals.accepted)  # the tracker takes shards of earlier runs for complete
+    last = replace(last, accepted=totals.accepted)  # the tracker counts all planned samples of earlier shards
     put_progress(store, last.to_dict())
     watch(last)
     return RunSummary(totals, last, state.seconds, recipe, state.limited or len(todo) < len(all_missing))
 
 
 def check_format(recipe: Recipe, where: str) -> None:
-    """Raise UserError if this version cannot generate the samples of a recipe, that of the dataset if there is one."""
+    """Raise UserError if this version cannot generate the samples of a recipe. `where` is used in the message."""
     if recipe.format < FORMAT:
         raise UserError(
             f"the recipe for {where} has format {recipe.format}; this version samples images and reads masks "
@@ -183,7 +188,7 @@ def _complete_older(existing: Recipe, recipe: Recipe, store: Store) -> RunSummar
 
 
 def _changed_since(existing: Recipe, recipe: Recipe) -> list[str]:
-    """What a recipe changes in one of an older format; fields whose meaning or default changed are not compared."""
+    """What a recipe changes in one of an older format, apart from fields whose meaning or default changed."""
     changed = differences(existing, recipe.model_copy(update={"format": existing.format}))
     changed = [line for line in changed if line.partition(":")[0].partition(".")[0] in _IN_ALL_FORMATS]
     return changed + ([f"n: {existing.n} -> {recipe.n}"] if recipe.n < existing.n else [])

@@ -62,20 +62,22 @@ RecipeSource = Annotated[
 
 
 class Budget(Section):
-    """What ends the generation of a night although its dataset is not complete; of several limits, the first."""
+    """The limits of the generation of a night; the first one that is reached ends it."""
 
     hours: float | None = Field(default=None, gt=0, le=10_000, description="Hours since the night first started.")
     until: ClockTime | None = Field(
-        default=None, description="Time of day in `timezone`: the first one after the night first started."
+        default=None, description="Time of day in `timezone`, when it is first reached after the night first started."
     )
     gpu_hours: float | None = Field(
-        default=None, gt=0, description="Hours for which workers ran, times the GPUs that each of them reserved."
+        default=None,
+        gt=0,
+        description="Hours for which workers ran, multiplied by the GPUs that each of them reserved.",
     )
     grace: float = Field(
         default=600.0,
         ge=0,
         le=86_400,
-        description="Seconds that shards in progress may take to finish after the limit; the rest is discarded.",
+        description="Seconds that shards in progress may take to finish after the limit; others are discarded.",
     )
 
     @model_validator(mode="after")
@@ -88,7 +90,7 @@ class Budget(Section):
 
 
 class VerifySample(Section):
-    """Verify some of the shards. The date decides which ones, so a repeated run checks the same."""
+    """Verify some of the shards, selected by the date, so that a repeated run checks the same ones."""
 
     shards: int = Field(ge=1, description="Number of shards to verify.")
 
@@ -101,25 +103,26 @@ Verification = Annotated[
 
 
 class Keep(Section):
-    """Which nights are kept. Others are deleted, but never the last good one."""
+    """Which nights are kept. Others are deleted, except the newest successful one."""
 
-    nights: int = Field(ge=1, description="Number of nights, the newest by date.")
+    nights: int = Field(ge=1, description="Number of nights to keep, the newest by date.")
 
 
 class Notification(Section):
-    """A message about a night. If it cannot be sent, a warning is printed and the night continues."""
+    """A message about a night. If it cannot be sent, a warning is printed and the night does not fail."""
 
     on: Literal["success", "failure", "always"] = Field(
-        default="failure", description="`always` includes interrupted nights."
+        default="failure", description="When to send the message; `always` includes interrupted nights."
     )
     webhook: str | None = Field(
         default=None,
-        description="URL that accepts Slack's JSON, or $NAME for the environment variable that contains it.",
+        description='URL that accepts {"text": ...}, as Slack does; or $NAME, to read it from an environment variable.',
     )
     command: Command | None = Field(
         default=None,
-        description="Program with arguments, run without a shell: the message is its standard input, and the variable "
-        "FACTORY_NIGHT contains the record as JSON, with at most 1,000 damaged or quarantined shards.",
+        description="Program with arguments, run without a shell. It receives the message on standard input, and the "
+        "record as JSON in the environment variable FACTORY_NIGHT, with at most 1,000 damaged and 1,000 quarantined "
+        "shards.",
     )
 
     @model_validator(mode="after")
@@ -128,8 +131,8 @@ class Notification(Section):
             raise ValueError("a notification requires either a webhook or a command")
         if self.webhook is not None and variable_of(self.webhook) is None and not is_webhook_url(self.webhook):
             raise ValueError(
-                "a webhook must be a URL such as https://host/path without user, password and spaces, or nothing but "
-                "$NAME, where NAME consists of letters, digits and _"
+                "a webhook must be a URL such as https://host/path without user, password and spaces, or only $NAME, "
+                "where NAME consists of letters, digits and _"
             )
         if self.command is not None and not _arguments(self.command):
             raise ValueError("the command of a notification is empty")
@@ -143,9 +146,9 @@ def variable_of(webhook: str) -> str | None:
 
 
 def is_webhook_url(text: str) -> bool:
-    """Whether a message can be posted to a URL. The HTTP client would quote one that it rejects, although it is secret.
+    """Whether a message can be posted to a URL; the HTTP client supports no user and password.
 
-    A user and a password are not supported by the client.
+    Checked here, because the error of the client would show the URL, which is secret.
     """
     try:
         url = urlsplit(text)
@@ -157,7 +160,7 @@ def is_webhook_url(text: str) -> bool:
 
 
 def _arguments(command: str | tuple[str, ...]) -> list[str]:
-    """The program and its arguments; raises ValueError for a text with an unclosed quotation mark."""
+    """The program and its arguments; raises ValueError for an unclosed quotation mark."""
     return shlex.split(command) if isinstance(command, str) else list(command)
 
 
@@ -166,23 +169,25 @@ class NightlyConfig(Section):
 
     root: str = Field(min_length=1, description="Folder or URL (s3://, gs://, az://) of the nights.")
     timezone: Annotated[str, AfterValidator(_zone)] = Field(
-        default="UTC", description="IANA name such as Europe/Berlin; dates and times of day refer to it."
+        default="UTC", description="IANA time zone of dates and times of day, such as Europe/Berlin."
     )
     starts: ClockTime = Field(
         default="00:00",
-        description="Scheduled start. Without --date, the date of a night is that of its last scheduled start.",
+        description="Scheduled start. Without --date, the date of a night is that of the last scheduled start.",
     )
     recipe: RecipeSource = Field(description="Fields of a recipe (schemas/recipe.json), or the path of a recipe file.")
     mode: Mode = Field(
         default="fresh",
-        description="`fresh` makes a dataset of n samples every night, `grow` adds to one dataset up to `target`.",
+        description="`fresh` makes a new dataset of n samples every night; `grow` adds samples to one dataset.",
     )
-    target: int | None = Field(default=None, ge=1, le=10**9, description="Samples of the dataset of `grow`.")
+    target: int | None = Field(default=None, ge=1, le=10**9, description="Final size of the dataset in mode `grow`.")
     budget: Budget | None = None
     exports: tuple[ExportFormat, ...] = Field(default=(), description="Formats to export every night.")
     verify: Verification = "all"
-    keep: Keep | None = Field(default=None, description="By default, all nights are kept.")
-    price_per_gpu_hour: float | None = Field(default=None, ge=0, description="For the cost of a night; any currency.")
+    keep: Keep | None = Field(default=None, description="Nights to keep; by default all.")
+    price_per_gpu_hour: float | None = Field(
+        default=None, ge=0, description="Price from which the cost of a night is computed, in any currency."
+    )
     notify: tuple[Notification, ...] = ()
 
     @model_validator(mode="after")
@@ -196,9 +201,10 @@ class NightlyConfig(Section):
         return self
 
     def recipe_of(self, date: datetime.date) -> Recipe:
-        """The recipe of a night. In `fresh`, the seed is the date, such as 20261125, unless the recipe has one.
+        """The recipe of a night; raises UserError if it is invalid.
 
-        In `grow`, its size is the target. Raises UserError if the recipe is invalid.
+        In mode `fresh`, the seed is the date, such as 20261125, unless the recipe sets one. In mode `grow`, `n` is the
+        target.
         """
         assert isinstance(self.recipe, dict), "load_config reads a recipe file"
         data = dict(self.recipe)
@@ -209,16 +215,17 @@ class NightlyConfig(Section):
         return make_recipe(data, "the recipe of the night")
 
     def samples_per_night(self) -> int | None:
-        """In `grow`, the number of samples that a night adds: `n` of the recipe; None adds as many as possible."""
+        """The number of samples that a night adds in mode `grow`: `n` of the recipe, or None without a limit."""
         assert isinstance(self.recipe, dict)
         n = self.recipe.get("n")
         return None if self.target is None or n is None else make_recipe({"n": n}, "the recipe of the night").n
 
 
 def load_config(path: str | Path) -> NightlyConfig:
-    """Read a configuration file. Raises UserError if anything is invalid.
+    """Read a configuration file; raises UserError if anything is invalid.
 
-    A relative `root` and the path of a recipe file start at its folder; paths in the recipe are left as they are.
+    A relative `root` or path of a recipe file is relative to the folder of the configuration. Paths in the recipe are
+    not changed.
     """
     text = read_text(path, "configuration")
     data = parse_plain_yaml(text, f"the configuration {path}")

@@ -18,7 +18,7 @@ REPORT = "report"
 
 State = Literal["running", "complete", "partial", "failed", "interrupted"]
 GOOD: tuple[State, ...] = ("complete", "partial")
-"""States of nights whose dataset is verified and can be used."""
+"""States of successful nights, whose dataset is verified and can be used."""
 
 
 class _Part(BaseModel):
@@ -26,14 +26,14 @@ class _Part(BaseModel):
 
 
 class Period(_Part):
-    """The time that the budget of a night counts: it starts with the night, and again after a budget is used up."""
+    """The time that the budget of a night covers; a new period starts when a night continues after a used-up budget."""
 
     started: datetime.datetime
     gpu_seconds: float = 0.0
 
 
 class Before(_Part):
-    """What the dataset has from others: when the night first started, and from nights that ran in between in `grow`."""
+    """The part of the dataset that other nights made: before this night, and in mode `grow` between its runs."""
 
     samples: int = 0
     planned: int = 0
@@ -47,12 +47,12 @@ class Verified(_Part):
     of: int = Field(description="Shards that exist.")
     damaged: tuple[int, ...] = ()
     at: datetime.datetime | None = Field(
-        default=None, description="When the verification ended; records of earlier versions do not tell."
+        default=None, description="When the verification ended; null in records of earlier versions."
     )
 
 
 class Exported(_Part):
-    """An export; `shards` tells whether it still covers the dataset."""
+    """An export; `shards` shows whether it covers the whole dataset."""
 
     path: str = Field(description="Folder, relative to the root.")
     shards: int
@@ -61,16 +61,16 @@ class Exported(_Part):
 
 
 class Reported(_Part):
-    """The report; `shards` tells whether it still covers the dataset."""
+    """The report; `shards` shows whether it covers the whole dataset."""
 
     path: str = Field(description="Folder, relative to the root.")
     shards: int
-    level: str = Field(description="Verdict: good, check or bad.")
+    level: str = Field(description="Verdict: `good`, `check` or `bad`.")
     sentence: str = Field(description="The verdict in one sentence.")
 
 
 class Night(_Part):
-    """What is known about a night. Paths are relative to the root, times are in UTC, durations in seconds."""
+    """The record of a night. Paths are relative to the root, times are in UTC, and durations are in seconds."""
 
     version: Literal[1] = 1
     date: datetime.date
@@ -81,31 +81,31 @@ class Night(_Part):
     fingerprint: str | None = Field(default=None, description="Fingerprint of the dataset's recipe.")
     started: datetime.datetime
     updated: datetime.datetime
-    runs: int = Field(default=0, description="How often the generation was started.")
-    counted: bool = Field(default=True, description="Whether the use of workers by the latest run is included.")
+    runs: int = Field(default=0, description="Number of runs that started to generate.")
+    counted: bool = Field(default=True, description="Whether the hours include the latest run.")
     period: Period
     n: int = Field(description="Samples of the complete dataset.")
     samples: int = Field(default=0, description="Samples of the dataset.")
     new_samples: int = Field(default=0, description="Samples that this night added.")
     attempts: int = Field(default=0, description="Attempts of this night.")
     accepted_share: float | None = Field(default=None, alias="yield", description="Samples per attempt of this night.")
-    planned: int = Field(default=0, description="Planned samples of all shards: samples and those left out.")
+    planned: int = Field(default=0, description="Planned samples of the shards, including skipped ones.")
     totalled: bool = Field(
         default=False,
-        description="Whether the samples and attempts include all of the latest run; successful nights always do.",
+        description="Whether samples and attempts include the whole latest run; true for successful nights.",
     )
-    exhausted: int = Field(default=0, description="Samples of the dataset that were accepted in no attempt.")
+    exhausted: int = Field(default=0, description="Samples of the dataset that were rejected in every attempt.")
     rejected: Mapping[str, int] = Field(default={}, description="Rejected attempts of the dataset by reason.")
     shards: int = 0
     total_bytes: int = Field(default=0, alias="bytes", description="Size of all shards.")
     before: Before = Before()
     seconds: Mapping[str, float] = Field(
-        default={}, description="By step (generate, verify, export, report), over all runs."
+        default={}, description="Seconds by step (generate, verify, export, report), over all runs."
     )
     gpu_hours: float = 0.0
     worker_hours: float = 0.0
     price_per_gpu_hour: float | None = None
-    cost: float | None = Field(default=None, description="GPU-hours times the price.")
+    cost: float | None = Field(default=None, description="GPU-hours multiplied by the price.")
     verified: Verified | None = None
     exports: Mapping[str, Exported] = {}
     report: Reported | None = None
@@ -153,7 +153,7 @@ def parse_night(data: bytes, where: str) -> Night:
 
 
 class NightFile:
-    """The night.json of one night, written by one driver: a record that somebody else changed is not overwritten."""
+    """The night.json of one night. A record that another driver has changed is not overwritten."""
 
     def __init__(self, root: Store, date: datetime.date) -> None:
         self._root, self._name = root, f"{date.isoformat()}/{NIGHT}"
@@ -177,7 +177,7 @@ class NightFile:
 
 
 def list_nights(root: Store) -> dict[datetime.date, Night | None]:
-    """Every night of a root by date; None for a record that cannot be read. Folders without a record are left out."""
+    """Every night of a root by date; None if its record cannot be read. Folders without a record are left out."""
     dates = [name for name in root.folders() if _is_date(name)]
     nights: dict[datetime.date, Night | None] = {}
     for name, tagged in root.get_many(f"{date}/{NIGHT}" for date in dates):

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, without unknown fields, and without infinite, NaN or boolean numbers."""
+    """Base of all sections: immutable; rejects unknown fields, and numbers that are infinite, NaN or boolean."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

@@ -1,4 +1,4 @@
-"""The sections `prompts`, `oracle` and `real`: datasets that are not generated from class names alone."""
+"""The sections `prompts`, `oracle` and `real`: custom prompts, oracle datasets and real images."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,27 +8,27 @@ from factory.config.sections.base import Section
 
 
 class OracleRecipe(Section):
-    """Makes the dataset an oracle: training data for a grounder, with detector masks of seen classes only."""
+    """Makes this an oracle dataset: training data for a grounder, with masks of a detector for seen classes only."""
 
-    split: str = Field(description="Split of the vocabulary that defines the seen classes.")
+    split: str = Field(description="Name of the split that defines the seen classes.")
     seen: tuple[str, ...] = Field(min_length=1, description="Classes that prompts may name.")
 
 
 class RealRecipe(Section):
-    """Builds the dataset from real labelled images: each is inverted to noise, and its labels become the masks."""
+    """Inverts the images of a labelled folder, whose labels become the masks (`factory invert`)."""
 
-    dataset: Literal["voc", "coco"] = Field(description="Format of the labels on disk.")
-    root: str = Field(description="VOC root folder, or COCO image folder.")
-    image_set: str = Field(default="train", description="VOC image set.")
-    annotations: str | None = Field(default=None, description="COCO instances file.")
-    keys: tuple[str, ...] = Field(min_length=1, description="Images in order, one per prompt.")
+    dataset: Literal["voc", "coco"] = Field(description="Format of the labelled folder.")
+    root: str = Field(description="PASCAL VOC folder, or folder of COCO images.")
+    image_set: str = Field(default="train", description="Image set of the PASCAL VOC folder.")
+    annotations: str | None = Field(default=None, description="COCO annotation file.")
+    keys: tuple[str, ...] = Field(min_length=1, description="Names of the images in order, one for each prompt.")
     labels_digest: str = Field(description="Digest of the labels.")
     method: Literal["ddim", "noise"] = Field(
         default="ddim",
-        description="`ddim` inverts step by step; `noise` stores the encoded image, to which noise is added when "
+        description="`ddim` inverts images by DDIM; `noise` stores the encoded image, to which noise is added when "
         "features are read.",
     )
-    steps: int = Field(default=50, ge=2, le=1000, description="Steps of the inversion and of the reconstruction.")
+    steps: int = Field(default=50, ge=2, le=1000, description="DDIM steps of the inversion and of the reconstruction.")
 
 
 def _without_phrases(value: Any) -> Any:
@@ -44,7 +44,7 @@ def _without_phrases(value: Any) -> Any:
 class PromptEntry(Section):
     """A custom prompt."""
 
-    text: str
+    text: str = Field(description="Text of the prompt.")
     classes: Annotated[
         dict[str, str], BeforeValidator(_without_phrases, json_schema_input_type=tuple[str, ...] | dict[str, str])
-    ] = Field(description="The classes, or a mapping of each class to the phrase that names it in the text.")
+    ] = Field(description="List of classes, or a mapping of each class to its phrase in the text.")

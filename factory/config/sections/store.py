@@ -9,13 +9,13 @@ from factory.config.sections.base import Section
 
 
 class StoreRecipe(Section):
-    """How to access the bucket. Not part of the fingerprint, not written into the dataset, and never contains secrets.
+    """Access to the bucket; not part of the fingerprint and not written to the dataset. It contains no secrets.
 
     Each field takes precedence over the corresponding environment variable. Keys and tokens come from the environment,
     a profile or a file (docs/storage.md).
     """
 
-    endpoint: str | None = Field(default=None, description="URL of the service; the default is AWS or Google.")
+    endpoint: str | None = Field(default=None, description="URL of the service; by default AWS, Google or Azure.")
     region: str | None = Field(default=None, description="Region of an S3 bucket.")
     profile: str | None = Field(default=None, description="Profile in the AWS configuration files.")
     credentials_file: str | None = Field(default=None, description="JSON key file of Google Cloud.")
@@ -26,10 +26,13 @@ class StoreRecipe(Section):
         default=60.0, gt=0, le=3600, description="Seconds after which a small request times out and is retried."
     )
     slowest: float = Field(
-        default=50_000, gt=0, description="Bytes per second; a request's timeout grows by its size at this speed."
+        default=50_000,
+        gt=0,
+        description="Slowest accepted upload in bytes per second; the size of an upload divided by it is added to the "
+        "timeout.",
     )
     patience: float = Field(
-        default=3600.0, ge=0, description="Seconds to keep retrying while the store does not respond."
+        default=3600.0, ge=0, description="Seconds for which a request is retried while the store does not respond."
     )
 
     @model_validator(mode="after")
