@@ -1,4 +1,4 @@
-"""A distributed synthetic-dataset factory: it turns class names into segmentation datasets.
+"""factory turns class names into segmentation datasets with a text-to-image diffusion model.
 
 The public API is loaded on first use, so that importing the package and `factory --help` stay fast.
 """

@@ -1,4 +1,4 @@
-"""Configures diffusers and transformers: their logging, and a workaround for a broken torchvision."""
+"""Configures the logging of diffusers and transformers, and works around a broken torchvision."""
 
 import importlib
 import sys
@@ -40,15 +40,16 @@ _fault: str | None = None
 def guard_against_torchvision() -> None:
     """Make transformers and diffusers ignore a torchvision that cannot be imported.
 
-    Both import torchvision if it is installed, although few of their models need it. A torchvision built for another
-    version of torch raises at import, so no command that loads a model would work. Free until they are imported.
+    Both import torchvision if it is installed, although few of their models need it. A torchvision for another version
+    of torch raises an error at import, so no command that loads a model would work. This takes no time until one of
+    them is imported.
     """
     if _guard not in sys.meta_path and "torchvision" not in sys.modules and PathFinder.find_spec("torchvision"):
         sys.meta_path.insert(0, _guard)
 
 
 def torchvision_fault() -> str | None:
-    """A short message why the installed torchvision cannot be imported; None if it can be, or is not installed.
+    """Why the installed torchvision cannot be imported, in a few words; None if it can, or is not installed.
 
     A broken torchvision is hidden from the rest of the process, as if it were not installed.
     """

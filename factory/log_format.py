@@ -44,8 +44,8 @@ def wants_json() -> bool:
 def configure() -> None:
     """Configure the logger `factory` of this process by FACTORY_LOG_FORMAT and FACTORY_LOG_LEVEL.
 
-    Without either, nothing changes: Python prints warnings as plain text. The level is INFO by default. UserError if a
-    variable has an unknown value.
+    Without either, Python prints warnings as plain text. The level is INFO by default. UserError if a variable has an
+    unknown value.
     """
     format_name, level = os.environ.get(FORMAT, "").lower(), os.environ.get(LEVEL, "").upper()
     if format_name not in ("", "json", "text"):

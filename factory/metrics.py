@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 PREFIX = "ray_"
-"""What Ray prepends to the names in Prometheus."""
+"""The prefix that Ray adds to the names in Prometheus."""
 
 _lock = threading.Lock()
 _instruments: dict[str, Any] = {}
@@ -49,7 +49,7 @@ class Metric:
             return
         try:
             getattr(self._instrument(), method)(value, {"dataset": dataset, **labels})
-        except Exception:  # whatever Ray raises: a metric is never worth a failed run
+        except Exception:  # any error of Ray: a metric must never fail a run
             return
 
     def _instrument(self) -> Any:

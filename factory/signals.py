@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: both request a graceful stop; the exit code tells which signal it was."""
+"""SIGINT and SIGTERM, which request a graceful stop; the exit code shows which signal it was."""
 
 import contextlib
 import signal
@@ -14,12 +14,12 @@ _received: int | None = None
 
 
 def listen() -> None:
-    """Make SIGTERM act like Ctrl-C, and make sure that SIGINT has an effect; for the main thread of a command.
+    """Make SIGTERM act like Ctrl-C, and ensure that SIGINT has an effect; called in the main thread of a command.
 
-    Forgets signals that the process received before, so the exit code of the command depends only on its own.
+    Signals that the process received before are forgotten, so that they do not affect the exit code.
 
-    A shell starts background jobs with SIGINT ignored, and Python inherits that: `kill -INT` and an orchestrator's
-    SIGINT would have no effect.
+    A shell starts background jobs with SIGINT ignored, and Python inherits this: a SIGINT from `kill` or an
+    orchestrator would have no effect.
     """
     global _received
     _received = None
@@ -48,7 +48,7 @@ def run_forwarding_signals(command: Sequence[str]) -> int:
     """Run a command, forward signals to it, wait for it to end and return its exit code.
 
     The child runs in a new session. Otherwise a terminal would send Ctrl-C to both processes, and the child would
-    mistake the forwarded signal for a second Ctrl-C, which stops immediately. This way a training can write its
+    mistake the forwarded signal for a second Ctrl-C, which stops immediately. This way, a training step can write its
     checkpoint.
     """
     numbers = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]

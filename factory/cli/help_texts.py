@@ -1,4 +1,4 @@
-"""How the help of all commands names the values of options: `--n INTEGER`, `--layout voc|coco`, and `--json` alone."""
+"""The names of option values in the help of commands: `--n INTEGER`, `--layout voc|coco`, `--json` without a value."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ _LABELS = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "Path": "PATH"}
 
 
 class _Labels:
-    """Names the values as above; the help of typer calls them <int>, <str> and, at flags, <bool>."""
+    """Names values as above, and not <int>, <str> and (for flags) <bool> as typer does."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters, with the labels of their values."""
-        return _labelled(super().get_params(ctx))  # type: ignore[misc]  # of the class beside this one
+        return _labelled(super().get_params(ctx))  # type: ignore[misc]  # of the other base class
 
 
 class Command(_Labels, TyperCommand):
@@ -25,14 +25,14 @@ class Group(_Labels, TyperGroup):
 
 def _labelled(params: list[Any]) -> list[Any]:
     for param in params:
-        if hasattr(param, "display_type"):  # earlier versions of typer have labels of their own
+        if hasattr(param, "display_type"):  # earlier versions of typer have their own labels
             param.display_type_rich = _label_of(param)
     return params
 
 
 def _label_of(param: Any) -> Any:
     def label(ctx: Any) -> str:
-        """Nothing for flags, and for arguments, which have a name instead."""
+        """The label of a value; empty for flags, and for arguments, which have a name."""
         if param.param_type_name == "argument" or getattr(param, "is_flag", False):
             return ""
         name = str(param.metavar or param.display_type(ctx)).strip("<>").removesuffix(" range")

@@ -37,7 +37,7 @@ from factory.errors import UserError
 
 
 def _set_help(commands: Iterable[CommandInfo]) -> None:
-    """Choose the labels of values, and make each paragraph one line: typer prints the line breaks of docstrings."""
+    """Set the labels of values, and join the lines of each paragraph: typer prints the line breaks of docstrings."""
     for command in commands:
         command.cls = Command
         paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
@@ -129,7 +129,7 @@ def _run_command() -> int:
 
 
 def _exit(code: int) -> NoReturn:
-    """Exit; without cleanup if the cluster is gone, because Ray would wait for it and then abort the process."""
+    """Exit, without cleanup if the cluster is gone, because Ray would wait for it and then abort the process."""
     cluster = sys.modules.get("factory.engine.cluster")
     if cluster is not None and cluster.is_stuck():
         sys.stdout.flush()

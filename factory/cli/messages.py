@@ -1,15 +1,15 @@
-"""Where commands print the messages of the library. Functions, so that Ray can send them to other processes."""
+"""Functions that print messages of the library; Ray can send them to other processes."""
 
 import typer
 
 
 def to_stdout(text: str) -> None:
-    """Print a line to standard output at once."""
+    """Print a line to standard output immediately."""
     typer.echo(text)
 
 
 def to_stderr(text: str) -> None:
-    """Print a line to standard error, which leaves standard output to results."""
+    """Print a line to standard error, because standard output is for results."""
     typer.echo(text, err=True)
 
 

@@ -104,7 +104,7 @@ def nights_of(root: "Store") -> list[dict[str, Any]]:
 
     nights = list_nights(root)
     running = [night for night in nights.values() if night is not None and night.state == "running"]
-    # One driver at a time works on a dataset, and of several nights the last one that wrote its record.
+    # One driver at a time works on a dataset; of several nights, it is the last one that wrote its record.
     newest = {night.dataset: night.date for night in sorted(running, key=lambda night: night.updated.timestamp())}
     states = {night.date: _state_of(root, night, night.date == newest[night.dataset]) for night in running}
     return [

@@ -1,4 +1,4 @@
-"""Builds a recipe from options and a recipe file; only options that were given override the file."""
+"""Builds a recipe from a recipe file and the given options, which override the file."""
 
 import hashlib
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ _FIELDS = {
 def assemble(
     file: Path | None, store: Store | None, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """The recipe of a command: that of the file, or of the dataset to resume, overridden by the options.
+    """The recipe of a command: that of the file or of the dataset to resume, overridden by the options.
 
     An option that is None was not given. `defaults` are fields of the recipe that the command presets. UserError if the
     options are invalid together.
@@ -80,7 +80,7 @@ def assemble(
 
 
 def _check_effects(recipe: Recipe, options: Mapping[str, Any]) -> None:
-    """UserError for an option that would change nothing: the user expects another dataset than the recipe gives."""
+    """UserError for an option without effect, because the user expects it to change the dataset."""
     if options.get("detector") is not None and not recipe.uses_detector():
         raise UserError(
             f"--detector {options['detector']} would not be used, because the masks come from {recipe.masks.source}; "
@@ -111,7 +111,7 @@ def _existing(store: Store | None, options: Mapping[str, Any]) -> dict[str, Any]
     specified = options.get("classes") is not None and options.get("n") is not None
     if store is None or specified or store.get(RECIPE) is None:
         return {}
-    # What a recipe that was written by hand leaves out is not given: the model's card may define it.
+    # Fields that a handwritten recipe leaves out are not given: the model card may define them.
     return recipe_of(store).model_dump(mode="json", exclude_unset=True)
 
 

@@ -1,4 +1,4 @@
-"""Makes every option and argument of type Path reject URLs."""
+"""Makes all options and arguments of type Path reject URLs."""
 
 import inspect
 from collections.abc import Callable, Iterable

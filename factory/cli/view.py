@@ -1,4 +1,4 @@
-"""Displays a run: a live view on a terminal, plain lines elsewhere, nothing with --json, log records on request."""
+"""Displays a run: a live view on a terminal, plain lines elsewhere, log records on request, nothing with --json."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""`factory run`: runs a job, a chain of commands from one file."""
+"""`factory run`: runs a job, which is a chain of commands from one file."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,1 +1,1 @@
-"""The recipe of a dataset, its classes and prompts, and the plan derived from them."""
+"""The recipe of a dataset, its classes and prompts, and the plan that follows from them."""

@@ -12,7 +12,7 @@ _MAX_BATCH = 1024
 def _batch(value: Any) -> Any:
     if value == "auto":
         return AUTO_BATCH
-    # A sign and digits: Pydantic reads numbers from text, and the messages of its bounds would allow 0 and omit `auto`.
+    # Pydantic reads numbers from text, but its messages about bounds would allow 0 and not mention `auto`.
     number = int(value) if str(value).removeprefix("-").isdecimal() else None
     if isinstance(value, str | int) and (number is None or not 1 <= number <= _MAX_BATCH):
         raise ValueError(f"must be a whole number from 1 to {_MAX_BATCH}, or auto")

@@ -1,4 +1,4 @@
-"""Balanced class sequences: which classes each prompt names, balanced over every prefix and with random access.
+"""The classes that each prompt names: sequences that are balanced in every prefix and have random access.
 
 Classes are indices 0..count-1. A sequence is a pure function of its seed, so index 10,000,000 costs as much as index
 0, and a longer dataset starts with the shorter one.
@@ -12,7 +12,7 @@ from factory.config.cooccurrence import WeightedGroups
 
 MAX_OBJECTS = 6
 _MAX_CACHED = 256
-"""Orders that a sequence keeps; the cache is cleared beyond this number."""
+"""Number of orders in the cache of a sequence; a full cache is cleared."""
 
 
 def shuffled(count: int, *key: object) -> list[int]:
@@ -93,7 +93,7 @@ class ClassSequence:
         return self._cached((count, *key), lambda: shuffled(count, self.seed, *key))
 
     def _cached(self, key: tuple[object, ...], compute: Callable[[], list[int]]) -> list[int]:
-        """The order with this key; returned without a second look-up, because another thread may clear the cache."""
+        """The order with this key; not looked up a second time, because another thread may clear the cache."""
         order = self._orders.get(key)
         if order is None:
             order = compute()

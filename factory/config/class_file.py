@@ -20,7 +20,7 @@ _ONE_PER_LINE = "write one class name per line and nothing else"
 
 
 def read_class_file(path: Path) -> list[str]:
-    """Read the class names of a file in order; raises UserError if it is ambiguous which part is the name."""
+    """Read the class names of a file in order; raises UserError if the names cannot be identified unambiguously."""
     if path.suffix.lower() in (".json", ".yaml", ".yml"):
         return _names_of_data(path)
     lines = [(number, line) for number, line in read_lines(path, "class file") if not line.startswith("#")]

@@ -92,7 +92,7 @@ _PLURALS = {
 
 
 _TOKEN = re.compile(r"""[^\s_\-.,;:!?()\[\]{}"'\u2018\u2019\u201c\u201d«»…/&+]+""")
-"""A word. Defined by what is none, because letters of some scripts are not alphanumeric."""
+"""A word, defined by the characters that separate words, because letters of some scripts are not alphanumeric."""
 _GAP = re.compile(r"[\s_\-.'\u2019/&+]*")
 """What may separate the words of a name."""
 _SENTENCE_END = re.compile(r"\w{3,}\.\s")
@@ -129,8 +129,8 @@ class Mention:
 class ClassWords:
     """Finds every mention of the classes of a vocabulary in a text.
 
-    With `others`, COCO's classes that the vocabulary lacks are found too (VOC's are among them, by their aliases);
-    their class name is COCO's, with a preceding "coco:". Case, hyphens and spaces within a name are ignored.
+    With `others`, COCO classes that the vocabulary does not contain are found as well (also by their VOC names); their
+    class name is that of COCO with the prefix "coco:". Case, hyphens and spaces within a name are ignored.
     """
 
     def __init__(self, vocabulary: Vocabulary, others: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Classes that occur together: tables of pairs, and groups of classes that are drawn by them and stay balanced."""
+"""Classes that occur together: tables of pairs, and balanced groups of classes that are drawn by these tables."""
 
 import csv
 import functools
@@ -61,8 +61,8 @@ def pair_weights(
 ) -> tuple[tuple[float, ...], ...]:
     """The symmetric matrix of weights between the classes `names`, with zeros on its diagonal.
 
-    Raises ValueError if `table` is `coco` and a class is not COCO's, if a custom table is invalid, or if a class occurs
-    with none of the others.
+    Raises ValueError if `table` is `coco` and a class is not a COCO class, if a custom table is invalid, or if a class
+    occurs with none of the others.
     """
     positions = {name: position for position, name in enumerate(names)}
     if table == "coco":
@@ -89,8 +89,9 @@ def pair_weights(
 def balanced(matrix: tuple[tuple[float, ...], ...]) -> tuple[tuple[int, ...], ...]:
     """Scale rows and columns by the same factors until all have nearly the same sum; as integers.
 
-    Without this, classes that occur with everything, such as persons, would be used up by the first groups of each
-    turn, which names every class once. Sums are exact and the result is rounded, so it is the same on every machine.
+    Each turn names every class once. Without scaling, classes that occur with many others, such as persons, would be
+    used up by the first groups of each turn. Sums are exact and the result is rounded, so it is the same on every
+    machine.
     """
     factors = [1.0 / max(row) for row in matrix]
     for _ in range(_ROUNDS):
@@ -104,7 +105,7 @@ def balanced(matrix: tuple[tuple[float, ...], ...]) -> tuple[tuple[int, ...], ..
 
 
 class WeightedGroups:
-    """Groups of classes that are drawn by the weights of their pairs, with random access.
+    """Groups of classes, drawn by the weights of their pairs, with random access.
 
     Groups are cut from turns that name every class once, so class counts differ by at most 1 in every prefix. Within a
     turn, the first class of a group is drawn evenly, and each further one in proportion to the product of its weights
@@ -192,7 +193,7 @@ class _Names:
 
 
 def _positions_in_coco(vocabulary: Vocabulary, names: Sequence[str]) -> dict[str, int]:
-    """The position of each class by its name in COCO; ValueError for a class that COCO lacks."""
+    """The position of each class in COCO; ValueError for a class that is not in COCO."""
     result = {}
     for position, name in enumerate(names):
         entry = coco().find(vocabulary.resolve(name).display)

@@ -9,8 +9,8 @@ from factory.config.recipe import Recipe
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Each field of `content()` that differs, such as "generator.steps: 20 -> 30".
 
-    Fields that have no effect in either recipe are left out: earlier versions stored options that are rejected today,
-    and their datasets must be resumable without them.
+    Fields without an effect in either recipe are left out: earlier versions stored options that are now rejected, and
+    their datasets must be resumable without them.
     """
     unused = _without_effect(old) & _without_effect(new)
     return _differences(_without(old.content(), unused), _without(new.content(), unused), "")
@@ -41,10 +41,10 @@ def _without(data: dict[str, Any], fields: set[tuple[str, ...]]) -> dict[str, An
 
 
 def changed_sizes(old: Recipe, new: Recipe) -> list[str]:
-    """The earlier sizes if a recipe gives others than its dataset has or would have after the extension to its `n`.
+    """The earlier sizes, if a recipe has others than its dataset has or would have after an extension to `n`.
 
-    They are not in `content()`, but they determine the shards. A recipe may leave out the latest ones: it may be older
-    than an extension, or written by hand.
+    They are not in `content()`, but they determine the shards. A recipe may lack the latest ones, because it is older
+    than an extension or was written by hand.
     """
     sizes = (*old.earlier, old.n) if new.n > old.n else old.earlier
     same = new.n < old.n or new.earlier == sizes[: len(new.earlier)]

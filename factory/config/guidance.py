@@ -1,8 +1,8 @@
 """Schedules of classifier-free guidance.
 
-A strong guidance in the first steps makes the images of a prompt alike, and its objects merge; in the last steps, it
-sharpens them. Wang et al., *Analysis of Classifier-Free Guidance Weight Schedulers* (TMLR 2024), found that a scale
-that increases linearly gives better images than a constant one.
+Strong guidance in the first steps makes the images of a prompt alike and merges objects; in the last steps, it sharpens
+images. Wang et al., *Analysis of Classifier-Free Guidance Weight Schedulers* (TMLR 2024), found that a scale that
+increases linearly gives better images than a constant one.
 """
 
 from typing import Literal

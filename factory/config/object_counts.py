@@ -1,4 +1,4 @@
-"""How many objects the images show: shares by number of objects."""
+"""Shares of images by number of objects."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from factory.errors import UserError
 
 
 def check_objects(objects: Mapping[int, float], classes: int) -> None:
-    """Raises ValueError for invalid shares, and for more objects than the number of classes allows."""
+    """Raise ValueError for invalid shares, and for more objects than the number of classes allows."""
     shares = {count: share for count, share in objects.items() if share}
     if not shares or any(not (1 <= count <= MAX_OBJECTS and 0 < share < math.inf) for count, share in shares.items()):
         raise ValueError(

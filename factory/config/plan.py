@@ -136,7 +136,10 @@ class Plan:
         if cached_block != block:
             assert self._prompts is not None
             order = shuffled(len(self._prompts), self.recipe.seed, "prompts", block)
-            self._prompt_block = block, order  # not read again here: `verify` expands shards in several threads
+            self._prompt_block = (
+                block,
+                order,
+            )  # the attribute is read once, because `verify` expands shards in several threads
         return order
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Messages of pydantic and click about invalid values, in the wording of all other messages."""
+"""Rewords the messages of pydantic and click about invalid values, so that all messages are alike."""
 
 import difflib
 import re
@@ -26,7 +26,7 @@ _RULES = {
     r"a valid string": "a string",
     r"\.$": "",
 }
-"""Messages of pydantic and how they are worded here."""
+"""Messages of pydantic and their replacements."""
 
 _INVALID = re.compile(r"Invalid value for '([^']+)'(?: / '[^']+')*: (?:Value error, )?(.*)")
 _USAGE = {
@@ -40,7 +40,7 @@ _USAGE = {
     r"^Option '(\S+)' requires an argument": r"\1 requires a value",
     r"^Option '(\S+)' ": r"\1 ",
 }
-"""Messages of click and how they are worded here."""
+"""Messages of click and their replacements."""
 
 
 def usage_text(error: Exception) -> str | None:
@@ -92,7 +92,7 @@ def recipe_problems(errors: "list[ErrorDetails]", model: "type[BaseModel]") -> s
 
 
 def _without_alternatives(errors: "list[ErrorDetails]") -> "list[ErrorDetails]":
-    """The errors without those that only say that a list or a table is not a name such as `coco`."""
+    """The errors, except those which only say that a list or a table is not a name such as `coco`."""
     return [details for details in errors if not str((details["loc"] or ("",))[-1]).startswith("literal[")]
 
 
@@ -105,7 +105,7 @@ def _problem(details: "ErrorDetails", model: "type[BaseModel]") -> str:
     if details["type"] == "extra_forbidden":
         similar = _similar(field, list(_fields(model)))
         return f"there is no field {field}" + (f" (did you mean {similar}?)" if similar else "")
-    # A secret that was put into `store` by mistake must not be logged.
+    # A secret that was written to `store` by mistake must not be logged.
     return invalid_field(field, details["msg"], "" if field.startswith("store") else shown(details["input"]))
 
 
@@ -118,14 +118,14 @@ def _fields(model: "type[BaseModel]", prefix: str = "") -> Iterator[str]:
 
 
 def sections_in(annotation: Any) -> "list[type[BaseModel]]":
-    """The models that the type of a field consists of; none for numbers and texts."""
+    """The models in the type of a field; none for numbers and texts."""
     if hasattr(annotation, "model_fields"):
         return [annotation]
     return [model for part in get_args(annotation) for model in sections_in(part)]
 
 
 def _similar(field: str, fields: list[str]) -> str | None:
-    """The field of the same or of a similar name, in the same section or else in another one."""
+    """The field with the same or a similar name, preferably in the same section."""
     section, _, name = field.rpartition(".")
     by_name: dict[str, str] = {}
     for known in sorted(fields, key=lambda known: known.rpartition(".")[0] != section):
@@ -135,7 +135,7 @@ def _similar(field: str, fields: list[str]) -> str | None:
 
 
 def shown(value: object) -> str:
-    """A value in a message. It is cut while it is formatted: a few lines of nested aliases expand to gigabytes."""
+    """A value for a message, shortened while it is formatted: a few lines of nested aliases expand to gigabytes."""
     short = reprlib.Repr()
     short.maxlevel, short.maxstring, short.maxother = 2, _LENGTH, _LENGTH
     text = short.repr(value)

@@ -1,8 +1,8 @@
 """Word lists of the prompt style `rich`.
 
-No entry names a class of COCO or VOC, a plural or a synonym (tests/test_prompt_styles.py checks this), and places are
-preferred that usually show no further object of these classes: an object that the prompt does not name would be
-background in the masks. Changing a list changes the bytes of datasets; it requires a new recipe format.
+No entry names a class of COCO or VOC, a plural or a synonym (tests/test_prompt_styles.py checks this), and the places
+usually show no other object of these classes, because an object that the prompt does not name would be background in
+the masks. Changing a list changes the bytes of datasets, so it requires a new recipe format.
 """
 
 OPENINGS = (

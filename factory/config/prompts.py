@@ -64,7 +64,7 @@ def read_prompts(path: str | Path, vocabulary: Vocabulary) -> list[Prompt]:
 
 
 def make_prompt(text: str, classes: dict[str, str], where: str, vocabulary: Vocabulary) -> Prompt:
-    """Build a validated prompt; `classes` maps each class name to its phrase in the text ("" to find it)."""
+    """Build a validated prompt; `classes` maps each class name to its phrase in the text, or to "" to search for it."""
     if not text.strip() or not classes:
         raise UserError(f"{where}: a prompt requires a text and at least one class, got {text!r} with {len(classes)}.")
     entries = [vocabulary.resolve(name, where) for name in classes]

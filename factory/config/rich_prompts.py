@@ -14,15 +14,15 @@ from factory.config.prompts import Prompt, captioned
 from factory.config.vocabulary import ClassEntry, Vocabulary, article, coco
 
 _TRIES = 8
-"""Prompts that are composed for a sample until none of its words names another class."""
+"""Attempts to compose a prompt for a sample in which no word names another class."""
 
 _MAX_LENGTH = 70
-"""Estimated tokens of a prompt, see `_length`; text encoders of CLIP read 77, two of which mark start and end."""
+"""Maximum number of estimated tokens (see `_length`); CLIP's text encoders read 77, with the start and end tokens."""
 
 _KINDS = {"person": range(1, 2), "animal": range(16, 26), "food": range(52, 62), "outdoors": range(2, 16)}
 """COCO's ids by kind; `outdoors` are vehicles and street furniture."""
 _EITHER = (*range(1, 2), *range(27, 44))
-"""COCO's ids of persons, accessories and sports equipment, which are shown indoors and outdoors."""
+"""COCO's ids of persons, accessories and sports equipment, which occur indoors and outdoors."""
 
 
 class RichPrompts:
@@ -37,8 +37,9 @@ class RichPrompts:
     def prompt(self, index: int, classes: Sequence[str]) -> Prompt:
         """The prompt of the sample at `index`.
 
-        It names each of `classes` once, and no other class of the vocabulary, COCO or VOC. If the words around a class
-        name always form the name of another class, the result is the caption of the style `simple`.
+        It names each of `classes` once, and no other class of the vocabulary, COCO or VOC. If every attempt combines a
+        class name and its neighbouring words into the name of another class, the result is the caption of the style
+        `simple`.
         """
         for attempt in range(_TRIES):
             prompt = self._compose(_Draws(f"{self._seed}/rich/{index}/{attempt}"), classes)
@@ -86,7 +87,7 @@ class RichPrompts:
         chosen, phrase = "", name
         if not plain and draws.chance(f"{slot}/has attribute", 0.5):
             chosen = draws.pick(f"{slot}/attribute", self._without_names(words.ATTRIBUTES[_kind(name)]))
-        # Plurals are only formed of names that are known to be English and countable.
+        # Plurals are formed only of names that are known to be English and countable.
         if _coco_entry(name) is not None and article(name) and draws.chance(f"{slot}/has count", 0.2):
             count = draws.pick(f"{slot}/count", self._without_names(words.COUNTS))
             phrase = plural(name)
@@ -115,7 +116,7 @@ class RichPrompts:
 
 
 def longest(vocabulary: Vocabulary, classes: Sequence[str]) -> Prompt:
-    """A prompt of the style `rich` in which the classes come as late as they can: for checks of the length."""
+    """A prompt of the style `rich` in which the classes occur as late as possible, to check the length."""
     displays = [vocabulary.resolve(name).display for name in classes]
     attributes = [max(words.ATTRIBUTES[_kind(name)], key=len) for name in displays]
     objects = [f"a group of {attribute} {name}" for attribute, name in zip(attributes, displays, strict=True)]
@@ -123,7 +124,7 @@ def longest(vocabulary: Vocabulary, classes: Sequence[str]) -> Prompt:
 
 
 def vocabulary_words() -> list[str]:
-    """Every word of the grammar, for checks whether a text encoder knows them."""
+    """Every word of the grammar, to check whether a text encoder knows them."""
     lists = [
         words.OPENINGS, words.COUNTS, words.RELATIONS, words.WEATHER, words.VIEWPOINTS, words.CAMERA,
         *words.ATTRIBUTES.values(), *words.PLACES.values(), *words.LIGHT.values(),
@@ -132,7 +133,7 @@ def vocabulary_words() -> list[str]:
 
 
 class _Draws:
-    """Choices that depend on a key and a slot alone, whatever else was drawn."""
+    """Choices that depend only on a key and a slot, not on other choices."""
 
     def __init__(self, key: str) -> None:
         self._key = key
@@ -160,7 +161,7 @@ def _kind(name: str) -> str:
 
 
 def _setting(draws: _Draws, displays: Sequence[str]) -> str:
-    """`outdoors` or `indoors`, as most of the classes are usually shown; drawn if they are undecided."""
+    """`outdoors` or `indoors`, whichever is usual for more of the classes; drawn if there are as many of both."""
     entries = [entry for name in displays if (entry := _coco_entry(name)) is not None and entry.id not in _EITHER]
     outdoors = sum(entry.id in (*_KINDS["outdoors"], *_KINDS["animal"]) for entry in entries)
     if 2 * outdoors == len(entries):
@@ -169,7 +170,7 @@ def _setting(draws: _Draws, displays: Sequence[str]) -> str:
 
 
 def _length(text: str) -> int:
-    """An estimate of the tokens: one for a word or comma; one for every four letters of a long word, which is rare."""
+    """An estimate of the number of tokens: one for a word or comma, and one for every four letters of a long word."""
     return text.count(",") + sum(
         -(-len(word) // 4) if len(word) > 12 else 1 for word in text.replace("-", " - ").split()
     )

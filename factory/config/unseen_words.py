@@ -1,4 +1,4 @@
-"""Unseen classes in the texts of an oracle's prompts."""
+"""Checks that the prompts of an oracle dataset mention no unseen classes."""
 
 from factory.config.class_words import ClassWords
 from factory.config.recipe import Recipe
@@ -6,7 +6,7 @@ from factory.errors import UserError
 
 
 def check_texts(recipe: Recipe) -> None:
-    """UserError if the text of a prompt of an oracle's recipe mentions an unseen class by a name, an alias or a plural.
+    """UserError if a prompt of an oracle dataset mentions an unseen class by a name, an alias or a plural.
 
     The image would show the class without a mask, so a grounder would learn that it is background. Synonyms are not
     considered, because many have another meaning, such as "table" or "plant".

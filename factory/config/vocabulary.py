@@ -71,7 +71,7 @@ class ClassEntry:
     def display(self) -> str:
         """The name used in prompts: COCO's name for a VOC class ("dining table", not "diningtable").
 
-        Text encoders handle everyday words with spaces better, and the embedded model only knows COCO's names.
+        Text encoders know everyday words better, and the embedded model knows only COCO's names.
         """
         for alias in self.aliases:
             if alias in _coco_name_set():
@@ -106,7 +106,7 @@ class Vocabulary:
     def resolve(self, name: str, where: str | None = None) -> ClassEntry:
         """Like `find`, but raises UserError with suggestions if there is no such class.
 
-        `where` is the file and the line that name the class.
+        `where` is the file and line that contain the name, for the message.
         """
         entry = self.find(name)
         if entry is not None:
@@ -121,8 +121,8 @@ class Vocabulary:
     def unseen(self, split: str) -> tuple[str, ...]:
         """The unseen class names of a split.
 
-        VOC: the 15/5 splits "1", "2" and "3" of the paper, and "zs3" of its Protocol II. COCO: 65/15 splits; "1" is
-        from the paper. "2" and "3" were never published, so they are drawn here by hash from the other classes.
+        VOC has the 15/5 splits "1", "2" and "3" of the paper, and "zs3" of its Protocol II. COCO has 65/15 splits: "1"
+        is that of the paper; "2" and "3" were not published, so they are drawn here by a hash from the other classes.
         """
         all_splits: dict[str, dict[str, tuple[str, ...]]] = {"voc": _VOC_UNSEEN, "coco": _coco_unseen()}
         splits = all_splits.get(self.name, {})
@@ -134,7 +134,7 @@ class Vocabulary:
         return splits[split]
 
     def seen(self, split: str) -> tuple[str, ...]:
-        """The class names that training on a split may use, in vocabulary order."""
+        """The seen class names of a split, in vocabulary order."""
         unseen = self.unseen(split)
         return tuple(name for name in self.names if name not in unseen)
 
@@ -200,9 +200,9 @@ def check_name(name: str, label: str) -> str:
 
 
 def shared_name(name: str) -> str:
-    """The same text for all names of a class: COCO's name if it is one of COCO's names or aliases, else normalised.
+    """One text for all names of a class: the COCO name of a COCO class, otherwise the normalised name.
 
-    Vocabularies name a class differently, for example VOC's "sofa" is COCO's "couch".
+    Vocabularies use different names; for example, the "sofa" of VOC is the "couch" of COCO.
     """
     entry = coco().find(name)
     return _plain(name) if entry is None else entry.name

@@ -1,4 +1,4 @@
-"""Check a shard against its receipt and plan, and check everything that readers rely on."""
+"""Checks a shard against its receipt and plan, and everything that readers rely on."""
 
 import hashlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Encode a sample as the members of a WebDataset tar."""
+"""Encodes samples as members of a WebDataset tar file."""
 
 import io
 import json

@@ -23,7 +23,7 @@ BEAT = 10.0
 EXPIRES = 60.0
 """Seconds without a heartbeat after which a driver is considered dead."""
 _TIMEOUT = EXPIRES / 3
-"""Seconds after which a heartbeat repeats a request: a connection that stalls must not make the lease expire."""
+"""Seconds after which a heartbeat repeats a request, so that a stalled connection does not make the lease expire."""
 _POLL_INTERVAL = 1.0
 _RELEASE_PATIENCE = 5.0
 
@@ -32,9 +32,9 @@ _RELEASE_PATIENCE = 5.0
 class Lease:
     """The driver that works on a dataset.
 
-    `place` identifies the process, so that another process on the same machine can check whether it still runs.
-    `beat` counts heartbeats. `updated` is informational: a waiting driver watches `beat`, because clocks differ between
-    machines. `epoch` is 1 plus the number of drivers in a row that did not release the lease before it was taken over.
+    `place` identifies the process, so that another process on the same machine can check whether it still runs. `beat`
+    counts heartbeats. `updated` is only informational: a waiting driver watches `beat`, because the clocks of machines
+    differ. `epoch` is 1 plus the number of consecutive takeovers from drivers that did not release the lease.
     """
 
     holder: str
@@ -138,7 +138,7 @@ class HeldLease:
         if self._successor is None:
             store = self._store.with_patience(_RELEASE_PATIENCE)
             with suppress(UserError):
-                # By holder: during an outage, a heartbeat may have been written although its response was lost.
+                # Compared by holder: in an outage, a heartbeat may have been written although its response was lost.
                 current = parse_lease(store.get(LEASE))
                 if current is not None and current.holder == self._lease.holder:
                     store.delete(LEASE)
@@ -200,9 +200,9 @@ def acquire(store: Store, force: bool = False, log: Callable[[str], None] = lamb
 
 
 def _check_conditional_writes(store: Store, lease: Lease) -> None:
-    """Raise UserError if a bucket creates the lease, which exists: two drivers could then overwrite each other's files.
+    """Raise UserError if a bucket creates the existing lease again: two drivers could overwrite each other's files.
 
-    Some services ignore the conditions of a request. The second attempt excludes that the lease was deleted meanwhile.
+    Some services ignore the conditions of a request. The second attempt rules out that the lease was deleted meanwhile.
     """
     if store.folder is None and all(store.create(LEASE, lease.to_json()) for _ in range(2)):
         store.delete(LEASE)
@@ -210,7 +210,7 @@ def _check_conditional_writes(store: Store, lease: Lease) -> None:
 
 
 def _wait_until_dead(store: Store, lease: Lease, log: Callable[[str], None]) -> None:
-    """Return when the driver is dead or its lease is gone; raise LeaseHeldError as soon as its heartbeat moves."""
+    """Return when the driver is dead or its lease is gone; raise LeaseHeldError as soon as its heartbeat advances."""
     ended = dead(lease)
     if ended:
         return

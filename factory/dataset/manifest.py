@@ -15,7 +15,7 @@ MEASURES = (
     "contrast", "area_smallest", "area_largest", "border", "confidence", "overlap", "detector_iou",
     "duplicate_distance", "psnr",
 )  # fmt: skip
-"""Scores of filters and generators; a sample has those that its recipe enables."""
+"""Scores of filters and generators; a sample has the scores that its recipe enables."""
 _MAX_BYTES = 2**30
 """Limit on the uncompressed size of a manifest."""
 

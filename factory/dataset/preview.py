@@ -1,4 +1,4 @@
-"""A preview image of a dataset: each cell shows an image next to the same image with its masks."""
+"""A preview of a dataset as an image: each cell shows a sample with and without its masks."""
 
 import io
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ _LONGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65_500, "WEBP": 16_383}
 
 
 def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
-    """Draw the first samples of a dataset as an image file, in the format of a suffix in IMAGE_FORMATS.
+    """Draw the first samples of a dataset as an image file in the format of `suffix`, one of IMAGE_FORMATS.
 
     Raises UserError for another suffix, for more samples than the format has room for, and if there is no dataset or
     no sample in it.

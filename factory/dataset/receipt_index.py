@@ -23,7 +23,7 @@ BLOCK = 1000
 class IndexEntry:
     """The summary of a receipt.
 
-    `tag` is the tag of its file, `bytes` the size of its tar; `exhausted` counts samples without an accepted attempt.
+    `tag` is the tag of its file, `bytes` the size of its tar file; `exhausted` counts skipped samples.
     """
 
     tag: str

@@ -29,9 +29,9 @@ class Blob:
 class Receipt:
     """Proof that a shard is complete.
 
-    `plan` is the planned shard's digest. `short` lists the indices of samples that exhausted their attempts. `rejected`
-    counts attempts by reason, `seconds` are timings by step, `versions` are library versions, and `worker` describes
-    the machine. Only `seconds`, `versions` and `worker` may differ between runs of the same recipe.
+    `plan` is the digest of the planned shard. `short` lists the indices of samples that were rejected in every attempt.
+    `rejected` counts attempts by reason, `seconds` are timings by step, `versions` are library versions, and `worker`
+    describes the machine. Only `seconds`, `versions` and `worker` may differ between runs of the same recipe.
     """
 
     shard: int
@@ -54,7 +54,7 @@ class Receipt:
 
 
 class CorruptReceiptError(ValueError):
-    """A receipt that cannot be parsed, or is that of another shard. A store that does not respond is another error."""
+    """A receipt that cannot be parsed or belongs to another shard; a store that does not respond is another error."""
 
 
 def corrupt_receipt(shard: int, error: CorruptReceiptError) -> UserError:
@@ -64,7 +64,7 @@ def corrupt_receipt(shard: int, error: CorruptReceiptError) -> UserError:
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts from generating a shard; `exhausted` lists the indices of samples that exhausted their attempts."""
+    """Counts of generating a shard; `exhausted` lists the indices of samples that were rejected in every attempt."""
 
     attempts: int
     rejected: Mapping[str, int]

@@ -13,7 +13,7 @@ from factory.config.vocabulary import Vocabulary
 from factory.dataset.masks import Mask, encode_rle, mask_to_xywh
 
 ACCEPTED = "accepted"
-"""The outcome of a sample's accepted attempt, which is its last one."""
+"""The outcome of the accepted attempt of a sample, which is its last one."""
 
 Image = NDArray[np.uint8]
 """uint8 RGB (height, width, 3)."""
@@ -30,7 +30,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Detection:
-    """A raw detection: kept because instances merge detections and drop uncertain ones."""
+    """A raw detection, recorded because instances merge detections and drop uncertain ones."""
 
     class_name: str
     score: float
@@ -84,8 +84,8 @@ class Rejection:
 class Sample:
     """An accepted sample; the masks of `grounded` are disjoint.
 
-    Samples of an oracle also have the `latent` that reproduces their features, float16 (C, h, w), and the noise share
-    that it has already.
+    Samples of an oracle dataset also have the `latent` that reproduces their features, float16 (C, h, w), and the noise
+    level that it already has.
     """
 
     planned: PlannedSample

@@ -1,4 +1,4 @@
-"""Thumbnails of rejected attempts, for reports: one small JSON file per shard, derived and optional.
+"""Thumbnails of rejected images for reports, in one small, optional JSON file per shard.
 
 They are not part of a shard: receipts do not name them, readers do not need them, and a run continues without them if
 they cannot be written. Their bytes are determined by the recipe, like those of the shards.
@@ -26,7 +26,7 @@ from factory.files.decode import MAX_OBJECTS, decode_jpeg, decode_json
 
 FOLDER = "rejected"
 MAX_PER_REASON = 4
-"""Images kept per shard and reason: the first ones in the order of attempts."""
+"""Maximum number of images per shard and reason; the first ones in the order of attempts are kept."""
 MAX_SIDE = 128
 """Longer side of a thumbnail in pixels."""
 _QUALITY = 85

@@ -1,4 +1,4 @@
-"""Repair a dataset: rewrite manifests from intact tars, and delete what a run must regenerate."""
+"""Repairs a dataset: rewrites manifests from intact tar files, and deletes what a run must generate again."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ def repair(store: Store, report: Report) -> RepairResult:
 
     The caller must have acquired the dataset's lease before the check, because the newest files of a run are orphans
     until their receipt is written. The receipt of a damaged shard is deleted first, so that an interrupted repair
-    leaves a missing shard instead of one that looks intact.
+    leaves a missing shard and not one that looks intact.
     """
     recipe_format = recipe_of(store).format
     rewritten = tuple(number for number in report.only_manifest if _rewrite_manifest(store, number, recipe_format))

@@ -1,4 +1,4 @@
-"""Read shards for exports, previews and training. Datasets may come from untrusted sources."""
+"""Reads shards for exports, previews and training. Datasets may come from untrusted sources."""
 
 import contextlib
 import math

@@ -1,4 +1,4 @@
-"""What a dataset states about itself: dataset.json and the card, which are derived from its recipe and receipts."""
+"""The files that describe a dataset, dataset.json and the card, which follow from its recipe and receipts."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from factory.errors import UserError
 STATEMENT = "dataset.json"
 CARD = "README.md"
 _WIDS = "wids-meta.json"
-"""Written by earlier versions; webdataset no longer reads it since 1.0."""
+"""Written by earlier versions; webdataset 1.0 and later do not read it."""
 
 
 def write_statement(store: Store, recipe: Recipe) -> Totals:

@@ -36,7 +36,7 @@ _CONFLICT_TIMEOUT, _FIRST_PAUSE = 30.0, 0.05
 
 
 class ConflictError(Exception):
-    """Different bytes exist, although bytes are a function of the recipe. They are never overwritten."""
+    """A file exists with other bytes, although the recipe determines the bytes. It is not overwritten."""
 
 
 class Store:
@@ -50,7 +50,7 @@ class Store:
 
     def __init__(self, address: str, settings: StoreRecipe | None = None, access: Access | None = None) -> None:
         """`address` is a folder or a URL such as s3://bucket/prefix. Nothing is accessed until the first operation."""
-        # Its submodules import the package: threads that import both at once can get it half initialized.
+        # Its submodules import the package: threads that import both at once can get a partially initialized package.
         importlib.import_module("obstore")
         if not address.strip():
             raise UserError("the address of a dataset is empty; give a folder (. for the current one) or a URL.")
@@ -90,13 +90,13 @@ class Store:
         return self._patience.trouble
 
     def hide(self, text: str) -> str:
-        """Redact the store's credentials in a text."""
+        """Hide the credentials of the store in a text."""
         return text if self._access is None else self._access.hide(text)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write `data` unless `name` exists; returns False, without changing it, if it does.
 
-        In both cases, the file survives a power failure afterwards, also in a folder.
+        In both cases, the file then survives a power failure.
         """
         from obstore.exceptions import AlreadyExistsError
 
@@ -114,8 +114,8 @@ class Store:
     def create_or_get(self, name: str, data: bytes) -> bytes:
         """Write `data` unless `name` exists; returns what is stored then.
 
-        After `create` returned False, nothing may be stored: a service may answer "conflict" (409) to a request that it
-        did not carry out because of another one, and the file may be deleted in between.
+        There may be no file although `create` returned False: a service may answer "conflict" (409) to a request that
+        it did not carry out because of another one, and the file may have been deleted meanwhile.
         """
         end, pause = time.monotonic() + _CONFLICT_TIMEOUT, _FIRST_PAUSE
         while not self.create(name, data):
@@ -173,7 +173,7 @@ class Store:
 
     def put(self, name: str, data: bytes) -> None:
         """Write `data`, replacing existing content; for derived data such as progress. The last writer wins."""
-        # A single request: otherwise the client sends more than 5 MB in parts, each with its own timeout.
+        # In a single request: otherwise, the client sends more than 5 MB in parts, each with its own timeout.
         self._do(
             name, lambda client: client.put(name, data, mode="overwrite", use_multipart=False), len(data), writes=True
         )

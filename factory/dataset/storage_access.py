@@ -1,4 +1,4 @@
-"""Bucket access: endpoint, region and credentials, resolved once by the driver and passed to its workers."""
+"""Access to buckets: endpoint, region and credentials, which the driver resolves once and passes to its workers."""
 
 import configparser
 import json
@@ -52,7 +52,7 @@ _READ_TIMEOUT = timedelta(seconds=60)
 
 @dataclass(frozen=True)
 class Access:
-    """Everything that a client is built from. `config` may contain secrets: it is pickled for workers, never printed.
+    """The settings of a client. `config` may contain secrets: it is pickled for workers but never printed.
 
     `keys` are S3's (access key, secret key, session token or ""), if known.
     """
@@ -68,7 +68,7 @@ class Access:
         return self.config.get("aws_s3_express", "").lower() not in _TRUE
 
     def hide(self, text: str) -> str:
-        """Redact all credentials in a text."""
+        """Hide all credentials in a text."""
         secrets = [value for name, value in self.config.items() if _is_secret(name)]
         for value in sorted([*secrets, *(self.keys or ())], key=len, reverse=True):
             if len(value) >= _MIN_SECRET_LENGTH:
@@ -129,10 +129,10 @@ def is_remote(address: str) -> bool:
 
 
 def check_address(address: str) -> None:
-    """Raise UserError for a URL with credentials, which would show up in process lists, cards and logs.
+    """Raise UserError for a URL with credentials, which would appear in process lists, cards and logs.
 
-    Also for one without a bucket, such as s3:/bucket/prefix, into which `pathlib.Path` turns s3://bucket/prefix, and
-    for one with a fragment, which the client ignores: set#1 and set#2 would be the same dataset.
+    A URL without a bucket is rejected, such as s3:/bucket/prefix, into which `pathlib.Path` turns s3://bucket/prefix.
+    So is one with a fragment, which the client ignores: set#1 and set#2 would be the same dataset.
     """
     url = urlsplit(address)
     if not url.netloc:

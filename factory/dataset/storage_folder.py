@@ -1,4 +1,4 @@
-"""Writes in a folder that must not collide or be lost. Buckets ensure both; a folder needs links, a lock and fsync."""
+"""Safe writes in a folder: files must not collide or be lost, for which a folder requires links, a lock and fsync."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ LOCK = ".lock"
 """The lock file of a folder; that of a file system without locks has the same name with a suffix."""
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LINK_REFUSED = re.compile(rf"\(os error (?:{'|'.join(map(str, _NO_LINKS))})\)")
-"""Errors of file systems without hard links. If the cause is another fault, the fallback raises it again."""
+"""Errors of file systems without hard links. If there is another cause, the fallback raises it again."""
 
 
 class FolderWrites:
@@ -28,12 +28,12 @@ class FolderWrites:
         self._synchronised = set[Path]()
 
     def create(self, client: Any, name: str, data: bytes) -> bool:
-        """Create a file, or return False if it exists. In both cases, it survives a power failure from now on."""
+        """Create a file, or return False if it exists. In both cases, it then survives a power failure."""
         created = self._create(client, name, data)
         try:
             self.synchronise(name)
         except OSError:
-            if created:  # the disk may have an incomplete file now
+            if created:  # the disk may contain an incomplete file
                 (self._folder / name).unlink(missing_ok=True)
             raise
         return created
@@ -55,7 +55,7 @@ class FolderWrites:
         return self._create_renamed(self._folder / name, data)
 
     def _create_renamed(self, path: Path, data: bytes) -> bool:
-        """Only the rename is locked: other workers, and the heartbeat of the lease, do not wait for a large shard."""
+        """Only the rename is locked: other workers and the heartbeat of the lease need not wait for a large shard."""
         partial = path.with_name(f"{path.name}#{secrets.randbelow(10**12)}")  # ignored by listings, like the client's
         partial.parent.mkdir(parents=True, exist_ok=True)
         try:

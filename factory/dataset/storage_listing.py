@@ -15,7 +15,7 @@ Run = Callable[[Callable[[Any], None]], None]
 _LISTERS = 16
 _PAGE = 1000
 _LISTS_FROM_A_NAME = ("s3", "gs")
-"""Services that start a listing at a given name. Others send all names before it, too, and the client skips them."""
+"""Services that can start a listing at a given name. Others also send all names before it, which the client skips."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def list_folder(run: Run, folder: Path, prefix: str, limit: int | None = None) -
         return entries
 
     def read(client: Any) -> None:
-        entries.clear()  # unlike a bucket, a folder has no order that would allow to continue
+        entries.clear()  # unlike a bucket, a folder has no order in which a listing could continue
         try:
             for chunk in client.list(prefix or None, chunk_size=_PAGE):
                 entries.update((meta["path"], entry_of(meta)) for meta in chunk if not _is_lost_and_found(meta))
@@ -101,7 +101,7 @@ def _is_lost_and_found(meta: Any) -> bool:
 
 
 def _tag_of_file(client: Any, name: str, status: Any) -> str:
-    """The client's tag if it can open the file, so that it equals the tag of another listing."""
+    """The tag of the client if it can open the file, so that all listings have the same tag."""
     from obstore.exceptions import BaseError
 
     try:

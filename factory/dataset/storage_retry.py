@@ -17,12 +17,13 @@ T = TypeVar("T")
 _log = logging.getLogger("factory.dataset.storage")
 _FIRST_PAUSE, _MAX_PAUSE = 0.1, 10.0
 _UNPROVEN_PATIENCE = 30.0
-"""Seconds of patience with a store that never responded: a mistyped address is more likely than an outage."""
+"""Seconds for which requests to a store that has never responded are retried: its address is probably wrong."""
 _WARN_AFTER = 5.0
 _TEMPORARY = re.compile(
     r"HTTP error: (?!builder)|status code: (?:5(?!01|05)\d\d|408|409|425|429)\b|returned error response"
 )
-"""The last one is S3's answer of status 200 to the end of an upload in parts, with an error as its body."""
+"""Temporary errors in messages of the client. The last one is an error at the end of a multipart upload to S3, whose
+response has the status 200."""
 _CREDENTIALS = re.compile(r"Error performing token request|credential error|http://169\.254\.")
 _NFS = (errno.ETIMEDOUT, errno.ESTALE)
 """Timeout and stale file handle of network file systems."""
@@ -41,7 +42,7 @@ def is_temporary(error: Exception, proven: bool) -> bool:
     from obstore.exceptions import GenericError
 
     if isinstance(error, OSError) and error.errno in _NFS:
-        return True  # from a call beside the client, such as `fsync`
+        return True  # from a call outside the client, such as `fsync`
     if not isinstance(error, GenericError):
         return False
     message = first_line(error)

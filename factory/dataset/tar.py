@@ -1,4 +1,4 @@
-"""The tar of a shard: USTAR with fixed times, fixed owners and sorted members, so equal samples give equal bytes."""
+"""The tar file of a shard: USTAR with fixed times and owners and sorted members, so equal samples give equal bytes."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""Verify a dataset: digests, formats and everything that readers rely on."""
+"""Verifies a dataset: digests, formats and everything that readers rely on."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +15,10 @@ from factory.dataset.stored_recipe import recipe_of
 class Report:
     """The result of verifying a dataset.
 
-    `shards` and `samples` count what has a receipt and was checked; `planned` counts all shards of the recipe.
-    `damaged` maps a shard to its problems; shards in `only_manifest` can be repaired from their tar. `orphans` are
-    files of planned shards without a receipt: a run is writing them now, or stopped before it wrote the receipt.
-    `foreign` are files that no run writes.
+    `shards` and `samples` count what has a receipt and was checked; `planned` is the number of shards of the recipe.
+    `damaged` maps shard numbers to problems; shards in `only_manifest` can be repaired from their tar files. `orphans`
+    maps files of planned shards without a receipt to the shard; `foreign` lists files that do not belong to the
+    dataset.
     """
 
     planned: int = 0
@@ -32,12 +32,12 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """Whether all finished shards are intact; an unfinished dataset can be sound."""
+        """Whether no finished shard is damaged; an unfinished dataset can be sound."""
         return not self.damaged
 
 
 def verify(store: Store, choose: Callable[[list[int]], list[int]] = lambda numbers: numbers) -> Report:
-    """Check every shard that has a receipt, or those that `choose` selects from the numbers of all of them.
+    """Check the shards that have a receipt, or those that `choose` selects from their numbers.
 
     Raises UserError if there is no dataset.
     """

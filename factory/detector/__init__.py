@@ -1,1 +1,1 @@
-"""Detectors: off-the-shelf instance segmentation models."""
+"""Detectors: pretrained models that find instances of classes in images."""

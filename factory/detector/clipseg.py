@@ -13,7 +13,7 @@ _THRESHOLD = 0.4
 
 
 class ClipSegFinder:
-    """One mask per class: the pixels for which it is the most probable of the classes, with at least 0.4.
+    """One mask per class: the pixels whose most probable class it is, with a probability of at least 0.4.
 
     The score is the mean probability of these pixels. CLIPSeg does not separate instances.
     """

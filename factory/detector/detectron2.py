@@ -28,9 +28,9 @@ _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
 class Detectron2Detector:
     """A model of detectron2's zoo.
 
-    `name` is a config of the zoo, optionally followed by @ and a weight file that replaces the zoo's. The channel order
-    is the config's (BGR in the zoo). Class ids start at 0 in the list of the config's dataset, or in that beside the
-    weight file.
+    `name` is a config of the zoo, optionally followed by @ and a weight file that replaces the weights of the zoo. The
+    channel order is that of the config (BGR in the zoo). Class ids start at 0 in the list of the config's dataset, or
+    in the list next to the weight file.
     """
 
     def __init__(self, recipe: Recipe, name: str, device: str = "cpu") -> None:
@@ -159,7 +159,7 @@ def _zoo_address(library: dict[str, Any], name: str) -> str:
 def _split(text: str) -> tuple[str, WeightFile | None]:
     """The config's name and the weight file.
 
-    Only configs of the installed library are read, because detectron2's YAML and Python configs can both run code.
+    Only configs of the installed library are read, because YAML and Python configs of detectron2 can run code.
     """
     name, file = split_name(text, PREFIX)
     if name.endswith(".py"):

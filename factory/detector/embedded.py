@@ -1,4 +1,4 @@
-"""The embedded detector, with class names of the recipe's vocabulary."""
+"""The embedded detector, with the class names of the recipe's vocabulary."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from factory.detector.labels import translation
 
 
 class EmbeddedDetector:
-    """Finds instances under the vocabulary's class names; classes match by alias, too."""
+    """Finds instances and names them by the vocabulary; classes are also matched by alias."""
 
     def __init__(self, recipe: Recipe, folder: Path, device: str = "cpu") -> None:
         from factory.stickers.detector import StickerDetector

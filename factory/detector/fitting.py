@@ -1,4 +1,4 @@
-"""Batches that do not fit into the memory of a GPU are detected in parts."""
+"""Divides batches that do not fit into GPU memory."""
 
 from collections.abc import Collection, Sequence
 
@@ -10,7 +10,7 @@ _Item = tuple[Image, Collection[str] | None]
 
 
 class FittingDetector:
-    """A detector whose batches are divided if the memory of its GPU is too small for them."""
+    """A detector whose batches are divided if they do not fit into GPU memory."""
 
     def __init__(self, detector: Detector, name: str) -> None:
         self._detector = detector

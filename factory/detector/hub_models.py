@@ -10,12 +10,12 @@ from factory.hf_logging import quiet_model_libraries
 
 
 def location(source: str, revision: str | None) -> dict[str, Any]:
-    """Options with which transformers reads a folder as it is, and a hub id at its commit."""
+    """Options of transformers to read a folder as it is, or a hub id at its commit."""
     return {"local_files_only": True} if Path(source).exists() else {"revision": revision}
 
 
 def options(source: str, revision: str | None) -> dict[str, Any]:
-    """Options of `from_pretrained`: those of `location`, and that the model may not bring code."""
+    """Options of `from_pretrained`: those of `location`, and no code from the model."""
     return location(source, revision) | {"trust_remote_code": False}
 
 
@@ -30,7 +30,7 @@ def load_complete(kind: Any, source: str, revision: str | None, unused: tuple[st
         model, report = kind.from_pretrained(
             source, dtype=torch.float32, output_loading_info=True, **options(source, revision)
         )
-    except Exception as error:  # truncated and foreign weights fail in many ways
+    except Exception as error:  # truncated or unrelated weights raise many types
         raise UserError(
             f"the detector {source} cannot be loaded ({one_line(error)}); copy it again, or check the network."
         ) from error
@@ -65,7 +65,7 @@ def _loaded(name: str, kind: Any, source: str, revision: str | None, **settings:
 def check_complete(source: str, report: dict[str, Any], unused: tuple[str, ...]) -> None:
     """Raise UserError unless the model and its weights have the same tensors.
 
-    Missing ones would be filled with noise. Surplus tensors whose name contains one of `unused` are ignored.
+    Missing tensors would be filled with noise. Surplus tensors whose name contains one of `unused` are ignored.
     """
     unexpected = [name for name in report["unexpected_keys"] if not any(part in name for part in unused)]
     faults = [("are missing", report["missing_keys"]), ("are unknown", unexpected)]

@@ -13,25 +13,26 @@ from factory.generator.interface import Generated
 
 
 class Detector(Protocol):
-    """Finds instances. Class names are the vocabulary's; classes outside it are left out."""
+    """Finds the instances of classes in images. Class names are those of the vocabulary; other classes are left out."""
 
     def detect(self, images: Sequence[Image], classes: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
-        """The instances in each image, whatever their score; a call is one micro-batch.
+        """The instances in each image, regardless of their score; a call processes one micro-batch.
 
-        `classes` are the classes to look for in each image, all by default. A detector of a fixed list of classes may
-        return others too.
+        `images` are uint8 RGB (height, width, 3). `classes` are the classes to look for in each image, by default all;
+        a detector with a fixed list of classes may also return others. Scores are 0 to 1, and masks are bool (height,
+        width).
         """
         ...
 
 
 def ignored_pixels(instances: Sequence[Instance], recipe: MaskRecipe) -> Mask | None:
-    """The pixels of uncertain instances, with a score between `ignore_score` and `score`; None without any."""
+    """The pixels of uncertain instances, whose score is between `ignore_score` and `score`; None if there are none."""
     masks = [instance.mask for instance in instances if recipe.ignore_score <= instance.score < recipe.score]
     return np.logical_or.reduce(masks) if masks else None
 
 
 class DetectorGrounder:
-    """Uses the detector's instances of the prompt's classes as masks.
+    """Uses the instances that the detector finds, of the classes in the prompt, as masks.
 
     Pixels of instances with a score between `ignore_score` and `score` are marked as ignored.
     """

@@ -1,4 +1,4 @@
-"""Map a detector's labels to a vocabulary's classes, and images to its channel order."""
+"""Maps labels of a detector to classes of a vocabulary, and images to the channel order of the detector."""
 
 from collections.abc import Collection, Sequence
 
@@ -15,10 +15,9 @@ NO_CLASSES = frozenset({"N/A", "__background__", "background"})
 def translation(
     vocabulary: Vocabulary, labels: Sequence[str], required: Collection[str] | None = None
 ) -> dict[str, str]:
-    """The vocabulary's class name by detector label, matched by the class's names and aliases.
+    """The class name of the vocabulary for each label of the detector, matched by name and alias.
 
-    Raises UserError if one of the `required` classes, by default all, has no label: a detector can neither mask nor
-    judge a class that it does not know.
+    Raises UserError if one of the `required` classes, by default all, has no label: the detector cannot find it.
     """
     result = {}
     for entry in vocabulary.classes:

@@ -1,4 +1,4 @@
-"""Load the detector that a recipe names, pin its content, and list the classes that it knows."""
+"""Loads the detector of a recipe, pins its content, and lists the classes that it knows."""
 
 import importlib
 import json
@@ -68,7 +68,7 @@ def _opened(recipe: Recipe, device: str) -> Detector:
 
 
 def with_pinned_detector(recipe: Recipe) -> MaskRecipe:
-    """The recipe's mask section with the detector's path made absolute and its content pinned.
+    """The mask section of the recipe, with the absolute path of the detector and its pinned content.
 
     Raises UserError, before anything is written, if there is no such detector, if it does not know a class that
     prompts name, if it differs from the pinned revision, or if a weight file does not fit its model.
@@ -85,7 +85,7 @@ def with_pinned_detector(recipe: Recipe) -> MaskRecipe:
 
 
 def check_pin(masks: MaskRecipe) -> None:
-    """Raise UserError if a pinned detector's files have changed. A hub id is loaded at its pinned commit anyway."""
+    """Raise UserError if the files of a pinned detector have changed. A hub model is loaded at its pinned commit."""
     name, pinned = masks.detector, masks.detector_revision
     if pinned is None:
         return
@@ -170,7 +170,7 @@ def detector_folder(name: str) -> Path | None:
 
 
 def _absolute(name: str) -> str:
-    """The name with an absolute path, so that it means the same file in workers with another working directory."""
+    """The name with an absolute path, so that it is valid in workers with another working directory."""
     open_name = parse_open_name(name)
     if open_name is not None:
         return str(absolute(open_name))

@@ -73,7 +73,7 @@ def local_folder(model: str, kind: str = "model", allowed: str = "the folder or 
 
 
 def absolute(name: OpenName) -> OpenName:
-    """The name with absolute paths, so that it means the same in workers with another working directory."""
+    """The name with absolute paths, so that it is valid in workers with another working directory."""
     folders = [local_folder(model) for model in name.models]
     pairs = zip(name.models, folders, strict=True)
     return OpenName(name.kind, tuple(model if folder is None else str(folder.absolute()) for model, folder in pairs))
@@ -82,7 +82,7 @@ def absolute(name: OpenName) -> OpenName:
 def pin_open_name(name: OpenName, pinned: str | None = None) -> str:
     """The digest of each folder and the commit of each hub model, joined by "+".
 
-    Commits are taken from `pinned` if it is given: a hub model is loaded at its pinned commit, whatever the hub has.
+    Commits are taken from `pinned` if it is given, because a hub model is loaded at its pinned commit.
     """
     pinned_revisions = pinned.split("+") if pinned is not None else []
     if pinned is not None and len(pinned_revisions) != len(name.models):

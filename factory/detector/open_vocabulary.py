@@ -1,4 +1,4 @@
-"""Detectors for any word: each image is asked for the names of the classes that it should show."""
+"""Detectors for any class: each image is searched for the names of the classes that it should show."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
@@ -29,7 +29,7 @@ class Finder(Protocol):
 
 
 class OpenVocabularyDetector:
-    """A detector without a list of classes. Its words are the names that prompts use: COCO's for the classes of VOC.
+    """A detector without a list of classes. It searches for the names that prompts use: those of COCO for VOC classes.
 
     Images are processed one by one, so the results do not depend on the batch. Instances below the default score of
     the model's library are dropped, or below the recipe's `ignore_score` if it is lower.
@@ -62,7 +62,7 @@ class BoxesAndMasks:
         self._boxes, self._masks = boxes, masks
 
     def find(self, image: Image, texts: Mapping[str, str]) -> list[Instance]:
-        """At most 100 instances; of the boxes of a class that overlap by more than half, the best is kept."""
+        """At most 100 instances; of boxes of one class with an IoU above 0.5, only the best is kept."""
         boxes = self._boxes.boxes(image, texts)
         kept = distinct(boxes)[:_MAX_BOXES]
         masks = self._masks.masks(image, boxes.corners[kept])

@@ -15,9 +15,10 @@ from factory.generator.interface import LATENT, Generated
 class OracleGrounder:
     """One mask per detected class of the prompt: the union of its instances above the score.
 
-    Pixels of weaker detections are marked as ignored. A class that is not detected gets no mask, not an empty one: a
-    missing detection may be the detector's mistake, and training towards empty masks costs the paper's module 12 points
-    on unseen classes. Detections of classes that the prompt does not name are dropped: they may be unseen classes.
+    Pixels of weaker detections are marked as ignored. A class that is not detected gets no mask rather than an empty
+    one: a missing detection may be a mistake of the detector, and training with empty masks costs the paper's module 12
+    points on unseen classes. Detections of classes that the prompt does not name are dropped, because these may be
+    unseen classes.
     """
 
     needs = frozenset({LATENT})
@@ -26,7 +27,7 @@ class OracleGrounder:
         self._detector, self._recipe = detector, recipe
 
     def ground(self, generated: Sequence[Generated], prompts: Sequence[Prompt]) -> list[Grounded]:
-        """A class's score is the highest of its instances."""
+        """One result per image; the score of a class is the highest score of its instances."""
         detected = self._detector.detect([g.image for g in generated], [prompt.classes for prompt in prompts])
         return [self._unite(instances, prompt) for instances, prompt in zip(detected, prompts, strict=True)]
 

@@ -1,8 +1,8 @@
-"""Read pickles of NumPy arrays, such as those of detectron2's model zoo, without running code from the file.
+"""Reads pickles of NumPy arrays, such as those of detectron2's model zoo, without running code from the file.
 
-A pickle is a program: `pickle.load` calls whatever the file names. This reader accepts plain containers, numbers, text
-and the few names with which NumPy pickles an array. The file calls none of NumPy's own functions: it builds
-placeholders, which become arrays after their type and size are checked.
+A pickle is a program: `pickle.load` calls the functions that the file names. This reader accepts only plain containers,
+numbers, text and the names with which NumPy pickles an array. The file cannot call functions of NumPy: it builds
+placeholders, which become arrays after their type and size have been checked.
 """
 
 import io
@@ -23,7 +23,7 @@ _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
 
 
 class ForbiddenPickleError(ValueError):
-    """The file names something other than arrays, containers, numbers and text, or is not a complete pickle."""
+    """The file contains something other than arrays, containers, numbers and text, or is not a complete pickle."""
 
 
 def read_arrays(path: Path) -> dict[str, Any]:
@@ -89,8 +89,8 @@ class _ArrayUnpickler(pickle._Unpickler):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data), encoding="latin1")
-        # Arrays may share content within a file, so a small file could fill the memory. Every byte counts when it
-        # becomes part of an array, and once more if an old Python wrote it as text.
+        # Arrays may share content within a file, so a small file could fill the memory. Every byte counts for each
+        # array that contains it, and once more if an old Python wrote it as text.
         self._budget = 2 * len(data)
         self._admitted: dict[tuple[str, str], Any] = {
             ("numpy", "ndarray"): None,  # occurs only as an argument of _reconstruct

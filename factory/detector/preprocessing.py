@@ -1,4 +1,4 @@
-"""Image preprocessing of models whose processor in transformers requires torchvision, in torch alone.
+"""Image preprocessing with torch alone, for models whose processor in transformers requires torchvision.
 
 The operations are those of torchvision's tensors, so the results are the same (`make test-extras` compares them).
 """

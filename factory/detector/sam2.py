@@ -12,7 +12,7 @@ from factory.detector.preprocessing import Preprocessor, read_settings
 from factory.errors import UserError
 
 _TOGETHER = 16
-"""Masks that are enlarged to the size of the image at a time, to limit memory."""
+"""Number of masks that are enlarged to the size of the image at a time, to limit memory."""
 _DEFAULTS = {
     "size": {"height": 1024, "width": 1024},
     "image_mean": [0.485, 0.456, 0.406],

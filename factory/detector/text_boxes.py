@@ -24,8 +24,8 @@ class Boxes:
 class GroundingDinoBoxes:
     """All classes are named in one text. A box belongs to the class with its most probable token.
 
-    Scores and boxes are those of `post_process_grounded_object_detection`, where that token belongs to a class. The
-    library returns the words of all probable tokens instead of a class, which may be parts of several names.
+    Scores and boxes are those of `post_process_grounded_object_detection`. Instead of a class, the library returns the
+    words of all probable tokens, which may be parts of several names.
     """
 
     default_score = 0.25
@@ -63,7 +63,7 @@ class GroundingDinoBoxes:
         return Boxes([names[k] for k in best[keep].tolist()], scores[keep], corners)
 
     def _groups(self, texts: Mapping[str, str]) -> list[list[str]]:
-        """The class names, divided so that the text of each group is not longer than the model reads."""
+        """The class names, divided into groups whose text is not longer than the model reads."""
         limit = int(self._model.config.max_text_len)
         groups: list[list[str]] = [[]]
         for name in texts:
@@ -107,7 +107,7 @@ class Owlv2Boxes:
 def _joined(texts: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
     """("dog. traffic light.", the range of characters of each text), in lower case, as the model expects it.
 
-    A dot separates names, so that those within a name are left out.
+    A dot separates names, so dots within a name are left out.
     """
     parts, spans, start = [], [], 0
     for text in texts:

@@ -26,8 +26,8 @@ class TorchvisionDetector:
     """A Mask R-CNN of torchvision.
 
     `name` is a builder of `torchvision.models.detection` with masks, optionally followed by @ and a weight file;
-    without a file torchvision downloads its default weights. Images are RGB in 0..1. Class ids start at 1, in the
-    weights' list of 91 with gaps or in the list beside the weight file.
+    without a file, torchvision downloads its default weights. Images are RGB in 0..1. Class ids start at 1, in the list
+    of 91 classes with gaps of the weights or in the list next to the weight file.
     """
 
     def __init__(self, recipe: Recipe, name: str, device: str = "cpu") -> None:
@@ -76,7 +76,7 @@ def pin(name: str) -> str:
 
 
 def same_pin(pin: str, other: str) -> bool:
-    """Whether two pins name the same weights, whichever version of the library downloaded them."""
+    """Whether two pins name the same weights, regardless of the library version that downloaded them."""
     return pin.partition(_VERSION)[0] == other.partition(_VERSION)[0]
 
 
@@ -100,8 +100,8 @@ def _build(library: Any, builder: str, state: State, classes: int) -> nn.Module:
     """The network with the kind of normalisation that the weights were trained with.
 
     torchvision builds its first Mask R-CNN with frozen batch normalisation of eps 0 for its COCO weights, and with
-    ordinary batch normalisation of eps 1e-5 otherwise. Only the latter counts batches, so the tensors' names show which
-    one the weights had.
+    ordinary batch normalisation of eps 1e-5 otherwise. Only the latter counts batches, so the names of the tensors show
+    which one the weights have.
     """
     make = getattr(library.models.detection, builder)
     model: nn.Module = make(weights=None, weights_backbone=None, num_classes=classes)

@@ -92,7 +92,7 @@ def _overlapping(processor: Any, output: dict[str, Tensor], size: tuple[int, int
 
 
 def _partitioned(processor: Any, output: dict[str, Tensor], size: tuple[int, int] | None) -> list[list[Segment]]:
-    """For models whose post-processing assigns each pixel to one instance, in descending order of score."""
+    """For models whose post-processing assigns each pixel to one instance; in descending order of score."""
     count = len(next(iter(output.values())))
     sizes = None if size is None else [size] * count
     results = processor.post_process_instance_segmentation(
@@ -111,7 +111,7 @@ def _oneformer(processor: Any, output: dict[str, Tensor], size: tuple[int, int])
 
 
 def _by_query(processor: Any, output: dict[str, Tensor], size: tuple[int, int]) -> list[list[Segment]]:
-    """For EoMT, whose post-processing paints instances over each other; query by query, all masks stay whole."""
+    """For EoMT, whose post-processing draws instances over each other; query by query, all masks stay complete."""
     found = []
     for classes, masks in zip(output["class_queries_logits"], output["masks_queries_logits"], strict=True):
         keep = classes.softmax(-1)[:, :-1].amax(-1) >= _MIN_SCORE

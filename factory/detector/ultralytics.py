@@ -24,13 +24,13 @@ _EXAMPLE = f"{PREFIX}yolo11n-seg@yolo11n-seg.pt"
 _NAME = re.compile(r"[a-z0-9][a-z0-9.]*-seg")
 _MIN_SCORE = 0.05
 _MODULES = ("ultralytics.nn.", "torch.nn.modules.")
-"""Where the classes of the modules in a checkpoint may come from."""
+"""Packages whose classes a checkpoint may contain."""
 
 
 class UltralyticsDetector:
     """A YOLO segmentation model with the preprocessing and post-processing of its own library.
 
-    `name` is a model of the library and a weight file: its checkpoint, or a state dict with a list of classes beside
+    `name` is a model of the library and a weight file: its checkpoint, or a state dict with a list of classes next to
     it. The longer side of an image is resized to the library's default of 640 pixels.
     """
 
@@ -65,7 +65,7 @@ class UltralyticsDetector:
 
 
 def labels(name: str) -> list[str]:
-    """The classes by id, from 0: those of the checkpoint, or of the list beside the weight file."""
+    """The classes by id, from 0: those of the checkpoint, or of the list next to the weight file."""
     _, file = _split(name)
     if file.labels is not None:
         return list(file.labels)
@@ -160,7 +160,7 @@ def _split(text: str) -> tuple[str, WeightFile]:
 
 def _library() -> dict[str, Any]:
     fault = torchvision_fault()
-    # Without these the library contacts servers and installs packages at run time.
+    # Without these, the library contacts servers and installs packages at run time.
     os.environ.setdefault("YOLO_OFFLINE", "true")
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     try:

@@ -1,4 +1,4 @@
-"""Weight files of third parties: read without running code, with every tensor accounted for."""
+"""Weight files of third parties, read without running code; every tensor is checked."""
 
 import hashlib
 import zipfile
@@ -134,7 +134,7 @@ def _dense(value: object) -> bool:
 
 
 def check_archive(path: Path) -> None:
-    """Refuse compressed archives: torch never writes them, and they could unpack to more than the memory holds."""
+    """Reject compressed archives: torch never writes them, and they could unpack to more data than fits into memory."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):

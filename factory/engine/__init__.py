@@ -1,1 +1,1 @@
-"""The engine: distributes shards over Ray actors until all are done. It knows nothing about images."""
+"""The engine: distributes shards over Ray actors until all are finished. It knows nothing about images."""

@@ -48,7 +48,7 @@ class Resources:
 
 
 class Capacity:
-    """Decides what a worker requests and how many workers to request; evaluated again during a run."""
+    """Computes the resources that a worker requests, and the number of workers; evaluated repeatedly in a run."""
 
     def __init__(self, engine: EngineRecipe, threads: int, memory: int = 0, detectors: int = 0) -> None:
         """`threads` and `memory` (bytes) are those of a CPU worker; `detectors` are created before the workers.
@@ -68,15 +68,16 @@ class Capacity:
     def for_resources(self, cluster: Resources) -> tuple[Share, int]:
         """As `current`, for the given resources.
 
-        If the recipe leaves it open, workers use GPUs as soon as the cluster has one or can scale up to one. They keep
-        using GPUs after that: if the only GPU node is lost for an hour, waiting beats continuing on CPUs.
+        Unless the recipe specifies it, workers use GPUs as soon as the cluster has one or can scale up to one, and
+        continue to do so: if the only GPU node is lost for an hour, waiting is better than continuing on CPUs.
         """
         if self._engine.gpus_per_worker is None and (cluster.gpus or (cluster.limit or {}).get("GPU")):
             self._gpus = 1.0
         share = self._share(cluster)
         fitting = sum(share.fits(node) for node in cluster.nodes)
         if cluster.scales:
-            # An autoscaler adds nodes for pending actors: request its maximum, or twice the current size if unknown.
+            # An autoscaler adds nodes for pending actors: request its maximum, or twice the current size if it is
+            # unknown.
             fitting = max(fitting, share.fits(cluster.limit) if cluster.limit else max(_MIN_SCALE_UP, 2 * fitting))
         return share, min(_MAX_WORKERS, max(1, fitting))
 
@@ -85,7 +86,8 @@ class Capacity:
             return Share(1, self._gpus)
         share = Share(self._threads, 0, self._memory)
         if self._engine.workers is None or self._engine.memory_per_worker:
-            # The memory is an estimate; capped, so that a high one does not keep the only worker from starting.
+            # The memory is an estimate; it is capped, so that a high estimate does not keep the only worker from
+            # starting.
             return replace(share, memory=min(share.memory, cluster.largest_memory))
         return replace(share, memory=0)
 

@@ -1,4 +1,4 @@
-"""Start Ray on this machine or join a cluster, with explicit choices for its token and ports."""
+"""Starts Ray on this machine, or joins a cluster."""
 
 import logging
 import os
@@ -62,7 +62,7 @@ def is_connected() -> bool:
 
 
 def check_address(address: str | None) -> None:
-    """Raise the errors of `connected` that can be known without a connection: the address, its port, this host."""
+    """Raise the errors of `connected` that can be found without connecting: address, port, this host."""
     if is_connected():
         _check_same_cluster(address)
     elif address is not None:
@@ -112,7 +112,7 @@ def _restored_sigterm_handler() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Discard standard output: Ray prints there while it starts, stops and trains, whatever its log level is."""
+    """Discard standard output, to which Ray prints regardless of its log level while it starts, stops and trains."""
     with open(os.devnull, "w") as sink, redirect_stdout(sink):
         yield
 
@@ -121,7 +121,8 @@ def quiet() -> Iterator[None]:
 def _loopback_only() -> Iterator[None]:
     """Make Ray's servers listen on the loopback interface, as they do on macOS and Windows.
 
-    They bind to the address of their node, and on Linux Ray replaces a loopback address with the machine's address.
+    The servers bind to the address of their node, and on Linux, Ray replaces a loopback address with that of the
+    machine.
     """
     from ray._private import ray_constants
 
@@ -175,7 +176,7 @@ def _shut_down() -> None:
 
 
 def is_stuck() -> bool:
-    """Whether `ray.shutdown()` hangs because the cluster is gone; only `os._exit` ends the process then."""
+    """Whether `ray.shutdown()` hangs because the cluster is gone; then only `os._exit` ends the process."""
     return _stuck
 
 
@@ -183,7 +184,7 @@ def _keep_token_in_memory() -> None:
     """Give a local cluster a fresh token that exists only in the environment of its processes.
 
     By default, `ray.init()` writes a token into the home folder. A RAY_AUTH_MODE set by the user is respected. If Ray
-    was imported before, it has already read its configuration without the token, so it has to read it again.
+    has been imported before, it has read its configuration without the token and must read it again.
     """
     if "RAY_AUTH_MODE" in os.environ:
         return

@@ -1,4 +1,4 @@
-"""How long a worker may take before it is considered hanging."""
+"""Deadlines: how long a worker may take before it is considered to hang."""
 
 import time
 
@@ -6,7 +6,7 @@ from factory.config.sections import EngineRecipe
 from factory.engine.pool import Worker
 
 _MIN_SHARDS = 3
-"""Finished shards after which the deadline is derived from their durations."""
+"""Number of finished shards from which on the deadline is derived from their durations."""
 _MIN_DEADLINE = 600.0
 _FACTOR = 10.0
 _FIRST_SILENCE = 3600.0

@@ -17,7 +17,7 @@ _NAMES = frozenset(
 )
 
 AT_START = {
-    # With one malloc arena per thread, freed memory of every thread would stay reserved: 260 MB (docs/performance.md).
+    # With one malloc arena per thread, memory that a thread has freed would stay reserved (260 MB).
     "MALLOC_ARENA_MAX": "1",
 }
 """Variables that must be set before a worker process starts. No secrets: Ray shows them in its logs."""

@@ -11,8 +11,8 @@ FAILED_STARTS = 5
 """Consecutive failed starts, with no worker ready, after which the run ends."""
 SILENCE_REPORTED = 8.0
 LONGEST_SILENCE, LONGEST_LOCAL_SILENCE = 40.0, 15.0
-"""Seconds without a response from the head node. After 60 s, Ray would abort this process. A local head node never
-comes back, so waiting for it is shorter."""
+"""Seconds without a response from the head node after which the run ends. After 60 s, Ray would abort this process. A
+local head node never comes back, so that wait is shorter."""
 
 
 class Health:
@@ -27,7 +27,7 @@ class Health:
         self._failed_starts = 0
 
     def start_failed(self, worker: Worker, message: str) -> None:
-        """Record an actor that was lost or failed while starting; RunFailedError if retrying is pointless."""
+        """Record an actor that was lost or failed while starting; RunFailedError after too many failures."""
         kind = "detector worker" if worker.is_detector else "worker"
         output = logs.LOGS.tail(worker.where.get("ip", ""), worker.where.get("pid", ""), 3)
         message = " | ".join([message, *output.splitlines()])
@@ -43,7 +43,7 @@ class Health:
             )
 
     def is_cut_off(self) -> bool:
-        """Whether the head node has been silent long enough not to wait for results while stopping."""
+        """Whether the head node has been silent for so long that a stopping run should not wait for results."""
         return self._view.silent_for() > SILENCE_REPORTED / 2
 
     def check_head(self) -> None:

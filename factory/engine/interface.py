@@ -1,4 +1,4 @@
-"""The interface between the engine and the work that it distributes; nothing here depends on a shard's content."""
+"""The interface between the engine and the work that it distributes; it does not depend on the content of shards."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ class Done:
     attempts: int
     rejected: dict[str, int] = field(default_factory=dict)
     exhausted: int = 0
-    """Samples that were accepted in none of their attempts."""
+    """Samples that were rejected in every attempt."""
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -33,7 +33,7 @@ class Producer(Protocol):
 
 
 class Job(Protocol):
-    """Sent to the workers, so it must be small and picklable; `open` loads everything heavy."""
+    """The work of a run. It is sent to the workers, so it must be small and picklable; `open` loads the models."""
 
     def open(self, device: str, detector: Any | None) -> Producer:
         """Called once on each worker; a UserError ends the run. `detector` is the detector pool, if there is one."""

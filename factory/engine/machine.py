@@ -1,4 +1,4 @@
-"""What a local cluster may use of this machine: cores, a folder with a path short enough for sockets, a port."""
+"""The resources of this machine for a local cluster: cores, a folder with a short path for sockets, and a port."""
 
 import os
 import socket

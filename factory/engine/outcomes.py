@@ -1,4 +1,4 @@
-"""What the result or error of a shard, or the loss of its worker, changes in the queue and in the state."""
+"""Updates the queue and the state after a result or error of a shard, or the loss of its worker."""
 
 import re
 import traceback
@@ -59,7 +59,7 @@ class Outcomes:
         """Remove an actor and requeue its unfinished shards; with `charged`, the one in progress counts as a loss."""
         self._state.lost += 1
         assigned = dict(worker.shards)
-        # The oldest shard is in progress, and so is any that reported progress; the others only waited.
+        # The oldest shard is in progress, and so are shards that reported progress; the others were waiting.
         in_progress = {next(iter(assigned)), *worker.counts} & set(assigned) if assigned else set()
         for shard, reference in assigned.items():
             if self._had_ended(shard, reference):
@@ -75,7 +75,7 @@ class Outcomes:
         self._pool.fail(worker)
 
     def _had_ended(self, shard: int, reference: Any) -> bool:
-        """Whether a lost actor had already returned a result or an error for a shard, which then counts."""
+        """Whether a lost actor had already returned a result or an error for a shard; if so, it counts."""
         import ray
 
         if not ray.wait([reference], timeout=0)[0]:

@@ -18,7 +18,7 @@ _DETECTOR_RETRIES = 3
 
 @dataclass
 class Worker:
-    """One actor. `since` is the time at which it began its current shard, `alive` that of its last progress.
+    """An actor. `since` is the time at which it began its current shard, `alive` the time of its last progress.
 
     The reference `started` resolves when the process runs, `loading` when the models are loaded. For an actor that
     waits for resources, neither has resolved.
@@ -101,9 +101,9 @@ class Pool:
     def free(self, queued: int) -> list[Worker]:
         """Ready actors in the order in which they get work: idle ones first, then those that can take a second shard.
 
-        A second shard hides the time for writing the first. Near the end of a run it would do harm: it would wait
-        behind the first while another actor is idle. So second shards are given out only while the queue holds, after
-        one shard for each idle and each loading actor, at least one more per ready actor.
+        A second shard is generated while the first is written. Near the end of a run, it would wait behind the first
+        while another actor is idle. So second shards are given out only while the queue holds, after one shard for each
+        idle and each loading actor, at least one more per ready actor.
         """
         ready = [worker for worker in self.workers if worker.ready and not self._is_outdated(worker)]
         idle = [worker for worker in ready if not worker.shards]

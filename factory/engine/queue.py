@@ -6,15 +6,15 @@ from collections.abc import Iterable
 MAX_ERRORS = 3
 """Errors of one shard after which it is quarantined."""
 MAX_LOSSES = 5
-"""Workers lost with one shard after which it is quarantined. A node may be lost twice by chance, but not five times
-with the same shard."""
+"""Workers lost with one shard after which it is quarantined. Nodes may be lost twice by chance, but not five times with
+the same shard."""
 
 
 class ShardQueue:
     """Shards to be produced, first in, first out.
 
     A shard whose worker was lost is a suspect: it may have killed the worker (out of memory, a crash in a library).
-    From then on, it is only assigned to a worker without another shard, so that no other shard is lost or blamed.
+    From then on, it is assigned only to a worker without another shard, so that no other shard is lost or suspected.
     """
 
     def __init__(self, shards: Iterable[int]) -> None:
@@ -42,7 +42,7 @@ class ShardQueue:
         self._suspects.discard(shard)
 
     def put_back(self, shard: int) -> None:
-        """Requeue a shard at the front; it was not started, or was lost for a reason unrelated to it."""
+        """Requeue a shard at the front that was not started, or that was lost for an unrelated reason."""
         self._waiting.appendleft(shard)
 
     def failed(self, shard: int) -> int:

@@ -1,4 +1,4 @@
-"""The scheduler: submits shards to actors and collects the results until all shards are done."""
+"""The scheduler: submits shards to actors and collects the results until all shards are finished."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -155,7 +155,7 @@ class Scheduler:
                 self._health.started()
 
     def _failed(self, worker: Worker, shard: int | None, error: Any) -> None:
-        """An exception in a worker: bad input ends the run, a lost detector counts as a loss, the rest as errors."""
+        """Handle an exception in a worker: invalid input ends the run, a lost detector is a loss, others are errors."""
         import ray
 
         cause = error.cause
@@ -207,7 +207,7 @@ class Scheduler:
         """Kill actors past their deadline: the late shard counts as an error, the actor's other shard is requeued."""
         import ray
 
-        if self.state.waiting:  # workers block on the store, so the clock stands still
+        if self.state.waiting:  # workers wait for the store, so deadlines are suspended
             for worker in self._pool.workers:
                 worker.since = worker.alive = time.monotonic()
             return

@@ -18,7 +18,7 @@ class State:
     accepted: int = 0
     attempts: int = 0
     exhausted: int = 0
-    """Samples that were accepted in none of their attempts."""
+    """Samples that were rejected in every attempt."""
     rejected: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
     quarantined: list[int] = field(default_factory=list)
@@ -26,15 +26,14 @@ class State:
     lost: int = 0
     requeued: int = 0
     queued: int = 0
-    """Shards that are assigned to no worker."""
+    """Shards that are not assigned to a worker."""
     workers: int = 0
     pending_workers: int = 0
     in_progress: dict[int, tuple[int, dict[str, int]]] = field(default_factory=dict)
     gpu_seconds: float = 0.0
-    """Seconds for which actors ran, times the GPUs that each of them reserved; loading models counts, waiting does not.
-    """
+    """Seconds for which actors ran, multiplied by the GPUs of each actor; including loading, excluding waiting."""
     worker_seconds: float = 0.0
-    """The same, counting generating workers instead of GPUs."""
+    """The same for generating workers instead of GPUs."""
     limited: bool = False
     """Whether the run ended at its limit with shards left."""
     waiting: str = ""

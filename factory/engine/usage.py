@@ -1,4 +1,4 @@
-"""Sums up how long a run occupies workers and GPUs."""
+"""Measures for how long a run uses workers and GPUs."""
 
 import time
 
@@ -14,7 +14,7 @@ class Usage:
         self._updated = time.monotonic()
 
     def update(self) -> None:
-        """Count every actor that runs now. One that waits for resources occupies none."""
+        """Count every actor that is running; an actor that waits for resources uses none."""
         now = time.monotonic()
         elapsed, self._updated = now - self._updated, now
         workers = [worker for worker in self._pool.workers if worker.where]

@@ -1,4 +1,4 @@
-"""The scheduler's view of the cluster, updated by a thread: its capacity, and how long the head node is silent."""
+"""The scheduler's view of the cluster: its capacity, and how long the head node has been silent."""
 
 import threading
 import time

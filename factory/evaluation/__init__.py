@@ -1,1 +1,1 @@
-"""The paper's evaluation protocols and their result tables."""
+"""The evaluation protocols of the paper and their result tables."""

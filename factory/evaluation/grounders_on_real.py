@@ -1,4 +1,4 @@
-"""Evaluate grounders on inverted real images against human labels."""
+"""Evaluates grounders on inverted real images: their masks are compared with human labels."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -27,9 +27,9 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class RealResult:
-    """One grounder's mIoU on one dataset, averaged over classes; NaN where a group has no image.
+    """The mIoU of a grounder on a dataset, 0 to 1, averaged over classes; NaN for a group without images.
 
-    `seen` and `unseen` average over the classes that the grounder was and was not trained on, by whatever names.
+    `seen` and `unseen` are averages over the classes that the grounder was and was not trained on, under any name.
     """
 
     method: str
@@ -50,7 +50,8 @@ def on_real(
 ) -> list[RealResult]:
     """Evaluate every grounder ("FOLDER" or "NAME=FOLDER") on every inverted dataset ("DATASET" or "NAME=DATASET").
 
-    All are opened before anything runs. Raises UserError if a dataset is not one of `invert`, or is of another model.
+    All are opened before the first evaluation. Raises UserError if a dataset was not written by `invert` or has another
+    model.
     """
     device = chosen_device(device)
     grounders = open_grounders(folders, device, threads)
@@ -113,7 +114,10 @@ def _measure(name: str, grounder: TrainedGrounder, real: str, dataset: OracleDat
 
 @torch.inference_mode()
 def predict(grounder: TrainedGrounder, reader: PipelineGenerator, samples: Sequence[OracleSample]) -> np.ndarray:
-    """Labels (B, H, W), in which k is the k-th class of a sample's prompt; `reader` recomputes the captured tensors."""
+    """Labels (B, H, W), in which 0 is background and k the k-th class of the sample's prompt.
+
+    `reader` recomputes the features from the latents of the samples.
+    """
     latents = torch.from_numpy(np.stack([s.latent for s in samples])).float()
     captured = reader.read(latents, [s.prompt for s in samples], [s.noise_level for s in samples])
     logits = grounder.logits(captured, images_to_tensor([s.image for s in samples]))

@@ -1,4 +1,4 @@
-"""Result tables in Markdown files: a command's output between two markers."""
+"""Result tables in Markdown files: the output of a command between two markers."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from factory.files.paths import check_writable_folder
 
 
 def check_page(page: Path) -> None:
-    """Raise UserError if `write_table` cannot write to a file; called before the measurements of the table."""
+    """Raise UserError if `write_table` cannot write to a file; called before the measurements."""
     check_writable_folder(page.parent, "--table: the folder")
     if page.exists() and not page.is_file():
         raise UserError(f"--table {page} is a folder; give the path of a Markdown file, which need not exist.")

@@ -1,4 +1,4 @@
-"""Protocol I: evaluate grounders on newly generated images against the detector's masks."""
+"""Protocol I of the paper: compares the masks of grounders with those of the detector on newly generated images."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,7 @@ from factory.training.devices import chosen_device
 _log = logging.getLogger(__name__)
 
 GROUPS = ("one seen", "one unseen", "two seen", "seen + unseen", "two unseen")
-"""The columns of the paper's tables 1 and 2: the classes that a prompt names."""
+"""The groups of prompts, which are the columns of tables 1 and 2 of the paper."""
 _SEED = 7_000_000
 """Differs from the default seeds of datasets."""
 
@@ -41,11 +41,11 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class GrounderResult:
-    """The result of one method on a group of a split.
+    """The result of a method on a group of a split.
 
-    `miou` pools a class's pixels over the group's images and averages over classes; `image_miou` averages the IoU of
-    every object of every image. `images` counts the images in which the detector found all classes of the prompt, out
-    of `tried`. The figures are NaN without images, for example because a split has too few classes for the group.
+    `miou`, 0 to 1, pools the pixels of a class over all images of the group and averages over classes; `image_miou` is
+    the mean IoU of all objects of all images. `images` counts the images in which the detector found every class of the
+    prompt, out of `tried`. The values are NaN without images, for example if a split has too few classes for the group.
     """
 
     method: str
@@ -67,8 +67,9 @@ def protocol_1(
 ) -> list[GrounderResult]:
     """Evaluate every grounder ("FOLDER" or "NAME=FOLDER") and the attention baseline on the grounder's split.
 
-    `images` is the number per group and split. Images and true masks come from the same model, solver, steps and
-    detector as the grounder's oracle dataset. Raises UserError if a grounder does not fit the vocabulary.
+    `images` is the number of images per group and split. Images and reference masks come from the same model, solver,
+    steps and detector as the oracle dataset of the grounder. Raises UserError if a grounder does not fit the
+    vocabulary.
     """
     device = chosen_device(device)
     by_split: dict[str, dict[str, TrainedGrounder]] = {}
@@ -106,7 +107,7 @@ def _evaluate_split(
 def split_recipe(grounders: dict[str, TrainedGrounder], split: str, classes: str, threads: int) -> Recipe:
     """The recipe of the images that grounders of one split are measured on, with pinned models.
 
-    Raises UserError if the grounders read different features, do not fit the model, or if `classes` is not their
+    Raises UserError if the grounders read different features or do not fit the model, or if `classes` is not their
     vocabulary.
     """
     first, *others = grounders.values()
@@ -134,9 +135,9 @@ def split_recipe(grounders: dict[str, TrainedGrounder], split: str, classes: str
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """The images of one micro-batch from each generator, and the detector's masks.
+    """The images of a micro-batch from each generator, and the masks of the detector.
 
-    The k-th image `generated[m][k]` is the same for every generator m; only what was captured for it differs.
+    The k-th image, `generated[m][k]`, is the same for every generator m; only the captured features differ.
     """
 
     prompts: Sequence[Prompt]
@@ -150,10 +151,10 @@ class EvaluationBatch:
 
 
 class SplitEvaluation:
-    """Grounders of one split, with the generators of their images and the detector of the true masks.
+    """Grounders of one split, with the generators of their images and the detector of the reference masks.
 
-    Images and true masks are made as in the grounders' oracle dataset. `generators` pairs each generator with the
-    methods that read what it captures; the first is that of the attention baseline.
+    Images and reference masks are made as in the oracle dataset of the grounders. `generators` pairs each generator
+    with the methods that use its features; the first one is for the attention baseline.
     """
 
     def __init__(self, grounders: dict[str, TrainedGrounder], recipe: Recipe, device: str) -> None:
@@ -175,7 +176,7 @@ class SplitEvaluation:
         ]
 
     def batches(self, group: str, max_images: int) -> Iterator[EvaluationBatch]:
-        """Up to `max_images` new images of a group of GROUPS, the same in every call."""
+        """Up to `max_images` new images of a group, one of GROUPS; the same images in every call."""
         numbered = self._prompts(group, max_images)
         for start in range(0, len(numbered), self._batch):
             part = numbered[start : start + self._batch]
@@ -185,7 +186,7 @@ class SplitEvaluation:
             yield EvaluationBatch(prompts, generated, self._oracle.ground(generated[0], prompts))
 
     def _prompts(self, group: str, count: int) -> list[tuple[int, Prompt]]:
-        """Numbered prompts of a group: first classes take turns, second classes are random.
+        """Numbered prompts of a group: the first classes take turns, the second ones are random.
 
         Empty if the split has too few classes: a split file may name a single unseen class.
         """
@@ -209,7 +210,7 @@ def _measure(evaluation: SplitEvaluation, group: str, max_images: int) -> dict[s
     """(mIoU, mIoU of images, images counted, images tried) by method."""
     meters: dict[str, IoUMeter] = {name: IoUMeter() for _, methods in evaluation.generators for name in methods}
     counted = tried = 0
-    # The detector does not find every class in every image, so up to three times the images are generated.
+    # The detector does not find every class in every image, so up to three times as many images are generated.
     for batch in evaluation.batches(group, 3 * max_images):
         shape = batch.generated[0][0].image.shape[:2]
         kept = batch.complete[: max_images - counted]
@@ -246,13 +247,13 @@ PAPER = {
         "published, DAAM": (61.7, 57.8, 49.8, 52.2, 40.8),
     },
 }
-"""The paper's mIoU in percent, averaged over its three splits."""
+"""The mIoU in the paper in percent, averaged over its three splits (tables 1 and 2)."""
 
 
 def as_markdown(results: Sequence[GrounderResult], classes: str) -> str:
-    """A table of mIoU in percent, with the paper's published figures in the first rows.
+    """A table of mIoU in percent, with the figures of the paper in the first rows.
 
-    A method that was not measured on all splits is marked with those that it was measured on.
+    A method that was not measured on all splits is marked with its splits.
     """
     lines = [f"| | {' | '.join(GROUPS)} |", "|---" * (len(GROUPS) + 1) + "|"]
     for name, figures in PAPER.get(classes, {}).items():

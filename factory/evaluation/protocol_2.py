@@ -1,4 +1,4 @@
-"""Protocol II: compare segmenters that were trained on different data on the same labelled images."""
+"""Protocol II of the paper: compares segmenters that were trained on different data on the same labelled images."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -27,9 +27,9 @@ PAPER = {
         "published, real seen classes + mixture": (50.0, 38.2, 43.2),
     },
 }
-"""The paper's results: mIoU of seen and unseen classes and their harmonic mean, in percent."""
+"""The results in the paper: mIoU of seen and unseen classes and their harmonic mean, in percent."""
 _PAPER_SPLITS = {"voc": "zs3", "coco": "1"}
-"""The splits that the paper's results refer to."""
+"""The splits of the results in the paper."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def compare(
     """Evaluate every segmenter ("NAME=FOLDER") on every labelled folder ("NAME=FOLDER").
 
     `images` says how to read the folders; its `root` is ignored. Everything is opened before the first evaluation, so
-    that hours of work are not lost to a wrong argument. Raises UserError for a pair without a name, for a repeated
-    name, and as `evaluate_here` does.
+    that a wrong argument does not waste hours of work. Raises UserError for a pair without a name, for a repeated name,
+    and as `evaluate_here` does.
     """
     named = _pairs(segmenters, "segmenter")
     roots = _pairs(reals, "--real")
@@ -72,7 +72,7 @@ def compare(
 
 
 def as_markdown(results: Sequence[SegmenterResult], classes: str, split: str | None) -> str:
-    """A table in percent for each labelled folder; the first contains the paper's figures if they are of this split."""
+    """A table in percent for each labelled folder; the first has the figures of the paper if they are of this split."""
     published = PAPER.get(classes, {}) if split == _PAPER_SPLITS.get(classes) else {}
     parts = []
     for number, real in enumerate(dict.fromkeys(result.real for result in results)):
@@ -97,7 +97,7 @@ def _percent(score: SegmenterScore) -> list[str]:
 
 
 def _pairs(texts: Sequence[str], what: str) -> dict[str, Path]:
-    """The folders by name; each name is a row or a table of its own."""
+    """The folders by name; each name stands for a row or a table."""
     pairs: dict[str, Path] = {}
     for text in texts:
         name, equals, folder = text.partition("=")

@@ -31,7 +31,7 @@ class CocoFormat:
         self._info, self._polygons = info, polygons
 
     def write(self, unit: int, samples: Iterable[ExportSample]) -> list[tuple[str, Any]]:
-        """Write images. The record of a sample contains its COCO image entry and annotations."""
+        """Write images. The record of a sample contains its image entry and its annotations."""
         for split in SPLITS:
             (self._info.root / split).mkdir(exist_ok=True)
         records, files = [], list[Path]()

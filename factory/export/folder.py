@@ -1,4 +1,4 @@
-"""The folder of an export: it belongs to one dataset and one set of options, which may resume it."""
+"""The folder of an export, which only the same dataset and options can resume."""
 
 import contextlib
 import errno
@@ -16,11 +16,11 @@ from factory.files.listing import names_in
 from factory.files.lock import locked_if_possible
 
 STATE = ".export"
-"""The state inside an export: its purpose and one part per finished unit. Without it, the export cannot be resumed."""
+"""The state of an export, without which it cannot be resumed: its purpose and a part per finished unit."""
 
 
 class ExportFolder:
-    """An export folder. `purpose` describes the dataset and options; a folder with another purpose is rejected."""
+    """The folder of an export. `purpose` describes the dataset and options; another purpose is rejected."""
 
     def __init__(self, root: Path, purpose: Mapping[str, Any]) -> None:
         self.root, self._purpose = root, dict(purpose)

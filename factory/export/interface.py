@@ -55,7 +55,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class ExportInfo:
-    """The information that a format has about an export: target folder, classes and the recipe's fingerprint.
+    """What a format knows about an export: the target folder, the classes and the fingerprint of the recipe.
 
     `real` means that the images are photographs with human labels, not generated.
     """
@@ -100,7 +100,7 @@ class Format(Protocol):
     def write(self, unit: int, samples: Iterable[ExportSample]) -> list[tuple[str, Any]]:
         """Write the files of a unit; returns each sample's split and its record for `finish`, as plain data.
 
-        The files are on the disk when it returns: a unit that counts as written must survive a power failure.
+        The files are synchronised with the disk before it returns, so that a written unit survives a power failure.
         """
 
     def finish(self, records: Records) -> None:
@@ -117,7 +117,7 @@ def split_of(key: str, val: float) -> str:
 
 
 class KeySet:
-    """A set of sample keys, one bit for each number: a set of strings takes 100 bytes for each key."""
+    """A set of sample keys that takes one bit per key; a set of strings takes 100 bytes."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._bits, self._count = bytearray(), 0
@@ -142,7 +142,8 @@ class KeySet:
 def delete_other_samples(folder: Path, keys: KeySet) -> None:
     """Delete the files of samples that are not in `keys`; other files are kept.
 
-    An earlier export may have written samples that the dataset has no longer. Some readers take every file of a folder.
+    An earlier export may have written samples that the dataset no longer has, and some readers read every file of a
+    folder.
     """
     with os.scandir(folder) as files:  # unlike `iterdir`, without a list of millions of names
         others = [file.path for file in files if _is_other(os.path.splitext(file.name)[0], keys)]

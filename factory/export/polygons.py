@@ -35,8 +35,8 @@ def parts_of(mask: Mask) -> list[list[Ring]]:
 def joined(rings: Sequence[Ring]) -> Ring:
     """Join rings into a single one: the longest ring, connected to the others by zero-width bridges.
 
-    For formats that support one ring per object. With the even-odd or the winding rule, it fills the same area as the
-    rings of `parts_of`: holes stay open and parts stay separate.
+    For formats with one ring per object. With the even-odd or the winding rule, it fills the same area as the rings of
+    `parts_of`: holes stay open and parts stay separate.
     """
     from scipy.spatial import cKDTree
 

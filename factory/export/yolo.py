@@ -15,7 +15,7 @@ from factory.files.atomic import synchronise_all, write_atomically
 class YoloFormat:
     """One line per object: its class index and one polygon, relative to width and height.
 
-    The parts and holes of an object are joined by zero-width bridges, because several lines would be several objects.
+    The parts and holes of an object are joined by zero-width bridges, because each line stands for one object.
     """
 
     unit_bytes = 0

@@ -1,4 +1,4 @@
-"""Files that are either complete or absent, whatever interrupts the writer, and survive a power failure."""
+"""Atomic writes: files are complete or absent after any interruption, and survive a power failure."""
 
 import contextlib
 import errno
@@ -18,7 +18,7 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file that becomes `path` when the block ends, and is deleted if the block raises.
 
     The temporary file is in the same folder, since a rename is atomic only within a file system. It is synchronised
-    first: some file systems commit a rename before the data, and a power cut would then leave an empty file.
+    first: some file systems commit a rename before the data, so a power failure would leave an empty file.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -52,7 +52,7 @@ def synchronise(path: Path) -> None:
 def synchronise_all(paths: Collection[Path]) -> None:
     """Write files and their folders' entries to the disk, several at once, because a file system then does it faster.
 
-    For many small files that become valid together, with another file that is written afterwards.
+    Use it for many small files that become valid together through another file, which is written afterwards.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(synchronise, paths))

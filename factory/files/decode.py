@@ -38,7 +38,7 @@ _ARRAY_ERRORS = (
     MemoryError,
     tokenize.TokenError,
 )
-"""What NumPy raises for a header: it is parsed as a Python literal, which may be incomplete or nested too deeply."""
+"""Errors of NumPy for a header, which it parses as a Python literal that may be incomplete or deeply nested."""
 
 
 def decode_json(data: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""Read single files of the Hugging Face hub, or of its local cache."""
+"""Reads single files of the Hugging Face Hub or of its local cache."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ def is_commit(revision: str | None) -> bool:
 
 
 def check_not_gated(repository: str, error: BaseException | None) -> None:
-    """Raise UserError that says how to get access, if a request failed with `error` because the repository is gated."""
+    """If a request failed with `error` because the repository is gated, raise UserError that says how to get access."""
     from huggingface_hub.errors import GatedRepoError
 
     while error is not None:

@@ -24,7 +24,7 @@ def walk_files(folder: Path, prefix: str) -> Iterator[tuple[str, os.stat_result]
 
 
 def _files_below(directory: Path, above: frozenset[tuple[int, int]], skipped: Path) -> Iterator[str]:
-    """Everything below `directory` that is no directory; `above` identifies the directories that lead to it."""
+    """All files below `directory`; `above` identifies the directories on the path to it."""
     try:
         status = os.stat(directory)
         with os.scandir(directory) as entries:

@@ -79,7 +79,7 @@ def _lock_file(path: Path) -> Iterator[None]:
 def _remove_abandoned(path: Path) -> None:
     """Remove the lock file of a killed process, in one process at a time.
 
-    Otherwise, a process that has seen the old file could remove the new one of a process that was faster.
+    Otherwise, a process that has seen the old file could remove the new file of a faster process.
     """
     removal = path.with_name(path.name + ".removal")
     if not _is_abandoned(path):

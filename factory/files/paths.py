@@ -11,10 +11,10 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 def local_path(text: str, what: str) -> Path:
-    """Parse a local path, which may be a file: URL or begin with `~`; a job or a program is not read by a shell.
+    """Parse a local path, which may be a file: URL or begin with `~` (no shell expands paths in jobs and programs).
 
-    Raises UserError for any other URL, which `Path` would turn into a folder such as `s3:`, and for an empty text, for
-    which it would take the current folder. `what` names the option in the message.
+    Raises UserError for other URLs, which `Path` would turn into folders such as `s3:`, and for an empty text, which it
+    would take for the current folder. `what` names the option in the message.
     """
     if not text.strip():
         raise UserError(f"{what} is empty; give a path (. for the current folder).")
@@ -72,7 +72,7 @@ def check_image_file(path: Path, option: str) -> None:
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with `~` and `~user` expanded; one whose home is unknown stays as it is, so that it is not found.
+    """The path with `~` and `~user` expanded. If the home folder is unknown, the path is unchanged, so it is not found.
 
     `Path.expanduser` raises RuntimeError in this case, also for `~` of a user that a container does not know.
     """

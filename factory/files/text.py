@@ -1,7 +1,7 @@
 """Read text files from users: class lists, prompts, image lists, splits and jobs.
 
-All of them go through `read_text`, so that byte order marks, UTF-16, carriage returns and binary files are handled the
-same way everywhere.
+All of them are read with `read_text`, so that byte order marks, UTF-16, carriage returns and binary files are handled
+alike.
 """
 
 import codecs

@@ -11,7 +11,7 @@ _OBJECTS = re.compile(r"Unsupported (global|class)|GLOBAL")
 def unreadable_because(error: Exception) -> str:
     """The reason for an error of `torch.load` in a few words.
 
-    Torch's own message about a file that is none recommends `weights_only=False`, which can run code.
+    The message of torch about an unsuitable file recommends `weights_only=False`, which can run code.
     """
     if "mmap can only be used" in str(error):
         return "it is not a file of tensors, or has the format of PyTorch before 1.6"

@@ -1,1 +1,1 @@
-"""Generation of a dataset: from a recipe to committed shards."""
+"""Generates a dataset: from a recipe to committed shards."""

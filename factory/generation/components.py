@@ -16,7 +16,7 @@ SOURCES = ("attention", "detector")
 
 @dataclass(frozen=True)
 class Components:
-    """The models of a worker, loaded once. `judge` is the detector that the filters compare with, if they use one."""
+    """The models of a worker, loaded once. `judge` is the detector that the filters use, if any."""
 
     generator: Generator
     grounder: Grounder
@@ -24,7 +24,7 @@ class Components:
 
 
 def load_components(recipe: Recipe, device: str = "cpu", detector: Detector | None = None) -> Components:
-    """Load the models of a recipe. A given `detector`, such as a detector pool's, replaces the recipe's own."""
+    """Load the models of a recipe. A given `detector`, such as that of a pool, replaces the recipe's detector."""
     from factory.generator.pipeline import PipelineGenerator
 
     if recipe.real is not None:

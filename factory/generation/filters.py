@@ -26,13 +26,13 @@ Reason = Literal[
 REASONS: tuple[str, ...] = get_args(Reason)
 
 _BITS = 64
-"""Length of an image hash: the largest possible distance, also recorded if there is no other image."""
+"""Bits of an image hash: the largest possible distance, which is also recorded if there is no other image."""
 
 Scores = dict[str, float | str]
 
 
 class Filters:
-    """The filters of one shard; they remember the accepted images to detect near-duplicates."""
+    """The filters of one shard; they remember accepted images to detect near-duplicates."""
 
     def __init__(self, recipe: FilterRecipe) -> None:
         self._recipe = recipe
@@ -48,8 +48,9 @@ class Filters:
     ) -> Verdict:
         """Accept the sample, or reject it with the first reason that applies.
 
-        `grounded` holds the disjoint masks that will be written; `raw` holds the masks as found, where overlaps are
-        still visible (`grounded` by default). `detected` is required if the recipe sets `min_detector_iou`.
+        `grounded` has the disjoint masks that will be written; `raw` has the masks before overlaps were removed (by
+        default `grounded`). `detected` are the instances of the detector, required if the recipe sets
+        `min_detector_iou`.
         """
         scores: Scores = {}
         checks: list[Callable[[], Reason | None]] = [
@@ -129,7 +130,7 @@ def _masks(prompt: Prompt, grounded: Grounded) -> list[Mask]:
 
 
 def border_share(mask: Mask) -> float:
-    """The share of the image's outermost pixels that a mask covers; near 1 if the mask marks the background."""
+    """The share of the outermost pixels of the image that a mask covers; near 1 if the mask covers the background."""
     rim = np.concatenate((mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]))
     return float(rim.mean())
 
@@ -137,7 +138,7 @@ def border_share(mask: Mask) -> float:
 def difference_hash(image: Image) -> int:
     """A 64-bit dHash: for each of 8 x 8 cells, whether it is darker than its right neighbour.
 
-    Similar images differ in few bits.
+    The hashes of similar images differ in few bits.
     """
     small = Pictures.fromarray(image).convert("L").resize((9, 8), Pictures.Resampling.BOX)
     grey = np.asarray(small, np.int16)

@@ -1,4 +1,4 @@
-"""How many images fit into the memory of a GPU at a time, measured with batches of one and of two."""
+"""The batch size that fits into GPU memory, measured with batches of one and two images."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +11,9 @@ from factory.generation.components import Components, load_components
 from factory.generation.shard import produce
 
 MAX_BATCH = 64
-"""Larger batches are not faster, and a worker reports its progress once per batch."""
+"""Largest batch size of `auto`: larger batches are not faster, and a worker reports its progress once per batch."""
 _USABLE = 0.85
-"""Share of the memory that is planned for: the allocator needs some more than the tensors."""
+"""Share of the memory that tensors may use; the allocator needs some more."""
 
 
 class MemoryMeter(Protocol):
@@ -24,7 +24,7 @@ class MemoryMeter(Protocol):
         ...
 
     def peak(self) -> int | None:
-        """The largest amount of memory in use since the start in bytes; None if it did not suffice."""
+        """The peak memory since the start in bytes; None if an allocation failed."""
         ...
 
 
@@ -43,7 +43,7 @@ class CudaMeter:
         self._failures = self._count()
 
     def peak(self) -> int | None:
-        """The largest amount since the start in bytes; None if an allocation failed."""
+        """The peak memory since the start in bytes; None if an allocation failed."""
         import torch
 
         return None if self._count() > self._failures else torch.cuda.max_memory_allocated()
@@ -55,7 +55,7 @@ class CudaMeter:
 
 
 def measured_batch(recipe: Recipe, share: float) -> int:
-    """The batch that fits into a `share` of the GPU that this process uses. The recipe must be pinned."""
+    """The batch size that fits into a `share` (0 to 1) of the GPU of this process. The recipe must be pinned."""
     import torch
 
     from factory.generator.memory import loading
@@ -70,7 +70,7 @@ def measured_batch(recipe: Recipe, share: float) -> int:
 
 
 def largest_batch(recipe: Recipe, components: Components, meter: MemoryMeter, limit: int) -> int:
-    """The batch whose peak stays below `limit` bytes, extrapolated from the peaks of one and of two images."""
+    """The batch size whose peak memory stays below `limit` bytes, extrapolated from one and two images."""
     samples = tuple(islice(Plan(recipe).samples(), 2))
 
     def peak(count: int) -> int | None:

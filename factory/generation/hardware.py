@@ -1,4 +1,4 @@
-"""What depends on the hardware of the workers: whether they can run, and a new dataset's precision and batch."""
+"""Settings that depend on the hardware: whether workers can run, and the precision and batch size of a new dataset."""
 
 import logging
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ _CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
 def check_engine(recipe: Recipe) -> None:
-    """Raise what `connected` or `Capacity` would raise for the options of the engine, before anything is written.
+    """Raise the errors of `connected` and `Capacity` about the options of the engine, before anything is written.
 
-    UserError for an address that is none, or more GPUs than this machine has; TransientError if no cluster responds.
-    Ray is not started.
+    UserError for an invalid address, or if this machine has too few GPUs; TransientError if no cluster responds. Ray is
+    not started.
     """
     engine = recipe.engine
     detectors = engine.detectors if recipe.uses_detector() else 0
@@ -35,10 +35,10 @@ def check_engine(recipe: Recipe) -> None:
 
 
 def for_hardware(recipe: Recipe, existing: Recipe | None) -> Recipe:
-    """The recipe with a data type and memory layout if none were given, and with a number for `batch: auto`.
+    """The recipe with a precision and memory layout if none were given, and with a number for `batch: auto`.
 
-    A dataset that exists keeps its own; a recipe without a pinned model was put into its folder by hand. For a new one
-    on a cluster, this connects to the cluster.
+    An existing dataset keeps its settings, unless its model is not pinned, which means that the recipe was written to
+    the folder by hand. For a new dataset on a cluster, this function connects to the cluster.
     """
     given = recipe.generator.model_fields_set
     no_precision, no_batch = "dtype" not in given, recipe.batch == AUTO_BATCH
@@ -55,7 +55,7 @@ def for_hardware(recipe: Recipe, existing: Recipe | None) -> Recipe:
     elif no_precision and recipe.engine.address is None and cpu_has_bfloat16():
         _log.info("This CPU has bfloat16 instructions, so weights are loaded in it; --dtype float32 changes that.")
         recipe = _completed(recipe, "bfloat16", None if "channels_last" in given else True)
-    elif no_precision:  # the CPUs of a cluster are unknown
+    elif no_precision:  # the CPUs of a cluster are not known
         recipe = _completed(recipe, "float32")
     if no_batch:
         return _completed(recipe, batch=_fitting(recipe) if gpus else _CPU_BATCH)
@@ -65,7 +65,7 @@ def for_hardware(recipe: Recipe, existing: Recipe | None) -> Recipe:
 def _completed(
     recipe: Recipe, dtype: str | None = None, channels_last: bool | None = None, batch: int | None = None
 ) -> Recipe:
-    """The recipe with these settings; None leaves its own."""
+    """The recipe with these settings; None keeps that of the recipe."""
     settings = {"dtype": dtype, "channels_last": channels_last}
     given = {name: value for name, value in settings.items() if value is not None}
     generator = recipe.generator.model_copy(update=given)
@@ -73,7 +73,7 @@ def _completed(
 
 
 def _fitting(recipe: Recipe) -> int:
-    """The batch that fits into the memory of one worker's GPU, found by a task of the cluster."""
+    """The batch size that fits into the GPU memory of a worker, measured by a task on the cluster."""
     engine, threads = recipe.engine, recipe.generator.threads
     with connected(engine, threads):
         import ray
@@ -91,7 +91,7 @@ def _fitting(recipe: Recipe) -> int:
 
 
 def _measured(recipe: Recipe, share: float, variables: Mapping[str, str]) -> int:
-    """As `measured_batch`, on any host: with the driver's credentials for the model hub."""
+    """As `measured_batch`, on any host: with the driver's environment variables for the model hub."""
     adopt(variables)
     return measured_batch(recipe, share)
 
@@ -111,7 +111,7 @@ def _uses_gpus(recipe: Recipe) -> bool:
 def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether this CPU multiplies matrices in bfloat16 natively. False on other systems than Linux on x86.
 
-    torch knows it, too, but the driver need not import torch.
+    torch has the same information, but this way the driver need not import torch.
     """
     try:
         with cpuinfo.open() as lines:

@@ -24,7 +24,7 @@ _NO_FILTER = dict.fromkeys(FilterRecipe.model_fields)
 
 @dataclass(frozen=True)
 class RealOptions:
-    """Which images of a folder to use and how to invert them; see `factory invert --help`. None is the default."""
+    """The images of a folder to use and how to invert them; see `factory invert --help`. None selects the default."""
 
     dataset: str
     root: Path
@@ -48,7 +48,7 @@ def recipe_of_folder(
 ) -> tuple[Recipe, int]:
     """(the recipe, number of skipped images). UserError if no image can be used.
 
-    `report` receives notes about content of the folder that is ignored.
+    `report` receives notes about ignored content of the folder.
     """
     from factory.generator.inversion import open_folder
 
@@ -85,7 +85,7 @@ def recipe_of_folder(
 
 
 def _check_used(options: RealOptions) -> None:
-    """UserError for an option that another option makes meaningless."""
+    """UserError for an option that has no effect because of another option."""
     if options.dataset == "voc" and options.annotations is not None:
         raise UserError("--annotations names COCO's instances file; give it with --layout coco, or omit it.")
     if options.dataset == "coco" and options.image_set is not None:

@@ -42,9 +42,9 @@ def pin_recipe(recipe: Recipe, existing: Recipe | None = None) -> Recipe:
 
 
 def _check_pins(recipe: Recipe) -> None:
-    """UserError if the recipe pins a local text-to-image model, LoRA or grounder whose content is another one now.
+    """UserError if the content of a local text-to-image model, LoRA or grounder differs from its pin.
 
-    Hub models are loaded at their pinned commit, and `with_pinned_detector` checks the pin of a detector.
+    Hub models are loaded at their pinned commit, and `with_pinned_detector` checks the detector.
     """
     generator, masks = recipe.generator, recipe.masks
     if generator.revision is not None and model_folder(generator.model) is not None:
@@ -68,8 +68,8 @@ def _check_pin(kind: str, name: str, pinned: str, found: str) -> None:
 def _with_pins_of(recipe: Recipe, existing: Recipe) -> Recipe:
     """The recipe with the commits that the dataset pins, for hub models that are the same in both.
 
-    Neither a new commit on the hub nor an unreachable hub must prevent resuming. Local folders and files are pinned
-    again, because they may have changed in place.
+    Neither a new commit on the hub nor an unreachable hub may prevent resuming. Local folders and files are pinned
+    again, because they may have changed.
     """
     generator, masks = recipe.generator, recipe.masks
     if generator.revision is None and pinned_name(generator.model) == existing.generator.model:
@@ -117,7 +117,7 @@ def _pin_reading(masks: MaskRecipe, generator: GeneratorRecipe) -> MaskRecipe:
 
 
 def _check_embedded_classes(recipe: Recipe) -> None:
-    """UserError if the embedded models are asked for classes that they were not trained on."""
+    """UserError if the embedded models are used with classes that they were not trained on."""
     embedded = [recipe.generator.model, *([recipe.masks.detector] if recipe.uses_detector() else [])]
     if not EMBEDDED_MODELS.keys() & embedded:
         return

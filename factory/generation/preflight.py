@@ -1,4 +1,4 @@
-"""Fast checks in the driver, before a dataset is created, for problems that would stop the workers minutes later.
+"""Fast checks in the driver, before a dataset is created, to find problems that would stop the workers minutes later.
 
 Only configurations and tokenizers are read. The workers check the weights when they load them.
 """
@@ -30,8 +30,8 @@ _CHUNK = 1000
 def preflight(recipe: Recipe, resumed: bool = False) -> None:
     """UserError for anything a worker would reject: missing or incompatible components, sizes, solver, prompts.
 
-    Settings without an effect are rejected as well, unless an existing dataset is `resumed`, which may have them. For a
-    hub model, this downloads its configuration files (a few kilobytes).
+    Settings without an effect are rejected as well, except when a dataset is `resumed`, because older datasets may have
+    them. For a hub model, this downloads its configuration files (a few kilobytes).
     """
     recipe.fingerprint()  # rejects class names that are not valid text
     check_extras(recipe.generator, recipe.engine.offload)

@@ -1,6 +1,6 @@
-"""Writes what a driver reports beside the shards: progress.json, quarantine/, logs/ and the receipt index.
+"""Writes the reports of a driver: progress.json, quarantine/, logs/ and the receipt index.
 
-Background threads do the writing, and failed writes are dropped: reports must never stop or delay a run. Only receipts
+Background threads write them, and failed writes are dropped, so that reports never stop or delay a run. Only receipts
 determine what is finished.
 """
 
@@ -126,7 +126,7 @@ class IndexKeeper:
 
     def drain(self) -> None:
         """Wait until all queued receipts are in the index."""
-        # In this order: the thread is busy from before it empties the queue.
+        # In this order, because the thread is marked as busy before it empties the queue.
         while not self._finished.empty() or self._busy:
             time.sleep(0.01)
 

@@ -1,4 +1,4 @@
-"""Publishes the state of a run as metrics: counters as they change, and gauges before Ray drops them."""
+"""Publishes the state of a run as metrics: counters when they change, and gauges before Ray drops them."""
 
 import os
 import threading
@@ -28,7 +28,7 @@ class RunMetrics:
         self._thread.start()
 
     def close(self, complete: bool) -> None:
-        """Publish the final state; after a complete run, keep it up for `linger()` seconds or until interrupted."""
+        """Publish the final state; after a complete run, continue for `linger()` seconds or until interrupted."""
         self._stop.set()
         self._thread.join(1.0)
         if complete:
@@ -72,7 +72,7 @@ class RunMetrics:
 
 
 def linger() -> float:
-    """Seconds for which a finished run keeps its metrics up, so that they are scraped once more; 0 by default.
+    """Seconds for which a finished run still serves its metrics, so that they are scraped once more; 0 by default.
 
     UserError if FACTORY_METRICS_LINGER is not a number of seconds up to ten minutes.
     """

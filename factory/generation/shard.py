@@ -1,4 +1,4 @@
-"""Produces one shard: a pure function of the plan and the models, so any worker yields the same bytes."""
+"""Produces one shard, as a pure function of the plan and the models, so that every worker produces the same bytes."""
 
 import time
 from collections import Counter
@@ -43,7 +43,7 @@ def produce(
     encoder: Executor,
     progress: Progress = lambda accepted, reasons: None,
 ) -> Produced:
-    """Produce the samples of a shard in rounds: round k makes attempt k of all samples that are not accepted yet.
+    """Produce the samples of a shard in rounds: round k makes attempt k for all samples that are not accepted yet.
 
     The order of samples and micro-batches is fixed, because the near-duplicate filter depends on it. `progress` is
     called after each micro-batch.
@@ -100,7 +100,8 @@ def _attempted(
             result, raw, written = generated[index], grounded[index], grounded[index].disjoint()
             judged = prompts[index]
             if recipe.oracle is not None:
-                # An oracle omits classes that its detector does not find, so they are not grounds for rejection.
+                # An oracle dataset leaves out classes that its detector does not find, so they are no reason for
+                # rejection.
                 judged = judged.only({instance.class_name for instance in written.instances})
             verdict = filters.judge(result.image, judged, written, detections[index], raw)
             sample = Sample(

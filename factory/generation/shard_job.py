@@ -1,4 +1,4 @@
-"""Shard production as a job for the engine: cheap to pickle; models are loaded when it is opened on a worker."""
+"""The generation of shards as a job for the engine; a worker loads the models when it opens the job."""
 
 import logging
 import os
@@ -104,7 +104,7 @@ class ContentProducer:
         return count
 
     def _receipt(self, shard: int) -> Receipt | None:
-        """The receipt that another driver may have written meanwhile; None if there is none or it is broken."""
+        """The receipt that another driver may have written meanwhile; None if there is none or it is corrupt."""
         try:
             return read_receipt(self._store, shard)
         except CorruptReceiptError:
@@ -162,7 +162,7 @@ def _done(receipt: Receipt) -> Done:
 
 
 def processor(device: str) -> str:
-    """The GPU model, or the instruction set that PyTorch's CPU kernels use: what bytes depend on besides `versions`."""
+    """The GPU model, or the instruction set of PyTorch's CPU kernels, on which the bytes depend as on `versions`."""
     import torch
 
     if device.startswith("cuda"):

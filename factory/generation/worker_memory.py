@@ -13,9 +13,9 @@ from factory.files.paths import expanded
 _PROCESS = 0.75 * 2**30
 """Memory of a worker without models (Python, torch, Ray) in bytes."""
 _ACTIVATIONS = 1.35
-"""Total memory per byte of weights, measured on Stable Diffusion 1.5 in float32: 5.8 GiB for 4.0 GiB of weights."""
+"""Memory per byte of weights, measured on Stable Diffusion 1.5 in float32: 5.8 GiB for 4.0 GiB of weights."""
 _UNKNOWN = 6 * 2**30
-"""For a hub model that is not downloaded yet: about the size of Stable Diffusion 1.5."""
+"""Memory in bytes for a hub model that has not been downloaded yet: about that of Stable Diffusion 1.5."""
 _BYTES = {"float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
 _LARGEST_HEADER = 100 * 2**20
 

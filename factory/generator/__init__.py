@@ -1,1 +1,1 @@
-"""Generators: they turn a prompt and a seed into an image, with the model's attention and features."""
+"""Generators, which turn a prompt and a seed into an image with the attention and features of the model."""

@@ -1,4 +1,4 @@
-"""How a model wants to be sampled: steps and guidance from its card and its configuration."""
+"""Default sampling settings of a model: steps and guidance from its card and its configuration."""
 
 import re
 from collections.abc import Mapping
@@ -22,9 +22,10 @@ _TURBO = re.compile(r"turbo|schnell|lightning|hyper|distill", re.IGNORECASE)
 def settings_of(folder: Path, name: str) -> dict[str, Any]:
     """The steps and the guidance of a pipeline, and its solver if its own has to be replaced.
 
-    `name` is what the user calls the pipeline.
+    `name` is the name of the pipeline that the user gave.
 
-    The first example in its card that sets them counts, then its configuration, then the defaults of its family.
+    They are those of the first example in the model card that sets them, or of the configuration, or the defaults of
+    the family.
     """
     index = read_index(folder)
     family = family_in(index)
@@ -32,7 +33,7 @@ def settings_of(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _by_card(card: Path, family: Family) -> dict[str, Any]:
-    """What the first example with a number of steps sets."""
+    """The settings of the first example in the card that sets the number of steps."""
     try:
         with card.open(encoding="utf-8", errors="replace") as stream:
             text = stream.read(_LONGEST_CARD)

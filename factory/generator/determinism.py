@@ -1,4 +1,4 @@
-"""Settings of a GPU process with which the same inputs give the same bytes."""
+"""Settings of a GPU process, so that the same inputs give the same bytes."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def be_deterministic(device: str, tf32: bool) -> None:
-    """Choose deterministic kernels, and TF32 or float32 products, for all models of a process that uses `device`."""
+    """Select deterministic kernels, and TF32 or float32 products, for all models of a process that uses `device`."""
     if not device.startswith("cuda"):
         return
     import torch
@@ -28,8 +28,8 @@ def be_deterministic(device: str, tf32: bool) -> None:
 def own_kernels_of_torchvision() -> Iterator[None]:
     """Let torchvision use its own RoIAlign kernel, whose forward pass is deterministic.
 
-    In torch's deterministic mode it uses an implementation in Python on GPUs, for the sake of the backward pass. With
-    the settings of detectron2 that one needs terabytes of memory.
+    In torch's deterministic mode, torchvision uses a Python implementation on GPUs, because of the backward pass. With
+    the settings of detectron2, this implementation needs terabytes of memory.
     """
     import torch
 

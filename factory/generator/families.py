@@ -1,8 +1,8 @@
 """The supported families of text-to-image models, one row each. Importing this module loads no model library.
 
-A row says which pipeline classes belong to a family, how the denoiser's arguments are named, where image and text
-tokens are in its attention, and at which noise level and in which blocks masks are read. Sampling needs none of it:
-images come from the pipeline's own call.
+A row defines the pipeline classes of a family, the names of the denoiser's arguments, the positions of image and text
+tokens in its attention, and the noise level and blocks at which masks are read. Sampling does not need this table,
+because images come from the call of the pipeline.
 """
 
 from collections.abc import Mapping
@@ -124,7 +124,7 @@ FAMILIES: tuple[Family, ...] = (
         encoders=(Encoder(max_tokens=300),),
         steps=20,
         scale=4.5,
-        # Cleaning would depend on whether the packages for it are installed.
+        # Prompt cleaning would depend on optional packages.
         call={"use_resolution_binning": False, "clean_caption": False},
         size=None,
     ),
@@ -180,7 +180,7 @@ FAMILIES: tuple[Family, ...] = (
         scale=4.0,
     ),
 )
-"""The table. A pipeline class that is not in it is not supported."""
+"""The supported families; other pipeline classes are rejected."""
 
 PIPELINES: Mapping[str, Family] = {kind: family for family in FAMILIES for kind in family.pipelines}
 
@@ -193,7 +193,7 @@ def family_of(kind: object, where: str) -> Family:
 
 
 def default_read_blocks(family: Family, count: int) -> tuple[int, ...]:
-    """The numbers of the blocks, of `count`, whose attention makes `attention` masks; at least one."""
+    """The numbers of the blocks, of `count`, whose attention is used for `attention` masks; at least one."""
     start, stop = (round(share * count) for share in family.read_blocks)
     start = min(start, count - 1)
     return tuple(range(start, max(stop, start + 1)))

@@ -1,4 +1,4 @@
-"""What a family of text-to-image models is: components, arguments, tokens, where masks are read, and defaults.
+"""A family of text-to-image models: its components, arguments and tokens, where masks are read, and defaults.
 
 Importing this module loads no model library.
 """
@@ -86,11 +86,11 @@ class Family:
 
     @property
     def denoiser_name(self) -> str:
-        """What messages call the denoiser."""
+        """The name of the denoiser in messages."""
         return "the U-Net" if self.is_unet else "the transformer"
 
     def guided_by_input(self, pipeline: str, denoiser: Config) -> bool:
-        """Whether the denoiser takes the guidance scale as an input, or no guidance at all, in one call a step."""
+        """Whether a step is a single call, because the denoiser takes the guidance scale as an input or no guidance."""
         if self.is_unet:
             return denoiser.get("time_cond_proj_dim") is not None
         return pipeline in ("FluxPipeline", "Flux2Pipeline")
@@ -99,12 +99,12 @@ class Family:
         """Arguments of the pipeline's call for a guidance scale and a negative prompt of `count` images."""
         options: dict[str, Any] = {self.guidance: scale}
         if self.guidance == "true_cfg_scale":
-            # Qwen-Image is guided only where there is a negative prompt, and recommends a space for an empty one.
+            # Qwen-Image applies guidance only with a negative prompt, and recommends a space for an empty one.
             return options | ({"negative_prompt": [negative or " "] * count} if scale > 1 else {})
         return options | ({"negative_prompt": [negative] * count} if negative else {})
 
     def pixels_per_token(self, factor: int, denoiser: Config) -> int:
-        """Pixels per image token along a side, where `factor` is that of the autoencoder; for a U-Net per latent."""
+        """Pixels per image token along a side, or per latent for a U-Net; `factor` is that of the autoencoder."""
         if self.is_unet:
             return factor
         return factor * (int(denoiser.get("patch_size", 1)) if self.patch is None else self.patch)

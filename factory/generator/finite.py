@@ -1,4 +1,4 @@
-"""Detect NaN and infinity where they arise; otherwise every later image would be grey or black."""
+"""Detects NaN and infinity where they occur; otherwise, the images would be grey or black."""
 
 import torch
 from torch import Tensor

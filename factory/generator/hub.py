@@ -1,7 +1,7 @@
-"""Pipelines of the Hugging Face hub: their newest commit, and their files in the local cache.
+"""Pipelines of the Hugging Face Hub: their newest commit, and their files in the local cache.
 
-For a pinned commit, the cache is asked before the hub: without a connection, huggingface_hub retries each request for
-23 s, and with one, every worker that starts would send the same requests again.
+For a pinned commit, the cache is used before the hub: without a connection, huggingface_hub retries each request for 23
+s, and with a connection, every worker would send the same requests.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ from factory.files.hub import check_not_gated, is_commit
 from factory.generator.layout import UNUSED, check_layout, component_names, read_index, weights_variant
 
 _MAIN_FILES = ("model_index.json", "config.json")
-"""Every model of diffusers or transformers has one of them."""
+"""Files of which every model of diffusers or transformers has at least one."""
 _CARD = "README.md"
 _CONFIG_FILES = ["*.json", "*/*.json", "*.txt", "*/*.txt", "*/*.model", "*/*.jinja", _CARD]
 
 
 def hub_commit(model: str, file: str | None = None) -> str:
-    """The newest commit of a hub model, or the local cache's if the hub does not answer.
+    """The newest commit of a hub model, or that in the local cache if the hub does not respond.
 
-    The cache is recognised by a `file` of the model, by default one that every model of diffusers or transformers has.
+    The cache is searched for `file`, by default a file that every model of diffusers or transformers has.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
@@ -88,12 +88,12 @@ def hub_pipeline(model: str, revision: str | None, recipe: GeneratorRecipe, skip
 
 
 def cached_folder(model: str, revision: str | None) -> Path | None:
-    """What the local cache has of a pinned commit, complete or not; None without a pin or a copy."""
+    """The folder of a pinned commit in the local cache, which may be incomplete; None without a pin or a copy."""
     from huggingface_hub import try_to_load_from_cache
 
     if is_commit(revision):
-        # Not `snapshot_download`: it refuses a copy without all files of the repository, and only some are downloaded.
-        with contextlib.suppress(Exception):  # whatever huggingface_hub raises, there is no copy
+        # Not `snapshot_download`, which rejects a copy without all files of the repository; only some are downloaded.
+        with contextlib.suppress(Exception):  # any error of huggingface_hub means that there is no copy
             index = try_to_load_from_cache(model, "model_index.json", revision=revision)
             return Path(index).parent if isinstance(index, str) else None
     return None
@@ -109,7 +109,8 @@ def _fits(folder: Path, recipe: GeneratorRecipe, weights: bool, checkpoint: bool
 def _has_plain_weights(folder: Path, skipped: str | None) -> bool:
     """Whether the cache has every weight file of every component in the plain variant.
 
-    Other variants are not taken from the cache alone: workers with different caches would use different weights.
+    Other variants are not taken from the cache alone, because workers with different caches would use different
+    weights.
     """
     models, _ = component_names(read_index(folder))
     for name in models:

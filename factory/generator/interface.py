@@ -19,16 +19,16 @@ CROSS_ATTENTION = "cross_attention"
 CLASS_EMBEDDINGS = "class_embeddings"
 LATENT = "latent"
 HALVES = "halves"
-"""What a grounder may need besides the image.
+"""The tensors that a grounder may need, besides the image; they are captured on request.
 
-ATTENTION is summed over layers, CROSS_ATTENTION kept layer by layer; see `Generated`. HALVES asks for the features of
+ATTENTION is summed over layers, and CROSS_ATTENTION is kept by layer; see `Generated`. HALVES requests the features of
 both halves of classifier-free guidance, with the channels of the unconditional half first (U-Nets only).
 """
 
 
 @dataclass(frozen=True)
 class Request:
-    """One image to generate. `seed` has 63 bits; `index` is the sample's, by which inversion finds the real image."""
+    """An image to generate. `seed` has 63 bits; `index` is that of the sample, by which inversion finds the image."""
 
     prompt: Prompt
     seed: int
@@ -37,12 +37,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Attention:
-    """The denoiser's attention to the tokens of each class.
+    """The attention of the denoiser to the tokens of each class.
 
-    `cross` maps (height, width) of a level to float32 (groups, height, width): first the prompt's classes in order,
-    each summed over the class's own tokens, then what precedes the prompt, its other words, and what follows it. A
-    transformer has one level. `layers` counts the layers that were averaged at each level. `self_attention` is that of
-    the finest captured level, float32 (height * width, height * width), with rows that sum to 1, and
+    `cross` maps (height, width) of a level to float32 (groups, height, width): first the classes of the prompt in
+    order, each summed over the tokens of the class, then the tokens before the prompt, its other words, and the tokens
+    after it. A transformer has one level. `layers` counts the layers that were averaged at each level. `self_attention`
+    is that of the finest captured level, float32 (height * width, height * width), with rows that sum to 1, and
     `self_attention_shape` that level's (height, width).
     """
 
@@ -54,15 +54,15 @@ class Attention:
 
 @dataclass(frozen=True)
 class Generated:
-    """A generated image with everything that was captured for it.
+    """A generated image with the tensors that were captured for it.
 
     `features` are the denoiser's block outputs by name, (C, h, w) each: float32 of a U-Net, bfloat16 of a transformer.
     `cross_attention` holds the maps of the prompt's classes by layer, (heads, classes, h, w), each summed over the
     class's own tokens. `class_embeddings` (classes, channels) are the text states that the denoiser reads for "a
     photograph of a ...", averaged over the class's tokens. `latent` is the finished latent, float16 (C, h, w), and
-    `noise_level` the noise share that it has already, 0 for a clean one; together with the prompt they reproduce the
-    features. `labels` are those of a real image: 0 is background, k the k-th class of the prompt, 255 ignored.
-    `measured` holds figures about the inversion of a real image.
+    `noise_level` the noise level that it already has, 0 for a clean latent; together with the prompt, they reproduce
+    the features. `labels` are those of a real image, uint8 (H, W): 0 is background, k the k-th class of the prompt, 255
+    ignored. `measured` contains metrics of the inversion of a real image.
     """
 
     image: Image
@@ -90,8 +90,8 @@ class Captured:
 
 
 class Generator(Protocol):
-    """Generates images. The same call gives the same bytes, and the images of one call do not influence each other."""
+    """Generates images. The same call gives the same bytes, and the images of a call do not affect each other."""
 
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
-        """One result per request, in order; a call is one micro-batch."""
+        """One result per request, in order; a call processes one micro-batch."""
         ...

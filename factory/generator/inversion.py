@@ -1,4 +1,4 @@
-"""Inversion of real images: deterministic DDIM takes them to noise and back (Song et al., ICLR 2021)."""
+"""Inversion of real images to noise and back by deterministic DDIM (Song et al., ICLR 2021)."""
 
 import math
 from collections.abc import Sequence
@@ -40,10 +40,10 @@ def open_folder(real: RealRecipe, vocabulary: Vocabulary, checked: bool = False)
 class InvertingGenerator:
     """A generator whose images come from a labelled folder.
 
-    DDIM follows an image's latents to noise and back, with the prompt of its classes and without guidance. The latent
-    that denoising passes nearest to the recipe's noise level replaces that of a generated image. `psnr` (dB) compares
-    the decoded result with the image. The method "noise" instead keeps the latent of the encoded image, to which noise
-    is added where it is read; its `psnr` is that of the autoencoder.
+    DDIM takes the latents of an image to noise and back, with the prompt of its classes and without guidance. During
+    denoising, the latent nearest to the noise level of the recipe is kept, in place of that of a generated image.
+    `psnr` (dB) compares the decoded result with the image. The method "noise" keeps the latent of the encoded image, to
+    which noise is added when features are read; its `psnr` is that of the autoencoder.
     """
 
     def __init__(self, recipe: Recipe, device: str = "cpu") -> None:
@@ -58,7 +58,7 @@ class InvertingGenerator:
         self._alphas: Tensor = self._model.scheduler.alphas_cumprod.to(device)
 
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
-        """Invert one micro-batch, in parts if the GPU's memory is too small for it: the images at these indices."""
+        """Invert the images at the indices of a micro-batch, in parts if they do not fit into GPU memory."""
         torch.set_num_threads(self._recipe.generator.threads)
         return self._parts.apply(self._invert, requests)
 
@@ -81,7 +81,7 @@ class InvertingGenerator:
 
     @torch.inference_mode()
     def round_trip(self, images: Sequence[Image], prompts: list[Prompt]) -> tuple[Tensor, float, Sequence[Image]]:
-        """(latents, the noise level that they have, the restored images) for images of the model's size."""
+        """(latents, their noise level, restored images) for images of the size of the model."""
         clean = self._autoencoder.encode(np.stack(images))
         if self._real.method == "noise":
             return clean, 0.0, self._autoencoder.decode(clean)
@@ -89,7 +89,7 @@ class InvertingGenerator:
         return latents, level, self._autoencoder.decode(end)
 
     def _invert_and_restore(self, clean: Tensor, conditions: Conditions) -> tuple[Tensor, float, Tensor]:
-        """(latents nearest to the noise level on the way back, their level, latents at the end)."""
+        """(latents nearest to the noise level during denoising, their noise level, latents at the end)."""
         times = np.linspace(0, len(self._alphas) - 1, self._real.steps + 1).round().astype(int).tolist()
         latents = clean
         for start, stop in pairwise(times):

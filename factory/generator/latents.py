@@ -1,4 +1,4 @@
-"""Latents outside a pipeline's call: their packed form, and the autoencoder for the inversion of real images."""
+"""Latents outside the call of a pipeline: their packed form, and the autoencoder for the inversion of real images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ _ENCODED_TOGETHER = 2**21
 
 
 def packed(latents: Tensor) -> Tensor:
-    """(B, C, h, w) as the sequence (B, h * w, C) that packed denoisers read."""
+    """Convert (B, C, h, w) to the sequence (B, h * w, C) that packed denoisers read."""
     return latents.flatten(2).transpose(1, 2)
 
 

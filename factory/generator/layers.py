@@ -9,7 +9,7 @@ from factory.generator.family import Family
 
 
 def feature_layers(unet: Any) -> list[tuple[str, nn.Module]]:
-    """conv_in and every layer of the down, mid and up blocks of a U-Net: 25 in Stable Diffusion 1 and 2.
+    """conv_in and the layers of the blocks of a U-Net with their names: 25 in Stable Diffusion 1 and 2.
 
     As in Stable Diffusion's original code, the last layer of an up block is recorded after the block's upsampler.
     """
@@ -27,7 +27,7 @@ def feature_layers(unet: Any) -> list[tuple[str, nn.Module]]:
 
 
 def _layers(block: Any) -> list[nn.Module]:
-    """The last module of each layer of a block: its transformer, or its residual block where it has none."""
+    """The last module of each layer of a block: its transformer, or its residual block if it has none."""
     attentions = getattr(block, "attentions", None)
     return list(attentions if attentions else block.resnets)
 
@@ -42,7 +42,7 @@ def transformer_blocks(transformer: Any, family: Family) -> list[tuple[str, nn.M
 def level_shape(positions: int, latents: Sequence[int]) -> tuple[int, int]:
     """(height, width) of the U-Net level with this many positions, for latents of (height, width).
 
-    Each level halves the one before. For odd sides most U-Nets round up; those without padding round down.
+    Each level is half as large as the previous one. Most U-Nets round odd sides up; those without padding round down.
     """
     for rounding in (1, 0):
         height, width = latents

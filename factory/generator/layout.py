@@ -1,6 +1,6 @@
-"""Check from a diffusers pipeline's small files, without loading a model, whether the generator can run it.
+"""Checks from the small files of a diffusers pipeline, without loading a model, whether it can be used.
 
-A worker would find the same faults, but only after minutes of loading and after the dataset's folder was claimed.
+A worker would find the same problems, but only after minutes of loading and after the dataset was created.
 """
 
 import json
@@ -76,10 +76,10 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
 
 
 def check_layout(folder: Path, generator: GeneratorRecipe, weights: bool = True, checkpoint: bool = False) -> None:
-    """Raise UserError for the first fault that would keep this pipeline from generating the recipe's images.
+    """Raise UserError for the first problem that would prevent this pipeline from generating the images of the recipe.
 
-    `weights` says whether the folder must hold them: those of a hub model are downloaded later. With a `checkpoint`,
-    those of the denoiser are in its file.
+    `weights` is whether the folder must contain weights; those of a hub model are downloaded later. With `checkpoint`,
+    the weights of the denoiser are in another file.
     """
     index = read_index(folder)
     family = family_in(index)
@@ -111,7 +111,7 @@ def check_layout(folder: Path, generator: GeneratorRecipe, weights: bool = True,
 
 
 def weights_variant(folder: Path) -> str | None:
-    """The variant of a component's weights to load: None for the plain files, or e.g. "fp16" if only that exists.
+    """The weight variant of a component to load: None for the plain files, or one such as "fp16" if only that exists.
 
     Raises UserError if there are no weights.
     """
@@ -134,7 +134,7 @@ def weights_variant(folder: Path) -> str | None:
 
 def pixels_per_latent(vae: Mapping[str, Any]) -> int:
     """Pixels per latent along each side, from the autoencoder's configuration."""
-    if "temperal_downsample" in vae:  # the spelling of Qwen-Image's autoencoder
+    if "temperal_downsample" in vae:  # as the autoencoder of Qwen-Image spells it
         return int(2 ** len(vae["temperal_downsample"]))
     blocks = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or (64,)
     return int(2 ** (len(blocks) - 1))
@@ -174,7 +174,7 @@ def _is_variant(name: str) -> bool:
 
 
 def _check_shapes(folder: Path, index: Mapping[str, Any], unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
-    """Check what would fail at the U-Net's first call: that the components fit each other."""
+    """Check that the components fit together, which the first call of the U-Net requires."""
     inputs, outputs, latent = unet.get("in_channels", 4), unet.get("out_channels", 4), vae.get("latent_channels", 4)
     if not inputs == outputs == latent:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Load the diffusers pipeline that a recipe names, and pin its revision."""
+"""Loads the diffusers pipeline of a recipe, and pins its revision."""
 
 import hashlib
 import re
@@ -17,7 +17,7 @@ from factory.generator.lora import check_lora, lora_file, lora_settings, merge_l
 from factory.generator.placing import check_extras, placed
 
 CHECKPOINTS = (".safetensors", ".ckpt")
-"""Suffixes of single files that hold a model: a whole Stable Diffusion, or the transformer of another pipeline."""
+"""Suffixes of single files with a complete Stable Diffusion model or the transformer of another pipeline."""
 
 _KNOWN = " or ".join(f"`{name}`" for name in EMBEDDED_MODELS)
 
@@ -47,7 +47,7 @@ def model_folder(model: str) -> Path | None:
 def split_checkpoint(model: str) -> tuple[str | None, str | None]:
     """(pipeline that configures it, file) of a checkpoint named FILE or PIPELINE@FILE; (None, None) otherwise.
 
-    Paths may contain @ themselves: the first @ that a file of the remaining name exists after is the separator.
+    Paths may contain @: the separator is the first @ that is followed by the path of an existing file.
     """
     if not model.endswith(CHECKPOINTS):
         return None, None
@@ -103,12 +103,12 @@ def check_generator(generator: GeneratorRecipe) -> Path:
 
 
 def _has_weights(folder: Path, file: str | None) -> bool:
-    """Whether weights come from the folder: a checkpoint of a U-Net is a whole model, others hold a transformer."""
+    """Whether weights are in the folder: a checkpoint of a U-Net is complete, others contain only a transformer."""
     return file is None or not family_in(read_index(folder)).is_unet
 
 
 def config_folder(generator: GeneratorRecipe) -> Path:
-    """The folder with a model's configurations and tokenizers; for a hub model they are downloaded, the weights not."""
+    """The folder with the configurations and tokenizers of a model; for a hub model, only these are downloaded."""
     config, file = split_checkpoint(generator.model)
     if file is not None:
         config = config or _configured_like(expanded(file))
@@ -122,7 +122,7 @@ def config_folder(generator: GeneratorRecipe) -> Path:
 
 
 def pin_revision(model: str, pinned: str | None = None) -> str:
-    """An identifier of the model's exact content: the hub's commit, or a digest of the files.
+    """An identifier of the content of a model: the hub commit, or a digest of the files.
 
     A checkpoint that a hub pipeline configures has both, joined by "+". The commit is taken from `pinned`, an earlier
     revision of the model, if it is given: a hub model is loaded at its pinned commit, whatever the hub has.
@@ -145,7 +145,7 @@ def pin_revision(model: str, pinned: str | None = None) -> str:
 
 
 def check_unchanged(generator: GeneratorRecipe, dataset: str) -> None:
-    """Raise UserError if a local model or LoRA is not the one any more that a dataset was made with.
+    """Raise UserError if a local model or LoRA is no longer the one with which a dataset was generated.
 
     A hub model is loaded at its pinned commit, so newer commits do not matter.
     """

@@ -1,7 +1,7 @@
-"""LoRA files: which one a recipe names, how it wants to be sampled, and adding it to a pipeline's weights.
+"""LoRAs: finds the file that a recipe names, its sampling settings, and merges it into the weights of a pipeline.
 
-Its low-rank changes are added to the weights once, so a pipeline with a LoRA is sampled and read like any other. The
-`peft` library is not needed; the names of other tools' files are converted by diffusers.
+The low-rank changes are added to the weights when the model is loaded, so a pipeline with a LoRA is used like any
+other. The `peft` library is not needed; diffusers converts the tensor names of other tools.
 """
 
 import inspect
@@ -26,7 +26,7 @@ _DEFAULT_FILE = "pytorch_lora_weights.safetensors"
 _STEPS = re.compile(r"(\d+)[ _-]?steps?", re.IGNORECASE)
 _METADATA = "lora_adapter_metadata"
 _OTHER_KINDS = ("dora_scale", "lora_magnitude_vector", "hada_", "lokr_", "lora_B.bias")
-"""Parts of tensor names of adapters that are more than a product of two matrices."""
+"""Parts of the tensor names of adapters that are not a product of two matrices."""
 
 
 def lora_file(generator: GeneratorRecipe) -> Path:
@@ -67,7 +67,7 @@ def pin_lora(generator: GeneratorRecipe) -> dict[str, Any]:
 
 
 def lora_settings(name: str, family: Family) -> dict[str, Any]:
-    """Solver, steps and guidance of the few-step LoRAs that people use, which are known by their names."""
+    """Solver, steps and guidance of common few-step LoRAs, which are recognised by their names."""
     lowered = name.lower()
     steps = _STEPS.search(lowered)
     settings: dict[str, Any] = {} if steps is None else {"steps": int(steps[1])}
@@ -86,7 +86,7 @@ def lora_settings(name: str, family: Family) -> dict[str, Any]:
 
 
 def merge_lora(pipeline: Any, file: Path, scale: float) -> None:
-    """Add a LoRA's changes, times `scale`, to the weights of a pipeline on the CPU.
+    """Add a LoRA, multiplied by `scale`, to the weights of a pipeline on the CPU.
 
     Raises UserError if the file is not a LoRA, or not one for this model.
     """
@@ -165,7 +165,7 @@ def _module_of(alpha: str) -> str:
 
 
 def _alphas_of_peft(metadata: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, float]:
-    """The alpha of each module, as peft's settings in the file give it."""
+    """The alpha of each module, from the settings of peft in the file."""
     alphas = {}
     for key in state:
         name, _, module = key.split(".lora_")[0].partition(".")
@@ -199,7 +199,7 @@ def _merge(
 
     modules: dict[str, Any] = dict(module.named_modules())
     names = {key.split(".lora_")[0] for key in pairs}
-    # Text encoders lost this prefix in transformers 5.
+    # Text encoders have no such prefix since transformers 5.
     targets: dict[str, Any] = {name: modules.get(name, modules.get(name.removeprefix("text_model."))) for name in names}
     unknown = [name for name, target in targets.items() if not hasattr(target, "weight")]
     incomplete = [name for name in names if not {f"{name}.lora_A.weight", f"{name}.lora_B.weight"} <= pairs.keys()]

@@ -1,4 +1,4 @@
-"""Batches that do not fit into the memory of a GPU are generated in parts."""
+"""Divides batches that do not fit into GPU memory."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +12,17 @@ from factory.errors import GpuError, UserError, one_line
 _log = logging.getLogger(__name__)
 
 _ALLOCATION_FAILED = ("error: out of memory", "STATUS_ALLOC_FAILED")
-"""How CUDA and its libraries report what torch's own allocator reports as OutOfMemoryError."""
+"""Messages of CUDA and its libraries for what torch's allocator reports as OutOfMemoryError."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class FittingParts:
-    """Applies a function to a batch, or to parts of it once a batch did not fit. The size that fits is remembered."""
+    """Applies a function to a batch, or to parts of it if the batch does not fit. The size that fits is remembered."""
 
     def __init__(self, subject: str, verb: str = "generates") -> None:
-        """`subject` names an image and the model in messages, `verb` says what is done with images."""
+        """`subject` names an image and the model in messages, and `verb` what is done with images."""
         self._subject, self._verb = subject, verb
         self._size: int | None = None
 
@@ -47,14 +47,14 @@ class FittingParts:
                 self._verb,
                 self._size,
             )
-            # Only here: while the error is handled, it refers to the tensors of the failed call.
+            # Not earlier: while the error is handled, it refers to the tensors of the failed call.
             torch.cuda.empty_cache()
         return results
 
 
 @contextmanager
 def loading(what: str) -> Iterator[None]:
-    """GpuError if the models that are loaded in the `with` do not fit into the memory of a GPU."""
+    """GpuError if the models that are loaded in the `with` block do not fit into GPU memory."""
     try:
         yield
     except RuntimeError as error:
@@ -67,7 +67,7 @@ def loading(what: str) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of a GPU did not suffice, for torch or for a library that allocates memory itself."""
+    """Whether torch, or a library that allocates memory itself, ran out of GPU memory."""
     allocation_failed = isinstance(error, RuntimeError) and any(part in str(error) for part in _ALLOCATION_FAILED)
     return allocation_failed or isinstance(error, torch.OutOfMemoryError)
 

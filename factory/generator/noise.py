@@ -1,4 +1,4 @@
-"""Noise levels as shares: 0 is a clean latent, 1 pure noise, whatever the scheduler counts in.
+"""Noise levels as shares, regardless of the units of the scheduler: 0 is a clean latent, 1 is pure noise.
 
 The share of a latent `signal * clean + noise * gaussian` is noise / (signal + noise). For flow matching it is sigma;
 timestep 100 of Stable Diffusion is 0.256.
@@ -15,7 +15,7 @@ _TIMESTEPS = 1000
 
 @dataclass(frozen=True)
 class Mixture:
-    """What a denoiser reads at a noise level: scale * (signal * clean + noise * gaussian), at `timestep`."""
+    """The input of a denoiser at a noise level: scale * (signal * clean + noise * gaussian), at `timestep`."""
 
     signal: float
     noise: float
@@ -24,7 +24,7 @@ class Mixture:
 
 
 def mixture(scheduler: Any, level: float) -> Mixture:
-    """The mixture of a noise level between 0 and 1 for a scheduler of diffusers; the nearest of its own levels."""
+    """The mixture for a noise level, 0 to 1, of a scheduler of diffusers; its nearest level is used."""
     if is_flow(type(scheduler).__name__, scheduler.config):
         return Mixture(1 - level, level, level * scheduler.config.num_train_timesteps)
     if hasattr(scheduler, "precondition_inputs"):
@@ -49,6 +49,6 @@ def shares(alphas_cumprod: torch.Tensor) -> torch.Tensor:
 
 
 def share_of_timestep(timestep: int) -> float:
-    """The noise share of a timestep of Stable Diffusion, rounded to four digits; that is exact enough to find it."""
+    """The noise share of a timestep of Stable Diffusion, rounded to four digits, which identify the timestep."""
     betas = torch.linspace(_BETAS[0] ** 0.5, _BETAS[1] ** 0.5, _TIMESTEPS, dtype=torch.float64) ** 2
     return round(float(shares((1 - betas).cumprod(0))[timestep]), 4)

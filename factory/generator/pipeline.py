@@ -1,4 +1,4 @@
-"""A generator that samples with a diffusers pipeline and reads masks' inputs with one further call of its denoiser."""
+"""A generator that samples with a diffusers pipeline, and reads features with one more call of its denoiser."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -42,11 +42,12 @@ _UNTILED = 1024
 
 
 class PipelineGenerator:
-    """Samples in micro-batches with the pipeline's own call and one noise generator per image.
+    """Samples in micro-batches with the call of the pipeline and one noise generator per image.
 
-    `needs` names what to capture (see `factory.generator.interface`). Capturing does not change the images: it takes
-    one call of the denoiser on the finished latents, to which noise of the recipe's level and seed is added, the same
-    for all images. A `pipeline` of another generator with the same model saves loading it again.
+    `needs` names the tensors to capture (see `factory.generator.interface`). Capturing does not change the images: it
+    takes one call of the denoiser on the finished latents, to which noise with the level and seed of the recipe is
+    added, the same for all images. Give the `pipeline` of another generator with the same model to avoid loading it
+    again.
 
     `pixels` is the (height, width) of the images, and `level` the noise level (0 to 1) at which the denoiser is read.
     """
@@ -58,7 +59,9 @@ class PipelineGenerator:
         be_deterministic(device, tf32=self.settings.dtype == "tf32")
         self.pipeline = pipeline or load_pipeline(self.settings, device, recipe.engine.offload)
         self.family = PIPELINES[type(self.pipeline).__name__]
-        self.scheduler = self.pipeline.scheduler  # defines the noise levels; the recipe's solver replaces it in calls
+        self.scheduler = (
+            self.pipeline.scheduler
+        )  # defines the noise levels; the solver of the recipe replaces it in calls
         if HALVES in needs and not self.family.is_unet:
             raise UserError(
                 f"this grounder reads both halves of a U-Net's classifier-free guidance, but "
@@ -82,9 +85,9 @@ class PipelineGenerator:
         self._parts = FittingParts(f"one image of {self.pixels[1]} x {self.pixels[0]} pixels by {self.settings.model}")
 
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
-        """Generate one micro-batch, in parts if the GPU's memory is too small for it.
+        """Generate one micro-batch, in parts if it does not fit into GPU memory.
 
-        On a CPU the recipe's number of threads is used, whatever the process has set.
+        On a CPU, the number of threads is that of the recipe, regardless of the setting of the process.
         """
         torch.set_num_threads(self.settings.threads)
         return self._parts.apply(self._generate, requests)
@@ -107,17 +110,17 @@ class PipelineGenerator:
 
     @torch.no_grad()
     def read(self, latents: Tensor, prompts: Sequence[Prompt], levels: Sequence[float] | None = None) -> Captured:
-        """Reproduce with one call of the denoiser what `generate` captured for images, from their clean latents.
+        """Reproduce what `generate` captured for images from their latents, with one call of the denoiser.
 
-        `latents` are (B, C, h, w). `levels` are the noise levels that they have already, 0 for clean ones, to which
-        noise is added. Autocast applies to the call.
+        `latents` are (B, C, h, w). `levels` are the noise levels that they already have; noise is added to those with a
+        level of 0, the default. Autocast applies to the call.
         """
         reading = self._read(latents.to(self.device), prompts, levels)
         return Captured(reading.blocks, reading.cross_attention, self._class_embeddings(prompts))
 
     @torch.no_grad()
     def attention(self, latents: Tensor, prompts: Sequence[Prompt]) -> list[Attention]:
-        """The attention of images, from their clean latents (B, C, h, w)."""
+        """The attention for images, from their clean latents (B, C, h, w)."""
         reading = self._read(latents.to(self.device), prompts, None)
         return [self._attention(reading, k, prompt) for k, prompt in enumerate(prompts)]
 
@@ -202,7 +205,7 @@ class PipelineGenerator:
     def _result(
         self, reading: Reading, index: int, prompt: Prompt, image: Any, latent: Tensor, embeddings: Tensor | None
     ) -> Generated:
-        """One image of the micro-batch with its share of what was captured."""
+        """One image of the micro-batch with its captured tensors."""
         count = len(prompt.classes)
         return Generated(
             image=image,

@@ -1,4 +1,4 @@
-"""Put a pipeline on its device: 8-bit weights, and models that wait in host memory."""
+"""Moves a pipeline to its device: 8-bit weights, and offloading to host memory."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -32,7 +32,7 @@ def placed(pipeline: Any, family: Family, generator: GeneratorRecipe, device: st
 
 
 def _quantize(pipeline: Any, family: Family) -> None:
-    """Keep the weights of linear layers in 8 bits: those of the denoiser and of text encoders that are not CLIP's."""
+    """Convert linear layers to 8-bit weights: those of the denoiser and of text encoders other than CLIP."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     encoders = [name for name in family.models if name.startswith("text_encoder")]

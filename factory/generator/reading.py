@@ -1,7 +1,7 @@
-"""Read attention and block outputs from one call of a denoiser, without changing what it computes.
+"""Reads attention and block outputs from one call of a denoiser, without changing its results.
 
-Attention is read where it is computed: a `TorchFunctionMode` sees the queries and keys of every
-`scaled_dot_product_attention`, after norms and rotary embeddings, whatever the attention processor.
+Attention is read where it is computed: a `TorchFunctionMode` intercepts the queries and keys of every
+`scaled_dot_product_attention`, after norms and rotary embeddings, with any attention processor.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +19,9 @@ from factory.generator.interface import ATTENTION, CROSS_ATTENTION, FEATURES, HA
 from factory.generator.layers import feature_layers, level_shape, transformer_blocks
 
 _MAX_SELF_ATTENTION = {True: 1024, False: 4096}
-"""Positions up to which self-attention is read, for U-Nets and for transformers: a map is quadratic in their number.
+"""Maximum number of positions of self-attention maps, for U-Nets and for transformers; a map is quadratic in it.
 
-4096 positions are 64 MiB an image; at 1024 x 1024 pixels most transformers have as many.
+A map of 4096 positions takes 64 MiB per image; most transformers have as many at 1024 x 1024 pixels.
 """
 OTHER_GROUPS = 3
 """Groups of tokens after those of the classes: what precedes the prompt, its other words, and what follows it."""
@@ -29,10 +29,10 @@ OTHER_GROUPS = 3
 
 @dataclass(frozen=True)
 class Texts:
-    """The tokens whose attention is read, by column of the denoiser's text states.
+    """The tokens whose attention is read, by column of the text states that the denoiser reads.
 
-    `groups` (B, columns, K + OTHER_GROUPS) of 0 and 1: the tokens of each class, then those of the other groups.
-    `text` (B, columns) is False for padding, which transformers are read without; U-Nets are read with it.
+    `groups` (B, columns, K + OTHER_GROUPS) of 0 and 1: the tokens of each class, then those of the other groups. `text`
+    (B, columns) is False for padding, which is left out of the softmax for transformers but not for U-Nets.
     """
 
     groups: Tensor
@@ -41,7 +41,7 @@ class Texts:
 
 @dataclass
 class Reading:
-    """What was read, float32 except the blocks of transformers, which are bfloat16; and the denoiser's `output`.
+    """The tensors that were read, float32 (block outputs of transformers: bfloat16), and the denoiser's `output`.
 
     `cross` and `self_attention` are averaged over heads and summed over `layers` layers, by (height, width) of the
     image tokens: (B, groups, height, width) and (B, positions, positions). `cross_attention` has the maps of each layer
@@ -79,7 +79,7 @@ class Reader:
         self._averaged = {block for block, _ in self._numbered(target.read_blocks)}
 
     def read(self, arguments: Mapping[str, Any], batch: int, texts: Texts | None) -> Reading:
-        """Call the denoiser. Attention and features are those of the last `batch` images, with HALVES of both halves.
+        """Call the denoiser, and read attention and features of the last `batch` images; with HALVES, of both halves.
 
         Without `texts` no attention is read. Autocast applies to the call.
         """
@@ -90,7 +90,7 @@ class Reader:
         with ExitStack() as stack:
             stack.enter_context(self._hooks(mode, reading, batch))
             stack.enter_context(attention_backend("native"))
-            # Compiled blocks would be compiled a second time, for the hooks and the mode.
+            # Compiled blocks would be compiled again because of the hooks and the mode.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(mode)
             reading.output = self.denoiser(**arguments)
@@ -135,7 +135,7 @@ class Reader:
     def _keep(self, name: str, reading: Reading, batch: int) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             if not self.family.is_unet:
-                # Of a pair, the text comes first in every family.
+                # If the output is a pair, the text comes first in every family.
                 value = output[-1] if isinstance(output, tuple) else output
                 value = self._image_part(value)[-batch:].detach().transpose(1, 2)
                 reading.blocks[name] = value.reshape(*value.shape[:2], *self.grid).to(torch.bfloat16).contiguous()
@@ -150,7 +150,7 @@ class Reader:
         return hook
 
     def _image_part(self, sequence: Tensor) -> Tensor:
-        """The image tokens (..., positions, channels) of a sequence; without text it is the image, perhaps padded."""
+        """The image tokens (..., positions, channels) of a sequence, which may contain only padded image tokens."""
         count = self.grid[0] * self.grid[1]
         start = sequence.shape[-2] - count if self.family.tokens == "text first" else 0
         return sequence.narrow(-2, start, count)

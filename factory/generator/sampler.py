@@ -1,4 +1,4 @@
-"""Sampling by the pipeline's own call, and the denoiser's arguments that the same call prepares."""
+"""Sampling with the call of the pipeline, and the arguments that this call prepares for the denoiser."""
 
 import functools
 import importlib
@@ -22,12 +22,12 @@ from factory.generator.schedulers import with_solver
 
 _DECODED_TOGETHER = 2**21
 """Pixels that the autoencoder decodes at a time, to limit memory: 8 images of 512 x 512, or 2 of 1024 x 1024. Of larger
-batches it decodes one image at a time."""
+batches, it decodes one image at a time."""
 
 _GUIDED = 2.0
 
 _COMPILED_SHAPES = 4096
-"""Shapes that may be compiled: a batch size each, times lengths of texts."""
+"""Maximum number of compiled shapes: one for each batch size and text length."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TextTokens:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the pipeline passes to its denoiser in the first step: all arguments by name, and the tokens of the texts.
+    """The arguments that the pipeline passes to its denoiser in the first step, by name, and the tokens of the texts.
 
     With both halves of guidance the batch has twice the number of texts, the unconditional half first.
     """
@@ -84,7 +84,7 @@ class Sampler:
         )
 
     def sample(self, texts: Sequence[str], random: Sequence[torch.Generator]) -> Sampled:
-        """One image per text, with its own noise generator; they belong to the CPU, so that every device draws alike.
+        """One image per text, each with its own noise generator on the CPU, so that all devices draw the same noise.
 
         Raises UserError if a component returns NaN or infinity.
         """
@@ -122,7 +122,7 @@ class Sampler:
             except _DenoiserReachedError as reached:
                 arguments = reached.arguments
         self._check_states(arguments[self.family.text])
-        # Guided pipelines may encode the negative prompts last: without guidance there is one call an encoder.
+        # Pipelines may encode the negative prompts last: without guidance, each encoder is called once.
         tokens = tuple(self._tokens(e, *ids[e.component]) for e in self.family.encoders if e.component in ids)
         return Conditions(arguments, tokens)
 
@@ -135,9 +135,9 @@ class Sampler:
 
     @contextmanager
     def _installed(self, denoiser: Any) -> Iterator[None]:
-        """Give the pipeline this denoiser and a fresh scheduler: multistep solvers remember earlier steps.
+        """Give the pipeline this denoiser and a new scheduler, because multistep solvers remember earlier steps.
 
-        A call that fails, or stops at the denoiser, leaves the pipeline changed: offloaded models stay on the GPU, and
+        A call that fails or stops at the denoiser leaves the pipeline modified: offloaded models stay on the GPU, and
         the autoencoder of Stable Diffusion XL stays in float32.
         """
         self.free()
@@ -154,14 +154,14 @@ class Sampler:
     def free(self) -> None:
         """With `engine.offload`, move all models to host memory.
 
-        A model's hook only moves the model before it in the pipeline's order. A denoiser that was called outside of the
-        pipeline would stay on the GPU beside the text encoder of the next call.
+        The hook of a model moves only the previous model of the pipeline to host memory. A denoiser that was called
+        outside the pipeline would stay on the GPU together with the text encoder of the next call.
         """
         self.pipeline.maybe_free_model_hooks()
 
     @contextmanager
     def _checked(self, denoiser: Any) -> Iterator[None]:
-        """Raise UserError where NaN or infinity arises: in the texts' states, the denoiser or the autoencoder."""
+        """Raise UserError where NaN or infinity occurs: in the text states, the denoiser or the autoencoder."""
         decoder = getattr(self.pipeline.vae, "decoder", None)
 
         def before(_module: Any, args: Any, kwargs: Any) -> None:
@@ -198,7 +198,7 @@ class Sampler:
         raise _DenoiserReachedError(self._arguments(args, kwargs))
 
     def _tokens(self, encoder: Encoder, ids: Tensor, mask: Tensor | None) -> TextTokens:
-        """Which ids are text: by the encoder's attention mask, or up to the first end token, or before padding."""
+        """Mark the ids that are text: by the encoder's attention mask, up to the first end token, or before padding."""
         ids = ids.cpu()
         if mask is not None:
             return TextTokens(encoder, ids, mask.cpu().bool())
@@ -212,11 +212,11 @@ class Sampler:
 def _compiled(denoiser: Any, family: Family) -> Any:
     """The denoiser with torch.compile. Of a transformer, only the repeated block is compiled, in place.
 
-    That takes a fraction of the time and runs nearly as fast. A U-Net has few repeated blocks, so it is compiled whole.
+    This takes a fraction of the time and is nearly as fast. A U-Net has few repeated blocks, so all of it is compiled.
 
-    Every shape is compiled separately. By default, the first shape gets kernels of its own and all later ones share
-    others, and after eight compilations new shapes run uncompiled: rounding would depend on the order of the batches
-    that a worker has seen.
+    Every shape is compiled separately. By default, the first shape gets its own kernels, later shapes share kernels,
+    and after eight compilations new shapes are not compiled, so rounding would depend on the order of the batches of a
+    worker.
     """
     dynamo: Any = importlib.import_module("torch._dynamo.config")
     dynamo.cache_size_limit = dynamo.accumulated_cache_size_limit = _COMPILED_SHAPES
@@ -228,7 +228,7 @@ def _compiled(denoiser: Any, family: Family) -> Any:
 
 @contextmanager
 def _recorded(scheduler: Any, random: list[torch.Generator]) -> Iterator[dict[str, Tensor]]:
-    """Keep the last latents that a scheduler returns, and give it the noise generators if the pipeline does not."""
+    """Record the last latents that a scheduler returns, and pass it the noise generators if the pipeline does not."""
     step, last = scheduler.step, {}
     accepts = "generator" in inspect.signature(step).parameters
 
@@ -244,12 +244,12 @@ def _recorded(scheduler: Any, random: list[torch.Generator]) -> Iterator[dict[st
     try:
         yield last
     finally:
-        del scheduler.step  # otherwise the scheduler refers to itself and keeps the latents in memory
+        del scheduler.step  # otherwise, the scheduler refers to itself and keeps the latents in memory
 
 
 @contextmanager
 def _memory_errors_of(vae: Any) -> Iterator[None]:
-    """Raise OutOfMemoryError for an autoencoder that ran out of memory: Sana's pipeline continues without an image."""
+    """Raise OutOfMemoryError if the autoencoder runs out of memory; Sana's pipeline would continue without an image."""
     decode, failed = vae.decode, []
 
     def decoded(*args: Any, **kwargs: Any) -> Any:
@@ -281,7 +281,7 @@ def _keep_ids(ids: dict[str, tuple[Tensor, Tensor | None]], name: str) -> Any:
 
 
 def tensors_of(output: Any) -> list[Tensor]:
-    """The tensors of a module's output: of a tuple or a diffusers output the first entry, which may be a list."""
+    """The tensors in the output of a module: the output itself, or the first entry of a tuple, which may be a list."""
     if isinstance(output, Tensor):
         return [output]
     if hasattr(output, "sample"):

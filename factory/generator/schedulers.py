@@ -1,4 +1,4 @@
-"""Solvers that a model may be sampled with: some models require their own scheduler."""
+"""The solvers of a model; some models require their own scheduler."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +15,10 @@ SOLVERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "lcm": ("LCMScheduler", {}),
     "tcd": ("TCDScheduler", {}),
 }
-"""The class of each solver, and what it changes in the configuration of the model's own scheduler."""
+"""The class of each solver, and its changes to the configuration of the model's scheduler."""
 
 OWN = "model"
-"""The solver that stands for the model's own scheduler."""
+"""The solver name for the scheduler of the model."""
 
 _CONSISTENCY = frozenset({"LCMScheduler", "TCDScheduler"})
 _ORDINARY = frozenset(
@@ -38,7 +38,7 @@ _ORDINARY = frozenset(
         "UniPCMultistepScheduler",
     }
 )
-"""Schedulers over the noise levels of Stable Diffusion; any of SOLVERS can replace them."""
+"""Schedulers with the noise levels of Stable Diffusion, which any of SOLVERS can replace."""
 
 _FLOW = frozenset({"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"})
 _EDM = frozenset({"EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"})
@@ -47,14 +47,14 @@ OF_TRANSFORMERS = _ORDINARY | _FLOW
 """The supported schedulers by kind of denoiser."""
 
 NOT_REPEATABLE = frozenset({"DPMSolverSDEScheduler"})
-"""Schedulers whose noise does not come from the sample's seed; their models are sampled with SOLVERS instead."""
+"""Schedulers whose noise does not depend on the seed of the sample; one of SOLVERS must replace them."""
 
 _PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 _TRAINED_STEPS = 50
 
 
 def is_consistency(kind: str, denoiser: Mapping[str, Any]) -> bool:
-    """Whether a model predicts clean latents directly in each step, so that ordinary solvers do not apply."""
+    """Whether a model predicts clean latents in each step, so that other solvers cannot be used."""
     return kind in _CONSISTENCY or denoiser.get("time_cond_proj_dim") is not None
 
 
@@ -69,12 +69,12 @@ def can_be_inverted(kind: str, config: Mapping[str, Any]) -> bool:
 
 
 def loaded_class(kind: str) -> str:
-    """The class that loads a scheduler's configuration, which gives the noise levels; the recipe's solver steps."""
+    """The class that loads the configuration of a scheduler, which defines the noise levels."""
     return SOLVERS["dpm++"][0] if kind in NOT_REPEATABLE else kind
 
 
 def with_solver(scheduler: Any, solver: str) -> Any:
-    """The scheduler of a solver over the noise levels of the model's own `scheduler`."""
+    """The scheduler of a solver with the noise levels of the model's `scheduler`."""
     import diffusers
 
     if solver == OWN:
@@ -93,8 +93,8 @@ def check_scheduler(
 ) -> None:
     """Raise UserError if the recipe's solver does not suit the model.
 
-    `kind` and `config` are the class and configuration of the pipeline's own scheduler, `denoiser` the configuration of
-    its U-Net or transformer, and `is_unet` says which of the two it is.
+    `kind` and `config` are the class and configuration of the pipeline's scheduler, `denoiser` is the configuration of
+    its U-Net or transformer, and `is_unet` is whether it is a U-Net.
     """
     supported = OF_UNETS if is_unet else OF_TRANSFORMERS
     uses_own, solver = generator.solver == OWN, generator.solver
@@ -116,7 +116,7 @@ def check_scheduler(
             f"{where} is sampled by its own {kind} alone, whose noise levels differ from those of other solvers, but "
             f"the recipe's solver is {solver}; set generator.solver to `{OWN}`, or leave it out."
         )
-    # A LoRA may turn an ordinary model into a consistency model, but nothing does the reverse.
+    # A LoRA may turn another model into a consistency model, but not the reverse.
     if is_consistency(kind, denoiser) and not uses_own and SOLVERS[solver][0] not in _CONSISTENCY:
         raise UserError(
             f"{where} is a consistency model, which only its own {kind} can sample, but the recipe's solver is "

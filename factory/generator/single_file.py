@@ -1,5 +1,4 @@
-"""Single-file checkpoints with the tensor names of the original code: a whole Stable Diffusion 1, 2 or XL, or the
-transformer of another family."""
+"""Single-file checkpoints: a complete Stable Diffusion 1, 2 or XL model, or the transformer of another family."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from factory.generator.layout import component_class, component_names, family_in
 from factory.generator.weights import check_tensors, model_class
 
 _QUANTISED = ("scaled_fp8", "scale_weight", "weight_scale", "comfy_quant", "absmax")
-"""Ends of the names of scales, without which quantised weights mean nothing."""
+"""Suffixes of the names of scales, which quantised weights require."""
 _CLIP, _OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 _XL_CLIP, _XL_OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 
@@ -42,8 +41,8 @@ def check_checkpoint(file: Path) -> None:
 def load_checkpoint(file: Path, folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
     """The models in a checkpoint by component name, on the CPU; `folder` holds their configurations.
 
-    A checkpoint of a transformer gives the transformer alone. Raises UserError if the file lacks a tensor, or if its
-    prediction type differs from the folder's scheduler's.
+    A checkpoint of a transformer contains only the transformer. Raises UserError if a tensor is missing, or if the
+    prediction type differs from that of the scheduler in the folder.
     """
     index = read_index(folder)
     if not family_in(index).is_unet:
@@ -68,7 +67,7 @@ def _load_transformer(file: Path, folder: Path, index: Mapping[str, Any], dtype:
     tensors: Any = _read(file)
     model: Any = _built(kind, folder / name, dtype)
     expected = model.state_dict().keys()
-    # A file may hold the names of diffusers already, as the parts of a pipeline's folder do.
+    # A file may already have the names of diffusers, like the components in a pipeline folder.
     if 2 * len(expected & tensors.keys()) < len(expected):
         from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
@@ -102,10 +101,10 @@ def _filled(model: nn.Module, tensors: Mapping[str, Tensor], name: str, file: Pa
 
 
 def _converted(name: str, model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A component's tensors under its class's names; empty if the checkpoint has none of them."""
+    """The tensors of a component under the names of its class; empty if the checkpoint contains none."""
     from diffusers.loaders import single_file_utils as convert
 
-    remaining = dict(tensors)  # the converters remove what they read
+    remaining = dict(tensors)  # the converters remove the tensors that they read
     if name == "unet":
         return dict(convert.convert_ldm_unet_checkpoint(remaining, config=dict(model.config)))
     if name == "vae":

@@ -1,6 +1,6 @@
-"""Which column of the text states that a denoiser reads belongs to which token of a text encoder.
+"""Maps tokens of a text encoder to columns of the text states that the denoiser reads.
 
-Pipelines drop padding or parts of a template between the two.
+Pipelines drop padding or parts of a template in between.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,14 +9,14 @@ from typing import Any
 Columns = Callable[[Sequence[bool], Any], list[int | None]]
 """The column of each of the encoder's tokens, None where it is left out.
 
-Takes which tokens are text, not padding, and the pipeline.
+The arguments are whether each token is text (not padding), and the pipeline.
 """
 
 _SANA_LAST = 299
 
 
 def in_place(is_text: Sequence[bool], pipeline: Any) -> list[int | None]:
-    """Every state stays where it is."""
+    """All states are kept."""
     return list(range(len(is_text)))
 
 

@@ -1,4 +1,4 @@
-"""Which columns of the denoiser's text states belong to which class of a prompt."""
+"""Maps columns of the text states that the denoiser reads to the classes of a prompt."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from factory.generator.tokens import class_positions
 
 
 def text_groups(tokens: Sequence[TextTokens], prompts: Sequence[Prompt], pipeline: Any, length: int) -> Texts:
-    """The groups of `length` text columns; groups of classes that a prompt with fewer does not have are empty.
+    """The groups of `length` text columns. A prompt with fewer classes than others has empty groups.
 
     Raises UserError if no text encoder reads the words of a class.
     """

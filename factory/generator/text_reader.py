@@ -1,4 +1,4 @@
-"""How much of a prompt the text encoders of a model read, from their tokenizers alone."""
+"""How much of a prompt the text encoders of a model read, determined from their tokenizers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def _tokenizer(folder: Path, kind: str) -> Any:
         return load_tokenizer(folder, kind)
     except UserError:
         raise
-    except Exception as error:  # transformers and tokenizers raise many types
+    except Exception as error:  # transformers and tokenizers raise many types of errors
         raise UserError(
             f"the tokenizer in {folder} cannot be read: {one_line(error)}. Download or save it again."
         ) from error

@@ -1,4 +1,4 @@
-"""Find the tokens of each class in a prompt by their text, and check that a tokenizer knows words."""
+"""Finds the tokens of each class in a prompt by their text, and checks that a tokenizer knows words."""
 
 import unicodedata
 from bisect import bisect_left
@@ -10,7 +10,7 @@ from factory.config.prompts import Prompt
 from factory.errors import UserError
 
 _INCOMPLETE = "\ufffd"
-"""How the text of some tokens ends if the next token has further bytes of its last letter."""
+"""Character at the end of a token's text if the next token contains further bytes of its last letter."""
 _END_TOKEN = 16
 """Characters that an end token may have."""
 
@@ -69,9 +69,9 @@ def _span(prompt: Prompt, index: int, ends: Sequence[int]) -> tuple[int, int]:
 
 
 def _located(decoded: str, text: str) -> tuple[int, int]:
-    """Where the prompt begins in the decoded text, at its last occurrence, and how much of it is there.
+    """(start of the last occurrence of the prompt in the decoded text, length of the part that it contains).
 
-    A prompt that was cut ends where only the end token may follow. (0, 0) if it is not there at all.
+    A truncated prompt is followed only by the end token. (0, 0) if the text does not contain the prompt.
     """
     for length in range(len(text), 0, -1):
         start = decoded.rfind(text[:length])
@@ -82,7 +82,7 @@ def _located(decoded: str, text: str) -> tuple[int, int]:
 
 
 def _by_phrase(decoded: str, text: str, start: int, end: int) -> int | None:
-    """Where the prompt begins judging by one phrase, for prompts with characters that the tokenizer does not know."""
+    """The start of the prompt by the position of a phrase, if the tokenizer does not know characters of the prompt."""
     phrase = text[start:end]
     later = text.count(phrase, start)
     if decoded.count(phrase) < text.count(phrase):
@@ -138,7 +138,7 @@ def _folded_with_ends(text: str) -> tuple[str, list[int]]:
 def check_words_known(tokenizer: Any, words: Sequence[str], model: str) -> None:
     """Raise UserError if the tokenizer spells most of the words out letter by letter.
 
-    Such a tokenizer was made for a few captions, and its text encoder has never seen other words. General tokenizers
+    Such a tokenizer was trained on a few captions, and its text encoder has not seen other words. General tokenizers
     have one or two tokens for a common word.
     """
     encoded = tokenizer(list(words), add_special_tokens=False).input_ids

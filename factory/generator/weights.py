@@ -1,6 +1,6 @@
-"""Load a pipeline's components in the recipe's precision, and account for every tensor.
+"""Loads the components of a pipeline in the precision of the recipe, and checks every tensor.
 
-The libraries themselves only warn when tensors are missing, and continue with uninitialised memory in their place.
+The libraries only warn about missing tensors and continue with uninitialised memory in their place.
 """
 
 import inspect
@@ -27,7 +27,7 @@ from factory.generator.layout import (
 from factory.generator.schedulers import loaded_class
 
 _IGNORED = re.compile(r"(^|\.)position_ids$")
-"""A table of 0, 1, 2 ... that older releases of the libraries stored."""
+"""A table of the numbers 0, 1, 2 ..., which older releases of the libraries stored."""
 
 
 def torch_dtype(recipe: GeneratorRecipe) -> torch.dtype:
@@ -39,7 +39,7 @@ def torch_dtype(recipe: GeneratorRecipe) -> torch.dtype:
 def assemble(folder: Path, checkpoint: Path | None, recipe: GeneratorRecipe) -> Any:
     """Load the pipeline of a folder, or of a checkpoint that the folder configures, on the CPU.
 
-    Weights are read directly in the recipe's precision, never in another first. UserError names a broken component.
+    Weights are read directly in the precision of the recipe. UserError names a broken component.
     """
     import diffusers
 
@@ -140,7 +140,7 @@ def _checked(kind: Any, folder: Path, name: str, source: object, **options: Any)
 
 
 def _explained(model: str, name: str, load: Callable[[], Any]) -> Any:
-    """The result of `load`; errors of the libraries over missing, truncated or foreign files become UserError."""
+    """The result of `load`; errors of the libraries about missing, truncated or unrelated files become UserError."""
     try:
         return load()
     except (UserError, torch.OutOfMemoryError):

@@ -1,1 +1,1 @@
-"""Grounders: they turn generated images and the classes of their prompts into masks."""
+"""Grounders, which compute a mask for each class of the prompt of a generated image."""

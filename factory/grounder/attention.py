@@ -17,15 +17,16 @@ Heat = NDArray[np.float32]
 
 _BINS = 256
 _PROPAGATIONS = 2
-"""Times that the heat is propagated along the U-Net's self-attention, to positions that belong together."""
+"""Number of times that the heat is propagated along self-attention, to positions that belong together."""
 
 
 class AttentionGrounder:
     """One mask per class of the prompt.
 
-    A class's heat is the mean attention to its own tokens over all layers, resized to one level, propagated along the
-    U-Net's self-attention, and scaled to 0..1. Each pixel goes to the class with the highest heat if that exceeds the
-    class's threshold, else to the background. The threshold is the recipe's, or found per image by Otsu's method.
+    The heat of a class is the mean attention to its tokens over all layers, resized to one level, propagated along
+    self-attention, and scaled to 0..1. Each pixel is assigned to the class with the highest heat if that exceeds the
+    threshold of the class, and to the background otherwise. The threshold is that of the recipe, or computed for each
+    image with Otsu's method.
     """
 
     needs = frozenset({ATTENTION})
@@ -34,7 +35,7 @@ class AttentionGrounder:
         self._threshold, self._levels = recipe.threshold, recipe.levels
 
     def ground(self, generated: Sequence[Generated], prompts: Sequence[Prompt]) -> list[Grounded]:
-        """Masks of the images' size; a class's score is its mean heat inside the mask minus that outside."""
+        """Masks in the size of the images. The score of a class is its mean heat inside the mask minus that outside."""
         return [self._ground(g, prompt) for g, prompt in zip(generated, prompts, strict=True)]
 
     def _ground(self, generated: Generated, prompt: Prompt) -> Grounded:
@@ -54,7 +55,7 @@ class AttentionGrounder:
 
 
 def class_heats(attention: Attention, prompt: Prompt, levels: tuple[int, ...] | None = None) -> list[Heat]:
-    """The unscaled heat of each class, at the finest level's size. Raises UserError if the model lacks the levels."""
+    """The unscaled heat of each class, in the size of the finest level. UserError if the model lacks the levels."""
     finest = max(attention.cross, key=lambda shape: shape[0] * shape[1])
     chosen = [shape for shape in attention.cross if levels is None or round(finest[0] / shape[0]) in levels]
     if not chosen:
@@ -76,7 +77,7 @@ def class_heats(attention: Attention, prompt: Prompt, levels: tuple[int, ...] | 
 
 
 def otsu(heat: Heat) -> float:
-    """Otsu's threshold: it splits values in 0..1 into two groups with the least variance within the groups."""
+    """The threshold of Otsu's method, which splits values in 0..1 into two groups with minimal variance within."""
     counts, edges = np.histogram(heat, bins=_BINS, range=(0, 1))
     middles = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)[:-1]
@@ -87,8 +88,8 @@ def otsu(heat: Heat) -> float:
         return 1.0
     between = np.zeros(_BINS - 1)
     low, high = sums[:-1][splits] / below[splits], (sums[-1] - sums[:-1][splits]) / above[splits]
-    # The least variance within the groups is the greatest between them. Empty bins between the groups tie: their middle
-    # is the threshold.
+    # The variance within the groups is minimal where that between them is maximal. Empty bins between the groups tie;
+    # the threshold is in their middle.
     between[splits] = below[splits] * above[splits] * (high - low) ** 2
     best = np.flatnonzero(between >= between.max() * (1 - 1e-9))
     return float(edges[1:-1][best].mean())

@@ -27,8 +27,9 @@ from factory.files.decode import decode_array, decode_jpeg
 class OracleSample:
     """A training sample.
 
-    `latent` has a share of noise of `noise_level` already, 0 if it is clean. `labels` is uint8 (H, W): 0 background, k
-    the k-th class of the prompt, 255 ignored. `found` says which of the prompt's classes the detector found.
+    `latent`, float16 (C, h, w), already has the noise level `noise_level`, 0 if it is clean. `labels` is uint8 (H, W):
+    0 is background, k the k-th class of the prompt, 255 ignored. `found` is whether the detector found each class of
+    the prompt.
     """
 
     key: str
@@ -44,7 +45,7 @@ class OracleDataset:
     """A dataset of `bootstrap-oracle` or `invert`, opened and checked."""
 
     def __init__(self, store: Store) -> None:
-        """Raises UserError if there is no dataset, if it is not an oracle, or if it has no finished shard."""
+        """Raises UserError if there is no dataset, if it is not an oracle dataset, or if it has no finished shard."""
         self.store, self.recipe = store, recipe_of(store)
         if self.recipe.oracle is None:
             raise UserError(
@@ -158,7 +159,7 @@ class PackedSample:
 
 
 class OracleSource:
-    """The training samples of several oracle datasets, without the held-out ones; their shards are the parts."""
+    """The training samples of several oracle datasets, without the held-out samples; the parts are shards."""
 
     def __init__(self, datasets: Sequence[OracleDataset], held_out: float) -> None:
         """UserError if there is no sample."""
@@ -198,5 +199,5 @@ def _all_packed(dataset: OracleDataset) -> Iterator[PackedSample]:
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """Whether training leaves a sample out; its key alone decides, so that a growing dataset keeps its split."""
+    """Whether a sample is held out of training; depends only on its key, so that a growing dataset keeps its split."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) < share * 2**32

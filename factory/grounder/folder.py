@@ -27,13 +27,13 @@ _KIND = "factory-grounder"
 
 @dataclass(frozen=True)
 class GrounderConfig:
-    """The config.json of a grounder: what it is and what it fits.
+    """The config.json of a grounder.
 
-    `module` is one of MODULES, with its `options`; `backbone` the shapes that it reads (see `Backbone`); `model` and
-    `revision` the text-to-image model that it was trained on, `lora` the revision and scale of its LoRA; `noise_level`
-    and `noise_seed` where features are read.
-    `classes_seen` are the classes of its training, and `data` the fingerprints of its oracle datasets. `oracle` holds
-    their recipes' `generator` and `masks`, the defaults for measuring it.
+    `module` is one of MODULES, with its `options`; `backbone` are the shapes that it reads (see `Backbone`); `model`
+    and `revision` identify the text-to-image model that it was trained on, and `lora` the revision and scale of the
+    LoRA. Features are read at `noise_level` with `noise_seed`. `classes_seen` are the classes of its training, and
+    `data` the fingerprints of its oracle datasets. `oracle` contains `generator` and `masks` of their recipe, which are
+    used for evaluation.
     """
 
     module: str
@@ -54,7 +54,7 @@ class GrounderConfig:
 
 
 def grounder_folder(name: str) -> Path:
-    """The folder of the embedded grounder or of the one named. Raises UserError if it holds no grounder."""
+    """The folder of an embedded grounder, or the given folder. Raises UserError if it contains no grounder."""
     from factory.files.embedded_models import grounder_folder as embedded
 
     folder = embedded(name) if name in EMBEDDED_MODELS else expanded(local_path(name, "the grounder"))
@@ -82,7 +82,7 @@ def read_config(folder: Path) -> GrounderConfig:
 
 
 def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:
-    """A config of format 1, which counted noise in timesteps of Stable Diffusion, the only family of that time."""
+    """A config of format 1, whose noise level is a timestep of Stable Diffusion, the only family at that time."""
     from factory.generator.noise import share_of_timestep
 
     kept = {name: value for name, value in data.items() if name not in ("capture", "timestep", "format")}
@@ -110,7 +110,7 @@ def check_fits(name: str, config: GrounderConfig, generator: GeneratorRecipe) ->
 
 
 def module_class(name: str) -> "type[GuidedModule | PaperModule]":
-    """The class of a module in MODULES; its `needs` name what the generator has to capture."""
+    """The class of a module in MODULES; its `needs` names what the generator must capture."""
     from factory.grounder.modules.guided import GuidedModule
     from factory.grounder.modules.paper import PaperModule
     from factory.grounder.modules.published import PublishedModule
@@ -139,7 +139,7 @@ def save_grounder(
 ) -> None:
     """Write the folder, with weights in half precision. Raises UserError for NaN or infinite weights.
 
-    `human_labels` tells whether a part of the training data has masks from human labels.
+    `human_labels` is whether a part of the training data has masks from human labels.
     """
     from safetensors.torch import save_file
 
@@ -164,7 +164,7 @@ def _halved(name: str, value: "Tensor") -> "Tensor":
 def load_grounder(folder: Path) -> tuple["GuidedModule | PaperModule", GrounderConfig]:
     """The network in float32 and eval mode, and its config.
 
-    Raises UserError if the weights are truncated, foreign, NaN or infinite.
+    Raises UserError if the weights are truncated, do not fit, or are NaN or infinite.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

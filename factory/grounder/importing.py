@@ -1,4 +1,4 @@
-"""Convert the checkpoint that the paper's authors released to a grounder's folder."""
+"""Converts the checkpoint that the authors of the paper released to a grounder folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ _SAMPLING = {"steps": 50, "guidance": 5.0, "solver": "ddim"}
 class Release:
     """A released checkpoint, the text-to-image model that it was trained on, and the split that it was trained for.
 
-    `detector` gives the true masks when the grounder is measured.
+    `detector` provides the reference masks when the grounder is evaluated.
     """
 
     checkpoint: Path

@@ -9,10 +9,10 @@ from factory.generator.interface import Generated
 
 
 class Grounder(Protocol):
-    """Finds masks of the prompt's classes in generated images. `needs` names what the generator has to capture."""
+    """Finds masks of the classes in the prompts of images. `needs` names what the generator must capture."""
 
     needs: frozenset[str]
 
     def ground(self, generated: Sequence[Generated], prompts: Sequence[Prompt]) -> list[Grounded]:
-        """One result per image of the micro-batch, in order; the images do not influence each other."""
+        """One result per image of the micro-batch, in order; the images do not affect each other."""
         ...

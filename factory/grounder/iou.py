@@ -1,4 +1,4 @@
-"""Intersection over union, as the result tables report it."""
+"""Intersection over union, as in the result tables."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -14,8 +14,8 @@ from factory.dataset.records import Grounded
 class IoUMeter:
     """Accumulates intersections and unions, by class and by image.
 
-    Ignored pixels are not counted. `miou` pools a class's pixels over all images, then averages over classes;
-    `image_miou` averages the IoU of every object of every image.
+    Ignored pixels are not counted. `miou` pools the pixels of a class over all images and averages over classes;
+    `image_miou` is the mean IoU of all objects of all images.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Losses of the grounding modules: means over the pixels and objects of a batch, also if processes share it."""
+"""Losses of the grounding modules: means over the pixels and objects of a batch, even if processes share the batch."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ def competing_loss(logits: Tensor, labels: Tensor, found: Tensor, dice: float = 
     """Cross-entropy over background and objects, plus soft dice of each object.
 
     `logits` (B, K, H, W), `labels` uint8 (B, H, W): 0 background, k the k-th class, 255 ignored; `found` bool (B, K).
-    Classes that the oracle did not find are masked out, so their pixels only count as not belonging to other classes.
+    Classes that the detector did not find are left out, so their pixels only count as not belonging to other classes.
     """
     logits = logits.float().masked_fill(~found[:, :, None, None], _MASKED_LOGIT)
     # The background is an additional class with a logit of 0.

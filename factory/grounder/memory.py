@@ -1,4 +1,4 @@
-"""Choose the batch size of training by the free memory."""
+"""Chooses the batch size of training by the free memory."""
 
 import logging
 from collections.abc import Callable
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _MAX_SAMPLES = 64
-"""Samples among which the one with the most classes is measured, because logits are per class."""
+"""Samples of which the one with the most classes is measured, because there are logits for each class."""
 _GPU_SHARE, _HOST_SHARE = 0.85, 0.5
 """Shares of the free memory that a step may use; a host needs memory for shards, too."""
 _TRANSIENT = 2.0
-"""On a CPU only tensors saved for the backward pass are counted; this factor allows for transient ones."""
+"""On a CPU, only tensors that are saved for the backward pass are counted; this factor allows for temporary ones."""
 
 
 def fitting_batch(task: "GrounderTask", max_batch: int, report: Callable[[str], None] = _log.info) -> int:
     """The largest power of two up to `max_batch` whose samples fit into the free memory, but at least 1.
 
-    One sample runs forward and backward; no weight and no running statistic changes.
+    One sample runs forward and backward; weights and running statistics do not change.
     """
     needed = _bytes_per_sample(task)
     free = free_bytes(task.device)

@@ -1,4 +1,4 @@
-"""Convert checkpoints of the grounding module that the paper's authors released to `PublishedModule`.
+"""Converts checkpoints of the grounding module that the authors of the paper released to `PublishedModule`.
 
 Names and shapes are those of the repository Lipurple/Grounded-Diffusion, file `ldm/models/seg_module.py`.
 """
@@ -93,7 +93,7 @@ def load_released(module: PublishedModule, path: Path) -> None:
         for conv in ("conv1", "conv2"):
             matrix = weights[f"{level}_feature_mix_conv.{conv}.weight"].float().flatten(1)
             right = functional.normalize(weights[f"{level}_feature_mix_conv.{conv}.u0"].float() @ matrix)
-            # One step of the power iteration of spectral normalisation, which the release takes in every call.
+            # One step of the power iteration of spectral normalisation, as in every call of the released code.
             state[f"mix.{k}.{conv}.parametrizations.weight.0._v"] = right[0]
             state[f"mix.{k}.{conv}.parametrizations.weight.0._u"] = functional.normalize(right @ matrix.T)[0]
     module.load_state_dict(state)

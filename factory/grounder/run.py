@@ -14,8 +14,8 @@ _log = logging.getLogger(__name__)
 
 LEARNING_RATES = {"guided": 1e-3, "paper": 3e-4, "paper-cfg": 3e-4}
 PASSES, MIN_STEPS = 5, 300
-"""Default number of passes over the samples, and the least number of steps. After twenty passes the module had learned
-the detector's mistakes and lost up to 17 points on unseen classes (docs/log.md)."""
+"""Default number of passes over the samples, and minimum number of steps. After twenty passes, the module had
+learned the mistakes of the detector and lost up to 17 points on unseen classes (docs/log.md)."""
 
 MAX_BATCH = 32
 """Default batch size, if it fits into memory."""
@@ -25,8 +25,8 @@ MAX_BATCH = 32
 class GrounderTraining:
     """Options of a training run.
 
-    The default of `steps` is PASSES over the samples, but at least MIN_STEPS; that of `batch` is the batch size of the
-    checkpoint that is resumed, or else MAX_BATCH if it fits into memory. `device` may be "auto".
+    The default of `steps` is PASSES passes over the samples, but at least MIN_STEPS. The default of `batch` is that of
+    the resumed checkpoint, or else MAX_BATCH or the largest power of two that fits into memory. `device` may be "auto".
     """
 
     oracles: tuple[str, ...]

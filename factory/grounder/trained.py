@@ -19,7 +19,7 @@ from factory.grounder.folder import grounder_folder, load_grounder
 
 
 class TrainedGrounder:
-    """One mask per class of the prompt: each pixel goes to the class with the highest positive logit."""
+    """One mask per class of the prompt: each pixel is assigned to the class with the highest positive logit."""
 
     def __init__(self, folder: Path, device: str = "cpu", threads: int = 1) -> None:
         self._module, self.config = load_grounder(folder)
@@ -29,9 +29,9 @@ class TrainedGrounder:
         self._parts = FittingParts(f"the masks of one image by the grounder {folder}", "segments")
 
     def ground(self, generated: Sequence[Generated], prompts: Sequence[Prompt]) -> list[Grounded]:
-        """A class's score is its mean probability inside its mask.
+        """One result per image; the score of a class is its mean probability inside its mask.
 
-        The batch is divided if the GPU's memory is too small for it.
+        The batch is divided if it does not fit into GPU memory.
         """
         torch.set_num_threads(self._threads)
         return self._parts.apply(self._ground, list(zip(generated, prompts, strict=True)))
@@ -78,7 +78,7 @@ def open_grounders(named: Sequence[str], device: str, threads: int) -> list[tupl
 
 
 def collate(generated: Sequence[Generated]) -> Captured:
-    """The captured tensors of several images as one micro-batch, padded to the largest number of classes."""
+    """The captured tensors of several images as one micro-batch, padded to the maximum number of classes."""
     first = generated[0]
     max_classes = 0
     if first.cross_attention:

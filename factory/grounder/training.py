@@ -1,4 +1,4 @@
-"""Train a grounder on oracle datasets. Features are not stored: each step recomputes them with one denoiser call."""
+"""Trains a grounder on oracle datasets. Each step recomputes the features with one call of the denoiser."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,8 +39,8 @@ _DETECTION = {"detector", "score", "ignore_score"}
 class GrounderOptions:
     """The module and its loss.
 
-    `competing` chooses cross-entropy over background and classes for the guided module, instead of the paper's loss per
-    class; `dice` is the weight of soft dice in it.
+    `competing` selects cross-entropy over background and classes for the guided module instead of the paper's loss per
+    class; `dice` is the weight of its soft dice loss.
     """
 
     module: str = "guided"
@@ -50,7 +50,7 @@ class GrounderOptions:
 
     @property
     def identity(self) -> str:
-        """What checkpoints record of the options, with the stored names of `GuidedOptions`."""
+        """The options as checkpoints record them, with the stored names of `GuidedOptions`."""
         guided = ", ".join(f"{name}={value!r}" for name, value in self.guided.to_dict().items())
         return (
             f"GrounderOptions(module={self.module!r}, guided=GuidedOptions({guided}), dice={self.dice!r}, "
@@ -97,7 +97,7 @@ class GrounderTask:
         return competing_loss(logits, labels, found, self.options.dice)
 
     def figures(self, model: nn.Module) -> dict[str, float]:
-        """mIoU, averaged over classes, on the held-out samples with one object, with two, and with more."""
+        """mIoU, 0 to 1, on the held-out samples with one object, with two, and with more."""
         meters: dict[str, IoUMeter] = {"one": IoUMeter(), "two": IoUMeter(), "more": IoUMeter()}
         for start in range(0, len(self.validation), 16):
             samples = self.validation[start : start + 16]
@@ -172,7 +172,7 @@ class GrounderTask:
         return images_to_tensor([s.image for s in samples]).to(self.device)
 
     def _predict(self, model: nn.Module, samples: Sequence[OracleSample]) -> list[NDArray[np.int64]]:
-        """The labels of each sample; more samples at a time than in training, as long as they fit into memory."""
+        """The labels of each sample; with larger batches than in training, as long as they fit into memory."""
         return self._parts.apply(lambda part: list(self._predict_together(model, part)), samples)
 
     def _predict_together(self, model: nn.Module, samples: Sequence[OracleSample]) -> NDArray[np.int64]:
@@ -181,8 +181,11 @@ class GrounderTask:
 
 
 def shared_recipe(datasets: Sequence[OracleDataset]) -> Any:
-    """The first dataset's recipe. Raises UserError unless all datasets have the same kind of features and classes,
-    and the model and its LoRA still are those that they were made with."""
+    """The recipe of the first dataset.
+
+    Raises UserError unless all datasets have the same features and classes, and were made with the current model and
+    LoRA.
+    """
     first = datasets[0].recipe
     for dataset in datasets[1:]:
         if _features_and_classes(dataset) != _features_and_classes(datasets[0]):

@@ -17,7 +17,7 @@ from factory.labelled.segmentation import check
 
 MAX_JSON_BYTES = 2 * 2**30
 MAX_JSON_VALUES = 200_000_000
-"""JSON values in the file, 30 to 100 bytes of memory each. The training files of COCO and LVIS have a fifth of this."""
+"""Maximum number of JSON values in a file, at 30 to 100 bytes of memory each; five times that of COCO and LVIS."""
 
 Id = int | str
 

@@ -20,8 +20,8 @@ from factory.labelled.segmentation import to_mask
 class CocoFolder(LabelledFolder):
     """The images that an annotation file lists, with their instances merged by class.
 
-    A pixel of two classes goes to the smaller instance, which is more often in front. Crowds are ignored. Categories
-    are matched to the vocabulary like the names in `--classes`; unmatched categories are background.
+    A pixel of two instances belongs to the smaller one, which is more often in front. Crowds are ignored. Categories
+    are matched with the vocabulary like the names in `--classes`; others become background.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class CocoFolder(LabelledFolder):
             for annotation in image.objects:
                 if image.size:
                     has_pixels = check_object(instances, image, annotation, image.size)
-                else:  # the size is known when the image is opened; `load` checks the annotation then
+                else:  # the size is known only when the image is opened, so `load` checks the annotation
                     has_pixels = bool(annotation.segmentation)
                 empty += not has_pixels
                 used += has_pixels and not annotation.crowd

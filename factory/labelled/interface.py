@@ -17,7 +17,11 @@ from factory.errors import UserError
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """`labels` is uint8 (H, W): 0 is background, k the k-th class of the vocabulary, 255 is ignored."""
+    """An image with its labels.
+
+    `image` is uint8 RGB (H, W, 3). `labels` is uint8 (H, W): 0 is background, k the k-th class of the vocabulary, and
+    255 marks ignored pixels.
+    """
 
     key: str
     image: Image
@@ -25,7 +29,7 @@ class LabelledImage:
 
 
 class LabelledFolder(ABC):
-    """Labelled images on disk, read one at a time and grouped into parts of `part_size` images."""
+    """Labelled images on disk, read one at a time; `part_size` images form a part."""
 
     part_size = 256
     keys: Sequence[str]
@@ -40,7 +44,7 @@ class LabelledFolder(ABC):
 
     @property
     def identity(self) -> str:
-        """A text that identifies these images and their labels, wherever the folder is; checkpoints record it.
+        """A text that identifies the images and labels, independent of the location of the folder; part of checkpoints.
 
         UserError if a file cannot be read.
         """
@@ -54,14 +58,14 @@ class LabelledFolder(ABC):
 
     @abstractmethod
     def _content(self) -> Iterator[bytes]:
-        """The labels, and the size of each image file: folders of different images can have the same names.
+        """The labels, and the size of each image file, because different images can have the same names.
 
-        Reading the images themselves would take as long as a pass of the training.
+        Reading the images would take as long as a pass over the training data.
         """
 
     @abstractmethod
     def check(self) -> None:
-        """Find problems before work starts, and fill `notes`.
+        """Find problems before the work starts, and fill `notes`.
 
         UserError if a file is missing or no usable label remains.
         """

@@ -1,4 +1,4 @@
-"""Decodes images from any source within limits: photographs to 8-bit RGB, label images to their values."""
+"""Decodes images from any source, within limits: photographs to 8-bit RGB, label images to their values."""
 
 import warnings
 from dataclasses import dataclass
@@ -164,7 +164,7 @@ def _to_rgb(picture: Pictures.Image) -> Pictures.Image:
 
 
 def _to_8_bit(picture: Pictures.Image, path: Path) -> Image:
-    """Greyscale of more than 8 bits as RGB, scaled by the smallest common bit depth that holds its brightest pixel.
+    """A greyscale image of more than 8 bits as RGB, scaled by the smallest bit depth that fits its brightest pixel.
 
     A 12-bit camera stores 0 to 4095 in 16 bits without recording the depth; read as 16 bits, the image would be nearly
     black. Floats that do not exceed 1 are fractions of white.

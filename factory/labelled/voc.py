@@ -27,8 +27,8 @@ class VocFolder(LabelledFolder):
     """The images of one image set.
 
     Value k of a label image is line k (zero-based) of the folder's `labels.txt`, or VOC's class k without that file.
-    255 and values without a class are ignored. If `only` names classes, images that show any other class are left out,
-    as in zero-shot training: not even their background is used.
+    255 and values without a class are ignored. If `only` names classes, images that show any other class are left out
+    entirely, as zero-shot training requires.
     """
 
     def __init__(self, root: Path, image_set: str, vocabulary: Vocabulary, only: Sequence[str] | None = None) -> None:

@@ -1,1 +1,1 @@
-"""A dataset every night: generated within a budget, verified, exported and recorded under a dated folder."""
+"""Nightly datasets: generated within a budget, verified, exported and recorded in a folder per date."""

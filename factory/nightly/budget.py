@@ -1,4 +1,4 @@
-"""When the generation of a night ends although its dataset is not complete."""
+"""The budget of a night: when its generation ends before the dataset is complete."""
 
 import datetime
 from collections.abc import Callable
@@ -21,17 +21,18 @@ def now() -> datetime.datetime:
 def first_period(night: Night | None) -> Period:
     """The budget period of a night that has not started to generate.
 
-    A run that a scheduler repeats, after a temporary failure or an interruption, continues the period of the first
-    one; otherwise it could use a day beyond `until`. After any other failure, somebody has corrected something.
+    A run that a scheduler repeats after a temporary failure or an interruption continues the period of the first run;
+    otherwise it could continue for a day after `until`. After any other failure, somebody has corrected an error, so a
+    new period starts.
     """
     repeated = night is not None and (night.state == "interrupted" or night.exit_code == exit_codes.TRY_AGAIN)
     return night.period if night is not None and repeated else Period(started=now())
 
 
 def deadline(budget: Budget | None, period: Period, zone: ZoneInfo) -> datetime.datetime | None:
-    """When the budget of hours or time of day is used up; None if it has neither.
+    """When `hours` or `until` is reached; None if neither is set.
 
-    Hours are elapsed hours, also across a change of daylight saving time.
+    Hours are elapsed hours, regardless of changes to daylight saving time.
     """
     ends = []
     if budget is not None and budget.hours is not None:
@@ -44,7 +45,7 @@ def deadline(budget: Budget | None, period: Period, zone: ZoneInfo) -> datetime.
 def limit_of(
     budget: Budget | None, period: Period, zone: ZoneInfo, clock: Callable[[], datetime.datetime] = now
 ) -> Limit:
-    """The limit of a run. If an earlier run started the budget period, the GPU time of that run counts."""
+    """The limit of a run. The GPU time of earlier runs in the same budget period counts."""
     if budget is None:
         return Limit()
     end = deadline(budget, period, zone)
@@ -57,7 +58,7 @@ def limit_of(
 
 
 def with_lost_usage(night: Night, dataset: Store) -> Night:
-    """The record with what a run used that was killed before it could say so, from its last progress report."""
+    """The record with the usage of a run that was killed before it could record it, from its last progress report."""
     if night.counted:
         return night
     progress = read_progress(dataset)
@@ -72,7 +73,7 @@ def with_lost_usage(night: Night, dataset: Store) -> Night:
 
 
 def with_usage(night: Night, seconds: float, gpu_seconds: float, worker_seconds: float) -> Night:
-    """The record with the use of one run added, in seconds."""
+    """The record with the usage of one run added, in seconds."""
     gpu_hours, price = night.gpu_hours + gpu_seconds / 3600, night.price_per_gpu_hour
     return night.changed(
         counted=True,

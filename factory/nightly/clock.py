@@ -27,8 +27,8 @@ def parse_clock(text: str) -> datetime.time:
 def scheduled_date(now: datetime.datetime, starts: str, zone: ZoneInfo) -> datetime.date:
     """The local date of the last scheduled start at or before `now`.
 
-    On a day that repeats an hour, the start is in the first one; the same times of day later are after it. On a day
-    that skips the start, the next time that exists is after it.
+    On a day that repeats an hour, the start is in the first of the two hours. On a day that skips the start, the first
+    time after the skipped hour counts as after the start.
     """
     local, start = now.astimezone(zone), parse_clock(starts)
     before = local.time() < start and now < datetime.datetime.combine(local.date(), start, zone)
@@ -38,7 +38,8 @@ def scheduled_date(now: datetime.datetime, starts: str, zone: ZoneInfo) -> datet
 def parse_date(text: str, zone: ZoneInfo, now: datetime.datetime) -> datetime.date:
     """A date such as 2026-11-25, or the local date of a timestamp with an offset, such as 2026-11-25T21:00:00Z.
 
-    Raises UserError for anything else, and for a date after tomorrow: its night would remain the latest one for long.
+    Raises UserError for anything else, and for a date after tomorrow, whose night would remain the latest for a long
+    time.
     """
     date = None
     with contextlib.suppress(ValueError, OverflowError):
@@ -72,6 +73,6 @@ def next_time(after: datetime.datetime, clock: str, zone: ZoneInfo) -> datetime.
 
 
 def _counts(moment: datetime.datetime) -> bool:
-    """Whether a local time stands for an instant of its own: the second reading of a skipped time does not."""
+    """Whether a local time is an instant of its own: the second reading of a skipped time is not."""
     shown = moment.astimezone(datetime.UTC).astimezone(moment.tzinfo)
     return moment.fold == 0 or shown.replace(tzinfo=None) == moment.replace(tzinfo=None)

@@ -1,4 +1,4 @@
-"""What all steps of a night share: configuration, date, stores, and where messages go."""
+"""What the steps of a night share: configuration, date, stores and the log."""
 
 import datetime
 import hashlib
@@ -39,19 +39,19 @@ class NightContext:
 
     @property
     def digest(self) -> str:
-        """Identifies what the configuration asks for on this date: recipe, size and mode."""
+        """Digest of what the configuration requests for this date: recipe, size and mode."""
         text = f"{self.recipe.fingerprint()} {self.recipe.n} {self.config.mode} {self.config.samples_per_night()}"
         if self.recipe.earlier:
             text += f" {self.recipe.earlier}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def has_all_samples(self, night: Night) -> bool:
-        """Whether a night made everything that it should make: the dataset, or its part of it in `grow`."""
+        """Whether a night made all its samples: the dataset, or in mode `grow` its part of it."""
         part = self.config.samples_per_night()
         return night.planned >= night.n or (part is not None and night.planned - night.before.planned >= part)
 
     def is_finished(self, night: Night | None) -> bool:
-        """Whether a night is complete as this configuration asks for it."""
+        """Whether a night is complete as this configuration requests."""
         return (
             night is not None
             and night.state == "complete"
@@ -60,7 +60,7 @@ class NightContext:
         )
 
     def finished_earlier(self) -> Night | None:
-        """In `grow`, the night that reached the target; None if there is none or its dataset is gone."""
+        """The night that reached the target in mode `grow`; None if there is none or its dataset was deleted."""
         night = latest_night(self.root) if self.config.mode == "grow" else None
         if night is None or night.mode != "grow" or night.planned < night.n or not self.is_finished(night):
             return None

@@ -17,7 +17,7 @@ _UPLOADS = 16
 def export_night(root: Store, dataset: Store, folder: str, format_name: str, log: Callable[[str], None]) -> Exported:
     """Export the finished shards of a dataset to `folder` of the root, in one format.
 
-    An export of fewer shards in the same place is completed. Raises UserError if a shard is damaged.
+    An existing export of fewer shards is completed. Raises UserError if a shard is damaged.
     """
     if root.folder is not None:
         return _exported(folder, _export(dataset, root.folder / folder, format_name, log))
@@ -40,7 +40,7 @@ def _exported(folder: str, summary: ExportSummary) -> Exported:
 
 
 def upload(source: Path, root: Store, folder: str) -> None:
-    """Upload all files below `source` except the state of the export, then delete what is not among them any more."""
+    """Upload all files below `source` except the state of the export, then delete other files in the store."""
     names = {f"{folder}/{path.relative_to(source).as_posix()}": path for path in _files(source)}
     with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="uploads") as pool:
         for _ in pool.map(lambda item: root.put_file(*item), names.items()):

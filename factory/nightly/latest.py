@@ -1,4 +1,4 @@
-"""latest.json: the record of the newest night whose dataset programs can use."""
+"""latest.json: the record of the newest night whose dataset can be used."""
 
 import datetime
 from collections.abc import Iterable, Mapping
@@ -20,8 +20,8 @@ def update_latest(root: Store, night: Night) -> None:
     """Make latest.json the record of the newest usable night; `night` is the record that has just been written.
 
     A night is usable if it succeeded, its dataset exists, and the last verification of this dataset found no damage. A
-    night that is continued stays usable with the record of its last success, also if it is interrupted or fails:
-    shards that were verified do not change. Without a usable night, latest.json is deleted.
+    night that is continued stays usable with the record of its last success, even if it is interrupted or fails,
+    because verified shards do not change. Without a usable night, latest.json is deleted.
     """
     while True:
         data = root.get(LATEST)
@@ -48,7 +48,7 @@ def _newest_usable(root: Store, nights: Mapping[datetime.date, Night | None], la
 
 
 def _damaged_datasets(nights: Iterable[Night]) -> set[str]:
-    """The datasets whose last verification found damage; in `grow`, several nights verify the same one."""
+    """The datasets whose last verification found damage; in mode `grow`, several nights verify the same dataset."""
     verified = [night for night in nights if night.verified is not None]
     last = {night.dataset: night for night in sorted(verified, key=_time_of_verification)}
     return {dataset for dataset, night in last.items() if night.damaged}

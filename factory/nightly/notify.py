@@ -1,4 +1,4 @@
-"""Tells people or programs about a night: a webhook with Slack's JSON, or a command. Failures are only reported."""
+"""Sends notifications about a night to a webhook or a command. Failures are only reported."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def send_all(
     variables: Mapping[str, str],
     log: Callable[[str], None],
 ) -> None:
-    """Send a message about a night in this state to everyone who wants it; never raises.
+    """Send the notifications that are due for a night in this state; never raises.
 
     A command gets the text on standard input and `variables` in its environment.
     """
@@ -73,12 +73,12 @@ def send_all(
                 _post(webhook_url(notification.webhook), text)
             elif notification.command is not None:
                 _run(notification.command, text, variables)
-        except Exception as error:  # whatever it is, the night must not fail
+        except Exception as error:  # a notification must never fail the night
             log(f"a notification could not be sent ({_named(notification)}): {type(error).__name__}: {error}")
 
 
 def _post(url: str, text: str) -> None:
-    """Post {"text": ...}, which Slack, Mattermost and others accept. The URL may be a secret, so no error shows it."""
+    """Post {"text": ...}, which Slack, Mattermost and others accept. Errors do not show the URL: it may be secret."""
     body = json.dumps({"text": text}).encode()
     for pause in (*_PAUSES, None):
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
@@ -90,7 +90,7 @@ def _post(url: str, text: str) -> None:
             if 300 <= error.code < 400:
                 reason += ", a redirect; give the URL that it leads to"
             error.close()
-        except (OSError, ValueError, HTTPException) as error:  # the text of the latter may be what a server sent
+        except (OSError, ValueError, HTTPException) as error:  # the text of the latter may come from the server
             reason, permanent = str(getattr(error, "reason", "") or type(error).__name__), False
         if permanent or pause is None:
             raise ConnectionError(reason) from None
@@ -98,7 +98,7 @@ def _post(url: str, text: str) -> None:
 
 
 def _run(command: str | tuple[str, ...], text: str, variables: Mapping[str, str]) -> None:
-    """Run a command without a shell and wait for it; after a minute, or on Ctrl-C, it is killed with its children."""
+    """Run a command without a shell and wait for it; after a minute or on Ctrl-C, kill it and its children."""
     process = subprocess.Popen(
         shlex.split(command) if isinstance(command, str) else list(command),
         env={**os.environ, **variables},

@@ -1,4 +1,4 @@
-"""The end of a night, as JSON data for programs and as text for people."""
+"""The result of a run of a night, as JSON data and as text."""
 
 import datetime
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ _MAX_TEXT = 2000
 class Outcome:
     """How a run of a night ended.
 
-    `state` is that of the record, or "held" if another driver works on the night. `night` is None if nothing was
-    recorded. `unexpected` is an error that is a defect of this program.
+    `state` is that of the record, or "held" if another driver is working on the night. `night` is None if nothing was
+    recorded. `unexpected` is an error that is a bug in factory.
     """
 
     date: datetime.date
@@ -43,7 +43,7 @@ class Outcome:
         }
 
     def to_short_data(self) -> dict[str, Any]:
-        """As `to_data`, with shorter lists of shards and texts: an environment variable holds 128 KiB."""
+        """As `to_data`, with shortened lists of shards and texts: an environment variable is limited to 128 KiB."""
         data = self.to_data()
         if data.get("verified"):
             data["verified"] = {**data["verified"], "damaged": data["verified"]["damaged"][:_MAX_SHARDS]}

@@ -1,4 +1,4 @@
-"""Checks before Ray or a GPU is requested, for problems that would end the night after hours."""
+"""Checks before Ray or a GPU is requested, to find problems that would otherwise end the night after hours."""
 
 import datetime
 import logging
@@ -31,7 +31,7 @@ _WORKER_TIMEOUT = 120.0
 
 
 def check_store(root: Store, date: datetime.date) -> None:
-    """UserError unless the store of the nights is writable and honours conditional writes; leaves nothing behind."""
+    """UserError unless the store of the nights is writable and supports conditional writes; leaves no file behind."""
     name = f"{date.isoformat()}/{PROBE}{secrets.token_hex(8)}"
     root.create(name, b"first")
     second = root.create(name, b"second")
@@ -46,7 +46,7 @@ def check_store(root: Store, date: datetime.date) -> None:
 def check_folder(root: Store, date: datetime.date) -> None:
     """UserError if the root is a dataset, or if the folder of the night was not made by a night.
 
-    Otherwise `keep` would delete it one day. Nothing is written.
+    Otherwise, `keep` could delete the folder later. Nothing is written.
     """
     if root.get(RECIPE) is not None:
         raise UserError(f"{root.address} is a dataset; give another `root`, a folder for nights.")
@@ -94,7 +94,7 @@ def estimated_size(recipe: Recipe) -> float:
 
 
 def _default_size(generator: GeneratorRecipe) -> tuple[int, int]:
-    """(height, width) of a model's images by its configuration; a usual size if that cannot be read."""
+    """(height, width) of a model's images by its configuration; a typical size if it cannot be read."""
     from factory.generator.layout import default_size, family_in, pixels_per_latent, read_config, read_index
     from factory.generator.load import config_folder
 
@@ -109,7 +109,7 @@ def _default_size(generator: GeneratorRecipe) -> tuple[int, int]:
 
 
 def check_gpu_budget(engine: EngineRecipe, budget: Budget | None) -> None:
-    """UserError if a budget of GPU-hours could never be used up, because no worker uses a GPU."""
+    """UserError if a budget of GPU-hours cannot be used up because no worker uses a GPU."""
     if budget is None or budget.gpu_hours is None or (engine.address is not None and engine.gpus_per_worker != 0):
         return
     import torch
@@ -124,8 +124,9 @@ def check_gpu_budget(engine: EngineRecipe, budget: Budget | None) -> None:
 def check_workers(engine: EngineRecipe, threads: int) -> None:
     """UserError if a machine of the cluster has other library versions than the driver.
 
-    Asks each node that is up, without reserving CPUs or GPUs. Nodes that join later, or do not answer in time, which
-    is logged, are not checked; every receipt contains the versions of its worker. A local run has no other machines.
+    Queries each running node without reserving CPUs or GPUs. Nodes that join later are not checked, and neither are
+    nodes that do not answer in time, which is logged. Every receipt contains the versions of its worker. A local run
+    has no other machines.
     """
     if engine.address is None:
         return

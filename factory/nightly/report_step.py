@@ -1,4 +1,4 @@
-"""The report of a night, compared with the good nights before it."""
+"""The report of a night, compared with earlier successful nights."""
 
 from factory.dataset.storage import Store
 from factory.nightly.context import NightContext
@@ -8,7 +8,7 @@ from factory.report.run import DATA, write_report
 
 
 def report_night(context: NightContext, night: Night) -> Reported:
-    """Write `report/` of the night; drift is measured against the last good nights that have a report."""
+    """Write `report/` of the night; drift is measured against the last successful nights that have a report."""
     folder = f"{context.folder}/{REPORT}"
     context.log(f"writing {context.root.address.rstrip('/')}/{folder}")
     target = Store(f"{context.root.address.rstrip('/')}/{folder}", context.root.settings)
@@ -18,7 +18,7 @@ def report_night(context: NightContext, night: Night) -> Reported:
 
 
 def _earlier_reports(context: NightContext) -> list[str]:
-    """Addresses of report.json of the good nights before this one, oldest first."""
+    """Addresses of report.json of the successful nights before this one, oldest first."""
     nights = [night for date, night in sorted(list_nights(context.root).items()) if date < context.date and night]
     paths = [night.report.path for night in nights if night.good and night.report is not None]
     return [f"{context.root.address.rstrip('/')}/{path}/{DATA}" for path in paths[-LEARNING_NIGHTS:]]

@@ -1,4 +1,4 @@
-"""Deletes old nights, but never the last good one and nothing that is not a night."""
+"""Deletes old nights, but never the newest successful one or a folder that is not a night."""
 
 import datetime
 import shutil
@@ -12,11 +12,12 @@ from factory.nightly.record import NIGHT, Night, list_nights
 
 
 def expired_nights(root: Store, keep: int, current: Night | None = None) -> list[datetime.date]:
-    """The dates of the nights to delete, in order: all but the newest `keep`, the last good and the last complete one.
+    """The dates of the nights to delete, in order: all but the newest `keep` and those that must stay.
 
-    A folder without a valid record is not a night. A night that a driver is working on is kept, and so is that of
-    latest.json: it may have failed when it was continued, but programs read its dataset. `current` is the night that
-    has just ended or would end; it is kept, however old its date is.
+    A folder without a valid record is not a night. The last successful and the last complete night are kept. A night
+    that a driver is working on is kept, and so is that of latest.json, whose dataset is in use even if the night failed
+    when it was continued. `current` is the night that has just ended or, in a dry run, would end; it is kept regardless
+    of its date.
     """
     by_date = list_nights(root)
     nights = {date: night for date, night in by_date.items() if night is not None}
@@ -27,7 +28,7 @@ def expired_nights(root: Store, keep: int, current: Night | None = None) -> list
         kept |= {protected} if protected is not None else set()
     latest = latest_night(root)
     if current is not None and current.good and (latest is None or latest.date <= current.date):
-        latest = current  # a night that would end is not in latest.json yet
+        latest = current  # in a dry run, the night is not in latest.json yet
     kept |= {night.date for night in (latest, current) if night is not None}
     return [date for date in sorted(nights) if date not in kept and not _is_untouchable(root, nights[date])]
 

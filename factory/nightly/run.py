@@ -117,10 +117,10 @@ class _NightRun:
             return self._unexpected(self._outcome, error)
 
     def _finished(self) -> Outcome | None:
-        """The outcome if nothing is left to do; no model is opened and nothing is written to find out.
+        """The outcome if nothing is left to do. This check opens no model and writes nothing.
 
-        Only latest.json is written here, if a driver was killed between its last two records, or if the folder of the
-        night that it names was deleted.
+        The exception is latest.json, which is written if a driver was killed just before it wrote it, or if the night
+        that it names was deleted.
         """
         self._night = self._file.load()
         context, message = self._context, "Already complete; nothing was changed."
@@ -149,7 +149,7 @@ class _NightRun:
             return self._unexpected(self._end, error)
 
     def _unexpected(self, end: Callable[[State, int, str], Outcome], error: Exception) -> Outcome:
-        """The outcome of a defect of this program, which the command raises after the notifications."""
+        """The outcome of a bug in factory; the command raises the error after the notifications."""
         outcome = end("failed", exit_codes.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
         return replace(outcome, unexpected=error)
 
@@ -223,7 +223,7 @@ class _NightRun:
             code = exit_codes.EXHAUSTED
             message = f"{night.exhausted} samples were not accepted in any attempt and are left out."
         update_latest(self._context.root, self._save(night.changed(state=state, exit_code=code)))
-        self._started = False  # what happens now is not the end of this night and must not change its record
+        self._started = False  # an interruption from here on must not change the record of the night
         return replace(self._outcome(state, code, message), deleted=self._delete_old())
 
     def _delete_old(self) -> tuple[Any, ...]:
@@ -239,7 +239,7 @@ class _NightRun:
         return tuple(deleted)
 
     def _end(self, state: State, code: int, message: str) -> Outcome:
-        """Record a night that did not succeed. A good record stays if this run changed nothing."""
+        """Record a night that did not succeed. The record of a successful night stays if this run changed nothing."""
         context, night = self._context, self._night
         if night is None:
             night = start_night(context, None, context.recipe, Totals(0, 0, 0, 0, 0, 0, {})).changed(runs=0)
@@ -256,7 +256,7 @@ class _NightRun:
         return self._outcome(state, code, message)
 
     def _count_samples(self) -> None:
-        """Record the committed samples of a run that ended early; if this fails, the next run does it."""
+        """Record the committed samples of a run that ended early; if this fails, the next run records them."""
         night, dataset = self._night, self._context.dataset.with_patience(_PATIENCE)
         if night is None or night.totalled or not self._started:
             return

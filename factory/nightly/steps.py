@@ -1,4 +1,4 @@
-"""The steps of a night under its lease. Each takes the record of the night and returns a new one."""
+"""The steps of a night, which run under its lease. Each takes the record of the night and returns a new one."""
 
 import datetime
 import hashlib
@@ -57,7 +57,7 @@ def prepare_night(context: NightContext, night: Night | None) -> tuple[Recipe, T
 
 
 def _check_same_recipe(context: NightContext, recipe: Recipe, existing: Recipe, totals: Totals) -> None:
-    """UserError if the dataset has another recipe and at least one finished shard; without one it is started again."""
+    """UserError if the dataset has another recipe and at least one finished shard. Without one, it is started again."""
     changed = differences(existing, recipe) + changed_sizes(existing, recipe)
     if context.config.mode == "fresh" and recipe.n != existing.n:
         changed.append(f"n: {existing.n} -> {recipe.n}")
@@ -74,7 +74,7 @@ def _check_same_recipe(context: NightContext, recipe: Recipe, existing: Recipe, 
 
 
 def _bytes_per_sample(context: NightContext, recipe: Recipe, totals: Totals) -> float:
-    """Measured on the dataset or on the last good night; otherwise estimated."""
+    """The bytes per sample, measured on the dataset or on the last successful night, or else estimated."""
     if totals.accepted:
         return totals.bytes / totals.accepted
     last = latest_night(context.root)
@@ -120,8 +120,8 @@ def start_night(context: NightContext, night: Night | None, recipe: Recipe, tota
 class Generation:
     """Generates the samples of a night.
 
-    `night` has the use of workers and GPUs, also after an interruption. `expired` is whether an earlier run had used
-    up the budget.
+    `night` includes the usage of workers and GPUs, even after an interruption. `expired` is whether earlier runs had
+    used up the budget.
     """
 
     def __init__(self, context: NightContext, night: Night, recipe: Recipe, totals: Totals) -> None:

@@ -1,4 +1,4 @@
-"""Which samples of a dataset belong to a night: in mode `grow`, several nights add to one dataset."""
+"""The share of a night in its dataset: in mode `grow`, several nights add samples to one dataset."""
 
 from contextlib import suppress
 
@@ -29,9 +29,9 @@ def with_totals(night: Night, totals: Totals) -> Night:
 def without_others(night: Night, totals: Totals) -> Night:
     """The record of a night that continues, in which the samples that other nights have added since do not count.
 
-    If the last run of this night did not record its totals, no other night has run since: it would have done so. If
-    the dataset has become smaller than it was before the night, for example because it was deleted, the night starts
-    from there.
+    If the last run of this night did not record its totals, no other night has run since, because that night would have
+    recorded them. If the dataset has become smaller than before the night, for example because it was deleted, the
+    night starts from the new size.
     """
     if night.mode == "fresh":
         return night
@@ -52,7 +52,7 @@ def without_others(night: Night, totals: Totals) -> Night:
 
 
 def close_other_nights(context: NightContext, totals: Totals) -> None:
-    """In `grow`, complete the records of nights whose driver was killed or could not write them at its end.
+    """Complete the records of nights of mode `grow` whose driver was killed or could not write the record.
 
     The caller holds the lease of the dataset and has not added samples yet, so `totals` are those at the end of the
     last of these nights, and no driver works on any of them.
@@ -69,5 +69,5 @@ def close_other_nights(context: NightContext, totals: Totals) -> None:
         if other is last:  # earlier versions could leave several such records; the totals belong to the last one
             night = with_totals(with_lost_usage(night, context.dataset), totals)
         state = "interrupted" if night.state == "running" else night.state
-        with suppress(LeaseHeldError):  # its driver has lost the lease, but still writes: it has not been killed
+        with suppress(LeaseHeldError):  # its driver still writes, so it was not killed; it has lost the lease
             file.save(night.changed(state=state, totalled=True, counted=True, updated=now()))

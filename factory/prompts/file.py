@@ -1,7 +1,8 @@
-"""A prompts file while it is being written: finished batches survive an interruption.
+"""A prompts file that is being written; finished batches survive an interruption.
 
-The unfinished file is named like the result with the suffix `.partial`. It starts with the settings; each batch ends
-with a comment that counts its rejected lines. What follows the last such comment was interrupted and is removed.
+The unfinished file has the name of the result with the suffix `.partial`. It starts with the settings; each batch ends
+with a comment that counts its rejected lines. Lines after the last such comment belong to an interrupted batch and are
+removed.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ class Progress:
     texts: list[str] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
     exhausted: int = 0
-    """Prompts for which every attempt was rejected."""
+    """Prompts that were rejected in every attempt."""
 
 
 class PromptsFile:
@@ -42,7 +43,7 @@ class PromptsFile:
         self.progress, self._size = Progress(), 0
 
     def open(self) -> bool:
-        """Continue an unfinished file if there is one; whether the file was complete before.
+        """Continue an unfinished file, if there is one; returns whether the file was already complete.
 
         Nothing is written before the first batch, so that a command which fails earlier can be corrected. Raises
         UserError if the path cannot be written or holds another file, or if an unfinished one has other settings.
@@ -90,7 +91,7 @@ class PromptsFile:
         self._size = self._partial.stat().st_size
 
     def finish(self) -> None:
-        """Give the complete file its name."""
+        """Rename the complete file."""
         os.replace(self._partial, self.path)
 
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""What the language model is asked for a prompt, and how the prompt is found in its answer."""
+"""The instructions for the language model, and how the prompt is found in its answer."""
 
 import hashlib
 import re
@@ -29,7 +29,7 @@ _EXAMPLES = (
         "An old drum under a leaning ladder with a red scarf over its rungs, in the dim light of an attic.",
     ),
 )
-"""Objects, setting and description; the objects are no classes of COCO or VOC."""
+"""Objects, setting and description; the objects are not classes of COCO or VOC."""
 _LABEL = re.compile(r"^(?:[-*•]\s*|\d+[.)]\s+)?(?:\W*(?:prompt|description|sentence|answer)\W*:\s*)?", re.IGNORECASE)
 _QUOTES = "\"'`*\u2018\u2019\u201c\u201d"
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a language model draws its text: `max_tokens` limits the answer, including any reasoning."""
+    """Sampling settings of a language model; `max_tokens` limits the answer, including any reasoning."""
 
     temperature: float = 1.0
     top_p: float = 0.95
@@ -19,7 +19,7 @@ class LanguageModel(Protocol):
 
     @property
     def identity(self) -> dict[str, str]:
-        """What identifies the model and its content; it is written to the prompts file."""
+        """Identifies the model and its content; written to the prompts file."""
         ...
 
     def load(self) -> None:
@@ -33,7 +33,7 @@ class LanguageModel(Protocol):
 
 @dataclass(frozen=True)
 class Instruction:
-    """What to ask: `chat` for models that follow instructions, `completion` for those that only continue a text."""
+    """An instruction: `chat` for models that follow instructions, `completion` for models that continue a text."""
 
     chat: str
     completion: str

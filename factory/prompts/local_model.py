@@ -22,8 +22,8 @@ _FORMS = (
 class LocalModel:
     """Answers instructions in batches, with the model's chat template if it has one.
 
-    The same instructions and seed give the same answers on the same kind of device. The state of torch's own random
-    generator is left as it was.
+    The same instructions and seed give the same answers on the same kind of device. The state of torch's global random
+    generator does not change.
     """
 
     def __init__(self, source: str, device: str, dtype: str, sampling: Sampling) -> None:
@@ -65,7 +65,8 @@ class LocalModel:
     def _text(self, instruction: Instruction) -> str:
         if self._tokenizer.chat_template is None:
             return instruction.completion
-        # All in the user's turn: some templates reject a system prompt. Templates ignore variables they do not know.
+        # Everything is in the turn of the user, because some templates reject a system prompt. Templates ignore unknown
+        # variables.
         messages = [{"role": "user", "content": instruction.chat}]
         return str(
             self._tokenizer.apply_chat_template(
@@ -88,7 +89,7 @@ def _generation_config(model: Any, tokenizer: Any, sampling: Sampling) -> Any:
     end = model.generation_config.eos_token_id
     ends = end if isinstance(end, list) else [tokenizer.eos_token_id if end is None else end]
     if tokenizer.chat_template is None:
-        # A model without a chat template would go on with further examples after the line.
+        # A model without a chat template would continue with more examples after the line.
         ends += [
             ids[0] for text in ("\n", "\n\n") if len(ids := tokenizer(text, add_special_tokens=False).input_ids) == 1
         ]
@@ -113,7 +114,7 @@ def _load(source: str, revision: str | None, dtype: str) -> tuple[Any, Any]:
         model, report = AutoModelForCausalLM.from_pretrained(
             source, dtype=getattr(torch, dtype), output_loading_info=True, **options
         )
-    except Exception as error:  # missing, truncated and foreign files fail in many ways
+    except Exception as error:  # missing, truncated and unrelated files raise many types
         check_not_gated(source, error)
         reason = one_line(error)
         raise UserError(f"the language model {source} cannot be loaded ({reason}); {_FORMS}.") from error

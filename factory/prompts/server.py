@@ -17,7 +17,7 @@ from factory.errors import TransientError, UserError
 from factory.prompts.interface import Instruction, Sampling
 
 KEY = "OPENAI_API_KEY"
-"""The environment variable of the API key, which is sent to the server only."""
+"""The environment variable with the API key, which is sent only to the server."""
 
 _CONCURRENT = 32
 _MAX_BYTES = 4 * 2**20
@@ -25,7 +25,7 @@ _TIMEOUT = 300.0
 _TEMPORARY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _UNSUPPORTED = re.compile(r"Unsupported (?:parameter|value): '(\w+)'")
-"""How OpenAI refuses a parameter, such as those of sampling for models that reason."""
+"""How OpenAI rejects a parameter, such as sampling parameters for reasoning models."""
 _log = logging.getLogger(__name__)
 
 
@@ -40,8 +40,8 @@ class _UnsupportedError(UserError):
 class ServerModel:
     """Sends instructions as chat completions, several at a time, and repeats requests that fail temporarily.
 
-    The server gets a seed for each request; whether it repeats its answers is up to the server. `pauses` are the
-    seconds to wait before each repetition.
+    The server receives a seed with each request, but need not use it. `pauses` are the seconds to wait before each
+    retry.
     """
 
     def __init__(self, url: str, model: str | None, sampling: Sampling, pauses: Sequence[float] = _PAUSES) -> None:
@@ -190,7 +190,7 @@ def _message(error: HTTPError) -> str:
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """Treats redirections as errors: urllib would send the API key to the other host."""
+    """Makes redirects errors, because urllib would send the API key to the other host."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None

@@ -9,7 +9,7 @@ from factory.prompts.check import Fits
 
 
 def open_text_encoder(model: str) -> tuple[Fits, dict[str, str]]:
-    """(whether the text encoder that reads the most reads a text to its end, the model's name and revision).
+    """(whether a text fits the text encoder with the longest context, name and revision of the model).
 
     For a hub model, this downloads its configuration files. Raises UserError if there is no such model or if its text
     encoders do not know common words.

@@ -1,4 +1,4 @@
-"""Writes a prompts file: asks a language model, checks its lines, and asks again for those that are rejected."""
+"""Writes a prompts file: requests lines from a language model, checks them, and requests rejected ones again."""
 
 import hashlib
 from collections import Counter
@@ -31,7 +31,7 @@ class Job:
 def write_prompts(
     job: Job, file: PromptsFile, check: LineCheck, model: LanguageModel, progress: Callable[[int], None]
 ) -> None:
-    """Write the missing batches, then give the file its name. The model is loaded only if there are any."""
+    """Write the missing batches, then rename the file. The model is loaded only if batches are missing."""
     for text in file.progress.texts:
         check.accept(text)
     starts = range(file.progress.batches * job.batch, job.n, job.batch)
@@ -50,8 +50,8 @@ def _write_batch(
 ) -> tuple[dict[int, Prompt], Counter[str]]:
     """(accepted prompts by index, rejected lines by reason) of some consecutive prompts.
 
-    Each round asks for a whole batch of answers, several for each prompt that is still missing: a model answers a
-    whole batch in about the time of a single instruction.
+    Each round requests a full batch of answers, several for each missing prompt, because a model takes about as long
+    for a batch as for a single answer.
     """
     classes = {index: [job.vocabulary.resolve(job.names[item]) for item in job.sequence.at(index)] for index in indices}
     accepted: dict[int, Prompt] = {}

@@ -1,1 +1,1 @@
-"""The report of a dataset: a page to look at and the same numbers as JSON."""
+"""The report of a dataset: a page, and the same numbers as JSON."""

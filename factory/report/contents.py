@@ -1,6 +1,6 @@
-"""Sums over all samples of a dataset: classes, objects, image quality and agreement. Memory does not grow with them.
+"""Sums over all samples of a dataset: classes, objects, image quality and agreement.
 
-The exception are the image hashes, 8 bytes per sample, which near-duplicates need.
+Memory does not grow with the samples, except for the image hashes, which take 8 bytes per sample.
 """
 
 from bisect import bisect_right

@@ -1,4 +1,4 @@
-"""Drift: how far a dataset is from earlier ones, and from which distance on that is unusual."""
+"""Drift: the distance of a dataset from earlier ones, and the threshold from which on it is unusual."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from factory.report.distances import Counts, Features, Kind, Rate, Scores, Share
 Report = Mapping[str, Any]
 
 MEDIAN_NIGHTS, MEDIAN_LEAST = 7, 3
-"""Reports in the median, and the number below which there is none."""
+"""Reports in the median, and the minimum number of reports."""
 LEARNING_NIGHTS, LEARNING_LEAST = 14, 5
-"""Reports that thresholds are learned from, and the number of distances that they require."""
+"""Reports from which thresholds are learned, and the minimum number of distances."""
 _DEVIATIONS = 6.0
 _FEW_NIGHTS = 5.0
 _MAD_TO_SIGMA = 1.4826
@@ -146,7 +146,7 @@ def learned_threshold(distances: Sequence[float], floor: float) -> float | None:
 
     The deviation is estimated from the median absolute deviation, so one unusual night does not raise the threshold.
     With few distances, the estimate is uncertain and the margin is wider: 12 deviations for 5 distances, 8 for 13. A
-    usual night then exceeds the threshold of a measure in one to two of 100 cases, or fewer.
+    usual night then exceeds the threshold of a measure in at most 1 to 2 % of cases.
     """
     if len(distances) < LEARNING_LEAST:
         return None

@@ -42,7 +42,7 @@ def _located(path: str, settings: StoreRecipe | None) -> tuple[Store, str]:
 
 
 def _check(report: Any) -> None:
-    """Raise ValueError or TypeError unless what the page shows of an earlier report has the right types.
+    """Raise ValueError or TypeError unless the parts of an earlier report that the page shows have the right types.
 
     `factory.report.drift` checks what it computes distances from.
     """

@@ -1,8 +1,8 @@
-"""A summary of how the images look: the mean of random Fourier features of the embedded detector's backbone.
+"""A summary of the images: the mean of random Fourier features of the backbone of the embedded detector.
 
 The squared distance of two such means is the squared maximum mean discrepancy (MMD) under a Gaussian kernel, as in CMMD
-(Jayasumana et al., 2024), which uses CLIP. The embedded detector was trained on drawings, so distances are comparable
-between nights of one setting, not with published values. 512 numbers per dataset replace its images.
+(Jayasumana et al., 2024), which uses CLIP. The embedded detector was trained on drawings, so distances can be compared
+between nights, but not with published values. 512 numbers per dataset replace its images.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ class FeatureMean:
     def _backbone_features(self, images: Sequence[Image]) -> Floats:
         """float64 (N, C): the feature maps of all four stages, averaged over the image; each row has length 1.
 
-        The early stages see colours and textures, which the last one largely ignores.
+        The early stages respond to colours and textures, which the last stage largely ignores.
         """
         import torch
         from torch.nn import functional

@@ -1,4 +1,4 @@
-"""Histograms with fixed bins and exact moments: what a report keeps of a score, however many samples there are."""
+"""Histograms with fixed bins and exact moments, which represent the scores of any number of samples."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""Properties of one image that show at a glance whether a dataset is blurred, dark, or washed out."""
+"""Measures of an image that show whether a dataset is blurred, dark or washed out."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Measures a dataset in one pass over its shards: everything that its report says."""
+"""Measures everything in a report in one pass over the shards of a dataset."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

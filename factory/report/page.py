@@ -1,4 +1,4 @@
-"""Renders a report as one HTML file without scripts, styles or images from elsewhere."""
+"""Renders a report as one HTML file, which loads no scripts, styles or images."""
 
 import base64
 import hashlib

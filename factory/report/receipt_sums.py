@@ -17,7 +17,7 @@ STEPS = ("generate", "ground", "judge", "filter", "encode")
 
 @dataclass
 class WorkerSums:
-    """What one worker process has done."""
+    """The work of one worker process."""
 
     shards: int = 0
     samples: int = 0

@@ -53,7 +53,7 @@ def write_report(
         report["dataset"]["name"] = name
     report["drift"] = drift(report, earlier, other) | {"ignored": ignored}
     report["verdict"] = verdict(report, earlier[-1] if earlier else None)
-    report = json.loads(dumps(report))  # the page is made from exactly what report.json contains
+    report = json.loads(dumps(report))  # the page is computed from the content of report.json
     page = write_page(report, measured.thumbnails)
     target.put(DATA, (dumps(report, indent=1) + "\n").encode())
     target.put(PAGE, page.encode())
@@ -61,7 +61,7 @@ def write_report(
 
 
 def _found(address: str) -> dict[str, Any] | Store:
-    """The report at an address, a report.json or the folder of one; otherwise the dataset. UserError if it is none."""
+    """The report at an address (a report.json or its folder), or else the dataset. UserError if there is neither."""
     if PurePosixPath(address).suffix == ".json":
         return read_report(address)
     store = Store(address)

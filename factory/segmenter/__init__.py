@@ -1,1 +1,1 @@
-"""The segmenter: a standard segmentation model trained on a generated dataset, to measure its quality."""
+"""Segmenters: standard segmentation models, trained on datasets to measure their quality."""

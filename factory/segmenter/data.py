@@ -1,4 +1,4 @@
-"""Samples of generated datasets as labelled images, a source of training samples like a labelled folder."""
+"""Samples of datasets as labelled images: a source of training samples, like a labelled folder."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -40,7 +40,7 @@ class _ShardSample:
 
 
 class DatasetSource:
-    """A complete or incomplete dataset; its shards are the parts."""
+    """A dataset, complete or not; its shards are the parts."""
 
     def __init__(self, store: Store, vocabulary: Vocabulary) -> None:
         """UserError if there is no dataset, no sample, or a class that is not in the vocabulary."""

@@ -1,4 +1,4 @@
-"""mIoU of a segmenter on a labelled folder, computed like PASCAL VOC's devkit."""
+"""mIoU of a segmenter on a labelled folder, computed as in the PASCAL VOC devkit."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from factory.segmenter.model import Segmenter
 
 _MAX_BATCH = 16
 _MAX_BATCH_PIXELS = 16 * 512 * 512
-"""A batch of larger images contains fewer of them: the scores of a pixel take four bytes per class."""
+"""A batch contains fewer images if they are large, because the scores of a pixel take four bytes per class."""
 
 
 @dataclass(frozen=True)
 class SegmenterScore:
-    """IoU by class, 0..1, and means over classes.
+    """IoU by class, 0 to 1, and means over classes.
 
-    `miou` includes background, as in VOC's devkit. `seen` and `unseen` are means over classes without background, and
+    `miou` includes background, as in the VOC devkit. `seen` and `unseen` are means over classes without background, and
     `harmonic` is their harmonic mean. Values are NaN for a class or group without pixels.
     """
 
@@ -62,7 +62,7 @@ def score(
     device: str = "cpu",
     report: Callable[[int], None] = lambda done: None,
 ) -> SegmenterScore:
-    """Compare every image of a source with its labels at its own size.
+    """Compare the predictions for every image of a source with its labels, in the size of the image.
 
     `report` receives the number of images done after each part.
     """

@@ -1,4 +1,4 @@
-"""Segmentation models of transformers behind one interface: the loss of a batch, and class scores of every pixel."""
+"""Segmentation models of transformers behind one interface: the loss of a batch, and class scores for every pixel."""
 
 import json
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ class Segmenter(nn.Module):
     Models that classify pixels, such as SegFormer, are trained with cross-entropy. Models that classify masks
     (MaskFormer, Mask2Former) are trained with their own loss on one mask per class.
 
-    `side` is the side of the crops of the training, None if it is unknown. In training, an image is scaled so that its
-    shorter side is about as long as that of the crops; `scores` does the same.
+    `side` is the side of the training crops in pixels, None if it is unknown. In training, an image is scaled so that
+    its shorter side is about as long as a crop; `scores` scales it to exactly this length.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], side: int | None = None) -> None:
@@ -102,9 +102,9 @@ class Segmenter(nn.Module):
 
 @dataclass(frozen=True)
 class _LoadingReport:
-    """Names of weights in which a file and the network differ; transformers initialises `missing` and `mismatched`.
+    """Names of weights that differ between a file and the network; transformers initialises those that are missing.
 
-    `mismatched` weights have another shape. The subset `classifier` differs only by the number of classes.
+    `mismatched` weights have another shape; those in the subset `classifier` differ only in the number of classes.
     """
 
     missing: list[str]
@@ -114,7 +114,7 @@ class _LoadingReport:
 
 
 def new_segmenter(architecture: str, names: Sequence[str]) -> Segmenter:
-    """A segmenter with random weights of one of ARCHITECTURES, or with those of a folder or hub id and a new head.
+    """A segmenter with random weights (one of ARCHITECTURES), or with those of a folder or hub id and a new head.
 
     `names` are the classes, starting with background. UserError if `architecture` is none of these or its weights are
     incomplete.
@@ -134,10 +134,9 @@ def _id_maps(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_only_head_is_new(source: str, network: Any, report: _LoadingReport) -> None:
-    """UserError unless the file contains everything but the classifier of other classes, or everything but the head.
+    """UserError unless the file contains all weights, or all except the classifier (for other classes) or the head.
 
-    A file without the whole head is a backbone that was pretrained on ImageNet. A file with a part of the head is
-    damaged.
+    A file without a head is a backbone that was pretrained on ImageNet. A file with a part of the head is damaged.
     """
     body = f"{network.base_model_prefix}."
     head = {name for name in network.state_dict() if not name.startswith(body)}

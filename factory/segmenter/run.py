@@ -136,7 +136,7 @@ def _real_share(run: SegmenterTraining) -> float:
 
 
 def _sources(run: SegmenterTraining, vocabulary: Vocabulary) -> tuple[list["LabelledSource"], list[float] | None]:
-    """The sources to train on and their shares of the samples; None if the shares are proportional to their sizes."""
+    """The training sources and their shares of the samples; None if the shares are proportional to the sizes."""
     from factory.segmenter.data import DatasetSource
 
     if run.real_classes not in ("all", "seen"):
@@ -175,7 +175,7 @@ def _sources(run: SegmenterTraining, vocabulary: Vocabulary) -> tuple[list["Labe
 
 
 def _check_without_real(run: SegmenterTraining) -> None:
-    """UserError for an option about the labelled images where there are none."""
+    """UserError for an option about labelled images without any."""
     of_real = {
         "--annotations": run.annotations,
         "--real-set": run.real_set,
@@ -190,7 +190,7 @@ def _check_without_real(run: SegmenterTraining) -> None:
 def _check_all_used(
     run: SegmenterTraining, sources: Sequence["LabelledSource"], shares: Sequence[float] | None
 ) -> None:
-    """UserError if the run is too short to use a sample of every source."""
+    """UserError if the run is too short to use samples of every source."""
     weights = shares or [source.size for source in sources]
     names = [*run.shards, *([run.real] if run.real else [])]
     for name, weight in zip(names, weights, strict=True):

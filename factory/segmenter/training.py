@@ -56,7 +56,7 @@ class SegmenterTask:
         }
         torch.manual_seed(0)
         model = new_segmenter(options.architecture, ["background", *vocabulary.names])
-        # Images arrive in channels-last layout; convolutions are faster if the weights have it too.
+        # Images are in the channels-last layout; convolutions are faster if the weights are, too.
         self.model: nn.Module = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._stream: tuple[tuple[int, int], SampleStream[LabelledImage]] | None = None
 

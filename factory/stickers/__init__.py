@@ -1,1 +1,1 @@
-"""The embedded models: sprites, rendered scenes, and the small models that are trained on them and shipped."""
+"""The embedded models: sprites, rendered scenes, and the small models that are trained on them."""

@@ -20,7 +20,7 @@ TRAIN_STYLES = (
     "fxemoji",
     "streamline",
 )
-"""The first three contain every class, the others only some."""
+"""Art styles of the training data. The first three contain every class, the others only some."""
 DRAWN_STYLES = ("noto",)
 """Styles of the text-to-image model. The autoencoder and the detector are trained on all of TRAIN_STYLES."""
 STYLES = (*TRAIN_STYLES, HELD_OUT_STYLE)
@@ -28,7 +28,7 @@ STYLES = (*TRAIN_STYLES, HELD_OUT_STYLE)
 
 @dataclass(frozen=True)
 class Sprite:
-    """One drawing: `mips` are RGBA images of a square cell in decreasing sizes, starting with the full size."""
+    """A drawing: `mips` are RGBA images of a square cell in decreasing sizes, starting with the full size."""
 
     class_name: str
     style: str

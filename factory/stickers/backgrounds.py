@@ -1,4 +1,4 @@
-"""Backgrounds of rendered scenes: gradients, textures, stripes, and clutter of shapes that are not a class."""
+"""Backgrounds of rendered scenes: gradients, textures, stripes, and clutter of shapes that are not classes."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""A contact sheet of images of the embedded model beside the instances that the embedded detector finds."""
+"""A contact sheet: images of the embedded model, each next to the instances that the embedded detector finds."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ def contact_sheet(
     if objects > len(names):
         raise UserError(f"{objects} classes per image require at least as many in --classes, got {', '.join(names)}.")
     prompted = [
-        # The step between the classes grows with every pass over the names, so that each pass has other pairs.
+        # The step between the classes grows with every pass over the names, so that each pass has different pairs.
         tuple(names[(k + j * (1 + k // len(names))) % len(names)] for j in range(objects))
         for k in range(num_images)
     ]

@@ -18,9 +18,11 @@ from factory.errors import UserError, one_line
 MIN_SCORE = 0.5
 """Minimum score of an instance that counts as found."""
 _SIDES = (144, 176)
-"""Test-time augmentation: the predictions for an image and for its mirror image, at these sides, are averaged.
+"""Test-time augmentation: the predictions for an image and its mirror image at these sides in pixels are averaged.
 
-The network recognises objects of few sizes. Because of the mirror images, a mirrored image has the mirrored masks."""
+The network recognises objects only in a small range of sizes. Averaging over the mirror image makes the masks of a
+mirrored image the mirrored masks.
+"""
 _MIN_AREA = 0.004
 """Area of the smallest instance as a share of the image."""
 
@@ -39,7 +41,8 @@ class StickerDetector:
     """Detects the 80 COCO classes in images of the embedded text-to-image model.
 
     An instance is a connected region of pixels of one class; its score is their mean probability of that class.
-    Touching objects of the same class are therefore one instance, and an object that another one cuts in two is two.
+    Touching objects of one class are therefore one instance, and an object that is divided by another one is two
+    instances.
     """
 
     def __init__(self, network: UperNetForSemanticSegmentation, device: str = "cpu") -> None:

@@ -1,4 +1,4 @@
-"""Opens the models that ship with the package, or others that the training recipes wrote."""
+"""Opens the embedded models, or models that the training recipes wrote."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -34,7 +34,7 @@ _MEMORISATION_SCENES = 4000
 
 @dataclass(frozen=True)
 class DrawnImages:
-    """Images of one class, by class, and images of two, with their classes."""
+    """Images of one object by class, and images of two objects with their classes."""
 
     singles: dict[str, list[Image.Image]]
     pairs: list[tuple[tuple[str, ...], Image.Image]]
@@ -42,7 +42,7 @@ class DrawnImages:
 
 @dataclass(frozen=True)
 class Found:
-    """Shares (0..1) of the prompted classes that a detector finds in the generated images."""
+    """Shares, 0 to 1, of the prompted classes that a detector finds in the generated images."""
 
     one_object: float
     one_object_by_class: dict[str, float]
@@ -52,7 +52,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All metrics of `docs/embedded.md`; shares and IoUs are 0..1."""
+    """All metrics of `docs/embedded.md`; shares and IoUs are 0 to 1."""
 
     sampling: Sampling
     images_per_class: int
@@ -219,8 +219,8 @@ def variety_of(
 def nearest_scene(pictures: list[Image.Image], report: Report) -> dict[str, float]:
     """Root-mean-square distance (0..1) from generated images to the nearest of many training scenes.
 
-    The distance of newly rendered scenes is given for comparison: an image that copies a training scene would be much
-    nearer than any scene that the model has not seen.
+    The distance of newly rendered scenes is measured for comparison: an image that copies a training scene would be
+    much nearer than any scene that the model has not seen.
     """
     scenes = [training_scene((3, k), scene_classes(k)) for k in range(_MEMORISATION_SCENES)]
     fresh = [training_scene((9, k), scene_classes(k)) for k in range(len(pictures))]

@@ -1,4 +1,4 @@
-"""The training recipes of the shipped models, and a function that runs them."""
+"""The training recipes of the embedded models, and a function that runs them."""
 
 import logging
 from collections.abc import Callable
@@ -35,8 +35,8 @@ def run_recipe(
 ) -> Path:
     """Train `part` in its folder below `out`, resuming if possible. Returns the folder of the trained model.
 
-    Models that it depends on are taken from `out`, or from the shipped models if they are not there: the autoencoder
-    for the text-to-image model and the detector, and the text-to-image model for the few-step model.
+    The models that it depends on are read from `out`, or else from the package: the autoencoder for the text-to-image
+    model and the detector, and the text-to-image model for the few-step model.
     """
     import torch
 
@@ -53,7 +53,7 @@ def run_recipe(
     folder = _trained_or_shipped(out / "diffusion" / "model", "")
     autoencoder = _trained_or_shipped(out / "autoencoder" / "model", "vae")
     for stage in STAGES:
-        # A finished stage ends at once; its checkpoint tells whether it had the same teacher and options.
+        # A finished stage ends immediately; its checkpoint shows whether it had the same teacher and options.
         turbo = TurboTask(stage, folder, autoencoder, out / "diffusion" / "latents.pt", device, report)
         folder = train(turbo, train_options, out / turbo.name, report)
         train_options = replace(train_options, start=None)  # the next stage starts with the weights of this one

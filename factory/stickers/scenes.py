@@ -12,9 +12,9 @@ from factory.stickers.atlas import TRAIN_STYLES, Sprite, sprites_of
 from factory.stickers.backgrounds import KIND_SHARES, random_background
 
 _MIN_VISIBLE = 0.6
-"""Minimum visible share of every object's pixels; a placement that hides more is drawn again."""
+"""Minimum visible share of the pixels of every object; a placement that hides more is drawn again."""
 _SIDES_BY_COUNT = {1: (0.5, 0.88), 2: (0.4, 0.6), 3: (0.32, 0.48)}
-"""Range of an object's cell side as a share of the image side, by number of objects."""
+"""Range of the cell side of an object as a share of the image side, by number of objects."""
 
 
 @dataclass(frozen=True)

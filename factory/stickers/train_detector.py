@@ -30,7 +30,7 @@ _SIDES = (96, 112, 128, 144, 160, 176)
 _RECONSTRUCTED_SHARE = 0.15
 _MAX_LATENT_NOISE = 0.5
 JUDGE_WIDTHS = (40, 80, 160, 256)
-"""Channels of the second detector (`judge`), which checks that metrics do not depend on errors of the first."""
+"""Channels of the second detector (`judge`), with which metrics are checked for errors of the first."""
 
 
 def new_network(widths: tuple[int, ...] = (48, 96, 192, 320), seed: int = 0) -> UperNetForSemanticSegmentation:

@@ -35,12 +35,15 @@ _OBJECT_WEIGHT = 1.0
 """Additional weight of the error on the latents of objects."""
 _MAX_SNR = 1.0
 _SNR_POWER = 0.75
-"""The error of the clean latents is weighted by min(SNR, 1) ** 0.75. This is min-SNR weighting (Hang et al., ICCV 2023)
-with more weight on high noise levels, which determine shapes. With the usual maximum of 5 and power 1, 40 % of the loss
-came from noise levels at which only the finest details of the autoencoder are missing."""
+"""Maximum and exponent of the SNR in the loss weight of the clean latents, min(SNR, 1) ** 0.75.
+
+This is min-SNR weighting (Hang et al., ICCV 2023) with more weight on high noise levels, which determine shapes. With
+the usual maximum of 5 and exponent 1, 40 % of the loss came from noise levels at which only the finest details are
+missing.
+"""
 _MIN_SNR = 0.01
-"""Lower bound of the SNR in the weight: at the highest noise levels, only colours and layout are left to learn, and
-without it, they would hardly count."""
+"""Minimum of the SNR in the loss weight: at the highest noise levels, only colours and layout remain to be learned, and
+they would hardly count without it."""
 _TIMESTEP_POWER = 1.1
 _TEST_TIMESTEPS = (224, 353, 494, 608, 800)
 _TEST_SCENES = 96

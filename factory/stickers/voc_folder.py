@@ -61,7 +61,7 @@ def write_voc_folder(
 
 
 def embedded_name(vocabulary: Vocabulary, name: str) -> str:
-    """The name by which the embedded models know a class of the vocabulary.
+    """The name of a class of the vocabulary in the embedded models.
 
     UserError, with the known classes and alternatives, for any class outside the 80.
     """

@@ -13,7 +13,7 @@ CHECKPOINT = "checkpoint.pt"
 
 
 def save_checkpoint(name: str, out: Path, state: dict[str, Any], run: dict[str, Any], step: int) -> None:
-    """Write the states of the training `name` after `step` steps, and the options `run` that it belongs to.
+    """Write the states of the training `name` after `step` steps, and the options `run` of the training.
 
     UserError if a weight is not finite; the previous checkpoint is then kept.
     """

@@ -15,7 +15,7 @@ from factory.training.devices import AUTO
 
 
 class DistributedRun(Protocol):
-    """The options of a run that are needed here. Must be a dataclass: each process gets a copy with its own device."""
+    """The options of a run. The run must be a dataclass, because each process receives a copy with its own device."""
 
     @property
     def out(self) -> str:
@@ -50,7 +50,7 @@ def check_devices(devices: int, device: str, address: str | None) -> None:
 
 
 def uses_gpus(device: str, devices: int, available: float) -> bool:
-    """Whether processes train on GPUs. UserError if they should, and the cluster has too few."""
+    """Whether processes train on GPUs. UserError if they should but the cluster has too few."""
     if device == "cpu" or (device == AUTO and not available):
         return False
     if available < devices:
@@ -136,7 +136,7 @@ def _fit(trainer: Any, folder: Path) -> None:
 def _with_variables(
     variables: Mapping[str, str], function: Callable[[dict[str, Any]], None]
 ) -> Callable[[dict[str, Any]], None]:
-    """The function, called with the driver's environment variables: the process may run on another machine.
+    """The function, called with the driver's environment variables, because the process may run on another machine.
 
     They are part of the function and not of its configuration, which the dashboard of Ray shows.
     """

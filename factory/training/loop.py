@@ -23,16 +23,16 @@ from factory.training.progress import Progress
 _log = logging.getLogger(__name__)
 
 _GRADIENT_CHECK = 10
-"""Steps after which every weight should have a gradient. Not the first: layers that start at zero block theirs."""
+"""Steps after which every weight should have a gradient; in the first step, layers that start at zero block some."""
 _SEEDS_PER_PROCESS = 2_654_435_761
-"""Far from all steps of the other processes, also modulo 2**32: PyTorch's generator on CPUs ignores higher bits."""
+"""Distance between the seeds of processes, large also modulo 2**32: PyTorch's CPU generator ignores higher bits."""
 STOP = "stop"
-"""A file in the folder of a run that tells all training processes to stop, because they receive no Ctrl-C."""
+"""A file in the folder of a run that tells all training processes to stop, because they do not receive Ctrl-C."""
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of a training run. A checkpoint with other options is refused."""
+    """Options of a training run. A checkpoint with other options is rejected."""
 
     steps: int
     batch: int
@@ -72,7 +72,7 @@ class TrainTask(Protocol):
 
     @property
     def depends_on(self) -> Mapping[str, str]:
-        """What a run depends on besides its options, such as its data. A checkpoint with other values is refused."""
+        """What a run depends on besides its options, such as its data. A checkpoint with other values is rejected."""
         ...
 
     def loss(self, step: int, batch: int, seed: int) -> Tensor:
@@ -191,7 +191,7 @@ def _step(
 
 
 def _report_untrained(task: TrainTask, report: Callable[[str], None]) -> None:
-    """Warn about weights without gradient. The loss can fall without them: a miscompiled U-Net cut off its text."""
+    """Warn about weights without gradient. The loss can still fall: a miscompiled U-Net once ignored its text."""
     trained = [(name, weight) for name, weight in task.model.named_parameters() if weight.requires_grad]
     missing = [name for name, weight in trained if weight.grad is None or not weight.grad.any()]
     if missing:

@@ -17,7 +17,7 @@ from factory.training.precision import bfloat16_pays
 _MOMENTUM = 0.95
 _ADAM_BETAS = (0.9, 0.99)
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic iteration: steep at zero, and close to 1 everywhere after five steps."""
+"""Coefficients of the quintic iteration: steep at zero, and close to 1 everywhere after five iterations."""
 _NEWTON_SCHULZ_STEPS = 5
 
 

@@ -23,8 +23,8 @@ def mean_over_batch(total: Tensor, count: Tensor) -> Tensor:
     """`total / count`, for a loss that sums over the `count` pixels or objects of this process's part of the batch.
 
     The average of the results over the processes is the sum of all totals divided by the sum of all counts, as if one
-    process had the whole batch. The average of their plain means would depend on how the pixels are distributed. Every
-    process must call this equally often. Without anything to count, the result is 0 for a total of 0.
+    process had the whole batch; an average of plain means would depend on the distribution of the pixels. Every process
+    must call this function equally often. If both are 0, the result is 0.
     """
     _, world = rank_and_world()
     if world == 1:

@@ -12,7 +12,7 @@ SampleT = TypeVar("SampleT")
 SampleT_co = TypeVar("SampleT_co", covariant=True)
 
 _SHUFFLED_PARTS = 4
-"""Parts whose samples are shuffled together."""
+"""Number of parts whose samples are shuffled together."""
 
 
 class LazySample(Protocol[SampleT_co]):

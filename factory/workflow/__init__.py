@@ -1,1 +1,1 @@
-"""Jobs: chains of this program's commands, read from one file."""
+"""Jobs: chains of factory commands, read from one file."""

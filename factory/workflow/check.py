@@ -124,7 +124,7 @@ def _parse(location: str, name: str, command: Any, arguments: list[str]) -> None
 
 
 def _check_texts(location: str, texts: Mapping[str, str]) -> None:
-    """Check texts that the parser accepts and the command would reject, perhaps hours after the first step started."""
+    """Check texts that the parser accepts but the command rejects, perhaps hours after the start of the job."""
     from factory.config.class_option import parse_classes
     from factory.config.object_counts import parse_objects
 

@@ -1,4 +1,4 @@
-"""Loads and runs jobs: chains of this program's commands from one file, each of which can be resumed."""
+"""Loads and runs jobs: chains of factory commands from one file, each of which can be resumed."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 DONE = "job.json"
 _KILLED = 128
-"""Added to the number of a signal, it is the exit code that shells report for a process that the signal killed."""
+"""Shells report this number plus that of the signal as the exit code of a process that a signal killed."""
 _WRITES = ("--shards", "--out", "--to")
 _RESULTS = (*_WRITES, "--table")
 _PROGRAM = (sys.executable, "-c", "from factory.cli.main import run; run()")
@@ -34,8 +34,8 @@ _PROGRAM = (sys.executable, "-c", "from factory.cli.main import run; run()")
 class StepFailedError(UserError):
     """A step of a job failed; the job ends with the exit code of the step.
 
-    If a signal killed the step, that is the code that a shell reports, such as 137 for SIGKILL: an orchestrator reacts
-    to a job that ran out of memory as to a single command.
+    If a signal killed the step, this is the code that a shell reports, such as 137 for SIGKILL, so that an orchestrator
+    treats a job that ran out of memory like a single command.
     """
 
     def __init__(self, number: int, name: str, code: int) -> None:
@@ -68,7 +68,7 @@ class Step:
 
     @property
     def results(self) -> list[str]:
-        """The folders and files whose content the step determines, in one spelling."""
+        """The folders and files that the step determines, in one spelling."""
         return [normpath(value) for flag, value in pairwise(self.arguments) if flag in _RESULTS]
 
     def reads(self, folder: str) -> bool:
@@ -111,10 +111,10 @@ def load_workflow(path: Path, out: Path | None, commands: Mapping[str, Any], cha
 def run_workflow(job: Workflow, report: Callable[[str], None] = _log.info) -> None:
     """Run the steps that are not completed, in order; call it again to resume at the first one that failed.
 
-    Signals are forwarded to the running step, and its end is awaited. A dataset in which some samples were accepted in
-    none of their attempts is complete and does not stop the job. A step that writes where a step of another version of
-    the job has written makes that one incomplete. Raises StepFailedError, KeyboardInterrupt if the step was
-    interrupted, and UserError if its folder cannot be written or the list of completed steps cannot be read.
+    Signals are forwarded to the running step, and its end is awaited. A dataset with skipped samples is complete and
+    does not stop the job. A step that writes to the same place as a step of another version of the job makes that step
+    incomplete. Raises StepFailedError, KeyboardInterrupt if the step was interrupted, and UserError if its folder
+    cannot be written or the list of completed steps cannot be read.
     """
     check_writable_folder(job.out, "the folder of the job")
     job.out.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Grounding modules: networks that predict one logit map per class from a denoiser's features and attention."""
+"""Grounding modules: networks that predict a logit map per class from the features and attention of a denoiser."""

@@ -16,8 +16,8 @@ class Backbone:
     """Shapes of a denoiser's features and attention.
 
     `blocks` maps each block's name to (channels, reduction), where a reduction of 1 is the finest level; `layers` maps
-    each cross-attention layer to its number of heads. `class_channels` are the channels of a class's embedding, 0
-    where none was read; `side` is the longer side of the finest level. The features of a `transformer` are not
+    each cross-attention layer to its number of heads. `class_channels` is the number of channels of a class embedding,
+    0 if none was read; `side` is the longer side of the finest level. The features of a `transformer` are not
     normalised: a few channels are far larger than the others.
     """
 

@@ -26,7 +26,7 @@ _STORED_NAMES = {
 
 @dataclass(frozen=True)
 class GuidedOptions:
-    """Channels of the network's parts, and which inputs the head reads; benchmarks/ablations.py switches off each.
+    """Channels of the parts of the network, and the inputs of the head, each of which benchmarks/ablations.py removes.
 
     The fused block outputs have `feature_channels`, the learned mixtures of the attention maps `attention_channels`,
     and the first layers of the head `head_channels`. The head always reads the mean of a class's attention maps.
@@ -56,8 +56,8 @@ class GuidedOptions:
 class GuidedModule(nn.Module):
     """Predicts a class's mask from fused features, the class's attention maps and those of the other classes.
 
-    The head is class-agnostic and reads no text embedding, so it handles unseen classes like seen ones, as long as the
-    denoiser's attention locates them.
+    The head is class-agnostic and reads no text embedding, so it handles unseen classes like seen ones if the attention
+    of the denoiser locates them.
     """
 
     needs = frozenset({FEATURES, CROSS_ATTENTION})
@@ -99,7 +99,7 @@ class GuidedModule(nn.Module):
             inputs.append(_of_other_classes(maps).flatten(0, 1))
         if features is not None:
             inputs.append(_per_class(features, classes))
-        # In channels-last layout the upsampling below is several times faster on CPUs.
+        # In the channels-last layout, the upsampling below is several times faster on CPUs.
         head = self.first(torch.cat(inputs, 1).contiguous(memory_format=torch.channels_last))
         head = self.second(_upsampled(head))
         head = _upsampled(head)

@@ -16,9 +16,9 @@ _TOKENS_PER_SIDE = 16
 class PaperModule(nn.Module):
     """Mixes the features of all blocks from coarse to fine, and predicts masks by their dot product with text queries.
 
-    Unlike the released code it keeps the images of a batch apart, normalises with running statistics in evaluation, and
-    reads only the conditional half of guidance: 17.87 M parameters for Stable Diffusion 1. Features of transformers are
-    normalised first. `PublishedModule` follows the released code.
+    Unlike in the released code, the images of a batch do not affect each other, evaluation uses running statistics, and
+    only the conditional half of guidance is read, which gives 17.87 M parameters for Stable Diffusion 1. Features of
+    transformers are normalised first. `PublishedModule` follows the released code.
     """
 
     needs = frozenset({FEATURES, CLASS_EMBEDDINGS})
@@ -70,7 +70,7 @@ class PaperModule(nn.Module):
 
 
 def _reduced(channels: int, width: int, normalised: bool) -> nn.Module:
-    """A 1 x 1 convolution, after a norm if the features need one: the paper's U-Net has block outputs of like size."""
+    """A 1 x 1 convolution, after a norm if the features need one, which those of the paper's U-Net do not."""
     convolution = nn.Conv2d(channels, width, 1)
     return nn.Sequential(nn.GroupNorm(1, channels), convolution) if normalised else convolution
 

@@ -1,4 +1,4 @@
-"""The paper's grounding module as its authors released it; it reads both halves of classifier-free guidance."""
+"""The paper's grounding module as released by its authors; it reads both halves of classifier-free guidance."""
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,10 @@ class PublishedModule(PaperModule):
     """`PaperModule` in the form of the released weights: 18.8 M parameters for Stable Diffusion 1.
 
     It reads both halves of guidance, which have 15360, 14080, 8320 and 5120 channels from coarse to fine. Each level is
-    mixed at the size of the next finer one. Attention, levels and tokens have no biases, and the decoder has no final
+    mixed at the size of the next finer level. Attention, levels and tokens have no biases, and the decoder has no final
     norm.
 
-    The released code normalises with batch statistics in evaluation, too, and processes one image at a time. Here each
+    The released code also normalises with batch statistics in evaluation, and processes one image at a time. Here each
     image has its own statistics, so that it does not depend on the rest of the batch.
     """
 
