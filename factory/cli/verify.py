@@ -92,7 +92,7 @@ def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool, 
         prepare(recipe, store)
         if recipe.real is not None:
             check_labels(recipe)
-    done = repair(store, report)
+    done = repair(store, report, lease.confirm)
     if done.deleted or done.orphans or report.missing:
         with watching(quiet) as watch:
             generate(recipe, store, watch=watch, held=lease, labels_checked=True)

@@ -1,6 +1,7 @@
 """A lease that limits a dataset to one driver: a file in the dataset, renewed by a heartbeat."""
 
 import json
+import math
 import os
 import secrets
 import socket
@@ -10,12 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from factory.dataset.storage import Store
 from factory.dataset.storage_errors import ignores_conditions
 from factory.errors import LeaseHeldError, UserError
 from factory.files.decode import decode_json
+from factory.files.processes import process_identity
 
 LEASE = "lease.json"
 BEAT = 10.0
@@ -77,10 +79,11 @@ def parse_lease(data: bytes | None) -> Lease | None:
 
 
 def dead(lease: Lease) -> bool | None:
-    """Whether the lease's process has ended; None if it runs on another machine or in another PID namespace."""
-    if not lease.place or lease.place.rpartition("/")[0] != _process_identity(lease.pid).rpartition("/")[0]:
+    """Whether the lease's process has ended; None if it is hidden, on another machine, or in another PID namespace."""
+    identity = process_identity(lease.pid)
+    if not lease.place or not identity or lease.place.rpartition("/")[0] != identity.rpartition("/")[0]:
         return None
-    return lease.place != _process_identity(lease.pid)
+    return lease.place != identity
 
 
 def holder(store: Store) -> Lease | None:
@@ -107,19 +110,30 @@ class HeldLease:
     """A lease held by this process. `check` raises once another driver has taken it over."""
 
     def __init__(self, store: Store, lease: Lease) -> None:
-        self._store, self._lease = store, lease
-        self._successor: Lease | None = None
+        self._store, self._lease, self._renewed = store, lease, _clock()
+        self._loss = ""
+        self._renewing = threading.Lock()
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raise LeaseHeldError if the lease was taken over; this run must then stop."""
-        if self._successor is not None:
+        """Raise LeaseHeldError if a heartbeat found that the lease was taken over; this run must then stop."""
+        if self._loss:
             raise LeaseHeldError(
-                f"another driver took over {self._store.address}: {self._successor.who}; this run stops, and its "
-                f"committed shards are kept."
+                f"another driver took over {self._store.address}: {self._loss}; this run stops, and its committed "
+                f"shards are kept."
             )
+
+    def confirm(self) -> None:
+        """As `check`, but certain, for the moment before files are deleted or replaced.
+
+        If heartbeats are late, because this process was stopped or the store did not respond, the lease is renewed
+        first; this may block as long as other operations of the store.
+        """
+        if _clock() - self._renewed > 2 * BEAT:
+            self._renew(self._store)
+        self.check()
 
     @property
     def epoch(self) -> int:
@@ -129,13 +143,13 @@ class HeldLease:
     @property
     def lost(self) -> bool:
         """Whether another driver has taken over the lease."""
-        return self._successor is not None
+        return bool(self._loss)
 
     def release(self) -> None:
         """Release the lease; best effort, because it expires anyway."""
         self._released.set()
         self._thread.join(1)
-        if self._successor is None:
+        if not self._loss:
             store = self._store.with_patience(_RELEASE_PATIENCE)
             with suppress(UserError):
                 # Compared by holder: in an outage, a heartbeat may have been written although its response was lost.
@@ -145,24 +159,31 @@ class HeldLease:
 
     def _beat(self) -> None:
         store = self._store.with_timeout(_TIMEOUT)
-        while not self._released.wait(BEAT):
-            renewed = replace(self._lease, beat=self._lease.beat + 1, updated=_now())
-            try:
-                if store.compare_and_swap(LEASE, renewed.to_json(), self._lease.to_json(), durable=False):
-                    self._lease = renewed
-                    continue
-                current = parse_lease(store.get(LEASE))
+        while not self._loss and not self._released.wait(BEAT):
+            with suppress(UserError):  # an outage or a full disk; writing shards reports it
+                self._renew(store)
+
+    def _renew(self, store: Store) -> None:
+        """Write the lease with the next heartbeat, unless it was taken over or released."""
+        with self._renewing:
+            seen: bytes | None = self._lease.to_json()
+            while not self._loss:
+                now = _clock()
+                renewed = replace(self._lease, beat=self._lease.beat + 1, updated=_now())
+                if store.compare_and_swap(LEASE, renewed.to_json(), seen, durable=False):
+                    self._lease, self._renewed = renewed, now
+                    return
+                seen = store.get(LEASE)
+                current = parse_lease(seen)
                 if current is None and self._released.is_set():
                     return  # the run has ended and deleted it
-                if current is None:
-                    # The file was deleted, but no other driver works here: write it again.
-                    store.compare_and_swap(LEASE, self._lease.to_json(), None, durable=False)
-                    continue
-            except UserError:
-                continue  # an outage or a full disk; writing shards reports it
-            if current.holder != self._lease.holder:
-                self._successor = current
-                return
+                if current is None and _clock() - self._renewed > EXPIRES:
+                    self._loss = "it worked there while this process was stopped or cut off, and has ended"
+                elif current is not None and current.holder != self._lease.holder:
+                    self._loss = current.who
+                elif current is not None:
+                    self._lease = current  # an earlier heartbeat was written although its response was lost
+                # Otherwise, the file was deleted, but no other driver works here: write it again.
 
 
 @contextmanager
@@ -216,8 +237,8 @@ def _wait_until_dead(store: Store, lease: Lease, log: Callable[[str], None]) -> 
         return
     if ended is None:
         log(f"{lease.who} may still be working on {store.address}; watching its heartbeat for up to {EXPIRES:.0f} s.")
-        start = time.monotonic()
-        while time.monotonic() - start < EXPIRES:
+        # Counted in responses, not by a clock: while the store does not respond, the driver cannot renew its lease.
+        for _ in range(math.ceil(EXPIRES / _POLL_INTERVAL)):
             time.sleep(_POLL_INTERVAL)
             current = parse_lease(store.get(LEASE))
             if current is None:
@@ -235,25 +256,12 @@ def _wait_until_dead(store: Store, lease: Lease, log: Callable[[str], None]) -> 
 
 def _new_lease(epoch: int) -> Lease:
     now, pid = _now(), os.getpid()
-    return Lease(secrets.token_hex(8), socket.gethostname(), pid, _process_identity(pid), now, now, epoch=epoch)
+    return Lease(secrets.token_hex(8), socket.gethostname(), pid, process_identity(pid), now, now, epoch=epoch)
 
 
-def _process_identity(pid: int) -> str:
-    """A process as boot id/PID namespace/start time; "" if the system does not expose them. PIDs alone are reused."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as stream:
-            boot = stream.read().strip()
-        space = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-    try:
-        with open(f"/proc/{pid}/stat") as stream:
-            # The fields after the command in parentheses: the state is the third field, the start time the 22nd.
-            fields: list[Any] = stream.read().rpartition(")")[2].split()
-        start = "" if fields[0] in "ZX" else fields[19]
-    except (OSError, IndexError):
-        start = ""
-    return f"{boot}/{space}/{start}"
+def _clock() -> float:
+    """Seconds that also pass while the machine is suspended, if the system counts them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _now() -> str:

@@ -1,6 +1,7 @@
 """Repairs a dataset: rewrites manifests from intact tar files, and deletes what a run must generate again."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from factory.dataset.manifest import manifest_of
@@ -20,22 +21,33 @@ class RepairResult:
     orphans: tuple[str, ...]
 
 
-def repair(store: Store, report: Report) -> RepairResult:
+def repair(store: Store, report: Report, confirm: Callable[[], None] = lambda: None) -> RepairResult:
     """Rewrite damaged manifests from their tars, and delete other damaged shards and orphans. A run regenerates them.
 
     The caller must have acquired the dataset's lease before the check, because the newest files of a run are orphans
-    until their receipt is written. The receipt of a damaged shard is deleted first, so that an interrupted repair
-    leaves a missing shard and not one that looks intact.
+    until their receipt is written. `confirm` raises an error if the lease was lost since; another driver may have
+    completed what the report names. A worker of a killed driver may complete a shard as well: files that have a receipt
+    now are kept. The receipt of a damaged shard is deleted first, so that an interrupted repair leaves a missing shard
+    and not one that looks intact.
     """
     recipe_format = recipe_of(store).format
-    rewritten = tuple(number for number in report.only_manifest if _rewrite_manifest(store, number, recipe_format))
+    rewritten = []
+    for number in report.only_manifest:
+        confirm()
+        if _rewrite_manifest(store, number, recipe_format):
+            rewritten.append(number)
     deleted = tuple(number for number in report.damaged if number not in rewritten)
     for number in deleted:
+        confirm()
         for name in (receipt_name(number), manifest_name(number), tar_name(number)):
             store.delete(name)
-    for name in report.orphans:
-        store.delete(name)
-    return RepairResult(rewritten, deleted, tuple(report.orphans))
+    orphans = []
+    for name, number in report.orphans.items():
+        confirm()
+        if store.get(receipt_name(number)) is None:
+            store.delete(name)
+            orphans.append(name)
+    return RepairResult(tuple(rewritten), deleted, tuple(orphans))
 
 
 def _rewrite_manifest(store: Store, number: int, recipe_format: int) -> bool:

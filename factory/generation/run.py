@@ -142,6 +142,7 @@ def run_prepared(
 
     The run also ends at its `limit`, or after the shards that contain at least `samples` more samples.
     """
+    lease.confirm()  # the files of a dataset without shards are deleted if the recipe has changed
     recipe = init_or_resume(store, recipe, extend)
     plan = Plan(recipe)
     done = set(tags(store, len(plan)))
@@ -150,6 +151,7 @@ def run_prepared(
     todo = all_missing if samples is None else _first_shards(plan, all_missing, samples)
     if todo:
         state = _run(recipe, store, todo, tracker, watch, lease, limit)
+    lease.confirm()  # another driver may have extended the dataset, and its statement must not be replaced
     totals = write_statement(store, recipe)
     last = tracker.snapshot(state, "done" if totals.shards == len(plan) else "incomplete")
     last = replace(last, accepted=totals.accepted)  # the tracker counts all planned samples of earlier shards

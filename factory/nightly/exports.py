@@ -1,10 +1,12 @@
 """Exports of a night: written in place below a local root, or in a temporary folder and then uploaded."""
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from factory.config.keys import PATTERN
 from factory.dataset.storage import Store
 from factory.export.folder import STATE
 from factory.export.run import Export, ExportSummary, Options
@@ -14,10 +16,18 @@ _UPLOADS = 16
 """Files that are uploaded at a time."""
 
 
-def export_night(root: Store, dataset: Store, folder: str, format_name: str, log: Callable[[str], None]) -> Exported:
+def export_night(
+    root: Store,
+    dataset: Store,
+    folder: str,
+    format_name: str,
+    log: Callable[[str], None],
+    confirm: Callable[[], None] = lambda: None,
+) -> Exported:
     """Export the finished shards of a dataset to `folder` of the root, in one format.
 
-    An existing export of fewer shards is completed. Raises UserError if a shard is damaged.
+    An existing export of fewer shards is completed. `confirm` is called before files in a bucket are replaced; it
+    raises an error if another driver has taken over. Raises UserError if a shard is damaged.
     """
     if root.folder is not None:
         return _exported(folder, _export(dataset, root.folder / folder, format_name, log))
@@ -25,7 +35,7 @@ def export_night(root: Store, dataset: Store, folder: str, format_name: str, log
         target = Path(temporary) / format_name
         summary = _export(dataset, target, format_name, log)
         log(f"uploading {root.address.rstrip('/')}/{folder}")
-        upload(target, root, folder)
+        upload(target, root, folder, confirm)
     return _exported(folder, summary)
 
 
@@ -39,13 +49,25 @@ def _exported(folder: str, summary: ExportSummary) -> Exported:
     return Exported(path=folder, shards=summary.shards, train=summary.train, val=summary.val)
 
 
-def upload(source: Path, root: Store, folder: str) -> None:
-    """Upload all files below `source` except the state of the export, then delete other files in the store."""
+def upload(source: Path, root: Store, folder: str, confirm: Callable[[], None] = lambda: None) -> None:
+    """Upload all files below `source` except the state of the export, then delete other files in the store.
+
+    The files of samples are first, because the others name them.
+    """
     names = {f"{folder}/{path.relative_to(source).as_posix()}": path for path in _files(source)}
+    samples = {name: path for name, path in names.items() if re.fullmatch(PATTERN, path.stem)}
+
+    def put(item: tuple[str, Path]) -> None:
+        confirm()
+        root.put_file(*item)
+
     with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="uploads") as pool:
-        for _ in pool.map(lambda item: root.put_file(*item), names.items()):
-            pass
-    root.delete_all(root.list(folder).keys() - names.keys())
+        for files in (samples, {name: path for name, path in names.items() if name not in samples}):
+            for _ in pool.map(put, files.items()):
+                pass
+    others = root.list(folder).keys() - names.keys()
+    confirm()
+    root.delete_all(others)
 
 
 def _files(source: Path) -> Iterator[Path]:

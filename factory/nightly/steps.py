@@ -202,10 +202,12 @@ def export_formats(context: NightContext, night: Night, lease: HeldLease, save: 
         before = night.exports.get(format_name)
         if before is not None and before.shards == night.shards:
             continue
-        lease.check()
+        lease.confirm()
         with _timed() as elapsed:
             folder = f"{context.folder}/exports/{format_name}"
-            done: Exported = export_night(context.root, context.dataset, folder, format_name, context.log)
+            done: Exported = export_night(
+                context.root, context.dataset, folder, format_name, context.log, lease.confirm
+            )
         exports = {**night.exports, format_name: done}
         night = save(night.changed(exports=exports, seconds=with_seconds(night, "export", elapsed())))
     return night

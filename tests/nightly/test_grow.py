@@ -69,10 +69,10 @@ def grow(make: Make, monkeypatch: pytest.MonkeyPatch) -> Grow:
 
 def kill(grow: Grow, date: datetime.date, shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a night whose driver is killed after some shards: it writes nothing more, and leaves its lease behind."""
-    here = lease._process_identity(os.getpid()).rpartition("/")[0]
+    here = lease.process_identity(os.getpid()).rpartition("/")[0]
     with monkeypatch.context() as patch:
         patch.setattr("factory.nightly.steps.with_usage", lambda night, *_: night)
-        patch.setattr(lease, "_process_identity", lambda pid: f"{here}/0")
+        patch.setattr(lease, "process_identity", lambda pid: f"{here}/0")
         patch.setattr(lease.HeldLease, "release", lambda held: held._released.set())
         with pytest.raises(KilledError):
             grow(date, shards, KilledError())
@@ -120,7 +120,7 @@ def test_killed_night_is_interrupted_while_a_later_one_works_on_the_dataset(
 ) -> None:
     context = make(**FIELDS)
     kill(grow, DATE, 1, monkeypatch)
-    data = {**json.loads(context.dataset.get(LEASE) or b""), "place": lease._process_identity(os.getpid())}
+    data = {**json.loads(context.dataset.get(LEASE) or b""), "place": lease.process_identity(os.getpid())}
     context.dataset.put(LEASE, Lease(**data).to_json())
     assert [night["state"] for night in nights_of(context.root)] == ["running"]
     context.dataset.put(LEASE, Lease(**{**data, "started": "2099-01-01T00:00:00+00:00"}).to_json())

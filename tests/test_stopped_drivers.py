@@ -1,0 +1,126 @@
+"""Drivers that were stopped while another one worked on the dataset: they destroy nothing when they continue."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory.config.plan import Plan
+from factory.config.recipe import Recipe
+from factory.dataset import lease
+from factory.dataset.encode import encode_sample
+from factory.dataset.lease import LEASE, Lease, leased
+from factory.dataset.receipts import Tally, commit, receipt_name, tar_name
+from factory.dataset.repair import repair
+from factory.dataset.storage import Store
+from factory.dataset.verify import verify
+from factory.errors import LeaseHeldError
+from factory.generation import run
+from factory.generation.run import run_prepared
+from factory.nightly.exports import upload
+from tests.support.bucket import Bucket, serving
+from tests.support.export_datasets import SHARD_SIZE, SHARDS, make_dataset, make_sample
+
+ABOUT: dict[str, Any] = {"seconds": {}, "versions": {}, "worker": {}}
+OTHER = Lease("abc", "node-7", 12, "other-boot/pid:[1]/5", "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
+
+
+def put_shard(store: Store, recipe: Recipe, number: int) -> None:
+    planned = Plan(recipe).shard(number)
+    samples = [encode_sample(make_sample(sample), recipe.vocabulary(), {}, 90) for sample in planned.samples]
+    commit(store, planned, samples, Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
+
+
+def take_over(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this process had been stopped for longer than a lease lasts, and another driver had come."""
+    store.put(LEASE, OTHER.to_json())
+    monkeypatch.setattr(lease, "_clock", lambda: time.clock_gettime(time.CLOCK_BOOTTIME) + lease.EXPIRES + 1)
+
+
+def test_repair_that_was_stopped_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, recipe = make_dataset(tmp_path, shards=(0, 2, 3, 4))
+    put_shard(store, recipe, 1)
+    store.delete(receipt_name(1))
+    (tmp_path / tar_name(2)).write_bytes(b"damaged")
+    with leased(store) as held:
+        report = verify(store)
+        assert (set(report.damaged), set(report.orphans.values())) == ({2}, {1})
+        take_over(store, monkeypatch)
+        for name in (receipt_name(2), tar_name(2)):
+            store.delete(name)
+        put_shard(store, recipe, 1)
+        put_shard(store, recipe, 2)
+        with pytest.raises(LeaseHeldError):
+            repair(store, report, held.confirm)
+    after = verify(store)
+    assert (after.damaged, after.missing, after.shards) == ({}, [], SHARDS)
+
+
+def test_repair_keeps_a_shard_that_a_worker_completed_after_the_check(tmp_path: Path) -> None:
+    """Its driver was killed, and Ray ended the worker a moment later."""
+    store, recipe = make_dataset(tmp_path, shards=(0, 2, 3, 4))
+    put_shard(store, recipe, 1)
+    receipt = store.get(receipt_name(1))
+    store.delete(receipt_name(1))
+    report = verify(store)
+    assert set(report.orphans.values()) == {1}
+    store.create(receipt_name(1), receipt or b"")
+    assert repair(store, report).orphans == ()
+    after = verify(store)
+    assert (after.missing, after.orphans, after.damaged) == ([], {}, {})
+
+
+def test_run_that_was_stopped_does_not_replace_a_newer_statement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, recipe = make_dataset(tmp_path)
+    tags = run.tags
+
+    def stopped(store: Store, shards: int) -> dict[int, str]:
+        store.put("dataset.json", b"of the extended dataset")
+        take_over(store, monkeypatch)
+        return tags(store, shards)
+
+    monkeypatch.setattr(run, "tags", stopped)
+    with leased(store) as held, pytest.raises(LeaseHeldError):
+        run_prepared(recipe, store, held)
+    assert store.get("dataset.json") == b"of the extended dataset"
+
+
+def test_upload_that_was_stopped_does_not_replace_a_newer_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "coco/train").mkdir(parents=True)
+    (tmp_path / "coco/annotations").mkdir()
+    for name in ("annotations/instances_train.json", "train/000000000.jpg", "train/000000001.jpg"):
+        (tmp_path / "coco" / name).write_text("old")
+    with serving(Bucket()) as bucket:
+        for name, value in bucket.environment().items():
+            monkeypatch.setenv(name, value)
+        root = Store("s3://b/nights")
+        with leased(root) as held:
+            newer = {f"coco/{name}": b"new" for name in ("annotations/instances_train.json", "train/000000002.jpg")}
+            for name, data in newer.items():
+                root.put(name, data)
+            take_over(root, monkeypatch)
+            with pytest.raises(LeaseHeldError):
+                upload(tmp_path / "coco", root, "coco", held.confirm)
+            assert {name: root.get(name) for name in root.list("coco")} == newer
+
+
+def test_upload_that_is_killed_leaves_no_file_that_names_missing_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "train").mkdir()
+    images = [f"{number:09d}.jpg" for number in range(40)]
+    (tmp_path / "annotations/instances_train.json").write_text(json.dumps(images))
+    for image in images:
+        (tmp_path / "train" / image).write_text("pixels")
+    order = list[str]()
+    root = Store(str(tmp_path / "root"))
+    monkeypatch.setattr(Store, "put_file", lambda store, name, path: order.append(name))
+    upload(tmp_path, root, "exports/coco")
+    assert order.index("exports/coco/annotations/instances_train.json") == len(images)
