@@ -2,13 +2,17 @@
 
 import datetime
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 
-from factory.dataset.lease import stale
+from factory.dataset.lease import LEASE, leased, stale
 from factory.dataset.storage import Store
 from factory.dataset.storage_errors import clear_errors
+from factory.dataset.storage_folder import LOCK
+from factory.dataset.stored_recipe import RECIPE
 from factory.nightly.latest import latest_night
-from factory.nightly.record import NIGHT, Night, list_nights
+from factory.nightly.record import DATASET, NIGHT, Night, list_nights
 
 
 def expired_nights(root: Store, keep: int, current: Night | None = None) -> list[datetime.date]:
@@ -46,21 +50,67 @@ def _is_untouchable(root: Store, night: Night) -> bool:
 
 
 def delete_night(root: Store, date: datetime.date) -> None:
-    """Delete the folder of a night. Its record goes last, so that an interrupted deletion is repeated.
+    """Delete the folder of a night, under the lease of its dataset; raises LeaseHeldError if a driver works on it.
 
-    Links in a local folder are removed, not followed.
+    The recipe of the dataset goes first, so that nobody takes the rest for a dataset, and the record last, so that an
+    interrupted deletion is repeated. Links in a local folder are removed, not followed.
     """
     folder = date.isoformat()
-    record = f"{folder}/{NIGHT}"
-    if root.folder is None:
-        root.delete_all(name for name in root.list(folder) if name != record)
-        root.delete(record)
+    with _lease(root, folder) as confirm:
+        if root.folder is None:
+            _delete_from_bucket(root, folder, confirm)
+        else:
+            path = root.folder / folder
+            with _clear_errors(path):
+                _delete_files(path, confirm)
+    if root.folder is not None:
+        with _clear_errors(path), suppress(FileNotFoundError):
+            if not (path / DATASET / LEASE).exists():  # otherwise, somebody has begun the night again
+                shutil.rmtree(path)
+
+
+@contextmanager
+def _lease(root: Store, folder: str) -> Iterator[Callable[[], None]]:
+    """Hold the lease of the night's own dataset, if there is one; yields a function that confirms it."""
+    dataset = f"{folder}/{DATASET}"
+    is_link = root.folder is not None and (root.folder / dataset).is_symlink()
+    if is_link or not root.entries(dataset, limit=1):
+        yield lambda: None
         return
-    path = root.folder / folder
-    with clear_errors(str(path), is_bucket=False, writes=True, hide=str):
-        for child in path.iterdir():
-            if child.is_dir() and not child.is_symlink():
-                shutil.rmtree(child)
-            elif child.name != NIGHT:
-                child.unlink()
+    with leased(Store(f"{root.address.rstrip('/')}/{dataset}", root.settings)) as held:
+        yield held.confirm
+
+
+def _delete_from_bucket(root: Store, folder: str, confirm: Callable[[], None]) -> None:
+    record, lease = f"{folder}/{NIGHT}", f"{folder}/{DATASET}/{LEASE}"
+    names = root.list(folder).keys() - {record, lease}
+    confirm()
+    root.delete(f"{folder}/{DATASET}/{RECIPE}")
+    root.delete_all(names)
+    root.delete(record)
+
+
+def _delete_files(path: Path, confirm: Callable[[], None]) -> None:
+    """Delete everything in the folder of a night but the lease and its lock file."""
+    dataset = path / DATASET
+    confirm()
+    if dataset.is_dir() and not dataset.is_symlink():
+        (dataset / RECIPE).unlink(missing_ok=True)
+        for child in list(dataset.iterdir()):
+            if child.name != LEASE and not child.name.startswith(LOCK):
+                _remove(child)
+    for child in list(path.iterdir()):
+        if child.name != NIGHT and (child != dataset or child.is_symlink()):
+            _remove(child)
+    (path / NIGHT).unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _clear_errors(path: Path) -> AbstractContextManager[None]:
+    return clear_errors(str(path), is_bucket=False, writes=True, hide=str)
