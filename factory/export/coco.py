@@ -48,18 +48,18 @@ class CocoFormat:
         return records
 
     def finish(self, records: Records) -> None:
-        """Write the annotation files; a split without samples gets none."""
+        """Write the annotation files; a split without samples gets none. Then delete images that they do not name."""
         folder = self._info.root / "annotations"
         folder.mkdir(exist_ok=True)
         for split in SPLITS:
             keys = KeySet(record["image"]["file_name"].removesuffix(".jpg") for record in records.of(split))
-            delete_other_samples(self._info.root / split, keys)
             path = folder / f"instances_{split}.json"
-            if not keys:
+            if keys:
+                with replaced_atomically(path) as partial, open(partial, "w", encoding="utf-8") as stream:
+                    self._write_json(stream, records, split)
+            else:
                 path.unlink(missing_ok=True)
-                continue
-            with replaced_atomically(path) as partial, open(partial, "w", encoding="utf-8") as stream:
-                self._write_json(stream, records, split)
+            delete_other_samples(self._info.root / split, keys)
 
     def _annotation(self, source: dict[str, Any], mask: Mask) -> dict[str, Any]:
         fields = ("id", "image_id", "category_id", "segmentation", "bbox", "area", "iscrowd", "score")

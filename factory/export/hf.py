@@ -83,13 +83,13 @@ class HuggingFaceFormat:
         data = self._info.root / "data"
         data.mkdir(exist_ok=True)
         splits, stored = [], 0
-        for split in set(SPLITS) - counts.keys():
-            _delete_other_files(data, split, [])
         for split, count in counts.items():
             files = self._publish(data, split, records.units)
             stored += sum(file.stat().st_size for file in files)
             splits.append({"name": _NAMES[split], "num_bytes": sum(map(_bytes_of, files)), "num_examples": count})
         write_atomically(self._info.root / "README.md", self._card(splits, stored).encode())
+        for split in set(SPLITS) - counts.keys():  # which the card does not name any more
+            _delete_other_files(data, split, [])
 
     def _publish(self, data: Path, split: str, units: int) -> list[Path]:
         """Move each unit's file to its final name, from pending or from the name of an earlier, smaller export."""

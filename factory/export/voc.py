@@ -44,16 +44,19 @@ class VocFormat:
         return records
 
     def finish(self, records: Records) -> None:
-        """Write the class list and the image sets: readers of boxes use those in Main, readers of masks the others."""
-        keys = KeySet(key for split in SPLITS for key in records.of(split))
-        for name in _FOLDERS:
-            delete_other_samples(self._info.root / name, keys)
+        """Write the class list and the image sets: readers of boxes use those in Main, readers of masks the others.
+
+        Files of other samples are deleted when no list names them any more.
+        """
         for task in ("Main", "Segmentation"):
             folder = self._info.root / "ImageSets" / task
             folder.mkdir(parents=True, exist_ok=True)
             for name, splits in _IMAGE_SETS.items():
                 _put_lines(folder / f"{name}.txt", (key for split in splits for key in records.of(split)))
         _put_lines(self._info.root / "labels.txt", iter(("background", *self._info.vocabulary.names)))
+        keys = KeySet(key for split in SPLITS for key in records.of(split))
+        for name in _FOLDERS:
+            delete_other_samples(self._info.root / name, keys)
 
     def _write_sample(self, sample: ExportSample) -> list[Path]:
         """Write the files of a sample; returns their paths."""

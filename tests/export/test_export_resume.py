@@ -183,6 +183,27 @@ def test_samples_that_the_dataset_lost_leave_the_export(lost: tuple[int, ...], f
     assert content(tmp_path / "export") == content(tmp_path / "new")
 
 
+@pytest.mark.parametrize("form", ["coco", "voc"])
+def test_lists_do_not_name_files_that_are_deleted(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the process is killed in between."""
+    store, _ = make_dataset(tmp_path / "set")
+    run(store, tmp_path / "out", form)
+    store.delete("receipts/000001.json")
+    lists = list[str]()
+
+    def killed(*_: object) -> None:
+        files = (path for path in (tmp_path / "out").rglob("*") if path.suffix in (".json", ".txt"))
+        lists.extend(path.read_text() for path in files if path.parent.name in ("annotations", "Main"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"factory.export.{form}.delete_other_samples", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(store, tmp_path / "out", form, partial=True)
+    lost = f"{SHARD_SIZE:09d}"
+    assert lists
+    assert lost not in next(text for text in lists if f"{SHARD_SIZE - 1:09d}" in text)
+
+
 def test_finished_export_is_not_rewritten(store: Store, tmp_path: Path) -> None:
     run(store, tmp_path, "coco")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.j*")}
