@@ -9,6 +9,7 @@ from factory.engine import logs
 from factory.engine.deadlines import Deadlines
 from factory.engine.health import Health
 from factory.engine.outcomes import Outcomes, last_line
+from factory.engine.pauses import Pauses
 from factory.engine.pool import Pool, Worker, references
 from factory.engine.queue import ShardQueue
 from factory.engine.state import Limit, Listener, State
@@ -36,7 +37,7 @@ class Scheduler:
     ) -> None:
         self._pool, self._view, self._engine, self._listener = pool, view, engine, listener
         self._limit = limit or Limit()
-        self._queue, self._deadlines = ShardQueue(shards), Deadlines(engine)
+        self._queue, self._deadlines, self._pauses = ShardQueue(shards), Deadlines(engine), Pauses()
         self._progress_requested, self._logs_reported = 0.0, time.monotonic()
         self.state = State(len(shards))
         self._health = Health(pool, view, engine, self.state)
@@ -207,8 +208,9 @@ class Scheduler:
         """Kill actors past their deadline: the late shard counts as an error, the actor's other shard is requeued."""
         import ray
 
-        if self.state.waiting:  # workers wait for the store, so deadlines are suspended
-            for worker in self._pool.workers:
+        # While workers block on the store, or may have been stopped like this process, the clock stands still.
+        if self._pauses.ended() or self.state.waiting:
+            for worker in [*self._pool.workers, *self._pool.detectors]:
                 worker.since = worker.alive = time.monotonic()
             return
         for worker in [*self._pool.workers, *self._pool.detectors]:

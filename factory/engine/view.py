@@ -4,6 +4,7 @@ import threading
 import time
 
 from factory.engine.capacity import Capacity, Share
+from factory.engine.pauses import Pauses
 
 _INTERVAL = 2.0
 
@@ -19,7 +20,8 @@ class ClusterView:
         """Queries the cluster once, synchronously."""
         self._capacity = capacity
         self._latest = capacity.current()
-        self._updated = time.monotonic()
+        self._updated = self._resumed = time.monotonic()
+        self._pauses = Pauses()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="cluster-view", daemon=True)
 
@@ -42,8 +44,11 @@ class ClusterView:
         return self._latest[1]
 
     def silent_for(self) -> float:
-        """Seconds for which a response of the head node is overdue."""
-        return max(0.0, time.monotonic() - self._updated - _INTERVAL)
+        """Seconds for which a response of the head node is overdue. The scheduler asks at every step."""
+        now = time.monotonic()
+        if self._pauses.ended():
+            self._resumed = now  # until then, this process could not receive a response
+        return max(0.0, now - max(self._updated, self._resumed) - _INTERVAL)
 
     def _watch(self) -> None:
         import ray
