@@ -1,11 +1,14 @@
 """Stores: folders listed without their content, large files sent in parts, many names deleted at once."""
 
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from factory.dataset.storage import Store
+from factory.dataset.storage_folder import delete_abandoned
 from factory.errors import UserError
 from tests.support.bucket import Bucket, Fault, serving
 
@@ -72,3 +75,39 @@ def test_an_empty_address_is_rejected() -> None:
     """It would mean the working directory, for example if a shell variable is not set."""
     with pytest.raises(UserError, match="the address of a dataset is empty"):
         Store("")
+
+
+def test_file_gets_its_name_when_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power failure, a name that the file system wrote before the content would belong to an empty file."""
+    store = Store(str(tmp_path))
+    store.create("recipe.yaml", b"old")
+
+    def power_failure(file: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", power_failure)
+    with pytest.raises(KeyboardInterrupt):
+        store.create("train/000000.tar", b"samples")
+    with pytest.raises(KeyboardInterrupt):
+        store.compare_and_swap("recipe.yaml", b"extended", b"old")
+    assert store.list("") == {".lock": 0, "recipe.yaml": 3}
+    assert store.get("recipe.yaml") == b"old"
+
+
+def test_folder_that_disappears_during_a_write_is_an_error_of_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path / "set"))
+    monkeypatch.setattr(Path, "write_bytes", lambda path, data: path.parent.rmdir())
+    with pytest.raises(UserError, match=r"No such file or directory: '[^#]*/train/000000\.tar'\. Give a folder"):
+        store.create("train/000000.tar", b"samples")
+
+
+def test_temporary_files_of_killed_processes_are_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for name, age in (("000000.tar", 3600), ("000001.tar#12", 3600), ("000002.tar#34", 60), ("notes#1.txt", 3600)):
+        (folder / name).touch()
+        os.utime(folder / name, (0, time.time() - age))
+    delete_abandoned(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == ["000000.tar", "000002.tar#34", "notes#1.txt"]

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import importlib
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from factory.config.sections import StoreRecipe
 from factory.dataset.ordered_map import ordered_map
 from factory.dataset.storage_access import Access, check_address, find_access, is_remote, with_environment
 from factory.dataset.storage_errors import StoreFullError, clear_errors, never_created
-from factory.dataset.storage_folder import FolderWrites
+from factory.dataset.storage_folder import TEMPORARY, FolderWrites
 from factory.dataset.storage_listing import Entry, list_bucket, list_folder, tag_of
 from factory.dataset.storage_retry import Patience
 from factory.errors import UserError
@@ -102,7 +101,7 @@ class Store:
 
         def put(client: Any) -> bool:
             if self._folder_writes is not None:
-                return self._folder_writes.create(client, name, data)
+                return self._folder_writes.create(name, data)
             client.put(name, data, mode="create", use_multipart=False)
             return True
 
@@ -144,13 +143,11 @@ class Store:
         If the response to a successful write is lost, the retry recognises the write by its content. Without `durable`,
         the write does not wait for the disk of a folder, and a power failure may undo it.
         """
-        if self._folder_writes is not None:
-            with self._clear_errors(name, writes=True), self._folder_writes.locked():
+        if (folder := self._folder_writes) is not None:
+            with self._clear_errors(name, writes=True), folder.locked():
                 if self.get(name) != seen:
                     return False
-                self.put(name, data)
-                if durable:
-                    self._folder_writes.synchronise(name)
+                self._do(name, lambda _: folder.replace(name, data, durable), writes=True)
                 return True
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
@@ -223,7 +220,7 @@ class Store:
         else:
             in_order = self._find_access().lists_in_order
             entries = list_bucket(run, urlparse(self.address).scheme, prefix, limit, bounds, in_order)
-        return {name: entries[name] for name in sorted(entries) if not re.search(r"#\d+$", name)}
+        return {name: entries[name] for name in sorted(entries) if not TEMPORARY.search(name)}
 
     def folders(self) -> Sequence[str]:
         """The names of the folders directly in the store, sorted; files deeper down are not listed."""

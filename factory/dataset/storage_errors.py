@@ -1,6 +1,7 @@
 """Turns errors of storage clients into messages for users."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 
 from factory.dataset.storage_retry import first_line, names_no_bucket
@@ -16,7 +17,7 @@ class StoreFullError(TransientError):
 
 @contextlib.contextmanager
 def clear_errors(where: str, is_bucket: bool, writes: bool, hide: Callable[[str], str]) -> Iterator[None]:
-    """Turn storage errors into a UserError with a clear message; FileNotFoundError passes.
+    """Turn storage errors into a UserError with a clear message; FileNotFoundError of a read passes.
 
     `where` names the file, and `hide` removes credentials from a text.
     """
@@ -30,9 +31,9 @@ def clear_errors(where: str, is_bucket: bool, writes: bool, hide: Callable[[str]
         if is_bucket and (names_no_bucket(error) or (writes and isinstance(error, FileNotFoundError))):
             verb = "write" if writes else "read"
             raise UserError(f"cannot {verb} {where}: the bucket does not exist; create it or give another.") from None
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) and not writes:
             raise
-        message = hide(first_line(error))
+        message = re.sub(r"#\d+'", "'", hide(first_line(error)))  # without the end of a temporary name
         if any(f"os error {code}" in message for code in _FULL) or getattr(error, "errno", 0) in _FULL:
             raise StoreFullError(
                 f"no space left for {where}; committed shards are kept. Free some space and rerun the same "

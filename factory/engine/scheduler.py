@@ -208,7 +208,7 @@ class Scheduler:
         """Kill actors past their deadline: the late shard counts as an error, the actor's other shard is requeued."""
         import ray
 
-        # While workers block on the store, or may have been stopped like this process, the clock stands still.
+        # While workers wait for the store, or may have been stopped like this process, deadlines are suspended.
         if self._pauses.ended() or self.state.waiting:
             for worker in [*self._pool.workers, *self._pool.detectors]:
                 worker.since = worker.alive = time.monotonic()

@@ -14,6 +14,7 @@ from factory.dataset.progress_file import put_progress
 from factory.dataset.receipts import missing, tags
 from factory.dataset.statement import write_statement
 from factory.dataset.storage import Store
+from factory.dataset.storage_folder import delete_abandoned
 from factory.dataset.stored_recipe import existing_recipe, init_or_resume
 from factory.dataset.totals import Totals
 from factory.engine.capacity import Capacity
@@ -153,6 +154,8 @@ def run_prepared(
         state = _run(recipe, store, todo, tracker, watch, lease, limit)
     lease.confirm()  # another driver may have extended the dataset, and its statement must not be replaced
     totals = write_statement(store, recipe)
+    if store.folder is not None:
+        delete_abandoned(store.folder)
     last = tracker.snapshot(state, "done" if totals.shards == len(plan) else "incomplete")
     last = replace(last, accepted=totals.accepted)  # the tracker counts all planned samples of earlier shards
     put_progress(store, last.to_dict())
