@@ -41,12 +41,12 @@ _RATE = 800
 """Shards per second of the simulated workers."""
 
 
-def serve(shards: int, recipe: bytes, latency: float, pipe: Connection) -> None:
+def serve(shards: int, recipe: Recipe, latency: float, pipe: Connection) -> None:
     """Run the bucket. Answers every message on the pipe with the request counts since the previous message."""
-    bucket = Bucket()
-    bucket.put("bucket/set/recipe.yaml", recipe)
+    bucket, fingerprint = Bucket(), recipe.fingerprint()
+    bucket.put("bucket/set/recipe.yaml", recipe.to_yaml().encode())
     for number in range(shards):
-        bucket.put(f"bucket/set/{receipt_name(number)}", receipt(number, SHARD_SIZE - 1, SHARD_SIZE))
+        bucket.put(f"bucket/set/{receipt_name(number)}", receipt(number, SHARD_SIZE - 1, SHARD_SIZE, fingerprint))
     with serving(bucket):
         bucket.latency = latency
         pipe.send(bucket.environment())
@@ -95,7 +95,7 @@ def main() -> None:
     shards = options.shards
     recipe = make_recipe({"n": (shards + 1) * SHARD_SIZE, "shard_size": SHARD_SIZE})
     pipe, server_pipe = multiprocessing.Pipe()
-    arguments = (shards, recipe.to_yaml().encode(), options.latency, server_pipe)
+    arguments = (shards, recipe, options.latency, server_pipe)
     server = multiprocessing.get_context("spawn").Process(target=serve, args=arguments, daemon=True)
     server.start()
     os.environ |= pipe.recv()

@@ -28,12 +28,12 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+def bucket(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> Iterator[Bucket]:
     with serving(Bucket()) as bucket:
         for name, value in bucket.environment().items():
             monkeypatch.setenv(name, value)
         for number in range(SHARDS):
-            bucket.put(f"b/set/{receipt_name(number)}", receipt(number))
+            bucket.put(f"b/set/{receipt_name(number)}", receipt(number, recipe=recipe.fingerprint()))
         yield bucket
 
 
@@ -73,7 +73,7 @@ def test_readers_read_the_index_and_no_receipts(bucket: Bucket, recipe: Recipe) 
 def test_changed_and_deleted_receipts_are_detected(bucket: Bucket, recipe: Recipe) -> None:
     store = Store("s3://b/set")
     before = write_statement(store, recipe)
-    bucket.put(f"b/set/{receipt_name(3)}", receipt(3, accepted=1))
+    bucket.put(f"b/set/{receipt_name(3)}", receipt(3, accepted=1, recipe=recipe.fingerprint()))
     store.delete(receipt_name(1020))
     bucket.requests.clear()
     after = current_totals(store, Plan(recipe))

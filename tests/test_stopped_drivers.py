@@ -14,10 +14,14 @@ from factory.dataset.encode import encode_sample
 from factory.dataset.lease import LEASE, Lease, leased
 from factory.dataset.receipts import Tally, commit, receipt_name, tar_name
 from factory.dataset.repair import repair
-from factory.dataset.storage import Store
+from factory.dataset.statement import write_statement
+from factory.dataset.storage import ConflictError, Store
 from factory.dataset.verify import verify
-from factory.errors import LeaseHeldError
+from factory.engine.state import State
+from factory.errors import LeaseHeldError, UserError
 from factory.generation import run
+from factory.generation.progress import Tracker
+from factory.generation.reporter import Reporter
 from factory.generation.run import run_prepared
 from factory.nightly.exports import upload
 from tests.support.bucket import Bucket, serving
@@ -124,3 +128,35 @@ def test_upload_that_is_killed_leaves_no_file_that_names_missing_images(
     monkeypatch.setattr(Store, "put_file", lambda store, name, path: order.append(name))
     upload(tmp_path, root, "exports/coco")
     assert order.index("exports/coco/annotations/instances_train.json") == len(images)
+
+
+def test_commit_beside_the_receipt_of_another_run_is_a_conflict(tmp_path: Path) -> None:
+    """A worker of a driver that another one has replaced writes its receipt late."""
+    store, recipe = make_dataset(tmp_path / "set", shards=[])
+    other, other_recipe = make_dataset(tmp_path / "other", shards=[], seed=7)
+    put_shard(other, other_recipe, 0)
+    store.create(receipt_name(0), other.get(receipt_name(0)) or b"")
+    with pytest.raises(ConflictError, match="a worker of another run wrote it"):
+        put_shard(store, recipe, 0)
+
+
+def test_receipt_of_another_recipe_is_not_counted(tmp_path: Path) -> None:
+    store, recipe = make_dataset(tmp_path / "set", shards=(0, 2))
+    other, other_recipe = make_dataset(tmp_path / "other", shards=(1,), seed=7)
+    for name in other.list(""):
+        store.create(name, other.get(name) or b"")
+    with pytest.raises(UserError, match=rf"shard 1 names another recipe \({other_recipe.fingerprint()[:12]}\)"):
+        write_statement(store, recipe)
+
+
+def test_run_ends_if_its_dataset_is_moved(tmp_path: Path) -> None:
+    """Its shards would belong to no dataset."""
+    store, recipe = make_dataset(tmp_path / "set", shards=())
+    with leased(store) as held:
+        reporter = Reporter(store, Tracker(Plan(recipe), set()), lambda snapshot: None, held, set())
+        reporter.tick(State(SHARDS))
+        (tmp_path / "set").rename(tmp_path / "moved")
+        held._renew(store)
+        with pytest.raises(UserError, match="was moved or deleted while it was generated; rerun the command with"):
+            reporter.tick(State(SHARDS))
+        reporter.close(Tracker(Plan(recipe), set()).snapshot(State(SHARDS)))

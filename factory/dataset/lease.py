@@ -111,7 +111,7 @@ class HeldLease:
 
     def __init__(self, store: Store, lease: Lease) -> None:
         self._store, self._lease, self._renewed = store, lease, _clock()
-        self._loss = ""
+        self._loss, self.was_deleted = "", False
         self._renewing = threading.Lock()
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -134,6 +134,11 @@ class HeldLease:
         if _clock() - self._renewed > 2 * BEAT:
             self._renew(self._store)
         self.check()
+
+    @property
+    def holder(self) -> str:
+        """The identifier of this driver."""
+        return self._lease.holder
 
     @property
     def epoch(self) -> int:
@@ -183,7 +188,8 @@ class HeldLease:
                     self._loss = current.who
                 elif current is not None:
                     self._lease = current  # an earlier heartbeat was written although its response was lost
-                # Otherwise, the file was deleted, but no other driver works here: write it again.
+                else:  # no other driver works here: write it again
+                    self.was_deleted = True
 
 
 @contextmanager

@@ -50,8 +50,9 @@ class IndexEntry:
 class ReceiptIndex:
     """The entries of a dataset's receipts: from the blocks if still valid, otherwise from the receipts themselves."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, recipe: str | None = None) -> None:
+        """`recipe` is a fingerprint: a receipt of another recipe is then an error when it is read."""
+        self._store, self._recipe = store, recipe
         self._entries: dict[int, IndexEntry] = {}
         self._changed: set[int] = set()
         self._loaded = False
@@ -81,9 +82,12 @@ class ReceiptIndex:
                 receipt = parse_receipt(tagged[0])
             except CorruptReceiptError as error:
                 raise corrupt_receipt(number, error) from error
-            if receipt.tar.name != tar_name(number):
+            wrong = receipt.tar.name if receipt.tar.name != tar_name(number) else None
+            if wrong is None and self._recipe not in (None, receipt.recipe):
+                wrong = f"another recipe ({receipt.recipe[:12]})"
+            if wrong is not None:
                 raise UserError(
-                    f"the receipt of shard {number} names {receipt.tar.name}; repair it with `factory verify --repair`."
+                    f"the receipt of shard {number} names {wrong}; repair it with `factory verify --repair`."
                 )
             self._entries[number] = IndexEntry(
                 (tags or {}).get(number, tagged[1]),

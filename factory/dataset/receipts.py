@@ -97,7 +97,7 @@ def commit(
     """Write the tar and the manifest, then the receipt. Committing the same shard twice is harmless.
 
     `recipe` is the fingerprint; `run_info` holds `seconds`, `versions` and `worker`. Raises `ConflictError` if a file
-    with different content exists without a receipt.
+    with different content exists, or the receipt of different files.
     """
     data = pack(samples)
     try:
@@ -125,7 +125,12 @@ def commit(
         versions=run_info["versions"],
         worker=run_info["worker"],
     )
-    store.create_or_get(receipt_name(shard.number), receipt.to_json())
+    stored = parse_receipt(store.create_or_get(receipt_name(shard.number), receipt.to_json()))
+    if (stored.plan, stored.tar, stored.manifest) != (receipt.plan, receipt.tar, receipt.manifest):
+        raise ConflictError(
+            f"{store.address}/{receipt_name(shard.number)} has other digests: a worker of another run wrote it. "
+            f"`factory verify {store.address} --repair` deletes it and regenerates the shard."
+        )
     return receipt
 
 

@@ -21,7 +21,7 @@ _WIDS = "wids-meta.json"
 
 def write_statement(store: Store, recipe: Recipe) -> Totals:
     """Write dataset.json and the card, which depend only on the recipe and the finished shards."""
-    plan, index = Plan(recipe), ReceiptIndex(store)
+    plan, index = Plan(recipe), ReceiptIndex(store, recipe.fingerprint())
     entries = index.entries(tags(store, len(plan)))
     numbers, sums = list(entries), totals_of(entries)
     summary = json.dumps(statement(recipe, plan, sums), indent=1, ensure_ascii=False)

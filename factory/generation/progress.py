@@ -17,6 +17,8 @@ _ERRORS_SHOWN = 5
 class Snapshot:
     """The progress of a run at one moment. The names of the fields are the keys of progress.json.
 
+    That file also has `driver`, the holder of the lease.
+
     Attributes:
         status: `running`, `waiting`, `finishing`, `done`, `incomplete`, `interrupted` or `failed`.
         accepted: Samples of the dataset so far, including those of earlier runs.

@@ -18,6 +18,7 @@ from factory.dataset.lease import HeldLease
 from factory.dataset.progress_file import PROGRESS
 from factory.dataset.receipt_index import ReceiptIndex
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import RECIPE
 from factory.engine.state import Listener, State
 from factory.errors import UserError
 from factory.generation.progress import Snapshot, Tracker
@@ -52,8 +53,18 @@ class Reporter:
         return Listener(tick=self.tick, quarantine=self.quarantine, finished=self.finished, logs=self.logs)
 
     def tick(self, state: State) -> None:
-        """Show and write the progress; pause the run while the store does not respond."""
+        """Show and write the progress; pause the run while the store does not respond.
+
+        Raises UserError if the dataset was moved or deleted: what is written from now on would belong to no dataset.
+        """
         self._held.check()
+        if self._held.was_deleted:
+            self._held.was_deleted = False
+            if self._store.get(RECIPE) is None:
+                raise UserError(
+                    f"{self._store.address} was moved or deleted while it was generated; rerun the command with its "
+                    f"new address to resume, and delete what this run has written to {self._store.address} since."
+                )
         state.waiting = self._store.trouble or ""
         snapshot = self._tracker.snapshot(state, "waiting" if state.waiting else "running")
         self._watch(snapshot)
@@ -94,7 +105,7 @@ class Reporter:
     def _report(self, snapshot: Snapshot) -> None:
         """Queue the progress for writing; with a slow store, only the latest snapshot is written."""
         queued = self._pending is not None
-        self._pending = canonical(snapshot.to_dict()) + b"\n"
+        self._pending = canonical({**snapshot.to_dict(), "driver": self._held.holder}) + b"\n"
         if not queued:
             self._writer.do(self._write_progress)
 

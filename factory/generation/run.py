@@ -158,7 +158,7 @@ def run_prepared(
         delete_abandoned(store.folder)
     last = tracker.snapshot(state, "done" if totals.shards == len(plan) else "incomplete")
     last = replace(last, accepted=totals.accepted)  # the tracker counts all planned samples of earlier shards
-    put_progress(store, last.to_dict())
+    put_progress(store, {**last.to_dict(), "driver": lease.holder})
     watch(last)
     return RunSummary(totals, last, state.seconds, recipe, state.limited or len(todo) < len(all_missing))
 

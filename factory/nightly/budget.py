@@ -58,10 +58,13 @@ def limit_of(
 
 
 def with_lost_usage(night: Night, dataset: Store) -> Night:
-    """The record with the usage of a run that was killed before it could record it, from its last progress report."""
-    if night.counted:
+    """The record with the usage of a run that was killed before it could record it, from its last progress report.
+
+    Another command may have worked on the dataset since; its report does not count.
+    """
+    progress = {} if night.counted else read_progress(dataset)
+    if night.counted or progress.get("driver") != night.driver:
         return night
-    progress = read_progress(dataset)
     try:
         if datetime.datetime.fromisoformat(progress["updated"]) < night.updated.replace(microsecond=0):
             return night

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from factory.config.recipe import Recipe
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import RECIPE
 from factory.generation.reporter import Watch
 from factory.nightly.config import NightlyConfig
 from factory.nightly.latest import latest_night
@@ -51,12 +52,13 @@ class NightContext:
         return night.planned >= night.n or (part is not None and night.planned - night.before.planned >= part)
 
     def is_finished(self, night: Night | None) -> bool:
-        """Whether a night is complete as this configuration requests."""
+        """Whether a night is complete as this configuration requests, and its dataset exists."""
         return (
             night is not None
             and night.state == "complete"
             and night.config == self.digest
             and set(self.config.exports) <= set(night.exports)
+            and self.dataset.get(RECIPE) is not None
         )
 
     def finished_earlier(self) -> Night | None:
@@ -64,7 +66,7 @@ class NightContext:
         night = latest_night(self.root) if self.config.mode == "grow" else None
         if night is None or night.mode != "grow" or night.planned < night.n or not self.is_finished(night):
             return None
-        return None if self.dataset.get("recipe.yaml") is None else night
+        return night
 
 
 def make_context(

@@ -83,6 +83,7 @@ class Night(_Part):
     updated: datetime.datetime
     runs: int = Field(default=0, description="Number of runs that started to generate.")
     counted: bool = Field(default=True, description="Whether the hours include the latest run.")
+    driver: str | None = Field(default=None, description="Identifies the driver of the latest run in its lease.")
     period: Period
     n: int = Field(description="Samples of the complete dataset.")
     samples: int = Field(default=0, description="Samples of the dataset.")

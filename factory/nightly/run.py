@@ -158,7 +158,7 @@ class _NightRun:
         recipe, totals = prepare_night(context, self._night)
         check_workers(recipe.engine, recipe.generator.threads)
         close_other_nights(context, totals)
-        self._save(start_night(context, self._night, recipe, totals))
+        self._save(start_night(context, self._night, recipe, totals).changed(driver=lease.holder))
         self._started = True
         assert self._night is not None
         generation = Generation(context, self._night, recipe, totals)

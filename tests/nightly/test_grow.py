@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from factory.cli.nightly import nights_of
+from factory.config.recipe import Recipe
 from factory.dataset import lease
-from factory.dataset.lease import LEASE, Lease, leased
+from factory.dataset.lease import LEASE, HeldLease, Lease, leased
 from factory.dataset.receipts import Blob, Receipt
 from factory.dataset.storage import Store
 from factory.engine.state import State
@@ -36,10 +37,10 @@ class KilledError(BaseException):
     """Ends a run at once, like SIGKILL."""
 
 
-def receipt(shard: int) -> bytes:
+def receipt(shard: int, recipe: Recipe) -> bytes:
     """A shard of two samples, one of which took two attempts."""
     blobs = Blob(f"train/{shard:06}.tar", "0" * 64, 1000), Blob(f"manifest/{shard:06}.parquet", "0" * 64, 100)
-    return Receipt(shard, "0" * 64, "0" * 64, *blobs, 2, 2, 3, {"mask_small": 1}, (), {}, {}, {}).to_json()
+    return Receipt(shard, recipe.fingerprint(), "0" * 64, *blobs, 2, 2, 3, {"mask_small": 1}, (), {}, {}, {}).to_json()
 
 
 @pytest.fixture
@@ -50,13 +51,20 @@ def grow(make: Make, monkeypatch: pytest.MonkeyPatch) -> Grow:
 
     def night(date: datetime.date, shards: int, error: BaseException | None = None, **fields: Any) -> Outcome:
         def generate(
-            recipe: object, store: Store, todo: list[int], tracker: Tracker, watch: Watch, *others: object
+            recipe: Recipe,
+            store: Store,
+            todo: list[int],
+            tracker: Tracker,
+            watch: Watch,
+            held: HeldLease,
+            limit: object,
         ) -> State:
             state = State(len(todo), gpu_seconds=3600.0 * shards, limited=shards < len(todo))
             for shard in todo[:shards]:
-                store.put(f"receipts/{shard:06}.json", receipt(shard))
+                store.put(f"receipts/{shard:06}.json", receipt(shard, recipe))
             watch(tracker.snapshot(state))
-            store.put("progress.json", json.dumps(tracker.snapshot(state).to_dict()).encode())
+            progress = {**tracker.snapshot(state).to_dict(), "driver": held.holder}
+            store.put("progress.json", json.dumps(progress).encode())
             if error is not None:
                 raise error
             return state

@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from factory.dataset.lease import LEASE, Lease, leased
 from factory.nightly import steps
 from factory.nightly.latest import latest_night
 from factory.nightly.record import NightFile
-from factory.nightly.run import run_night
+from factory.nightly.run import preview_night, run_night
 from tests.nightly.conftest import DATE, Make, Put, put_night, record, states
 from tests.support.bucket import Bucket
 
@@ -75,6 +76,12 @@ def test_complete_night_is_left_alone_without_models_and_ray(
     assert states(tmp_path / "nights") == before
     assert bucket.objects == objects, "the generation of an object changes with every write"
     assert {method for method in bucket.requests if not method.startswith("GET")} == set()
+
+
+def test_night_whose_dataset_was_deleted_is_not_complete(make: Make, generated: Put, tmp_path: Path) -> None:
+    run_night(generated(make()))
+    shutil.rmtree(tmp_path / "nights/2026-11-25/dataset")
+    assert preview_night(make())["action"] == "start"
 
 
 def test_export_that_is_added_later_is_made_without_touching_the_dataset(

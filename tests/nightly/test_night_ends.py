@@ -22,6 +22,8 @@ from factory.nightly.record import NightFile, parse_night
 from factory.nightly.run import run_night
 from tests.nightly.conftest import DATE, Make, Put, raising, record
 
+USAGE = ("seconds", "gpu_seconds", "worker_seconds")
+
 
 @pytest.mark.parametrize("step", ["check_store", "check_workers", "verify_night"])
 def test_interrupted_or_defective_night_has_an_outcome(
@@ -126,10 +128,19 @@ def test_target_below_the_size_of_the_dataset_is_rejected(make: Make, finished_s
     assert "has n = 12, which is more than the target 8; a dataset cannot shrink" in outcome.message
 
 
+def test_progress_of_another_command_is_not_counted(tmp_path: Path) -> None:
+    """After the night was killed, somebody ran `generate` or `verify --repair` on its dataset."""
+    night, dataset = parse_night(record(DATE, "running", counted=False, driver="abc"), "here"), Store(str(tmp_path))
+    for driver, seconds in (("def", 0.0), ("abc", 60.0)):
+        progress = {"updated": "2026-11-25T22:00:00Z", "driver": driver}
+        dataset.put("progress.json", json.dumps(progress | dict.fromkeys(USAGE, 60.0)).encode())
+        assert with_lost_usage(night, dataset).seconds.get("generate", 0.0) == seconds
+
+
 @pytest.mark.parametrize("updated", ["2026-11-25T20:59:59Z", "soon", None])
 def test_progress_of_an_earlier_run_is_not_counted_again(updated: str | None, tmp_path: Path) -> None:
     night, dataset = parse_night(record(DATE, "running", counted=False), "here"), Store(str(tmp_path))
-    progress = {"updated": updated, "seconds": 60.0, "gpu_seconds": 60.0, "worker_seconds": 60.0}
+    progress = {"updated": updated, **dict.fromkeys(USAGE, 60.0)}
     dataset.put("progress.json", json.dumps(progress).encode())
     assert with_lost_usage(night, dataset) == night
     counted = night.changed(counted=True)

@@ -3,12 +3,12 @@
 from factory.dataset.receipts import Blob, Receipt, manifest_name, tar_name
 
 
-def receipt(number: int, accepted: int = 4, planned: int = 4) -> bytes:
-    """A receipt like those of workers, about 1 KB."""
+def receipt(number: int, accepted: int = 4, planned: int = 4, recipe: str = "0" * 64) -> bytes:
+    """A receipt like those of workers, about 1 KB. `recipe` is a fingerprint."""
     tar, manifest = (Blob(name, f"{number:064x}", 10_000) for name in (tar_name(number), manifest_name(number)))
     return Receipt(
         shard=number,
-        recipe="0" * 64,
+        recipe=recipe,
         plan=f"{number:064x}",
         tar=tar,
         manifest=manifest,
