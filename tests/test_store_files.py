@@ -1,5 +1,6 @@
 """Stores: folders listed without their content, large files sent in parts, many names deleted at once."""
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 from factory.dataset.storage import Store
 from factory.dataset.storage_folder import delete_abandoned
 from factory.errors import UserError
+from factory.files import lock
 from tests.support.bucket import Bucket, Fault, serving
 
 
@@ -111,3 +113,27 @@ def test_temporary_files_of_killed_processes_are_deleted(tmp_path: Path) -> None
         os.utime(folder / name, (0, time.time() - age))
     delete_abandoned(tmp_path)
     assert sorted(path.name for path in folder.iterdir()) == ["000000.tar", "000002.tar#34", "notes#1.txt"]
+
+
+def test_driver_that_was_stopped_with_the_lock_file_does_not_overwrite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system without `flock`, its lock file is removed as abandoned; both drivers would have the lease."""
+
+    def unsupported(file: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    monkeypatch.setattr(lock, "_ABANDONED", -1.0)
+    stopped, other = Store(str(tmp_path)), Store(str(tmp_path))
+    get = stopped.get
+
+    def get_and_stop(name: str) -> bytes | None:
+        content = get(name)
+        assert other.compare_and_swap(name, b"other", content)
+        return content
+
+    monkeypatch.setattr(stopped, "get", get_and_stop)
+    assert not stopped.compare_and_swap("lease.json", b"stopped", None)
+    assert other.get("lease.json") == b"other"
+    assert other.compare_and_swap("lease.json", b"later", b"other"), "the lock file is gone"

@@ -144,11 +144,10 @@ class Store:
         the write does not wait for the disk of a folder, and a power failure may undo it.
         """
         if (folder := self._folder_writes) is not None:
-            with self._clear_errors(name, writes=True), folder.locked():
+            with self._clear_errors(name, writes=True), folder.locked() as is_held:
                 if self.get(name) != seen:
                     return False
-                self._do(name, lambda _: folder.replace(name, data, durable), writes=True)
-                return True
+                return self._do(name, lambda _: folder.replace(name, data, durable, is_held), writes=True)
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         if seen is None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from factory.files.atomic import synchronise
-from factory.files.lock import locked
+from factory.files.lock import IsHeld, locked
 
 LOCK = ".lock"
 """The lock file of a folder; that of a file system without locks has the same name with a suffix."""
@@ -47,13 +47,19 @@ class FolderWrites:
         self._synchronise_folders(path)
         return created
 
-    def replace(self, name: str, data: bytes, durable: bool = True) -> None:
-        """Write a file in the place of an existing one; the caller holds the lock. See `Store.compare_and_swap`."""
+    def replace(self, name: str, data: bytes, durable: bool, is_held: IsHeld) -> bool:
+        """Write a file in the place of an existing one, or return False if the caller has lost the lock meanwhile.
+
+        See `Store.compare_and_swap` for `durable`.
+        """
         path = self._folder / name
         with _partial(path, data, durable) as partial:
+            if not is_held():
+                return False
             partial.replace(path)
         if durable:
             self._synchronise_folders(path)
+        return True
 
     def _publish(self, partial: Path, path: Path) -> bool:
         """Give a file its final name unless it exists: by a hard link or, without links, by a rename under the lock.
@@ -70,8 +76,8 @@ class FolderWrites:
                 if error.errno not in _NO_LINKS:
                     raise
                 self._has_links = False
-        with self.locked():
-            if os.path.lexists(path):
+        with self.locked() as is_held:
+            if os.path.lexists(path) or not is_held():
                 return False
             partial.replace(path)
             return True
@@ -89,11 +95,11 @@ class FolderWrites:
         self._synchronised.add(path.parent)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[IsHeld]:
         """Hold the lock file of the folder, which is created if it does not exist or was deleted."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with locked(self._folder / LOCK):
-            yield
+        with locked(self._folder / LOCK) as is_held:
+            yield is_held
 
 
 @contextmanager

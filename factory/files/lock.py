@@ -5,7 +5,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
@@ -14,13 +14,18 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 _ABANDONED = 30.0
 
 
+IsHeld = Callable[[], bool]
+"""Whether a lock is still held."""
+
+
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[IsHeld]:
     """Hold an exclusive lock on `path`, creating the file if necessary. Raises OSError if no lock is possible.
 
     Uses `flock` if the file system supports it; the kernel releases it when the process ends. Otherwise (Lustre without
     -o flock, some NFS) it creates a lock file exclusively. The lock is only held briefly, so a lock file older than
-    half a minute belongs to a killed process and is removed.
+    half a minute belongs to a killed process and is removed. A process that was stopped meanwhile must ask whether it
+    still has the lock, before it writes.
     """
     try:
         import fcntl
@@ -34,10 +39,10 @@ def locked(path: Path) -> Iterator[None]:
                 if error.errno not in _NO_LOCKS:
                     raise
             else:
-                yield
+                yield lambda: True
                 return
-    with _lock_file(path.with_name(path.name + ".held")):
-        yield
+    with _lock_file(path.with_name(path.name + ".held")) as is_held:
+        yield is_held
 
 
 @contextlib.contextmanager
@@ -62,18 +67,28 @@ def locked_if_possible(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _lock_file(path: Path) -> Iterator[None]:
+def _lock_file(path: Path) -> Iterator[IsHeld]:
     while True:
         try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
             break
         except FileExistsError:
             _remove_abandoned(path)
             time.sleep(0.02)
+    own = os.fstat(descriptor)
+
+    def is_held() -> bool:
+        try:
+            return os.path.samestat(own, path.stat())
+        except FileNotFoundError:
+            return False
+
     try:
-        yield
+        yield is_held
     finally:
-        path.unlink(missing_ok=True)
+        if is_held():
+            path.unlink(missing_ok=True)
+        os.close(descriptor)  # until now, no other file can get its number
 
 
 def _remove_abandoned(path: Path) -> None:
