@@ -115,7 +115,7 @@ def test_shares_of_gpus_that_ray_rejects_are_rejected_first(field: str) -> None:
     for gpus in (0, 0.25, 1, 2.0):
         make_recipe({"n": 1, "engine": {field: gpus}})
     for gpus in (1.5, 0.00001):
-        with pytest.raises(UserError, match=f"{field}.*must be whole, or a fraction .*; got {gpus:g}"):
+        with pytest.raises(UserError, match=f"{field}.*must be whole, or a fraction .* .got {gpus:g}"):
             make_recipe({"n": 1, "engine": {field: gpus}})
 
 

@@ -141,7 +141,7 @@ def test_sigterm_and_inherited_ignored_sigint_stop_a_command(number: signal.Sign
 def test_each_error_class_prints_its_message_and_exits_with_its_code(name: str) -> None:
     program = program_with_command(f"from factory import errors; raise errors.{name}('The cause and the remedy.')")
     result = subprocess.run(program, capture_output=True, text=True, timeout=60)
-    assert result.stderr == "The cause and the remedy.\n"
+    assert result.stderr == "Error: The cause and the remedy.\n"
     assert result.returncode == {"UserError": 2, "TransientError": 75, "RunFailedError": 3}[name]
 
 
@@ -165,7 +165,7 @@ def test_usage_errors_are_one_sentence(
 ) -> None:
     command = arguments.split(" ")[: 2 if arguments.startswith("stickers") else 1]
     assert run_here(arguments, monkeypatch) == 2
-    assert capsys.readouterr() == ("", f"{message}; see `factory {' '.join(command)} --help`.\n")
+    assert capsys.readouterr() == ("", f"Error: {message}; see `factory {' '.join(command)} --help`.\n")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_usage_errors_before_a_command_is_known(
     arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_here(arguments, monkeypatch) == 2
-    assert capsys.readouterr() == ("", f"{message}\n")
+    assert capsys.readouterr() == ("", f"Error: {message}\n")
 
 
 def test_without_a_command_the_help_is_shown(

@@ -99,7 +99,7 @@ def test_summary_of_a_run_counts_what_is_missing() -> None:
     assert as_text(summary, "out").splitlines() == [
         f"90 of 100 samples in {totals.shards} shards at out (5.0 MB), yield 75.0%, 12 s.",
         "Rejected: mask_small 20.",
-        "2 samples were not accepted in any attempt and were skipped.",
+        "2 samples were rejected in every attempt and skipped.",
         "2 shards failed repeatedly; their errors are in quarantine/. Rerun the same command to retry them.",
         "1 shards are missing: their receipts were deleted during the run. Rerun the same command to generate them "
         "again.",
@@ -123,7 +123,7 @@ def test_summaries_of_oracle_datasets(
     assert result.exit_code == exit_codes.EXHAUSTED, repr(result.exception)
     expected = [
         f"1 of 2 samples in 1 shards at {out} (2.0 MB), yield 25.0%, 12 s.",
-        "1 samples were not accepted in any attempt and were skipped.",
+        "1 samples were rejected in every attempt and skipped.",
     ]
     assert result.stdout.splitlines() == expected
     assert json.loads(runner.invoke(app, [*oracle, "--json"]).stdout)["exit_code"] == exit_codes.EXHAUSTED

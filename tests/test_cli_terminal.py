@@ -135,7 +135,7 @@ def test_messages_have_colours_only_where_they_are_wanted(
     monkeypatch.setattr(main, "app", raising(UserError("wrong")))
     with pytest.raises(SystemExit):
         main.run()
-    assert stream.getvalue() == ("\033[31mwrong\033[0m\n" if coloured else "wrong\n")
+    assert stream.getvalue() == ("\033[31mError: wrong\033[0m\n" if coloured else "Error: wrong\n")
 
 
 def test_process_ends_without_cleanup_if_ray_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:

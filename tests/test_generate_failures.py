@@ -55,7 +55,7 @@ def test_a_dataset_without_any_accepted_sample_is_a_failure(recipe_file: Path, t
     assert result.returncode == 3
     rejected, advice = result.stdout.splitlines()[1:]
     assert re.fullmatch(r"Rejected: \w+ 4\.", rejected)
-    assert advice.startswith("No sample was accepted in any attempt.")
+    assert advice.startswith("Every sample was rejected in every attempt, by the filters named above.")
     again = factory("generate", "--recipe", tmp_path / "hard.yaml", "--shards", tmp_path / "out")
     assert (again.returncode, "done: 0/4 accepted" in again.stderr) == (3, True)
     assert json.loads((tmp_path / "out/progress.json").read_text())["accepted"] == 0

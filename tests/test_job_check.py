@@ -59,7 +59,7 @@ GOOD = 'generate: {classes: "dog,cat", n: 2, shards: "{out}/s"'
         (GOOD + ", objects: 1:nan}", "a share must be a number of at least 0, got 'nan'"),
         (GOOD + ", seed: {a: 1}}", "seed must be a string or a number"),
         ('generate: {classes: "dog,dog", n: 2, shards: s}', "'dog' is repeated"),
-        ("generate: {classes: missing.txt, n: 2, shards: s}", "There is no class file missing.txt"),
+        ("generate: {classes: missing.txt, n: 2, shards: s}", "there is no class file missing.txt"),
         ("generate: {classes: dog, n: two, shards: s}", "--n must be a valid integer, got two"),
         ("generate: {classes: dog, n: 2}", "--out is missing"),
         (

@@ -71,7 +71,7 @@ def test_options_without_effect_are_rejected(tmp_path: Path) -> None:
     common = {"n": 5, "classes": "dog"}
     with pytest.raises(UserError, match="--detector clipseg:x would not be used, because the masks come from stickers"):
         assemble(None, None, common | {"detector": "clipseg:x"})
-    with pytest.raises(UserError, match="--objects applies to generated prompts"):
+    with pytest.raises(UserError, match="--objects has no effect on custom prompts"):
         assemble(None, None, common | {"prompts": tmp_path / "prompts.txt", "objects": "1:1"})
     assert assemble(None, None, common | {"detector": "clipseg:x", "masks": "detector"}).masks.detector == "clipseg:x"
     (tmp_path / "checked.yaml").write_text("filters: {min_detector_iou: 0.5}\n")

@@ -10,8 +10,12 @@ from factory.files.strict_json import dumps
 
 
 def compare_segmenters(
-    segmenters: Annotated[list[str], typer.Argument(metavar="NAME=FOLDER", help="Trained segmenters and their names.")],
-    real: Annotated[list[str], typer.Option(help="Labelled images as NAME=FOLDER; can be repeated.")],
+    segmenters: Annotated[
+        list[str], typer.Argument(metavar="NAME=FOLDER", help="Names and folders of trained segmenters.")
+    ],
+    real: Annotated[
+        list[str], typer.Option(help="Name and folder of labelled images, as NAME=FOLDER; can be repeated.")
+    ],
     real_set: Annotated[str | None, typer.Option(help="Image set of the PASCAL VOC folders; val by default.")] = None,
     annotations: Annotations = None,
     classes: Annotated[str, typer.Option(help="voc, coco, a file with one class per line, or names.")] = "voc",
@@ -21,7 +25,7 @@ def compare_segmenters(
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare segmenters with Protocol II: on labelled images that none of them was trained on.
+    """Compare segmenters on labelled images that none of them was trained on (Protocol II of the paper).
 
     Example: factory compare-segmenters a=runs/a/model b=runs/b/model --real VOC=VOCdevkit/VOC2012
     """

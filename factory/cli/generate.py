@@ -84,9 +84,9 @@ def generate(
 
     Example: factory generate --recipe out/recipe.yaml --shards again/
 
-    Exit codes: 0 complete, 2 bad input, 3 some shards failed repeatedly (see quarantine/) or no sample was accepted, 4
-    complete except for samples that were not accepted in any attempt, 75 temporary failure, 130 or 143 interrupted. See
-    docs/exit-codes.md.
+    Exit codes: 0 complete, 2 invalid input, 3 some shards failed repeatedly (see quarantine/) or no sample was
+    accepted, 4 complete, but some samples were rejected in every attempt, 75 temporary failure, 130 or 143 interrupted.
+    See docs/exit-codes.md.
     """
     options = {name: value for name, value in locals().copy().items() if name not in NO_FIELDS}
     from factory.cli.options import assemble, open_store
@@ -133,11 +133,11 @@ def as_text(summary: "RunSummary", out: str) -> str:
         lines.append("Rejected: " + ", ".join(f"{reason} {count}" for reason, count in totals.rejected.items()) + ".")
     if summary.is_empty:
         lines.append(
-            "No sample was accepted in any attempt. The counts above name the filters that rejected them; relax these "
-            "filters in a recipe, or change the prompts, and generate into another folder."
+            "Every sample was rejected in every attempt, by the filters named above. Relax these filters in a recipe, "
+            "or change the prompts, and generate into another folder."
         )
     elif totals.exhausted:
-        lines.append(f"{totals.exhausted} samples were not accepted in any attempt and were skipped.")
+        lines.append(f"{totals.exhausted} samples were rejected in every attempt and skipped.")
     if last.quarantined:
         lines.append(
             f"{len(last.quarantined)} shards failed repeatedly; their errors are in quarantine/. Rerun the same "

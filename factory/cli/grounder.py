@@ -46,7 +46,7 @@ def train_grounder(
     threads: Threads = 0,
     start: Annotated[Path | None, typer.Option(help="Grounder folder with the initial weights.")] = None,
 ) -> None:
-    """Train a grounder, the network that predicts masks, on oracle datasets; no human labels are needed.
+    """Train a grounder, the network that predicts masks, on oracle datasets, without human labels.
 
     Rerun the same command to resume from the last checkpoint, with the same result; at most 200 steps are lost. Samples
     of unseen classes of the split are rejected. `tensorboard --logdir OUT/board` shows losses, masks and metrics on
@@ -109,11 +109,11 @@ def evaluate_grounder(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Measure grounders with Protocol I: mIoU against the detector's masks on newly generated images.
+    """Evaluate grounders on newly generated images: mIoU with the masks of a detector (Protocol I of the paper).
 
-    Each grounder is evaluated on the split that it was trained for, beside the attention baseline, on images with one
-    and two objects of seen and unseen classes. Only images in which the detector finds every class of the prompt
-    count. The IoU of a class is computed over all images, then averaged over classes and over splits.
+    Each grounder is evaluated on the split of its training, like the attention baseline, on images with one and two
+    objects of seen and unseen classes. Only images in which the detector finds every class of the prompt count. The IoU
+    of a class is computed over all images, then averaged over classes and over splits.
 
     Example: factory evaluate-grounder runs/1/model runs/2/model runs/3/model --classes voc --out protocol/
 

@@ -61,7 +61,8 @@ def invert(
     noise_level: NoiseLevel = None,
     max_classes: Annotated[int, typer.Option(min=1, max=8, help="Skip images with more classes than this.")] = 3,
     min_area: Annotated[
-        float, typer.Option(min=0, max=1, help="Omit classes that cover less of the image from the prompt.")
+        float,
+        typer.Option(min=0, max=1, help="Leave classes that cover a smaller share of the image out of the prompt."),
     ] = 0.01,
     model: Model = None,
     recipe: Annotated[Path | None, typer.Option(help="Recipe file; only its `generator` section is used.")] = None,

@@ -46,7 +46,7 @@ def _set_help(commands: Iterable[CommandInfo]) -> None:
 
 app = typer.Typer(
     cls=Group,
-    help="Generate segmentation datasets from class names: images and masks from a diffusion model, no human labels.",
+    help="Generate segmentation datasets from class names with a diffusion model, without human labels.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -79,7 +79,7 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Generate segmentation datasets from class names: images and masks from a diffusion model, no human labels."""
+    """Generate segmentation datasets from class names with a diffusion model, without human labels."""
 
 
 def run() -> None:
@@ -107,7 +107,7 @@ def run() -> None:
         logging.getLogger("factory").critical("Unexpected error.", exc_info=True)
         _exit(exit_codes.UNEXPECTED)
     if code == exit_codes.INTERRUPTED:  # typer turns KeyboardInterrupt into this code without a message
-        _print_error("Interrupted. Committed work is kept; rerun the same command to resume.")
+        _print_error("Interrupted. Committed work is kept; rerun the same command to resume.", prefix="")
         _exit(signals.exit_code())
     _exit(code)
 
@@ -138,9 +138,10 @@ def _exit(code: int) -> NoReturn:
     raise SystemExit(code) from None
 
 
-def _print_error(message: str) -> None:
+def _print_error(message: str, prefix: str = "Error: ") -> None:
     if logging.getLogger("factory").handlers and log_format.wants_json():
         logging.getLogger("factory").error(message)
         return
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    print(f"\033[31m{message}\033[0m" if colour else message, file=sys.stderr)
+    text = prefix + message
+    print(f"\033[31m{text}\033[0m" if colour else text, file=sys.stderr)

@@ -34,19 +34,19 @@ def nightly(
         bool, typer.Option("--json", help="Print only the line of JSON, without progress and messages.")
     ] = False,
 ) -> None:
-    """Make the dataset of a night, within a budget: generate, verify, export, report, delete old nights, notify.
+    """Make the dataset of a night within a budget: generate, verify, export, report, delete old nights and notify.
 
     If the night is already complete, nothing is done. After an interruption, or after the budget is used up, rerun the
-    same command to continue. Messages and progress go to standard error; standard output is one line, the result as
+    same command to continue. Messages and progress go to standard error. Standard output is the result as one line of
     JSON.
 
     Example: factory nightly nightly.yaml
 
     Example: factory nightly nightly.yaml --date 2026-11-25 --dry-run
 
-    Exit codes: 0 complete, or the budget is used up; 2 bad input; 3 some shards failed repeatedly or no
-    sample was accepted; 4 complete except for samples that were not accepted in any attempt; 5 damaged; 6 another
-    driver is working on this night; 75 temporary failure; 130 or 143 interrupted. See docs/exit-codes.md.
+    Exit codes: 0 complete, or the budget is used up; 2 invalid input; 3 some shards failed repeatedly or no sample was
+    accepted; 4 complete, but some samples were rejected in every attempt; 5 damaged; 6 another driver is working on
+    this night; 75 temporary failure; 130 or 143 interrupted. See docs/exit-codes.md.
     """
     from factory.cli.view import watching
     from factory.nightly.budget import now

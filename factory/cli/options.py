@@ -93,7 +93,7 @@ def _check_effects(recipe: Recipe, options: Mapping[str, Any]) -> None:
         )
     if options.get("objects") is not None and recipe.prompts is not None:
         raise UserError(
-            "--objects applies to generated prompts, and these come from a file or the recipe; leave one of them out."
+            "--objects has no effect on custom prompts, which come from --prompts or the recipe; leave one of them out."
         )
 
 

@@ -62,7 +62,9 @@ def bootstrap_oracle(
     detectors: Annotated[
         int | None, typer.Option(help="Actors in the detector pool; 0 (default) runs the detector inside each worker.")
     ] = None,
-    gpus_per_detector: Annotated[float | None, typer.Option(help="GPUs per detector actor, may be fractional.")] = None,
+    gpus_per_detector: Annotated[
+        float | None, typer.Option(help="GPUs per actor of the detector pool, which may be a fraction.")
+    ] = None,
     address: Address = None,
     grace: Grace = None,
     recipe: RecipeFile = None,
@@ -70,7 +72,7 @@ def bootstrap_oracle(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Generate images of seen classes with a detector's masks: the training data for `factory train-grounder`.
+    """Generate images of seen classes with the masks of a detector: the training data for `factory train-grounder`.
 
     The masks of the detector are merged per class. Classes that it does not find are omitted from a sample, and pixels
     of uncertain detections are marked 255.

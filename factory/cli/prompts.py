@@ -36,14 +36,14 @@ def prompts(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Text-to-image model; prompts must fit into its text encoder. Without it, 45 words are allowed."
+            help="Text-to-image model whose text encoder the prompts must fit; without it, 45 words are allowed."
         ),
     ] = None,
     lm_model: Annotated[str | None, typer.Option(help="Name of the model on the server, if it offers several.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts.")] = 0,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="Prompts that are requested together.")] = 16,
     attempts: Annotated[
-        int, typer.Option(min=1, max=1000, help="How often a rejected prompt is requested before it is left out.")
+        int, typer.Option(min=1, max=1000, help="Maximum number of requests for a prompt before it is left out.")
     ] = 8,
     temperature: Annotated[float, typer.Option(min=0.01, max=5, help="Sampling temperature.")] = 1.0,
     top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Probability mass of nucleus sampling.")] = 0.95,
@@ -65,7 +65,7 @@ def prompts(
 
     Example: factory prompts --classes dog,cat --n 200 --lm http://localhost:8000/v1 --out prompts.jsonl
 
-    Exit codes: 0 complete, 2 bad input, 3 no prompt was accepted, 4 complete except for prompts that were rejected in
+    Exit codes: 0 complete, 2 invalid input, 3 no prompt was accepted, 4 complete, but some prompts were rejected in
     every attempt, 75 the server does not respond.
     """
     from factory.cli.options import assemble

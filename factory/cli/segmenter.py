@@ -116,7 +116,7 @@ def evaluate_segmenter(
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a segmenter on labelled images: IoU per class, mIoU of seen and unseen classes, and their harmonic mean.
+    """Evaluate a segmenter on labelled images: IoU per class, mIoU of seen and unseen classes, and their harmonic mean.
 
     Pixels are summed over the whole image set and 255 is ignored, as in the PASCAL VOC devkit.
 

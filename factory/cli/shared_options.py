@@ -20,8 +20,8 @@ DatasetOut = Annotated[
         help="Folder or URL (s3://, gs://, az://) to write the dataset to; an unfinished dataset is resumed.",
     ),
 ]
-Extend = Annotated[bool, typer.Option("--extend", help="Enlarge an existing dataset to --n samples.")]
-Force = Annotated[bool, typer.Option("--force", help="Take over from another driver that works on the dataset.")]
+Extend = Annotated[bool, typer.Option("--extend", help="Extend an existing dataset to --n samples.")]
+Force = Annotated[bool, typer.Option("--force", help="Take over from another driver that is working on the dataset.")]
 
 # What to generate.
 Classes = Annotated[
@@ -93,11 +93,11 @@ SolverSteps = Annotated[
     typer.Option(
         "--solver-steps",
         "--steps",
-        help="Denoising steps of the diffusion solver per image; by default as the model card says.",
+        help="Sampling steps per image; by default those of the model card.",
     ),
 ]
 Guidance = Annotated[
-    float | None, typer.Option(help="Scale of classifier-free guidance; by default as the model card says.")
+    float | None, typer.Option(help="Scale of classifier-free guidance; by default that of the model card.")
 ]
 GuidanceScales = Annotated[
     GuidanceSchedule | None,
@@ -110,19 +110,19 @@ GuidanceScales = Annotated[
 NoiseLevel = Annotated[
     float | None,
     typer.Option(
-        help="Share of noise, above 0 and below 1, at which features are read; by default that of the model's family."
+        help="Noise level at which features are read, above 0 and below 1; by default that of the model family."
     ),
 ]
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="Precision: float32, bfloat16 (default on GPUs, and on a CPU with instructions for it), float16 or tf32 "
-        "(float32 with faster matrix products on a GPU)."
+        help="Precision: bfloat16 (default on GPUs, and on a local CPU with bfloat16 instructions), float16, float32 "
+        "(default otherwise) or tf32 (float32 with TF32 matrix products on GPUs)."
     ),
 ]
 Batch = Annotated[
     str | None,
-    typer.Option(help="Images that are generated together, 8 by default; auto finds how many fit on a GPU."),
+    typer.Option(help="Images that are generated together, 8 by default; auto measures how many fit into GPU memory."),
 ]
 
 # Filters and shards.
@@ -135,8 +135,8 @@ Attempts = Annotated[
 ShardSize = Annotated[int | None, typer.Option(help="Samples per shard; 100 by default.")]
 
 # The engine.
-Workers = Annotated[int | None, typer.Option(help="Generating workers; by default, as many as fit.")]
-GpusPerWorker = Annotated[float | None, typer.Option(help="GPUs per worker, may be fractional; 0 uses the CPU.")]
+Workers = Annotated[int | None, typer.Option(help="Number of generating workers; by default, as many as fit.")]
+GpusPerWorker = Annotated[float | None, typer.Option(help="GPUs per worker, which may be a fraction; 0 uses the CPU.")]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster to join: host:port, ray://host:port or auto; local by default.")
 ]

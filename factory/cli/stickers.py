@@ -13,7 +13,7 @@ from factory.errors import UserError
 from factory.files.strict_json import dumps
 
 app = typer.Typer(
-    help="Use, train and evaluate the embedded models.",
+    help="Draw with, train and evaluate the embedded models.",
     no_args_is_help=True,
 )
 _SCENES = 600
@@ -153,7 +153,7 @@ def evaluate(
     table: Table = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the figures, as JSON.")] = False,
 ) -> None:
-    """Evaluate the embedded models: classes found, mask IoU, diversity, copies, time and memory.
+    """Evaluate the embedded models: classes found, mask IoU, variety, memorisation, time and memory.
 
     Example: factory stickers evaluate --pipeline stickers-turbo --found-only
 
@@ -251,7 +251,7 @@ def draw(
     model: Annotated[str, typer.Option(help="stickers, stickers-turbo, or a diffusers folder like them.")] = STICKERS,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the images.")] = 0,
 ) -> None:
-    """Draw images with the embedded text-to-image model beside the masks of the embedded detector.
+    """Draw images with the embedded text-to-image model next to the masks of the embedded detector.
 
     Example: factory stickers draw --classes dog,cat,bus --n 24 --out dogs.png
     """

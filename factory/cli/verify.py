@@ -34,7 +34,7 @@ def verify(
 
     Example: factory verify out/ --repair
 
-    Exit codes: 0 all existing shards are sound, 2 bad input, 3 the repair failed for some shards, 5 damaged.
+    Exit codes: 0 all existing shards are sound, 2 invalid input, 3 the repair failed for some shards, 5 damaged.
     """
     from factory.cli.messages import to_stderr
     from factory.dataset.lease import leased

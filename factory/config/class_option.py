@@ -30,7 +30,7 @@ def parse_classes(text: str) -> Vocabulary:
         if isinstance(error, UserError):
             raise
     if text.lower().endswith(SUFFIXES) or "/" in text:
-        raise UserError(f"There is no class file {text}; give coco, voc, an existing file, or names such as dog,cat.")
+        raise UserError(f"there is no class file {text}; give coco, voc, an existing file, or names such as dog,cat.")
     check_name(text, "--classes")
     try:
         names = split_row(text)
@@ -50,5 +50,5 @@ def _checked(names: Sequence[str], label: str) -> Vocabulary:
         elif len(name) > _MAX_LENGTH:
             problem = f"is longer than {_MAX_LENGTH} characters; give one name per class"
         if problem is not None:
-            raise UserError(f"The class {name.strip()[:60]!r} in {label} {problem}.")
+            raise UserError(f"the class {name.strip()[:60]!r} in {label} {problem}.")
     return from_names(names, label)

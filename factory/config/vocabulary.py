@@ -111,8 +111,8 @@ class Vocabulary:
         entry = self.find(name)
         if entry is not None:
             return entry
-        problem = f"here is no class {name!r} in {self._label}{_nearest(name, self.classes)}"
-        raise UserError(f"T{problem}" if where is None else f"{where}: t{problem}")
+        problem = f"there is no class {name!r} in {self._label}{_nearest(name, self.classes)}"
+        raise UserError(problem if where is None else f"{where}: {problem}")
 
     def label_of(self, name: str) -> int:
         """The value of a class in label images that count classes from 1; `name` is an official name."""
@@ -129,7 +129,7 @@ class Vocabulary:
         if split not in splits:
             names = f"{', '.join(splits)}, or " if splits else ""
             raise UserError(
-                f"There is no split {split!r} for {self._label}; give {names}a file with one unseen class per line."
+                f"there is no split {split!r} for {self._label}; give {names}a file with one unseen class per line."
             )
         return splits[split]
 
@@ -169,7 +169,7 @@ def from_names(names: Sequence[str], label: str = "the class list") -> Vocabular
     """
     cleaned = [" ".join(check_name(name, label).split()) for name in names if name.strip()]
     if not cleaned:
-        raise UserError(f"There is no class name in {label}; give at least one, for example --classes dog,cat.")
+        raise UserError(f"there is no class name in {label}; give at least one, for example --classes dog,cat.")
     by_name = {_plain(spelling): entry for entry in coco().classes for spelling in (entry.name, *entry.aliases)}
     coco_entries = [by_name.get(_plain(name)) for name in cleaned]
     if all(coco_entries):
@@ -181,7 +181,7 @@ def from_names(names: Sequence[str], label: str = "the class list") -> Vocabular
         plain = _plain(entry.name)
         if plain in first:
             spellings = "" if first[plain] == spelling else f" as {first[plain]!a} and {spelling!a}"
-            raise UserError(f"The class {plain!r} is repeated in {label}{spellings}; name each class once.")
+            raise UserError(f"the class {plain!r} is repeated in {label}{spellings}; name each class once.")
         first[plain] = spelling
     return Vocabulary(_CUSTOM, entries)
 
@@ -195,7 +195,7 @@ def check_name(name: str, label: str) -> str:
     elif _plain(name) == "background":
         problem = "is implicit and must not be listed; remove it"
     if problem is not None:
-        raise UserError(f"The class {name[:60]!r} in {label} {problem}.")
+        raise UserError(f"the class {name[:60]!r} in {label} {problem}.")
     return name
 
 

@@ -66,8 +66,8 @@ def _check_gpu(device: str) -> None:
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise GpuError(
-            f"{socket.gethostname()} has a GPU, but PyTorch {torch.__version__} cannot use it: its build or the driver "
-            f"of the GPU does not fit. Install another one of them, or give --gpus-per-worker 0 to generate on the CPU."
+            f"{socket.gethostname()} has a GPU, but PyTorch {torch.__version__} cannot use it, because its build and "
+            f"the GPU driver do not match; install a matching one, or give --gpus-per-worker 0 to generate on the CPU."
         )
 
 

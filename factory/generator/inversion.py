@@ -32,7 +32,7 @@ from factory.labelled.interface import LabelledFolder, LabelledImage
 def open_folder(real: RealRecipe, vocabulary: Vocabulary, checked: bool = False) -> LabelledFolder:
     """The labelled images of a recipe; `checked` as in `open_labelled`. Raises UserError if they are missing."""
     if real.dataset == "coco" and real.annotations is None:
-        raise UserError("COCO needs a file of annotations; name it with --annotations instances_train2017.json.")
+        raise UserError("COCO images require an annotation file; give --annotations instances_train2017.json.")
     annotations = Path(real.annotations) if real.dataset == "coco" and real.annotations else None
     return open_labelled(Path(real.root), real.image_set, annotations, vocabulary, checked=checked)
 

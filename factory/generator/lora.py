@@ -123,7 +123,7 @@ def _converted(pipeline: Any, file: Path) -> tuple[dict[str, Any], dict[str, flo
     convert = getattr(pipeline, "lora_state_dict", None)
     family = PIPELINES[type(pipeline).__name__]
     if convert is None:
-        raise UserError(f"LoRAs of the family {family.name} are not supported by diffusers; remove --lora.")
+        raise UserError(f"diffusers does not support LoRAs of the family {family.name}; remove --lora.")
     options: dict[str, Any] = {"unet_config": pipeline.unet.config} if family.is_unet else {}
     if "return_alphas" in inspect.signature(convert).parameters:
         options["return_alphas"] = True

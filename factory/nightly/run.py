@@ -43,7 +43,7 @@ class DamagedError(UserError):
 
 
 class ExhaustedError(UserError):
-    """No sample was accepted in any attempt: the night has no dataset. Exit code 3."""
+    """Every sample was rejected in every attempt, so the night has no dataset. Exit code 3."""
 
     exit_code = exit_codes.FAILED
 
@@ -190,7 +190,9 @@ class _NightRun:
                 "shard_size, or more workers."
             )
         if not night.samples:
-            raise ExhaustedError(f"no sample was accepted in any attempt: {dumps(dict(night.rejected))}.")
+            raise ExhaustedError(
+                f"no sample was accepted; attempts rejected by each filter: {dumps(dict(night.rejected))}."
+            )
 
     def _check_and_export(self, summary: RunSummary, lease: HeldLease) -> None:
         context, night = self._context, self._night
@@ -221,7 +223,7 @@ class _NightRun:
             message = "The budget is used up; the next run continues."
         elif night.exhausted:
             code = exit_codes.EXHAUSTED
-            message = f"{night.exhausted} samples were not accepted in any attempt and are left out."
+            message = f"{night.exhausted} samples were rejected in every attempt and skipped."
         update_latest(self._context.root, self._save(night.changed(state=state, exit_code=code)))
         self._started = False  # an interruption from here on must not change the record of the night
         return replace(self._outcome(state, code, message), deleted=self._delete_old())

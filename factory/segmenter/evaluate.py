@@ -74,7 +74,7 @@ def score(
             scores = model.scores(images)
             if not scores.isfinite().all():
                 raise UserError(
-                    f"The segmenter predicts NaN for the batch that starts with image {batch[0].key}; train it again."
+                    f"the segmenter predicts NaN for the batch that starts with image {batch[0].key}; train it again."
                 )
             predicted = scores.argmax(1).cpu().numpy().astype(np.uint8)
             for sample, labels in zip(batch, predicted, strict=True):

@@ -187,7 +187,7 @@ def _pretrained(source: str, id_maps: dict[str, Any]) -> tuple[nn.Module, _Loadi
         ) from error
     broken = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
     if broken:
-        raise UserError(f"The weight {broken[0]} of {source} contains NaN or infinity; train or copy the model again.")
+        raise UserError(f"the weight {broken[0]} of {source} contains NaN or infinity; train or copy the model again.")
     extra_classes = len(id_maps["id2label"]) - config.num_labels
     return network, _LoadingReport(
         missing=sorted(loading["missing_keys"]),
@@ -229,7 +229,7 @@ def load_segmenter(folder: Path) -> Segmenter:
     ]
     if differences:
         raise UserError(
-            f"The weights of {folder} do not match its config: {', '.join(differences)}; copy or train the segmenter "
+            f"the weights of {folder} do not match its config: {', '.join(differences)}; copy or train the segmenter "
             f"again."
         )
     return Segmenter(network, names, side).eval()

@@ -148,6 +148,6 @@ def _check_factor(autoencoder: AutoencoderTiny, folder: Path) -> None:
     factor = 2 ** (len(autoencoder.config["encoder_block_out_channels"]) - 1)
     if factor != LATENT_FACTOR:
         raise UserError(
-            f"The autoencoder {folder} downsamples images {factor} times, but the text-to-image model requires "
+            f"the autoencoder {folder} downsamples images {factor} times, but the text-to-image model requires "
             f"{LATENT_FACTOR} times; train one with `factory stickers train autoencoder` and the same --out."
         )

@@ -71,7 +71,7 @@ def embedded_name(vocabulary: Vocabulary, name: str) -> str:
         if candidate in known.names:
             return candidate
     raise UserError(
-        f"The embedded models do not know {name!r}, only the 80 COCO classes ({', '.join(known.names[:4])}, ... "
+        f"the embedded models do not know {name!r}, only the 80 COCO classes ({', '.join(known.names[:4])}, ... "
         f"{known.names[-1]}). Choose among these, or give another model with --model FOLDER or --model HUB_ID."
     )
 
@@ -114,7 +114,7 @@ def _check(num_images: int, size: int, styles: tuple[str, ...]) -> None:
         raise UserError(f"--size must be 32 to 1024 pixels, got {size}.")
     unknown = [style for style in styles if style not in STYLES]
     if unknown:
-        raise UserError(f"Unknown style {unknown[0]!r}; choose among {', '.join(STYLES)}.")
+        raise UserError(f"there is no style {unknown[0]!r}; choose among {', '.join(STYLES)}.")
 
 
 def _claim(out: Path, options: dict[str, object]) -> None:

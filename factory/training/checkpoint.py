@@ -36,28 +36,28 @@ def restore(out: Path, state: dict[str, Any], run: dict[str, Any], depends_on: M
     try:
         saved = torch.load(path, map_location=run["device"], weights_only=True)
     except Exception as error:
-        raise UserError(f"The checkpoint {path} cannot be read ({error}); move it away to start over.") from error
+        raise UserError(f"the checkpoint {path} cannot be read ({error}); move it away to start over.") from error
     if not isinstance(saved, dict) or not {"step", "options", *state} <= saved.keys():
         raise UserError(f"{path} is not a checkpoint of this program; move it away to start over.")
     recorded = saved["options"]
     unknown = [key for key in depends_on if key not in recorded]
     if unknown:
         raise UserError(
-            f"The checkpoint {path} does not record its {' and '.join(unknown)} because an earlier version wrote it; "
+            f"the checkpoint {path} does not record its {' and '.join(unknown)} because an earlier version wrote it; "
             f"train again with another --out."
         )
     changed = [key for key, value in run.items() if recorded.get(key, value) != value and key != "device"]
     if changed:
         listed = ", ".join(f"{key} was {recorded[key]}, is {run[key]}" for key in changed)
         raise UserError(
-            f"The checkpoint {path} belongs to another run ({listed}); use the same options or another --out."
+            f"the checkpoint {path} belongs to another run ({listed}); use the same options or another --out."
         )
     try:
         for name, part in state.items():
             part.load_state_dict(saved[name])
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(
-            f"The checkpoint {path} does not fit this model ({one_line(error)}), perhaps because another version wrote "
+            f"the checkpoint {path} does not fit this model ({one_line(error)}), perhaps because another version wrote "
             f"it; train again with another --out."
         ) from error
     return int(saved["step"])
@@ -77,6 +77,6 @@ def not_finite(name: str, problem: str, out: Path) -> UserError:
     exists = (out / CHECKPOINT).exists()
     state = f"the checkpoint {out / CHECKPOINT} is intact" if exists else "no checkpoint was written"
     return UserError(
-        f"Training of the {name} stopped: {problem}; {state}. Train with a smaller learning rate and another "
+        f"training of the {name} stopped: {problem}; {state}. Train with a smaller learning rate and another "
         f"--out, and check the data and start weights for NaN."
     )

@@ -22,13 +22,13 @@ def check_device(name: str) -> None:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise UserError(f"Unknown device {name!r}; choose {AUTO}, cpu, cuda or cuda:N.")
+        raise UserError(f"there is no device {name!r}; choose {AUTO}, cpu, cuda or cuda:N.")
     if device.type == "cpu":
         return
     if not torch.cuda.is_available():
-        raise UserError(f"The device {name!r} is not available because PyTorch finds no GPU; choose --device cpu.")
+        raise UserError(f"the device {name!r} is not available, because PyTorch finds no GPU; choose --device cpu.")
     if device.index is not None and device.index >= torch.cuda.device_count():
         raise UserError(
-            f"The device {name!r} is not available because this machine has {torch.cuda.device_count()} GPUs, "
+            f"the device {name!r} is not available, because this machine has {torch.cuda.device_count()} GPUs, "
             f"numbered from 0; choose one of them."
         )

@@ -52,13 +52,13 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
             raise UserError(
-                f"Training requires at least one step and one sample per step; got {self.steps} steps of {self.batch}."
+                f"training requires at least one step and one sample per step, got {self.steps} steps of {self.batch}."
             )
         if not 0 <= self.seed < 2**32:
-            raise UserError(f"The seed of a training must be a number from 0 to {2**32 - 1}; got {self.seed}.")
+            raise UserError(f"the seed of a training must be a number from 0 to {2**32 - 1}, got {self.seed}.")
         if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
             raise UserError(
-                f"The learning rate is {self.learning_rate}; give a finite, non-negative number such as 0.001."
+                f"the learning rate must be a finite number of at least 0, such as 0.001; got {self.learning_rate}."
             )
         check_device(self.device)
 
@@ -210,7 +210,7 @@ def _load_start(task: TrainTask, folder: Path) -> None:
         task.load(folder)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"Training of the {task.name} cannot start from {folder} ({error}); give the folder of a model that this "
+            f"training of the {task.name} cannot start from {folder} ({error}); give the folder of a model that this "
             "command has trained, or leave out --start."
         ) from error
 

@@ -56,7 +56,7 @@ class Shares:
         """`shares` are weights. UserError unless they are finite, non-negative and not all 0."""
         if not all(0 <= share < float("inf") for share in shares) or not sum(shares):
             raise UserError(
-                f"The shares of the sources are {list(shares)}; give finite, non-negative numbers that are not all 0."
+                f"the shares of the sources must be finite numbers of at least 0, not all 0; got {list(shares)}."
             )
         per_batch = [share / sum(shares) * batch for share in shares]
         self._integers = [int(count) for count in per_batch]

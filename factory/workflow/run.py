@@ -136,7 +136,7 @@ def run_workflow(job: Workflow, report: Callable[[str], None] = _log.info) -> No
         if code in (exit_codes.INTERRUPTED, exit_codes.TERMINATED):
             raise KeyboardInterrupt
         if code == exit_codes.EXHAUSTED:
-            report("The step is complete, although some samples were not accepted in any attempt; continuing.")
+            report("The step is complete, although some samples were rejected in every attempt; continuing.")
         elif code:
             raise StepFailedError(number, step.name, code)
         done[step.digest] = step.results

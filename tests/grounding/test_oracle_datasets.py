@@ -156,11 +156,11 @@ def test_the_stream_is_the_same_from_any_step(oracle: Path) -> None:
         (["--classes", "voc", "--n", "4"], "to select the seen classes"),
         (
             ["--classes", "voc", "--n", "4", "--split", "9"],
-            "There is no split '9' for voc; give 1, 2, 3, zs3, or a file with one unseen class",
+            "there is no split '9' for voc; give 1, 2, 3, zs3, or a file with one unseen class",
         ),
         (
             ["--classes", "dog,cat", "--n", "4", "--split", "1"],
-            "There is no split '1' for your list of classes; give a file with one unseen class",
+            "there is no split '1' for your list of classes; give a file with one unseen class",
         ),
         (["--classes", "voc", "--n", "4", "--split", "nowhere.txt"], "there is no split file nowhere.txt"),
     ],

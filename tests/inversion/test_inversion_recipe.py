@@ -129,7 +129,7 @@ def test_a_dataset_with_options_that_are_rejected_today_is_resumed_without_them(
         ({"dataset": "coco", "image_set": "val"}, "--real-set val has no effect with --layout coco"),
         ({"method": "noise", "steps": 50}, "--inversion-steps 50 has no effect with --method noise"),
         ({"dataset": "coco", "annotations": Path("nowhere.json")}, "nowhere.json does not exist"),
-        ({"classes": "coco", "split": "9"}, "There is no split '9' for coco"),
+        ({"classes": "coco", "split": "9"}, "there is no split '9' for coco"),
     ],
 )
 def test_an_unusable_folder_raises_a_clear_error(folder: Path, change: dict[str, Any], message: str) -> None:

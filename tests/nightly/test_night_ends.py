@@ -96,7 +96,7 @@ def test_night_with_exhausted_samples_is_complete_with_its_own_code(make: Make, 
     ended._night = night.changed(samples=10, shards=6, attempts=40, exhausted=2, planned=12)
     outcome = ended._succeed()
     assert (outcome.state, outcome.exit_code) == ("complete", exit_codes.EXHAUSTED)
-    assert outcome.message == "2 samples were not accepted in any attempt and are left out."
+    assert outcome.message == "2 samples were rejected in every attempt and skipped."
 
 
 def test_error_is_reported_although_its_record_cannot_be_written(

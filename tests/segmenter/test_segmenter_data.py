@@ -37,7 +37,7 @@ def test_shares_hold_over_time(shares: tuple[float, ...]) -> None:
 
 @pytest.mark.parametrize("shares", [(1.0, -0.1), (float("nan"), 1.0), (0.0, 0.0), (float("inf"), 1.0)])
 def test_invalid_shares_are_refused(shares: tuple[float, ...]) -> None:
-    with pytest.raises(UserError, match="The shares of the sources are"):
+    with pytest.raises(UserError, match="the shares of the sources must be"):
         Shares(shares, 8)
 
 

@@ -63,7 +63,5 @@ class EngineRecipe(Section):
     @classmethod
     def _gpus_that_ray_accepts(cls, gpus: float | None) -> float | None:
         if gpus and not (gpus.is_integer() or _SMALLEST_SHARE <= gpus < 1):
-            raise ValueError(
-                f"the number of GPUs must be whole, or a fraction from {_SMALLEST_SHARE} to below 1; got {gpus:g}"
-            )
+            raise ValueError(f"the number of GPUs must be whole, or a fraction from {_SMALLEST_SHARE} to below 1")
         return gpus
