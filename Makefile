@@ -73,11 +73,11 @@ chaos: $(STAMP) ## Compare the bytes of 50 runs with killed workers and drivers,
 	$(BIN)/python -m tests.chaos --rounds 32
 	$(BIN)/python -m tests.chaos_engine --rounds 18
 
-headline: $(STAMP) ## Make 110,000 samples in nights that are killed again and again; resumes; takes hours
+headline: $(STAMP) ## Generate 110,000 samples in nights that are killed repeatedly; resumes; takes hours
 	$(BIN)/python -m pip install --quiet --editable '.[dev,chaos]' --constraint constraints.txt
 	$(BIN)/python -m tests.headline --state runs/headline
 
-bench: $(STAMP) ## Measure the figures of docs/performance.md; requires an otherwise idle machine
+bench: $(STAMP) ## Run the benchmarks of docs/performance.md; requires an otherwise idle machine
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.resume
 	$(BIN)/python -m benchmarks.driver
@@ -150,7 +150,7 @@ $(CLUSTER_STAMP): Makefile
 	ln -sf ../prometheus/usr/bin/promtool $(CLUSTER)/bin/promtool
 	touch $@
 
-test-cluster: $(STAMP) $(CLUSTER_STAMP) ## Nights on Ray hosts, Slurm, systemd and in an image; needs root, Debian, 20 minutes
+test-cluster: $(STAMP) $(CLUSTER_STAMP) ## Run nights on Ray hosts, Slurm, systemd and in an image; needs root on Debian; 20 minutes
 	PATH="$(CURDIR)/$(CLUSTER)/bin:$$PATH" FACTORY_TEST_STORAGE="$(CURDIR)/build/images" $(BIN)/python -m pytest -m cluster
 
 ICONS := build/icons

@@ -1,4 +1,4 @@
-"""What several benchmarks share: timing, and recipes that accept every image."""
+"""Functions that several benchmarks share: timing, and recipes that accept every image."""
 
 import statistics
 import time

@@ -3,7 +3,7 @@
     python -m benchmarks.driver --shards 100000
 
 The bucket is a server in a process of its own that waits `--latency` before each answer. `processor` is the processor
-time of the driver alone, which other programs on the machine hardly lengthen. Rows:
+time of the driver alone, which other programs on the machine hardly affect. Rows:
 
 - `start`: finds the missing shards of an incomplete dataset: recipe, lease, receipts, quarantine.
 - `statement, no index`: totals of all receipts, each of which is read, as for a dataset of an older version.

@@ -1,13 +1,13 @@
-"""What works for every family of text-to-image models, on tiny random weights of the real classes.
+"""Checks of every family of text-to-image models, on the real model classes with small random weights.
 
     python -m benchmarks.families
 
-Columns: images equal those of the stock pipeline with the same seed, to the bit; a batch gives the images of its
-samples alone (a difference of one in 255 is rounding); attention masks come out finite; the `guided` grounder has a
-finite loss and gradient on an oracle dataset; seconds of the call that reads attention and features of one image, its
-text encoded, and that time as a share of sampling the image with the model's own number of steps. Times on tiny weights
-say little about real ones, because their text encoders are as small as their denoisers. `--model FOLDER` adds models of
-your own, at their own size.
+Columns: images are bit-identical to those of the diffusers pipeline with the same seed; images in a batch equal those
+generated alone (differences of 1 in 255 are rounding); attention masks are finite; the `guided` grounder has a finite
+loss and gradient on an oracle dataset; seconds of the call that reads attention and features of one image, and that
+time as a share of sampling the image with the default number of steps. Times on tiny weights say little about real
+ones, because their text encoders are as small as their denoisers. `--model FOLDER` adds models of your own, at their
+own size.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Guidance scales and schedules of the embedded text-to-image model: objects found, and variety.
+"""Guidance scales and schedules of the embedded text-to-image model: objects found, and variety of the images.
 
     python -m benchmarks.guidance
 

@@ -1,4 +1,4 @@
-"""What limits the scores of Protocol I: the detector's masks, the resolution, or the assignment of objects to classes.
+"""What limits the results of Protocol I: the masks of the detector, the resolution, or the assignment of classes.
 
     python -m benchmarks.limits GROUNDER --classes voc --images 60
 

@@ -1,4 +1,4 @@
-"""How much two datasets of the same plan differ, such as one in float32 and one in bfloat16.
+"""Differences between two datasets with the same plan, for example in float32 and in bfloat16.
 
     python -m benchmarks.same_samples out/float32 out/bfloat16
 

@@ -1,4 +1,4 @@
-"""Where the time of one worker with one thread goes, per image.
+"""Time per image of each part of a worker with one thread.
 
     python -m benchmarks.worker --model stickers --dtype bfloat16 --channels-last
 

@@ -103,7 +103,7 @@ def test_a_connection_that_breaks_during_an_answer_is_a_temporary_failure(
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
-        (401, r"refused the request \(401 Unauthorized: status 401\); set OPENAI_API_KEY"),
+        (401, r"rejected the request \(401 Unauthorized: status 401\); set OPENAI_API_KEY"),
         (404, "check the address and --lm-model"),
         ((200, {}, b"<html>"), "does not answer with JSON"),
         ((200, {}, b'{"choices": []}'), "does not answer as an OpenAI-compatible server"),

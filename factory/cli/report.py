@@ -15,7 +15,7 @@ def report(
         typer.Option(metavar="OTHER", help="Dataset to compare with, or a report of one; a folder or URL."),
     ] = None,
     out: Annotated[
-        str | None, typer.Option(help="Folder or URL to write to; DATASET-report beside the dataset by default.")
+        str | None, typer.Option(help="Folder or URL to write to; by default DATASET-report next to the dataset.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

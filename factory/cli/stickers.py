@@ -202,7 +202,7 @@ def evaluate(
 
 
 def _check_only_found(others: dict[str, object]) -> None:
-    """Raise UserError if one of these options, by name, is given beside --found-only."""
+    """Raise UserError if one of these options, by name, is given together with --found-only."""
     given = next((name for name, value in others.items() if value is not None), None)
     if given is not None:
         raise UserError(f"{given} has no effect with --found-only; leave one of the two out.")

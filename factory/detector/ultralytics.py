@@ -137,7 +137,7 @@ def _allowed(path: Path) -> list[Any]:
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise UserError(
                 f"the weight file {path} refers to {name}, which could run code; save its tensors with "
-                f"torch.save(model.state_dict(), FILE) in the program that wrote it, and its classes beside it."
+                f"torch.save(model.state_dict(), FILE) in the program that wrote it, and list its classes next to it."
             )
         modules.append(kind)
     return modules

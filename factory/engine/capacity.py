@@ -93,7 +93,7 @@ class Capacity:
 
 
 def check_gpus(engine: EngineRecipe, detectors: int, gpus: float) -> None:
-    """UserError if a machine with this many GPUs cannot run a worker beside `detectors`."""
+    """UserError if a machine with this many GPUs cannot run a worker in addition to `detectors`."""
     has = f"this machine has {gpus:g}"
     if (engine.gpus_per_worker or 0) > gpus:
         raise UserError(

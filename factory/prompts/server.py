@@ -135,7 +135,7 @@ class ServerModel:
             404: "check the address and --lm-model",
         }
         advice = remedy.get(code, "see the documentation of the server")
-        return f"the language model server {self._base} refused the request ({problem}); {advice}."
+        return f"the language model server {self._base} rejected the request ({problem}); {advice}."
 
 
 def is_url(text: str) -> bool:

@@ -79,7 +79,7 @@ def render(report: Mapping[str, Any], images: Mapping[str, str]) -> str:
 
 
 def _most_combined(pairs: Sequence[Sequence[Any]]) -> list[str]:
-    """The classes that occur most often beside another, for the matrix; alphabetically."""
+    """The classes that occur most often together with others, in alphabetical order, for the matrix."""
     counts: Counter[str] = Counter()
     for first, second, images in pairs:
         counts.update({first: images, second: images})

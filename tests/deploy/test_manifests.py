@@ -145,7 +145,7 @@ def test_entrypoint_keeps_the_exit_codes_that_need_a_retry_or_a_person(
 
 
 def start_night(objects: list[Object], folder: Path, driver: str) -> "subprocess.Popen[str]":
-    """Start the entrypoint as Ray does, with a shell script in the place of the factory."""
+    """Start the entrypoint as Ray does, with a shell script in place of factory."""
     (folder / "factory").write_text(f"#!/bin/sh\n{driver}\n")
     (folder / "factory").chmod(0o755)
     (folder / "nightly.sh").write_text(find_config(objects)["nightly.sh"])

@@ -1,4 +1,4 @@
-"""jobs/slurm/nightly.sbatch with small scripts in the place of Slurm, Ray and the factory."""
+"""jobs/slurm/nightly.sbatch with small scripts in place of Slurm, Ray and factory."""
 
 import os
 import shutil

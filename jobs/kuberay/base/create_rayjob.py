@@ -1,4 +1,4 @@
-"""Create the RayJob of a night from a suspended template, and delete those of old nights. Runs in the CronJob's pod.
+"""Create the RayJob of a night from a suspended template, and delete those of old nights. Runs in a pod of the CronJob.
 
 The name `factory-DATE` is the lock: if it exists, the night has been started, and nothing happens. Exit codes: 0 if it
 was created or exists, 2 if the template or the permissions are wrong, 75 if the API server does not respond.
