@@ -51,7 +51,7 @@ def generate(
         The totals of the dataset, and the `exit_code` with which `factory generate` would end.
 
     Raises:
-        UserError: The input is invalid; nothing has been written. Its subclasses describe other failures.
+        UserError: The input is invalid. Most problems are found before anything is written.
         RunFailedError: The workers cannot start.
         TransientError: The store or the cluster does not respond, or the disk is full; call the function again later.
         LeaseHeldError: Another process is working on the dataset.

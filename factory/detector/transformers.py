@@ -157,7 +157,7 @@ def load_model(source: str, revision: str | None) -> tuple[Any, Any]:
             f"the image processor of {source} requires another library ({fault}); install the extra `torchvision`, see "
             f"docs/detectors.md."
         ) from error
-    except Exception as error:  # truncated and foreign weights fail in many ways
+    except Exception as error:  # truncated or unrelated weights raise many types
         raise UserError(
             f"the detector {source} cannot be loaded ({one_line(error)}); copy it again, or check the network."
         ) from error

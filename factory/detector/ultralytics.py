@@ -113,7 +113,7 @@ def _checkpoint(path: Path) -> tuple[list[str] | None, State]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
-    except Exception as error:  # truncated and foreign files raise exceptions of many unrelated classes
+    except Exception as error:  # truncated or unrelated files raise many types of exceptions
         raise UserError(f"{description} cannot be used ({unreadable_because(error)}); copy it again.") from error
     model = content.get("ema") or content.get("model") if isinstance(content, Mapping) else None
     if isinstance(model, nn.Module):

@@ -97,7 +97,7 @@ def read_state(path: Path, description: str) -> tuple[State, str]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
-    except Exception as error:  # truncated and foreign files raise exceptions of many unrelated classes
+    except Exception as error:  # truncated or unrelated files raise many types of exceptions
         raise UserError(_unreadable(description, unreadable_because(error))) from error
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

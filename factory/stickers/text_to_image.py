@@ -151,7 +151,7 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
 
 
 def open_in_float32(folder: Path) -> None:
-    """Make a saved transformers model load in float32, whatever the dtype of its weights.
+    """Make a saved transformers model load in float32, regardless of the dtype of its weights.
 
     transformers loads a folder in the dtype of its config, but diffusers in float32. A config with float16 would result
     in a text encoder that is incompatible with the U-Net.
