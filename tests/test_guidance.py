@@ -82,7 +82,7 @@ def test_transformers_are_refused(tmp_path: Path) -> None:
 def test_a_schedule_without_guidance_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     """But a dataset that has one, of an earlier version, can be resumed."""
     without_effect = recipe(tiny_model, guidance=1.0, guidance_schedule="linear")
-    with pytest.raises(UserError, match="schedule `linear` has no effect with guidance 1, which means none"):
+    with pytest.raises(UserError, match="schedule `linear` has no effect with guidance 1, which disables guidance"):
         preflight(without_effect)
     store = Store(str(tmp_path / "out"))
     stored = init_or_resume(store, pin_recipe(without_effect))

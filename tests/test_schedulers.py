@@ -163,8 +163,8 @@ def test_a_solver_replaces_the_models_own(folder: Path, solver: str) -> None:
         ("LCMScheduler", {}, {"solver": "model", "steps": 60}, "of at most 50 steps, but the recipe has 60"),
         ("DDIMParallelScheduler", {}, {}, "which is not supported"),
         ("FlowMatchEulerDiscreteScheduler", {}, {}, "which is not supported"),
-        ("UniPCMultistepScheduler", {"use_flow_sigmas": True}, {"solver": "ddim"}, "is sampled by its own UniPC"),
-        ("EDMEulerScheduler", {"prediction_type": "epsilon"}, {"solver": "euler"}, "is sampled by its own EDMEuler"),
+        ("UniPCMultistepScheduler", {"use_flow_sigmas": True}, {"solver": "ddim"}, "works only with its own UniPC"),
+        ("EDMEulerScheduler", {"prediction_type": "epsilon"}, {"solver": "euler"}, "works only with its own EDMEuler"),
     ],
 )
 def test_unsupported_schedulers_are_refused(

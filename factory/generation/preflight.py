@@ -77,7 +77,7 @@ def _check_schedule(recipe: Recipe) -> None:
     if generator.guidance_schedule != CONSTANT and generator.guidance <= 1:
         raise UserError(
             f"the guidance schedule `{generator.guidance_schedule}` has no effect with guidance "
-            f"{generator.guidance:g}, which means none; give a scale above 1, or leave the schedule out."
+            f"{generator.guidance:g}, which disables guidance; give a scale above 1, or leave the schedule out."
         )
 
 

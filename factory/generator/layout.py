@@ -220,7 +220,7 @@ def _check_guidance(folder: Path, family: Family, generator: GeneratorRecipe, gu
     """Check the negative prompt and the guidance schedule; `guided_by_input` as in `Family.guided_by_input`."""
     if generator.negative and (guided_by_input or not family.negative):
         raise UserError(
-            f"{folder} takes no negative prompt, because it is not sampled with an unconditional half; remove "
+            f"{folder} takes no negative prompt, because it is sampled without classifier-free guidance; remove "
             f"generator.negative."
         )
     if generator.guidance_schedule != CONSTANT and (guided_by_input or not family.is_unet):

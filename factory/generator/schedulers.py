@@ -113,7 +113,7 @@ def check_scheduler(
         raise UserError(f"the scheduler of {where} predicts {prediction!r}; supported are {', '.join(_PREDICTIONS)}.")
     if (kind in _FLOW | _EDM or config.get("use_flow_sigmas")) and not uses_own:
         raise UserError(
-            f"{where} is sampled by its own {kind} alone, whose noise levels differ from those of other solvers, but "
+            f"{where} works only with its own {kind}, whose noise levels differ from those of other solvers, but "
             f"the recipe's solver is {solver}; set generator.solver to `{OWN}`, or leave it out."
         )
     # A LoRA may turn another model into a consistency model, but not the reverse.

@@ -49,7 +49,7 @@ class OracleDataset:
         self.store, self.recipe = store, recipe_of(store)
         if self.recipe.oracle is None:
             raise UserError(
-                f"{store.address} is not an oracle dataset but one of images with masks; create one with `factory "
+                f"{store.address} is a dataset of images with masks, not an oracle dataset; create one with `factory "
                 f"bootstrap-oracle`."
             )
         if self.recipe.format < FORMAT:

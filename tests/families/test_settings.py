@@ -36,7 +36,7 @@ def test_steps_and_guidance_are_those_of_the_model(family: Make, name: str, step
     ("name", "changes", "message"),
     [
         ("flux-dev", {"generator": {"negative": "blurred"}}, "takes no negative prompt"),
-        ("flux-dev", {"generator": {"solver": "ddim"}}, "is sampled by its own FlowMatchEulerDiscreteScheduler"),
+        ("flux-dev", {"generator": {"solver": "ddim"}}, "works only with its own FlowMatchEulerDiscreteScheduler"),
         ("sd3", {"generator": {"width": 72}}, "must be multiples of 16, the pixels per image token"),
         ("sd3", {"masks": {"source": "attention", "blocks": [0, 3]}}, "contains 3, but .* has the blocks 0 to 2"),
         ("sd3", {"masks": {"source": "attention", "levels": [1]}}, "masks.levels is for U-Nets"),

@@ -130,7 +130,7 @@ def test_an_oracle_recipe_with_unseen_classes_is_refused(tiny_model: Path) -> No
 
 def test_an_ordinary_dataset_is_not_an_oracle(tiny_recipe: Recipe, tmp_path: Path) -> None:
     make_dataset(tiny_recipe, tmp_path / "plain")
-    with pytest.raises(UserError, match="is not an oracle dataset but one of images with masks"):
+    with pytest.raises(UserError, match="is a dataset of images with masks, not an oracle dataset"):
         OracleDataset(Store(str(tmp_path / "plain")))
 
 
