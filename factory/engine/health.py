@@ -21,18 +21,26 @@ class Health:
     def __init__(self, pool: Pool, view: ClusterView, engine: EngineRecipe, state: State) -> None:
         self._pool, self._view, self._engine, self._state = pool, view, engine, state
         self._failed_starts, self._reported = 0, False
+        self._dead_nodes = set[str]()
 
     def started(self) -> None:
         """A worker became ready."""
         self._failed_starts = 0
 
-    def start_failed(self, worker: Worker, message: str) -> None:
-        """Record an actor that was lost or failed while starting; RunFailedError after too many failures."""
+    def start_failed(self, worker: Worker, message: str, dead_node: str | None = None) -> None:
+        """Record an actor that was lost or failed while starting; RunFailedError after too many failures.
+
+        A node that died is one failure, however many actors were loading there; those that only waited for it are none.
+        """
         kind = "detector worker" if worker.is_detector else "worker"
         output = logs.LOGS.tail(worker.where.get("ip", ""), worker.where.get("pid", ""), 3)
         message = " | ".join([message, *output.splitlines()])
         self._state.errors.append(f"a {kind} on {worker.where.get('host', 'an unknown host')} did not start: {message}")
-        self._failed_starts += 1
+        if dead_node is None:
+            self._failed_starts += 1
+        elif worker.where and dead_node not in self._dead_nodes:
+            self._failed_starts += 1
+            self._dead_nodes.add(dead_node)
         any_ready = any(other.ready for other in self._pool.workers)
         if worker.is_detector or (self._failed_starts >= FAILED_STARTS and not any_ready):
             times = "repeatedly" if worker.is_detector else f"{self._failed_starts} times in a row"

@@ -1,5 +1,6 @@
 """The scheduler: submits shards to actors and collects the results until all shards are finished."""
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ from factory.signals import stop_requests
 _TICK = 0.5
 _PROGRESS_INTERVAL = 2.0
 _LOGS_INTERVAL = 60.0
+_DEAD_NODE = re.compile(r"its node has died\. Node Id: (\w+)")
+"""In Ray's message about a lost actor."""
 
 
 class Scheduler:
@@ -193,15 +196,16 @@ class Scheduler:
                 f"factory."
             ) from error
         if not worker.ready:
-            self._start_failed(worker, last_line(error))
+            node = _DEAD_NODE.search(str(error))
+            self._start_failed(worker, last_line(error), None if node is None else node[1])
             return
         self.state.errors.append(f"lost a worker on {worker.where.get('host', 'an unknown host')}: {last_line(error)}")
         self._outcomes.replace(worker, last_line(error), charged=not getattr(error, "preempted", False))
         self._report_logs()
 
-    def _start_failed(self, worker: Worker, message: str) -> None:
+    def _start_failed(self, worker: Worker, message: str, dead_node: str | None = None) -> None:
         """Replace an actor that was lost or failed while starting; raises RunFailedError after too many of them."""
-        self._health.start_failed(worker, message)
+        self._health.start_failed(worker, message, dead_node)
         self._outcomes.replace(worker, message, charged=False)
 
     def _kill_late(self) -> None:
