@@ -17,6 +17,8 @@ LOCK = ".lock"
 """The lock file of a folder; that of a file system without locks has the same name with a suffix."""
 TEMPORARY = re.compile(r"#\d+$")
 """The end of the names of temporary files, of this module and of the client. Listings omit them."""
+_OWN = re.compile(r"\.(?:tar|parquet|json|yaml|md|log)#\d+$")
+"""The same of the files that a dataset has."""
 _ABANDONED = 600.0
 """Seconds without a change after which a temporary file belongs to a killed process."""
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -120,7 +122,7 @@ def _partial(path: Path, data: bytes, durable: bool = True) -> Iterator[Path]:
 def delete_abandoned(folder: Path) -> None:
     """Delete the temporary files of killed processes; those of the last minutes may still be written."""
     for directory, _, names in os.walk(folder):
-        for name in filter(TEMPORARY.search, names):
+        for name in filter(_OWN.search, names):
             path = Path(directory, name)
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > _ABANDONED:
