@@ -7,7 +7,15 @@ from typing import Any, TextIO
 
 from factory.config.vocabulary import ClassEntry, coco
 from factory.dataset.masks import Mask
-from factory.export.interface import SPLITS, ExportInfo, ExportSample, KeySet, Records, delete_other_samples
+from factory.export.interface import (
+    SPLITS,
+    ExportInfo,
+    ExportSample,
+    KeySet,
+    Records,
+    delete_other_samples,
+    write_sample_file,
+)
 from factory.export.polygons import joined, parts_of
 from factory.files.atomic import replaced_atomically, synchronise_all
 
@@ -37,7 +45,7 @@ class CocoFormat:
         records, files = [], list[Path]()
         for sample in samples:
             files.append(self._info.root / sample.split / f"{sample.key}.jpg")
-            files[-1].write_bytes(sample.image)
+            write_sample_file(files[-1], sample.image)
             annotations = [
                 self._annotation(annotation, mask)
                 for annotation, mask in zip(sample.annotations, sample.masks, strict=True)

@@ -63,8 +63,6 @@ class HuggingFaceFormat:
 
     def write(self, unit: int, samples: Iterable[ExportSample]) -> list[tuple[str, Any]]:
         """Write one pending file per split. The record of a sample is its key."""
-        for path in (self._info.root / "data").glob(f"*-{unit:05d}-of-*.parquet"):
-            path.unlink()
         records = []
         with ExitStack() as stack:
             files = {
@@ -96,7 +94,13 @@ class HuggingFaceFormat:
         names = [f"{_NAMES[split]}-{unit:05d}-of-{units:05d}.parquet" for unit in range(units)]
         for unit, name in enumerate(names):
             pending, published = self._pending(split, unit), data.glob(f"{_NAMES[split]}-{unit:05d}-of-*.parquet")
-            source = pending if pending.exists() else next(published, None)
+            if pending.exists():
+                # First, because a repeated call must not find an earlier file besides the new one.
+                for path in [path for path in published if path.name != name]:
+                    path.unlink()
+                source: Path | None = pending
+            else:
+                source = next(published, None)
             if source is None:
                 raise UserError(f"{data / name} is missing; delete {self._info.root} and export again.")
             source.replace(data / name)

@@ -1,5 +1,6 @@
 """The interface between the dataset reader and the export formats."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -137,6 +138,14 @@ class KeySet:
 
     def __len__(self) -> int:
         return self._count
+
+
+def write_sample_file(path: Path, data: bytes) -> None:
+    """Write a file of a sample unless it has this content: lists of an earlier export may already name it."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size == len(data) and path.read_bytes() == data:
+            return
+    path.write_bytes(data)
 
 
 def delete_other_samples(folder: Path, keys: KeySet) -> None:

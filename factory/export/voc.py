@@ -9,7 +9,15 @@ import numpy as np
 
 from factory.dataset.masks import IGNORE, decode_label_png, encode_label_png
 from factory.errors import UserError
-from factory.export.interface import SPLITS, ExportInfo, ExportSample, KeySet, Records, delete_other_samples
+from factory.export.interface import (
+    SPLITS,
+    ExportInfo,
+    ExportSample,
+    KeySet,
+    Records,
+    delete_other_samples,
+    write_sample_file,
+)
 from factory.files.atomic import replaced_atomically, synchronise_all
 
 _FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject", "Annotations")
@@ -77,7 +85,7 @@ class VocFormat:
             root / "Annotations" / f"{key}.xml": self._annotation(sample),
         }
         for path, content in contents.items():
-            path.write_bytes(content)
+            write_sample_file(path, content)
         return list(contents)
 
     def _annotation(self, sample: ExportSample) -> bytes:

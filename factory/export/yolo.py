@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 import yaml
 
-from factory.export.interface import SPLITS, ExportInfo, ExportSample, KeySet, Records, delete_other_samples
+from factory.export.interface import (
+    SPLITS,
+    ExportInfo,
+    ExportSample,
+    KeySet,
+    Records,
+    delete_other_samples,
+    write_sample_file,
+)
 from factory.export.polygons import joined, parts_of
 from factory.files.atomic import synchronise_all, write_atomically
 
@@ -33,8 +41,9 @@ class YoloFormat:
         for sample in samples:
             image = root / "images" / sample.split / f"{sample.key}.jpg"
             labels = root / "labels" / sample.split / f"{sample.key}.txt"
-            image.write_bytes(sample.image)
-            labels.write_text(self._lines(sample))
+            # The labels first: for readers, an image without labels has no objects.
+            write_sample_file(labels, self._lines(sample).encode())
+            write_sample_file(image, sample.image)
             files += [image, labels]
             records.append((sample.split, sample.key))
         synchronise_all(files)

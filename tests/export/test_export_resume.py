@@ -19,9 +19,13 @@ from factory.config.vocabulary import from_names
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.export import run as export_run
+from factory.export.coco import CocoFormat
 from factory.export.folder import STATE, ExportFolder, clear_errors
+from factory.export.hf import HuggingFaceFormat
 from factory.export.interface import ExportInfo, ExportSample
 from factory.export.run import Export, Options
+from factory.export.voc import VocFormat
+from factory.export.yolo import YoloFormat
 from tests.support.export_datasets import (
     FORMATS,
     SHARD_SIZE,
@@ -181,6 +185,33 @@ def test_samples_that_the_dataset_lost_leave_the_export(lost: tuple[int, ...], f
     (tmp_path / "export/notes.txt").unlink()
     run(make_dataset(tmp_path / "smaller", set(range(SHARDS)) - set(lost))[0], tmp_path / "new", form, partial=True)
     assert content(tmp_path / "export") == content(tmp_path / "new")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_export_can_be_read_while_shards_are_added(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after the process is killed: `latest.json` may name the export of a night that is continued."""
+    growing, to = make_dataset(tmp_path / "set", [0, 2])[0], tmp_path / "out"
+    run(growing, to, form, partial=True)
+
+    def states() -> dict[str, tuple[int, bytes]]:
+        files = (path for path in to.rglob("*") if path.is_file() and STATE not in path.parts)
+        return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+    before = states()
+    make_dataset(tmp_path / "set", [1])
+    with monkeypatch.context() as patch:
+        for kind in (CocoFormat, VocFormat, YoloFormat, HuggingFaceFormat):
+            patch.setattr(kind, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(growing, to, form, partial=True)
+    assert before.items() <= states().items()
+    run(growing, to, form, partial=True)
+    run(make_dataset(tmp_path / "set2", [0, 1, 2])[0], tmp_path / "uninterrupted", form, partial=True)
+    assert content(to) == content(tmp_path / "uninterrupted")
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("form", ["coco", "voc"])
