@@ -1,4 +1,4 @@
-"""Recipe fields that hold the name of something predefined, or a list or table of their own."""
+"""Recipe fields that contain a predefined name, or a custom list or table."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from pydantic import BeforeValidator
 
 
 def named_or(other: str, *names: str) -> BeforeValidator:
-    """Reject a text that is none of the names with one message; Pydantic would print one per type of the field.
+    """Reject any other text with one message; Pydantic would print one for each type of the field.
 
     `other` describes what the field may hold instead of a name.
     """

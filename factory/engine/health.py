@@ -30,7 +30,7 @@ class Health:
     def start_failed(self, worker: Worker, message: str, dead_node: str | None = None) -> None:
         """Record an actor that was lost or failed while starting; RunFailedError after too many failures.
 
-        A node that died is one failure, however many actors were loading there; those that only waited for it are none.
+        A node that died is one failure, regardless of the actors that were loading there; waiting actors do not count.
         """
         kind = "detector worker" if worker.is_detector else "worker"
         output = logs.LOGS.tail(worker.where.get("ip", ""), worker.where.get("pid", ""), 3)

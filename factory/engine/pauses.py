@@ -7,7 +7,7 @@ _LONGEST_STEP = 10.0
 
 
 class Pauses:
-    """Called at every step: what did not happen while this process was stopped is nobody's fault."""
+    """Called at every step, because what did not happen while this process was stopped is not a failure."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()

@@ -38,7 +38,7 @@ class ShardQueue:
         return shard in self._suspects
 
     def done(self, shard: int) -> None:
-        """A finished shard is not a suspect any more."""
+        """Record a finished shard, which is no longer a suspect."""
         self._suspects.discard(shard)
 
     def put_back(self, shard: int) -> None:

@@ -186,7 +186,7 @@ class Scheduler:
             return
         self._outcomes.failed(shard, str(error))
         if worker.share.gpus:
-            # After a CUDA error, the process may not be able to use its GPU any more.
+            # After a CUDA error, the process may be unable to use its GPU.
             self._outcomes.replace(worker, f"another shard failed on the same GPU: {last_line(error)}", charged=False)
 
     def _lost(self, worker: Worker, error: Exception) -> None:

@@ -86,7 +86,7 @@ class HuggingFaceFormat:
             stored += sum(file.stat().st_size for file in files)
             splits.append({"name": _NAMES[split], "num_bytes": sum(map(_bytes_of, files)), "num_examples": count})
         write_atomically(self._info.root / "README.md", self._card(splits, stored).encode())
-        for split in set(SPLITS) - counts.keys():  # which the card does not name any more
+        for split in set(SPLITS) - counts.keys():  # which the card no longer names
             _delete_other_files(data, split, [])
 
     def _publish(self, data: Path, split: str, units: int) -> list[Path]:

@@ -54,7 +54,7 @@ class VocFormat:
     def finish(self, records: Records) -> None:
         """Write the class list and the image sets: readers of boxes use those in Main, readers of masks the others.
 
-        Files of other samples are deleted when no list names them any more.
+        Files of other samples are deleted after the lists that name them.
         """
         for task in ("Main", "Segmentation"):
             folder = self._info.root / "ImageSets" / task

@@ -50,7 +50,7 @@ def synchronise(path: Path) -> None:
 
 
 def synchronise_all(paths: Collection[Path]) -> None:
-    """Write files and their folders' entries to the disk, several at once, because a file system then does it faster.
+    """Write files and the entries of their folders to the disk, several at once, which is faster on most file systems.
 
     Use it for many small files that become valid together through another file, which is written afterwards.
     """

@@ -144,7 +144,7 @@ def _resized(image: LabelledImage, size: tuple[int, int]) -> tuple[Image, NDArra
 
 
 def present(labels: NDArray[np.uint8], vocabulary: Vocabulary, min_share: float) -> list[str]:
-    """The classes that cover at least `min_share` of an image, the largest first."""
+    """The classes that cover at least `min_share` (0 to 1) of an image, the largest first; `labels` is (H, W)."""
     counts: Any = np.bincount(labels.ravel(), minlength=256)
     numbers = [k for k in range(1, len(vocabulary.classes) + 1) if counts[k] >= max(1.0, min_share * labels.size)]
     return [vocabulary.names[k - 1] for k in sorted(numbers, key=lambda k: (-counts[k], k))]

@@ -22,7 +22,7 @@ def packed(latents: Tensor) -> Tensor:
 
 
 def unpacked(latents: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The reverse of `packed`, for image tokens in rows."""
+    """The reverse of `packed`: (B, h * w, C) as (B, C, h, w), where `grid` is (h, w)."""
     return latents.transpose(1, 2).reshape(len(latents), -1, *grid)
 
 

@@ -42,7 +42,7 @@ def is_flow(kind: str, config: Any) -> bool:
 
 
 def shares(alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """The noise share of each timestep, float64."""
+    """The noise share of each timestep, float64 (T,), from the cumulative alphas (T,)."""
     alphas = alphas_cumprod.detach().cpu().double()
     signal, noise = alphas.sqrt(), (1 - alphas).sqrt()
     return noise / (signal + noise)

@@ -134,7 +134,7 @@ class PipelineGenerator:
         return self._sampler.conditions([prompt.text for prompt in prompts])
 
     def call_denoiser(self, conditions: Conditions, latents: Tensor, timestep: float) -> Tensor:
-        """The denoiser's output, float32, for noisy latents at a timestep, without guidance."""
+        """The denoiser's output, float32 (B, C, h, w), for noisy latents of this shape, without guidance."""
         arguments = self._arguments(conditions, latents, [Mixture(1.0, 0.0, timestep)] * len(latents))
         output: Tensor = self._sampler.denoiser(**{**arguments, "return_dict": False})[0]
         return output.float()

@@ -164,7 +164,7 @@ class Reader:
         return sequence.narrow(-2, start, sequence.shape[-2] - start)
 
     def image_tokens(self, sequence: Tensor) -> Tensor:
-        """The image tokens of a joint denoiser's sequence; the sequence itself of a cross-attention denoiser."""
+        """The image tokens (..., tokens, channels) of a joint sequence; for cross-attention, the whole sequence."""
         return sequence if self.family.tokens == "cross" else self._image_part(sequence)
 
 

@@ -61,7 +61,7 @@ class VocFolder(LabelledFolder):
         return LabelledImage(key, image, labels)
 
     def labels(self, key: str) -> NDArray[np.uint8]:
-        """The labels of an image."""
+        """The labels of an image, uint8 (H, W), as in `LabelledImage`."""
         return self._labels_of(self._values(key))
 
     def check(self) -> None:

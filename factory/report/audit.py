@@ -98,7 +98,10 @@ def rejected_images(store: Store, shards: Sequence[int]) -> dict[str, list[Rejec
 def duplicate_examples(
     store: Store, duplicates: Duplicates, indices: NDArray[np.int64], shard_of: Callable[[int], int]
 ) -> list[list[Example]]:
-    """The first images of the largest groups. `shard_of` maps a position in `indices` to its shard."""
+    """The first images of the largest groups.
+
+    `indices` (N,) are sample indices; `shard_of` maps a position in them to its shard.
+    """
     groups = []
     for group in duplicates.groups[:_GROUPS]:
         examples = [_example(store, shard_of(int(k)), key_of(int(indices[int(k)]))) for k in group[:_PER_GROUP]]

@@ -18,7 +18,7 @@ class Scale:
     bins: int
 
     def edges(self) -> NDArray[np.float64]:
-        """The `bins` + 1 edges."""
+        """The edges of the bins, float64 (bins + 1,)."""
         return np.linspace(self.low, self.high, self.bins + 1)
 
 
@@ -38,7 +38,7 @@ class Histogram:
         self.counts = np.zeros(self.scale.bins, np.int64)
 
     def add(self, values: NDArray[np.floating[Any]]) -> None:
-        """Add values; those that are not finite were not measured and are skipped."""
+        """Add values of any shape; values that are not finite were not measured and are skipped."""
         finite = values[np.isfinite(values)].astype(np.float64)
         if not finite.size:
             return

@@ -41,14 +41,14 @@ class Confusion:
         self.counts = np.zeros((classes, classes), np.int64)
 
     def add(self, truth: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> None:
-        """Count one image, given two label maps of the same size."""
+        """Count the pixels of one image, given two label maps (H, W) of the same size."""
         counted = truth != IGNORE
         size = len(self.counts)
         pairs = truth[counted].astype(np.int64) * size + predicted[counted]
         self.counts += np.bincount(pairs, minlength=size * size).reshape(size, size)
 
     def iou(self) -> NDArray[np.float64]:
-        """IoU by class; NaN for a class that neither label map contains."""
+        """IoU by class, float64 (classes,); NaN for a class that neither label map contains."""
         hits = np.diag(self.counts).astype(float)
         union = self.counts.sum(0) + self.counts.sum(1) - hits
         return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)

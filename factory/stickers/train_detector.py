@@ -141,7 +141,7 @@ class DetectorTask:
 
 
 def quarter_logits(model: UperNetForSemanticSegmentation, pixels: Tensor) -> Tensor:
-    """The network's logits at a quarter of the input resolution, before its own upsampling to full size."""
+    """The logits (B, 81, side / 4, side / 4) before upsampling, for `pixels` (B, 3, side, side) of `network_input`."""
     logits: Tensor = model.decode_head(model.backbone(pixels).feature_maps)
     return logits
 
@@ -153,7 +153,7 @@ def label_map(scene: Scene) -> NDArray[np.uint8]:
 
 
 def augmented(rng: np.random.Generator, scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Image and labels of the scene with random recolouring, outlines, framing, blur, gamma and noise."""
+    """Image, uint8 (H, W, 3), and labels, uint8 (H, W), with random colours, outlines, framing, blur and noise."""
     size = scene.image.shape[0]
     pixels = scene.image.astype(np.float32)
     for number in range(1, len(scene.class_names) + 1):

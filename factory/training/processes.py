@@ -20,7 +20,7 @@ def average_over_processes(model: nn.Module, shared: Tensor, world: int) -> None
 
 
 def mean_over_batch(total: Tensor, count: Tensor) -> Tensor:
-    """`total / count`, for a loss that sums over the `count` pixels or objects of this process's part of the batch.
+    """`total / count` (scalars), for a loss that sums over the `count` pixels or objects of this process.
 
     The average of the results over the processes is the sum of all totals divided by the sum of all counts, as if one
     process had the whole batch; an average of plain means would depend on the distribution of the pixels. Every process
