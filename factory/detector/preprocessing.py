@@ -44,7 +44,7 @@ class Preprocessor:
         return (resized.float() - self._mean * scale) / (self._std * scale)
 
     def resized_as_float(self, image: Image) -> Tensor:
-        """As a call, but scaled to 0..1 first and resized without antialiasing, as in RF-DETR; (1, 3, height, width)."""
+        """As a call, but scaled to 0..1 first and resized without antialiasing, as in RF-DETR."""
         pixels = _channels_first(image) * self._factor
         resized = functional.interpolate(pixels, self.size, mode="bilinear", align_corners=False)
         return (resized - self._mean) / self._std

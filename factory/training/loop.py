@@ -76,7 +76,7 @@ class TrainTask(Protocol):
         ...
 
     def loss(self, step: int, batch: int, seed: int) -> Tensor:
-        """The loss of a step's batch, a scalar. The batch must be a pure function of the arguments, so that runs can resume.
+        """The loss of a step's batch, a scalar. The batch must depend only on the arguments, so that runs can resume.
 
         If several processes train together, it is the loss of this process's part; the loop averages their gradients.
         """
