@@ -132,7 +132,7 @@ def test_progress_of_another_command_is_not_counted(tmp_path: Path) -> None:
     """After the night was killed, somebody ran `generate` or `verify --repair` on its dataset."""
     night, dataset = parse_night(record(DATE, "running", counted=False, driver="abc"), "here"), Store(str(tmp_path))
     for driver, seconds in (("def", 0.0), ("abc", 60.0)):
-        progress = {"updated": "2026-11-25T22:00:00Z", "driver": driver}
+        progress = {"updated": "2026-11-25T20:00:00Z", "driver": driver}  # the clock was set back meanwhile
         dataset.put("progress.json", json.dumps(progress | dict.fromkeys(USAGE, 60.0)).encode())
         assert with_lost_usage(night, dataset).seconds.get("generate", 0.0) == seconds
 
