@@ -1,8 +1,10 @@
 """SIGINT and SIGTERM, which request a graceful stop; the exit code shows which signal it was."""
 
+import _thread
 import contextlib
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
@@ -10,6 +12,8 @@ from types import FrameType
 from factory import exit_codes
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SOON = 0.05
+"""Seconds until a lost interrupt is repeated."""
 _received: int | None = None
 
 
@@ -23,6 +27,7 @@ def listen() -> None:
     """
     global _received
     _received = None
+    sys.unraisablehook = _repeat_lost_interrupt
     if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, terminate)
@@ -37,6 +42,21 @@ def terminate(number: int, frame: FrameType | None) -> None:
         handler(signal.SIGINT, frame)
     else:
         raise KeyboardInterrupt
+
+
+def _repeat_lost_interrupt(problem: "sys.UnraisableHookArgs") -> None:
+    """Interrupt again if Python has discarded an interrupt that arrived in a destructor or in a handler of a fork.
+
+    While Ray starts, it forks many times. Without this function, a Ctrl-C at such a moment would print a traceback and
+    have no effect.
+    """
+    if problem.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(problem)
+        return
+    with contextlib.suppress(RuntimeError):  # the program is ending anyway
+        again = threading.Timer(_SOON, _thread.interrupt_main)  # not now: this function may not raise either
+        again.daemon = True
+        again.start()
 
 
 def exit_code() -> int:

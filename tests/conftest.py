@@ -1,6 +1,7 @@
 """Fixtures of several tests: a tiny pipeline of the real classes, and recipes for it."""
 
 import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def fresh_signals() -> Iterator[None]:
     """Every test starts like a new process: without the signals of earlier tests and their handlers."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    hook = sys.unraisablehook
     signals.listen()
+    sys.unraisablehook = hook  # pytest's
     yield
+    sys.unraisablehook = hook
     for number, handler in before.items():
         signal.signal(number, handler)
 

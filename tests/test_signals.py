@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -35,3 +36,18 @@ def test_command_forgets_signals_from_before_it_started() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     signals.listen()
     assert signals.exit_code() == exit_codes.INTERRUPTED
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_that_python_discards_is_repeated(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It discards exceptions in destructors and in handlers of forks, as while Ray starts."""
+
+    class Interrupted:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    signals.listen()
+    Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        time.sleep(5)
