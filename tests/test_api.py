@@ -25,6 +25,9 @@ def test_a_dataset_is_generated_and_read(tiny_data: dict[str, Any], tmp_path: Pa
     samples = list(dataset)
     assert [sample.key for sample in samples] == [f"{index:09d}" for index in range(3)]
     assert len(dataset) == 3
+    assert repr(dataset) == f"Dataset({str(tmp_path / 'out')!r}, 3 of 3 samples)"
+    height, width = samples[0].labels.shape
+    assert repr(samples[0]) == f"DatasetSample('000000000', {samples[0].prompt!r}, {width} x {height}, 1 annotations)"
     for sample in samples:
         assert sample.image.dtype == np.uint8
         assert sample.image.shape[:2] == sample.labels.shape

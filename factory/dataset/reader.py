@@ -21,7 +21,7 @@ from factory.files.decode import decode_jpeg
 from factory.files.paths import path_text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DatasetSample:
     """An image with its masks.
 
@@ -37,6 +37,10 @@ class DatasetSample:
     image: NDArray[np.uint8]
     labels: NDArray[np.uint8]
     record: dict[str, Any]
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        return f"DatasetSample({self.key!r}, {self.prompt!r}, {width} x {height}, {len(self.annotations)} annotations)"
 
     @property
     def prompt(self) -> str:
@@ -84,6 +88,9 @@ class Dataset:
 
     def __len__(self) -> int:
         return self._size
+
+    def __repr__(self) -> str:
+        return f"Dataset({self._store.address!r}, {len(self)} of {self.recipe.n} samples)"
 
     def __iter__(self) -> Iterator[DatasetSample]:
         """Iterate over all samples.
