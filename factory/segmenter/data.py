@@ -1,5 +1,6 @@
 """Samples of datasets as labelled images: a source of training samples, like a labelled folder."""
 
+import shlex
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from factory.config.plan import Plan
+from factory.config.recipe import Recipe
 from factory.config.vocabulary import Vocabulary
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import IGNORE, decode_label_png
@@ -15,7 +17,7 @@ from factory.dataset.shards import read_shard, readable
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import recipe_of
 from factory.dataset.totals import finished_entries
-from factory.errors import UserError
+from factory.errors import UserError, counted, first_few
 from factory.files.decode import decode_jpeg
 from factory.labelled.interface import LabelledImage
 from factory.training.stream import Source
@@ -51,6 +53,7 @@ class DatasetSource:
         if not self.size:
             raise UserError(f"{store.address} has no samples yet; complete it with `factory generate`.")
         self.identity = f"{self.size} samples of recipe {recipe.fingerprint()[:12]}"
+        _check_classes(store, recipe, vocabulary)
         self._lookup = np.full(256, IGNORE, np.uint8)
         self._lookup[0] = 0
         for entry in recipe.vocabulary().classes:
@@ -67,3 +70,14 @@ class DatasetSource:
             _ShardSample(self._store, name, sample, self._lookup)
             for sample in read_shard(self._store, name, ("jpg", "seg.png"))
         ]
+
+
+def _check_classes(store: Store, recipe: Recipe, vocabulary: Vocabulary) -> None:
+    """UserError if a class of the dataset is not in the vocabulary."""
+    missing = [name for name in recipe.vocabulary().names if vocabulary.find(name) is None]
+    if missing:
+        names = recipe.classes if isinstance(recipe.classes, str) else ",".join(recipe.classes)
+        raise UserError(
+            f"{store.address} has {counted(len(missing), 'class', 'classes')} that the segmenter would not learn: "
+            f"{first_few(missing)}. Give all classes of the dataset, as in --classes {shlex.quote(names)}."
+        )

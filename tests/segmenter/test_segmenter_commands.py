@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from factory.config.sections import EngineRecipe
-from factory.config.vocabulary import voc
+from factory.config.vocabulary import from_names, voc
 from factory.errors import UserError
 from factory.labelled.folders import open_labelled
 from factory.segmenter import measure, run
@@ -54,7 +54,7 @@ def test_training_gets_the_options_and_names_the_next_command(monkeypatch: pytes
     monkeypatch.setattr(distributed, "train_on_several", lambda train, *rest: runs.append(rest) or Path("m"))
     options = ["--classes", "coco", "--train-steps", 5, "--annotations", "a.json", "--start", "s"]
     text = output("train-segmenter", "set", "--out", "out", "--real", "r", *options)
-    assert text == "Evaluate it: factory evaluate-segmenter m --real VOC_FOLDER --classes coco\n"
+    assert text == "Evaluate it with `factory evaluate-segmenter m --real VOC_FOLDER --classes coco`.\n"
     output("train-segmenter", "set", "--out", "out", "--devices", 2, "--batch", 8, "--address", "auto")
     (here,), (several, devices, engine) = runs
     assert (here.shards, here.steps, here.annotations, here.start, here.real) == (("set",), 5, "a.json", "s", "r")
@@ -129,6 +129,9 @@ def test_unusable_sources_and_models_are_refused(tmp_path: Path, monkeypatch: py
     store, _ = make_dataset(tmp_path / "set", shards=range(0))
     with pytest.raises(UserError, match="has no samples yet; complete it with `factory generate`"):
         DatasetSource(store, voc())
+    other = make_dataset(tmp_path / "other", shards=range(1))[0]
+    with pytest.raises(UserError, match=r"the segmenter would not learn: .*\. Give all classes .* --classes "):
+        DatasetSource(other, from_names(["axolotl"]))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty is not a segmentation model \(.*give segformer, maskformer"):
         new_segmenter(str(tmp_path / "empty"), ["background", "dog"])
