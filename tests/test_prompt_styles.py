@@ -168,6 +168,17 @@ def test_a_text_encoder_that_does_not_know_the_words_is_rejected() -> None:
         preflight(make_recipe({"n": 2, "prompt_style": "rich"}))
 
 
+def test_words_of_custom_prompts_that_a_text_encoder_does_not_know_are_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    prompts = [{"text": "a photograph of a dog", "classes": {"dog": "dog"}}]
+    preflight(make_recipe({"n": 1, "classes": ["dog"], "prompts": prompts}))
+    assert not caplog.messages
+    prompts.append({"text": "a puppy at dusk", "classes": {"dog": "puppy"}})
+    preflight(make_recipe({"n": 1, "classes": ["dog"], "prompts": prompts}))
+    assert "it does not know 3 words of the prompts (at, dusk, puppy)" in caplog.text
+
+
 def test_a_dataset_of_rich_prompts_is_generated(tmp_path: Path) -> None:
     model = tiny_pipeline(tmp_path / "model", words=vocabulary_words())
     recipe = make_recipe(

@@ -40,12 +40,13 @@ def test_url_that_no_client_accepts_is_rejected_at_once(url: str) -> None:
         ServerModel(url, None, SAMPLING)
 
 
-def test_temporary_failures_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_failures_are_repeated_and_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     answers = iter([503, 429, "A dog."])
     with chat_server(lambda body: next(answers)) as (url, requests):
         model = ServerModel(url, "small", SAMPLING, pauses=(0, 0))
         assert model.answer([instruction(["dog"], "k")], 1) == ["A dog."]
         assert len(requests) == 3
+    assert [" is not available (503 " in message for message in caplog.messages] == [True]
     with pytest.raises(TransientError, match=r"does not respond \(.*refused.*\); finished batches are kept"):
         model.answer([instruction(["dog"], "k")], 1)
 

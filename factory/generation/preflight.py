@@ -3,6 +3,8 @@
 Only configurations and tokenizers are read. The workers check the weights when they load them.
 """
 
+import logging
+import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -12,19 +14,20 @@ from factory.config.plan import Plan
 from factory.config.prompts import Prompt, captioned
 from factory.config.recipe import Recipe
 from factory.config.rich_prompts import longest, vocabulary_words
-from factory.errors import UserError
+from factory.errors import UserError, counted, first_few
 from factory.generator.family import Family
 from factory.generator.layout import attention_levels, blocks_of, family_in, read_config, read_index
 from factory.generator.load import check_generator
 from factory.generator.lora import lora_file
 from factory.generator.placing import check_extras
 from factory.generator.schedulers import can_be_inverted, is_consistency
-from factory.generator.text_reader import TextReader, check_vocabulary, longest_reader, open_tokenizers
+from factory.generator.text_reader import TextReader, check_vocabulary, longest_reader, open_tokenizers, unknown_words
 from factory.grounder.folder import grounder_folder
 from factory.grounder.folder import read_config as read_grounder
 
 _MAX_SAMPLES = 100_000
 _CHUNK = 1000
+_log = logging.getLogger(__name__)
 
 
 def preflight(recipe: Recipe, resumed: bool = False) -> None:
@@ -51,8 +54,24 @@ def preflight(recipe: Recipe, resumed: bool = False) -> None:
     tokenizers = open_tokenizers(folder, index)
     if recipe.prompt_style == "rich":
         check_vocabulary(tokenizers, vocabulary_words(), recipe.generator.model)
+    elif recipe.prompts and not resumed:
+        _warn_of_unknown_words(recipe, tokenizers)
     if _uses_class_tokens(recipe):
         _check_prompts(recipe, longest_reader(family, tokenizers))
+
+
+def _warn_of_unknown_words(recipe: Recipe, tokenizers: dict[str, Any]) -> None:
+    """Log the words of custom prompts that a text encoder trained on a few captions does not know."""
+    words = {word for prompt in recipe.user_prompts() or () for word in re.findall(r"\w+", prompt.text)}
+    unknown = unknown_words(tokenizers, vocabulary_words(), sorted(words))
+    if unknown:
+        _log.warning(
+            "the text encoder of %s was trained on a few captions only: it does not know %s of the prompts (%s), so "
+            "images may not show what the prompts say.",
+            recipe.generator.model,
+            counted(len(unknown), "word"),
+            first_few(unknown),
+        )
 
 
 def _check_levels(recipe: Recipe, unet: dict[str, Any]) -> None:

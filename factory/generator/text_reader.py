@@ -9,7 +9,7 @@ from factory.config.prompts import Prompt
 from factory.errors import UserError, one_line
 from factory.generator.family import Family
 from factory.generator.layout import component_class, component_names
-from factory.generator.tokens import check_words_known, class_positions
+from factory.generator.tokens import check_words_known, class_positions, spelled_out
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,14 @@ def check_vocabulary(tokenizers: Mapping[str, Any], words: Sequence[str], model:
     """UserError if one of the text encoders does not know common words."""
     for tokenizer in tokenizers.values():
         check_words_known(tokenizer, words, model)
+
+
+def unknown_words(tokenizers: Mapping[str, Any], common: Sequence[str], words: Sequence[str]) -> list[str]:
+    """The words that a text encoder does not know; none if it knows most of the common words, as general ones do."""
+    for tokenizer in tokenizers.values():
+        if 2 * len(spelled_out(tokenizer, common)) > len(common):
+            return spelled_out(tokenizer, words)
+    return []
 
 
 def _tokenizer(folder: Path, kind: str) -> Any:

@@ -135,14 +135,19 @@ def _folded_with_ends(text: str) -> tuple[str, list[int]]:
     return "".join(folded), ends
 
 
+def spelled_out(tokenizer: Any, words: Sequence[str]) -> list[str]:
+    """The words that a tokenizer spells out letter by letter; general tokenizers do so with very rare words only."""
+    encoded = tokenizer(list(words), add_special_tokens=False).input_ids
+    return [word for word, tokens in zip(words, encoded, strict=True) if len(tokens) > max(2, len(word) // 2)]
+
+
 def check_words_known(tokenizer: Any, words: Sequence[str], model: str) -> None:
     """Raise UserError if the tokenizer spells most of the words out letter by letter.
 
     Such a tokenizer was trained on a few captions, and its text encoder has not seen other words. General tokenizers
     have one or two tokens for a common word.
     """
-    encoded = tokenizer(list(words), add_special_tokens=False).input_ids
-    spelled = [word for word, tokens in zip(words, encoded, strict=True) if len(tokens) > max(2, len(word) // 2)]
+    spelled = spelled_out(tokenizer, words)
     if 2 * len(spelled) > len(words):
         raise UserError(
             f"the text encoder of {model} was trained on a few captions only: it does not know {len(spelled)} of the "

@@ -48,6 +48,7 @@ class ServerModel:
         """Raises UserError if the server does not answer as an OpenAI-compatible server, or offers several models."""
         self._base, self._sampling, self._pauses = _base(url), sampling, tuple(pauses)
         self._unsupported: set[str] = set()
+        self._waited = False
         self._model = model or self._only_model()
         self.identity = {"server": self._base, "model": self._model}
 
@@ -120,11 +121,19 @@ class ServerModel:
             except ValueError as error:
                 raise UserError(f"{self._base} does not answer with JSON; give the address of its API.") from error
             if pause is not None:
+                self._report_wait(problem)
                 time.sleep(pause)
         raise TransientError(
             f"the language model server {self._base} does not respond ({problem}); finished batches are kept, rerun "
             f"the same command to resume."
         )
+
+    def _report_wait(self, problem: str) -> None:
+        """Say once why nothing happens: an address may be mistyped, or a server still be starting."""
+        if not self._waited:
+            self._waited = True
+            seconds = sum(self._pauses)
+            _log.warning("%s is not available (%s); trying again for up to %.0f s.", self._base, problem, seconds)
 
     def _refused(self, code: int, problem: str) -> str:
         if 300 <= code < 400:
