@@ -59,9 +59,14 @@ GOOD = 'generate: {classes: "dog,cat", n: 2, shards: "{out}/s"'
         (GOOD + ", objects: 1:nan}", "a share must be a number of at least 0, got 'nan'"),
         (GOOD + ", seed: {a: 1}}", "seed must be a string or a number"),
         ('generate: {classes: "dog,dog", n: 2, shards: s}', "'dog' is repeated"),
+        ("generate: {classes: dgo, n: 2, shards: s}", "there is no class 'dgo' in coco; did you mean dog"),
+        (
+            "generate: {classes: dgo, n: 2, shards: s, model: stickers-turbo}",
+            "The embedded models know only the 80 COCO",
+        ),
         ("generate: {classes: missing.txt, n: 2, shards: s}", "there is no class file missing.txt"),
         ("generate: {classes: dog, n: two, shards: s}", "--n must be a valid integer, got two"),
-        ("generate: {classes: dog, n: 2}", "--out is missing"),
+        ("generate: {classes: dog, n: 2}", "--shards is missing"),
         (
             "train-grounder: {with: a, out: b, module: other}",
             "--module must be one of guided, paper, paper-cfg; got 'other'",
@@ -125,10 +130,10 @@ def test_invalid_file_is_rejected(text: str, message: str, tmp_path: Path, comma
 
 def test_values_are_read_as_written(tmp_path: Path, commands: dict[str, Any]) -> None:
     """YAML 1.1 reads 2:1 as 121, 010 as 8 and no as false."""
-    step = 'generate: {classes: no, n: "{split}", objects: 2:1, shards: "{out}/{{x}}"}'
+    step = 'generate: {classes: no, n: "{split}", objects: 2:1, shards: "{out}/{{x}}", model: m}'
     text = f"out: o\nvalues: {{split: 010}}\nsteps:\n  - {step}\n"
     (step,) = loaded(text, tmp_path, commands).steps
-    assert step.arguments == ("--classes", "no", "--n", "010", "--objects", "2:1", "--shards", "o/{x}")
+    assert step.arguments == ("--classes", "no", "--n", "010", "--objects", "2:1", "--shards", "o/{x}", "--model", "m")
 
 
 def test_utf_16_job_is_read_and_out_is_overridden(tmp_path: Path, commands: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from factory.config.guidance import CONSTANT, GuidanceSchedule
+from factory.config.vocabulary import Vocabulary, coco
+from factory.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -26,3 +28,15 @@ EMBEDDED_MODELS = {
 STEPS = EMBEDDED_MODELS[STICKERS].steps
 GUIDANCE = EMBEDDED_MODELS[STICKERS].guidance
 SCHEDULE = EMBEDDED_MODELS[STICKERS].schedule
+
+
+def check_embedded_classes(vocabulary: Vocabulary) -> None:
+    """UserError if a class is none of those that the embedded models were trained on."""
+    for entry in vocabulary.classes:
+        try:
+            coco().resolve(entry.display)
+        except UserError as error:
+            raise UserError(
+                f"{error} The embedded models know only the 80 COCO classes; for other classes, give --model a folder "
+                f"or a hub id, and --masks attention or a --detector for any class, such as sam3:MODEL."
+            ) from None

@@ -4,8 +4,7 @@ from typing import Any
 
 from factory.config.recipe import Recipe
 from factory.config.sections import GeneratorRecipe, MaskRecipe
-from factory.config.stickers import EMBEDDED_MODELS
-from factory.config.vocabulary import coco
+from factory.config.stickers import EMBEDDED_MODELS, check_embedded_classes
 from factory.detector.open_names import parse_open_name, pin_open_name
 from factory.errors import UserError
 from factory.files.paths import expanded
@@ -119,13 +118,5 @@ def _pin_reading(masks: MaskRecipe, generator: GeneratorRecipe) -> MaskRecipe:
 def _check_embedded_classes(recipe: Recipe) -> None:
     """UserError if the embedded models are used with classes that they were not trained on."""
     embedded = [recipe.generator.model, *([recipe.masks.detector] if recipe.uses_detector() else [])]
-    if not EMBEDDED_MODELS.keys() & embedded:
-        return
-    for entry in recipe.vocabulary().classes:
-        try:
-            coco().resolve(entry.display)
-        except UserError as error:
-            raise UserError(
-                f"{error} The embedded models know only the 80 COCO classes; for other classes, give --model a folder "
-                f"or a hub id, and --masks attention or a --detector for any class, such as sam3:MODEL."
-            ) from None
+    if EMBEDDED_MODELS.keys() & embedded:
+        check_embedded_classes(recipe.vocabulary())

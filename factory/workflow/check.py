@@ -9,6 +9,8 @@ from factory.errors import UserError
 from factory.files.paths import local_path
 
 Fill = Callable[[object], str]
+_GENERATING = ("bootstrap-oracle", "generate", "plan")
+"""Commands whose --model is an embedded model by default."""
 
 
 def steps_of(data: Any, where: str) -> list[tuple[str, Any]]:
@@ -80,7 +82,8 @@ def arguments_of(where: str, name: str, options: Any, command: Any, fill: Fill) 
                 if known[option].metavar == "PATH":
                     local_path(arguments[-1], f"{where}: --{option} of {name}")
     _parse(step, name, command, arguments)
-    _check_texts(step, {option: fill(options[option]) for option in ("classes", "objects") if option in options})
+    texts = {option: fill(options[option]) for option in ("classes", "objects", "model") if option in options}
+    _check_texts(step, texts, generates=name in _GENERATING and "recipe" not in options)
     return tuple(arguments)
 
 
@@ -123,14 +126,17 @@ def _parse(location: str, name: str, command: Any, arguments: list[str]) -> None
         raise UserError(f"{location}: {text}.") from error
 
 
-def _check_texts(location: str, texts: Mapping[str, str]) -> None:
+def _check_texts(location: str, texts: Mapping[str, str], generates: bool) -> None:
     """Check texts that the parser accepts but the command rejects, perhaps hours after the start of the job."""
     from factory.config.class_option import parse_classes
     from factory.config.object_counts import parse_objects
+    from factory.config.stickers import EMBEDDED_MODELS, STICKERS, check_embedded_classes
 
     try:
         if "classes" in texts:
-            parse_classes(texts["classes"])
+            vocabulary = parse_classes(texts["classes"])
+            if generates and texts.get("model", STICKERS) in EMBEDDED_MODELS:
+                check_embedded_classes(vocabulary)
         if "objects" in texts:
             parse_objects(texts["objects"])
     except UserError as error:
