@@ -222,3 +222,10 @@ def test_size_of_a_log_file_is_bounded() -> None:
     text = logs.text()
     assert _MAX_TEXT / 2 < len(text) < _MAX_TEXT + 300 * 100
     assert text.count("== 10.0.0.1, process") == 256
+
+
+def test_log_file_omits_the_reports_of_the_autoscaler() -> None:
+    logs = WorkerLogs()
+    logs.add({"ip": "10.0.0.1", "pid": "autoscaler", "lines": ["======== Autoscaler status ========"]})
+    logs.add({"ip": "10.0.0.1", "pid": 7, "lines": ["loaded"]})
+    assert logs.text() == "== 10.0.0.1, process 7\nloaded\n"

@@ -26,7 +26,9 @@ class WorkerLogs:
             self._lines.clear()
 
     def add(self, data: dict[str, Any]) -> None:
-        """Store lines as sent by Ray's log monitor; called from its thread."""
+        """Store lines as sent by Ray's log monitor, except the autoscaler's reports; called from its thread."""
+        if data.get("pid") == "autoscaler":  # it repeats the state of the cluster every five seconds
+            return
         worker = (str(data.get("ip")), str(data.get("pid")))
         with self._lock:
             lines = self._lines.setdefault(worker, deque(maxlen=_LINES_PER_WORKER))
