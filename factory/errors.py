@@ -1,5 +1,6 @@
-"""Errors that end a command with a one-sentence message. The class of an error determines the exit code."""
+"""Errors that end a command with a one-sentence message, and the wording of messages. Each class has its exit code."""
 
+import shlex
 from collections.abc import Sequence
 
 from factory import exit_codes
@@ -41,6 +42,16 @@ class LeaseHeldError(TransientError):
 def first_few(names: Sequence[object], shown: int = 3) -> str:
     """The first names, separated by commas, with "..." if there are more."""
     return ", ".join(map(str, names[:shown])) + (", ..." if len(names) > shown else "")
+
+
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """A number with its noun, and perhaps a verb: "1 shard is", "2 shards are"; the default plural adds an s."""
+    return f"{number} {singular if number == 1 else plural or singular + 's'}"
+
+
+def command(*words: str) -> str:
+    """A `factory` command in backquotes, which can be pasted into a shell: a folder's name may contain spaces."""
+    return f"`{shlex.join(['factory', *words])}`"
 
 
 def one_line(error: BaseException, length: int = 200) -> str:

@@ -148,8 +148,8 @@ def test_each_error_class_prints_its_message_and_exits_with_its_code(name: str) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("generate --shrads out", "there is no option --shrads (did you mean --shard-size, --shards?)"),
-        ("generate --n 4", "--out is missing"),
+        ("generate --shrads out", "there is no option --shrads (did you mean --shards or --shard-size?)"),
+        ("generate --n 4", "--shards is missing"),
         ("generate --n four --out out", "--n must be a valid integer, got four"),
         ("invert --n 0 --real voc --out out", "--n must be at least 1, got 0"),
         ("invert --real s3://b --out out", "--real must be a local path, got the URL s3://b; give a path on this "
@@ -157,6 +157,8 @@ def test_each_error_class_prints_its_message_and_exits_with_its_code(name: str) 
         ("train-grounder set --out out --module own", "--module must be one of guided, paper, paper-cfg; got 'own'"),
         ("status", "DATASET is missing"),
         ("status one two", "unexpected argument two"),
+        ("generate --shards a --n 4 --classes dog, cat", "unexpected argument cat (write lists without "
+         "spaces, such as dog,cat)"),
         ("stickers train", "MODEL is missing; choose from autoencoder, diffusion, turbo, detector, judge"),
     ],
 )  # fmt: skip
@@ -166,6 +168,17 @@ def test_usage_errors_are_one_sentence(
     command = arguments.split(" ")[: 2 if arguments.startswith("stickers") else 1]
     assert run_here(arguments, monkeypatch) == 2
     assert capsys.readouterr() == ("", f"Error: {message}; see `factory {' '.join(command)} --help`.\n")
+
+
+def test_deleted_current_directory_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone").mkdir()
+    os.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run_here("status set", monkeypatch) == 2
+    assert capsys.readouterr() == ("", "Error: the current directory has been deleted; change to another one.\n")
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,16 @@ def test_status_of_a_dataset(tmp_path: Path) -> None:
     assert (data["samples"], data["shards"], data["status"], data["quarantined"]) == (15, 3, "incomplete", ["000004"])
 
 
+def test_status_of_a_killed_run_says_how_to_resume(tmp_path: Path) -> None:
+    store, _ = make_dataset(tmp_path / "my set", shards=range(3))
+    store.put("progress.json", b'{"status": "running"}')
+    assert output("status", tmp_path / "my set").splitlines() == [
+        "15 of 25 samples, 3 of 5 shards: stale.",
+        "15 attempts, none rejected.",
+        f"The run was killed. To resume, run `factory generate --shards '{tmp_path / 'my set'}'`.",
+    ]
+
+
 def test_export_of_an_unfinished_dataset_says_so(tmp_path: Path) -> None:
     make_dataset(tmp_path / "set", shards=range(2))
     text = output("export", tmp_path / "set", "--format", "coco", "--partial", "--val", "0", "--out", tmp_path / "coco")
@@ -100,9 +110,9 @@ def test_summary_of_a_run_counts_what_is_missing() -> None:
         f"90 of 100 samples in {totals.shards} shards at out (5.0 MB), yield 75.0%, 12 s.",
         "Rejected: mask_small 20.",
         "2 samples were rejected in every attempt and skipped.",
-        "2 shards failed repeatedly; their errors are in quarantine/. Rerun the same command to retry them.",
-        "1 shards are missing: their receipts were deleted during the run. Rerun the same command to generate them "
-        "again.",
+        "2 shards failed repeatedly; the errors are in quarantine/. Rerun the same command to retry.",
+        "1 shard is missing: receipts were deleted during the run. Rerun the same command to generate the missing "
+        "samples again.",
     ]
 
 
@@ -122,8 +132,8 @@ def test_summaries_of_oracle_datasets(
     result = runner.invoke(app, oracle)
     assert result.exit_code == exit_codes.EXHAUSTED, repr(result.exception)
     expected = [
-        f"1 of 2 samples in 1 shards at {out} (2.0 MB), yield 25.0%, 12 s.",
-        "1 samples were rejected in every attempt and skipped.",
+        f"1 of 2 samples in 1 shard at {out} (2.0 MB), yield 25.0%, 12 s.",
+        "1 sample was rejected in every attempt and skipped.",
     ]
     assert result.stdout.splitlines() == expected
     assert json.loads(runner.invoke(app, [*oracle, "--json"]).stdout)["exit_code"] == exit_codes.EXHAUSTED
@@ -144,7 +154,21 @@ def test_quarantined_shards_determine_the_exit_code() -> None:
 def test_verification_counts_foreign_files() -> None:
     data = {"damaged": {}, "missing": [], "repaired": None, "shards": 2, "shards_planned": 2, "samples": 8,
             "orphans": [], "foreign": ["a", "b", "c", "d"]}  # fmt: skip
-    assert verify_text(data).endswith("\n4 files do not belong to the dataset: a, b, c, ....")
+    assert verify_text(data, "out").endswith("\n4 files do not belong to the dataset: a, b, c, ....")
+
+
+def test_verification_counts_in_the_singular_and_quotes_the_folder() -> None:
+    data = {"damaged": {"0": ["bad"]}, "missing": [1], "repaired": None, "shards": 1, "shards_planned": 2, "samples": 1,
+            "orphans": ["a"], "foreign": ["b"]}  # fmt: skip
+    assert verify_text(data, "my set").splitlines() == [
+        "shard 0: bad",
+        "1 of 2 shards exist, with 1 sample; 0 are sound.",
+        "1 shard is damaged; repair the dataset with `factory verify 'my set' --repair`.",
+        "1 shard does not exist yet: 1.",
+        "1 file has no receipt: a. Either a run is active, or one was interrupted; in the second case, "
+        "`factory verify 'my set' --repair` generates these shards again.",
+        "1 file does not belong to the dataset: b.",
+    ]
 
 
 def test_summary_of_prompts() -> None:
@@ -153,7 +177,7 @@ def test_summary_of_prompts() -> None:
     assert prompts_text(data).splitlines() == [
         "7 of 8 prompts in p, from 12 lines of the language model; SHA-256 aaaaaaaaaaaa.",
         "Rejected: long 4.",
-        "1 prompts were rejected in every attempt and are left out.",
+        "1 prompt was rejected in every attempt and left out.",
     ]
 
 

@@ -158,7 +158,7 @@ def test_repair_restores_the_same_bytes(finished: Path, tmp_path: Path) -> None:
     checked = factory("verify", out)
     assert checked.returncode == 5
     assert "2 of 3 shards exist, with 8 samples; 0 are sound." in checked.stdout
-    assert "2 shards are damaged; `factory verify --repair` generates them again" in checked.stdout
+    assert "2 shards are damaged; repair the dataset with `factory verify" in checked.stdout
     assert "2 files have no receipt: train/000001.tar, manifest/000001.parquet." in checked.stdout
     repaired = factory("verify", out, "--repair")
     assert repaired.returncode == 0, repaired.stderr

@@ -35,5 +35,5 @@ def test_plan_rejects_a_recipe_of_an_older_format_as_generate_does(tmp_path: Pat
 def test_plan_says_which_samples_it_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_plan, "_COUNTED", 80)
     printed = [CliRunner().invoke(app, ["plan", "--classes", "coco", "--n", str(n)]).stdout for n in (80, 800)]
-    assert "\nEach of 80 classes appears 1 times." in printed[0]
-    assert "\nIn the first 80 samples, each of 80 classes appears 1 times." in printed[1]
+    assert "\nEach of 80 classes appears 1 time." in printed[0]
+    assert "\nIn the first 80 samples, each of 80 classes appears 1 time." in printed[1]

@@ -32,6 +32,15 @@ def test_snapshot_sums_earlier_finished_and_current_shards() -> None:
     assert one_line(snapshot).startswith("running: 76/100 accepted")
 
 
+def test_progress_line_omits_what_is_not_known_or_over() -> None:
+    tracker, state = Tracker(Plan(make_recipe({"n": 100, "shard_size": 30})), set(range(4))), State(2)
+    assert one_line(tracker.snapshot(state, "done")) == "done: 100/100 accepted, 4/4 shards, rejected 0"
+    assert one_line(tracker.snapshot(state, "starting")) == "starting: 100/100 accepted, 4/4 shards, rejected 0"
+    state.workers, state.pending_workers = 1, 2
+    line = "running: 100/100 accepted, 4/4 shards, 1 worker and 2 starting, rejected 0"
+    assert one_line(tracker.snapshot(state)) == line
+
+
 def test_state_stores_sums_only() -> None:
     state = State(10_000)
     for _ in range(10_000):

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from factory.cli.shared_options import AsJson, Dataset
+from factory.errors import counted
 from factory.files.strict_json import dumps
 
 
@@ -49,7 +50,7 @@ def export(
     if as_json:
         typer.echo(dumps(vars(summary)))
         return
-    typer.echo(f"{summary.to}: {summary.train} samples for training, {summary.val} for validation.")
+    typer.echo(f"{summary.to}: {counted(summary.train, 'sample')} for training, {summary.val} for validation.")
     if not summary.complete:
         shards = f"{summary.shards} of {summary.shards_planned} shards"
         typer.echo(

@@ -34,6 +34,7 @@ from factory.cli.shared_options import (
     SolverSteps,
     Workers,
 )
+from factory.errors import counted
 from factory.files.strict_json import dumps
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def as_text(summary: "RunSummary", out: str) -> str:
     totals, last = summary.totals, summary.last
     rate = totals.accepted / totals.attempts if totals.attempts else 0.0
     lines = [
-        f"{totals.accepted} of {summary.recipe.n} samples in {totals.shards} shards at {out} "
+        f"{totals.accepted} of {summary.recipe.n} samples in {counted(totals.shards, 'shard')} at {out} "
         f"({totals.bytes / 1e6:.1f} MB), yield {rate:.1%}, {last.seconds:.0f} s.",
     ]
     if totals.rejected:
@@ -137,15 +138,16 @@ def as_text(summary: "RunSummary", out: str) -> str:
             "or change the prompts, and generate into another folder."
         )
     elif totals.exhausted:
-        lines.append(f"{totals.exhausted} samples were rejected in every attempt and skipped.")
+        skipped = counted(totals.exhausted, "sample was", "samples were")
+        lines.append(f"{skipped} rejected in every attempt and skipped.")
     if last.quarantined:
         lines.append(
-            f"{len(last.quarantined)} shards failed repeatedly; their errors are in quarantine/. Rerun the same "
-            f"command to retry them."
+            f"{counted(len(last.quarantined), 'shard')} failed repeatedly; the errors are in quarantine/. Rerun the "
+            f"same command to retry."
         )
     if summary.lost:
         lines.append(
-            f"{summary.lost} shards are missing: their receipts were deleted during the run. Rerun the same command to "
-            f"generate them again."
+            f"{counted(summary.lost, 'shard is', 'shards are')} missing: receipts were deleted during the run. Rerun "
+            f"the same command to generate the missing samples again."
         )
     return "\n".join(lines)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from factory.cli.shared_options import MAX_SEED, AsJson, Device, Devices, Table, Threads, TrainAddress
-from factory.errors import UserError
+from factory.errors import UserError, command
 from factory.files.strict_json import dumps
 
 
@@ -81,7 +81,8 @@ def train_grounder(
     train = partial(train_here, report=to_stdout)
     folder = train_on_several(train, run, devices, EngineRecipe(address=address)) if devices > 1 else train(run)
     typer.echo(
-        f"Use it with `factory generate --masks {folder}`, or evaluate it with `factory evaluate-grounder {folder}`."
+        f"Use it with {command('generate', '--masks', str(folder))}, or evaluate it with "
+        f"{command('evaluate-grounder', str(folder))}."
     )
 
 
@@ -177,6 +178,6 @@ def import_grounder(
 
     folder = import_released(Release(checkpoint, model, classes, split, detector), out, device)
     typer.echo(
-        f"Use it with `factory generate --model {model} --masks {folder}`, or evaluate it with `factory "
-        f"evaluate-grounder {folder}`."
+        f"Use it with {command('generate', '--model', model, '--masks', str(folder))}, or evaluate it with "
+        f"{command('evaluate-grounder', str(folder))}."
     )

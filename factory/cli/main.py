@@ -102,6 +102,9 @@ def run() -> None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             _print_error(f"cannot write: {error}. Free some space and rerun the same command.")
             _exit(exit_codes.TRY_AGAIN)
+        if isinstance(error, FileNotFoundError) and not _has_current_folder():
+            _print_error("the current directory has been deleted; change to another one.")
+            _exit(exit_codes.BAD_INPUT)
         if not log_format.wants_json():
             raise
         logging.getLogger("factory").critical("Unexpected error.", exc_info=True)
@@ -126,6 +129,14 @@ def _run_command() -> int:
         command = "factory COMMAND" if context is None else context.command_path
         raise UserError(f"{text}; see `{command} --help`.") from error
     return code if isinstance(code, int) else exit_codes.DONE
+
+
+def _has_current_folder() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _exit(code: int) -> NoReturn:

@@ -29,6 +29,7 @@ from factory.cli.shared_options import (
     ShardSize,
     SolverSteps,
 )
+from factory.errors import counted
 from factory.files.strict_json import dumps
 
 if TYPE_CHECKING:
@@ -84,11 +85,14 @@ def plan(
         typer.echo(dumps(data))
         return
     mark = data["fingerprint"][:12]
-    typer.echo(f"{data['n']} samples in {data['shards']} shards of {data['shard_size']}, fingerprint {mark}.")
+    typer.echo(
+        f"{counted(data['n'], 'sample')} in {counted(data['shards'], 'shard')} of up to {data['shard_size']}, "
+        f"fingerprint {mark}."
+    )
     low, high = data["per_class_least"], data["per_class_most"]
-    times = f"{low} to {high}" if high != low else f"{low}"
-    counted = f"In the first {data['counted_samples']} samples, each" if data["counted_samples"] < data["n"] else "Each"
-    typer.echo(f"{counted} of {data['classes']} classes appears {times} times.")
+    times = f"{low} to {high} times" if high != low else counted(low, "time")
+    where = f"In the first {data['counted_samples']} samples, each" if data["counted_samples"] < data["n"] else "Each"
+    typer.echo(f"{where} of {counted(data['classes'], 'class', 'classes')} appears {times}.")
     typer.echo("Example prompts:")
     for text in data["prompts"]:
         typer.echo(f"  {text}")
@@ -105,8 +109,8 @@ def cost(data: dict[str, Any]) -> str:
             "For an estimate of time and disk space, add --measure; for an estimate of time alone, give --rate, the "
             "samples per second of a worker."
         )
-    worker_hours, workers = data["worker_hours"], data["workers"]
-    text = f"Time: {worker_hours / workers:.2f} hours with {workers} workers, {worker_hours:.2f} worker-hours"
+    hours, worker_hours = data["worker_hours"] / data["workers"], data["worker_hours"]
+    text = f"Time: {hours:.2f} hours with {counted(data['workers'], 'worker')}, {worker_hours:.2f} worker-hours"
     text += " (GPU-hours if a worker has one GPU)."
     if data["bytes"] is not None:
         text += f" Disk: {data['bytes'] / 1e6:.1f} MB."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from factory.cli.shared_options import AsJson, Classes, Cooccurrence, Device, Objects
+from factory.errors import counted
 from factory.files.strict_json import dumps
 
 if TYPE_CHECKING:
@@ -180,5 +181,6 @@ def _as_text(data: dict[str, Any]) -> str:
             "another --lm or other options."
         )
     elif data["exhausted"]:
-        lines.append(f"{data['exhausted']} prompts were rejected in every attempt and are left out.")
+        left_out = counted(data["exhausted"], "prompt was", "prompts were")
+        lines.append(f"{left_out} rejected in every attempt and left out.")
     return "\n".join(lines)

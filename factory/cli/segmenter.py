@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from factory.cli.shared_options import MAX_SEED, Annotations, AsJson, Device, Devices, Threads, TrainAddress
+from factory.errors import command
 from factory.files.strict_json import dumps
 
 Classes = Annotated[
@@ -102,7 +103,8 @@ def train_segmenter(
         folder = train_on_several(train, run.absolute(), devices, EngineRecipe(address=address))
     else:
         folder = train(run)
-    typer.echo(f"Evaluate it: factory evaluate-segmenter {folder} --real VOC_FOLDER --classes {classes}")
+    evaluate = command("evaluate-segmenter", str(folder), "--real", "VOC_FOLDER", "--classes", classes)
+    typer.echo(f"Evaluate it with {evaluate}.")
 
 
 def evaluate_segmenter(

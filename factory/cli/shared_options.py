@@ -15,8 +15,8 @@ Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Folder or URL (
 DatasetOut = Annotated[
     str,
     typer.Option(
-        "--out",
         "--shards",
+        "--out",
         help="Folder or URL (s3://, gs://, az://) to write the dataset to; an unfinished dataset is resumed.",
     ),
 ]

@@ -6,6 +6,7 @@ import typer
 
 from factory.cli.nightly import nights_of, nights_table
 from factory.cli.shared_options import AsJson, Dataset
+from factory.errors import command, counted
 from factory.files.strict_json import dumps
 
 _ACTIVE = ("running", "waiting", "finishing")
@@ -35,10 +36,15 @@ def status(
         return
     shards = f"{data['shards']} of {data['shards_planned']} shards"
     typer.echo(f"{data['samples']} of {data['n']} samples, {shards}: {data['status']}.")
-    rejected = ", ".join(f"{reason} {count}" for reason, count in data["rejected"].items())
-    typer.echo(f"{data['attempts']} attempts" + (f", rejected: {rejected}." if rejected else ", none rejected."))
+    if data["attempts"]:
+        rejected = ", ".join(f"{reason} {count}" for reason, count in data["rejected"].items())
+        attempts = counted(data["attempts"], "attempt")
+        typer.echo(attempts + (f", rejected: {rejected}." if rejected else ", none rejected."))
     if data["quarantined"]:
         typer.echo(f"Quarantined shards: {', '.join(data['quarantined'])}; see quarantine/, and rerun to retry them.")
+    elif data["status"] not in ("complete", *_ACTIVE):
+        killed = "The run was killed. " if data["status"] == "stale" else ""
+        typer.echo(f"{killed}To resume, run {command('generate', '--shards', dataset)}.")
 
 
 def _nights(address: str) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import typer
 
 from factory import exit_codes
 from factory.cli.shared_options import AsJson, Dataset, Force
-from factory.errors import UserError, first_few
+from factory.errors import UserError, command, counted, first_few
 from factory.files.strict_json import dumps
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def verify(
         "repaired": None if repaired is None else sorted(repaired),
         "sound": report.sound,
     }
-    typer.echo(dumps(data) if as_json else as_text(data))
+    typer.echo(dumps(data) if as_json else as_text(data, dataset))
     if not report.sound:
         raise typer.Exit(exit_codes.DAMAGED)
     raise typer.Exit(exit_codes.FAILED if repaired is not None and report.missing else exit_codes.DONE)
@@ -99,30 +99,31 @@ def _repair(store: "Store", report: "Report", workers: int | None, quiet: bool, 
     return {*done.rewritten, *done.deleted, *report.missing, *report.orphans.values()}
 
 
-def as_text(data: dict[str, Any]) -> str:
-    """The report as text."""
+def as_text(data: dict[str, Any], dataset: str) -> str:
+    """The report of a dataset as text."""
     lines = [f"shard {number}: {problem}" for number, problems in data["damaged"].items() for problem in problems]
     after_repair = data["repaired"] is not None
     if after_repair:
         lines.append(f"Repaired shards: {', '.join(map(str, data['repaired'])) or 'none'}.")
-    sound = data["shards"] - len(data["damaged"])
-    lines.append(
-        f"{data['shards']} of {data['shards_planned']} shards exist, with {data['samples']} samples; {sound} are sound."
-    )
+    sound = counted(data["shards"] - len(data["damaged"]), "is", "are")
+    samples = counted(data["samples"], "sample")
+    lines.append(f"{data['shards']} of {data['shards_planned']} shards exist, with {samples}; {sound} sound.")
+    damaged, fix = counted(len(data["damaged"]), "shard is", "shards are"), command("verify", dataset, "--repair")
     if data["damaged"] and after_repair:
-        lines.append(f"{len(data['damaged'])} shards are still damaged after the repair; see the lines above.")
+        lines.append(f"{damaged} still damaged after the repair; see the lines above.")
     elif data["damaged"]:
-        lines.append(f"{len(data['damaged'])} shards are damaged; `factory verify --repair` generates them again.")
+        lines.append(f"{damaged} damaged; repair the dataset with {fix}.")
     if data["missing"] and after_repair:
         lines.append(f"Missing after the repair: shards {first_few(data['missing'])}; see quarantine/ for the reasons.")
     elif data["missing"]:
-        lines.append(f"{len(data['missing'])} shards do not exist yet: {first_few(data['missing'])}.")
+        missing = counted(len(data["missing"]), "shard does", "shards do")
+        lines.append(f"{missing} not exist yet: {first_few(data['missing'])}.")
     if data["orphans"]:
         lines.append(
-            f"{len(data['orphans'])} files have no receipt: {first_few(data['orphans'])}. Either an active run is "
-            f"writing them, or a run was interrupted; in the second case, `factory verify --repair` deletes them and "
-            f"generates their shards."
+            f"{counted(len(data['orphans']), 'file has', 'files have')} no receipt: {first_few(data['orphans'])}. "
+            f"Either a run is active, or one was interrupted; in the second case, {fix} generates these shards again."
         )
     if data["foreign"]:
-        lines.append(f"{len(data['foreign'])} files do not belong to the dataset: {first_few(data['foreign'])}.")
+        foreign = counted(len(data["foreign"]), "file does", "files do")
+        lines.append(f"{foreign} not belong to the dataset: {first_few(data['foreign'])}.")
     return "\n".join(lines)

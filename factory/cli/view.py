@@ -14,12 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from factory import log_format
+from factory.errors import counted
 
 if TYPE_CHECKING:
     from factory.generation.progress import Snapshot
     from factory.generation.reporter import Watch
 
 _LINE_INTERVAL = 10.0
+_ACTIVE = ("starting", "running", "waiting")
 _log = logging.getLogger("factory.progress")
 
 
@@ -32,7 +34,8 @@ def watching(quiet: bool) -> Iterator["Watch"]:
     elif quiet:
         yield lambda snapshot: None
     elif console.is_terminal:
-        with Live(console=console, refresh_per_second=4, transient=True) as live:
+        checking = Text("checking the recipe and its models")
+        with Live(checking, console=console, refresh_per_second=4, transient=True) as live:
             yield lambda snapshot: live.update(_table(snapshot))
     else:
         yield _Lines().show
@@ -49,7 +52,7 @@ class _Lines:
             if error not in self._errors:
                 self.print_error(error)
         self._errors = snapshot.errors
-        if time.monotonic() - self._last > _LINE_INTERVAL or snapshot.status not in ("running", "waiting"):
+        if time.monotonic() - self._last > _LINE_INTERVAL or snapshot.status not in _ACTIVE:
             self._last = time.monotonic()
             self.print_progress(snapshot)
 
@@ -72,14 +75,16 @@ class _Records(_Lines):
 
 def one_line(snapshot: "Snapshot") -> str:
     """The progress in one line."""
-    parts = [
-        f"{snapshot.accepted}/{snapshot.n} accepted",
-        f"{snapshot.per_second:.2f}/s",
-        f"{_duration(snapshot.seconds_left)} left",
-        f"{snapshot.shards_done}/{snapshot.shards} shards",
-        f"{snapshot.workers} workers" + (f" (+{snapshot.pending_workers})" if snapshot.pending_workers else ""),
-        f"rejected {sum(snapshot.rejected.values())}",
-    ]
+    parts = [f"{snapshot.accepted}/{snapshot.n} accepted", f"{snapshot.shards_done}/{snapshot.shards} shards"]
+    if snapshot.per_second:
+        parts.insert(1, f"{snapshot.per_second:.2f}/s")
+    if snapshot.status in _ACTIVE:
+        if snapshot.seconds_left is not None:
+            parts.insert(2, f"{_duration(snapshot.seconds_left)} left")
+        starting = f" and {snapshot.pending_workers} starting" if snapshot.pending_workers else ""
+        if snapshot.workers or starting:
+            parts.append(counted(snapshot.workers, "worker") + starting)
+    parts.append(f"rejected {sum(snapshot.rejected.values())}")
     if snapshot.lost_workers:
         parts.append(f"lost workers {snapshot.lost_workers}")
     if snapshot.quarantined:
@@ -93,7 +98,7 @@ def _table(snapshot: "Snapshot") -> Group:
     rows.add_row("accepted", f"{snapshot.accepted} of {snapshot.n}", ProgressBar(snapshot.n, snapshot.accepted))
     rows.add_row("speed", f"{snapshot.per_second:.2f} per second", f"{_duration(snapshot.seconds_left)} left")
     rows.add_row(
-        "workers", str(snapshot.workers), _counts(pending=snapshot.pending_workers, lost=snapshot.lost_workers)
+        "workers", str(snapshot.workers), _counts(starting=snapshot.pending_workers, lost=snapshot.lost_workers)
     )
     problems = _counts(requeued=snapshot.requeued, quarantined=len(snapshot.quarantined))
     rows.add_row("shards", f"{snapshot.shards_done} of {snapshot.shards}", problems)

@@ -3,6 +3,7 @@
 import difflib
 import re
 import reprlib
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -33,7 +34,7 @@ _USAGE = {
     r"^Missing (?:option|argument) '([^']+)'(?: / '[^']+')*": r"\1 is missing",
     r"\. Choose from:": "; choose from",
     r"^No such option: (\S+)": r"there is no option \1",
-    r"\(Possible options: (.*)\)": r"(did you mean \1?)",
+    r" \(Possible options: .*\)": "",
     r"^No such command ('.*?')": r"there is no command \1",
     r"\. Did you mean (.*)\?$": r" (did you mean \1?)",
     r"^Got unexpected extra arguments?(?:\(s\))? \((.*)\)": r"unexpected argument \1",
@@ -53,6 +54,11 @@ def usage_text(error: Exception) -> str | None:
         return _invalid_text(invalid[1], invalid[2], error.__cause__)
     for pattern, replacement in _USAGE.items():
         text = re.sub(pattern, replacement, text)
+    likely = getattr(error, "possibilities", None)
+    if likely and text.startswith("there is no option"):  # the most similar one first; click sorts them by name
+        text += f" (did you mean {' or '.join(likely)}?)"
+    if text.startswith("unexpected argument") and any(word.endswith(",") for word in sys.argv):
+        text += " (write lists without spaces, such as dog,cat)"
     return text
 
 

@@ -128,7 +128,8 @@ def _facts(recipe: Recipe, sums: Totals) -> dict[str, str]:
     else:
         facts["text-to-image model"] = model
         schedule = "" if generator.guidance_schedule == CONSTANT else f" ({generator.guidance_schedule})"
-        facts["sampling"] = f"{generator.solver}, {generator.steps} steps, guidance {generator.guidance:g}{schedule}"
+        solver = "solver of the model" if generator.solver == "model" else generator.solver
+        facts["sampling"] = f"{solver}, {generator.steps} steps, guidance {generator.guidance:g}{schedule}"
         facts["masks"] = masks.source + (f", revision {masks.grounder_revision}" if masks.grounder_revision else "")
         if recipe.uses_detector():
             facts["detector"] = f"{masks.detector}, revision {masks.detector_revision}"

@@ -13,7 +13,7 @@ from factory.dataset.receipts import committed, tar_name
 from factory.dataset.shards import annotation_of, read_shard, readable
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import recipe_of
-from factory.errors import UserError
+from factory.errors import UserError, command
 from factory.files.decode import decode_jpeg
 from factory.files.paths import IMAGE_FORMATS
 
@@ -38,7 +38,8 @@ def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
     cells = list(islice(_cells(store), count))
     if not cells:
         recipe_of(store)  # raises if there is no dataset at all
-        raise UserError(f"{store.address} contains no samples yet; generate some with `factory generate`.")
+        generate = command("generate", "--shards", store.address)
+        raise UserError(f"{store.address} contains no samples yet; generate some with {generate}.")
     rows = -(-len(cells) // _COLUMNS)
     width, height = cells[0].size
     max_samples = _LONGEST_SIDE[IMAGE_FORMATS[suffix.lower()]] // height * _COLUMNS

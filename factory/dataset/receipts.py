@@ -12,7 +12,7 @@ from factory.dataset.encode import EncodedSample
 from factory.dataset.manifest import manifest_of, read_manifest
 from factory.dataset.storage import ConflictError, Store
 from factory.dataset.tar import pack
-from factory.errors import UserError
+from factory.errors import UserError, command
 from factory.files.decode import decode_json
 
 
@@ -105,7 +105,7 @@ def commit(
     except ConflictError as error:
         raise ConflictError(
             f"{error} If no other run is working on this dataset, the file was left by a run that stopped before "
-            f"writing the receipt; `factory verify {store.address} --repair` deletes it and regenerates the shard."
+            f"writing the receipt; {command('verify', store.address, '--repair')} deletes it and regenerates the shard."
         ) from error
     tar = blob_of(tar_name(shard.number), data)
     data = manifest_of(samples, shard.number, shard.format)
@@ -152,8 +152,8 @@ def _create_manifest(store: Store, name: str, data: bytes) -> bytes:
     if not same:
         raise ConflictError(
             f"{store.address}/{name} exists but cannot be read or has different rows than this worker generated from "
-            f"the same plan. If no other run is working on this dataset, `factory verify {store.address} --repair` "
-            f"deletes it and regenerates the shard."
+            f"the same plan. If no other run is working on this dataset, "
+            f"{command('verify', store.address, '--repair')} deletes it and regenerates the shard."
         )
     return stored
 

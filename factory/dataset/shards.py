@@ -9,7 +9,7 @@ from factory.config.keys import check_key
 from factory.dataset.encode import SUFFIXES, EncodedSample
 from factory.dataset.storage import Store
 from factory.dataset.tar import unpack
-from factory.errors import UserError
+from factory.errors import UserError, command
 from factory.files.decode import MAX_OBJECTS, MAX_PIXELS, decode_json, is_text
 
 
@@ -41,7 +41,7 @@ def readable(store: Store, name: str) -> Iterator[None]:
 
 
 def _repair_hint(store: Store) -> str:
-    return f"repair the dataset with `factory verify {store.address} --repair`"
+    return f"repair the dataset with {command('verify', store.address, '--repair')}"
 
 
 def annotation_of(sample: EncodedSample) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from factory.config.recipe import Recipe, make_recipe, parse_recipe
 from factory.dataset.lease import LEASE
 from factory.dataset.storage import Store
 from factory.dataset.storage_folder import LOCK
-from factory.errors import UserError
+from factory.errors import UserError, command
 
 RECIPE = "recipe.yaml"
 
@@ -32,8 +32,8 @@ def init_or_resume(store: Store, recipe: Recipe, extend: bool = False) -> Recipe
     if changed:
         raise UserError(
             f"{store.address} was created with a different recipe: {'; '.join(changed)}. Give the same options to "
-            f"resume it, run `factory generate --shards {store.address}` to resume it with its own recipe, or give "
-            f"another --shards to create a new dataset."
+            f"resume it, run {command('generate', '--shards', store.address)} to resume it with its own recipe, or "
+            f"give another --shards to create a new dataset."
         )
     if recipe.n == old.n:
         return old.model_copy(update={"engine": recipe.engine, "store": recipe.store})

@@ -15,7 +15,7 @@ from factory.dataset.storage import Store, is_remote
 from factory.dataset.stored_recipe import recipe_of
 from factory.dataset.tar import unpack
 from factory.dataset.totals import read_receipts
-from factory.errors import UserError
+from factory.errors import UserError, command
 from factory.export.coco import CocoFormat
 from factory.export.folder import ExportFolder
 from factory.export.hf import HuggingFaceFormat
@@ -145,7 +145,7 @@ def read_verified(store: Store, tar: Blob, val: float, ids: Collection[int]) -> 
     if data is None or hashlib.sha256(data).hexdigest() != tar.sha256:
         raise UserError(
             f"{tar.name} of {store.address} is {'missing' if data is None else 'damaged'}; repair the dataset with "
-            f"`factory verify {store.address} --repair`, then rerun the same export to resume."
+            f"{command('verify', store.address, '--repair')}, then rerun the same export to resume."
         )
     with readable(store, tar.name):
         for sample in unpack(data):
@@ -217,9 +217,13 @@ def _check_options(store: Store, to: Path, options: Options) -> None:
 
 def _check_state(store: Store, done: int, planned: int, partial: bool) -> None:
     if not done:
-        raise UserError(f"{store.address} has no finished shards yet; generate some with `factory generate`.")
+        raise UserError(f"{store.address} has no finished shards yet; generate some with {_generate(store)}.")
     if done < planned and not partial:
         raise UserError(
-            f"{store.address} is not finished: it has {done} of {planned} shards. Finish it with `factory generate`, "
+            f"{store.address} is not finished: it has {done} of {planned} shards. Finish it with {_generate(store)}, "
             f"or add --partial to export these; rerun the same command later to add the others."
         )
+
+
+def _generate(store: Store) -> str:
+    return command("generate", "--shards", store.address)

@@ -66,7 +66,7 @@ def _warn_of_unknown_words(recipe: Recipe, tokenizers: dict[str, Any]) -> None:
     unknown = unknown_words(tokenizers, vocabulary_words(), sorted(words))
     if unknown:
         _log.warning(
-            "the text encoder of %s was trained on a few captions only: it does not know %s of the prompts (%s), so "
+            "The text encoder of %s was trained on a few captions only: it does not know %s of the prompts (%s), so "
             "images may not show what the prompts say.",
             recipe.generator.model,
             counted(len(unknown), "word"),

@@ -219,6 +219,7 @@ def _run(
     already_quarantined = quarantined(store)
     job = ContentJob(recipe, store)
     detectors = engine.detectors if recipe.uses_detector() else 0
+    watch(tracker.snapshot(State(len(todo)), "starting"))
     with connected(engine, threads), ClusterView(Capacity(engine, threads, job.memory(), detectors)) as view:
         pool = Pool(job, view.share, detectors, engine.gpus_per_detector)
         reporter = Reporter(store, tracker, watch, lease, already_quarantined)

@@ -10,7 +10,7 @@ from factory.config.plan import Plan
 from factory.dataset.lease import HeldLease, leased, stale
 from factory.dataset.stored_recipe import existing_recipe
 from factory.dataset.totals import Totals, current_totals
-from factory.errors import LeaseHeldError, RunFailedError, UserError
+from factory.errors import LeaseHeldError, RunFailedError, UserError, command, counted
 from factory.files.strict_json import dumps
 from factory.generation.run import RunSummary
 from factory.nightly.budget import deadline, first_period, now
@@ -202,16 +202,18 @@ class _NightRun:
             night = self._save(verify_night(context, night))
             if night.damaged:
                 raise DamagedError(
-                    f"{len(night.damaged)} shards are damaged: {_few(night.damaged)}. Repair them with `factory verify "
-                    f"{context.dataset.address} --repair`, then run this night again."
+                    f"{counted(len(night.damaged), 'shard is', 'shards are')} damaged: {_few(night.damaged)}. Repair "
+                    f"the dataset with {command('verify', context.dataset.address, '--repair')}, then run this night "
+                    f"again."
                 )
             night = export_formats(context, night, lease, self._save)
             lease.confirm()
             write_night_report(context, night, self._save)
         if summary.last.quarantined:
+            quarantined = summary.last.quarantined
             raise RunFailedError(
-                f"{len(summary.last.quarantined)} shards are quarantined after repeated errors: "
-                f"{_few(summary.last.quarantined)}; see quarantine/ and logs/ of {context.dataset.address}."
+                f"{counted(len(quarantined), 'shard is', 'shards are')} quarantined after repeated errors: "
+                f"{_few(quarantined)}; see quarantine/ and logs/ of {context.dataset.address}."
             )
 
     def _succeed(self) -> Outcome:
@@ -223,7 +225,8 @@ class _NightRun:
             message = "The budget is used up; the next run continues."
         elif night.exhausted:
             code = exit_codes.EXHAUSTED
-            message = f"{night.exhausted} samples were rejected in every attempt and skipped."
+            left_out = counted(night.exhausted, "sample was", "samples were")
+            message = f"{left_out} rejected in every attempt and skipped."
         update_latest(self._context.root, self._save(night.changed(state=state, exit_code=code)))
         self._started = False  # an interruption from here on must not change the record of the night
         return replace(self._outcome(state, code, message), deleted=self._delete_old())

@@ -17,7 +17,7 @@ from factory.dataset.shards import read_shard, readable
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import recipe_of
 from factory.dataset.totals import finished_entries
-from factory.errors import UserError, counted, first_few
+from factory.errors import UserError, command, counted, first_few
 from factory.files.decode import decode_jpeg
 from factory.labelled.interface import LabelledImage
 from factory.training.stream import Source
@@ -51,7 +51,8 @@ class DatasetSource:
         self._store, self._names = store, [tar_name(number) for number in finished]
         self.size = sum(entry.accepted for entry in finished.values())
         if not self.size:
-            raise UserError(f"{store.address} has no samples yet; complete it with `factory generate`.")
+            generate = command("generate", "--shards", store.address)
+            raise UserError(f"{store.address} has no samples yet; complete it with {generate}.")
         self.identity = f"{self.size} samples of recipe {recipe.fingerprint()[:12]}"
         _check_classes(store, recipe, vocabulary)
         self._lookup = np.full(256, IGNORE, np.uint8)

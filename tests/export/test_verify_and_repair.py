@@ -242,7 +242,7 @@ def test_similar_file_names_are_not_receipts(tmp_path: Path) -> None:
 def test_report_of_damage_after_a_repair() -> None:
     data = {"damaged": {"1": ["broken"]}, "missing": [], "repaired": [0], "shards": 2, "shards_planned": 2,
             "samples": 8, "orphans": [], "foreign": []}  # fmt: skip
-    assert "1 shards are still damaged after the repair" in as_text(data)
+    assert "1 shard is still damaged after the repair" in as_text(data, "out")
 
 
 @pytest.fixture(scope="module")

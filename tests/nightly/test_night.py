@@ -109,7 +109,7 @@ def test_damage_fails_the_night_and_is_not_exported(make: Make, generated: Put, 
     os.truncate(tar, 4000)
     outcome = run_night(context)
     assert (outcome.exit_code, outcome.state) == (5, "failed")
-    assert "1 shards are damaged: 2. Repair them with `factory verify" in outcome.message
+    assert "1 shard is damaged: 2. Repair the dataset with `factory verify" in outcome.message
     assert not (tmp_path / "nights/2026-11-25/exports").exists()
     assert latest_night(context.root) is None
     assert json.loads((tmp_path / "nights/2026-11-25/night.json").read_text())["error"] == outcome.message

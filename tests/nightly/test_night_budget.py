@@ -104,7 +104,7 @@ def test_quarantined_shards_are_not_reported_as_a_used_up_budget(
     NightFile(context.root, DATE).save(steps.start_night(context, None, recipe, totals))
     outcome = run_night(context)
     assert (outcome.state, outcome.exit_code) == ("failed", 3)
-    assert "1 shards are quarantined after repeated errors: 0" in outcome.message
+    assert "1 shard is quarantined after repeated errors: 0" in outcome.message
 
 
 def test_night_without_any_sample_fails_with_a_code_that_no_scheduler_takes_for_success(make: Make) -> None:
