@@ -137,6 +137,23 @@ def test_sigterm_and_inherited_ignored_sigint_stop_a_command(number: signal.Sign
     assert (process.returncode, stderr) == (code, INTERRUPTED)
 
 
+def test_path_that_cannot_be_used_is_one_sentence() -> None:
+    """Not every path can be checked before it is used, such as a new folder in /proc."""
+    program = program_with_command("import os, sys; os.mkdir(sys.executable + '/x')")
+    result = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    assert result.stderr.startswith("cannot use ")
+    assert result.stderr.endswith("/x: Not a directory; give another path, or correct this one.\n")
+    assert result.returncode == 2
+
+
+def test_messages_contain_no_control_characters(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_text('n: 1\n"\\e[2J\\u202e": 1\n')
+    assert run_here(f"plan --recipe {tmp_path}/recipe.yaml", monkeypatch) == 2
+    assert "there is no field \\x1b[2J\\u202e." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["UserError", "TransientError", "RunFailedError"])
 def test_each_error_class_prints_its_message_and_exits_with_its_code(name: str) -> None:
     program = program_with_command(f"from factory import errors; raise errors.{name}('The cause and the remedy.')")
@@ -150,6 +167,9 @@ def test_each_error_class_prints_its_message_and_exits_with_its_code(name: str) 
     [
         ("generate --shrads out", "there is no option --shrads (did you mean --shards or --shard-size?)"),
         ("generate --n 4", "--shards is missing"),
+        ("generate --out o --steps 2.5", "--solver-steps must be a valid integer, got 2.5"),
+        ("generate --out o --batch 0", "--batch must be a whole number from 1 to 1024, or auto, got 0"),
+        ("generate --out o --dtype half", "--dtype must be one of float32, tf32, float16, bfloat16; got 'half'"),
         ("generate --n four --out out", "--n must be a valid integer, got four"),
         ("invert --n 0 --real voc --out out", "--n must be at least 1, got 0"),
         ("invert --real s3://b --out out", "--real must be a local path, got the URL s3://b; give a path on this "

@@ -1,10 +1,15 @@
 """Options that commands reject, and the messages."""
 
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
+from factory.cli.generate import generate
+from factory.cli.options import _FIELDS as FIELDS
 from factory.cli.options import assemble
+from factory.cli.oracle import bootstrap_oracle
+from factory.config.recipe import Recipe
 from tests.support.export_datasets import make_dataset
 from tests.support.in_process import error
 
@@ -18,6 +23,7 @@ def test_plan_with_an_invalid_rate_or_number_of_workers_is_rejected(option: list
 @pytest.mark.parametrize(
     ("command", "message"),
     [
+        (["plan", "--classes", "dog", "--n", "1", "--measure", "--rate", "2"], "--rate 2 has no effect with --measure"),
         (["run", "job.yaml", "--set", "n"], "--set must be name=value, as in --set n=1000; got n."),
         (["bootstrap-oracle", "--recipe", "RECIPE", "--out", "o"], "is not that of an oracle dataset; add --split."),
         (["invert", "--real", "r", "--recipe", "RECIPE", "--out", "o"], "`generator:` must be a section with fields"),
@@ -33,6 +39,25 @@ def test_options_that_do_not_fit_together_are_rejected(command: list[str], messa
     places = {"RECIPE": str(tmp_path / "recipe.yaml"), "o": str(tmp_path / "out")}
     assert message in error(*(places.get(word, word) for word in command))
     assert not (tmp_path / "out").exists()
+
+
+def test_options_allow_what_the_recipe_allows() -> None:
+    """So a wrong value is reported under the name of its option, and by `factory run` before the first step."""
+    options = {**get_type_hints(bootstrap_oracle, include_extras=True), **get_type_hints(generate, include_extras=True)}
+    for name, (*sections, field) in FIELDS.items():
+        model: Any = Recipe
+        for section in sections:
+            model = model.model_fields[section].annotation
+        if name not in options or field in ("batch", "noise_level"):
+            continue
+        info, (kind, option) = model.model_fields[field], get_args(options[name])
+        limits = {
+            side: getattr(limit, side) for limit in info.metadata for side in ("ge", "le", "lt") if hasattr(limit, side)
+        }
+        highest = limits["lt"] - 1 if "lt" in limits else limits.get("le")
+        assert (option.min, option.max) == (limits.get("ge"), highest), name
+        if get_origin(info.annotation) is Literal:
+            assert info.annotation in get_args(kind), name
 
 
 def test_preview_that_cannot_be_written_is_reported(tmp_path: Path) -> None:

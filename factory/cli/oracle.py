@@ -60,10 +60,14 @@ def bootstrap_oracle(
     workers: Workers = None,
     gpus_per_worker: GpusPerWorker = None,
     detectors: Annotated[
-        int | None, typer.Option(help="Actors in the detector pool; 0 (default) runs the detector inside each worker.")
+        int | None,
+        typer.Option(
+            min=0, max=1024, help="Actors in the detector pool; 0 (default) runs the detector inside each worker."
+        ),
     ] = None,
     gpus_per_detector: Annotated[
-        float | None, typer.Option(help="GPUs per actor of the detector pool, which may be a fraction.")
+        float | None,
+        typer.Option(min=0, max=16, help="GPUs per actor of the detector pool, which may be a fraction."),
     ] = None,
     address: Address = None,
     grace: Grace = None,

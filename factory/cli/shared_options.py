@@ -1,7 +1,7 @@
 """Options that several commands share, as annotated types: one spelling and one help text for each."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -9,6 +9,18 @@ from factory.config.guidance import GuidanceSchedule
 
 MAX_SEED = 2**32 - 1
 """The largest seed of trainings and renderings; a larger one overflows when it is combined with a step."""
+
+
+def _batch(text: str | None) -> str | None:
+    from factory.config.batch_size import read_batch
+
+    if text is not None:
+        try:
+            read_batch(text)
+        except ValueError as error:
+            raise typer.BadParameter(f"{error}, got {text}") from error
+    return text
+
 
 # Datasets: every command reads one as the argument DATASET, and writes to --out.
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Folder or URL (s3://, gs://, az://) of a dataset.")]
@@ -31,7 +43,10 @@ Classes = Annotated[
 Count = Annotated[
     int | None,
     typer.Option(
-        "--n", help="Number of accepted samples; required unless the recipe file or the dataset to resume contains it."
+        "--n",
+        min=1,
+        max=10**9,
+        help="Number of accepted samples; required unless the recipe file or the dataset to resume contains it.",
     ),
 ]
 Objects = Annotated[
@@ -53,12 +68,12 @@ Prompts = Annotated[
     typer.Option(help="File of prompts; each line has a text, a tab and a comma-separated list of classes."),
 ]
 PromptStyle = Annotated[
-    str | None,
+    Literal["simple", "rich"] | None,
     typer.Option(
         help="simple (default): a caption of the class names; rich: with attributes, places, light, weather and camera."
     ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed of the dataset; 0 by default.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of the dataset; 0 by default.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe file; options override its values.")]
 
 # Models.
@@ -93,11 +108,14 @@ SolverSteps = Annotated[
     typer.Option(
         "--solver-steps",
         "--steps",
+        min=1,
+        max=1000,
         help="Sampling steps per image; by default those of the model card.",
     ),
 ]
 Guidance = Annotated[
-    float | None, typer.Option(help="Scale of classifier-free guidance; by default that of the model card.")
+    float | None,
+    typer.Option(min=0, max=100, help="Scale of classifier-free guidance; by default that of the model card."),
 ]
 GuidanceScales = Annotated[
     GuidanceSchedule | None,
@@ -114,35 +132,49 @@ NoiseLevel = Annotated[
     ),
 ]
 Dtype = Annotated[
-    str | None,
+    Literal["float32", "tf32", "float16", "bfloat16"] | None,
     typer.Option(
-        help="Precision: bfloat16 (default on GPUs, and on a local CPU with bfloat16 instructions), float16, float32 "
-        "(default otherwise) or tf32 (float32 with TF32 matrix products on GPUs)."
+        help="Precision; bfloat16 by default on GPUs, and on a local CPU with bfloat16 instructions, otherwise float32; "
+        "tf32 is float32 with TF32 matrix products on GPUs."
     ),
 ]
 Batch = Annotated[
     str | None,
-    typer.Option(help="Images that are generated together, 8 by default; auto measures how many fit into GPU memory."),
+    typer.Option(
+        callback=_batch,
+        help="Images that are generated together, 8 by default; auto measures how many fit into GPU memory.",
+    ),
 ]
 
 # Filters and shards.
 MinConfidence = Annotated[
-    float | None, typer.Option(help="Reject samples with a mask score below this, 0 to 1; off by default.")
+    float | None, typer.Option(min=0, max=1, help="Reject samples with a mask score below this; off by default.")
 ]
 Attempts = Annotated[
-    int | None, typer.Option(help="Maximum number of seeds to try for a sample before it is skipped; 16 by default.")
+    int | None,
+    typer.Option(
+        min=1, max=1000, help="Maximum number of seeds to try for a sample before it is skipped; 16 by default."
+    ),
 ]
-ShardSize = Annotated[int | None, typer.Option(help="Samples per shard; 100 by default.")]
+ShardSize = Annotated[int | None, typer.Option(min=1, max=100_000, help="Samples per shard; 100 by default.")]
 
 # The engine.
-Workers = Annotated[int | None, typer.Option(help="Number of generating workers; by default, as many as fit.")]
-GpusPerWorker = Annotated[float | None, typer.Option(help="GPUs per worker, which may be a fraction; 0 uses the CPU.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, max=4096, help="Number of generating workers; by default, as many as fit.")
+]
+GpusPerWorker = Annotated[
+    float | None, typer.Option(min=0, max=16, help="GPUs per worker, which may be a fraction; 0 uses the CPU.")
+]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster to join: host:port, ray://host:port or auto; local by default.")
 ]
 Grace = Annotated[
     float | None,
-    typer.Option(help="Seconds that shards in progress may take to finish after SIGTERM or Ctrl-C; 20 by default."),
+    typer.Option(
+        min=0,
+        max=86_400,
+        help="Seconds that shards in progress may take to finish after SIGTERM or Ctrl-C; 20 by default.",
+    ),
 ]
 
 # Training and evaluation.

@@ -9,7 +9,8 @@ AUTO_BATCH = 0
 _MAX_BATCH = 1024
 
 
-def _batch(value: Any) -> Any:
+def read_batch(value: Any) -> Any:
+    """The number that a batch means; ValueError if it is neither a number in the range nor `auto`."""
     if value == "auto":
         return AUTO_BATCH
     # Pydantic reads numbers from text, but its messages about bounds would allow 0 and not mention `auto`.
@@ -21,7 +22,7 @@ def _batch(value: Any) -> Any:
 
 BatchSize = Annotated[
     int,
-    BeforeValidator(_batch),
+    BeforeValidator(read_batch),
     PlainSerializer(lambda size: "auto" if size == AUTO_BATCH else size, return_type=int | str),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": _MAX_BATCH}, {"const": "auto"}]}),
 ]

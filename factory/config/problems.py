@@ -4,7 +4,7 @@ import difflib
 import re
 import reprlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _without_alternatives(errors: "list[ErrorDetails]") -> "list[ErrorDetails]":
 def _problem(details: "ErrorDetails", model: "type[BaseModel]") -> str:
     """An invalid field with its value, or what is wrong with the recipe as a whole."""
     # In a field of several types, pydantic adds the type to the path.
-    field = ".".join(str(part) for part in details["loc"] if not str(part).startswith(("tuple[", "dict[")))
+    field = field_name([part for part in details["loc"] if not str(part).startswith(("tuple[", "dict["))])
     if not field:
         return details["msg"].removeprefix("Value error, ").rstrip(".")
     if details["type"] == "extra_forbidden":
@@ -138,6 +138,11 @@ def _similar(field: str, fields: list[str]) -> str | None:
         by_name.setdefault(known.rpartition(".")[2], known)
     matches = difflib.get_close_matches(name, by_name, 1, 0.75)
     return by_name[matches[0]] if matches else None
+
+
+def field_name(location: Sequence[int | str]) -> str:
+    """The path of a field, such as generator.steps; a file may contain keys of any length."""
+    return ".".join(str(part)[:_LENGTH] for part in location)
 
 
 def shown(value: object) -> str:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, Valid
 from pydantic_core import ErrorDetails
 
 from factory.config.named_or import named_or
-from factory.config.problems import invalid_field, sections_in, shown
+from factory.config.problems import field_name, invalid_field, sections_in, shown
 from factory.config.recipe import Recipe, load_recipe, make_recipe
 from factory.config.sections import Section
 from factory.dataset.storage import is_remote
@@ -271,20 +271,16 @@ def _problems(errors: list[ErrorDetails]) -> str:
     for error in errors:
         location = [part for part in error["loc"] if part not in ("text", "list", "path", "fields", "all", "sample")]
         if error["type"] == "extra_forbidden":
-            section = _name(location[:-1])
+            section = field_name(location[:-1])
             sections[section] = _model_at(location[:-1])
-            unknown.setdefault(section, []).append(_name(location))
+            unknown.setdefault(section, []).append(field_name(location))
         else:
-            sentences.append(_sentence(_name(location), error))
+            sentences.append(_sentence(field_name(location), error))
     for section, names in unknown.items():
         owner = f" of {section}" if section else ""
         keys = ", ".join(sections[section].model_fields)
         sentences.append(f"there is no key {', '.join(names)}; the keys{owner} are {keys}")
     return "; ".join(dict.fromkeys(sentences))
-
-
-def _name(location: Sequence[int | str]) -> str:
-    return ".".join(map(str, location))
 
 
 def _sentence(name: str, error: ErrorDetails) -> str:
