@@ -35,6 +35,12 @@ from factory.cli.workflow import run_steps
 from factory.config.problems import usage_text
 from factory.errors import UserError
 
+_UNUSABLE = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+)
+"""Errors of a path that no check of a command has noticed, such as a folder in /proc, which root may write to."""
+
 
 def _set_help(commands: Iterable[CommandInfo]) -> None:
     """Set the labels of values, and join the lines of each paragraph: typer prints the line breaks of docstrings."""
@@ -105,6 +111,9 @@ def run() -> None:
         if isinstance(error, FileNotFoundError) and not _has_current_folder():
             _print_error("the current directory has been deleted; change to another one.")
             _exit(exit_codes.BAD_INPUT)
+        if isinstance(error, OSError) and error.errno in _UNUSABLE and error.filename is not None:
+            _print_error(f"cannot use {error.filename}: {error.strerror}; give another path, or correct this one.")
+            _exit(exit_codes.BAD_INPUT)
         if not log_format.wants_json():
             raise
         logging.getLogger("factory").critical("Unexpected error.", exc_info=True)
@@ -150,6 +159,10 @@ def _exit(code: int) -> NoReturn:
 
 
 def _print_error(message: str, prefix: str = "Error: ") -> None:
+    # Names in files of others may contain the control characters of a terminal.
+    message = "".join(
+        character if character.isprintable() or character == "\n" else repr(character)[1:-1] for character in message
+    )
     if logging.getLogger("factory").handlers and log_format.wants_json():
         logging.getLogger("factory").error(message)
         return

@@ -1,6 +1,7 @@
 """COCO: a folder of images and a file of instance annotations."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -77,7 +78,7 @@ class CocoFolder(LabelledFolder):
         instances, empty, used = self._instances, 0, 0
         for key in self.keys:
             image = self._images[key]
-            if not (self.root / image.file_name).is_file():
+            if not os.path.isfile(self.root / image.file_name):
                 raise UserError(
                     f"{self.root / image.file_name} does not exist; every image of {instances.path} needs a file."
                 )
