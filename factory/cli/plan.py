@@ -139,6 +139,10 @@ def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool =
 
     if workers < 1 or (rate is not None and not 0 < rate < math.inf):
         raise UserError(f"--workers must be at least 1 and --rate a number above 0, got {workers} and {rate}.")
+    if measure and rate is not None:
+        raise UserError(
+            f"--rate {rate:g} has no effect with --measure, which measures the rate; leave one of them out."
+        )
     check_format(recipe, "the plan")
     recipe = pin_recipe(recipe)
     preflight(recipe)
@@ -152,7 +156,7 @@ def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool =
         from factory.generation.estimate import estimate_run
 
         trial = estimate_run(recipe)
-        rate = rate or trial.rate
+        rate = trial.rate
     return {
         "n": recipe.n,
         "shards": len(expanded),

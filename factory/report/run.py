@@ -43,7 +43,7 @@ def write_report(
     source = dataset if isinstance(dataset, Store) else Store(dataset)
     target = out if isinstance(out, Store) else Store(out)
     other = None if compare is None else _found(compare)
-    _check_target(target)
+    _check_target(source, target)
     if isinstance(other, Store):
         other = measure(other, features=features, audit=False).data  # without thumbnails
     earlier, ignored = readable_reports(previous, target.settings)
@@ -71,8 +71,13 @@ def _found(address: str) -> dict[str, Any] | Store:
     return store
 
 
-def _check_target(target: Store) -> None:
-    """Raise UserError if `out` cannot be written, or contains a page that this command did not write."""
+def _check_target(source: Store, target: Store) -> None:
+    """Raise UserError if `out` cannot be written, is in the dataset, or has a page that this command did not write."""
+    dataset, out = (
+        store.address.rstrip("/") if store.folder is None else str(store.folder.resolve()) for store in (source, target)
+    )
+    if f"{out}/".startswith(f"{dataset}/"):
+        raise UserError(f"--out {target.address} is inside the dataset {source.address}; give a folder outside of it.")
     if target.get(PAGE) is not None and target.get(DATA) is None:
         raise UserError(
             f"{target.address} contains an {PAGE} but no {DATA}, so it is not a report; give another folder with --out."

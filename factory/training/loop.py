@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 from factory.signals import stop_requests
 from factory.training.checkpoint import CHECKPOINT, not_finite, restore, save_checkpoint
 from factory.training.devices import check_device
@@ -106,9 +106,9 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
     the result is the same. If several processes train together, only the first one writes and reports. UserError if
     `out` contains another run, or if the loss or a weight becomes NaN or infinite; the last checkpoint is then intact.
     """
-    out.mkdir(parents=True, exist_ok=True)
     if options.start and not (out / CHECKPOINT).exists():
         _load_start(task, Path(options.start))
+    out.mkdir(parents=True, exist_ok=True)
     writes = rank_and_world()[0] == 0
     report = report if writes else _silent
     optimizer = _optimizer(task.model, options)
@@ -206,13 +206,18 @@ def _silent(text: str) -> None:
 
 
 def _load_start(task: TrainTask, folder: Path) -> None:
+    problem = None if folder.is_dir() else "there is no such folder"
+    cause = None
     try:
-        task.load(folder)
+        if problem is None:
+            task.load(folder)
     except (OSError, RuntimeError, ValueError) as error:
+        problem, cause = one_line(error).rstrip("."), error
+    if problem is not None:
         raise UserError(
-            f"training of the {task.name} cannot start from {folder} ({error}); give the folder of a model that this "
+            f"training of the {task.name} cannot start from {folder} ({problem}); give the folder of a model that this "
             "command has trained, or leave out --start."
-        ) from error
+        ) from cause
 
 
 def _one_cycle(step: int, steps: int) -> float:

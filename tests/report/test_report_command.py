@@ -57,6 +57,15 @@ def test_a_bucket_gives_the_same_numbers(
     assert json.loads(text.replace(report["dataset"]["address"], "s3://b/night/dataset")) == remote
 
 
+@pytest.mark.parametrize("out", ["set", "set/train", "other/../set/train", "s3://b/set", "s3://b/set/train"])
+def test_report_is_not_written_into_the_dataset(tmp_path: Path, out: str) -> None:
+    remote = out.startswith("s3:")
+    dataset = "s3://b/set" if remote else str(tmp_path / "set")
+    with pytest.raises(UserError, match=r"^--out .* is inside the dataset .*; give a folder outside of it"):
+        write_report(dataset, out if remote else str(tmp_path / out))
+    assert not list(tmp_path.iterdir())
+
+
 def test_damaged_shards_are_listed_and_left_out(tmp_path: Path) -> None:
     store, _ = make_report_set(tmp_path / "set")
     (tmp_path / "set" / tar_name(1)).write_bytes(b"junk")
