@@ -141,7 +141,7 @@ def test_path_that_cannot_be_used_is_one_sentence() -> None:
     """Not every path can be checked before it is used, such as a new folder in /proc."""
     program = program_with_command("import os, sys; os.mkdir(sys.executable + '/x')")
     result = subprocess.run(program, capture_output=True, text=True, timeout=60)
-    assert result.stderr.startswith("cannot use ")
+    assert result.stderr.startswith("Error: cannot use ")
     assert result.stderr.endswith("/x: Not a directory; give another path, or correct this one.\n")
     assert result.returncode == 2
 

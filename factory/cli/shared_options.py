@@ -134,7 +134,7 @@ NoiseLevel = Annotated[
 Dtype = Annotated[
     Literal["float32", "tf32", "float16", "bfloat16"] | None,
     typer.Option(
-        help="Precision; bfloat16 by default on GPUs, and on a local CPU with bfloat16 instructions, otherwise float32; "
+        help="Precision; bfloat16 by default on GPUs and on a local CPU with bfloat16 instructions, else float32; "
         "tf32 is float32 with TF32 matrix products on GPUs."
     ),
 ]
