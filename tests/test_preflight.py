@@ -1,6 +1,7 @@
 """Invalid recipes and models are rejected before a dataset is created, by `generate` and `plan` alike."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,16 @@ def assert_rejected(invalid: Recipe, out: Path, message: str) -> None:
         ),
         (lambda model: edit(model / "model_index.json", text_encoder=[None, None]), "does not name a text_encoder"),
         (lambda model: edit(model / "unet" / "config.json", sample_size=None), "has no default size"),
+        (
+            lambda model: edit(model / "unet" / "config.json", sample_size="large"),
+            r"a configuration file of .* contains a value that cannot be used \(too many values",
+        ),
+        (lambda model: edit(model / "unet" / "config.json", down_block_types=7), "a value that cannot be used"),
+        (lambda model: edit(model / "vae" / "config.json", block_out_channels=8), "a value that cannot be used"),
+        (
+            lambda model: os.truncate(model / "unet" / "diffusion_pytorch_model.safetensors", 100_000),
+            r"unet/diffusion_pytorch_model\.safetensors is incomplete or damaged \(.*\); download it again",
+        ),
     ],
 )
 def test_unusable_pipeline_is_rejected(

@@ -16,7 +16,7 @@ from factory.config.recipe import Recipe
 from factory.config.rich_prompts import longest, vocabulary_words
 from factory.errors import UserError, counted, first_few
 from factory.generator.family import Family
-from factory.generator.layout import attention_levels, blocks_of, family_in, read_config, read_index
+from factory.generator.layout import attention_levels, blocks_of, family_in, read_config, read_index, usable_values
 from factory.generator.load import check_generator
 from factory.generator.lora import lora_file
 from factory.generator.placing import check_extras
@@ -43,14 +43,15 @@ def preflight(recipe: Recipe, resumed: bool = False) -> None:
     folder = check_generator(recipe.generator)
     index = read_index(folder)
     family = family_in(index)
-    denoiser = read_config(folder, family.denoiser)
-    if family.is_unet:
-        _check_levels(recipe, denoiser)
-        _check_compiled(recipe)
-    if not resumed:
-        _check_schedule(recipe)
-    _check_blocks(recipe, family, denoiser)
-    _check_inversion(recipe, family, str(index["scheduler"][1]), read_config(folder, "scheduler"), denoiser)
+    with usable_values(folder):
+        denoiser = read_config(folder, family.denoiser)
+        if family.is_unet:
+            _check_levels(recipe, denoiser)
+            _check_compiled(recipe)
+        if not resumed:
+            _check_schedule(recipe)
+        _check_blocks(recipe, family, denoiser)
+        _check_inversion(recipe, family, str(index["scheduler"][1]), read_config(folder, "scheduler"), denoiser)
     tokenizers = open_tokenizers(folder, index)
     if recipe.prompt_style == "rich":
         check_vocabulary(tokenizers, vocabulary_words(), recipe.generator.model)

@@ -3,14 +3,15 @@
 A worker would find the same problems, but only after minutes of loading and after the dataset was created.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from factory.config.guidance import CONSTANT
 from factory.config.sections import GeneratorRecipe
-from factory.errors import UserError
+from factory.errors import UserError, one_line
 from factory.generator.families import family_of
 from factory.generator.family import Family
 from factory.generator.schedulers import check_scheduler
@@ -75,12 +76,34 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     return _read(folder / name / file)
 
 
+@contextlib.contextmanager
+def usable_values(folder: str | Path) -> Iterator[None]:
+    """Turn the error of a calculation with the values of configuration files into a UserError.
+
+    The files come from others, and a number may be a list, negative or missing.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"a configuration file of {folder} contains a value that cannot be used ({one_line(error)}); download or "
+            f"save the pipeline again."
+        ) from error
+
+
 def check_layout(folder: Path, generator: GeneratorRecipe, weights: bool = True, checkpoint: bool = False) -> None:
     """Raise UserError for the first problem that would prevent this pipeline from generating the images of the recipe.
 
     `weights` is whether the folder must contain weights; those of a hub model are downloaded later. With `checkpoint`,
     the weights of the denoiser are in another file.
     """
+    with usable_values(folder):
+        _check_layout(folder, generator, weights, checkpoint)
+
+
+def _check_layout(folder: Path, generator: GeneratorRecipe, weights: bool, checkpoint: bool) -> None:
     index = read_index(folder)
     family = family_in(index)
     models, tokenizers = component_names(index)
@@ -94,6 +117,7 @@ def check_layout(folder: Path, generator: GeneratorRecipe, weights: bool = True,
             )
         if weights and not elsewhere:
             weights_variant(folder / name)
+            _check_lengths(folder / name)
     for name in tokenizers:
         component_class(index, name, str(folder))
         if not any((folder / name / file).is_file() for file in _TOKENIZER_FILES):
@@ -130,6 +154,18 @@ def weights_variant(folder: Path) -> str | None:
         f"{folder} holds no weights: there is none of {', '.join(sorted(plain)[:4])} or their variants; download or "
         f"save the pipeline again."
     )
+
+
+def _check_lengths(folder: Path) -> None:
+    """Raise UserError for an incomplete download: the header of a safetensors file says how long it is."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} is incomplete or damaged ({one_line(error)}); download it again.") from error
 
 
 def pixels_per_latent(vae: Mapping[str, Any]) -> int:
