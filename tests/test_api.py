@@ -11,6 +11,7 @@ import pytest
 
 import factory
 from factory import api
+from factory.dataset.reader import DatasetSample
 from tests.support.datasets import make_dataset
 from tests.support.export_datasets import make_dataset as make_drawn
 
@@ -35,6 +36,14 @@ def test_a_dataset_is_generated_and_read(tiny_data: dict[str, Any], tmp_path: Pa
         for annotation, mask in zip(sample.annotations, sample.masks, strict=True):
             assert dataset.class_names[annotation["category_id"]] == annotation["category_name"]
             assert np.array_equal(sample.labels == annotation["category_id"], mask)
+
+
+def test_damaged_masks_raise_an_error_that_names_the_sample() -> None:
+    image = np.zeros((2, 2, 3), np.uint8)
+    record = {"annotations": [{"segmentation": {"size": [2, 2], "counts": "1"}}]}
+    sample = DatasetSample("000000007", image, image[..., 0], record)
+    with pytest.raises(factory.UserError, match=r"^the masks of sample 000000007 are damaged: run lengths add up to 1"):
+        _ = sample.masks
 
 
 def test_a_missing_dataset_and_a_damaged_shard_raise_a_clear_error(tiny_recipe: factory.Recipe, tmp_path: Path) -> None:

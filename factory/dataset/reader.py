@@ -17,6 +17,7 @@ from factory.dataset.shards import annotation_of, read_shard, readable
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import recipe_of
 from factory.dataset.totals import finished_entries
+from factory.errors import UserError
 from factory.files.decode import decode_jpeg
 from factory.files.paths import path_text
 
@@ -58,8 +59,13 @@ class DatasetSample:
 
     @property
     def masks(self) -> list[NDArray[np.bool_]]:
-        """The mask of each annotation, bool (H, W), in the same order."""
-        return [decode_rle(annotation["segmentation"]) for annotation in self.record["annotations"]]
+        """The mask of each annotation, bool (H, W), in the same order. Raises UserError if one is damaged."""
+        try:
+            return [decode_rle(annotation["segmentation"]) for annotation in self.record["annotations"]]
+        except ValueError as error:
+            raise UserError(
+                f"the masks of sample {self.key} are damaged: {error}; repair it with `factory verify --repair`."
+            ) from error
 
 
 class Dataset:

@@ -161,19 +161,27 @@ def _halved(name: str, value: "Tensor") -> "Tensor":
     return half if half.isfinite().all() else value
 
 
+_MISFITS = (RuntimeError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What building a network from a config raises if a value has another type, or the weights other shapes."""
+
+
 def load_grounder(folder: Path) -> tuple["GuidedModule | PaperModule", GrounderConfig]:
     """The network in float32 and eval mode, and its config.
 
     Raises UserError if the weights are truncated, do not fit, or are NaN or infinite.
     """
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     config = read_config(folder)
-    module = build_module(config)
     try:
-        module.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
-    except (SafetensorError, RuntimeError, OSError) as error:
+        weights = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
+        with torch.device("meta"):  # without memory, because a config of others may describe a network of any size
+            build_module(config).load_state_dict(weights, assign=True)
+        module = build_module(config)
+        module.load_state_dict(weights)
+    except (SafetensorError, OSError, *_MISFITS) as error:
         raise UserError(
             f"{folder / WEIGHTS} does not fit the config ({one_line(error)}); copy or train it again."
         ) from error

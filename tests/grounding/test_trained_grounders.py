@@ -22,7 +22,7 @@ from factory.generation.components import load_components
 from factory.generation.pin import pin_recipe
 from factory.generator.interface import Request
 from factory.grounder.data import OracleDataset
-from factory.grounder.folder import load_grounder
+from factory.grounder.folder import grounder_folder, load_grounder
 from factory.grounder.iou import IoUMeter
 from tests.support.datasets import BandDetector
 from tests.support.oracle_datasets import SEEN, command
@@ -83,6 +83,20 @@ def test_a_truncated_grounder_raises_a_clear_error(trained: Path, tmp_path: Path
         load_grounder(tmp_path)
     with pytest.raises(UserError, match="unknown source of masks"):
         pin_recipe(make_recipe({"n": 4, "masks": {"source": str(tmp_path / "nowhere")}}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"options": "all"}, {"backbone": {"blocks": {"mid": [10**9, 8]}}}, {"backbone": {"blocks": 1}}, {"backbone": {}}],
+)
+def test_a_config_of_another_form_is_refused_before_memory_is_allocated(tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = Path(shutil.copytree(grounder_folder("stickers"), tmp_path / "grounder"))
+    config = json.loads((folder / "config.json").read_text())
+    for name, value in change.items():
+        config[name] = {**config[name], **value} if value and isinstance(value, dict) else value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"model\.safetensors does not fit the config \(.+\)"):
+        load_grounder(folder)
 
 
 def test_the_card_and_the_config_name_the_training_data(trained: Path, oracle: Path) -> None:
