@@ -117,6 +117,14 @@ def test_labels_match_by_alias_and_gaps_are_skipped() -> None:
     assert unseen_by(voc(), ["dog", "tv"], ["dog", "tvmonitor", "cat"]) == ["cat"]
 
 
+def test_labels_that_list_synonyms_match_each_of_them() -> None:
+    """ADE20K's labels are such lists."""
+    labels = ["wall", "refrigerator, icebox", "television receiver, television, tv", "tv, toy", "person"]
+    names = translation(coco(), labels, ["refrigerator", "tv", "person"])
+    assert names == {"refrigerator, icebox": "refrigerator", labels[2]: "tv", "person": "person"}
+    assert translation(voc(), ["tv, toy", "tvmonitor"], ["tvmonitor"]) == {"tvmonitor": "tvmonitor"}
+
+
 def test_a_class_that_the_detector_does_not_know_is_named(folder: Path) -> None:
     with pytest.raises(UserError, match="does not know 1 of the classes: unicorn; it knows 81 classes such as person"):
         check_classes(_recipe(folder, classes=["unicorn", "dog"]))  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ def translation(
     for entry in vocabulary.classes:
         spellings = {_plain(name) for name in (entry.name, entry.display, *entry.aliases)}
         match = next((name for name in labels if name not in NO_CLASSES and _plain(name) in spellings), None)
+        match = match or next((name for name in labels if spellings & _synonyms(name)), None)
         if match is not None:
             result[match] = entry.name
     missing = unseen_by(vocabulary, labels, required)
@@ -38,7 +39,7 @@ def translation(
 
 def unseen_by(vocabulary: Vocabulary, labels: Sequence[str], required: Collection[str] | None = None) -> list[str]:
     """The `required` classes, by default all, that a detector with these labels does not know."""
-    known = {_plain(name) for name in labels if name not in NO_CLASSES}
+    known = set().union(*(_synonyms(name) for name in labels))
     return [
         entry.name
         for entry in vocabulary.classes
@@ -51,6 +52,11 @@ def in_order(image: Image, order: str) -> Image:
     """RGB uint8 (H, W, 3) in the channel order that a model was trained with, "RGB" or "BGR"."""
     assert order in ("RGB", "BGR")
     return image if order == "RGB" else np.ascontiguousarray(image[:, :, ::-1])
+
+
+def _synonyms(label: str) -> set[str]:
+    """A label and the names in it that commas separate, as in "refrigerator, icebox" of ADE20K; none for background."""
+    return set() if label in NO_CLASSES else {_plain(label), *map(_plain, label.split(","))} - {""}
 
 
 def _plain(name: str) -> str:
