@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,29 @@ def test_weights_that_do_not_fill_the_model_are_refused(
         open_detector(_recipe(folder), "cpu")
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 500
+
+
+def test_tables_that_older_releases_stored_are_accepted(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Published models on a Swin contain the indices of relative positions, which are computed today."""
+    folder = _copy(folders["mask2former"], tmp_path / "copy")
+    state = load_file(folder / "model.safetensors")
+    tables = [name.replace("bias_table", "index") for name in state if name.endswith("relative_position_bias_table")]
+    assert tables
+    surplus = {name: torch.zeros(4, 4, dtype=torch.int64) for name in [*tables, "model.text.embeddings.position_ids"]}
+    save_file(state | surplus, folder / "model.safetensors", {"format": "pt"})
+    open_detector(_recipe(folder), "cpu")
+
+
+def test_a_backbone_of_another_library_names_that_library(folders: dict[str, Path], tmp_path: Path) -> None:
+    """As in facebook/detr-resnet-50-panoptic."""
+    if find_spec("timm") is not None:
+        pytest.skip("timm is installed")
+    folder = _copy(folders["detr"], tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"use_timm_backbone": True, "backbone": "resnet50", "backbone_config": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"requires another library .* requires the timm library .*; install it"):
+        open_detector(_recipe(folder), "cpu")
 
 
 def test_a_models_own_code_is_not_run(folders: dict[str, Path], tmp_path: Path) -> None:

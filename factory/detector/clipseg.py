@@ -25,7 +25,7 @@ class ClipSegFinder:
 
         self._processor = load_image_processor(source, revision)
         self._tokenizer = load_tokenizer(source, revision)
-        self._model = load_complete(CLIPSegForImageSegmentation, source, revision, ("position_ids",)).to(device)
+        self._model = load_complete(CLIPSegForImageSegmentation, source, revision).to(device)
         self._device, self._min_score = device, min_score
 
     def find(self, image: Image, texts: Mapping[str, str]) -> list[Instance]:

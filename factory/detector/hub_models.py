@@ -8,6 +8,9 @@ import torch
 from factory.errors import UserError, one_line
 from factory.hf_logging import quiet_model_libraries
 
+_COMPUTED = ("position_ids", "relative_position_index", "relative_coords_table")
+"""Tables that published weights contain, and that current releases of transformers compute instead."""
+
 
 def location(source: str, revision: str | None) -> dict[str, Any]:
     """Options of transformers to read a folder as it is, or a hub id at its commit."""
@@ -67,7 +70,8 @@ def check_complete(source: str, report: dict[str, Any], unused: tuple[str, ...])
 
     Missing tensors would be filled with noise. Surplus tensors whose name contains one of `unused` are ignored.
     """
-    unexpected = [name for name in report["unexpected_keys"] if not any(part in name for part in unused)]
+    ignored = (*unused, *_COMPUTED)
+    unexpected = [name for name in report["unexpected_keys"] if not any(part in name for part in ignored)]
     faults = [("are missing", report["missing_keys"]), ("are unknown", unexpected)]
     differences = "; ".join(f"{len(names)} tensors {what}, such as {min(names)}" for what, names in faults if names)
     if differences:

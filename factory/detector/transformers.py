@@ -152,10 +152,10 @@ def load_model(source: str, revision: str | None) -> tuple[Any, Any]:
     except UserError:
         raise
     except ImportError as error:
-        fault = torchvision_fault() or one_line(error, 150)
+        fault = torchvision_fault() if "torchvision" in str(error) else None
+        reason = fault or one_line(error, 150).partition(". ")[0]
         raise UserError(
-            f"the image processor of {source} requires another library ({fault}); install the extra `torchvision`, see "
-            f"docs/detectors.md."
+            f"the detector {source} requires another library ({reason}); install it, see docs/detectors.md."
         ) from error
     except Exception as error:  # truncated or unrelated weights raise many types
         raise UserError(
