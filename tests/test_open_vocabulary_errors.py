@@ -57,6 +57,23 @@ def test_incomplete_models_are_rejected(models: dict[str, Path], tmp_path: Path)
         open_detector(recipe(f"sam3:{tmp_path}"), "cpu")
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        ("sam3:{sam3}", "dog " * 40, "too long for the detector .*: its query has 42 tokens, but the model reads 32"),
+        ("clipseg:{clipseg}", "dog " * 100, "is too long for the detector"),
+        ("owlv2:{owlv2}+{sam2}", "dog " * 20, r"its query has \d+ tokens, but the model reads 16;"),
+        ("grounding-dino:{grounding-dino}+{sam2}", "dog " * 300, "is too long for the detector"),
+        ("grounding-dino:{grounding-dino}+{sam2}", "...", r"the class name '\.\.\.' has no words for the detector"),
+    ],
+)
+def test_class_names_that_a_model_cannot_read_are_rejected(
+    models: dict[str, Path], kind: str, name: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        open_detector(recipe(kind.format(**models), classes=["dog", name.strip()]), "cpu")
+
+
 @pytest.mark.parametrize("size", [{"height": 64, "width": 96}, {"height": 32, "width": 32}])
 def test_sam2_that_resizes_to_another_size_than_that_of_its_boxes_is_rejected(
     models: dict[str, Path], tmp_path: Path, size: dict[str, int]

@@ -1,5 +1,6 @@
 """Loads models of transformers completely, without running code that comes with them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,17 @@ def _loaded(name: str, kind: Any, source: str, revision: str | None, **settings:
         raise UserError(
             f"the {name} of the detector {source} cannot be loaded ({one_line(error)}); copy the model again."
         ) from error
+
+
+def check_lengths(tokenizer: Any, queries: Mapping[str, str], limit: int, source: str) -> None:
+    """Raise UserError if the query of a class, by its name, has more than the `limit` of tokens that a model reads."""
+    for name, query in queries.items():
+        count = len(tokenizer(query, verbose=False).input_ids)
+        if count > limit:
+            raise UserError(
+                f"the class name {name[:60]!r} is too long for the detector {source}: its query has {count} "
+                f"tokens, but the model reads {limit}; give a shorter name."
+            )
 
 
 def check_complete(source: str, report: dict[str, Any], unused: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from factory.dataset.records import Image, Instance
-from factory.detector.hub_models import load_complete, load_tokenizer
+from factory.detector.hub_models import check_lengths, load_complete, load_tokenizer
 from factory.detector.preprocessing import Preprocessor, read_settings
 
 _MASK_THRESHOLD = 0.5
@@ -27,7 +27,11 @@ class Sam3Finder:
         self._preprocess = Preprocessor(_DEFAULTS | read_settings(source, revision), source)
         self._tokenizer = load_tokenizer(source, revision)
         self._model = load_complete(Sam3Model, source, revision, _TRACKER).to(device)
-        self._device, self._min_score = device, min_score
+        self._source, self._device, self._min_score = source, device, min_score
+
+    def check(self, texts: Mapping[str, str]) -> None:
+        """Raise UserError if the words for a class are more than the model reads."""
+        check_lengths(self._tokenizer, texts, _TEXT_LENGTH, self._source)
 
     def find(self, image: Image, texts: Mapping[str, str]) -> list[Instance]:
         """The instances of each class; `texts` holds the words for each class."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from factory.config.vocabulary import article
 from factory.dataset.records import Image
-from factory.detector.hub_models import load_complete, load_image_processor, load_tokenizer
+from factory.detector.hub_models import check_lengths, load_complete, load_image_processor, load_tokenizer
+from factory.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,18 @@ class GroundingDinoBoxes:
         self._processor = load_image_processor(source, revision)
         self._tokenizer = load_tokenizer(source, revision)
         self._model = load_complete(AutoModelForZeroShotObjectDetection, source, revision).to(device)
-        self._device, self._min_score = device, min_score
+        self._source, self._device, self._min_score = source, device, min_score
+
+    def check(self, texts: Mapping[str, str]) -> None:
+        """Raise UserError if the words for a class are none, or more than the model reads."""
+        for name, text in texts.items():
+            query, _ = _joined([text])
+            if len(self._tokenizer(query, add_special_tokens=False).input_ids) < 2:
+                raise UserError(
+                    f"the class name {name[:60]!r} has no words for the detector {self._source}; give another name."
+                )
+        queries = {name: _joined([text])[0] for name, text in texts.items()}
+        check_lengths(self._tokenizer, queries, self._model.config.max_text_len, self._source)
 
     def boxes(self, image: Image, texts: Mapping[str, str]) -> Boxes:
         """The boxes with a score above the minimum; `texts` holds the words for each class."""
@@ -85,12 +97,17 @@ class Owlv2Boxes:
         self._processor = load_image_processor(source, revision)
         self._tokenizer = load_tokenizer(source, revision)
         self._model = load_complete(Owlv2ForObjectDetection, source, revision).to(device)
-        self._device, self._min_score = device, min_score
+        self._source, self._device, self._min_score = source, device, min_score
+
+    def check(self, texts: Mapping[str, str]) -> None:
+        """Raise UserError if the words for a class are more than the model reads."""
+        limit = self._model.config.text_config.max_position_embeddings
+        check_lengths(self._tokenizer, _queries(texts), limit, self._source)
 
     def boxes(self, image: Image, texts: Mapping[str, str]) -> Boxes:
         """The boxes with a score above the minimum; `texts` holds the words for each class."""
         names = list(texts)
-        queries = [f"a photo of {article(texts[name])}{texts[name]}" for name in names]
+        queries = list(_queries(texts).values())
         pixels = self._processor(images=[image], return_tensors="pt", input_data_format="channels_last")
         tokens = self._tokenizer(queries, padding="max_length", truncation=True, return_tensors="pt")
         output = self._model(
@@ -102,6 +119,11 @@ class Owlv2Boxes:
         )
         classes = [names[label] for label in result["labels"].tolist()]
         return Boxes(classes, result["scores"].cpu(), result["boxes"].cpu())
+
+
+def _queries(texts: Mapping[str, str]) -> dict[str, str]:
+    """The query of OWLv2 for each class."""
+    return {name: f"a photo of {article(text)}{text}" for name, text in texts.items()}
 
 
 def _joined(texts: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
