@@ -5,7 +5,7 @@ Only configurations and tokenizers are read. The workers check the weights when 
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -21,7 +21,15 @@ from factory.generator.load import check_generator
 from factory.generator.lora import lora_file
 from factory.generator.placing import check_extras
 from factory.generator.schedulers import can_be_inverted, is_consistency
-from factory.generator.text_reader import TextReader, check_vocabulary, longest_reader, open_tokenizers, unknown_words
+from factory.generator.text_reader import (
+    TextReader,
+    check_read,
+    check_vocabulary,
+    open_tokenizers,
+    readers_of,
+    unknown_words,
+)
+from factory.generator.tokens import partly_unknown
 from factory.grounder.folder import grounder_folder
 from factory.grounder.folder import read_config as read_grounder
 
@@ -58,7 +66,7 @@ def preflight(recipe: Recipe, resumed: bool = False) -> None:
     elif recipe.prompts and not resumed:
         _warn_of_unknown_words(recipe, tokenizers)
     if _uses_class_tokens(recipe):
-        _check_prompts(recipe, longest_reader(family, tokenizers))
+        _check_prompts(recipe, readers_of(family, tokenizers))
 
 
 def _warn_of_unknown_words(recipe: Recipe, tokenizers: dict[str, Any]) -> None:
@@ -146,28 +154,29 @@ def _uses_class_tokens(recipe: Recipe) -> bool:
     return read_grounder(grounder_folder(recipe.masks.source)).module != "paper"
 
 
-def _check_prompts(recipe: Recipe, reader: TextReader) -> None:
-    """UserError if a class has no tokens within the length that the text encoder reads.
+def _check_prompts(recipe: Recipe, readers: Sequence[TextReader]) -> None:
+    """UserError if a class has no tokens within the length that the text encoders read.
 
-    Texts are tokenized in chunks, which is fast; only those that are too long or miss a phrase are checked in detail.
+    Texts are tokenized in chunks, which is fast; only those that are too long, have unknown words or miss a phrase are
+    checked in detail.
     """
-    prompts = _prompts(recipe, reader)
+    prompts = _prompts(recipe, readers)
     while chunk := list(islice(prompts, _CHUNK)):
-        long = reader.too_long([prompt.text for _, prompt in chunk])
-        for (where, prompt), is_long in zip(chunk, long, strict=True):
-            if not is_long and None not in prompt.spans():
+        doubtful = readers[0].doubtful([prompt.text for _, prompt in chunk])
+        for (where, prompt), is_doubtful in zip(chunk, doubtful, strict=True):
+            if not is_doubtful and None not in prompt.spans():
                 continue
             try:
-                reader.check(prompt)
+                check_read(readers, prompt)
             except UserError as error:
                 raise UserError(f"{where}: {error}") from None
 
 
-def _prompts(recipe: Recipe, reader: TextReader) -> Iterator[tuple[str, Prompt]]:
+def _prompts(recipe: Recipe, readers: Sequence[TextReader]) -> Iterator[tuple[str, Prompt]]:
     """(label, prompt) of each prompt to check.
 
-    Generated prompts always contain their class names, so they can only fail by being too long. The prompt of the
-    longest names is tried first; only if it fails are the prompts of all samples checked.
+    Generated prompts always contain their class names, so they can only fail by being too long or by unknown names. The
+    prompt of the longest names is tried first; only if it fails are the prompts of all samples checked.
     """
     user_prompts = recipe.user_prompts()
     if user_prompts is not None:
@@ -175,13 +184,15 @@ def _prompts(recipe: Recipe, reader: TextReader) -> Iterator[tuple[str, Prompt]]
         return
     vocabulary = recipe.vocabulary()
     max_objects = max(count for count, share in recipe.objects.items() if share)
-    tokens = {
-        name: len(reader.tokenizer(vocabulary.resolve(name).display).input_ids) for name in recipe.planned_names()
-    }
+    tokenizer = readers[0].tokenizer
+    displayed = {name: vocabulary.resolve(name).display for name in recipe.planned_names()}
+    tokens = {name: len(tokenizer(text).input_ids) for name, text in displayed.items()}
     names = sorted(tokens, key=lambda name: -tokens[name])
+    unknown = [name for name, text in displayed.items() if partly_unknown(tokenizer, [text])[0]]
     try:
         make = longest if recipe.prompt_style == "rich" else captioned
-        reader.check(make(vocabulary, names[:max_objects]))
+        for chosen in (names[:max_objects], *([name] for name in unknown)):
+            check_read(readers, make(vocabulary, chosen))
     except UserError:
         for sample in islice(Plan(recipe).samples(), _MAX_SAMPLES):
             yield f"sample {sample.index}", sample.prompt

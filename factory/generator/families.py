@@ -18,7 +18,12 @@ _CLIP_TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
 _T5 = ("T5EncoderModel",)
 _T5_TOKENIZER = ("T5Tokenizer", "T5TokenizerFast")
 _QWEN_TOKENIZER = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
-
+_FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
+_FLOW_WITH_SIGMAS = (*_FLOW, "UniPCMultistepScheduler")
+"""Schedulers that take the noise levels that a pipeline computes."""
+_FLOW_ANY = (
+    *_FLOW_WITH_SIGMAS, "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "FlowMatchHeunDiscreteScheduler",
+)  # fmt: skip
 
 _UNET: dict[str, Any] = {
     "denoiser": "unet",
@@ -72,6 +77,7 @@ FAMILIES: tuple[Family, ...] = (
         steps=28,
         scale=7.0,
         size=None,
+        flow_schedulers=_FLOW_ANY,
     ),
     Family(
         name="FLUX.1",
@@ -83,6 +89,7 @@ FAMILIES: tuple[Family, ...] = (
         negative=False,
         steps=28,
         scale=3.5,
+        flow_schedulers=_FLOW_WITH_SIGMAS,
         **_FLUX,
     ),
     Family(
@@ -98,6 +105,7 @@ FAMILIES: tuple[Family, ...] = (
         negative=False,
         steps=50,
         scale=4.0,
+        flow_schedulers=_FLOW_WITH_SIGMAS,
         **_FLUX,
     ),
     Family(
@@ -109,6 +117,7 @@ FAMILIES: tuple[Family, ...] = (
         encoders=(Encoder(max_tokens=512),),
         steps=35,
         scale=5.0,
+        flow_schedulers=_FLOW_WITH_SIGMAS,
         **_FLUX,
     ),
     Family(
@@ -143,6 +152,7 @@ FAMILIES: tuple[Family, ...] = (
         scale=4.5,
         call={"use_resolution_binning": False},
         size=None,
+        flow_schedulers=_FLOW_ANY,
     ),
     Family(
         name="Z-Image",
@@ -164,6 +174,7 @@ FAMILIES: tuple[Family, ...] = (
         steps=50,
         scale=5.0,
         feature_blocks=4,
+        flow_schedulers=_FLOW,
     ),
     Family(
         name="Qwen-Image",
@@ -178,6 +189,7 @@ FAMILIES: tuple[Family, ...] = (
         guidance="true_cfg_scale",
         steps=50,
         scale=4.0,
+        flow_schedulers=_FLOW_WITH_SIGMAS,
     ),
 )
 """The supported families; other pipeline classes are rejected."""

@@ -45,7 +45,8 @@ class Family:
 
     Sampling: `guidance` names the argument of the pipeline's call and `unguided` its value without guidance. `steps`
     and `scale` are the defaults where neither the model's card nor its configuration says more; `call` has further
-    arguments. `size` is the default side in pixels; None stands for the denoiser's `sample_size`.
+    arguments. `size` is the default side in pixels; None stands for the denoiser's `sample_size`. `flow_schedulers` are
+    those that a pipeline of flow matching works with; other families have none.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Family:
     scale: float = 5.0
     call: Mapping[str, Any] = field(default_factory=dict)
     size: int | None = 1024
+    flow_schedulers: tuple[str, ...] = ()
 
     @property
     def is_unet(self) -> bool:

@@ -131,7 +131,7 @@ def _check_layout(folder: Path, generator: GeneratorRecipe, weights: bool, check
     _check_size(folder, family, generator, denoiser, vae)
     _check_guidance(folder, family, generator, family.guided_by_input(str(index["_class_name"]), denoiser))
     kind = component_class(index, "scheduler", str(folder))
-    check_scheduler(kind, read_config(folder, "scheduler"), denoiser, family.is_unet, generator, str(folder))
+    check_scheduler(kind, read_config(folder, "scheduler"), denoiser, family, generator, str(folder))
 
 
 def weights_variant(folder: Path) -> str | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
+from factory.generator.family import Family
 
 SOLVERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {}),
@@ -43,8 +44,7 @@ _ORDINARY = frozenset(
 _FLOW = frozenset({"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"})
 _EDM = frozenset({"EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"})
 OF_UNETS = _ORDINARY | _CONSISTENCY | _EDM
-OF_TRANSFORMERS = _ORDINARY | _FLOW
-"""The supported schedulers by kind of denoiser."""
+"""The supported schedulers of U-Nets."""
 
 NOT_REPEATABLE = frozenset({"DPMSolverSDEScheduler"})
 """Schedulers whose noise does not depend on the seed of the sample; one of SOLVERS must replace them."""
@@ -87,16 +87,16 @@ def check_scheduler(
     kind: str,
     config: Mapping[str, Any],
     denoiser: Mapping[str, Any],
-    is_unet: bool,
+    family: Family,
     generator: GeneratorRecipe,
     where: str,
 ) -> None:
-    """Raise UserError if the recipe's solver does not suit the model.
+    """Raise UserError if the pipeline cannot be sampled by its scheduler, or if the recipe's solver does not suit it.
 
-    `kind` and `config` are the class and configuration of the pipeline's scheduler, `denoiser` is the configuration of
-    its U-Net or transformer, and `is_unet` is whether it is a U-Net.
+    `kind` and `config` are the class and configuration of the pipeline's own scheduler, and `denoiser` the
+    configuration of its U-Net or transformer.
     """
-    supported = OF_UNETS if is_unet else OF_TRANSFORMERS
+    supported = OF_UNETS if family.is_unet else frozenset(family.flow_schedulers) or _ORDINARY
     uses_own, solver = generator.solver == OWN, generator.solver
     if kind in NOT_REPEATABLE and uses_own:
         raise UserError(
@@ -107,6 +107,11 @@ def check_scheduler(
         raise UserError(
             f"the scheduler of {where} is a {kind}, which is not supported; supported are "
             f"{', '.join(sorted(supported))}."
+        )
+    if family.flow_schedulers and kind not in _FLOW and not config.get("use_flow_sigmas"):
+        raise UserError(
+            f"the {kind} of {where} is not configured for flow matching, by which models of the family {family.name} "
+            f"were trained; set use_flow_sigmas in its scheduler_config.json, or restore the original file."
         )
     prediction = config.get("prediction_type", _PREDICTIONS[0])
     if prediction not in _PREDICTIONS:
@@ -131,4 +136,9 @@ def _check_steps(kind: str, config: Mapping[str, Any], generator: GeneratorRecip
         raise UserError(
             f"{where} is a consistency model of at most {trained} steps, but the recipe has {generator.steps}; give "
             f"--steps 4."
+        )
+    if config.get("shift_terminal") and generator.steps == 1:
+        raise UserError(
+            f"the scheduler of {where} moves its last step to a fixed noise level (shift_terminal), which takes "
+            f"at least two steps; give --steps 2 or more."
         )

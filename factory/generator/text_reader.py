@@ -9,7 +9,7 @@ from factory.config.prompts import Prompt
 from factory.errors import UserError, one_line
 from factory.generator.family import Family
 from factory.generator.layout import component_class, component_names
-from factory.generator.tokens import check_words_known, class_positions, spelled_out
+from factory.generator.tokens import check_words_known, class_positions, partly_unknown, spelled_out
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,11 @@ class TextReader:
         """Whether the encoder reads only the beginning of a text."""
         encoded = self.tokenizer(list(texts), truncation=False, verbose=False).input_ids
         return [len(tokens) > self.max_tokens for tokens in encoded]
+
+    def doubtful(self, texts: Sequence[str]) -> list[bool]:
+        """Whether the encoder may not read a class of a text: the text is too long, or has unknown words."""
+        pairs = zip(self.too_long(texts), partly_unknown(self.tokenizer, texts), strict=True)
+        return [long or unknown for long, unknown in pairs]
 
     def check(self, prompt: Prompt) -> None:
         """UserError if a class has no tokens within the length that the encoder reads."""
@@ -38,14 +43,32 @@ def open_tokenizers(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(tokenizer, "tokenizer", tokenizer) for name, tokenizer in loaded.items()}
 
 
-def longest_reader(family: Family, tokenizers: Mapping[str, Any]) -> TextReader:
-    """The text encoder with the longest context among those that the denoiser attends to; some may be missing."""
+def readers_of(family: Family, tokenizers: Mapping[str, Any]) -> list[TextReader]:
+    """The text encoders that the denoiser attends to, that with the longest context first; some may be missing."""
     readers = [
         TextReader(tokenizer, encoder.max_tokens or int(tokenizer.model_max_length))
         for encoder in family.encoders
         if (tokenizer := tokenizers.get(encoder.tokenizer)) is not None
     ]
-    return max(readers, key=lambda reader: reader.max_tokens)
+    return sorted(readers, key=lambda reader: -reader.max_tokens)
+
+
+def longest_reader(family: Family, tokenizers: Mapping[str, Any]) -> TextReader:
+    """The text encoder with the longest context among those that the denoiser attends to."""
+    return readers_of(family, tokenizers)[0]
+
+
+def check_read(readers: Sequence[TextReader], prompt: Prompt) -> None:
+    """UserError, that of the first reader, if no text encoder reads the words of a class."""
+    for name in prompt.classes:
+        errors = []
+        for reader in readers:
+            try:
+                reader.check(prompt.only([name]))
+            except UserError as error:
+                errors.append(error)
+        if len(errors) == len(readers):
+            raise errors[0]
 
 
 def check_vocabulary(tokenizers: Mapping[str, Any], words: Sequence[str], model: str) -> None:

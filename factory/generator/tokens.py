@@ -30,7 +30,7 @@ def class_positions(tokenizer: Any, ids: Sequence[int], prompt: Prompt, missing_
     The ids are decoded, the prompt is looked up in the resulting text and the phrase of each class in the prompt. Case,
     white space and accents are ignored, because tokenizers change them. With `missing_ok` a class may lie beyond the
     last token; it has no positions then. Raises UserError if the text does not contain a class's words, or only after
-    the encoder's last token.
+    the encoder's last token, or if the tokenizer does not know them.
     """
     decoded = _Decoded(tokenizer, ids)
     text, ends = _folded_with_ends(prompt.text)
@@ -44,6 +44,11 @@ def class_positions(tokenizer: Any, ids: Sequence[int], prompt: Prompt, missing_
             prompt_start = _by_phrase(decoded.text, text, start, end)
             positions = () if prompt_start is None else decoded.tokens(prompt_start + start, prompt_start + end)
         if not positions and not missing_ok:
+            if partly_unknown(tokenizer, [phrase])[0]:
+                raise UserError(
+                    f"the text encoder does not know the words {phrase!r} of {prompt.text!r}; name the class by words "
+                    f"that the model was trained on, or use another model."
+                )
             raise UserError(
                 f"the words {phrase!r} come after the first {len(ids)} tokens, which are all that the model reads of "
                 f"{prompt.text!r}; shorten the prompt."
@@ -54,6 +59,13 @@ def class_positions(tokenizer: Any, ids: Sequence[int], prompt: Prompt, missing_
         return Positions(tuple(classes), min(named, default=0), max(named, default=-1) + 1)
     prompt_tokens = decoded.tokens(offset, offset + length)
     return Positions(tuple(classes), prompt_tokens[0], prompt_tokens[-1] + 1)
+
+
+def partly_unknown(tokenizer: Any, texts: Sequence[str]) -> list[bool]:
+    """Whether the tokenizer replaces a part of a text by the token for unknown text; most have bytes instead."""
+    unknown = tokenizer.unk_token_id
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+    return [unknown is not None and unknown in tokens for tokens in encoded]
 
 
 def _span(prompt: Prompt, index: int, ends: Sequence[int]) -> tuple[int, int]:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from factory.config.prompts import Prompt
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
 from factory.generation.preflight import preflight
 from factory.generator.families import PIPELINES
-from factory.generator.interface import ATTENTION
+from factory.generator.interface import ATTENTION, Request
 from factory.generator.load import load_pipeline, pin_generator
 from factory.generator.pipeline import PipelineGenerator
 from factory.generator.weights import load_tokenizer
@@ -40,6 +41,7 @@ def test_steps_and_guidance_are_those_of_the_model(family: Make, name: str, step
         ("sd3", {"generator": {"width": 72}}, "must be multiples of 16, the pixels per image token"),
         ("sd3", {"masks": {"source": "attention", "blocks": [0, 3]}}, "contains 3, but .* has the blocks 0 to 2"),
         ("sd3", {"masks": {"source": "attention", "levels": [1]}}, "masks.levels is for U-Nets"),
+        ("qwen-image", {"generator": {"steps": 1}}, r"shift_terminal.*; give --steps 2 or more"),
     ],
 )
 def test_settings_that_a_family_does_not_have_are_refused(
@@ -47,6 +49,50 @@ def test_settings_that_a_family_does_not_have_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         preflight(recipe(family(name), **changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "config", "message"),
+    [
+        ("chroma", "FlowMatchHeunDiscreteScheduler", {}, "is a FlowMatchHeunDiscreteScheduler, which is not supported"),
+        ("flux-dev", "DDIMScheduler", {}, "supported are FlowMatchEulerDiscreteScheduler"),
+        ("z-image", "UniPCMultistepScheduler", {"use_flow_sigmas": True}, "which is not supported"),
+        ("pixart-sigma", "FlowMatchEulerDiscreteScheduler", {}, "which is not supported; supported are DDIMScheduler"),
+        ("sana", "DPMSolverMultistepScheduler", {"prediction_type": "epsilon"}, "is not configured for flow matching"),
+        ("sana", "FlowMatchHeunDiscreteScheduler", {}, None),
+        ("sd3", "DEISMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}, None),
+        ("qwen-image", "UniPCMultistepScheduler", {"use_flow_sigmas": True, "flow_shift": 3.0}, None),
+    ],
+)
+def test_schedulers_that_a_pipeline_cannot_call_are_refused(
+    family: Make, tmp_path: Path, name: str, kind: str, config: dict[str, Any], message: str | None
+) -> None:
+    import diffusers
+
+    folder = Path(shutil.copytree(family(name), tmp_path / name))
+    shutil.rmtree(folder / "scheduler")
+    getattr(diffusers, kind)(**config).save_pretrained(folder / "scheduler")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", kind]}))
+    if message is None:
+        chosen = recipe(folder)
+        preflight(chosen)
+        assert PipelineGenerator(chosen).generate(REQUESTS[:1])
+        return
+    with pytest.raises(UserError, match=message):
+        preflight(recipe(folder))
+
+
+def test_class_names_that_no_text_encoder_knows_are_refused(family: Make) -> None:
+    """T5 has no tokens for other scripts; CLIP, which Stable Diffusion 3 has as well, spells them in bytes."""
+    with pytest.raises(UserError, match=r"sample \d+: the text encoder does not know the words '猫' of 'a photograph"):
+        preflight(recipe(family("chroma"), classes=["dog", "猫"]))
+    known = {"text": "a 猫 and a dog", "classes": {"dog": "dog"}}
+    preflight(recipe(family("chroma"), classes=["dog", "cat"], prompts=[known]))
+    several = recipe(family("sd3"), classes=["dog", "猫"])
+    preflight(several)
+    prompt = Prompt("a photograph of a 猫", ("猫",), ("猫",))
+    assert PipelineGenerator(several, needs=frozenset({ATTENTION})).generate([Request(prompt, 1)])[0].attention
 
 
 def test_stable_diffusion_3_works_without_its_largest_text_encoder(family: Make, tmp_path: Path) -> None:
