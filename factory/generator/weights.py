@@ -26,8 +26,9 @@ from factory.generator.layout import (
 )
 from factory.generator.schedulers import loaded_class
 
-_IGNORED = re.compile(r"(^|\.)position_ids$")
-"""A table of the numbers 0, 1, 2 ..., which older releases of the libraries stored."""
+_IGNORED = re.compile(r"(^|\.)position_ids$|^lm_head\.weight$")
+"""A table of the numbers 0, 1, 2 ..., which older releases stored, and the output layer of a language model, which a
+text encoder does not have."""
 
 
 def torch_dtype(recipe: GeneratorRecipe) -> torch.dtype:

@@ -95,6 +95,17 @@ def test_class_names_that_no_text_encoder_knows_are_refused(family: Make) -> Non
     assert PipelineGenerator(several, needs=frozenset({ATTENTION})).generate([Request(prompt, 1)])[0].attention
 
 
+def test_the_output_layer_of_a_language_model_may_be_in_the_file(family: Make, tmp_path: Path) -> None:
+    """A text encoder is stored by some with the names and the output layer of the whole language model."""
+    folder = Path(shutil.copytree(family("z-image"), tmp_path / "z"))
+    weights = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    whole = {f"model.{key}": value for key, value in tensors.items()}
+    save_file(whole | {"lm_head.weight": tensors["embed_tokens.weight"].clone()}, weights, metadata={"format": "pt"})
+    loaded = load_pipeline(GeneratorRecipe(model=str(folder)), "cpu").text_encoder.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in tensors.items())
+
+
 def test_stable_diffusion_3_works_without_its_largest_text_encoder(family: Make, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(family("sd3"), tmp_path / "sd3"))
     index = json.loads((folder / "model_index.json").read_text())
