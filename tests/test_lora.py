@@ -14,8 +14,10 @@ from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
 from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
+from factory.generator.families import PIPELINES
 from factory.generator.interface import Request
 from factory.generator.load import check_generator, load_pipeline, pin_generator
+from factory.generator.lora import lora_settings
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.folder import check_fits, read_config
 from tests.support.tiny_families import tiny_family
@@ -120,9 +122,11 @@ def test_a_recipe_pins_a_lora_and_its_images_differ(tiny_model: Path, tmp_path: 
     [
         ("sdxl_lightning_4step_lora.safetensors", "euler-trailing", 4, 0.0),
         ("Hyper-SDXL-8steps-lora.safetensors", "ddim-trailing", 8, 0.0),
+        ("Hyper-SDXL-12steps-CFG-lora.safetensors", "ddim-trailing", 12, 5.0),
         ("lcm-lora-sdv1-5.safetensors", "lcm", 4, 1.0),
         ("TCD-SD15-LoRA.safetensors", "tcd", 4, 0.0),
         ("watercolour.safetensors", "model", 20, 5.0),
+        ("hyperrealism-with-lightning.safetensors", "model", 20, 5.0),
     ],
 )
 def test_the_names_of_few_step_loras_set_how_the_model_is_sampled(
@@ -134,6 +138,15 @@ def test_the_names_of_few_step_loras_set_how_the_model_is_sampled(
     prompt = Prompt("a photograph of a dog", ("dog",), ("dog",))
     recipe = make_recipe({"n": 1, "generator": pinned.model_dump() | {"steps": 2}})
     assert PipelineGenerator(recipe).generate([Request(prompt, 1)])[0].image.shape == (64, 64, 3)
+
+
+def test_hyper_loras_of_transformers_have_a_scale_of_their_own() -> None:
+    flux = PIPELINES["FluxPipeline"]
+    assert lora_settings("Hyper-FLUX.1-dev-16steps-lora.safetensors", flux) == {"steps": 16, "lora_scale": 0.125}
+    assert lora_settings("Qwen-Image-Lightning-4steps-V1.0", PIPELINES["QwenImagePipeline"]) == {
+        "steps": 4,
+        "guidance": 1.0,
+    }
 
 
 @pytest.mark.parametrize(

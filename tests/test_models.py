@@ -144,6 +144,25 @@ def test_a_single_file_gives_the_images_of_its_folder(kl_model: Path, tmp_path: 
     assert (image(f"{kl_model}@{tmp_path / 'model.ckpt'}") == image(kl_model)).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sd_xl_turbo_1.0_fp16", ("euler-trailing", 4, 0.0)),
+        ("sdxl_lightning_2step", ("euler-trailing", 2, 0.0)),
+        ("hyperrealism_v3", ("model", 20, 5.0)),
+    ],
+)
+def test_a_single_file_of_a_few_step_model_is_known_by_its_name(
+    kl_model: Path, tmp_path: Path, name: str, expected: tuple[str, int, float]
+) -> None:
+    """The pipeline that configures it may be that of the model from which it was distilled."""
+    save_file({"model.diffusion_model.a": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
+    pinned = pin_generator(GeneratorRecipe(model=f"{kl_model}@{tmp_path / f'{name}.safetensors'}"))
+    assert (pinned.solver, pinned.steps, pinned.guidance) == expected
+    own = pin_generator(GeneratorRecipe(model=pinned.model, solver="ddim", steps=7, guidance=3.0))
+    assert (own.solver, own.steps, own.guidance) == ("ddim", 7, 3.0)
+
+
 @pytest.mark.parametrize("pipeline", [None, "owner/pipe", "sd@v2/pipe", "FOLDER/u@h/pipe"])
 def test_paths_of_single_files_may_contain_the_separator(
     pipeline: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

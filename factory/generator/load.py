@@ -13,7 +13,7 @@ from factory.files.paths import expanded
 from factory.generator.card import settings_of
 from factory.generator.hub import hub_commit, hub_configuration, hub_pipeline
 from factory.generator.layout import check_layout, family_in, read_index
-from factory.generator.lora import check_lora, lora_file, lora_settings, merge_lora, pin_lora
+from factory.generator.lora import check_lora, checkpoint_settings, lora_file, lora_settings, merge_lora, pin_lora
 from factory.generator.placing import check_extras, placed
 
 CHECKPOINTS = (".safetensors", ".ckpt")
@@ -71,9 +71,12 @@ def pin_generator(generator: GeneratorRecipe) -> GeneratorRecipe:
         changes |= pin_lora(generator)
     pinned = generator.model_copy(update=changes)
     folder = config_folder(pinned)
-    settings = settings_of(folder, generator.model)
+    settings, family = settings_of(folder, generator.model), family_in(read_index(folder))
+    file = split_checkpoint(generator.model)[1]
+    if file is not None and family.is_unet and settings.get("guidance", family.scale) > 1:
+        settings |= checkpoint_settings(Path(file).name)  # the pipeline that configures it may be of another model
     if generator.lora is not None:
-        settings |= lora_settings(Path(generator.lora).name, family_in(read_index(folder)))
+        settings |= lora_settings(Path(generator.lora).name, family)
     return pinned.model_copy(
         update={name: value for name, value in settings.items() if name not in generator.model_fields_set}
     )

@@ -24,6 +24,16 @@ from factory.generator.hub import hub_commit
 _SUFFIX = ".safetensors"
 _DEFAULT_FILE = "pytorch_lora_weights.safetensors"
 _STEPS = re.compile(r"(\d+)[ _-]?steps?", re.IGNORECASE)
+_PUBLISHED = re.compile(r"hyper[ _-]?(sd|flux)|(sdxl|image)[ _-]lightning")
+_FEW = 4
+_OF_UNETS = {
+    "lcm": ("lcm", 1.0),
+    "tcd": ("tcd", 0.0),
+    "lightning": ("euler-trailing", 0.0),
+    "hyper": ("ddim-trailing", 0.0),
+    "turbo": ("euler-trailing", 0.0),
+}
+"""(solver, guidance) of few-step models of Stable Diffusion 1, 2 and XL."""
 _METADATA = "lora_adapter_metadata"
 _OTHER_KINDS = ("dora_scale", "lora_magnitude_vector", "hada_", "lokr_", "lora_B.bias")
 """Parts of the tensor names of adapters that are not a product of two matrices."""
@@ -67,22 +77,43 @@ def pin_lora(generator: GeneratorRecipe) -> dict[str, Any]:
 
 
 def lora_settings(name: str, family: Family) -> dict[str, Any]:
-    """Solver, steps and guidance of common few-step LoRAs, which are recognised by their names."""
+    """Solver, steps, guidance and scale of the common few-step LoRAs, which are recognised by their names.
+
+    Those with `cfg` in their names keep the guidance of the model.
+    """
     lowered = name.lower()
     steps = _STEPS.search(lowered)
     settings: dict[str, Any] = {} if steps is None else {"steps": int(steps[1])}
+    method = _method(lowered)
+    if method is None:
+        return settings
     if family.is_unet:
-        for kind, solver, guidance in (
-            ("lcm", "lcm", 1.0),
-            ("tcd", "tcd", 0.0),
-            ("lightning", "euler-trailing", 0.0),
-            ("hyper", "ddim-trailing", 0.0),
-        ):
-            if kind in lowered:
-                return {"steps": 4, **settings, "solver": solver, "guidance": guidance}
-    elif "lightning" in lowered:
+        solver, guidance = _OF_UNETS[method]
+        guided: dict[str, Any] = {} if "cfg" in lowered else {"guidance": guidance}
+        return {"steps": _FEW, **settings, "solver": solver, **guided}
+    if method == "lightning":
         return {"steps": 8, **settings, "guidance": family.unguided}
+    if method == "hyper":  # the published LoRAs for Stable Diffusion 3 and FLUX.1 were made for this scale
+        return {"steps": 8, **settings, "lora_scale": 0.125}
     return settings
+
+
+def checkpoint_settings(name: str) -> dict[str, Any]:
+    """Solver, steps and guidance of a few-step Stable Diffusion in a single file, by its name; empty for others."""
+    steps = _STEPS.search(name)
+    method = "turbo" if "turbo" in name.lower() else _method(name.lower())
+    if method is None:
+        return {}
+    solver, guidance = _OF_UNETS[method]
+    return {"steps": _FEW if steps is None else int(steps[1]), "solver": solver, "guidance": guidance}
+
+
+def _method(lowered: str) -> str | None:
+    """How a few-step LoRA was made, by its name. "Hyper" and "lightning" alone may also be words for a style."""
+    if (name := next((kind for kind in ("lcm", "tcd") if kind in lowered), None)) is not None:
+        return name
+    is_sure = _STEPS.search(lowered) is not None or _PUBLISHED.search(lowered) is not None
+    return next((kind for kind in ("lightning", "hyper") if kind in lowered), None) if is_sure else None
 
 
 def merge_lora(pipeline: Any, file: Path, scale: float) -> None:
