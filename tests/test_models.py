@@ -144,6 +144,18 @@ def test_a_single_file_gives_the_images_of_its_folder(kl_model: Path, tmp_path: 
     assert (image(f"{kl_model}@{tmp_path / 'model.ckpt'}") == image(kl_model)).all()
 
 
+@pytest.mark.parametrize("xl", [False, True])
+def test_a_single_file_with_the_names_of_open_clip_gives_the_same_weights(xl: bool, tmp_path: Path) -> None:
+    """Stable Diffusion 2, and the second text encoder of Stable Diffusion XL."""
+    folder = tiny_pipeline(tmp_path / "model", xl=xl, kl=True)
+    pipeline = load_pipeline(GeneratorRecipe(model=str(folder)), "cpu")
+    file = write_checkpoint(pipeline, tmp_path / "model.safetensors", open_clip=not xl)
+    loaded = load_pipeline(GeneratorRecipe(model=f"{folder}@{file}"), "cpu")
+    for name in ("unet", "vae", "text_encoder", *(["text_encoder_2"] if xl else [])):
+        theirs = getattr(pipeline, name).state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in getattr(loaded, name).state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

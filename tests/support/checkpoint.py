@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _RESIDUAL = {
@@ -21,12 +22,20 @@ _OUTER = {
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
 }
 _ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out", "group_norm": "norm"}
 
 
-def write_checkpoint(pipeline: Any, file: Path, drop: str | None = None) -> Path:
-    """Write a pipeline's U-Net, AutoencoderKL and CLIP text encoder, without the tensor `drop`."""
+_OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+
+
+def write_checkpoint(pipeline: Any, file: Path, drop: str | None = None, open_clip: bool = False) -> Path:
+    """Write a pipeline's U-Net, AutoencoderKL and text encoders, without the tensor `drop`.
+
+    The names of the text encoder are those of CLIP, or as in Stable Diffusion 2 of `open_clip`; XL has one of each.
+    """
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
@@ -38,12 +47,37 @@ def write_checkpoint(pipeline: Any, file: Path, drop: str | None = None) -> Path
         original = _vae_name(name, last)
         convolution = ".attn_1." in original and value.ndim == 2
         tensors[f"first_stage_model.{original}"] = value[:, :, None, None] if convolution else value
-    for name, value in pipeline.text_encoder.state_dict().items():
-        short = name.removeprefix("text_model.")
-        tensors[f"cond_stage_model.transformer.text_model.{short}"] = value
+    second = getattr(pipeline, "text_encoder_2", None)
+    if open_clip:
+        tensors |= _open_clip_names(pipeline.text_encoder, "cond_stage_model.model.")
+    else:
+        prefix = "cond_stage_model." if second is None else "conditioner.embedders.0."
+        for name, value in pipeline.text_encoder.state_dict().items():
+            tensors[f"{prefix}transformer.text_model.{name.removeprefix('text_model.')}"] = value
+    if second is not None:
+        tensors |= _open_clip_names(second, "conditioner.embedders.1.model.")
     kept: Mapping[str, Tensor] = {name: value.contiguous() for name, value in tensors.items() if name != drop}
     save_file(dict(kept), file)
     return file
+
+
+def _open_clip_names(text_encoder: Any, prefix: str) -> dict[str, Tensor]:
+    """The tensors of a CLIP text encoder by the names of OpenCLIP, which joins queries, keys and values."""
+    state = {name.removeprefix("text_model."): value for name, value in text_encoder.state_dict().items()}
+    tensors = {"positional_embedding": state["embeddings.position_embedding.weight"]}
+    tensors |= {"token_embedding.weight": state["embeddings.token_embedding.weight"]}
+    if "text_projection.weight" in state:
+        tensors["text_projection"] = state["text_projection.weight"].T
+    for kind in ("weight", "bias"):
+        tensors[f"ln_final.{kind}"] = state[f"final_layer_norm.{kind}"]
+        for number in range(text_encoder.config.num_hidden_layers):
+            layer, block = f"encoder.layers.{number}", f"transformer.resblocks.{number}"
+            joined = [state[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            tensors[f"{block}.attn.in_proj_{kind}"] = torch.cat(joined)
+            tensors[f"{block}.attn.out_proj.{kind}"] = state[f"{layer}.self_attn.out_proj.{kind}"]
+            for ours, theirs in _OPEN_CLIP.items():
+                tensors[f"{block}.{theirs}.{kind}"] = state[f"{layer}.{ours}.{kind}"]
+    return {f"{prefix}{name}": value for name, value in tensors.items()}
 
 
 def _unet_name(name: str, layers: int) -> str:
