@@ -78,9 +78,9 @@ def bare_rate(recipe: Recipe, pipeline: Any, device: str) -> float:
     """Images per second of the stock pipeline."""
     texts = [sample.prompt.text for sample in Plan(recipe).shard(1).samples]
     family, settings = PIPELINES[type(pipeline).__name__], recipe.generator
-    options = family.guidance_options(settings.guidance, "", 1) | dict(family.call)
 
     def generate(batch: list[str]) -> None:
+        options = family.guidance_options(settings.guidance, "", len(batch)) | dict(family.call)
         with torch.inference_mode():
             pipeline(batch, num_inference_steps=settings.steps, output_type="np", **options)
 
