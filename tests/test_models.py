@@ -161,6 +161,7 @@ def test_a_single_file_with_the_names_of_open_clip_gives_the_same_weights(xl: bo
     [
         ("sd_xl_turbo_1.0_fp16", ("euler-trailing", 4, 0.0)),
         ("sdxl_lightning_2step", ("euler-trailing", 2, 0.0)),
+        ("DreamShaperXL_Lightning", ("euler-trailing", 4, 0.0)),
         ("hyperrealism_v3", ("model", 20, 5.0)),
     ],
 )

@@ -100,8 +100,8 @@ def lora_settings(name: str, family: Family) -> dict[str, Any]:
 
 def checkpoint_settings(name: str) -> dict[str, Any]:
     """Solver, steps and guidance of a few-step Stable Diffusion in a single file, by its name; empty for others."""
-    steps = _STEPS.search(name)
-    method = "turbo" if "turbo" in name.lower() else _method(name.lower())
+    steps, lowered = _STEPS.search(name), name.lower()
+    method = next((kind for kind in ("turbo", "lightning") if kind in lowered), None) or _method(lowered)
     if method is None:
         return {}
     solver, guidance = _OF_UNETS[method]
