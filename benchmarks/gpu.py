@@ -82,7 +82,7 @@ def bare_rate(recipe: Recipe, pipeline: Any, device: str) -> float:
     def generate(batch: list[str]) -> None:
         options = family.guidance_options(settings.guidance, "", len(batch)) | dict(family.call)
         with torch.inference_mode():
-            pipeline(batch, num_inference_steps=settings.steps, output_type="np", **options)
+            pipeline(prompt=batch, num_inference_steps=settings.steps, output_type="np", **options)
 
     batches = [texts[first : first + recipe.batch] for first in range(0, len(texts), recipe.batch)]
     generate(batches[0])
@@ -105,7 +105,7 @@ def operations(recipe: Recipe, pipeline: Any) -> float:
     denoiser.forward = count
     try:
         with torch.inference_mode():
-            pipeline("a photograph of a dog", num_inference_steps=1, **options)
+            pipeline(prompt="a photograph of a dog", num_inference_steps=1, **options)
     finally:
         denoiser.forward = forward
     return float(sum(counted)) * recipe.generator.steps
