@@ -1,14 +1,17 @@
 """Verifies a dataset: digests, formats and everything that readers rely on."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from factory.config.plan import Plan
-from factory.dataset.check_shard import check_shard
+from factory.dataset.check_shard import ShardCheck, check_shard
+from factory.dataset.duplicates import Images
+from factory.dataset.ordered_map import ordered_map
 from factory.dataset.receipts import finished_shards, manifest_name, missing, tar_name
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import recipe_of
+
+_THREADS = 4
 
 
 @dataclass
@@ -46,20 +49,24 @@ def verify(store: Store, choose: Callable[[list[int]], list[int]] = lambda numbe
     finished = finished_shards(store, plan)
     orphans, foreign = _without_receipt(store, plan, set(finished))
     report = Report(planned=len(plan), missing=missing(plan, finished), orphans=orphans, foreign=foreign)
-    seen: dict[bytes, str] = {}
-    with ThreadPoolExecutor(4) as pool:
-        for checked in pool.map(lambda number: check_shard(store, recipe, plan.shard(number)), choose(finished)):
-            problems = list(checked.problems)
-            # A labelled folder may contain an image twice; two seeds never generate the same one.
-            for digest, key in checked.images if recipe.real is None else ():
-                if seen.setdefault(digest, key) != key:
-                    problems.append(f"{key} has the same image as {seen[digest]}")
-            report.shards += 1
-            report.samples += checked.samples
-            if problems:
-                report.damaged[checked.number] = problems
-            if checked.only_manifest and problems == checked.problems:
-                report.only_manifest.append(checked.number)
+    images = Images()
+
+    def check(number: int) -> ShardCheck:
+        return check_shard(store, recipe, plan.shard(number))
+
+    for number, checked in ordered_map(check, choose(finished), _THREADS, ahead=4 * _THREADS, name="verify"):
+        report.shards += 1
+        report.samples += checked.samples
+        if checked.problems:
+            report.damaged[number] = list(checked.problems)
+        if checked.only_manifest:
+            report.only_manifest.append(number)
+        # A labelled folder may contain an image twice; two seeds never generate the same one.
+        images.add(number, checked.images if recipe.real is None else ())
+    for number, problem in images.duplicates():
+        report.damaged.setdefault(number, []).append(problem)
+        report.only_manifest = [other for other in report.only_manifest if other != number]
+    report.damaged = dict(sorted(report.damaged.items()))
     return report
 
 
