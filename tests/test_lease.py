@@ -17,10 +17,11 @@ import pytest
 
 from factory.cli.status import state
 from factory.config.recipe import make_recipe
+from factory.config.sections import StoreRecipe
 from factory.dataset import lease
 from factory.dataset.lease import LEASE, Lease, acquire, leased, parse_lease, stale
 from factory.dataset.storage import Store
-from factory.errors import LeaseHeldError, TransientError, UserError
+from factory.errors import LeaseHeldError, StoreUnavailableError, TransientError, UserError
 from tests.support.bucket import Bucket, Fault, serving
 
 ELSEWHERE = Lease("abc", "node-7", 12, "other-boot/pid:[1]/5", "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
@@ -160,6 +161,21 @@ def test_heartbeat_continues_after_an_outage(monkeypatch: pytest.MonkeyPatch) ->
             held.check()
             assert wait_for_beats(store, beats(store) + 2)
         assert store.get(LEASE) is None
+
+
+def test_outage_that_outlasts_the_patience_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers repeat their shards, so that nothing else would ever end the run with code 75."""
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    with serving(Bucket()) as bucket:
+        for name, value in bucket.environment().items():
+            monkeypatch.setenv(name, value)
+        with leased(Store("s3://b/set", StoreRecipe(patience=0.3))) as held:
+            held.check()
+            bucket.faults[:] = [Fault("reset", times=None)]
+            held._thread.join(10)
+            with pytest.raises(StoreUnavailableError, match="rerun the same command when it responds again"):
+                held.check()
+            bucket.faults.clear()
 
 
 def test_stalled_request_does_not_stop_the_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:

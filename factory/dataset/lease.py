@@ -15,7 +15,7 @@ from typing import get_type_hints
 
 from factory.dataset.storage import Store
 from factory.dataset.storage_errors import ignores_conditions
-from factory.errors import LeaseHeldError, UserError
+from factory.errors import LeaseHeldError, StoreUnavailableError, UserError
 from factory.files.decode import decode_json
 from factory.files.processes import process_identity
 
@@ -107,18 +107,24 @@ def stale(store: Store) -> bool | None:
 
 
 class HeldLease:
-    """A lease held by this process. `check` raises once another driver has taken it over."""
+    """A lease held by this process. `check` raises once another driver has taken it over or the store is gone."""
 
     def __init__(self, store: Store, lease: Lease) -> None:
         self._store, self._lease, self._renewed = store, lease, _clock()
         self._loss, self.was_deleted = "", False
+        self._unavailable: StoreUnavailableError | None = None
         self._renewing = threading.Lock()
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raise LeaseHeldError if a heartbeat found that the lease was taken over; this run must then stop."""
+        """Raise LeaseHeldError if a heartbeat found that the lease was taken over; this run must then stop.
+
+        Raises StoreUnavailableError if a heartbeat could not be written within the patience of the store.
+        """
+        if self._unavailable is not None:
+            raise self._unavailable
         if self._loss:
             raise LeaseHeldError(
                 f"another driver took over {self._store.address}: {self._loss}; this run stops, and its committed "
@@ -165,8 +171,13 @@ class HeldLease:
     def _beat(self) -> None:
         store = self._store.with_timeout(_TIMEOUT)
         while not self._loss and not self._released.wait(BEAT):
-            with suppress(UserError):  # an outage or a full disk; writing shards reports it
+            try:
                 self._renew(store)
+            except StoreUnavailableError as error:
+                self._unavailable = error  # workers only repeat their shards, so the run ends here
+                return
+            except UserError:
+                continue  # a full disk, for instance; writing shards reports it
 
     def _renew(self, store: Store) -> None:
         """Write the lease with the next heartbeat, unless it was taken over or released."""
