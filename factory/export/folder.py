@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.config.recipe import canonical
-from factory.errors import UserError
+from factory.errors import TransientError, UserError
 from factory.export.interface import Unit
 from factory.files.atomic import write_atomically
 from factory.files.listing import names_in
@@ -139,12 +139,12 @@ class FolderRecords:
 
 @contextlib.contextmanager
 def clear_errors(root: Path) -> Iterator[None]:
-    """Turn file system errors into a UserError with a clear message."""
+    """Turn file system errors into a UserError with a clear message; a full disk is temporary."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
+            raise TransientError(
                 f"no space left for {root}; free some space and rerun the same command to resume."
             ) from error
         raise UserError(f"{root} cannot be written ({error.strerror}); give another folder with --out.") from error
