@@ -2,32 +2,27 @@
 
 import contextlib
 import hashlib
-import importlib
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlparse
 
 from factory.config.sections import StoreRecipe
 from factory.dataset.ordered_map import ordered_map
-from factory.dataset.storage_access import Access, check_address, find_access, is_remote, with_environment
-from factory.dataset.storage_errors import StoreFullError, clear_errors, never_created
+from factory.dataset.storage_access import Access, check_address, is_remote, with_environment
+from factory.dataset.storage_errors import StoreFullError, never_created
 from factory.dataset.storage_folder import TEMPORARY, FolderWrites
 from factory.dataset.storage_listing import Entry, list_bucket, list_folder, tag_of
-from factory.dataset.storage_retry import Patience
+from factory.dataset.storage_requests import Requests
 from factory.errors import UserError
 from factory.files.listing import names_in
 from factory.files.paths import expanded, without_file_scheme
 
 __all__ = ["ConflictError", "Store", "StoreFullError", "absolute", "is_remote"]
 
-T = TypeVar("T")
-
 _READERS = 128
-_SMALL_REQUEST = 1 << 20
 _PART, _MAX_PARTS = 16 << 20, 5000
 _DELETED_AT_ONCE = 1000
 _CONFLICT_TIMEOUT, _FIRST_PAUSE = 30.0, 0.05
@@ -49,8 +44,6 @@ class Store:
 
     def __init__(self, address: str, settings: StoreRecipe | None = None, access: Access | None = None) -> None:
         """`address` is a folder or a URL such as s3://bucket/prefix. Nothing is accessed until the first operation."""
-        # Its submodules import the package: threads that import both at once can get a partially initialized package.
-        importlib.import_module("obstore")
         if not address.strip():
             raise UserError("the address of a dataset is empty; give a folder (. for the current one) or a URL.")
         remote = is_remote(address)
@@ -59,38 +52,34 @@ class Store:
         self.address = address
         self.settings = with_environment(settings or StoreRecipe())
         self.folder = None if remote else expanded(without_file_scheme(address)).absolute()
-        self._access = access
-        self._clients: dict[float | None, Any] = {}
-        self._lock = threading.Lock()
         self._folder_writes = None if self.folder is None else FolderWrites(self.folder)
-        self._patience = Patience(address, self.settings.patience)
+        self._requests = Requests(address, self.folder, self.settings, access)
 
     def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[Any, ...]]:
-        access = self._find_access() if self.folder is None else None
-        return _unpickle, (self.address, self.settings, access, self._patience.proven)
+        access = self._requests.access() if self.folder is None else None
+        return _unpickle, (self.address, self.settings, access, self._requests.patience.proven)
 
     def with_patience(self, seconds: float) -> "Store":
         """The same store with less patience, for best-effort operations."""
-        store = Store(self.address, self.settings, self._access)
-        store._clients = self._clients
-        store._patience = Patience(self.address, min(seconds, self.settings.patience), proven=True, quiet=True)
+        store = Store(self.address, self.settings)
+        store._requests = self._requests.with_patience(seconds)
         return store
 
     def with_timeout(self, seconds: float) -> "Store":
         """The same store with a shorter timeout for small requests, for those that must not stall."""
         settings = self.settings.model_copy(update={"timeout": min(seconds, self.settings.timeout)})
-        store = Store(self.address, settings, self._access)
-        store._clients, store._patience = self._clients, self._patience
+        store = Store(self.address, settings)
+        store._requests = self._requests.with_settings(settings)
         return store
 
     @property
     def trouble(self) -> str | None:
         """A message while calls wait for a bucket that does not respond; otherwise None."""
-        return self._patience.trouble
+        return self._requests.patience.trouble
 
     def hide(self, text: str) -> str:
         """Hide the credentials of the store in a text."""
-        return text if self._access is None else self._access.hide(text)
+        return self._requests.hide(text)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write `data` unless `name` exists; returns False, without changing it, if it does.
@@ -106,7 +95,7 @@ class Store:
             return True
 
         try:
-            return self._do(name, put, len(data), writes=True)
+            return self._requests.run(name, put, len(data), writes=True)
         except AlreadyExistsError:
             return False
 
@@ -144,21 +133,21 @@ class Store:
         the write does not wait for the disk of a folder, and a power failure may undo it.
         """
         if (folder := self._folder_writes) is not None:
-            with self._clear_errors(name, writes=True), folder.locked() as is_held:
+            with self._requests.clear_errors(name, writes=True), folder.locked() as is_held:
                 if self.get(name) != seen:
                     return False
-                return self._do(name, lambda _: folder.replace(name, data, durable, is_held), writes=True)
+                return self._requests.run(name, lambda _: folder.replace(name, data, durable, is_held), writes=True)
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         if seen is None:
             return self.create(name, data) or self.get(name) == data
         try:
-            content, meta = self._do(name, lambda client: _with_meta(client.get(name)))
+            content, meta = self._requests.run(name, lambda client: _with_meta(client.get(name)))
             if content != seen:
                 return content == data
             # Google Cloud compares the version, S3 the tag.
             mode = {key: meta[key] for key in ("e_tag", "version") if meta.get(key) is not None}
-            self._do(
+            self._requests.run(
                 name, lambda client: client.put(name, data, mode=mode, use_multipart=False), len(data), writes=True
             )
         except FileNotFoundError:
@@ -170,7 +159,7 @@ class Store:
     def put(self, name: str, data: bytes) -> None:
         """Write `data`, replacing existing content; for derived data such as progress. The last writer wins."""
         # In a single request: otherwise, the client sends more than 5 MB in parts, each with its own timeout.
-        self._do(
+        self._requests.run(
             name, lambda client: client.put(name, data, mode="overwrite", use_multipart=False), len(data), writes=True
         )
 
@@ -178,7 +167,7 @@ class Store:
         """Write a local file, replacing existing content. A large one is sent in parts, so memory does not grow."""
         size = path.stat().st_size
         part = max(_PART, size // _MAX_PARTS)
-        self._do(
+        self._requests.run(
             name,
             lambda client: client.put(name, path, mode="overwrite", chunk_size=part, max_concurrency=2),
             min(size, part),
@@ -195,7 +184,7 @@ class Store:
         if self.folder is not None and not self.folder.is_dir():
             return None
         try:
-            data, meta = self._do(name, lambda client: _with_meta(client.get(name)), reads=True)
+            data, meta = self._requests.run(name, lambda client: _with_meta(client.get(name)), reads=True)
         except FileNotFoundError:
             return None
         return data, tag_of(meta)
@@ -212,21 +201,21 @@ class Store:
         """Like `list`, with tags and an optional limit; see `list_bucket` for `bounds`."""
 
         def run(action: Callable[[Any], None]) -> None:
-            self._do(prefix, action)
+            self._requests.run(prefix, action)
 
         if self.folder is not None:
             entries = list_folder(run, self.folder, prefix, limit)
         else:
-            in_order = self._find_access().lists_in_order
+            in_order = self._requests.access().lists_in_order
             entries = list_bucket(run, urlparse(self.address).scheme, prefix, limit, bounds, in_order)
         return {name: entries[name] for name in sorted(entries) if not TEMPORARY.search(name)}
 
     def folders(self) -> Sequence[str]:
         """The names of the folders directly in the store, sorted; files deeper down are not listed."""
         if self.folder is not None:
-            with self._clear_errors("", writes=False):
+            with self._requests.clear_errors("", writes=False):
                 return [name for name in names_in(self.folder) if (self.folder / name).is_dir()]
-        prefixes = self._do("", lambda client: client.list_with_delimiter())["common_prefixes"]
+        prefixes = self._requests.run("", lambda client: client.list_with_delimiter())["common_prefixes"]
         return sorted(str(path).rstrip("/").rpartition("/")[2] for path in prefixes)
 
     def delete_all(self, names: Iterable[str]) -> None:
@@ -235,7 +224,7 @@ class Store:
         while remaining:
             batch, remaining = remaining[:_DELETED_AT_ONCE], remaining[_DELETED_AT_ONCE:]
             try:
-                self._do(batch[0], partial(_delete, batch))
+                self._requests.run(batch[0], partial(_delete, batch))
             except FileNotFoundError:
                 for name in batch:
                     self.delete(name)
@@ -245,50 +234,12 @@ class Store:
         if self.folder is not None and not self.folder.is_dir():
             return
         with contextlib.suppress(FileNotFoundError):
-            self._do(name, lambda client: client.delete(name))
-
-    def _do(self, name: str, action: Callable[[Any], T], size: int = 0, writes: bool = False, reads: bool = False) -> T:
-        """Run an action on a client, retry temporary failures, and turn other errors into clear messages.
-
-        Reads have no known size, so they time out when no more data arrives; other requests have a timeout that depends
-        on their size.
-        """
-        timeout = None if reads else self._timeout(size)
-        with self._clear_errors(name, writes):
-            return self._patience.persist(lambda: action(self._connect(timeout)), self.hide)
-
-    def _clear_errors(self, name: str, writes: bool) -> contextlib.AbstractContextManager[None]:
-        return clear_errors(f"{self.address.rstrip('/')}/{name}", self.folder is None, writes, self.hide)
-
-    def _timeout(self, size: int) -> float:
-        """Timeout of a request. Sizes are rounded up to powers of two, because each timeout requires its own client."""
-        rounded = 1 << (size - 1).bit_length() if size > _SMALL_REQUEST else 0
-        return self.settings.timeout + rounded / self.settings.slowest
-
-    def _find_access(self) -> Access:
-        with self._lock:
-            if self._access is None:
-                self._access = find_access(self.address, self.settings)
-            return self._access
-
-    def _connect(self, timeout: float | None) -> Any:
-        if self.folder is not None:
-            timeout = None
-        client = self._clients.get(timeout)
-        if client is None:
-            from obstore.store import LocalStore
-
-            if self.folder is not None:
-                client = LocalStore(self.folder, mkdir=True)
-            else:
-                client = self._find_access().build(self.address, timeout)
-            self._clients[timeout] = client
-        return client
+            self._requests.run(name, lambda client: client.delete(name))
 
 
 def _unpickle(address: str, settings: StoreRecipe, access: Access | None, proven: bool) -> Store:
     store = Store(address, settings, access)
-    store._patience.proven = proven
+    store._requests.patience.proven = proven
     return store
 
 

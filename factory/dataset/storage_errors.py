@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 
-from factory.dataset.storage_retry import first_line, names_no_bucket
+from factory.dataset.storage_retry import first_line, has_expired_credentials, names_no_bucket
 from factory.errors import TransientError, UserError
 
 _FULL = (28, 122)
@@ -16,10 +16,13 @@ class StoreFullError(TransientError):
 
 
 @contextlib.contextmanager
-def clear_errors(where: str, is_bucket: bool, writes: bool, hide: Callable[[str], str]) -> Iterator[None]:
+def clear_errors(
+    where: str, is_bucket: bool, writes: bool, hide: Callable[[str], str], proven: bool = False
+) -> Iterator[None]:
     """Turn storage errors into a UserError with a clear message; FileNotFoundError of a read passes.
 
-    `where` names the file, and `hide` removes credentials from a text.
+    `where` names the file, `hide` removes credentials from a text, and `proven` is whether the store has responded
+    before: credentials that expire later are not bad input.
     """
     from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
@@ -39,6 +42,13 @@ def clear_errors(where: str, is_bucket: bool, writes: bool, hide: Callable[[str]
                 f"no space left for {where}; committed shards are kept. Free some space and rerun the same "
                 f"command to resume."
             ) from None
+        if is_bucket and has_expired_credentials(error, proven):
+            text = f"cannot use {where}: the credentials have expired or were revoked ({message})"
+            if proven:
+                raise TransientError(
+                    f"{text}; committed shards are kept. Renew the credentials and rerun the same command to resume."
+                ) from None
+            raise UserError(f"{text}. Renew them and rerun the same command.") from None
         advice = "Give a folder or bucket that can be read and written."
         if "status code: 501" in message:
             advice = "Give a service that supports conditional writes (If-None-Match, docs/storage.md)."

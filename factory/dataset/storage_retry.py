@@ -4,6 +4,7 @@ import errno
 import logging
 import random
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,13 @@ _TEMPORARY = re.compile(
 """Temporary errors in messages of the client. The last one is an error at the end of a multipart upload to S3, whose
 response has the status 200."""
 _CREDENTIALS = re.compile(r"Error performing token request|credential error|http://169\.254\.")
+_CLOCK = re.compile(r"<Code>RequestTimeTooSkewed</Code>|Request date header too old")
+"""The answers of S3 and Azure to a request whose date is wrong."""
+_EXPIRED = re.compile(
+    r"<Code>(?:ExpiredToken(?:Exception)?|TokenRefreshRequired|RequestExpired)</Code>"
+    r"|not valid in the specified time frame|The token is expired"
+)
+"""The answers of S3 and Azure to credentials that have expired."""
 _NFS = (errno.ETIMEDOUT, errno.ESTALE)
 """Timeout and stale file handle of network file systems."""
 _NFS_ERROR = re.compile(rf"\(os error (?:{'|'.join(map(str, _NFS))})\)")
@@ -35,12 +43,14 @@ _NO_BUCKET = re.compile(r"<Code>(?:NoSuchBucket|ContainerNotFound)</Code>")
 def is_temporary(error: Exception, proven: bool) -> bool:
     """Whether the same request may succeed later. `proven`: the store has responded before, so its address is valid.
 
-    Connection resets, truncated responses, timeouts, 5xx and "slow down" are temporary. Access denied (403), a request
-    that the service does not implement (501), a wrong region and an invalid endpoint URL are not. Missing credentials
-    are temporary only if there were some before.
+    Connection resets, truncated responses, timeouts, 5xx, "slow down" and a wrong clock are temporary. Access denied
+    (403), expired credentials, a request that the service does not implement (501), a wrong region and an invalid
+    endpoint URL are not. Missing credentials are temporary only if there were some before.
     """
     from obstore.exceptions import GenericError
 
+    if has_wrong_clock(error):
+        return True
     if isinstance(error, OSError) and error.errno in _NFS:
         return True  # from a call outside the client, such as `fsync`
     if not isinstance(error, GenericError):
@@ -55,7 +65,7 @@ def is_temporary(error: Exception, proven: bool) -> bool:
 
 def first_line(error: Exception) -> str:
     """The client's message without its debug text; of an XML or HTML response, only the message element."""
-    text = str(error).split("\n\nDebug source:")[0]
+    text = _text(error)
     markup = _MARKUP.search(text)
     line = (text[: markup.start()] if markup else text).split("\n")[0].strip()
     message = re.search(r"<Message>\s*(.*?)\s*</Message>", text[markup.start() :], re.DOTALL) if markup else None
@@ -67,6 +77,26 @@ def first_line(error: Exception) -> str:
 def names_no_bucket(error: Exception) -> bool:
     """Whether the service reports that the bucket itself does not exist."""
     return _NO_BUCKET.search(str(error)) is not None
+
+
+def has_wrong_clock(error: Exception) -> bool:
+    """Whether the service rejects the time of the request: the clock of this host is wrong."""
+    return _CLOCK.search(_answer(error)) is not None
+
+
+def has_expired_credentials(error: Exception, proven: bool) -> bool:
+    """Whether the service reports expired credentials, or does not know them any more although it accepted some."""
+    answer = _answer(error)
+    return _EXPIRED.search(answer) is not None or (proven and answer.startswith("401"))
+
+
+def _text(error: Exception) -> str:
+    return str(error).split("\n\nDebug source:")[0]
+
+
+def _answer(error: Exception) -> str:
+    """The status and the body of the response in a client's error; empty if there is none."""
+    return _text(error).partition("status code: ")[2]
 
 
 class Patience:
@@ -96,10 +126,10 @@ class Patience:
                     waited = time.monotonic() - start
                     limit = self._seconds if self.proven else min(self._seconds, _UNPROVEN_PATIENCE)
                     if waited >= limit:
-                        raise self._timed_out(waited, hide(first_line(error))) from None
+                        raise self._timed_out(waited, error, hide) from None
                     metrics.STORE_RETRIES.add(1, self._address)
                     if waited > _WARN_AFTER:
-                        self._warn(hide(first_line(error)), limit)
+                        self._warn(error, hide, limit)
                     time.sleep(min(pause * random.uniform(0.5, 1.5), max(0.05, limit - waited)))
                     pause = min(pause * 2, _MAX_PAUSE)
                 else:
@@ -117,9 +147,10 @@ class Patience:
             if not self._quiet:
                 _log.warning("%s responds again.", self._address)
 
-    def _warn(self, message: str, limit: float) -> None:
+    def _warn(self, error: Exception, hide: Callable[[str], str], limit: float) -> None:
+        state = f"rejects the clock of {socket.gethostname()}" if has_wrong_clock(error) else "does not respond"
         warning = (
-            f"{self._address} does not respond ({message}); retrying for up to {_duration(limit)}, committed "
+            f"{self._address} {state} ({hide(first_line(error))}); retrying for up to {_duration(limit)}, committed "
             f"shards are kept."
         )
         with self._lock:
@@ -128,11 +159,17 @@ class Patience:
         if not known and not self._quiet:
             _log.warning("%s", warning)
 
-    def _timed_out(self, waited: float, message: str) -> StoreUnavailableError:
+    def _timed_out(self, waited: float, error: Exception, hide: Callable[[str], str]) -> StoreUnavailableError:
+        state = "did not respond"
         hint = "committed shards are kept; rerun the same command when it responds again"
-        if not self.proven:
+        if has_wrong_clock(error):
+            state = f"rejected the clock of {socket.gethostname()}"
+            hint = "set the clock of that host (NTP), and rerun the same command"
+        elif not self.proven:
             hint = "check the address, the endpoint, the network and the credentials (docs/storage.md)"
-        return StoreUnavailableError(f"{self._address} did not respond for {_duration(waited)}: {message}; {hint}.")
+        return StoreUnavailableError(
+            f"{self._address} {state} for {_duration(waited)}: {hide(first_line(error))}; {hint}."
+        )
 
 
 def _duration(seconds: float) -> str:

@@ -26,9 +26,10 @@ _CODES = {403: "AccessDenied", 404: "NoSuchBucket"}
 class Fault:
     """A fault for requests whose line, such as "PUT /bucket/name", matches; `times=None` means always.
 
-    status: respond with `code`; reset: close before executing; lost: execute, then close; cut: send half of the
-    response, then close; stall: respond after `seconds`; throttle: read the body at `rate` bytes per second, or within
-    `seconds` if given; outage: close every connection for `seconds` from now on.
+    status: respond with `code`, and with `reason` as the code in the body; reset: close before executing; lost:
+    execute, then close; cut: send half of the response, then close; stall: respond after `seconds`; throttle: read the
+    body at `rate` bytes per second, or within `seconds` if given; outage: close every connection for `seconds` from now
+    on.
     """
 
     kind: Kind
@@ -38,6 +39,7 @@ class Fault:
     code: int = 503
     rate: float = 0.0
     chance: float = 1.0
+    reason: str = ""
     since: float = field(default_factory=time.monotonic)
 
     def hits(self, line: str, rng: random.Random) -> bool:
@@ -116,7 +118,7 @@ class Bucket(Objects):
         if fault and kind == "stall":
             await asyncio.sleep(fault.seconds)
         if fault and kind == "status":
-            response = error_response(fault.code, _CODES.get(fault.code, "SlowDown"))
+            response = error_response(fault.code, fault.reason or _CODES.get(fault.code, "SlowDown"))
         elif self._upstream:
             response = await self._forward(request)
         else:
