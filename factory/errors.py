@@ -1,5 +1,6 @@
 """Errors that end a command with a one-sentence message, and the wording of messages. Each class has its exit code."""
 
+import errno
 import shlex
 from collections.abc import Sequence
 
@@ -37,6 +38,13 @@ class StoreUnavailableError(TransientError):
 
 class LeaseHeldError(TransientError):
     """Another driver is working on the dataset. Exit code 75."""
+
+
+def not_written(path: object, error: OSError, advice: str) -> UserError:
+    """The error for a file or folder that cannot be written; that of a full disk is temporary. `advice` ends it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return TransientError(f"no space left for {path}; free some space and rerun the same command.")
+    return UserError(f"{path} cannot be written ({error.strerror}); {advice}.")
 
 
 def first_few(names: Sequence[object], shown: int = 3) -> str:

@@ -63,7 +63,7 @@ def test_options_allow_what_the_recipe_allows() -> None:
 def test_preview_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     make_dataset(tmp_path / "set", shards=range(1))
     (tmp_path / "file").write_text("")
-    assert "cannot write " in error("preview", tmp_path / "set", "--n", "1", "--out", tmp_path / "file/sheet.png")
+    assert "cannot be written" in error("preview", tmp_path / "set", "--n", "1", "--out", tmp_path / "file/sheet.png")
 
 
 def test_class_names_of_the_option_may_name_a_vocabulary() -> None:

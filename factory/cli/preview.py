@@ -21,12 +21,12 @@ def preview(
     """
     from factory.dataset.preview import preview_image
     from factory.dataset.storage import Store
-    from factory.errors import UserError
+    from factory.errors import not_written
 
     image = preview_image(Store(dataset), n, out.suffix)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(image)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error}.") from error
+        raise not_written(out, error, "give another --out") from error
     typer.echo(dumps({"sheet": str(out)}) if as_json else str(out))

@@ -1,7 +1,6 @@
 """The folder of an export, which only the same dataset and options can resume."""
 
 import contextlib
-import errno
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.config.recipe import canonical
-from factory.errors import TransientError, UserError
+from factory.errors import UserError, not_written
 from factory.export.interface import Unit
 from factory.files.atomic import write_atomically
 from factory.files.listing import names_in
@@ -143,11 +142,7 @@ def clear_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TransientError(
-                f"no space left for {root}; free some space and rerun the same command to resume."
-            ) from error
-        raise UserError(f"{root} cannot be written ({error.strerror}); give another folder with --out.") from error
+        raise not_written(root, error, "give another folder with --out") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{root}/{STATE} is corrupt ({error}); delete {root} and export again.") from error
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.config.prompts import Prompt
-from factory.errors import UserError
+from factory.errors import UserError, not_written
 from factory.files.paths import check_writable_folder
 from factory.files.text import read_text
 
@@ -87,7 +87,7 @@ class PromptsFile:
                 f"another process writes {self._partial}; stop one of them and rerun the command."
             ) from None
         except OSError as error:
-            raise UserError(f"{self.path} cannot be written ({error.strerror}); give another --out.") from error
+            raise not_written(self.path, error, "give another --out") from error
         self._size = self._partial.stat().st_size
 
     def finish(self) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from factory.config.vocabulary import Vocabulary, coco
 from factory.dataset.masks import palette_image
-from factory.errors import UserError
+from factory.errors import UserError, not_written
 from factory.files.atomic import replaced_atomically, write_atomically
 from factory.files.listing import names_in
 from factory.stickers.atlas import STYLES
@@ -135,4 +135,4 @@ def _claim(out: Path, options: dict[str, object]) -> None:
             (out / folder).mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(options, indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out folder.") from error
+        raise not_written(out, error, "choose another --out folder") from error

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from factory import exit_codes
 from factory.config.vocabulary import from_names
 from factory.dataset.storage import Store
 from factory.errors import UserError
@@ -259,10 +260,21 @@ def test_at_most_one_shard_is_in_memory(store: Store, tmp_path: Path, monkeypatc
     assert max_alive <= SHARD_SIZE
 
 
-@pytest.mark.parametrize(("number", "message"), [(errno.ENOSPC, "no space left for"), (errno.EACCES, "cannot be writ")])
-def test_errors_of_the_file_system_are_clear(number: int, message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"{message}.*; (free some space|give another folder)"), clear_errors(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "message", "code"),
+    [
+        (errno.ENOSPC, "no space left for", exit_codes.TRY_AGAIN),
+        (errno.EDQUOT, "no space left for", exit_codes.TRY_AGAIN),
+        (errno.EACCES, "cannot be written", exit_codes.BAD_INPUT),
+    ],
+)
+def test_errors_of_the_file_system_are_clear(number: int, message: str, code: int, tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=f"{message}.*; (free some space|give another folder)") as raised,
+        clear_errors(tmp_path),
+    ):
         raise OSError(number, os.strerror(number))
+    assert raised.value.exit_code == code
 
 
 def test_truncated_records_of_an_unfinished_export_are_reported(tmp_path: Path) -> None:
