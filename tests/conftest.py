@@ -1,4 +1,4 @@
-"""Fixtures of several tests: a tiny pipeline of the real classes, and recipes for it."""
+"""Fixtures of several tests: a bucket, a tiny pipeline of the real classes, and recipes for it."""
 
 import signal
 import sys
@@ -12,6 +12,7 @@ import yaml
 
 from factory import signals
 from factory.config.recipe import Recipe, make_recipe
+from tests.support.bucket import Bucket, serving
 from tests.support.recipes import three_shards
 
 # torch's tensors do not take numpy's `copy` keyword yet; the schedulers of diffusers convert them.
@@ -33,6 +34,15 @@ def fresh_signals() -> Iterator[None]:
     sys.unraisablehook = hook
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A bucket to which s3:// and gs:// lead."""
+    with serving(Bucket()) as bucket:
+        for name, value in bucket.environment().items():
+            monkeypatch.setenv(name, value)
+        yield bucket
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,17 +21,14 @@ from factory.dataset import lease
 from factory.dataset.lease import LEASE, Lease, acquire, leased, parse_lease, stale
 from factory.dataset.storage import Store
 from factory.errors import LeaseHeldError, StoreUnavailableError, TransientError, UserError
-from tests.support.bucket import Bucket, Fault, serving
+from tests.support.bucket import Bucket, Fault
 
 ELSEWHERE = Lease("abc", "node-7", 12, "other-boot/pid:[1]/5", "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
 
 
 @pytest.fixture(params=["folder", "s3://b/set", "gs://b/set"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    with serving(Bucket()) as bucket:
-        for name, value in bucket.environment().items():
-            monkeypatch.setenv(name, value)
-        yield Store(str(tmp_path) if request.param == "folder" else request.param)
+def store(request: pytest.FixtureRequest, tmp_path: Path, bucket: Bucket) -> Store:
+    return Store(str(tmp_path) if request.param == "folder" else request.param)
 
 
 def holder(store: Store) -> str:
@@ -53,14 +49,11 @@ def test_second_driver_is_rejected(store: Store) -> None:
 
 
 @pytest.mark.parametrize("address", ["s3://b/set", "gs://b/set"])
-def test_bucket_that_ignores_conditional_writes_is_rejected(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(Bucket()) as bucket:
-        for name, value in bucket.environment().items():
-            monkeypatch.setenv(name, value)
-        bucket.ignores_conditions = True
-        with pytest.raises(UserError, match=r"does not honour conditional writes: it created lease\.json twice"):
-            acquire(Store(address))
-        assert bucket.objects == {}
+def test_bucket_that_ignores_conditional_writes_is_rejected(address: str, bucket: Bucket) -> None:
+    bucket.ignores_conditions = True
+    with pytest.raises(UserError, match=r"does not honour conditional writes: it created lease\.json twice"):
+        acquire(Store(address))
+    assert bucket.objects == {}
 
 
 def test_only_one_driver_gets_the_lease(store: Store) -> None:
@@ -148,51 +141,42 @@ def wait_for_beats(store: Store, count: int) -> bool:
     return beats(store) >= count
 
 
-def test_heartbeat_continues_after_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeat_continues_after_an_outage(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "BEAT", 0.05)
-    with serving(Bucket()) as bucket:
-        for name, value in bucket.environment().items():
-            monkeypatch.setenv(name, value)
-        store = Store("s3://b/set")
-        with leased(store) as held:
-            bucket.faults[:] = [Fault("outage", times=None, seconds=0.7), Fault("lost", "PUT", times=3)]
-            time.sleep(2.0)
-            bucket.faults.clear()
-            held.check()
-            assert wait_for_beats(store, beats(store) + 2)
-        assert store.get(LEASE) is None
+    store = Store("s3://b/set")
+    with leased(store) as held:
+        bucket.faults[:] = [Fault("outage", times=None, seconds=0.7), Fault("lost", "PUT", times=3)]
+        time.sleep(2.0)
+        bucket.faults.clear()
+        held.check()
+        assert wait_for_beats(store, beats(store) + 2)
+    assert store.get(LEASE) is None
 
 
-def test_outage_that_outlasts_the_patience_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outage_that_outlasts_the_patience_ends_the_run(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers repeat their shards, so that nothing else would ever end the run with code 75."""
     monkeypatch.setattr(lease, "BEAT", 0.05)
-    with serving(Bucket()) as bucket:
-        for name, value in bucket.environment().items():
-            monkeypatch.setenv(name, value)
-        with leased(Store("s3://b/set", StoreRecipe(patience=0.3))) as held:
+    with leased(Store("s3://b/set", StoreRecipe(patience=0.3))) as held:
+        held.check()
+        bucket.faults[:] = [Fault("reset", times=None)]
+        held._thread.join(10)
+        with pytest.raises(StoreUnavailableError, match="rerun the same command when it responds again"):
             held.check()
-            bucket.faults[:] = [Fault("reset", times=None)]
-            held._thread.join(10)
-            with pytest.raises(StoreUnavailableError, match="rerun the same command when it responds again"):
-                held.check()
-            bucket.faults.clear()
+        bucket.faults.clear()
 
 
-def test_stalled_request_does_not_stop_the_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stalled_request_does_not_stop_the_heartbeat(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request may take a minute, after which another driver would take the lease over."""
     monkeypatch.setattr(lease, "BEAT", 0.05)
     monkeypatch.setattr(lease, "_TIMEOUT", 0.3)
-    with serving(Bucket()) as bucket:
-        for name, value in bucket.environment().items():
-            monkeypatch.setenv(name, value)
-        with leased(store := Store("s3://b/set")):
-            for method in ("GET", "PUT"):
-                before, start = beats(store), time.monotonic()
-                bucket.faults[:] = [Fault("stall", f"{method} .*lease", seconds=30)]
-                while bucket.faults[0].times and time.monotonic() < start + 5:
-                    time.sleep(0.01)
-                assert wait_for_beats(store, before + 3)
-                assert time.monotonic() < start + 5
+    with leased(store := Store("s3://b/set")):
+        for method in ("GET", "PUT"):
+            before, start = beats(store), time.monotonic()
+            bucket.faults[:] = [Fault("stall", f"{method} .*lease", seconds=30)]
+            while bucket.faults[0].times and time.monotonic() < start + 5:
+                time.sleep(0.01)
+            assert wait_for_beats(store, before + 3)
+            assert time.monotonic() < start + 5
 
 
 def test_lease_is_released_after_a_heartbeat_whose_response_was_lost(store: Store) -> None:

@@ -1,7 +1,6 @@
 """The receipt index: a cache that avoids reading receipts and is checked by tags."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from factory.dataset.storage import Store
 from factory.dataset.totals import current_totals
 from factory.errors import UserError
 from factory.segmenter.data import DatasetSource
-from tests.support.bucket import Bucket, Fault, serving
+from tests.support.bucket import Bucket, Fault
 from tests.support.receipts import receipt
 
 SHARDS = 1100
@@ -28,13 +27,10 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> Iterator[Bucket]:
-    with serving(Bucket()) as bucket:
-        for name, value in bucket.environment().items():
-            monkeypatch.setenv(name, value)
-        for number in range(SHARDS):
-            bucket.put(f"b/set/{receipt_name(number)}", receipt(number, recipe=recipe.fingerprint()))
-        yield bucket
+def bucket(bucket: Bucket, recipe: Recipe) -> Bucket:
+    for number in range(SHARDS):
+        bucket.put(f"b/set/{receipt_name(number)}", receipt(number, recipe=recipe.fingerprint()))
+    return bucket
 
 
 def test_every_receipt_is_read_once(bucket: Bucket, recipe: Recipe) -> None:

@@ -3,7 +3,6 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -17,18 +16,10 @@ from factory.engine.state import State
 from factory.errors import LeaseHeldError
 from factory.generation.progress import Snapshot, Tracker
 from factory.generation.reporter import Reporter, quarantined
-from tests.support.bucket import Bucket, Fault, serving
+from tests.support.bucket import Bucket, Fault
 from tests.support.receipts import receipt
 
 SHARDS = 40
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    with serving(Bucket()) as bucket:
-        for name, value in bucket.environment().items():
-            monkeypatch.setenv(name, value)
-        yield bucket
 
 
 @pytest.fixture

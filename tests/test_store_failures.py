@@ -3,7 +3,6 @@
 import pickle
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,16 +12,13 @@ from factory.config.sections import StoreRecipe
 from factory.dataset.receipts import Tally, commit, read_receipt, tags
 from factory.dataset.storage import ConflictError, Store
 from factory.errors import StoreUnavailableError, UserError
-from tests.support.bucket import Bucket, Fault, serving
+from tests.support.bucket import Bucket, Fault
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Bucket]:
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A home folder without credentials."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    with serving(Bucket()) as bucket:
-        for name, value in bucket.environment().items():
-            monkeypatch.setenv(name, value)
-        yield bucket
 
 
 @pytest.fixture(params=["s3://b/set", "gs://b/set"])

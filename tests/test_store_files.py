@@ -3,7 +3,6 @@
 import errno
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,15 +11,7 @@ from factory.dataset.storage import Store
 from factory.dataset.storage_folder import delete_abandoned
 from factory.errors import UserError
 from factory.files import lock
-from tests.support.bucket import Bucket, Fault, serving
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    with serving(Bucket()) as bucket:
-        for name, value in bucket.environment().items():
-            monkeypatch.setenv(name, value)
-        yield bucket
+from tests.support.bucket import Bucket, Fault
 
 
 @pytest.fixture(params=["folder", "s3://b/root", "gs://b/root"])

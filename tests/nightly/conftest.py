@@ -3,7 +3,7 @@
 import datetime
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from factory.nightly.config import load_config
 from factory.nightly.context import NightContext, make_context
 from factory.nightly.record import NightFile
 from factory.nightly.steps import prepare_night, start_night
-from tests.support.bucket import Bucket, serving
 from tests.support.datasets import make_dataset
 
 DATE = datetime.date(2026, 11, 25)
@@ -119,12 +118,3 @@ def generated(finished_set: Path) -> Put:
         return context
 
     return put
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    """A bucket to which s3:// and gs:// lead."""
-    with serving(Bucket()) as bucket:
-        for name, value in bucket.environment().items():
-            monkeypatch.setenv(name, value)
-        yield bucket

@@ -19,7 +19,7 @@ from factory.errors import UserError
 from factory.report.measure import measure
 from factory.report.run import write_report
 from factory.report.shard_measures import MeasureSettings, ShardMeasures, _measure
-from tests.support.bucket import Bucket, serving
+from tests.support.bucket import Bucket
 from tests.support.report_datasets import make_report_set
 
 
@@ -42,16 +42,11 @@ def test_report_of_a_dataset_that_grows_meanwhile_counts_the_same_shards_everywh
     assert data["dataset"]["samples"] == data["funnel"]["yield"]["count"] == data["duplicates"]["total"]
 
 
-def test_a_bucket_gives_the_same_numbers(
-    dataset: tuple[Store, Recipe], report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with serving(Bucket()) as bucket:
-        for name, value in bucket.environment().items():
-            monkeypatch.setenv(name, value)
-        for name in dataset[0].list(""):
-            bucket.put(f"b/night/dataset/{name}", dataset[0].get(name) or b"")
-        remote = write_report("s3://b/night/dataset", "s3://b/night/report", features=0)
-        assert {"b/night/report/index.html", "b/night/report/report.json"} <= bucket.objects.keys()
+def test_a_bucket_gives_the_same_numbers(dataset: tuple[Store, Recipe], report: dict[str, Any], bucket: Bucket) -> None:
+    for name in dataset[0].list(""):
+        bucket.put(f"b/night/dataset/{name}", dataset[0].get(name) or b"")
+    remote = write_report("s3://b/night/dataset", "s3://b/night/report", features=0)
+    assert {"b/night/report/index.html", "b/night/report/report.json"} <= bucket.objects.keys()
     assert remote["dataset"]["address"] == "s3://b/night/dataset"
     text = json.dumps(report).replace(report["created"], remote["created"])
     assert json.loads(text.replace(report["dataset"]["address"], "s3://b/night/dataset")) == remote
