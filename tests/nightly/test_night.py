@@ -222,7 +222,8 @@ def test_unreadable_record_stops_the_night(make: Make, tmp_path: Path) -> None:
 def test_driver_elsewhere_without_heartbeat_is_taken_over(
     make: Make, generated: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("factory.dataset.lease.EXPIRES", 1.5)
+    monkeypatch.setattr("factory.dataset.lease.EXPIRES", 0.3)
+    monkeypatch.setattr("factory.dataset.lease._POLL_INTERVAL", 0.05)
     context = generated(make())
     stamp = "2026-01-01T00:00:00+00:00"
     context.dataset.put(LEASE, Lease("abc", "node-7", 12, "other-boot/pid:[1]/5", stamp, stamp).to_json())
