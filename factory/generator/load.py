@@ -176,8 +176,8 @@ def load_pipeline(recipe: GeneratorRecipe, device: str, offload: bool = False) -
     from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
+    from factory.generator.assembly import assemble
     from factory.generator.memory import loading
-    from factory.generator.weights import assemble
 
     check_extras(recipe, offload)
     folder, checkpoint = _files_of(recipe)

@@ -1,12 +1,10 @@
-"""Loads the components of a pipeline in the precision of the recipe, and checks every tensor.
+"""Loads single models and tokenizers, and checks every tensor.
 
 The libraries only warn about missing tensors and continue with uninitialised memory in their place.
 """
 
-import inspect
 import re
 from collections.abc import Callable, Collection
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,7 @@ from torch import nn
 
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError, first_few, one_line
-from factory.generator.layout import (
-    UNUSED,
-    component_class,
-    component_names,
-    family_in,
-    read_index,
-    weights_variant,
-)
-from factory.generator.schedulers import loaded_class
+from factory.generator.layout import component_class, weights_variant
 
 _IGNORED = re.compile(r"(^|\.)position_ids$|^lm_head\.weight$")
 """A table of the numbers 0, 1, 2 ..., which older releases stored, and the output layer of a language model, which a
@@ -35,42 +25,6 @@ def torch_dtype(recipe: GeneratorRecipe) -> torch.dtype:
     """The type of the weights; "tf32" is a mode of multiplying float32."""
     dtype: torch.dtype = getattr(torch, "float32" if recipe.dtype == "tf32" else recipe.dtype)
     return dtype
-
-
-def assemble(folder: Path, checkpoint: Path | None, recipe: GeneratorRecipe) -> Any:
-    """Load the pipeline of a folder, or of a checkpoint that the folder configures, on the CPU.
-
-    Weights are read directly in the precision of the recipe. UserError names a broken component.
-    """
-    import diffusers
-
-    index = read_index(folder)
-    models, tokenizers = component_names(index)
-    parts: dict[str, Any] = dict.fromkeys(UNUSED)
-    if checkpoint is not None:
-        from factory.generator.single_file import load_checkpoint
-
-        parts |= _explained(
-            recipe.model, "checkpoint", lambda: load_checkpoint(checkpoint, folder, torch_dtype(recipe))
-        )
-    for name in models:
-        if name not in parts:
-            parts[name] = _explained(recipe.model, name, partial(_load, folder, index, name, recipe))
-    scheduler = getattr(diffusers, loaded_class(component_class(index, "scheduler", str(folder))))
-    parts["scheduler"] = _explained(
-        recipe.model, "scheduler", lambda: scheduler.from_config(scheduler.load_config(folder / "scheduler"))
-    )
-    for name in tokenizers:
-        kind = component_class(index, name, str(folder))
-        parts[name] = _explained(recipe.model, name, partial(load_tokenizer, folder / name, kind))
-    kind = getattr(diffusers, index["_class_name"])
-    accepted = inspect.signature(kind.__init__).parameters
-    parts |= {name: value for name, value in index.items() if name in accepted and not isinstance(value, list)}
-    # A watermark would depend on whether the package for it is installed.
-    parts |= {"requires_safety_checker": False, "add_watermarker": False}
-    missing = {name: None for name in family_in(index).optional if name not in parts}
-    # Not `from_pretrained`: it requires the indexed class even of a component that is passed to it.
-    return kind(**{name: part for name, part in {**missing, **parts}.items() if name in accepted})
 
 
 def check_tensors(name: str, where: object, missing: Collection[str], unexpected: Collection[str], total: int) -> None:
@@ -91,7 +45,7 @@ def load_model(kind: Any, folder: Path, name: str) -> Any:
 
     Raises UserError if its file is broken or lacks a tensor.
     """
-    return _explained(str(folder), name, lambda: _checked(kind, folder, name, folder, dtype=torch.float32))
+    return explained(str(folder), name, lambda: _checked(kind, folder, name, folder, dtype=torch.float32))
 
 
 def load_tokenizer(folder: Path, kind: str) -> Any:
@@ -119,7 +73,18 @@ def model_class(name: str) -> Any:
     return getattr(diffusers if hasattr(diffusers, name) else transformers, name)
 
 
-def _load(folder: Path, index: dict[str, Any], name: str, recipe: GeneratorRecipe) -> nn.Module:
+def explained(model: str, name: str, load: Callable[[], Any]) -> Any:
+    """The result of `load`; errors of the libraries about missing, truncated or unrelated files become UserError."""
+    try:
+        return load()
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UserError(f"the {name} of the model {model} cannot be loaded: {one_line(error, 300)}.") from error
+
+
+def load_part(folder: Path, index: dict[str, Any], name: str, recipe: GeneratorRecipe) -> nn.Module:
+    """The model `name` of a pipeline in the recipe's precision, on the CPU. UserError if a tensor is missing."""
     kind = model_class(component_class(index, name, str(folder)))
     return _checked(
         kind, folder / name, name, recipe.model, dtype=torch_dtype(recipe), variant=weights_variant(folder / name)
@@ -138,13 +103,3 @@ def _checked(kind: Any, folder: Path, name: str, source: object, **options: Any)
             weight.data = weight.data.to(options["dtype"])
     loaded: nn.Module = model.eval()
     return loaded
-
-
-def _explained(model: str, name: str, load: Callable[[], Any]) -> Any:
-    """The result of `load`; errors of the libraries about missing, truncated or unrelated files become UserError."""
-    try:
-        return load()
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise UserError(f"the {name} of the model {model} cannot be loaded: {one_line(error, 300)}.") from error

@@ -22,7 +22,7 @@ def open_pipeline(model: str | Path = STICKERS) -> "StableDiffusionPipeline":
     from diffusers import StableDiffusionPipeline
 
     from factory.config.sections import GeneratorRecipe
-    from factory.generator.weights import assemble
+    from factory.generator.assembly import assemble
 
     folder = pipeline_folder(str(model)) if str(model) in EMBEDDED_MODELS else Path(model)
     pipeline = assemble(folder, None, GeneratorRecipe(model=str(folder)))
