@@ -4,23 +4,21 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import factory.cli.plan as cli_plan
-from factory.cli.main import app
-from tests.support.program import factory
+from tests.support.in_process import error, output
 
 
 @pytest.mark.parametrize("command", ["generate", "plan", "status", "verify", "models", "preview"])
 def test_every_command_has_an_example_and_json_output(command: str) -> None:
-    result = factory(command, "--help")
-    assert "Example: factory " + command in " ".join(result.stdout.split())
-    assert "--json" in result.stdout
+    shown = output(command, "--help")
+    assert "Example: factory " + command in " ".join(shown.split())
+    assert "--json" in shown
 
 
 def test_plan_balances_the_classes() -> None:
     arguments = ("--classes", "coco", "--n", 800, "--objects", "1:0.5,2:0.5", "--rate", 2, "--json")
-    data = json.loads(factory("plan", *arguments).stdout)
+    data = json.loads(output("plan", *arguments))
     assert (data["per_class_least"], data["per_class_most"], data["shards"]) == (15, 15, 8)
     assert data["hours"] == pytest.approx(800 / 2 / 3600)
 
@@ -28,12 +26,12 @@ def test_plan_balances_the_classes() -> None:
 def test_plan_rejects_a_recipe_of_an_older_format_as_generate_does(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("format: 2\nn: 8\nclasses: coco\n")
     for command in (["plan"], ["generate", "--shards", str(tmp_path / "set")]):
-        result = CliRunner().invoke(app, [*command, "--recipe", str(tmp_path / "recipe.yaml")])
-        assert "has format 2; this version samples images and reads masks differently" in str(result.exception)
+        message = error(*command, "--recipe", tmp_path / "recipe.yaml")
+        assert "has format 2; this version samples images and reads masks differently" in message
 
 
 def test_plan_says_which_samples_it_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_plan, "_COUNTED", 80)
-    printed = [CliRunner().invoke(app, ["plan", "--classes", "coco", "--n", str(n)]).stdout for n in (80, 800)]
+    printed = [output("plan", "--classes", "coco", "--n", n) for n in (80, 800)]
     assert "\nEach of 80 classes appears 1 time." in printed[0]
     assert "\nIn the first 80 samples, each of 80 classes appears 1 time." in printed[1]

@@ -21,6 +21,7 @@ from factory.files.strict_json import dumps
 from factory.training import distributed
 from factory.training.devices import chosen_device
 from factory.training.loop import TrainOptions, train
+from tests.support.in_process import error
 from tests.support.linear_task import OPTIONS, LinearTask, gradients_of_part
 
 
@@ -265,15 +266,10 @@ def test_several_devices_are_those_that_were_asked_for() -> None:
 
 @pytest.mark.parametrize("name", ["train-grounder", "train-segmenter"])
 def test_options_that_do_not_fit_the_number_of_devices_are_rejected(name: str, tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
-    from factory.cli.main import app
-
-    command = [name, "nowhere", "--out", str(tmp_path / "run")]
-    result = CliRunner().invoke(app, [*command, "--address", "auto"])
-    assert "--address auto has no effect with one device" in str(result.exception)
-    result = CliRunner().invoke(app, [*command, "--devices", "2", "--device", "cuda:1"])
-    assert "--device must be auto, cpu or cuda if there are several --devices, got 'cuda:1'" in str(result.exception)
+    command = [name, "nowhere", "--out", tmp_path / "run"]
+    assert "--address auto has no effect with one device" in error(*command, "--address", "auto")
+    message = error(*command, "--devices", 2, "--device", "cuda:1")
+    assert "--device must be auto, cpu or cuda if there are several --devices, got 'cuda:1'" in message
 
 
 @pytest.mark.slow

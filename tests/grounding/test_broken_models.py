@@ -28,7 +28,8 @@ from factory.grounder.trained import TrainedGrounder
 from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.training.checkpoint import saved_options
 from factory.training.loop import train
-from tests.support.oracle_datasets import OPTIONS, command
+from tests.support.in_process import invoke
+from tests.support.oracle_datasets import OPTIONS
 
 
 def _silent(text: str) -> None:
@@ -162,7 +163,7 @@ def test_the_batch_size_divides_evenly_among_devices() -> None:
 def test_train_grounder_chooses_batch_sizes(oracle: Path, tmp_path: Path) -> None:
     for module, extra, batch in (("guided", [], MAX_BATCH), ("paper-cfg", ["--batch", 2], 2)):
         arguments = ["--out", tmp_path / module, "--steps", 1, "--threads", 1, "--module", module, *extra]
-        result = command("train-grounder", oracle, *arguments)
+        result = invoke("train-grounder", oracle, *arguments)
         assert result.exit_code == 0, result.output + str(result.exception)
         assert saved_options(tmp_path / module)["batch"] == batch
         assert load_grounder(tmp_path / module / "model")[1].module == module

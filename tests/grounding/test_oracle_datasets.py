@@ -22,7 +22,8 @@ from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleDataset, OracleSample, OracleSource
 from factory.training.stream import SampleStream
 from tests.support.datasets import BandDetector, make_dataset
-from tests.support.oracle_datasets import EVERYTHING, SEEN, command, oracle_recipe
+from tests.support.in_process import invoke
+from tests.support.oracle_datasets import EVERYTHING, SEEN, oracle_recipe
 
 
 def test_an_oracle_dataset_verifies_and_has_seen_classes_only(oracle: Path) -> None:
@@ -166,7 +167,7 @@ def test_the_stream_is_the_same_from_any_step(oracle: Path) -> None:
     ],
 )
 def test_a_missing_split_raises_a_clear_error(tmp_path: Path, arguments: list[str], message: str) -> None:
-    result = command("bootstrap-oracle", "--shards", tmp_path / "set", *arguments)
+    result = invoke("bootstrap-oracle", "--shards", tmp_path / "set", *arguments)
     assert isinstance(result.exception, UserError)
     assert message in str(result.exception)
     assert not (tmp_path / "set").exists()
@@ -190,7 +191,7 @@ def test_objects_of_the_recipe_file_take_precedence_over_the_default(
     monkeypatch.setattr("factory.generation.run.generate", started)
     (tmp_path / "recipe.yaml").write_text(f"classes: voc\n{text}\n")
     given = ["--recipe", tmp_path / "recipe.yaml", "--split", "1", *options]
-    result = command("bootstrap-oracle", "--shards", tmp_path / "set", *given)
+    result = invoke("bootstrap-oracle", "--shards", tmp_path / "set", *given)
     assert str(result.exception) == f"objects {objects}"
 
 
@@ -203,7 +204,7 @@ def test_a_prompt_whose_text_mentions_an_unseen_class_is_rejected(
     prompts = [{"text": text, "classes": {"cat": "cat"}} for text in texts]
     (tmp_path / "recipe.yaml").write_text(json.dumps({"classes": "voc", "n": 4, "prompts": prompts}))
     given = ["--recipe", tmp_path / "recipe.yaml", "--split", "1", "--shards", tmp_path / "set"]
-    error = str(command("bootstrap-oracle", *given).exception)
+    error = str(invoke("bootstrap-oracle", *given).exception)
     assert "'a cat on two couches' mentions sofa, an unseen class of split 1, and 1 more mention" in error
     assert not (tmp_path / "set").exists()
 

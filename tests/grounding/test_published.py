@@ -22,7 +22,8 @@ from factory.grounder.folder import load_grounder
 from factory.grounder.modules.backbone import Backbone
 from factory.grounder.modules.published import PublishedModule
 from factory.grounder.released import layout, load_released
-from tests.support.oracle_datasets import command, oracle_recipe, read_blocks
+from tests.support.in_process import invoke
+from tests.support.oracle_datasets import oracle_recipe, read_blocks
 
 SMALL = Backbone({"in.0": (6, 1), "in.1": (4, 2), "in.2": (4, 4), "mid": (8, 8), "out.0": (2, 1)}, {}, 12, 16)
 """Four levels, as in Stable Diffusion 1."""
@@ -231,7 +232,7 @@ def test_an_imported_checkpoint_works_in_generate(tiny_model: Path, tmp_path: Pa
     inputs = tuple(2 * 8 * count for count in (4, 4, 4, 5))
     torch.save(released(released_shapes(inputs, 240, 32)), tmp_path / "grounding_module.pth")
     arguments = ["import-grounder", tmp_path / "grounding_module.pth", "--model", model, "--out", tmp_path / "grounder"]
-    result = command(*arguments)
+    result = invoke(*arguments)
     assert result.exit_code == 0, result.output + str(result.exception)
     _, saved = load_grounder(tmp_path / "grounder")
     assert (saved.module, saved.split) == ("paper-cfg", "1")
@@ -248,4 +249,4 @@ def test_an_imported_checkpoint_works_in_generate(tiny_model: Path, tmp_path: Pa
     generated = parts.generator.generate([Request(prompt, 1) for prompt in prompts])
     assert len(parts.grounder.ground(generated, prompts)) == 2
     with pytest.raises(UserError, match="already holds a grounder"):
-        raise command(*arguments).exception
+        raise invoke(*arguments).exception

@@ -25,7 +25,8 @@ from factory.grounder.data import OracleDataset
 from factory.grounder.folder import grounder_folder, load_grounder
 from factory.grounder.iou import IoUMeter
 from tests.support.datasets import BandDetector
-from tests.support.oracle_datasets import SEEN, command
+from tests.support.in_process import invoke
+from tests.support.oracle_datasets import SEEN
 
 
 def test_a_trained_grounder_works_in_generate(trained: Path, tiny_model: Path) -> None:
@@ -146,10 +147,10 @@ def test_protocol_1_evaluates_every_group_of_a_split(
 
 
 def test_missing_inputs_of_grounder_commands_raise_clear_errors(tmp_path: Path) -> None:
-    result = command("train-grounder", tmp_path / "nowhere", "--out", tmp_path / "run")
+    result = invoke("train-grounder", tmp_path / "nowhere", "--out", tmp_path / "run")
     assert isinstance(result.exception, UserError)
     assert "is not a dataset" in str(result.exception)
-    result = command("evaluate-grounder", tmp_path / "nowhere")
+    result = invoke("evaluate-grounder", tmp_path / "nowhere")
     assert isinstance(result.exception, UserError)
     assert str(result.exception).startswith("there is no grounder")  # attention and detector would not be accepted
 
@@ -231,7 +232,7 @@ def test_results_that_could_not_be_written_are_refused_before_the_evaluation(
     names = {"FILE": tmp_path / "file", "FOLDER": tmp_path, "BINARY": tmp_path / "binary"}
     for name, path in names.items():
         options = [option.replace(name, str(path)) for option in options]
-    result = command("evaluate-grounder", "nowhere", *options)
+    result = invoke("evaluate-grounder", "nowhere", *options)
     assert isinstance(result.exception, UserError)
     assert re.search(message, str(result.exception))
 
@@ -244,16 +245,16 @@ def test_results_are_printed_and_written_beside_their_command(monkeypatch: pytes
     monkeypatch.setattr(protocol_1, "protocol_1", lambda *arguments: generated)
     monkeypatch.setattr(grounders_on_real, "on_real", lambda *arguments: real)
     page, out = tmp_path / "page.md", tmp_path / "out"
-    result = command("evaluate-grounder", "g", "--images", 7, "--out", out, "--table", page)
+    result = invoke("evaluate-grounder", "g", "--images", 7, "--out", out, "--table", page)
     assert result.exit_code == 0, repr(result.exception)
     assert "`factory evaluate-grounder ... --classes voc --images 7` printed this table." in page.read_text()
     assert page.read_text().count("<!-- protocol-1-voc -->") == 2
     assert json.loads((out / "protocol-1.json").read_text())
     assert "| `guided` |" in result.stdout
-    result = command("evaluate-grounder", "g", "--real", "inverted", "--table", page)
+    result = invoke("evaluate-grounder", "g", "--real", "inverted", "--table", page)
     assert "| voc | guided | 1 | 75.0 | 80.0 |  | 9 |" in result.stdout
     assert "`factory evaluate-grounder ... --real ...` printed this table." in page.read_text()
-    (data,) = json.loads(command("evaluate-grounder", "g", "--real", "inverted", "--json").stdout)
+    (data,) = json.loads(invoke("evaluate-grounder", "g", "--real", "inverted", "--json").stdout)
     assert (data["miou"], data["unseen"]) == (0.75, None)
 
 

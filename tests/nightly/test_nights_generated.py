@@ -20,6 +20,7 @@ from factory.engine.state import Limit
 from factory.nightly import preflight, steps
 from factory.nightly.run import run_night
 from tests.nightly.conftest import DATE, Make
+from tests.support.in_process import error, output
 from tests.support.program import PROGRAM, hashes
 
 
@@ -132,19 +133,12 @@ def test_command_reports_errors_in_the_line_and_in_its_exit_code(tmp_path: Path)
     assert "Traceback" not in result.stderr
     result = factory("nightly", config, "--date", "2026-11-25", environment={"FACTORY_LOG_FORMAT": "json"})
     assert all(json.loads(line)["level"] for line in result.stderr.splitlines()), "messages are log records"
-    result = factory("status", tmp_path / "nights")
-    assert "failed" in result.stdout
-    for arguments, message in (
-        (("--date", "today"), "--date must be a date"),
-        (("--date", ""), "--date must be a date"),
-        ((), "there is no key rot"),
-    ):
-        if not arguments:
-            config.write_text("rot: nights\n")
-        result = factory("nightly", config, *arguments)
-        assert (result.returncode, result.stdout) == (2, "")
-        assert message in result.stderr
-    assert "is not a dataset" in factory("status", tmp_path).stderr
+    assert "failed" in output("status", tmp_path / "nights")
+    for date in ("today", ""):
+        assert "--date must be a date" in error("nightly", config, "--date", date)
+    config.write_text("rot: nights\n")
+    assert "there is no key rot" in error("nightly", config)
+    assert "is not a dataset" in error("status", tmp_path)
 
 
 @pytest.mark.slow

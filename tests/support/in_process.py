@@ -1,6 +1,6 @@
 """Commands of `factory` in this process: what they print, the message of their error, and the state of a run."""
 
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from factory.cli.main import app
 from factory.errors import UserError
@@ -10,13 +10,17 @@ SNAPSHOT = Snapshot("running", 30, 100, 3, 10, 2.5, 12.0, 3725.0, 2, 1, {"mask_s
                     24.0, 5, [7, 8], ["a worker was lost"], "2026-11-25T21:00:00+00:00")  # fmt: skip
 
 
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
 def output(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = invoke(*arguments)
     assert result.exit_code == 0, result.output + repr(result.exception)
     return result.stdout
 
 
 def error(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = invoke(*arguments)
     assert isinstance(result.exception, UserError), result.output + repr(result.exception)
     return str(result.exception)

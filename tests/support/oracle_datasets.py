@@ -60,11 +60,3 @@ def read_blocks(unet: Any, needs: frozenset[str], batch: int) -> dict[str, torch
     }
     with torch.no_grad():
         return reader.read(arguments, 1, None).blocks
-
-
-def command(*arguments: str) -> Any:
-    from typer.testing import CliRunner
-
-    from factory.cli.main import app
-
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
