@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -10,11 +9,9 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from typer.testing import CliRunner
 
 from factory import exit_codes, log_format, signals
 from factory.cli.main import app, run
-from factory.config.recipe import Recipe
 from tests.support.in_process import error, output
 
 
@@ -252,61 +249,6 @@ def test_closed_pipe_exits_with_one_and_no_traceback() -> None:
     assert (result.returncode, result.stderr) == (1, "")
 
 
-def parameters(name: str) -> dict[str, list[str]]:
-    """Option spellings by parameter name; arguments by metavar."""
-    command = typer.main.get_command(app).commands[name]
-    return {
-        (param.metavar if param.param_type_name == "argument" else param.name): param.opts for param in command.params
-    }
-
-
-@pytest.mark.parametrize("name", ["status", "verify", "preview", "export", "train-grounder", "train-segmenter"])
-def test_commands_read_datasets_as_the_same_argument(name: str) -> None:
-    assert any(str(metavar).startswith("DATASET") for metavar in parameters(name))
-
-
-@pytest.mark.parametrize("name", ["generate", "bootstrap-oracle", "invert", "export", "train-grounder", "preview"])
-def test_commands_write_to_the_same_option(name: str) -> None:
-    assert "--out" in parameters(name)["out"]
-
-
-@pytest.mark.parametrize(
-    ("name", "parameter", "spelling"),
-    [
-        ("generate", "out", "--shards"),
-        ("bootstrap-oracle", "out", "--shards"),
-        ("invert", "out", "--shards"),
-        ("export", "to", "--to"),
-        ("run", "dry_run", "--dry"),
-        ("generate", "steps", "--solver-steps"),
-        ("generate", "steps", "--steps"),
-        ("train-grounder", "steps", "--train-steps"),
-        ("train-grounder", "steps", "--steps"),
-        ("train-segmenter", "steps", "--train-steps"),
-        ("train-segmenter", "steps", "--steps"),
-    ],
-)
-def test_former_and_explicit_spellings_are_accepted(name: str, parameter: str, spelling: str) -> None:
-    assert spelling in parameters(name)[parameter]
-
-
-@pytest.mark.parametrize("option", [("--seed", "-1"), ("--seed", "4294967296"), ("--threads", "-1")])
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["train-segmenter", "set", "--out", "OUT"],
-        ["train-grounder", "set", "--out", "OUT"],
-    ],
-)
-def test_seeds_and_threads_of_trainings_out_of_range_are_usage_errors(
-    command: list[str], option: tuple[str, str], tmp_path: Path
-) -> None:
-    command = [word.replace("OUT", str(tmp_path / "out")) for word in command]
-    result = CliRunner().invoke(app, [*command, *option])
-    assert result.exit_code == 2
-    assert f"Invalid value for '{option[0]}'" in result.stderr
-
-
 def test_sheet_is_a_hidden_alias_of_preview() -> None:
     registered = {command.name or command.callback.__name__: command for command in app.registered_commands}
     assert registered["sheet"].callback is registered["preview"].callback
@@ -320,38 +262,11 @@ def test_preview_of_something_else_than_a_dataset_is_rejected_like_by_other_comm
     reasons = {"nowhere": "there is no such folder", "file": "it is a file, not a folder", "folder": "it has no recipe"}
     for name in ("status", "preview"):
         for path, reason in reasons.items():
-            result = CliRunner().invoke(app, [name, str(tmp_path / path)])
-            assert f"{path} is not a dataset: {reason}" in str(result.exception)
+            assert f"{path} is not a dataset: {reason}" in error(name, tmp_path / path)
 
 
 def test_a_dataset_is_not_generated_into_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    result = CliRunner().invoke(app, ["generate", "--n", "1", "--out", str(tmp_path / "file")])
-    assert "file is a file, not a folder; give a new or empty folder." in str(result.exception)
+    message = error("generate", "--n", 1, "--out", tmp_path / "file")
+    assert "file is a file, not a folder; give a new or empty folder." in message
     assert (tmp_path / "file").read_text() == "mine"
-
-
-@pytest.mark.parametrize("option", [["--force"], ["--workers", "2"]])
-def test_options_of_a_repair_require_one(option: list[str], tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["verify", str(tmp_path), *option])
-    assert f"{' '.join(option)} has no effect without --repair" in str(result.exception)
-
-
-@pytest.mark.parametrize("option", [["--judge", "model"], ["--table", "page.md"]])
-def test_options_that_found_only_would_ignore_are_rejected(option: list[str]) -> None:
-    result = CliRunner().invoke(app, ["stickers", "evaluate", "--found-only", *option])
-    assert f"{option[0]} has no effect with --found-only" in str(result.exception)
-
-
-def test_gpus_of_detectors_require_a_pool_of_detectors(tmp_path: Path) -> None:
-    command = ["bootstrap-oracle", "--classes", "voc", "--split", "1", "--n", "4", "--gpus-per-detector", "0.5"]
-    result = CliRunner().invoke(app, [*command, "--shards", str(tmp_path / "oracle")])
-    assert "--gpus-per-detector 0.5 has no effect without a pool of detectors; add --detectors" in str(result.exception)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("name", ["seed", "batch", "attempts", "shard_size"])
-def test_help_states_the_default_of_the_recipe(name: str) -> None:
-    command = typer.main.get_command(app).commands["generate"]
-    (text,) = (param.help for param in command.params if param.name == name)
-    assert re.search(rf"\b{Recipe.model_fields[name].default} by default", text)

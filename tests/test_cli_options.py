@@ -1,17 +1,20 @@
-"""Options that commands reject, and the messages."""
+"""Options: their spelling and help, and those that commands reject."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
+import typer.main
 
 from factory.cli.generate import generate
+from factory.cli.main import app
 from factory.cli.options import _FIELDS as FIELDS
 from factory.cli.options import assemble
 from factory.cli.oracle import bootstrap_oracle
 from factory.config.recipe import Recipe
 from tests.support.export_datasets import make_dataset
-from tests.support.in_process import error
+from tests.support.in_process import error, invoke
 
 
 @pytest.mark.parametrize("option", [["--rate", "nan"], ["--rate", "inf"], ["--rate", "0"], ["--workers", "0"]])
@@ -30,8 +33,6 @@ def test_plan_with_an_invalid_rate_or_number_of_workers_is_rejected(option: list
         (["prompts", "--lm", "x", "--lm-model", "y", "--n", "1", "--out", "o"], "--lm-model names a model on a server"),
         (["prompts", "--lm", "http://x", "--dtype", "float16", "--n", "1", "--out", "o"], "--dtype float16 has no eff"),
         (["prompts", "--lm", "http://x", "--device", "cpu", "--n", "1", "--out", "o"], "--device cpu has no effect wi"),
-        (["train-segmenter", "s", "--address", "auto", "--out", "o"], "--address auto has no effect with one device"),
-        (["train-grounder", "s", "--address", "auto", "--out", "o"], "--address auto has no effect with one device"),
     ],
 )
 def test_options_that_do_not_fit_together_are_rejected(command: list[str], message: str, tmp_path: Path) -> None:
@@ -84,3 +85,83 @@ def test_image_set_of_a_coco_folder_is_rejected(command: list[str], monkeypatch:
 def test_old_and_new_spelling_of_the_export_folder_are_not_mixed() -> None:
     message = error("export", "set", "--format", "coco", "--out", "a", "--to", "b")
     assert "--to is the old spelling of --out, got --out a and --to b" in message
+
+
+def parameters(name: str) -> dict[str, list[str]]:
+    """Option spellings by parameter name; arguments by metavar."""
+    command = typer.main.get_command(app).commands[name]
+    return {
+        (param.metavar if param.param_type_name == "argument" else param.name): param.opts for param in command.params
+    }
+
+
+@pytest.mark.parametrize("name", ["status", "verify", "preview", "export", "train-grounder", "train-segmenter"])
+def test_commands_read_datasets_as_the_same_argument(name: str) -> None:
+    assert any(str(metavar).startswith("DATASET") for metavar in parameters(name))
+
+
+@pytest.mark.parametrize("name", ["generate", "bootstrap-oracle", "invert", "export", "train-grounder", "preview"])
+def test_commands_write_to_the_same_option(name: str) -> None:
+    assert "--out" in parameters(name)["out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "spelling"),
+    [
+        ("generate", "out", "--shards"),
+        ("bootstrap-oracle", "out", "--shards"),
+        ("invert", "out", "--shards"),
+        ("export", "to", "--to"),
+        ("run", "dry_run", "--dry"),
+        ("generate", "steps", "--solver-steps"),
+        ("generate", "steps", "--steps"),
+        ("train-grounder", "steps", "--train-steps"),
+        ("train-grounder", "steps", "--steps"),
+        ("train-segmenter", "steps", "--train-steps"),
+        ("train-segmenter", "steps", "--steps"),
+    ],
+)
+def test_former_and_explicit_spellings_are_accepted(name: str, parameter: str, spelling: str) -> None:
+    assert spelling in parameters(name)[parameter]
+
+
+@pytest.mark.parametrize("option", [("--seed", "-1"), ("--seed", "4294967296"), ("--threads", "-1")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train-segmenter", "set", "--out", "OUT"],
+        ["train-grounder", "set", "--out", "OUT"],
+    ],
+)
+def test_seeds_and_threads_of_trainings_out_of_range_are_usage_errors(
+    command: list[str], option: tuple[str, str], tmp_path: Path
+) -> None:
+    command = [word.replace("OUT", str(tmp_path / "out")) for word in command]
+    result = invoke(*command, *option)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option[0]}'" in result.stderr
+
+
+@pytest.mark.parametrize("option", [["--force"], ["--workers", "2"]])
+def test_options_of_a_repair_require_one(option: list[str], tmp_path: Path) -> None:
+    assert f"{' '.join(option)} has no effect without --repair" in error("verify", tmp_path, *option)
+
+
+@pytest.mark.parametrize("option", [["--judge", "model"], ["--table", "page.md"]])
+def test_options_that_found_only_would_ignore_are_rejected(option: list[str]) -> None:
+    message = error("stickers", "evaluate", "--found-only", *option)
+    assert f"{option[0]} has no effect with --found-only" in message
+
+
+def test_gpus_of_detectors_require_a_pool_of_detectors(tmp_path: Path) -> None:
+    command = ["bootstrap-oracle", "--classes", "voc", "--split", "1", "--n", "4", "--gpus-per-detector", "0.5"]
+    message = error(*command, "--shards", tmp_path / "oracle")
+    assert "--gpus-per-detector 0.5 has no effect without a pool of detectors; add --detectors" in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["seed", "batch", "attempts", "shard_size"])
+def test_help_states_the_default_of_the_recipe(name: str) -> None:
+    command = typer.main.get_command(app).commands["generate"]
+    (text,) = (param.help for param in command.params if param.name == name)
+    assert re.search(rf"\b{Recipe.model_fields[name].default} by default", text)

@@ -21,7 +21,6 @@ from factory.config.vocabulary import coco, from_names, voc
 from factory.errors import UserError
 
 FROZEN_CLASSES = "a86bd741e942909d"
-TABLE = {"dog": {"cat": 3, "car": 1}, "cat": {"bed": 2}, "bus": {"car": 4, "truck": 1}, "truck": {"bed": 0}}
 
 
 def weights_of(size: int, seed: int) -> tuple[tuple[int, ...], ...]:

@@ -18,9 +18,7 @@ from factory.cli.options import assemble
 from factory.config.prompts import read_prompts
 from factory.config.vocabulary import coco, from_names, voc
 from factory.errors import UserError
-from factory.prompts.check import LineCheck, few_words
 from factory.prompts.file import PromptsFile
-from factory.prompts.instructions import prompt_in
 from factory.prompts.interface import Instruction, Sampling
 from factory.prompts.local_model import LocalModel
 from tests.support.chat_server import chat_server, tiny_language_model
@@ -218,47 +216,6 @@ def test_split_names_seen_classes_only(tmp_path: Path) -> None:
         summary(*options(url, tmp_path / "p", classes="voc", n=30, split="1"))
     named = {name for prompt in read_prompts(tmp_path / "p", voc()) for name in prompt.classes}
     assert named == set(voc().seen("1"))
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("A dog next to two cats.", ("dog", "cats")),
-        ("A dog and a cat.", ("dog", "cat")),
-        ("", "empty"),
-        ("A dog.", "class_missing"),
-        ("A puppy and a cat.", "class_missing"),
-        ("A dog, a cat and another dog.", "class_repeated"),
-        ("A dog, a cat and a puppy.", "class_repeated"),
-        ("A dog and a cat on a sofa.", "other_class"),
-        ("A dog and a cat beside a man.", "other_class"),
-        (f"A dog and a cat {'very ' * 45}far away.", "too_long"),
-        ("a dog  and a CAT", "duplicate"),
-    ],
-)
-def test_lines_are_checked(text: str, expected: object) -> None:
-    check = LineCheck(coco(), few_words)
-    check.accept("A dog and a cat.") if expected == "duplicate" else None
-    result = check.check(text, ["dog", "cat"])
-    assert (result if isinstance(result, str) else result.phrases) == expected
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "A dog.",
-        '"A dog."',
-        "Prompt: A dog.",
-        "\n\n**Prompt:** A dog.\nThis shows ...",
-        "<think>\na cat\n</think>\n1. A dog.",
-    ],
-)
-def test_the_prompt_is_found_in_an_answer(answer: str) -> None:
-    assert prompt_in(answer) == "A dog."
-
-
-def test_a_prompt_may_begin_with_a_number() -> None:
-    assert prompt_in("35 mm photograph of a dog") == "35 mm photograph of a dog"
 
 
 def test_prompts_fit_the_text_encoder(tiny_model: Path, lm: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import pickle
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,15 @@ import pytest
 from factory.config.sections import StoreRecipe
 from factory.dataset.storage import Store
 from factory.errors import StoreUnavailableError, TransientError, UserError
-from tests.support.bucket import Bucket, Fault, serving
+from tests.support.bucket import Bucket, Fault
 
 SECRET = "test-secret-key"
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Bucket]:
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A home folder without credentials."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    with serving(Bucket()) as bucket:
-        for name, value in bucket.environment().items():
-            monkeypatch.setenv(name, value)
-        yield bucket
 
 
 @pytest.fixture(params=["s3://b/set", "gs://b/set"])

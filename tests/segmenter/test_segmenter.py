@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from factory.config.vocabulary import coco, from_names, voc
 from factory.dataset.storage import Store
@@ -24,7 +23,6 @@ from factory.segmenter.measure import RealImages, evaluate_here
 from factory.segmenter.model import load_segmenter, new_segmenter, save_segmenter
 from factory.segmenter.run import SegmenterTraining, train_here
 from factory.segmenter.training import augmented
-from factory.training.stream import SampleStream
 from tests.support.coco_folder import write_annotations
 from tests.support.datasets import make_dataset
 from tests.support.tiny_segmenter import NAMES, saved_tiny, tiny
@@ -117,18 +115,6 @@ def test_images_of_unseen_classes_are_left_out(folder: Path) -> None:
     unseen = {voc().names.index(name) + 1 for name in voc().unseen("1")}
     for lazy in seen.samples(0):
         assert not unseen & set(np.unique(lazy.decode().labels).tolist())
-
-
-def test_a_stream_is_the_same_from_any_step_and_mixes_by_share(shards: Path, folder: Path) -> None:
-    sources = [DatasetSource(Store(str(shards)), voc()), VocFolder(folder, "train", voc())]
-
-    def keys(stream: SampleStream[LabelledImage], step: int) -> list[str]:
-        return [sample.key for sample in stream.batch(step)]
-
-    whole = SampleStream(sources, 8, 0, [0.25, 0.75])
-    batches = [keys(whole, step) for step in range(9)]
-    assert keys(SampleStream(sources, 8, 0, [0.25, 0.75]), 6) == batches[6]
-    assert all(sum(len(key) == 9 for key in batch) == 2 for batch in batches)  # generated keys have nine digits
 
 
 def test_an_augmented_crop_is_square_and_ignores_pixels_outside() -> None:
@@ -278,26 +264,6 @@ def test_invalid_training_data_raises_a_clear_error(
         change = change | {"real": str(tmp_path / "set")}
     with pytest.raises(UserError, match=message):
         train_here(SegmenterTraining(**{"out": str(tmp_path / "run"), "steps": 1, "threads": 1, **change}))
-
-
-def test_a_label_image_of_another_size_is_refused(folder: Path, tmp_path: Path) -> None:
-    import shutil
-
-    broken = shutil.copytree(folder, tmp_path / "broken")
-    key = (broken / "ImageSets/Segmentation/val.txt").read_text().split()[0]
-    Image.new("P", (10, 10)).save(broken / "SegmentationClass" / f"{key}.png")
-    with pytest.raises(UserError, match="has 10 x 10 pixels, but its image has 64 x 64"):
-        VocFolder(broken, "val", voc()).samples(0)[0].decode()
-
-
-def test_a_missing_image_is_refused(folder: Path, tmp_path: Path) -> None:
-    import shutil
-
-    broken = shutil.copytree(folder, tmp_path / "broken")
-    key = (broken / "ImageSets/Segmentation/val.txt").read_text().split()[0]
-    (broken / "JPEGImages" / f"{key}.jpg").unlink()
-    with pytest.raises(UserError, match=f"{key}.jpg does not exist"):
-        VocFolder(broken, "val", voc()).samples(0)[0].decode()
 
 
 def test_the_default_segmenter_has_the_classes_of_the_vocabulary() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from factory.config.vocabulary import from_names, voc
@@ -229,3 +230,19 @@ def test_only_the_whole_head_or_its_classifier_may_be_missing_from_pretrained_we
         UserError, match=r"contains 1 weights that do not match its config.json, starting with .*unknown"
     ):
         new_segmenter(str(foreign), names)
+
+
+def test_a_label_image_of_another_size_is_refused(folder: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    key = (broken / "ImageSets/Segmentation/val.txt").read_text().split()[0]
+    Image.new("P", (10, 10)).save(broken / "SegmentationClass" / f"{key}.png")
+    with pytest.raises(UserError, match="has 10 x 10 pixels, but its image has 64 x 64"):
+        VocFolder(broken, "val", voc()).samples(0)[0].decode()
+
+
+def test_a_missing_image_is_refused(folder: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    key = (broken / "ImageSets/Segmentation/val.txt").read_text().split()[0]
+    (broken / "JPEGImages" / f"{key}.jpg").unlink()
+    with pytest.raises(UserError, match=f"{key}.jpg does not exist"):
+        VocFolder(broken, "val", voc()).samples(0)[0].decode()
