@@ -30,8 +30,6 @@ STYLES = (*TRAIN_STYLES, HELD_OUT_STYLE)
 class Sprite:
     """A drawing: `mips` are RGBA images of a square cell in decreasing sizes, starting with the full size."""
 
-    class_name: str
-    style: str
     mips: tuple[Image.Image, ...]
 
     def for_side(self, side: float) -> Image.Image:
@@ -54,7 +52,7 @@ def load_atlas() -> Mapping[tuple[str, str], Sprite]:
         full = atlas.crop((left, top, left + cell, top + cell))
         mips: tuple[Image.Image, ...] = (full, full.resize((cell * 3 // 4,) * 2, Image.Resampling.LANCZOS))
         mips += tuple(full.resize((cell // k,) * 2, Image.Resampling.LANCZOS) for k in (2, 4))
-        sprites[entry["class"], entry["style"]] = Sprite(entry["class"], entry["style"], mips)
+        sprites[entry["class"], entry["style"]] = Sprite(mips)
     return sprites
 
 

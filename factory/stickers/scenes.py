@@ -22,13 +22,12 @@ class Scene:
     """A rendered image with its ground truth.
 
     `image` is uint8 RGB (size, size, 3). `instance_map` is uint8 (size, size): 0 is background, k is the k-th of
-    `class_names` and `styles`. A pixel belongs to the topmost object that covers at least half of it.
+    `class_names`. A pixel belongs to the topmost object that covers at least half of it.
     """
 
     image: NDArray[np.uint8]
     instance_map: NDArray[np.uint8]
     class_names: tuple[str, ...]
-    styles: tuple[str, ...]
 
     def masks(self) -> NDArray[np.bool_]:
         """One mask per object, bool (objects, size, size), without overlaps."""
@@ -65,7 +64,7 @@ def render_scene(
         alpha = layer.alpha[..., None]
         canvas += alpha * (layer.colour - canvas)
     image = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
-    return Scene(image, instance_map, tuple(class_names), tuple(sprite.style for sprite in sprites))
+    return Scene(image, instance_map, tuple(class_names))
 
 
 def random_class_names(rng: np.random.Generator, names: Sequence[str], max_objects: int = 3) -> tuple[str, ...]:
