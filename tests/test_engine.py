@@ -122,7 +122,7 @@ def test_shard_finished_before_its_worker_died_is_not_repeated(tmp_path: Path) -
 def test_detector_pool_that_cannot_start_ends_the_run(tmp_path: Path, start: str) -> None:
     job = AskingJob(str(tmp_path), start=start)
     with pytest.raises(RunFailedError, match="the detector workers cannot start: they failed repeatedly"):
-        run(job, 3, detectors=1)
+        run(job, 3, workers=1, detectors=1)
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -191,7 +191,7 @@ def test_run_ends_at_its_limit_after_the_shards_in_progress(tmp_path: Path, grac
 
 @pytest.mark.usefixtures("ray_here")
 def test_limit_that_is_not_reached_changes_nothing(tmp_path: Path) -> None:
-    state = run(SleepingJob(str(tmp_path)), 4, limit=Limit(lambda state: state.shards_done >= 5))
+    state = run(SleepingJob(str(tmp_path)), 4, workers=1, limit=Limit(lambda state: state.shards_done >= 5))
     assert (state.shards_done, state.limited) == (4, False)
 
 
@@ -215,7 +215,7 @@ def test_usage_counts_actors_that_run_with_their_share_of_a_gpu(monkeypatch: pyt
 def test_failing_shard_is_quarantined_after_three_tries(tmp_path: Path) -> None:
     errors: dict[int, str] = {}
     listener = Listener(quarantine=errors.__setitem__)
-    state = run(SleepingJob(str(tmp_path), failing=frozenset({2})), 6, listener)
+    state = run(SleepingJob(str(tmp_path), failing=frozenset({2})), 6, listener, workers=1)
     assert times(tmp_path, "tried", 2) == 3
     assert state.quarantined == [2]
     assert state.shards_done == 5
@@ -242,7 +242,7 @@ def test_worker_generates_while_it_writes_the_previous_shard(tmp_path: Path) -> 
 @pytest.mark.usefixtures("ray_here")
 def test_user_error_in_a_worker_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the model folder x is not a pipeline"):
-        run(RefusingJob(str(tmp_path)), 3)
+        run(RefusingJob(str(tmp_path)), 3, workers=1)
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -263,7 +263,7 @@ def test_workers_that_cannot_start_end_the_run(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(Unknown, "__module__", module.__name__)
     with pytest.raises(UserError, match="the workers cannot start"):
-        run(Unknown(str(tmp_path)), 3)
+        run(Unknown(str(tmp_path)), 3, workers=1)
 
 
 def test_wrong_address_raises_a_clear_error() -> None:
