@@ -44,7 +44,7 @@ def test_run_is_shown_as_a_table_on_a_terminal() -> None:
     assert lines[1].startswith("accepted 30 of 100 ")
     assert lines[2:] == [
         "speed 2.50 per second 1:02:05 left",
-        "workers 2 1 pending, 1 lost",
+        "workers 2 1 starting, 1 lost",
         "shards 3 of 10 5 requeued, 2 quarantined",
         "rejected 5 mask_small 4, low_confidence 1",
         "a worker was lost",

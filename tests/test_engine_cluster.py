@@ -112,22 +112,15 @@ def test_who_joins_a_cluster_without_a_token_is_warned() -> None:
     assert message in ran.stderr
 
 
-NO_WORKER = 99
-
 HEADLESS = """
-import faulthandler, os, sys, threading
+import faulthandler, sys
 from pathlib import Path
 
 faulthandler.dump_traceback_later(120, exit=True)  # shows where it hangs
 
-def give_up():
-    if not Path(sys.argv[2], "tried-0").exists():
-        faulthandler.dump_traceback()
-        os._exit(int(sys.argv[3]))
+def a_worker_is_busy():
+    return any(Path(sys.argv[2]).glob("tried-*"))  # Ray may start the two shards of a worker in any order
 
-started = threading.Timer(50, give_up)
-started.daemon = True
-started.start()
 from factory.cli import main
 from factory.engine import cluster, health
 from factory.engine.capacity import Capacity
@@ -145,12 +138,12 @@ ray_cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "incl
 killed = []
 
 def tick(state):
-    if not killed and Path(sys.argv[2], "tried-0").exists():
+    if not killed and a_worker_is_busy():
         killed.append(1)
         ray_cluster.head_node.kill_gcs_server()
 
 @main.app.command()
-def probe(folder: str, no_worker: int) -> None:
+def probe(folder: str) -> None:
     engine = EngineRecipe(address=ray_cluster.address)
     with cluster.connected(engine, 1), ClusterView(Capacity(engine, 1)) as view:
         pool = Pool(SleepingJob(folder, hanging=frozenset(range(9))), view.share)
@@ -164,10 +157,10 @@ main.run()
 
 
 def test_death_of_the_head_node_ends_the_run_with_a_clear_error(tmp_path: Path) -> None:
-    program = [sys.executable, "-c", HEADLESS, "probe", str(tmp_path), str(NO_WORKER)]
-    for _ in range(3):  # on a busy machine, Ray sometimes starts a cluster that never starts a worker
+    program = [sys.executable, "-c", HEADLESS, "probe", str(tmp_path)]
+    for _ in range(3):  # on a busy machine, Ray sometimes cannot start a cluster
         result = subprocess.run(program, capture_output=True, text=True, timeout=150, env=os.environ)
-        if result.returncode != NO_WORKER and "The current node timed out during startup" not in result.stderr:
+        if "The current node timed out during startup" not in result.stderr:
             break
     assert result.returncode == 75, result.stderr
     assert "the head node of the Ray cluster at" in result.stderr

@@ -99,7 +99,7 @@ def test_only_exit_code_4_lets_a_job_continue(
     job, lines = load_workflow(file, None, commands(), {}), list[str]()
     if continues:
         run_workflow(job, lines.append)
-        assert "complete, although some samples were not accepted" in lines[1]
+        assert "complete, although some samples were rejected in every attempt" in lines[1]
     else:
         with pytest.raises(UserError, match=rf"step 1 \(status\) ended with exit code {code};") as failed:
             run_workflow(job, lines.append)

@@ -125,7 +125,7 @@ def test_a_dataset_with_options_that_are_rejected_today_is_resumed_without_them(
         ({"root": Path("nowhere")}, "is not a PASCAL VOC folder with an image set train: JPEGImages is missing"),
         ({"image_set": "test"}, "ImageSets/Segmentation/test.txt is missing"),
         ({"min_area": 1.0}, "no image of"),
-        ({"dataset": "coco"}, "name it with --annotations"),
+        ({"dataset": "coco"}, "give --annotations instances_train2017.json"),
         ({"dataset": "coco", "image_set": "val"}, "--real-set val has no effect with --layout coco"),
         ({"method": "noise", "steps": 50}, "--inversion-steps 50 has no effect with --method noise"),
         ({"dataset": "coco", "annotations": Path("nowhere.json")}, "nowhere.json does not exist"),
