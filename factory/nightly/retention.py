@@ -65,7 +65,7 @@ def delete_night(root: Store, date: datetime.date) -> None:
                 _delete_files(path, confirm)
     if root.folder is not None:
         with _clear_errors(path), suppress(FileNotFoundError):
-            if not (path / DATASET / LEASE).exists():  # otherwise, somebody has begun the night again
+            if not (path / DATASET / LEASE).exists():  # otherwise, another driver has restarted the night
                 shutil.rmtree(path)
 
 

@@ -13,10 +13,10 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_lax_values(cls, data: Any) -> Any:
-        """Reject values that Pydantic would convert to another value than the one that was meant.
+        """Reject values that Pydantic would convert silently to something unintended.
 
-        It reads `n: true` as 1, and YAML 1.1 reads `yes` and `on` as true. Sets have no order, or another one in every
-        process, whereas the ids of classes and the choice of prompts depend on it.
+        It reads `n: true` as 1, and YAML 1.1 reads `yes` and `on` as true. Sets have another order in every
+        process, but class ids and the choice of prompts depend on the order.
         """
         for name, value in data.items() if isinstance(data, dict) else ():
             field = cls.model_fields.get(name)
