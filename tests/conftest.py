@@ -45,6 +45,18 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
         yield bucket
 
 
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A home folder without credentials."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.fixture(params=["s3://b/set", "gs://b/set"])
+def address(request: pytest.FixtureRequest) -> str:
+    """A dataset in a bucket of each kind."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Stable Diffusion pipeline with random weights: 64 x 64 images in a few milliseconds."""

@@ -13,18 +13,9 @@ from factory.dataset.storage import Store
 from factory.errors import StoreUnavailableError, TransientError, UserError
 from tests.support.bucket import Bucket, Fault
 
+pytestmark = pytest.mark.usefixtures("home")
+
 SECRET = "test-secret-key"
-
-
-@pytest.fixture(autouse=True)
-def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A home folder without credentials."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-
-
-@pytest.fixture(params=["s3://b/set", "gs://b/set"])
-def address(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.mark.parametrize("code", [400, 401, 403])

@@ -14,16 +14,7 @@ from factory.dataset.storage import ConflictError, Store
 from factory.errors import StoreUnavailableError, UserError
 from tests.support.bucket import Bucket, Fault
 
-
-@pytest.fixture(autouse=True)
-def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A home folder without credentials."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-
-
-@pytest.fixture(params=["s3://b/set", "gs://b/set"])
-def address(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def test_all_operations_on_s3_and_google_cloud(bucket: Bucket, address: str) -> None:
