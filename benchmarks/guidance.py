@@ -15,7 +15,8 @@ from factory.config.stickers import STEPS
 from factory.hf_logging import quiet_model_libraries
 from factory.stickers.detector import StickerDetector
 from factory.stickers.embedded import open_detector, open_pipeline
-from factory.stickers.evaluate import draw_images, found_in, variety_of
+from factory.stickers.evaluate import EvaluationSize, draw_images, found_in, variety_of
+from factory.stickers.partial_results import PartialResults
 from factory.stickers.sampling import Sampling
 
 SETTINGS: tuple[tuple[float, GuidanceSchedule], ...] = ((3, "constant"), (3, "linear"), (4, "linear"), (5, "linear"))
@@ -30,7 +31,8 @@ def table_row(sampling: Sampling, detector: StickerDetector, images_per_class: i
     """A row of the table."""
     pipeline = open_pipeline()
     with tempfile.TemporaryDirectory() as folder:
-        images = draw_images(pipeline, Path(folder), images_per_class, pairs, sampling, _silent)
+        out, size = Path(folder), EvaluationSize(images_per_class, pairs, scenes=0)
+        images = draw_images(pipeline, out, PartialResults(out, {}), size, sampling, _silent)
     found = found_in(detector, images)
     variety = [variety_of(pipeline, detector, name, sampling, _silent)["images"] for name in CLASSES]
     shown = ", ".join(f"{share:.2f}" for share in variety)

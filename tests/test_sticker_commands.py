@@ -67,6 +67,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     for module in (embedded, contact_sheet):
         monkeypatch.setattr(module, "open_pipeline", lambda model: SimpleNamespace(vae=None))
         monkeypatch.setattr(module, "open_detector", lambda folder=None: RedDetector())
+    monkeypatch.setattr(embedded, "model_digests", lambda *models: {"models": repr(models)})
     ious = dict.fromkeys(NAMES, 0.5) | {"dog": 1.0}
     monkeypatch.setattr(evaluate, "mask_iou", lambda detector, styles, scenes, report: ious)
     monkeypatch.setattr(evaluate, "round_trip", lambda *arguments: RoundTrip(80, 31.5, 0.99, 0.98, 0.25))
@@ -113,6 +114,40 @@ def test_models_are_evaluated_and_the_tables_written(calls: list[dict[str, Any]]
         assert row in text
     assert "Found least often: cat 0%, " in text
     assert text.split("-->\n")[1].removesuffix("<!-- evaluation ") in result.stdout
+
+
+def test_interrupted_evaluation_resumes_with_the_same_models(
+    calls: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    options = ["--images-per-class", 1, "--pairs", 26, "--scenes", 80]
+    assert invoke("evaluate", "--out", whole, *options).exit_code == 0
+    whole_calls = len(calls)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "round_trip", interrupt)
+        assert invoke("evaluate", "--out", out, *options).exit_code != 0
+    assert not (out / "evaluation.json").exists()
+    (out / "partial/pair-00025.png").unlink()
+    interrupted = len(calls)
+    assert invoke("evaluate", "--out", out, *options).exit_code == 0
+    resumed = [call["prompts"] for call in calls[interrupted:]]
+    assert [len(prompts) for prompts in resumed] == [1, 2]
+    figures = [json.loads((folder / "evaluation.json").read_text()) for folder in (whole, out)]
+    for measured in figures:
+        del measured["seconds_for_100_images"], measured["peak_memory_mib"]
+    assert figures[0] == figures[1]
+    assert not (out / "partial").exists()
+    assert len(calls) == 2 * whole_calls + 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "round_trip", interrupt)
+        invoke("evaluate", "--out", out, *options)
+    repeated = len(calls)
+    assert invoke("evaluate", "--out", out, *options, "--detector", "other").exit_code == 0
+    assert len(calls) == repeated + whole_calls
 
 
 def test_only_found_classes_are_measured_as_the_model_is_used(calls: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ app = typer.Typer(
     help="Draw with, train and evaluate the embedded models.",
     no_args_is_help=True,
 )
+
 _SCENES = 600
 
 
@@ -155,22 +156,26 @@ def evaluate(
 ) -> None:
     """Evaluate the embedded models: classes found, mask IoU, variety, memorisation, time and memory.
 
+    Rerun the same command to resume after an interruption.
+
     Example: factory stickers evaluate --pipeline stickers-turbo --found-only
 
     Example: factory stickers evaluate --judge runs/judge/model --table docs/embedded.md
     """
     from dataclasses import asdict
 
+    from factory import __version__
     from factory.hf_logging import quiet_model_libraries
 
     quiet_model_libraries()
     from factory.cli.messages import to_nowhere, to_stderr
     from factory.evaluation.markdown import check_page, write_table
     from factory.files.paths import check_writable_folder
-    from factory.stickers.embedded import open_detector, open_pipeline
-    from factory.stickers.evaluate import Judges, draw_images, found_in
+    from factory.stickers.embedded import model_digests, open_detector, open_pipeline
+    from factory.stickers.evaluate import EvaluationSize, Judges, draw_images, found_in
     from factory.stickers.evaluate import as_json as figures_of
     from factory.stickers.evaluate import evaluate as measure
+    from factory.stickers.partial_results import PartialResults
     from factory.stickers.sampling import Sampling
     from factory.stickers.tables import class_table, summary_table
 
@@ -184,12 +189,16 @@ def evaluate(
     usual = Sampling.of_model(pipeline)
     schedule = guidance_schedule or (usual.schedule if guidance is None else CONSTANT)
     sampling = Sampling(steps or usual.steps, usual.guidance if guidance is None else guidance, schedule)
+    size = EvaluationSize(images_per_class, pairs, scenes or _SCENES)
+    opened = open_pipeline(pipeline)
+    digests = model_digests(pipeline, detector, judge)
+    partial = PartialResults(out, digests | asdict(size) | asdict(sampling) | {"version": __version__})
     if found_only:
-        images = draw_images(open_pipeline(pipeline), out, images_per_class, pairs, sampling, report)
+        images = draw_images(opened, out, partial, size, sampling, report)
         typer.echo(dumps(asdict(found_in(judges.detector, images))))
+        partial.delete()
         return
-    scenes = _SCENES if scenes is None else scenes
-    measured = measure(open_pipeline(pipeline), judges, out, images_per_class, pairs, scenes, sampling, report)
+    measured = measure(opened, judges, out, partial, size, sampling, report)
     figures = figures_of(measured)
     (out / "evaluation.json").write_text(dumps(figures, indent=1) + "\n")
     given = {"--pipeline": None if pipeline == STICKERS else pipeline, "--detector": detector, "--judge": judge}
@@ -199,6 +208,7 @@ def evaluate(
         write_table(table, summary, "evaluation")
         write_table(table, by_class, "evaluation-classes")
     typer.echo(dumps(figures) if as_json else f"{summary}\n{by_class}")
+    partial.delete()
 
 
 def _check_only_found(others: dict[str, object]) -> None:

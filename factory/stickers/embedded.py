@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from factory.config.stickers import EMBEDDED_MODELS, STICKERS
 from factory.errors import UserError
+from factory.files.digest import folder_digest
 from factory.files.embedded_models import detector_folder, pipeline_folder
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def open_pipeline(model: str | Path = STICKERS) -> "StableDiffusionPipeline":
     from factory.config.sections import GeneratorRecipe
     from factory.generator.assembly import assemble
 
-    folder = pipeline_folder(str(model)) if str(model) in EMBEDDED_MODELS else Path(model)
+    folder = _pipeline_folder(model)
     pipeline = assemble(folder, None, GeneratorRecipe(model=str(folder)))
     if not isinstance(pipeline, StableDiffusionPipeline):
         raise UserError(f"{folder} is a {type(pipeline).__name__}; give the folder of a StableDiffusionPipeline.")
@@ -38,3 +39,13 @@ def open_detector(folder: Path | None = None) -> "StickerDetector":
     from factory.stickers.detector import StickerDetector
 
     return StickerDetector.from_pretrained(folder or detector_folder())
+
+
+def model_digests(pipeline: str | Path, detector: Path | None, judge: Path | None) -> dict[str, str]:
+    """The digests of the folders, with the embedded detector for None; `judge` is left out if it is None."""
+    folders = {"pipeline": _pipeline_folder(pipeline), "detector": detector or detector_folder(), "judge": judge}
+    return {name: folder_digest(folder) for name, folder in folders.items() if folder is not None}
+
+
+def _pipeline_folder(model: str | Path) -> Path:
+    return pipeline_folder(str(model)) if str(model) in EMBEDDED_MODELS else Path(model)

@@ -23,6 +23,7 @@ from factory.stickers.evaluate_parts import (
     mirrored_agreement,
     round_trip,
 )
+from factory.stickers.partial_results import PartialResults
 from factory.stickers.sampling import Sampling, sample
 from factory.stickers.training_scenes import scene_classes, training_scene
 from factory.training.sheet import tile
@@ -30,6 +31,15 @@ from factory.training.sheet import tile
 _VARIETY_IMAGES = 50
 _VARIETY_CLASSES = ("dog", "bicycle", "pizza", "umbrella", "chair")
 _MEMORISATION_SCENES = 4000
+
+
+@dataclass(frozen=True)
+class EvaluationSize:
+    """Numbers of generated images, and of rendered scenes for the metrics of the detector and the autoencoder."""
+
+    images_per_class: int
+    pairs: int
+    scenes: int
 
 
 @dataclass(frozen=True)
@@ -85,40 +95,46 @@ def evaluate(
     pipeline: StableDiffusionPipeline,
     judges: Judges,
     out: Path,
-    images_per_class: int,
-    pairs: int,
-    scenes: int,
+    partial: PartialResults,
+    size: EvaluationSize,
     sampling: Sampling,
     report: Report,
 ) -> Evaluation:
-    """Measure everything and write the sheets `classes.png` and `pairs.png` to `out`."""
-    detector = judges.detector
-    report("time and memory: 100 images")
-    seconds, memory = time_and_memory(pipeline, sampling)
-    report(f"  {seconds:.1f} s, peak {memory:.0f} MiB")
-    images = draw_images(pipeline, out, images_per_class, pairs, sampling, report)
-    singles, doubles = images.singles, images.pairs
-    all_singles = [picture for pictures in singles.values() for picture in pictures]
-    train_iou = mask_iou(detector, TRAIN_STYLES, scenes, report)
-    held_out_iou = mask_iou(detector, (HELD_OUT_STYLE,), scenes, report)
-    variety = {name: variety_of(pipeline, detector, name, sampling, report) for name in _VARIETY_CLASSES}
+    """Measure everything that `partial` does not contain yet, and write `classes.png` and `pairs.png` to `out`."""
+    detector, second = judges.detector, judges.second
+    cost = partial.figures("cost", lambda: time_and_memory(pipeline, sampling))
+    report("100 images: {seconds:.1f} s, peak {mib:.0f} MiB".format(**cost))
+    images = draw_images(pipeline, out, partial, size, sampling, report)
+    singles = [picture for pictures in images.singles.values() for picture in pictures]
+    mirrored = singles[:400] + [picture for _, picture in images.pairs]
+
+    def variety(name: str) -> dict[str, float]:
+        return partial.figures(f"variety of {name}", lambda: variety_of(pipeline, detector, name, sampling, report))
+
+    found = partial.figures("found", lambda: asdict(found_in(detector, images)))
+    report("found: one object {one_object:.1%}, both of two {both_of_two:.1%}".format(**found))
+    found_by_judge = partial.figures("judge", lambda: asdict(found_in(second, images))) if second else None
+    train_iou = partial.figures("train", lambda: mask_iou(detector, TRAIN_STYLES, size.scenes, report))
+    held_out_iou = partial.figures("held-out", lambda: mask_iou(detector, (HELD_OUT_STYLE,), size.scenes, report))
+    agreement = partial.figures("mirrored", lambda: {"mean": mirrored_agreement(detector, mirrored, report)})
+    kept = partial.figures("autoencoder", lambda: asdict(round_trip(pipeline.vae, detector, size.scenes, report)))
     return Evaluation(
         sampling=sampling,
-        images_per_class=images_per_class,
-        pairs=pairs,
-        found=found_in(detector, images),
-        found_by_judge=found_in(judges.second, images) if judges.second else None,
-        autoencoder=round_trip(pipeline.vae, detector, scenes, report),
-        scenes=scenes,
+        images_per_class=size.images_per_class,
+        pairs=size.pairs,
+        found=Found(**found),
+        found_by_judge=Found(**found_by_judge) if found_by_judge else None,
+        autoencoder=RoundTrip(**kept),
+        scenes=size.scenes,
         mask_miou_train=float(np.mean(list(train_iou.values()))),
         mask_miou_held_out=float(np.mean(list(held_out_iou.values()))),
         mask_iou_by_class_train=train_iou,
         mask_iou_by_class_held_out=held_out_iou,
-        mirrored_agreement=mirrored_agreement(detector, all_singles[:400] + [p for _, p in doubles], report),
-        variety=variety,
-        nearest_scene=nearest_scene(all_singles, report),
-        seconds_for_100_images=seconds,
-        peak_memory_mib=memory,
+        mirrored_agreement=agreement["mean"],
+        variety={name: variety(name) for name in _VARIETY_CLASSES},
+        nearest_scene=partial.figures("nearest scene", lambda: nearest_scene(singles, report)),
+        seconds_for_100_images=cost["seconds"],
+        peak_memory_mib=cost["mib"],
         threads=torch.get_num_threads(),
     )
 
@@ -126,63 +142,42 @@ def evaluate(
 def draw_images(
     pipeline: StableDiffusionPipeline,
     out: Path,
-    images_per_class: int,
-    pairs: int,
+    partial: PartialResults,
+    size: EvaluationSize,
     sampling: Sampling,
     report: Report,
 ) -> DrawnImages:
     """Draw images of every class and of random pairs, and write the sheets `classes.png` and `pairs.png` to `out`."""
-    out.mkdir(parents=True, exist_ok=True)
     names = coco().names
-    singles = _single_images(pipeline, sampling, images_per_class, report)
+    single_names = [name for name in names for _ in range(size.images_per_class)]
+    rng = np.random.default_rng(20)
+    pair_names = [tuple(names[k] for k in rng.choice(len(names), 2, replace=False)) for _ in range(size.pairs)]
+
+    def drawn(label: str, kind: str, groups: list[tuple[str, ...]], first_seed: int) -> list[Image.Image]:
+        def draw(indices: range) -> list[Image.Image]:
+            prompts = [caption(groups[k]) for k in indices]
+            return sample(pipeline, prompts, [first_seed + k for k in indices], sampling=sampling)
+
+        return partial.images(kind, len(groups), draw, lambda done: report(f"{label}: {done} of {len(groups)}"))
+
+    pictures = drawn("one object", "single", [(name,) for name in single_names], 1_000_000)
+    singles: dict[str, list[Image.Image]] = {name: [] for name in names}
+    for name, picture in zip(single_names, pictures, strict=True):
+        singles[name].append(picture)
     tile([[singles[name][0] for name in names[row : row + 16]] for row in range(0, 80, 16)]).save(out / "classes.png")
-    drawn = _pair_images(pipeline, sampling, pairs, report)
-    first = [picture for _, picture in drawn[:80]]
+    doubles = drawn("two objects", "pair", pair_names, 2_000_000)
+    first = doubles[:80]
     tile([first[row : row + 16] for row in range(0, len(first), 16)]).save(out / "pairs.png")
-    return DrawnImages(singles, drawn)
+    return DrawnImages(singles, list(zip(pair_names, doubles, strict=True)))
 
 
-def time_and_memory(pipeline: StableDiffusionPipeline, sampling: Sampling) -> tuple[float, float]:
-    """Seconds for 100 images, and this process's peak resident memory in MiB so far."""
+def time_and_memory(pipeline: StableDiffusionPipeline, sampling: Sampling) -> dict[str, float]:
+    """`seconds` for 100 images, and this process's peak resident memory so far in `mib`."""
     start = time.perf_counter()
     prompts = [caption((name,)) for name in (coco().names * 2)[:100]]
     sample(pipeline, prompts, range(100), sampling=sampling)
     seconds = time.perf_counter() - start
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _single_images(
-    pipeline: StableDiffusionPipeline, sampling: Sampling, images_per_class: int, report: Report
-) -> dict[str, list[Image.Image]]:
-    """Images of one object, by class."""
-    names = [name for name in coco().names for _ in range(images_per_class)]
-    pictures = sample(
-        pipeline,
-        [caption((name,)) for name in names],
-        [1_000_000 + k for k in range(len(names))],
-        progress=lambda done: report(f"one object: {done} of {len(names)}"),
-        sampling=sampling,
-    )
-    images: dict[str, list[Image.Image]] = {name: [] for name in coco().names}
-    for name, picture in zip(names, pictures, strict=True):
-        images[name].append(picture)
-    return images
-
-
-def _pair_images(
-    pipeline: StableDiffusionPipeline, sampling: Sampling, pairs: int, report: Report
-) -> list[tuple[tuple[str, ...], Image.Image]]:
-    """Random pairs of classes with an image of each pair."""
-    rng = np.random.default_rng(20)
-    names = [tuple(coco().names[k] for k in rng.choice(80, 2, replace=False)) for _ in range(pairs)]
-    pictures = sample(
-        pipeline,
-        [caption(pair) for pair in names],
-        [2_000_000 + k for k in range(pairs)],
-        progress=lambda done: report(f"two objects: {done} of {pairs}"),
-        sampling=sampling,
-    )
-    return list(zip(names, pictures, strict=True))
+    return {"seconds": seconds, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def found_in(detector: StickerDetector, images: DrawnImages) -> Found:

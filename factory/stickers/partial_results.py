@@ -1,0 +1,80 @@
+"""Keeps what an evaluation has generated and measured, so that an interrupted one resumes."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from factory.files.atomic import replaced_atomically, write_atomically
+from factory.files.strict_json import dumps
+
+_BATCH = 25
+
+Figures = TypeVar("Figures", bound=Mapping[str, object])
+
+
+class PartialResults:
+    """Figures by name in `folder/partial/figures.json`, and images beside them.
+
+    `identity` describes the models and options, as JSON values. Results of another identity are deleted.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, object]) -> None:
+        self._folder = folder / "partial"
+        self._file = self._folder / "figures.json"
+        self._saved: dict[str, Any] = {"identity": dict(identity), "figures": {}}
+        if self._file.exists():
+            saved = json.loads(self._file.read_text())
+            if saved["identity"] == self._saved["identity"]:
+                self._saved = saved
+                return
+            self.delete()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._write()
+
+    def figures(self, name: str, measure: Callable[[], Figures]) -> Figures:
+        """The figures that `measure` returns, JSON values; measured once and then read from the file."""
+        figures = self._saved["figures"]
+        if name not in figures:
+            figures[name] = measure()
+            self._write()
+        measured: Figures = figures[name]
+        return measured
+
+    def images(
+        self,
+        name: str,
+        count: int,
+        draw: Callable[[range], list[Image.Image]],
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[Image.Image]:
+        """`count` images, which `draw` generates for a range of indices; those that exist are read."""
+        pictures: list[Image.Image] = []
+        for first in range(0, count, _BATCH):
+            indices = range(first, min(first + _BATCH, count))
+            files = [self._folder / f"{name}-{index:05d}.png" for index in indices]
+            if all(file.exists() for file in files):
+                pictures += [_opened(file) for file in files]
+                continue
+            drawn = draw(indices)
+            for picture, file in zip(drawn, files, strict=True):
+                with replaced_atomically(file) as partial:
+                    picture.save(partial, format="PNG")
+            pictures += drawn
+            progress(len(pictures))
+        return pictures
+
+    def delete(self) -> None:
+        """Delete the figures and images."""
+        shutil.rmtree(self._folder)
+
+    def _write(self) -> None:
+        write_atomically(self._file, dumps(self._saved, indent=1) + "\n")
+
+
+def _opened(file: Path) -> Image.Image:
+    with Image.open(file) as picture:
+        return picture.convert("RGB")
