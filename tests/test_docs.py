@@ -61,6 +61,16 @@ def test_every_command_and_option_has_a_help_text(hook: ModuleType) -> None:
     assert missing == []
 
 
+def test_the_overview_of_commands_is_grouped_and_has_short_descriptions(hook: ModuleType) -> None:
+    from factory.cli.main import app
+
+    assert [
+        command.name for command in app.registered_commands if not (command.hidden or command.rich_help_panel)
+    ] == []
+    first_lines = {name: command.help.split("\n\n")[0] for name, command, _ in hook.walk_commands()}
+    assert {name: line for name, line in first_lines.items() if len(line) > 110} == {}
+
+
 def test_help_texts_have_no_line_breaks_within_a_paragraph(hook: ModuleType) -> None:
     for name, command, _ in hook.walk_commands():
         assert all("\n" not in paragraph for paragraph in command.help.split("\n\n")), name

@@ -25,7 +25,7 @@ def compare_segmenters(
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare segmenters on labelled images that none of them was trained on (Protocol II of the paper).
+    """Compare segmenters on labelled images that none was trained on (Protocol II of the paper).
 
     Example: factory compare-segmenters a=runs/a/model b=runs/b/model --real VOC=VOCdevkit/VOC2012
     """

@@ -28,7 +28,9 @@ def export(
     partial: Annotated[bool, typer.Option("--partial", help="Export an unfinished dataset as it is now.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Export a dataset as COCO, PASCAL VOC, YOLO or Hugging Face parquet; rerun the same command to resume.
+    """Export a dataset as COCO, PASCAL VOC, YOLO or Hugging Face parquet.
+
+    Rerun the same command to resume, or to add the new samples of a dataset that has grown.
 
     Example: factory export out/ --format coco
 

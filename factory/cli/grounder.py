@@ -46,11 +46,11 @@ def train_grounder(
     threads: Threads = 0,
     start: Annotated[Path | None, typer.Option(help="Grounder folder with the initial weights.")] = None,
 ) -> None:
-    """Train a grounder, the network that predicts masks, on oracle datasets, without human labels.
+    """Train a grounder, the network that predicts masks, on oracle datasets.
 
-    Rerun the same command to resume from the last checkpoint, with the same result; at most 200 steps are lost. Samples
-    of unseen classes of the split are rejected. `tensorboard --logdir OUT/board` shows losses, masks and metrics on
-    held-out samples.
+    No human labels are needed. Rerun the same command to resume from the last checkpoint, with the same result; at most
+    200 steps are lost. Samples of unseen classes of the split are rejected. `tensorboard --logdir OUT/board` shows
+    losses, masks and metrics on held-out samples.
 
     Example: factory train-grounder oracle/ --out runs/grounder
 
@@ -110,11 +110,12 @@ def evaluate_grounder(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate grounders on newly generated images: mIoU with the masks of a detector (Protocol I of the paper).
+    """Evaluate grounders on newly generated images (Protocol I of the paper), or on labelled images.
 
-    Each grounder is evaluated on the split of its training, like the attention baseline, on images with one and two
-    objects of seen and unseen classes. Only images in which the detector finds every class of the prompt count. The IoU
-    of a class is computed over all images, then averaged over classes and over splits.
+    Protocol I is the mIoU with the masks of a detector. Each grounder is evaluated on the split of its training, like
+    the attention baseline, on images with one and two objects of seen and unseen classes. Only images in which the
+    detector finds every class of the prompt count. The IoU of a class is computed over all images, then averaged over
+    classes and over splits.
 
     Example: factory evaluate-grounder runs/1/model runs/2/model runs/3/model --classes voc --out protocol/
 
@@ -169,7 +170,7 @@ def import_grounder(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Convert the weights released by the authors of the paper to a grounder folder (module `paper-cfg`).
+    """Convert the weights that the authors of the paper released to a grounder (module `paper-cfg`).
 
     Example: factory import-grounder grounding_module.pth --model stable-diffusion-v1-5/stable-diffusion-v1-5
     --out runs/released

@@ -75,10 +75,11 @@ def invert(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Invert labelled real images to noise, and store the latents with the labels as training data for a grounder.
+    """Turn labelled real images into training data of a grounder, by inverting them to noise.
 
-    The result is a dataset in the format of `bootstrap-oracle`; `train-grounder` accepts it alone or with others. Rerun
-    the same command to resume. Each sample records the PSNR of its reconstruction.
+    The latents are stored with the labels. The result is a dataset in the format of `bootstrap-oracle`;
+    `train-grounder` accepts it alone or with others. Rerun the same command to resume. Each sample records the PSNR of
+    its reconstruction.
 
     Example: factory invert --real VOCdevkit/VOC2012 --split 1 --shards inverted/
 

@@ -5,7 +5,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, NoReturn
 
 import typer
@@ -56,18 +56,19 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _command in (generate, plan, nightly, status, verify, models, preview, report, export, invert, prompts):
-    app.command()(_command)
-app.command("sheet", hidden=True)(preview)  # the former name
-app.command("bootstrap-oracle")(bootstrap_oracle)
-app.command("train-grounder")(train_grounder)
-app.command("evaluate-grounder")(evaluate_grounder)
-app.command("import-grounder")(import_grounder)
-app.command("train-segmenter")(train_segmenter)
-app.command("evaluate-segmenter")(evaluate_segmenter)
-app.command("compare-segmenters")(compare_segmenters)
-app.command("run")(run_steps)
-app.add_typer(stickers.app, name="stickers", cls=Group)
+_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Datasets": (generate, plan, status, verify, preview, export, report, nightly),
+    "Models and prompts": (models, prompts),
+    "Grounders": (bootstrap_oracle, invert, train_grounder, evaluate_grounder, import_grounder),
+    "Segmenters": (train_segmenter, evaluate_segmenter, compare_segmenters),
+}
+for _panel, _members in _PANELS.items():
+    for _command in _members:
+        app.command(rich_help_panel=_panel)(_command)
+_OTHER = "Jobs and embedded models"
+app.command("run", rich_help_panel=_OTHER)(run_steps)
+app.add_typer(stickers.app, name="stickers", cls=Group, rich_help_panel=_OTHER)
+app.command("sheet", hidden=True)(preview)  # the name of `preview` in version 0.1.0
 for _commands in (app.registered_commands, stickers.app.registered_commands):
     refuse_urls(_commands)
     _set_help(_commands)

@@ -11,7 +11,7 @@ from factory.files.strict_json import dumps
 
 
 def models(as_json: AsJson = False) -> None:
-    """List the embedded models, the mask sources and the detectors, and whether each is installed.
+    """List the embedded models, mask sources and detectors, and whether each is installed.
 
     Example: factory models
     """

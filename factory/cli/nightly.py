@@ -34,11 +34,11 @@ def nightly(
         bool, typer.Option("--json", help="Print only the line of JSON, without progress and messages.")
     ] = False,
 ) -> None:
-    """Make the dataset of a night within a budget: generate, verify, export, report, delete old nights and notify.
+    """Generate the dataset of a night within a budget, then verify, export and report it.
 
-    If the night is already complete, nothing is done. After an interruption, or after the budget is used up, rerun the
-    same command to continue. Messages and progress go to standard error. Standard output is the result as one line of
-    JSON.
+    Finally, old nights are deleted and notifications are sent. If the night is already complete, nothing is done. After
+    an interruption, or after the budget is used up, rerun the same command to continue. Messages and progress go to
+    standard error. Standard output is the result as one line of JSON.
 
     Example: factory nightly nightly.yaml
 

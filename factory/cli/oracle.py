@@ -23,7 +23,7 @@ from factory.cli.shared_options import (
     Lora,
     Model,
     NoiseLevel,
-    Objects,
+    OracleObjects,
     PromptStyle,
     RecipeFile,
     Seed,
@@ -47,7 +47,7 @@ def bootstrap_oracle(
     lora: Lora = None,
     detector: Detector = None,
     noise_level: NoiseLevel = None,
-    objects: Objects = None,
+    objects: OracleObjects = None,
     cooccurrence: Cooccurrence = None,
     prompt_style: PromptStyle = None,
     seed: Seed = None,
@@ -76,11 +76,11 @@ def bootstrap_oracle(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Generate images of seen classes with the masks of a detector: the training data for `factory train-grounder`.
+    """Generate the training data of a grounder: images of seen classes with the masks of a detector.
 
     The masks of the detector are merged per class. Classes that it does not find are omitted from a sample, and pixels
-    of uncertain detections are marked 255.
-    Rerun the same command to resume; `factory verify` checks the result like any other dataset.
+    of uncertain detections are marked 255. Rerun the same command to resume; `factory verify` checks the result like
+    any other dataset.
 
     Example: factory bootstrap-oracle --classes voc --split 1 --n 10000 --shards oracle/
 

@@ -69,7 +69,10 @@ def plan(
     workers: Annotated[int, typer.Option(help="Number of workers for the time estimate.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Show the shards, classes and prompts that `factory generate` would produce, and estimate time and disk space.
+    """Show what `factory generate` would produce, and estimate time and disk space.
+
+    Prints the shards, the samples per class and the first prompts, after the checks that `factory generate` performs
+    before it starts.
 
     Example: factory plan --classes coco --n 110000 --objects "1:0.5,2:0.5"
 

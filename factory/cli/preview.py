@@ -15,7 +15,7 @@ def preview(
     n: Annotated[int, typer.Option("--n", help="Number of samples to show.")] = 24,
     as_json: AsJson = False,
 ) -> None:
-    """Draw the first samples of a dataset next to their masks, and print the path of the image.
+    """Draw the first samples of a dataset next to their masks, as one image.
 
     Example: factory preview out/ --out sheet.png
     """

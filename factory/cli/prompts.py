@@ -57,10 +57,11 @@ def prompts(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a prompts file with a language model: varied sentences that name given classes and no others.
+    """Write a prompts file with a language model.
 
-    Each line is checked and requested again if it is rejected. Rerun the same command to resume. The API key of a
-    server is read from the environment variable OPENAI_API_KEY.
+    Prompts are varied sentences that name the given classes and no others. Each line is checked, and requested again if
+    it is rejected. Rerun the same command to resume. The API key of a server is read from the environment variable
+    OPENAI_API_KEY.
 
     Example: factory prompts --classes voc --n 1000 --objects "1:0.5,2:0.5" --lm Qwen/Qwen3-4B --out prompts.jsonl
 

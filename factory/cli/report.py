@@ -19,7 +19,7 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a report of a dataset: index.html, a page to view, and report.json, which contains every number on it.
+    """Write a report of a dataset: a page (index.html), and every number on it (report.json).
 
     It shows the yield of each filter, classes, objects, image quality, near-duplicates, agreement with the detector,
     time and errors, random, worst and rejected images, and with --compare the difference from another dataset.

@@ -60,7 +60,7 @@ def train_segmenter(
     threads: Threads = 0,
     start: Annotated[Path | None, typer.Option(help="Segmenter folder with the initial weights.")] = None,
 ) -> None:
-    """Train a standard segmentation model on datasets, optionally mixed with labelled images.
+    """Train a segmentation model on datasets, optionally mixed with labelled images.
 
     Rerun the same command after an interruption to resume from the last checkpoint, with the same result.
 
@@ -118,9 +118,10 @@ def evaluate_segmenter(
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a segmenter on labelled images: IoU per class, mIoU of seen and unseen classes, and their harmonic mean.
+    """Evaluate a segmenter on labelled images.
 
-    Pixels are summed over the whole image set and 255 is ignored, as in the PASCAL VOC devkit.
+    Prints the IoU of each class, the mIoU of seen and unseen classes, and their harmonic mean. Pixels are summed over
+    the whole image set and 255 is ignored, as in the PASCAL VOC devkit.
 
     Example: factory evaluate-segmenter runs/segmenter/model --real VOCdevkit/VOC2012 --split 1
 

@@ -49,12 +49,10 @@ Count = Annotated[
         help="Number of accepted samples; required unless the recipe file or the dataset to resume contains it.",
     ),
 ]
-Objects = Annotated[
-    str | None,
-    typer.Option(
-        help='Shares of images with one, two, ... up to six objects, as in "1:0.5,2:0.5"; by default all with one '
-        "object, in bootstrap-oracle half with one and half with two."
-    ),
+_OBJECTS = 'Shares of images by number of objects, up to six, as in "1:0.5,2:0.5"; by default, '
+Objects = Annotated[str | None, typer.Option(help=_OBJECTS + "every image has one object.")]
+OracleObjects = Annotated[
+    str | None, typer.Option("--objects", help=_OBJECTS + "half of the images have one object and half have two.")
 ]
 Cooccurrence = Annotated[
     str | None,
@@ -142,7 +140,7 @@ Batch = Annotated[
     str | None,
     typer.Option(
         callback=_batch,
-        help="Images that are generated together, 8 by default; auto measures how many fit into GPU memory.",
+        help="Images per batch, 8 by default; auto measures how many fit into GPU memory.",
     ),
 ]
 

@@ -1,11 +1,11 @@
 """`factory status`: the progress of a dataset, or all nights of `factory nightly`."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from factory.cli.nightly import nights_of, nights_table
-from factory.cli.shared_options import AsJson, Dataset
+from factory.cli.shared_options import AsJson
 from factory.errors import command, counted
 from factory.files.strict_json import dumps
 
@@ -13,14 +13,19 @@ _ACTIVE = ("running", "waiting", "finishing")
 
 
 def status(
-    dataset: Dataset,
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET", help="Folder or URL (s3://, gs://, az://) of a dataset, or the root of nightly datasets."
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Show the progress of a dataset, even while another machine generates it, or list the nights of `factory nightly`.
+    """Show the progress of a dataset, or list the nights of `factory nightly`.
 
-    If DATASET is the root of a nightly configuration, each night is a line with its state, samples, yield, time and
-    cost. The state "stale" means that the driver has sent no heartbeat for more than a minute: rerun its command to
-    resume.
+    A dataset can be watched from any machine while it is generated. The state "stale" means that the driver has sent
+    no heartbeat for more than a minute: rerun its command to resume. For the root of nightly datasets, each line is a
+    night with its state, samples, yield, time and cost.
 
     Example: factory status out/
 

@@ -13,7 +13,7 @@ from factory.errors import UserError
 from factory.files.strict_json import dumps
 
 app = typer.Typer(
-    help="Draw with, train and evaluate the embedded models.",
+    help="Render scenes, and train and evaluate the embedded models.",
     no_args_is_help=True,
 )
 
@@ -80,7 +80,9 @@ def train(
     part: Annotated[
         ModelName,
         typer.Argument(
-            metavar="MODEL", help="The model to train; those that it needs come from --out or else from the package."
+            metavar="MODEL",
+            help="autoencoder, diffusion, turbo, detector or judge (a second detector); the models that it needs come "
+            "from --out, or else from the package.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the runs, with one subfolder per model.")] = Path("runs"),
@@ -97,7 +99,9 @@ def train(
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the training.")] = 0,
     start: Annotated[Path | None, typer.Option(help="Folder of a trained model with the initial weights.")] = None,
 ) -> None:
-    """Train one of the embedded models; rerun the same command to resume after an interruption.
+    """Train one of the embedded models.
+
+    Rerun the same command to resume after an interruption.
 
     Example: factory stickers train detector --out runs --steps 2000
     """
@@ -152,7 +156,7 @@ def evaluate(
         typer.Option(min=80, help=f"Newly rendered scenes for the mask IoU, per style group; by default {_SCENES}."),
     ] = None,
     table: Table = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print only the figures, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the metrics, as JSON.")] = False,
 ) -> None:
     """Evaluate the embedded models: classes found, mask IoU, variety, memorisation, time and memory.
 
@@ -227,7 +231,7 @@ def evaluate_autoencoder(
     scenes: Annotated[
         int, typer.Option(min=1, help="Newly rendered scenes with one object, and as many with two.")
     ] = 400,
-    as_json: Annotated[bool, typer.Option("--json", help="Print only the figures, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the metrics, as JSON.")] = False,
 ) -> None:
     """Evaluate reconstructions of the autoencoder: PSNR, and the objects that the detector still finds.
 

@@ -28,13 +28,16 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every byte of a dataset: digests, keys, members, masks, ids, areas and duplicates.
+    """Check every byte of a dataset; with --repair, generate again what is damaged or missing.
+
+    Checks digests, keys, members, masks, ids, areas and duplicates.
 
     Example: factory verify out/
 
     Example: factory verify out/ --repair
 
-    Exit codes: 0 all existing shards are sound, 2 invalid input, 3 the repair failed for some shards, 5 damaged.
+    Exit codes: 0 all existing shards are sound, 2 invalid input, 3 the repair failed for some shards, 5 damaged, 75
+    temporary failure.
     """
     from factory.cli.messages import to_stderr
     from factory.dataset.lease import leased

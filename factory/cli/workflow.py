@@ -20,7 +20,7 @@ def run_steps(
         bool, typer.Option("--dry-run", "--dry", help="Print the commands without running them.")
     ] = False,
 ) -> None:
-    """Run the steps of a job file in order, such as bootstrap-oracle, train-grounder, generate and train-segmenter.
+    """Run a job: a chain of factory commands from one file.
 
     Completed steps are skipped, and an interrupted step resumes: rerun the same command after a failure.
 
