@@ -8,7 +8,11 @@ from factory import exit_codes
 
 
 class UserError(ValueError):
-    """Invalid input. The message states what was given, what is allowed and what to do. Exit code 2."""
+    """Invalid input (exit code 2), and the base class of all errors with a one-sentence message.
+
+    The message states what was given, what is allowed and what to do. `exit_code` is the code with which a command
+    ends.
+    """
 
     exit_code: int = exit_codes.BAD_INPUT
 

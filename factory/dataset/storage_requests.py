@@ -1,4 +1,4 @@
-"""Runs the requests of a store: a client with the right time-out for each, retries, and clear errors."""
+"""Runs the requests of a store: a client with the right timeout for each, retries, and clear errors."""
 
 import contextlib
 import importlib

@@ -32,8 +32,7 @@ def unpack(data: bytes) -> Iterator[EncodedSample]:
     """Read the samples of a tar in order; raises ValueError if it is truncated, foreign or out of order.
 
     The members of a sample must be adjacent; all of them are kept, regardless of their suffix. Only what `pack` writes
-    is
-    accepted: regular files named by a key, no links, no sparse files, no extended headers.
+    is accepted: regular files named by a key, no links, no sparse files, no extended headers.
     """
     current, members, count = "", dict[str, bytes](), 0
     for name, content in _files(data):

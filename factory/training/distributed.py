@@ -67,9 +67,9 @@ def train_on_several(
     """Call `train_here(run)` in `devices` processes of a Ray cluster, each with its part of every batch.
 
     `run.out` and the data must have the same paths on all machines; the processes receive the driver's environment
-    variables for buckets and the model hub. Raises KeyboardInterrupt after a signal, once the
-    checkpoint of the current step is written, and UserError if the batch cannot be divided, if there are too few GPUs,
-    or if a process raises one.
+    variables for buckets and the model hub. Raises KeyboardInterrupt after a signal, once the checkpoint of the current
+    step is written, and UserError if the batch cannot be divided, if there are too few GPUs, or if a process raises
+    one.
     """
     if run.batch is None or run.batch % devices:
         raise UserError(
