@@ -1,4 +1,4 @@
-"""Driver overhead with an object store of 30 ms latency: start, status, statement, and shards per second.
+"""Driver overhead with an object store of 30 ms latency: start, status, description, and shards per second.
 
     python -m benchmarks.driver --shards 100000
 
@@ -6,8 +6,8 @@ The bucket is a server in a process of its own that waits `--latency` before eac
 time of the driver alone, which other programs on the machine hardly affect. Rows:
 
 - `start`: finds the missing shards of an incomplete dataset: recipe, lease, receipts, quarantine.
-- `statement, no index`: totals of all receipts, each of which is read, as for a dataset of an older version.
-- `statement`, `status`: the same with the receipt index that a run writes.
+- `description, no index`: totals of all receipts, each of which is read, as for a dataset of an older version.
+- `description`, `status`: the same with the receipt index that a run writes.
 - `driver`: shards per second that a run's reporter can process, while it reads receipts for the index.
 """
 
@@ -22,9 +22,9 @@ from pathlib import Path
 from factory.cli.status import state
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
+from factory.dataset.description import write_description
 from factory.dataset.lease import leased
 from factory.dataset.receipts import missing, receipt_name, tags
-from factory.dataset.statement import write_statement
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import existing_recipe
 from factory.engine.interface import Done
@@ -117,8 +117,8 @@ def main() -> None:
     print(head)
     timed("start", lambda: start(Store(ADDRESS)))
     timed("driver", lambda: drive(Store(ADDRESS), recipe, shards, options.seconds))
-    timed("statement, no index", lambda: write_statement(Store(ADDRESS), recipe))
-    timed("statement", lambda: write_statement(Store(ADDRESS), recipe))
+    timed("description, no index", lambda: write_description(Store(ADDRESS), recipe))
+    timed("description", lambda: write_description(Store(ADDRESS), recipe))
     timed("status", lambda: state(ADDRESS))
     pipe.send("")
     server.terminate()

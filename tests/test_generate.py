@@ -39,8 +39,8 @@ def copy_of(finished: Path, to: Path) -> Path:
 
 
 def test_finished_dataset_is_recorded_as_complete(finished: Path) -> None:
-    statement = json.loads((finished / "dataset.json").read_text())
-    assert (statement["samples"], statement["complete"], statement["shards"]) == (12, True, 3)
+    description = json.loads((finished / "dataset.json").read_text())
+    assert (description["samples"], description["complete"], description["shards"]) == (12, True, 3)
     assert json.loads((finished / "progress.json").read_text())["status"] == "done"
     assert not (finished / "wids-meta.json").exists()
 

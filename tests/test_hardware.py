@@ -24,7 +24,7 @@ from factory.generation.pin import pin_recipe
 from factory.generation.run import generate, prepare
 from factory.generation.shard_job import ContentJob
 from factory.generation.worker_memory import parameters
-from factory.training.precision import bfloat16_pays
+from factory.training.precision import bfloat16_is_faster
 
 
 def _recipe(model: Path, dtype: str | None = None, batch: Any = 8, **engine: Any) -> Recipe:
@@ -83,7 +83,7 @@ def test_instructions_of_the_cpu_are_those_of_the_kernel(tmp_path: Path, flags: 
 
 
 def test_driver_and_training_agree_about_this_cpu() -> None:
-    assert hardware.cpu_has_bfloat16() == bfloat16_pays("cpu")
+    assert hardware.cpu_has_bfloat16() == bfloat16_is_faster("cpu")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

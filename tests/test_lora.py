@@ -203,7 +203,7 @@ def test_a_grounder_belongs_to_the_lora_that_it_was_trained_with() -> None:
 
 
 def test_a_compiled_u_net_is_not_offloaded(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("factory.generator.placing.find_spec", lambda library: library)
+    monkeypatch.setattr("factory.generator.placement.find_spec", lambda library: library)
     generator = {"model": str(tiny_model), "compile": True}
     with pytest.raises(UserError, match=r"generator\.compile has no effect on a U-Net with engine\.offload"):
         preflight(make_recipe({"n": 1, "generator": generator, "engine": {"offload": True}}))

@@ -7,10 +7,10 @@ import pytest
 
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
+from factory.dataset.description import write_description
 from factory.dataset.reader import open_dataset
 from factory.dataset.receipt_index import ReceiptIndex
 from factory.dataset.receipts import receipt_name, tags
-from factory.dataset.statement import write_statement
 from factory.dataset.storage import Store
 from factory.dataset.totals import current_totals
 from factory.errors import UserError
@@ -35,7 +35,7 @@ def bucket(bucket: Bucket, recipe: Recipe) -> Bucket:
 
 def test_every_receipt_is_read_once(bucket: Bucket, recipe: Recipe) -> None:
     store = Store("s3://b/set")
-    sums = write_statement(store, recipe)
+    sums = write_description(store, recipe)
     assert (sums.shards, sums.accepted, sums.rejected) == (SHARDS, 4 * SHARDS, {"overlap": 2 * SHARDS})
     assert SHARDS <= bucket.requests["GET"] <= SHARDS + 10, "a listing of two pages and three files to compare"
     bucket.requests.clear()
@@ -58,7 +58,7 @@ def test_resumed_run_keeps_the_entries_of_earlier_runs(bucket: Bucket, recipe: R
 def test_readers_read_the_index_and_no_receipts(bucket: Bucket, recipe: Recipe) -> None:
     store = Store("s3://b/set")
     store.put("recipe.yaml", recipe.to_yaml().encode())
-    write_statement(store, recipe)
+    write_description(store, recipe)
     bucket.requests.clear()
     assert len(open_dataset("s3://b/set")) == 4 * SHARDS
     source = DatasetSource(store, recipe.vocabulary())
@@ -68,7 +68,7 @@ def test_readers_read_the_index_and_no_receipts(bucket: Bucket, recipe: Recipe) 
 
 def test_changed_and_deleted_receipts_are_detected(bucket: Bucket, recipe: Recipe) -> None:
     store = Store("s3://b/set")
-    before = write_statement(store, recipe)
+    before = write_description(store, recipe)
     bucket.put(f"b/set/{receipt_name(3)}", receipt(3, accepted=1, recipe=recipe.fingerprint()))
     store.delete(receipt_name(1020))
     bucket.requests.clear()
@@ -79,7 +79,7 @@ def test_changed_and_deleted_receipts_are_detected(bucket: Bucket, recipe: Recip
 
 def test_corrupt_block_is_ignored(bucket: Bucket, recipe: Recipe) -> None:
     store = Store("s3://b/set")
-    before = write_statement(store, recipe)
+    before = write_description(store, recipe)
     for data in (b"", b"[1]", b'{"0": 1}', b'{"0": [1]}', b"\xff"):
         store.put("index/000000.json", data)
         store.put("index/000001.json", data)
@@ -108,13 +108,13 @@ def test_block_of_wrong_types_is_ignored(tmp_path: Path, block: bytes) -> None:
 
 def test_failure_to_write_the_index_is_ignored(bucket: Bucket, recipe: Recipe) -> None:
     bucket.faults[:] = [Fault("status", "PUT .*index", times=None, code=403)]
-    assert write_statement(Store("s3://b/set"), recipe).shards == SHARDS
+    assert write_description(Store("s3://b/set"), recipe).shards == SHARDS
 
 
 def test_corrupt_receipt_raises_a_clear_error(bucket: Bucket, recipe: Recipe) -> None:
     bucket.put(f"b/set/{receipt_name(7)}", b"{")
     with pytest.raises(UserError, match="the receipt of shard 7 is corrupt"):
-        write_statement(Store("s3://b/set"), recipe)
+        write_description(Store("s3://b/set"), recipe)
 
 
 def test_full_blocks_are_written_during_a_run(bucket: Bucket, recipe: Recipe) -> None:

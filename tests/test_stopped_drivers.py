@@ -10,11 +10,11 @@ import pytest
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe
 from factory.dataset import lease
+from factory.dataset.description import write_description
 from factory.dataset.encode import encode_sample
 from factory.dataset.lease import LEASE, Lease, leased
 from factory.dataset.receipts import Tally, commit, receipt_name, tar_name
 from factory.dataset.repair import repair
-from factory.dataset.statement import write_statement
 from factory.dataset.storage import ConflictError, Store
 from factory.dataset.verify import verify
 from factory.engine.state import State
@@ -76,7 +76,7 @@ def test_repair_keeps_a_shard_that_a_worker_completed_after_the_check(tmp_path: 
     assert (after.missing, after.orphans, after.damaged) == ([], {}, {})
 
 
-def test_run_that_was_stopped_does_not_replace_a_newer_statement(
+def test_run_that_was_stopped_does_not_replace_a_newer_description(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, recipe = make_dataset(tmp_path)
@@ -146,7 +146,7 @@ def test_receipt_of_another_recipe_is_not_counted(tmp_path: Path) -> None:
     for name in other.list(""):
         store.create(name, other.get(name) or b"")
     with pytest.raises(UserError, match=rf"shard 1 names another recipe \({other_recipe.fingerprint()[:12]}\)"):
-        write_statement(store, recipe)
+        write_description(store, recipe)
 
 
 def test_run_ends_if_its_dataset_is_moved(tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ def state(dataset: str) -> dict[str, Any]:
     """The progress of a dataset as JSON data."""
     from factory.config.plan import Plan
     from factory.dataset import lease
+    from factory.dataset.description import description
     from factory.dataset.progress_file import read_progress
-    from factory.dataset.statement import statement
     from factory.dataset.storage import Store
     from factory.dataset.stored_recipe import recipe_of
     from factory.dataset.totals import current_totals
@@ -74,7 +74,7 @@ def state(dataset: str) -> dict[str, Any]:
     store = Store(dataset)
     recipe = recipe_of(store)
     plan = Plan(recipe)
-    data = statement(recipe, plan, current_totals(store, plan))
+    data = description(recipe, plan, current_totals(store, plan))
     progress = read_progress(store)
     quarantined = [name.removeprefix("quarantine/").removesuffix(".json") for name in store.list("quarantine")]
     current, dead = progress.get("status", "initialized"), lease.stale(store)

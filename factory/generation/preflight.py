@@ -19,7 +19,7 @@ from factory.generator.family import Family
 from factory.generator.layout import attention_levels, blocks_of, family_in, read_config, read_index, usable_values
 from factory.generator.load import check_generator
 from factory.generator.lora import lora_file
-from factory.generator.placing import check_extras
+from factory.generator.placement import check_extras
 from factory.generator.schedulers import can_be_inverted, is_consistency
 from factory.generator.text_reader import (
     TextReader,

@@ -155,7 +155,7 @@ class IndexKeeper:
                     self._index.add(numbers)
                     self._index.save(only_full=True)
                 except UserError:
-                    pass  # a broken receipt is reported by `write_statement` at the end of the run
+                    pass  # a broken receipt is reported by `write_description` at the end of the run
             self._busy = False
         try:
             self._index.save()

@@ -9,10 +9,10 @@ from factory import exit_codes
 from factory.config.differences import differences
 from factory.config.plan import Plan
 from factory.config.recipe import FORMAT, Recipe
+from factory.dataset.description import write_description
 from factory.dataset.lease import HeldLease, leased
 from factory.dataset.progress_file import put_progress
 from factory.dataset.receipts import missing, tags
-from factory.dataset.statement import write_statement
 from factory.dataset.storage import Store
 from factory.dataset.storage_folder import delete_abandoned
 from factory.dataset.stored_recipe import existing_recipe, init_or_resume
@@ -152,8 +152,8 @@ def run_prepared(
     todo = all_missing if samples is None else _first_shards(plan, all_missing, samples)
     if todo:
         state = _run(recipe, store, todo, tracker, watch, lease, limit)
-    lease.confirm()  # another driver may have extended the dataset, and its statement must not be replaced
-    totals = write_statement(store, recipe)
+    lease.confirm()  # another driver may have extended the dataset, and its description must not be replaced
+    totals = write_description(store, recipe)
     if store.folder is not None:
         delete_abandoned(store.folder)
     last = tracker.snapshot(state, "done" if totals.shards == len(plan) else "incomplete")
@@ -176,7 +176,7 @@ def check_format(recipe: Recipe, where: str) -> None:
 
 
 def _complete_older(existing: Recipe, recipe: Recipe, store: Store) -> RunSummary:
-    """The summary of a complete dataset of an older format, whose statement and card are written again."""
+    """The summary of a complete dataset of an older format, whose description and card are written again."""
     changed = _changed_since(existing, recipe)
     if changed:
         raise UserError(
@@ -187,7 +187,7 @@ def _complete_older(existing: Recipe, recipe: Recipe, store: Store) -> RunSummar
     done = set(tags(store, len(plan)))
     if missing(plan, done) or recipe.n > existing.n:
         check_format(existing, store.address)
-    totals = write_statement(store, existing)
+    totals = write_description(store, existing)
     snapshot = Tracker(plan, done).snapshot(State(len(plan)), "done")
     return RunSummary(totals, replace(snapshot, accepted=totals.accepted), {}, existing)
 

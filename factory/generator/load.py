@@ -14,7 +14,7 @@ from factory.generator.card import settings_of
 from factory.generator.hub import hub_commit, hub_configuration, hub_pipeline
 from factory.generator.layout import check_layout, family_in, read_index
 from factory.generator.lora import check_lora, checkpoint_settings, lora_file, lora_settings, merge_lora, pin_lora
-from factory.generator.placing import check_extras, placed
+from factory.generator.placement import check_extras, placed
 
 CHECKPOINTS = (".safetensors", ".ckpt")
 """Suffixes of single files with a complete Stable Diffusion model or the transformer of another pipeline."""

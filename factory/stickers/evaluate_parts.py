@@ -13,7 +13,7 @@ from factory.config.vocabulary import coco
 from factory.stickers.atlas import TRAIN_STYLES
 from factory.stickers.detector import MIN_SCORE, DetectedInstance, StickerDetector
 from factory.stickers.scenes import random_class_names, render_scene
-from factory.stickers.train_autoencoder import round_trip_psnr, to_picture, to_tensor
+from factory.stickers.train_autoencoder import round_trip_psnr, to_image, to_tensor
 from factory.stickers.train_detector import label_map
 
 _ROUGHNESS_SCENES = 32
@@ -114,7 +114,7 @@ def _kept(autoencoder: AutoencoderTiny, detector: StickerDetector, scenes: int, 
         pixels = torch.stack([to_tensor(scene.image) for scene in drawn]).to(device)
         decoded = autoencoder.decode(autoencoder.encode(pixels).latents).sample
         originals = detector.detect([Image.fromarray(scene.image) for scene in drawn])
-        copies = detector.detect([to_picture(picture) for picture in decoded])
+        copies = detector.detect([to_image(picture) for picture in decoded])
         for scene, original, copy in zip(drawn, originals, copies, strict=True):
             found = classes_found(original) & set(scene.class_names)
             before += len(found)

@@ -79,7 +79,7 @@ class AutoencoderTask:
         scenes = [render_scene((77, k), random_class_names(np.random.default_rng(k), names)) for k in range(24)]
         pixels = torch.stack([to_tensor(scene.image) for scene in scenes]).to(self.device)
         decoded = model.decode(model.encode(pixels).latents).sample
-        pairs = [(Image.fromarray(scene.image), to_picture(y)) for scene, y in zip(scenes, decoded, strict=True)]
+        pairs = [(Image.fromarray(scene.image), to_image(y)) for scene, y in zip(scenes, decoded, strict=True)]
         return tile([[picture for pair in pairs[row : row + 4] for picture in pair] for row in range(0, 24, 4)])
 
     def figures(self, model: nn.Module) -> dict[str, float]:
@@ -139,7 +139,7 @@ def to_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def to_picture(pixels: Tensor) -> Image.Image:
+def to_image(pixels: Tensor) -> Image.Image:
     """Convert float (3, H, W) in -1..1 to an image."""
     return Image.fromarray(quantised(pixels.float()).to(torch.uint8).permute(1, 2, 0).cpu().numpy())
 

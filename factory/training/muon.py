@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factory.training.precision import bfloat16_pays
+from factory.training.precision import bfloat16_is_faster
 
 _MOMENTUM = 0.95
 _ADAM_BETAS = (0.9, 0.99)
@@ -98,7 +98,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     """
     a, b, c = _NEWTON_SCHULZ
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.to(torch.bfloat16 if bfloat16_pays(matrix.device.type) else torch.float32)
+    x = matrix.to(torch.bfloat16 if bfloat16_is_faster(matrix.device.type) else torch.float32)
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)
     for _ in range(_NEWTON_SCHULZ_STEPS):

@@ -3,7 +3,7 @@
 import torch
 
 
-def bfloat16_pays(kind: str) -> bool:
+def bfloat16_is_faster(kind: str) -> bool:
     """Whether bfloat16 is faster than float32. It is half as fast on CPUs without bfloat16 instructions."""
     capabilities = torch.cpu.get_capabilities()
     return kind != "cpu" or bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
@@ -12,4 +12,4 @@ def bfloat16_pays(kind: str) -> bool:
 def autocast(device: str, enabled: bool = True) -> torch.autocast:
     """bfloat16 autocast on `device` (such as `cuda:1`) if it is `enabled` and faster, else disabled autocast."""
     kind = device.split(":")[0]
-    return torch.autocast(kind, torch.bfloat16, enabled=enabled and bfloat16_pays(kind))
+    return torch.autocast(kind, torch.bfloat16, enabled=enabled and bfloat16_is_faster(kind))

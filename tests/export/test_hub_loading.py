@@ -14,11 +14,11 @@ import yaml
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.card import card
+from factory.dataset.description import write_description
 from factory.dataset.encode import encode_sample
 from factory.dataset.manifest import read_manifest
 from factory.dataset.receipts import Tally, commit, manifest_name
 from factory.dataset.records import Detection, Rejection, Sample, provenance
-from factory.dataset.statement import write_statement
 from factory.dataset.storage import Store
 from factory.dataset.totals import current_totals
 from factory.dataset.verify import verify
@@ -69,7 +69,7 @@ def make_dataset(folder: Path, empty: tuple[int, ...] = (), **options: Any) -> t
             encoded = [older_sample(sample, recipe) for sample in encoded]
         exhausted = tuple(item.index for item in planned.samples) if number in empty else ()
         commit(store, planned, encoded, Tally(10, {}, exhausted), recipe.fingerprint(), about)
-    write_statement(store, recipe)
+    write_description(store, recipe)
     return store, recipe
 
 
@@ -207,7 +207,7 @@ def test_the_code_of_the_card_reads_all_samples(
     if lost is not None:
         store.delete(f"receipts/{lost}.json")
         store.delete(f"train/{lost}.tar")
-    samples = write_statement(store, recipe).accepted
+    samples = write_description(store, recipe).accepted
     code = (tmp_path / "README.md").read_text().split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
     exec(code, {})

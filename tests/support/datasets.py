@@ -9,9 +9,9 @@ import numpy as np
 
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe
+from factory.dataset.description import write_description
 from factory.dataset.receipts import Receipt, commit
 from factory.dataset.records import Image, Instance
-from factory.dataset.statement import write_statement
 from factory.dataset.storage import Store
 from factory.detector.interface import Detector
 from factory.generation.components import load_components
@@ -33,7 +33,7 @@ def make_dataset(recipe: Recipe, folder: Path, detector: Detector | None = None)
             produced = produce(planned, recipe, components, encoder)
             samples = [job.result() for job in produced.samples]
             receipts.append(commit(store, planned, samples, produced.tally, recipe.fingerprint(), run_info))
-    write_statement(store, recipe)
+    write_description(store, recipe)
     return receipts
 
 

@@ -13,19 +13,19 @@ from factory.dataset.storage import Store
 from factory.dataset.totals import Totals, totals_of
 from factory.errors import UserError
 
-STATEMENT = "dataset.json"
+DATASET_JSON = "dataset.json"
 CARD = "README.md"
 _WIDS = "wids-meta.json"
 """Written by earlier versions; webdataset 1.0 and later do not read it."""
 
 
-def write_statement(store: Store, recipe: Recipe) -> Totals:
+def write_description(store: Store, recipe: Recipe) -> Totals:
     """Write dataset.json and the card, which depend only on the recipe and the finished shards."""
     plan, index = Plan(recipe), ReceiptIndex(store, recipe.fingerprint())
     entries = index.entries(tags(store, len(plan)))
     numbers, sums = list(entries), totals_of(entries)
-    summary = json.dumps(statement(recipe, plan, sums), indent=1, ensure_ascii=False)
-    _put_if_changed(store, STATEMENT, f"{summary}\n")
+    text = json.dumps(description(recipe, plan, sums), indent=1, ensure_ascii=False)
+    _put_if_changed(store, DATASET_JSON, f"{text}\n")
     store.delete(_WIDS)
     _put_if_changed(store, CARD, card(recipe, sums, numbers[-1] if numbers else 0))
     with contextlib.suppress(UserError):  # only a cache
@@ -33,7 +33,7 @@ def write_statement(store: Store, recipe: Recipe) -> Totals:
     return sums
 
 
-def statement(recipe: Recipe, plan: Plan, sums: Totals) -> dict[str, Any]:
+def description(recipe: Recipe, plan: Plan, sums: Totals) -> dict[str, Any]:
     """The content of dataset.json: a summary for readers that do not open the shards."""
     return {
         "recipe": recipe.fingerprint(),
