@@ -207,7 +207,7 @@ def variety_of(
     positions = _pairwise(_centres(detect_all(detector, drawn), name)) / _pairwise(
         np.stack([_centre(scene.instance_map > 0) for scene in rendered])
     )
-    report(f"variety of {name}: images {images:.2f}, positions {positions:.2f} of that of renders")
+    report(f"variety of {name}, relative to renders: images {images:.2f}, mask positions {positions:.2f}")
     return {"images": images, "positions": positions}
 
 
