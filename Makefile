@@ -47,9 +47,9 @@ docs: $(STAMP) ## Build the documentation site in build/site
 
 # uv keeps the versions that constraints.txt already pins, unless UPGRADE=--upgrade or UPGRADE="--upgrade-package NAME".
 # One file serves all platforms and Python versions. Left out: the CUDA packages, which each build of torch pins itself,
-# and setuptools, which detectron2 requires in an older version (constraints-extras.txt).
+# and setuptools and antlr4-python3-runtime, which detectron2 requires in older versions (constraints-extras.txt).
 UPGRADE ?=
-LOCK_SKIP := ^(nvidia-|cuda-|triton==|setuptools==)
+LOCK_SKIP := ^(nvidia-|cuda-|triton==|setuptools==|antlr4-python3-runtime==)
 lock: $(STAMP) ## Regenerate constraints.txt from pyproject.toml; existing pins are kept (UPGRADE=--upgrade)
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --extra browser --extra small-gpu --extra chaos \
 		--universal --python-version 3.11 $(UPGRADE) \

@@ -1,4 +1,4 @@
-"""The programs that the Makefile starts exist and start."""
+"""The programs that the Makefile starts exist and start, and its environments can be installed."""
 
 import importlib.util
 import os
@@ -27,3 +27,13 @@ def test_scripts_start(script: str) -> None:
     command = [sys.executable, script, "--help"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
+
+
+def test_no_library_has_two_pins() -> None:
+    """`make setup-extras` installs with both files; pip rejects a library that they pin to different versions."""
+    pins = [
+        {line.split("==")[0] for line in (ROOT / file).read_text().splitlines() if "==" in line}
+        for file in ("constraints.txt", "constraints-extras.txt")
+    ]
+    assert len(pins[0]) > 50
+    assert pins[0] & pins[1] == set()
