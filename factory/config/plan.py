@@ -11,10 +11,11 @@ from factory.config.class_balance import ClassSequence, shuffled
 from factory.config.cooccurrence import WeightedGroups, balanced, pair_weights
 from factory.config.keys import key_of
 from factory.config.prompts import Prompt, captioned
-from factory.config.recipe import Recipe, canonical
+from factory.config.recipe import Recipe
 from factory.config.rich_prompts import RichPrompts
 from factory.config.vocabulary import Vocabulary
 from factory.errors import UserError
+from factory.files.strict_json import canonical
 
 MAX_SHARDS = 1_000_000
 

@@ -1,7 +1,6 @@
 """The recipe of a dataset: its validated settings and their fingerprint."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -33,6 +32,7 @@ from factory.config.sections import (
 from factory.config.stickers import EMBEDDED_MODELS
 from factory.config.vocabulary import Vocabulary, coco, from_names, voc
 from factory.errors import UserError
+from factory.files.strict_json import canonical
 from factory.files.strict_yaml import parse_yaml
 from factory.files.text import read_text
 
@@ -213,19 +213,6 @@ class Recipe(Section):
         return head + yaml.safe_dump(
             self.model_dump(mode="json", exclude={"store"}), sort_keys=False, allow_unicode=True, width=110
         )
-
-
-def canonical(data: object) -> bytes:
-    """Canonical JSON of plain data: sorted keys, no whitespace, UTF-8."""
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        near = text[max(0, error.start - 60) : error.end + 20]
-        raise UserError(
-            f"a name cannot be written as UTF-8, near {near!r}: a file or folder name has another encoding or an "
-            f"incomplete character; rename it."
-        ) from error
 
 
 def make_recipe(data: Mapping[str, Any], where: str = "the recipe") -> Recipe:

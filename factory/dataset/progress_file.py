@@ -3,10 +3,10 @@
 import contextlib
 from typing import Any
 
-from factory.config.recipe import canonical
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.files.decode import decode_json
+from factory.files.strict_json import canonical
 
 PROGRESS = "progress.json"
 _PATIENCE = 10.0

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from factory.config.recipe import canonical
 from factory.errors import UserError, not_written
 from factory.export.interface import Unit
 from factory.files.atomic import write_atomically
 from factory.files.listing import names_in
 from factory.files.lock import locked_if_possible
+from factory.files.strict_json import canonical
 
 STATE = ".export"
 """The state of an export, without which it cannot be resumed: its purpose and a part per finished unit."""

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from factory.config.plan import shard_name
-from factory.config.recipe import canonical
 from factory.dataset.lease import HeldLease
 from factory.dataset.progress_file import PROGRESS
 from factory.dataset.receipt_index import ReceiptIndex
@@ -21,6 +20,7 @@ from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import RECIPE
 from factory.engine.state import Listener, State
 from factory.errors import UserError
+from factory.files.strict_json import canonical
 from factory.generation.progress import Snapshot, Tracker
 
 _PROGRESS_EVERY = 3.0

@@ -1,12 +1,10 @@
 """The configuration of `factory nightly`: its fields, and one clear sentence for everything that is wrong with it."""
 
 import datetime
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -21,6 +19,7 @@ from factory.files.paths import expanded, without_file_scheme
 from factory.files.strict_yaml import parse_plain_yaml, parse_yaml
 from factory.files.text import read_text
 from factory.nightly.clock import parse_clock, zone_of
+from factory.nightly.webhooks import is_webhook_url, variable_of
 
 Mode = Literal["fresh", "grow"]
 ExportFormat = Literal["coco", "voc", "yolo", "hf"]
@@ -137,26 +136,6 @@ class Notification(Section):
         if self.command is not None and not _arguments(self.command):
             raise ValueError("the command of a notification is empty")
         return self
-
-
-def variable_of(webhook: str) -> str | None:
-    """The environment variable that `$NAME` or `${NAME}` names; None for anything else."""
-    named = re.fullmatch(r"\$(?:(\w+)|\{(\w+)\})", webhook)
-    return None if named is None else named[1] or named[2]
-
-
-def is_webhook_url(text: str) -> bool:
-    """Whether a message can be posted to a URL; the HTTP client supports no user and password.
-
-    Checked here, because the error of the client would show the URL, which is secret.
-    """
-    try:
-        url = urlsplit(text)
-        has_host = bool(url.hostname) and url.username is None and url.port != 0
-    except ValueError:  # the port or an address in brackets is invalid
-        return False
-    plain = text.isascii() and text.isprintable() and " " not in text
-    return url.scheme in ("http", "https") and has_host and plain
 
 
 def _arguments(command: str | tuple[str, ...]) -> list[str]:

@@ -13,8 +13,8 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
-from factory.errors import UserError
-from factory.nightly.config import Notification, is_webhook_url, variable_of
+from factory.nightly.config import Notification
+from factory.nightly.webhooks import webhook_url
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -37,21 +37,6 @@ def check_variables(notifications: tuple[Notification, ...]) -> None:
     for notification in notifications:
         if notification.webhook is not None:
             webhook_url(notification.webhook)
-
-
-def webhook_url(text: str) -> str:
-    """The URL itself, or the value of the environment variable that `$NAME` or `${NAME}` names."""
-    name = variable_of(text)
-    if name is None:
-        return text
-    url = os.environ.get(name, "").strip()
-    if not is_webhook_url(url):
-        raise UserError(
-            f"the environment variable {name}, which a notification names as its webhook, "
-            f"{'is not a URL without user, password and spaces' if url else 'is not set'}; set it to the URL of the "
-            f"webhook."
-        )
-    return url
 
 
 def send_all(
