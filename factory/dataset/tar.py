@@ -66,7 +66,9 @@ def _files(data: bytes) -> Iterator[tuple[str, bytes]]:
             raise ValueError(f"the tar is truncated within {name}")
         yield name, data[offset : offset + size]
         offset += -(-size // _BLOCK) * _BLOCK
-    if len(data) < offset + 2 * _BLOCK or data[offset:].strip(b"\0"):
+    if data[offset:].strip(b"\0"):
+        raise ValueError("the tar contains data after its end marker")
+    if len(data) < offset + 2 * _BLOCK:
         raise ValueError("the tar is truncated: its end marker is missing")
 
 

@@ -96,6 +96,23 @@ def test_disagreements_of_a_shard_with_its_plan_and_receipt_are_named(tmp_path: 
         current_totals(store, Plan(recipe))
 
 
+@pytest.mark.parametrize(
+    ("damage", "problems"),
+    [
+        (lambda tar: tar + b"#!/bin/sh", ["the tar contains data after its end marker"]),
+        (lambda tar: tar + bytes(512), []),
+        (lambda tar: tar[:3000], ["the tar is truncated within 000000000.jpg"]),
+    ],
+)
+def test_only_a_shorter_shard_is_called_truncated(damage: Any, problems: list[str], tmp_path: Path) -> None:
+    store, recipe = make_dataset(tmp_path, shards=range(1))
+    path = tmp_path / tar_name(0)
+    path.write_bytes(damage(path.read_bytes()))
+    digest, *others = check_shard(store, recipe, Plan(recipe).shard(0)).problems
+    assert "does not match the digest in the receipt" in digest
+    assert others == problems
+
+
 def test_an_image_that_occurs_twice_is_reported(tmp_path: Path) -> None:
     store, recipe = make_dataset(tmp_path, shards=range(1))
     originals = [make_sample(sample) for sample in Plan(recipe).shard(1).samples]
