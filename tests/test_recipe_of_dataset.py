@@ -9,6 +9,7 @@ from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import existing_recipe, init_or_resume, recipe_of
 from factory.errors import UserError
 from factory.generation.run import prepare
+from tests.support.bucket import Bucket
 from tests.support.recipes import two_shards
 
 
@@ -93,3 +94,25 @@ def test_dataset_without_receipts_can_be_restarted_with_another_size(tiny_model:
     store.create("receipts/000000.json", b"{}")
     with pytest.raises(UserError, match=f"was created with n = {n}"):
         init_or_resume(store, first)
+
+
+def test_a_folder_of_datasets_or_nights_is_refused_with_their_names(bucket: Bucket, tmp_path: Path) -> None:
+    for address in (str(tmp_path / "root"), "s3://b/root"):
+        root = Store(address)
+        root.create("latest.json", b"{}")
+        root.create("2026-11-25/night.json", b"{}")
+        with pytest.raises(UserError, match=r"root is not a dataset: it has no recipe.yaml\. Create one"):
+            recipe_of(root)
+        root.create("2026-11-25/dataset/recipe.yaml", b"n: 1")
+        with pytest.raises(
+            UserError, match=r"contains the dataset 2026-11-25/dataset; give .*/root/2026-11-25/dataset\."
+        ):
+            recipe_of(root)
+        root.create("2026-11-26/dataset/recipe.yaml", b"n: 1")
+        found = r"the datasets 2026-11-26/dataset, 2026-11-25/dataset; give .*/root/2026-11-26/dataset or another one\."
+        with pytest.raises(UserError, match=found):
+            recipe_of(root)
+    grown = Store(str(tmp_path / "grown"))
+    grown.create("dataset/recipe.yaml", b"n: 1")
+    with pytest.raises(UserError, match=r"contains the dataset dataset; give .*/grown/dataset\."):
+        recipe_of(grown)

@@ -5,11 +5,15 @@ from itertools import islice
 from factory.config.differences import changed_sizes, differences
 from factory.config.recipe import Recipe, make_recipe, parse_recipe
 from factory.dataset.lease import LEASE
+from factory.dataset.ordered_map import ordered_map
 from factory.dataset.storage import Store
 from factory.dataset.storage_folder import LOCK
-from factory.errors import UserError, command
+from factory.errors import UserError, command, first_few
 
 RECIPE = "recipe.yaml"
+_LOOKED_INTO = 50
+"""Folders at an address without a recipe in which datasets are looked for, to name them in the message."""
+_READERS = 16
 
 
 def init_or_resume(store: Store, recipe: Recipe, extend: bool = False) -> Recipe:
@@ -70,15 +74,37 @@ def recipe_of(store: Store) -> Recipe:
     data = store.get(RECIPE)
     where = f"{store.address.rstrip('/')}/{RECIPE}"
     if data is None:
-        raise UserError(f"{store.address} is not a dataset: {_why_not(store)}. Create one with `factory generate`.")
+        raise UserError(f"{store.address} is not a dataset: {_why_not(store)}.")
     return make_recipe(parse_recipe(data.decode(errors="replace"), where), where)
 
 
 def _why_not(store: Store) -> str:
-    """Why an address is not a dataset; a mistyped path is the most frequent reason."""
-    if store.folder is None or store.folder.is_dir():
-        return f"it has no {RECIPE}"
-    return "it is a file, not a folder" if store.folder.exists() else "there is no such folder"
+    """Why an address is not a dataset, and what to do; a mistyped path is the most frequent reason."""
+    create = "Create one with `factory generate`"
+    if store.folder is not None and not store.folder.is_dir():
+        return f"{'it is a file, not a folder' if store.folder.exists() else 'there is no such folder'}. {create}"
+    below = _datasets_below(store)
+    if not below:
+        return f"it has no {RECIPE}. {create}"
+    return (
+        f"it has no {RECIPE}, but contains {'the datasets' if below[1:] else 'the dataset'} {first_few(below)}; give "
+        f"{store.address.rstrip('/')}/{below[0]}{' or another one' if below[1:] else ''}"
+    )
+
+
+def _datasets_below(store: Store) -> list[str]:
+    """The datasets in the last folders by name, last first: those of nights, or of a folder that holds datasets."""
+    folders = list(reversed(store.folders()))[:_LOOKED_INTO]
+    recipes = [f"{folder}/{below}{RECIPE}" for folder in folders for below in ("", "dataset/")]
+
+    def exists(name: str) -> bool:
+        try:
+            return store.get(name) is not None
+        except UserError:  # a folder that cannot be read, for instance
+            return False
+
+    found = ordered_map(exists, recipes, _READERS, ahead=_READERS, name="recipes")
+    return [name.removesuffix(f"/{RECIPE}") for name, is_there in found if is_there]
 
 
 def _refuse_foreign(store: Store) -> None:
