@@ -98,7 +98,9 @@ LOST_WORKERS = Metric("factory_lost_workers_total", "counter", "Workers that wer
 QUEUE_DEPTH = Metric("factory_queue_depth", "gauge", "Shards that are assigned to no worker.")
 SHARDS_LEFT = Metric("factory_shards_left", "gauge", "Shards of this run that are neither committed nor quarantined.")
 WORKERS = Metric("factory_workers", "gauge", "Generating workers by state: ready or pending.", ("state",))
-STORE_WAITING = Metric("factory_store_waiting", "gauge", "1 while the run waits for a store that does not respond.")
+STORE_WAITING = Metric(
+    "factory_store_waiting", "gauge", "1 while the run, or one of its workers, waits for a store that does not respond."
+)
 LEASE_EPOCH = Metric(
     "factory_lease_epoch",
     "gauge",

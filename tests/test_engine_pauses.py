@@ -3,7 +3,7 @@
 import sys
 import time
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,6 +15,34 @@ from factory.engine.pool import Worker
 from factory.engine.scheduler import Scheduler
 from factory.engine.state import Listener
 from factory.engine.view import ClusterView
+from factory.errors import StoreUnavailableError
+
+
+class WorkerError(Exception):
+    """As Ray wraps the error of a task."""
+
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
+
+
+def make_worker(host: str, clock: Any) -> Worker:
+    where = {"host": host}
+    return Worker(None, None, None, ready=True, shards={0: None}, where=where, since=clock.now, alive=clock.now)
+
+
+def with_late_shards(monkeypatch: pytest.MonkeyPatch, progress: Any = None) -> list[str]:
+    """The reasons for which workers are killed; `progress` is what workers report."""
+    late = list[str]()
+    monkeypatch.setattr(outcomes.Outcomes, "failed", lambda self, shard, text: late.append(text))
+    monkeypatch.setattr(outcomes.Outcomes, "replace", lambda self, worker, text, charged: None)
+    exceptions = SimpleNamespace(RayError=WorkerError)
+    ray = SimpleNamespace(
+        wait=lambda references, timeout: ([reference for reference in references if reference], references),
+        get=lambda reference: progress,
+        exceptions=exceptions,
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    return late
 
 
 @pytest.fixture
@@ -40,13 +68,8 @@ def test_head_node_is_not_silent_because_the_driver_was_stopped(clock: Any) -> N
 
 
 def test_workers_are_not_late_because_everything_was_stopped(clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = Worker(None, None, None, ready=True, shards={0: None}, since=clock.now, alive=clock.now)
-    pool: Any = SimpleNamespace(workers=[worker], detectors=[])
-    late = list[str]()
-    monkeypatch.setattr(outcomes.Outcomes, "failed", lambda self, shard, text: late.append(text))
-    monkeypatch.setattr(outcomes.Outcomes, "replace", lambda self, worker, text, charged: None)
-    ray = SimpleNamespace(wait=lambda references, timeout: ([], references))
-    monkeypatch.setitem(sys.modules, "ray", ray)
+    pool: Any = SimpleNamespace(workers=[make_worker("a", clock)], detectors=[])
+    late = with_late_shards(monkeypatch)
     run = Scheduler(pool, [0], make_view(), EngineRecipe(deadline=60.0), Listener())
     clock.now += 600
     run._kill_late()
@@ -55,3 +78,36 @@ def test_workers_are_not_late_because_everything_was_stopped(clock: Any, monkeyp
         clock.now += 0.5
         run._kill_late()
     assert late == ["not finished within 60 s; its worker was killed"]
+
+
+def test_worker_that_waits_for_the_store_is_not_late_although_the_driver_reaches_it(
+    clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported = ({}, "s3://b/x does not respond")
+    late = with_late_shards(monkeypatch, reported)
+    workers = [make_worker(host, clock) for host in ("a", "b", "c")]
+    pool: Any = SimpleNamespace(workers=workers, detectors=[])
+    run = Scheduler(pool, [0], make_view(), EngineRecipe(deadline=60.0), Listener())
+    run._progress_requested = clock.now + 3600  # no new request: the worker is a fake
+    for _ in range(122):
+        clock.now += 0.5
+        for worker in workers:
+            worker.progress = worker is not workers[2]
+        run._request_progress()
+        run._kill_late()
+    assert late == ["not finished within 60 s; its worker was killed"], "of the one that does not wait"
+    assert run.state.waiting == ""
+    run._report()
+    assert run.state.waiting_workers == "2 of 3 workers wait; on a: s3://b/x does not respond"
+
+
+def test_run_ends_when_no_worker_reaches_the_store(clock: Any) -> None:
+    workers = [make_worker(host, clock) for host in ("a", "b")]
+    pool = SimpleNamespace(workers=workers, detectors=[], complete=lambda worker, shard: None)
+    run = Scheduler(cast(Any, pool), [], make_view(), EngineRecipe(), Listener())
+    error = WorkerError(StoreUnavailableError("s3://b/x did not respond for 60 min"))
+    for _ in range(3):
+        run._failed(workers[0], 0, error)  # the other worker may reach it
+    assert run.state.requeued == 3
+    with pytest.raises(StoreUnavailableError):
+        run._failed(workers[1], 0, error)

@@ -106,6 +106,24 @@ def test_run_waits_while_its_store_does_not_respond(
         reporter.close(tracker.snapshot(state, "done"))
 
 
+def test_store_that_responds_to_the_driver_and_not_to_workers_is_reported_once(
+    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factory.generation.reporter._WORKERS_WAIT", 0.0)
+    state = State(SHARDS)
+    with leased(store) as held:
+        reporter, tracker = reporter_of(store, held, [])
+        state.waiting_workers = "1 of 2 workers waits; on a: s3://b/set does not respond"
+        for _ in range(3):
+            reporter.tick(state)
+        assert caplog.messages == [state.waiting_workers]
+        state.waiting_workers = ""
+        for _ in range(2):
+            reporter.tick(state)
+        assert caplog.messages[1:] == ["s3://b/set responds to all workers again."]
+        reporter.close(tracker.snapshot(state, "done"))
+
+
 def is_lost(held: HeldLease) -> bool:
     try:
         held.check()

@@ -31,6 +31,10 @@ class Producer(Protocol):
         """Write the shard, and its receipt last."""
         ...
 
+    def waiting(self) -> str:
+        """Why it waits, as for a store that does not respond; empty while it works. Called at any time."""
+        ...
+
 
 class Job(Protocol):
     """The work of a run. It is sent to the workers, so it must be small and picklable; `open` loads the models."""

@@ -36,6 +36,8 @@ class Worker:
     since: float = 0.0
     alive: float = 0.0
     counts: dict[int, tuple[int, dict[str, int]]] = field(default_factory=dict)
+    waiting: str = ""
+    """Why it waits, as it last reported."""
     progress: Any = None
     """The reference of a pending call of `progress`."""
 

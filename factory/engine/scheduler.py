@@ -16,7 +16,7 @@ from factory.engine.queue import ShardQueue
 from factory.engine.state import Limit, Listener, State
 from factory.engine.usage import Usage
 from factory.engine.view import ClusterView
-from factory.errors import GpuError, StoreUnavailableError, UserError
+from factory.errors import GpuError, StoreUnavailableError, UserError, counted
 from factory.signals import stop_requests
 
 _TICK = 0.5
@@ -42,6 +42,7 @@ class Scheduler:
         self._limit = limit or Limit()
         self._queue, self._deadlines, self._pauses = ShardQueue(shards), Deadlines(engine), Pauses()
         self._progress_requested, self._logs_reported = 0.0, time.monotonic()
+        self._cut_off = set[int]()  # workers that could not write a shard since the last one was finished
         self.state = State(len(shards))
         self._health = Health(pool, view, engine, self.state)
         self._usage = Usage(pool, self.state)
@@ -150,6 +151,7 @@ class Scheduler:
         else:
             if shard is not None:
                 self._deadlines.complete(time.monotonic() - worker.since)
+                self._cut_off.clear()
                 self._pool.complete(worker, shard)
                 self._outcomes.done(shard, result)
             elif reference == worker.started:
@@ -165,6 +167,9 @@ class Scheduler:
         cause = error.cause
         if isinstance(cause, StoreUnavailableError) and shard is not None:
             # The shard was generated but could not be written within the store's patience: not counted as its error.
+            self._cut_off.add(id(worker))
+            if all(id(other) in self._cut_off for other in self._pool.workers if other.ready):
+                raise cause from None  # the driver may reach the store, but no worker does
             self.state.errors.append(last_line(cause))
             self._pool.complete(worker, shard)
             self._outcomes.interrupted(shard)
@@ -237,11 +242,13 @@ class Scheduler:
         for worker in self._pool.workers:
             if worker.progress is not None and ray.wait([worker.progress], timeout=0)[0]:
                 try:
-                    counts = ray.get(worker.progress)
+                    counts, worker.waiting = ray.get(worker.progress)
                 except ray.exceptions.RayError:
-                    counts = {}
+                    counts, worker.waiting = {}, ""
                 if counts != worker.counts:
                     worker.counts, worker.alive = counts, time.monotonic()
+                if worker.waiting:  # its deadlines are suspended
+                    worker.since = worker.alive = time.monotonic()
                 worker.progress = None
         if time.monotonic() - self._progress_requested > _PROGRESS_INTERVAL:
             self._progress_requested = time.monotonic()
@@ -258,6 +265,7 @@ class Scheduler:
         state.in_progress = {
             shard: worker.counts[shard] for worker in workers for shard in worker.shards if shard in worker.counts
         }
+        state.waiting_workers = _waiting(workers)
         self._listener.tick(state)
 
     def _report_logs(self) -> None:
@@ -265,3 +273,13 @@ class Scheduler:
         text = logs.LOGS.text()
         if text:
             self._listener.logs(text)
+
+
+def _waiting(workers: Sequence[Worker]) -> str:
+    """How many workers wait, and why the first of them does; empty if none does."""
+    waiting = [worker for worker in workers if worker.shards and worker.waiting]
+    if not waiting:
+        return ""
+    verb = "waits" if len(waiting) == 1 else "wait"
+    host = waiting[0].where.get("host", "an unknown host")
+    return f"{len(waiting)} of {counted(len(workers), 'worker')} {verb}; on {host}: {waiting[0].waiting}"

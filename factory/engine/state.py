@@ -38,6 +38,8 @@ class State:
     """Whether the run ended at its limit with shards left."""
     waiting: str = ""
     """Why the run is paused (the store does not respond), set by the listener. No shard is submitted meanwhile."""
+    waiting_workers: str = ""
+    """Which workers wait, and why: the store may respond to the driver and not to them."""
 
     def add(self, done: Done) -> None:
         """Add the counts of a finished shard; only sums are stored, so memory does not grow with the run."""

@@ -49,10 +49,12 @@ class ShardWorker:
             with self._lock:
                 self._counts.pop(shard, None)
 
-    def progress(self) -> dict[int, tuple[int, dict[str, int]]]:
-        """Accepted samples and rejection counts so far, for each shard in progress."""
+    def progress(self) -> tuple[dict[int, tuple[int, dict[str, int]]], str]:
+        """(accepted samples and rejection counts so far, for each shard in progress; why the producer waits)."""
+        assert self._producer is not None
         with self._lock:
-            return {shard: (accepted, dict(reasons)) for shard, (accepted, reasons) in self._counts.items()}
+            counts = {shard: (accepted, dict(reasons)) for shard, (accepted, reasons) in self._counts.items()}
+        return counts, self._producer.waiting()
 
     def _generate(self, producer: Producer, shard: int) -> Any:
         self._count(shard, 0, ())

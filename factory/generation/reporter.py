@@ -5,6 +5,7 @@ determine what is finished.
 """
 
 import json
+import logging
 import queue
 import threading
 import time
@@ -23,9 +24,12 @@ from factory.errors import UserError
 from factory.files.strict_json import canonical
 from factory.generation.progress import Snapshot, Tracker
 
+_log = logging.getLogger("factory.generation.run")
 _PROGRESS_EVERY = 3.0
 _PATIENCE = 10.0
 _CLOSE_TIMEOUT = 5.0
+_WORKERS_WAIT = 20.0
+"""Seconds for which workers wait, while the driver does not, before it is logged: longer than a pause of theirs."""
 
 Watch = Callable[[Snapshot], None]
 
@@ -39,6 +43,7 @@ class Reporter:
         """`already_quarantined` holds the shards in quarantine at the start."""
         self._store, self._tracker, self._watch, self._held = store, tracker, watch, held
         self._impatient_store = store.with_patience(_PATIENCE)
+        self._workers = _WaitingWorkers(store.address)
         self._quarantined = already_quarantined
         self._written = 0.0
         self._writer = _Background()
@@ -66,6 +71,7 @@ class Reporter:
                     f"new address to resume, and delete what this run has written to {self._store.address} since."
                 )
         state.waiting = self._store.trouble or ""
+        self._workers.report(state)
         snapshot = self._tracker.snapshot(state, "waiting" if state.waiting else "running")
         self._watch(snapshot)
         if time.monotonic() - self._written > _PROGRESS_EVERY:
@@ -119,6 +125,28 @@ class Reporter:
         data, self._pending = self._pending, None
         if data is not None:
             self._impatient_store.put(PROGRESS, data)
+
+
+class _WaitingWorkers:
+    """Logs that the store does not respond to workers although it responds to the driver, and when that is over."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._since: float | None = None
+        self._logged = False
+
+    def report(self, state: State) -> None:
+        """Called at every tick. After an outage that the driver noticed too, workers may need a while to continue."""
+        if not state.waiting_workers or state.waiting:
+            if self._logged and not state.waiting:
+                _log.warning("%s responds to all workers again.", self._address)
+                self._logged = False
+            self._since = None
+        elif self._since is None:
+            self._since = time.monotonic()
+        elif not self._logged and time.monotonic() - self._since > _WORKERS_WAIT:
+            _log.warning("%s", state.waiting_workers)
+            self._logged = True
 
 
 class IndexKeeper:

@@ -58,7 +58,7 @@ class RunMetrics:
         metrics.SHARDS_LEFT.set(state.shards - state.shards_done - len(state.quarantined), dataset)
         metrics.WORKERS.set(state.workers, dataset, state="ready")
         metrics.WORKERS.set(state.pending_workers, dataset, state="pending")
-        metrics.STORE_WAITING.set(1 if state.waiting else 0, dataset)
+        metrics.STORE_WAITING.set(1 if state.waiting or state.waiting_workers else 0, dataset)
         metrics.LEASE_EPOCH.set(self._held.epoch, dataset)
         metrics.LAST_COMMIT.set(self._last_commit, dataset)
         if self._last_success:

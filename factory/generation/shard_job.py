@@ -133,6 +133,10 @@ class ContentProducer:
         produced.rejected.save(self._store, shard)
         return _done(self._commit(planned, samples, produced, run_info))
 
+    def waiting(self) -> str:
+        """A message while the store does not respond to this worker."""
+        return self._store.trouble or ""
+
     def _commit(
         self,
         planned: PlannedShard,

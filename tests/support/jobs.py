@@ -80,6 +80,10 @@ class SleepingJob:
         _mark(self.folder, f"on-{self.device}")
         return Done(accepted=1, attempts=1, seconds={"generate": self.seconds})
 
+    def waiting(self) -> str:
+        """Never waits."""
+        return ""
+
 
 class RefusingJob(SleepingJob):
     """Raises UserError when it is opened, as for a wrong model folder."""
@@ -126,3 +130,7 @@ class AskingProducer:
         """Write only the file."""
         self._job.finish(shard, content)
         return Done(accepted=content, attempts=content)
+
+    def waiting(self) -> str:
+        """Never waits."""
+        return ""
