@@ -1,10 +1,14 @@
 """Errors that end a command with a one-sentence message, and the wording of messages. Each class has its exit code."""
 
 import errno
+import re
 import shlex
 from collections.abc import Sequence
 
 from factory import exit_codes
+
+_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters except line feeds, characters that change the direction of text, and unpaired surrogates."""
 
 
 class UserError(ValueError):
@@ -64,6 +68,11 @@ def counted(number: int, singular: str, plural: str = "") -> str:
 def command(*words: str) -> str:
     """A `factory` command in backquotes, which can be pasted into a shell: a folder's name may contain spaces."""
     return f"`{shlex.join(['factory', *words])}`"
+
+
+def printable(text: str) -> str:
+    """The text with escapes in place of control characters: names in files of others may control a terminal."""
+    return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def one_line(error: BaseException, length: int = 200) -> str:

@@ -11,10 +11,18 @@ import sys
 import time
 from typing import Any
 
-from factory.errors import UserError
+from factory.errors import UserError, printable
 
 FORMAT, LEVEL = "FACTORY_LOG_FORMAT", "FACTORY_LOG_LEVEL"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+class TextFormatter(logging.Formatter):
+    """Text without control characters, which names in files of others may contain."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text."""
+        return printable(super().format(record))
 
 
 class JsonFormatter(logging.Formatter):
@@ -52,10 +60,12 @@ def configure() -> None:
         raise UserError(f"{FORMAT} must be json or text, got {os.environ[FORMAT]!r}.")
     if level not in ("", *_LEVELS):
         raise UserError(f"{LEVEL} must be one of {', '.join(_LEVELS)}, got {os.environ[LEVEL]!r}.")
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(TextFormatter())
     if not format_name and not level:
         return
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    text = TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if format_name == "json" else text)
     log = logging.getLogger("factory")
     log.handlers[:], log.propagate = [handler], False

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from factory.cli.messages import to_stderr, to_stdout
 from factory.cli.shared_options import Annotations, AsJson, Device, Table, Threads
 from factory.files.strict_json import dumps
 
@@ -31,7 +32,6 @@ def compare_segmenters(
     """
     from dataclasses import asdict
 
-    from factory.cli.messages import to_stderr
     from factory.evaluation.markdown import check_page, write_table
     from factory.evaluation.protocol_2 import as_markdown, compare
     from factory.segmenter.measure import RealImages
@@ -44,4 +44,4 @@ def compare_segmenters(
     if table is not None:
         caption = f"`factory compare-segmenters ... --classes {classes} --split {split}` printed this table."
         write_table(table, f"{caption}\n\n{text}\n", f"protocol-2-{classes}")
-    typer.echo(dumps([asdict(result) for result in results]) if as_json else text)
+    to_stdout(dumps([asdict(result) for result in results]) if as_json else text)

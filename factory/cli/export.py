@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from factory.cli.messages import to_stdout
 from factory.cli.shared_options import AsJson, Dataset
 from factory.errors import counted
 from factory.files.strict_json import dumps
@@ -50,11 +51,11 @@ def export(
     with progress_bar("exporting samples", job.samples, as_json) as show:
         summary = job.run(show)
     if as_json:
-        typer.echo(dumps(vars(summary)))
+        to_stdout(dumps(vars(summary)))
         return
-    typer.echo(f"{summary.to}: {counted(summary.train, 'sample')} for training, {summary.val} for validation.")
+    to_stdout(f"{summary.to}: {counted(summary.train, 'sample')} for training, {summary.val} for validation.")
     if not summary.complete:
         shards = f"{summary.shards} of {summary.shards_planned} shards"
-        typer.echo(
+        to_stdout(
             f"The dataset is not finished; this export contains {shards}. Rerun the same command later to add the rest."
         )

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from factory.cli.messages import to_stdout
 from factory.cli.shared_options import (
     Address,
     AsJson,
@@ -98,7 +99,7 @@ def generate(
     merged = assemble(recipe, store, options)
     with watching(quiet=as_json) as watch:
         summary = run(merged, store, extend, watch, force)
-    typer.echo(dumps(as_data(summary, out)) if as_json else as_text(summary, out))
+    to_stdout(dumps(as_data(summary, out)) if as_json else as_text(summary, out))
     raise typer.Exit(summary.exit_code)
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from factory.cli.messages import to_stderr, to_stdout
 from factory.cli.shared_options import MAX_SEED, AsJson, Device, Devices, Table, Threads, TrainAddress
 from factory.errors import UserError, command
 from factory.files.strict_json import dumps
@@ -58,7 +59,6 @@ def train_grounder(
     """
     from functools import partial
 
-    from factory.cli.messages import to_stdout
     from factory.config.sections import EngineRecipe
     from factory.dataset.storage import absolute
     from factory.grounder.run import GrounderTraining, train_here
@@ -80,7 +80,7 @@ def train_grounder(
     run = run.on_several(devices)
     train = partial(train_here, report=to_stdout)
     folder = train_on_several(train, run, devices, EngineRecipe(address=address)) if devices > 1 else train(run)
-    typer.echo(
+    to_stdout(
         f"Use it with {command('generate', '--masks', str(folder))}, or evaluate it with "
         f"{command('evaluate-grounder', str(folder))}."
     )
@@ -123,7 +123,6 @@ def evaluate_grounder(
     """
     from dataclasses import asdict
 
-    from factory.cli.messages import to_stderr
     from factory.evaluation.grounders_on_real import RealResult, on_real
     from factory.evaluation.grounders_on_real import as_markdown as real_table
     from factory.evaluation.markdown import check_page, write_table
@@ -156,7 +155,7 @@ def evaluate_grounder(
             write_results(results, classes, out)
     if table is not None:
         write_table(table, f"`factory evaluate-grounder ... {options}` printed this table.\n\n{text}\n", marker)
-    typer.echo(dumps([asdict(result) for result in results]) if as_json else text)
+    to_stdout(dumps([asdict(result) for result in results]) if as_json else text)
 
 
 def import_grounder(
@@ -178,7 +177,7 @@ def import_grounder(
     from factory.grounder.importing import Release, import_released
 
     folder = import_released(Release(checkpoint, model, classes, split, detector), out, device)
-    typer.echo(
+    to_stdout(
         f"Use it with {command('generate', '--model', model, '--masks', str(folder))}, or evaluate it with "
         f"{command('evaluate-grounder', str(folder))}."
     )

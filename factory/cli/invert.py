@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from factory.cli.generate import as_data, as_text
+from factory.cli.messages import to_stderr, to_stdout
 from factory.cli.shared_options import (
     Address,
     AsJson,
@@ -85,7 +86,6 @@ def invert(
 
     Exit codes: those of `factory generate`.
     """
-    from factory.cli.messages import to_stderr
     from factory.cli.options import open_store
     from factory.cli.view import watching
     from factory.config.recipe import load_recipe
@@ -114,14 +114,14 @@ def invert(
     overrides = {"generator": generator, "model": model, "batch": batch, "shard_size": shard_size}
     engine = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address, "grace": grace}
     inversion, skipped = recipe_of_folder(options, overrides, engine, to_stderr)
-    typer.echo(f"{inversion.n} images of {real}; {skipped} skipped.", err=True)
+    to_stderr(f"{inversion.n} images of {real}; {skipped} skipped.")
     store = open_store(out, recipe)
     with watching(quiet=as_json) as watch:
         summary = run(inversion, store, False, watch, force, labels_checked=True)
     psnr = mean_psnr(store, summary.recipe)
     if as_json:
-        typer.echo(dumps(as_data(summary, out) | {"psnr": psnr, "skipped": skipped}))
+        to_stdout(dumps(as_data(summary, out) | {"psnr": psnr, "skipped": skipped}))
     else:
         mean = "" if psnr != psnr else f"\nMean PSNR of the reconstructions: {psnr:.2f} dB."
-        typer.echo(as_text(summary, out) + mean)
+        to_stdout(as_text(summary, out) + mean)
     raise typer.Exit(summary.exit_code)

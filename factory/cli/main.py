@@ -33,7 +33,7 @@ from factory.cli.status import status
 from factory.cli.verify import verify
 from factory.cli.workflow import run_steps
 from factory.config.problems import usage_text
-from factory.errors import UserError
+from factory.errors import UserError, printable
 
 _UNUSABLE = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
@@ -160,10 +160,7 @@ def _exit(code: int) -> NoReturn:
 
 
 def _print_error(message: str, prefix: str = "Error: ") -> None:
-    # Names in files of others may contain the control characters of a terminal.
-    message = "".join(
-        character if character.isprintable() or character == "\n" else repr(character)[1:-1] for character in message
-    )
+    message = printable(message)
     if logging.getLogger("factory").handlers and log_format.wants_json():
         logging.getLogger("factory").error(message)
         return

@@ -2,15 +2,17 @@
 
 import typer
 
+from factory.errors import printable
+
 
 def to_stdout(text: str) -> None:
     """Print a line to standard output immediately."""
-    typer.echo(text)
+    typer.echo(printable(text))
 
 
 def to_stderr(text: str) -> None:
     """Print a line to standard error, because standard output is for results."""
-    typer.echo(text, err=True)
+    typer.echo(printable(text), err=True)
 
 
 def to_nowhere(text: str) -> None:

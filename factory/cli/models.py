@@ -3,8 +3,7 @@
 from importlib.util import find_spec
 from typing import Any
 
-import typer
-
+from factory.cli.messages import to_stdout
 from factory.cli.shared_options import AsJson
 from factory.config.stickers import EMBEDDED_MODELS
 from factory.files.strict_json import dumps
@@ -19,15 +18,15 @@ def models(as_json: AsJson = False) -> None:
 
     entries = known()
     if as_json:
-        typer.echo(dumps(entries))
+        to_stdout(dumps(entries))
         return
     for entry in entries:
         present = "present" if entry["present"] else "missing"
-        typer.echo(f"{entry['option']:<10} {entry['name']:<28} {present:<8} {entry['about']}")
+        to_stdout(f"{entry['option']:<10} {entry['name']:<28} {present:<8} {entry['about']}")
     names = ", ".join(family.name for family in FAMILIES)
-    typer.echo(f"--model also accepts the folder or hub id of a diffusers pipeline of these families: {names}.")
-    typer.echo("--masks also accepts the folder of a grounder.")
-    typer.echo("--detector also accepts a folder or hub id of Mask2Former, MaskFormer and others (docs/detectors.md).")
+    to_stdout(f"--model also accepts the folder or hub id of a diffusers pipeline of these families: {names}.")
+    to_stdout("--masks also accepts the folder of a grounder.")
+    to_stdout("--detector also accepts a folder or hub id of Mask2Former, MaskFormer and others (docs/detectors.md).")
 
 
 def known() -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from factory import log_format
+from factory.cli.messages import to_stderr, to_stdout
 from factory.cli.shared_options import Force
 from factory.files.strict_json import dumps
 
@@ -63,17 +64,17 @@ def nightly(
         if log_format.wants_json():
             _log.info("%s", text, extra={"fields": {"night": night.isoformat()}})
         elif not as_json:
-            typer.echo(text, err=True)
+            to_stderr(text)
 
     if dry_run:
         data = preview_night(make_context(loaded, night, log))
         log(_preview_text(data))
-        typer.echo(dumps(data))
+        to_stdout(dumps(data))
         return
     with watching(quiet=as_json) as watch:
         outcome = run_night(make_context(loaded, night, log, watch), force)
     log(outcome.to_text())
-    typer.echo(dumps(outcome.to_data()))
+    to_stdout(dumps(outcome.to_data()))
     if outcome.unexpected is not None:
         raise outcome.unexpected
     raise typer.Exit(outcome.exit_code)

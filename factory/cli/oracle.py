@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from factory.cli.generate import NO_FIELDS, as_data, as_text
+from factory.cli.messages import to_stdout
 from factory.cli.shared_options import (
     Address,
     AsJson,
@@ -108,5 +109,5 @@ def bootstrap_oracle(
         check_texts(merged)
     with watching(quiet=as_json) as watch:
         summary = run(merged, store, extend, watch, force)
-    typer.echo(dumps(as_data(summary, out)) if as_json else as_text(summary, out))
+    to_stdout(dumps(as_data(summary, out)) if as_json else as_text(summary, out))
     raise typer.Exit(summary.exit_code)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from factory.cli.messages import to_stdout
 from factory.cli.shared_options import (
     AsJson,
     Attempts,
@@ -85,21 +86,21 @@ def plan(
 
     data = describe(assemble(recipe, None, options), rate, workers, measure)
     if as_json:
-        typer.echo(dumps(data))
+        to_stdout(dumps(data))
         return
     mark = data["fingerprint"][:12]
-    typer.echo(
+    to_stdout(
         f"{counted(data['n'], 'sample')} in {counted(data['shards'], 'shard')} of up to {data['shard_size']}, "
         f"fingerprint {mark}."
     )
     low, high = data["per_class_least"], data["per_class_most"]
     times = f"{low} to {high} times" if high != low else counted(low, "time")
     where = f"In the first {data['counted_samples']} samples, each" if data["counted_samples"] < data["n"] else "Each"
-    typer.echo(f"{where} of {counted(data['classes'], 'class', 'classes')} appears {times}.")
-    typer.echo("Example prompts:")
+    to_stdout(f"{where} of {counted(data['classes'], 'class', 'classes')} appears {times}.")
+    to_stdout("Example prompts:")
     for text in data["prompts"]:
-        typer.echo(f"  {text}")
-    typer.echo(cost(data))
+        to_stdout(f"  {text}")
+    to_stdout(cost(data))
 
 
 def cost(data: dict[str, Any]) -> str:

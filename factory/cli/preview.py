@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from factory.cli.messages import to_stdout
 from factory.cli.shared_options import AsJson, Dataset
 from factory.files.strict_json import dumps
 
@@ -29,4 +30,4 @@ def preview(
         out.write_bytes(image)
     except OSError as error:
         raise not_written(out, error, "give another --out") from error
-    typer.echo(dumps({"sheet": str(out)}) if as_json else str(out))
+    to_stdout(dumps({"sheet": str(out)}) if as_json else str(out))

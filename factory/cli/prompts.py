@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from factory.cli.messages import to_stdout
 from factory.cli.shared_options import AsJson, Classes, Cooccurrence, Device, Objects
 from factory.errors import counted
 from factory.files.strict_json import dumps
@@ -101,7 +102,7 @@ def prompts(
         with progress_bar("prompts", n, quiet=as_json) as progress:
             write_prompts(job, file, LineCheck(recipe.vocabulary(), fits), language_model, progress)
     data = _summary(file, n)
-    typer.echo(dumps(data) if as_json else _as_text(data))
+    to_stdout(dumps(data) if as_json else _as_text(data))
     raise typer.Exit(data["exit_code"])
 
 

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from factory.cli.messages import to_stdout
 from factory.cli.shared_options import AsJson, Dataset
 from factory.files.strict_json import dumps
 
@@ -40,7 +41,7 @@ def report(
         data = write_report(source, target, compare=compare, watch=show)
     page = f"{target.address.rstrip('/')}/{PAGE}"
     if as_json:
-        typer.echo(dumps({"page": page, **data["verdict"]}))
+        to_stdout(dumps({"page": page, **data["verdict"]}))
         return
-    typer.echo(data["verdict"]["sentence"])
-    typer.echo(page)
+    to_stdout(data["verdict"]["sentence"])
+    to_stdout(page)

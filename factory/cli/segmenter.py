@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from factory.cli.messages import to_stderr, to_stdout
 from factory.cli.shared_options import MAX_SEED, Annotations, AsJson, Device, Devices, Threads, TrainAddress
 from factory.errors import command
 from factory.files.strict_json import dumps
@@ -72,7 +73,6 @@ def train_segmenter(
     """
     from functools import partial
 
-    from factory.cli.messages import to_stdout
     from factory.config.sections import EngineRecipe
     from factory.segmenter.run import SegmenterTraining, train_here
     from factory.training.distributed import check_devices, train_on_several
@@ -104,7 +104,7 @@ def train_segmenter(
     else:
         folder = train(run)
     evaluate = command("evaluate-segmenter", str(folder), "--real", "VOC_FOLDER", "--classes", classes)
-    typer.echo(f"Evaluate it with {evaluate}.")
+    to_stdout(f"Evaluate it with {evaluate}.")
 
 
 def evaluate_segmenter(
@@ -130,20 +130,19 @@ def evaluate_segmenter(
     """
     from dataclasses import asdict
 
-    from factory.cli.messages import to_stderr
     from factory.segmenter.measure import RealImages, evaluate_here
 
     images = RealImages(real, real_set, annotations, classes, split)
     result = evaluate_here(segmenter, images, device, threads, to_stderr)
     if as_json:
-        typer.echo(dumps(asdict(result)))
+        to_stdout(dumps(asdict(result)))
         return
     for name, value in result.by_class.items():
-        typer.echo(f"{name:20} {_percent(value):>6}")
-    typer.echo(f"{'mIoU with background':20} {_percent(result.miou):>6}   over {result.images} images")
+        to_stdout(f"{name:20} {_percent(value):>6}")
+    to_stdout(f"{'mIoU with background':20} {_percent(result.miou):>6}   over {result.images} images")
     if split is not None:
         seen, unseen, harmonic = map(_percent, (result.seen, result.unseen, result.harmonic))
-        typer.echo(f"seen {seen}  unseen {unseen}  harmonic {harmonic}")
+        to_stdout(f"seen {seen}  unseen {unseen}  harmonic {harmonic}")
 
 
 def _percent(share: float) -> str:

@@ -2,14 +2,14 @@
 
 from typing import Annotated, Any
 
-import typer
-
+from factory.cli.messages import to_stdout
 from factory.cli.nightly import nights_of, nights_table
 from factory.cli.shared_options import AsJson
 from factory.errors import command, counted
 from factory.files.strict_json import dumps
 
 _ACTIVE = ("running", "waiting", "finishing")
+_STATUSES = (*_ACTIVE, "done", "incomplete", "interrupted", "failed")
 
 
 def status(
@@ -33,23 +33,23 @@ def status(
     """
     nights = _nights(dataset)
     if nights:
-        typer.echo(dumps({"root": dataset, "nights": nights}) if as_json else nights_table(nights))
+        to_stdout(dumps({"root": dataset, "nights": nights}) if as_json else nights_table(nights))
         return
     data = state(dataset)
     if as_json:
-        typer.echo(dumps(data))
+        to_stdout(dumps(data))
         return
     shards = f"{data['shards']} of {data['shards_planned']} shards"
-    typer.echo(f"{data['samples']} of {data['n']} samples, {shards}: {data['status']}.")
+    to_stdout(f"{data['samples']} of {data['n']} samples, {shards}: {data['status']}.")
     if data["attempts"]:
         rejected = ", ".join(f"{reason} {count}" for reason, count in data["rejected"].items())
         attempts = counted(data["attempts"], "attempt")
-        typer.echo(attempts + (f", rejected: {rejected}." if rejected else ", none rejected."))
+        to_stdout(attempts + (f", rejected: {rejected}." if rejected else ", none rejected."))
     if data["quarantined"]:
-        typer.echo(f"Quarantined shards: {', '.join(data['quarantined'])}; see quarantine/, and rerun to retry them.")
+        to_stdout(f"Quarantined shards: {', '.join(data['quarantined'])}; see quarantine/, and rerun to retry them.")
     elif data["status"] not in ("complete", *_ACTIVE):
         killed = "The run was killed. " if data["status"] == "stale" else ""
-        typer.echo(f"{killed}To resume, run {command('generate', '--shards', dataset)}.")
+        to_stdout(f"{killed}To resume, run {command('generate', '--shards', dataset)}.")
 
 
 def _nights(address: str) -> list[dict[str, Any]]:
@@ -77,7 +77,9 @@ def state(dataset: str) -> dict[str, Any]:
     data = description(recipe, plan, current_totals(store, plan))
     progress = read_progress(store)
     quarantined = [name.removeprefix("quarantine/").removesuffix(".json") for name in store.list("quarantine")]
-    current, dead = progress.get("status", "initialized"), lease.stale(store)
+    current, dead = progress.get("status"), lease.stale(store)
+    if current not in _STATUSES:
+        current = "initialized"
     if data["complete"]:
         current = "complete"
     elif dead or (dead is None and current in _ACTIVE):

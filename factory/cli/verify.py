@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from factory import exit_codes
+from factory.cli.messages import to_stderr, to_stdout
 from factory.cli.shared_options import AsJson, Dataset, Force
 from factory.errors import UserError, command, counted, first_few
 from factory.files.strict_json import dumps
@@ -39,7 +40,6 @@ def verify(
     Exit codes: 0 all existing shards are sound, 2 invalid input, 3 the repair failed for some shards, 5 damaged, 75
     temporary failure.
     """
-    from factory.cli.messages import to_stderr
     from factory.dataset.lease import leased
     from factory.dataset.storage import Store
     from factory.dataset.stored_recipe import recipe_of
@@ -69,7 +69,7 @@ def verify(
         "repaired": None if repaired is None else sorted(repaired),
         "sound": report.sound,
     }
-    typer.echo(dumps(data) if as_json else as_text(data, dataset))
+    to_stdout(dumps(data) if as_json else as_text(data, dataset))
     if not report.sound:
         raise typer.Exit(exit_codes.DAMAGED)
     raise typer.Exit(exit_codes.FAILED if repaired is not None and report.missing else exit_codes.DONE)

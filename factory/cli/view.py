@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from factory import log_format
-from factory.errors import counted
+from factory.errors import counted, printable
 
 if TYPE_CHECKING:
     from factory.generation.progress import Snapshot
@@ -57,7 +57,7 @@ class _Lines:
             self.print_progress(snapshot)
 
     def print_error(self, error: str) -> None:
-        print(f"  {error}", file=sys.stderr, flush=True)
+        print(f"  {printable(error)}", file=sys.stderr, flush=True)
 
     def print_progress(self, snapshot: "Snapshot") -> None:
         print(one_line(snapshot), file=sys.stderr, flush=True)
@@ -104,7 +104,9 @@ def _table(snapshot: "Snapshot") -> Group:
     rows.add_row("shards", f"{snapshot.shards_done} of {snapshot.shards}", problems)
     reasons = ", ".join(f"{reason} {count}" for reason, count in snapshot.rejected.items())
     rows.add_row("rejected", str(sum(snapshot.rejected.values())), reasons)
-    return Group(rows, *(Text(error, style="yellow", overflow="ellipsis", no_wrap=True) for error in snapshot.errors))
+    return Group(
+        rows, *(Text(printable(error), style="yellow", overflow="ellipsis", no_wrap=True) for error in snapshot.errors)
+    )
 
 
 def _counts(**counts: int) -> str:

@@ -28,7 +28,7 @@ def run_steps(
 
     Example: factory run jobs/protocol-2.yaml --set n=200 --dry-run
     """
-    from factory.cli.messages import to_stderr
+    from factory.cli.messages import to_stderr, to_stdout
     from factory.errors import UserError
     from factory.workflow.run import load_workflow, run_workflow
 
@@ -42,6 +42,6 @@ def run_steps(
     loaded = load_workflow(job, out, commands, {name: value for name, _, value in pairs})
     if dry_run:
         for step in loaded.steps:
-            typer.echo(step.command_line())
+            to_stdout(step.command_line())
         return
     run_workflow(loaded, to_stderr)

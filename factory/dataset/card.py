@@ -27,7 +27,7 @@ def card(recipe: Recipe, sums: Totals, last_shard: int) -> str:
     """The card as Markdown with a YAML header; a function of the recipe and the committed shards."""
     title, summary, limitations = _text_for_real(recipe) if recipe.real else _text_for_generated(recipe)
     header = yaml.safe_dump(_header(recipe, sums), sort_keys=False, allow_unicode=True, width=110)
-    table = "\n".join(f"| {name} | {value} |" for name, value in _facts(recipe, sums).items())
+    table = "\n".join(f"| {name} | {_as_text(value)} |" for name, value in _facts(recipe, sums).items())
     classes = recipe.vocabulary().classes
     split = (
         f"This is training data for a grounder: split {recipe.oracle.split}; prompts only name its "
@@ -136,6 +136,11 @@ def _facts(recipe: Recipe, sums: Totals) -> dict[str, str]:
     facts["rejected attempts"] = rejected
     facts["recipe"] = f"`recipe.yaml`, fingerprint {recipe.fingerprint()}"
     return facts
+
+
+def _as_text(value: str) -> str:
+    """A value that may be a name given by others, as the text of a cell of a table."""
+    return " ".join(value.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _size(samples: int) -> str:

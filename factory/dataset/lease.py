@@ -15,7 +15,7 @@ from typing import get_type_hints
 
 from factory.dataset.storage import Store
 from factory.dataset.storage_errors import ignores_conditions
-from factory.errors import LeaseHeldError, StoreUnavailableError, UserError
+from factory.errors import LeaseHeldError, StoreUnavailableError, UserError, printable
 from factory.files.decode import decode_json
 from factory.files.processes import process_identity
 
@@ -28,6 +28,7 @@ _TIMEOUT = EXPIRES / 3
 """Seconds after which a heartbeat repeats a request, so that a stalled connection does not make the lease expire."""
 _POLL_INTERVAL = 1.0
 _RELEASE_PATIENCE = 5.0
+_SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Lease:
     @property
     def who(self) -> str:
         """A description for messages."""
-        return f"process {self.pid} on {self.host}, started at {self.started}"
+        host, started = (printable(" ".join(text.split()))[:_SHOWN] for text in (self.host, self.started))
+        return f"process {self.pid} on {host}, started at {started}"
 
 
 _FIELD_TYPES = get_type_hints(Lease)

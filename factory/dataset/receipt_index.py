@@ -9,7 +9,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from factory.dataset.receipts import CorruptReceiptError, corrupt_receipt, count, parse_receipt, receipt_name, tar_name
+from factory.dataset.receipts import (
+    CorruptReceiptError,
+    corrupt_receipt,
+    count,
+    parse_receipt,
+    reasons,
+    receipt_name,
+    tar_name,
+)
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.files.decode import decode_json
@@ -147,5 +155,5 @@ def _parse_entry(fields: Any) -> IndexEntry:
         attempts=count(attempts),
         bytes=count(size),
         exhausted=count(exhausted),
-        rejected={str(reason): count(number) for reason, number in rejected.items()},
+        rejected=reasons(rejected),
     )

@@ -181,7 +181,7 @@ def parse_receipt(data: bytes) -> Receipt:
             planned=count(fields["planned"]),
             accepted=count(fields["accepted"]),
             attempts=count(fields["attempts"]),
-            rejected={str(reason): count(number) for reason, number in fields["rejected"].items()},
+            rejected=reasons(fields["rejected"]),
             short=tuple(count(index) for index in fields["short"]),
             seconds=dict(fields["seconds"]),
             versions=dict(fields["versions"]),
@@ -208,6 +208,14 @@ def count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise ValueError(f"{str(value)[:60]!r} is not a count")
     return value
+
+
+def reasons(counts: Any) -> dict[str, int]:
+    """Counts by reason of untrusted data; raises ValueError unless the reasons are identifiers."""
+    for reason in counts:
+        if not re.fullmatch("[a-z0-9_]{1,40}", reason):
+            raise ValueError(f"{reason[:60]!r} is not a reason")
+    return {reason: count(number) for reason, number in counts.items()}
 
 
 def committed(store: Store) -> set[int]:

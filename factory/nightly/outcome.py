@@ -4,6 +4,7 @@ import datetime
 from dataclasses import dataclass
 from typing import Any
 
+from factory.errors import printable
 from factory.nightly.record import Night
 
 _MAX_SHARDS = 1000
@@ -61,7 +62,7 @@ class Outcome:
             lines.append(f"{self.root.rstrip('/')}/{self.night.dataset}")
         if self.deleted:
             lines.append(f"Deleted by keep: {', '.join(date.isoformat() for date in self.deleted)}.")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 def summary_of(night: Night) -> str:

@@ -1,0 +1,90 @@
+"""Texts of datasets made by others cannot control the terminal, and cannot add to a card what is not there."""
+
+import datetime
+import json
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from factory import log_format
+from factory.cli.view import watching
+from factory.config.plan import Plan
+from factory.dataset.card import card
+from factory.dataset.lease import _new_lease, parse_lease
+from factory.dataset.receipts import CorruptReceiptError, parse_receipt, receipt_name
+from factory.dataset.totals import current_totals
+from factory.nightly.outcome import Outcome
+from tests.support.export_datasets import make_dataset
+from tests.support.in_process import SNAPSHOT, invoke
+
+EVIL = "\x1b[2J\x9b1mfine\u202e"
+CONTROLS = ("\x1b", "\x9b", "\u202e")
+
+
+def assert_plain(text: str) -> None:
+    assert "fine" in text, "the text is shown"
+    assert not [character for character in CONTROLS if character in text]
+
+
+def test_status_and_verify_show_names_of_files_without_control_characters(tmp_path: Path) -> None:
+    make_dataset(tmp_path, shards=range(1))
+    (tmp_path / "quarantine").mkdir()
+    (tmp_path / "quarantine" / f"{EVIL}.json").write_text("{}")
+    (tmp_path / "train" / EVIL).write_text("")
+    assert_plain(invoke("status", tmp_path).stdout)
+    assert_plain(invoke("verify", tmp_path).stdout)
+
+
+def test_status_of_progress_json_is_one_of_the_known_ones(tmp_path: Path) -> None:
+    make_dataset(tmp_path, shards=range(1))
+    for status in (EVIL, ["running"], "x" * 1000):
+        (tmp_path / "progress.json").write_text(json.dumps({"status": status}))
+        assert "1 of 5 shards: initialized." in invoke("status", tmp_path).stdout
+
+
+@pytest.mark.parametrize("reason", [EVIL, "a | b", "<script>", "x" * 100])
+def test_receipt_with_a_reason_that_is_no_identifier_is_corrupt(reason: str, tmp_path: Path) -> None:
+    make_dataset(tmp_path, shards=range(1))
+    path = tmp_path / receipt_name(0)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rejected": {reason: 1}}))
+    with pytest.raises(CorruptReceiptError, match="is not a reason"):
+        parse_receipt(path.read_bytes())
+
+
+def test_lease_is_described_without_control_characters(tmp_path: Path) -> None:
+    lease = replace(_new_lease(1), host=f"{EVIL}\n{'x' * 5000}", started=EVIL)
+    who = parse_lease(json.dumps(asdict(lease)).encode())
+    assert who is not None
+    assert_plain(who.who)
+    assert "\n" not in who.who
+    assert len(who.who) < 400
+
+
+def test_errors_of_a_run_are_shown_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    with watching(quiet=False) as watch:
+        watch(replace(SNAPSHOT, errors=[EVIL]))
+    assert_plain(capsys.readouterr().err)
+
+
+def test_log_messages_contain_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert logging.lastResort is not None
+    monkeypatch.setattr(logging.lastResort, "formatter", None)
+    log_format.configure()  # without the variables, Python prints warnings with this handler
+    record = logging.makeLogRecord({"msg": "%s", "args": (EVIL,)})
+    assert_plain(logging.lastResort.format(record))
+    assert_plain(log_format.TextFormatter("%(message)s").format(record))
+
+
+def test_text_of_a_night_contains_no_control_characters() -> None:
+    assert_plain(Outcome(datetime.date(2026, 11, 25), "/nights", "failed", 2, EVIL).to_text())
+
+
+def test_card_shows_names_of_models_as_text(tmp_path: Path) -> None:
+    store, recipe = make_dataset(tmp_path, shards=range(1))
+    totals = current_totals(store, Plan(recipe))
+    generator = recipe.generator.model_copy(update={"model": "fine |\n# Trusted <img src=x>"})
+    text = card(recipe.model_copy(update={"generator": generator}), totals, 0)
+    (line,) = [line for line in text.splitlines() if "fine" in line]
+    assert line.startswith("| text-to-image model | fine \\| # Trusted &lt;img src=x>")
