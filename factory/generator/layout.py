@@ -15,6 +15,7 @@ from factory.errors import UserError, one_line
 from factory.generator.families import family_of
 from factory.generator.family import Family
 from factory.generator.schedulers import check_scheduler
+from factory.generator.sizes import check_sizes, check_weights
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Components that generation does not use: they are never loaded and may be missing."""
@@ -110,6 +111,7 @@ def _check_layout(folder: Path, generator: GeneratorRecipe, weights: bool, check
     for name in models:
         component_class(index, name, str(folder))
         config, elsewhere = read_config(folder, name), checkpoint and name == family.denoiser
+        check_sizes(config, name, folder)
         if "quantization_config" in config and not elsewhere:
             raise UserError(
                 f"the {name} of {folder} is stored with quantised weights, which are not supported; give the original "
@@ -117,7 +119,7 @@ def _check_layout(folder: Path, generator: GeneratorRecipe, weights: bool, check
             )
         if weights and not elsewhere:
             weights_variant(folder / name)
-            _check_lengths(folder / name)
+            check_weights(config, name, folder)
     for name in tokenizers:
         component_class(index, name, str(folder))
         if not any((folder / name / file).is_file() for file in _TOKENIZER_FILES):
@@ -131,7 +133,9 @@ def _check_layout(folder: Path, generator: GeneratorRecipe, weights: bool, check
     _check_size(folder, family, generator, denoiser, vae)
     _check_guidance(folder, family, generator, family.guided_by_input(str(index["_class_name"]), denoiser))
     kind = component_class(index, "scheduler", str(folder))
-    check_scheduler(kind, read_config(folder, "scheduler"), denoiser, family, generator, str(folder))
+    scheduler = read_config(folder, "scheduler")
+    check_sizes(scheduler, "scheduler", folder)
+    check_scheduler(kind, scheduler, denoiser, family, generator, str(folder))
 
 
 def weights_variant(folder: Path) -> str | None:
@@ -154,18 +158,6 @@ def weights_variant(folder: Path) -> str | None:
         f"{folder} holds no weights: there is none of {', '.join(sorted(plain)[:4])} or their variants; download or "
         f"save the pipeline again."
     )
-
-
-def _check_lengths(folder: Path) -> None:
-    """Raise UserError for an incomplete download: the header of a safetensors file says how long it is."""
-    from safetensors import SafetensorError, safe_open
-
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} is incomplete or damaged ({one_line(error)}); download it again.") from error
 
 
 def pixels_per_latent(vae: Mapping[str, Any]) -> int:
