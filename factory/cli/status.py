@@ -2,6 +2,8 @@
 
 from typing import Annotated, Any
 
+import typer
+
 from factory.cli.messages import to_stdout
 from factory.cli.nightly import nights_of, nights_table
 from factory.cli.shared_options import AsJson

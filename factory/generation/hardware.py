@@ -53,7 +53,7 @@ def for_hardware(recipe: Recipe, existing: Recipe | None) -> Recipe:
         _log.info("The workers use GPUs, so weights are loaded in bfloat16; --dtype float32 changes that.")
         recipe = _completed(recipe, "bfloat16")
     elif no_precision and recipe.engine.address is None and cpu_has_bfloat16():
-        _log.info("This CPU has bfloat16 instructions, so weights are loaded in bfloat16; --dtype float32 changes that.")
+        _log.info("This CPU has bfloat16 instructions, so weights use bfloat16; --dtype float32 changes that.")
         recipe = _completed(recipe, "bfloat16", None if "channels_last" in given else True)
     elif no_precision:  # the CPUs of a cluster are not known
         recipe = _completed(recipe, "float32")
