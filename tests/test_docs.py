@@ -139,3 +139,37 @@ def test_commands_in_the_documentation_have_valid_options(page: Path, hook: Modu
 )
 def test_links_of_root_files_are_adapted(hook: ModuleType, markdown: str, expected: str) -> None:
     assert hook.adapt_links(markdown) == expected
+
+
+def _yaml_examples(key: str) -> list[str]:
+    """The YAML blocks of the documentation that start with this key, after comments."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES_WITH_COMMANDS)
+    return re.findall(rf"^```yaml\n((?:#[^\n]*\n)*{key}:.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_examples_of_recipes_are_valid() -> None:
+    from factory.config.recipe import make_recipe
+    from factory.files.strict_yaml import parse_yaml
+
+    examples = _yaml_examples("classes")
+    assert len(examples) >= 4
+    for example in examples:
+        make_recipe(parse_yaml(example, "example"))
+
+
+def test_the_example_of_a_nightly_configuration_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from factory.nightly.config import load_config
+
+    monkeypatch.setenv("SLACK_WEBHOOK", "https://hooks.example.org/services/1")
+    (example,) = _yaml_examples("root")
+    (tmp_path / "nightly.yaml").write_text(example, encoding="utf-8")
+    assert load_config(tmp_path / "nightly.yaml").exports == ("coco",)
+
+
+def test_the_example_of_a_job_is_valid(tmp_path: Path) -> None:
+    from tests.support.in_process import output
+
+    (example,) = _yaml_examples("out")
+    (tmp_path / "pets.yaml").write_text(example, encoding="utf-8")
+    commands = output("run", tmp_path / "pets.yaml", "--set", "n=500", "--dry-run").splitlines()
+    assert commands[0] == "factory generate --classes dog,cat --n 500 --shards runs/pets/set"
