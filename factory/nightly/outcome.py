@@ -61,7 +61,7 @@ class Outcome:
                 lines.append(f"Report ({self.night.report.level}): {self.night.report.sentence}")
             lines.append(f"{self.root.rstrip('/')}/{self.night.dataset}")
         if self.deleted:
-            lines.append(f"Deleted by keep: {', '.join(date.isoformat() for date in self.deleted)}.")
+            lines.append(f"Deleted old nights: {', '.join(date.isoformat() for date in self.deleted)}.")
         return printable("\n".join(lines))
 
 
