@@ -19,7 +19,8 @@ from factory.grounder.data import OracleDataset
 from factory.grounder.modules.guided import GuidedOptions
 from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.hf_logging import quiet_model_libraries
-from factory.training.loop import TrainOptions, train
+from factory.training.loop import train
+from factory.training.options import TrainOptions
 
 WHOLE = GrounderOptions()
 PAPER = GrounderOptions(module="paper")

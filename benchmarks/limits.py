@@ -25,7 +25,8 @@ from torch.nn import functional
 from factory.dataset.masks import IGNORE
 from factory.dataset.records import Image, Instance
 from factory.evaluation.markdown import write_table
-from factory.evaluation.protocol_1 import GROUPS, EvaluationBatch, SplitEvaluation, split_recipe
+from factory.evaluation.protocol_1 import GROUPS, split_recipe
+from factory.evaluation.split_evaluation import EvaluationBatch, SplitEvaluation
 from factory.grounder.iou import IoUMeter, label_map
 from factory.grounder.trained import TrainedGrounder, open_grounders
 from factory.hf_logging import quiet_model_libraries
@@ -95,7 +96,7 @@ def main() -> None:
     quiet_model_libraries()
     ((name, grounder),) = open_grounders([options.grounder], "cpu", 1)
     evaluation = SplitEvaluation(
-        {name: grounder}, split_recipe({name: grounder}, grounder.config.split, options.classes, 1), "cpu"
+        {name: grounder}, split_recipe({name: grounder.config}, grounder.config.split, options.classes, 1), "cpu"
     )
     columns: dict[str, Tallies] = {}
     for group in GROUPS:

@@ -24,8 +24,9 @@ from factory.config.class_option import parse_classes
 from factory.dataset.masks import IGNORE, palette
 from factory.dataset.records import Image
 from factory.dataset.storage import Store
-from factory.evaluation.grounders_on_real import predict
-from factory.evaluation.protocol_1 import GROUPS, SplitEvaluation, split_recipe
+from factory.evaluation.protocol_1 import GROUPS, split_recipe
+from factory.evaluation.real_masks import predict
+from factory.evaluation.split_evaluation import SplitEvaluation
 from factory.generator.inversion import InvertingGenerator, psnr
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleDataset, OracleSample
@@ -92,7 +93,8 @@ def rows_of_group(evaluation: SplitEvaluation, group: str, images: int, judge: s
 def masks(options: argparse.Namespace) -> Pictures.Image:
     grounders = dict(open_grounders(options.grounders, "cpu", 1))
     first_name, first = next(iter(grounders.items()))
-    evaluation = SplitEvaluation(grounders, split_recipe(grounders, first.config.split, options.classes, 1), "cpu")
+    configs = {name: grounder.config for name, grounder in grounders.items()}
+    evaluation = SplitEvaluation(grounders, split_recipe(configs, first.config.split, options.classes, 1), "cpu")
     rows = [row for group in GROUPS for row in rows_of_group(evaluation, group, options.images, first_name)]
     return drawn(["image", "detector", "attention", *grounders], rows)
 

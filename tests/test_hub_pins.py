@@ -22,7 +22,7 @@ from factory.generator.hub import cached_folder
 from factory.generator.interface import Request
 from factory.generator.load import config_folder, pin_generator, pin_revision
 from factory.generator.pipeline import PipelineGenerator
-from factory.grounder.training import shared_recipe
+from factory.grounder.shared_recipe import shared_recipe
 from tests.support.recipes import two_shards
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

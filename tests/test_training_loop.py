@@ -20,7 +20,8 @@ from factory.errors import UserError
 from factory.files.strict_json import dumps
 from factory.training import distributed
 from factory.training.devices import chosen_device
-from factory.training.loop import TrainOptions, train
+from factory.training.loop import train
+from factory.training.options import TrainOptions
 from tests.support.in_process import error
 from tests.support.linear_task import OPTIONS, LinearTask, gradients_of_part
 
@@ -233,7 +234,8 @@ class Run:
 def train_here(run, tests=sys.argv.pop()):
     sys.path.insert(0, tests)
     from tests.support.linear_task import LinearTask
-    from factory.training.loop import TrainOptions, train
+    from factory.training.loop import train
+    from factory.training.options import TrainOptions
 
     class Slow(LinearTask):
         def loss(self, step, batch, seed):

@@ -61,7 +61,7 @@ def train_grounder(
 
     from factory.config.sections import EngineRecipe
     from factory.dataset.storage import absolute
-    from factory.grounder.run import GrounderTraining, train_here
+    from factory.grounder.run import GrounderTraining, check, train_here
     from factory.training.distributed import check_devices, train_on_several
 
     check_devices(devices, device, address)
@@ -79,7 +79,11 @@ def train_grounder(
     )
     run = run.on_several(devices)
     train = partial(train_here, report=to_stdout)
-    folder = train_on_several(train, run, devices, EngineRecipe(address=address)) if devices > 1 else train(run)
+    if devices > 1:
+        check(run)
+        folder = train_on_several(train, run, devices, EngineRecipe(address=address))
+    else:
+        folder = train(run)
     to_stdout(
         f"Use it with {command('generate', '--masks', str(folder))}, or evaluate it with "
         f"{command('evaluate-grounder', str(folder))}."
@@ -91,7 +95,7 @@ def evaluate_grounder(
         list[str], typer.Argument(metavar="GROUNDER", help="Grounder folders of any splits, or NAME=FOLDER.")
     ],
     classes: Annotated[
-        str | None, typer.Option(help="Vocabulary of their training data: voc (default) or coco.")
+        str | None, typer.Option(help="Vocabulary of their training data, voc or coco; recognised by default.")
     ] = None,
     images: Annotated[
         int | None, typer.Option(min=1, help="Number of images per group and split; by default 100.")
@@ -126,11 +130,9 @@ def evaluate_grounder(
     from factory.evaluation.grounders_on_real import RealResult, on_real
     from factory.evaluation.grounders_on_real import as_markdown as real_table
     from factory.evaluation.markdown import check_page, write_table
-    from factory.evaluation.protocol_1 import GrounderResult, as_markdown, protocol_1, write_results
+    from factory.evaluation.protocol_1 import GrounderResult, as_markdown, protocol_1, vocabulary_of, write_results
     from factory.files.paths import check_writable_folder
-    from factory.hf_logging import quiet_model_libraries
 
-    quiet_model_libraries()
     of_protocol_1 = {"--out": out, "--images": images, "--classes": classes}
     given = next((name for name, value in of_protocol_1.items() if value is not None), None)
     if real and given is not None:
@@ -142,12 +144,13 @@ def evaluate_grounder(
         check_writable_folder(out, "--out")
     if table is not None:
         check_page(table)
-    classes, images = classes or "voc", images or 100
+    images = images or 100
     results: list[GrounderResult] | list[RealResult]
     if real:
         results = on_real(grounders, real, device, threads, to_stderr)
         text, options, marker = real_table(results), "--real ...", "grounders-on-real"
     else:
+        classes = classes or vocabulary_of(grounders)
         results = protocol_1(grounders, classes, images, device, threads, to_stderr)
         text, options = as_markdown(results, classes), f"--classes {classes} --images {images}"
         marker = f"protocol-1-{classes}"

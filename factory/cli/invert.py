@@ -113,9 +113,9 @@ def invert(
         raise UserError(f"{recipe}: `generator:` must be a section with fields such as `model:`.")
     overrides = {"generator": generator, "model": model, "batch": batch, "shard_size": shard_size}
     engine = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address, "grace": grace}
+    store = open_store(out, recipe)
     inversion, skipped = recipe_of_folder(options, overrides, engine, to_stderr)
     to_stderr(f"{inversion.n} images of {real}; {skipped} skipped.")
-    store = open_store(out, recipe)
     with watching(quiet=as_json) as watch:
         summary = run(inversion, store, False, watch, force, labels_checked=True)
     psnr = mean_psnr(store, summary.recipe)

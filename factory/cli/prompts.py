@@ -74,6 +74,7 @@ def prompts(
     from factory.cli.options import assemble
     from factory.cli.progress import progress_bar
     from factory.config.plan import class_sequence
+    from factory.generator.load import model_folder
     from factory.prompts.check import Fits, LineCheck, few_words
     from factory.prompts.file import PromptsFile
     from factory.prompts.interface import Sampling
@@ -88,6 +89,8 @@ def prompts(
         "split": split,
     }
     recipe = assemble(None, None, fields | ({"masks": "detector"} if split is not None else {}))
+    if model is not None:
+        model_folder(model)  # first everything that needs no model library
     sampling = Sampling(temperature, top_p, max_tokens)
     language_model = _opened(lm, lm_model, device, dtype, sampling)
     fits: Fits = few_words
@@ -121,9 +124,11 @@ def _opened(lm: str, lm_model: str | None, device: str, dtype: str | None, sampl
         return ServerModel(lm, lm_model, sampling)
     if lm_model is not None:
         raise UserError("--lm-model names a model on a server; leave it out, or give the URL of a server to --lm.")
-    from factory.prompts.local_model import LocalModel
-    from factory.training.devices import chosen_device
+    from factory.prompts.local_model import LocalModel, model_folder
+    from factory.training.devices import check_device_name, chosen_device
 
+    model_folder(lm)
+    check_device_name(device)
     chosen = chosen_device(device)
     return LocalModel(lm, chosen, dtype or ("float32" if chosen == "cpu" else "bfloat16"), sampling)
 

@@ -4,25 +4,19 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from factory.config.vocabulary import shared_name
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.evaluation.markdown import percent
 from factory.files.paths import split_named_path
 from factory.generator.load import check_unchanged
-from factory.generator.pipeline import PipelineGenerator
-from factory.grounder.data import OracleDataset, OracleSample
-from factory.grounder.folder import check_fits
+from factory.grounder.data import OracleDataset
+from factory.grounder.folder import GrounderConfig, check_fits, named_grounders
 from factory.grounder.iou import IoUMeter
-from factory.grounder.trained import TrainedGrounder, images_to_tensor, labels_of, open_grounders
-from factory.training.devices import chosen_device
+from factory.hf_logging import quiet_model_libraries
+from factory.training.devices import check_device_name, chosen_device
 
 _log = logging.getLogger(__name__)
-
-_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -53,8 +47,8 @@ def on_real(
     All are opened before the first evaluation. Raises UserError if a dataset was not written by `invert` or has another
     model.
     """
-    device = chosen_device(device)
-    grounders = open_grounders(folders, device, threads)
+    check_device_name(device)
+    configs = [(name, config) for name, _, config in named_grounders(folders)]
     opened = [_open(text) for text in datasets]
     names = [name for name, _ in opened]
     for name in names:
@@ -62,8 +56,15 @@ def on_real(
             raise UserError(f"two arguments --real are both named {name}; give different names: first=DATASET.")
     for _, dataset in opened:
         check_unchanged(dataset.recipe.generator, dataset.store.address)
-        for name, grounder in grounders:
-            check_fits(name, grounder.config, dataset.recipe.generator)
+        for name, config in configs:
+            check_fits(name, config, dataset.recipe.generator)
+
+    quiet_model_libraries()
+    from factory.evaluation.real_masks import measure
+    from factory.grounder.trained import open_grounders
+
+    device = chosen_device(device)
+    grounders = open_grounders(folders, device, threads)
     results = []
     for real, dataset in opened:
         for name, grounder in grounders:
@@ -77,7 +78,7 @@ def on_real(
                     f"{name} was trained on {real}, so its figures there say nothing about other images; invert images "
                     f"that it was not trained on."
                 )
-            results.append(_measure(name, grounder, real, dataset, device))
+            results.append(_result(name, grounder.config, real, measure(grounder, dataset, device)))
             report(f"{real}: {name} {results[-1].miou:.3f} over {results[-1].images} images")
     return results
 
@@ -90,40 +91,18 @@ def _open(named: str) -> tuple[str, OracleDataset]:
     return name or address, dataset
 
 
-def _measure(name: str, grounder: TrainedGrounder, real: str, dataset: OracleDataset, device: str) -> RealResult:
-    reader = PipelineGenerator(dataset.recipe, device, grounder.needs)
-    meter = IoUMeter()
-    for number in dataset.receipts:
-        samples = list(dataset.samples(number))
-        for start in range(0, len(samples), _BATCH):
-            batch = samples[start : start + _BATCH]
-            for sample, labels in zip(batch, predict(grounder, reader, batch), strict=True):
-                meter.add(sample.prompt.classes, labels, sample.labels)
-    trained = {shared_name(name) for name in grounder.config.classes_seen}
+def _result(name: str, config: GrounderConfig, real: str, meter: IoUMeter) -> RealResult:
+    trained = {shared_name(name) for name in config.classes_seen}
     seen = {name for name in meter.union if shared_name(name) in trained}
     return RealResult(
         method=name,
-        split=grounder.config.split,
+        split=config.split,
         real=real,
         miou=meter.miou,
         seen=meter.miou_of(seen),
         unseen=meter.miou_of(set(meter.union) - seen),
         images=meter.images,
     )
-
-
-@torch.inference_mode()
-def predict(grounder: TrainedGrounder, reader: PipelineGenerator, samples: Sequence[OracleSample]) -> np.ndarray:
-    """Labels (B, H, W), in which 0 is background and k the k-th class of the sample's prompt.
-
-    `reader` recomputes the features from the latents of the samples.
-    """
-    latents = torch.from_numpy(np.stack([s.latent for s in samples])).float()
-    captured = reader.read(latents, [s.prompt for s in samples], [s.noise_level for s in samples])
-    logits = grounder.logits(captured, images_to_tensor([s.image for s in samples]))
-    for k, sample in enumerate(samples):
-        logits[k, len(sample.prompt.classes) :] = -1e4  # classes of other prompts in the batch
-    return labels_of(logits)
 
 
 def as_markdown(results: Sequence[RealResult]) -> str:

@@ -14,6 +14,8 @@ from factory.config.recipe import Recipe, make_recipe
 from factory.config.sections import FilterRecipe, RealRecipe
 from factory.config.vocabulary import Vocabulary, caption
 from factory.errors import UserError
+from factory.generator.load import model_folder
+from factory.generator.real_images import open_folder, present
 
 if TYPE_CHECKING:
     from factory.labelled.interface import LabelledFolder
@@ -50,8 +52,6 @@ def recipe_of_folder(
 
     `report` receives notes about ignored content of the folder.
     """
-    from factory.generator.inversion import open_folder
-
     _check_used(options)
     vocabulary = parse_classes(options.classes)
     seen = vocabulary.names if options.split == "all" else vocabulary.seen(options.split)
@@ -63,24 +63,29 @@ def recipe_of_folder(
     }
     real |= {} if options.image_set is None else {"image_set": options.image_set}
     real |= {} if options.steps is None else {"steps": options.steps}
+    # First everything else, because reading the labels of a large folder takes minutes.
+    data: dict[str, Any] = {
+        "classes": options.classes if options.classes in ("voc", "coco") else list(vocabulary.names),
+        "engine": {name: value for name, value in engine.items() if value is not None},
+    }
+    data |= {name: value for name, value in overrides.items() if value is not None and name != "model"}
+    if overrides.get("model") is not None:
+        data["generator"] = {**data.get("generator", {}), "model": overrides["model"], "revision": None}
+    settings = make_recipe(data | {"n": 1, "masks": {"noise_level": options.noise_level}})
+    model_folder(settings.generator.model)
     folder = open_folder(RealRecipe(**real, keys=("",), labels_digest=""), vocabulary, checked=True)
     for note in folder.notes:
         report(note)
     keys, prompts, labels_digest, skipped = _usable_images(folder, options, vocabulary, seen)
-    data: dict[str, Any] = {
+    data |= {
         "n": len(keys),
-        "classes": options.classes if options.classes in ("voc", "coco") else list(vocabulary.names),
         "prompts": prompts,
         "attempts": 1,
         "masks": {"source": "labels", "noise_level": options.noise_level},
         "filters": _NO_FILTER,
         "oracle": {"split": options.split, "seen": list(seen)},
         "real": real | {"keys": keys, "labels_digest": labels_digest},
-        "engine": {name: value for name, value in engine.items() if value is not None},
     }
-    data |= {name: value for name, value in overrides.items() if value is not None and name != "model"}
-    if overrides.get("model") is not None:
-        data["generator"] = {**data.get("generator", {}), "model": overrides["model"], "revision": None}
     return make_recipe(data), skipped
 
 
@@ -104,8 +109,6 @@ def _usable_images(
     folder: "LabelledFolder", options: RealOptions, vocabulary: Vocabulary, seen: Collection[str]
 ) -> tuple[list[str], list[dict[str, Any]], str, int]:
     """(keys and prompts of the images that the options allow, digest of their labels, number of skipped images)."""
-    from factory.generator.inversion import present
-
     keys: list[str] = []
     prompts: list[dict[str, Any]] = []
     digest, skipped = _LabelsDigest(), 0
@@ -136,8 +139,6 @@ def check_labels(recipe: Recipe) -> None:
 
     Reads every image, so it takes as long as building the recipe did.
     """
-    from factory.generator.inversion import open_folder
-
     real = recipe.real
     assert real is not None
     folder, digest = open_folder(real, recipe.vocabulary()), _LabelsDigest()

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,27 +12,16 @@ from torch import Tensor
 
 from factory.config.prompts import Prompt
 from factory.config.recipe import Recipe
-from factory.config.sections import RealRecipe
-from factory.config.vocabulary import Vocabulary
 from factory.dataset.masks import IGNORE
 from factory.dataset.records import Image
-from factory.errors import UserError
 from factory.generator.interface import Generated, Request
 from factory.generator.latents import Autoencoder
 from factory.generator.memory import FittingParts
 from factory.generator.noise import shares
 from factory.generator.pipeline import PipelineGenerator
+from factory.generator.real_images import open_folder
 from factory.generator.sampler import Conditions
-from factory.labelled.folders import open_labelled
-from factory.labelled.interface import LabelledFolder, LabelledImage
-
-
-def open_folder(real: RealRecipe, vocabulary: Vocabulary, checked: bool = False) -> LabelledFolder:
-    """The labelled images of a recipe; `checked` as in `open_labelled`. Raises UserError if they are missing."""
-    if real.dataset == "coco" and real.annotations is None:
-        raise UserError("COCO images require an annotation file; give --annotations instances_train2017.json.")
-    annotations = Path(real.annotations) if real.dataset == "coco" and real.annotations else None
-    return open_labelled(Path(real.root), real.image_set, annotations, vocabulary, checked=checked)
+from factory.labelled.interface import LabelledImage
 
 
 class InvertingGenerator:
@@ -141,10 +128,3 @@ def _resized(image: LabelledImage, size: tuple[int, int]) -> tuple[Image, NDArra
     pixels = Pictures.fromarray(image.image).resize((size[1], size[0]), Pictures.Resampling.BICUBIC, reducing_gap=3.0)
     labels = Pictures.fromarray(image.labels).resize((size[1], size[0]), Pictures.Resampling.NEAREST)
     return np.asarray(pixels), np.asarray(labels)
-
-
-def present(labels: NDArray[np.uint8], vocabulary: Vocabulary, min_share: float) -> list[str]:
-    """The classes that cover at least `min_share` (0 to 1) of an image, the largest first; `labels` is (H, W)."""
-    counts: Any = np.bincount(labels.ravel(), minlength=256)
-    numbers = [k for k in range(1, len(vocabulary.classes) + 1) if counts[k] >= max(1.0, min_share * labels.size)]
-    return [vocabulary.names[k - 1] for k in sorted(numbers, key=lambda k: (-counts[k], k))]

@@ -1,7 +1,7 @@
 """A trained grounder on disk: weights in safetensors, a config, a card and metrics."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from factory.config.stickers import EMBEDDED_MODELS
 from factory.errors import UserError, one_line
 from factory.files.atomic import write_atomically
 from factory.files.digest import folder_digest
-from factory.files.paths import expanded, local_path
+from factory.files.paths import expanded, local_path, split_named_path
 from factory.files.strict_json import dumps
 
 if TYPE_CHECKING:
@@ -64,6 +64,26 @@ def grounder_folder(name: str) -> Path:
             f"{WEIGHTS}, as `factory train-grounder` writes it."
         )
     return folder
+
+
+def named_grounders(named: Sequence[str]) -> list[tuple[str, Path, GrounderConfig]]:
+    """(name, folder, config) of each "NAME=FOLDER" or "FOLDER"; the default name is that of the module.
+
+    Raises UserError if a folder holds no grounder, or if two grounders of one split have the same name.
+    """
+    found: list[tuple[str, Path, GrounderConfig]] = []
+    for text in named:
+        label, address = split_named_path(text)
+        folder = grounder_folder(address)
+        config = read_config(folder)
+        name = label or config.module
+        if any((name, config.split) == (other, known.split) for other, _, known in found):
+            raise UserError(
+                f"two grounders of split {config.split} are both named {name}; give them different names: "
+                f"first=FOLDER second=FOLDER."
+            )
+        found.append((name, folder, config))
+    return found
 
 
 def read_config(folder: Path) -> GrounderConfig:

@@ -11,6 +11,7 @@ from factory.files.paths import check_writable_folder
 from factory.generator.load import pin_generator
 from factory.grounder.folder import CONFIG, GrounderConfig, save_grounder
 from factory.hf_logging import quiet_model_libraries
+from factory.training.devices import check_device_name, chosen_device
 
 _NOISE_LEVEL = 0.0397
 """The released module reads features at the last of 50 DDIM steps, timestep 1."""
@@ -36,18 +37,10 @@ def import_released(release: Release, out: Path, device: str = "auto") -> Path:
 
     The model is loaded and called once for the shapes of its features. Raises UserError if the checkpoint does not fit.
     """
-    quiet_model_libraries()
-    import torch
-
-    from factory.generator.pipeline import PipelineGenerator
-    from factory.grounder.modules.backbone import Backbone
-    from factory.grounder.modules.published import PublishedModule
-    from factory.grounder.released import load_released
-    from factory.training.devices import chosen_device
-
     if (out / CONFIG).exists():
         raise UserError(f"{out} already holds a grounder; give another --out.")
     check_writable_folder(out, "--out")
+    check_device_name(device)
     detector = {} if release.detector is None else {"detector": release.detector}
     masks = {"source": "attention", "noise_level": _NOISE_LEVEL, **detector}
     generator = {"model": release.model, **_SAMPLING}
@@ -56,6 +49,15 @@ def import_released(release: Release, out: Path, device: str = "auto") -> Path:
     recipe = recipe.model_copy(update={"generator": pin_generator(recipe.generator)})
     vocabulary = recipe.vocabulary()
     seen = tuple(vocabulary.seen(release.split))
+
+    quiet_model_libraries()
+    import torch
+
+    from factory.generator.pipeline import PipelineGenerator
+    from factory.grounder.modules.backbone import Backbone
+    from factory.grounder.modules.published import PublishedModule
+    from factory.grounder.released import load_released
+
     reader = PipelineGenerator(recipe, chosen_device(device), PublishedModule.needs)
     prompts = [captioned(vocabulary, vocabulary.names[:1])]
     backbone = Backbone.of(reader.read(torch.zeros(1, *reader.latent_shape), prompts))

@@ -8,7 +8,11 @@ from pathlib import Path
 from factory.dataset.storage import Store
 from factory.files.paths import check_writable_folder, local_path
 from factory.grounder.data import OracleDataset
+from factory.grounder.folder import read_config
+from factory.grounder.shared_recipe import shared_recipe
 from factory.hf_logging import quiet_model_libraries
+from factory.training.devices import check_device_name, chosen_device
+from factory.training.options import CHECKPOINT, TrainOptions, cannot_start, check_start
 
 _log = logging.getLogger(__name__)
 
@@ -47,35 +51,60 @@ class GrounderTraining:
         return replace(self, batch=max(1, MAX_BATCH // devices) * devices)
 
 
+def check(run: GrounderTraining) -> list[OracleDataset]:
+    """The datasets of a run. UserError if they or an option are invalid, found in a second, without PyTorch."""
+    out = local_path(run.out, "--out")
+    check_writable_folder(out, "--out")
+    check_device_name(run.device)
+    _options(run)
+    if run.start is not None:
+        check_start("grounder", run.start, out)
+        _check_kind(run.module, Path(run.start), out)
+    datasets = [OracleDataset(Store(address)) for address in run.oracles]
+    shared_recipe(datasets)
+    return datasets
+
+
 def train_here(run: GrounderTraining, report: Callable[[str], None] = _log.info) -> Path:
     """Train in this process, resuming from `run.out` if possible; return the folder of the finished grounder."""
+    datasets = check(run)
+
     import torch
 
     quiet_model_libraries()
     from factory.grounder.memory import fitting_batch
     from factory.grounder.training import HELD_OUT, GrounderOptions, GrounderTask
     from factory.training.checkpoint import saved_options
-    from factory.training.devices import chosen_device
-    from factory.training.loop import TrainOptions, train
+    from factory.training.loop import train
 
     out, device = local_path(run.out, "--out"), chosen_device(run.device)
-    check_writable_folder(out, "--out")
     if run.threads:
         torch.set_num_threads(run.threads)
-    datasets = [OracleDataset(Store(address)) for address in run.oracles]
     task = GrounderTask(datasets, GrounderOptions(module=run.module), device, run.steps or 0)
     batch = run.batch or saved_options(out).get("batch") or fitting_batch(task, MAX_BATCH, report)
     samples = sum(len(dataset.keys(False, HELD_OUT)) for dataset in datasets)
     steps = run.steps or max(MIN_STEPS, PASSES * samples // batch)
     task.config = replace(task.config, steps=steps)
-    options = TrainOptions(
-        steps=steps,
-        batch=batch,
+    return train(task, replace(_options(run), steps=steps, batch=batch, device=device), out, report)
+
+
+def _options(run: GrounderTraining) -> TrainOptions:
+    """The options of the training loop, with the least of steps and batch where the run leaves them open."""
+    return TrainOptions(
+        steps=MIN_STEPS if run.steps is None else run.steps,
+        batch=1 if run.batch is None else run.batch,
         learning_rate=LEARNING_RATES[run.module] if run.learning_rate is None else run.learning_rate,
         seed=run.seed,
-        device=device,
         ema_decay=0.99,
         weight_decay=0.01,
         start=run.start,
     )
-    return train(task, options, out, report)
+
+
+def _check_kind(module: str, start: Path, out: Path) -> None:
+    """UserError unless the initial weights are those of a grounder with this module."""
+    if (out / CHECKPOINT).exists():
+        return
+    stored = read_config(start).module
+    if stored != module:
+        raise cannot_start("grounder", start, f"its module is {stored}, but this run trains {module}")

@@ -12,10 +12,9 @@ from torch.nn import functional
 from factory.config.prompts import Prompt
 from factory.dataset.records import Grounded, Image, Instance
 from factory.errors import UserError
-from factory.files.paths import split_named_path
 from factory.generator.interface import Captured, Generated
 from factory.generator.memory import FittingParts
-from factory.grounder.folder import grounder_folder, load_grounder
+from factory.grounder.folder import load_grounder, named_grounders
 
 
 class TrainedGrounder:
@@ -59,22 +58,8 @@ class TrainedGrounder:
 
 
 def open_grounders(named: Sequence[str], device: str, threads: int) -> list[tuple[str, TrainedGrounder]]:
-    """(name, grounder) of each "NAME=FOLDER" or "FOLDER"; the default name is that of the module.
-
-    Raises UserError if a folder holds no grounder, or if two grounders of one split have the same name.
-    """
-    opened: list[tuple[str, TrainedGrounder]] = []
-    for text in named:
-        label, folder = split_named_path(text)
-        grounder = TrainedGrounder(grounder_folder(folder), device, threads)
-        name = label or grounder.config.module
-        if any((name, grounder.config.split) == (other, g.config.split) for other, g in opened):
-            raise UserError(
-                f"two grounders of split {grounder.config.split} are both named {name}; give them different names: "
-                f"first=FOLDER second=FOLDER."
-            )
-        opened.append((name, grounder))
-    return opened
+    """The names and grounders of `named_grounders`, loaded."""
+    return [(name, TrainedGrounder(folder, device, threads)) for name, folder, _ in named_grounders(named)]
 
 
 def collate(generated: Sequence[Generated]) -> Captured:

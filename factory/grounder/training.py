@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from factory.errors import UserError
 from factory.generator.interface import Captured
-from factory.generator.load import check_unchanged
 from factory.generator.memory import FittingParts
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleDataset, OracleSample, OracleSource, first_samples, held_out_samples
@@ -22,6 +21,7 @@ from factory.grounder.iou import IoUMeter
 from factory.grounder.loss import binary_loss, competing_loss
 from factory.grounder.modules.backbone import Backbone
 from factory.grounder.modules.guided import GuidedOptions
+from factory.grounder.shared_recipe import shared_recipe
 from factory.grounder.trained import images_to_tensor, labels_of, not_finite
 from factory.training.precision import autocast
 from factory.training.processes import rank_and_world
@@ -178,30 +178,6 @@ class GrounderTask:
     def _predict_together(self, model: nn.Module, samples: Sequence[OracleSample]) -> NDArray[np.int64]:
         logits = model(self._read(samples), self._images(samples)).float()
         return labels_of(logits.masked_fill(~_present(samples, logits.shape[1]).to(self.device), -1e4))
-
-
-def shared_recipe(datasets: Sequence[OracleDataset]) -> Any:
-    """The recipe of the first dataset.
-
-    Raises UserError unless all datasets have the same features and classes, and were made with the current model and
-    LoRA.
-    """
-    first = datasets[0].recipe
-    for dataset in datasets[1:]:
-        if _features_and_classes(dataset) != _features_and_classes(datasets[0]):
-            raise UserError(
-                f"{dataset.store.address} is another kind of oracle dataset than {datasets[0].store.address}: model, "
-                f"noise level or seed, classes or split differ; train on datasets that share them."
-            )
-    check_unchanged(first.generator, datasets[0].store.address)
-    return first
-
-
-def _features_and_classes(dataset: OracleDataset) -> tuple[Any, ...]:
-    recipe = dataset.recipe
-    settings = recipe.generator
-    generator = (settings.model, settings.revision, settings.adapter, settings.width, settings.height)
-    return generator, recipe.masks.noise_level, recipe.masks.noise_seed, recipe.classes, recipe.oracle
 
 
 def _found(samples: Sequence[OracleSample], max_classes: int) -> Tensor:

@@ -1,9 +1,8 @@
 """A causal language model of transformers, from a folder or the hub."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
-
-import torch
 
 from factory.errors import UserError, one_line
 from factory.files.digest import folder_digest
@@ -19,6 +18,16 @@ _FORMS = (
 )
 
 
+def model_folder(source: str) -> Path | None:
+    """The folder of a language model; None for a hub id. Raises UserError if a path is named but missing."""
+    path = expanded(source)
+    if path.is_dir():
+        return path.absolute()
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise UserError(f"there is no language model {source}; {_FORMS}.")
+    return None
+
+
 class LocalModel:
     """Answers instructions in batches, with the model's chat template if it has one.
 
@@ -28,10 +37,7 @@ class LocalModel:
 
     def __init__(self, source: str, device: str, dtype: str, sampling: Sampling) -> None:
         """`dtype` is the name of a torch type. Raises UserError if `source` is neither a folder nor a hub model."""
-        path = expanded(source)
-        folder = path.absolute() if path.is_dir() else None
-        if folder is None and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
-            raise UserError(f"there is no language model {source}; {_FORMS}.")
+        folder = model_folder(source)
         self._source, self._local = str(folder or source), folder is not None
         self._device, self._sampling = device, sampling
         revision = hub_commit(source) if folder is None else folder_digest(folder)
@@ -45,9 +51,10 @@ class LocalModel:
         self._model.to(self._device).eval()
         self._config = _generation_config(self._model, self._tokenizer, self._sampling)
 
-    @torch.inference_mode()
     def answer(self, instructions: Sequence[Instruction], seed: int) -> list[str]:
         """Raises UserError if the model cannot read an instruction and write an answer of `max_tokens`."""
+        import torch
+
         texts = [self._text(instruction) for instruction in instructions]
         # A chat template writes the special tokens itself.
         encoded = self._tokenizer(
@@ -57,7 +64,7 @@ class LocalModel:
         self._check_length(length)
         inputs = {name: encoded[name].to(self._device) for name in ("input_ids", "attention_mask")}
         devices = [self._device] if self._device.startswith("cuda") else []
-        with torch.random.fork_rng(devices):
+        with torch.inference_mode(), torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             output = self._model.generate(**inputs, generation_config=self._config)
         return [str(text) for text in self._tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)]
@@ -105,6 +112,7 @@ def _generation_config(model: Any, tokenizer: Any, sampling: Sampling) -> Any:
 
 
 def _load(source: str, revision: str | None, dtype: str) -> tuple[Any, Any]:
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"trust_remote_code": False}

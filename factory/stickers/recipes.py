@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from factory.training.loop import TrainOptions, TrainTask, train
+from factory.training.loop import TrainTask, train
+from factory.training.options import TrainOptions
 
 _log = logging.getLogger(__name__)
 

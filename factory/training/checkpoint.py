@@ -8,8 +8,7 @@ import torch
 
 from factory.errors import UserError, one_line
 from factory.files.atomic import replaced_atomically
-
-CHECKPOINT = "checkpoint.pt"
+from factory.training.options import CHECKPOINT
 
 
 def save_checkpoint(name: str, out: Path, state: dict[str, Any], run: dict[str, Any], step: int) -> None:

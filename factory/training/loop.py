@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from factory.errors import UserError, one_line
+from factory.errors import one_line
 from factory.signals import stop_requests
-from factory.training.checkpoint import CHECKPOINT, not_finite, restore, save_checkpoint
-from factory.training.devices import check_device
+from factory.training.checkpoint import not_finite, restore, save_checkpoint
 from factory.training.muon import Muon, muon_groups
+from factory.training.options import CHECKPOINT, TrainOptions, cannot_start, check_start
 from factory.training.processes import average_over_processes, rank_and_world
 from factory.training.progress import Progress
 
@@ -28,39 +28,6 @@ _SEEDS_PER_PROCESS = 2_654_435_761
 """Distance between the seeds of processes, large also modulo 2**32: PyTorch's CPU generator ignores higher bits."""
 STOP = "stop"
 """A file in the folder of a run that tells all training processes to stop, because they do not receive Ctrl-C."""
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """Options of a training run. A checkpoint with other options is rejected."""
-
-    steps: int
-    batch: int
-    learning_rate: float
-    seed: int = 0
-    device: str = "cpu"
-    ema_decay: float = 0.0
-    weight_decay: float = 0.01
-    checkpoint_every: int = 200
-    start: str | None = None
-    """Folder of a trained model whose weights the run starts with."""
-    optimizer: str = "adamw"
-    """`adamw`, or `muon`: see `factory/training/muon.py`."""
-    schedule: str = "cosine"
-    """`cosine` (one cycle), or `trapezoid`: constant, then linear to zero over the last 40 %."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1:
-            raise UserError(
-                f"training requires at least one step and one sample per step, got {self.steps} steps of {self.batch}."
-            )
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"the seed of a training must be a number from 0 to {2**32 - 1}, got {self.seed}.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
-            raise UserError(
-                f"the learning rate must be a finite number of at least 0, such as 0.001; got {self.learning_rate}."
-            )
-        check_device(self.device)
 
 
 class TrainTask(Protocol):
@@ -106,6 +73,7 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
     the result is the same. If several processes train together, only the first one writes and reports. UserError if
     `out` contains another run, or if the loss or a weight becomes NaN or infinite; the last checkpoint is then intact.
     """
+    check_start(task.name, options.start, out)
     if options.start and not (out / CHECKPOINT).exists():
         _load_start(task, Path(options.start))
     out.mkdir(parents=True, exist_ok=True)
@@ -206,18 +174,10 @@ def _silent(text: str) -> None:
 
 
 def _load_start(task: TrainTask, folder: Path) -> None:
-    problem = None if folder.is_dir() else "there is no such folder"
-    cause = None
     try:
-        if problem is None:
-            task.load(folder)
+        task.load(folder)
     except (OSError, RuntimeError, ValueError) as error:
-        problem, cause = one_line(error).rstrip("."), error
-    if problem is not None:
-        raise UserError(
-            f"training of the {task.name} cannot start from {folder} ({problem}); give the folder of a model that this "
-            "command has trained, or leave out --start."
-        ) from cause
+        raise cannot_start(task.name, folder, one_line(error).rstrip(".")) from error
 
 
 def _one_cycle(step: int, steps: int) -> float:

@@ -67,7 +67,7 @@ def test_newer_commits_of_a_hub_model_do_not_matter_but_another_lora_does(
 ) -> None:
     """A hub model is loaded at its pinned commit. A LoRA in a local file may have been replaced."""
     from factory.generator import load
-    from factory.grounder.training import shared_recipe
+    from factory.grounder.shared_recipe import shared_recipe
 
     monkeypatch.setattr(load, "hub_commit", lambda model: "b" * 40)
     recipe = oracle_recipe(tiny_model, n=4)

@@ -6,7 +6,6 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -126,7 +125,9 @@ def test_protocol_1_evaluates_every_group_of_a_split(
     """With the oracle's detector and a module trained for twelve steps."""
     from factory.evaluation.protocol_1 import GROUPS, as_markdown, protocol_1, write_results
 
-    monkeypatch.setattr("factory.evaluation.protocol_1.open_detector", lambda recipe, device: BandDetector(voc().names))
+    monkeypatch.setattr(
+        "factory.evaluation.split_evaluation.open_detector", lambda recipe, device: BandDetector(voc().names)
+    )
     messages: list[str] = []
     results = protocol_1([str(trained)], "voc", 6, report=messages.append)
     assert [(r.method, r.group) for r in results] == [(m, g) for g in GROUPS for m in ("attention", "guided")]
@@ -160,7 +161,9 @@ def test_every_grounder_is_checked_before_the_first_evaluation(
 ) -> None:
     from factory.evaluation.protocol_1 import protocol_1
 
-    monkeypatch.setattr("factory.evaluation.protocol_1.open_detector", lambda recipe, device: BandDetector(voc().names))
+    monkeypatch.setattr(
+        "factory.evaluation.split_evaluation.open_detector", lambda recipe, device: BandDetector(voc().names)
+    )
     other, messages = shutil.copytree(trained, tmp_path / "other"), list[str]()
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"split": "2", "classes_seen": ["unicorn"]}))
@@ -174,8 +177,7 @@ def test_a_hub_model_is_measured_at_the_commit_of_the_training(trained: Path, mo
 
     monkeypatch.setattr(protocol_1, "pin_recipe", lambda recipe: recipe)
     config = replace(load_grounder(trained)[1], model="owner/name", revision="a" * 40, oracle={})
-    grounder: Any = SimpleNamespace(config=config)
-    recipe = protocol_1.split_recipe({"guided": grounder}, "1", "voc", 1)
+    recipe = protocol_1.split_recipe({"guided": config}, "1", "voc", 1)
     assert (recipe.generator.model, recipe.generator.revision) == ("owner/name", "a" * 40)
 
 
@@ -184,16 +186,16 @@ def test_groups_that_a_split_has_too_few_classes_for_are_left_out(
     seen: tuple[str, ...], missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A split file can name one unseen class. The last group then ended the command, and all results were lost."""
-    from factory.evaluation import protocol_1
+    from factory.evaluation import protocol_1, split_evaluation
 
-    evaluation = protocol_1.SplitEvaluation.__new__(protocol_1.SplitEvaluation)
+    evaluation = split_evaluation.SplitEvaluation.__new__(split_evaluation.SplitEvaluation)
     unseen = [name for name in voc().names if name not in seen]
     parts = {"_vocabulary": voc(), "_batch": 8, "_seen": list(seen), "_unseen": unseen, "generators": [({}, {"a": 0})]}
     for name, part in parts.items():
         setattr(evaluation, name, part)
     counts = {group: len(evaluation._prompts(group, 4)) for group in protocol_1.GROUPS}
     assert counts == {group: 0 if group == missing else 4 for group in protocol_1.GROUPS}
-    figures = protocol_1._measure(evaluation, missing, 4)["a"]
+    figures = split_evaluation.measure(evaluation, missing, 4)["a"]
     assert figures[2:] == (0, 0)
     results = [protocol_1.GrounderResult("a", "s", group, *figures) for group in protocol_1.GROUPS]
     assert f"| `a` |{'  |' * 5}" in protocol_1.as_markdown(results, "voc")
@@ -245,7 +247,7 @@ def test_results_are_printed_and_written_beside_their_command(monkeypatch: pytes
     monkeypatch.setattr(protocol_1, "protocol_1", lambda *arguments: generated)
     monkeypatch.setattr(grounders_on_real, "on_real", lambda *arguments: real)
     page, out = tmp_path / "page.md", tmp_path / "out"
-    result = invoke("evaluate-grounder", "g", "--images", 7, "--out", out, "--table", page)
+    result = invoke("evaluate-grounder", "g", "--classes", "voc", "--images", 7, "--out", out, "--table", page)
     assert result.exit_code == 0, repr(result.exception)
     assert "`factory evaluate-grounder ... --classes voc --images 7` printed this table." in page.read_text()
     assert page.read_text().count("<!-- protocol-1-voc -->") == 2

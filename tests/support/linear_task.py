@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from factory.errors import UserError
 from factory.grounder.loss import binary_loss, competing_loss
-from factory.training.checkpoint import CHECKPOINT
-from factory.training.loop import STOP, TrainOptions, train
+from factory.training.loop import STOP, train
+from factory.training.options import CHECKPOINT, TrainOptions
 
 OPTIONS = TrainOptions(steps=40, batch=4, learning_rate=1e-2, ema_decay=0.9, checkpoint_every=10)
 

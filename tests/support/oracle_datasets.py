@@ -14,7 +14,8 @@ from factory.generator.interface import CLASS_EMBEDDINGS, CROSS_ATTENTION, FEATU
 from factory.generator.reading import Reader, Target
 from factory.grounder.data import OracleDataset
 from factory.grounder.training import GrounderOptions, GrounderTask
-from factory.training.loop import TrainOptions, train
+from factory.training.loop import train
+from factory.training.options import TrainOptions
 
 SEEN = voc().seen("1")
 EVERYTHING = frozenset({FEATURES, CROSS_ATTENTION, CLASS_EMBEDDINGS, LATENT})

@@ -1,0 +1,95 @@
+"""Invalid paths and options are reported before PyTorch is imported, which takes seconds."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from factory.config.vocabulary import voc
+from tests.support.voc_folder import write_folder
+
+_PROGRAM = """
+import json, sys
+from typer.testing import CliRunner
+from factory.cli.main import app
+from factory.errors import UserError
+seen = set()
+for command in json.load(sys.stdin):
+    result = CliRunner().invoke(app, command)
+    message = result.exception if isinstance(result.exception, UserError) else f"{result.exception!r} {result.output}"
+    imported = {"torch", "ray", "transformers"} & {*sys.modules} - seen
+    print(json.dumps([str(message), sorted(imported)]))
+    seen |= imported
+"""
+
+COMMANDS = {
+    "train-grounder none --out out": "none is not a dataset",
+    "train-grounder none --out out --devices 2 --batch 4": "none is not a dataset",
+    "train-grounder none --out out --start none": "training of the grounder cannot start from",
+    "train-grounder none --out out --start empty": "is not a grounder's config",
+    "train-grounder none --out out --device gpu": "there is no device 'gpu'; choose auto, cpu, cuda or cuda:N.",
+    "train-grounder none --out out --learning-rate nan": "the learning rate must be a finite number",
+    "train-grounder none --out empty/recipe.yaml": "empty/recipe.yaml is not a folder",
+    "import-grounder none --model owner/name --out out": "the checkpoint none cannot be read",
+    "evaluate-grounder none": "there is no grounder 'none'",
+    "evaluate-grounder stickers --classes voc": "which is not a split of voc",
+    "evaluate-grounder stickers --real none": "none is not a dataset",
+    "evaluate-grounder stickers --device gpu": "there is no device 'gpu'",
+    "train-segmenter none --out out": "none is not a dataset",
+    "train-segmenter none --out out --devices 2": "none is not a dataset",
+    "train-segmenter --real none --out out": "none is not a PASCAL VOC folder",
+    "train-segmenter --real voc --start none --out out": "training of the segmenter cannot start from",
+    "train-segmenter --real voc --start empty --out out": "is not a segmenter folder",
+    "train-segmenter --real voc --out out --device cuda:": "there is no device 'cuda:'",
+    "train-segmenter --real voc --out out --architecture segfomer": "there is no architecture segfomer; give segformer",
+    "train-segmenter --real voc --out out --architecture empty": "it has no config.json",
+    "evaluate-segmenter none --real voc": "none is not a segmenter folder",
+    "evaluate-segmenter segmenter --real none": "none is not a PASCAL VOC folder",
+    "evaluate-segmenter segmenter --real voc --split 9": "there is no split '9' for voc",
+    "compare-segmenters a=segmenter --real b=none": "none is not a PASCAL VOC folder",
+    "invert --real none --out out": "none is not a PASCAL VOC folder",
+    "invert --real none --out out --model no/model/here": "there is no model folder no/model/here",
+    "invert --real none --out out --noise-level 2": "masks.noise_level",
+    "bootstrap-oracle --classes voc --split 1 --n 2 --out out --model no/model/here": "there is no model folder",
+    "bootstrap-oracle --classes voc --split 1 --n 2 --out out --detector no/model/here": "no/model/here",
+    "generate --classes voc --n 2 --out out --masks none": "there is no grounder 'none'",
+    "prompts --classes voc --n 2 --out out --lm no/model/here": "there is no language model no/model/here",
+    "prompts --classes voc --n 2 --out out --lm empty --device gpu": "there is no device 'gpu'",
+    "prompts --classes voc --n 2 --out out --lm empty --model no/model/here": "there is no model folder no/model/here",
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, list[str]]]:
+    """(message, heavy modules that it imported) by command; all run in one process."""
+    folder = tmp_path_factory.mktemp("early")
+    write_folder(folder / "voc")
+    (folder / "empty").mkdir()
+    (folder / "empty/recipe.yaml").write_text("")
+    (folder / "segmenter").mkdir()
+    (folder / "segmenter/segmenter.json").write_text(json.dumps({"names": ["background", *voc().names]}))
+    result = subprocess.run(
+        [sys.executable, "-c", _PROGRAM],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        input=json.dumps([command.split() for command in COMMANDS]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(lines) == len(COMMANDS), result.stderr
+    assert not (folder / "out").exists()
+    return {command: (message, imported) for command, (message, imported) in zip(COMMANDS, lines, strict=True)}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_invalid_input_is_reported_before_pytorch_is_imported(
+    command: str, outcomes: dict[str, tuple[str, list[str]]]
+) -> None:
+    message, imported = outcomes[command]
+    assert COMMANDS[command] in message
+    assert not imported
