@@ -2,6 +2,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,14 @@ from torch import Tensor, nn
 from factory.config.vocabulary import coco
 from factory.errors import UserError
 from factory.files.embedded_models import pipeline_folder
+from factory.stickers import train_detector
 from factory.stickers.detector import StickerDetector
 from factory.stickers.tokens import MAX_TOKENS, train_tokenizer
 from factory.stickers.train_detector import DetectorTask, label_map, new_network
 from factory.stickers.training_scenes import all_captions
-from factory.training.loop import TrainOptions, train
+from factory.training.checkpoint import restore, save_checkpoint
+from factory.training.loop import train
+from factory.training.options import TrainOptions
 from tests.support.overfit import losses_on_one_batch
 
 
@@ -170,6 +174,22 @@ def test_masks_boxes_and_scores_of_an_instance_are_consistent(tmp_path) -> None:
 def test_a_folder_without_a_detector_raises_a_clear_error(tmp_path) -> None:
     with pytest.raises(UserError, match="is not a detector folder"):
         StickerDetector.from_pretrained(tmp_path)
+
+
+def test_a_detector_is_not_resumed_with_another_autoencoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_detector, "open_autoencoder", lambda *arguments: None)
+    monkeypatch.setattr(train_detector, "new_network", lambda: nn.Conv2d(3, 1, 1))
+    tasks = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(name)
+        tasks.append(DetectorTask("cpu", tmp_path / name))
+    first, second = ({"device": "cpu", **task.depends_on} for task in tasks)
+    state: dict[str, Any] = {"model": tasks[0].model, "average": tasks[0].model}
+    save_checkpoint("detector", tmp_path, state, first, 7)
+    assert restore(tmp_path, state, first, tasks[0].depends_on) == 7
+    with pytest.raises(UserError, match=r"belongs to another run \(autoencoder was"):
+        restore(tmp_path, state, second, tasks[1].depends_on)
 
 
 def test_the_detector_loss_decreases_within_a_few_steps() -> None:

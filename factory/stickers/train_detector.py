@@ -3,7 +3,6 @@
 import colorsys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch.nn import functional
 from transformers import ResNetConfig, UperNetConfig, UperNetForSemanticSegmentation
 
 from factory.config.vocabulary import coco
+from factory.files.digest import folder_digest
 from factory.generator.weights import load_model
 from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
 from factory.stickers.detector import MIN_SCORE, DetectedInstance, StickerDetector, network_input
@@ -64,10 +64,10 @@ class DetectorTask:
     """
 
     name = "detector"
-    depends_on: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, device: str, autoencoder: Path, judge: bool = False) -> None:
         self.device = device
+        self.depends_on: Mapping[str, str] = {"autoencoder": folder_digest(autoencoder)}
         self.autoencoder = open_autoencoder(autoencoder, device)
         network = new_network(JUDGE_WIDTHS, seed=1) if judge else new_network()
         self.model = network.to(device, memory_format=torch.channels_last)
