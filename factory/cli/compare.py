@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from factory.cli.messages import to_stderr, to_stdout
-from factory.cli.shared_options import Annotations, AsJson, Device, Table, Threads
+from factory.cli.shared_options import Annotations, AsJson, Device, SegmenterClasses, Table, Threads
 from factory.files.strict_json import dumps
 
 
@@ -19,8 +19,14 @@ def compare_segmenters(
     ],
     real_set: Annotated[str | None, typer.Option(help="Image set of the PASCAL VOC folders; val by default.")] = None,
     annotations: Annotations = None,
-    classes: Annotated[str, typer.Option(help="voc, coco, a file with one class per line, or names.")] = "voc",
-    split: Annotated[str, typer.Option(help="Split of the vocabulary that defines seen and unseen classes.")] = "zs3",
+    classes: SegmenterClasses = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Split of the vocabulary that defines seen and unseen classes; by default that of the paper: zs3 for "
+            "voc, 1 for coco."
+        ),
+    ] = None,
     table: Table = None,
     device: Device = "auto",
     threads: Threads = 0,
@@ -33,15 +39,18 @@ def compare_segmenters(
     from dataclasses import asdict
 
     from factory.evaluation.markdown import check_page, write_table
-    from factory.evaluation.protocol_2 import as_markdown, compare
+    from factory.evaluation.protocol_2 import PAPER_SPLITS, as_markdown, compare, shared_vocabulary
     from factory.segmenter.measure import RealImages
 
     if table is not None:
         check_page(table)
-    images = RealImages(Path(), real_set, annotations, classes, split)
+    vocabulary = shared_vocabulary(segmenters, classes)
+    classes, split = classes or vocabulary.name, split or PAPER_SPLITS.get(vocabulary.name)
+    images = RealImages(Path(), real_set, annotations, None, split)
     results = compare(segmenters, real, images, device, threads, to_stderr)
     text = as_markdown(results, classes, split)
     if table is not None:
-        caption = f"`factory compare-segmenters ... --classes {classes} --split {split}` printed this table."
+        options = f"--classes {classes}" + ("" if split is None else f" --split {split}")
+        caption = f"`factory compare-segmenters ... {options}` printed this table."
         write_table(table, f"{caption}\n\n{text}\n", f"protocol-2-{classes}")
     to_stdout(dumps([asdict(result) for result in results]) if as_json else text)

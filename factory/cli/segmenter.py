@@ -6,13 +6,18 @@ from typing import Annotated
 import typer
 
 from factory.cli.messages import to_stderr, to_stdout
-from factory.cli.shared_options import MAX_SEED, Annotations, AsJson, Device, Devices, Threads, TrainAddress
+from factory.cli.shared_options import (
+    MAX_SEED,
+    Annotations,
+    AsJson,
+    Device,
+    Devices,
+    SegmenterClasses,
+    Threads,
+    TrainAddress,
+)
 from factory.errors import command
 from factory.files.strict_json import dumps
-
-Classes = Annotated[
-    str, typer.Option(help="The classes to segment: voc, coco, a file with one class per line, or names.")
-]
 
 
 def train_segmenter(
@@ -21,7 +26,13 @@ def train_segmenter(
         list[str] | None,
         typer.Argument(metavar="DATASET", help="Folders or URLs of datasets; none to train only on --real."),
     ] = None,
-    classes: Classes = "voc",
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="voc, coco, a file with one class per line, or names; by default those of the datasets, or without "
+            "datasets voc, with --annotations coco."
+        ),
+    ] = None,
     architecture: Annotated[
         str, typer.Option(help="segformer (runs on CPUs), maskformer, mask2former, a folder or a hub id.")
     ] = "segformer",
@@ -65,7 +76,7 @@ def train_segmenter(
 
     Rerun the same command after an interruption to resume from the last checkpoint, with the same result.
 
-    Example: factory train-segmenter out/ --classes voc --out runs/segmenter
+    Example: factory train-segmenter out/ --out runs/segmenter
 
     Example: factory train-segmenter out/ --architecture mask2former --devices 8 --out runs/segmenter
 
@@ -74,7 +85,7 @@ def train_segmenter(
     from functools import partial
 
     from factory.config.sections import EngineRecipe
-    from factory.segmenter.run import SegmenterTraining, train_here
+    from factory.segmenter.run import SegmenterTraining, check, train_here
     from factory.training.distributed import check_devices, train_on_several
 
     check_devices(devices, device, address)
@@ -100,10 +111,11 @@ def train_segmenter(
     )
     train = partial(train_here, report=to_stdout)
     if devices > 1:
+        check(run)
         folder = train_on_several(train, run.absolute(), devices, EngineRecipe(address=address))
     else:
         folder = train(run)
-    evaluate = command("evaluate-segmenter", str(folder), "--real", "VOC_FOLDER", "--classes", classes)
+    evaluate = command("evaluate-segmenter", str(folder), "--real", "VOC_FOLDER")
     to_stdout(f"Evaluate it with {evaluate}.")
 
 
@@ -112,7 +124,7 @@ def evaluate_segmenter(
     real: Annotated[Path, typer.Option(help="Labelled images: PASCAL VOC folder or folder of COCO images.")],
     real_set: Annotated[str | None, typer.Option(help="Image set of the PASCAL VOC folder; val by default.")] = None,
     annotations: Annotations = None,
-    classes: Classes = "voc",
+    classes: SegmenterClasses = None,
     split: Annotated[str | None, typer.Option(help="Also report seen and unseen classes of this split.")] = None,
     device: Device = "auto",
     threads: Threads = 0,
@@ -125,8 +137,7 @@ def evaluate_segmenter(
 
     Example: factory evaluate-segmenter runs/segmenter/model --real VOCdevkit/VOC2012 --split 1
 
-    Example: factory evaluate-segmenter runs/coco/model --classes coco --real val2017
-    --annotations instances_val2017.json
+    Example: factory evaluate-segmenter runs/coco/model --real val2017 --annotations instances_val2017.json
     """
     from dataclasses import asdict
 

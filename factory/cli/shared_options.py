@@ -185,6 +185,10 @@ Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 uses all cores
 Annotations = Annotated[
     Path | None, typer.Option(help="COCO annotation file (instances_*.json), if --real is a folder of COCO images.")
 ]
+SegmenterClasses = Annotated[
+    str | None,
+    typer.Option(help="voc, coco, a file with one class per line, or names; by default those of the segmenter."),
+]
 Table = Annotated[
     Path | None, typer.Option(help="Markdown file in which to replace the table between its marker comments.")
 ]

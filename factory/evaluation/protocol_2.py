@@ -4,12 +4,18 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from factory.config.vocabulary import Vocabulary
 from factory.errors import UserError
+from factory.evaluation.markdown import percent
 from factory.files.paths import local_path
-from factory.segmenter.evaluate import SegmenterScore
-from factory.segmenter.measure import RealImages, evaluate, open_segmenter, open_test
-from factory.training.devices import chosen_device
+from factory.segmenter.classes import common_vocabulary
+from factory.segmenter.measure import RealImages, evaluate, open_segmenter, open_test, unseen_classes
+from factory.training.devices import check_device_name, chosen_device
+
+if TYPE_CHECKING:
+    from factory.segmenter.evaluate import SegmenterScore
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +34,7 @@ PAPER = {
     },
 }
 """The results in the paper: mIoU of seen and unseen classes and their harmonic mean, in percent."""
-_PAPER_SPLITS = {"voc": "zs3", "coco": "1"}
+PAPER_SPLITS = {"voc": "zs3", "coco": "1"}
 """The splits of the results in the paper."""
 
 
@@ -39,7 +45,7 @@ class SegmenterResult:
     name: str
     folder: str
     real: str
-    score: SegmenterScore
+    score: "SegmenterScore"
 
 
 def compare(
@@ -58,22 +64,30 @@ def compare(
     """
     named = _pairs(segmenters, "segmenter")
     roots = _pairs(reals, "--real")
+    check_device_name(device)
+    vocabulary = common_vocabulary(list(named.values()), images.classes)
+    unseen = unseen_classes(images, vocabulary)
+    opened = {real: open_test(replace(images, root=root), vocabulary, report) for real, root in roots.items()}
     device = chosen_device(device)
     for folder in named.values():
-        open_segmenter(folder, images)
-    opened = {real: open_test(replace(images, root=root), report) for real, root in roots.items()}
+        open_segmenter(folder)
     results = []
     for real, labelled in opened.items():
         for name, folder in named.items():
-            score = evaluate(open_segmenter(folder, images), images, labelled, device, threads, report)
+            score = evaluate(open_segmenter(folder), labelled, unseen, device, threads, report)
             results.append(SegmenterResult(name, str(folder), real, score))
             report(f"{real}: {name}: mIoU {score.miou:.3f}, harmonic {score.harmonic:.3f} ({score.images} images)")
     return results
 
 
+def shared_vocabulary(segmenters: Sequence[str], classes: str | None) -> Vocabulary:
+    """The classes of the segmenters ("NAME=FOLDER"). UserError if they differ, also from the given `classes`."""
+    return common_vocabulary(list(_pairs(segmenters, "segmenter").values()), classes)
+
+
 def as_markdown(results: Sequence[SegmenterResult], classes: str, split: str | None) -> str:
     """A table in percent for each labelled folder; the first has the figures of the paper if they are of this split."""
-    published = PAPER.get(classes, {}) if split == _PAPER_SPLITS.get(classes) else {}
+    published = PAPER.get(classes, {}) if split == PAPER_SPLITS.get(classes) else {}
     parts = []
     for number, real in enumerate(dict.fromkeys(result.real for result in results)):
         folder_results = [result for result in results if result.real == real]
@@ -92,8 +106,8 @@ def as_markdown(results: Sequence[SegmenterResult], classes: str, split: str | N
     return "\n\n".join(parts)
 
 
-def _percent(score: SegmenterScore) -> list[str]:
-    return [f"{100 * value:.1f}" for value in (score.seen, score.unseen, score.harmonic, score.miou)]
+def _percent(score: "SegmenterScore") -> list[str]:
+    return [percent(value) for value in (score.seen, score.unseen, score.harmonic, score.miou)]
 
 
 def _pairs(texts: Sequence[str], what: str) -> dict[str, Path]:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from factory.config.class_option import parse_classes
-from factory.errors import UserError
+from factory.config.vocabulary import Vocabulary
 from factory.hf_logging import quiet_model_libraries
+from factory.segmenter.classes import common_vocabulary
+from factory.training.devices import check_device_name, chosen_device
 
 if TYPE_CHECKING:
     from factory.labelled.interface import LabelledFolder
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 class RealImages:
     """Labelled images for evaluation: an image set of a PASCAL VOC folder, or COCO images if `annotations` is given.
 
-    Without `image_set`, it is "val". `split` divides the classes of the vocabulary into seen and unseen ones.
+    Without `image_set`, it is "val"; without `classes`, they are those of the segmenter. `split` divides them into seen
+    and unseen ones.
     """
 
     root: Path
     image_set: str | None = None
     annotations: Path | None = None
-    classes: str = "voc"
+    classes: str | None = None
     split: str | None = None
 
 
@@ -37,34 +39,26 @@ def evaluate_here(
     report: Callable[[str], None] = lambda text: None,
 ) -> "SegmenterScore":
     """Evaluate a segmenter. UserError if its classes differ from those of `test`."""
-    from factory.training.devices import chosen_device
+    check_device_name(device)
+    vocabulary = common_vocabulary([folder], test.classes)
+    images = open_test(test, vocabulary, report)
+    device = chosen_device(device)
+    return evaluate(open_segmenter(folder), images, unseen_classes(test, vocabulary), device, threads, report)
 
-    chosen = chosen_device(device)
-    model = open_segmenter(folder, test)
-    return evaluate(model, test, open_test(test, report), chosen, threads, report)
 
-
-def open_segmenter(folder: Path, test: RealImages) -> "Segmenter":
-    """Load a segmenter. UserError if it is incomplete or its classes differ from those of `test`."""
+def open_segmenter(folder: Path) -> "Segmenter":
+    """Load a segmenter. UserError if it is incomplete."""
     quiet_model_libraries()
     from factory.segmenter.model import load_segmenter
 
-    model, names = load_segmenter(folder), parse_classes(test.classes).names
-    if model.names[1:] != names:
-        raise UserError(
-            f"{folder} has {len(model.names) - 1} classes ({', '.join(model.names[1:4])} ...), which differ from "
-            f"those of {test.classes}; give the vocabulary that it was trained for with --classes."
-        )
-    return model
+    return load_segmenter(folder)
 
 
-def open_test(test: RealImages, report: Callable[[str], None]) -> "LabelledFolder":
+def open_test(test: RealImages, vocabulary: Vocabulary, report: Callable[[str], None]) -> "LabelledFolder":
     """Open the labelled images and report what cannot be used. UserError if they or the split are invalid."""
     from factory.labelled.folders import check_no_image_set, open_labelled
 
-    vocabulary = parse_classes(test.classes)
-    if test.split is not None:
-        vocabulary.unseen(test.split)
+    unseen_classes(test, vocabulary)
     if test.annotations is not None:
         check_no_image_set(test.image_set)
     images = open_labelled(test.root, test.image_set or "val", test.annotations, vocabulary)
@@ -73,10 +67,15 @@ def open_test(test: RealImages, report: Callable[[str], None]) -> "LabelledFolde
     return images
 
 
+def unseen_classes(test: RealImages, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """The classes that the split leaves unseen; none without a split. UserError if there is no such split."""
+    return () if test.split is None else vocabulary.unseen(test.split)
+
+
 def evaluate(
     model: "Segmenter",
-    test: RealImages,
     images: "LabelledFolder",
+    unseen: tuple[str, ...],
     device: str,
     threads: int,
     report: Callable[[str], None],
@@ -88,5 +87,4 @@ def evaluate(
 
     if threads:
         torch.set_num_threads(threads)
-    unseen = parse_classes(test.classes).unseen(test.split) if test.split is not None else ()
     return score(model, images, unseen, device, lambda done: report(f"{done} of {images.size} images"))

@@ -1,6 +1,5 @@
 """Segmentation models of transformers behind one interface: the loss of a batch, and class scores for every pixel."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +24,9 @@ from factory.errors import UserError, one_line
 from factory.files.atomic import write_atomically
 from factory.files.paths import expanded
 from factory.files.strict_json import dumps
+from factory.segmenter.classes import ARCHITECTURES, STORED, stored_segmenter
 from factory.training.processes import mean_over_batch
 
-ARCHITECTURES = ("segformer", "maskformer", "mask2former")
 _MASK_CLASSIFIERS = ("maskformer", "mask2former")
 """The types in config.json of models that classify masks instead of pixels."""
 _MEAN = (0.485, 0.456, 0.406)
@@ -205,18 +204,13 @@ def save_segmenter(model: Segmenter, folder: Path, metadata: dict[str, Any]) -> 
     """Write a transformers folder, and `segmenter.json` with the class names and `metadata`."""
     network: Any = model.network
     network.save_pretrained(folder)
-    write_atomically(folder / "segmenter.json", dumps({"names": list(model.names), **metadata}, indent=1) + "\n")
+    write_atomically(folder / STORED, dumps({"names": list(model.names), **metadata}, indent=1) + "\n")
 
 
 def load_segmenter(folder: Path) -> Segmenter:
     """Load a folder of `save_segmenter`. UserError if it does not contain a complete segmenter."""
-    try:
-        stored = json.loads((folder / "segmenter.json").read_text())
-        names, side = stored["names"], stored.get("run", {}).get("side")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{folder} is not a segmenter folder ({error}); train one with `factory train-segmenter`."
-        ) from error
+    stored = stored_segmenter(folder)
+    names, side = stored["names"], stored["side"]
     network, report = _pretrained(str(folder), _id_maps(names))
     differences = [
         f"{len(keys)} {kind} ({keys[0]})"

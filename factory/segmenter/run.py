@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from factory.config.class_option import parse_classes
 from factory.config.vocabulary import Vocabulary
 from factory.dataset.storage import Store, absolute
 from factory.errors import UserError
 from factory.files.paths import check_writable_folder, expanded, local_path
 from factory.hf_logging import quiet_model_libraries
+from factory.segmenter.classes import ARCHITECTURES, common_vocabulary, is_dataset, training_vocabulary
+from factory.training.devices import check_device_name, chosen_device
+from factory.training.options import CHECKPOINT, TrainOptions, check_start
 
 if TYPE_CHECKING:
     from factory.segmenter.data import LabelledSource
@@ -27,12 +29,13 @@ _IMAGE_SET = "train"
 class SegmenterTraining:
     """Options of a training run. `real_classes` is "all" or "seen"; `device` may be "auto".
 
-    Without `real_set`, the image set of a PASCAL VOC folder is "train"; `real_share` is 0.5 by default.
+    Without `classes`, they are those of `start`, or else those that `training_vocabulary` selects. Without `real_set`,
+    the image set of a PASCAL VOC folder is "train"; `real_share` is 0.5 by default.
     """
 
     out: str
     shards: tuple[str, ...] = ()
-    classes: str = "voc"
+    classes: str | None = None
     architecture: str = "segformer"
     real: str | None = None
     real_set: str | None = None
@@ -55,7 +58,7 @@ class SegmenterTraining:
             self,
             out=str(local_path(self.out, "--out").absolute()),
             shards=absolute(self.shards),
-            classes=_absolute(self.classes) if expanded(self.classes).is_file() else self.classes,
+            classes=_absolute(self.classes) if self.classes and expanded(self.classes).is_file() else self.classes,
             architecture=_absolute(self.architecture) if expanded(self.architecture).is_dir() else self.architecture,
             real=absolute((self.real,))[0] if self.real else None,
             annotations=str(Path(self.annotations).absolute()) if self.annotations else None,
@@ -67,49 +70,95 @@ def _absolute(path: str) -> str:
     return str(expanded(path).absolute())
 
 
+@dataclass(frozen=True)
+class _Data:
+    """What a run trains on; `shares` as in `SegmenterTask`."""
+
+    vocabulary: Vocabulary
+    sources: list["LabelledSource"]
+    shares: list[float] | None
+
+
+def check(run: SegmenterTraining) -> _Data:
+    """The data of a run. UserError if they or an option are invalid, found without PyTorch."""
+    out = local_path(run.out, "--out")
+    check_writable_folder(out, "--out")
+    check_device_name(run.device)
+    check_start("segmenter", run.start, out)
+    _options(run)
+    _check_architecture(run.architecture)
+    _check_together(run)
+    vocabulary = _vocabulary(run, out)
+    sources, shares = _sources(run, vocabulary)
+    _check_all_used(run, sources, shares)
+    return _Data(vocabulary, sources, shares)
+
+
 def train_here(run: SegmenterTraining, report: Callable[[str], None] = _log.info) -> Path:
     """Train in this process, resuming the run in `run.out` if there is one. Returns the trained segmenter's folder."""
+    data = check(run)
+
     import torch
 
     quiet_model_libraries()
     from factory.segmenter.training import SegmenterOptions, SegmenterTask
-    from factory.training.devices import chosen_device
-    from factory.training.loop import TrainOptions, train
+    from factory.training.loop import train
 
     out, device = local_path(run.out, "--out"), chosen_device(run.device)
-    check_writable_folder(out, "--out")
     if run.threads:
         torch.set_num_threads(run.threads)
-    vocabulary = parse_classes(run.classes)
-    sources, shares = _sources(run, vocabulary)
-    _check_all_used(run, sources, shares)
-    for note in (note for source in sources for note in getattr(source, "notes", ())):
+    for note in (note for source in data.sources for note in getattr(source, "notes", ())):
         report(note)
-    options = TrainOptions(
+    model_options = SegmenterOptions(run.architecture, run.side)
+    recorded = asdict(run) | {"real_set": run.real_set or _IMAGE_SET, "real_share": _real_share(run)}
+    task = SegmenterTask(data.sources, data.vocabulary, model_options, device, data.shares, {"run": recorded})
+    return train(task, replace(_options(run), device=device), out, report)
+
+
+def _options(run: SegmenterTraining) -> TrainOptions:
+    return TrainOptions(
         steps=run.steps,
         batch=run.batch,
         learning_rate=run.learning_rate,
         seed=run.seed,
-        device=device,
         ema_decay=0.99,
         weight_decay=0.01,
         start=run.start,
     )
-    model_options = SegmenterOptions(run.architecture, run.side)
-    recorded = asdict(run) | {"real_set": run.real_set or _IMAGE_SET, "real_share": _real_share(run)}
-    task = SegmenterTask(sources, vocabulary, model_options, device, shares, {"run": recorded})
-    return train(task, options, out, report)
+
+
+def _check_architecture(name: str) -> None:
+    """UserError for a path that is not that of a model. Hub ids are checked when the model is loaded."""
+    path = expanded(name)
+    if name in ARCHITECTURES or (path / "config.json").is_file():
+        return
+    known = f"give {', '.join(ARCHITECTURES)}, a folder or a hub id like owner/name"
+    if path.exists():
+        raise UserError(
+            f"--architecture {name} is not the folder of a segmentation model: it has no config.json; {known}."
+        )
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"there is no architecture {name}; {known}.")
+
+
+def _vocabulary(run: SegmenterTraining, out: Path) -> Vocabulary:
+    """The classes to train. UserError if the given ones are not those of the initial weights."""
+    start = Path(run.start) if run.start and not (out / CHECKPOINT).exists() else None
+    if start is not None:
+        return common_vocabulary([start], run.classes)
+    datasets = [*run.shards, *([run.real] if run.real and is_dataset(run.real) else [])]
+    return training_vocabulary(run.classes, datasets, run.annotations is not None)
 
 
 def _real_source(run: SegmenterTraining, address: str, vocabulary: Vocabulary) -> "LabelledSource":
     """A dataset of `factory invert`, COCO images or a VOC folder. UserError if a dataset may show unseen classes."""
-    from factory.dataset.stored_recipe import RECIPE, recipe_of
+    from factory.dataset.stored_recipe import recipe_of
     from factory.labelled.folders import check_no_image_set, open_labelled
     from factory.segmenter.data import DatasetSource
 
     only = vocabulary.seen(run.split) if run.split is not None and run.real_classes == "seen" else None
     store = Store(address)
-    if store.get(RECIPE) is None:
+    if not is_dataset(address):
         annotations = Path(run.annotations) if run.annotations else None
         if annotations is not None:
             check_no_image_set(run.real_set)
@@ -139,6 +188,19 @@ def _sources(run: SegmenterTraining, vocabulary: Vocabulary) -> tuple[list["Labe
     """The training sources and their shares of the samples; None if the shares are proportional to the sizes."""
     from factory.segmenter.data import DatasetSource
 
+    datasets: list[LabelledSource] = [DatasetSource(Store(address), vocabulary) for address in run.shards]
+    if run.real is None:
+        return datasets, None
+    real = _real_source(run, run.real, vocabulary)
+    if not datasets:
+        return [real], None
+    share, total = _real_share(run), sum(dataset.size for dataset in datasets)
+    shares = [(1 - share) * dataset.size / total for dataset in datasets]
+    return [*datasets, real], [*shares, share]
+
+
+def _check_together(run: SegmenterTraining) -> None:
+    """UserError for options that contradict each other, or have no effect together."""
     if run.real_classes not in ("all", "seen"):
         raise UserError(f"--real-classes must be all or seen, got {run.real_classes!r}.")
     if run.real_classes == "seen" and run.split is None:
@@ -150,28 +212,17 @@ def _sources(run: SegmenterTraining, vocabulary: Vocabulary) -> tuple[list["Labe
         )
     if run.real is None:
         _check_without_real(run)
-    datasets: list[LabelledSource] = [DatasetSource(Store(address), vocabulary) for address in run.shards]
-    if run.real is None:
-        if not datasets:
-            raise UserError("there is nothing to train on; give a dataset folder, --real, or both.")
-        return datasets, None
-    real = _real_source(run, run.real, vocabulary)
-    if not datasets:
+    elif not run.shards:
         if run.real_share is not None:
             raise UserError(
                 f"--real-share {run.real_share:g} has no effect, because --real is all that is trained on; give a "
                 f"dataset as well, or leave --real-share out."
             )
-        return [real], None
-    share = _real_share(run)
-    if not 0 < share < 1:
+    elif not 0 < _real_share(run) < 1:
         raise UserError(
-            f"--real-share is {share}, so either the datasets or --real would not be used; give a share "
+            f"--real-share is {_real_share(run)}, so either the datasets or --real would not be used; give a share "
             f"between 0 and 1 (exclusive), or leave one of the two out."
         )
-    total = sum(dataset.size for dataset in datasets)
-    shares = [(1 - share) * dataset.size / total for dataset in datasets]
-    return [*datasets, real], [*shares, share]
 
 
 def _check_without_real(run: SegmenterTraining) -> None:
@@ -185,6 +236,8 @@ def _check_without_real(run: SegmenterTraining) -> None:
     option = next((name for name, value in of_real.items() if value is not None), None)
     if option is not None:
         raise UserError(f"{option} requires --real, the labelled images that it refers to; add --real or remove it.")
+    if not run.shards:
+        raise UserError("there is nothing to train on; give a dataset folder, --real, or both.")
 
 
 def _check_all_used(

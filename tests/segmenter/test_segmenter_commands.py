@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from factory.config.sections import EngineRecipe
-from factory.config.vocabulary import from_names, voc
+from factory.config.vocabulary import coco, from_names, voc
 from factory.errors import UserError
 from factory.labelled.folders import open_labelled
 from factory.segmenter import measure, run
+from factory.segmenter.classes import common_vocabulary
 from factory.segmenter.data import DatasetSource
 from factory.segmenter.evaluate import SegmenterScore, score
 from factory.segmenter.model import new_segmenter, save_segmenter
@@ -52,9 +53,10 @@ def test_training_gets_the_options_and_names_the_next_command(monkeypatch: pytes
     runs = list[tuple[Any, ...]]()
     monkeypatch.setattr(run, "train_here", lambda options, report: runs.append((options,)) or Path("m"))
     monkeypatch.setattr(distributed, "train_on_several", lambda train, *rest: runs.append(rest) or Path("m"))
+    monkeypatch.setattr(run, "check", lambda options: None)
     options = ["--classes", "coco", "--train-steps", 5, "--annotations", "a.json", "--start", "s"]
     text = output("train-segmenter", "set", "--out", "out", "--real", "r", *options)
-    assert text == "Evaluate it with `factory evaluate-segmenter m --real VOC_FOLDER --classes coco`.\n"
+    assert text == "Evaluate it with `factory evaluate-segmenter m --real VOC_FOLDER`.\n"
     output("train-segmenter", "set", "--out", "out", "--devices", 2, "--batch", 8, "--address", "auto")
     (here,), (several, devices, engine) = runs
     assert (here.shards, here.steps, here.annotations, here.start, here.real) == (("set",), 5, "a.json", "s", "r")
@@ -121,7 +123,7 @@ def test_images_that_are_listed_twice_are_reported(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "voc")
     (folder / "ImageSets/Segmentation/val.txt").write_text("a\na\n")
     messages = list[str]()
-    measure.open_test(measure.RealImages(folder), messages.append)
+    measure.open_test(measure.RealImages(folder), voc(), messages.append)
     assert messages == [f"The image set val of {folder} lists 1 images more than once."]
 
 
@@ -148,3 +150,37 @@ def test_training_starts_with_the_weights_of_a_segmenter(tmp_path: Path) -> None
     assert any(not torch.equal(a, b) for a, b in zip(start.parameters(), task.model.parameters(), strict=True))
     SegmenterTask.load(task, tmp_path / "start")
     assert all(torch.equal(a, b) for a, b in zip(start.parameters(), task.model.parameters(), strict=True))
+
+
+def test_classes_are_those_of_the_data_by_default(tmp_path: Path) -> None:
+    for name, classes in (("one", "coco"), ("two", ["axolotl", "dog"]), ("three", ["dog", "axolotl"])):
+        make_dataset(tmp_path / name, shards=range(1), classes=classes)
+    one, two, three = (str(tmp_path / name) for name in ("one", "two", "three"))
+
+    def learned(*datasets: str, **options: Any) -> tuple[str, ...]:
+        return run.check(run.SegmenterTraining(str(tmp_path / "out"), datasets, **options)).vocabulary.names
+
+    assert learned(one) == coco().names
+    assert learned(two, three) == ("axolotl", "dog")
+    assert learned(one, two, classes=",".join(["axolotl", *coco().names]))[0] == "axolotl"
+    folder = write_folder(tmp_path / "voc")
+    assert learned(real=str(folder), real_set="val") == voc().names
+    with pytest.raises(UserError, match=r"two has other classes than .*one \(such as axolotl, person, "):
+        learned(one, two)
+    start = saved_tiny(tmp_path / "start")
+    assert learned(real=str(folder), real_set="val", start=str(start)) == voc().names
+    with pytest.raises(UserError, match="one has 60 classes that the segmenter would not learn"):
+        learned(one, start=str(start))
+    with pytest.raises(UserError, match=r"start was trained for other classes than --classes gives \(such as truck"):
+        learned(one, start=str(start), classes="coco")
+
+
+def test_a_segmenter_is_evaluated_with_its_own_classes(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for vocabulary in (voc(), coco(), from_names(["dog", "axolotl"])):
+        (folder / "segmenter.json").write_text(json.dumps({"names": ["background", *vocabulary.names]}))
+        assert common_vocabulary([folder], None) == vocabulary
+    assert common_vocabulary([folder], "dog,axolotl").names == ("dog", "axolotl")
+    with pytest.raises(UserError, match=r"model was trained for other classes than --classes gives \(such as aero"):
+        common_vocabulary([folder], "voc")
