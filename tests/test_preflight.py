@@ -130,6 +130,17 @@ def test_prompt_without_tokens_for_its_class_is_rejected(tiny_model: Path, tmp_p
     assert result.exit_code == 0, result.exception
 
 
+def test_custom_prompts_whose_end_is_not_read_are_reported(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    long = {"text": "a photograph of a dog " + "in the snow " * 30, "classes": ["dog"]}
+    prompts = [{"text": "a photograph of a dog", "classes": ["dog"]}, long, long]
+    preflight(two_shards(tiny_model, prompts=prompts))
+    assert "2 prompts are longer than the 24 tokens that the text encoder of" in caplog.text
+    assert caplog.text.strip().endswith("so images may not show the end: prompt 2, prompt 3.")
+    caplog.clear()
+    preflight(two_shards(tiny_model, prompts=prompts[:1]))
+    assert "longer than" not in caplog.text
+
+
 def test_captions_too_long_for_the_encoder_are_rejected(tiny_model: Path) -> None:
     names = [f"{'very ' * 8}long name number {letter}" for letter in "abcdefgh"]
     preflight(two_shards(tiny_model, classes=names))

@@ -61,12 +61,14 @@ def preflight(recipe: Recipe, resumed: bool = False) -> None:
         _check_blocks(recipe, family, denoiser)
         _check_inversion(recipe, family, str(index["scheduler"][1]), read_config(folder, "scheduler"), denoiser)
     tokenizers = open_tokenizers(folder, index)
+    readers = readers_of(family, str(index["_class_name"]), tokenizers)
     if recipe.prompt_style == "rich":
         check_vocabulary(tokenizers, vocabulary_words(), recipe.generator.model)
     elif recipe.prompts and not resumed:
         _warn_of_unknown_words(recipe, tokenizers)
+        _warn_of_long_prompts(recipe, readers[0])
     if _uses_class_tokens(recipe):
-        _check_prompts(recipe, readers_of(family, tokenizers))
+        _check_prompts(recipe, readers)
 
 
 def _warn_of_unknown_words(recipe: Recipe, tokenizers: dict[str, Any]) -> None:
@@ -80,6 +82,22 @@ def _warn_of_unknown_words(recipe: Recipe, tokenizers: dict[str, Any]) -> None:
             recipe.generator.model,
             counted(len(unknown), "word"),
             first_few(unknown),
+        )
+
+
+def _warn_of_long_prompts(recipe: Recipe, reader: TextReader) -> None:
+    """Log the custom prompts of which no text encoder reads the end."""
+    texts, cut = [entry.text for entry in recipe.prompts or ()], list[str]()
+    for start in range(0, len(texts), _CHUNK):
+        too_long = reader.too_long(texts[start : start + _CHUNK])
+        cut += [f"prompt {number}" for number, is_cut in enumerate(too_long, start + 1) if is_cut]
+    if cut:
+        _log.warning(
+            "%s longer than the %d tokens that the text encoder of %s reads, so images may not show the end: %s.",
+            counted(len(cut), "prompt is", "prompts are"),
+            reader.max_tokens,
+            recipe.generator.model,
+            first_few(cut),
         )
 
 

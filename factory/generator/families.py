@@ -11,6 +11,7 @@ from typing import Any
 from factory.errors import UserError
 from factory.generator.family import Encoder, Family
 from factory.generator.text_columns import after_template, first_and_last, without_padding
+from factory.generator.text_templates import with_system_message, with_thinking, without_thinking
 
 _KL = ("AutoencoderKL", "AutoencoderTiny")
 _CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
@@ -101,7 +102,12 @@ FAMILIES: tuple[Family, ...] = (
             "text_encoder": ("Mistral3ForConditionalGeneration", "Qwen3ForCausalLM"),
         },
         tokenizers={"tokenizer": (*_QWEN_TOKENIZER, "PixtralProcessor", "AutoProcessor")},
-        encoders=(Encoder(max_tokens=512),),
+        encoders=(
+            Encoder(
+                max_tokens=512,
+                templates={"Flux2Pipeline": with_system_message, "Flux2KleinPipeline": without_thinking},
+            ),
+        ),
         negative=False,
         steps=50,
         scale=4.0,
@@ -147,7 +153,8 @@ FAMILIES: tuple[Family, ...] = (
         tokens="cross",
         attention="attn2",
         patch=None,
-        encoders=(Encoder(columns=first_and_last, max_tokens=300),),
+        # 298 tokens of the prompt after the instruction, whose first token counts here as well.
+        encoders=(Encoder(columns=first_and_last, max_tokens=299),),
         steps=20,
         scale=4.5,
         call={"use_resolution_binning": False},
@@ -169,7 +176,7 @@ FAMILIES: tuple[Family, ...] = (
         attention="attention",
         blocks=("layers",),
         padded_to=32,
-        encoders=(Encoder(columns=without_padding, max_tokens=512),),
+        encoders=(Encoder(columns=without_padding, max_tokens=512, templates={"ZImagePipeline": with_thinking}),),
         unguided=0.0,
         steps=50,
         scale=5.0,
@@ -184,6 +191,7 @@ FAMILIES: tuple[Family, ...] = (
         tokenizers={"tokenizer": _QWEN_TOKENIZER},
         clock=lambda timestep, config: timestep / 1000,
         packed=True,
+        # Read after the template.
         encoders=(Encoder(columns=after_template, max_tokens=512),),
         feature_blocks=4,
         guidance="true_cfg_scale",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from factory.generator.text_columns import Columns, in_place
+from factory.generator.text_templates import Template
 
 Config = Mapping[str, Any]
 
@@ -16,7 +17,8 @@ Config = Mapping[str, Any]
 class Encoder:
     """A text encoder whose states the denoiser attends to, and the component with its tokenizer.
 
-    Several encoders of a family are concatenated along the tokens, in order.
+    Several encoders of a family are concatenated along the tokens, in order. `templates` are those that a class of
+    pipeline writes around the prompt, if they count towards `max_tokens`.
     """
 
     component: str = "text_encoder"
@@ -24,6 +26,7 @@ class Encoder:
     columns: Columns = in_place
     max_tokens: int | None = None
     """None stands for the tokenizer's `model_max_length`."""
+    templates: Mapping[str, Template] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

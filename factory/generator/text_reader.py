@@ -14,14 +14,19 @@ from factory.generator.tokens import check_words_known, class_positions, partly_
 
 @dataclass(frozen=True)
 class TextReader:
-    """A tokenizer, and the number of tokens that the encoder behind it reads."""
+    """A tokenizer, and the number of tokens that the encoder behind it reads.
+
+    `before` and `after` are what the pipeline writes around a prompt, if that counts towards this number.
+    """
 
     tokenizer: Any
     max_tokens: int
+    before: str = ""
+    after: str = ""
 
     def too_long(self, texts: Sequence[str]) -> list[bool]:
         """Whether the encoder reads only the beginning of a text."""
-        encoded = self.tokenizer(list(texts), truncation=False, verbose=False).input_ids
+        encoded = self._ids([self.before + text for text in texts], truncation=False)
         return [len(tokens) > self.max_tokens for tokens in encoded]
 
     def doubtful(self, texts: Sequence[str]) -> list[bool]:
@@ -31,8 +36,17 @@ class TextReader:
 
     def check(self, prompt: Prompt) -> None:
         """UserError if a class has no tokens within the length that the encoder reads."""
-        ids = self.tokenizer(prompt.text, truncation=True, max_length=self.max_tokens, verbose=False).input_ids
+        written = self.before + prompt.text + self.after
+        (ids,) = self._ids([written], truncation=True, max_length=self.max_tokens)
         class_positions(self.tokenizer, ids, prompt)
+
+    def _ids(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
+        """Token ids as the pipeline computes them; a chat template contains the special tokens."""
+        special = not self.before
+        ids: list[list[int]] = self.tokenizer(
+            list(texts), add_special_tokens=special, verbose=False, **options
+        ).input_ids
+        return ids
 
 
 def open_tokenizers(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,19 +57,19 @@ def open_tokenizers(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(tokenizer, "tokenizer", tokenizer) for name, tokenizer in loaded.items()}
 
 
-def readers_of(family: Family, tokenizers: Mapping[str, Any]) -> list[TextReader]:
-    """The text encoders that the denoiser attends to, that with the longest context first; some may be missing."""
-    readers = [
-        TextReader(tokenizer, encoder.max_tokens or int(tokenizer.model_max_length))
-        for encoder in family.encoders
-        if (tokenizer := tokenizers.get(encoder.tokenizer)) is not None
-    ]
+def readers_of(family: Family, pipeline: str, tokenizers: Mapping[str, Any]) -> list[TextReader]:
+    """The text encoders that the denoiser attends to, that with the longest context first; some may be missing.
+
+    `pipeline` is the name of its class. UserError if a chat template is missing.
+    """
+    readers = []
+    for encoder in family.encoders:
+        tokenizer = tokenizers.get(encoder.tokenizer)
+        if tokenizer is not None:
+            template = encoder.templates.get(pipeline)
+            around = ("", "") if template is None else template(tokenizer)
+            readers.append(TextReader(tokenizer, encoder.max_tokens or int(tokenizer.model_max_length), *around))
     return sorted(readers, key=lambda reader: -reader.max_tokens)
-
-
-def longest_reader(family: Family, tokenizers: Mapping[str, Any]) -> TextReader:
-    """The text encoder with the longest context among those that the denoiser attends to."""
-    return readers_of(family, tokenizers)[0]
 
 
 def check_read(readers: Sequence[TextReader], prompt: Prompt) -> None:

@@ -4,7 +4,7 @@ from factory.config.rich_prompts import vocabulary_words
 from factory.config.sections import GeneratorRecipe
 from factory.generator.layout import family_in, read_index
 from factory.generator.load import config_folder, pin_generator
-from factory.generator.text_reader import check_vocabulary, longest_reader, open_tokenizers
+from factory.generator.text_reader import check_vocabulary, open_tokenizers, readers_of
 from factory.prompts.check import Fits
 
 
@@ -19,7 +19,7 @@ def open_text_encoder(model: str) -> tuple[Fits, dict[str, str]]:
     index = read_index(folder)
     tokenizers = open_tokenizers(folder, index)
     check_vocabulary(tokenizers, vocabulary_words(), model)
-    reader = longest_reader(family_in(index), tokenizers)
+    reader = readers_of(family_in(index), str(index["_class_name"]), tokenizers)[0]
 
     def fits(text: str) -> bool:
         return not reader.too_long([text])[0]
