@@ -70,8 +70,11 @@ def test_incomplete_models_are_rejected(models: dict[str, Path], tmp_path: Path)
 def test_class_names_that_a_model_cannot_read_are_rejected(
     models: dict[str, Path], kind: str, name: str, message: str
 ) -> None:
-    with pytest.raises(UserError, match=message):
-        open_detector(recipe(kind.format(**models), classes=["dog", name.strip()]), "cpu")
+    """Before a dataset is created, and again by the worker."""
+    named = recipe(kind.format(**models), classes=["dog", name.strip()])
+    for check in (with_pinned_detector, lambda recipe: open_detector(recipe, "cpu")):
+        with pytest.raises(UserError, match=message):
+            check(named)
 
 
 @pytest.mark.parametrize("size", [{"height": 64, "width": 96}, {"height": 32, "width": 32}])

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from factory.dataset.records import Image, Instance
-from factory.detector.hub_models import check_lengths, load_complete, load_image_processor, load_tokenizer
+from factory.detector.hub_models import load_complete, load_image_processor, load_tokenizer
 
 _THRESHOLD = 0.4
 
@@ -26,12 +26,7 @@ class ClipSegFinder:
         self._processor = load_image_processor(source, revision)
         self._tokenizer = load_tokenizer(source, revision)
         self._model = load_complete(CLIPSegForImageSegmentation, source, revision).to(device)
-        self._source, self._device, self._min_score = source, device, min_score
-
-    def check(self, texts: Mapping[str, str]) -> None:
-        """Raise UserError if the words for a class are more than the model reads."""
-        limit = self._model.config.text_config.max_position_embeddings
-        check_lengths(self._tokenizer, texts, limit, self._source)
+        self._device, self._min_score = device, min_score
 
     def find(self, image: Image, texts: Mapping[str, str]) -> list[Instance]:
         """The mask of each class that is found; `texts` holds the words for each class."""

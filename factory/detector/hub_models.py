@@ -1,6 +1,5 @@
 """Loads models of transformers completely, without running code that comes with them."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,13 @@ def load_tokenizer(source: str, revision: str | None) -> Any:
     return _loaded("tokenizer", AutoTokenizer, source, revision)
 
 
+def load_config(source: str, revision: str | None) -> Any:
+    """The config of a model, with the defaults of its class."""
+    from transformers import AutoConfig
+
+    return _loaded("config", AutoConfig, source, revision)
+
+
 def load_image_processor(source: str, revision: str | None) -> Any:
     """The image processor of a model, without torchvision: results must not depend on whether it is installed."""
     from transformers import AutoImageProcessor
@@ -64,17 +70,6 @@ def _loaded(name: str, kind: Any, source: str, revision: str | None, **settings:
         raise UserError(
             f"the {name} of the detector {source} cannot be loaded ({one_line(error)}); copy the model again."
         ) from error
-
-
-def check_lengths(tokenizer: Any, queries: Mapping[str, str], limit: int, source: str) -> None:
-    """Raise UserError if the query of a class, by its name, has more than the `limit` of tokens that a model reads."""
-    for name, query in queries.items():
-        count = len(tokenizer(query, verbose=False).input_ids)
-        if count > limit:
-            raise UserError(
-                f"the class name {name[:60]!r} is too long for the detector {source}: its query has {count} "
-                f"tokens, but the model reads {limit}; give a shorter name."
-            )
 
 
 def check_complete(source: str, report: dict[str, Any], unused: tuple[str, ...]) -> None:

@@ -121,11 +121,14 @@ def pin_detector(name: str) -> str:
 def check_classes(recipe: Recipe) -> None:
     """Raise UserError, before any worker starts, if the detector does not know a class that prompts name.
 
-    An open-vocabulary detector knows all classes; the types of its models are checked instead.
+    An open-vocabulary detector knows all classes whose names it can read; the types of its models are checked as well.
     """
     open_name = parse_open_name(recipe.masks.detector)
     if open_name is not None:
+        from factory.detector.open_texts import check_texts, texts_of
+
         check_types(open_name, recipe.masks.detector_revision)
+        check_texts(open_name, recipe.masks.detector_revision, texts_of(recipe))
         return
     translation(recipe.vocabulary(), known_labels(recipe.masks), recipe.planned_names())
 

@@ -10,6 +10,7 @@ from factory.config.recipe import Recipe
 from factory.dataset.records import Image, Instance
 from factory.detector.clipseg import ClipSegFinder
 from factory.detector.open_names import OpenName
+from factory.detector.open_texts import check_texts, texts_of
 from factory.detector.sam2 import Sam2Masks
 from factory.detector.sam3 import Sam3Finder
 from factory.detector.text_boxes import Boxes, GroundingDinoBoxes, Owlv2Boxes
@@ -22,10 +23,6 @@ _MIN_SCORE = 0.05
 
 class Finder(Protocol):
     """Finds instances of named classes in one image; `texts` holds the words for each class."""
-
-    def check(self, texts: Mapping[str, str]) -> None:
-        """Raise UserError if the model cannot read the words for a class."""
-        ...
 
     def find(self, image: Image, texts: Mapping[str, str]) -> list[Instance]:
         """The instances, in any order."""
@@ -42,10 +39,9 @@ class OpenVocabularyDetector:
     def __init__(self, recipe: Recipe, name: OpenName, device: str = "cpu") -> None:
         """Raises UserError if a model cannot be loaded, is incomplete, or cannot read the name of a class."""
         self._threads = recipe.generator.threads
-        planned = recipe.planned_names()
-        self._texts = {entry.name: entry.display for entry in recipe.vocabulary().classes if entry.name in planned}
+        self._texts = texts_of(recipe)
+        check_texts(name, recipe.masks.detector_revision, self._texts)
         self._finder = _open(name, recipe, device)
-        self._finder.check(self._texts)
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Image], classes: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
@@ -65,10 +61,6 @@ class BoxesAndMasks:
 
     def __init__(self, boxes: GroundingDinoBoxes | Owlv2Boxes, masks: Sam2Masks) -> None:
         self._boxes, self._masks = boxes, masks
-
-    def check(self, texts: Mapping[str, str]) -> None:
-        """Raise UserError if the model of the boxes cannot read the words for a class."""
-        self._boxes.check(texts)
 
     def find(self, image: Image, texts: Mapping[str, str]) -> list[Instance]:
         """At most 100 instances; of boxes of one class with an IoU above 0.5, only the best is kept."""

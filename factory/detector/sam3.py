@@ -6,11 +6,11 @@ import torch
 from torch.nn import functional
 
 from factory.dataset.records import Image, Instance
-from factory.detector.hub_models import check_lengths, load_complete, load_tokenizer
+from factory.detector.hub_models import load_complete, load_tokenizer
+from factory.detector.open_texts import SAM3_LENGTH
 from factory.detector.preprocessing import Preprocessor, read_settings
 
 _MASK_THRESHOLD = 0.5
-_TEXT_LENGTH = 32
 _DEFAULTS = {"size": {"height": 1008, "width": 1008}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 _TRACKER = ("tracker_model.", "tracker_neck.")
 """Tensors of the video tracker, which published weights contain and images do not need."""
@@ -27,11 +27,7 @@ class Sam3Finder:
         self._preprocess = Preprocessor(_DEFAULTS | read_settings(source, revision), source)
         self._tokenizer = load_tokenizer(source, revision)
         self._model = load_complete(Sam3Model, source, revision, _TRACKER).to(device)
-        self._source, self._device, self._min_score = source, device, min_score
-
-    def check(self, texts: Mapping[str, str]) -> None:
-        """Raise UserError if the words for a class are more than the model reads."""
-        check_lengths(self._tokenizer, texts, _TEXT_LENGTH, self._source)
+        self._device, self._min_score = device, min_score
 
     def find(self, image: Image, texts: Mapping[str, str]) -> list[Instance]:
         """The instances of each class; `texts` holds the words for each class."""
@@ -39,7 +35,7 @@ class Sam3Finder:
         found = []
         for class_name, text in texts.items():
             tokens = self._tokenizer(
-                [text], padding="max_length", max_length=_TEXT_LENGTH, truncation=True, return_tensors="pt"
+                [text], padding="max_length", max_length=SAM3_LENGTH, truncation=True, return_tensors="pt"
             ).to(self._device)
             output = self._model(vision_embeds=vision, input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
             scores = (output.pred_logits.sigmoid() * output.presence_logits.sigmoid())[0]

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factory.config.vocabulary import article
 from factory.dataset.records import Image
-from factory.detector.hub_models import check_lengths, load_complete, load_image_processor, load_tokenizer
-from factory.errors import UserError
+from factory.detector.hub_models import load_complete, load_image_processor, load_tokenizer
+from factory.detector.open_texts import joined, owlv2_query
 
 
 @dataclass(frozen=True)
@@ -37,18 +36,7 @@ class GroundingDinoBoxes:
         self._processor = load_image_processor(source, revision)
         self._tokenizer = load_tokenizer(source, revision)
         self._model = load_complete(AutoModelForZeroShotObjectDetection, source, revision).to(device)
-        self._source, self._device, self._min_score = source, device, min_score
-
-    def check(self, texts: Mapping[str, str]) -> None:
-        """Raise UserError if the words for a class are none, or more than the model reads."""
-        for name, text in texts.items():
-            query, _ = _joined([text])
-            if len(self._tokenizer(query, add_special_tokens=False).input_ids) < 2:
-                raise UserError(
-                    f"the class name {name[:60]!r} has no words for the detector {self._source}; give another name."
-                )
-        queries = {name: _joined([text])[0] for name, text in texts.items()}
-        check_lengths(self._tokenizer, queries, self._model.config.max_text_len, self._source)
+        self._device, self._min_score = device, min_score
 
     def boxes(self, image: Image, texts: Mapping[str, str]) -> Boxes:
         """The boxes with a score above the minimum; `texts` holds the words for each class."""
@@ -58,7 +46,7 @@ class GroundingDinoBoxes:
         return Boxes(names, torch.cat([p.scores for p in parts]), torch.cat([p.corners for p in parts]))
 
     def _detect(self, pixels: Any, names: Sequence[str], texts: Mapping[str, str], shape: Sequence[int]) -> Boxes:
-        text, spans = _joined([texts[name] for name in names])
+        text, spans = joined([texts[name] for name in names])
         encoded = self._tokenizer(text, return_tensors="pt", return_offsets_mapping=True, return_token_type_ids=True)
         offsets = encoded.pop("offset_mapping")[0].tolist()
         output = self._model(
@@ -79,7 +67,7 @@ class GroundingDinoBoxes:
         limit = int(self._model.config.max_text_len)
         groups: list[list[str]] = [[]]
         for name in texts:
-            text, _ = _joined([texts[other] for other in [*groups[-1], name]])
+            text, _ = joined([texts[other] for other in [*groups[-1], name]])
             if groups[-1] and len(self._tokenizer(text, verbose=False).input_ids) > limit:
                 groups.append([])
             groups[-1].append(name)
@@ -97,17 +85,12 @@ class Owlv2Boxes:
         self._processor = load_image_processor(source, revision)
         self._tokenizer = load_tokenizer(source, revision)
         self._model = load_complete(Owlv2ForObjectDetection, source, revision).to(device)
-        self._source, self._device, self._min_score = source, device, min_score
-
-    def check(self, texts: Mapping[str, str]) -> None:
-        """Raise UserError if the words for a class are more than the model reads."""
-        limit = self._model.config.text_config.max_position_embeddings
-        check_lengths(self._tokenizer, _queries(texts), limit, self._source)
+        self._device, self._min_score = device, min_score
 
     def boxes(self, image: Image, texts: Mapping[str, str]) -> Boxes:
         """The boxes with a score above the minimum; `texts` holds the words for each class."""
         names = list(texts)
-        queries = list(_queries(texts).values())
+        queries = [owlv2_query(text) for text in texts.values()]
         pixels = self._processor(images=[image], return_tensors="pt", input_data_format="channels_last")
         tokens = self._tokenizer(queries, padding="max_length", truncation=True, return_tensors="pt")
         output = self._model(
@@ -119,25 +102,6 @@ class Owlv2Boxes:
         )
         classes = [names[label] for label in result["labels"].tolist()]
         return Boxes(classes, result["scores"].cpu(), result["boxes"].cpu())
-
-
-def _queries(texts: Mapping[str, str]) -> dict[str, str]:
-    """The query of OWLv2 for each class."""
-    return {name: f"a photo of {article(text)}{text}" for name, text in texts.items()}
-
-
-def _joined(texts: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """("dog. traffic light.", the range of characters of each text), in lower case, as the model expects it.
-
-    A dot separates names, so dots within a name are left out.
-    """
-    parts, spans, start = [], [], 0
-    for text in texts:
-        plain = " ".join(text.lower().replace(".", " ").split())
-        parts.append(f"{plain}.")
-        spans.append((start, start + len(plain)))
-        start += len(plain) + 2
-    return " ".join(parts), spans
 
 
 def _corners(centred: Tensor) -> Tensor:
