@@ -71,6 +71,14 @@ def test_the_overview_of_commands_is_grouped_and_has_short_descriptions(hook: Mo
     assert {name: line for name, line in first_lines.items() if len(line) > 110} == {}
 
 
+def test_options_of_commands_with_a_recipe_are_in_panels(hook: ModuleType) -> None:
+    commands = [command.get_params(context) for _, command, context in hook.walk_commands()]
+    with_recipe = [params for params in commands if any(param.name == "recipe" for param in params)]
+    assert len(with_recipe) == 4
+    without = {param.name for params in with_recipe for param in params if param.rich_help_panel is None}
+    assert without == {"out", "recipe", "extend", "force", "as_json", "help"}
+
+
 def test_help_texts_have_no_line_breaks_within_a_paragraph(hook: ModuleType) -> None:
     for name, command, _ in hook.walk_commands():
         assert all("\n" not in paragraph for paragraph in command.help.split("\n\n")), name

@@ -1,18 +1,34 @@
-"""The names of option values in the help of commands: `--n INTEGER`, `--layout voc|coco`, `--json` without a value."""
+"""The help of commands: names of option values (`--n INTEGER`, `--layout voc|coco`), and panels of options."""
 
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
 _LABELS = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "Path": "PATH"}
+_PANELS = {
+    "Content": (
+        *("classes", "n", "split", "objects", "cooccurrence", "prompts", "prompt_style", "seed"),
+        *("real", "layout", "annotations", "real_set", "max_classes", "min_area"),
+    ),
+    "Models": (
+        *("model", "lora", "masks", "detector", "steps", "guidance", "guidance_schedule", "dtype", "batch"),
+        *("method", "inversion_steps", "noise_level"),
+    ),
+    "Filters and shards": ("min_confidence", "attempts", "shard_size"),
+    "Workers": (
+        *("workers", "gpus_per_worker", "detectors", "gpus_per_detector", "address", "grace"),
+        *("rate", "measure"),
+    ),
+}
+"""The options of commands with a recipe by subject; the others, such as --shards and --json, come first."""
 
 
 class _Labels:
     """Names values as above, and not <int>, <str> and (for flags) <bool> as typer does."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The parameters, with the labels of their values."""
-        return _labelled(super().get_params(ctx))  # type: ignore[misc]  # of the other base class
+        """The parameters, with the labels of their values and in panels."""
+        return _in_panels(_labelled(super().get_params(ctx)))  # type: ignore[misc]  # of the other base class
 
 
 class Command(_Labels, TyperCommand):
@@ -27,6 +43,14 @@ def _labelled(params: list[Any]) -> list[Any]:
     for param in params:
         if hasattr(param, "display_type"):  # earlier versions of typer have their own labels
             param.display_type_rich = _label_of(param)
+    return params
+
+
+def _in_panels(params: list[Any]) -> list[Any]:
+    if any(param.name == "recipe" for param in params):
+        panels = {name: panel for panel, names in _PANELS.items() for name in names}
+        for param in params:
+            param.rich_help_panel = panels.get(param.name)
     return params
 
 
