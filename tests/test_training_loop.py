@@ -16,7 +16,7 @@ from torch import Tensor
 
 import factory
 from factory.engine.environment import of_the_driver
-from factory.errors import UserError
+from factory.errors import GpuError, UserError
 from factory.files.strict_json import dumps
 from factory.training import distributed
 from factory.training.devices import chosen_device
@@ -292,3 +292,14 @@ def test_a_signal_to_a_training_on_several_devices_leaves_a_checkpoint(
     assert driver.returncode == code, said
     assert 0 < torch.load(out / "checkpoint.pt", weights_only=True)["step"] < 50_000
     assert not (out / "stop").exists()
+
+
+def test_a_step_that_does_not_fit_into_gpu_memory_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    task = LinearTask()
+    monkeypatch.setattr(task, "loss", fails)
+    message = r"too little free memory for the training of the linear \(CUDA out of memory.*give a smaller --batch"
+    with pytest.raises(GpuError, match=message):
+        train(task, OPTIONS, tmp_path, lambda text: None)

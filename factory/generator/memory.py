@@ -8,11 +8,9 @@ from typing import TypeVar
 import torch
 
 from factory.errors import GpuError, UserError, one_line
+from factory.training.memory import is_out_of_memory
 
 _log = logging.getLogger(__name__)
-
-_ALLOCATION_FAILED = ("error: out of memory", "STATUS_ALLOC_FAILED")
-"""Messages of CUDA and its libraries for what torch's allocator reports as OutOfMemoryError."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -64,12 +62,6 @@ def loading(what: str) -> Iterator[None]:
             f"{what} cannot be loaded: the GPU has too little free memory ({one_line(error, 120)}). End other programs "
             f"on it, start fewer workers per GPU, or give --dtype bfloat16, generator.quantize, or engine.offload."
         ) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, or a library that allocates memory itself, ran out of GPU memory."""
-    allocation_failed = isinstance(error, RuntimeError) and any(part in str(error) for part in _ALLOCATION_FAILED)
-    return allocation_failed or isinstance(error, torch.OutOfMemoryError)
 
 
 def _unless_out_of_memory(

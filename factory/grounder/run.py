@@ -12,6 +12,7 @@ from factory.grounder.folder import read_config
 from factory.grounder.shared_recipe import shared_recipe
 from factory.hf_logging import quiet_model_libraries
 from factory.training.devices import check_device_name, chosen_device
+from factory.training.memory import enough_memory
 from factory.training.options import CHECKPOINT, TrainOptions, cannot_start, check_start
 
 _log = logging.getLogger(__name__)
@@ -81,7 +82,10 @@ def train_here(run: GrounderTraining, report: Callable[[str], None] = _log.info)
     if run.threads:
         torch.set_num_threads(run.threads)
     task = GrounderTask(datasets, GrounderOptions(module=run.module), device, run.steps or 0)
-    batch = run.batch or saved_options(out).get("batch") or fitting_batch(task, MAX_BATCH, report)
+    batch = run.batch or saved_options(out).get("batch")
+    if batch is None:
+        with enough_memory("a training step with one sample", "train on a larger one"):
+            batch = fitting_batch(task, MAX_BATCH, report)
     samples = sum(len(dataset.keys(False, HELD_OUT)) for dataset in datasets)
     steps = run.steps or max(MIN_STEPS, PASSES * samples // batch)
     task.config = replace(task.config, steps=steps)

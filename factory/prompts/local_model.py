@@ -11,6 +11,7 @@ from factory.files.paths import expanded
 from factory.generator.hub import hub_commit
 from factory.hf_logging import quiet_model_libraries
 from factory.prompts.interface import Instruction, Sampling
+from factory.training.memory import enough_memory
 
 _FORMS = (
     "give the folder or hub id (owner/name) of a causal language model of transformers, or the URL of an "
@@ -48,7 +49,8 @@ class LocalModel:
         quiet_model_libraries()
         revision = None if self._local else self.identity["revision"]
         self._model, self._tokenizer = _load(self._source, revision, self.identity["dtype"])
-        self._model.to(self._device).eval()
+        with enough_memory(f"the language model {self._source}", "give --dtype bfloat16, or --device cpu"):
+            self._model.to(self._device).eval()
         self._config = _generation_config(self._model, self._tokenizer, self._sampling)
 
     def answer(self, instructions: Sequence[Instruction], seed: int) -> list[str]:
@@ -64,7 +66,8 @@ class LocalModel:
         self._check_length(length)
         inputs = {name: encoded[name].to(self._device) for name in ("input_ids", "attention_mask")}
         devices = [self._device] if self._device.startswith("cuda") else []
-        with torch.inference_mode(), torch.random.fork_rng(devices):
+        memory = enough_memory(f"{len(texts)} answers of {self._source}", "give a smaller --batch")
+        with memory, torch.inference_mode(), torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             output = self._model.generate(**inputs, generation_config=self._config)
         return [str(text) for text in self._tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)]

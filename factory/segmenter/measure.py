@@ -9,6 +9,7 @@ from factory.config.vocabulary import Vocabulary
 from factory.hf_logging import quiet_model_libraries
 from factory.segmenter.classes import common_vocabulary
 from factory.training.devices import check_device_name, chosen_device
+from factory.training.memory import enough_memory
 
 if TYPE_CHECKING:
     from factory.labelled.interface import LabelledFolder
@@ -87,4 +88,5 @@ def evaluate(
 
     if threads:
         torch.set_num_threads(threads)
-    return score(model, images, unseen, device, lambda done: report(f"{done} of {images.size} images"))
+    with enough_memory("the evaluation of the segmenter", "give --device cpu"):
+        return score(model, images, unseen, device, lambda done: report(f"{done} of {images.size} images"))

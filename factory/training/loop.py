@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from factory.errors import one_line
 from factory.signals import stop_requests
 from factory.training.checkpoint import not_finite, restore, save_checkpoint
+from factory.training.memory import enough_memory
 from factory.training.muon import Muon, muon_groups
 from factory.training.options import CHECKPOINT, TrainOptions, cannot_start, check_start
 from factory.training.processes import average_over_processes, rank_and_world
@@ -91,7 +92,8 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
         report(f"{task.name}: resuming at step {first} of {options.steps}")
     task.model.train()
     progress = Progress(task.name, first, options.steps, out if writes else None, report)
-    with closing(progress), stop_requests() as asked:
+    memory = enough_memory(f"the training of the {task.name}", "give a smaller --batch")
+    with closing(progress), memory, stop_requests() as asked:
         for step in range(first, options.steps):
             loss, interrupted = _step(task, options, step, optimizer, out, asked)
             schedule.step()
