@@ -74,6 +74,10 @@ def assert_rejected(invalid: Recipe, out: Path, message: str) -> None:
         (lambda model: edit(model / "unet" / "config.json", down_block_types=7), "a value that cannot be used"),
         (lambda model: edit(model / "vae" / "config.json", block_out_channels=8), "a value that cannot be used"),
         (
+            lambda model: edit(model / "tokenizer" / "tokenizer_config.json", model_max_length=None),
+            r"does not say how many tokens the text encoder reads \(model_max_length",
+        ),
+        (
             lambda model: os.truncate(model / "unet" / "diffusion_pytorch_model.safetensors", 100_000),
             r"unet/diffusion_pytorch_model\.safetensors is incomplete or damaged \(.*\); download it again",
         ),

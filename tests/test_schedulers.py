@@ -114,6 +114,7 @@ def test_the_statistics_of_playgrounds_latents_are_applied_both_ways(tmp_path: P
     [
         ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}, 4, 0.0),
         ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, 4, 0.0),
+        ("EulerDiscreteScheduler", {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}, 20, 5.0),
         ("LCMScheduler", {}, 4, 1.0),
         ("TCDScheduler", {}, 4, 1.0),
         ("EulerDiscreteScheduler", {}, 20, 5.0),

@@ -59,8 +59,12 @@ def is_consistency(kind: str, denoiser: Mapping[str, Any]) -> bool:
 
 
 def is_turbo(kind: str, config: Mapping[str, Any]) -> bool:
-    """Whether a model was distilled for few steps of Euler's method, as the Turbo models of Stable Diffusion are."""
-    return "Euler" in kind and config.get("timestep_spacing") == "trailing"
+    """Whether a model was distilled for few steps of Euler's method, as the Turbo models of Stable Diffusion are.
+
+    Models whose last noise level is pure noise have the same spacing of timesteps, but need many steps and guidance.
+    """
+    trailing = config.get("timestep_spacing") == "trailing" and not config.get("rescale_betas_zero_snr")
+    return "Euler" in kind and trailing
 
 
 def can_be_inverted(kind: str, config: Mapping[str, Any]) -> bool:

@@ -19,6 +19,8 @@ from factory.generator.layout import component_class, weights_variant
 _IGNORED = re.compile(r"(^|\.)position_ids$|^lm_head\.weight$")
 """A table of the numbers 0, 1, 2 ..., which older releases stored, and the output layer of a language model, which a
 text encoder does not have."""
+_MOST_TOKENS = 1_000_000
+"""A larger `model_max_length` is the default of transformers where a tokenizer has none."""
 
 
 def torch_dtype(recipe: GeneratorRecipe) -> torch.dtype:
@@ -51,7 +53,7 @@ def load_model(kind: Any, folder: Path, name: str) -> Any:
 def load_tokenizer(folder: Path, kind: str) -> Any:
     """The tokenizer of the class that a pipeline's index names; of a processor, its tokenizer alone.
 
-    Raises UserError if its file requires sentencepiece, which is not installed.
+    Raises UserError if its file requires sentencepiece, which is not installed, or if one of CLIP has no length.
     """
     import transformers
 
@@ -62,7 +64,13 @@ def load_tokenizer(folder: Path, kind: str) -> Any:
         )
     # PixtralProcessor needs torchvision for images that no text-to-image call has.
     named = transformers.AutoTokenizer if kind.endswith("Processor") else getattr(transformers, kind)
-    return named.from_pretrained(folder, local_files_only=True)
+    tokenizer = named.from_pretrained(folder, local_files_only=True)
+    if kind.startswith("CLIP") and tokenizer.model_max_length > _MOST_TOKENS:
+        raise UserError(
+            f"the tokenizer in {folder} does not say how many tokens the text encoder reads (model_max_length in "
+            f"tokenizer_config.json); download or save the pipeline again."
+        )
+    return tokenizer
 
 
 def model_class(name: str) -> Any:
