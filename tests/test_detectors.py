@@ -11,7 +11,7 @@ import torch
 from transformers import ResNetConfig
 
 from factory.config.recipe import Recipe, make_recipe
-from factory.config.vocabulary import coco, voc
+from factory.config.vocabulary import coco, from_names, voc
 from factory.dataset.records import Instance
 from factory.detector import detectron2 as with_detectron2
 from factory.detector import torchvision as with_torchvision
@@ -123,6 +123,15 @@ def test_labels_that_list_synonyms_match_each_of_them() -> None:
     names = translation(coco(), labels, ["refrigerator", "tv", "person"])
     assert names == {"refrigerator, icebox": "refrigerator", labels[2]: "tv", "person": "person"}
     assert translation(voc(), ["tv, toy", "tvmonitor"], ["tvmonitor"]) == {"tvmonitor": "tvmonitor"}
+
+
+def test_classes_that_share_a_label_are_rejected() -> None:
+    """The detector found only the last of them, and samples of the others were rejected in every attempt."""
+    classes, labels = from_names(["refrigerator", "icebox", "lamp"]), ["refrigerator, icebox", "lamp"]
+    with pytest.raises(UserError, match="one label, 'refrigerator, icebox', for the classes refrigerator and icebox"):
+        translation(classes, labels)
+    found = translation(classes, labels, ["refrigerator", "lamp"])
+    assert found == {"refrigerator, icebox": "refrigerator", "lamp": "lamp"}
 
 
 def test_a_class_that_the_detector_does_not_know_is_named(folder: Path) -> None:

@@ -19,12 +19,20 @@ def translation(
 
     Raises UserError if one of the `required` classes, by default all, has no label: the detector cannot find it.
     """
-    result = {}
+    result: dict[str, str] = {}
     for entry in vocabulary.classes:
         spellings = {_plain(name) for name in (entry.name, entry.display, *entry.aliases)}
         match = next((name for name in labels if name not in NO_CLASSES and _plain(name) in spellings), None)
         match = match or next((name for name in labels if spellings & _synonyms(name)), None)
-        if match is not None:
+        if match is None:
+            continue
+        other, is_required = result.get(match), required is None or entry.name in required
+        if other is not None and is_required and (required is None or other in required):
+            raise UserError(
+                f"the detector has one label, {match!r}, for the classes {other} and {entry.name}, so it cannot tell "
+                f"them apart; leave one of them out."
+            )
+        if other is None or is_required:
             result[match] = entry.name
     missing = unseen_by(vocabulary, labels, required)
     if missing:
