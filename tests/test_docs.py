@@ -181,3 +181,11 @@ def test_the_example_of_a_job_is_valid(tmp_path: Path) -> None:
     (tmp_path / "pets.yaml").write_text(example, encoding="utf-8")
     commands = output("run", tmp_path / "pets.yaml", "--set", "n=500", "--dry-run").splitlines()
     assert commands[0] == "factory generate --classes dog,cat --n 500 --shards runs/pets/set"
+
+
+def test_the_changelog_of_a_release_is_short_and_repeats_nothing() -> None:
+    for release in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1:]:
+        assert len(release.splitlines()) <= 160, "describe what users of the last release notice (CONTRIBUTING.md)"
+        headings = re.findall(r"^### .*", release, re.MULTILINE)
+        entries = re.findall(r"^\s*- (.*)", release, re.MULTILINE)
+        assert (len(set(headings)), len(set(entries))) == (len(headings), len(entries))
