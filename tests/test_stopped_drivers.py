@@ -16,6 +16,7 @@ from factory.dataset.lease import LEASE, Lease, leased
 from factory.dataset.receipts import Tally, commit, receipt_name, tar_name
 from factory.dataset.repair import repair
 from factory.dataset.storage import ConflictError, Store
+from factory.dataset.stored_recipe import init_or_resume
 from factory.dataset.verify import verify
 from factory.engine.state import State
 from factory.errors import LeaseHeldError, UserError
@@ -60,6 +61,26 @@ def test_repair_that_was_stopped_deletes_nothing(tmp_path: Path, monkeypatch: py
             repair(store, report, held.confirm)
     after = verify(store)
     assert (after.damaged, after.missing, after.shards) == ({}, [], SHARDS)
+
+
+def test_reset_that_was_stopped_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset without shards is reset for another recipe, and another driver has begun it meanwhile."""
+    store, recipe = make_dataset(tmp_path, shards=())
+    store.create(tar_name(0), b"of a worker that was killed")
+    delete = Store.delete
+    with leased(store) as held:
+
+        def stopped(self: Store, name: str) -> None:
+            monkeypatch.setattr(Store, "delete", delete)
+            self.delete(name)
+            take_over(self, monkeypatch)
+            put_shard(self, recipe, 0)
+
+        monkeypatch.setattr(Store, "delete", stopped)
+        with pytest.raises(LeaseHeldError):
+            init_or_resume(store, recipe.model_copy(update={"seed": 1}), confirm=held.confirm)
+    after = verify(store)
+    assert (after.damaged, after.shards) == ({}, 1)
 
 
 def test_repair_keeps_a_shard_that_a_worker_completed_after_the_check(tmp_path: Path) -> None:
@@ -145,7 +166,9 @@ def test_receipt_of_another_recipe_is_not_counted(tmp_path: Path) -> None:
     other, other_recipe = make_dataset(tmp_path / "other", shards=(1,), seed=7)
     for name in other.list(""):
         store.create(name, other.get(name) or b"")
-    with pytest.raises(UserError, match=rf"shard 1 names another recipe \({other_recipe.fingerprint()[:12]}\)"):
+    with pytest.raises(
+        UserError, match=rf"shard 1 is corrupt \(it names another recipe, {other_recipe.fingerprint()[:12]}\)"
+    ):
         write_description(store, recipe)
 
 

@@ -16,10 +16,8 @@ from factory.dataset.receipts import (
     parse_receipt,
     reasons,
     receipt_name,
-    tar_name,
 )
 from factory.dataset.storage import Store
-from factory.errors import UserError
 from factory.files.decode import decode_json
 
 INDEX = "index"
@@ -89,14 +87,11 @@ class ReceiptIndex:
             try:
                 receipt = parse_receipt(tagged[0])
             except CorruptReceiptError as error:
-                raise corrupt_receipt(number, error) from error
-            wrong = receipt.tar.name if receipt.tar.name != tar_name(number) else None
-            if wrong is None and self._recipe not in (None, receipt.recipe):
-                wrong = f"another recipe ({receipt.recipe[:12]})"
-            if wrong is not None:
-                raise UserError(
-                    f"the receipt of shard {number} names {wrong}; repair it with `factory verify --repair`."
-                )
+                raise corrupt_receipt(self._store, number, error) from error
+            if receipt.shard != number:
+                raise corrupt_receipt(self._store, number, f"it is that of shard {receipt.shard}")
+            if self._recipe not in (None, receipt.recipe):
+                raise corrupt_receipt(self._store, number, f"it names another recipe, {receipt.recipe[:12]}")
             self._entries[number] = IndexEntry(
                 (tags or {}).get(number, tagged[1]),
                 receipt.accepted,

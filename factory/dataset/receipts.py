@@ -57,9 +57,12 @@ class CorruptReceiptError(ValueError):
     """A receipt that cannot be parsed or belongs to another shard; a store that does not respond is another error."""
 
 
-def corrupt_receipt(shard: int, error: CorruptReceiptError) -> UserError:
+def corrupt_receipt(store: Store, shard: int, problem: object) -> UserError:
     """The error for readers that need the receipt of a shard."""
-    return UserError(f"the receipt of shard {shard} is corrupt ({error}); repair it with `factory verify --repair`.")
+    return UserError(
+        f"the receipt of shard {shard} is corrupt ({problem}); repair it with "
+        f"{command('verify', store.address, '--repair')}."
+    )
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def commit(
     if (stored.plan, stored.tar, stored.manifest) != (receipt.plan, receipt.tar, receipt.manifest):
         raise ConflictError(
             f"{store.address}/{receipt_name(shard.number)} has other digests: a worker of another run wrote it. "
-            f"`factory verify {store.address} --repair` deletes it and regenerates the shard."
+            f"{command('verify', store.address, '--repair')} deletes it and regenerates the shard."
         )
     return receipt
 

@@ -1,5 +1,6 @@
 """The recipe of a dataset: initialise a dataset with it, and resume or extend it with the same one."""
 
+from collections.abc import Callable
 from itertools import islice
 
 from factory.config.differences import changed_sizes, differences
@@ -16,23 +17,26 @@ _LOOKED_INTO = 50
 _READERS = 16
 
 
-def init_or_resume(store: Store, recipe: Recipe, extend: bool = False) -> Recipe:
+def init_or_resume(
+    store: Store, recipe: Recipe, extend: bool = False, confirm: Callable[[], None] = lambda: None
+) -> Recipe:
     """Initialise a dataset at an empty address, or check that an existing one has the same recipe.
 
-    A dataset without a finished shard is reset if the recipe or its size differs. Returns the recipe of the dataset;
-    for an extended dataset, it includes the earlier sizes. Raises UserError with the differences.
+    A dataset without a finished shard is reset if the recipe or its size differs; `confirm` raises an error if the
+    lease was lost, before each deletion. Returns the recipe of the dataset; for an extended dataset, it includes the
+    earlier sizes. Raises UserError with the differences.
     """
     before = store.get(RECIPE)
     if before is None:
         _refuse_foreign(store)
         new = recipe.to_yaml().encode()
-        return recipe if store.create_or_get(RECIPE, new) == new else init_or_resume(store, recipe, extend)
+        return recipe if store.create_or_get(RECIPE, new) == new else init_or_resume(store, recipe, extend, confirm)
     old = recipe_of(store)
     recipe = recipe.model_copy(update={"format": old.format})  # A dataset keeps its format.
     changed = differences(old, recipe) + changed_sizes(old, recipe)
     if (changed or recipe.n != old.n) and not store.list("receipts"):
-        _reset(store, recipe, before)
-        return init_or_resume(store, recipe, extend)
+        _reset(store, recipe, before, confirm)
+        return init_or_resume(store, recipe, extend, confirm)
     if changed:
         raise UserError(
             f"{store.address} was created with a different recipe: {'; '.join(changed)}. Give the same options to "
@@ -48,14 +52,15 @@ def init_or_resume(store: Store, recipe: Recipe, extend: bool = False) -> Recipe
     current = {"engine": recipe.engine, "store": recipe.store}
     extended = old.model_copy(update={"n": recipe.n, "earlier": (*old.earlier, old.n), **current})
     if not store.compare_and_swap(RECIPE, extended.to_yaml().encode(), before):
-        return init_or_resume(store, recipe, extend)
+        return init_or_resume(store, recipe, extend, confirm)
     return extended
 
 
-def _reset(store: Store, recipe: Recipe, before: bytes) -> None:
+def _reset(store: Store, recipe: Recipe, before: bytes, confirm: Callable[[], None]) -> None:
     """Replace the recipe of a dataset without finished shards, and delete the files that its workers left behind."""
     for folder in ("train", "manifest", "quarantine", "index", "rejected"):
         for name in store.list(folder):
+            confirm()
             store.delete(name)
     store.compare_and_swap(RECIPE, recipe.to_yaml().encode(), before)
 
@@ -75,7 +80,14 @@ def recipe_of(store: Store) -> Recipe:
     where = f"{store.address.rstrip('/')}/{RECIPE}"
     if data is None:
         raise UserError(f"{store.address} is not a dataset: {_why_not(store)}.")
-    return make_recipe(parse_recipe(data.decode(errors="replace"), where), where)
+    return make_recipe(parse_recipe(_text(data, where), where), where)
+
+
+def _text(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is damaged or no UTF-8 text ({error}); restore it, or save it as UTF-8.") from error
 
 
 def _why_not(store: Store) -> str:

@@ -43,7 +43,7 @@ def read_receipts(store: Store, numbers: list[int]) -> Iterator[Receipt]:
         try:
             return read_receipt(store, number)
         except CorruptReceiptError as error:
-            raise corrupt_receipt(number, error) from error
+            raise corrupt_receipt(store, number, error) from error
 
     found = ordered_map(read, numbers, _READERS, ahead=1000, name="receipts")
     return (receipt for _, receipt in found if receipt is not None)

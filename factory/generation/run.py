@@ -144,7 +144,7 @@ def run_prepared(
     The run also ends at its `limit`, or after the shards that contain at least `samples` more samples.
     """
     lease.confirm()  # the files of a dataset without shards are deleted if the recipe has changed
-    recipe = init_or_resume(store, recipe, extend)
+    recipe = init_or_resume(store, recipe, extend, lease.confirm)
     plan = Plan(recipe)
     done = set(tags(store, len(plan)))
     tracker, state = Tracker(plan, done), State(len(plan))
