@@ -201,10 +201,22 @@ def test_many_reads_go_on_while_one_is_slow(bucket: Bucket, monkeypatch: pytest.
             assert bucket.requests == {"GET": 49, "GET stall": 1}, "all others were answered meanwhile"
 
 
-@pytest.mark.parametrize("text", ["soon", "-1", "nan"])
-def test_patience_in_the_environment_is_validated(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FACTORY_STORE_PATIENCE", text)
-    with pytest.raises(UserError, match="FACTORY_STORE_PATIENCE"):
+@pytest.mark.parametrize(
+    ("variable", "text", "allowed"),
+    [
+        ("PATIENCE", "soon", "seconds of at least 0, got 'soon'"),
+        ("PATIENCE", "-1", "seconds of at least 0, got '-1'"),
+        ("PATIENCE", "nan", "seconds of at least 0, got 'nan'"),
+        ("TIMEOUT", "4000", "seconds above 0 and up to 3600, got '4000'"),
+        ("SLOWEST", "0", "bytes per second above 0, got '0'"),
+    ],
+)
+def test_settings_in_the_environment_are_validated(
+    variable: str, text: str, allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FACTORY_STORE_PATIENCE", "5")
+    monkeypatch.setenv(f"FACTORY_STORE_{variable}", text)
+    with pytest.raises(UserError, match=rf"FACTORY_STORE_{variable} must be a number of {allowed}\.$"):
         Store("s3://b/set")
 
 

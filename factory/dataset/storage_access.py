@@ -39,9 +39,9 @@ _CLIENT_KEYS = (
 REMOTE_SCHEMES = ("s3", "gs", "az", "http", "https")
 _PROVIDER_VARIABLES = ("AWS_CONTAINER", "AWS_WEB_IDENTITY")
 _VARIABLES = {
-    "timeout": "FACTORY_STORE_TIMEOUT",
-    "slowest": "FACTORY_STORE_SLOWEST",
-    "patience": "FACTORY_STORE_PATIENCE",
+    "timeout": ("FACTORY_STORE_TIMEOUT", "a number of seconds above 0 and up to 3600"),
+    "slowest": ("FACTORY_STORE_SLOWEST", "a number of bytes per second above 0"),
+    "patience": ("FACTORY_STORE_PATIENCE", "a number of seconds of at least 0"),
 }
 _TRUE = ("1", "true", "on", "yes", "y")
 """The client's spellings of a flag that is set."""
@@ -99,21 +99,13 @@ class Access:
 def with_environment(settings: StoreRecipe) -> StoreRecipe:
     """Fill settings that were not given from FACTORY_STORE_...; raises UserError for invalid values."""
     overrides = {}
-    for name, variable in _VARIABLES.items():
+    for name, (variable, allowed) in _VARIABLES.items():
         if name not in settings.model_fields_set and (text := os.environ.get(variable)):
             try:
-                overrides[name] = float(text)
+                overrides[name] = getattr(StoreRecipe.model_validate({name: float(text)}), name)
             except ValueError:
-                raise UserError(f"{variable} must be a number, got {text!r}.") from None
-    if not overrides:
-        return settings
-    try:
-        return StoreRecipe.model_validate(settings.model_dump(exclude_unset=True) | overrides)
-    except ValueError:
-        names = ", ".join(f"{_VARIABLES[name]}={value:g}" for name, value in overrides.items())
-        raise UserError(
-            f"{names} is out of range: a timeout must be above 0 and at most 3600 s, a speed above 0."
-        ) from None
+                raise UserError(f"{variable} must be {allowed}, got {text!r}.") from None
+    return StoreRecipe.model_validate(settings.model_dump(exclude_unset=True) | overrides) if overrides else settings
 
 
 def is_remote(address: str) -> bool:
