@@ -11,11 +11,19 @@ import pytest
 from factory import log_format
 from factory.cli.view import watching
 from factory.config.plan import Plan
+from factory.config.recipe import make_recipe
 from factory.dataset.card import card
 from factory.dataset.lease import _new_lease, parse_lease
 from factory.dataset.receipts import CorruptReceiptError, parse_receipt, receipt_name
+from factory.dataset.storage import Store
 from factory.dataset.totals import current_totals
+from factory.engine.state import State
+from factory.errors import UserError
+from factory.files.strict_json import canonical
+from factory.generation.progress import Tracker
+from factory.generator.layout import read_index
 from factory.nightly.outcome import Outcome
+from factory.nightly.record import list_nights
 from tests.support.export_datasets import make_dataset
 from tests.support.in_process import SNAPSHOT, invoke
 
@@ -60,6 +68,25 @@ def test_lease_is_described_without_control_characters(tmp_path: Path) -> None:
     assert_plain(who.who)
     assert "\n" not in who.who
     assert len(who.who) < 400
+
+
+def test_error_with_a_name_of_another_encoding_does_not_end_the_run() -> None:
+    state = State(1)
+    state.errors.append("cannot read caf\udce9")
+    snapshot = Tracker(Plan(make_recipe({"n": 1})), set()).snapshot(state)
+    assert b"cannot read caf\\\\udce9" in canonical(snapshot.to_dict())
+
+
+@pytest.mark.parametrize("name", ["night.json", "model_index.json"])
+def test_deeply_nested_json_is_one_sentence(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "2026-11-25" / name
+    path.parent.mkdir()
+    path.write_text("[" * 200_000)
+    if name == "night.json":
+        assert list(list_nights(Store(str(tmp_path))).values()) == [None], "listed as unreadable"
+    else:
+        with pytest.raises(UserError, match="cannot be read"):
+            read_index(path.parent)
 
 
 def test_errors_of_a_run_are_shown_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:

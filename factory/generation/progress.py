@@ -8,6 +8,7 @@ from typing import Any
 
 from factory.config.plan import Plan
 from factory.engine.state import State
+from factory.errors import printable
 
 _WINDOW = 60.0
 _ERRORS_SHOWN = 5
@@ -100,7 +101,7 @@ class Tracker:
             worker_seconds=round(state.worker_seconds, 1),
             requeued=state.requeued,
             quarantined=list(state.quarantined),
-            errors=list(state.errors)[-_ERRORS_SHOWN:],
+            errors=[printable(error) for error in list(state.errors)[-_ERRORS_SHOWN:]],
             updated=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 

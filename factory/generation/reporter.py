@@ -118,7 +118,7 @@ class Reporter:
     def _write_logs(self) -> None:
         text, self._pending_logs = self._pending_logs, None
         if text is not None and text != self._written_logs:
-            self._impatient_store.put(self._log, self._store.hide(text).encode())
+            self._impatient_store.put(self._log, self._store.hide(text).encode(errors="replace"))
             self._written_logs = text
 
     def _write_progress(self) -> None:

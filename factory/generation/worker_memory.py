@@ -17,6 +17,7 @@ _ACTIVATIONS = 1.35
 _UNKNOWN = 6 * 2**30
 """Memory in bytes for a hub model that has not been downloaded yet: about that of Stable Diffusion 1.5."""
 _BYTES = {"float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error)
 _LARGEST_HEADER = 100 * 2**20
 
 
@@ -36,7 +37,7 @@ def parameters(folder: Path) -> int:
     index = folder / "model_index.json"
     components = [folder]
     if index.is_file():
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             components = [folder / name for name in json.loads(index.read_text()) if name != "safety_checker"]
     return sum(_of_component(component) for component in components if component.is_dir())
 
@@ -52,7 +53,7 @@ def _of_component(component: Path) -> int:
 
 def _of_file(path: Path) -> int:
     if path.suffix == ".safetensors":
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, struct.error), path.open("rb") as stream:
+        with contextlib.suppress(*_UNREADABLE), path.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(min(length, _LARGEST_HEADER)))
             return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

@@ -5,14 +5,21 @@ s, and with a connection, every worker would send the same requests.
 """
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError, one_line
 from factory.files.hub import check_not_gated, is_commit
-from factory.generator.layout import UNUSED, check_layout, component_names, read_index, weights_variant
+from factory.generator.layout import (
+    UNUSED,
+    check_layout,
+    component_names,
+    read_index,
+    read_json,
+    usable_values,
+    weights_variant,
+)
 
 _MAIN_FILES = ("model_index.json", "config.json")
 """Files of which every model of diffusers or transformers has at least one."""
@@ -119,7 +126,8 @@ def _has_plain_weights(folder: Path, skipped: str | None) -> bool:
         if weights_variant(folder / name) is not None:
             return False
         for index in (folder / name).glob("*.index.json"):
-            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            with usable_values(folder):
+                files = set(read_json(index)["weight_map"].values())
             if not all((folder / name / file).is_file() for file in files):
                 return False
     return True

@@ -12,6 +12,7 @@ from typing import Any
 from factory.config.guidance import CONSTANT
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError, one_line
+from factory.files.decode import MAX_JSON_BYTES
 from factory.generator.families import family_of
 from factory.generator.family import Family
 from factory.generator.schedulers import check_scheduler
@@ -32,7 +33,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} is not a diffusers pipeline: there is no model_index.json; give a folder that has one."
         )
-    data = _read(index)
+    data = read_json(index)
     if "_class_name" not in data:
         raise UserError(f"{index} does not name the pipeline's class; save the pipeline again.")
     family_of(data["_class_name"], str(folder))
@@ -74,7 +75,7 @@ def _named(index: Mapping[str, Any], name: str) -> str | None:
 def read_config(folder: Path, name: str) -> dict[str, Any]:
     """The configuration of a component. Raises UserError if its file is missing or broken."""
     file = "scheduler_config.json" if name == "scheduler" else "config.json"
-    return _read(folder / name / file)
+    return read_json(folder / name / file)
 
 
 @contextlib.contextmanager
@@ -258,13 +259,18 @@ def _check_guidance(folder: Path, family: Family, generator: GeneratorRecipe, gu
         )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a pipeline. Raises UserError if the file is missing or broken."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as stream:
+            content = stream.read(MAX_JSON_BYTES + 1)
+        if len(content) > MAX_JSON_BYTES:
+            raise ValueError(f"it has more than {MAX_JSON_BYTES} bytes")
+        data = json.loads(content)  # schedulers have infinities, which `decode_json` rejects
         if not isinstance(data, dict):
             raise TypeError(f"it contains a {type(data).__name__}")
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}; download or save the pipeline again.") from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); download or save the pipeline again.") from error
     return data

@@ -1,7 +1,6 @@
 """The record of a night (night.json), and the list of all nights."""
 
 import datetime
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from factory.dataset.storage import Store
 from factory.errors import LeaseHeldError, UserError
+from factory.files.decode import decode_json
 from factory.files.strict_json import dumps
 
 NIGHT = "night.json"
@@ -147,7 +147,7 @@ class Night(_Part):
 def parse_night(data: bytes, where: str) -> Night:
     """Parse a record; raises UserError if it is invalid."""
     try:
-        return Night.model_validate(json.loads(data))
+        return Night.model_validate(decode_json(data))
     except (ValidationError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{where} is not the record of a night ({first}); restore or delete it.") from error
