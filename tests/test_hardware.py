@@ -228,12 +228,24 @@ def test_a_model_that_does_not_fit_on_the_gpu_raises_a_clear_error(
 
     monkeypatch.setattr(shard_job, "load_components", full)
     job = ContentJob(pin_recipe(_recipe(tiny_model)), Store(str(tmp_path / "out")))
+    init_or_resume(job.store, job.recipe)
     with pytest.raises(UserError, match="cannot be loaded: the GPU has too little free memory"):
         job.open("cpu", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for load in (lambda: job.open("cuda", None), lambda: job.open_detector("cuda")):
         with pytest.raises(UserError, match=r"has a GPU, but PyTorch .* cannot use it"):
             load()
+
+
+def test_worker_on_a_machine_without_the_folder_of_the_dataset_ends_the_run(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would write its shards to its own disk, and the driver would report that they are missing at the end."""
+    monkeypatch.setattr(shard_job, "_APPEARS", 0.0)
+    job = ContentJob(_recipe(tiny_model), Store(str(tmp_path / "out")))
+    message = r"does not see the recipe.yaml that the driver has written to .*/out; give a bucket, or a folder that all"
+    with pytest.raises(UserError, match=message):
+        job.open("cpu", None)
 
 
 def test_the_batch_is_measured_with_the_drivers_settings_and_its_errors_are_one_sentence(

@@ -17,13 +17,16 @@ from factory.config.recipe import Recipe
 from factory.dataset.encode import EncodedSample
 from factory.dataset.receipts import CorruptReceiptError, Receipt, commit, read_receipt
 from factory.dataset.storage import ConflictError, Store
+from factory.dataset.stored_recipe import RECIPE
 from factory.detector.interface import Detector
 from factory.engine.interface import Done, Progress
-from factory.errors import GpuError
+from factory.errors import GpuError, UserError
 from factory.generation.components import load_components
 from factory.generation.shard import Produced, produce
 
 _log = logging.getLogger(__name__)
+_APPEARS = 60.0
+"""Seconds after which a file that another machine has written must be visible: network file systems cache."""
 
 LIBRARIES = ("dataset-factory", "torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow", "ray")
 
@@ -40,6 +43,7 @@ class ContentJob:
 
         log_format.configure()
         _check_gpu(device)
+        _check_folder(self.store)
         with loading(f"the models of {self.recipe.generator.model}"):
             return ContentProducer(self.recipe, self.store, device, detector)
 
@@ -58,6 +62,18 @@ class ContentJob:
         _check_gpu(device)
         with loading(f"the detector {self.recipe.masks.detector}"):
             return FittingDetector(open_detector(self.recipe, device), self.recipe.masks.detector)
+
+
+def _check_folder(store: Store) -> None:
+    """UserError if this host does not see the dataset in a folder: its shards would be written to another disk."""
+    end = time.monotonic() + _APPEARS
+    while store.folder is not None and store.get(RECIPE) is None:
+        if time.monotonic() > end:
+            raise UserError(
+                f"{socket.gethostname()} does not see the {RECIPE} that the driver has written to {store.address}; "
+                f"give a bucket, or a folder that all machines of the cluster share under the same path."
+            )
+        time.sleep(0.5)
 
 
 def _check_gpu(device: str) -> None:
