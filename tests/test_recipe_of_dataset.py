@@ -5,10 +5,14 @@ from typing import Any
 
 import pytest
 
+from factory.dataset.lease import leased
+from factory.dataset.repair import repair
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import existing_recipe, init_or_resume, recipe_of
+from factory.dataset.verify import verify
 from factory.errors import UserError
-from factory.generation.run import prepare
+from factory.generation.run import prepare, run_prepared
+from tests.support import export_datasets
 from tests.support.bucket import Bucket
 from tests.support.recipes import two_shards
 
@@ -125,3 +129,30 @@ def test_recipe_in_another_encoding_is_not_read_with_other_names(tmp_path: Path)
             recipe_of(Store(str(tmp_path)))
     (tmp_path / "recipe.yaml").write_bytes("\ufeffn: 1\nclasses: [caf\u00e9]".encode())
     assert recipe_of(Store(str(tmp_path))).classes == ("caf\u00e9",)
+
+
+def test_recipe_file_that_was_edited_after_its_shards_were_generated_is_rejected(tmp_path: Path) -> None:
+    """A run would describe the shards with the wrong recipe, and a repair would delete all of them."""
+    store, recipe = export_datasets.make_dataset(tmp_path)
+    edited = recipe.model_copy(update={"seed": 7})
+    (tmp_path / "recipe.yaml").write_text(edited.to_yaml())
+    files = store.list("")
+    message = (
+        rf"was generated with the recipe {recipe.fingerprint()[:12]}, but its recipe.yaml now has the fingerprint "
+        rf"{edited.fingerprint()[:12]}: the file was changed since\. Undo the change"
+    )
+    with leased(store) as held, pytest.raises(UserError, match=message):
+        run_prepared(edited, store, held)
+    report = verify(store)
+    assert report.damaged[0] == ["the receipt belongs to a different recipe"]
+    with pytest.raises(UserError, match=message):
+        repair(store, report)
+    assert store.list("") == files | {".lock": 0}
+
+
+def test_single_receipt_of_another_recipe_is_repaired(tmp_path: Path) -> None:
+    store, _ = export_datasets.make_dataset(tmp_path / "set", range(1, 5))
+    other, _ = export_datasets.make_dataset(tmp_path / "other", range(1), seed=7)
+    for name in other.list(""):
+        store.create(name, other.get(name) or b"")
+    assert repair(store, verify(store)).deleted == (0,)

@@ -48,7 +48,10 @@ def check_shard(store: Store, recipe: Recipe, planned: PlannedShard) -> ShardChe
         return ShardCheck(planned.number, [str(error)])
     if receipt is None:
         return ShardCheck(planned.number, ["the receipt is missing"])
-    problems = [] if receipt.plan == planned.digest else ["the receipt belongs to a different plan"]
+    problems = []
+    if receipt.plan != planned.digest:
+        other = "plan" if receipt.recipe == recipe.fingerprint() else "recipe"
+        problems.append(f"the receipt belongs to a different {other}")
     data, damage = _read(store, receipt.tar)
     problems += damage
     if data is None:

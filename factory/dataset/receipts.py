@@ -1,9 +1,10 @@
 """Receipts, the small files that prove a shard is complete, and the commit that writes them last."""
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from factory.dataset.storage import ConflictError, Store
 from factory.dataset.tar import pack
 from factory.errors import UserError, command
 from factory.files.decode import decode_json
+
+_COMPARED = 3
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,25 @@ def reasons(counts: Any) -> dict[str, int]:
         if not re.fullmatch("[a-z0-9_]{1,40}", reason):
             raise ValueError(f"{reason[:60]!r} is not a reason")
     return {reason: count(number) for reason, number in counts.items()}
+
+
+def check_same_recipe(store: Store, recipe: str, finished: Sequence[int]) -> None:
+    """UserError if the first finished shards were all generated with another recipe: recipe.yaml was changed since.
+
+    `recipe` is the fingerprint of the recipe. A single receipt of another recipe is damage, which a worker of a
+    replaced driver can leave.
+    """
+    others = set[str]()
+    for _, tagged in store.get_many(receipt_name(number) for number in finished[:_COMPARED]):
+        with contextlib.suppress(CorruptReceiptError):
+            if tagged is not None:
+                others.add(parse_receipt(tagged[0]).recipe)
+    if others and recipe not in others:
+        raise UserError(
+            f"{store.address} was generated with the recipe {min(others)[:12]}, but its recipe.yaml now has the "
+            f"fingerprint {recipe[:12]}: the file was changed since. Undo the change, or move the file, give it with "
+            f"--recipe and generate a new dataset with another --shards."
+        )
 
 
 def committed(store: Store) -> set[int]:

@@ -12,7 +12,7 @@ from factory.config.recipe import FORMAT, Recipe
 from factory.dataset.description import write_description
 from factory.dataset.lease import HeldLease, leased
 from factory.dataset.progress_file import put_progress
-from factory.dataset.receipts import missing, tags
+from factory.dataset.receipts import check_same_recipe, missing, tags
 from factory.dataset.storage import Store
 from factory.dataset.storage_folder import delete_abandoned
 from factory.dataset.stored_recipe import existing_recipe, init_or_resume
@@ -147,6 +147,7 @@ def run_prepared(
     recipe = init_or_resume(store, recipe, extend, lease.confirm)
     plan = Plan(recipe)
     done = set(tags(store, len(plan)))
+    check_same_recipe(store, recipe.fingerprint(), sorted(done))
     tracker, state = Tracker(plan, done), State(len(plan))
     all_missing = missing(plan, done)
     todo = all_missing if samples is None else _first_shards(plan, all_missing, samples)
@@ -185,6 +186,7 @@ def _complete_older(existing: Recipe, recipe: Recipe, store: Store) -> RunSummar
         )
     plan = Plan(existing)
     done = set(tags(store, len(plan)))
+    check_same_recipe(store, existing.fingerprint(), sorted(done))
     if missing(plan, done) or recipe.n > existing.n:
         check_format(existing, store.address)
     totals = write_description(store, existing)
