@@ -55,7 +55,7 @@ def test_resumed_run_keeps_the_entries_of_earlier_runs(bucket: Bucket, recipe: R
         assert ReceiptIndex(store).known() == (SHARDS - 1 if only_full else SHARDS)
 
 
-def test_readers_read_the_index_and_no_receipts(bucket: Bucket, recipe: Recipe) -> None:
+def test_readers_read_the_index_and_a_single_receipt(bucket: Bucket, recipe: Recipe) -> None:
     store = Store("s3://b/set")
     store.put("recipe.yaml", recipe.to_yaml().encode())
     write_description(store, recipe)
@@ -63,7 +63,7 @@ def test_readers_read_the_index_and_no_receipts(bucket: Bucket, recipe: Recipe) 
     assert len(open_dataset("s3://b/set")) == 4 * SHARDS
     source = DatasetSource(store, recipe.vocabulary())
     assert (source.size, source.parts()) == (4 * SHARDS, SHARDS)
-    assert sum(bucket.requests.values()) <= 2 * 6
+    assert sum(bucket.requests.values()) <= 2 * 7
 
 
 def test_changed_and_deleted_receipts_are_detected(bucket: Bucket, recipe: Recipe) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from factory.dataset.lease import leased
+from factory.dataset.reader import open_dataset
 from factory.dataset.repair import repair
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import existing_recipe, init_or_resume, recipe_of
@@ -14,6 +15,7 @@ from factory.errors import UserError
 from factory.generation.run import prepare, run_prepared
 from tests.support import export_datasets
 from tests.support.bucket import Bucket
+from tests.support.in_process import error
 from tests.support.recipes import two_shards
 
 
@@ -133,9 +135,9 @@ def test_recipe_in_another_encoding_is_not_read_with_other_names(tmp_path: Path)
 
 def test_recipe_file_that_was_edited_after_its_shards_were_generated_is_rejected(tmp_path: Path) -> None:
     """A run would describe the shards with the wrong recipe, and a repair would delete all of them."""
-    store, recipe = export_datasets.make_dataset(tmp_path)
+    store, recipe = export_datasets.make_dataset(tmp_path / "set")
     edited = recipe.model_copy(update={"seed": 7})
-    (tmp_path / "recipe.yaml").write_text(edited.to_yaml())
+    (tmp_path / "set" / "recipe.yaml").write_text(edited.to_yaml())
     files = store.list("")
     message = (
         rf"was generated with the recipe {recipe.fingerprint()[:12]}, but its recipe.yaml now has the fingerprint "
@@ -148,6 +150,10 @@ def test_recipe_file_that_was_edited_after_its_shards_were_generated_is_rejected
     with pytest.raises(UserError, match=message):
         repair(store, report)
     assert store.list("") == files | {".lock": 0}
+    for read in (open_dataset, lambda address: export_datasets.run(Store(address), tmp_path / "x", "coco")):
+        with pytest.raises(UserError, match=message):  # ids of classes in another order would be those of others
+            read(store.address)
+    assert "was generated with the recipe" in error("status", store.address)
 
 
 def test_single_receipt_of_another_recipe_is_repaired(tmp_path: Path) -> None:

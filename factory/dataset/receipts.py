@@ -231,11 +231,13 @@ def check_same_recipe(store: Store, recipe: str, finished: Sequence[int]) -> Non
     replaced driver can leave.
     """
     others = set[str]()
-    for _, tagged in store.get_many(receipt_name(number) for number in finished[:_COMPARED]):
+    for number in finished[:_COMPARED]:
+        data = store.get(receipt_name(number))
         with contextlib.suppress(CorruptReceiptError):
-            if tagged is not None:
-                others.add(parse_receipt(tagged[0]).recipe)
-    if others and recipe not in others:
+            others |= set() if data is None else {parse_receipt(data).recipe}
+        if recipe in others:
+            return
+    if others:
         raise UserError(
             f"{store.address} was generated with the recipe {min(others)[:12]}, but its recipe.yaml now has the "
             f"fingerprint {recipe[:12]}: the file was changed since. Undo the change, or move the file, give it with "

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from factory.config.plan import Plan
 from factory.dataset.ordered_map import ordered_map
 from factory.dataset.receipt_index import IndexEntry, ReceiptIndex
-from factory.dataset.receipts import CorruptReceiptError, Receipt, corrupt_receipt, read_receipt, tags
+from factory.dataset.receipts import (
+    CorruptReceiptError,
+    Receipt,
+    check_same_recipe,
+    corrupt_receipt,
+    read_receipt,
+    tags,
+)
 from factory.dataset.storage import Store
 
 _READERS = 32
@@ -82,6 +89,9 @@ def current_totals(store: Store, plan: Plan) -> Totals:
 def finished_entries(store: Store, plan: Plan) -> dict[int, IndexEntry]:
     """The index entries of all finished shards in order, for readers that do not check digests.
 
-    Reads one listing, the index, and the receipts missing from the index.
+    Reads one listing, the index, and the receipts missing from the index. Raises UserError if recipe.yaml was changed
+    since the shards were generated: the ids of classes could be those of others, for instance.
     """
-    return ReceiptIndex(store).entries(tags(store, len(plan)))
+    finished = tags(store, len(plan))
+    check_same_recipe(store, plan.recipe.fingerprint(), sorted(finished))
+    return ReceiptIndex(store).entries(finished)

@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 from factory.config.plan import Plan
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_label_png, decode_rle
-from factory.dataset.receipts import Blob, Receipt, finished_shards
+from factory.dataset.receipts import Blob, Receipt, check_same_recipe, finished_shards
 from factory.dataset.shards import annotation_of, readable
 from factory.dataset.storage import Store, is_remote
 from factory.dataset.stored_recipe import recipe_of
@@ -88,6 +88,7 @@ class Export:
         numbers = finished_shards(store, self._plan)
         _check_state(store, len(numbers), len(self._plan), partial)
         fingerprint = recipe.fingerprint()
+        check_same_recipe(store, fingerprint, numbers)
         info = ExportInfo(to, recipe.vocabulary(), fingerprint, real=recipe.real is not None)
         self._ids = info.class_indices.keys()
         self._format = FORMATS[options.format](info, options.polygons)
