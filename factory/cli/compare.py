@@ -23,8 +23,8 @@ def compare_segmenters(
     split: Annotated[
         str | None,
         typer.Option(
-            help="Split of the vocabulary that defines seen and unseen classes; by default that of the paper: zs3 for "
-            "voc, 1 for coco."
+            help="Split that defines the unseen classes, or a file with one of them per line; by default that of the "
+            "paper: zs3 for voc, 1 for coco."
         ),
     ] = None,
     table: Table = None,

@@ -166,7 +166,9 @@ def import_grounder(
     model: Annotated[str, typer.Option(help="Stable Diffusion 1 model: a diffusers folder or a hub id.")],
     out: Annotated[Path, typer.Option(help="Grounder folder to write.")],
     classes: Annotated[str, typer.Option(help="Vocabulary that it was trained for.")] = "voc",
-    split: Annotated[str, typer.Option(help="Split of the vocabulary that it was trained for.")] = "1",
+    split: Annotated[
+        str, typer.Option(help="Split that it was trained for, or a file with one unseen class per line.")
+    ] = "1",
     detector: Annotated[
         str | None, typer.Option(help="Reference detector for `evaluate-grounder`; stickers by default.")
     ] = None,

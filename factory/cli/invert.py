@@ -45,7 +45,11 @@ def invert(
     ] = None,
     classes: Annotated[str | None, typer.Option(help="Vocabulary; by default, that of --layout.")] = None,
     split: Annotated[
-        str, typer.Option(help="Use only images without unseen classes of this split; `all` uses every image.")
+        str,
+        typer.Option(
+            help="Use only images without unseen classes: those of this split, or of a file with one per line; `all` "
+            "uses every image."
+        ),
     ] = "all",
     n: Annotated[int | None, typer.Option("--n", min=1, help="Maximum number of images; all by default.")] = None,
     method: Annotated[

@@ -10,7 +10,6 @@ from factory.config.recipe import Recipe, load_recipe, make_recipe
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.files.paths import expanded
-from factory.files.text import read_lines
 
 _FIELDS = {
     "n": ("n",),
@@ -133,23 +132,10 @@ def _classes(text: str) -> Any:
 
 def _oracle(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
     """The `oracle` section: the seen classes of a named split, or all classes that a file does not list as unseen."""
+    from factory.config.splits import seen_classes, split_name
+
     vocabulary = make_recipe({"n": 1, "classes": data.get("classes", "coco")}).vocabulary()
-    path = expanded(split)
-    if not path.is_file():
-        if "/" in split or path.suffix:
-            raise UserError(
-                f"there is no split file {split}; give a file with one unseen class per line, or the name of a split."
-            )
-        return {"split": split, "seen": list(vocabulary.seen(split))}
-    lines = [(number, line) for number, line in read_lines(path, "split file") if not line.startswith("#")]
-    unseen = {vocabulary.resolve(line, f"{split}, line {number}").name for number, line in lines}
-    seen = [name for name in vocabulary.names if name not in unseen]
-    if not seen or not unseen:
-        raise UserError(
-            f"the split file {split} leaves {len(seen)} classes seen and {len(unseen)} unseen; at least one of each is "
-            f"required."
-        )
-    return {"split": path.stem, "seen": seen}
+    return {"split": split_name(split), "seen": list(seen_classes(vocabulary, split))}
 
 
 def _cooccurrence(text: str, data: Mapping[str, Any]) -> Any:

@@ -47,7 +47,9 @@ def train_segmenter(
     real_classes: Annotated[
         str, typer.Option(help="all, or seen, which skips images with unseen classes of --split.")
     ] = "all",
-    split: Annotated[str | None, typer.Option(help="Split of the vocabulary that defines the unseen classes.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split that defines the unseen classes, or a file with one of them per line.")
+    ] = None,
     real_share: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Share of real samples when mixing datasets with --real; 0.5 by default."),
@@ -125,7 +127,12 @@ def evaluate_segmenter(
     real_set: Annotated[str | None, typer.Option(help="Image set of the PASCAL VOC folder; val by default.")] = None,
     annotations: Annotations = None,
     classes: SegmenterClasses = None,
-    split: Annotated[str | None, typer.Option(help="Also report seen and unseen classes of this split.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Also report seen and unseen classes of this split, or of a file with one unseen class per line."
+        ),
+    ] = None,
     device: Device = "auto",
     threads: Threads = 0,
     as_json: AsJson = False,

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from factory.config.splits import unseen_classes
 from factory.config.vocabulary import Vocabulary
 from factory.errors import UserError
 from factory.evaluation.markdown import percent
 from factory.files.paths import local_path
 from factory.segmenter.classes import common_vocabulary
-from factory.segmenter.measure import RealImages, evaluate, open_segmenter, open_test, unseen_classes
+from factory.segmenter.measure import RealImages, evaluate, open_segmenter, open_test
 from factory.training.devices import check_device_name, chosen_device
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def compare(
     roots = _pairs(reals, "--real")
     check_device_name(device)
     vocabulary = common_vocabulary(list(named.values()), images.classes)
-    unseen = unseen_classes(images, vocabulary)
+    unseen = () if images.split is None else unseen_classes(vocabulary, images.split)
     opened = {real: open_test(replace(images, root=root), vocabulary, report) for real, root in roots.items()}
     device = chosen_device(device)
     for folder in named.values():

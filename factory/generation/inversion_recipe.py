@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from factory.config.class_option import parse_classes
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.sections import FilterRecipe, RealRecipe
+from factory.config.splits import seen_classes, split_name
 from factory.config.vocabulary import Vocabulary, caption
 from factory.errors import UserError
 from factory.generator.load import model_folder
@@ -54,7 +55,7 @@ def recipe_of_folder(
     """
     _check_used(options)
     vocabulary = parse_classes(options.classes)
-    seen = vocabulary.names if options.split == "all" else vocabulary.seen(options.split)
+    seen = vocabulary.names if options.split == "all" else seen_classes(vocabulary, options.split)
     real: dict[str, Any] = {
         "dataset": options.dataset,
         "root": str(options.root.absolute()),
@@ -83,7 +84,7 @@ def recipe_of_folder(
         "attempts": 1,
         "masks": {"source": "labels", "noise_level": options.noise_level},
         "filters": _NO_FILTER,
-        "oracle": {"split": options.split, "seen": list(seen)},
+        "oracle": {"split": split_name(options.split), "seen": list(seen)},
         "real": real | {"keys": keys, "labels_digest": labels_digest},
     }
     return make_recipe(data), skipped

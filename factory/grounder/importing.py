@@ -5,6 +5,7 @@ from pathlib import Path
 
 from factory.config.prompts import captioned
 from factory.config.recipe import make_recipe
+from factory.config.splits import seen_classes, split_name
 from factory.errors import UserError
 from factory.files.digest import sha256
 from factory.files.paths import check_writable_folder
@@ -48,7 +49,7 @@ def import_released(release: Release, out: Path, device: str = "auto") -> Path:
     recipe = make_recipe({"n": 1, "classes": release.classes, "generator": generator, "masks": masks})
     recipe = recipe.model_copy(update={"generator": pin_generator(recipe.generator)})
     vocabulary = recipe.vocabulary()
-    seen = tuple(vocabulary.seen(release.split))
+    seen = seen_classes(vocabulary, release.split)
 
     quiet_model_libraries()
     import torch
@@ -71,7 +72,7 @@ def import_released(release: Release, out: Path, device: str = "auto") -> Path:
         revision=str(recipe.generator.revision),
         noise_level=_NOISE_LEVEL,
         classes_seen=seen,
-        split=release.split,
+        split=split_name(release.split),
         data=(f"released checkpoint, sha256 {digest}",),
         steps=0,
         oracle={"generator": _SAMPLING, "masks": detector},

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from factory.config.splits import unseen_classes
 from factory.config.vocabulary import Vocabulary
 from factory.hf_logging import quiet_model_libraries
 from factory.segmenter.classes import common_vocabulary
@@ -42,9 +43,10 @@ def evaluate_here(
     """Evaluate a segmenter. UserError if its classes differ from those of `test`."""
     check_device_name(device)
     vocabulary = common_vocabulary([folder], test.classes)
+    unseen = () if test.split is None else unseen_classes(vocabulary, test.split)
     images = open_test(test, vocabulary, report)
     device = chosen_device(device)
-    return evaluate(open_segmenter(folder), images, unseen_classes(test, vocabulary), device, threads, report)
+    return evaluate(open_segmenter(folder), images, unseen, device, threads, report)
 
 
 def open_segmenter(folder: Path) -> "Segmenter":
@@ -56,21 +58,15 @@ def open_segmenter(folder: Path) -> "Segmenter":
 
 
 def open_test(test: RealImages, vocabulary: Vocabulary, report: Callable[[str], None]) -> "LabelledFolder":
-    """Open the labelled images and report what cannot be used. UserError if they or the split are invalid."""
+    """Open the labelled images and report what cannot be used. UserError if they are invalid."""
     from factory.labelled.folders import check_no_image_set, open_labelled
 
-    unseen_classes(test, vocabulary)
     if test.annotations is not None:
         check_no_image_set(test.image_set)
     images = open_labelled(test.root, test.image_set or "val", test.annotations, vocabulary)
     for note in images.notes:
         report(note)
     return images
-
-
-def unseen_classes(test: RealImages, vocabulary: Vocabulary) -> tuple[str, ...]:
-    """The classes that the split leaves unseen; none without a split. UserError if there is no such split."""
-    return () if test.split is None else vocabulary.unseen(test.split)
 
 
 def evaluate(

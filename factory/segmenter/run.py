@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from factory.config.splits import seen_classes
 from factory.config.vocabulary import Vocabulary
 from factory.dataset.storage import Store, absolute
 from factory.errors import UserError
@@ -61,6 +62,7 @@ class SegmenterTraining:
             classes=_absolute(self.classes) if self.classes and expanded(self.classes).is_file() else self.classes,
             architecture=_absolute(self.architecture) if expanded(self.architecture).is_dir() else self.architecture,
             real=absolute((self.real,))[0] if self.real else None,
+            split=_absolute(self.split) if self.split and expanded(self.split).is_file() else self.split,
             annotations=str(Path(self.annotations).absolute()) if self.annotations else None,
             start=str(Path(self.start).absolute()) if self.start else None,
         )
@@ -156,7 +158,7 @@ def _real_source(run: SegmenterTraining, address: str, vocabulary: Vocabulary) -
     from factory.labelled.folders import check_no_image_set, open_labelled
     from factory.segmenter.data import DatasetSource
 
-    only = vocabulary.seen(run.split) if run.split is not None and run.real_classes == "seen" else None
+    only = seen_classes(vocabulary, run.split) if run.split is not None and run.real_classes == "seen" else None
     store = Store(address)
     if not is_dataset(address):
         annotations = Path(run.annotations) if run.annotations else None

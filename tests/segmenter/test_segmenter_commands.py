@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,24 @@ def test_segmenter_is_measured_on_a_folder(tmp_path: Path) -> None:
     data = json.loads(output("evaluate-segmenter", model, "--real", folder, "--split", "1", "--threads", 1, "--json"))
     assert (data["images"], len(data["by_class"])) == (1, 21)
     assert data["by_class"]["dog"] is not None
+
+
+def test_a_file_defines_the_unseen_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages advised a file where only names of splits were accepted."""
+    model, folder = saved_tiny(tmp_path / "model"), write_folder(tmp_path / "voc")
+    (tmp_path / "mine.txt").write_text("# of mine\ndog\ntv\n")
+    given, unseen = ["--real", folder, "--split", tmp_path / "mine.txt"], list[tuple[str, ...]]()
+    score = SegmenterScore({}, 0, 0, 0, 0, 1)
+    monkeypatch.setattr(measure, "evaluate", lambda model, images, names, *rest: unseen.append(names) or score)
+    output("evaluate-segmenter", model, *given)
+    assert unseen == [("dog", "tvmonitor")]
+    training = run.SegmenterTraining(str(tmp_path / "out"), real=str(folder), real_set="val", real_classes="seen")
+    with pytest.raises(UserError, match=r"there is no split file mine\.txt; give a file with one unseen class"):
+        run.check(replace(training, split="mine.txt"))
+    (tmp_path / "mine.txt").write_text("cow\n")
+    monkeypatch.chdir(tmp_path)
+    (source,) = run.check(replace(training, split="mine.txt").absolute()).sources
+    assert source.size == 1
 
 
 def test_scores_are_printed_in_percent(monkeypatch: pytest.MonkeyPatch) -> None:
