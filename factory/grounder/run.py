@@ -9,7 +9,7 @@ from factory.dataset.storage import Store
 from factory.files.paths import check_writable_folder, local_path
 from factory.grounder.data import OracleDataset
 from factory.grounder.folder import read_config
-from factory.grounder.shared_recipe import shared_recipe
+from factory.grounder.shared_recipe import check_same_kind
 from factory.hf_logging import quiet_model_libraries
 from factory.training.devices import check_device_name, chosen_device
 from factory.training.memory import enough_memory
@@ -62,7 +62,7 @@ def check(run: GrounderTraining) -> list[OracleDataset]:
         check_start("grounder", run.start, out)
         _check_kind(run.module, Path(run.start), out)
     datasets = [OracleDataset(Store(address)) for address in run.oracles]
-    shared_recipe(datasets)
+    check_same_kind(datasets)
     return datasets
 
 
