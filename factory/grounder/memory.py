@@ -1,6 +1,7 @@
 """Chooses the batch size of training by the free memory."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,8 +46,7 @@ def free_bytes(device: str) -> float:
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return _GPU_SHARE * (free + unused)
-    fields = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    free = next(1024 * int(size) for name, size, *_ in fields if name == "MemAvailable:")
+    free = _available()
     group = Path("/sys/fs/cgroup")
     try:
         limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
@@ -54,6 +54,14 @@ def free_bytes(device: str) -> float:
     except OSError:
         pass
     return _HOST_SHARE * max(0, free)
+
+
+def _available(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """The available memory of this host; all of it where the system does not say, as on macOS."""
+    if not meminfo.exists():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fields = (line.split() for line in meminfo.read_text().splitlines())
+    return next(1024 * int(size) for name, size, *_ in fields if name == "MemAvailable:")
 
 
 def _bytes_per_sample(task: "GrounderTask") -> float:

@@ -210,3 +210,8 @@ def test_a_training_is_evaluated_in_parts_that_fit_into_memory(oracle: Path, mon
     monkeypatch.setattr(task, "_read", limited)
     with torch.no_grad():
         assert task.sample_sheet(task.model.eval()).width
+
+
+def test_the_memory_of_a_host_without_meminfo_is_all_of_it(tmp_path: Path) -> None:
+    """On macOS, `train-grounder` without --batch ended with an error about /proc/meminfo."""
+    assert memory._available(tmp_path / "none") >= memory._available()
