@@ -44,8 +44,8 @@ def _around(tokenizer: Any, turns: list[dict[str, object]], **options: bool) -> 
         text = str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
     except Exception as error:  # jinja2 raises many types of errors
         raise UserError(
-            f"the chat template of the text encoder's tokenizer cannot be used ({one_line(error)}); download the model "
-            f"again."
+            f"the chat template of the tokenizer in {tokenizer.name_or_path} cannot be used ({one_line(error, 80)}); "
+            f"download the model again."
         ) from error
     before, probe, after = text.rpartition(_PROBE)
     return (before, after) if probe else ("", "")

@@ -85,7 +85,7 @@ def test_a_prompt_is_too_long_if_the_pipeline_cuts_it(pipeline: str) -> None:
 def test_a_tokenizer_without_a_chat_template_is_rejected() -> None:
     tokenizer = qwen_tokenizer()
     tokenizer.chat_template = None
-    with pytest.raises(UserError, match=r"the chat template of the text encoder's tokenizer cannot be used"):
+    with pytest.raises(UserError, match=r"the chat template of the tokenizer in .* cannot be used"):
         readers_of(PIPELINES["ZImagePipeline"], "ZImagePipeline", {"tokenizer": tokenizer})
     assert readers_of(PIPELINES["QwenImagePipeline"], "QwenImagePipeline", {"tokenizer": tokenizer}) == [
         TextReader(tokenizer, 512)
