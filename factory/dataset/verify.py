@@ -7,7 +7,7 @@ from factory.config.plan import Plan
 from factory.dataset.check_shard import ShardCheck, check_shard
 from factory.dataset.duplicates import Images
 from factory.dataset.ordered_map import ordered_map
-from factory.dataset.receipts import finished_shards, manifest_name, missing, tar_name
+from factory.dataset.receipts import check_same_recipe, finished_shards, manifest_name, missing, tar_name
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import recipe_of
 
@@ -42,11 +42,14 @@ class Report:
 def verify(store: Store, choose: Callable[[list[int]], list[int]] = lambda numbers: numbers) -> Report:
     """Check the shards that have a receipt, or those that `choose` selects from their numbers.
 
-    Raises UserError if there is no dataset.
+    Raises UserError if there is no dataset, or if recipe.yaml was changed since its shards were generated: a repair
+    would delete all of them. A single shard of another recipe is damage.
     """
     recipe = recipe_of(store)
     plan = Plan(recipe)
     finished = finished_shards(store, plan)
+    if len(finished) > 1:
+        check_same_recipe(store, recipe.fingerprint(), finished)
     orphans, foreign = _without_receipt(store, plan, set(finished))
     report = Report(planned=len(plan), missing=missing(plan, finished), orphans=orphans, foreign=foreign)
     images = Images()
