@@ -42,7 +42,8 @@ class Scheduler:
         self._limit = limit or Limit()
         self._queue, self._deadlines, self._pauses = ShardQueue(shards), Deadlines(engine), Pauses()
         self._progress_requested, self._logs_reported = 0.0, time.monotonic()
-        self._cut_off = set[int]()  # workers that could not write a shard since the last one was finished
+        # By identity: the workers that could not write a shard since the last one was finished.
+        self._cut_off = dict[int, Worker]()
         self.state = State(len(shards))
         self._health = Health(pool, view, engine, self.state)
         self._usage = Usage(pool, self.state)
@@ -167,7 +168,7 @@ class Scheduler:
         cause = error.cause
         if isinstance(cause, StoreUnavailableError) and shard is not None:
             # The shard was generated but could not be written within the store's patience: not counted as its error.
-            self._cut_off.add(id(worker))
+            self._cut_off[id(worker)] = worker
             if all(id(other) in self._cut_off for other in self._pool.workers if other.ready):
                 raise cause from None  # the driver may reach the store, but no worker does
             self.state.errors.append(last_line(cause))
