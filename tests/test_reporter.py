@@ -10,6 +10,7 @@ from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
 from factory.dataset import lease
 from factory.dataset.lease import HeldLease, leased
+from factory.dataset.progress_file import put_progress, read_progress
 from factory.dataset.storage import Store
 from factory.engine.interface import Done
 from factory.engine.state import State
@@ -83,6 +84,22 @@ def test_slow_store_does_not_delay_the_scheduler(bucket: Bucket, store: Store) -
         assert time.monotonic() - start < 0.4
         bucket.latency = 0
         reporter.close(tracker.snapshot(State(SHARDS), "failed"))
+
+
+def test_late_progress_does_not_replace_that_of_the_finished_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.generation.reporter._CLOSE_TIMEOUT", 0.1)
+    state, release, put = State(SHARDS), threading.Event(), Store.put
+    with leased(store) as held:
+        reporter, tracker = reporter_of(store, held, [])
+        monkeypatch.setattr(Store, "put", lambda *arguments: release.wait(10))
+        reporter.tick(state)  # its request is slow and fails
+        time.sleep(0.1)
+        reporter.close(tracker.snapshot(state, "finishing"))
+        monkeypatch.setattr(Store, "put", put)
+        put_progress(store, {"status": "done"})
+        release.set()
+        reporter._writer._thread.join(10)
+    assert read_progress(store) == {"status": "done"}
 
 
 def test_run_waits_while_its_store_does_not_respond(

@@ -107,6 +107,7 @@ class Reporter:
         if not self._held.lost:
             self._report(snapshot)
         self._writer.close(_CLOSE_TIMEOUT)
+        self._pending = None  # with a slow store, it would replace the progress of the finished run
 
     def _report(self, snapshot: Snapshot) -> None:
         """Queue the progress for writing; with a slow store, only the latest snapshot is written."""
