@@ -84,7 +84,18 @@ def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["stickers", *map(str, arguments)])
 
 
-def test_models_are_evaluated_and_the_tables_written(calls: list[dict[str, Any]], tmp_path: Path) -> None:
+def detector_in(folder: Path) -> Path:
+    """A folder that looks like a detector."""
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_models_are_evaluated_and_the_tables_written(
+    calls: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    detector_in(Path("second"))
     page, out = tmp_path / "page.md", tmp_path / "out"
     options = ["--images-per-class", 1, "--pairs", 3, "--scenes", 80, "--judge", "second", "--table", page]
     result = invoke("evaluate", "--out", out, *options, "--steps", 2, "--guidance", 1)
@@ -146,7 +157,7 @@ def test_interrupted_evaluation_resumes_with_the_same_models(
         patch.setattr(evaluate, "round_trip", interrupt)
         invoke("evaluate", "--out", out, *options)
     repeated = len(calls)
-    assert invoke("evaluate", "--out", out, *options, "--detector", "other").exit_code == 0
+    assert invoke("evaluate", "--out", out, *options, "--detector", detector_in(tmp_path / "other")).exit_code == 0
     assert len(calls) == repeated + whole_calls
 
 

@@ -1,6 +1,7 @@
 """The embedded text-to-image models and how they are sampled by default."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from factory.config.guidance import CONSTANT, GuidanceSchedule
 from factory.config.vocabulary import Vocabulary, coco
@@ -40,3 +41,9 @@ def check_embedded_classes(vocabulary: Vocabulary) -> None:
                 f"{error} The embedded models know only the 80 COCO classes; for other classes, give --model a folder "
                 f"or a hub id, and --masks attention or a --detector for any class, such as sam3:MODEL."
             ) from None
+
+
+def check_pipeline(model: str, option: str) -> None:
+    """UserError if `model` is neither an embedded model nor a diffusers folder."""
+    if model not in EMBEDDED_MODELS and not (Path(model) / "model_index.json").is_file():
+        raise UserError(f"{option} must be {', '.join(EMBEDDED_MODELS)}, or a diffusers folder, got {model}.")
