@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -52,7 +54,7 @@ def test_a_mask_covers_exactly_the_pixels_of_its_object() -> None:
     rng = scenes._generator(3)
     sprites = [scenes._choose(rng, "stop sign", TRAIN_STYLES)]
     background = scenes.random_background(rng, 128)
-    layers, _ = scenes._place(rng, sprites, 128)
+    layers, _ = scenes._place(rng, sprites, 128, scenes.MIN_VISIBLE)
     alpha = layers[0].alpha
     assert (scene.masks()[0] == (alpha >= 0.5)).all()
     far = np.asarray(Image.fromarray((alpha > 0).astype(np.uint8) * 255).resize((16, 16), Image.Resampling.BOX)) == 0
@@ -79,6 +81,26 @@ def test_the_background_does_not_depend_on_the_number_of_objects(monkeypatch: py
         render_scene((7, k), names, 32, DRAWN_STYLES)
     single, pairs = (np.mean([draw for draw, n in zip(draws, counts, strict=True) if n == count]) for count in (1, 2))
     assert abs(single - pairs) < 0.15
+
+
+@pytest.mark.parametrize(("min_visible", "hidden"), [(1.0, False), (0.6, True)])
+def test_objects_hide_each_other_as_far_as_allowed(
+    min_visible: float, hidden: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from factory.stickers import scenes
+
+    alphas: list[np.ndarray] = []
+    place = scenes._place
+
+    def recorded(*arguments: Any) -> Any:
+        layers, instance_map = place(*arguments)
+        alphas.append(np.stack([layer.alpha >= 0.5 for layer in layers]))
+        return layers, instance_map
+
+    monkeypatch.setattr(scenes, "_place", recorded)
+    for seed in range(20):
+        render_scene(seed, ("dog", "pizza"), 64, min_visible=min_visible)
+    assert any((alpha.sum(0) > 1).any() for alpha in alphas) == hidden
 
 
 def test_a_scene_must_have_one_to_three_objects() -> None:

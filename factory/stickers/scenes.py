@@ -11,8 +11,8 @@ from PIL import Image, ImageFilter
 from factory.stickers.atlas import TRAIN_STYLES, Sprite, sprites_of
 from factory.stickers.backgrounds import KIND_SHARES, random_background
 
-_MIN_VISIBLE = 0.6
-"""Minimum visible share of the pixels of every object; a placement that hides more is drawn again."""
+MIN_VISIBLE = 0.6
+"""Default of the minimum visible share of the pixels of every object."""
 _SIDES_BY_COUNT = {1: (0.5, 0.88), 2: (0.4, 0.6), 3: (0.32, 0.48)}
 """Range of the cell side of an object as a share of the image side, by number of objects."""
 
@@ -46,18 +46,20 @@ def render_scene(
     size: int = 128,
     styles: tuple[str, ...] = TRAIN_STYLES,
     kind_shares: tuple[float, ...] = KIND_SHARES,
+    min_visible: float = MIN_VISIBLE,
 ) -> Scene:
     """Render one to three objects. The same arguments always give the same pixels.
 
-    `kind_shares` are the probabilities of a gradient, a texture, stripes and clutter as background. Raises ValueError
-    for another number of objects, and for a class or style without sprites.
+    `kind_shares` are the probabilities of a gradient, a texture, stripes and clutter as background. A placement that
+    hides more than 1 - `min_visible` of the pixels of an object is drawn again. Raises ValueError for another number
+    of objects, and for a class or style without sprites.
     """
     if len(class_names) not in _SIDES_BY_COUNT:
         raise ValueError(f"a scene must have 1 to 3 objects, got {len(class_names)}")
     rng = _generator(seed)
     sprites = [_choose(rng, name, styles) for name in class_names]
     canvas = random_background(rng, size, kind_shares).astype(np.float32)
-    layers, instance_map = _place(rng, sprites, size)
+    layers, instance_map = _place(rng, sprites, size, min_visible)
     for layer in layers:
         if rng.random() < 0.5:
             canvas *= 1 - _shadow(rng, layer.alpha, size)[..., None]
@@ -87,7 +89,9 @@ def _choose(rng: np.random.Generator, class_name: str, styles: tuple[str, ...]) 
     return sprites[int(rng.integers(len(sprites)))]
 
 
-def _place(rng: np.random.Generator, sprites: list[Sprite], size: int) -> tuple[list[_Layer], NDArray[np.uint8]]:
+def _place(
+    rng: np.random.Generator, sprites: list[Sprite], size: int, min_visible: float
+) -> tuple[list[_Layer], NDArray[np.uint8]]:
     """Draw placements until every sprite is visible enough. Sprites shrink with every attempt, so this terminates."""
     shrink = 1.0
     while True:
@@ -98,7 +102,7 @@ def _place(rng: np.random.Generator, sprites: list[Sprite], size: int) -> tuple[
             instance_map[mask] = position
         visible = np.bincount(instance_map.ravel(), minlength=len(layers) + 1)[1:]
         areas = np.array([mask.sum() for mask in covered])
-        if (visible >= np.maximum(_MIN_VISIBLE * areas, 12)).all():
+        if (visible >= np.maximum(min_visible * areas, 12)).all():
             return layers, instance_map
         shrink = max(0.6, shrink * 0.97)
 

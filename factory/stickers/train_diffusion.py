@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from factory.config.vocabulary import caption, coco
 from factory.errors import UserError
+from factory.files.digest import folder_digest
 from factory.stickers.sampling import Sampling, sample
 from factory.stickers.text_to_image import (
     LATENT_FACTOR,
@@ -34,14 +35,14 @@ _EMPTY_SHARE = 0.1
 _OBJECT_WEIGHT = 1.0
 """Additional weight of the error on the latents of objects."""
 _MAX_SNR = 1.0
-_SNR_POWER = 0.75
-"""Maximum and exponent of the SNR in the loss weight of the clean latents, min(SNR, 1) ** 0.75.
+_SNR_POWER = 0.6
+"""Maximum and exponent of the SNR in the loss weight of the clean latents, min(SNR, 1) ** 0.6.
 
 This is min-SNR weighting (Hang et al., ICCV 2023) with more weight on high noise levels, which determine shapes. With
 the usual maximum of 5 and exponent 1, 40 % of the loss came from noise levels at which only the finest details are
 missing.
 """
-_MIN_SNR = 0.01
+_MIN_SNR = 0.02
 """Minimum of the SNR in the loss weight: at the highest noise levels, only colours and layout remain to be learned, and
 they would hardly count without it."""
 _TIMESTEP_POWER = 1.1
@@ -56,11 +57,12 @@ class DiffusionTask:
 
     @property
     def depends_on(self) -> Mapping[str, str]:
-        """Empty: the scenes and the noise depend only on the options."""
-        return {}
+        """The autoencoder, in whose latents the model draws."""
+        return {"autoencoder": self._autoencoder_digest}
 
     def __init__(self, autoencoder: Path, cache: Path, device: str, report: Callable[[str], None] = _log.info) -> None:
         self.device = device
+        self._autoencoder_digest = folder_digest(autoencoder)
         self.autoencoder = open_autoencoder(autoencoder, device)
         self.tokenizer = train_tokenizer(all_captions())
         self.model: nn.Module = new_text_to_image(self.tokenizer, device)

@@ -17,6 +17,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from factory.config.guidance import CONSTANT, linear_scale
+from factory.config.stickers import GUIDANCE
 from factory.files.digest import folder_digest
 from factory.stickers.sampling import Sampling
 from factory.stickers.text_to_image import TextToImage, as_pipeline, load_weights, new_text_to_image
@@ -42,7 +43,7 @@ class Stage:
         return "turbo" if self.steps == STAGES[-1].steps else f"turbo-{self.steps}"
 
 
-STAGES = (Stage(8, 4.0), Stage(4, 1.0))
+STAGES = (Stage(8, GUIDANCE), Stage(4, 1.0))
 
 
 class TurboTask(DiffusionTask):
@@ -71,8 +72,9 @@ class TurboTask(DiffusionTask):
 
     @property
     def depends_on(self) -> Mapping[str, str]:
-        """The stage, its teacher, and the guidance of the teacher."""
+        """The autoencoder, the stage, its teacher, and the guidance of the teacher."""
         return {
+            **super().depends_on,
             "stage": f"{self.stage.steps} steps, guidance {self.stage.guidance:g}, linear",
             "teacher": self._teacher_digest,
         }

@@ -21,6 +21,9 @@ SCENE_KIND_SHARES = (0.8, 0.1, 0.05, 0.05)
 """Probabilities of the background kinds: mostly gradients.
 
 With two styles and equally frequent backgrounds, shapes were still coarse after 230,000 samples."""
+SCENE_MIN_VISIBLE = 1.0
+"""Objects do not hide each other. Where they did in the training data, the model merged the objects of one image in
+four."""
 NUM_SCENES = 20_000
 _PAIR_SHARE = 0.55
 _HARD_CLASSES = (
@@ -51,7 +54,9 @@ def scene_classes(index: int) -> tuple[str, ...]:
 
 def training_scene(seed: tuple[int, ...], class_names: tuple[str, ...]) -> Scene:
     """A scene in the style of the training data."""
-    return render_scene(seed, class_names, styles=DRAWN_STYLES, kind_shares=SCENE_KIND_SHARES)
+    return render_scene(
+        seed, class_names, styles=DRAWN_STYLES, kind_shares=SCENE_KIND_SHARES, min_visible=SCENE_MIN_VISIBLE
+    )
 
 
 def scene_latents(
@@ -63,7 +68,7 @@ def scene_latents(
     or of other scenes is rebuilt.
     """
     weights = (folder / "diffusion_pytorch_model.safetensors").read_bytes()
-    scenes = f"{DRAWN_STYLES} {SCENE_KIND_SHARES} {_PAIR_SHARE} {_HARD_CLASSES} 2"
+    scenes = f"{DRAWN_STYLES} {SCENE_KIND_SHARES} {SCENE_MIN_VISIBLE} {_PAIR_SHARE} {_HARD_CLASSES} 2"
     fingerprint = hashlib.sha256(weights + scenes.encode()).hexdigest()
     if cache.exists():
         saved = torch.load(cache, weights_only=True)
