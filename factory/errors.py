@@ -56,8 +56,8 @@ def not_written(path: object, error: OSError, advice: str) -> UserError:
 
 
 def first_few(names: Sequence[object], shown: int = 3) -> str:
-    """The first names, separated by commas, with "..." if there are more."""
-    return ", ".join(map(str, names[:shown])) + (", ..." if len(names) > shown else "")
+    """The first names, separated by commas, and the number of others: "a, b, c and 2 more"."""
+    return ", ".join(map(str, names[:shown])) + (f" and {len(names) - shown:,} more" if len(names) > shown else "")
 
 
 def counted(number: int, singular: str, plural: str = "") -> str:

@@ -154,7 +154,7 @@ def test_quarantined_shards_determine_the_exit_code() -> None:
 def test_verification_counts_foreign_files() -> None:
     data = {"damaged": {}, "missing": [], "repaired": None, "shards": 2, "shards_planned": 2, "samples": 8,
             "orphans": [], "foreign": ["a", "b", "c", "d"]}  # fmt: skip
-    assert verify_text(data, "out").endswith("\n4 files do not belong to the dataset: a, b, c, ....")
+    assert verify_text(data, "out").endswith("\n4 files do not belong to the dataset: a, b, c and 1 more.")
 
 
 def test_verification_counts_in_the_singular_and_quotes_the_folder() -> None:

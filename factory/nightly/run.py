@@ -10,7 +10,7 @@ from factory.config.plan import Plan
 from factory.dataset.lease import HeldLease, leased, stale
 from factory.dataset.stored_recipe import existing_recipe
 from factory.dataset.totals import Totals, current_totals
-from factory.errors import LeaseHeldError, RunFailedError, UserError, command, counted
+from factory.errors import LeaseHeldError, RunFailedError, UserError, command, counted, first_few
 from factory.files.strict_json import dumps
 from factory.generation.run import RunSummary
 from factory.nightly.budget import deadline, first_period, now
@@ -202,9 +202,9 @@ class _NightRun:
             night = self._save(verify_night(context, night))
             if night.damaged:
                 raise DamagedError(
-                    f"{counted(len(night.damaged), 'shard is', 'shards are')} damaged: {_few(night.damaged)}. Repair "
-                    f"the dataset with {command('verify', context.dataset.address, '--repair')}, then run this night "
-                    f"again."
+                    f"{counted(len(night.damaged), 'shard is', 'shards are')} damaged: {first_few(night.damaged, 5)}. "
+                    f"Repair the dataset with {command('verify', context.dataset.address, '--repair')}, then run this "
+                    f"night again."
                 )
             night = export_formats(context, night, lease, self._save)
             lease.confirm()
@@ -213,7 +213,7 @@ class _NightRun:
             quarantined = summary.last.quarantined
             raise RunFailedError(
                 f"{counted(len(quarantined), 'shard is', 'shards are')} quarantined after repeated errors: "
-                f"{_few(quarantined)}; see quarantine/ and logs/ of {context.dataset.address}."
+                f"{first_few(quarantined, 5)}; see quarantine/ and logs/ of {context.dataset.address}."
             )
 
     def _succeed(self) -> Outcome:
@@ -280,8 +280,3 @@ class _NightRun:
     def _outcome(self, state: str, code: int, message: str) -> Outcome:
         context = self._context
         return Outcome(context.date, context.config.root, state, code, context.root.hide(message), self._night)
-
-
-def _few(numbers: Any) -> str:
-    shown = ", ".join(str(number) for number in list(numbers)[:5])
-    return shown + (", ..." if len(numbers) > 5 else "")
