@@ -108,7 +108,7 @@ def test_the_text_to_image_model_learns_and_is_validated_on_held_out_scenes(fold
     assert task.latents.shape == (24, LATENT_CHANNELS, 32, 32)
     losses = losses_on_one_batch(task, Muon(muon_groups(task.model, 3e-3, 0.01)), 3)
     assert losses[-1] < losses[0]
-    metrics = task.figures(task.model)
+    metrics = task.metrics(task.model)
     assert metrics.keys() == {"error_224", "error_353", "error_494", "error_608", "error_800"}
 
 

@@ -43,7 +43,7 @@ class _Line:
     def sample_sheet(self, model: nn.Module) -> Image.Image:
         return Image.new("RGB", (8, 8))
 
-    def figures(self, model: nn.Module) -> dict[str, float]:
+    def metrics(self, model: nn.Module) -> dict[str, float]:
         return {"bias": float(model[0].bias.mean())}
 
     def save(self, model: nn.Module, folder: Path) -> None:

@@ -96,7 +96,7 @@ class GrounderTask:
             return binary_loss(logits, labels, found)
         return competing_loss(logits, labels, found, self.options.dice)
 
-    def figures(self, model: nn.Module) -> dict[str, float]:
+    def metrics(self, model: nn.Module) -> dict[str, float]:
         """mIoU, 0 to 1, on the held-out samples with one object, with two, and with more."""
         meters: dict[str, IoUMeter] = {"one": IoUMeter(), "two": IoUMeter(), "more": IoUMeter()}
         for start in range(0, len(self.validation), 16):
@@ -124,7 +124,7 @@ class GrounderTask:
         model.eval()
         with torch.no_grad():
             human_labels = any(dataset.recipe.real is not None for dataset in self.datasets)
-            save_grounder(model, self.config, self.figures(model), folder, human_labels)
+            save_grounder(model, self.config, self.metrics(model), folder, human_labels)
 
     def load(self, folder: Path) -> None:
         """Initialise the module from a grounder of the same kind."""

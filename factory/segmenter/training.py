@@ -79,7 +79,7 @@ class SegmenterTask:
             for position, sample in enumerate(self._stream[1].batch(step, rank, world))
         ]
 
-    def figures(self, model: nn.Module) -> dict[str, float]:
+    def metrics(self, model: nn.Module) -> dict[str, float]:
         """No metrics during training; `factory evaluate-segmenter` measures on labelled images."""
         return {}
 

@@ -82,7 +82,7 @@ class AutoencoderTask:
         pairs = [(Image.fromarray(scene.image), to_image(y)) for scene, y in zip(scenes, decoded, strict=True)]
         return tile([[picture for pair in pairs[row : row + 4] for picture in pair] for row in range(0, 24, 4)])
 
-    def figures(self, model: nn.Module) -> dict[str, float]:
+    def metrics(self, model: nn.Module) -> dict[str, float]:
         """The reconstruction PSNR in dB, over new scenes of all training styles and backgrounds."""
         assert isinstance(model, AutoencoderTiny)
         return {"psnr": round_trip_psnr(model, _TEST_SCENES)}

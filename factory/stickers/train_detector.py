@@ -125,7 +125,7 @@ class DetectorTask:
             rows += [drawn[:8], drawn[8:16], drawn[16:]]
         return tile(rows)
 
-    def figures(self, model: nn.Module) -> dict[str, float]:
+    def metrics(self, model: nn.Module) -> dict[str, float]:
         """No metrics during training; use `factory stickers evaluate`."""
         return {}
 

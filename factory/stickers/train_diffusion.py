@@ -122,7 +122,7 @@ class DiffusionTask:
         pictures = sample(pipeline, prompts, range(len(prompts)), sampling=self.sampling)
         return tile([pictures[row : row + 20] for row in range(0, len(pictures), 20)])
 
-    def figures(self, model: nn.Module) -> dict[str, float]:
+    def metrics(self, model: nn.Module) -> dict[str, float]:
         """The unweighted error of v on held-out scenes, at some timesteps."""
         latents, token_ids = self.latents[self.training_scenes :].float(), self.token_ids[self.training_scenes :]
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(5))

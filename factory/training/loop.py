@@ -54,7 +54,7 @@ class TrainTask(Protocol):
         """An image that shows the current results of `model`."""
         ...
 
-    def figures(self, model: nn.Module) -> dict[str, float]:
+    def metrics(self, model: nn.Module) -> dict[str, float]:
         """Metrics of `model` by name; may be empty."""
         ...
 
@@ -205,5 +205,5 @@ def _report_metrics(task: TrainTask, model: nn.Module, out: Path, done: int, pro
     with torch.no_grad():
         sheet = task.sample_sheet(model)
         sheet.save(out / f"samples-{done:06d}.png")
-        progress.log_metrics(done, task.figures(model), sheet)
+        progress.log_metrics(done, task.metrics(model), sheet)
     model.train(was_training)

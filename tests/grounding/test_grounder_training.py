@@ -102,7 +102,7 @@ def test_a_training_starts_from_a_grounder_of_the_same_kind_only(oracle: Path, t
         paper.load(trained)
 
 
-def test_figures_count_objects_per_image(oracle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_count_objects_per_image(oracle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = GrounderTask([OracleDataset(Store(str(oracle)))], GrounderOptions(), "cpu", 1)
     sample = next(sample for sample in task.validation if all(sample.found))
     wrong = np.where(sample.labels == 255, 255, 0).astype(np.uint8)
@@ -116,6 +116,6 @@ def test_figures_count_objects_per_image(oracle: Path, monkeypatch: pytest.Monke
         )
         for number in (1, 2, 3)
     ]
-    figures = task.figures(task.model)
-    assert set(figures) == {"miou_one", "miou_two", "miou_more"}
-    assert figures["miou_two"] > figures["miou_more"] == 0
+    metrics = task.metrics(task.model)
+    assert set(metrics) == {"miou_one", "miou_two", "miou_more"}
+    assert metrics["miou_two"] > metrics["miou_more"] == 0

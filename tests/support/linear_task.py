@@ -38,7 +38,7 @@ class LinearTask:
     def sample_sheet(self, model: nn.Module) -> Image.Image:
         return Image.new("RGB", (8, 8))
 
-    def figures(self, model: nn.Module) -> dict[str, float]:
+    def metrics(self, model: nn.Module) -> dict[str, float]:
         return {"nothing": math.nan}
 
     def save(self, model: nn.Module, folder: Path) -> None:
