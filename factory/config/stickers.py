@@ -21,7 +21,7 @@ class EmbeddedModel:
 STICKERS, TURBO = "stickers", "stickers-turbo"
 
 EMBEDDED_MODELS = {
-    STICKERS: EmbeddedModel(8, 4.0, "embedded text-to-image model, 80 COCO classes", "linear"),
+    STICKERS: EmbeddedModel(8, 3.0, "embedded text-to-image model, 80 COCO classes", "linear"),
     TURBO: EmbeddedModel(4, 1.0, "its few-step version, distilled from it: faster, a little less exact"),
 }
 """The embedded text-to-image models by name. Each has a grounder of the same name."""
