@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from factory.api import (
         Dataset,
         DatasetSample,
+        LeaseHeldError,
         Recipe,
+        RunFailedError,
+        TransientError,
         UserError,
         decode_label_png,
         decode_rle,
@@ -25,7 +28,10 @@ __version__ = "0.2.0"
 __all__ = [
     "Dataset",
     "DatasetSample",
+    "LeaseHeldError",
     "Recipe",
+    "RunFailedError",
+    "TransientError",
     "UserError",
     "decode_label_png",
     "decode_rle",

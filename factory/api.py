@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.masks import decode_label_png, decode_rle
 from factory.dataset.reader import Dataset, DatasetSample, open_dataset
-from factory.errors import UserError
+from factory.errors import LeaseHeldError, RunFailedError, TransientError, UserError
 from factory.files.paths import path_text
 
 if TYPE_CHECKING:
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Dataset",
     "DatasetSample",
+    "LeaseHeldError",
     "Recipe",
+    "RunFailedError",
+    "TransientError",
     "UserError",
     "decode_label_png",
     "decode_rle",

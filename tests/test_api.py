@@ -1,5 +1,6 @@
 """The public Python API: the examples of the README work, and importing the package is fast."""
 
+import re
 import subprocess
 import sys
 from operator import attrgetter
@@ -82,6 +83,12 @@ def test_a_path_opens_a_dataset(tmp_path: Path) -> None:
 def test_importing_the_package_loads_no_library() -> None:
     code = "import sys, factory; print(sorted({'numpy', 'pydantic', 'torch', 'ray'} & sys.modules.keys()))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_the_errors_of_generate_can_be_caught() -> None:
+    errors = re.findall(r"^ +(\w+Error):", str(api.generate.__doc__), re.MULTILINE)
+    assert "LeaseHeldError" in errors
+    assert set(errors) <= set(factory.__all__)
 
 
 def test_the_package_exports_all_of_the_api() -> None:
