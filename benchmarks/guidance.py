@@ -19,7 +19,7 @@ from factory.stickers.evaluate import EvaluationSize, draw_images, found_in, var
 from factory.stickers.partial_results import PartialResults
 from factory.stickers.sampling import Sampling
 
-SETTINGS: tuple[tuple[float, GuidanceSchedule], ...] = ((3, "constant"), (3, "linear"), (4, "linear"), (5, "linear"))
+SETTINGS: tuple[tuple[float, GuidanceSchedule], ...] = ((3, "constant"), (2, "linear"), (3, "linear"), (4, "linear"))
 CLASSES = ("chair", "dog", "bicycle")
 
 
