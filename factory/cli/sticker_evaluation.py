@@ -71,7 +71,7 @@ def evaluate(
     from factory.cli.messages import to_nowhere, to_stderr
     from factory.stickers.embedded import model_digests, open_detector, open_pipeline
     from factory.stickers.evaluate import EvaluationSize, Judges, draw_images, found_in
-    from factory.stickers.evaluate import as_json as figures_of
+    from factory.stickers.evaluate import as_json as metrics_of
     from factory.stickers.evaluate import evaluate as measure
     from factory.stickers.partial_results import PartialResults
     from factory.stickers.sampling import Sampling
@@ -92,15 +92,15 @@ def evaluate(
         partial.delete()
         return
     measured = measure(opened, judges, out, partial, size, sampling, report)
-    figures = figures_of(measured)
-    (out / "evaluation.json").write_text(dumps(figures, indent=1) + "\n")
+    metrics = metrics_of(measured)
+    (out / "evaluation.json").write_text(dumps(metrics, indent=1) + "\n")
     given = {"--pipeline": None if pipeline == STICKERS else pipeline, "--detector": detector, "--judge": judge}
     models = "".join(f" {name} {value}" for name, value in given.items() if value is not None)
     summary, by_class = summary_table(measured, models), class_table(measured, models)
     if table is not None:
         write_table(table, summary, "evaluation")
         write_table(table, by_class, "evaluation-classes")
-    typer.echo(dumps(figures) if as_json else f"{summary}\n{by_class}")
+    typer.echo(dumps(metrics) if as_json else f"{summary}\n{by_class}")
     partial.delete()
 
 
@@ -147,5 +147,5 @@ def evaluate_autoencoder(
 
     opened = open_autoencoder(autoencoder or pipeline_folder() / "vae", "cpu")
     report = to_nowhere if as_json else to_stderr
-    figures = asdict(round_trip(opened, open_detector(detector), scenes, report))
-    typer.echo(dumps({key: round(value, 4) for key, value in figures.items()}))
+    metrics = asdict(round_trip(opened, open_detector(detector), scenes, report))
+    typer.echo(dumps({key: round(value, 4) for key, value in metrics.items()}))

@@ -102,22 +102,22 @@ def evaluate(
 ) -> Evaluation:
     """Measure everything that `partial` does not contain yet, and write `classes.png` and `pairs.png` to `out`."""
     detector, second = judges.detector, judges.second
-    cost = partial.figures("cost", lambda: time_and_memory(pipeline, sampling))
+    cost = partial.metrics("cost", lambda: time_and_memory(pipeline, sampling))
     report("100 images: {seconds:.1f} s, peak {mib:.0f} MiB".format(**cost))
     images = draw_images(pipeline, out, partial, size, sampling, report)
     singles = [picture for pictures in images.singles.values() for picture in pictures]
     mirrored = singles[:400] + [picture for _, picture in images.pairs]
 
     def variety(name: str) -> dict[str, float]:
-        return partial.figures(f"variety of {name}", lambda: variety_of(pipeline, detector, name, sampling, report))
+        return partial.metrics(f"variety of {name}", lambda: variety_of(pipeline, detector, name, sampling, report))
 
-    found = partial.figures("found", lambda: asdict(found_in(detector, images)))
+    found = partial.metrics("found", lambda: asdict(found_in(detector, images)))
     report("found: one object {one_object:.1%}, both of two {both_of_two:.1%}".format(**found))
-    found_by_judge = partial.figures("judge", lambda: asdict(found_in(second, images))) if second else None
-    train_iou = partial.figures("train", lambda: mask_iou(detector, TRAIN_STYLES, size.scenes, report))
-    held_out_iou = partial.figures("held-out", lambda: mask_iou(detector, (HELD_OUT_STYLE,), size.scenes, report))
-    agreement = partial.figures("mirrored", lambda: {"mean": mirrored_agreement(detector, mirrored, report)})
-    kept = partial.figures("autoencoder", lambda: asdict(round_trip(pipeline.vae, detector, size.scenes, report)))
+    found_by_judge = partial.metrics("judge", lambda: asdict(found_in(second, images))) if second else None
+    train_iou = partial.metrics("train", lambda: mask_iou(detector, TRAIN_STYLES, size.scenes, report))
+    held_out_iou = partial.metrics("held-out", lambda: mask_iou(detector, (HELD_OUT_STYLE,), size.scenes, report))
+    agreement = partial.metrics("mirrored", lambda: {"mean": mirrored_agreement(detector, mirrored, report)})
+    kept = partial.metrics("autoencoder", lambda: asdict(round_trip(pipeline.vae, detector, size.scenes, report)))
     return Evaluation(
         sampling=sampling,
         images_per_class=size.images_per_class,
@@ -132,7 +132,7 @@ def evaluate(
         mask_iou_by_class_held_out=held_out_iou,
         mirrored_agreement=agreement["mean"],
         variety={name: variety(name) for name in _VARIETY_CLASSES},
-        nearest_scene=partial.figures("nearest scene", lambda: nearest_scene(singles, report)),
+        nearest_scene=partial.metrics("nearest scene", lambda: nearest_scene(singles, report)),
         seconds_for_100_images=cost["seconds"],
         peak_memory_mib=cost["mib"],
         threads=torch.get_num_threads(),
@@ -222,14 +222,14 @@ def nearest_scene(pictures: list[Image.Image], report: Report) -> dict[str, floa
     known = _thumbnails([Image.fromarray(scene.image) for scene in scenes])
     generated = _nearest(_thumbnails(pictures), known)
     rendered = _nearest(_thumbnails([Image.fromarray(scene.image) for scene in fresh]), known)
-    figures = {
+    metrics = {
         "generated_min": float(generated.min()),
         "generated_median": float(np.median(generated)),
         "fresh_renders_min": float(rendered.min()),
         "fresh_renders_median": float(np.median(rendered)),
     }
-    report("nearest training scene: " + ", ".join(f"{key} {value:.3f}" for key, value in figures.items()))
-    return figures
+    report("nearest training scene: " + ", ".join(f"{key} {value:.3f}" for key, value in metrics.items()))
+    return metrics
 
 
 def as_json(evaluation: Evaluation) -> dict[str, object]:

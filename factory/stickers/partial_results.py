@@ -13,19 +13,19 @@ from factory.files.strict_json import dumps
 
 _BATCH = 25
 
-Figures = TypeVar("Figures", bound=Mapping[str, object])
+Metrics = TypeVar("Metrics", bound=Mapping[str, object])
 
 
 class PartialResults:
-    """Figures by name in `folder/partial/figures.json`, and images beside them.
+    """Metrics by name in `folder/partial/metrics.json`, and images beside them.
 
     `identity` describes the models and options, as JSON values. Results of another identity are deleted.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, object]) -> None:
         self._folder = folder / "partial"
-        self._file = self._folder / "figures.json"
-        self._saved: dict[str, Any] = {"identity": dict(identity), "figures": {}}
+        self._file = self._folder / "metrics.json"
+        self._saved: dict[str, Any] = {"identity": dict(identity), "metrics": {}}
         if self._file.exists():
             saved = json.loads(self._file.read_text())
             if saved["identity"] == self._saved["identity"]:
@@ -35,13 +35,13 @@ class PartialResults:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._write()
 
-    def figures(self, name: str, measure: Callable[[], Figures]) -> Figures:
-        """The figures that `measure` returns, JSON values; measured once and then read from the file."""
-        figures = self._saved["figures"]
-        if name not in figures:
-            figures[name] = measure()
+    def metrics(self, name: str, measure: Callable[[], Metrics]) -> Metrics:
+        """The metrics that `measure` returns, JSON values; measured once and then read from the file."""
+        metrics = self._saved["metrics"]
+        if name not in metrics:
+            metrics[name] = measure()
             self._write()
-        measured: Figures = figures[name]
+        measured: Metrics = metrics[name]
         return measured
 
     def images(
@@ -68,7 +68,7 @@ class PartialResults:
         return pictures
 
     def delete(self) -> None:
-        """Delete the figures and images."""
+        """Delete the metrics and images."""
         shutil.rmtree(self._folder)
 
     def _write(self) -> None:

@@ -11,8 +11,8 @@ def summary_table(measured: Evaluation, models: str = "") -> str:
     found, judge, kept = measured.found, measured.found_by_judge, measured.autoencoder
     lowest = sorted(found.one_object_by_class.items(), key=lambda item: item[1])[:8]
     below_85 = sum(share < 0.85 for share in found.one_object_by_class.values())
-    images = [figures["images"] for figures in measured.variety.values()]
-    positions = [figures["positions"] for figures in measured.variety.values()]
+    images = [metrics["images"] for metrics in measured.variety.values()]
+    positions = [metrics["positions"] for metrics in measured.variety.values()]
     nearest = measured.nearest_scene
     time_label = f"100 images ({measured.threads} threads)"
     rows = [
