@@ -1,5 +1,6 @@
 """Formats the evaluation of the embedded models as Markdown tables."""
 
+from factory.errors import counted
 from factory.stickers.evaluate import Evaluation
 
 
@@ -14,7 +15,7 @@ def summary_table(measured: Evaluation, models: str = "") -> str:
     images = [metrics["images"] for metrics in measured.variety.values()]
     positions = [metrics["positions"] for metrics in measured.variety.values()]
     nearest = measured.nearest_scene
-    time_label = f"100 images ({measured.threads} threads)"
+    time_label = f"100 images ({counted(measured.threads, 'thread')})"
     rows = [
         ("one object: class found, score >= 0.5, mean of 80 classes", f"{found.one_object:.1%}", ">= 98 %"),
         ("classes found in under 85 % of their images", str(below_85), "0"),
