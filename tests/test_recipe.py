@@ -46,7 +46,7 @@ def test_embedded_model_defaults_to_the_embedded_grounder(data: dict[str, Any], 
     assert make_recipe({"n": 1} | data).masks.source == source
 
 
-@pytest.mark.parametrize(("model", "steps", "guidance"), [("stickers", 8, 4), ("stickers-turbo", 4, 1)])
+@pytest.mark.parametrize(("model", "steps", "guidance"), [("stickers", 8, 3), ("stickers-turbo", 4, 1)])
 def test_steps_and_guidance_default_to_those_of_the_embedded_model(model: str, steps: int, guidance: float) -> None:
     generator = make_recipe({"n": 1, "generator": {"model": model}}).generator
     assert (generator.steps, generator.guidance) == (steps, guidance)

@@ -44,7 +44,7 @@ def compare_segmenters(
 
     if table is not None:
         check_page(table)
-    vocabulary = shared_vocabulary(segmenters, classes)
+    vocabulary = shared_vocabulary(segmenters, real, classes)
     classes, split = classes or vocabulary.name, split or PAPER_SPLITS.get(vocabulary.name)
     images = RealImages(Path(), real_set, annotations, None, split)
     results = compare(segmenters, real, images, device, threads, to_stderr)

@@ -81,8 +81,12 @@ def compare(
     return results
 
 
-def shared_vocabulary(segmenters: Sequence[str], classes: str | None) -> Vocabulary:
-    """The classes of the segmenters ("NAME=FOLDER"). UserError if they differ, also from the given `classes`."""
+def shared_vocabulary(segmenters: Sequence[str], reals: Sequence[str], classes: str | None) -> Vocabulary:
+    """The classes of the segmenters ("NAME=FOLDER"). UserError if they differ, also from the given `classes`.
+
+    The arguments for labelled images are checked first, before any file is read.
+    """
+    _pairs(reals, "--real")
     return common_vocabulary(list(_pairs(segmenters, "segmenter").values()), classes)
 
 
