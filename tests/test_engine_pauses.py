@@ -95,7 +95,7 @@ def test_worker_that_waits_for_the_store_is_not_late_although_the_driver_reaches
             worker.progress = worker is not workers[2]
         run._request_progress()
         run._kill_late()
-    assert late == ["not finished within 60 s; its worker was killed"], "of the one that does not wait"
+    assert late == ["not finished within 60 s; its worker was killed"], "only the worker that does not wait is late"
     assert run.state.waiting == ""
     run._report()
     assert run.state.waiting_workers == "2 of 3 workers wait; on a: s3://b/x does not respond"

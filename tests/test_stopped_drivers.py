@@ -64,7 +64,7 @@ def test_repair_that_was_stopped_deletes_nothing(tmp_path: Path, monkeypatch: py
 
 
 def test_reset_that_was_stopped_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dataset without shards is reset for another recipe, and another driver has begun it meanwhile."""
+    """A dataset without shards is reset for another recipe while another driver starts to generate it."""
     store, recipe = make_dataset(tmp_path, shards=())
     store.create(tar_name(0), b"of a worker that was killed")
     delete = Store.delete

@@ -23,23 +23,24 @@ _PANELS = {
 """The options of commands with a recipe by subject; the others, such as --shards and --json, come first."""
 
 
-class _Labels:
-    """Names values as above, and not <int>, <str> and (for flags) <bool> as typer does."""
+class Command(TyperCommand):
+    """A command whose help labels values as above and shows its options in panels."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters, with the labels of their values and in panels."""
-        return _in_panels(_labelled(super().get_params(ctx)))  # type: ignore[misc]  # of the other base class
+        return _in_panels(_labelled(super().get_params(ctx)))
 
 
-class Command(_Labels, TyperCommand):
-    """A command."""
+class Group(TyperGroup):
+    """A group of commands whose help labels values as above."""
 
-
-class Group(_Labels, TyperGroup):
-    """A group of commands."""
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, with the labels of their values."""
+        return _labelled(super().get_params(ctx))
 
 
 def _labelled(params: list[Any]) -> list[Any]:
+    """Label values as above, instead of <int>, <str> and (for flags) <bool> as typer does."""
     for param in params:
         if hasattr(param, "display_type"):  # earlier versions of typer have their own labels
             param.display_type_rich = _label_of(param)

@@ -150,7 +150,7 @@ def _converted(pipeline: Any, file: Path) -> tuple[dict[str, Any], dict[str, flo
     """(tensors by component and module, alpha by module) in the names of diffusers."""
     with _opened(file) as opened:
         metadata = json.loads((opened.metadata() or {}).get(_METADATA, "null"))
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        tensors = {name: opened.get_tensor(name) for name in sorted(opened.keys())}
     convert = getattr(pipeline, "lora_state_dict", None)
     family = PIPELINES[type(pipeline).__name__]
     if convert is None:

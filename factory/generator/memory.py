@@ -1,14 +1,14 @@
 """Divides batches that do not fit into GPU memory."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import torch
 
-from factory.errors import GpuError, UserError, one_line
-from factory.training.memory import is_out_of_memory
+from factory.errors import UserError
+from factory.training.memory import enough_memory, is_out_of_memory
 
 _log = logging.getLogger(__name__)
 
@@ -50,18 +50,10 @@ class FittingParts:
         return results
 
 
-@contextmanager
-def loading(what: str) -> Iterator[None]:
+def loading(what: str) -> AbstractContextManager[None]:
     """GpuError if the models that are loaded in the `with` block do not fit into GPU memory."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise GpuError(
-            f"{what} cannot be loaded: the GPU has too little free memory ({one_line(error, 120)}). End other programs "
-            f"on it, start fewer workers per GPU, or give --dtype bfloat16, generator.quantize, or engine.offload."
-        ) from error
+    remedy = "start fewer workers per GPU, or use --dtype bfloat16, generator.quantize or engine.offload"
+    return enough_memory(what, remedy)
 
 
 def _unless_out_of_memory(

@@ -72,7 +72,7 @@ def _stored_parameters(folder: Path) -> int:
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as tensors:
-                total += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+                total += sum(math.prod(tensors.get_slice(key).get_shape()) for key in sorted(tensors.keys()))
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} is incomplete or damaged ({one_line(error)}); download it again.") from error
     return total
