@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from factory.cli.messages import to_nowhere, to_stderr, to_stdout
 from factory.cli.shared_options import GuidanceScales, Table
 from factory.config.guidance import CONSTANT
 from factory.config.stickers import STICKERS, check_pipeline
@@ -68,7 +69,6 @@ def evaluate(
     _check_detector(detector, "--detector")
     _check_detector(judge, "--judge")
     quiet_model_libraries()
-    from factory.cli.messages import to_nowhere, to_stderr
     from factory.stickers.embedded import model_digests, open_detector, open_pipeline
     from factory.stickers.evaluate import EvaluationSize, Judges, draw_images, found_in
     from factory.stickers.evaluate import as_json as metrics_of
@@ -88,7 +88,7 @@ def evaluate(
     partial = PartialResults(out, digests | asdict(size) | asdict(sampling) | {"version": __version__})
     if found_only:
         images = draw_images(opened, out, partial, size, sampling, report)
-        typer.echo(dumps(asdict(found_in(judges.detector, images))))
+        to_stdout(dumps(asdict(found_in(judges.detector, images))))
         partial.delete()
         return
     measured = measure(opened, judges, out, partial, size, sampling, report)
@@ -100,7 +100,7 @@ def evaluate(
     if table is not None:
         write_table(table, summary, "evaluation")
         write_table(table, by_class, "evaluation-classes")
-    typer.echo(dumps(metrics) if as_json else f"{summary}\n{by_class}")
+    to_stdout(dumps(metrics) if as_json else f"{summary}\n{by_class}")
     partial.delete()
 
 
@@ -139,7 +139,6 @@ def evaluate_autoencoder(
         raise UserError(f"--autoencoder must be the folder of an autoencoder, got {autoencoder}.")
     _check_detector(detector, "--detector")
     quiet_model_libraries()
-    from factory.cli.messages import to_nowhere, to_stderr
     from factory.files.embedded_models import pipeline_folder
     from factory.stickers.embedded import open_detector
     from factory.stickers.evaluate_parts import round_trip
@@ -148,4 +147,4 @@ def evaluate_autoencoder(
     opened = open_autoencoder(autoencoder or pipeline_folder() / "vae", "cpu")
     report = to_nowhere if as_json else to_stderr
     metrics = asdict(round_trip(opened, open_detector(detector), scenes, report))
-    typer.echo(dumps({key: round(value, 4) for key, value in metrics.items()}))
+    to_stdout(dumps({key: round(value, 4) for key, value in metrics.items()}))

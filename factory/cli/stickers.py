@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from factory.cli.messages import to_stdout
 from factory.cli.shared_options import MAX_SEED, AsJson
 from factory.cli.sticker_evaluation import evaluate, evaluate_autoencoder
 from factory.config.stickers import STICKERS, check_pipeline
@@ -68,9 +69,9 @@ def render(
     with progress_bar("rendering", n, quiet=as_json) as advance:
         write_voc_folder(out, vocabulary, n, styles, size, seed, advance)
     if as_json:
-        typer.echo(dumps({"out": str(out), "images": n, "classes": list(vocabulary.names), "styles": list(styles)}))
+        to_stdout(dumps({"out": str(out), "images": n, "classes": list(vocabulary.names), "styles": list(styles)}))
     else:
-        typer.echo(f"{n} images of {len(vocabulary.names)} classes in {out}")
+        to_stdout(f"{n} images of {len(vocabulary.names)} classes in {out}")
 
 
 @app.command()
@@ -110,7 +111,6 @@ def train(
     if start is not None and not start.is_dir():
         raise UserError(f"--start must be the folder of a trained model, got {start}.")
     quiet_model_libraries()
-    from factory.cli.messages import to_stdout
     from factory.stickers.recipes import run_recipe
 
     run_recipe(
@@ -155,8 +155,8 @@ def draw(
 
     with progress_bar("drawing", n) as advance:
         found = contact_sheet(vocabulary, n, 2 if pairs else 1, seed, out, model, advance)
-    typer.echo(f"{n} images, all prompted classes found in {found}; left: image, right: masks.")
-    typer.echo(str(out))
+    to_stdout(f"{n} images, all prompted classes found in {found}; left: image, right: masks.")
+    to_stdout(str(out))
 
 
 app.command()(evaluate)
