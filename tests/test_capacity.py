@@ -1,5 +1,6 @@
 """Resources and number of workers: containers, memory, autoscaling clusters."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from factory.config.recipe import make_recipe
 from factory.config.sections import EngineRecipe
 from factory.engine import capacity, machine
-from factory.engine.capacity import Capacity, Resources, Share
+from factory.engine.capacity import Capacity, Resources, Share, reports_node_types
 from factory.engine.machine import session_folder, usable_cpus
 from factory.errors import UserError
 from factory.generation.worker_memory import worker_memory
@@ -43,6 +44,18 @@ def test_autoscaling_cluster_without_known_maximum_is_asked_for_more_than_it_has
     assert plan_workers(Resources([HEAD], scales=True), gpus_per_worker=1)[1] == 4
     assert plan_workers(Resources([HEAD, GPU_NODE], scales=True), gpus_per_worker=1)[1] == 8
     assert plan_workers(Resources([HEAD, GPU_NODE]), gpus_per_worker=1)[1] == 4, "a fixed cluster is not"
+
+
+def test_monitor_of_a_fixed_cluster_is_not_an_autoscaler() -> None:
+    node = "b0250b3b1faf4db1d68900499a68e7578c1c76f6a6754c2ac7459a51"
+
+    def report(types: dict[str, str] | None) -> bytes:
+        return json.dumps({"autoscaler_report": {"node_type_mapping": types}}).encode()
+
+    assert not reports_node_types(report({node: f"node_{node}"})), "a local Ray, as recorded with Ray 2.60"
+    assert not reports_node_types(report(None)), "before the first node has reported"
+    assert reports_node_types(report({"f" * 56: "ray.head.default"})), "a head that was started with a configuration"
+    assert reports_node_types(report({"10.0.0.1": "ray.head.default", "10.0.0.2": "gpu-worker"}))
 
 
 def test_memory_limits_the_number_of_cpu_workers() -> None:

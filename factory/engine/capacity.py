@@ -1,6 +1,7 @@
 """Resources of one worker, and how many workers fit into the cluster, now and after it scales up."""
 
 import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -121,9 +122,31 @@ def resources() -> Resources:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     with contextlib.suppress(Exception):  # private APIs of Ray: they may change, and do not work through ray://
         from ray._private.state import state
-        from ray.experimental.internal_kv import _internal_kv_get
 
         limit = state.get_max_resources_from_cluster_config()
-        scales = limit is not None or bool(_internal_kv_get(b"__autoscaling_status"))
-        return Resources(nodes, scales, limit)
+        return Resources(nodes, limit is not None or _has_autoscaler(), limit)
     return Resources(nodes)
+
+
+def _has_autoscaler() -> bool:
+    """Whether nodes are added to the connected cluster on demand."""
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+    from ray.experimental.internal_kv import _internal_kv_get, internal_kv_get_gcs_client
+
+    if report := _internal_kv_get(b"__autoscaling_status"):
+        return reports_node_types(report)
+    if not is_autoscaler_v2(fetch_from_server=True):
+        return False
+    client = internal_kv_get_gcs_client()  # type: ignore[no-untyped-call]
+    return any(node.ray_node_type_name for node in get_cluster_resource_state(client).node_states)
+
+
+def reports_node_types(report: bytes) -> bool:
+    """Whether the status report (JSON) of Ray's monitor process is that of a cluster with an autoscaler.
+
+    The monitor also runs on a single machine and in clusters with a fixed number of nodes. There, no node types are
+    configured, and it reports each node as a type of its own, named after the node.
+    """
+    types = json.loads(report)["autoscaler_report"]["node_type_mapping"] or {}
+    return any(name != f"node_{node}" for node, name in types.items())
