@@ -7,7 +7,7 @@ from factory.config.plan import Plan
 from factory.dataset.check_shard import ShardCheck, check_shard
 from factory.dataset.duplicates import Images
 from factory.dataset.ordered_map import ordered_map
-from factory.dataset.receipts import check_same_recipe, finished_shards, manifest_name, missing, tar_name
+from factory.dataset.receipts import check_same_recipe, finished_shards, manifest_name, missing, receipt_name, tar_name
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import recipe_of
 
@@ -77,12 +77,12 @@ def _without_receipt(store: Store, plan: Plan, finished: set[int]) -> tuple[dict
     """(orphans: file names of planned shards without a receipt, mapped to the shard; foreign files)."""
     orphans: dict[str, int] = {}
     foreign: list[str] = []
-    for folder, name_of in (("train", tar_name), ("manifest", manifest_name)):
+    for folder, name_of in (("train", tar_name), ("manifest", manifest_name), ("receipts", receipt_name)):
         for name in store.list(folder):
             stem = name.removeprefix(f"{folder}/").partition(".")[0]
             number = int(stem) if stem.isascii() and stem.isdecimal() else -1
             if name != name_of(number) or number >= len(plan):
                 foreign.append(name)
-            elif number not in finished:
+            elif number not in finished and folder != "receipts":  # a run can write a receipt after `finished` was read
                 orphans[name] = number
     return orphans, foreign

@@ -152,7 +152,10 @@ def test_conflicting_orphan_is_reported_and_repaired(tmp_path: Path, name: str, 
 
 def test_foreign_files_are_reported_and_kept(tmp_path: Path) -> None:
     store, _ = make_dataset(tmp_path)
-    names = ["manifest/index.parquet", "train/000099.tar", "train/1.tar", "train/notes.txt", "train/\u0661.tar"]
+    names = [
+        *("manifest/index.parquet", "receipts/000000.json.bak", "receipts/000099.json"),
+        *("train/000099.tar", "train/1.tar", "train/notes.txt", "train/\u0661.tar"),
+    ]
     for name in names:
         store.create(name, b"mine")
     report = verify(store)
