@@ -29,7 +29,7 @@ def test_a_dataset_is_generated_and_read(tiny_data: dict[str, Any], tmp_path: Pa
     assert len(dataset) == 3
     assert repr(dataset) == f"Dataset({str(tmp_path / 'out')!r}, 3 of 3 samples)"
     height, width = samples[0].labels.shape
-    assert repr(samples[0]) == f"DatasetSample('000000000', {samples[0].prompt!r}, {width} x {height}, 1 annotations)"
+    assert repr(samples[0]) == f"DatasetSample('000000000', {samples[0].prompt!r}, {width} x {height}, 1 annotation)"
     for sample in samples:
         assert sample.image.dtype == np.uint8
         assert sample.image.shape[:2] == sample.labels.shape

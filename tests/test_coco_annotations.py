@@ -90,9 +90,9 @@ def test_notes_count_what_is_not_used(tmp_path: Path) -> None:
     notes = " ".join(folder.notes)
     for message in (
         "objects of 'unicorn' (2) become background because coco has no such class",
-        "5 annotations have no segmentation with pixels and are not used",
-        "2 annotations refer to an image that the file does not list",
-        "1 annotations refer to a category that the file does not list",
+        "ignored 5 annotations without pixels",
+        "ignored 2 annotations of an image that the file does not list",
+        "ignored 1 annotation of a category that the file does not list",
     ):
         assert message in notes
 
@@ -103,7 +103,7 @@ def test_invert_reports_notes_and_refuses_an_unneeded_annotation_file(tmp_path: 
     options = RealOptions("coco", tmp_path, None, tmp_path / "a.json", "coco", "all", None, "noise", None, 0.2, 3, 0.01)
     recipe, left_out = recipe_of_folder(options, {}, {}, reports.append)
     assert (recipe.n, left_out) == (1, 1)
-    assert "1 annotations have no segmentation with pixels" in reports[0]
+    assert "ignored 1 annotation without pixels" in reports[0]
     options = RealOptions("voc", tmp_path, None, tmp_path / "a.json", "voc", "all", None, "noise", None, 0.2, 3, 0.01)
     with pytest.raises(UserError, match="give it with --layout coco"):
         recipe_of_folder(options, {}, {})

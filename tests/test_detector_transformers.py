@@ -163,8 +163,8 @@ def _another_shape(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_without_a_tensor, "1 tensors are missing, such as class_predictor"),
-        (_with_a_tensor, "1 tensors are unknown, such as model.more.weight"),
+        (_without_a_tensor, "1 tensor is missing, such as class_predictor"),
+        (_with_a_tensor, "1 tensor is unknown, such as model.more.weight"),
         (_truncated, "cannot be loaded"),
         (_empty, "cannot be loaded"),
         (_foreign, "cannot be loaded"),

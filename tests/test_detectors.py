@@ -102,7 +102,7 @@ def test_an_embedded_detector_that_lacks_a_tensor_is_refused(tmp_path: Path) -> 
     state = load_file(detector_folder() / "model.safetensors")
     state.pop("decode_head.classifier.weight")
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"1 tensors are missing or unknown, such as decode_head.classifier.weight"):
+    with pytest.raises(UserError, match=r"1 tensor is missing or unknown, such as decode_head.classifier.weight"):
         open_detector(_recipe(tmp_path), "cpu")
     (tmp_path / "model.safetensors").write_bytes(b"<html>")
     with pytest.raises(UserError, match=r"cannot be loaded .*; copy it again"):

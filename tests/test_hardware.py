@@ -117,7 +117,7 @@ def test_local_gpus_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, tmp_path
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ({"gpus_per_worker": 1}, r"a worker requires 1 GPUs, but this machine has 0; give --gpus-per-worker 0 \(in a"),
+        ({"gpus_per_worker": 1}, r"a worker requires 1 GPU, but this machine has 0; give --gpus-per-worker 0 \(in a"),
         ({"gpus_per_worker": 0, "detectors": 1, "gpus_per_detector": 0.5}, "a detector requires 0.5 GPUs, but this"),
         ({"address": "nowhere"}, "an address must be host:port, ray://host:port or auto, got 'nowhere'"),
         ({"address": "127.0.0.1:1"}, "nothing is listening at 127.0.0.1:1"),

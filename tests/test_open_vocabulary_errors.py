@@ -49,7 +49,7 @@ def test_incomplete_models_are_rejected(models: dict[str, Path], tmp_path: Path)
     state = load_file(tmp_path / "model.safetensors")
     del state["text_projection.weight"]
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"1 tensors are missing, such as text_projection.weight"):
+    with pytest.raises(UserError, match=r"1 tensor is missing, such as text_projection.weight"):
         open_detector(recipe(f"sam3:{tmp_path}"), "cpu")
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text()) | {"size": {"shortest_edge": 3}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))

@@ -251,7 +251,7 @@ def test_language_model_without_all_its_weights_or_a_last_token_is_rejected(lm: 
     tensors = load_file(weights / "model.safetensors")
     tensors.pop("model.norm.weight")
     save_file(tensors, weights / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"1 tensors are missing, such as model\.norm\.weight; copy the model again"):
+    with pytest.raises(UserError, match=r"1 tensor is missing, such as model\.norm\.weight; copy the model again"):
         LocalModel(str(weights), "cpu", "float32", SAMPLING).load()
     endless = shutil.copytree(lm, tmp_path / "endless")
     config = json.loads((endless / "tokenizer_config.json").read_text())

@@ -17,7 +17,7 @@ from factory.dataset.shards import annotation_of, read_shard, readable
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import recipe_of
 from factory.dataset.totals import finished_entries
-from factory.errors import UserError
+from factory.errors import UserError, counted
 from factory.files.decode import decode_jpeg
 from factory.files.paths import path_text
 
@@ -41,7 +41,8 @@ class DatasetSample:
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
-        return f"DatasetSample({self.key!r}, {self.prompt!r}, {width} x {height}, {len(self.annotations)} annotations)"
+        annotations = counted(len(self.annotations), "annotation")
+        return f"DatasetSample({self.key!r}, {self.prompt!r}, {width} x {height}, {annotations})"
 
     @property
     def prompt(self) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from factory.errors import UserError, one_line
+from factory.errors import UserError, counted, one_line
 from factory.hf_logging import quiet_model_libraries
 
 _COMPUTED = ("position_ids", "relative_position_index", "relative_coords_table")
@@ -79,7 +79,11 @@ def check_complete(source: str, report: dict[str, Any], unused: tuple[str, ...])
     """
     ignored = (*unused, *_COMPUTED)
     unexpected = [name for name in report["unexpected_keys"] if not any(part in name for part in ignored)]
-    faults = [("are missing", report["missing_keys"]), ("are unknown", unexpected)]
-    differences = "; ".join(f"{len(names)} tensors {what}, such as {min(names)}" for what, names in faults if names)
+    faults = [("missing", report["missing_keys"]), ("unknown", unexpected)]
+    differences = "; ".join(
+        f"{counted(len(names), 'tensor is', 'tensors are')} {what}, such as {min(names)}"
+        for what, names in faults
+        if names
+    )
     if differences:
         raise UserError(f"the weights of {source} do not fit its config.json: {differences}; copy the model again.")

@@ -96,14 +96,14 @@ class Capacity:
 def check_gpus(engine: EngineRecipe, detectors: int, gpus: float) -> None:
     """UserError if a machine with this many GPUs cannot run a worker in addition to `detectors`."""
     has = f"this machine has {gpus:g}"
-    if (engine.gpus_per_worker or 0) > gpus:
+    if engine.gpus_per_worker is not None and engine.gpus_per_worker > gpus:
         raise UserError(
-            f"a worker requires {engine.gpus_per_worker:g} GPUs, but {has}; give --gpus-per-worker 0 (in a recipe, "
+            f"a worker requires {_gpus(engine.gpus_per_worker)}, but {has}; give --gpus-per-worker 0 (in a recipe, "
             f"engine.gpus_per_worker) to run on CPUs, or the --address of a cluster with GPUs."
         )
     if detectors and engine.gpus_per_detector > gpus:
         raise UserError(
-            f"a detector requires {engine.gpus_per_detector:g} GPUs, but {has}; give --gpus-per-detector 0 (in a "
+            f"a detector requires {_gpus(engine.gpus_per_detector)}, but {has}; give --gpus-per-detector 0 (in a "
             f"recipe, engine.gpus_per_detector) to run detectors on CPUs, or the --address of a cluster with GPUs."
         )
     per_worker = min(1.0, gpus) if engine.gpus_per_worker is None else engine.gpus_per_worker
@@ -113,6 +113,10 @@ def check_gpus(engine: EngineRecipe, detectors: int, gpus: float) -> None:
             f"GPUs of this machine for a worker, which requires {per_worker:g}; reduce --gpus-per-worker or "
             f"--gpus-per-detector."
         )
+
+
+def _gpus(count: float) -> str:
+    return f"{count:g} GPU" + ("" if count == 1 else "s")
 
 
 def resources() -> Resources:

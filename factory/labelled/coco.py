@@ -11,7 +11,7 @@ import numpy as np
 from factory.config.vocabulary import Vocabulary
 from factory.dataset.masks import IGNORE, Mask
 from factory.dataset.records import Image
-from factory.errors import UserError
+from factory.errors import UserError, counted
 from factory.labelled.annotations import Annotation, ImageEntry, check_object, invalid_segmentation, read_instances
 from factory.labelled.interface import LabelledFolder, LabelledImage, checked_vocabulary
 from factory.labelled.picture import Photograph, read_photograph
@@ -111,13 +111,13 @@ class CocoFolder(LabelledFolder):
             notes.append(
                 f"{path}: objects of {names}{rest} become background because {self._vocabulary.name} has no such class."
             )
-        for count, reason in (
-            (empty, "have no segmentation with pixels and are not used"),
-            (self._instances.without_image, "refer to an image that the file does not list and are not used"),
-            (self._instances.without_category, "refer to a category that the file does not list and are not used"),
+        for count, which in (
+            (empty, "without pixels"),
+            (self._instances.without_image, "of an image that the file does not list"),
+            (self._instances.without_category, "of a category that the file does not list"),
         ):
             if count:
-                notes.append(f"{path}: {count} annotations {reason}.")
+                notes.append(f"{path}: ignored {counted(count, 'annotation')} {which}.")
         return notes
 
     def _matching(self, entry: ImageEntry, photograph: Photograph) -> Image:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from factory.errors import UserError, one_line
+from factory.errors import UserError, counted, one_line
 from factory.files.digest import folder_digest
 from factory.files.hub import check_not_gated
 from factory.files.paths import expanded
@@ -132,8 +132,8 @@ def _load(source: str, revision: str | None, dtype: str) -> tuple[Any, Any]:
     missing = report["missing_keys"]
     if missing:
         raise UserError(
-            f"the weights of {source} do not fit its config.json: {len(missing)} tensors are missing, such as "
-            f"{min(missing)}; copy the model again."
+            f"the weights of {source} do not fit its config.json: {counted(len(missing), 'tensor is', 'tensors are')} "
+            f"missing, such as {min(missing)}; copy the model again."
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

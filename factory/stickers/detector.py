@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import UperNetForSemanticSegmentation
 
-from factory.errors import UserError, one_line
+from factory.errors import UserError, counted, one_line
 
 MIN_SCORE = 0.5
 """Minimum score of an instance that counts as found."""
@@ -67,8 +67,9 @@ class StickerDetector:
         mismatched = sorted([*report["missing_keys"], *report["unexpected_keys"]])
         if mismatched:
             raise UserError(
-                f"the weights of {folder} do not match its config.json: {len(mismatched)} tensors are missing or "
-                f"unknown, such as {mismatched[0]}. Copy the whole model again."
+                f"the weights of {folder} do not match its config.json: "
+                f"{counted(len(mismatched), 'tensor is', 'tensors are')} missing or unknown, such as {mismatched[0]}. "
+                f"Copy the whole model again."
             )
         return cls(network, device)
 

@@ -182,7 +182,7 @@ def test_failed_repair_reports_missing_shards(tmp_path: Path, monkeypatch: pytes
     ("recipe", "shards", "message"),
     [
         ({"generator": {"model": "./moved"}}, (0, 2, 3, 4), "there is no model folder"),
-        ({"engine": {"gpus_per_worker": 1}}, range(5), "a worker requires 1 GPUs"),
+        ({"engine": {"gpus_per_worker": 1}}, range(5), "a worker requires 1 GPU"),
     ],
 )
 def test_repair_deletes_nothing_that_it_cannot_generate_again(
