@@ -112,6 +112,29 @@ def test_who_joins_a_cluster_without_a_token_is_warned() -> None:
     assert message in ran.stderr
 
 
+AUTOSCALER_V2 = """
+from ray.cluster_utils import Cluster
+from factory.config.sections import EngineRecipe
+from factory.engine.capacity import Capacity, Share
+from factory.engine.cluster import connected
+head = {"num_cpus": 2, "include_dashboard": False, "env_vars": {"RAY_NODE_TYPE_NAME": "headgroup"}}
+there = Cluster(initialize_head=True, head_node_args={**head, "_system_config": {"enable_autoscaler_v2": True}})
+try:
+    engine = EngineRecipe(address=there.address)
+    with connected(engine, 1):
+        print("workers", Capacity(engine, 1).current()[1])
+finally:
+    there.shutdown()
+"""
+
+
+def test_autoscaler_of_kuberay_is_asked_for_more_workers_than_fit() -> None:
+    """KubeRay names the node groups, and the second autoscaler of Ray writes no status."""
+    ran = subprocess.run([sys.executable, "-c", AUTOSCALER_V2], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert ran.stdout.splitlines()[-1] == "workers 4"
+
+
 HEADLESS = """
 import faulthandler, sys
 from pathlib import Path
