@@ -61,6 +61,31 @@ def test_live_view_and_progress_bar_of_a_terminal(monkeypatch: pytest.MonkeyPatc
     assert re.search(r"rendering .*5/8", plain(stream))
 
 
+@pytest.mark.parametrize(
+    ("terminal_type", "variables"),
+    [("dumb", {}), (None, {"FORCE_COLOR": "1"}), (None, {"TTY_COMPATIBLE": "1"})],
+    ids=["dumb terminal", "file with FORCE_COLOR", "file with TTY_COMPATIBLE"],
+)
+def test_progress_is_printed_as_lines_where_it_cannot_be_replaced(
+    terminal_type: str | None, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = terminal(monkeypatch)
+    if terminal_type is None:
+        monkeypatch.setattr(stream, "isatty", lambda: False)
+    else:
+        monkeypatch.setenv("TERM", terminal_type)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with view.watching(quiet=False) as watch:
+        watch(SNAPSHOT)
+    with progress_bar("rendering", 8) as advance:
+        advance(8)
+    error, run, bar = stream.getvalue().splitlines()
+    assert error == "  a worker was lost"
+    assert run.startswith("running: 30/100 accepted, ")
+    assert bar == "rendering 8/8, 0 s left"
+
+
 @pytest.fixture
 def json_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     log = logging.getLogger("factory")

@@ -6,12 +6,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
+def is_live() -> bool:
+    """Whether standard error is a terminal on which lines can be replaced.
+
+    Rich alone would also replace them in a file if FORCE_COLOR is set, as in many CI systems, and would show nothing on
+    a terminal of type `dumb`.
+    """
+    if not sys.stderr.isatty():
+        return False
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return console.is_terminal and not console.is_dumb_terminal
+
+
 @contextmanager
 def progress_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
     """Yield a function to call with the number done so far; off a terminal, it prints a line every five seconds."""
     if quiet:
         yield lambda done: None
-    elif sys.stderr.isatty():
+    elif is_live():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

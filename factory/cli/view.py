@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from factory import log_format
+from factory.cli.progress import is_live
 from factory.errors import counted, printable
 
 if TYPE_CHECKING:
@@ -28,14 +29,13 @@ _log = logging.getLogger("factory.progress")
 @contextmanager
 def watching(quiet: bool) -> Iterator["Watch"]:
     """Yield a function that displays snapshots, on standard error, so that results can be piped."""
-    console = Console(stderr=True)
     if log_format.wants_json():
         yield _Records().show
     elif quiet:
         yield lambda snapshot: None
-    elif console.is_terminal:
+    elif is_live():
         checking = Text("checking the recipe and its models")
-        with Live(checking, console=console, refresh_per_second=4, transient=True) as live:
+        with Live(checking, console=Console(stderr=True), refresh_per_second=4, transient=True) as live:
             yield lambda snapshot: live.update(_table(snapshot))
     else:
         yield _Lines().show
