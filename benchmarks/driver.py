@@ -5,10 +5,10 @@
 The bucket is a server in a process of its own that waits `--latency` before each answer. `processor` is the processor
 time of the driver alone, which other programs on the machine hardly affect. Rows:
 
-- `start`: finds the missing shards of an incomplete dataset: recipe, lease, receipts, quarantine.
+- `driver`: shards per second that a run's reporter can process, while it reads receipts for the index.
 - `description, no index`: totals of all receipts, each of which is read, as for a dataset of an older version.
 - `description`, `status`: the same with the receipt index that a run writes.
-- `driver`: shards per second that a run's reporter can process, while it reads receipts for the index.
+- `start`: finds the missing shards of an incomplete dataset: recipe, lease, receipts, index, quarantine.
 """
 
 import argparse
@@ -24,9 +24,10 @@ from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.description import write_description
 from factory.dataset.lease import leased
-from factory.dataset.receipts import missing, receipt_name, tags
+from factory.dataset.receipts import missing, receipt_name
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import existing_recipe
+from factory.dataset.totals import finished_entries
 from factory.engine.interface import Done
 from factory.engine.state import State
 from factory.evaluation.markdown import write_table
@@ -62,13 +63,13 @@ def start(store: Store) -> int:
     with leased(store):
         plan = Plan(recipe)
         quarantined(store)
-        return len(missing(plan, set(tags(store, len(plan)))))
+        return len(missing(plan, finished_entries(store, plan, save=True)))
 
 
 def drive(store: Store, recipe: Recipe, shards: int, seconds: float) -> float:
     """Shards per second of a run whose workers finish `_RATE` shards per second, until all receipts are indexed."""
     with leased(store) as held:
-        tracker, run = Tracker(Plan(recipe), set()), State(shards)
+        tracker, run = Tracker(Plan(recipe), range(shards)), State(shards)
         reporter = Reporter(store, tracker, lambda snapshot: None, held, set())
         listener = reporter.as_listener()
         start_time, number = time.perf_counter(), 0
@@ -115,10 +116,10 @@ def main() -> None:
 
     head = "| | | processor | requests |\n|---|---|---|---|"
     print(head)
-    timed("start", lambda: start(Store(ADDRESS)))
     timed("driver", lambda: drive(Store(ADDRESS), recipe, shards, options.seconds))
     timed("description, no index", lambda: write_description(Store(ADDRESS), recipe))
     timed("description", lambda: write_description(Store(ADDRESS), recipe))
+    timed("start", lambda: start(Store(ADDRESS)))
     timed("status", lambda: state(ADDRESS))
     pipe.send("")
     server.terminate()

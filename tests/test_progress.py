@@ -8,37 +8,73 @@ import pytest
 import factory.generation.run
 from factory import exit_codes
 from factory.cli.generate import as_text
+from factory.cli.status import state as state_of
 from factory.cli.view import one_line
 from factory.config.plan import Plan
-from factory.config.recipe import make_recipe
+from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.lease import leased
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import init_or_resume
+from factory.dataset.totals import Totals
 from factory.engine.interface import Done
 from factory.engine.state import State
-from factory.generation.progress import Tracker
+from factory.generation.progress import Snapshot, Tracker
 from factory.generation.run import run_prepared
+from tests.support.receipts import receipt
 
 
 def test_snapshot_sums_earlier_finished_and_current_shards() -> None:
-    tracker, state = Tracker(Plan(make_recipe({"n": 100, "shard_size": 30})), {0, 3}), State(2)
+    before = Totals(shards=2, accepted=38, planned=40, exhausted=2)
+    tracker, state = Tracker(Plan(make_recipe({"n": 100, "shard_size": 30})), (1, 2), before), State(2)
     state.add(Done(accepted=29, attempts=40, rejected={"mask_small": 11}, exhausted=1))
     state.in_progress = {2: (7, {"mask_small": 2, "overlap": 1})}
     state.errors.append("lost a worker")
     snapshot = tracker.snapshot(state)
-    assert (snapshot.accepted, snapshot.n) == (30 + 10 + 29 + 7, 100)
+    assert (snapshot.accepted, snapshot.n) == (38 + 29 + 7, 100)
     assert (snapshot.shards_done, snapshot.shards) == (3, 4)
     assert Counter(snapshot.rejected) == {"mask_small": 13, "overlap": 1}
     assert snapshot.errors == ["lost a worker"]
-    assert one_line(snapshot).startswith("running: 76/100 accepted")
+    assert one_line(snapshot).startswith("running: 74/100 accepted")
 
 
 def test_progress_line_omits_what_is_not_known_or_over() -> None:
-    tracker, state = Tracker(Plan(make_recipe({"n": 100, "shard_size": 30})), set(range(4))), State(2)
+    before = Totals(shards=4, accepted=100)
+    tracker, state = Tracker(Plan(make_recipe({"n": 100, "shard_size": 30})), (), before), State(2)
     assert one_line(tracker.snapshot(state, "done")) == "done: 100/100 accepted, 4/4 shards, rejected 0"
     assert one_line(tracker.snapshot(state, "starting")) == "starting: 100/100 accepted, 4/4 shards, rejected 0"
     state.workers, state.pending_workers = 1, 2
     line = "running: 100/100 accepted, 4/4 shards, 1 worker and 2 starting, rejected 0"
     assert one_line(tracker.snapshot(state)) == line
+
+
+def test_remaining_time_is_that_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A night generates a part of a dataset, and shards in quarantine are not generated again in the same run."""
+    clock = [1000.0]
+    monkeypatch.setattr("factory.generation.progress.time.monotonic", lambda: clock[0])
+    tracker, state = Tracker(Plan(make_recipe({"n": 110_000, "shard_size": 30})), range(5, 8)), State(3)
+    clock[0] += 10
+    state.add(Done(accepted=20, attempts=40, exhausted=10))
+    assert tracker.snapshot(state).seconds_left == 60 / 2
+    state.quarantined.append(6)
+    assert tracker.snapshot(state).seconds_left == 30 / 2
+
+
+def test_samples_that_earlier_runs_skipped_are_not_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run counts the samples of its dataset, as `factory status` does, and not those that were planned."""
+    recipe, store, seen = make_recipe({"n": 12, "shard_size": 4}), Store(str(tmp_path)), list[Snapshot]()
+    init_or_resume(store, recipe)
+    store.put("receipts/000001.json", receipt(1, accepted=3, planned=4, recipe=recipe.fingerprint()))
+
+    def interrupted(recipe: Recipe, store: Store, todo: list[int], tracker: Tracker, *_: object) -> State:
+        seen.append(tracker.snapshot(State(len(todo))))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(factory.generation.run, "_run", interrupted)
+    with leased(store) as held, pytest.raises(KeyboardInterrupt):
+        run_prepared(recipe, store, held)
+    assert [(snapshot.accepted, snapshot.shards_done) for snapshot in seen] == [(3, 1)]
+    assert state_of(str(tmp_path))["samples"] == 3
+    assert store.get("index/000000.json") is not None, "so that the end of the run need not read the receipts again"
 
 
 def test_state_stores_sums_only() -> None:

@@ -33,7 +33,7 @@ def store(bucket: Bucket) -> Store:
 
 
 def reporter_of(store: Store, held: HeldLease, seen: list[Snapshot]) -> tuple[Reporter, Tracker]:
-    tracker = Tracker(Plan(make_recipe({"n": 4 * SHARDS, "shard_size": 4})), set())
+    tracker = Tracker(Plan(make_recipe({"n": 4 * SHARDS, "shard_size": 4})), range(SHARDS))
     return Reporter(store, tracker, seen.append, held, quarantined(store)), tracker
 
 
@@ -167,7 +167,7 @@ def test_driver_that_lost_its_lease_stops_and_writes_no_progress(store: Store, m
 def test_speed_is_that_of_the_last_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
     monkeypatch.setattr("factory.generation.progress.time.monotonic", lambda: clock[0])
-    tracker, state = Tracker(Plan(make_recipe({"n": 1000})), set()), State(10)
+    tracker, state = Tracker(Plan(make_recipe({"n": 1000})), range(10)), State(10)
     speeds = []
     for accepted in (100, 220, 230, 230):
         clock[0] += 50

@@ -13,6 +13,7 @@ from factory.dataset import lease
 from factory.dataset.description import write_description
 from factory.dataset.encode import encode_sample
 from factory.dataset.lease import LEASE, Lease, leased
+from factory.dataset.receipt_index import IndexEntry
 from factory.dataset.receipts import Tally, commit, receipt_name, tar_name
 from factory.dataset.repair import repair
 from factory.dataset.storage import ConflictError, Store
@@ -101,14 +102,14 @@ def test_run_that_was_stopped_does_not_replace_a_newer_description(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, recipe = make_dataset(tmp_path)
-    tags = run.tags
+    finished_entries = run.finished_entries
 
-    def stopped(store: Store, shards: int) -> dict[int, str]:
+    def stopped(store: Store, plan: Plan, save: bool) -> dict[int, IndexEntry]:
         store.put("dataset.json", b"of the extended dataset")
         take_over(store, monkeypatch)
-        return tags(store, shards)
+        return finished_entries(store, plan, save)
 
-    monkeypatch.setattr(run, "tags", stopped)
+    monkeypatch.setattr(run, "finished_entries", stopped)
     with leased(store) as held, pytest.raises(LeaseHeldError):
         run_prepared(recipe, store, held)
     assert store.get("dataset.json") == b"of the extended dataset"
@@ -176,10 +177,10 @@ def test_run_ends_if_its_dataset_is_moved(tmp_path: Path) -> None:
     """Its shards would belong to no dataset."""
     store, recipe = make_dataset(tmp_path / "set", shards=())
     with leased(store) as held:
-        reporter = Reporter(store, Tracker(Plan(recipe), set()), lambda snapshot: None, held, set())
+        reporter = Reporter(store, Tracker(Plan(recipe), range(SHARDS)), lambda snapshot: None, held, set())
         reporter.tick(State(SHARDS))
         (tmp_path / "set").rename(tmp_path / "moved")
         held._renew(store)
         with pytest.raises(UserError, match="was moved or deleted while it was generated; rerun the command with"):
             reporter.tick(State(SHARDS))
-        reporter.close(Tracker(Plan(recipe), set()).snapshot(State(SHARDS)))
+        reporter.close(Tracker(Plan(recipe), range(SHARDS)).snapshot(State(SHARDS)))

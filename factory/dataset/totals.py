@@ -1,8 +1,9 @@
 """Receipts of many shards, and the totals over them."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from factory.config.plan import Plan
 from factory.dataset.ordered_map import ordered_map
@@ -16,6 +17,7 @@ from factory.dataset.receipts import (
     tags,
 )
 from factory.dataset.storage import Store
+from factory.errors import UserError
 
 _READERS = 32
 
@@ -34,13 +36,13 @@ class Totals:
         rejected: Rejected attempts by reason.
     """
 
-    shards: int
-    accepted: int
-    planned: int
-    attempts: int
-    bytes: int
-    exhausted: int
-    rejected: dict[str, int]
+    shards: int = 0
+    accepted: int = 0
+    planned: int = 0
+    attempts: int = 0
+    bytes: int = 0
+    exhausted: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
 
 
 def read_receipts(store: Store, numbers: list[int]) -> Iterator[Receipt]:
@@ -86,12 +88,18 @@ def current_totals(store: Store, plan: Plan) -> Totals:
     return totals_of(finished_entries(store, plan))
 
 
-def finished_entries(store: Store, plan: Plan) -> dict[int, IndexEntry]:
+def finished_entries(store: Store, plan: Plan, save: bool = False) -> dict[int, IndexEntry]:
     """The index entries of all finished shards in order, for readers that do not check digests.
 
-    Reads one listing, the index, and the receipts missing from the index. Raises UserError if recipe.yaml was changed
-    since the shards were generated: the ids of classes could be those of others, for instance.
+    Reads one listing, the index, and the receipts missing from the index; with `save`, these are added to the index.
+    Raises UserError if recipe.yaml was changed since the shards were generated: the ids of classes could be those of
+    others, for instance.
     """
     finished = tags(store, len(plan))
     check_same_recipe(store, plan.recipe.fingerprint(), sorted(finished))
-    return ReceiptIndex(store).entries(finished)
+    index = ReceiptIndex(store)
+    entries = index.entries(finished)
+    if save:
+        with contextlib.suppress(UserError):  # only a cache
+            index.save()
+    return entries

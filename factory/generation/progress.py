@@ -2,11 +2,13 @@
 
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from factory.config.plan import Plan
+from factory.dataset.totals import Totals
 from factory.engine.state import State
 from factory.errors import printable
 
@@ -28,7 +30,7 @@ class Snapshot:
         shards: Shards of the complete dataset.
         per_second: Accepted samples per second over the last minute.
         seconds: Duration of this run.
-        seconds_left: Estimate of the remaining time; None if it is unknown.
+        seconds_left: Estimate of the time for the rest of this run, regardless of a budget; None if it is unknown.
         workers: Workers that are ready.
         pending_workers: Workers that wait for resources or load their models.
         rejected: Rejected attempts of this run by reason.
@@ -68,10 +70,10 @@ class Snapshot:
 class Tracker:
     """Converts states of the scheduler to snapshots."""
 
-    def __init__(self, plan: Plan, done_before: set[int]) -> None:
-        self._plan = plan
-        self._shards_before = len(done_before)
-        self._before = sum(stop - start for start, stop in map(plan.bounds, done_before))
+    def __init__(self, plan: Plan, shards: Iterable[int], before: Totals | None = None) -> None:
+        """`shards` are those of this run, `before` are the totals of the shards that earlier runs finished."""
+        self._plan, self._before = plan, before or Totals()
+        self._planned = self._samples_of(shards)
         self._start = time.monotonic()
         self._recent: deque[tuple[float, int]] = deque([(self._start, 0)])
 
@@ -83,12 +85,12 @@ class Tracker:
         for _, reasons in state.in_progress.values():
             rejected.update(reasons)
         speed = self._speed(now, accepted)
-        left = self._plan.recipe.n - self._before - accepted - state.exhausted
+        left = max(0, self._planned - self._samples_of(state.quarantined) - accepted - state.exhausted)
         return Snapshot(
             status=status,
-            accepted=self._before + accepted,
+            accepted=self._before.accepted + accepted,
             n=self._plan.recipe.n,
-            shards_done=self._shards_before + state.shards_done,
+            shards_done=self._before.shards + state.shards_done,
             shards=len(self._plan),
             per_second=round(speed, 3),
             seconds=round(now - self._start, 1),
@@ -104,6 +106,10 @@ class Tracker:
             errors=[printable(error) for error in list(state.errors)[-_ERRORS_SHOWN:]],
             updated=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+
+    def _samples_of(self, shards: Iterable[int]) -> int:
+        """How many samples are planned for some shards."""
+        return sum(stop - start for start, stop in map(self._plan.bounds, shards))
 
     def _speed(self, now: float, accepted: int) -> float:
         """Samples per second over the last minute; never negative, although lost shards lower the count."""

@@ -16,7 +16,7 @@ from factory.dataset.receipts import check_same_recipe, missing, tags
 from factory.dataset.storage import Store
 from factory.dataset.storage_folder import delete_abandoned
 from factory.dataset.stored_recipe import existing_recipe, init_or_resume
-from factory.dataset.totals import Totals
+from factory.dataset.totals import Totals, finished_entries, totals_of
 from factory.engine.capacity import Capacity
 from factory.engine.cluster import connected
 from factory.engine.pool import Pool
@@ -146,11 +146,10 @@ def run_prepared(
     lease.confirm()  # the files of a dataset without shards are deleted if the recipe has changed
     recipe = init_or_resume(store, recipe, extend, lease.confirm)
     plan = Plan(recipe)
-    done = set(tags(store, len(plan)))
-    check_same_recipe(store, recipe.fingerprint(), sorted(done))
-    tracker, state = Tracker(plan, done), State(len(plan))
-    all_missing = missing(plan, done)
+    entries = finished_entries(store, plan, save=True)
+    all_missing = missing(plan, entries)
     todo = all_missing if samples is None else _first_shards(plan, all_missing, samples)
+    tracker, state = Tracker(plan, todo, totals_of(entries)), State(len(plan))
     if todo:
         state = _run(recipe, store, todo, tracker, watch, lease, limit)
     lease.confirm()  # another driver may have extended the dataset, and its description must not be replaced
@@ -158,7 +157,7 @@ def run_prepared(
     if store.folder is not None:
         delete_abandoned(store.folder)
     last = tracker.snapshot(state, "done" if totals.shards == len(plan) else "incomplete")
-    last = replace(last, accepted=totals.accepted)  # the tracker counts all planned samples of earlier shards
+    last = replace(last, accepted=totals.accepted, shards_done=totals.shards)  # receipts may have been deleted
     put_progress(store, {**last.to_dict(), "driver": lease.holder})
     watch(last)
     return RunSummary(totals, last, state.seconds, recipe, state.limited or len(todo) < len(all_missing))
@@ -190,8 +189,7 @@ def _complete_older(existing: Recipe, recipe: Recipe, store: Store) -> RunSummar
     if missing(plan, done) or recipe.n > existing.n:
         check_format(existing, store.address)
     totals = write_description(store, existing)
-    snapshot = Tracker(plan, done).snapshot(State(len(plan)), "done")
-    return RunSummary(totals, replace(snapshot, accepted=totals.accepted), {}, existing)
+    return RunSummary(totals, Tracker(plan, (), totals).snapshot(State(len(plan)), "done"), {}, existing)
 
 
 def _changed_since(existing: Recipe, recipe: Recipe) -> list[str]:

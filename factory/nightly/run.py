@@ -248,7 +248,7 @@ class _NightRun:
         """Record a night that did not succeed. The record of a successful night stays if this run changed nothing."""
         context, night = self._context, self._night
         if night is None:
-            night = start_night(context, None, context.recipe, Totals(0, 0, 0, 0, 0, 0, {})).changed(runs=0)
+            night = start_night(context, None, context.recipe, Totals()).changed(runs=0)
         elif not night.runs:
             night = night.changed(period=first_period(night))
         if self._started or not night.good:

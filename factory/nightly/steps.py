@@ -36,7 +36,7 @@ def prepare_night(context: NightContext, night: Night | None) -> tuple[Recipe, T
     """
     recipe = prepare(context.recipe, context.dataset)
     existing = existing_recipe(context.dataset)
-    totals = Totals(0, 0, 0, 0, 0, 0, {})
+    totals = Totals()
     if existing is not None:
         totals = current_totals(context.dataset, Plan(existing))
         recipe = recipe.model_copy(update={"format": existing.format})
