@@ -76,5 +76,16 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException, length: int = 200) -> str:
-    """The first `length` characters of an error's message, in one line; the name of its class if it has none."""
-    return " ".join(str(error).split())[:length] or type(error).__name__
+    """An error's message in one line, shortened to `length` characters; the name of its class if it has none."""
+    return shortened(" ".join(str(error).split()), length) or type(error).__name__
+
+
+def shortened(text: str, length: int) -> str:
+    """The text, or its first sentences if it is longer than `length`, or else its first words and an ellipsis."""
+    if len(text) <= length:
+        return text
+    sentences = text[: length + 1].rpartition(". ")[0]
+    if len(sentences) > length // 5:
+        return f"{sentences}."
+    start = text[: length - 3]
+    return f"{start.rpartition(' ')[0] or start}..."

@@ -7,10 +7,10 @@ import pytest
 
 from factory.config.sections import EngineRecipe
 from factory.engine import outcomes
-from factory.engine.health import FAILED_STARTS
+from factory.engine.health import FAILED_STARTS, SILENCE_REPORTED, Health
 from factory.engine.pool import Worker
 from factory.engine.scheduler import Scheduler
-from factory.engine.state import Listener
+from factory.engine.state import Listener, State
 from factory.errors import RunFailedError
 
 LOST = (
@@ -45,3 +45,36 @@ def test_all_workers_that_load_on_a_node_that_dies_are_one_failure(scheduler: Sc
             lose(scheduler, f"{number:056x}", started=True)
     with pytest.raises(RunFailedError, match=f"failed {FAILED_STARTS} times in a row while loading"):
         lose(scheduler, "f" * 56, started=True)
+
+
+def test_lost_worker_is_named_as_in_the_log_file_and_the_reason_ends_with_a_sentence(scheduler: Scheduler) -> None:
+    where = {"host": "node-7", "ip": "10.0.0.7", "pid": "812"}
+    reason = "The actor is dead because its worker process has died. Some common causes include: (1) "
+    scheduler._lost(Worker(None, None, None, ready=True, where=where), RuntimeError(reason + 40 * "the OOM killer, "))
+    assert list(scheduler.state.errors) == [
+        "lost a worker on node-7 (process 812): RuntimeError: The actor is dead because its worker process has died."
+    ]
+
+
+def test_stopping_run_says_what_it_waits_for(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Health, "is_cut_off", lambda self: False)
+    monkeypatch.setattr(scheduler, "_step", lambda: scheduler._pool.workers.clear())
+    scheduler._drain()
+    assert not scheduler.state.errors, "it waits for nothing"
+    scheduler._pool.workers.append(Worker(None, None, None, shards={0: None}))
+    scheduler._drain()
+    assert list(scheduler.state.errors) == [
+        "stopping: waiting up to 20 s for 1 shard in progress; a second signal stops immediately"
+    ]
+
+
+def test_local_ray_that_does_not_respond_is_not_called_a_cluster() -> None:
+    view: Any = SimpleNamespace(silent_for=lambda: SILENCE_REPORTED + 1)
+    pool: Any = None
+    for address, name in (
+        (None, "Ray on this machine"),
+        ("head:6379", "the head node of the Ray cluster at head:6379"),
+    ):
+        state, engine = State(1), EngineRecipe(address=address)
+        Health(pool, view, engine, state).check_head()
+        assert state.errors[0].startswith(f"{name} does not respond; waiting up to ")

@@ -72,7 +72,7 @@ def test_lease_is_described_without_control_characters(tmp_path: Path) -> None:
 
 def test_error_with_a_name_of_another_encoding_does_not_end_the_run() -> None:
     state = State(1)
-    state.errors.append("cannot read caf\udce9")
+    state.report("cannot read caf\udce9")
     snapshot = Tracker(Plan(make_recipe({"n": 1})), range(1)).snapshot(state)
     assert b"cannot read caf\\\\udce9" in canonical(snapshot.to_dict())
 

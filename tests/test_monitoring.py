@@ -229,3 +229,10 @@ def test_log_file_omits_the_reports_of_the_autoscaler() -> None:
     logs.add({"ip": "10.0.0.1", "pid": "autoscaler", "lines": ["======== Autoscaler status ========"]})
     logs.add({"ip": "10.0.0.1", "pid": 7, "lines": ["loaded"]})
     assert logs.text() == "== 10.0.0.1, process 7\nloaded\n"
+
+
+def test_log_file_names_the_source_of_messages_without_a_node() -> None:
+    """As those about lost workers, which Ray sends to the driver itself."""
+    logs = WorkerLogs()
+    logs.add({"lines": ["A worker died"], "pid": "raylet", "is_err": False})
+    assert logs.text() == "== messages of Ray\nA worker died\n"

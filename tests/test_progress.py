@@ -9,7 +9,7 @@ import factory.generation.run
 from factory import exit_codes
 from factory.cli.generate import as_text
 from factory.cli.status import state as state_of
-from factory.cli.view import one_line
+from factory.cli.view import _Lines, one_line
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.lease import leased
@@ -28,7 +28,7 @@ def test_snapshot_sums_earlier_finished_and_current_shards() -> None:
     tracker, state = Tracker(Plan(make_recipe({"n": 100, "shard_size": 30})), (1, 2), before), State(2)
     state.add(Done(accepted=29, attempts=40, rejected={"mask_small": 11}, exhausted=1))
     state.in_progress = {2: (7, {"mask_small": 2, "overlap": 1})}
-    state.errors.append("lost a worker")
+    state.report("lost a worker")
     snapshot = tracker.snapshot(state)
     assert (snapshot.accepted, snapshot.n) == (38 + 29 + 7, 100)
     assert (snapshot.shards_done, snapshot.shards) == (3, 4)
@@ -75,6 +75,18 @@ def test_samples_that_earlier_runs_skipped_are_not_accepted(tmp_path: Path, monk
     assert [(snapshot.accepted, snapshot.shards_done) for snapshot in seen] == [(3, 1)]
     assert state_of(str(tmp_path))["samples"] == 3
     assert store.get("index/000000.json") is not None, "so that the end of the run need not read the receipts again"
+
+
+def test_every_error_is_printed_even_if_several_are_equal_or_occur_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """A node that dies takes many workers with it; the log of a night is all that is left of it."""
+    tracker, state, lines = Tracker(Plan(make_recipe({"n": 100})), ()), State(1), _Lines()
+    for count in (1, 12, 0, 1):
+        for _ in range(count):
+            state.report("lost a worker on node-7: its node has died")
+        lines.show(tracker.snapshot(state))
+    assert capsys.readouterr().err.count("  lost a worker on node-7: its node has died\n") == 14
+    assert tracker.snapshot(state).to_dict()["errors"] == ["lost a worker on node-7: its node has died"] * 5
+    assert tracker.snapshot(state).to_dict()["errors_total"] == 14
 
 
 def test_state_stores_sums_only() -> None:

@@ -16,9 +16,9 @@ from rich.text import Text
 from factory import log_format
 from factory.cli.progress import is_live
 from factory.errors import counted, printable
+from factory.generation.progress import ERRORS_SHOWN, Snapshot
 
 if TYPE_CHECKING:
-    from factory.generation.progress import Snapshot
     from factory.generation.reporter import Watch
 
 _LINE_INTERVAL = 10.0
@@ -45,13 +45,12 @@ class _Lines:
     """Prints the progress every ten seconds, and every new error immediately."""
 
     def __init__(self) -> None:
-        self._last, self._errors = 0.0, list[str]()
+        self._last, self._errors = 0.0, 0
 
-    def show(self, snapshot: "Snapshot") -> None:
-        for error in snapshot.errors:
-            if error not in self._errors:
-                self.print_error(error)
-        self._errors = snapshot.errors
+    def show(self, snapshot: Snapshot) -> None:
+        new, self._errors = snapshot.errors_total - self._errors, snapshot.errors_total
+        for error in snapshot.errors[-new:] if new else ():
+            self.print_error(error)
         if time.monotonic() - self._last > _LINE_INTERVAL or snapshot.status not in _ACTIVE:
             self._last = time.monotonic()
             self.print_progress(snapshot)
@@ -59,7 +58,7 @@ class _Lines:
     def print_error(self, error: str) -> None:
         print(f"  {printable(error)}", file=sys.stderr, flush=True)
 
-    def print_progress(self, snapshot: "Snapshot") -> None:
+    def print_progress(self, snapshot: Snapshot) -> None:
         print(one_line(snapshot), file=sys.stderr, flush=True)
 
 
@@ -69,11 +68,11 @@ class _Records(_Lines):
     def print_error(self, error: str) -> None:
         _log.warning("%s", error)
 
-    def print_progress(self, snapshot: "Snapshot") -> None:
+    def print_progress(self, snapshot: Snapshot) -> None:
         _log.info("%s", one_line(snapshot), extra={"fields": {"progress": snapshot.to_dict()}})
 
 
-def one_line(snapshot: "Snapshot") -> str:
+def one_line(snapshot: Snapshot) -> str:
     """The progress in one line."""
     parts = [f"{snapshot.accepted}/{snapshot.n} accepted", f"{snapshot.shards_done}/{snapshot.shards} shards"]
     if snapshot.per_second:
@@ -92,7 +91,7 @@ def one_line(snapshot: "Snapshot") -> str:
     return f"{snapshot.status}: " + ", ".join(parts)
 
 
-def _table(snapshot: "Snapshot") -> Group:
+def _table(snapshot: Snapshot) -> Group:
     rows = Table.grid(padding=(0, 2))
     rows.add_row("status", snapshot.status)
     rows.add_row("accepted", f"{snapshot.accepted} of {snapshot.n}", ProgressBar(snapshot.n, snapshot.accepted))
@@ -104,9 +103,8 @@ def _table(snapshot: "Snapshot") -> Group:
     rows.add_row("shards", f"{snapshot.shards_done} of {snapshot.shards}", problems)
     reasons = ", ".join(f"{reason} {count}" for reason, count in snapshot.rejected.items())
     rows.add_row("rejected", str(sum(snapshot.rejected.values())), reasons)
-    return Group(
-        rows, *(Text(printable(error), style="yellow", overflow="ellipsis", no_wrap=True) for error in snapshot.errors)
-    )
+    errors = map(printable, snapshot.errors[-ERRORS_SHOWN:])
+    return Group(rows, *(Text(error, style="yellow", overflow="ellipsis", no_wrap=True) for error in errors))
 
 
 def _counts(**counts: int) -> str:

@@ -35,7 +35,7 @@ class Health:
         kind = "detector worker" if worker.is_detector else "worker"
         output = logs.LOGS.tail(worker.where.get("ip", ""), worker.where.get("pid", ""), 3)
         message = " | ".join([message, *output.splitlines()])
-        self._state.errors.append(f"a {kind} on {worker.where.get('host', 'an unknown host')} did not start: {message}")
+        self._state.report(f"{worker.name} did not start: {message}")
         if dead_node is None:
             self._failed_starts += 1
         elif worker.where and dead_node not in self._dead_nodes:
@@ -45,9 +45,9 @@ class Health:
         if worker.is_detector or (self._failed_starts >= FAILED_STARTS and not any_ready):
             times = "repeatedly" if worker.is_detector else f"{self._failed_starts} times in a row"
             raise RunFailedError(
-                f"the {kind}s cannot start: they failed {times} while loading, most recently with: {message}. Give "
-                f"them more memory, start fewer of them (--workers), or fix the reported cause; finished shards are "
-                f"kept."
+                f"the {kind}s cannot start: they failed {times} while loading, most recently with: "
+                f"{message.rstrip('.')}. Give them more memory, start fewer of them (--workers), or fix the reported "
+                f"cause; finished shards are kept."
             )
 
     def is_cut_off(self) -> bool:
@@ -58,15 +58,13 @@ class Health:
         """Abandon the pool and raise TransientError if the head node has been silent for too long."""
         silent, local = self._view.silent_for(), self._engine.address is None
         longest = LONGEST_LOCAL_SILENCE if local else LONGEST_SILENCE
+        head = "Ray on this machine" if local else f"the head node of the Ray cluster at {self._engine.address}"
         if silent > longest:
             self._pool.abandon()
-            head = "Ray on this machine" if local else f"the head node of the Ray cluster at {self._engine.address}"
             raise TransientError(
                 f"{head} has not responded for {silent:.0f} s: it died or is unreachable. Committed shards are kept; "
                 f"rerun the same command{'' if local else ' when the cluster is back'}."
             )
         if silent > SILENCE_REPORTED and not self._reported:
-            self._state.errors.append(
-                f"the head node of the Ray cluster does not respond; waiting up to {longest:.0f} s"
-            )
+            self._state.report(f"{head} does not respond; waiting up to {longest:.0f} s")
         self._reported = silent > SILENCE_REPORTED

@@ -29,7 +29,7 @@ class WorkerLogs:
         """Store lines as sent by Ray's log monitor, except the autoscaler's reports; called from its thread."""
         if data.get("pid") == "autoscaler":  # it repeats the state of the cluster every five seconds
             return
-        worker = (str(data.get("ip")), str(data.get("pid")))
+        worker = (str(data.get("ip") or ""), str(data.get("pid")))
         with self._lock:
             lines = self._lines.setdefault(worker, deque(maxlen=_LINES_PER_WORKER))
             self._lines.move_to_end(worker)
@@ -47,7 +47,9 @@ class WorkerLogs:
         with self._lock:
             workers = [(name, "\n".join(lines)) for name, lines in self._lines.items() if lines]
         share = _MAX_TEXT // max(1, len(workers))
-        parts = [f"== {ip}, process {pid}\n{text[-share:]}" for (ip, pid), text in workers]
+        # Ray reports lost workers and nodes itself, without the address of a node.
+        names = [f"{ip}, process {pid}" if ip else "messages of Ray" for (ip, pid), _ in workers]
+        parts = [f"== {name}\n{text[-share:]}" for name, (_, text) in zip(names, workers, strict=True)]
         return "\n".join(parts) + "\n" if parts else ""
 
 

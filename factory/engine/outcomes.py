@@ -9,7 +9,7 @@ from factory.engine import logs
 from factory.engine.pool import Pool, Worker
 from factory.engine.queue import MAX_ERRORS, MAX_LOSSES, ShardQueue
 from factory.engine.state import Listener, State
-from factory.errors import UserError
+from factory.errors import UserError, shortened
 
 _ANSI_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -34,7 +34,7 @@ class Outcomes:
         """An error while the shard was produced; `text` is the whole error."""
         text = _ANSI_COLOURS.sub("", text)
         errors = self._queue.failed(shard)
-        self._state.errors.append(f"shard {shard}, try {errors} of {MAX_ERRORS}: {last_line(text)}")
+        self._state.report(f"shard {shard}, try {errors} of {MAX_ERRORS}: {last_line(text)}")
         if errors >= MAX_ERRORS:
             self._quarantine(shard, text)
 
@@ -42,7 +42,7 @@ class Outcomes:
         """The worker was lost while it produced the shard, which may be the cause."""
         losses = self._queue.lost(shard)
         text = f"shard {shard}: its worker was lost ({losses} of {MAX_LOSSES} times): {reason}"
-        self._state.errors.append(text)
+        self._state.report(text)
         if losses < MAX_LOSSES:
             self._state.requeued += 1
             return
@@ -102,4 +102,4 @@ def last_line(error: object) -> str:
     """The last non-empty line of an error's text."""
     text = str(error) if not isinstance(error, BaseException) else "".join(traceback.format_exception_only(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "no message"
+    return shortened(lines[-1], 300) if lines else "no message"

@@ -41,6 +41,13 @@ class Worker:
     progress: Any = None
     """The reference of a pending call of `progress`."""
 
+    @property
+    def name(self) -> str:
+        """The actor in messages, with the host and the process by which the log file names it, if it has started."""
+        kind = "a detector worker" if self.is_detector else "a worker"
+        host, process = self.where.get("host"), self.where.get("pid")
+        return kind + (f" on {host}" if host else "") + (f" (process {process})" if process else "")
+
 
 class Pool:
     """Actors of one kind. If one is lost while loading, the next starts after a pause that grows exponentially."""

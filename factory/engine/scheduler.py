@@ -97,11 +97,12 @@ class Scheduler:
 
     def _drain(self) -> None:
         """Submit no more shards, and collect those that finish within the grace period."""
-        grace = self._engine.grace
-        self.state.errors.append(
-            f"stopping: waiting up to {grace:g} s for {self._busy()} shards in progress; a second signal stops "
-            f"immediately"
-        )
+        grace, busy = self._engine.grace, self._busy()
+        if busy:
+            self.state.report(
+                f"stopping: waiting up to {grace:g} s for {counted(busy, 'shard')} in progress; a second signal stops "
+                f"immediately"
+            )
         end = time.monotonic() + grace
         while self._busy() and time.monotonic() < end and not self._health.is_cut_off():
             self._step()
@@ -171,7 +172,7 @@ class Scheduler:
             self._cut_off[id(worker)] = worker
             if all(id(other) in self._cut_off for other in self._pool.workers if other.ready):
                 raise cause from None  # the driver may reach the store, but no worker does
-            self.state.errors.append(last_line(cause))
+            self.state.report(last_line(cause))
             self._pool.complete(worker, shard)
             self._outcomes.interrupted(shard)
             return
@@ -198,14 +199,14 @@ class Scheduler:
     def _lost(self, worker: Worker, error: Exception) -> None:
         if getattr(error, "actor_init_failed", False):
             raise UserError(
-                f"the workers cannot start: {last_line(error)}. Every node of the cluster needs this version of "
-                f"factory."
+                f"the workers cannot start: {last_line(error).rstrip('.')}. Every node of the cluster needs this "
+                f"version of factory."
             ) from error
         if not worker.ready:
             node = _DEAD_NODE.search(str(error))
             self._start_failed(worker, last_line(error), None if node is None else node[1])
             return
-        self.state.errors.append(f"lost a worker on {worker.where.get('host', 'an unknown host')}: {last_line(error)}")
+        self.state.report(f"lost {worker.name}: {last_line(error)}")
         self._outcomes.replace(worker, last_line(error), charged=not getattr(error, "preempted", False))
         self._report_logs()
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from factory.engine.interface import Done
+from factory.errors import printable
 
-_ERRORS_KEPT = 50
+_ERRORS_KEPT = 1000
 
 
 @dataclass
@@ -23,6 +24,8 @@ class State:
     seconds: dict[str, float] = field(default_factory=dict)
     quarantined: list[int] = field(default_factory=list)
     errors: deque[str] = field(default_factory=lambda: deque(maxlen=_ERRORS_KEPT))
+    """The last errors, in one line each, as text that can be printed. `report` adds one."""
+    errors_total: int = 0
     lost: int = 0
     requeued: int = 0
     queued: int = 0
@@ -40,6 +43,11 @@ class State:
     """Why the run is paused (the store does not respond), set by the listener. No shard is submitted meanwhile."""
     waiting_workers: str = ""
     """Which workers wait, and why: the store may respond to the driver and not to them."""
+
+    def report(self, error: str) -> None:
+        """Add an error for the log and progress.json."""
+        self.errors.append(printable(error))
+        self.errors_total += 1
 
     def add(self, done: Done) -> None:
         """Add the counts of a finished shard; only sums are stored, so memory does not grow with the run."""

@@ -10,10 +10,10 @@ from typing import Any
 from factory.config.plan import Plan
 from factory.dataset.totals import Totals
 from factory.engine.state import State
-from factory.errors import printable
 
 _WINDOW = 60.0
-_ERRORS_SHOWN = 5
+ERRORS_SHOWN = 5
+"""Errors in progress.json and in the live view."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Snapshot:
         worker_seconds: Seconds for which workers ran in this run.
         requeued: Shards that were requeued in this run.
         quarantined: Numbers of the shards that failed repeatedly in this run.
-        errors: The last errors of this run.
+        errors: The last errors of this run; progress.json has the last five.
+        errors_total: The number of errors of this run.
         updated: Time of the snapshot in UTC, in ISO format.
     """
 
@@ -60,11 +61,12 @@ class Snapshot:
     requeued: int
     quarantined: list[int]
     errors: list[str]
+    errors_total: int
     updated: str
 
     def to_dict(self) -> dict[str, Any]:
         """The content of progress.json."""
-        return asdict(self)
+        return asdict(self) | {"errors": self.errors[-ERRORS_SHOWN:]}
 
 
 class Tracker:
@@ -103,7 +105,8 @@ class Tracker:
             worker_seconds=round(state.worker_seconds, 1),
             requeued=state.requeued,
             quarantined=list(state.quarantined),
-            errors=[printable(error) for error in list(state.errors)[-_ERRORS_SHOWN:]],
+            errors=list(state.errors),
+            errors_total=state.errors_total,
             updated=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 

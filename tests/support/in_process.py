@@ -7,7 +7,7 @@ from factory.errors import UserError
 from factory.generation.progress import Snapshot
 
 SNAPSHOT = Snapshot("running", 30, 100, 3, 10, 2.5, 12.0, 3725.0, 2, 1, {"mask_small": 4, "low_confidence": 1}, 1, 0.0,
-                    24.0, 5, [7, 8], ["a worker was lost"], "2026-11-25T21:00:00+00:00")  # fmt: skip
+                    24.0, 5, [7, 8], ["a worker was lost"], 1, "2026-11-25T21:00:00+00:00")  # fmt: skip
 
 
 def invoke(*arguments: object) -> Result:
