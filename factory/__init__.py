@@ -14,6 +14,8 @@ if TYPE_CHECKING:
         LeaseHeldError,
         Recipe,
         RunFailedError,
+        RunSummary,
+        Snapshot,
         TransientError,
         UserError,
         decode_label_png,
@@ -31,6 +33,8 @@ __all__ = [
     "LeaseHeldError",
     "Recipe",
     "RunFailedError",
+    "RunSummary",
+    "Snapshot",
     "TransientError",
     "UserError",
     "decode_label_png",
@@ -42,13 +46,14 @@ __all__ = [
 
 guard_against_torchvision()
 
+if not TYPE_CHECKING:  # otherwise, type checkers would accept any name
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from factory import api
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from factory import api
 
-    return getattr(api, name)
+        return getattr(api, name)
 
 
 def __dir__() -> list[str]:

@@ -1,18 +1,18 @@
 """The public Python API; the package `factory` exports these names and loads them on first use."""
 
+import threading
 from collections.abc import Callable
 from os import PathLike
-from typing import TYPE_CHECKING
 
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.masks import decode_label_png, decode_rle
 from factory.dataset.reader import Dataset, DatasetSample, open_dataset
+from factory.dataset.storage import Store
 from factory.errors import LeaseHeldError, RunFailedError, TransientError, UserError
 from factory.files.paths import path_text
-
-if TYPE_CHECKING:
-    from factory.generation.progress import Snapshot
-    from factory.generation.run import RunSummary
+from factory.generation.progress import Snapshot
+from factory.generation.run import RunSummary
+from factory.generation.run import generate as run
 
 __all__ = [
     "Dataset",
@@ -20,6 +20,8 @@ __all__ = [
     "LeaseHeldError",
     "Recipe",
     "RunFailedError",
+    "RunSummary",
+    "Snapshot",
     "TransientError",
     "UserError",
     "decode_label_png",
@@ -29,6 +31,9 @@ __all__ = [
     "open_dataset",
 ]
 
+_generating = threading.Lock()
+"""Held while a dataset is generated: a process has one connection to Ray, and one standard output."""
+
 
 def generate(
     recipe: Recipe,
@@ -36,12 +41,13 @@ def generate(
     *,
     extend: bool = False,
     force: bool = False,
-    on_progress: "Callable[[Snapshot], None] | None" = None,
-) -> "RunSummary":
+    on_progress: Callable[[Snapshot], None] | None = None,
+) -> RunSummary:
     """Generate a dataset, or resume one.
 
     Committed shards are kept, and the same recipe gives the same bytes. The function returns when the dataset is
-    complete, or when only shards are left that failed repeatedly.
+    complete, or when only shards are left that failed repeatedly. It can be called from any thread, but a process
+    generates one dataset at a time.
 
     Args:
         recipe: The settings of the dataset; see `make_recipe`.
@@ -60,12 +66,19 @@ def generate(
         LeaseHeldError: Another process is working on the dataset.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the shards in progress have been committed or discarded.
     """
-    from factory.dataset.storage import Store
-    from factory.generation.run import generate as run
-
     if not isinstance(recipe, Recipe):
         raise UserError(
             f"the recipe must be a factory.Recipe, got a {type(recipe).__name__}; make one with factory.make_recipe."
         )
+    if on_progress is not None and not callable(on_progress):
+        raise UserError(f"on_progress must be a function of a factory.Snapshot, got a {type(on_progress).__name__}.")
     store = Store(path_text(shards, "the address of a dataset"), recipe.store)
-    return run(recipe, store, extend, on_progress or (lambda snapshot: None), force)
+    if not _generating.acquire(blocking=False):
+        raise UserError(
+            f"{store.address} cannot be generated now, because this process is generating another dataset; call "
+            f"factory.generate again when it has finished, or use another process."
+        )
+    try:
+        return run(recipe, store, extend, on_progress or (lambda snapshot: None), force)
+    finally:
+        _generating.release()

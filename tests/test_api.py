@@ -1,11 +1,13 @@
 """The public Python API: the examples of the README work, and importing the package is fast."""
 
+import ast
 import re
 import subprocess
 import sys
+import threading
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -39,6 +41,38 @@ def test_a_dataset_is_generated_and_read(tiny_data: dict[str, Any], tmp_path: Pa
             assert np.array_equal(sample.labels == annotation["category_id"], mask)
 
 
+def test_arrays_can_be_changed_and_samples_compared(tmp_path: Path) -> None:
+    make_drawn(tmp_path)
+    dataset = factory.open_dataset(tmp_path)
+    first, again = next(iter(dataset)), next(iter(dataset))
+    for array in (first.image, first.labels, *first.masks):
+        array[:] = 1  # PyTorch warns of arrays that are read-only, and augmentations work in place
+    assert first != again
+    assert {first, again} >= {first}
+
+
+def test_a_process_generates_one_dataset_at_a_time(
+    tiny_recipe: factory.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, end = threading.Event(), threading.Event()
+
+    def wait(*_: object) -> None:
+        started.set()
+        assert end.wait(10)
+
+    monkeypatch.setattr(api, "run", wait)
+    thread = threading.Thread(target=factory.generate, args=(tiny_recipe, tmp_path / "first"))
+    thread.start()
+    assert started.wait(10)
+    try:
+        with pytest.raises(factory.UserError, match="second cannot be generated now, because this process is generat"):
+            factory.generate(tiny_recipe, tmp_path / "second")
+    finally:
+        end.set()
+        thread.join()
+    factory.generate(tiny_recipe, tmp_path / "second")
+
+
 def test_damaged_masks_raise_an_error_that_names_the_sample() -> None:
     image = np.zeros((2, 2, 3), np.uint8)
     record = {"annotations": [{"segmentation": {"size": [2, 2], "counts": "1"}}]}
@@ -68,6 +102,8 @@ def test_arguments_of_other_types_raise_a_clear_error(
                 read(value)
     with pytest.raises(factory.UserError, match=r"must be a factory\.Recipe, got a dict; make one with"):
         untyped.generate({"classes": ["dog"], "n": 1}, "out")
+    with pytest.raises(factory.UserError, match=r"on_progress must be a function of a factory\.Snapshot, got a str"):
+        untyped.generate(tiny_recipe, "out", on_progress="print")
     with pytest.raises(factory.UserError, match=r"s3:/bucket/set names no bucket; write a URL such as s3://bucket/"):
         factory.open_dataset(Path("s3://bucket/set"))
     with pytest.raises(factory.UserError, match="is empty"):
@@ -83,6 +119,17 @@ def test_a_path_opens_a_dataset(tmp_path: Path) -> None:
 def test_importing_the_package_loads_no_library() -> None:
     code = "import sys, factory; print(sorted({'numpy', 'pydantic', 'torch', 'ray'} & sys.modules.keys()))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_type_checkers_know_exactly_the_names_of_the_package() -> None:
+    assert get_type_hints(api.generate)["return"] is factory.RunSummary
+    statements = ast.parse(Path(factory.__file__).read_text(encoding="utf-8")).body
+    visible = {statement.name for statement in statements if isinstance(statement, ast.FunctionDef)}
+    assert "__getattr__" not in visible  # it gives every name the type Any
+    (guarded,) = (each for each in statements if isinstance(each, ast.If) and ast.unparse(each.test) == "TYPE_CHECKING")
+    (imported,) = guarded.body
+    assert isinstance(imported, ast.ImportFrom)
+    assert sorted(alias.name for alias in imported.names) == factory.__all__
 
 
 def test_the_errors_of_generate_can_be_caught() -> None:

@@ -158,4 +158,4 @@ def decode_label_png(data: bytes) -> NDArray[np.uint8]:
     image = load_image(data, "PNG")
     if image.mode != "P":
         raise ValueError(f"a label image must be a palette PNG (mode P), got mode {image.mode}")
-    return np.asarray(image, dtype=np.uint8)
+    return np.array(image, dtype=np.uint8)  # a copy: the memory of an image is read-only

@@ -22,7 +22,7 @@ from factory.files.decode import decode_jpeg
 from factory.files.paths import path_text
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class DatasetSample:
     """An image with its masks.
 

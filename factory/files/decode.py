@@ -94,7 +94,7 @@ def load_image(data: bytes, kind: str) -> Image.Image:
 
 def decode_jpeg(data: bytes) -> NDArray[np.uint8]:
     """Decode a JPEG to uint8 RGB (height, width, 3)."""
-    return np.asarray(load_image(data, "JPEG").convert("RGB"))
+    return np.array(load_image(data, "JPEG").convert("RGB"))  # a copy: the memory of an image is read-only
 
 
 def decode_array(data: bytes) -> NDArray[np.float16]:
