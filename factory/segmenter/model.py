@@ -27,8 +27,10 @@ from factory.files.strict_json import dumps
 from factory.segmenter.classes import ARCHITECTURES, STORED, stored_segmenter
 from factory.training.processes import mean_over_batch
 
-_MASK_CLASSIFIERS = ("maskformer", "mask2former")
-"""The types in config.json of models that classify masks instead of pixels."""
+_MASK_CLASSIFIERS = {"maskformer": "MaskFormerImageProcessor", "mask2former": "Mask2FormerImageProcessor"}
+"""The types in config.json of models that classify masks instead of pixels, and their image processors."""
+_LONGEST_EDGE = 100_000
+"""A limit that no image reaches; the image processors of models that classify masks require one."""
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
@@ -205,6 +207,32 @@ def save_segmenter(model: Segmenter, folder: Path, metadata: dict[str, Any]) -> 
     network: Any = model.network
     network.save_pretrained(folder)
     write_atomically(folder / STORED, dumps({"names": list(model.names), **metadata}, indent=1) + "\n")
+    processor = _image_processor(network.config.model_type, stored_segmenter(folder)["side"])
+    write_atomically(folder / "preprocessor_config.json", dumps(processor, indent=1) + "\n")
+
+
+def _image_processor(model_type: str, side: int | None) -> dict[str, Any]:
+    """The settings with which transformers prepares images, and reads predictions, as `Segmenter.scores` does.
+
+    The image processor of SegFormer also serves the other models that classify pixels.
+    """
+    settings = {
+        "image_processor_type": _MASK_CLASSIFIERS.get(model_type, "SegformerImageProcessor"),
+        "do_resize": side is not None,
+        "resample": 2,  # bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(_MEAN),
+        "image_std": list(_STD),
+        "do_reduce_labels": False,
+    }
+    if side is not None:
+        limit = {"longest_edge": _LONGEST_EDGE} if model_type in _MASK_CLASSIFIERS else {}
+        settings["size"] = {"shortest_edge": side, **limit}
+    if model_type in _MASK_CLASSIFIERS:
+        settings |= {"size_divisor": 0, "ignore_index": IGNORE}
+    return settings
 
 
 def load_segmenter(folder: Path) -> Segmenter:

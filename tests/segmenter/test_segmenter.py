@@ -58,6 +58,31 @@ def test_a_saved_segmenter_gives_the_same_scores(kind: str, tmp_path: Path) -> N
         assert torch.allclose(model.scores(images), loaded.scores(images), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["segformer", "maskformer", "mask2former"])
+@pytest.mark.parametrize("side", [64, None])
+def test_transformers_predicts_with_the_folder_as_the_segmenter_does(
+    kind: str, side: int | None, tmp_path: Path
+) -> None:
+    """The folder had no preprocessor_config.json, so that `pipeline` could not open it."""
+    from PIL import Image
+    from transformers import pipeline
+
+    torch.manual_seed(0)
+    save_segmenter(tiny(kind), tmp_path, {"run": {"side": side}})
+    predict, model = pipeline("image-segmentation", str(tmp_path)), load_segmenter(tmp_path)
+    small = np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8)
+    image = Image.fromarray(small).resize((256, 192), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    given = predict.image_processor(image, return_tensors="pt")["pixel_values"]
+    assert torch.allclose(given, model._normalised(model._at_training_scale(pixels)), atol=0.03)
+    with torch.no_grad():
+        expected = model.scores(pixels).argmax(1)[0].numpy()
+    found = predict(image, subtask="semantic")
+    masks = {segment["label"]: np.asarray(segment["mask"]) > 0 for segment in found}
+    agreement = sum((mask & (expected == NAMES.index(name))).sum() for name, mask in masks.items())
+    assert agreement / expected.size > 0.98
+
+
 def test_images_are_scored_at_the_scale_of_the_training(tmp_path: Path) -> None:
     """In crops of 64 pixels, the objects of larger images are smaller. They were only scored at their own size."""
     save_segmenter(tiny("segformer"), tmp_path, {"run": {"side": 64}})
