@@ -105,7 +105,7 @@ def test_summary_of_a_run_counts_what_is_missing() -> None:
         planned=92,
         rejected=rejected,
     )
-    summary = RunSummary(totals, SNAPSHOT, {}, make_recipe({"n": 100}))
+    summary = RunSummary(totals, SNAPSHOT, {}, make_recipe({"n": 100}), lost=1)
     assert as_text(summary, "out").splitlines() == [
         f"90 of 100 samples in {totals.shards} shards at out (5.0 MB), yield 75.0%, 12 s.",
         "Rejected: mask_small 20.",

@@ -147,8 +147,5 @@ def as_text(summary: "RunSummary", out: str) -> str:
             f"same command to retry."
         )
     if summary.lost:
-        lines.append(
-            f"{counted(summary.lost, 'shard is', 'shards are')} missing: receipts were deleted during the run. Rerun "
-            f"the same command to generate the missing samples again."
-        )
+        lines.append(f"{summary.lost_text} Rerun the same command to generate the missing samples again.")
     return "\n".join(lines)

@@ -23,7 +23,7 @@ from factory.engine.pool import Pool
 from factory.engine.scheduler import Scheduler
 from factory.engine.state import Limit, State
 from factory.engine.view import ClusterView
-from factory.errors import UserError
+from factory.errors import UserError, counted
 from factory.generation.hardware import check_engine, for_hardware
 from factory.generation.inversion_recipe import check_labels
 from factory.generation.pin import pin_recipe
@@ -47,6 +47,7 @@ class RunSummary:
         seconds: Seconds of work of this run by step.
         recipe: The recipe of the dataset, with pinned models.
         limited: Whether the run ended at its limit with shards left; used by `factory nightly`.
+        lost: Shards whose receipts were deleted by another program during the run.
     """
 
     totals: Totals
@@ -54,12 +55,12 @@ class RunSummary:
     seconds: dict[str, float]
     recipe: Recipe
     limited: bool = False
+    lost: int = 0
 
     @property
-    def lost(self) -> int:
-        """The number of shards whose receipts were deleted by another program during the run."""
-        missing = self.last.shards - self.totals.shards - len(self.last.quarantined)
-        return 0 if self.limited else max(0, missing)
+    def lost_text(self) -> str:
+        """A sentence about the lost shards."""
+        return f"{counted(self.lost, 'shard is', 'shards are')} missing: receipts were deleted during the run."
 
     @property
     def is_empty(self) -> bool:
@@ -160,7 +161,9 @@ def run_prepared(
     last = replace(last, accepted=totals.accepted, shards_done=totals.shards)  # receipts may have been deleted
     put_progress(store, {**last.to_dict(), "driver": lease.holder})
     watch(last)
-    return RunSummary(totals, last, state.seconds, recipe, state.limited or len(todo) < len(all_missing))
+    finished = state.shards_done if state.limited else len(todo) - len(state.quarantined)
+    lost = max(0, len(entries) + finished - totals.shards)
+    return RunSummary(totals, last, state.seconds, recipe, state.limited or len(todo) < len(all_missing), lost)
 
 
 def check_format(recipe: Recipe, where: str) -> None:

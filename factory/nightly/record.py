@@ -127,6 +127,11 @@ class Night(_Part):
         return self.verified.damaged if self.verified is not None else ()
 
     @property
+    def skipped(self) -> int:
+        """The samples of this night that were rejected in every attempt."""
+        return (self.planned - self.samples) - (self.before.planned - self.before.samples)
+
+    @property
     def name(self) -> str:
         """The folder of the night."""
         return self.date.isoformat()

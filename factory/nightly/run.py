@@ -10,7 +10,7 @@ from factory.config.plan import Plan
 from factory.dataset.lease import HeldLease, leased, stale
 from factory.dataset.stored_recipe import existing_recipe
 from factory.dataset.totals import Totals, current_totals
-from factory.errors import LeaseHeldError, RunFailedError, UserError, command, counted, first_few
+from factory.errors import LeaseHeldError, RunFailedError, TransientError, UserError, command, counted, first_few
 from factory.files.strict_json import dumps
 from factory.generation.run import RunSummary
 from factory.nightly.budget import deadline, first_period, now
@@ -43,7 +43,7 @@ class DamagedError(UserError):
 
 
 class ExhaustedError(UserError):
-    """Every sample was rejected in every attempt, so the night has no dataset. Exit code 3."""
+    """Every sample of the night was rejected in every attempt. Exit code 3."""
 
     exit_code = exit_codes.FAILED
 
@@ -176,6 +176,14 @@ class _NightRun:
         # Quarantined shards are reported later, after the samples of other nights are verified.
         if night.quarantined:
             return
+        if summary.lost:
+            raise TransientError(f"{summary.lost_text} Run this night again to generate them.")
+        if night.attempts and not night.new_samples:
+            of_dataset = "" if night.mode == "fresh" else " in the whole dataset"
+            raise ExhaustedError(
+                f"no sample of this night was accepted; attempts rejected by each filter{of_dataset}: "
+                f"{dumps(dict(night.rejected))}."
+            )
         without_samples = not night.new_samples and not self._context.has_all_samples(night)
         if expired and without_samples:
             start = night.period.started.astimezone(self._context.zone)
@@ -188,10 +196,6 @@ class _NightRun:
             raise RunFailedError(
                 "the budget was used up before the first shard was finished; give a larger budget, a smaller "
                 "shard_size, or more workers."
-            )
-        if not night.samples:
-            raise ExhaustedError(
-                f"no sample was accepted; attempts rejected by each filter: {dumps(dict(night.rejected))}."
             )
 
     def _check_and_export(self, summary: RunSummary, lease: HeldLease) -> None:
@@ -223,9 +227,9 @@ class _NightRun:
         code, message = exit_codes.DONE, "All samples of the night are made and verified."
         if state == "partial":
             message = "The budget is used up; the next run continues."
-        elif night.exhausted:
+        elif night.skipped:
             code = exit_codes.EXHAUSTED
-            left_out = counted(night.exhausted, "sample was", "samples were")
+            left_out = counted(night.skipped, "sample was", "samples were")
             message = f"{left_out} rejected in every attempt and skipped."
         update_latest(self._context.root, self._save(night.changed(state=state, exit_code=code)))
         self._started = False  # an interruption from here on must not change the record of the night

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from factory import exit_codes
 from factory.cli.nightly import nights_of
 from factory.config.recipe import Recipe
 from factory.dataset import lease
@@ -30,6 +31,9 @@ from tests.nightly.conftest import DATE, Make, record
 NEXT = DATE + datetime.timedelta(days=1)
 FIELDS: dict[str, Any] = {"mode": "grow", "target": 12, "recipe": {"seed": 20261125, "n": 8}}
 
+PARTS = {"recipe": {"seed": 20261125, "n": 4}}
+"""Nights of two shards."""
+
 Grow = Callable[..., Outcome]
 
 
@@ -37,10 +41,24 @@ class KilledError(BaseException):
     """Ends a run at once, like SIGKILL."""
 
 
-def receipt(shard: int, recipe: Recipe) -> bytes:
-    """A shard of two samples, one of which took two attempts."""
+def receipt(shard: int, recipe: Recipe, skipped: int = 0) -> bytes:
+    """A shard of two samples, one of which took two attempts, or of which some were rejected in every attempt."""
+    indices = tuple(range(2 * shard, 2 * shard + skipped))
     blobs = Blob(f"train/{shard:06}.tar", "0" * 64, 1000), Blob(f"manifest/{shard:06}.parquet", "0" * 64, 100)
-    return Receipt(shard, recipe.fingerprint(), "0" * 64, *blobs, 2, 2, 3, {"mask_small": 1}, (), {}, {}, {}).to_json()
+    return Receipt(
+        shard,
+        recipe.fingerprint(),
+        "0" * 64,
+        *blobs,
+        2,
+        2 - skipped,
+        3,
+        {"mask_small": 1 + skipped},
+        indices,
+        {},
+        {},
+        {},
+    ).to_json()
 
 
 @pytest.fixture
@@ -49,7 +67,14 @@ def grow(make: Make, monkeypatch: pytest.MonkeyPatch) -> Grow:
     monkeypatch.setattr(run, "verify_night", lambda context, night: night)
     monkeypatch.setattr(run, "write_night_report", lambda *_: None)
 
-    def night(date: datetime.date, shards: int, error: BaseException | None = None, **fields: Any) -> Outcome:
+    def night(
+        date: datetime.date,
+        shards: int,
+        error: BaseException | None = None,
+        skipped: int = 0,
+        deleted: int = 0,
+        **fields: Any,
+    ) -> Outcome:
         def generate(
             recipe: Recipe,
             store: Store,
@@ -60,8 +85,8 @@ def grow(make: Make, monkeypatch: pytest.MonkeyPatch) -> Grow:
             limit: object,
         ) -> State:
             state = State(len(todo), gpu_seconds=3600.0 * shards, limited=shards < len(todo))
-            for shard in todo[:shards]:
-                store.put(f"receipts/{shard:06}.json", receipt(shard, recipe))
+            for shard in todo[: shards - deleted]:
+                store.put(f"receipts/{shard:06}.json", receipt(shard, recipe, skipped))
             watch(tracker.snapshot(state))
             progress = {**tracker.snapshot(state).to_dict(), "driver": held.holder}
             store.put("progress.json", json.dumps(progress).encode())
@@ -171,3 +196,31 @@ def test_night_whose_dataset_was_deleted_starts_again(grow: Grow, make: Make, tm
     assert counts(grow(NEXT, 1).night) == (2, 6, "partial")
     shutil.rmtree(tmp_path / "nights/dataset")
     assert counts(grow(NEXT, 9).night) == (8, 8, "complete")
+
+
+def test_night_does_not_report_the_skipped_samples_of_earlier_ones(grow: Grow) -> None:
+    first, second = grow(DATE, 2, skipped=1, **PARTS), grow(NEXT, 2, **PARTS)
+    assert (first.state, first.exit_code) == ("complete", exit_codes.EXHAUSTED)
+    assert first.message == "2 samples were rejected in every attempt and skipped."
+    assert (second.state, second.exit_code) == ("complete", exit_codes.DONE)
+    assert second.message == "All samples of the night are made and verified."
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_night_without_an_accepted_sample_fails_whatever_earlier_nights_made(limited: bool, grow: Grow) -> None:
+    """As with a broken GPU, whose images are blank."""
+    grow(DATE, 2, **PARTS)
+    outcome = grow(NEXT, 1 if limited else 2, skipped=2, **PARTS)
+    assert (outcome.state, outcome.exit_code) == ("failed", exit_codes.FAILED)
+    assert outcome.message.startswith("no sample of this night was accepted; attempts rejected by each filter")
+
+
+@pytest.mark.parametrize("earlier", [0, 2])
+def test_night_whose_receipts_were_deleted_has_not_used_up_its_budget(earlier: int, grow: Grow) -> None:
+    """The next run of the night generates these shards again."""
+    if earlier:
+        grow(DATE, earlier, **PARTS)
+    outcome = grow(NEXT, 2, deleted=1, **PARTS)
+    assert (outcome.state, outcome.exit_code) == ("failed", exit_codes.TRY_AGAIN)
+    assert outcome.message.startswith("1 shard is missing: receipts were deleted during the run")
+    assert counts(grow(NEXT, 1, **PARTS).night) == (4, 4 + 2 * earlier, "complete")

@@ -114,4 +114,4 @@ def test_night_without_any_sample_fails_with_a_code_that_no_scheduler_takes_for_
     make_dataset(recipe, Path(context.dataset.address))
     outcome = run_night(context)
     assert (outcome.state, outcome.exit_code) == ("failed", 3)
-    assert "no sample was accepted; attempts rejected by each filter" in outcome.message
+    assert "no sample of this night was accepted; attempts rejected by each filter" in outcome.message
