@@ -86,6 +86,23 @@ def test_progress_is_printed_as_lines_where_it_cannot_be_replaced(
     assert bar == "rendering 8/8, 0 s left"
 
 
+def test_remaining_time_of_a_resumed_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export that has written 900 of 1,000 samples before skips them, and writes two per second."""
+    clock = [1000.0]
+    monkeypatch.setattr("factory.cli.progress.time.monotonic", lambda: clock[0])
+    with progress_bar("exporting samples", 1000) as advance:
+        for done in (900, 902, 912, 912):
+            clock[0] += 5
+            advance(done)
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "exporting samples 902/1000, 245 s left",
+        "exporting samples 912/1000, 44 s left",
+        "exporting samples 912/1000",
+    ]
+
+
 @pytest.fixture
 def json_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     log = logging.getLogger("factory")

@@ -38,14 +38,15 @@ def progress_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callab
 
 
 def _plain_lines(label: str, total: int) -> Callable[[int], None]:
-    start = last = time.monotonic()
+    """The remaining time is estimated since the previous line: a resumed command skips what exists in no time."""
+    last, before = time.monotonic(), 0
 
     def advance(done: int) -> None:
-        nonlocal last
+        nonlocal last, before
         now = time.monotonic()
         if now - last >= 5 or done == total:
-            last = now
-            left = (now - start) / max(1, done) * (total - done)
-            print(f"{label} {done}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
+            left = f", {(now - last) / (done - before) * (total - done):.0f} s left" if done > before else ""
+            last, before = now, done
+            print(f"{label} {done}/{total}{left}", file=sys.stderr, flush=True)
 
     return advance

@@ -30,14 +30,17 @@ def report(
     Example: factory report out/ --compare s3://bucket/yesterday --out report
     """
     from factory.cli.progress import progress_bar
+    from factory.config.plan import Plan
     from factory.dataset.storage import Store
     from factory.dataset.stored_recipe import recipe_of
+    from factory.dataset.totals import current_totals
     from factory.export.run import default_target
     from factory.report.run import PAGE, write_report
 
     source = Store(dataset)
     target = Store(str(default_target(dataset, "report")) if out is None else out)
-    with progress_bar("measuring samples", recipe_of(source).n, as_json) as show:
+    existing = current_totals(source, Plan(recipe_of(source))).accepted
+    with progress_bar("measuring samples", existing, as_json) as show:
         data = write_report(source, target, compare=compare, watch=show)
     page = f"{target.address.rstrip('/')}/{PAGE}"
     if as_json:

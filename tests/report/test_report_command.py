@@ -20,6 +20,7 @@ from factory.report.measure import measure
 from factory.report.run import write_report
 from factory.report.shard_measures import MeasureSettings, ShardMeasures, _measure
 from tests.support.bucket import Bucket
+from tests.support.in_process import invoke
 from tests.support.report_datasets import make_report_set
 
 
@@ -146,3 +147,10 @@ def test_sample_without_valid_measures_is_damage(
     sample.members["json"] = json.dumps(record).encode()
     with pytest.raises(ValueError, match=message):
         _measure(sample, MeasureSettings(3, 0.0), ShardMeasures(0))
+
+
+def test_progress_counts_the_samples_that_exist(tmp_path: Path) -> None:
+    store, _ = make_report_set(tmp_path / "set")
+    store.delete("receipts/000003.json")
+    lines = invoke("report", tmp_path / "set").stderr.splitlines()
+    assert lines[-1].startswith("measuring samples 14/14")
