@@ -48,7 +48,8 @@ def test_status_of_a_dataset(tmp_path: Path) -> None:
     assert output("status", tmp_path).splitlines() == [
         "15 of 25 samples, 3 of 5 shards: incomplete.",
         "15 attempts, none rejected.",
-        "Quarantined shards: 000004; see quarantine/, and rerun to retry them.",
+        "Quarantined shards: 000004; see quarantine/.",
+        f"To retry them, run `factory generate --shards {tmp_path}`.",
     ]
     data = json.loads(output("status", tmp_path, "--json"))
     assert (data["samples"], data["shards"], data["status"], data["quarantined"]) == (15, 3, "incomplete", ["000004"])

@@ -13,13 +13,16 @@ from factory.cli.view import _Lines, one_line
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.lease import leased
+from factory.dataset.receipts import receipt_name
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import init_or_resume
 from factory.dataset.totals import Totals
 from factory.engine.interface import Done
 from factory.engine.state import State
 from factory.generation.progress import Snapshot, Tracker
+from factory.generation.reporter import quarantined
 from factory.generation.run import run_prepared
+from tests.support.in_process import output
 from tests.support.receipts import receipt
 
 
@@ -116,3 +119,26 @@ def test_a_run_without_all_receipts_is_not_complete(
         summary = run_prepared(make_recipe({"n": 100, "shard_size": 30}), store, held)
     assert summary.exit_code == code
     assert ("4 shards are missing" in as_text(summary, "out")) is (code == exit_codes.TRY_AGAIN)
+
+
+def test_shard_that_a_lost_worker_has_finished_leaves_quarantine(tmp_path: Path) -> None:
+    """The next run does not generate it again, and would otherwise leave its error there forever."""
+    recipe, store = make_recipe({"n": 8, "shard_size": 4}), Store(str(tmp_path))
+    init_or_resume(store, recipe)
+    for number in range(2):
+        store.put(receipt_name(number), receipt(number, recipe=recipe.fingerprint()))
+    store.put("quarantine/000001.json", b"{}")
+    with leased(store) as held:
+        summary = run_prepared(recipe, store, held)
+    assert (summary.exit_code, quarantined(store)) == (exit_codes.DONE, set())
+
+
+def test_status_of_an_active_run_does_not_ask_for_another_one(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    init_or_resume(store, make_recipe({"n": 8, "shard_size": 4}))
+    for number in range(12):
+        store.put(f"quarantine/{number:06d}.json", b"{}")
+    with leased(store):
+        last = output("status", tmp_path).splitlines()[-1]
+    names = ", ".join(f"{number:06d}" for number in range(10))
+    assert last == f"Quarantined shards: {names} and 2 more; see quarantine/."

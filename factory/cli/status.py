@@ -7,7 +7,7 @@ import typer
 from factory.cli.messages import to_stdout
 from factory.cli.nightly import nights_of, nights_table
 from factory.cli.shared_options import AsJson
-from factory.errors import command, counted
+from factory.errors import command, counted, first_few
 from factory.files.strict_json import dumps
 
 _ACTIVE = ("running", "waiting", "finishing")
@@ -48,10 +48,11 @@ def status(
         attempts = counted(data["attempts"], "attempt")
         to_stdout(attempts + (f", rejected: {rejected}." if rejected else ", none rejected."))
     if data["quarantined"]:
-        to_stdout(f"Quarantined shards: {', '.join(data['quarantined'])}; see quarantine/, and rerun to retry them.")
-    elif data["status"] not in ("complete", *_ACTIVE):
+        to_stdout(f"Quarantined shards: {first_few(data['quarantined'], 10)}; see quarantine/.")
+    if data["status"] not in ("complete", *_ACTIVE):
         killed = "The run was killed. " if data["status"] == "stale" else ""
-        to_stdout(f"{killed}To resume, run {command('generate', '--shards', dataset)}.")
+        purpose = "retry them" if data["quarantined"] and data["status"] == "incomplete" else "resume"
+        to_stdout(f"{killed}To {purpose}, run {command('generate', '--shards', dataset)}.")
 
 
 def _nights(address: str) -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -218,6 +219,16 @@ class _Background:
 def quarantine_name(shard: int) -> str:
     """The file with the error of a quarantined shard."""
     return f"quarantine/{shard_name(shard)}.json"
+
+
+def forget_finished(store: Store, finished: Container[int]) -> None:
+    """Delete the errors of shards that exist after all: a worker that was considered lost can still finish its shard.
+
+    A run deletes those of the shards that it finishes. Failures are ignored.
+    """
+    with suppress(UserError):
+        names = [quarantine_name(shard) for shard in quarantined(store) if shard in finished]
+        store.with_patience(_PATIENCE).delete_all(names)
 
 
 def quarantined(store: Store) -> set[int]:

@@ -29,7 +29,7 @@ from factory.generation.inversion_recipe import check_labels
 from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
 from factory.generation.progress import Snapshot, Tracker
-from factory.generation.reporter import Reporter, Watch, quarantined
+from factory.generation.reporter import Reporter, Watch, forget_finished, quarantined
 from factory.generation.run_metrics import RunMetrics, linger
 from factory.generation.shard_job import ContentJob
 
@@ -148,6 +148,7 @@ def run_prepared(
     recipe = init_or_resume(store, recipe, extend, lease.confirm)
     plan = Plan(recipe)
     entries = finished_entries(store, plan, save=True)
+    forget_finished(store, entries)
     all_missing = missing(plan, entries)
     todo = all_missing if samples is None else _first_shards(plan, all_missing, samples)
     tracker, state = Tracker(plan, todo, totals_of(entries)), State(len(plan))
