@@ -20,7 +20,7 @@ from factory.dataset.storage import ConflictError, Store
 from factory.dataset.stored_recipe import RECIPE
 from factory.detector.interface import Detector
 from factory.engine.interface import Done, Progress
-from factory.errors import GpuError, UserError
+from factory.errors import GpuError, UserError, counted
 from factory.generation.components import load_components
 from factory.generation.shard import Produced, produce
 
@@ -173,7 +173,8 @@ class ContentProducer:
         for stage, seconds in produced.seconds.items():
             metrics.STAGE_SECONDS.add(seconds, dataset, stage=stage)
         fields = {"dataset": dataset, "shard": receipt.shard, "attempts": receipt.attempts, "seconds": produced.seconds}
-        _log.info("Committed shard %d: %d samples.", receipt.shard, receipt.accepted, extra={"fields": fields})
+        size = counted(receipt.accepted, "sample")
+        _log.info("Committed shard %d: %s.", receipt.shard, size, extra={"fields": fields})
         return receipt
 
 
