@@ -178,11 +178,11 @@ def test_an_object_without_area_is_sorted_by_its_pixel_count(tmp_path: Path) -> 
         (lambda data: data.pop("annotations"), "no list of objects under 'annotations'"),
         (lambda data: data.update(images={"1": {}}), "no list of objects under 'images'"),
         (lambda data: data.update(annotations=[1]), "no list of objects under 'annotations'"),
-        (lambda data: data.update(annotations=[]), "no object with pixels in the classes of coco"),
-        (lambda data: data["categories"].clear(), "has no category of the vocabulary coco"),
+        (lambda data: data.update(annotations=[]), "no object with pixels whose class is in coco"),
+        (lambda data: data["categories"].clear(), "has no category that is in coco; choose"),
         (
             lambda data: [annotation.update(segmentation=[]) for annotation in data["annotations"]],
-            "no object with pixels in the classes of coco: 2 have no pixels",
+            "no object with pixels whose class is in coco: 2 have no pixels",
         ),
     ],
 )

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from factory.cli.compare import _caption
 from factory.cli.main import app
-from factory.config.vocabulary import voc
+from factory.config.vocabulary import from_names, voc
 from factory.errors import UserError
 from factory.evaluation.protocol_2 import as_markdown, compare
 from factory.segmenter.measure import RealImages, evaluate_here
@@ -62,6 +63,11 @@ def test_the_command_replaces_the_table_in_a_page(workspace: Path, tmp_path: Pat
     assert json.loads(result.stdout)[0]["score"]["images"] == 4
     assert page.read_text().startswith("# Results\n")
     assert page.read_text().count("| mine |") == 1
+
+
+def test_the_caption_of_a_table_names_options_that_exist() -> None:
+    assert "... --classes voc --split zs3`" in _caption("voc", "zs3")
+    assert "segmenters ...` printed" in _caption(from_names(["dog"]).name, None)
 
 
 @pytest.mark.parametrize("pair", ["nothing", "=folder", "name="])

@@ -209,7 +209,7 @@ def test_class_lists_of_common_tools_are_read(text: str, folder: Path) -> None:
         ("cat\ndog\n", "begins with 'cat' instead of background"),
         ("", "begins with '' instead of background"),
         ("background\ncat\n\ndog\n", "line 3 of .* is blank"),
-        ("background\ncat\nunicorn\n", "has the class 'unicorn', which is not in the vocabulary voc"),
+        ("background\ncat\nunicorn\n", "has the class 'unicorn', which is not in voc; give all classes"),
     ],
 )
 def test_an_ambiguous_class_list_is_refused(text: str, message: str, folder: Path) -> None:

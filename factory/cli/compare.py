@@ -50,7 +50,14 @@ def compare_segmenters(
     results = compare(segmenters, real, images, device, threads, to_stderr)
     text = as_markdown(results, classes, split)
     if table is not None:
-        options = f"--classes {classes}" + ("" if split is None else f" --split {split}")
-        caption = f"`factory compare-segmenters ... {options}` printed this table."
-        write_table(table, f"{caption}\n\n{text}\n", f"protocol-2-{classes}")
+        write_table(table, f"{_caption(classes, split)}\n\n{text}\n", f"protocol-2-{classes}")
     to_stdout(dumps([asdict(result) for result in results]) if as_json else text)
+
+
+def _caption(classes: str, split: str | None) -> str:
+    """The command that printed a table. The classes of other segmenters than those of voc and coco have no name."""
+    from factory.config.vocabulary import CUSTOM
+
+    options = {"--classes": None if classes == CUSTOM else classes, "--split": split}
+    given = "".join(f" {name} {value}" for name, value in options.items() if value is not None)
+    return f"`factory compare-segmenters ...{given}` printed this table."

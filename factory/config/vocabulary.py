@@ -48,7 +48,7 @@ _COCO_UNSEEN_1 = (
     "hot dog", "toilet", "mouse", "toaster", "hair drier",
 )  # fmt: skip
 
-_CUSTOM = "custom"
+CUSTOM = "custom"
 """The name of all vocabularies other than those of COCO and VOC."""
 
 _PLURAL = frozenset({"skis", "scissors"})
@@ -92,8 +92,9 @@ class Vocabulary:
         return tuple(entry.name for entry in self.classes)
 
     @property
-    def _label(self) -> str:
-        return "your list of classes" if self.name == _CUSTOM else self.name
+    def label(self) -> str:
+        """What messages call the vocabulary."""
+        return "your list of classes" if self.name == CUSTOM else self.name
 
     def find(self, name: str) -> ClassEntry | None:
         """Look up a class by name or alias, ignoring case, whitespace and underscores; None if there is none."""
@@ -111,7 +112,7 @@ class Vocabulary:
         entry = self.find(name)
         if entry is not None:
             return entry
-        problem = f"there is no class {name!r} in {self._label}{_nearest(name, self.classes)}"
+        problem = f"there is no class {name!r} in {self.label}{_nearest(name, self.classes)}"
         raise UserError(problem if where is None else f"{where}: {problem}")
 
     def label_of(self, name: str) -> int:
@@ -129,7 +130,7 @@ class Vocabulary:
         if split not in splits:
             names = f"{', '.join(splits)}, or " if splits else ""
             raise UserError(
-                f"there is no split {split!r} for {self._label}; give {names}a file with one unseen class per line."
+                f"there is no split {split!r} for {self.label}; give {names}a file with one unseen class per line."
             )
         return splits[split]
 
@@ -183,7 +184,7 @@ def from_names(names: Sequence[str], label: str = "the class list") -> Vocabular
             spellings = "" if first[plain] == spelling else f" as {first[plain]!a} and {spelling!a}"
             raise UserError(f"the class {plain!r} is repeated in {label}{spellings}; name each class once.")
         first[plain] = spelling
-    return Vocabulary(_CUSTOM, entries)
+    return Vocabulary(CUSTOM, entries)
 
 
 def check_name(name: str, label: str) -> str:

@@ -44,7 +44,7 @@ class CocoFolder(LabelledFolder):
         allowed = None if only is None else {vocabulary.label_of(name) for name in only}
         if not self._label_of:
             raise UserError(
-                f"{annotations} has no category of the vocabulary {vocabulary.name}; choose the file's vocabulary with "
+                f"{annotations} has no category that is in {vocabulary.label}; choose the file's classes with "
                 f"--classes."
             )
         self._images = {str(image.id): image for image in self._instances.images.values()}
@@ -91,9 +91,9 @@ class CocoFolder(LabelledFolder):
                 used += has_pixels and not annotation.crowd
         if not used:
             raise UserError(
-                f"{instances.path} has no object with pixels in the classes of {self._vocabulary.name}: {empty} have "
-                f"no pixels, {sum(self._unmatched.values())} are of other categories, {instances.without_image} refer "
-                f"to an unlisted image and {instances.without_category} to an unlisted category."
+                f"{instances.path} has no object with pixels whose class is in {self._vocabulary.label}: {empty} "
+                f"have no pixels, {sum(self._unmatched.values())} are of other categories, {instances.without_image} "
+                f"refer to an unlisted image and {instances.without_category} to an unlisted category."
             )
         self.notes += tuple(self._notes(empty))
 
@@ -108,9 +108,8 @@ class CocoFolder(LabelledFolder):
         if self._unmatched:
             names = ", ".join(f"{name!r} ({count})" for name, count in self._unmatched.most_common(5))
             rest = f" and {len(self._unmatched) - 5} more" if len(self._unmatched) > 5 else ""
-            notes.append(
-                f"{path}: objects of {names}{rest} become background because {self._vocabulary.name} has no such class."
-            )
+            reason = f"{self._vocabulary.label} has no such class"
+            notes.append(f"{path}: objects of {names}{rest} become background because {reason}.")
         for count, which in (
             (empty, "without pixels"),
             (self._instances.without_image, "of an image that the file does not list"),

@@ -99,7 +99,7 @@ def checked_vocabulary(vocabulary: Vocabulary) -> Vocabulary:
     """The vocabulary. UserError if it has more classes than uint8 labels can represent."""
     if len(vocabulary.classes) >= IGNORE:
         raise UserError(
-            f"labels can represent {IGNORE - 1} classes, but {vocabulary.name} has {len(vocabulary.classes)}."
+            f"labels can represent {IGNORE - 1} classes, but {vocabulary.label} has {len(vocabulary.classes)}."
         )
     return vocabulary
 

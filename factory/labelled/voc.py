@@ -167,8 +167,8 @@ class VocFolder(LabelledFolder):
                 continue
             if entry is None:
                 raise UserError(
-                    f"{self.root} has the class {name!r}, which is not in the vocabulary {vocabulary.name}; choose the "
-                    f"folder's vocabulary with --classes."
+                    f"{self.root} has the class {name!r}, which is not in {vocabulary.label}; give all classes of the "
+                    f"folder with --classes."
                 )
             lookup[value] = vocabulary.label_of(entry.name)
         return lookup

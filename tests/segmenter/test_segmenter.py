@@ -205,7 +205,7 @@ def test_coco_images_give_the_same_figures_as_voc_images(folder: Path, tmp_path:
     images = RealImages(folder / "JPEGImages", annotations=annotations, split="1")
     on_coco = evaluate_here(model, images, threads=1)
     assert (on_coco.images, on_coco.by_class) == (on_voc.images, pytest.approx(on_voc.by_class, nan_ok=True))
-    with pytest.raises(UserError, match="has no category of the vocabulary custom"):
+    with pytest.raises(UserError, match="has no category that is in your list of classes"):
         CocoFolder(folder / "JPEGImages", annotations, from_names(("unicorn",), "here"))
 
 
@@ -273,7 +273,7 @@ def test_two_processes_train_together(
         ({"real": "here"}, "is not a PASCAL VOC folder"),
         ({"shards": ("nowhere",)}, "is not a dataset"),
         ({"real": "FOLDER", "architecture": "nothing"}, "there is no architecture nothing"),
-        ({"real": "FOLDER", "classes": "dog,cat"}, "which is not in the vocabulary custom"),
+        ({"real": "FOLDER", "classes": "dog,cat"}, "which is not in your list of classes; give"),
     ],
 )
 def test_invalid_training_data_raises_a_clear_error(
