@@ -142,6 +142,7 @@ class HuggingFaceFormat:
             "configs": [{"config_name": "default", "data_files": files}],
         }
         text = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=110)
+        classes = [f"{entry.id} {entry.name}" for entry in self._info.vocabulary.classes]
         lines = [
             f"# {self._info.title}",
             f"Recipe `{self._info.fingerprint}`.",
@@ -149,6 +150,7 @@ class HuggingFaceFormat:
             "contains lists of equal length: `category` is the class (names are in the features), `bbox` is left, top, "
             "width and height in pixels, and `rle` contains the counts of COCO's compressed run lengths: "
             '`pycocotools.mask.decode({"size": [height, width], "counts": rle})` returns the mask.',
+            f"`category_id` by class: {', '.join(classes)}.",
         ]
         return f"---\n{text}---\n\n" + "\n\n".join(lines) + "\n"
 

@@ -230,7 +230,9 @@ def test_card_and_parquet_files_have_the_same_features(store: Store, tmp_path: P
     import yaml
 
     run(store, tmp_path, "hf", val=0.0)
-    card = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
+    header, text = (tmp_path / "README.md").read_text().split("---")[1:]
+    assert "`category_id` by class: 18 dog, 17 cat, 10 traffic light, 6 bus, 89 hair drier." in text
+    card = yaml.safe_load(header)
     schema = pq.read_schema(tmp_path / "data" / "train-00000-of-00003.parquet")
     declared = datasets.Features._from_yaml_list(card["dataset_info"]["features"])
     assert declared == datasets.Features.from_arrow_schema(schema)
