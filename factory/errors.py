@@ -85,7 +85,7 @@ def shortened(text: str, length: int) -> str:
     if len(text) <= length:
         return text
     sentences = text[: length + 1].rpartition(". ")[0]
-    if len(sentences) > length // 5:
+    if len(sentences) > min(length // 3, 40):
         return f"{sentences}."
     start = text[: length - 3]
     return f"{start.rpartition(' ')[0] or start}..."

@@ -50,7 +50,7 @@ def test_all_workers_that_load_on_a_node_that_dies_are_one_failure(scheduler: Sc
 def test_lost_worker_is_named_as_in_the_log_file_and_the_reason_ends_with_a_sentence(scheduler: Scheduler) -> None:
     where = {"host": "node-7", "ip": "10.0.0.7", "pid": "812"}
     reason = "The actor is dead because its worker process has died. Some common causes include: (1) "
-    scheduler._lost(Worker(None, None, None, ready=True, where=where), RuntimeError(reason + 40 * "the OOM killer, "))
+    scheduler._lost(Worker(None, None, None, ready=True, where=where), RuntimeError(reason + 50 * "the OOM killer, "))
     assert list(scheduler.state.errors) == [
         "lost a worker on node-7 (process 812): RuntimeError: The actor is dead because its worker process has died."
     ]

@@ -34,7 +34,7 @@ def test_first_writer_wins_and_same_bytes_are_accepted(tmp_path: Path) -> None:
     assert store.create("a", b"1")
     assert not store.create("a", b"2")
     store.create_same("a", b"1")
-    with pytest.raises(ConflictError, match="exists with sha256"):
+    with pytest.raises(ConflictError, match=r"it is incomplete\. .* `factory verify .* --repair` deletes it"):
         store.create_same("a", b"2")
     assert store.get("a") == b"1"
 

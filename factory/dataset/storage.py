@@ -16,7 +16,7 @@ from factory.dataset.storage_errors import StoreFullError, never_created
 from factory.dataset.storage_folder import TEMPORARY, FolderWrites
 from factory.dataset.storage_listing import Entry, list_bucket, list_folder, tag_of
 from factory.dataset.storage_requests import Requests
-from factory.errors import UserError
+from factory.errors import UserError, command
 from factory.files.listing import names_in
 from factory.files.paths import expanded, without_file_scheme
 
@@ -122,8 +122,10 @@ class Store:
         if stored != data:
             existing, new = hashlib.sha256(stored).hexdigest(), hashlib.sha256(data).hexdigest()
             raise ConflictError(
-                f"{self.address}/{name} exists with sha256 {existing[:12]}, but this worker generated {new[:12]} from "
-                f"the same plan; the machines or library versions differ. Check with `factory verify`."
+                f"{self.address}/{name} exists with the SHA-256 {existing[:12]}, but this worker generated {new[:12]}: "
+                f"another kind of machine or other library versions wrote the file, or it is incomplete. If no other "
+                f"run is working on this dataset, {command('verify', self.address, '--repair')} deletes it and "
+                f"generates the shard again."
             )
 
     def compare_and_swap(self, name: str, data: bytes, seen: bytes | None, durable: bool = True) -> bool:

@@ -11,6 +11,8 @@ from factory.engine.queue import MAX_ERRORS, MAX_LOSSES, ShardQueue
 from factory.engine.state import Listener, State
 from factory.errors import UserError, shortened
 
+_LONGEST = 600
+"""Characters of an error in messages; quarantine/ has all of it."""
 _ANSI_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -102,4 +104,4 @@ def last_line(error: object) -> str:
     """The last non-empty line of an error's text."""
     text = str(error) if not isinstance(error, BaseException) else "".join(traceback.format_exception_only(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return shortened(lines[-1], 300) if lines else "no message"
+    return shortened(lines[-1], _LONGEST) if lines else "no message"

@@ -77,7 +77,7 @@ class Tracker:
         self._plan, self._before = plan, before or Totals()
         self._planned = self._samples_of(shards)
         self._start = time.monotonic()
-        self._recent: deque[tuple[float, int]] = deque([(self._start, 0)])
+        self._recent: deque[tuple[float, int, int]] = deque([(self._start, 0, 0)])
 
     def snapshot(self, state: State, status: str = "running") -> Snapshot:
         """A snapshot of the current state."""
@@ -86,7 +86,7 @@ class Tracker:
         rejected = Counter(state.rejected)
         for _, reasons in state.in_progress.values():
             rejected.update(reasons)
-        speed = self._speed(now, accepted)
+        speed, handled_speed = self._speeds(now, accepted, accepted + state.exhausted)
         left = max(0, self._planned - self._samples_of(state.quarantined) - accepted - state.exhausted)
         return Snapshot(
             status=status,
@@ -96,7 +96,7 @@ class Tracker:
             shards=len(self._plan),
             per_second=round(speed, 3),
             seconds=round(now - self._start, 1),
-            seconds_left=round(left / speed, 1) if speed else None,
+            seconds_left=round(left / handled_speed, 1) if handled_speed else None,
             workers=state.workers,
             pending_workers=state.pending_workers,
             rejected=dict(sorted(rejected.items())),
@@ -114,11 +114,17 @@ class Tracker:
         """How many samples are planned for some shards."""
         return sum(stop - start for start, stop in map(self._plan.bounds, shards))
 
-    def _speed(self, now: float, accepted: int) -> float:
-        """Samples per second over the last minute; never negative, although lost shards lower the count."""
+    def _speeds(self, now: float, accepted: int, handled: int) -> tuple[float, float]:
+        """Accepted and handled (accepted or skipped) samples per second over the last minute.
+
+        They are never negative, although lost shards lower the counts.
+        """
         if now - self._recent[-1][0] >= 1:
-            self._recent.append((now, accepted))
+            self._recent.append((now, accepted, handled))
         while len(self._recent) > 1 and now - self._recent[0][0] > _WINDOW:
             self._recent.popleft()
-        since, before = self._recent[0]
-        return max(0.0, (accepted - before) / (now - since)) if now > since else 0.0
+        since, accepted_before, handled_before = self._recent[0]
+        if now <= since:
+            return 0.0, 0.0
+        elapsed = now - since
+        return max(0.0, (accepted - accepted_before) / elapsed), max(0.0, (handled - handled_before) / elapsed)
