@@ -98,6 +98,33 @@ def run_forwarding_signals(command: Sequence[str]) -> int:
 
 
 @contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM take effect at the end of the block; a second one takes effect immediately.
+
+    For code that forks. Python discards the exceptions of functions that it calls before and after a fork. If a signal
+    handler raises one in the function that releases the lock of `logging`, other threads wait for it forever.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    received: list[int] = []
+
+    def defer(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            before[signal.Signals(number)](number, frame)
+
+    for number in before:
+        signal.signal(number, defer)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if received:
+            before[signal.Signals(received[0])](received[0], None)
+
+
+@contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Defer interrupts: the first SIGINT or SIGTERM makes the yielded function return True; a second one interrupts.
 

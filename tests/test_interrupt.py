@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -68,3 +69,29 @@ def test_sigterm_while_ray_starts_ends_like_any_other(tiny_model: Path, tmp_path
     assert driver.returncode == 143, stderr
     assert "Interrupted. Committed work is kept" in stderr
     assert "Traceback" not in stderr
+
+
+STOPPED_IN_A_FORK = """
+import os, signal
+sent = []
+
+def stop():
+    if not sent:
+        sent.append(os.kill(os.getpid(), signal.SIGTERM))
+
+os.register_at_fork(after_in_parent=stop)
+from factory.cli.main import run
+run()
+"""
+
+
+def test_sigterm_in_the_middle_of_a_fork_is_not_lost(tiny_model: Path, tmp_path: Path) -> None:
+    """Python discards exceptions of functions that it calls at a fork; one of them releases the lock of `logging`."""
+    command = [sys.executable, "-c", STOPPED_IN_A_FORK, "generate", "--classes", "voc", "--n", "4"]
+    command += ["--model", str(tiny_model), "--shards", str(tmp_path / "out")]
+    log = tmp_path / "log"
+    with log.open("w") as stream:  # a pipe would be kept open by Ray's processes
+        ended = subprocess.run(command, stderr=stream, timeout=100)
+    assert ended.returncode == 143, log.read_text()
+    assert "Interrupted. Committed work is kept" in log.read_text()
+    assert "Exception ignored" not in log.read_text()

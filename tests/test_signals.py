@@ -51,3 +51,21 @@ def test_interrupt_that_python_discards_is_repeated(number: int, monkeypatch: py
     Interrupted()
     with pytest.raises(KeyboardInterrupt):
         time.sleep(5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("signals_sent", "completed"), [(1, True), (2, False)])
+def test_deferred_signal_takes_effect_at_the_end_of_the_block(number: int, signals_sent: int, completed: bool) -> None:
+    steps = []
+
+    def block() -> None:
+        with signals.deferred():
+            for _ in range(signals_sent):
+                os.kill(os.getpid(), number)
+            steps.append("completed")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert bool(steps) == completed, "a second signal takes effect immediately"
+    with signals.deferred():
+        pass

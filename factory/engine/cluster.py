@@ -3,7 +3,6 @@
 import logging
 import os
 import secrets
-import signal
 import socket
 import sys
 import threading
@@ -15,6 +14,7 @@ from factory.config.sections import EngineRecipe
 from factory.engine import environment, logs
 from factory.engine.machine import metrics_port, session_folder, usable_cpus
 from factory.errors import TransientError, UserError, one_line
+from factory.signals import deferred
 
 _log = logging.getLogger(__name__)
 
@@ -34,9 +34,8 @@ _stuck = False
 def connected(engine: EngineRecipe, threads: int) -> Iterator[None]:
     """Connect to Ray for the duration of the `with`: a local cluster, or the one at `engine.address`.
 
-    If the program is already connected to a cluster, that one is used and left running. Signal handlers are restored,
-    because Ray installs one for SIGTERM that ends the process. Raises UserError or TransientError if there is no
-    cluster.
+    If the program is already connected to a cluster, that one is used and left running. Raises UserError or
+    TransientError if there is no cluster.
     """
     if is_connected():
         _check_same_cluster(engine.address)
@@ -44,12 +43,13 @@ def connected(engine: EngineRecipe, threads: int) -> Iterator[None]:
             yield
         return
     _set_environment()
-    with _restored_sigterm_handler():
-        if engine.address is None:
-            _start_local((engine.workers or 1) * threads + engine.detectors)
-        else:
-            _join(engine.address)
     try:
+        if engine.address is None:
+            with deferred(), _own_sigterm_handler():
+                _start_local((engine.workers or 1) * threads + engine.detectors)
+        else:
+            with _own_sigterm_handler():
+                _join(engine.address)
         with logs.captured(printed=False):
             yield
     finally:
@@ -91,23 +91,16 @@ def _check_same_cluster(address: str | None) -> None:
 
 
 @contextmanager
-def _restored_sigterm_handler() -> Iterator[None]:
-    """Restore the handler of SIGTERM after a block in which Ray installs its own.
+def _own_sigterm_handler() -> Iterator[None]:
+    """Keep the handler of SIGTERM: Ray installs its own, which ends the process with an exit code of 1 or 15."""
+    from ray._private import utils
 
-    Ray's handlers end the process with `sys.exit`, and an exit code of 1 or 15. If the signal arrives while they are
-    active, the handler of this program is called instead.
-    """
-    before = signal.getsignal(signal.SIGTERM)
+    install = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
     try:
         yield
-    except SystemExit:
-        if not callable(before):
-            raise
-        before(signal.SIGTERM, None)
-        raise KeyboardInterrupt from None
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        utils.set_sigterm_handler = install
 
 
 @contextmanager
@@ -161,6 +154,8 @@ def _start_local(cpus: int) -> None:
 
 def _shut_down() -> None:
     """Disconnect; if the head node is gone, `ray.shutdown()` may never return, so wait only for a limited time."""
+    if "ray" not in sys.modules:
+        return
     import ray
 
     def shut_down() -> None:
