@@ -1,6 +1,7 @@
 """The public Python API: the examples of the README work, and importing the package is fast."""
 
 import ast
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -49,6 +50,24 @@ def test_arrays_can_be_changed_and_samples_compared(tmp_path: Path) -> None:
         array[:] = 1  # PyTorch warns of arrays that are read-only, and augmentations work in place
     assert first != again
     assert {first, again} >= {first}
+
+
+def _read_in_a_fork(dataset: factory.Dataset, folder: Path) -> None:
+    assert len(list(dataset)) == 25
+    with pytest.raises(factory.UserError, match="cannot be opened in a forked process; open it before the fork"):
+        factory.open_dataset(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_forked_processes_read_an_open_dataset(tmp_path: Path) -> None:
+    """Workers of a DataLoader never returned: the threads that read files do not exist in a fork."""
+    make_drawn(tmp_path)
+    arguments = factory.open_dataset(tmp_path), tmp_path
+    process = multiprocessing.get_context("fork").Process(target=_read_in_a_fork, args=arguments, daemon=True)
+    process.start()
+    process.join(20)
+    process.kill()
+    assert process.exitcode == 0
 
 
 def test_a_process_generates_one_dataset_at_a_time(

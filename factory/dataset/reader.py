@@ -76,6 +76,9 @@ class Dataset:
     returns the number of samples. A dataset can be read while it is being generated: it then has the samples of the
     shards that were committed when it was opened.
 
+    Worker processes, such as those of a PyTorch `DataLoader`, can iterate over a dataset that was opened before they
+    started. With a bucket, they must be started with the method "spawn".
+
     Attributes:
         recipe: The recipe of the dataset.
     """

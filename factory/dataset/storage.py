@@ -15,7 +15,7 @@ from factory.dataset.storage_access import Access, check_address, is_remote, wit
 from factory.dataset.storage_errors import StoreFullError, never_created
 from factory.dataset.storage_folder import TEMPORARY, FolderWrites
 from factory.dataset.storage_listing import Entry, list_bucket, list_folder, tag_of
-from factory.dataset.storage_requests import Requests
+from factory.dataset.storage_requests import Requests, in_fork
 from factory.errors import UserError, command
 from factory.files.listing import names_in
 from factory.files.paths import expanded, without_file_scheme
@@ -36,8 +36,8 @@ class ConflictError(Exception):
 class Store:
     """Operations on names such as "train/000000.tar" below a folder or URL.
 
-    A store holds clients with their own threads: create it in the process that uses it, and do not carry it over a
-    fork. It pickles as its address, its settings and the resolved access, so that a worker can reach what the driver
+    A store holds clients with their own threads, which do not survive a fork: a forked process can only read files of
+    a folder, and other operations raise UserError. It pickles as its address, its settings and the resolved access, so that a worker can reach what the driver
     reaches. Every operation retries temporary failures for up to `settings.patience` seconds and then raises
     `StoreUnavailableError`.
     """
@@ -178,6 +178,10 @@ class Store:
 
     def get(self, name: str) -> bytes | None:
         """Read the content; None if the name does not exist. Reading never creates a folder."""
+        if self.folder is not None and in_fork():
+            with self._requests.clear_errors(name, writes=False), contextlib.suppress(FileNotFoundError):
+                return (self.folder / name).read_bytes()
+            return None
         tagged = self.get_tagged(name)
         return None if tagged is None else tagged[0]
 

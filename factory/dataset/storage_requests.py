@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,18 @@ from factory.config.sections import StoreRecipe
 from factory.dataset.storage_access import Access, find_access
 from factory.dataset.storage_errors import clear_errors
 from factory.dataset.storage_retry import Patience
+from factory.errors import UserError
 
 T = TypeVar("T")
 
 _SMALL_REQUEST = 1 << 20
+_first_process: int | None = None
+"""The process that has made the first request."""
+
+
+def in_fork() -> bool:
+    """Whether this process is a fork of one that has made requests: the threads of the clients do not exist here."""
+    return _first_process not in (None, os.getpid())
 
 
 class Requests:
@@ -73,6 +82,13 @@ class Requests:
         return self._settings.timeout + rounded / self._settings.slowest
 
     def _connect(self, timeout: float | None) -> Any:
+        global _first_process
+        if in_fork():  # a request would never return
+            raise UserError(
+                f"{self._address} cannot be opened in a forked process; open it before the fork if it is a local "
+                f"folder, or start processes with the method spawn, as DataLoader(multiprocessing_context='spawn') does."
+            )
+        _first_process = os.getpid()
         if self._folder is not None:
             timeout = None
         client = self._clients.get(timeout)
