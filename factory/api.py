@@ -5,6 +5,7 @@ from collections.abc import Callable
 from os import PathLike
 
 from factory.config.recipe import Recipe, make_recipe
+from factory.config.sections import Section
 from factory.dataset.masks import decode_label_png, decode_rle
 from factory.dataset.reader import Dataset, DatasetSample, open_dataset
 from factory.dataset.storage import Store
@@ -70,6 +71,7 @@ def generate(
         raise UserError(
             f"the recipe must be a factory.Recipe, got a {type(recipe).__name__}; make one with factory.make_recipe."
         )
+    recipe = _validated(recipe)
     if on_progress is not None and not callable(on_progress):
         raise UserError(f"on_progress must be a function of a factory.Snapshot, got a {type(on_progress).__name__}.")
     store = Store(path_text(shards, "the address of a dataset"), recipe.store)
@@ -82,3 +84,8 @@ def generate(
         return run(recipe, store, extend, on_progress or (lambda snapshot: None), force)
     finally:
         _generating.release()
+
+
+def _validated(recipe: Recipe) -> Recipe:
+    """Check a recipe again: `model_copy(update=...)` of Pydantic accepts any field and any value."""
+    return make_recipe({name: dict(value) if isinstance(value, Section) else value for name, value in recipe})

@@ -18,6 +18,8 @@ from factory import api
 from factory.dataset.reader import DatasetSample
 from tests.support.datasets import make_dataset
 from tests.support.export_datasets import make_dataset as make_drawn
+from tests.support.older_formats import older_masks
+from tests.support.oracle_datasets import oracle_recipe
 
 
 def test_a_dataset_is_generated_and_read(tiny_data: dict[str, Any], tmp_path: Path) -> None:
@@ -128,6 +130,25 @@ def test_arguments_of_other_types_raise_a_clear_error(
     with pytest.raises(factory.UserError, match="is empty"):
         factory.generate(tiny_recipe, " ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [({"n": -1}, "n must be at least 1"), ({"sed": 1}, "no field sed"), ({"generator": {"step": 2}}, "generator.step")],
+)
+def test_changed_copies_of_a_recipe_are_checked(
+    tiny_recipe: factory.Recipe, tmp_path: Path, update: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(factory.UserError, match=message):
+        factory.generate(tiny_recipe.model_copy(update=update), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_checking_a_recipe_again_does_not_change_it(tiny_recipe: factory.Recipe) -> None:
+    fields = tiny_recipe.model_dump()
+    older = [{**fields, "format": format, "masks": older_masks(fields["masks"])} for format in (1, 2)]
+    recipes = [tiny_recipe, *map(factory.make_recipe, older), oracle_recipe(Path("model"))]
+    assert [api._validated(recipe) for recipe in recipes] == recipes
 
 
 def test_a_path_opens_a_dataset(tmp_path: Path) -> None:

@@ -36,10 +36,10 @@ class ConflictError(Exception):
 class Store:
     """Operations on names such as "train/000000.tar" below a folder or URL.
 
-    A store holds clients with their own threads, which do not survive a fork: a forked process can only read files of
-    a folder, and other operations raise UserError. It pickles as its address, its settings and the resolved access, so that a worker can reach what the driver
-    reaches. Every operation retries temporary failures for up to `settings.patience` seconds and then raises
-    `StoreUnavailableError`.
+    A store holds clients with their own threads, which do not survive a fork: a forked process can only read files of a
+    folder, and other operations raise UserError. It pickles as its address, its settings and the resolved access, so
+    that a worker can reach what the driver reaches. Every operation retries temporary failures for up to
+    `settings.patience` seconds and then raises `StoreUnavailableError`.
     """
 
     def __init__(self, address: str, settings: StoreRecipe | None = None, access: Access | None = None) -> None:

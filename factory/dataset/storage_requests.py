@@ -86,7 +86,7 @@ class Requests:
         if in_fork():  # a request would never return
             raise UserError(
                 f"{self._address} cannot be opened in a forked process; open it before the fork if it is a local "
-                f"folder, or start processes with the method spawn, as DataLoader(multiprocessing_context='spawn') does."
+                f"folder, or start processes with the method spawn: DataLoader(..., multiprocessing_context='spawn')."
             )
         _first_process = os.getpid()
         if self._folder is not None:
