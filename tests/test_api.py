@@ -144,10 +144,10 @@ def test_changed_copies_of_a_recipe_are_checked(
     assert not list(tmp_path.iterdir())
 
 
-def test_checking_a_recipe_again_does_not_change_it(tiny_recipe: factory.Recipe) -> None:
+def test_checking_a_recipe_again_does_not_change_it(tiny_recipe: factory.Recipe, tiny_model: Path) -> None:
     fields = tiny_recipe.model_dump()
     older = [{**fields, "format": format, "masks": older_masks(fields["masks"])} for format in (1, 2)]
-    recipes = [tiny_recipe, *map(factory.make_recipe, older), oracle_recipe(Path("model"))]
+    recipes = [tiny_recipe, *map(factory.make_recipe, older), oracle_recipe(tiny_model)]
     assert [api._validated(recipe) for recipe in recipes] == recipes
 
 
