@@ -45,11 +45,9 @@ def connected(engine: EngineRecipe, threads: int) -> Iterator[None]:
     _set_environment()
     try:
         if engine.address is None:
-            with deferred(), _own_sigterm_handler():
-                _start_local((engine.workers or 1) * threads + engine.detectors)
+            _start_local((engine.workers or 1) * threads + engine.detectors)
         else:
-            with _own_sigterm_handler():
-                _join(engine.address)
+            _join(engine.address)
         with logs.captured(printed=False):
             yield
     finally:
@@ -134,7 +132,7 @@ def _start_local(cpus: int) -> None:
 
     options: dict[str, Any] = {} if folder is None else {"_temp_dir": folder}
     try:
-        with quiet(), _loopback_only():
+        with deferred(), quiet(), _loopback_only(), _own_sigterm_handler():
             ray.init(
                 address="local",
                 num_cpus=max(usable_cpus(), cpus),
@@ -196,7 +194,7 @@ def _join(address: str) -> None:
 
     _check_joinable(address)
     try:
-        with quiet():
+        with quiet(), _own_sigterm_handler():
             ray.init(
                 address=address,
                 logging_level=logging.ERROR,
