@@ -7,15 +7,16 @@
 pid_file=${TMPDIR:-/tmp}/factory-nightly.pid
 
 if [ "${1:-}" = stop ]; then
-    pid=$(cat "$pid_file" 2>/dev/null) && kill -USR1 "$pid" 2>/dev/null || exit 0
+    pid=$(cat "$pid_file" 2>/dev/null) && kill -WINCH "$pid" 2>/dev/null || exit 0
     while kill -0 "$pid" 2>/dev/null; do sleep 0.2; done
     exit 0
 fi
 
 stopped=
-# `ray job stop` signals the driver as well. A second signal would stop it without its grace period.
+# `ray job stop` signals the driver as well. A second signal would stop it without its grace period. Shells run the traps of
+# pending signals by number, so that of TERM (15) comes before that of WINCH (28).
 trap 'stopped=1' TERM
-trap '[ -n "$stopped" ] || kill -TERM "$driver"; stopped=1' USR1
+trap '[ -n "$stopped" ] || kill -TERM "$driver"; stopped=1' WINCH
 echo $$ > "$pid_file"
 factory nightly /etc/factory/nightly.yaml --json "$@" &
 driver=$!
