@@ -117,8 +117,9 @@ from ray.cluster_utils import Cluster
 from factory.config.sections import EngineRecipe
 from factory.engine.capacity import Capacity, Share
 from factory.engine.cluster import connected
-head = {"num_cpus": 2, "include_dashboard": False, "env_vars": {"RAY_NODE_TYPE_NAME": "headgroup"}}
-there = Cluster(initialize_head=True, head_node_args={**head, "_system_config": {"enable_autoscaler_v2": True}})
+system = {"enable_autoscaler_v2": True}
+head = {"num_cpus": 2, "include_dashboard": False, "_system_config": system}
+there = Cluster(initialize_head=True, head_node_args=head)
 try:
     engine = EngineRecipe(address=there.address)
     with connected(engine, 1):
@@ -130,7 +131,9 @@ finally:
 
 def test_autoscaler_of_kuberay_is_asked_for_more_workers_than_fit() -> None:
     """KubeRay names the node groups, and the second autoscaler of Ray writes no status."""
-    ran = subprocess.run([sys.executable, "-c", AUTOSCALER_V2], capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "RAY_NODE_TYPE_NAME": "headgroup"}  # as in the pods of KubeRay
+    command = [sys.executable, "-c", AUTOSCALER_V2]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert ran.stdout.splitlines()[-1] == "workers 4"
 

@@ -9,6 +9,8 @@ from factory.config.sections import EngineRecipe
 from factory.errors import UserError
 
 _MAX_WORKERS = 4096
+_NODE_GROUP = "ray.io/node-group"
+"""Ray's label of a node that an autoscaler or KubeRay has added: the name of its group."""
 _MIN_SCALE_UP = 4
 """Workers to request from an autoscaling cluster that has room for none yet and does not report its maximum size."""
 
@@ -123,27 +125,26 @@ def resources() -> Resources:
     """The resources of the connected cluster; blocks while the head node does not respond."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in alive]
     with contextlib.suppress(Exception):  # private APIs of Ray: they may change, and do not work through ray://
         from ray._private.state import state
 
         limit = state.get_max_resources_from_cluster_config()
-        return Resources(nodes, limit is not None or _has_autoscaler(), limit)
+        named = any(_NODE_GROUP in node["Labels"] for node in alive)
+        return Resources(nodes, limit is not None or _has_autoscaler(named), limit)
     return Resources(nodes)
 
 
-def _has_autoscaler() -> bool:
-    """Whether nodes are added to the connected cluster on demand."""
-    from ray.autoscaler.v2.sdk import get_cluster_resource_state
+def _has_autoscaler(named: bool) -> bool:
+    """Whether nodes are added to the connected cluster on demand; `named` says that its node groups have names."""
     from ray.autoscaler.v2.utils import is_autoscaler_v2
-    from ray.experimental.internal_kv import _internal_kv_get, internal_kv_get_gcs_client
+    from ray.experimental.internal_kv import _internal_kv_get
 
     if report := _internal_kv_get(b"__autoscaling_status"):
         return reports_node_types(report)
-    if not is_autoscaler_v2(fetch_from_server=True):
-        return False
-    client = internal_kv_get_gcs_client()  # type: ignore[no-untyped-call]
-    return any(node.ray_node_type_name for node in get_cluster_resource_state(client).node_states)
+    # The second autoscaler writes no status. It also runs in clusters with a fixed number of nodes.
+    return named and is_autoscaler_v2(fetch_from_server=True)
 
 
 def reports_node_types(report: bytes) -> bool:
