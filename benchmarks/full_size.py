@@ -22,6 +22,7 @@ from benchmarks.shapes import random_pipeline
 from factory.config.recipe import make_recipe
 from factory.config.vocabulary import voc
 from factory.generation.pin import pin_recipe
+from factory.hf_logging import quiet_model_libraries
 
 _ORACLE = "--oracle"
 
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument(_ORACLE, nargs=2, metavar=("MODEL", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    quiet_model_libraries()
     if options.oracle:
         model, out = map(Path, options.oracle)
         oracle_dataset(model, out, options.dtype, options.steps, options.threads)

@@ -1,13 +1,13 @@
 """What limits the results of Protocol I: the masks of the detector, the resolution, or the assignment of classes.
 
-    python -m benchmarks.limits GROUNDER --classes voc --images 60
+    python -m benchmarks.limits GROUNDER --judge runs/judge/model --classes voc --images 60
 
 All values are mIoU in percent on the new images of Protocol I, pooled by class and averaged over classes:
 
 - `module`: the grounder against the detector, as in Protocol I; also restricted to images in which the detector finds
   every class with a score of at least 0.7 or 0.9.
-- `detector, mirrored image`: the detector against itself on mirrored images. No grounder can be expected to agree with
-  the detector more than the detector agrees with itself.
+- `second detector`: a second, independently trained detector (`factory stickers train judge`) against the first. No
+  grounder can be expected to agree with a detector much more than another detector does.
 - `masks reduced`: the detector's own masks, reduced to the given side in pixels and enlarged again.
 - `classes merged`: the module against the detector without distinguishing the classes of an image.
 """
@@ -23,7 +23,10 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from factory.dataset.masks import IGNORE
-from factory.dataset.records import Image, Instance
+from factory.dataset.records import Grounded
+from factory.detector.embedded import EmbeddedDetector
+from factory.detector.fitting import FittingDetector
+from factory.detector.oracle import OracleGrounder
 from factory.evaluation.markdown import write_table
 from factory.evaluation.protocol_1 import GROUPS, split_recipe
 from factory.evaluation.split_evaluation import EvaluationBatch, SplitEvaluation
@@ -40,7 +43,7 @@ def count(
     tallies: Tallies,
     batch: EvaluationBatch,
     grounder: TrainedGrounder,
-    again: Sequence[Sequence[Instance]],
+    second: Sequence[Grounded],
     max_images: int,
 ) -> None:
     """Add a batch's complete images, up to `max_images` of the group, so that they are those of Protocol I."""
@@ -55,21 +58,13 @@ def count(
         for threshold in THRESHOLDS:
             if lowest_score >= threshold:
                 tallies[f"module, detection scores of at least {threshold}"].add(classes, mine, truth)
-        tallies["detector, mirrored image"].add(classes, of_detections(again[k], classes, shape), truth)
+        if second:
+            tallies["second detector"].add(classes, label_map(second[k].disjoint(), classes, shape), truth)
         for side in SIDES:
             tallies[f"masks reduced to {side} pixels"].add(classes, resized(truth, len(classes), side), truth)
         tallies["classes merged"].add(
             ["object"], (mine > 0).astype(np.uint8), np.where(truth == IGNORE, truth, truth > 0)
         )
-
-
-def of_detections(found: Sequence[Instance], classes: Sequence[str], shape: Sequence[int]) -> Labels:
-    """Labels from detections with a score of at least 0.5, those with higher scores in front."""
-    labels = np.zeros(tuple(shape), np.uint8)
-    for instance in sorted(found, key=lambda instance: instance.score):
-        if instance.score >= 0.5 and instance.class_name in classes:
-            labels[instance.mask] = classes.index(instance.class_name) + 1
-    return labels
 
 
 def resized(labels: Labels, classes: int, side: int) -> Labels:
@@ -80,30 +75,29 @@ def resized(labels: Labels, classes: int, side: int) -> Labels:
     return large[0].argmax(0).numpy().astype(np.uint8)
 
 
-def mirrored(images: Sequence[Image], evaluation: SplitEvaluation) -> list[list[Instance]]:
-    """Detections in mirrored images, mirrored back."""
-    found = evaluation.detector.detect([np.ascontiguousarray(image[:, ::-1]) for image in images])
-    return [[Instance(i.class_name, i.score, i.mask[:, ::-1]) for i in instances] for instances in found]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grounder")
+    parser.add_argument("--judge", type=Path, help="Folder of a second detector.")
     parser.add_argument("--classes", default="voc")
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--table", type=Path)
     options = parser.parse_args()
     quiet_model_libraries()
     ((name, grounder),) = open_grounders([options.grounder], "cpu", 1)
-    evaluation = SplitEvaluation(
-        {name: grounder}, split_recipe({name: grounder.config}, grounder.config.split, options.classes, 1), "cpu"
-    )
+    recipe = split_recipe({name: grounder.config}, grounder.config.split, options.classes, 1)
+    evaluation = SplitEvaluation({name: grounder}, recipe, "cpu")
+    judge = None
+    if options.judge:
+        judge = OracleGrounder(
+            FittingDetector(EmbeddedDetector(recipe, options.judge), "the second detector"), recipe.masks
+        )
     columns: dict[str, Tallies] = {}
     for group in GROUPS:
         tallies = columns[group] = defaultdict(IoUMeter)
         for batch in evaluation.batches(group, 3 * options.images):
-            again = mirrored([made.image for made in batch.generated[0]], evaluation)
-            count(tallies, batch, grounder, again, options.images)
+            second = judge.ground(batch.generated[0], batch.prompts) if judge else []
+            count(tallies, batch, grounder, second, options.images)
             if tallies["module"].images >= options.images:
                 break
     measures = list(dict.fromkeys(name for tallies in columns.values() for name in tallies))
