@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from factory.config.recipe import make_recipe
 from factory.config.sections import EngineRecipe
@@ -14,6 +16,7 @@ from factory.engine.capacity import Capacity, Resources, Share, reports_node_typ
 from factory.engine.machine import session_folder, usable_cpus
 from factory.errors import UserError
 from factory.generation.worker_memory import worker_memory
+from factory.generator import hub
 
 GIB = 2**30
 HEAD = {"CPU": 4.0, "memory": 16.0 * GIB}
@@ -70,16 +73,42 @@ def test_memory_limits_the_number_of_cpu_workers() -> None:
     assert plan_workers(Resources([HEAD]), memory_per_worker=4.0)[1] == 4
 
 
-def test_worker_memory_is_estimated_from_the_model_files(tiny_model: Path) -> None:
-    def estimated(**generator: Any) -> int:
-        recipe = make_recipe({"n": 1, "classes": "voc", "generator": {"model": str(tiny_model), **generator}})
-        return worker_memory(recipe, detector_in_worker=False)
+def estimated(model: Path | str, **generator: Any) -> int:
+    recipe = make_recipe({"n": 1, "classes": "voc", "generator": {"model": str(model), **generator}})
+    return worker_memory(recipe, detector_in_worker=False)
 
+
+def test_worker_memory_is_estimated_from_the_model_files(tiny_model: Path) -> None:
     stored = sum(path.stat().st_size for path in tiny_model.rglob("*.safetensors"))
-    assert estimated() - 0.75 * GIB == pytest.approx(1.35 * stored, rel=0.1)
-    assert estimated(dtype="bfloat16") - 0.75 * GIB == pytest.approx(1.35 * stored / 2, rel=0.1)
-    unknown = make_recipe({"n": 1, "classes": "voc", "generator": {"model": "owner/not-downloaded"}})
-    assert worker_memory(unknown, detector_in_worker=False) == 6 * GIB
+    assert estimated(tiny_model) - 0.75 * GIB == pytest.approx(1.35 * stored, rel=0.1)
+    assert estimated(tiny_model, dtype="bfloat16") - 0.75 * GIB == pytest.approx(1.35 * stored / 2, rel=0.1)
+
+
+def test_worker_memory_of_a_hub_model_is_estimated_without_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checks before a run download its configurations; such a folder counted as a model without weights."""
+    assert estimated("owner/not-downloaded") == 6 * GIB
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "x"]}')
+    (tmp_path / "unet").mkdir()
+    monkeypatch.setattr(hub, "cached_folder", lambda model, revision: tmp_path)
+    assert estimated("owner/only-configurations", revision="0" * 40) == 6 * GIB
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "denoiser", "used"),
+    [("StableDiffusionPipeline", "unet", 1000), ("StableDiffusion3Pipeline", "transformer", 1000 + 200)],
+)
+def test_worker_memory_of_a_checkpoint_counts_the_file_and_the_components_that_it_lacks(
+    pipeline: str, denoiser: str, used: int, tmp_path: Path
+) -> None:
+    index = {"_class_name": pipeline} | {name: ["diffusers", "x"] for name in (denoiser, "vae")}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    for file, parameters in ((f"{denoiser}/a", 30), ("vae/a", 200), ("checkpoint", 1000)):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        save_file({"weight": torch.zeros(parameters)}, tmp_path / f"{file}.safetensors")
+    named = f"{tmp_path}@{tmp_path / 'checkpoint.safetensors'}"
+    assert estimated(named) - estimated(named, dtype="float16") == pytest.approx(1.35 * used * 2, abs=1)
 
 
 @pytest.mark.parametrize(

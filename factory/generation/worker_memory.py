@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 from factory.config.recipe import Recipe
+from factory.config.sections import GeneratorRecipe
 from factory.detector.open_names import parse_open_name
 from factory.files.paths import expanded
 
@@ -23,22 +24,25 @@ _LARGEST_HEADER = 100 * 2**20
 
 def worker_memory(recipe: Recipe, detector_in_worker: bool) -> int:
     """The estimated peak memory of a CPU worker for this recipe, in bytes."""
-    pipeline = _folder_of_pipeline(recipe.generator.model, recipe.generator.revision)
-    weights = parameters(pipeline) * _BYTES[recipe.generator.dtype] if pipeline is not None else 0
+    generator = _parameters_of_generator(recipe.generator)
+    weights = generator * _BYTES[recipe.generator.dtype]
     if detector_in_worker:
         folders = _folders_of_detector(recipe.masks.detector)
         weights += sum(parameters(folder) for folder in folders) * _BYTES["float32"]
     needed = _PROCESS + _ACTIVATIONS * weights
-    return int(needed if pipeline is not None else max(needed, _UNKNOWN))
+    return int(needed if generator else max(needed, _UNKNOWN))
 
 
-def parameters(folder: Path) -> int:
-    """The number of parameters in a model folder; of several variants of the same weights, the largest counts."""
+def parameters(folder: Path, skipped: str = "") -> int:
+    """The number of parameters in a model folder, without those of the component `skipped`.
+
+    Of several variants of the same weights, the largest counts.
+    """
     index = folder / "model_index.json"
-    components = [folder]
+    components, unused = [folder], ("safety_checker", skipped)
     if index.is_file():
         with contextlib.suppress(OSError, ValueError, RecursionError):
-            components = [folder / name for name in json.loads(index.read_text()) if name != "safety_checker"]
+            components = [folder / name for name in json.loads(index.read_text()) if name not in unused]
     return sum(_of_component(component) for component in components if component.is_dir())
 
 
@@ -60,12 +64,24 @@ def _of_file(path: Path) -> int:
     return path.stat().st_size // 4  # a pickle: assume float32
 
 
-def _folder_of_pipeline(model: str, revision: str | None) -> Path | None:
+def _parameters_of_generator(generator: GeneratorRecipe) -> int:
+    """The number of parameters of the generator; 0 for a hub model whose weights have not been downloaded yet."""
     from factory.generator.hub import cached_folder
-    from factory.generator.load import model_folder
+    from factory.generator.layout import family_in, read_index
+    from factory.generator.load import model_folder, pipeline_commit, split_checkpoint
 
-    folder = model_folder(model)
-    return folder if folder is not None else cached_folder(model, revision)
+    pipeline, file = split_checkpoint(generator.model)
+    if file is None:
+        folder = model_folder(generator.model) or cached_folder(generator.model, generator.revision)
+        return 0 if folder is None else parameters(folder)
+    own = _of_file(expanded(file))
+    if pipeline is None:
+        return own
+    folder = model_folder(pipeline) or cached_folder(pipeline, pipeline_commit(generator.revision))
+    if folder is None:
+        return own
+    family = family_in(read_index(folder))
+    return own if family.is_unet else own + parameters(folder, skipped=family.denoiser)
 
 
 def _folders_of_detector(detector: str) -> list[Path]:

@@ -116,7 +116,7 @@ def config_folder(generator: GeneratorRecipe) -> Path:
     if file is not None:
         config = config or _configured_like(expanded(file))
         path = model_folder(config)
-        commit = _pipeline_commit(generator.revision)
+        commit = pipeline_commit(generator.revision)
         return path if path is not None else hub_configuration(config, commit, generator, checkpoint=True)
     path = model_folder(generator.model)
     if path is not None:
@@ -136,7 +136,7 @@ def pin_revision(model: str, pinned: str | None = None) -> str:
         config = config or _configured_like(path)
         configured = model_folder(config)
         if configured is None:
-            return f"{file_digest(path)}+{_pipeline_commit(pinned) or hub_commit(config)}"
+            return f"{file_digest(path)}+{pipeline_commit(pinned) or hub_commit(config)}"
         files = list(files_in(configured))
         if not _has_weights(configured, file):
             files = [own for own in files if own.suffix in (".json", ".txt")]
@@ -201,12 +201,12 @@ def _files_of(recipe: GeneratorRecipe) -> tuple[Path, Path | None]:
     config = config or _configured_like(expanded(file))
     if from_folder and model_folder(config) is None:
         skipped = family_in(read_index(folder)).denoiser
-        folder = hub_pipeline(config, _pipeline_commit(recipe.revision), recipe, skipped)
+        folder = hub_pipeline(config, pipeline_commit(recipe.revision), recipe, skipped)
     check_layout(folder, recipe, weights=from_folder, checkpoint=True)
     return folder, path
 
 
-def _pipeline_commit(revision: str | None) -> str | None:
+def pipeline_commit(revision: str | None) -> str | None:
     """The commit of the hub pipeline that configures a checkpoint, from the checkpoint's revision DIGEST+COMMIT."""
     return (revision or "").partition("+")[2] or None
 
