@@ -1,6 +1,7 @@
 """Credentials and clocks of a bucket: what is passed to workers, what expires, and what is never shown."""
 
 import dataclasses
+import os
 import pickle
 import socket
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from factory.config.sections import StoreRecipe
 from factory.dataset.storage import Store
+from factory.engine.environment import adopt
 from factory.errors import StoreUnavailableError, TransientError, UserError
 from tests.support.bucket import Bucket, Fault
 
@@ -68,6 +70,27 @@ def test_pickled_store_contains_the_access(bucket: Bucket, monkeypatch: pytest.M
             monkeypatch.delenv(name)
         monkeypatch.setenv("AWS_SESSION_TOKEN", "of-the-worker")
         assert pickle.loads(carried).get("a") == b"1"
+
+
+def test_workers_take_secrets_that_look_like_paths_and_no_paths_of_other_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One in 64 secret keys of AWS begins with a slash."""
+    of_the_driver = {
+        "AWS_SECRET_ACCESS_KEY": "/wJalrXUtnFEMI/K7MDENG",
+        "AZURE_STORAGE_ACCOUNT_KEY": "/Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFs==",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "/v2/credentials",
+        "AWS_CONFIG_FILE": str(tmp_path),
+    }
+    paths_elsewhere = (
+        "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT",
+        "AZURE_CONFIG_DIR",
+    )  # fmt: skip
+    for name in (*of_the_driver, *paths_elsewhere):
+        monkeypatch.setenv(name, "of this node")
+    adopt(of_the_driver | dict.fromkeys(paths_elsewhere, "/nowhere"))
+    assert {name: os.environ[name] for name in of_the_driver} == of_the_driver
+    assert {os.environ[name] for name in paths_elsewhere} == {"of this node"}
 
 
 def test_aws_profile(bucket: Bucket, tmp_path: Path, monkeypatch: Any) -> None:

@@ -15,6 +15,8 @@ _NAMES = frozenset(
         "FACTORY_LOG_LEVEL",
     }
 )
+_PATHS = ("_FILE", "_DIR", "_PATH", "_CA_BUNDLE", "_APPLICATION_CREDENTIALS", "_SERVICE_ACCOUNT")
+"""The ends of names whose values may be paths. A secret key may start with "/" as well: it is base64."""
 
 AT_START = {
     # With one malloc arena per thread, memory that a thread has freed would stay reserved (260 MB).
@@ -35,6 +37,6 @@ def of_the_driver() -> dict[str, str]:
 def adopt(variables: Mapping[str, str]) -> None:
     """Set the driver's variables in a worker, except paths that do not exist on its node."""
     for name, value in variables.items():
-        is_file = value.startswith("/") and not name.endswith("_URI")
-        if not is_file or os.path.exists(value):
+        is_path = name.endswith(_PATHS) and value.startswith("/")
+        if not is_path or os.path.exists(value):
             os.environ[name] = value
