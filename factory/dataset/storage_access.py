@@ -43,8 +43,6 @@ _VARIABLES = {
     "slowest": ("FACTORY_STORE_SLOWEST", "a number of bytes per second above 0"),
     "patience": ("FACTORY_STORE_PATIENCE", "a number of seconds of at least 0"),
 }
-_TRUE = ("1", "true", "on", "yes", "y")
-"""The client's spellings of a flag that is set."""
 _MIN_SECRET_LENGTH = 6
 _CONNECT_TIMEOUT = timedelta(seconds=10)
 _READ_TIMEOUT = timedelta(seconds=60)
@@ -65,7 +63,7 @@ class Access:
     @property
     def lists_in_order(self) -> bool:
         """Whether the service lists files in the order of their names: all but the directory buckets of S3 Express."""
-        return self.config.get("aws_s3_express", "").lower() not in _TRUE
+        return not _is_set(self.config, "aws_s3_express")
 
     def hide(self, text: str) -> str:
         """Hide all credentials in a text."""
@@ -259,9 +257,10 @@ def _client_options(environment: Mapping[str, str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for key in _CLIENT_KEYS:
         for prefix in ("AWS_", "GOOGLE_", "AZURE_"):
-            if value := environment.get(prefix + key.upper()):
+            name = prefix + key.upper()
+            if value := environment.get(name):
                 is_flag = key.startswith(("allow", "http", "randomize"))
-                options[key] = value.lower() in ("1", "true") if is_flag else value
+                options[key] = _is_set(environment, name) if is_flag else value
     if bundle := environment.get("AWS_CA_BUNDLE"):
         try:
             options["root_certificate"] = Path(bundle).read_bytes()
@@ -272,7 +271,12 @@ def _client_options(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _http_allowed(environment: Mapping[str, str]) -> bool:
     names = ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "ALLOW_HTTP")
-    return any(environment.get(name, "").lower() in ("1", "true") for name in names)
+    return any(_is_set(environment, name) for name in names)
+
+
+def _is_set(settings: Mapping[str, str], flag: str) -> bool:
+    """Whether a flag has one of the client's spellings of true."""
+    return settings.get(flag, "").lower() in ("1", "true", "on", "yes", "y")
 
 
 def _is_secret(name: str) -> bool:
