@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,11 @@ import torch
 from torch import Tensor
 
 import factory
-from factory.engine.environment import of_the_driver
 from factory.errors import GpuError, UserError
 from factory.files.strict_json import dumps
-from factory.training import distributed
 from factory.training.devices import chosen_device
 from factory.training.loop import train
 from factory.training.options import TrainOptions
-from tests.support.in_process import error
 from tests.support.linear_task import OPTIONS, LinearTask, gradients_of_part
 
 
@@ -203,95 +199,6 @@ def test_an_unknown_device_is_refused(name: str) -> None:
 
 def test_auto_selects_the_gpu_if_there_is_one() -> None:
     assert chosen_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def test_processes_on_other_machines_have_the_variables_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They travel with the function: the dashboard of Ray shows its configuration."""
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
-    secrets: list[str | None] = []
-    run = distributed._with_variables(
-        of_the_driver(), lambda config: secrets.append(os.environ.get("AWS_SECRET_ACCESS_KEY"))
-    )
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    run({})
-    assert secrets == ["the-secret"]
-    assert "the-secret" not in repr(run)
-
-
-THROUGH_RAY = """
-import sys, time
-from dataclasses import dataclass
-from pathlib import Path
-from factory.cli import main
-
-@dataclass(frozen=True)
-class Run:
-    out: str
-    batch: int = 4
-    threads: int = 1
-    device: str = "cpu"
-
-def train_here(run, tests=sys.argv.pop()):
-    sys.path.insert(0, tests)
-    from tests.support.linear_task import LinearTask
-    from factory.training.loop import train
-    from factory.training.options import TrainOptions
-
-    class Slow(LinearTask):
-        def loss(self, step, batch, seed):
-            time.sleep(0.02)
-            Path(run.out, "begun").touch()
-            return super().loss(step, batch, seed)
-
-    return train(Slow(), TrainOptions(100_000, 4, 1e-2, checkpoint_every=50_000), Path(run.out), lambda text: None)
-
-@main.app.command()
-def probe(out: str) -> None:
-    from factory.training.distributed import train_on_several
-    from factory.config.sections import EngineRecipe
-    train_on_several(train_here, Run(out), 2, EngineRecipe())
-
-main.run()
-"""
-
-
-def test_several_devices_are_those_that_were_asked_for() -> None:
-    """`--device` had no effect: without enough GPUs, processes trained on the CPU although it was cuda."""
-    from factory.training.distributed import uses_gpus
-
-    cases = {("auto", 0): False, ("auto", 2): True, ("cuda", 4): True, ("cpu", 4): False}
-    assert {case: uses_gpus(case[0], 2, case[1]) for case in cases} == cases
-    for device, available in (("cuda", 0), ("cuda", 1), ("auto", 1)):
-        with pytest.raises(UserError, match=rf"--devices 2 requires 2 GPUs, and the cluster has {available};"):
-            uses_gpus(device, 2, available)
-
-
-@pytest.mark.parametrize("name", ["train-grounder", "train-segmenter"])
-def test_options_that_do_not_fit_the_number_of_devices_are_rejected(name: str, tmp_path: Path) -> None:
-    command = [name, "nowhere", "--out", tmp_path / "run"]
-    assert "--address auto has no effect with one device" in error(*command, "--address", "auto")
-    message = error(*command, "--devices", 2, "--device", "cuda:1")
-    assert "--device must be auto, cpu or cuda if there are several --devices, got 'cuda:1'" in message
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_to_a_training_on_several_devices_leaves_a_checkpoint(
-    tmp_path: Path, number: signal.Signals, code: int
-) -> None:
-    """Through Ray Train, whose processes hear no signal and which ends them in the middle of a step by itself."""
-    out = tmp_path / "run"
-    command = [sys.executable, "-c", THROUGH_RAY, "probe", str(out), str(Path(__file__).parent)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(factory.__file__).parents[1])}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as driver:
-        deadline = time.monotonic() + 200
-        while not (out / "begun").exists() and driver.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        driver.send_signal(number)
-        _, said = driver.communicate(timeout=100)
-    assert driver.returncode == code, said
-    assert 0 < torch.load(out / "checkpoint.pt", weights_only=True)["step"] < 50_000
-    assert not (out / "stop").exists()
 
 
 def test_a_step_that_does_not_fit_into_gpu_memory_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

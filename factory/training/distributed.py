@@ -96,10 +96,10 @@ def train_on_several(
                 _fit(trainer, out)
         except ray.train.TrainingFailedError as error:
             failures = getattr(error, "worker_failures", {}).values()
-            message = next((failure for failure in failures if isinstance(failure, UserError)), None)
-            if message is None:
+            failure = next((failure for failure in failures if isinstance(failure, UserError)), None)
+            if failure is None:
                 raise
-            raise UserError(str(message)) from None
+            raise failure from None
     return out / "model"
 
 
