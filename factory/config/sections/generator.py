@@ -25,15 +25,16 @@ class GeneratorRecipe(Section):
         default=20,
         ge=1,
         le=1000,
-        description="Sampling steps; by default those of the model card, 8 for `stickers`, 4 for `stickers-turbo`.",
+        description="Sampling steps; by default those of the model card, "
+        f"{', '.join(f'{model.steps} for `{name}`' for name, model in EMBEDDED_MODELS.items())}.",
     )
     guidance: float = Field(
         default=5.0,
         ge=0,
         le=100,
-        description="Guidance scale, passed to the diffusers pipeline unchanged; by default that of the model card, 4 "
-        "for `stickers`, 1 for `stickers-turbo`. A value of 1 or less (for Z-Image, 0) disables classifier-free "
-        "guidance.",
+        description="Guidance scale, passed to the diffusers pipeline unchanged; by default that of the model card, "
+        f"{', '.join(f'{model.guidance:g} for `{name}`' for name, model in EMBEDDED_MODELS.items())}. A value of 1 or "
+        "less (for Z-Image, 0) disables classifier-free guidance.",
     )
     guidance_schedule: GuidanceSchedule = Field(
         default=CONSTANT,
