@@ -94,7 +94,7 @@ def test_a_connection_that_breaks_during_an_answer_is_a_temporary_failure(
             return BrokenResponse()
         raise HTTPError(request.full_url, status, "Service Unavailable", Message(), BrokenResponse())
 
-    monkeypatch.setattr("factory.prompts.server._open", broken)
+    monkeypatch.setattr("factory.prompts.server.open_url", broken)
     model = ServerModel("http://localhost:9", "small", SAMPLING, pauses=(0,))
     problem = "record layer failure" if status == 200 else "503 Service Unavailable"
     with pytest.raises(TransientError, match=rf"does not respond \(.*{problem}.*\)"):

@@ -15,11 +15,12 @@ from factory.config.recipe import Recipe, load_recipe, make_recipe
 from factory.config.sections import Section
 from factory.dataset.storage import is_remote
 from factory.errors import UserError
+from factory.files.http import is_http_url
 from factory.files.paths import expanded, without_file_scheme
 from factory.files.strict_yaml import parse_plain_yaml, parse_yaml
 from factory.files.text import read_text
 from factory.nightly.clock import parse_clock, zone_of
-from factory.nightly.webhooks import is_webhook_url, variable_of
+from factory.nightly.webhooks import variable_of
 
 Mode = Literal["fresh", "grow"]
 ExportFormat = Literal["coco", "voc", "yolo", "hf"]
@@ -128,7 +129,7 @@ class Notification(Section):
     def _has_a_target(self) -> Self:
         if (self.webhook is None) == (self.command is None):
             raise ValueError("a notification requires either a webhook or a command")
-        if self.webhook is not None and variable_of(self.webhook) is None and not is_webhook_url(self.webhook):
+        if self.webhook is not None and variable_of(self.webhook) is None and not is_http_url(self.webhook):
             raise ValueError(
                 "a webhook must be a URL such as https://host/path without user, password and spaces, or only $NAME, "
                 "where NAME consists of letters, digits and _"

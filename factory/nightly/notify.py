@@ -6,25 +6,16 @@ import shlex
 import signal
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
-from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import Request
 
+from factory.files.http import open_url
 from factory.nightly.config import Notification
 from factory.nightly.webhooks import webhook_url
 
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Makes a redirect an error: the client would follow it with a GET request without the message."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-_OPENER = urllib.request.build_opener(_NoRedirects)
 _TIMEOUT = 10.0
 _COMMAND_TIMEOUT = 60.0
 _PAUSES = (1.0, 4.0)
@@ -66,11 +57,11 @@ def _post(url: str, text: str) -> None:
     """Post {"text": ...}, which Slack, Mattermost and others accept. Errors do not show the URL: it may be secret."""
     body = json.dumps({"text": text}).encode()
     for pause in (*_PAUSES, None):
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        request = Request(url, body, {"Content-Type": "application/json"})
         try:
-            with _OPENER.open(request, timeout=_TIMEOUT):
+            with open_url(request, timeout=_TIMEOUT):
                 return
-        except urllib.error.HTTPError as error:
+        except HTTPError as error:
             reason, permanent = f"status {error.code}", error.code < 500 and error.code != 429
             if 300 <= error.code < 400:
                 reason += ", a redirect; give the URL that it leads to"

@@ -7,13 +7,15 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.client import HTTPException, HTTPResponse, IncompleteRead
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import Request
 
 from factory.errors import TransientError, UserError
+from factory.files.http import is_http_url, open_url
 from factory.prompts.interface import Instruction, Sampling
 
 KEY = "OPENAI_API_KEY"
@@ -63,14 +65,11 @@ class ServerModel:
     def _complete(self, instruction: Instruction, seed: int) -> str:
         body = {"model": self._model, "messages": [{"role": "user", "content": instruction.chat}]}
         answer = self._with_sampling(body, seed)
-        try:
+        with suppress(KeyError, IndexError, TypeError):
             content = answer["choices"][0]["message"]["content"]
-            assert content is None or isinstance(content, str)
-        except (KeyError, IndexError, TypeError, AssertionError) as error:
-            raise UserError(
-                f"{self._base} does not answer as an OpenAI-compatible server does: {str(answer)[:120]}."
-            ) from error
-        return content or ""
+            if content is None or isinstance(content, str):
+                return content or ""
+        raise UserError(f"{self._base} does not answer as an OpenAI-compatible server does: {str(answer)[:120]}.")
 
     def _with_sampling(self, body: Mapping[str, Any], seed: int) -> Any:
         """The answer to a request with the sampling parameters that the model supports."""
@@ -107,7 +106,7 @@ class ServerModel:
         problem = ""
         for pause in (*self._pauses, None):
             try:
-                with _open(Request(self._base + path, data, headers), timeout=_TIMEOUT) as response:
+                with open_url(Request(self._base + path, data, headers), timeout=_TIMEOUT) as response:
                     return json.loads(_body(response))
             except HTTPError as error:
                 with error:
@@ -154,12 +153,7 @@ def is_url(text: str) -> bool:
 
 def _base(url: str) -> str:
     """The address up to /v1; raises UserError for a URL with a password or query, which would be written to files."""
-    try:
-        parts = urlsplit(url)
-        usable = bool(parts.hostname) and parts.port != 0 and url.isascii() and url.isprintable() and " " not in url
-    except ValueError:  # the port or an address in brackets is invalid
-        usable = False
-    if not usable or parts.username or parts.password or parts.query or parts.fragment:
+    if not is_http_url(url) or (parts := urlsplit(url)).query or parts.fragment:
         raise UserError(
             f"--lm must be a URL such as http://localhost:8000/v1 without user, password or query; set {KEY} "
             f"for an API key."
@@ -196,13 +190,3 @@ def _message(error: HTTPError) -> str:
     except (ValueError, KeyError, TypeError):
         pass  # not in the usual form: shown as it is
     return " ".join(text.split())[:200]
-
-
-class _NoRedirect(HTTPRedirectHandler):
-    """Makes redirects errors, because urllib would send the API key to the other host."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
-_open = build_opener(_NoRedirect).open
