@@ -9,6 +9,7 @@ from factory.config.plan import Plan, PlannedShard
 from factory.config.recipe import Recipe
 from factory.generation.components import Components, load_components
 from factory.generation.shard import produce
+from factory.training.memory import free_bytes
 
 MAX_BATCH = 64
 """Largest batch size of `auto`: larger batches are not faster, and a worker reports its progress once per batch."""
@@ -59,7 +60,6 @@ def measured_batch(recipe: Recipe, share: float) -> int:
     import torch
 
     from factory.generator.memory import loading
-    from factory.grounder.memory import free_bytes
 
     with loading(f"the models of {recipe.generator.model}"):
         components = load_components(recipe, "cuda")

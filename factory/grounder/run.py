@@ -73,7 +73,7 @@ def train_here(run: GrounderTraining, report: Callable[[str], None] = _log.info)
     import torch
 
     quiet_model_libraries()
-    from factory.grounder.memory import fitting_batch
+    from factory.grounder.batch_size import fitting_batch
     from factory.grounder.training import HELD_OUT, GrounderOptions, GrounderTask
     from factory.training.checkpoint import saved_options
     from factory.training.loop import train

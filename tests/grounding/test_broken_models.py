@@ -19,7 +19,7 @@ from factory.dataset.receipts import Receipt
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.generator.interface import Attention, Captured, Generated
-from factory.grounder import memory
+from factory.grounder import batch_size
 from factory.grounder.attention import class_heats
 from factory.grounder.data import OracleDataset, first_samples
 from factory.grounder.folder import load_grounder, save_grounder
@@ -28,6 +28,7 @@ from factory.grounder.trained import TrainedGrounder
 from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.training.checkpoint import saved_options
 from factory.training.loop import train
+from factory.training.memory import _available
 from tests.support.in_process import invoke
 from tests.support.oracle_datasets import OPTIONS
 
@@ -134,16 +135,16 @@ def test_the_batch_size_fits_memory_and_is_kept_on_resume(
 ) -> None:
     task = GrounderTask([OracleDataset(Store(str(oracle)))], GrounderOptions(), "cpu", 1)
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
-    sample_bytes = memory._bytes_per_sample(task)
+    sample_bytes = batch_size._bytes_per_sample(task)
     assert 2**20 < sample_bytes < 2**28
     assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
-    assert memory.fitting_batch(task, MAX_BATCH, _silent) == MAX_BATCH
+    assert batch_size.fitting_batch(task, MAX_BATCH, _silent) == MAX_BATCH
     messages: list[str] = []
     for free, batch in ((9.5 * sample_bytes, 8), (1.5 * sample_bytes, 1), (0.0, 1)):
-        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
-        assert memory.fitting_batch(task, MAX_BATCH, messages.append) == batch
+        monkeypatch.setattr(batch_size, "free_bytes", lambda device, free=free: free)
+        assert batch_size.fitting_batch(task, MAX_BATCH, messages.append) == batch
     assert "Batch size 8: a sample takes" in messages[0]
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 4.5 * sample_bytes)
+    monkeypatch.setattr(batch_size, "free_bytes", lambda device: 4.5 * sample_bytes)
     run = GrounderTraining((str(oracle),), str(tmp_path / "run"), steps=2, threads=1)
     train_here(run, _silent)
     assert saved_options(tmp_path / "run")["batch"] == 4
@@ -214,4 +215,4 @@ def test_a_training_is_evaluated_in_parts_that_fit_into_memory(oracle: Path, mon
 
 def test_the_memory_of_a_host_without_meminfo_is_all_of_it(tmp_path: Path) -> None:
     """On macOS, `train-grounder` without --batch ended with an error about /proc/meminfo."""
-    assert memory._available(tmp_path / "none") >= memory._available()
+    assert _available(tmp_path / "none") >= _available()

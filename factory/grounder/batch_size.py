@@ -1,15 +1,14 @@
 """Chooses the batch size of training by the free memory."""
 
 import logging
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from factory.grounder.data import first_samples
+from factory.training.memory import free_bytes
 
 if TYPE_CHECKING:
     from factory.grounder.training import GrounderTask
@@ -18,8 +17,6 @@ _log = logging.getLogger(__name__)
 
 _MAX_SAMPLES = 64
 """Samples of which the one with the most classes is measured, because there are logits for each class."""
-_GPU_SHARE, _HOST_SHARE = 0.85, 0.5
-"""Shares of the free memory that a step may use; a host needs memory for shards, too."""
 _TRANSIENT = 2.0
 """On a CPU, only tensors that are saved for the backward pass are counted; this factor allows for temporary ones."""
 
@@ -38,30 +35,6 @@ def fitting_batch(task: "GrounderTask", max_batch: int, report: Callable[[str], 
             f"may be used; --batch overrides it."
         )
     return batch
-
-
-def free_bytes(device: str) -> float:
-    """The part of a device's free memory that a step may use."""
-    if device.startswith("cuda"):
-        free, _ = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return _GPU_SHARE * (free + unused)
-    free = _available()
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-        free = free if limit == "max" else min(free, int(limit) - int(used))
-    except OSError:
-        pass
-    return _HOST_SHARE * max(0, free)
-
-
-def _available(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """The available memory of this host; all of it where the system does not say, as on macOS."""
-    if not meminfo.exists():
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    fields = (line.split() for line in meminfo.read_text().splitlines())
-    return next(1024 * int(size) for name, size, *_ in fields if name == "MemAvailable:")
 
 
 def _bytes_per_sample(task: "GrounderTask") -> float:
