@@ -10,7 +10,7 @@ from factory.config.stickers import EMBEDDED_MODELS
 from factory.errors import UserError
 from factory.files.digest import digest_of, file_digest, files_in, folder_digest
 from factory.files.paths import expanded
-from factory.generator.card import settings_of
+from factory.generator.default_settings import default_settings
 from factory.generator.hub import hub_commit, hub_configuration, hub_pipeline
 from factory.generator.layout import check_layout, family_in, read_index
 from factory.generator.lora import check_lora, checkpoint_settings, lora_file, lora_settings, merge_lora, pin_lora
@@ -71,7 +71,7 @@ def pin_generator(generator: GeneratorRecipe) -> GeneratorRecipe:
         changes |= pin_lora(generator)
     pinned = generator.model_copy(update=changes)
     folder = config_folder(pinned)
-    settings, family = settings_of(folder, generator.model), family_in(read_index(folder))
+    settings, family = default_settings(folder, generator.model), family_in(read_index(folder))
     file = split_checkpoint(generator.model)[1]
     if file is not None and family.is_unet and settings.get("guidance", family.scale) > 1:
         settings |= checkpoint_settings(Path(file).name)  # the pipeline that configures it may be of another model

@@ -1,4 +1,4 @@
-"""Default sampling settings of a model: steps and guidance from its card and its configuration."""
+"""The default sampling settings of a model: those of its model card, of its configuration, or of its family."""
 
 import re
 from collections.abc import Mapping
@@ -19,13 +19,12 @@ _LCM_GUIDANCE = 8.0
 _TURBO = re.compile(r"turbo|schnell|lightning|hyper|distill", re.IGNORECASE)
 
 
-def settings_of(folder: Path, name: str) -> dict[str, Any]:
-    """The steps and the guidance of a pipeline, and its solver if its own has to be replaced.
+def default_settings(folder: Path, name: str) -> dict[str, Any]:
+    """The fields `steps` and `guidance` of a pipeline's recipe, and `solver` if its own has to be replaced.
 
-    `name` is the name of the pipeline that the user gave.
-
-    They are those of the first example in the model card that sets them, or of the configuration, or the defaults of
-    the family.
+    They come from the first example in the model card that sets the steps, else from the configuration, else from the
+    family. A field may be missing; its default then holds. `name` is what the user called the pipeline: some few-step
+    models can only be told by it.
     """
     index = read_index(folder)
     family = family_in(index)
