@@ -5,7 +5,7 @@ from factory.config.recipe import Recipe
 from factory.errors import UserError
 
 
-def check_texts(recipe: Recipe) -> None:
+def check_no_unseen_classes(recipe: Recipe) -> None:
     """UserError if a prompt of an oracle dataset mentions an unseen class by a name, an alias or a plural.
 
     The image would show the class without a mask, so a grounder would learn that it is background. Synonyms are not
