@@ -65,6 +65,13 @@ def counted(number: int, singular: str, plural: str = "") -> str:
     return f"{number} {singular if number == 1 else plural or singular + 's'}"
 
 
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, such as 5:12:07."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
 def command(*words: str) -> str:
     """A `factory` command in backquotes, which can be pasted into a shell: a folder's name may contain spaces."""
     return f"`{shlex.join(['factory', *words])}`"

@@ -9,6 +9,7 @@ import typer
 from factory import log_format
 from factory.cli.messages import to_stderr, to_stdout
 from factory.cli.shared_options import Force
+from factory.errors import duration
 from factory.files.strict_json import dumps
 
 if TYPE_CHECKING:
@@ -133,8 +134,6 @@ def _state_of(root: "Store", night: "Night", is_newest: bool) -> str:
 
 def nights_table(nights: list[dict[str, Any]]) -> str:
     """The nights as aligned columns."""
-    from factory.nightly.outcome import duration
-
     rows = [("date", "state", "samples", "new", "yield", "time", "GPU-hours", "cost")]
     for night in nights:
         if night["state"] == "unreadable":

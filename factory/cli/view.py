@@ -15,7 +15,7 @@ from rich.text import Text
 
 from factory import log_format
 from factory.cli.progress import is_live
-from factory.errors import counted, printable
+from factory.errors import counted, duration, printable
 from factory.generation.progress import ERRORS_SHOWN, Snapshot
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def one_line(snapshot: Snapshot) -> str:
         parts.insert(1, f"{snapshot.per_second:.2f}/s")
     if snapshot.status in _ACTIVE:
         if snapshot.seconds_left is not None:
-            parts.insert(2, f"{_duration(snapshot.seconds_left)} left")
+            parts.insert(2, f"{duration(snapshot.seconds_left)} left")
         starting = f" and {snapshot.pending_workers} starting" if snapshot.pending_workers else ""
         if snapshot.workers or starting:
             parts.append(counted(snapshot.workers, "worker") + starting)
@@ -95,7 +95,8 @@ def _table(snapshot: Snapshot) -> Group:
     rows = Table.grid(padding=(0, 2))
     rows.add_row("status", snapshot.status)
     rows.add_row("accepted", f"{snapshot.accepted} of {snapshot.n}", ProgressBar(snapshot.n, snapshot.accepted))
-    rows.add_row("speed", f"{snapshot.per_second:.2f} per second", f"{_duration(snapshot.seconds_left)} left")
+    left = "?" if snapshot.seconds_left is None else duration(snapshot.seconds_left)
+    rows.add_row("speed", f"{snapshot.per_second:.2f} per second", f"{left} left")
     rows.add_row(
         "workers", str(snapshot.workers), _counts(starting=snapshot.pending_workers, lost=snapshot.lost_workers)
     )
@@ -110,11 +111,3 @@ def _table(snapshot: Snapshot) -> Group:
 def _counts(**counts: int) -> str:
     """The counts above 0 with their names."""
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"

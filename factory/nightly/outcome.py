@@ -4,7 +4,7 @@ import datetime
 from dataclasses import dataclass
 from typing import Any
 
-from factory.errors import printable
+from factory.errors import duration, printable
 from factory.nightly.record import Night
 
 _MAX_SHARDS = 1000
@@ -78,10 +78,3 @@ def summary_of(night: Night) -> str:
     if night.cost is not None:
         parts.append(f"cost {night.cost:.2f}")
     return ", ".join(parts) + "."
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, such as 5:12:07."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
