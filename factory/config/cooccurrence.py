@@ -73,9 +73,8 @@ def pair_weights(
     for first, partners in rows.items():
         for second, weight in partners.items():
             if first in positions and second in positions:
-                matrix[positions[first]][positions[second]] = matrix[positions[second]][positions[first]] = float(
-                    weight
-                )
+                row, column = positions[first], positions[second]
+                matrix[row][column] = matrix[column][row] = float(weight)
     alone = [name for name, row in zip(names, matrix, strict=True) if not any(row)]
     if alone:
         raise ValueError(

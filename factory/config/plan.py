@@ -133,14 +133,12 @@ class Plan:
         return self._prompt_order(block)[position]
 
     def _prompt_order(self, block: int) -> list[int]:
+        # Read and written once each, because `verify` expands shards in several threads.
         cached_block, order = self._prompt_block
         if cached_block != block:
             assert self._prompts is not None
             order = shuffled(len(self._prompts), self.recipe.seed, "prompts", block)
-            self._prompt_block = (
-                block,
-                order,
-            )  # the attribute is read once, because `verify` expands shards in several threads
+            self._prompt_block = block, order
         return order
 
     @cached_property

@@ -59,9 +59,8 @@ class PipelineGenerator:
         be_deterministic(device, tf32=self.settings.dtype == "tf32")
         self.pipeline = pipeline or load_pipeline(self.settings, device, recipe.engine.offload)
         self.family = PIPELINES[type(self.pipeline).__name__]
-        self.scheduler = (
-            self.pipeline.scheduler
-        )  # defines the noise levels; the solver of the recipe replaces it in calls
+        # The model's own scheduler defines the noise levels; in calls, the solver of the recipe replaces it.
+        self.scheduler = self.pipeline.scheduler
         if HALVES in needs and not self.family.is_unet:
             raise UserError(
                 f"this grounder reads both halves of a U-Net's classifier-free guidance, but "
