@@ -14,13 +14,14 @@ from urllib.request import Request
 
 from factory.files.http import open_url
 from factory.nightly.config import Notification
+from factory.nightly.record import GOOD
 from factory.nightly.webhooks import webhook_url
 
 _TIMEOUT = 10.0
 _COMMAND_TIMEOUT = 60.0
 _PAUSES = (1.0, 4.0)
 """Seconds before each further attempt to reach a webhook."""
-_STATES = {"success": ("complete", "partial"), "failure": ("failed",)}
+_STATES = {"success": GOOD, "failure": ("failed",)}
 
 
 def check_variables(notifications: tuple[Notification, ...]) -> None:

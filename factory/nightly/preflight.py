@@ -14,6 +14,7 @@ from factory.dataset.storage import Store, StoreFullError
 from factory.dataset.storage_errors import ignores_conditions
 from factory.dataset.stored_recipe import RECIPE
 from factory.errors import UserError
+from factory.generation.hardware import local_gpus
 from factory.generation.shard_job import versions
 from factory.nightly.config import Budget
 from factory.nightly.record import DATASET, NIGHT
@@ -112,9 +113,7 @@ def check_gpu_budget(engine: EngineRecipe, budget: Budget | None) -> None:
     """UserError if a budget of GPU-hours cannot be used up because no worker uses a GPU."""
     if budget is None or budget.gpu_hours is None or (engine.address is not None and engine.gpus_per_worker != 0):
         return
-    import torch
-
-    if engine.gpus_per_worker == 0 or not torch.cuda.is_available():
+    if engine.gpus_per_worker == 0 or not local_gpus():
         raise UserError(
             "budget.gpu_hours is never used up, because the workers of this night run on CPUs; give budget.hours or "
             "budget.until."

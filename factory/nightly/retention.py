@@ -12,7 +12,7 @@ from factory.dataset.storage_errors import clear_errors
 from factory.dataset.storage_folder import LOCK
 from factory.dataset.stored_recipe import RECIPE
 from factory.nightly.latest import latest_night
-from factory.nightly.record import DATASET, NIGHT, Night, list_nights
+from factory.nightly.record import DATASET, GOOD, NIGHT, Night, list_nights
 
 
 def expired_nights(root: Store, keep: int, current: Night | None = None) -> list[datetime.date]:
@@ -28,7 +28,7 @@ def expired_nights(root: Store, keep: int, current: Night | None = None) -> list
     if current is not None:
         nights[current.date] = current
     kept = set(sorted(nights)[-keep:])
-    for protected in (_last(nights, ("complete", "partial")), _last(nights, ("complete",))):
+    for protected in (_last(nights, GOOD), _last(nights, ("complete",))):
         kept |= {protected} if protected is not None else set()
     latest = latest_night(root)
     if current is not None and current.good and (latest is None or latest.date <= current.date):

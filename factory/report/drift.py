@@ -181,7 +181,7 @@ def _notes(nights: int) -> list[str]:
 
 
 def _changed_settings(report: Report, other: Report) -> list[str]:
-    """The settings that differ, such as "generator.steps: 20 -> 30"."""
+    """The settings that differ, such as "generator.steps: 20 → 30"."""
     now, before = report["dataset"]["settings"], other["dataset"]["settings"]
     names = [*now, *(name for name in before if name not in now)]
     return [
