@@ -1,4 +1,4 @@
-"""The files of the training loop, and that it stops before NaN reaches the weights."""
+"""The training loop: its log, several processes, NaN, and the options that are refused."""
 
 import json
 import math
@@ -141,42 +141,34 @@ def test_non_finite_weights_do_not_replace_a_checkpoint(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 10
 
 
-def test_a_checkpoint_that_does_not_record_its_dependencies_is_refused(tmp_path: Path) -> None:
-    train(LinearTask(), OPTIONS, tmp_path, _silent)
-    ordered = LinearTask()
-    ordered.depends_on = {"data": "linear", "classes": "a, b"}
-    with pytest.raises(UserError, match="does not record its classes"):
-        train(ordered, OPTIONS, tmp_path, _silent)
-
-
-@pytest.mark.parametrize("content", [{"model": 1}, [1, 2], torch.zeros(2)])
-def test_a_file_that_is_no_checkpoint_is_refused(content: Any, tmp_path: Path) -> None:
-    torch.save(content, tmp_path / "checkpoint.pt")
-    with pytest.raises(UserError, match=r"checkpoint.pt is not a checkpoint of this program"):
-        train(LinearTask(), OPTIONS, tmp_path, _silent)
-
-
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    train(LinearTask(), OPTIONS, tmp_path, _silent)
-    wider = LinearTask()
-    wider.model = torch.nn.Linear(7, 3)
-    with pytest.raises(UserError, match=r"does not fit this model \(.*size mismatch.*\), perhaps because another"):
-        train(wider, OPTIONS, tmp_path, _silent)
-
-
-def test_the_log_is_valid_json_if_a_metric_is_nan(tmp_path: Path) -> None:
-    train(LinearTask(), OPTIONS, tmp_path, _silent)
+def test_loss_and_time_left_are_reported_and_logged(tmp_path: Path) -> None:
+    reports: list[str] = []
+    train(LinearTask(), TrainOptions(steps=40, batch=64, learning_rate=0.1), tmp_path, reports.append)
+    assert any("loss" in report and "min left" in report for report in reports)
 
     def refuse(text: str) -> None:
         raise AssertionError(text)
 
     entries = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert entries[-1] == {"step": 40, "nothing": None}
+    *steps, metrics = entries
+    assert [entry["step"] for entry in steps] == [20, 40]
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert metrics == {"step": 40, "nothing": None}, "the metric is NaN, which JSON has not"
+    assert list((tmp_path / "board").iterdir())
+    assert (tmp_path / "samples-000040.png").exists()
 
 
 def test_nan_and_infinity_become_null_in_json() -> None:
     value = {"a": [math.nan, 1.5, (math.inf, "NaN")], "b": {"c": -math.inf}, "d": True}
     assert json.loads(dumps(value)) == {"a": [None, 1.5, [None, "NaN"]], "b": {"c": None}, "d": True}
+
+
+def test_zero_steps_and_a_missing_gpu_are_refused() -> None:
+    with pytest.raises(UserError, match="at least one step"):
+        TrainOptions(steps=0, batch=4, learning_rate=1e-3)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="PyTorch finds no GPU"):
+            TrainOptions(steps=1, batch=4, learning_rate=1e-3, device="cuda")
 
 
 @pytest.mark.parametrize("rate", [math.nan, math.inf, -1.0])
