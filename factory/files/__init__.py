@@ -1,1 +1,1 @@
-"""Read untrusted and handwritten files within limits (text, YAML, JSON, images); paths, listings and locks."""
+"""Read untrusted and handwritten files within limits (text, YAML, JSON, images); paths, listings, locks, requests."""
