@@ -207,9 +207,11 @@ PIPELINES: Mapping[str, Family] = {kind: family for family in FAMILIES for kind 
 
 def family_of(kind: object, where: str) -> Family:
     """The family of a pipeline class. Raises UserError if it is not in the table."""
-    if kind not in PIPELINES:
+    if isinstance(kind, list):  # [module, class] of a pipeline with its own code
+        kind = f"custom pipeline with code in {'.'.join(map(str, kind[:1]))}.py, which is not run"
+    if not isinstance(kind, str) or kind not in PIPELINES:
         raise UserError(f"{where} is a {kind}; supported pipelines are {', '.join(PIPELINES)}.")
-    return PIPELINES[str(kind)]
+    return PIPELINES[kind]
 
 
 def default_read_blocks(family: Family, count: int) -> tuple[int, ...]:

@@ -23,7 +23,10 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-_VARIANTS = ("fp16", "bf16", "fp32")
+VARIANTS = ("fp16", "bf16", "fp32")
+"""Variants of weights, in the order in which they are tried where the plain files do not exist."""
+_RENAMED = {"Transformer2DModel": "PixArtTransformer2DModel"}
+"""Former names of classes, which the index files of published models still have."""
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -54,7 +57,7 @@ def component_names(index: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[st
 
 
 def component_class(index: Mapping[str, Any], name: str, where: str) -> str:
-    """The class of a component. Raises UserError if it is missing or not supported."""
+    """The class of a component by its current name. Raises UserError if it is missing or not supported."""
     kind = _named(index, name)
     if kind is None:
         raise UserError(f"the model_index.json of {where} does not name a {name}; download or save the pipeline again.")
@@ -69,7 +72,7 @@ def component_class(index: Mapping[str, Any], name: str, where: str) -> str:
 def _named(index: Mapping[str, Any], name: str) -> str | None:
     entry = index.get(name)
     kind = entry[1] if isinstance(entry, list | tuple) and len(entry) == 2 else None
-    return None if kind is None else str(kind)
+    return None if kind is None else _RENAMED.get(str(kind), str(kind))
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
@@ -152,7 +155,7 @@ def weights_variant(folder: Path) -> str | None:
     variants = {name.split(".")[1] for name in names if _is_variant(name)}
     variants |= {name.split(".")[-2] for name in names if ".index." in name and name.endswith(".json")}
     variants = {name.split("-")[0] for name in variants}
-    for variant in (*_VARIANTS, *sorted(variants)):
+    for variant in (*VARIANTS, *sorted(variants)):
         if variant in variants:
             return variant
     raise UserError(

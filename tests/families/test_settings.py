@@ -106,6 +106,28 @@ def test_the_output_layer_of_a_language_model_may_be_in_the_file(family: Make, t
     assert all(torch.equal(loaded[key], value) for key, value in tensors.items())
 
 
+def test_a_component_may_have_the_former_name_of_its_class(family: Make, tmp_path: Path) -> None:
+    """As in the published PixArt-Sigma."""
+    folder = Path(shutil.copytree(family("pixart-sigma"), tmp_path / "pixart"))
+    file, former = folder / "transformer" / "config.json", "Transformer2DModel"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": former, "num_vector_embeds": None}))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"transformer": ["diffusers", former]}))
+    preflight(recipe(folder))
+    assert type(load_pipeline(GeneratorRecipe(model=str(folder)), "cpu").transformer).__name__ == f"PixArt{former}"
+    shutil.copy(folder / "transformer" / "diffusion_pytorch_model.safetensors", tmp_path / "own.safetensors")
+    single = GeneratorRecipe(model=f"{folder}@{tmp_path / 'own.safetensors'}")
+    assert type(load_pipeline(single, "cpu").transformer).__name__ == f"PixArt{former}"
+
+
+def test_a_pipeline_with_its_own_code_is_refused(family: Make, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(family("sd"), tmp_path / "sd"))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": ["lcm", "MyPipeline"]}))
+    with pytest.raises(UserError, match=r"is a custom pipeline with code in lcm\.py, which is not run; supported pipel"):
+        pin_generator(GeneratorRecipe(model=str(folder)))
+
+
 def test_stable_diffusion_3_works_without_its_largest_text_encoder(family: Make, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(family("sd3"), tmp_path / "sd3"))
     index = json.loads((folder / "model_index.json").read_text())
