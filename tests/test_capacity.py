@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,14 @@ def test_worker_memory_is_estimated_from_the_model_files(tiny_model: Path) -> No
     stored = sum(path.stat().st_size for path in tiny_model.rglob("*.safetensors"))
     assert estimated(tiny_model) - 0.75 * GIB == pytest.approx(1.35 * stored, rel=0.1)
     assert estimated(tiny_model, dtype="bfloat16") - 0.75 * GIB == pytest.approx(1.35 * stored / 2, rel=0.1)
+
+
+def test_worker_memory_counts_one_of_several_variants(tiny_model: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+    unet = copied / "unet" / "diffusion_pytorch_model.safetensors"
+    for variant in ("fp16", "non_ema"):  # as of Stable Diffusion 1.5
+        shutil.copy(unet, unet.with_name(f"diffusion_pytorch_model.{variant}.safetensors"))
+    assert estimated(copied) == estimated(tiny_model)
 
 
 def test_worker_memory_of_a_hub_model_is_estimated_without_its_weights(

@@ -18,7 +18,7 @@ from factory.errors import UserError
 from factory.files.hub import hub_file
 from factory.generation.pin import pin_recipe
 from factory.generation.preflight import preflight
-from factory.generator.hub import cached_folder
+from factory.generator.hub import cached_folder, hub_pipeline
 from factory.generator.interface import Request
 from factory.generator.load import config_folder, pin_generator, pin_revision
 from factory.generator.pipeline import PipelineGenerator
@@ -67,6 +67,32 @@ def test_a_download_of_some_files_of_a_repository_requires_no_network(
     cache.write_tree_cache(str(folder), COMMIT, {"model.ckpt": cache.TreeCacheEntry(size=1, blob_id="0" * 40)})
     assert cached_folder(offline, COMMIT) == folder / "snapshots" / COMMIT
     assert cached_folder(offline, NEWER) is None
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_a_hub_model_whose_weights_exist_only_in_one_variant_is_loaded(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str
+) -> None:
+    """Sana is published in bfloat16 alone, with this variant in the names of its files."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+    for file in folder.glob("*/*.safetensors"):
+        file.rename(file.with_name(f"{file.stem}.{variant}.safetensors"))
+
+    def download(model: str, variant: str | None, **_: Any) -> Path:
+        found = list(folder.glob(f"*/*.{variant}.safetensors"))
+        if variant is not None and not found:
+            raise ValueError(f"You are trying to load model files of the `variant={variant}`.")
+        target = tmp_path / str(variant)
+        shutil.copytree(folder, target, ignore=shutil.ignore_patterns(*[] if found else ["*.safetensors"]))
+        return target
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", download)
+    recipe = GeneratorRecipe(model="owner/name", revision=COMMIT)
+    assert hub_pipeline("owner/name", COMMIT, recipe) == tmp_path / variant
+    shutil.rmtree(folder / "unet")
+    shutil.rmtree(tmp_path / "None")
+    with pytest.raises(UserError, match="the model owner/name cannot be loaded: there is no .*unet/config.json"):
+        hub_pipeline("owner/name", COMMIT, recipe)
 
 
 def test_a_gated_repository_says_how_to_get_access(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import struct
 from pathlib import Path
 
@@ -20,6 +21,8 @@ _UNKNOWN = 6 * 2**30
 _BYTES = {"float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error)
 _LARGEST_HEADER = 100 * 2**20
+_PART = re.compile(r"-\d{5}-of-\d{5}")
+"""The number of a file of weights that are stored in several files."""
 
 
 def worker_memory(recipe: Recipe, detector_in_worker: bool) -> int:
@@ -47,10 +50,10 @@ def parameters(folder: Path, skipped: str = "") -> int:
 
 
 def _of_component(component: Path) -> int:
-    by_variant: dict[tuple[str, bool], int] = {}
+    by_variant: dict[str, int] = {}
     for path in component.iterdir():
         if path.suffix in (".safetensors", ".bin", ".pt", ".pth") and path.is_file():
-            variant = path.suffix, ".fp16." in path.name
+            variant = _PART.sub("", path.name)
             by_variant[variant] = by_variant.get(variant, 0) + _of_file(path)
     return max(by_variant.values(), default=0)
 

@@ -13,6 +13,7 @@ from factory.errors import UserError, one_line
 from factory.files.hub import check_not_gated, is_commit
 from factory.generator.layout import (
     UNUSED,
+    VARIANTS,
     check_layout,
     component_names,
     read_index,
@@ -80,15 +81,15 @@ def hub_pipeline(model: str, revision: str | None, recipe: GeneratorRecipe, skip
         return cached
     unused: dict[str, Any] = dict.fromkeys((*UNUSED, *((skipped,) if skipped else ())))
     problem = ""
-    for variant in (None, "fp16"):
+    for variant in (None, *VARIANTS):
         try:
             folder = Path(DiffusionPipeline.download(model, revision=revision, variant=variant, **unused))
             check_layout(folder, recipe, checkpoint=skipped is not None)
         except UserError as error:
-            problem = str(error)
+            problem = problem or str(error)
         except (OSError, ValueError) as error:
             check_not_gated(model, error)
-            problem = one_line(error, 300)
+            problem = problem or one_line(error, 300)
         else:
             return folder
     raise UserError(f"the model {model} cannot be loaded: {problem}")
