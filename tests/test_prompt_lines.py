@@ -44,5 +44,9 @@ def test_the_prompt_is_found_in_an_answer(answer: str) -> None:
     assert prompt_in(answer) == "A dog."
 
 
+def test_reasoning_that_does_not_end_is_no_prompt() -> None:
+    assert prompt_in("<think>Okay, the user wants a prompt that shows a dog.") == ""
+
+
 def test_a_prompt_may_begin_with_a_number() -> None:
     assert prompt_in("35 mm photograph of a dog") == "35 mm photograph of a dog"

@@ -175,7 +175,11 @@ def test_a_chat_template_is_used(tmp_path: Path) -> None:
     model = LocalModel(str(tiny_language_model(tmp_path / "chat", chat=True)), "cpu", "float32", SAMPLING)
     model.load()
     assert model._text(Instruction("Show a bus.", "bus")) == "Show a bus. dog"
-    assert len(model.answer([Instruction("Show a bus.", "bus")] * 2, 1)) == 2
+    plain = model.answer([Instruction("Show a bus.", "bus")] * 2, 1)
+    assert len(plain) == 2
+    assert not any(answer.startswith("<think>") for answer in plain)
+    model._tokenizer.chat_template += "<think>\n"  # as of models that always reason
+    assert all(answer.startswith("<think>") for answer in model.answer([Instruction("Show a bus.", "bus")], 1))
 
 
 def test_unusable_models_are_rejected(lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,8 @@ _EXAMPLES = (
 )
 """Objects, setting and description; the objects are not classes of COCO or VOC."""
 _LABEL = re.compile(r"^(?:[-*•]\s*|\d+[.)]\s+)?(?:\W*(?:prompt|description|sentence|answer)\W*:\s*)?", re.IGNORECASE)
+THINKING, _THOUGHT = "<think>", "</think>"
+"""Around the reasoning of a model."""
 _QUOTES = "\"'`*\u2018\u2019\u201c\u201d"
 
 
@@ -47,8 +49,13 @@ def instruction(names: Sequence[str], key: str) -> Instruction:
 
 
 def prompt_in(answer: str) -> str:
-    """The prompt in an answer: its first line that is not empty, without label and quotes."""
-    text = answer.rpartition("</think>")[2]
+    """The prompt in an answer: its first line that is not empty, without label and quotes.
+
+    Empty if the answer ends before its reasoning does.
+    """
+    _, thought, text = answer.rpartition(_THOUGHT)
+    if not thought and THINKING in answer:
+        return ""
     for line in text.splitlines():
         line = _LABEL.sub("", " ".join(line.split())).strip(_QUOTES + " ")
         if line:

@@ -10,6 +10,7 @@ from factory.files.hub import check_not_gated
 from factory.files.paths import expanded
 from factory.generator.hub import hub_commit
 from factory.hf_logging import quiet_model_libraries
+from factory.prompts.instructions import THINKING
 from factory.prompts.interface import Instruction, Sampling
 from factory.training.memory import enough_memory
 
@@ -70,7 +71,10 @@ class LocalModel:
         with memory, torch.inference_mode(), torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             output = self._model.generate(**inputs, generation_config=self._config)
-        return [str(text) for text in self._tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)]
+        answers = self._tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
+        # Some templates begin the reasoning themselves.
+        begun = [THINKING if text.rstrip().endswith(THINKING) else "" for text in texts]
+        return [start + str(answer) for start, answer in zip(begun, answers, strict=True)]
 
     def _text(self, instruction: Instruction) -> str:
         if self._tokenizer.chat_template is None:
