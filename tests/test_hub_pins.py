@@ -91,7 +91,7 @@ def test_a_hub_model_whose_weights_exist_only_in_one_variant_is_loaded(
     assert hub_pipeline("owner/name", COMMIT, recipe) == tmp_path / variant
     shutil.rmtree(folder / "unet")
     shutil.rmtree(tmp_path / "None")
-    with pytest.raises(UserError, match="the model owner/name cannot be loaded: there is no .*unet/config.json"):
+    with pytest.raises(UserError, match=r"the model owner/name cannot be loaded: there is no .*unet/config\.json"):
         hub_pipeline("owner/name", COMMIT, recipe)
 
 

@@ -33,6 +33,7 @@ from factory.generator.layout import default_size
 from factory.generator.load import load_pipeline
 from factory.generator.memory import FittingParts
 from factory.generator.noise import Mixture, mixture
+from factory.generator.placement import use_channels_last
 from factory.generator.reading import OTHER_GROUPS, Reader, Reading, Target, Texts
 from factory.generator.sampler import Conditions, Sampler, tensors_of
 from factory.generator.text_groups import text_groups
@@ -68,8 +69,8 @@ class PipelineGenerator:
             )
         denoiser, vae = getattr(self.pipeline, self.family.denoiser).eval(), self.pipeline.vae.eval()
         if self.settings.channels_last:
-            denoiser.to(memory_format=torch.channels_last)
-            vae.to(memory_format=torch.channels_last)
+            use_channels_last(denoiser)
+            use_channels_last(vae)
         factor = int(self.pipeline.vae_scale_factor)
         self.pixels = self._size(denoiser.config, factor)
         cell = self.family.pixels_per_token(factor, denoiser.config)

@@ -31,6 +31,18 @@ def placed(pipeline: Any, family: Family, generator: GeneratorRecipe, device: st
     return pipeline.to(device)
 
 
+def use_channels_last(model: Any) -> None:
+    """Store the weights of convolutions of images in the channels-last layout.
+
+    Unlike `model.to`, this works for the autoencoder of Qwen-Image, which has convolutions of videos.
+    """
+    import torch
+
+    for weight in model.parameters():
+        if weight.ndim == 4:  # not `contiguous`, which keeps the strides of weights to which both layouts apply
+            weight.data = weight.data.to(memory_format=torch.channels_last)
+
+
 def _quantize(pipeline: Any, family: Family) -> None:
     """Convert linear layers to 8-bit weights: those of the denoiser and of text encoders other than CLIP."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_

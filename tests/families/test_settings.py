@@ -124,7 +124,7 @@ def test_a_pipeline_with_its_own_code_is_refused(family: Make, tmp_path: Path) -
     folder = Path(shutil.copytree(family("sd"), tmp_path / "sd"))
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": ["lcm", "MyPipeline"]}))
-    with pytest.raises(UserError, match=r"is a custom pipeline with code in lcm\.py, which is not run; supported pipel"):
+    with pytest.raises(UserError, match=r"is a custom pipeline with code in lcm\.py, which is not run; supp"):
         pin_generator(GeneratorRecipe(model=str(folder)))
 
 
@@ -176,6 +176,13 @@ def test_weights_in_float32_are_loaded_in_the_recipes_precision(family: Make) ->
     generator = PipelineGenerator(chosen)
     assert {weight.dtype for weight in generator.pipeline.transformer.parameters()} == {torch.bfloat16}
     assert generator.generate(REQUESTS[:1])
+
+
+def test_channels_last_is_used_for_convolutions_of_images_alone(family: Make) -> None:
+    """The default of CPUs with bfloat16 instructions. The autoencoder of Qwen-Image has convolutions of videos."""
+    plain, other = (recipe(family("qwen-image"), generator={"channels_last": value}) for value in (False, True))
+    images = [PipelineGenerator(chosen).generate(REQUESTS[:1])[0].image for chosen in (plain, other)]
+    assert np.abs(images[0].astype(int) - images[1].astype(int)).max() <= 1
 
 
 def write_sentencepiece(tokenizer: Path) -> None:
