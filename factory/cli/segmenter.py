@@ -62,6 +62,7 @@ def train_segmenter(
         int,
         typer.Option(
             min=32,
+            max=4096,
             help="Side of the square training crops in pixels; the shorter side of an image is scaled to about it, in "
             "training and in evaluation.",
         ),

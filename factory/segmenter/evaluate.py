@@ -1,5 +1,6 @@
 """mIoU of a segmenter on a labelled folder, computed as in the PASCAL VOC devkit."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,7 @@ def score(
     confusion, done = Confusion(len(model.names)), 0
     model.to(device).eval()
     for part in range(source.parts()):
-        for batch in _by_size(sample.decode() for sample in source.samples(part)):
+        for batch in _by_size((sample.decode() for sample in source.samples(part)), model.input_size):
             images = torch.from_numpy(np.stack([sample.image for sample in batch])).permute(0, 3, 1, 2).to(device)
             scores = model.scores(images)
             if not scores.isfinite().all():
@@ -99,11 +100,18 @@ def _mean(values: list[float]) -> float:
     return float(np.mean(defined)) if defined else float("nan")
 
 
-def _by_size(samples: Iterable[LabelledImage]) -> Iterator[list[LabelledImage]]:
-    """Batches of consecutive images of the same size; only one batch and one more image are in memory."""
+def _by_size(
+    samples: Iterable[LabelledImage], input_size: Callable[[int, int], tuple[int, int]]
+) -> Iterator[list[LabelledImage]]:
+    """Batches of consecutive images of the same size; only one batch and one more image are in memory.
+
+    `input_size` gives the (height, width) in which the network reads an image, which can be larger than the image.
+    """
     batch: list[LabelledImage] = []
     for sample in samples:
-        fits = len(batch) < min(_MAX_BATCH, _MAX_BATCH_PIXELS // sample.labels.size)
+        height, width = sample.labels.shape
+        pixels = max(height * width, math.prod(input_size(height, width)))
+        fits = len(batch) < min(_MAX_BATCH, _MAX_BATCH_PIXELS // pixels)
         if batch and not (fits and batch[0].image.shape == sample.image.shape):
             yield batch
             batch = []

@@ -31,6 +31,7 @@ _MASK_CLASSIFIERS = {"maskformer": "MaskFormerImageProcessor", "mask2former": "M
 """The types in config.json of models that classify masks instead of pixels, and their image processors."""
 _LONGEST_EDGE = 100_000
 """A limit that no image reaches; the image processors of models that classify masks require one."""
+_MAX_ASPECT = 16
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
@@ -88,17 +89,30 @@ class Segmenter(nn.Module):
             scores = output.logits.float()
         return functional.interpolate(scores, images.shape[-2:], mode="bilinear", align_corners=False)
 
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) in which the network reads an image."""
+        return (height, width) if self.side is None else scaled_size((height, width), self.side / min(height, width))
+
     def _at_training_scale(self, images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        if self.side is None or min(height, width) == self.side:
+        size = self.input_size(*images.shape[-2:])
+        if size == images.shape[-2:]:
             return images
-        scale = self.side / min(height, width)
-        size = round(height * scale), round(width * scale)
         return functional.interpolate(images.float(), size, mode="bilinear", align_corners=False, antialias=True)
 
     def _normalised(self, images: Tensor) -> Tensor:
         mean, std = (torch.tensor(v, device=images.device)[None, :, None, None] for v in (_MEAN, _STD))
         return (images.float() / 255 - mean) / std
+
+
+def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
+    """The scaled (height, width) of an image, whose longer side becomes at most 16 times the shorter one.
+
+    The memory of a network grows with the square of the pixels: a strip of 1 x 600, enlarged to a shorter side of 128
+    pixels, required 24 GB.
+    """
+    scaled = [max(1, round(length * scale)) for length in size]
+    height, width = (min(length, _MAX_ASPECT * min(scaled)) for length in scaled)
+    return height, width
 
 
 @dataclass(frozen=True)

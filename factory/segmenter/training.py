@@ -15,7 +15,7 @@ from factory.config.vocabulary import Vocabulary
 from factory.dataset.masks import IGNORE, palette_image
 from factory.labelled.interface import LabelledImage
 from factory.segmenter.data import LabelledSource
-from factory.segmenter.model import Segmenter, load_segmenter, new_segmenter, save_segmenter
+from factory.segmenter.model import Segmenter, load_segmenter, new_segmenter, save_segmenter, scaled_size
 from factory.training.precision import autocast
 from factory.training.processes import rank_and_world
 from factory.training.sheet import tile
@@ -123,7 +123,8 @@ def augmented(
     none.
     """
     scale = side / min(sample.labels.shape) * float(np.exp(rng.uniform(np.log(0.7), np.log(1.5))))
-    size = (max(1, round(sample.labels.shape[1] * scale)), max(1, round(sample.labels.shape[0] * scale)))
+    height, width = scaled_size(sample.labels.shape, scale)
+    size = width, height
     scaled_image = np.asarray(Pictures.fromarray(sample.image).resize(size, Pictures.Resampling.BILINEAR))
     scaled_labels = np.asarray(Pictures.fromarray(sample.labels).resize(size, Pictures.Resampling.NEAREST))
     windows = [_window(rng, length, side) for length in scaled_labels.shape]

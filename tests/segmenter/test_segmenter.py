@@ -99,6 +99,25 @@ def test_images_are_scored_at_the_scale_of_the_training(tmp_path: Path) -> None:
     assert read == [(64, 80)] * 3
 
 
+def test_images_of_extreme_aspect_ratio_are_squeezed() -> None:
+    """They were enlarged to a shorter side as long as a crop: one of 1 x 600 pixels required 24 GB."""
+    model = tiny("segformer")
+    model.side = 64
+    assert model.input_size(4, 64) == (64, 1024)
+    assert model.input_size(1, 60_000) == (64, 1024)
+    with torch.no_grad():
+        assert model.scores(torch.zeros(1, 3, 600, 1, dtype=torch.uint8)).shape == (1, 21, 600, 1)
+    strip = LabelledImage("k", np.zeros((1, 60_000, 3), np.uint8), np.full((1, 60_000), 3, np.uint8))
+    assert 3 in augmented(np.random.default_rng(0), strip, 64)[1]
+
+
+def test_a_batch_holds_fewer_images_if_the_network_enlarges_them() -> None:
+    from factory.segmenter import evaluate
+
+    small = [LabelledImage("k", np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8))] * 9
+    assert [len(batch) for batch in evaluate._by_size(small, lambda height, width: (1024, 1024))] == [4, 4, 1]
+
+
 def test_an_evaluation_holds_one_batch_of_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """All 256 images of a part were decoded first: 9 GB for photographs of 12 megapixels."""
     from factory.segmenter import evaluate
@@ -111,7 +130,7 @@ def test_an_evaluation_holds_one_batch_of_images_at_a_time(monkeypatch: pytest.M
             decoded.append(side)
             yield LabelledImage("k", np.zeros((side, side, 3), np.uint8), np.zeros((side, side), np.uint8))
 
-    batches = evaluate._by_size(samples())
+    batches = evaluate._by_size(samples(), lambda height, width: (height, width))
     assert len(next(batches)) == 4
     assert len(decoded) == 5
     assert [[image.labels.shape[0] for image in batch] for batch in batches] == [[8], [16], [16], [32], [8]]
