@@ -1,6 +1,7 @@
 """Errors that end a command with a one-sentence message, and the wording of messages. Each class has its exit code."""
 
 import errno
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -9,6 +10,9 @@ from factory import exit_codes
 
 _CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters except line feeds, characters that change the direction of text, and unpaired surrogates."""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(ValueError):
@@ -53,6 +57,22 @@ def not_written(path: object, error: OSError, advice: str) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return TransientError(f"no space left for {path}; free some space and rerun the same command.")
     return UserError(f"{path} cannot be written ({error.strerror}); {advice}.")
+
+
+def full_disk(error: BaseException) -> str | None:
+    """What is full or limited (the disk, a quota, the size of files) if that caused an error; None for other errors.
+
+    Libraries replace the OSError of a write by an error of their own: PyTorch keeps it as context, safetensors only its
+    text.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        named = re.search(r"\(os error (\d+)\)", str(cause))
+        code = cause.errno if isinstance(cause, OSError) else int(named[1]) if named else None
+        if code in _FULL:
+            return os.strerror(code)
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def first_few(names: Sequence[object], shown: int = 3) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import typer
 from rich.console import Console
+from safetensors import SafetensorError
 
 from factory import exit_codes
 from factory.cli import main, view
@@ -155,11 +156,25 @@ def test_unexpected_error_without_log_is_raised(monkeypatch: pytest.MonkeyPatch)
         main.run()
 
 
+def _error_of_torch() -> RuntimeError:
+    error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+    error.__context__ = OSError(errno.ENOSPC, "No space left on device")
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        _error_of_torch(),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
 def test_a_full_disk_under_the_output_is_a_temporary_failure(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with `factory status out/ > file`."""
-    monkeypatch.setattr(main, "app", raising(OSError(errno.ENOSPC, "No space left on device")))
+    """As with `factory status out/ > file`, or a checkpoint."""
+    monkeypatch.setattr(main, "app", raising(error))
     with pytest.raises(SystemExit) as end:
         main.run()
     assert end.value.code == exit_codes.TRY_AGAIN

@@ -33,7 +33,7 @@ from factory.cli.status import status
 from factory.cli.verify import verify
 from factory.cli.workflow import run_steps
 from factory.config.problems import usage_text
-from factory.errors import UserError, printable
+from factory.errors import UserError, full_disk, printable
 
 _UNUSABLE = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
@@ -106,8 +106,8 @@ def run() -> None:
             _exit(end.code)
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _print_error(f"cannot write: {error}. Free some space and rerun the same command.")
+        if full := full_disk(error):
+            _print_error(f"cannot write: {full}. Free some space and rerun the same command.")
             _exit(exit_codes.TRY_AGAIN)
         if isinstance(error, FileNotFoundError) and not _has_current_folder():
             _print_error("the current directory has been deleted; change to another one.")

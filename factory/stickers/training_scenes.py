@@ -87,8 +87,8 @@ def scene_latents(
         "autoencoder": fingerprint,
     }
     cache.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_atomically(cache) as partial:
-        torch.save(stacked, partial)
+    with replaced_atomically(cache) as partial, partial.open("wb") as stream:
+        torch.save(stacked, stream)
     return stacked["latents"], stacked["coverage"]
 
 

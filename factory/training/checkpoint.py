@@ -20,8 +20,9 @@ def save_checkpoint(name: str, out: Path, state: dict[str, Any], run: dict[str, 
     for weight, value in (*payload["model"].items(), *payload["average"].items()):
         if value.is_floating_point() and not value.isfinite().all():
             raise not_finite(name, f"its weight {weight} is not finite after step {step}", out)
-    with replaced_atomically(out / CHECKPOINT) as partial:
-        torch.save({"step": step, "options": run, **payload}, partial)
+    # To a stream, because the error of a full disk names its cause only then.
+    with replaced_atomically(out / CHECKPOINT) as partial, partial.open("wb") as stream:
+        torch.save({"step": step, "options": run, **payload}, stream)
 
 
 def restore(out: Path, state: dict[str, Any], run: dict[str, Any], depends_on: Mapping[str, str]) -> int:
