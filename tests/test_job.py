@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from factory.errors import UserError
+from factory.errors import TransientError, UserError
+from factory.files.lock import sole_writer
 from factory.workflow.run import load_workflow, run_workflow
 
 JOBS = Path(__file__).parents[1] / "jobs"
@@ -51,6 +52,14 @@ def test_values_are_filled_into_steps(name: str, tmp_path: Path) -> None:
     job = load_workflow(JOBS / name, tmp_path, commands(), {"split": "2"})
     oracle = next(step for step in job.steps if step.name == "bootstrap-oracle")
     assert oracle.arguments[2:4] == ("--split", "2")
+
+
+def test_one_process_at_a_time_runs_a_job(tmp_path: Path) -> None:
+    """A second one ran the same steps, and forgot which of them the first had completed."""
+    file = write(tmp_path / "job.yaml", out=str(tmp_path), steps=[{"models": {}}])
+    job = load_workflow(file, None, commands(), {})
+    with sole_writer(tmp_path / "job.lock"), pytest.raises(TransientError, match="another command is writing to"):
+        run_workflow(job, print)
 
 
 @pytest.mark.parametrize(

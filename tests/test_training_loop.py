@@ -1,11 +1,14 @@
 """The training loop: its log, several processes, NaN, and the options that are refused."""
 
+import errno
+import io
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,9 @@ import torch
 from torch import Tensor
 
 import factory
-from factory.errors import GpuError, UserError
+from factory.errors import GpuError, TransientError, UserError, full_disk
 from factory.files.strict_json import dumps
+from factory.training.checkpoint import save_checkpoint
 from factory.training.devices import chosen_device
 from factory.training.loop import train
 from factory.training.options import TrainOptions
@@ -62,6 +66,34 @@ def test_processes_draw_different_random_numbers(together: Any) -> None:
     out, _ = together
     first, second = (torch.load(out / f"drawn-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert not torch.equal(first, second)
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
+    """The second one replaced the checkpoints and a part of the model of the first."""
+
+    class Nested(LinearTask):
+        def loss(self, step: int, batch: int, seed: int) -> Tensor:
+            with pytest.raises(TransientError, match="another command is writing to"):
+                train(LinearTask(), OPTIONS, tmp_path, _silent)
+            return super().loss(step, batch, seed)
+
+    train(Nested(), replace(OPTIONS, steps=1), tmp_path, _silent)
+    assert train(Nested(), replace(OPTIONS, steps=1), tmp_path, _silent) == tmp_path / "model"
+
+
+def test_a_full_disk_under_a_checkpoint_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch raised a RuntimeError that did not name the cause, which ended the command with a traceback."""
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", lambda path, *arguments: Full(path, "w"))
+    state: Any = {"model": torch.nn.Linear(2, 2), "average": torch.nn.Linear(2, 2)}
+    with pytest.raises((RuntimeError, OSError)) as failure:
+        save_checkpoint("linear", tmp_path, state, {}, 1)
+    assert full_disk(failure.value) == "No space left on device"
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_without_gradient_are_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from factory.errors import UserError, not_written
+from factory.errors import TransientError, UserError, not_written
 from factory.export.interface import Unit
 from factory.files.atomic import write_atomically
 from factory.files.listing import names_in
@@ -67,7 +67,7 @@ class ExportFolder:
                 try:
                     stack.enter_context(locked_if_possible(self._state / "lock"))
                 except BlockingIOError:
-                    raise UserError(
+                    raise TransientError(
                         f"{self.root} is being written by another export; wait until it has finished."
                     ) from None
                 self.check()

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from factory.errors import TransientError
+
 _log = logging.getLogger(__name__)
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
@@ -63,6 +65,19 @@ def locked_if_possible(path: Path) -> Iterator[None]:
             if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
                 raise
             _log.warning("%s is on a file system without locks; write to it with one process at a time.", path.parent)
+        yield
+
+
+@contextlib.contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Hold the lock `path` of its folder during a long command. TransientError if another command has it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked_if_possible(path))
+        except BlockingIOError:
+            raise TransientError(
+                f"another command is writing to {path.parent}; wait until it has finished, or give another folder."
+            ) from None
         yield
 
 

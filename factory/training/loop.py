@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from factory.errors import one_line
+from factory.files.lock import sole_writer
 from factory.signals import stop_requests
 from factory.training.checkpoint import not_finite, restore, save_checkpoint
 from factory.training.memory import enough_memory
@@ -73,13 +74,19 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
     After an interruption, the same call resumes from the last checkpoint. Batches and noise depend only on the step, so
     the result is the same. If several processes train together, only the first one writes and reports. UserError if
     `out` contains another run, or if the loss or a weight becomes NaN or infinite; the last checkpoint is then intact.
+    TransientError if another process trains in `out`.
     """
     check_start(task.name, options.start, out)
     if options.start and not (out / CHECKPOINT).exists():
         _load_start(task, Path(options.start))
     out.mkdir(parents=True, exist_ok=True)
-    writes = rank_and_world()[0] == 0
-    report = report if writes else _silent
+    if rank_and_world()[0]:
+        return _train(task, options, out, _silent, writes=False)
+    with sole_writer(out / "training.lock"):
+        return _train(task, options, out, report, writes=True)
+
+
+def _train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[str], None], writes: bool) -> Path:
     optimizer = _optimizer(task.model, options)
     factor = _SCHEDULES[options.schedule]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step, options.steps))

@@ -16,6 +16,7 @@ from typing import Any
 from factory import exit_codes, signals
 from factory.errors import UserError
 from factory.files.atomic import write_atomically
+from factory.files.lock import sole_writer
 from factory.files.paths import check_writable_folder, local_path, split_named_path
 from factory.files.strict_yaml import parse_plain_yaml
 from factory.files.text import read_text
@@ -113,11 +114,16 @@ def run_workflow(job: Workflow, report: Callable[[str], None] = _log.info) -> No
 
     Signals are forwarded to the running step, and its end is awaited. A dataset with skipped samples is complete and
     does not stop the job. A step that writes to the same place as a step of another version of the job makes that step
-    incomplete. Raises StepFailedError, KeyboardInterrupt if the step was interrupted, and UserError if its folder
-    cannot be written or the list of completed steps cannot be read.
+    incomplete. Raises StepFailedError, KeyboardInterrupt if the step was interrupted, UserError if its folder cannot
+    be written or the list of completed steps cannot be read, and TransientError while another process runs the job.
     """
     check_writable_folder(job.out, "the folder of the job")
     job.out.mkdir(parents=True, exist_ok=True)
+    with sole_writer(job.out / "job.lock"):
+        _run_steps(job, report)
+
+
+def _run_steps(job: Workflow, report: Callable[[str], None]) -> None:
     path = job.out / DONE
     done, current = _completed(path), {step.digest for step in job.steps}
     for number, step in enumerate(job.steps, 1):
