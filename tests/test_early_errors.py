@@ -33,7 +33,12 @@ COMMANDS = {
     "train-grounder none --out out --device gpu": "there is no device 'gpu'; choose auto, cpu, cuda or cuda:N.",
     "train-grounder none --out out --learning-rate nan": "the learning rate must be a finite number",
     "train-grounder none --out empty/recipe.yaml": "empty/recipe.yaml is not a folder",
+    "train-grounder none --out empty": "empty is a dataset; give another folder",
+    "stickers train detector --out empty": "--out empty is a dataset; give another folder",
     "import-grounder none --model owner/name --out out": "the checkpoint none cannot be read",
+    "evaluate-grounder run": "run is the folder of a training run; give its grounder, run/model.",
+    "evaluate-segmenter run --real voc": "is not a segmenter folder ([Errno 2] No such file or directory: "
+    "'run/segmenter.json'); give run/model.",
     "evaluate-grounder none": "there is no grounder 'none'",
     "evaluate-grounder stickers --classes voc": "which is not a split of voc",
     "evaluate-grounder stickers --real none": "none is not a dataset",
@@ -77,6 +82,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, l
     (folder / "empty/recipe.yaml").write_text("")
     (folder / "segmenter").mkdir()
     (folder / "segmenter/segmenter.json").write_text(json.dumps({"names": ["background", *voc().names]}))
+    (folder / "run/model").mkdir(parents=True)
+    (folder / "run/model/config.json").write_text("{}")
+    (folder / "run/model/segmenter.json").write_text("{}")
     result = subprocess.run(
         [sys.executable, "-c", _PROGRAM],
         cwd=folder,

@@ -104,10 +104,10 @@ def train(
 
     Example: factory stickers train detector --out runs --steps 2000
     """
-    from factory.files.paths import check_writable_folder
     from factory.hf_logging import quiet_model_libraries
+    from factory.training.options import check_run_folder
 
-    check_writable_folder(out, "--out")
+    check_run_folder(out)
     if start is not None and not start.is_dir():
         raise UserError(f"--start must be the folder of a trained model, got {start}.")
     quiet_model_libraries()

@@ -59,6 +59,9 @@ def grounder_folder(name: str) -> Path:
 
     folder = embedded(name) if name in EMBEDDED_MODELS else expanded(local_path(name, "the grounder"))
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        inner = folder / "model"
+        if (inner / CONFIG).is_file():
+            raise UserError(f"{name} is the folder of a training run; give its grounder, {inner}.")
         raise UserError(
             f"there is no grounder {name!r}; give {', '.join(EMBEDDED_MODELS)}, or a folder with {CONFIG} and "
             f"{WEIGHTS}, as `factory train-grounder` writes it."

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from factory.dataset.storage import Store
-from factory.files.paths import check_writable_folder, local_path
+from factory.files.paths import local_path
 from factory.grounder.data import OracleDataset
 from factory.grounder.folder import read_config
 from factory.grounder.shared_recipe import check_same_kind
 from factory.hf_logging import quiet_model_libraries
 from factory.training.devices import check_device_name, chosen_device
 from factory.training.memory import enough_memory
-from factory.training.options import CHECKPOINT, TrainOptions, cannot_start, check_start
+from factory.training.options import CHECKPOINT, TrainOptions, cannot_start, check_run_folder, check_start
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class GrounderTraining:
 def check(run: GrounderTraining) -> list[OracleDataset]:
     """The datasets of a run. UserError if they or an option are invalid, found in a second, without PyTorch."""
     out = local_path(run.out, "--out")
-    check_writable_folder(out, "--out")
+    check_run_folder(out)
     check_device_name(run.device)
     _options(run)
     if run.start is not None:

@@ -27,9 +27,9 @@ def stored_segmenter(folder: Path) -> dict[str, Any]:
             raise ValueError("its names are not texts")
         return {"names": tuple(stored["names"]), "side": stored.get("run", {}).get("side")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{folder} is not a segmenter folder ({error}); train one with `factory train-segmenter`."
-        ) from error
+        inner = folder / "model"  # of the folder of a training run
+        remedy = f"give {inner}" if (inner / STORED).is_file() else "train one with `factory train-segmenter`"
+        raise UserError(f"{folder} is not a segmenter folder ({error}); {remedy}.") from error
 
 
 def vocabulary_of(folder: Path) -> Vocabulary:

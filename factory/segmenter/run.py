@@ -11,11 +11,11 @@ from factory.config.splits import seen_classes
 from factory.config.vocabulary import Vocabulary
 from factory.dataset.storage import Store, absolute
 from factory.errors import UserError
-from factory.files.paths import check_writable_folder, expanded, local_path
+from factory.files.paths import expanded, local_path
 from factory.hf_logging import quiet_model_libraries
 from factory.segmenter.classes import ARCHITECTURES, common_vocabulary, is_dataset, training_vocabulary
 from factory.training.devices import check_device_name, chosen_device
-from factory.training.options import CHECKPOINT, TrainOptions, check_start
+from factory.training.options import CHECKPOINT, TrainOptions, check_run_folder, check_start
 
 if TYPE_CHECKING:
     from factory.segmenter.data import LabelledSource
@@ -84,7 +84,7 @@ class _Data:
 def check(run: SegmenterTraining) -> _Data:
     """The data of a run. UserError if they or an option are invalid, found without PyTorch."""
     out = local_path(run.out, "--out")
-    check_writable_folder(out, "--out")
+    check_run_folder(out)
     check_device_name(run.device)
     check_start("segmenter", run.start, out)
     _options(run)

@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from factory.dataset.stored_recipe import RECIPE
 from factory.errors import UserError
+from factory.files.paths import check_writable_folder
 from factory.training.devices import check_device
 
 CHECKPOINT = "checkpoint.pt"
@@ -41,6 +43,13 @@ class TrainOptions:
                 f"the learning rate must be a finite number of at least 0, such as 0.001; got {self.learning_rate}."
             )
         check_device(self.device)
+
+
+def check_run_folder(out: Path) -> None:
+    """UserError if the folder of a training run cannot be written, or is a dataset."""
+    check_writable_folder(out, "--out")
+    if (out / RECIPE).exists():
+        raise UserError(f"--out {out} is a dataset; give another folder for the checkpoints and the trained model.")
 
 
 def check_start(name: str, start: str | None, out: Path) -> None:

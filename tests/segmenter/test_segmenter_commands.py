@@ -88,6 +88,14 @@ def test_only_real_images_of_seen_classes_require_a_valid_choice(tmp_path: Path)
         run.train_here(run.SegmenterTraining(str(tmp_path / "out"), real_classes="few", device="cpu"))
 
 
+def test_classes_that_a_segmenter_does_not_know_are_not_blamed_on_an_option(tmp_path: Path) -> None:
+    """The message asked for --classes, which the command then refused: they must be those of the segmenter."""
+    folder = write_folder(tmp_path / "voc")
+    (folder / "labels.txt").write_text("background\ndog\naxolotl\n")
+    with pytest.raises(UserError, match="for an evaluation in the training of the segmenter"):
+        measure.evaluate_here(saved_tiny(tmp_path / "model"), measure.RealImages(folder))
+
+
 @pytest.mark.parametrize("batch", [None, 7])
 def test_batch_must_be_divisible_by_the_devices(batch: int | None) -> None:
     options: Any = SimpleNamespace(out="out", batch=batch, threads=0)
