@@ -118,9 +118,9 @@ def _usable_images(
             break
         labels = folder.load(key).labels
         large_enough = present(labels, vocabulary, options.min_area)
-        any_size = present(labels, vocabulary, 0)
-        # A class too small for the prompt still disqualifies the image if it is unseen.
-        if not large_enough or len(large_enough) > options.max_classes or not set(any_size) <= set(seen):
+        # A class that is too small for the prompt, or has no pixel of its own, still disqualifies the image if unseen.
+        shown = {*present(labels, vocabulary, 0), *(vocabulary.names[k - 1] for k in folder.listed_labels(key))}
+        if not large_enough or len(large_enough) > options.max_classes or not shown <= set(seen):
             skipped += 1
             continue
         phrases = {name: vocabulary.resolve(name).display for name in large_enough}

@@ -13,8 +13,8 @@ from factory.dataset.masks import IGNORE, Mask
 from factory.dataset.records import Image
 from factory.errors import UserError, counted
 from factory.labelled.annotations import Annotation, ImageEntry, check_object, invalid_segmentation, read_instances
-from factory.labelled.interface import LabelledFolder, LabelledImage, checked_vocabulary
-from factory.labelled.picture import Photograph, read_photograph
+from factory.labelled.interface import LabelledFolder, LabelledImage, checked_vocabulary, spread
+from factory.labelled.picture import Photograph, read_photograph, read_size
 from factory.labelled.segmentation import to_mask
 
 
@@ -74,7 +74,7 @@ class CocoFolder(LabelledFolder):
         return LabelledImage(key, image, labels)
 
     def check(self) -> None:
-        """See `LabelledFolder`: checks that every image file exists and that every annotation can be read."""
+        """See `LabelledFolder`: checks that every image exists, every annotation can be read, and some sizes agree."""
         instances, empty, used = self._instances, 0, 0
         for key in self.keys:
             image = self._images[key]
@@ -89,6 +89,10 @@ class CocoFolder(LabelledFolder):
                     has_pixels = bool(annotation.segmentation)
                 empty += not has_pixels
                 used += has_pixels and not annotation.crowd
+        for image in map(self._images.__getitem__, spread(self.keys)):
+            size = read_size(self.root / image.file_name)
+            if image.size not in (None, size, size[::-1]):
+                raise self._wrong_size(image, size)
         if not used:
             raise UserError(
                 f"{instances.path} has no object with pixels whose class is in {self._vocabulary.label}: {empty} "
@@ -96,6 +100,10 @@ class CocoFolder(LabelledFolder):
                 f"refer to an unlisted image and {instances.without_category} to an unlisted category."
             )
         self.notes += tuple(self._notes(empty))
+
+    def listed_labels(self, key: str) -> frozenset[int]:
+        """See `LabelledFolder`."""
+        return frozenset(self._label_of[annotation.category] for annotation in self._images[key].objects)
 
     def _content(self) -> Iterator[bytes]:
         with self._instances.path.open("rb") as stream:
@@ -126,11 +134,15 @@ class CocoFolder(LabelledFolder):
         image = photograph.of_size(*entry.size)
         if image is None:
             height, width = photograph.upright.shape[:2]
-            raise UserError(
-                f"{self.root / entry.file_name} has {width} x {height} pixels, but its annotation says "
-                f"{entry.size[1]} x {entry.size[0]}."
-            )
+            raise self._wrong_size(entry, (height, width))
         return image
+
+    def _wrong_size(self, entry: ImageEntry, size: tuple[int, int]) -> UserError:
+        assert entry.size is not None
+        return UserError(
+            f"{self.root / entry.file_name} has {size[1]} x {size[0]} pixels, but its annotation says {entry.size[1]} "
+            f"x {entry.size[0]}; give the images for which {self._instances.path} was made."
+        )
 
     def _mask(self, entry: ImageEntry, annotation: Annotation, size: tuple[int, int]) -> Mask:
         try:

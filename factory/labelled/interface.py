@@ -14,6 +14,8 @@ from factory.dataset.masks import IGNORE
 from factory.dataset.records import Image
 from factory.errors import UserError
 
+_MAX_CHECKED = 1000
+
 
 @dataclass(frozen=True)
 class LabelledImage:
@@ -74,6 +76,13 @@ class LabelledFolder(ABC):
     def load(self, key: str) -> LabelledImage:
         """One image with its labels. UserError if either cannot be read or their sizes differ."""
 
+    def listed_labels(self, key: str) -> frozenset[int]:
+        """Labels of the objects that the annotations of an image list, including those without a pixel of their own.
+
+        A crowd has only ignored pixels, and an object can be covered by others. Label images list no objects.
+        """
+        return frozenset()
+
     def parts(self) -> int:
         """Number of parts."""
         return -(-self.size // self.part_size)
@@ -93,6 +102,11 @@ class LazyImage:
     def decode(self) -> LabelledImage:
         """Read the image and its labels."""
         return self.folder.load(self.key)
+
+
+def spread(keys: Sequence[str]) -> Sequence[str]:
+    """At most 1,000 keys, evenly spaced: the images that `LabelledFolder.check` opens, in seconds for any folder."""
+    return keys[:: max(1, -(-len(keys) // _MAX_CHECKED))]
 
 
 def checked_vocabulary(vocabulary: Vocabulary) -> Vocabulary:

@@ -97,6 +97,26 @@ def test_a_coco_folder_becomes_a_recipe(coco_folder: tuple[Path, Path]) -> None:
     ]
 
 
+def test_an_unseen_class_without_a_pixel_of_its_own_excludes_its_image(coco_folder: tuple[Path, Path]) -> None:
+    """An image that shows a crowd of an unseen class, or such an object behind others, was used for training."""
+    images, annotations = coco_folder
+    split = annotations.with_name("unseen.txt")
+    split.write_text("dog\n")
+    options = RealOptions("coco", images, None, annotations, "coco", str(split), None, "noise", None, 0.23, 3, 0.01)
+    with pytest.raises(UserError, match=r"no image of .* can be used: 2 contain classes outside split"):
+        recipe_of_folder(options, {}, {})
+    data = json.loads(annotations.read_text())
+    data["annotations"][3].update(category_id=17)  # the crowd is one of cats
+    annotations.write_text(json.dumps(data))
+    recipe, _ = recipe_of_folder(options, {}, {})
+    assert recipe.real is not None
+    assert list(recipe.real.keys) == ["9"]
+    data["annotations"].append({**data["annotations"][2], "category_id": 18, "area": 40})  # a dog behind the cat
+    annotations.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r"no image of .* can be used"):
+        recipe_of_folder(options, {}, {})
+
+
 @pytest.mark.parametrize("layout", ["voc", "coco"])
 def test_a_dataset_with_options_that_are_rejected_today_is_resumed_without_them(
     layout: str, folder: Path, coco_folder: tuple[Path, Path], tmp_path: Path
