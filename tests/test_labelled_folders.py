@@ -88,6 +88,17 @@ def test_images_may_have_any_common_suffix(name: str, folder: Path) -> None:
     assert labels_match(loaded(folder))
 
 
+def test_an_image_of_another_size_than_its_labels_is_refused_at_once(folder: Path) -> None:
+    """It ended a training after hours; the corrected folder is other data, so its checkpoint was lost."""
+    with Image.open(folder / "JPEGImages/a.jpg") as picture:
+        picture.resize((30, 20)).save(folder / "JPEGImages/a.jpg")
+    with pytest.raises(UserError, match=r"a.png has 60 x 40 pixels, but its image has 30 x 20; both must have"):
+        open_labelled(folder, "val", None, voc())
+    (folder / "JPEGImages/a.jpg").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"a.jpg cannot be read: it is not an image in any of the formats"):
+        open_labelled(folder, "val", None, voc())
+
+
 def test_two_images_of_the_same_key_are_refused(folder: Path) -> None:
     Image.fromarray(PHOTO).save(folder / "JPEGImages/a.png")
     with pytest.raises(UserError, match=r"contains both a.jpg and a.png; remove one of them"):

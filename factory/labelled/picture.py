@@ -58,7 +58,7 @@ class Photograph:
 
 def read_photograph(path: Path) -> Photograph:
     """Read a greyscale or colour image of any bit depth. UserError if it is missing or cannot be used."""
-    picture = _decoded(path, _FORMATS)
+    picture = _opened(path, _FORMATS)
     try:
         stored = Pictures.fromarray(_to_8_bit(picture, path)) if _has_more_than_8_bits(picture) else _to_rgb(picture)
         transpose = _TRANSPOSES.get(_orientation(picture))
@@ -72,13 +72,19 @@ def read_photograph(path: Path) -> Photograph:
         ) from error
 
 
+def read_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a photograph as stored, without decoding it. UserError if it is missing or cannot be used."""
+    picture = _opened(path, _FORMATS, decode=False)
+    return picture.height, picture.width
+
+
 def read_values(path: Path, values: int) -> NDArray[np.int64]:
     """The values (H, W) of a label image in which the values from 0 to `values - 1` have a meaning.
 
     Palette and greyscale images of up to 32 bits hold the values directly. Colour images are decoded by VOC's colours.
     1-bit images are accepted if at most two values have a meaning. UserError names the mode of any other image.
     """
-    picture = _decoded(path, _LABEL_FORMATS)
+    picture = _opened(path, _LABEL_FORMATS)
     if _orientation(picture) != 1:
         raise UserError(
             f"{path} has an EXIF orientation, which label images must not have; save it upright without one."
@@ -110,8 +116,8 @@ def _greyscale_bits(path: Path) -> int | None:
     return header[24] if header.startswith(b"\x89PNG") else None
 
 
-def _decoded(path: Path, formats: tuple[str, ...]) -> Pictures.Image:
-    """The only frame, decoded after its header has been checked."""
+def _opened(path: Path, formats: tuple[str, ...], decode: bool = True) -> Pictures.Image:
+    """The only frame; it is decoded after its header has been checked."""
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path} cannot be read: it is not a regular file.")
@@ -127,7 +133,8 @@ def _decoded(path: Path, formats: tuple[str, ...]) -> Pictures.Image:
                 )
             if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
                 raise UserError(f"{path} contains several images; save the labelled one as a separate file.")
-            picture.load()
+            if decode:
+                picture.load()
     except UserError:
         raise
     except Pictures.DecompressionBombError as error:

@@ -13,11 +13,8 @@ from factory.dataset.masks import IGNORE
 from factory.errors import UserError
 from factory.files.text import read_bytes, read_text
 from factory.labelled.image_list import IMAGES, LABELS, SUFFIXES, read_keys
-from factory.labelled.interface import LabelledFolder, LabelledImage, checked_vocabulary
-from factory.labelled.picture import MAX_FILE_BYTES, read_photograph, read_values
-
-_MAX_CHECKED = 1000
-"""Maximum number of label images that `check` reads, evenly spaced over the list: it takes seconds for any folder."""
+from factory.labelled.interface import LabelledFolder, LabelledImage, checked_vocabulary, spread
+from factory.labelled.picture import MAX_FILE_BYTES, read_photograph, read_size, read_values
 
 _LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 _CLASS_LIST = "labels.txt"
@@ -53,29 +50,34 @@ class VocFolder(LabelledFolder):
         photograph = read_photograph(path)
         image = photograph.of_size(*labels.shape)
         if image is None:
-            height, width = photograph.upright.shape[:2]
-            raise UserError(
-                f"{self._path(LABELS, key)} has {labels.shape[1]} x {labels.shape[0]} pixels, but its image has "
-                f"{width} x {height}; both must have the same size."
-            )
+            raise self._wrong_size(key, labels.shape, photograph.upright.shape)
         return LabelledImage(key, image, labels)
+
+    def _wrong_size(self, key: str, labels: Sequence[int], image: Sequence[int]) -> UserError:
+        return UserError(
+            f"{self._path(LABELS, key)} has {labels[1]} x {labels[0]} pixels, but its image has {image[1]} x "
+            f"{image[0]}; both must have the same size."
+        )
 
     def labels(self, key: str) -> NDArray[np.uint8]:
         """The labels of an image, uint8 (H, W), as in `LabelledImage`."""
         return self._labels_of(self._values(key))
 
     def check(self) -> None:
-        """See `LabelledFolder`: checks that every file exists, and reads some label images."""
+        """See `LabelledFolder`: checks that every file exists, reads some label images, and compares their sizes."""
         for key in self.keys:
             self._path(IMAGES, key)
             self._path(LABELS, key)
         duplicates = len(self.keys) - len(set(self.keys))
         if duplicates:
             self.notes += (f"The image set {self._image_set} of {self.root} lists {duplicates} images more than once.",)
-        checked = self.keys[:: -(-len(self.keys) // _MAX_CHECKED)]
+        checked = spread(self.keys)
         pixels, images = Counter[int](), Counter[int]()
         for key in checked:
-            values, counts = np.unique(self._values(key), return_counts=True)
+            label_image, size = self._values(key), read_size(self._path(IMAGES, key))
+            if size not in (label_image.shape, label_image.shape[::-1]):
+                raise self._wrong_size(key, label_image.shape, size)
+            values, counts = np.unique(label_image, return_counts=True)
             pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
             images.update(values.tolist())
         present = sorted(pixels)
