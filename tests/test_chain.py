@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -13,17 +12,10 @@ from factory.labelled.voc import VocFolder
 from factory.stickers.voc_folder import write_voc_folder
 from factory.workflow.run import load_workflow, run_workflow
 from tests.support.coco_folder import write_annotations
+from tests.support.in_process import commands
 from tests.support.tiny_detector import tiny_mask2former
 
 JOBS = Path(__file__).parents[1] / "jobs"
-
-
-def commands() -> dict[str, Any]:
-    import typer
-
-    from factory.cli.main import app
-
-    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
 def small_values(tiny_model: Path, folder: Path, vocabulary: Vocabulary, queries: int) -> dict[str, str]:

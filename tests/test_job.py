@@ -14,16 +14,9 @@ import yaml
 from factory.errors import TransientError, UserError
 from factory.files.lock import sole_writer
 from factory.workflow.run import load_workflow, run_workflow
+from tests.support.in_process import commands
 
 JOBS = Path(__file__).parents[1] / "jobs"
-
-
-def commands() -> dict[str, Any]:
-    import typer
-
-    from factory.cli.main import app
-
-    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
 def write(path: Path, **data: Any) -> Path:

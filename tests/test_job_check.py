@@ -1,26 +1,18 @@
 """Validation of job files: every option of every step is checked on load."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from factory.errors import UserError
 from factory.workflow.run import Workflow, load_workflow
+from tests.support.in_process import commands, invoke
 
 
-@pytest.fixture(scope="module")
-def commands() -> dict[str, Any]:
-    import typer
-
-    from factory.cli.main import app
-
-    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-
-
-def loaded(text: str, folder: Path, commands: dict[str, Any], **change: str) -> Workflow:
+def loaded(text: str, folder: Path, **change: str) -> Workflow:
     (folder / "job.yaml").write_text(text)
-    return load_workflow(folder / "job.yaml", None, commands, change)
+    known = {name: command for name, command in commands().items() if name != "run"}
+    return load_workflow(folder / "job.yaml", None, known, change)
 
 
 def job(step: str) -> str:
@@ -78,19 +70,16 @@ GOOD = 'generate: {classes: "dog,cat", n: 2, shards: "{out}/s"'
         ("stickers: {}", "stickers requires a subcommand under `with:`: render"),
         ("stickers: {with: [bake]}", "there is no command 'bake'"),
         ("stickers: {with: [render, --n, x, --out, y]}", "--n must be a valid integer, got x"),
-        ("run: {with: job.yaml}", None),
+        ("run: {with: job.yaml}", "there is no command 'run'"),
         ('verify: {with: "{nothing}"}', "uses 'nothing', which is neither"),
         ('verify: {with: "{out.__class__}"}', "uses 'out.__class__', which is neither"),
         ('verify: {with: "{out:>99999999999}"}', "uses 'out:>99999999999', which is neither"),
         ('verify: {with: "a{"}', "contains a single {; write {{ for a literal brace"),
     ],
 )
-def test_invalid_step_is_rejected_on_load(
-    step: str, message: str | None, tmp_path: Path, commands: dict[str, Any]
-) -> None:
-    known = {name: command for name, command in commands.items() if name != "run"}
-    with pytest.raises(UserError, match=message or "there is no command 'run'") as error:
-        loaded(job(step), tmp_path, known)
+def test_invalid_step_is_rejected_on_load(step: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        loaded(job(step), tmp_path)
     assert str(error.value).startswith((f"{tmp_path}/job.yaml", "cannot parse the job"))
 
 
@@ -126,31 +115,28 @@ def test_invalid_step_is_rejected_on_load(
         ("out: !!python/name:os.system x\nsteps: []", "cannot parse the job"),
     ],
 )
-def test_invalid_file_is_rejected(text: str, message: str, tmp_path: Path, commands: dict[str, Any]) -> None:
+def test_invalid_file_is_rejected(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        loaded(text, tmp_path, commands)
+        loaded(text, tmp_path)
 
 
-def test_values_are_read_as_written(tmp_path: Path, commands: dict[str, Any]) -> None:
+def test_values_are_read_as_written(tmp_path: Path) -> None:
     """YAML 1.1 reads 2:1 as 121, 010 as 8 and no as false."""
     step = 'generate: {classes: no, n: "{split}", objects: 2:1, shards: "{out}/{{x}}", model: m}'
     text = f"out: o\nvalues: {{split: 010}}\nsteps:\n  - {step}\n"
-    (step,) = loaded(text, tmp_path, commands).steps
+    (step,) = loaded(text, tmp_path).steps
     assert step.arguments == ("--classes", "no", "--n", "010", "--objects", "2:1", "--shards", "o/{x}", "--model", "m")
 
 
-def test_utf_16_job_is_read_and_out_is_overridden(tmp_path: Path, commands: dict[str, Any]) -> None:
+def test_utf_16_job_is_read_and_out_is_overridden(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(job('verify: {with: "{out}/x"}').replace("\n", "\r\n"), encoding="utf-16")
-    loaded_job = load_workflow(tmp_path / "job.yaml", Path("other"), commands, {})
+    loaded_job = load_workflow(tmp_path / "job.yaml", Path("other"), commands(), {})
     assert loaded_job.steps[1].arguments == ("other/x",)
 
 
 def test_dry_run_validates_the_job(tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
-    from factory.cli.main import app
 
     (tmp_path / "job.yaml").write_text(job("verify: set"))
-    result = CliRunner().invoke(app, ["run", str(tmp_path / "job.yaml"), "--dry-run"])
+    result = invoke("run", tmp_path / "job.yaml", "--dry-run")
     assert isinstance(result.exception, UserError)
     assert not result.stdout

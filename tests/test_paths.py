@@ -1,13 +1,9 @@
 """Options for local paths reject URLs."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from factory.cli.main import app
 from factory.cli.options import assemble
 from factory.dataset.storage import Store
 from factory.errors import UserError
@@ -15,21 +11,18 @@ from factory.export.run import default_target
 from factory.files.hub import hub_file
 from factory.files.paths import expanded, local_path, split_named_path
 from factory.workflow.run import load_workflow
+from tests.support.in_process import commands, invoke
 
 URL = "s3://bucket/prefix"
 
 
-def _commands() -> dict[str, Any]:
-    return typer.main.get_command(app).commands  # type: ignore[attr-defined]
-
-
 def _options() -> list[tuple[list[str], str]]:
     """(command, option) of every option that takes a local path."""
-    commands = [([name], command) for name, command in _commands().items() if name != "stickers"]
-    commands += [(["stickers", name], command) for name, command in _commands()["stickers"].commands.items()]
+    parsers = [([name], command) for name, command in commands().items() if name != "stickers"]
+    parsers += [(["stickers", name], command) for name, command in commands()["stickers"].commands.items()]
     return [
         (name, flag)
-        for name, command in commands
+        for name, command in parsers
         for parameter in command.params
         if parameter.metavar == "PATH"
         for flag in parameter.opts[:1]  # the message names an option by its first spelling
@@ -39,7 +32,7 @@ def _options() -> list[tuple[list[str], str]]:
 
 def _invoke(command: list[str]) -> tuple[int, str]:
     """(exit code, message), whether it comes from the command line parser or as a UserError."""
-    result = CliRunner().invoke(app, command)
+    result = invoke(*command)
     if isinstance(result.exception, UserError):
         return 2, str(result.exception)
     return result.exit_code, " ".join(result.output.replace("│", " ").split())
@@ -64,12 +57,12 @@ def test_options_that_once_accepted_urls_are_covered() -> None:
 
 def test_an_empty_path_is_not_the_current_folder() -> None:
     """A script may give a variable that is not set."""
-    commands = (
+    incomplete = (
         ["train-grounder", "set", "--out"],
         ["export", "set", "--format", "coco", "--out"],
         ["plan", "--recipe"],
     )
-    for command in commands:
+    for command in incomplete:
         code, message = _invoke([*command, ""])
         assert code == 2
         assert f"{command[-1]} is empty; give a path (. for the current folder)" in message
@@ -108,12 +101,12 @@ def test_path_argument_rejects_a_url(command: list[str], tmp_path: Path, monkeyp
 def test_url_in_a_job_is_rejected_on_load(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
-        load_workflow(tmp_path / "job.yaml", None, _commands(), {})
+        load_workflow(tmp_path / "job.yaml", None, commands(), {})
 
 
 def test_dataset_url_in_a_job_is_kept(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(f"out: here\nsteps: [generate: {{classes: voc, n: 4, shards: {URL}/a}}]\n")
-    (step,) = load_workflow(tmp_path / "job.yaml", None, _commands(), {}).steps
+    (step,) = load_workflow(tmp_path / "job.yaml", None, commands(), {}).steps
     assert step.arguments[-1] == f"{URL}/a"
 
 
@@ -144,7 +137,7 @@ def test_home_of_an_unknown_user_is_no_path(
 ) -> None:
     """`Path.expanduser` raises RuntimeError; a shell passes such a text on as it is."""
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, arguments)
+    result = invoke(*arguments)
     assert isinstance(result.exception, UserError | SystemExit), result.exception
     assert "nobody-here" in f"{result.exception}{result.output}"
     assert not list(tmp_path.iterdir())
@@ -163,7 +156,7 @@ def test_home_is_expanded_where_no_shell_does_it(tmp_path: Path, monkeypatch: py
     (tmp_path / "unseen.txt").write_text("cat\n")
     step = "bootstrap-oracle: {classes: ~/pets.txt, split: ~/unseen.txt, n: 4, shards: '{out}/set'}"
     (tmp_path / "job.yaml").write_text(f"out: ~/runs\nsteps: [{step}]\n")
-    job = load_workflow(tmp_path / "job.yaml", None, _commands(), {})
+    job = load_workflow(tmp_path / "job.yaml", None, commands(), {})
     assert job.out == tmp_path / "runs"
     assert job.steps[0].writes == [str(tmp_path / "runs/set")]
     assert Store("~/set").folder == tmp_path / "set"

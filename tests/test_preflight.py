@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from factory.cli.main import app
 from factory.config.recipe import Recipe
 from factory.dataset.storage import Store
 from factory.errors import UserError
@@ -19,6 +17,7 @@ from factory.generation.preflight import preflight
 from factory.generation.run import generate
 from factory.generator.load import load_pipeline, pin_revision
 from tests.support.datasets import make_dataset
+from tests.support.in_process import invoke
 from tests.support.recipes import two_shards
 
 
@@ -126,11 +125,11 @@ def test_prompt_without_tokens_for_its_class_is_rejected(tiny_model: Path, tmp_p
     common = ["--classes", "voc", "--n", "8", "--model", str(tiny_model), "--prompts", str(tmp_path / "prompts.txt")]
     out = tmp_path / "out"
     for command in (["plan"], ["generate", "--shards", str(out)]):
-        result = CliRunner().invoke(app, [*command, *common, "--masks", "attention"])
+        result = invoke(*command, *common, "--masks", "attention")
         assert result.exit_code != 0
         assert "prompt 8: " in str(result.exception)
     assert not out.exists()
-    result = CliRunner().invoke(app, ["plan", *common, "--masks", "detector", "--json"])
+    result = invoke("plan", *common, "--masks", "detector", "--json")
     assert result.exit_code == 0, result.exception
 
 

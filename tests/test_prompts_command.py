@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from factory.cli.main import app
 from factory.cli.options import assemble
 from factory.config.prompts import read_prompts
 from factory.config.vocabulary import coco, from_names, voc
@@ -21,6 +19,7 @@ from factory.errors import UserError
 from factory.prompts.file import PromptsFile
 from factory.prompts.interface import Instruction, Sampling
 from factory.prompts.local_model import LocalModel
+from tests.support import in_process
 from tests.support.chat_server import chat_server, tiny_language_model
 
 SAMPLING = Sampling(max_tokens=12)
@@ -32,7 +31,7 @@ def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def invoke(*arguments: object) -> Any:
-    return CliRunner().invoke(app, ["prompts", *map(str, arguments)])
+    return in_process.invoke("prompts", *arguments)
 
 
 def summary(*arguments: object) -> dict[str, Any]:

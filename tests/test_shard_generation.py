@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from factory.cli.main import app
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.encode import EncodedSample
@@ -25,6 +23,7 @@ from factory.generation.components import load_components
 from factory.generation.run import generate
 from factory.generation.shard import Produced, produce
 from factory.generation.shard_job import ContentProducer
+from tests.support.in_process import invoke
 from tests.support.older_formats import older_sample
 
 ABOUT: dict[str, Any] = {"seconds": {}, "versions": {}, "worker": {}}
@@ -116,6 +115,6 @@ def test_shards_of_earlier_formats_are_read_but_not_generated(tiny_data: dict[st
     (tmp_path / "set/receipts/000001.json").unlink()
     with pytest.raises(UserError, match="can still be read, verified, exported and used for training"):
         generate(recipe, store)
-    result = CliRunner().invoke(app, ["verify", store.address, "--repair"])
+    result = invoke("verify", store.address, "--repair")
     assert isinstance(result.exception, UserError)
     assert (tmp_path / "set/train/000001.tar").exists()

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from factory.cli.main import app
 from factory.config.stickers import EMBEDDED_MODELS
 from factory.config.vocabulary import coco
 from factory.errors import UserError
@@ -20,6 +18,7 @@ from factory.files.embedded_models import pipeline_folder
 from factory.stickers import contact_sheet, embedded, evaluate, recipes, train_autoencoder, train_detector
 from factory.stickers.detector import DetectedInstance
 from factory.stickers.evaluate_parts import RoundTrip
+from tests.support import in_process
 
 NAMES = coco().names
 MISSED = "cat"
@@ -81,7 +80,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def invoke(*arguments: object) -> Any:
-    return CliRunner().invoke(app, ["stickers", *map(str, arguments)])
+    return in_process.invoke("stickers", *arguments)
 
 
 def detector_in(folder: Path) -> Path:

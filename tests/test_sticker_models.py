@@ -32,6 +32,7 @@ from factory.stickers.train_detector import DetectorTask, augmented, new_network
 from factory.stickers.train_diffusion import DiffusionTask
 from factory.stickers.train_turbo import STAGES, TurboTask
 from factory.training.muon import Muon, muon_groups, orthogonalized
+from tests.support.in_process import invoke
 from tests.support.overfit import losses_on_one_batch
 
 
@@ -174,12 +175,9 @@ def test_augmentation_keeps_the_labels_of_the_scene() -> None:
 
 
 def test_the_command_evaluates_an_autoencoder(folders) -> None:
-    from typer.testing import CliRunner
-
-    from factory.cli.main import app
 
     options = ["--autoencoder", str(folders / "vae"), "--scenes", "4", "--json"]
-    result = CliRunner().invoke(app, ["stickers", "evaluate-autoencoder", *options])
+    result = invoke("stickers", "evaluate-autoencoder", *options)
     assert result.exit_code == 0, result.output
     metrics = json.loads(result.stdout)
     assert metrics.keys() == {"scenes", "psnr", "kept_single", "kept_pairs", "roughness"}

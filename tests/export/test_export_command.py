@@ -7,9 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-from factory.cli.main import app
 from factory.config.plan import Plan
 from factory.config.vocabulary import from_names
 from factory.dataset.receipts import Tally, commit
@@ -18,6 +16,7 @@ from factory.errors import UserError
 from factory.export.coco import supercategory
 from factory.export.run import Export, Options, default_target
 from tests.support.export_datasets import FORMATS, SHARD_SIZE, SHARDS, VAL, content, make_dataset, run
+from tests.support.in_process import invoke
 
 
 def test_folder_with_other_files_is_rejected_unchanged(store: Store, tmp_path: Path) -> None:
@@ -124,11 +123,11 @@ def test_default_target_is_next_to_the_dataset(address: str, expected: str) -> N
 
 def test_command_prints_a_summary(store: Store, tmp_path: Path) -> None:
     command = ["export", store.address, "--format", "yolo", "--to", str(tmp_path / "yolo"), "--json"]
-    result = CliRunner().invoke(app, command)
+    result = invoke(*command)
     assert result.exit_code == 0, result.stderr
     summary = json.loads(result.stdout)
     assert (summary["train"] + summary["val"], summary["shards"], summary["complete"]) == (25, SHARDS, True)
-    again = CliRunner().invoke(app, command[:-1])
+    again = invoke(*command[:-1])
     assert f"{summary['train']} samples for training, {summary['val']} for validation" in again.stdout
 
 

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from factory.cli.main import app
 from factory.config.vocabulary import coco
 from factory.dataset.masks import decode_label_png, decode_rle
 from factory.dataset.preview import preview_image
@@ -26,6 +24,7 @@ from factory.errors import UserError
 from factory.files.decode import decode_array, decode_jpeg, decode_json
 from factory.segmenter.data import DatasetSource
 from tests.support.export_datasets import FORMATS, make_dataset, run
+from tests.support.in_process import invoke
 
 TAR, RECEIPT = "train/000000.tar", "receipts/000000.json"
 KEY = "000000000"
@@ -205,7 +204,7 @@ def test_preview_rejects_hostile_shards(foreign: Store, kind: str) -> None:
 
 def test_sheet_command_reports_a_truncated_tar(foreign: Store, tmp_path: Path) -> None:
     plant(foreign, (foreign.get(TAR) or b"")[:3000])
-    result = CliRunner().invoke(app, ["sheet", foreign.address, "--out", str(tmp_path / "sheet.png")])
+    result = invoke("sheet", foreign.address, "--out", tmp_path / "sheet.png")
     assert isinstance(result.exception, UserError)
     assert "the tar is truncated within 000000000.jpg; repair the dataset with `factory verify" in str(result.exception)
     assert not (tmp_path / "sheet.png").exists()

@@ -11,10 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 import factory.generation.run
-from factory.cli.main import app
 from factory.cli.verify import as_text
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe
@@ -43,6 +41,7 @@ from factory.errors import LeaseHeldError, UserError
 from factory.segmenter.data import DatasetSource
 from factory.training.stream import SampleStream
 from tests.support.export_datasets import FORMATS, SHARD_SIZE, SHARDS, make_dataset, make_sample, run
+from tests.support.in_process import invoke
 
 ABOUT: dict[str, Any] = {"seconds": {}, "versions": {}, "worker": {}}
 
@@ -168,11 +167,11 @@ def test_failed_repair_reports_missing_shards(tmp_path: Path, monkeypatch: pytes
     store, _ = make_dataset(tmp_path)
     tar = file(store, tar_name(2))
     tar.write_bytes(tar.read_bytes()[:30_000])
-    found = CliRunner().invoke(app, ["verify", str(tmp_path)])
+    found = invoke("verify", tmp_path)
     assert found.exit_code == 5
     assert "5 of 5 shards exist, with 20 samples; 4 are sound." in found.stdout
     monkeypatch.setattr(factory.generation.run, "generate", lambda *_, **__: None)  # as if three attempts failed
-    repaired = CliRunner().invoke(app, ["verify", str(tmp_path), "--repair"])
+    repaired = invoke("verify", tmp_path, "--repair")
     assert repaired.exit_code == 3
     assert "Repaired shards: none.\n4 of 5 shards exist, with 20 samples; 4 are sound." in repaired.stdout
     assert "Missing after the repair: shards 2; see quarantine/ for the reasons." in repaired.stdout
@@ -195,7 +194,7 @@ def test_repair_deletes_nothing_that_it_cannot_generate_again(
     tar = file(store, tar_name(2))
     tar.write_bytes(tar.read_bytes()[:30_000])
     before = {name: store.get(name) for name in store.list("")}
-    result = CliRunner().invoke(app, ["verify", str(tmp_path / "set"), "--repair"])
+    result = invoke("verify", tmp_path / "set", "--repair")
     assert message in str(result.exception)
     assert {name: store.get(name) for name in before} == before
 
@@ -221,7 +220,7 @@ def test_interrupted_repair_leaves_no_receipt_of_a_shard_that_is_incomplete(
 @pytest.mark.parametrize("workers", ["0", "-1"])
 def test_repair_with_an_invalid_number_of_workers_is_rejected(tmp_path: Path, workers: str) -> None:
     make_dataset(tmp_path)
-    result = CliRunner().invoke(app, ["verify", str(tmp_path), "--repair", "--workers", workers])
+    result = invoke("verify", tmp_path, "--repair", "--workers", workers)
     assert result.exit_code == 2
 
 
@@ -229,9 +228,9 @@ def test_repair_is_rejected_during_a_run(tmp_path: Path) -> None:
     store, _ = make_dataset(tmp_path, shards=(0, 2, 3, 4))
     store.create(tar_name(1), b"being written")
     with leased(store):
-        result = CliRunner().invoke(app, ["verify", str(tmp_path), "--repair"])
+        result = invoke("verify", tmp_path, "--repair")
         assert isinstance(result.exception, LeaseHeldError)
-        assert CliRunner().invoke(app, ["verify", str(tmp_path)]).exit_code == 0
+        assert invoke("verify", tmp_path).exit_code == 0
     assert store.get(tar_name(1)) == b"being written"
 
 

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
-from factory.cli.main import app
 from factory.config.recipe import load_recipe, make_recipe
 from factory.config.vocabulary import coco, voc
 from factory.dataset.storage import Store
@@ -27,6 +25,7 @@ from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.labelled.voc import VocFolder
 from tests.inversion.conftest import inverting_recipe, real_options
 from tests.support.datasets import make_dataset
+from tests.support.in_process import invoke
 from tests.support.tiny_pipeline import tiny_pipeline
 
 
@@ -97,7 +96,7 @@ def test_changed_or_missing_labels_are_rejected_before_anything_is_written(
         for to in (store, Store(str(tmp_path / "new"))):
             with pytest.raises(UserError, match=message):
                 generate(recipe, to)
-        result = CliRunner().invoke(app, ["verify", store.address, "--repair"])
+        result = invoke("verify", store.address, "--repair")
         assert message in str(result.exception)
         assert set(store.list("")) == {"recipe.yaml", "train/000000.tar", ".lock"}
         assert not (tmp_path / "new").exists()

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from factory.cli.main import app
 from factory.report.page import MAX_BYTES, duration, number, percent, render, size, write_page
 from factory.report.run import write_report
+from tests.support.in_process import invoke
 from tests.support.report_datasets import make_report_set
 
 HOSTILE = ("<script>alert(1)</script>", "</style><img src=x onerror=alert(2)>", "\"'><b>bold", "{{ 7 * 7 }}", "a&b")
@@ -148,11 +147,11 @@ def test_numbers_are_readable(shown: str, expected: str) -> None:
 
 def test_the_command_writes_the_report_beside_the_dataset(tmp_path: Path) -> None:
     store, _ = make_report_set(tmp_path / "set")
-    result = CliRunner().invoke(app, ["report", store.address, "--json"])
+    result = invoke("report", store.address, "--json")
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
     assert data["page"] == f"{tmp_path}/set-report/index.html"
     assert data["level"] == "check"
     assert (tmp_path / "set-report/report.json").exists()
-    plain = CliRunner().invoke(app, ["report", store.address, "--out", str(tmp_path / "other")])
+    plain = invoke("report", store.address, "--out", tmp_path / "other")
     assert plain.stdout.splitlines() == [data["sentence"], f"{tmp_path}/other/index.html"]

@@ -1,5 +1,9 @@
 """Commands of `factory` in this process: what they print, the message of their error, and the state of a run."""
 
+import functools
+from typing import Any
+
+import typer
 from typer.testing import CliRunner, Result
 
 from factory.cli.main import app
@@ -8,6 +12,12 @@ from factory.generation.progress import Snapshot
 
 SNAPSHOT = Snapshot("running", 30, 100, 3, 10, 2.5, 12.0, 3725.0, 2, 1, {"mask_small": 4, "low_confidence": 1}, 1, 0.0,
                     24.0, 5, [7, 8], ["a worker was lost"], 1, "2026-11-25T21:00:00+00:00")  # fmt: skip
+
+
+@functools.cache
+def commands() -> dict[str, Any]:
+    """The parser of each command by name, as a workflow needs them."""
+    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
 def invoke(*arguments: object) -> Result:
