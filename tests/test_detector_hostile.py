@@ -16,17 +16,8 @@ from torch import nn
 from factory.detector.pickles import ForbiddenPickleError, read_arrays
 from factory.detector.weights import read_state
 from factory.errors import UserError
+from tests.support.harmful_pickle import HarmfulPickle
 from tests.support.messages import assert_one_sentence
-
-
-class Evil:
-    """Unpickling it opens a file for writing."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open, (str(self.mark), "w")
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -80,12 +71,12 @@ def _pickles(mark: Path) -> dict[str, bytes]:
     """Hostile and broken pickles by kind."""
     whole = pickle.dumps(arrays())
     return {
-        "code": pickle.dumps({"model": {"a": Evil(mark)}, "__author__": "x"}),
+        "code": pickle.dumps({"model": {"a": HarmfulPickle(mark)}, "__author__": "x"}),
         "code in protocol 0": b"cos\nsystem\n(S'touch " + str(mark).encode() + b"'\ntR.",
         "an instance": b"(S'touch " + str(mark).encode() + b"'\nios\nsystem\n.",
         "a name by the stack": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x05touch\x85R.",
         "numpy's own loader": b"cnumpy\nload\n(S'x.npy'\ntR.",
-        "objects in an array": pickle.dumps({"a": np.array([Evil(mark)], object)}),
+        "objects in an array": pickle.dumps({"a": np.array([HarmfulPickle(mark)], object)}),
         "a structured array": pickle.dumps({"a": np.zeros(2, [("x", "f4")])}),
         "a set of attributes": b"\x80\x02ccollections\nOrderedDict\n)R}(X\x01\x00\x00\x00ab\x85b.",
         "half of it": whole[: len(whole) // 2],
@@ -158,7 +149,7 @@ def _torch_files(mark: Path) -> dict[str, bytes]:
 
     whole = saved(network().state_dict())
     return {
-        "code": saved({"model": Evil(mark)}),
+        "code": saved({"model": HarmfulPickle(mark)}),
         "a whole network": saved(network()),
         "half of it": whole[: len(whole) // 2],
         "a page": b"<html>404 not found</html>",

@@ -16,6 +16,7 @@ from factory.config.vocabulary import coco
 from factory.dataset.records import Instance
 from factory.detector.load import open_detector
 from factory.errors import UserError
+from tests.support.harmful_pickle import HarmfulPickle
 from tests.support.library_detections import MIN_SCORE, Row, library_answer, library_rows
 from tests.support.tiny_detectors import TINY_DETECTORS
 
@@ -221,18 +222,10 @@ def test_a_models_own_code_is_not_run(folders: dict[str, Path], tmp_path: Path) 
 def test_a_pickle_in_place_of_weights_is_not_run(folders: dict[str, Path], tmp_path: Path) -> None:
     folder, mark = _copy(folders["mask2former"], tmp_path / "copy"), tmp_path / "it-ran"
     (folder / "model.safetensors").unlink()
-    torch.save({"class_predictor.weight": _Evil(mark)}, folder / "pytorch_model.bin")
+    torch.save({"class_predictor.weight": HarmfulPickle(mark)}, folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="cannot be loaded"):
         open_detector(_recipe(folder), "cpu")
     assert not mark.exists()
-
-
-class _Evil:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open, (str(self.mark), "w")
 
 
 def test_a_model_of_semantic_segmentation_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:

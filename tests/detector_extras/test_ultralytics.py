@@ -5,7 +5,6 @@
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from factory.config.vocabulary import coco
 from factory.detector.load import check_classes, open_detector, pin_detector, with_pinned_detector
 from factory.errors import UserError
 from tests.support.detector_extras import image, recipe, rows
+from tests.support.harmful_pickle import HarmfulPickle
 
 pytestmark = [pytest.mark.extras, pytest.mark.filterwarnings("default")]
 
@@ -90,16 +90,8 @@ def test_yolo_tensors_with_a_list_of_classes_are_pinned_and_checked(yolo: Path, 
         with_pinned_detector(recipe(f"ultralytics:yolo11n-seg@{tmp_path / 'w.pth'}", ["dog", "axolotl"]))
 
 
-class Harmful:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open, (str(self.mark), "w")
-
-
 def test_yolo_checkpoints_run_no_code(tmp_path: Path) -> None:
-    torch.save({"model": Harmful(tmp_path / "it-ran")}, tmp_path / "w.pt")
+    torch.save({"model": HarmfulPickle(tmp_path / "it-ran")}, tmp_path / "w.pt")
     with pytest.raises(UserError, match=r"refers to .*open, which could run code"):
         open_detector(recipe(f"ultralytics:yolo11n-seg@{tmp_path / 'w.pt'}"), "cpu")
     assert not (tmp_path / "it-ran").exists()
