@@ -3,18 +3,15 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from factory.config.plan import Plan
-from factory.config.recipe import Recipe
 from factory.dataset import lease
 from factory.dataset.description import write_description
-from factory.dataset.encode import encode_sample
 from factory.dataset.lease import LEASE, Lease, leased
 from factory.dataset.receipt_index import IndexEntry
-from factory.dataset.receipts import Tally, commit, receipt_name, tar_name
+from factory.dataset.receipts import receipt_name, tar_name
 from factory.dataset.repair import repair
 from factory.dataset.storage import ConflictError, Store
 from factory.dataset.stored_recipe import init_or_resume
@@ -27,16 +24,9 @@ from factory.generation.reporter import Reporter
 from factory.generation.run import run_prepared
 from factory.nightly.exports import upload
 from tests.support.bucket import Bucket, serving
-from tests.support.export_datasets import SHARD_SIZE, SHARDS, make_dataset, make_sample
+from tests.support.export_datasets import SHARDS, commit_shard, make_dataset
 
-ABOUT: dict[str, Any] = {"seconds": {}, "versions": {}, "worker": {}}
 OTHER = Lease("abc", "node-7", 12, "other-boot/pid:[1]/5", "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
-
-
-def put_shard(store: Store, recipe: Recipe, number: int) -> None:
-    planned = Plan(recipe).shard(number)
-    samples = [encode_sample(make_sample(sample), recipe.vocabulary(), {}, 90) for sample in planned.samples]
-    commit(store, planned, samples, Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
 
 
 def take_over(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +37,7 @@ def take_over(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_repair_that_was_stopped_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, recipe = make_dataset(tmp_path, shards=(0, 2, 3, 4))
-    put_shard(store, recipe, 1)
+    commit_shard(store, recipe, 1)
     store.delete(receipt_name(1))
     (tmp_path / tar_name(2)).write_bytes(b"damaged")
     with leased(store) as held:
@@ -56,8 +46,8 @@ def test_repair_that_was_stopped_deletes_nothing(tmp_path: Path, monkeypatch: py
         take_over(store, monkeypatch)
         for name in (receipt_name(2), tar_name(2)):
             store.delete(name)
-        put_shard(store, recipe, 1)
-        put_shard(store, recipe, 2)
+        commit_shard(store, recipe, 1)
+        commit_shard(store, recipe, 2)
         with pytest.raises(LeaseHeldError):
             repair(store, report, held.confirm)
     after = verify(store)
@@ -75,7 +65,7 @@ def test_reset_that_was_stopped_deletes_nothing(tmp_path: Path, monkeypatch: pyt
             monkeypatch.setattr(Store, "delete", delete)
             self.delete(name)
             take_over(self, monkeypatch)
-            put_shard(self, recipe, 0)
+            commit_shard(self, recipe, 0)
 
         monkeypatch.setattr(Store, "delete", stopped)
         with pytest.raises(LeaseHeldError):
@@ -87,7 +77,7 @@ def test_reset_that_was_stopped_deletes_nothing(tmp_path: Path, monkeypatch: pyt
 def test_repair_keeps_a_shard_that_a_worker_completed_after_the_check(tmp_path: Path) -> None:
     """Its driver was killed, and Ray ended the worker a moment later."""
     store, recipe = make_dataset(tmp_path, shards=(0, 2, 3, 4))
-    put_shard(store, recipe, 1)
+    commit_shard(store, recipe, 1)
     receipt = store.get(receipt_name(1))
     store.delete(receipt_name(1))
     report = verify(store)
@@ -156,10 +146,10 @@ def test_commit_beside_the_receipt_of_another_run_is_a_conflict(tmp_path: Path) 
     """A worker of a driver that another one has replaced writes its receipt late."""
     store, recipe = make_dataset(tmp_path / "set", shards=[])
     other, other_recipe = make_dataset(tmp_path / "other", shards=[], seed=7)
-    put_shard(other, other_recipe, 0)
+    commit_shard(other, other_recipe, 0)
     store.create(receipt_name(0), other.get(receipt_name(0)) or b"")
     with pytest.raises(ConflictError, match="a worker of another run wrote it"):
-        put_shard(store, recipe, 0)
+        commit_shard(store, recipe, 0)
 
 
 def test_receipt_of_another_recipe_is_not_counted(tmp_path: Path) -> None:

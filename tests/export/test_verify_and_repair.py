@@ -15,17 +15,15 @@ from PIL import Image
 import factory.generation.run
 from factory.cli.verify import as_text
 from factory.config.plan import Plan
-from factory.config.recipe import Recipe
 from factory.config.vocabulary import coco
 from factory.dataset import preview
-from factory.dataset.encode import EncodedSample, encode_sample
+from factory.dataset.encode import encode_sample
 from factory.dataset.lease import leased
 from factory.dataset.manifest import read_manifest
 from factory.dataset.preview import preview_image
 from factory.dataset.receipts import (
     Tally,
     blob_of,
-    commit,
     committed,
     manifest_name,
     read_receipt,
@@ -40,10 +38,8 @@ from factory.dataset.verify import verify
 from factory.errors import LeaseHeldError, UserError
 from factory.segmenter.data import DatasetSource
 from factory.training.stream import SampleStream
-from tests.support.export_datasets import FORMATS, SHARD_SIZE, SHARDS, make_dataset, make_sample, run
+from tests.support.export_datasets import FORMATS, SHARD_SIZE, SHARDS, commit_shard, make_dataset, make_sample, run
 from tests.support.in_process import invoke
-
-ABOUT: dict[str, Any] = {"seconds": {}, "versions": {}, "worker": {}}
 
 
 def with_other_version(manifest: bytes) -> bytes:
@@ -52,11 +48,6 @@ def with_other_version(manifest: bytes) -> bytes:
     changed = manifest.replace(written_by, written_by.translate(bytes.maketrans(b"0123456789", b"1234567890")))
     assert changed != manifest
     return changed
-
-
-def samples_of(recipe: Recipe, shard: int) -> list[EncodedSample]:
-    planned = Plan(recipe).shard(shard)
-    return [encode_sample(make_sample(sample), recipe.vocabulary(), {}, 90) for sample in planned.samples]
 
 
 def file(store: Store, name: str) -> Path:
@@ -101,12 +92,11 @@ def test_lost_manifest_of_another_library_version_is_rewritten(tmp_path: Path) -
 
 def test_commit_keeps_an_existing_manifest_of_another_version(tmp_path: Path) -> None:
     store, recipe = make_dataset(tmp_path, shards=range(1))
-    planned, samples = Plan(recipe).shard(1), samples_of(recipe, 1)
-    commit(store, planned, samples, Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
+    commit_shard(store, recipe, 1)
     older = with_other_version(store.get(manifest_name(1)) or b"")
     store.delete(receipt_name(1))
     file(store, manifest_name(1)).write_bytes(older)
-    commit(store, planned, samples, Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
+    commit_shard(store, recipe, 1)
     receipt = read_receipt(store, 1)
     assert receipt is not None
     assert receipt.manifest == blob_of(manifest_name(1), older)
@@ -137,14 +127,13 @@ def test_a_shard_is_on_the_disk_before_its_receipt_is_written(tmp_path: Path, mo
 def test_conflicting_orphan_is_reported_and_repaired(tmp_path: Path, name: str, content: bytes) -> None:
     store, recipe = make_dataset(tmp_path, shards=(0, 2, 3, 4))
     store.create(name, content)
-    planned, samples = Plan(recipe).shard(1), samples_of(recipe, 1)
     with pytest.raises(ConflictError, match=r"factory verify .* --repair` deletes it"):
-        commit(store, planned, samples, Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
+        commit_shard(store, recipe, 1)
     store.create(name, content)
     report = verify(store)
     assert (report.missing, report.orphans.keys() >= {name}, set(report.orphans.values())) == ([1], True, {1})
     repair(store, report)
-    commit(store, planned, samples, Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
+    commit_shard(store, recipe, 1)
     report = verify(store)
     assert (report.missing, report.orphans, report.damaged, report.shards) == ([], {}, {}, SHARDS)
 
@@ -251,9 +240,8 @@ def test_report_of_damage_after_a_repair() -> None:
 def first_empty(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A dataset whose first shard has no accepted samples."""
     store, recipe = make_dataset(tmp_path_factory.mktemp("empty"), shards=range(1, SHARDS))
-    planned = Plan(recipe).shard(0)
-    exhausted = tuple(sample.index for sample in planned.samples)
-    commit(store, planned, [], Tally(SHARD_SIZE, {"mask_empty": SHARD_SIZE}, exhausted), recipe.fingerprint(), ABOUT)
+    exhausted = tuple(sample.index for sample in Plan(recipe).shard(0).samples)
+    commit_shard(store, recipe, 0, [], Tally(SHARD_SIZE, {"mask_empty": SHARD_SIZE}, exhausted))
     return store
 
 
@@ -272,15 +260,14 @@ def test_empty_shard_is_sound_and_readable(first_empty: Store, tmp_path: Path) -
 
 def test_missing_objects_are_reported_as_damage(tmp_path: Path) -> None:
     store, recipe = make_dataset(tmp_path, shards=range(1))
-    planned = Plan(recipe).shard(1)
-    originals = [make_sample(sample) for sample in planned.samples]
+    originals = [make_sample(sample) for sample in Plan(recipe).shard(1).samples]
     pair = next(sample for sample in originals if len(sample.grounded.instances) == 2)
     changed = [
         replace(sample, grounded=Grounded(pair.grounded.instances[:1])) if sample is pair else sample
         for sample in originals
     ]
     samples = [encode_sample(sample, recipe.vocabulary(), {}, 90) for sample in changed]
-    commit(store, planned, samples, Tally(len(samples), {}, ()), recipe.fingerprint(), ABOUT)
+    commit_shard(store, recipe, 1, samples)
     assert verify(store).damaged == {1: [f"{pair.planned.key}: the objects do not match the prompt"]}
 
 

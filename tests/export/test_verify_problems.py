@@ -17,19 +17,12 @@ from factory.config.vocabulary import coco
 from factory.dataset.check_shard import _check_oracle, check_sample, check_shard
 from factory.dataset.encode import EncodedSample, encode_sample
 from factory.dataset.preview import preview_image
-from factory.dataset.receipts import Tally, blob_of, commit, manifest_name, receipt_name, tar_name
+from factory.dataset.receipts import blob_of, manifest_name, receipt_name, tar_name
 from factory.dataset.repair import repair
 from factory.dataset.totals import current_totals
 from factory.dataset.verify import verify
 from factory.errors import UserError
-from tests.support.export_datasets import SHARD_SIZE, make_dataset, make_sample
-
-ABOUT: dict[str, Any] = {"seconds": {}, "versions": {}, "worker": {}}
-
-
-def samples_of(recipe: Recipe, shard: int) -> list[EncodedSample]:
-    planned = Plan(recipe).shard(shard)
-    return [encode_sample(make_sample(sample), recipe.vocabulary(), {}, 90) for sample in planned.samples]
+from tests.support.export_datasets import commit_shard, encoded_samples, make_dataset, make_sample
 
 
 def replace_manifest(folder: Path, shard: int, manifest: bytes) -> None:
@@ -49,7 +42,9 @@ def damage_of(recipe: Recipe, sample: EncodedSample, changes: dict[str, Any], **
 
 def test_every_disagreement_within_a_sample_is_named(tmp_path: Path) -> None:
     _, recipe = make_dataset(tmp_path, shards=range(0))
-    pair = next(sample for sample in samples_of(recipe, 0) if len(json.loads(sample.members["json"])["classes"]) == 2)
+    pair = next(
+        sample for sample in encoded_samples(recipe, 0) if len(json.loads(sample.members["json"])["classes"]) == 2
+    )
     first, second = json.loads(pair.members["json"])["annotations"]
     assert damage_of(recipe, pair, {}) == []
     name, area = second["category_name"], second["area"]
@@ -80,8 +75,7 @@ def test_every_disagreement_of_an_oracle_sample_is_named() -> None:
 
 def test_disagreements_of_a_shard_with_its_plan_and_receipt_are_named(tmp_path: Path) -> None:
     store, recipe = make_dataset(tmp_path, shards=range(1, 3))
-    planned, samples = Plan(recipe).shard(0), samples_of(recipe, 0)
-    commit(store, planned, samples[1:], Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
+    commit_shard(store, recipe, 0, encoded_samples(recipe, 0)[1:])
     replace_manifest(tmp_path, 1, b"not a manifest")
     receipt = json.loads((tmp_path / receipt_name(2)).read_text())
     (tmp_path / receipt_name(2)).write_text(json.dumps(receipt | {"accepted": 4}))
@@ -119,7 +113,7 @@ def test_an_image_that_occurs_twice_is_reported(tmp_path: Path) -> None:
     image = make_sample(Plan(recipe).shard(0).samples[2]).image
     samples = [encode_sample(replace(s, image=image) if k == 1 else s, recipe.vocabulary(), {}, 90)
                for k, s in enumerate(originals)]  # fmt: skip
-    commit(store, Plan(recipe).shard(1), samples, Tally(SHARD_SIZE, {}, ()), recipe.fingerprint(), ABOUT)
+    commit_shard(store, recipe, 1, samples)
     assert verify(store).damaged == {1: ["000000006 has the same image as 000000002"]}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
-from factory.dataset.encode import encode_sample
+from factory.dataset.encode import EncodedSample, encode_sample
 from factory.dataset.masks import Mask, decode_label_png
 from factory.dataset.receipts import Tally, commit
 from factory.dataset.records import Grounded, Instance, Sample
@@ -49,16 +49,35 @@ def make_sample(planned: Any) -> Sample:
     return Sample(planned, 0, planned.index, image, Grounded(tuple(instances), ignore), {})
 
 
+def encoded_samples(recipe: Recipe, shard: int) -> list[EncodedSample]:
+    """The samples of a shard, as `make_dataset` commits them."""
+    planned = Plan(recipe).shard(shard)
+    return [encode_sample(make_sample(sample), recipe.vocabulary(), {}, 90) for sample in planned.samples]
+
+
+def commit_shard(
+    store: Store, recipe: Recipe, shard: int, samples: list[EncodedSample] | None = None, tally: Tally | None = None
+) -> None:
+    """Commit a shard as a worker does: by default with all its samples, each accepted in its first attempt."""
+    accepted = Tally(len(Plan(recipe).shard(shard).samples), {}, ())
+    commit(
+        store,
+        Plan(recipe).shard(shard),
+        encoded_samples(recipe, shard) if samples is None else samples,
+        tally or accepted,
+        recipe.fingerprint(),
+        {"seconds": {}, "versions": {}, "worker": {}},
+    )
+
+
 def make_dataset(folder: Path, shards: Any = range(SHARDS), **options: Any) -> tuple[Store, Recipe]:
     """Commit shards as the engine does, with synthetic images that require no model."""
     defaults = {"n": SHARD_SIZE * SHARDS, "classes": NAMES, "objects": {1: 0.5, 2: 0.5}, "shard_size": SHARD_SIZE}
     recipe = make_recipe(defaults | options)
-    store, run_info = Store(str(folder)), {"seconds": {}, "versions": {}, "worker": {}}
+    store = Store(str(folder))
     store.create("recipe.yaml", recipe.to_yaml().encode())
     for number in shards:
-        planned = Plan(recipe).shard(number)
-        samples = [encode_sample(make_sample(sample), recipe.vocabulary(), {}, 90) for sample in planned.samples]
-        commit(store, planned, samples, Tally(len(samples), {}, ()), recipe.fingerprint(), run_info)
+        commit_shard(store, recipe, number)
     return store, recipe
 
 
