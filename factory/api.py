@@ -10,7 +10,7 @@ from factory.dataset.masks import decode_label_png, decode_rle
 from factory.dataset.reader import Dataset, DatasetSample, open_dataset
 from factory.dataset.storage import Store
 from factory.errors import LeaseHeldError, RunFailedError, TransientError, UserError
-from factory.files.paths import path_text
+from factory.files.paths import address_text
 from factory.generation.progress import Snapshot
 from factory.generation.run import RunSummary
 from factory.generation.run import generate as run
@@ -74,7 +74,7 @@ def generate(
     recipe = _validated(recipe)
     if on_progress is not None and not callable(on_progress):
         raise UserError(f"on_progress must be a function of a factory.Snapshot, got a {type(on_progress).__name__}.")
-    store = Store(path_text(shards, "the address of a dataset"), recipe.store)
+    store = Store(address_text(shards), recipe.store)
     if not _generating.acquire(blocking=False):
         raise UserError(
             f"{store.address} cannot be generated now, because this process is generating another dataset; call "

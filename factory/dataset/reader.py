@@ -19,7 +19,7 @@ from factory.dataset.stored_recipe import recipe_of
 from factory.dataset.totals import finished_entries
 from factory.errors import UserError, counted
 from factory.files.decode import decode_jpeg
-from factory.files.paths import path_text
+from factory.files.paths import address_text
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -85,7 +85,7 @@ class Dataset:
 
     def __init__(self, address: str | PathLike[str]) -> None:
         """Open a dataset; see `open_dataset`."""
-        self._store = Store(path_text(address, "the address of a dataset"))
+        self._store = Store(address_text(address))
         self.recipe: Recipe = recipe_of(self._store)
         finished = finished_entries(self._store, Plan(self.recipe))
         self._tars = [tar_name(number) for number in finished]

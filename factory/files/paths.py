@@ -29,13 +29,15 @@ def local_path(text: str, what: str) -> Path:
     )
 
 
-def path_text(value: str | os.PathLike[str], what: str) -> str:
-    """A path or URL that a program passes, as text; UserError for anything else, such as None."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, os.PathLike) and isinstance(text := os.fspath(value), str):
+def address_text(address: str | os.PathLike[str]) -> str:
+    """The address of a dataset that a program passes, as text; UserError if it is no path or URL, such as None."""
+    if isinstance(address, str):
+        return address
+    if isinstance(address, os.PathLike) and isinstance(text := os.fspath(address), str):
         return text
-    raise UserError(f"{what} must be a path or a URL, got {value!r:.80}; give a string or a pathlib.Path.")
+    raise UserError(
+        f"the address of a dataset must be a path or a URL, got {address!r:.80}; give a string or a pathlib.Path."
+    )
 
 
 def without_file_scheme(text: str) -> str:
