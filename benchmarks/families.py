@@ -95,7 +95,7 @@ def guided_works(recipe: Recipe, folder: Path) -> bool:
     make_dataset(oracle, folder, BandDetector(voc().names))
     task = GrounderTask([OracleDataset(Store(str(folder)))], GrounderOptions(), "cpu", 1)
     loss = task.loss(0, 2, 0)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return bool(loss.isfinite()) and all(bool(w.grad.isfinite().all()) for w in task.model.parameters())
 
 

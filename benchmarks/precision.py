@@ -40,7 +40,7 @@ def segmenter_step(precision: str, steps: int) -> float:
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             loss = model.loss(images, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     return median_seconds(step, steps)
 

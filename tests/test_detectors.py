@@ -136,9 +136,9 @@ def test_classes_that_share_a_label_are_rejected() -> None:
 
 def test_a_class_that_the_detector_does_not_know_is_named(folder: Path) -> None:
     with pytest.raises(UserError, match="does not know 1 of the classes: unicorn; it knows 81 classes such as person"):
-        check_classes(_recipe(folder, classes=["unicorn", "dog"]))  # type: ignore[arg-type]
+        check_classes(_recipe(folder, classes=["unicorn", "dog"]))
     with pytest.raises(UserError, match="does not know 2 of the classes: unicorn, troll"):
-        open_detector(_recipe(folder, classes=["unicorn", "troll"]), "cpu")  # type: ignore[arg-type]
+        open_detector(_recipe(folder, classes=["unicorn", "troll"]), "cpu")
 
 
 def test_a_class_that_no_prompt_names_may_be_missing() -> None:

@@ -225,7 +225,7 @@ def test_error_names_the_driver_that_has_the_lease_now(tmp_path: Path, monkeypat
     "data",
     [
         b"", b"[]", b"{}", b'{"holder": 1}', b"\xff", b"[" * 100_000,
-        replace(ELSEWHERE, place=7).to_json(), replace(ELSEWHERE, epoch="1").to_json(),  # type: ignore[arg-type]
+        replace(ELSEWHERE, place=7).to_json(), replace(ELSEWHERE, epoch="1").to_json(),
     ],
 )  # fmt: skip
 def test_invalid_lease_is_ignored(tmp_path: Path, data: bytes) -> None:

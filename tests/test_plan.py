@@ -134,7 +134,7 @@ def test_the_order_of_prompts_does_not_depend_on_another_thread() -> None:
     class Overtaken(Plan):
         """Another thread always asks for another block in between."""
 
-        _prompt_block = property(lambda self: (-1, []), lambda self, value: None)  # type: ignore[assignment]
+        _prompt_block = property(lambda self: (-1, []), lambda self, value: None)
 
     prompts = [{"text": f"photo {number} of a dog", "classes": {"dog": "dog"}} for number in range(3)]
     recipe = make_recipe({"n": 9, "classes": ["dog"], "prompts": prompts})

@@ -81,7 +81,7 @@ def test_a_shard_that_another_driver_finished_is_not_made_again(tiny_recipe: Rec
     def reached(*arguments: object) -> None:
         raise AssertionError("the generator was asked")
 
-    second._components.generator.generate = reached  # type: ignore[method-assign,assignment]
+    second._components.generator.generate = reached
     content = second.generate(0, lambda accepted, reasons: None)
     assert isinstance(content, Receipt)
     assert content == read_receipt(Store(str(tmp_path)), 0)

@@ -52,7 +52,7 @@ def _rewritten(data: bytes, change: Any) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=io.BytesIO(data)) as old, tarfile.open(fileobj=stream, mode="w") as new:
         for member in old:
-            content = change(member.name, old.extractfile(member).read())  # type: ignore[union-attr]
+            content = change(member.name, old.extractfile(member).read())
             if content is not None:
                 member.size = len(content)
                 new.addfile(member, io.BytesIO(content))
@@ -100,7 +100,7 @@ def test_nan_features_raise_a_clear_error_at_the_first_step(oracle: Path, tmp_pa
 def test_a_grounder_with_nan_weights_is_neither_saved_nor_loaded(trained: Path, tmp_path: Path) -> None:
     module, config = load_grounder(trained)
     with torch.no_grad():
-        module.last.weight.fill_(torch.nan)  # type: ignore[union-attr,operator]
+        module.last.weight.fill_(torch.nan)
     with pytest.raises(UserError, match=r"weight last.weight contains NaN or infinity, so it was not saved"):
         save_grounder(module, config, {}, tmp_path / "written")
     assert not (tmp_path / "written/config.json").exists()
@@ -114,9 +114,9 @@ def test_a_grounder_with_nan_weights_is_neither_saved_nor_loaded(trained: Path, 
 def test_a_weight_too_large_for_half_precision_stays_float32(trained: Path, tmp_path: Path) -> None:
     module, config = load_grounder(trained)
     with torch.no_grad():
-        module.last.bias.fill_(1e6)  # type: ignore[union-attr,operator]
+        module.last.bias.fill_(1e6)
     save_grounder(module, config, {"miou_one": float("nan")}, tmp_path)
-    assert load_grounder(tmp_path)[0].last.bias.item() == 1e6  # type: ignore[union-attr]
+    assert load_grounder(tmp_path)[0].last.bias.item() == 1e6
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"miou_one": None}
 
 

@@ -85,7 +85,7 @@ def test_a_sample_of_an_unseen_class_is_refused(oracle: Path, tmp_path: Path) ->
     stream = io.BytesIO()
     with tarfile.open(fileobj=io.BytesIO(tar)) as old, tarfile.open(fileobj=stream, mode="w") as new:
         for member in old:
-            data = old.extractfile(member).read()  # type: ignore[union-attr]
+            data = old.extractfile(member).read()
             if member.name.endswith(".json"):
                 data = json.dumps(json.loads(data) | {"classes": ["dog"]}).encode()
             member.size = len(data)

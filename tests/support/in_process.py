@@ -17,7 +17,7 @@ SNAPSHOT = Snapshot("running", 30, 100, 3, 10, 2.5, 12.0, 3725.0, 2, 1, {"mask_s
 @functools.cache
 def commands() -> dict[str, Any]:
     """The parser of each command by name, as a workflow needs them."""
-    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    return dict(typer.main.get_command(app).commands)
 
 
 def invoke(*arguments: object) -> Result:

@@ -47,7 +47,7 @@ def train_briefly(folder: Path, out: Path, module: str = "guided", stop_at: int 
                 raise KeyboardInterrupt
             return original_loss(step, batch, seed)
 
-        task.loss = loss  # type: ignore[method-assign]
+        task.loss = loss
     return train(task, OPTIONS, out, lambda text: None)
 
 
