@@ -1,3 +1,5 @@
+"""The command line as a process: its start, help texts, signals, and errors in one sentence with an exit code."""
+
 import json
 import os
 import signal

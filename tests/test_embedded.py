@@ -1,3 +1,5 @@
+"""The shipped weights: their size and format, and that they are trained."""
+
 import json
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Rendered scenes: sprites, exact masks, and VOC folders of them."""
+
 from typing import Any
 
 import numpy as np

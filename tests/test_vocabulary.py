@@ -1,3 +1,5 @@
+"""Class lists: COCO, VOC, their splits, and names that users give."""
+
 import pytest
 
 from factory.config.class_option import parse_classes
