@@ -25,14 +25,15 @@ from tests.support.in_process import error
 
 def test_processes_on_other_machines_have_the_variables_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """They travel with the function: the dashboard of Ray shows its configuration."""
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
-    secrets: list[str | None] = []
-    run = distributed._with_variables(
-        of_the_driver(), lambda config: secrets.append(os.environ.get("AWS_SECRET_ACCESS_KEY"))
-    )
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    given = {"AWS_SECRET_ACCESS_KEY": "the-secret", "FACTORY_STORE_PATIENCE": "7", "ALLOW_HTTP": "1", "HF_TOKEN": "abc"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    received: list[dict[str, str]] = []
+    run = distributed._with_variables(of_the_driver(), lambda config: received.append(dict(os.environ)))
+    for name in given:
+        monkeypatch.delenv(name)
     run({})
-    assert secrets == ["the-secret"]
+    assert given.items() <= received[0].items()
     assert "the-secret" not in repr(run)
 
 

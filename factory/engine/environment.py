@@ -3,9 +3,10 @@
 import os
 from collections.abc import Mapping
 
-_PREFIXES = ("AWS_", "GOOGLE_", "GCS_", "AZURE_")
+_PREFIXES = ("AWS_", "GOOGLE_", "GCS_", "AZURE_", "FACTORY_STORE_")
 _NAMES = frozenset(
     {
+        "ALLOW_HTTP",
         "HF_TOKEN",
         "HF_ENDPOINT",
         "HF_HUB_OFFLINE",
