@@ -24,6 +24,7 @@ from tests.support.tiny_families import tiny_family
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 TEXT = "encoder.layers.0.self_attn.q_proj"
+OUTPUT = LAYER.replace("to_q", "to_out.0")
 CONVOLUTION = "down_blocks.0.resnets.0.conv1"
 RANK, ALPHA = 2, 1.0
 
@@ -39,6 +40,7 @@ CHANGES = {
     f"unet.{LAYER}": (1, 32, (32,)),
     f"unet.{CONVOLUTION}": (2, 32, (32, 3, 3)),
     f"text_encoder.{TEXT}": (3, 32, (32,)),
+    f"unet.{OUTPUT}": (4, 32, (32,)),
 }
 
 

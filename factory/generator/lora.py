@@ -191,8 +191,9 @@ def _opened(file: Path) -> Iterator[Any]:
 def _module_of(alpha: str) -> str:
     """The module of an alpha, which may be named as in older versions of diffusers."""
     name = alpha.removesuffix(".alpha").split(".down.")[0].split(".lora_")[0].replace(".processor.", ".")
-    target = r".\1_proj" if name.startswith("text_encoder") else r".to_\1"
-    return re.sub(r"\.to_(q|k|v|out)_lora$", target, name)
+    if name.startswith("text_encoder"):
+        return re.sub(r"\.to_(q|k|v|out)_lora$", r".\1_proj", name)
+    return re.sub(r"\.to_(q|k|v)_lora$", r".to_\1", name.replace(".to_out_lora", ".to_out.0"))
 
 
 def _alphas_of_peft(metadata: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, float]:
@@ -232,7 +233,7 @@ def _merge(
     names = {key.split(".lora_")[0] for key in pairs}
     # Text encoders have no such prefix since transformers 5.
     targets: dict[str, Any] = {name: modules.get(name, modules.get(name.removeprefix("text_model."))) for name in names}
-    unknown = [name for name, target in targets.items() if not hasattr(target, "weight")]
+    unknown = [name for name, target in targets.items() if not hasattr(target, "weight")] + list(alphas.keys() - names)
     incomplete = [name for name in names if not {f"{name}.lora_A.weight", f"{name}.lora_B.weight"} <= pairs.keys()]
     if unknown or incomplete:
         raise UserError(_not_for(pipeline, file, unknown or incomplete))
