@@ -29,7 +29,6 @@ from factory.config.recipe import Recipe, make_recipe
 from factory.generation.components import load_components
 from factory.generation.pin import pin_recipe
 from factory.generation.shard import produce
-from factory.generator.families import PIPELINES
 from factory.generator.pipeline import PipelineGenerator
 from factory.hf_logging import quiet_model_libraries
 
@@ -74,26 +73,32 @@ def factory_rate(recipe: Recipe, components: Any, device: str) -> float:
         return len(shards[1].samples) / seconds(lambda: generate(shards[1]), device)
 
 
-def bare_rate(recipe: Recipe, pipeline: Any, device: str) -> float:
+def call(generator: PipelineGenerator, prompts: list[str], steps: int) -> None:
+    """Call the stock pipeline."""
+    height, width = generator.pixels
+    options = generator.family.guidance_options(generator.settings.guidance, "", len(prompts))
+    options |= {"height": height, "width": width, "output_type": "np", **generator.family.call}
+    with torch.inference_mode():
+        generator.pipeline(prompt=prompts, num_inference_steps=steps, **options)
+
+
+def bare_rate(recipe: Recipe, generator: PipelineGenerator, device: str) -> float:
     """Images per second of the stock pipeline."""
     texts = [sample.prompt.text for sample in Plan(recipe).shard(1).samples]
-    family, settings = PIPELINES[type(pipeline).__name__], recipe.generator
 
     def generate(batch: list[str]) -> None:
-        options = family.guidance_options(settings.guidance, "", len(batch)) | dict(family.call)
-        with torch.inference_mode():
-            pipeline(prompt=batch, num_inference_steps=settings.steps, output_type="np", **options)
+        call(generator, batch, recipe.generator.steps)
 
     batches = [texts[first : first + recipe.batch] for first in range(0, len(texts), recipe.batch)]
     generate(batches[0])
     return len(texts) / seconds(lambda: [generate(batch) for batch in batches], device)
 
 
-def operations(recipe: Recipe, pipeline: Any) -> float:
+def operations(recipe: Recipe, generator: PipelineGenerator) -> float:
     """Floating-point operations of the denoiser for one image."""
-    family, counted = PIPELINES[type(pipeline).__name__], []
-    options = family.guidance_options(recipe.generator.guidance, "", 1) | dict(family.call)
-    denoiser = getattr(pipeline, family.denoiser)
+    counted: list[int] = []
+    # In inference mode, the counter fails where a module is called with a parameter that requires a gradient (Sana).
+    denoiser = getattr(generator.pipeline, generator.family.denoiser).requires_grad_(False)
     forward = denoiser.forward
 
     def count(*arguments: Any, **named: Any) -> Any:
@@ -104,8 +109,7 @@ def operations(recipe: Recipe, pipeline: Any) -> float:
 
     denoiser.forward = count
     try:
-        with torch.inference_mode():
-            pipeline(prompt="a photograph of a dog", num_inference_steps=1, **options)
+        call(generator, ["a photograph of a dog"], 1)
     finally:
         denoiser.forward = forward
     return float(sum(counted)) * recipe.generator.steps
@@ -122,14 +126,16 @@ def largest_rate(dtype: torch.dtype, device: str) -> float:
 def table_row(name: str, model: Path | str, options: argparse.Namespace, device: str) -> str:
     """The table's row of a model."""
     recipe = recipe_of(model, options, device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     components = load_components(recipe, device)
     assert isinstance(components.generator, PipelineGenerator)
-    pipeline = components.generator.pipeline
-    pipeline.set_progress_bar_config(disable=True)
-    bare = bare_rate(recipe, pipeline, device)
+    generator = components.generator
+    generator.pipeline.set_progress_bar_config(disable=True)
+    bare = bare_rate(recipe, generator, device)
     factory = factory_rate(recipe, components, device)
-    denoiser = getattr(pipeline, PIPELINES[type(pipeline).__name__].denoiser)
-    share = factory * operations(recipe, pipeline) / largest_rate(denoiser.dtype, device)
+    denoiser = getattr(generator.pipeline, generator.family.denoiser)
+    share = factory * operations(recipe, generator) / largest_rate(denoiser.dtype, device)
     settings = recipe.generator
     memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
     return (
