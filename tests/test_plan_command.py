@@ -1,6 +1,7 @@
 """`factory plan`, and what all commands about datasets have in common."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,16 @@ def test_plan_balances_the_classes() -> None:
     data = json.loads(output("plan", *arguments))
     assert (data["per_class_least"], data["per_class_most"], data["shards"]) == (15, 15, 8)
     assert data["hours"] == pytest.approx(800 / 2 / 3600)
+    assert data["sampling"]["steps"] == 8
+
+
+def test_plan_shows_how_the_model_is_sampled(tiny_model: Path, tmp_path: Path) -> None:
+    """The values may be those of the model's card."""
+    assert "\nstickers: 8 steps, guidance 3 on average, " in output("plan", "--n", 8, "--dtype", "float32")
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (model / "README.md").write_text("```\npipe(prompt, num_inference_steps=1, guidance_scale=0.0)\n```\n")
+    options = ("--n", 8, "--classes", "dog,cat", "--dtype", "float16")
+    assert f"\n{model}: 1 step, guidance 0, float16." in output("plan", "--model", model, *options)
 
 
 def test_plan_rejects_a_recipe_of_an_older_format_as_generate_does(tmp_path: Path) -> None:

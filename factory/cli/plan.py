@@ -72,8 +72,8 @@ def plan(
 ) -> None:
     """Show what `factory generate` would produce, and estimate time and disk space.
 
-    Prints the shards, the samples per class and the first prompts, after the checks that `factory generate` performs
-    before it starts.
+    Prints the shards, the sampling settings of the model, the samples per class and the first prompts, after the checks
+    that `factory generate` performs before it starts.
 
     Example: factory plan --classes coco --n 110000 --objects "1:0.5,2:0.5"
 
@@ -93,6 +93,7 @@ def plan(
         f"{counted(data['n'], 'sample')} in {counted(data['shards'], 'shard')} of up to {data['shard_size']}, "
         f"fingerprint {mark}."
     )
+    to_stdout(_sampling(data["sampling"]))
     low, high = data["per_class_least"], data["per_class_most"]
     times = f"{low} to {high} times" if high != low else counted(low, "time")
     where = f"In the first {data['counted_samples']} samples, each" if data["counted_samples"] < data["n"] else "Each"
@@ -101,6 +102,13 @@ def plan(
     for text in data["prompts"]:
         to_stdout(f"  {text}")
     to_stdout(cost(data))
+
+
+def _sampling(data: dict[str, Any]) -> str:
+    """How the model is sampled, as text: the values may be those of its card."""
+    guidance = f"guidance {data['guidance']:g}" + (" on average" if data["guidance_schedule"] != "constant" else "")
+    solver = "" if data["solver"] == "model" else f" of {data['solver']}"
+    return f"{data['model']}: {counted(data['steps'], 'step')}{solver}, {guidance}, {data['dtype']}."
 
 
 def cost(data: dict[str, Any]) -> str:
@@ -166,6 +174,7 @@ def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool =
         "shards": len(expanded),
         "shard_size": recipe.shard_size,
         "fingerprint": recipe.fingerprint(),
+        "sampling": recipe.generator.model_dump(mode="json"),
         "classes": len(counts),
         "counted_samples": min(recipe.n, _COUNTED),
         "per_class_least": min(counts.values()),
