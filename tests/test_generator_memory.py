@@ -65,6 +65,7 @@ class _Residence:
         pipeline.maybe_free_model_hooks = self.resident.clear
 
     def _enter(self, name: str, before: str | None, *_: Any) -> None:
+        assert not torch.is_inference_mode_enabled(), "weights in 8 bits could not be moved"
         self.resident.discard(before or "")
         self.resident.add(name)
         self.together.add(frozenset(self.resident))

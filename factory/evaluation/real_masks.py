@@ -26,7 +26,7 @@ def measure(grounder: TrainedGrounder, dataset: OracleDataset, device: str) -> I
     return meter
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict(grounder: TrainedGrounder, reader: PipelineGenerator, samples: Sequence[OracleSample]) -> np.ndarray:
     """Labels (B, H, W), in which 0 is background and k the k-th class of the sample's prompt.
 

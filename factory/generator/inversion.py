@@ -49,7 +49,7 @@ class InvertingGenerator:
         torch.set_num_threads(self._recipe.generator.threads)
         return self._parts.apply(self._invert, requests)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _invert(self, requests: Sequence[Request]) -> list[Generated]:
         loaded = [self._folder.load(self._real.keys[request.index]) for request in requests]
         images = [_resized(image, self._model.pixels) for image in loaded]
@@ -66,7 +66,7 @@ class InvertingGenerator:
             for k, (image, labels) in enumerate(images)
         ]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def round_trip(self, images: Sequence[Image], prompts: list[Prompt]) -> tuple[Tensor, float, Sequence[Image]]:
         """(latents, their noise level, restored images) for images of the size of the model."""
         clean = self._autoencoder.encode(np.stack(images))

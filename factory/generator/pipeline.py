@@ -92,7 +92,7 @@ class PipelineGenerator:
         torch.set_num_threads(self.settings.threads)
         return self._parts.apply(self._generate, requests)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not `inference_mode`, in which the weights of an offloaded model in 8 bits cannot be moved
     def _generate(self, requests: Sequence[Request]) -> list[Generated]:
         random = [torch.Generator().manual_seed(request.seed) for request in requests]
         prompts = [request.prompt for request in requests]
