@@ -1,6 +1,7 @@
 """Protocol II: segmenters side by side."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,8 @@ def test_every_segmenter_is_evaluated_on_every_folder(workspace: Path, tmp_path:
     assert table.count("| two |") == 2
     assert table.count("published, mixture") == 1
     assert f"| two | {100 * alone.seen:.1f} |" in table
+    renamed = [replace(result, name="a|b") for result in results]
+    assert "| a\\|b | " in as_markdown(renamed, "voc", "zs3")  # GitHub reads the bar as the end of the cell
     assert "published" not in as_markdown(results, "voc", "1")  # the paper's figures are of the split zs3
 
 

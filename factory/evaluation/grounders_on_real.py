@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from factory.config.vocabulary import shared_name
 from factory.dataset.storage import Store
 from factory.errors import UserError
-from factory.evaluation.markdown import percent
+from factory.evaluation.markdown import cell, percent
 from factory.files.paths import split_named_path
 from factory.generator.load import check_unchanged
 from factory.grounder.data import OracleDataset
@@ -110,5 +110,5 @@ def as_markdown(results: Sequence[RealResult]) -> str:
     lines = ["| dataset | grounder | split | mIoU | seen classes | unseen classes | images |", "|---" * 7 + "|"]
     for result in results:
         figures = " | ".join(percent(share) for share in (result.miou, result.seen, result.unseen))
-        lines.append(f"| {result.real} | {result.method} | {result.split} | {figures} | {result.images} |")
+        lines.append(f"| {cell(result.real)} | {cell(result.method)} | {result.split} | {figures} | {result.images} |")
     return "\n".join(lines)

@@ -21,6 +21,11 @@ def check_page(page: Path) -> None:
         raise UserError(f"--table {page} is not a readable text file in UTF-8 ({error}); give another file.") from error
 
 
+def cell(text: str) -> str:
+    """A name as a cell of a table."""
+    return text.replace("|", "\\|")
+
+
 def percent(share: float) -> str:
     """A share as a cell of a table, in percent; empty for NaN."""
     return "" if math.isnan(share) else f"{100 * share:.1f}"

@@ -11,7 +11,7 @@ import numpy as np
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.vocabulary import coco, voc
 from factory.errors import UserError
-from factory.evaluation.markdown import percent
+from factory.evaluation.markdown import cell, percent
 from factory.files.atomic import write_atomically
 from factory.files.strict_json import dumps
 from factory.generation.pin import pin_recipe
@@ -172,7 +172,7 @@ def as_markdown(results: Sequence[GrounderResult], classes: str) -> str:
     splits = dict.fromkeys(result.split for result in results)
     for method, by_group in averaged(results):
         own = dict.fromkeys(result.split for result in results if result.method == method)
-        label = f"`{method}`" if own == splits else f"`{method}`, only split {', '.join(own)}"
+        label = f"`{cell(method)}`" if own == splits else f"`{cell(method)}`, only split {', '.join(own)}"
         lines.append(f"| {label} | {' | '.join(percent(by_group[group]) for group in GROUPS)} |")
     # All methods of a split are measured on the same images.
     images = {(result.split, result.group): result.images for result in results}

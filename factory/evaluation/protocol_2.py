@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from factory.config.splits import unseen_classes
 from factory.config.vocabulary import Vocabulary
 from factory.errors import UserError
-from factory.evaluation.markdown import percent
+from factory.evaluation.markdown import cell, percent
 from factory.files.paths import local_path
 from factory.segmenter.classes import common_vocabulary
 from factory.segmenter.measure import RealImages, evaluate, open_segmenter, open_test
@@ -106,7 +106,7 @@ def as_markdown(results: Sequence[SegmenterResult], classes: str, split: str | N
             lines += [
                 f"| {name} | {seen} | {unseen} | {harmonic} | |" for name, (seen, unseen, harmonic) in published.items()
             ]
-        lines += [f"| {result.name} | {' | '.join(_percent(result.score))} |" for result in folder_results]
+        lines += [f"| {cell(result.name)} | {' | '.join(_percent(result.score))} |" for result in folder_results]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
