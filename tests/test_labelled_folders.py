@@ -69,7 +69,7 @@ def test_an_image_list_may_contain_absolute_paths_spaces_and_dots(folder: Path) 
         ("a b c", "contains more than one name"),
         ("C:\\data\\a.jpg", "does not name an image of the folder"),
         ("SegmentationClass/a.png", "does not name an image of the folder"),
-        ("b", r"JPEGImages/b.jpg does not exist"),
+        ("b", r"JPEGImages has no file b with a suffix"),
         ("a\x00", r"line 2 contains the control character U\+0000"),
     ],
 )
@@ -86,6 +86,27 @@ def test_images_may_have_any_common_suffix(name: str, folder: Path) -> None:
     kind = {"jpg": "JPEG", "jpeg": "JPEG", "tif": "TIFF"}.get(name[2:].lower(), name[2:].upper())
     Image.fromarray(PHOTO).save(folder / "JPEGImages" / name, kind)
     assert labels_match(loaded(folder))
+
+
+def test_subfolders_may_be_links(folder: Path) -> None:
+    """Their images were said not to exist."""
+    originals = folder / "originals"
+    for name, file in (("JPEGImages", "a.jpg"), ("SegmentationClass", "a.png")):
+        (originals / name).mkdir(parents=True)
+        (folder / name / file).rename(originals / name / file)
+        (folder / name / "city").symlink_to(originals / name)
+        (originals / name / "loop").symlink_to(folder / name)
+    (folder / "ImageSets/Segmentation/val.txt").write_text("city/a\n")
+    assert open_labelled(folder, "val", None, voc()).keys == ["city/a"]
+
+
+def test_a_missing_image_is_named_with_the_suffixes_that_are_read(folder: Path) -> None:
+    """The message named a.jpg, although another suffix would have done."""
+    (folder / "JPEGImages/a.jpg").rename(folder / "JPEGImages/a.gif")
+    with pytest.raises(
+        UserError, match=r"JPEGImages has no file a with a suffix \.jpg, \.jpeg, \.png, .*image set val"
+    ):
+        open_labelled(folder, "val", None, voc())
 
 
 def test_an_image_of_another_size_than_its_labels_is_refused_at_once(folder: Path) -> None:

@@ -123,9 +123,13 @@ class VocFolder(LabelledFolder):
             names = [name for name in names if not name.lower().endswith(_LOSSY_SUFFIXES)] or names
         if len(names) > 1:
             raise UserError(f"{self.root / folder} contains both {names[0]} and {names[1]}; remove one of them.")
-        path = self.root / folder / (names[0] if names else f"{key}{'.png' if folder == LABELS else '.jpg'}")
         if not names:
-            raise UserError(f"{path} does not exist; every entry of the image set needs an image and a label image.")
+            suffixes = "lossless suffix such as .png" if folder == LABELS else f"suffix {', '.join(SUFFIXES)}"
+            raise UserError(
+                f"{self.root / folder} has no file {key} with a {suffixes}; every entry of the image set "
+                f"{self._image_set} needs an image and a label image."
+            )
+        path = self.root / folder / names[0]
         if folder == LABELS and path.suffix.lower() in _LOSSY_SUFFIXES:
             raise UserError(f"{path} is in a lossy format; a label image must be a PNG of mode P or L.")
         return path
@@ -179,7 +183,10 @@ class VocFolder(LabelledFolder):
 def _by_key(folder: Path) -> dict[str, list[str]]:
     """The image files below a folder, by path without suffix."""
     files: dict[str, list[str]] = {}
-    for parent, _, names in os.walk(folder):
+    walked = set[str]()
+    for parent, subfolders, names in os.walk(folder, followlinks=True):  # subfolders are often links to the originals
+        walked.add(os.path.realpath(parent))
+        subfolders[:] = [name for name in subfolders if os.path.realpath(os.path.join(parent, name)) not in walked]
         relative = os.path.relpath(parent, folder)
         for name in sorted(names):
             stem, suffix = os.path.splitext(name)
