@@ -55,7 +55,10 @@ def test_masks_boxes_and_scores_of_an_instance_are_consistent(tmp_path: Path) ->
         assert 0 < instance.score <= 1
 
 
-def test_a_folder_without_a_detector_raises_a_clear_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [None, '{"model_type": "segformer"}', "[]"])
+def test_a_folder_without_a_detector_raises_a_clear_error(config: str | None, tmp_path: Path) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
     with pytest.raises(UserError, match="is not a detector folder"):
         StickerDetector.from_pretrained(tmp_path)
 

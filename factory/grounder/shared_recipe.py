@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from factory.config.recipe import Recipe
-from factory.errors import UserError
+from factory.errors import UserError, shortened
 from factory.generator.load import check_unchanged, model_folder
 from factory.grounder.data import OracleDataset
 
@@ -23,17 +23,36 @@ def shared_recipe(datasets: Sequence[OracleDataset]) -> Recipe:
 
 def check_same_kind(datasets: Sequence[OracleDataset]) -> None:
     """Raise UserError unless all datasets have the same features and classes, and their model exists."""
+    expected = _features_and_classes(datasets[0])
     for dataset in datasets[1:]:
-        if _features_and_classes(dataset) != _features_and_classes(datasets[0]):
+        actual = _features_and_classes(dataset)
+        differences = [
+            f"{name} {shortened(str(value), 40)} instead of {shortened(str(expected[name]), 40)}"
+            for name, value in actual.items()
+            if value != expected[name]
+        ]
+        if differences:
             raise UserError(
-                f"{dataset.store.address} is another kind of oracle dataset than {datasets[0].store.address}: model, "
-                f"noise level or seed, classes or split differ; train on datasets that share them."
+                f"{dataset.store.address} is another kind of oracle dataset than {datasets[0].store.address}: it has "
+                f"the {', the '.join(differences)}; train on datasets that share them."
             )
     model_folder(datasets[0].recipe.generator.model)
 
 
-def _features_and_classes(dataset: OracleDataset) -> tuple[Any, ...]:
+def _features_and_classes(dataset: OracleDataset) -> dict[str, Any]:
+    """What the datasets of one training share, by the names in messages."""
     recipe = dataset.recipe
-    settings = recipe.generator
-    generator = (settings.model, settings.revision, settings.adapter, settings.width, settings.height)
-    return generator, recipe.masks.noise_level, recipe.masks.noise_seed, recipe.classes, recipe.oracle
+    generator, oracle = recipe.generator, recipe.oracle
+    assert oracle is not None
+    return {
+        "model": generator.model,
+        "model revision": generator.revision,
+        "LoRA": generator.adapter,
+        "image width": generator.width,
+        "image height": generator.height,
+        "noise level": recipe.masks.noise_level,
+        "noise seed": recipe.masks.noise_seed,
+        "classes": recipe.classes,
+        "split": oracle.split,
+        "seen classes": ", ".join(oracle.seen),
+    }

@@ -1,5 +1,6 @@
 """The embedded detector: a semantic segmentation network whose connected regions are instances."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class StickerDetector:
     @classmethod
     def from_pretrained(cls, folder: Path | str, device: str = "cpu") -> "StickerDetector":
         """Load a folder that the training recipe wrote. UserError if it is not a detector or incomplete."""
-        if not (Path(folder) / "config.json").exists():
+        if not _is_detector(Path(folder) / "config.json"):
             raise UserError(
                 f"{folder} is not a detector folder; give one that `factory stickers train detector` has written."
             )
@@ -115,3 +116,11 @@ def network_input(pixels: Tensor, side: int) -> Tensor:
     planes = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
     resized = functional.interpolate(planes, (side, side), mode="bilinear", antialias=True)
     return resized.contiguous(memory_format=torch.channels_last)
+
+
+def _is_detector(config: Path) -> bool:
+    """Whether a config.json is that of a detector; transformers would load another model with a wrong message."""
+    try:
+        return bool(json.loads(config.read_text(encoding="utf-8"))["model_type"] == "upernet")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

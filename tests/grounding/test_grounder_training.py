@@ -54,7 +54,10 @@ def test_oracles_of_another_backbone_are_refused(tiny_model: Path, tmp_path: Pat
         masks = {"source": "detector", "noise_level": level}
         make_dataset(oracle_recipe(model, n=4, masks=masks), tmp_path / name, BandDetector(voc().names))
     datasets = [OracleDataset(Store(str(tmp_path / name))) for name in ("one", "two")]
-    with pytest.raises(UserError, match="is another kind of oracle dataset"):
+    with pytest.raises(
+        UserError,
+        match=r"is another kind of oracle dataset than .*: it has the noise level 0.7 instead of 0.37; train on",
+    ):
         GrounderTask(datasets, GrounderOptions(), "cpu", 1)
     with (model / "unet" / "config.json").open("a") as stream:
         stream.write(" ")
