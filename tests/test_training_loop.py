@@ -19,6 +19,7 @@ from torch import Tensor
 import factory
 from factory.errors import GpuError, TransientError, UserError, full_disk
 from factory.files.strict_json import dumps
+from factory.training import progress
 from factory.training.checkpoint import save_checkpoint
 from factory.training.devices import chosen_device
 from factory.training.loop import train
@@ -94,6 +95,16 @@ def test_a_full_disk_under_a_checkpoint_is_recognised(tmp_path: Path, monkeypatc
         save_checkpoint("linear", tmp_path, state, {}, 1)
     assert full_disk(failure.value) == "No space left on device"
     assert not list(tmp_path.iterdir())
+
+
+def test_slow_steps_are_reported_before_the_twentieth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty steps of a large model on a CPU took ten minutes, without a word."""
+    lines, clock = list[str](), iter([0.0, 29.0, 31.0, 60.0, 62.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    reported = progress.Progress("linear", 0, 40, None, lines.append)
+    for step in range(1, 5):
+        reported.advance(step, 1.0)
+    assert [line.split("  ")[0] for line in lines] == ["linear step 2/40", "linear step 4/40"]
 
 
 def test_weights_without_gradient_are_named(tmp_path: Path) -> None:

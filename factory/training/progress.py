@@ -11,9 +11,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from factory.files.strict_json import dumps
 
+_MAX_SILENCE = 30.0
+"""Seconds. A step of Mask2Former on a CPU can take this long."""
+
 
 class Progress:
-    """Reports and logs the smoothed loss, the seconds per step and the time left, every 20 steps.
+    """Reports and logs the smoothed loss, the seconds per step and the time left, every 20 steps or 30 seconds.
 
     The log and the TensorBoard files are written to `out`; nothing is written if it is None.
     """
@@ -22,6 +25,7 @@ class Progress:
         self.name, self.first, self.steps, self.out, self.report = name, first, steps, out, report
         self.board = None if out is None else SummaryWriter(str(out / "board"), purge_step=first)
         self.started, self.loss = time.monotonic(), math.nan
+        self.reported = self.started
 
     def close(self) -> None:
         """Close the TensorBoard writer."""
@@ -31,9 +35,11 @@ class Progress:
     def advance(self, done: int, loss: float) -> None:
         """Add the loss of a step."""
         self.loss = loss if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * loss
-        if done % 20 and done != self.steps:
+        now = time.monotonic()
+        if done % 20 and done != self.steps and now - self.reported < _MAX_SILENCE:
             return
-        seconds_per_step = (time.monotonic() - self.started) / (done - self.first)
+        self.reported = now
+        seconds_per_step = (now - self.started) / (done - self.first)
         minutes_left = seconds_per_step * (self.steps - done) / 60
         self.report(
             f"{self.name} step {done}/{self.steps}  loss {self.loss:.4f}  {seconds_per_step:.2f} s/step  "
