@@ -269,6 +269,17 @@ def test_file_without_usable_images_is_refused(tmp_path: Path) -> None:
         opened(tmp_path, without_objects)
 
 
+def test_crowds_alone_are_refused_as_such(tmp_path: Path) -> None:
+    """The message counted no annotation at all."""
+
+    def crowds(data: dict[str, Any]) -> None:
+        for annotation in data["annotations"]:
+            annotation["iscrowd"] = 1
+
+    with pytest.raises(UserError, match=r"no object with pixels .*: 0 have no pixels, 2 are crowds, 0 are of other"):
+        opened(tmp_path, crowds)
+
+
 def test_runs_beyond_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("factory.labelled.segmentation.MAX_RUNS", 2)
     with pytest.raises(ValueError, match="it has 3 runs, more than the limit of 2"):

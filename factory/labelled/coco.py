@@ -75,7 +75,7 @@ class CocoFolder(LabelledFolder):
 
     def check(self) -> None:
         """See `LabelledFolder`: checks that every image exists, every annotation can be read, and some sizes agree."""
-        instances, empty, used = self._instances, 0, 0
+        instances, empty, crowds, used = self._instances, 0, 0, 0
         for key in self.keys:
             image = self._images[key]
             if not os.path.isfile(self.root / image.file_name):
@@ -88,6 +88,7 @@ class CocoFolder(LabelledFolder):
                 else:  # the size is known only when the image is opened, so `load` checks the annotation
                     has_pixels = bool(annotation.segmentation)
                 empty += not has_pixels
+                crowds += has_pixels and annotation.crowd
                 used += has_pixels and not annotation.crowd
         for image in map(self._images.__getitem__, spread(self.keys)):
             size = read_size(self.root / image.file_name)
@@ -96,8 +97,9 @@ class CocoFolder(LabelledFolder):
         if not used:
             raise UserError(
                 f"{instances.path} has no object with pixels whose class is in {self._vocabulary.label}: {empty} "
-                f"have no pixels, {sum(self._unmatched.values())} are of other categories, {instances.without_image} "
-                f"refer to an unlisted image and {instances.without_category} to an unlisted category."
+                f"have no pixels, {crowds} are crowds, {sum(self._unmatched.values())} are of other categories, "
+                f"{instances.without_image} refer to an unlisted image and {instances.without_category} to an "
+                f"unlisted category."
             )
         self.notes += tuple(self._notes(empty))
 

@@ -22,6 +22,7 @@ from transformers import (
 from factory.dataset.masks import IGNORE
 from factory.errors import UserError, one_line
 from factory.files.atomic import write_atomically
+from factory.files.hub import check_not_gated
 from factory.files.paths import expanded
 from factory.files.strict_json import dumps
 from factory.segmenter.classes import ARCHITECTURES, STORED, stored_segmenter
@@ -196,6 +197,12 @@ def _pretrained(source: str, id_maps: dict[str, Any]) -> tuple[nn.Module, _Loadi
             source, ignore_mismatched_sizes=True, output_loading_info=True, **id_maps
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, OSError) and not Path(source).exists():
+            check_not_gated(source, error)
+            raise UserError(
+                f"{source} can be read neither from the hub nor from the local cache ({one_line(error).rstrip('.')}); "
+                f"check the name and the network, or give {', '.join(ARCHITECTURES)} or a folder."
+            ) from error
         raise UserError(
             f"{source} is not a segmentation model ({one_line(error)}); give {', '.join(ARCHITECTURES)}, a folder or a "
             f"hub id."

@@ -170,6 +170,17 @@ def test_unusable_sources_and_models_are_refused(tmp_path: Path, monkeypatch: py
         score(model, open_labelled(write_folder(tmp_path / "voc"), "val", None, voc()))
 
 
+def test_a_hub_that_does_not_answer_is_not_a_wrong_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message was "nvidia/mit-b0 is not a segmentation model"."""
+
+    def unreachable(source: str) -> None:
+        raise OSError("We couldn't connect to the hub.")
+
+    monkeypatch.setattr("factory.segmenter.model.AutoConfig", SimpleNamespace(from_pretrained=unreachable))
+    with pytest.raises(UserError, match=r"^owner/name can be read neither from the hub nor .*\(We couldn't .* hub\); "):
+        new_segmenter("owner/name", ["background", "dog"])
+
+
 def test_training_starts_with_the_weights_of_a_segmenter(tmp_path: Path) -> None:
     start = tiny("segformer")
     save_segmenter(start, tmp_path / "start", {})
