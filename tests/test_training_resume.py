@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,19 @@ def test_a_training_starts_from_the_weights_of_a_trained_model(tmp_path: Path) -
     with pytest.raises(UserError, match=r"training of the linear cannot start from .* \(there is no such folder\)"):
         train(_DropoutTask(), TrainOptions(1, 4, 0.1, start=str(tmp_path / "nowhere")), tmp_path / "third", _silent)
     assert not (tmp_path / "third").exists()
+
+
+def test_a_training_resumes_from_another_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was refused, because the relative path of its start was another one."""
+    train(_DropoutTask(), OPTIONS, tmp_path / "first", _silent)
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(_DropoutTask(_fail, 26), replace(OPTIONS, start="first/model"), tmp_path / "second", _silent)
+    monkeypatch.chdir(tmp_path / "below")
+    train(_DropoutTask(), replace(OPTIONS, start="../first/model"), tmp_path / "second", _silent)
+    with pytest.raises(UserError, match=r"start was .*/first/model, is .*/other"):
+        train(_DropoutTask(), replace(OPTIONS, start="../other"), tmp_path / "second", _silent)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints of a training run."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def restore(out: Path, state: dict[str, Any], run: dict[str, Any], depends_on: M
             f"the checkpoint {path} does not record its {' and '.join(unknown)} because an earlier version wrote it; "
             f"train again with another --out."
         )
+    if isinstance(recorded.get("start"), str):  # earlier versions recorded it as given
+        recorded = {**recorded, "start": os.path.abspath(recorded["start"])}
     changed = [key for key, value in run.items() if recorded.get(key, value) != value and key != "device"]
     if changed:
         listed = ", ".join(f"{key} was {recorded[key]}, is {run[key]}" for key in changed)

@@ -2,9 +2,10 @@
 
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,7 +94,8 @@ def _train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[
     ema = torch.optim.swa_utils.get_ema_multi_avg_fn(options.ema_decay)  # type: ignore[no-untyped-call]
     average = torch.optim.swa_utils.AveragedModel(task.model, multi_avg_fn=ema)
     state: dict[str, Any] = {"model": task.model, "average": average, "optimizer": optimizer, "schedule": schedule}
-    run = {**asdict(options), **task.depends_on}
+    start = options.start and os.path.abspath(options.start)  # which the working directory does not change
+    run = {**asdict(replace(options, start=start)), **task.depends_on}
     first = restore(out, state, run, task.depends_on)
     if first:
         report(f"{task.name}: resuming at step {first} of {options.steps}")
