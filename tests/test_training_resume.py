@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from factory.errors import UserError
+from factory.training import loop
 from factory.training.loop import train
 from factory.training.options import TrainOptions
 from tests.support.linear_task import OPTIONS, LinearTask
@@ -77,6 +78,18 @@ def test_a_training_starts_from_the_weights_of_a_trained_model(tmp_path: Path) -
     with pytest.raises(UserError, match=r"training of the linear cannot start from .* \(there is no such folder\)"):
         train(_DropoutTask(), TrainOptions(1, 4, 0.1, start=str(tmp_path / "nowhere")), tmp_path / "third", _silent)
     assert not (tmp_path / "third").exists()
+
+
+def test_slow_steps_are_saved_before_the_next_regular_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed training lost up to 200 steps, which may have taken hours."""
+    monkeypatch.setattr(loop, "_MAX_UNSAVED", 0.0)
+    options, reports = replace(OPTIONS, checkpoint_every=1000), list[str]()
+    with pytest.raises(KeyboardInterrupt):
+        train(_DropoutTask(_fail, 26), options, tmp_path, _silent)
+    train(_DropoutTask(), options, tmp_path, reports.append)
+    assert reports[0] == "linear: resuming at step 26 of 40"
 
 
 def test_a_training_resumes_from_another_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

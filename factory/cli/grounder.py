@@ -50,8 +50,8 @@ def train_grounder(
     """Train a grounder, the network that predicts masks, on oracle datasets.
 
     No human labels are needed. Rerun the same command to resume from the last checkpoint, with the same result; at most
-    200 steps are lost. Samples of unseen classes of the split are rejected. `tensorboard --logdir OUT/board` shows
-    losses, masks and metrics on held-out samples.
+    200 steps or ten minutes are lost. Samples of unseen classes of the split are rejected. `tensorboard --logdir
+    OUT/board` shows losses, masks and metrics on held-out samples.
 
     Example: factory train-grounder oracle/ --out runs/grounder
 

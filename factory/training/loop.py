@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -27,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 _GRADIENT_CHECK = 10
 """Steps after which every weight should have a gradient; in the first step, layers that start at zero block some."""
+_MAX_UNSAVED = 600.0
+"""Seconds between checkpoints at most: 200 steps of a large model on a CPU take hours."""
 _SEEDS_PER_PROCESS = 2_654_435_761
 """Distance between the seeds of processes, large also modulo 2**32: PyTorch's CPU generator ignores higher bits."""
 STOP = "stop"
@@ -102,6 +105,7 @@ def _train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[
     task.model.train()
     progress = Progress(task.name, first, options.steps, out if writes else None, report)
     memory = enough_memory(f"the training of the {task.name}", "give a smaller --batch")
+    saved = time.monotonic()
     with closing(progress), memory, stop_requests() as asked:
         for step in range(first, options.steps):
             loss, interrupted = _step(task, options, step, optimizer, out, asked)
@@ -112,8 +116,10 @@ def _train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[
             if done == first + _GRADIENT_CHECK:
                 _report_untrained(task, report)
             finished = done == options.steps
-            if writes and (done % options.checkpoint_every == 0 or finished or interrupted):
+            due = done % options.checkpoint_every == 0 or time.monotonic() - saved > _MAX_UNSAVED
+            if writes and (due or finished or interrupted):
                 save_checkpoint(task.name, out, state, run, done)
+                saved = time.monotonic()
             if interrupted:
                 raise KeyboardInterrupt
             if writes and (done % (5 * options.checkpoint_every) == 0 or finished):
