@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from factory.dataset.masks import IGNORE
-from factory.errors import UserError
 from factory.labelled.interface import LabelledImage
 from factory.segmenter.data import LabelledSource
 from factory.segmenter.model import Segmenter
@@ -72,12 +71,7 @@ def score(
     for part in range(source.parts()):
         for batch in _by_size((sample.decode() for sample in source.samples(part)), model.input_size):
             images = torch.from_numpy(np.stack([sample.image for sample in batch])).permute(0, 3, 1, 2).to(device)
-            scores = model.scores(images)
-            if not scores.isfinite().all():
-                raise UserError(
-                    f"the segmenter predicts NaN for the batch that starts with image {batch[0].key}; train it again."
-                )
-            predicted = scores.argmax(1).cpu().numpy().astype(np.uint8)
+            predicted = model.labels(images).cpu().numpy().astype(np.uint8)
             for sample, labels in zip(batch, predicted, strict=True):
                 confusion.add(sample.labels, labels)
             done += len(batch)

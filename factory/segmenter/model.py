@@ -26,13 +26,15 @@ from factory.files.hub import check_not_gated
 from factory.files.paths import expanded
 from factory.files.strict_json import dumps
 from factory.segmenter.classes import ARCHITECTURES, STORED, stored_segmenter
+from factory.segmenter.sizes import scaled_size
 from factory.training.processes import mean_over_batch
 
 _MASK_CLASSIFIERS = {"maskformer": "MaskFormerImageProcessor", "mask2former": "Mask2FormerImageProcessor"}
 """The types in config.json of models that classify masks instead of pixels, and their image processors."""
 _LONGEST_EDGE = 100_000
 """A limit that no image reaches; the image processors of models that classify masks require one."""
-_MAX_ASPECT = 16
+_MAX_SCORES = 2**28
+"""Scores in the size of the images that exist at a time: 1 GiB."""
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
@@ -81,14 +83,37 @@ class Segmenter(nn.Module):
 
     def scores(self, images: Tensor) -> Tensor:
         """Class scores, float32 (B, classes, H, W), of uint8 images (B, 3, H, W). The argmax is a pixel's class."""
+        return functional.interpolate(self._scores(images), images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def labels(self, images: Tensor) -> Tensor:
+        """The class with the highest score, int64 (B, H, W), of uint8 images (B, 3, H, W).
+
+        Only some classes at a time have scores in the size of the image: those of all classes require gigabytes for a
+        photograph of a phone. UserError if a score is NaN or infinite.
+        """
+        scores = self._scores(images)
+        if not scores.isfinite().all():
+            raise UserError("the segmenter predicts NaN or infinity; train it again.")
+        count = max(1, _MAX_SCORES // images[:, 0].numel())
+        parts = (
+            functional.interpolate(part, images.shape[-2:], mode="bilinear", align_corners=False).max(1)
+            for part in scores.split(count, 1)
+        )
+        best, labels = next(parts)
+        for number, (highest, indices) in enumerate(parts, 1):
+            labels = torch.where(highest > best, indices + number * count, labels)
+            best = torch.maximum(best, highest)
+        return labels
+
+    def _scores(self, images: Tensor) -> Tensor:
+        """`scores` in the resolution of the network's output."""
         output = self.network(pixel_values=self._normalised(self._at_training_scale(images)))
         if self.is_mask_classification:
             classes = output.class_queries_logits.float().softmax(-1)[..., :-1]
             masks = output.masks_queries_logits.float().sigmoid()
-            scores = torch.einsum("bqc,bqhw->bchw", classes, masks)
-        else:
-            scores = output.logits.float()
-        return functional.interpolate(scores, images.shape[-2:], mode="bilinear", align_corners=False)
+            return torch.einsum("bqc,bqhw->bchw", classes, masks)
+        logits: Tensor = output.logits.float()
+        return logits
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) in which the network reads an image."""
@@ -103,17 +128,6 @@ class Segmenter(nn.Module):
     def _normalised(self, images: Tensor) -> Tensor:
         mean, std = (torch.tensor(v, device=images.device)[None, :, None, None] for v in (_MEAN, _STD))
         return (images.float() / 255 - mean) / std
-
-
-def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
-    """The scaled (height, width) of an image, whose longer side becomes at most 16 times the shorter one.
-
-    The memory of a network grows with the square of the pixels: a strip of 1 x 600, enlarged to a shorter side of 128
-    pixels, required 24 GB.
-    """
-    scaled = [max(1, round(length * scale)) for length in size]
-    height, width = (min(length, _MAX_ASPECT * min(scaled)) for length in scaled)
-    return height, width
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from factory.config.vocabulary import Vocabulary
 from factory.dataset.masks import IGNORE, palette_image
 from factory.labelled.interface import LabelledImage
 from factory.segmenter.data import LabelledSource
-from factory.segmenter.model import Segmenter, load_segmenter, new_segmenter, save_segmenter, scaled_size
+from factory.segmenter.model import Segmenter, load_segmenter, new_segmenter, save_segmenter
+from factory.segmenter.sizes import scaled_size
 from factory.training.precision import autocast
 from factory.training.processes import rank_and_world
 from factory.training.sheet import tile

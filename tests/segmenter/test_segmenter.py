@@ -17,6 +17,7 @@ from factory.generation.pin import pin_recipe
 from factory.labelled.coco import CocoFolder
 from factory.labelled.interface import LabelledImage
 from factory.labelled.voc import VocFolder
+from factory.segmenter import model
 from factory.segmenter.data import DatasetSource
 from factory.segmenter.evaluate import Confusion, summarise
 from factory.segmenter.measure import RealImages, evaluate_here
@@ -109,6 +110,26 @@ def test_images_of_extreme_aspect_ratio_are_squeezed() -> None:
         assert model.scores(torch.zeros(1, 3, 600, 1, dtype=torch.uint8)).shape == (1, 21, 600, 1)
     strip = LabelledImage("k", np.zeros((1, 60_000, 3), np.uint8), np.full((1, 60_000), 3, np.uint8))
     assert 3 in augmented(np.random.default_rng(0), strip, 64)[1]
+
+
+def test_the_scores_of_all_classes_are_not_held_in_the_size_of_a_large_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 81 classes of COCO required 16 GB for a photograph of 48 megapixels."""
+    torch.manual_seed(0)
+    network, sizes, interpolate = tiny("segformer").eval(), list[int](), model.functional.interpolate
+
+    def counting(scores: torch.Tensor, *size: Any, **options: Any) -> torch.Tensor:
+        sizes.append(scores.shape[1])
+        return interpolate(scores, *size, **options)
+
+    images = torch.randint(0, 255, (2, 3, 64, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = network.scores(images).argmax(1)
+        assert len(expected.unique()) > 3
+        assert torch.equal(network.labels(images), expected)
+        monkeypatch.setattr(model, "_MAX_SCORES", 4 * images[:, 0].numel())
+        monkeypatch.setattr(model.functional, "interpolate", counting)
+        assert torch.equal(network.labels(images), expected)
+    assert sizes[-6:] == [4, 4, 4, 4, 4, 1]
 
 
 def test_a_batch_holds_fewer_images_if_the_network_enlarges_them() -> None:

@@ -165,8 +165,8 @@ def test_unusable_sources_and_models_are_refused(tmp_path: Path, monkeypatch: py
     with pytest.raises(UserError, match=r"empty is not a segmentation model \(.*give segformer, maskformer"):
         new_segmenter(str(tmp_path / "empty"), ["background", "dog"])
     model = tiny("segformer")
-    monkeypatch.setattr(model, "scores", lambda images: torch.full((len(images), 21, 40, 60), math.nan))
-    with pytest.raises(UserError, match="predicts NaN for the batch that starts with image a; train it again"):
+    monkeypatch.setattr(model, "_scores", lambda images: torch.full((len(images), 21, 40, 60), math.nan))
+    with pytest.raises(UserError, match="predicts NaN or infinity; train it again"):
         score(model, open_labelled(write_folder(tmp_path / "voc"), "val", None, voc()))
 
 
