@@ -16,7 +16,7 @@ _STEPS = re.compile(r"\bnum_inference_steps\s*=\s*(\d+)\b")
 _MAX_STEPS, _MAX_GUIDANCE = 200, 30.0
 _FEW = 4
 _LCM_GUIDANCE = 8.0
-_TURBO = re.compile(r"turbo|schnell|lightning|hyper|distill", re.IGNORECASE)
+_TURBO = re.compile(r"turbo|schnell|lightning|hyper(?!real)|(?<!de)(?<!de-)(?<!un)distill", re.IGNORECASE)
 
 
 def default_settings(folder: Path, name: str) -> dict[str, Any]:
@@ -66,5 +66,6 @@ def _by_configuration(folder: Path, index: Mapping[str, Any], family: Family, na
     if index.get("is_distilled"):
         return few_steps | {"guidance": 1.0}
     if _TURBO.search(Path(name.rstrip("/")).name):
-        return few_steps | {"guidance": 0.0}
+        guided_by_input = family.guided_by_input(str(index["_class_name"]), denoiser)
+        return few_steps | {"guidance": family.scale if guided_by_input else 0.0}
     return {"steps": family.steps, "guidance": family.scale}

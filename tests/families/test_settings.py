@@ -34,6 +34,25 @@ def test_steps_and_guidance_are_those_of_the_model(family: Make, name: str, step
 
 
 @pytest.mark.parametrize(
+    ("family_name", "name", "steps", "guidance"),
+    [
+        ("sd3", "sd3.5-large-turbo", 4, 0.0),
+        ("flux-dev", "flux-dev-turbo", 4, 3.5),
+        ("sd3", "sd3-de-distilled", 28, 7.0),
+        ("sd3", "hyperreal-v2", 28, 7.0),
+    ],
+)
+def test_a_model_for_few_steps_is_known_by_its_name(
+    family: Make, tmp_path: Path, family_name: str, name: str, steps: int, guidance: float
+) -> None:
+    """The scale of FLUX.1 dev is an input of the transformer, which has no value for `without guidance`."""
+    folder = tmp_path / name
+    folder.symlink_to(family(family_name))
+    pinned = pin_generator(GeneratorRecipe(model=str(folder)))
+    assert (pinned.steps, pinned.guidance) == (steps, guidance)
+
+
+@pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
         ("flux-dev", {"generator": {"negative": "blurred"}}, "takes no negative prompt"),
