@@ -110,6 +110,16 @@ def test_a_gated_repository_says_how_to_get_access(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match=message):
         hub_file("owner/model", "config.json", COMMIT)
 
+    def download(*_: Any, **__: Any) -> Any:
+        try:
+            refuse()
+        except GatedRepoError:
+            raise OSError("owner/model is not a local folder and is not a valid model identifier")  # noqa: B904
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", download)
+    with pytest.raises(UserError, match=message):
+        hub_pipeline("owner/model", COMMIT, GeneratorRecipe(model="owner/model", revision=COMMIT))
+
 
 def test_new_commits_on_the_hub_do_not_change_the_pins_of_a_dataset(offline: str, tmp_path: Path) -> None:
     """Nor does an unreachable hub: of a LoRA, only its file is in the cache."""

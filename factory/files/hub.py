@@ -23,7 +23,7 @@ def check_not_gated(repository: str, error: BaseException | None) -> None:
                 f"{repository} is gated on the hub: accept its conditions at https://huggingface.co/{repository}, and "
                 f"set HF_TOKEN to a token of the same account."
             ) from error
-        error = error.__cause__
+        error = error.__cause__ or error.__context__  # diffusers raises another error while it handles this one
 
 
 def hub_file(repository: str, file: str, revision: str | None) -> Path:
