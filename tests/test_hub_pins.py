@@ -13,7 +13,7 @@ from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import save_file
 
 from factory.config.plan import Plan
-from factory.config.sections import GeneratorRecipe
+from factory.config.sections import GeneratorRecipe, OracleRecipe
 from factory.errors import UserError
 from factory.files.hub import hub_file
 from factory.generation.pin import pin_recipe
@@ -190,7 +190,8 @@ def test_new_commits_on_the_hub_change_nothing_for_a_dataset(
     created = pin_recipe(given)
     on_the_hub("f" * 40)
     assert pin_recipe(given, created) == pin_recipe(created, created) == created
-    dataset: Any = SimpleNamespace(recipe=created, store=SimpleNamespace(address="oracle"))
-    assert shared_recipe([dataset]) == created
+    recipe = created.model_copy(update={"oracle": OracleRecipe(split="1", seen=("dog",))})
+    dataset: Any = SimpleNamespace(recipe=recipe, store=SimpleNamespace(address="oracle"))
+    assert shared_recipe([dataset]) == recipe
     file.write_bytes(b"other weights")
     assert (pin_recipe(given, created) == created) is (model == "someone/tiny")
