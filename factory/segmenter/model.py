@@ -95,9 +95,10 @@ class Segmenter(nn.Module):
         if not scores.isfinite().all():
             raise UserError("the segmenter predicts NaN or infinity; train it again.")
         count = max(1, _MAX_SCORES // images[:, 0].numel())
+        size, classes = images.shape[-2:], scores.shape[1]
         parts = (
-            functional.interpolate(part, images.shape[-2:], mode="bilinear", align_corners=False).max(1)
-            for part in scores.split(count, 1)
+            functional.interpolate(scores[:, k : k + count], size, mode="bilinear", align_corners=False).max(1)
+            for k in range(0, classes, count)
         )
         best, labels = next(parts)
         for number, (highest, indices) in enumerate(parts, 1):
