@@ -33,4 +33,6 @@ def output(*arguments: object) -> str:
 def error(*arguments: object) -> str:
     result = invoke(*arguments)
     assert isinstance(result.exception, UserError), result.output + repr(result.exception)
-    return str(result.exception)
+    message = str(result.exception)
+    assert message.endswith("."), message
+    return message
