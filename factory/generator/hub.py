@@ -92,7 +92,7 @@ def hub_pipeline(model: str, revision: str | None, recipe: GeneratorRecipe, skip
             problem = problem or one_line(error, 300)
         else:
             return folder
-    raise UserError(f"the model {model} cannot be loaded: {problem}")
+    raise UserError(f"the model {model} cannot be loaded: {problem.removesuffix('.')}.")
 
 
 def cached_folder(model: str, revision: str | None) -> Path | None:
