@@ -8,7 +8,7 @@ import pytest
 from factory.config.prompts import Prompt
 from factory.config.sections import FilterRecipe
 from factory.dataset.records import Grounded, Instance
-from factory.generation.filters import REASONS, Filters
+from factory.generation.filters import REASONS, Filters, difference_hash
 
 PROMPT = Prompt("a dog and a cat", ("dog", "cat"), ("dog", "cat"))
 
@@ -65,6 +65,28 @@ def test_slightly_changed_image_is_a_near_duplicate() -> None:
     assert filters.judge(smooth, PROMPT, GOOD).reason is None
     assert filters.judge(np.clip(smooth, 3, 250), PROMPT, GOOD).reason == "near_duplicate"
     assert filters.judge(photo(1), PROMPT, GOOD).reason is None
+
+
+def cells(brighter: int) -> np.ndarray:
+    """An image of 8 x 9 cells; `brighter` of them are brighter than their left neighbour, as many bits of its hash."""
+    grey = np.zeros((8, 9), np.uint8)
+    grey[:brighter, -1] = 200
+    return np.repeat(np.kron(grey, np.ones((8, 8), np.uint8))[..., None], 3, 2)
+
+
+def test_values_at_their_limits_are_accepted() -> None:
+    """Which side a limit is on changes the samples of a dataset."""
+    area = 20 * 20 / 64**2
+    limits = {"min_area": area, "max_area": area, "min_confidence": 0.9, "max_overlap": 0.0, "min_detector_iou": 0.5}
+    halves = both(block(0, 10), block(30, 40)).instances
+    assert Filters(FilterRecipe(**limits)).judge(photo(), PROMPT, GOOD, halves).reason is None
+
+
+def test_an_image_at_the_duplicate_distance_is_a_duplicate() -> None:
+    assert [difference_hash(cells(brighter)).bit_count() for brighter in range(4)] == [0, 1, 2, 3]
+    filters = Filters(FilterRecipe(min_contrast=None, duplicate_distance=2))
+    reasons = [filters.judge(cells(brighter), PROMPT, GOOD).reason for brighter in (0, 2, 3)]
+    assert reasons == [None, "near_duplicate", None]
 
 
 def test_null_disables_a_filter() -> None:
