@@ -78,6 +78,24 @@ def test_plan_of_a_shard_is_frozen() -> None:
     assert shard.samples[0].seed(0, 1) == FROZEN_SEED
 
 
+@pytest.mark.parametrize(
+    ("options", "digest"),
+    [
+        ({"classes": "voc"}, "3a3014c8942dfed0"),
+        ({"classes": ["dog", "cat", "bus", "car", "cow"]}, "22bda73b4f5d2902"),
+        ({"objects": {1: 0.5, 3: 0.3, 6: 0.2}}, "561a2be03f5aa75b"),
+        ({"objects": {2: 0.4, 4: 0.6}, "cooccurrence": "coco"}, "37589155181edc7e"),
+    ],
+    ids=["even", "odd", "many objects", "co-occurrence"],
+)
+def test_the_classes_of_samples_are_frozen(options: dict[str, Any], digest: str) -> None:
+    """As above: the order of classes and pairs depends on the seed, the number of classes and every earlier size."""
+    defaults = {"n": 700, "earlier": [9, 21, 300], "classes": "coco", "objects": {1: 0.4, 2: 0.6}}
+    plan = Plan(make_recipe(defaults | options))
+    names = "|".join(",".join(plan.class_names(index)) for index in range(700))
+    assert hashlib.sha256(names.encode()).hexdigest()[:16] == digest
+
+
 def test_the_record_of_a_sample_is_frozen() -> None:
     """If this fails, the same recipe gives other bytes: increment `format`."""
     recipe = make_recipe({"n": 4, "objects": {2: 1}})
