@@ -75,6 +75,11 @@ def test_the_detector_agrees_with_the_ground_truth_of_rendered_scenes() -> None:
 
 
 @pytest.mark.parametrize("model", EMBEDDED_MODELS)
+def test_a_folder_is_sampled_as_the_embedded_model_of_its_kind(model: str) -> None:
+    assert Sampling.of_model(str(pipeline_folder(model))) == Sampling.of_model(model)
+
+
+@pytest.mark.parametrize("model", EMBEDDED_MODELS)
 def test_images_show_the_class_of_their_prompt(model: str) -> None:
     """The detector assigns a class more pixels in images of that class than in images of other classes."""
     names = ("zebra", "apple", "toilet", "cow", "suitcase", "banana", "person", "carrot", "dog", "pizza")

@@ -1,14 +1,16 @@
 """Samples images from a text-to-image pipeline in batches, with one seed per image."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from factory.config.guidance import GuidanceSchedule
-from factory.config.stickers import EMBEDDED_MODELS, GUIDANCE, SCHEDULE, STEPS, STICKERS
+from factory.config.stickers import EMBEDDED_MODELS, GUIDANCE, SCHEDULE, STEPS, STICKERS, TURBO
 from factory.generator.guidance import guidance_arguments
 from factory.training.precision import autocast
 
@@ -23,8 +25,15 @@ class Sampling:
 
     @classmethod
     def of_model(cls, model: str) -> "Sampling":
-        """The default options of an embedded model; those of `stickers` for a folder."""
-        embedded = EMBEDDED_MODELS.get(model, EMBEDDED_MODELS[STICKERS])
+        """The default options of an embedded model, or of a pipeline folder that `factory stickers train` has written.
+
+        A folder with a DDIM scheduler is sampled as `stickers-turbo`, because only few-step models have one.
+        """
+        name = model
+        if model not in EMBEDDED_MODELS:
+            index = json.loads((Path(model) / "model_index.json").read_text())
+            name = TURBO if "DDIMScheduler" in index["scheduler"] else STICKERS
+        embedded = EMBEDDED_MODELS[name]
         return cls(embedded.steps, embedded.guidance, embedded.schedule)
 
 
