@@ -89,7 +89,7 @@ def test_changed_or_missing_labels_are_rejected_before_anything_is_written(
     Image.fromarray(labels[::-1]).save(second)
     for change, message in (
         (lambda: None, "but they are now"),
-        (second.unlink, "does not exist"),
+        (second.unlink, "has no file"),
         (lambda: shutil.rmtree(copied), "is not a PASCAL VOC folder"),
     ):
         change()
