@@ -35,6 +35,13 @@ from factory.grounder.trained import TrainedGrounder, open_grounders
 from factory.hf_logging import quiet_model_libraries
 
 THRESHOLDS, SIDES = (0.7, 0.9), (16, 32, 64)
+ROWS = (
+    "module",
+    *(f"module, detection scores of at least {threshold}" for threshold in THRESHOLDS),
+    "second detector",
+    *(f"masks reduced to {side} pixels" for side in SIDES),
+    "classes merged",
+)
 Labels = NDArray[np.uint8]
 Tallies = dict[str, IoUMeter]
 
@@ -100,7 +107,7 @@ def main() -> None:
             count(tallies, batch, grounder, second, options.images)
             if tallies["module"].images >= options.images:
                 break
-    measures = list(dict.fromkeys(name for tallies in columns.values() for name in tallies))
+    measures = [name for name in ROWS if any(name in tallies for tallies in columns.values())]
     lines = [f"| | {' | '.join(GROUPS)} |", "|---" * (len(GROUPS) + 1) + "|"]
     for measure in measures:
         meters = [tallies[measure] for tallies in columns.values()]
