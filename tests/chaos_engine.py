@@ -30,8 +30,8 @@ def sigterm(file: Path, out: Path, dice: random.Random) -> list[str]:
     for _ in range(20):
         driver = launch(file, out, dice.choice([1, 2]), "--grace", str(dice.choice([0, 1, 20])))
         if len(happened) < 3:
-            begun = time.monotonic()
-            while not workers_of(driver) and driver.poll() is None and time.monotonic() - begun < 60:
+            started = time.monotonic()
+            while not workers_of(driver) and driver.poll() is None and time.monotonic() - started < 60:
                 time.sleep(0.05)
             time.sleep(dice.uniform(0, 5))
             group = dice.random() < 0.3

@@ -59,7 +59,7 @@ def train_here(run, tests=sys.argv.pop()):
     class Slow(LinearTask):
         def loss(self, step, batch, seed):
             time.sleep(0.02)
-            Path(run.out, "begun").touch()
+            Path(run.out, "started").touch()
             return super().loss(step, batch, seed)
 
     return train(Slow(), TrainOptions(100_000, 4, 1e-2, checkpoint_every=50_000), Path(run.out), lambda text: None)
@@ -118,7 +118,7 @@ def test_a_signal_to_a_training_on_several_devices_leaves_a_checkpoint(
     environment = {**os.environ, "PYTHONPATH": str(Path(factory.__file__).parents[1])}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as driver:
         deadline = time.monotonic() + 200
-        while not (out / "begun").exists() and driver.poll() is None and time.monotonic() < deadline:
+        while not (out / "started").exists() and driver.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         driver.send_signal(number)
         _, said = driver.communicate(timeout=100)

@@ -110,11 +110,14 @@ def test_a_gated_repository_says_how_to_get_access(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match=message):
         hub_file("owner/model", "config.json", COMMIT)
 
+    def not_found() -> None:
+        raise OSError("owner/model is not a local folder and is not a valid model identifier")
+
     def download(*_: Any, **__: Any) -> Any:
         try:
             refuse()
         except GatedRepoError:
-            raise OSError("owner/model is not a local folder and is not a valid model identifier")  # noqa: B904
+            not_found()
 
     monkeypatch.setattr("diffusers.DiffusionPipeline.download", download)
     with pytest.raises(UserError, match=message):

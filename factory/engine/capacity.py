@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from factory.config.sections import EngineRecipe
 from factory.errors import UserError
@@ -121,11 +122,16 @@ def _gpus(count: float) -> str:
     return f"{count:g} GPU" + ("" if count == 1 else "s")
 
 
-def resources() -> Resources:
-    """The resources of the connected cluster; blocks while the head node does not respond."""
+def alive_nodes() -> list[dict[str, Any]]:
+    """The running nodes of the connected cluster in Ray's form; blocks while the head node does not respond."""
     import ray
 
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def resources() -> Resources:
+    """The resources of the connected cluster; blocks while the head node does not respond."""
+    alive = alive_nodes()
     nodes = [node["Resources"] for node in alive]
     with contextlib.suppress(Exception):  # private APIs of Ray: they may change, and do not work through ray://
         from ray._private.state import state

@@ -131,10 +131,11 @@ def check_workers(engine: EngineRecipe, threads: int) -> None:
         return
     import ray
 
+    from factory.engine.capacity import alive_nodes
     from factory.engine.cluster import connected
 
     with connected(engine, threads):
-        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        nodes = alive_nodes()
         remote = ray.remote(num_cpus=0, max_retries=0)(versions)
         host_of = {
             remote.options(scheduling_strategy=_on(node["NodeID"])).remote(): node["NodeManagerHostname"]

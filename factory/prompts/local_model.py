@@ -72,9 +72,9 @@ class LocalModel:
             torch.manual_seed(seed)
             output = self._model.generate(**inputs, generation_config=self._config)
         answers = self._tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
-        # Some templates begin the reasoning themselves.
-        begun = [THINKING if text.rstrip().endswith(THINKING) else "" for text in texts]
-        return [start + str(answer) for start, answer in zip(begun, answers, strict=True)]
+        # Some chat templates end with the opening tag of the reasoning, which is then missing from the answer.
+        opening_tags = [THINKING if text.rstrip().endswith(THINKING) else "" for text in texts]
+        return [tag + str(answer) for tag, answer in zip(opening_tags, answers, strict=True)]
 
     def _text(self, instruction: Instruction) -> str:
         if self._tokenizer.chat_template is None:
