@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
+PROGRAM = [sys.executable, "-m", "factory"]
 
 
 def main() -> None:

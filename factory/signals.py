@@ -23,12 +23,12 @@ def listen() -> None:
     Signals that the process received before are forgotten, so that they do not affect the exit code.
 
     A shell starts background jobs with SIGINT ignored, and Python inherits this: a SIGINT from `kill` or an
-    orchestrator would have no effect.
+    orchestrator would have no effect. While the command was being loaded, SIGINT had its default action.
     """
     global _received
     _received = None
     sys.unraisablehook = _repeat_lost_interrupt
-    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.SIG_DFL, None):
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, terminate)
 
@@ -67,6 +67,9 @@ def exit_code() -> int:
 def run_forwarding_signals(command: Sequence[str]) -> int:
     """Run a command, forward signals to it, wait for it to end and return its exit code.
 
+    A forwarded signal may kill the child before it handles signals. The exit code is then that of a shell, as if the
+    child had handled it.
+
     The child runs in a new session. Otherwise a terminal would send Ctrl-C to both processes, and the child would
     mistake the forwarded signal for a second Ctrl-C, which stops immediately. This way, a training step can write its
     checkpoint.
@@ -75,6 +78,7 @@ def run_forwarding_signals(command: Sequence[str]) -> int:
     if threading.current_thread() is not threading.main_thread():
         numbers = []
     early: list[int] = []
+    sent: list[int] = []
     child: subprocess.Popen[bytes] | None = None
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -84,14 +88,19 @@ def run_forwarding_signals(command: Sequence[str]) -> int:
         if child is None:
             early.append(forwarded)
         else:
-            child.send_signal(forwarded)
+            send(child, forwarded)
+
+    def send(child: "subprocess.Popen[bytes]", number: int) -> None:
+        sent.append(number)
+        child.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in numbers}
     try:
         child = subprocess.Popen(command, start_new_session=True)
         for number in early:
-            child.send_signal(number)
-        return child.wait()
+            send(child, number)
+        code = child.wait()
+        return 128 - code if -code in sent else code
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -20,7 +20,7 @@ from tests.support.in_process import error, output
 def test_help_is_fast_and_loads_no_heavy_library() -> None:
     heavy = ("torch", "ray", "diffusers", "transformers", "numpy", "pyarrow", "PIL")
     script = (
-        "import sys\nsys.argv = ['factory', '--help']\nfrom factory.cli.main import run\n"
+        "import sys\nsys.argv = ['factory', '--help']\nfrom factory.__main__ import run\n"
         "try: run()\nexcept SystemExit: pass\n"
         f"print('HEAVY', [name for name in {heavy} if name in sys.modules])"
     )

@@ -1,5 +1,6 @@
 """Jobs: loading, validation, signals, and resuming after a failure."""
 
+import os
 import shlex
 import signal
 import subprocess
@@ -156,6 +157,17 @@ def test_job_whose_folder_cannot_be_written_is_rejected(tmp_path: Path) -> None:
     for out in (tmp_path / "file", tmp_path / "file/out"):
         with pytest.raises(UserError, match=r"the folder of the job .* cannot be written: .*file is not a folder"):
             run_workflow(load_workflow(file, out, commands(), {}), lambda text: None)
+
+
+def test_step_does_not_import_modules_of_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "yaml.py").write_text("raise SystemExit('imported')")
+    render = {"with": ["render", "--classes", "dog", "--n", "1", "--out", "{out}/scenes"]}
+    write(tmp_path / "job.yaml", out="out", steps=[{"stickers": render}])
+    command = [sys.executable, "-P", "-m", "factory", "run", "job.yaml"]  # -P: like the command `factory`
+    environment = os.environ | {"PYTHONPATH": str(JOBS.parent)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out/scenes").is_dir()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

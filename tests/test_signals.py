@@ -28,7 +28,7 @@ def test_hangup_during_the_start_of_a_child_reaches_it_as_sigterm(monkeypatch: p
 
     monkeypatch.setattr(subprocess, "Popen", interrupted_start)
     code = signals.run_forwarding_signals([sys.executable, "-c", "import time; time.sleep(30)"])
-    assert code == -signal.SIGTERM
+    assert code == exit_codes.TERMINATED, "as if the child had handled the signal"
 
 
 def test_command_forgets_signals_from_before_it_started() -> None:
@@ -69,3 +69,23 @@ def test_deferred_signal_takes_effect_at_the_end_of_the_block(number: int, signa
     assert bool(steps) == completed, "a second signal takes effect immediately"
     with signals.deferred():
         pass
+
+
+INTERRUPTED_WHILE_LOADING = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "factory.cli.main":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+from factory.__main__ import run
+run()
+"""
+
+
+def test_interrupt_while_the_command_line_is_loaded_prints_no_traceback() -> None:
+    command = [sys.executable, "-c", INTERRUPTED_WHILE_LOADING, "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")

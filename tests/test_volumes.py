@@ -25,6 +25,7 @@ from factory.files import lock
 from factory.files.digest import folder_digest
 from factory.labelled.coco import CocoFolder
 from factory.labelled.voc import VocFolder
+from tests.support.program import PROGRAM
 from tests.support.seccomp import can_refuse_hard_links
 
 _ODD = b"x\xff.tar"
@@ -241,9 +242,8 @@ def test_coco_file_names_and_ids_with_surrogates(labelled: Path, tmp_path: Path)
 
 
 def test_recipe_with_a_non_utf8_folder_is_rejected_before_writing(labelled: Path, tmp_path: Path) -> None:
-    program = [sys.executable, "-c", "from factory.cli.main import run; run()"]
     command = ["invert", "--root", str(labelled), "--shards", str(tmp_path / "out"), "--method", "noise"]
-    result = subprocess.run([*program, *command], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([*PROGRAM, *command], capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
     assert "cannot be written as UTF-8" in result.stderr

@@ -93,7 +93,7 @@ def invert(
     from factory.cli.options import open_store
     from factory.cli.view import watching
     from factory.config.recipe import load_recipe
-    from factory.errors import UserError
+    from factory.errors import UserError, counted
     from factory.generation.inversion_recipe import RealOptions, recipe_of_folder
     from factory.generation.reconstruction import mean_psnr
     from factory.generation.run import generate as run
@@ -119,7 +119,7 @@ def invert(
     engine = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address, "grace": grace}
     store = open_store(out, recipe)
     inversion, skipped = recipe_of_folder(options, overrides, engine, to_stderr)
-    to_stderr(f"{inversion.n} images of {real}; {skipped} skipped.")
+    to_stderr(f"{counted(inversion.n, 'image')} of {real}; {skipped} skipped.")
     with watching(quiet=as_json) as watch:
         summary = run(inversion, store, False, watch, force, labels_checked=True)
     psnr = mean_psnr(store, summary.recipe)

@@ -9,7 +9,7 @@ import typer
 from factory import log_format
 from factory.cli.messages import to_stderr, to_stdout
 from factory.cli.shared_options import Force
-from factory.errors import duration
+from factory.errors import counted, duration
 from factory.files.strict_json import dumps
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _preview_text(data: dict[str, Any]) -> str:
         return f"The night of {data['date']} is complete; a run would change nothing."
     lines = [
         f"The night of {data['date']} would {data['action']} {data['dataset']} (seed {data['seed']}): "
-        f"{data['samples']} of {data['n']} samples exist."
+        f"{data['samples']} of {counted(data['n'], 'sample')} exist."
     ]
     if data["until"]:
         lines.append(f"Its generation would end at {data['until']}.")

@@ -16,7 +16,7 @@ from factory.cli.shared_options import (
     Threads,
     TrainAddress,
 )
-from factory.errors import command
+from factory.errors import command, counted
 from factory.files.strict_json import dumps
 
 
@@ -158,7 +158,7 @@ def evaluate_segmenter(
         return
     for name, value in result.by_class.items():
         to_stdout(f"{name:20} {_percent(value):>6}")
-    to_stdout(f"{'mIoU with background':20} {_percent(result.miou):>6}   over {result.images} images")
+    to_stdout(f"{'mIoU with background':20} {_percent(result.miou):>6}   over {counted(result.images, 'image')}")
     if split is not None:
         seen, unseen, harmonic = map(_percent, (result.seen, result.unseen, result.harmonic))
         to_stdout(f"seen {seen}  unseen {unseen}  harmonic {harmonic}")

@@ -10,7 +10,7 @@ from factory.cli.messages import to_stdout
 from factory.cli.shared_options import MAX_SEED, AsJson
 from factory.cli.sticker_evaluation import evaluate, evaluate_autoencoder
 from factory.config.stickers import STICKERS, check_pipeline
-from factory.errors import UserError
+from factory.errors import UserError, counted
 from factory.files.strict_json import dumps
 
 app = typer.Typer(
@@ -71,7 +71,7 @@ def render(
     if as_json:
         to_stdout(dumps({"out": str(out), "images": n, "classes": list(vocabulary.names), "styles": list(styles)}))
     else:
-        to_stdout(f"{n} images of {len(vocabulary.names)} classes in {out}")
+        to_stdout(f"{counted(n, 'image')} of {counted(len(vocabulary.names), 'class', 'classes')} in {out}")
 
 
 @app.command()
@@ -155,7 +155,7 @@ def draw(
 
     with progress_bar("drawing", n) as advance:
         found = contact_sheet(vocabulary, n, 2 if pairs else 1, seed, out, model, advance)
-    to_stdout(f"{n} images, all prompted classes found in {found}; left: image, right: masks.")
+    to_stdout(f"{counted(n, 'image')}, all prompted classes found in {found}; left: image, right: masks.")
     to_stdout(str(out))
 
 

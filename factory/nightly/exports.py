@@ -8,6 +8,7 @@ from pathlib import Path
 
 from factory.config.keys import PATTERN
 from factory.dataset.storage import Store
+from factory.errors import counted
 from factory.export.folder import STATE
 from factory.export.run import Export, ExportSummary, Options
 from factory.nightly.record import Exported
@@ -41,7 +42,7 @@ def export_night(
 
 def _export(dataset: Store, target: Path, format_name: str, log: Callable[[str], None]) -> ExportSummary:
     job = Export(dataset, target, Options(format_name), partial=True)
-    log(f"exporting {job.samples} samples as {format_name}")
+    log(f"exporting {counted(job.samples, 'sample')} as {format_name}")
     return job.run()
 
 

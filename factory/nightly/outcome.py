@@ -4,7 +4,7 @@ import datetime
 from dataclasses import dataclass
 from typing import Any
 
-from factory.errors import duration, printable
+from factory.errors import counted, duration, printable
 from factory.nightly.record import Night
 
 _MAX_SHARDS = 1000
@@ -67,7 +67,7 @@ class Outcome:
 
 def summary_of(night: Night) -> str:
     """Samples, yield, time and cost in one sentence."""
-    parts = [f"{night.samples} of {night.n} samples"]
+    parts = [f"{night.samples} of {counted(night.n, 'sample')}"]
     if night.new_samples != night.samples:
         parts.append(f"{night.new_samples} of them new")
     if night.accepted_share is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from factory.config.splits import unseen_classes
 from factory.config.vocabulary import Vocabulary
+from factory.errors import counted
 from factory.hf_logging import quiet_model_libraries
 from factory.segmenter.classes import common_vocabulary
 from factory.training.devices import check_device_name, chosen_device
@@ -85,4 +86,4 @@ def evaluate(
     if threads:
         torch.set_num_threads(threads)
     with enough_memory("the evaluation of the segmenter", "give --device cpu"):
-        return score(model, images, unseen, device, lambda done: report(f"{done} of {images.size} images"))
+        return score(model, images, unseen, device, lambda done: report(f"{done} of {counted(images.size, 'image')}"))

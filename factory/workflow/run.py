@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import re
 import shlex
 import sys
@@ -29,7 +30,10 @@ _KILLED = 128
 """Shells report this number plus that of the signal as the exit code of a process that a signal killed."""
 _WRITES = ("--shards", "--out", "--to")
 _RESULTS = (*_WRITES, "--table")
-_PROGRAM = (sys.executable, "-c", "from factory.cli.main import run; run()")
+_IS_PATH_SAFE = {"", os.getcwd()}.isdisjoint(sys.path)
+_PROGRAM = (sys.executable, *(("-P",) if _IS_PATH_SAFE else ()), "-m", "factory")
+"""`python -m` would import modules from the current folder, unlike the command `factory`: a file named yaml.py there
+would break every step."""
 
 
 class StepFailedError(UserError):

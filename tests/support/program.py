@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROGRAM = [sys.executable, "-c", "from factory.cli.main import run; run()"]
+PROGRAM = [sys.executable, "-m", "factory"]
 
 
 def factory(*arguments: object) -> subprocess.CompletedProcess[str]:
