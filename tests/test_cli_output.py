@@ -18,12 +18,14 @@ from factory.cli.prompts import _as_text as prompts_text
 from factory.cli.verify import as_text as verify_text
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.stickers import EMBEDDED_MODELS
+from factory.dataset.preview import preview_image
 from factory.dataset.storage import Store
 from factory.dataset.totals import Totals
+from factory.errors import UserError
 from factory.generation.run import RunSummary
 from tests.nightly.conftest import DATE, record
 from tests.support.export_datasets import make_dataset
-from tests.support.in_process import SNAPSHOT, output
+from tests.support.in_process import SNAPSHOT, error, output
 from tests.support.voc_folder import write_folder
 
 
@@ -63,6 +65,26 @@ def test_status_of_a_killed_run_says_how_to_resume(tmp_path: Path) -> None:
         "15 attempts, none rejected.",
         f"The run was killed. To resume, run `factory generate --shards '{tmp_path / 'my set'}'`.",
     ]
+
+
+def test_dataset_of_a_night_is_continued_by_its_nightly_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`factory generate` would ignore the budget of the job, and in mode `grow` generate the whole target at once."""
+    root, folder = Store(str(tmp_path)), tmp_path / f"{DATE}/dataset"
+    make_dataset(folder, shards=range(3))
+    root.put(f"{DATE}/night.json", record(DATE, "partial"))
+    make_dataset(tmp_path / "dataset", shards=())
+    job = "(the configuration of its nightly job)"
+    assert output("status", folder).endswith(f"To resume, run `factory nightly CONFIG --date {DATE}` {job}.\n")
+    generate = f"run `factory generate --shards {tmp_path / 'dataset'}`.\n"
+    assert output("status", tmp_path / "dataset").endswith(generate), "no night made it"
+    root.put("2026-11-26/night.json", record(DATE, "partial", dataset="dataset", mode="grow"))
+    (tmp_path / "2026-11-27").mkdir()
+    with pytest.raises(UserError, match=r"generate some with `factory nightly CONFIG` \(the conf.* job\)\."):
+        preview_image(Store(str(tmp_path / "dataset")), 1)
+    monkeypatch.chdir(folder)
+    assert f"Finish it with `factory nightly CONFIG --date {DATE}` {job}, or add" in error(
+        "export", ".", "--format", "coco", "--out", tmp_path / "coco"
+    )
 
 
 def test_export_of_an_unfinished_dataset_says_so(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import typer
 from factory.cli.messages import to_stdout
 from factory.cli.nightly import nights_of, nights_table
 from factory.cli.shared_options import AsJson
-from factory.errors import command, counted, first_few
+from factory.errors import counted, first_few
 from factory.files.strict_json import dumps
 
 _ACTIVE = ("running", "waiting", "finishing")
@@ -33,6 +33,9 @@ def status(
 
     Example: factory status s3://bucket/nightly --json
     """
+    from factory.dataset.continuation import continuing_command
+    from factory.dataset.storage import Store
+
     nights = _nights(dataset)
     if nights:
         to_stdout(dumps({"root": dataset, "nights": nights}) if as_json else nights_table(nights))
@@ -52,7 +55,7 @@ def status(
     if data["status"] not in ("complete", *_ACTIVE):
         killed = "The run was killed. " if data["status"] == "stale" else ""
         purpose = "retry them" if data["quarantined"] and data["status"] == "incomplete" else "resume"
-        to_stdout(f"{killed}To {purpose}, run {command('generate', '--shards', dataset)}.")
+        to_stdout(f"{killed}To {purpose}, run {continuing_command(Store(dataset))}.")
 
 
 def _nights(address: str) -> list[dict[str, Any]]:

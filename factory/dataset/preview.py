@@ -7,13 +7,14 @@ from itertools import islice
 import numpy as np
 from PIL import Image, ImageDraw
 
+from factory.dataset.continuation import continuing_command
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_rle, palette
 from factory.dataset.receipts import committed, tar_name
 from factory.dataset.shards import annotation_of, read_shard, readable
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import recipe_of
-from factory.errors import UserError, command
+from factory.errors import UserError
 from factory.files.decode import decode_jpeg
 from factory.files.paths import IMAGE_FORMATS
 
@@ -38,8 +39,7 @@ def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
     cells = list(islice(_cells(store), count))
     if not cells:
         recipe_of(store)  # raises if there is no dataset at all
-        generate = command("generate", "--shards", store.address)
-        raise UserError(f"{store.address} contains no samples yet; generate some with {generate}.")
+        raise UserError(f"{store.address} contains no samples yet; generate some with {continuing_command(store)}.")
     rows = -(-len(cells) // _COLUMNS)
     width, height = cells[0].size
     max_samples = _LONGEST_SIDE[IMAGE_FORMATS[suffix.lower()]] // height * _COLUMNS

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
 from factory.config.plan import Plan
+from factory.dataset.continuation import continuing_command
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_label_png, decode_rle
 from factory.dataset.receipts import Blob, Receipt, check_same_recipe, finished_shards
@@ -218,13 +219,10 @@ def _check_options(store: Store, to: Path, options: Options) -> None:
 
 def _check_state(store: Store, done: int, planned: int, partial: bool) -> None:
     if not done:
-        raise UserError(f"{store.address} has no finished shards yet; generate some with {_generate(store)}.")
+        raise UserError(f"{store.address} has no finished shards yet; generate some with {continuing_command(store)}.")
     if done < planned and not partial:
         raise UserError(
-            f"{store.address} is not finished: it has {done} of {planned} shards. Finish it with {_generate(store)}, "
-            f"or add --partial to export these; rerun the same command later to add the others."
+            f"{store.address} is not finished: it has {done} of {planned} shards. Finish it with "
+            f"{continuing_command(store)}, or add --partial to export these; rerun the same command later to add the "
+            f"others."
         )
-
-
-def _generate(store: Store) -> str:
-    return command("generate", "--shards", store.address)

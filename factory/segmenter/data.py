@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe
 from factory.config.vocabulary import Vocabulary
+from factory.dataset.continuation import continuing_command
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import IGNORE, decode_label_png
 from factory.dataset.receipts import tar_name
@@ -17,7 +18,7 @@ from factory.dataset.shards import read_shard, readable
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import recipe_of
 from factory.dataset.totals import finished_entries
-from factory.errors import UserError, command, counted, first_few
+from factory.errors import UserError, counted, first_few
 from factory.files.decode import decode_jpeg
 from factory.labelled.interface import LabelledImage
 from factory.training.stream import Source
@@ -51,8 +52,7 @@ class DatasetSource:
         self._store, self._names = store, [tar_name(number) for number in finished]
         self.size = sum(entry.accepted for entry in finished.values())
         if not self.size:
-            generate = command("generate", "--shards", store.address)
-            raise UserError(f"{store.address} has no samples yet; complete it with {generate}.")
+            raise UserError(f"{store.address} has no samples yet; complete it with {continuing_command(store)}.")
         self.identity = f"{self.size} samples of recipe {recipe.fingerprint()[:12]}"
         _check_classes(store, recipe, vocabulary)
         self._lookup = np.full(256, IGNORE, np.uint8)

@@ -1,0 +1,44 @@
+"""The command that continues an unfinished dataset, for messages: that of its nightly job, if it has one."""
+
+import re
+from contextlib import suppress
+
+from factory.dataset.storage import Store
+from factory.errors import UserError, command
+from factory.files.decode import decode_json
+
+_RECORD = "night.json"
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+_NIGHTS = 10
+"""The last nights of a root that are looked at: the folder of a night that has just started has no record yet."""
+_PATIENCE = 10.0
+
+
+def continuing_command(store: Store) -> str:
+    """`factory nightly` for a dataset of a night or of all nights, otherwise `factory generate`.
+
+    `generate` would continue a dataset of a night as well, but regardless of the budget, and without its record.
+    """
+    with suppress(UserError, ValueError):  # for instance without permission to read above the dataset
+        if (night := _night_of(store)) is not None:
+            return f"{command('nightly', 'CONFIG', *night)} (the configuration of its nightly job)"
+    return command("generate", "--shards", store.address)
+
+
+def _night_of(store: Store) -> list[str] | None:
+    """The options of `factory nightly` that select the night of a dataset; None for other datasets."""
+    address = str(store.folder.resolve()) if store.folder is not None else store.address.rstrip("/")
+    above, _, name = address.rpartition("/")
+    parent = Store(above, store.settings).with_patience(_PATIENCE)
+    date = above.rpartition("/")[2]
+    if _DATE.fullmatch(date) and _dataset_in(parent, _RECORD) == f"{date}/{name}":
+        return ["--date", date]
+    nights = [folder for folder in reversed(parent.folders()) if _DATE.fullmatch(folder)]
+    datasets = (_dataset_in(parent, f"{night}/{_RECORD}") for night in nights[:_NIGHTS])
+    return [] if next((dataset for dataset in datasets if dataset is not None), None) == name else None
+
+
+def _dataset_in(root: Store, record: str) -> str | None:
+    """The dataset that a record of a night names, relative to the root of the nights; None if there is no record."""
+    data = root.get(record)
+    return None if data is None else str(dict(decode_json(data)).get("dataset"))
