@@ -38,15 +38,19 @@ def progress_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callab
 
 
 def _plain_lines(label: str, total: int) -> Callable[[int], None]:
-    """The remaining time is estimated since the previous line: a resumed command skips what exists in no time."""
-    last, before = time.monotonic(), 0
+    """The remaining time is estimated since the previous line, and at first since the first call.
+
+    The first call of a resumed command counts what exists already, which has taken it no time.
+    """
+    last, before, first = time.monotonic(), 0, True
 
     def advance(done: int) -> None:
-        nonlocal last, before
+        nonlocal last, before, first
         now = time.monotonic()
-        if now - last >= 5 or done == total:
+        if is_due := now - last >= 5 or done == total:
             left = f", {(now - last) / (done - before) * (total - done):.0f} s left" if done > before else ""
-            last, before = now, done
-            print(f"{label} {done}/{total}{left}", file=sys.stderr, flush=True)
+            print(f"{label} {done}/{total}{'' if first else left}", file=sys.stderr, flush=True)
+        if is_due or first:
+            last, before, first = now, done, False
 
     return advance

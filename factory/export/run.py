@@ -105,16 +105,15 @@ class Export:
             )
 
     def run(self, watch: Callable[[int], None] = lambda done: None) -> ExportSummary:
-        """Write the missing units; `watch` is called with the number of exported samples."""
-        done = 0
+        """Write the missing units; `watch` is called with the number of exported samples, first with those before."""
         with self._folder.claimed():
-            for unit in self._units:
-                if not self._folder.has(unit):
-                    self._folder.begin(unit)
-                    samples = _counted(self._read(unit), done, watch)
-                    self._folder.commit(unit, self._format.write(unit.number, samples))
-                else:
-                    watch(done + unit.samples)
+            todo = [unit for unit in self._units if not self._folder.has(unit)]
+            done = self.samples - sum(unit.samples for unit in todo)
+            watch(done)
+            for unit in todo:
+                self._folder.begin(unit)
+                samples = _counted(self._read(unit), done, watch)
+                self._folder.commit(unit, self._format.write(unit.number, samples))
                 done += unit.samples
             self._folder.forget_beyond(len(self._units))
             records = self._folder.records(len(self._units))

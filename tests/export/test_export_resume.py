@@ -95,6 +95,14 @@ def test_export_interrupted_at_any_sample_resumes(store: Store, tmp_path: Path, 
     assert content(tmp_path / "interrupted") == content(tmp_path / "uninterrupted")
 
 
+def test_progress_of_a_resumed_export_starts_at_what_exists(store: Store, tmp_path: Path) -> None:
+    run(store, tmp_path / "out", "coco")
+    (tmp_path / "out" / STATE / "parts" / "000001.json").unlink()
+    seen = list[int]()
+    Export(store, tmp_path / "out", Options("coco", VAL)).run(seen.append)
+    assert seen == list(range(SHARD_SIZE * (SHARDS - 1), SHARD_SIZE * SHARDS + 1))
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_files_are_on_the_disk_before_their_unit_counts_as_written(
     store: Store, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
