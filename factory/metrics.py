@@ -64,18 +64,7 @@ class Metric:
             return _instruments[self.name]
 
 
-# Recorded by the workers.
-SAMPLES = Metric(
-    "factory_samples_total",
-    "counter",
-    "Attempts by result: accepted or rejected; those of shards that were lost later are included.",
-    ("result",),
-)
-REJECTIONS = Metric("factory_rejections_total", "counter", "Rejected attempts by reason.", ("reason",))
-EXHAUSTED = Metric("factory_exhausted_samples_total", "counter", "Samples that were accepted in no attempt.")
-STAGE_SECONDS = Metric(
-    "factory_stage_seconds_total", "counter", "Seconds of work in each stage of finished shards.", ("stage",)
-)
+# Recorded by the workers, which lose the last ten seconds when they are killed at the end of a run.
 COMMIT_SECONDS = Metric(
     "factory_commit_seconds",
     "histogram",
@@ -92,7 +81,18 @@ STORE_RETRIES = Metric(
     "factory_store_retries_total", "counter", "Requests to the store that failed temporarily and were repeated."
 )
 
-# Recorded by the driver.
+# Recorded by the driver, whose last values are exact.
+SAMPLES = Metric(
+    "factory_samples_total",
+    "counter",
+    "Attempts by result: accepted or rejected; a shard that is generated again counts once.",
+    ("result",),
+)
+REJECTIONS = Metric("factory_rejections_total", "counter", "Rejected attempts by reason.", ("reason",))
+EXHAUSTED = Metric("factory_exhausted_samples_total", "counter", "Samples that were accepted in no attempt.")
+STAGE_SECONDS = Metric(
+    "factory_stage_seconds_total", "counter", "Seconds of work in each stage of finished shards.", ("stage",)
+)
 SHARDS = Metric("factory_shards_total", "counter", "Shards by result: committed, requeued or quarantined.", ("result",))
 LOST_WORKERS = Metric("factory_lost_workers_total", "counter", "Workers that were lost, failed to start or hung.")
 QUEUE_DEPTH = Metric("factory_queue_depth", "gauge", "Shards that are assigned to no worker.")

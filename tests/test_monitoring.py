@@ -12,6 +12,7 @@ import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +21,13 @@ import yaml
 from factory import metrics
 from factory.config.recipe import make_recipe
 from factory.dataset.storage import Store
+from factory.engine.interface import Done
 from factory.engine.logs import _LINES_PER_WORKER, _MAX_TEXT, WorkerLogs
 from factory.engine.machine import metrics_port
+from factory.engine.state import State
 from factory.errors import TransientError, UserError
 from factory.generation.run import generate
+from factory.generation.run_metrics import RunMetrics
 from factory.log_format import configure
 from tests.support.program import PROGRAM
 
@@ -105,12 +109,12 @@ def test_metrics_of_a_run_are_exported_and_agree_with_its_receipts(run: Run) -> 
     assert set(run.series["ray_factory_workers"]) == {"ready", "pending"}
     for name in ("ray_factory_last_commit_timestamp_seconds", "ray_factory_last_success_timestamp_seconds"):
         assert abs(run.series[name][""] - time.time()) < 300
-    # A worker that is killed at the end of a run loses what it counted since the last report.
-    assert 0 < run.series["ray_factory_samples_total"]["accepted"] <= run.result["samples"]
-    rejections = run.series["ray_factory_rejections_total"]
-    assert rejections
-    assert all(0 < count <= run.result["rejected"][reason] for reason, count in rejections.items())
+    rejected = run.result["rejected"]
+    samples = {"accepted": run.result["samples"], "rejected": sum(rejected.values())}
+    assert run.series["ray_factory_samples_total"] == samples
+    assert run.series["ray_factory_rejections_total"] == rejected != {}
     assert {"generate", "ground", "filter", "encode"} <= set(run.series["ray_factory_stage_seconds_total"])
+    # A worker that is killed at the end of a run loses what it counted since the last report.
     assert run.series["ray_factory_committed_bytes_total"][""] > 0
     assert 0 < run.series["ray_factory_commit_seconds_count"][""] <= 16
 
@@ -236,3 +240,32 @@ def test_log_file_names_the_source_of_messages_without_a_node() -> None:
     logs = WorkerLogs()
     logs.add({"lines": ["A worker died"], "pid": "raylet", "is_err": False})
     assert logs.text() == "== messages of Ray\nA worker died\n"
+
+
+def test_driver_publishes_every_sample_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are killed at the end of a run, and lose what they have not reported to Ray by then."""
+    published = dict[str, float]()
+
+    def record(metric: metrics.Metric, method: str, value: float, dataset: str, labels: dict[str, str]) -> None:
+        name = " ".join((metric.name, *labels.values()))
+        published[name] = value + (published.get(name, 0) if method == "inc" else 0)
+
+    monkeypatch.setattr(metrics.Metric, "_record", record)
+    held: Any = SimpleNamespace(epoch=1)
+    state = State(3)
+    run_metrics = RunMetrics("set", held, state)
+    state.in_progress = {0: (5, {"overlap": 2}), 1: (3, {})}
+    run_metrics._publish()
+    state.in_progress = {1: (4, {})}  # the worker of shard 0 was lost
+    run_metrics._publish()
+    assert published["factory_samples_total accepted"] == 8
+    state.add(Done(accepted=10, attempts=12, rejected={"overlap": 1, "blank": 1}, seconds={"generate": 2.5}))
+    state.add(Done(accepted=9, attempts=14, rejected={"overlap": 5}, exhausted=1, seconds={"generate": 0.25}))
+    state.in_progress = {}
+    run_metrics.close(complete=False)
+    assert published["factory_samples_total accepted"] == 19
+    assert published["factory_samples_total rejected"] == 7
+    assert published["factory_rejections_total overlap"] == 6
+    assert published["factory_rejections_total blank"] == 1
+    assert published["factory_exhausted_samples_total"] == 1
+    assert published["factory_stage_seconds_total generate"] == 2.75

@@ -29,6 +29,7 @@ class Outcomes:
         """A worker has stored the shard."""
         self._pool.progressed()
         self._queue.done(shard)
+        self._state.in_progress.pop(shard, None)  # first: metrics, in another thread, must not count the shard twice
         self._state.add(result)
         self._listener.finished(shard)
 

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 
 from factory import metrics
@@ -22,7 +23,7 @@ class RunMetrics:
     def __init__(self, dataset: str, held: HeldLease, state: State) -> None:
         self._dataset, self._held, self._state = dataset, held, state
         self._last_commit, self._last_success = time.time(), 0.0
-        self._published: dict[str, int] = {}
+        self._published: dict[str, float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
@@ -54,6 +55,7 @@ class RunMetrics:
         metrics.SHARDS.add(self._increase("requeued", state.requeued), dataset, result="requeued")
         metrics.SHARDS.add(self._increase("quarantined", len(state.quarantined)), dataset, result="quarantined")
         metrics.LOST_WORKERS.add(self._increase("lost_workers", state.lost), dataset)
+        self._publish_samples()
         metrics.QUEUE_DEPTH.set(state.queued, dataset)
         metrics.SHARDS_LEFT.set(state.shards - state.shards_done - len(state.quarantined), dataset)
         metrics.WORKERS.set(state.workers, dataset, state="ready")
@@ -64,11 +66,27 @@ class RunMetrics:
         if self._last_success:
             metrics.LAST_SUCCESS.set(self._last_success, dataset)
 
-    def _increase(self, name: str, total: int) -> int:
-        """By how much a total has grown since the last publication."""
+    def _publish_samples(self) -> None:
+        """Publish the counts of finished shards and of those in progress."""
+        state, dataset = self._state, self._dataset
+        in_progress = list(state.in_progress.values())  # a copy, because the scheduler changes the state meanwhile
+        rejected = Counter(state.rejected)
+        for _, reasons in in_progress:
+            rejected.update(reasons)
+        accepted = state.accepted + sum(count for count, _ in in_progress)
+        metrics.SAMPLES.add(self._increase("accepted", accepted), dataset, result="accepted")
+        metrics.SAMPLES.add(self._increase("rejected", rejected.total()), dataset, result="rejected")
+        for reason, count in rejected.items():
+            metrics.REJECTIONS.add(self._increase(f"rejected {reason}", count), dataset, reason=reason)
+        metrics.EXHAUSTED.add(self._increase("exhausted", state.exhausted), dataset)
+        for stage, seconds in list(state.seconds.items()):
+            metrics.STAGE_SECONDS.add(self._increase(f"stage {stage}", seconds), dataset, stage=stage)
+
+    def _increase(self, name: str, total: float) -> float:
+        """By how much a total exceeds what was published; a lost shard lowers the counts of shards in progress."""
         before = self._published.get(name, 0)
-        self._published[name] = total
-        return total - before
+        self._published[name] = max(before, total)
+        return self._published[name] - before
 
 
 def linger() -> float:

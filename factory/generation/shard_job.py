@@ -5,7 +5,6 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -104,20 +103,7 @@ class ContentProducer:
         receipt = self._receipt(shard)
         if receipt is not None and receipt.plan == planned.digest:
             return receipt
-        return planned, produce(planned, self._recipe, self._components, self._encoder, self._counting(progress))
-
-    def _counting(self, progress: Progress) -> Progress:
-        """As `progress`, and counts the attempts in the metrics."""
-        dataset = self._store.address
-
-        def count(accepted: int, reasons: Sequence[str]) -> None:
-            progress(accepted, reasons)
-            metrics.SAMPLES.add(accepted, dataset, result="accepted")
-            metrics.SAMPLES.add(len(reasons), dataset, result="rejected")
-            for reason in reasons:
-                metrics.REJECTIONS.add(1, dataset, reason=reason)
-
-        return count
+        return planned, produce(planned, self._recipe, self._components, self._encoder, progress)
 
     def _receipt(self, shard: int) -> Receipt | None:
         """The receipt that another driver may have written meanwhile; None if there is none or it is corrupt."""
@@ -169,9 +155,6 @@ class ContentProducer:
             raise
         metrics.COMMIT_SECONDS.observe(time.perf_counter() - start, dataset)
         metrics.BYTES.add(receipt.tar.bytes + receipt.manifest.bytes, dataset)
-        metrics.EXHAUSTED.add(len(receipt.short), dataset)
-        for stage, seconds in produced.seconds.items():
-            metrics.STAGE_SECONDS.add(seconds, dataset, stage=stage)
         fields = {"dataset": dataset, "shard": receipt.shard, "attempts": receipt.attempts, "seconds": produced.seconds}
         size = counted(receipt.accepted, "sample")
         _log.info("Committed shard %d: %s.", receipt.shard, size, extra={"fields": fields})
