@@ -79,6 +79,14 @@ def test_greyscale_of_more_than_8_bits_is_scaled_by_its_depth(dtype: str, white:
     assert np.abs(image[..., 0].ravel() - np.linspace(0, 255, 64)).max() <= 1
 
 
+def test_colours_of_16_bits_keep_their_upper_byte(tmp_path: Path) -> None:
+    """The decoders of Pillow do; docs/real.md says so."""
+    values = np.linspace(0, 65535, 96).astype(">u2").reshape(4, 8, 3)
+    (tmp_path / "c.png").write_bytes(png_of(8, 4, 16, b"".join(b"\0" + row.tobytes() for row in values)))
+    assert np.array_equal(read_photograph(tmp_path / "c.png").upright, values >> 8)
+    assert np.abs((values >> 8) - values / 257).max() < 1
+
+
 @pytest.mark.parametrize(
     ("white", "message"),
     [
@@ -111,9 +119,10 @@ def test_palette_images_with_transparency_and_images_with_alpha_become_rgb(tmp_p
         assert read_photograph(tmp_path / name).upright.shape == (40, 60, 3)
 
 
-def png_of(width: int, height: int) -> bytes:
-    """A PNG whose header claims the given size, with too few bytes of pixels."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(100)))]
+def png_of(width: int, height: int, depth: int = 8, pixels: bytes = bytes(100)) -> bytes:
+    """A colour PNG; its header claims the given size, for which there can be too few bytes of pixels."""
+    header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(pixels))]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     )
