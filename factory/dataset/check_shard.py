@@ -16,6 +16,7 @@ from factory.dataset.encode import ORACLE_SUFFIXES, SUFFIXES, EncodedSample
 from factory.dataset.manifest import manifest_table, read_manifest
 from factory.dataset.masks import IGNORE, decode_label_png, decode_rle, mask_to_xywh
 from factory.dataset.receipts import Blob, CorruptReceiptError, Receipt, read_receipt
+from factory.dataset.records import annotation_id
 from factory.dataset.shards import annotation_of
 from factory.dataset.storage import Store
 from factory.dataset.tar import unpack
@@ -95,16 +96,18 @@ def check_sample(sample: EncodedSample, recipe: Recipe) -> Iterator[str]:
 
 def _check_annotations(record: dict[str, Any], labels: Any, vocabulary: Vocabulary) -> Iterator[str]:
     expected = np.zeros_like(labels)
-    for annotation in record["annotations"]:
-        name, number = annotation["category_name"], annotation["category_id"]
-        if vocabulary.resolve(name).id != number:
-            yield f"{name} has the id {number}"
+    for number, annotation in enumerate(record["annotations"], 1):
+        name, category = annotation["category_name"], annotation["category_id"]
+        if vocabulary.resolve(name).id != category:
+            yield f"{name} has the id {category}"
+        if annotation["id"] != annotation_id(record["image"]["id"], number):
+            yield f"its object {number} has the id {annotation['id']}"
         mask = decode_rle(annotation["segmentation"])
         if annotation["area"] != np.count_nonzero(mask) or annotation["bbox"] != mask_to_xywh(mask):
             yield f"area or box of {name} does not match its mask"
         if (expected[mask] != 0).any():
             yield f"the mask of {name} overlaps another"
-        expected[mask] = number
+        expected[mask] = category
     if not ((labels == expected) | ((labels == IGNORE) & (expected == 0))).all():
         yield "the label image does not match the run lengths"
 

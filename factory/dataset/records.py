@@ -109,7 +109,7 @@ def annotate(sample: Sample, vocabulary: Vocabulary, provenance: Mapping[str, An
     for number, instance in enumerate(sample.grounded.instances, 1):
         annotations.append(
             {
-                "id": sample.planned.index * 1000 + number,
+                "id": annotation_id(sample.planned.index, number),
                 "image_id": sample.planned.index,
                 "category_id": vocabulary.resolve(instance.class_name).id,
                 "category_name": instance.class_name,
@@ -140,6 +140,11 @@ def annotate(sample: Sample, vocabulary: Vocabulary, provenance: Mapping[str, An
     if sample.latent is None:
         return record
     return record | {"noise_level": sample.noise_level} | (_detections(sample) if sample.grounded.detections else {})
+
+
+def annotation_id(image: int, number: int) -> int:
+    """The id of an object, unique in a dataset; `number` counts the objects of its image from 1."""
+    return image * 1000 + number
 
 
 def _attempts(sample: Sample) -> dict[str, Any]:

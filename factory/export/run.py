@@ -6,11 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
+import numpy as np
+
 from factory.config.plan import Plan
 from factory.dataset.continuation import continuing_command
 from factory.dataset.encode import EncodedSample
-from factory.dataset.masks import decode_label_png, decode_rle
+from factory.dataset.masks import decode_label_png, decode_rle, mask_to_xywh
 from factory.dataset.receipts import Blob, Receipt, check_same_recipe, finished_shards
+from factory.dataset.records import annotation_id
 from factory.dataset.shards import annotation_of, readable
 from factory.dataset.storage import Store, is_remote
 from factory.dataset.stored_recipe import recipe_of
@@ -164,9 +167,10 @@ def _export_sample(sample: EncodedSample, split: str, ids: Collection[int]) -> E
         if image.size != size or labels.shape[::-1] != size:
             raise ValueError(f"image {image.size}, labels {labels.shape[::-1]} and annotation {size} differ in size")
         masks = [decode_rle(annotation["segmentation"]) for annotation in record["annotations"]]
-        for annotation, mask in zip(record["annotations"], masks, strict=True):
-            if annotation["category_id"] not in ids or annotation["area"] != mask.sum():
-                raise ValueError(f"object {annotation['id']} has a class that is not in the recipe, or a wrong area")
+        for number, (annotation, mask) in enumerate(zip(record["annotations"], masks, strict=True), 1):
+            measures = (annotation_id(int(sample.key), number), np.count_nonzero(mask), mask_to_xywh(mask))
+            if annotation["category_id"] not in ids or measures != tuple(annotation[k] for k in ("id", "area", "bbox")):
+                raise ValueError(f"object {number} has another id, area or box, or a class that is not in the recipe")
     except ValueError as error:
         raise ValueError(f"sample {sample.key}: {error}") from error
     return ExportSample(sample.key, split, sample.members["jpg"], sample.members["seg.png"], record, tuple(masks))
