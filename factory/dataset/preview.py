@@ -21,9 +21,10 @@ from factory.files.paths import IMAGE_FORMATS
 CELL = 160
 _CAPTION = 14
 _COLUMNS = 4
+_WIDTH, _HEIGHT = 2 * CELL + 4, CELL + _CAPTION + 4
 _OPACITY = 0.55
-_LONGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65_500, "WEBP": 16_383}
-"""Maximum height in pixels of an image in each format."""
+_LONGEST_SIDE = {"PNG": 65_500, "JPEG": 65_500, "WEBP": 16_383}
+"""Maximum height in pixels of an image in each format. That of PNG is not its own: it limits the memory to 600 MB."""
 
 
 def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
@@ -36,20 +37,17 @@ def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
         raise UserError(f"a preview can be written as {', '.join(IMAGE_FORMATS)}, got {suffix!r}.")
     if count < 1:
         raise UserError(f"a preview requires at least 1 sample, got {count}.")
-    cells = list(islice(_cells(store), count))
+    max_samples = _LONGEST_SIDE[IMAGE_FORMATS[suffix.lower()]] // _HEIGHT * _COLUMNS
+    cells = list(islice(_cells(store), min(count, max_samples + 1)))
     if not cells:
         recipe_of(store)  # raises if there is no dataset at all
         raise UserError(f"{store.address} contains no samples yet; generate some with {continuing_command(store)}.")
-    rows = -(-len(cells) // _COLUMNS)
-    width, height = cells[0].size
-    max_samples = _LONGEST_SIDE[IMAGE_FORMATS[suffix.lower()]] // height * _COLUMNS
     if len(cells) > max_samples:
-        raise UserError(
-            f"a preview as {suffix} has room for {max_samples} samples, got {len(cells)}; give a smaller --n, or .png."
-        )
-    preview = Image.new("RGB", (min(_COLUMNS, len(cells)) * width, rows * height), "white")
+        raise UserError(f"a preview as {suffix} has room for {max_samples} samples, got {count}; give a smaller --n.")
+    rows = -(-len(cells) // _COLUMNS)
+    preview = Image.new("RGB", (min(_COLUMNS, len(cells)) * _WIDTH, rows * _HEIGHT), "white")
     for index, cell in enumerate(cells):
-        preview.paste(cell, (index % _COLUMNS * width, index // _COLUMNS * height))
+        preview.paste(cell, (index % _COLUMNS * _WIDTH, index // _COLUMNS * _HEIGHT))
     stream = io.BytesIO()
     preview.save(stream, IMAGE_FORMATS[suffix.lower()])
     return stream.getvalue()
@@ -76,8 +74,11 @@ def _cell(sample: EncodedSample) -> Image.Image:
     for annotation in record["annotations"]:
         mask = decode_rle(annotation["segmentation"])
         pixels[mask] = (1 - _OPACITY) * pixels[mask] + _OPACITY * colours[annotation["category_id"]]
-    cell = Image.new("RGB", (2 * CELL + 4, CELL + _CAPTION + 4), "white")
+    cell = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
+    scale = CELL / max(image.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     for index, half in enumerate(map(Image.fromarray, (image, pixels.astype(np.uint8)))):
-        cell.paste(half.resize((CELL, CELL), Image.Resampling.LANCZOS), (index * CELL, 0))
+        corner = (index * CELL + (CELL - width) // 2, (CELL - height) // 2)
+        cell.paste(half.resize((width, height), Image.Resampling.LANCZOS), corner)
     ImageDraw.Draw(cell).text((3, CELL), " + ".join(record["classes"]), fill="black")
     return cell
