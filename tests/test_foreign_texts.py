@@ -24,7 +24,7 @@ from factory.generation.progress import Tracker
 from factory.generator.layout import read_index
 from factory.nightly.outcome import Outcome
 from factory.nightly.record import list_nights
-from tests.support.export_datasets import make_dataset
+from tests.support.export_datasets import make_dataset, run
 from tests.support.in_process import SNAPSHOT, invoke
 
 EVIL = "\x1b[2J\x9b1mfine\u202e"
@@ -115,3 +115,14 @@ def test_card_shows_names_of_models_as_text(tmp_path: Path) -> None:
     text = card(recipe.model_copy(update={"generator": generator}), totals, 0)
     (line,) = [line for line in text.splitlines() if "fine" in line]
     assert line.startswith("| text-to-image model | fine \\| # Trusted &lt;img src=x>")
+
+
+def test_cards_show_names_of_classes_as_text(tmp_path: Path) -> None:
+    store, recipe = make_dataset(tmp_path / "set", n=1, classes=["<img src=x>"], objects={1: 1}, shards=range(1))
+    text = card(recipe, current_totals(store, Plan(recipe)), 0).rpartition("---\n")[2]
+    run(store, tmp_path / "hf", "hf")
+    exported = (tmp_path / "hf/README.md").read_text().rpartition("---\n")[2]
+    assert "1 &lt;img src=x>\n" in text
+    assert text.startswith("# 1 generated image with masks\n")
+    assert "1 &lt;img src=x>." in exported
+    assert "<img" not in text + exported

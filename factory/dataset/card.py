@@ -9,6 +9,7 @@ from factory.config.guidance import CONSTANT
 from factory.config.recipe import Recipe
 from factory.dataset.hf_features import shard_features
 from factory.dataset.totals import Totals
+from factory.errors import counted
 
 _READ = """```python
 {imports}
@@ -27,7 +28,7 @@ def card(recipe: Recipe, sums: Totals, last_shard: int) -> str:
     """The card as Markdown with a YAML header; a function of the recipe and the committed shards."""
     title, summary, limitations = _text_for_real(recipe) if recipe.real else _text_for_generated(recipe)
     header = yaml.safe_dump(_header(recipe, sums), sort_keys=False, allow_unicode=True, width=110)
-    table = "\n".join(f"| {name} | {_as_text(value)} |" for name, value in _facts(recipe, sums).items())
+    table = "\n".join(f"| {name} | {as_text(value)} |" for name, value in _facts(recipe, sums).items())
     classes = recipe.vocabulary().classes
     split = (
         f"This is training data for a grounder: split {recipe.oracle.split}; prompts only name its "
@@ -38,7 +39,7 @@ def card(recipe: Recipe, sums: Totals, last_shard: int) -> str:
     condition = ", and the same images and labels" if recipe.real else ""
     return f"""---
 {header}---
-# {sums.accepted} {title}
+# {counted(sums.accepted, title.replace("images", "image", 1), title)}
 
 {summary}
 
@@ -60,7 +61,7 @@ annotations (official ids, run lengths, boxes as x, y, width, height), the promp
 
 ## Classes
 
-{", ".join(f"{entry.id} {entry.name}" for entry in classes)}
+{as_text(", ".join(f"{entry.id} {entry.name}" for entry in classes))}
 
 ## Limitations
 
@@ -138,8 +139,8 @@ def _facts(recipe: Recipe, sums: Totals) -> dict[str, str]:
     return facts
 
 
-def _as_text(value: str) -> str:
-    """A value that may be a name given by others, as the text of a cell of a table."""
+def as_text(value: str) -> str:
+    """A value that may be a name given by others, as text in Markdown, also in the cell of a table."""
     return " ".join(value.split()).replace("|", "\\|").replace("<", "&lt;")
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from factory.dataset.card import as_text
 from factory.errors import UserError
 from factory.export.folder import STATE
 from factory.export.interface import SPLITS, ExportInfo, ExportSample, Records
@@ -144,13 +145,13 @@ class HuggingFaceFormat:
         text = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=110)
         classes = [f"{entry.id} {entry.name}" for entry in self._info.vocabulary.classes]
         lines = [
-            f"# {self._info.title}",
+            f"# {as_text(self._info.title)}",
             f"Recipe `{self._info.fingerprint}`.",
             "`label` is a palette PNG: 0 is background, 255 is ignore, other values are `category_id`. `objects` "
             "contains lists of equal length: `category` is the class (names are in the features), `bbox` is left, top, "
             "width and height in pixels, and `rle` contains the counts of COCO's compressed run lengths: "
             '`pycocotools.mask.decode({"size": [height, width], "counts": rle})` returns the mask.',
-            f"`category_id` by class: {', '.join(classes)}.",
+            f"`category_id` by class: {as_text(', '.join(classes))}.",
         ]
         return f"---\n{text}---\n\n" + "\n\n".join(lines) + "\n"
 
