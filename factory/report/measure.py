@@ -14,7 +14,7 @@ from factory.dataset.ordered_map import ordered_map
 from factory.dataset.progress_file import read_progress
 from factory.dataset.receipts import Receipt
 from factory.dataset.records import Image
-from factory.dataset.storage import Store
+from factory.dataset.storage import Store, is_remote
 from factory.dataset.stored_recipe import recipe_of
 from factory.dataset.totals import Totals, finished_entries, read_receipts, totals_of
 from factory.errors import TransientError, UserError
@@ -154,7 +154,7 @@ def settings(recipe: Recipe) -> dict[str, Any]:
 
 def _name(address: str) -> str:
     """The last two parts of an address, such as 2026-11-25/dataset."""
-    parts = PurePosixPath(urlparse(address).path or address).parts
+    parts = PurePosixPath(urlparse(address).path or address if is_remote(address) else address).parts
     return "/".join(part for part in parts[-2:] if part != "/") or address
 
 

@@ -31,7 +31,7 @@ def verdict(report: Report, previous: Report | None) -> dict[str, Any]:
 def _completeness(report: Report) -> str:
     data = report["dataset"]
     if data["complete"] and data["samples"] == data["n"]:
-        return f"all {data['n']:,} samples are complete"
+        return f"all {data['n']:,} samples are complete" if data["n"] > 1 else "its only sample is complete"
     shards = "" if data["complete"] else f" in {data['shards']:,} of {data['shards_planned']:,} shards"
     return f"{data['samples']:,} of {data['n']:,} samples{shards}"
 

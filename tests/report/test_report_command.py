@@ -16,7 +16,7 @@ from factory.dataset.receipts import tar_name
 from factory.dataset.storage import Store
 from factory.dataset.tar import unpack
 from factory.errors import UserError
-from factory.report.measure import measure
+from factory.report.measure import _name, measure
 from factory.report.run import write_report
 from factory.report.shard_measures import MeasureSettings, ShardMeasures, _measure
 from tests.support.bucket import Bucket
@@ -89,6 +89,14 @@ def test_a_dataset_without_samples_and_scores_has_a_report(tmp_path: Path) -> No
     assert sum(row["planned"] for row in report["classes"]) == sum(
         len(s.prompt.classes) for s in Plan(recipe).samples()
     )
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [("/data/my#set?/dataset", "my#set?/dataset"), ("s3://bucket/2026-11-25/dataset/", "2026-11-25/dataset")],
+)
+def test_name_of_a_dataset_is_the_end_of_its_address(address: str, name: str) -> None:
+    assert _name(address) == name
 
 
 def test_invalid_targets_and_comparisons_are_refused_before_work(dataset: tuple[Store, Recipe], tmp_path: Path) -> None:
