@@ -19,4 +19,4 @@ TRY_AGAIN = 75
 INTERRUPTED = 130
 """Stopped by Ctrl-C (SIGINT)."""
 TERMINATED = 143
-"""Stopped by SIGTERM, for example by Kubernetes, Slurm or `ray job stop`."""
+"""Stopped by SIGTERM, for example by Kubernetes, Slurm or `ray job stop`, or because the terminal was closed."""

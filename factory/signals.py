@@ -1,7 +1,8 @@
-"""SIGINT and SIGTERM, which request a graceful stop; the exit code shows which signal it was."""
+"""SIGINT, SIGTERM and SIGHUP, which request a graceful stop; the exit code shows which signal it was."""
 
 import _thread
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -15,10 +16,14 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SOON = 0.05
 """Seconds until a lost interrupt is repeated."""
 _received: int | None = None
+_terminals: list[int] = []
+"""The file descriptors of the output that are terminals."""
 
 
 def listen() -> None:
-    """Make SIGTERM act like Ctrl-C, and ensure that SIGINT has an effect; called in the main thread of a command.
+    """Make SIGTERM and SIGHUP act like Ctrl-C, and ensure that SIGINT has an effect; for the main thread of a command.
+
+    SIGHUP remains ignored if it is, as after `nohup`.
 
     Signals that the process received before are forgotten, so that they do not affect the exit code.
 
@@ -27,10 +32,13 @@ def listen() -> None:
     """
     global _received
     _received = None
+    _terminals[:] = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
     sys.unraisablehook = _repeat_lost_interrupt
     if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.SIG_DFL, None):
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _hang_up)
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
@@ -42,6 +50,24 @@ def terminate(number: int, frame: FrameType | None) -> None:
         handler(signal.SIGINT, frame)
     else:
         raise KeyboardInterrupt
+
+
+def _hang_up(number: int, frame: FrameType | None) -> None:
+    """Handler of SIGHUP: act as for SIGTERM."""
+    _leave_terminal()
+    terminate(signal.SIGTERM, frame)
+
+
+def _leave_terminal() -> None:
+    """After SIGHUP, when the terminal has been closed: discard output to it, which would fail, and ignore SIGHUP.
+
+    A shell may repeat SIGHUP, which must not count as a second request to stop. Child processes would inherit SIG_IGN.
+    """
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in _terminals:
+        os.dup2(nothing, descriptor)
+    os.close(nothing)
 
 
 def _repeat_lost_interrupt(problem: "sys.UnraisableHookArgs") -> None:
@@ -60,15 +86,15 @@ def _repeat_lost_interrupt(problem: "sys.UnraisableHookArgs") -> None:
 
 
 def exit_code() -> int:
-    """The exit code of an interrupted command: 143 after SIGTERM, otherwise 130."""
+    """The exit code of an interrupted command: 143 after SIGTERM or SIGHUP, otherwise 130."""
     return exit_codes.TERMINATED if _received == signal.SIGTERM else exit_codes.INTERRUPTED
 
 
 def run_forwarding_signals(command: Sequence[str]) -> int:
     """Run a command, forward signals to it, wait for it to end and return its exit code.
 
-    A forwarded signal may kill the child before it handles signals. The exit code is then that of a shell, as if the
-    child had handled it.
+    A forwarded signal may kill the child before it handles signals. The exit code is then the same as if the child had
+    handled it.
 
     The child runs in a new session. Otherwise a terminal would send Ctrl-C to both processes, and the child would
     mistake the forwarded signal for a second Ctrl-C, which stops immediately. This way, a training step can write its
@@ -84,11 +110,13 @@ def run_forwarding_signals(command: Sequence[str]) -> int:
     def forward(number: int, frame: FrameType | None) -> None:
         global _received
         _received = number
-        forwarded = signal.SIGTERM if number == signal.SIGHUP else number
+        if number == signal.SIGHUP:
+            _leave_terminal()
+            _received = signal.SIGTERM
         if child is None:
-            early.append(forwarded)
+            early.append(number)
         else:
-            send(child, forwarded)
+            send(child, number)
 
     def send(child: "subprocess.Popen[bytes]", number: int) -> None:
         sent.append(number)
@@ -100,7 +128,7 @@ def run_forwarding_signals(command: Sequence[str]) -> int:
         for number in early:
             send(child, number)
         code = child.wait()
-        return 128 - code if -code in sent else code
+        return exit_code() if -code in sent else code
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

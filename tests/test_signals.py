@@ -1,10 +1,14 @@
 """The exit code of an interrupted command."""
 
+import fcntl
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +23,7 @@ def test_exit_code_tells_which_signal_arrived() -> None:
     assert signals.exit_code() == exit_codes.TERMINATED
 
 
-def test_hangup_during_the_start_of_a_child_reaches_it_as_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hangup_during_the_start_of_a_child_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
     start = subprocess.Popen
 
     def interrupted_start(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
@@ -89,3 +93,44 @@ def test_interrupt_while_the_command_line_is_loaded_prints_no_traceback() -> Non
     command = [sys.executable, "-c", INTERRUPTED_WHILE_LOADING, "--help"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")
+
+
+UNTIL_STOPPED = """
+import sys, time
+from pathlib import Path
+from factory import signals
+signals.listen()
+with signals.stop_requests() as stop:
+    print("started", flush=True)
+    while not stop():
+        time.sleep(0.02)
+    time.sleep(0.2)  # a second SIGHUP may arrive
+    print("writing a checkpoint", flush=True)
+    Path(sys.argv[1]).write_text(str(signals.exit_code()))
+"""
+IN_A_JOB = """
+import sys
+from factory import signals
+signals.listen()
+print("code", signals.run_forwarding_signals([sys.executable, *sys.argv[1:]]), flush=True)
+"""
+
+
+@pytest.mark.parametrize("prefix", [[], ["-c", IN_A_JOB]], ids=["command", "step of a job"])
+def test_closed_terminal_stops_a_command_gracefully(prefix: list[str], tmp_path: Path) -> None:
+    controller, terminal = pty.openpty()
+    command = [sys.executable, *prefix, "-c", UNTIL_STOPPED, str(tmp_path / "checkpoint")]
+    with subprocess.Popen(
+        command,
+        **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as process:
+        os.close(terminal)
+        assert b"started" in os.read(controller, 100)
+        os.close(controller)  # like closing the window: the kernel sends SIGHUP, and so does a shell
+        time.sleep(0.05)
+        process.send_signal(signal.SIGHUP)
+        process.wait(30)
+    assert (tmp_path / "checkpoint").read_text() == str(exit_codes.TERMINATED)
+    assert process.returncode == 0, "printing did not fail"
