@@ -162,16 +162,17 @@ def test_interrupted_evaluation_resumes_with_the_same_models(
 
 def test_only_found_classes_are_measured_as_the_model_is_used(calls: list[dict[str, Any]], tmp_path: Path) -> None:
     options = ["--found-only", "--pipeline", "stickers-turbo", "--images-per-class", 1, "--pairs", 1, "--json"]
-    result = invoke("evaluate", "--out", tmp_path, *options)
+    result = invoke("evaluate", "--out", tmp_path, *options, "--judge", detector_in(tmp_path / "second"))
     assert result.exit_code == 0, repr(result.exception)
-    assert json.loads(result.stdout)["one_object"] == pytest.approx(79 / 80)
+    figures = json.loads(result.stdout)
+    assert figures["one_object"] == figures["judge"]["one_object"] == pytest.approx(79 / 80)
     usual = EMBEDDED_MODELS["stickers-turbo"]
     expected = {(usual.steps, usual.guidance, usual.schedule)}
     assert {tuple(call[name] for name in ("steps", "guidance", "schedule")) for call in calls} == expected
     assert not (tmp_path / "evaluation.json").exists()
 
 
-@pytest.mark.parametrize("option", [["--judge", "j"], ["--scenes", "80"], ["--table", "page.md"]])
+@pytest.mark.parametrize("option", [["--scenes", "80"], ["--table", "page.md"]])
 def test_options_of_the_whole_evaluation_are_rejected_with_found_only(option: list[str], tmp_path: Path) -> None:
     result = invoke("evaluate", "--out", tmp_path / "out", "--found-only", *option)
     assert f"{option[0]} has no effect with --found-only" in str(result.exception)

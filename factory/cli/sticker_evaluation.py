@@ -61,7 +61,7 @@ def evaluate(
     from factory.hf_logging import quiet_model_libraries
 
     if found_only:
-        _check_only_found({"--judge": judge, "--scenes": scenes, "--table": table})
+        _check_only_found({"--scenes": scenes, "--table": table})
     check_writable_folder(out, "--out")
     if table is not None:
         check_page(table)
@@ -88,7 +88,8 @@ def evaluate(
     partial = PartialResults(out, digests | asdict(size) | asdict(sampling) | {"version": __version__})
     if found_only:
         images = draw_images(opened, out, partial, size, sampling, report)
-        to_stdout(dumps(asdict(found_in(judges.detector, images))))
+        found = asdict(found_in(judges.detector, images))
+        to_stdout(dumps(found | ({"judge": asdict(found_in(judges.second, images))} if judges.second else {})))
         partial.delete()
         return
     measured = measure(opened, judges, out, partial, size, sampling, report)
