@@ -49,5 +49,5 @@ class DetectorGrounder:
 
     def _choose(self, instances: Sequence[Instance], prompt: Prompt) -> Grounded:
         named = [instance for instance in instances if instance.class_name in prompt.classes]
-        sure = tuple(instance for instance in named if instance.score >= self._recipe.score)
-        return Grounded(sure, ignored_pixels(named, self._recipe))
+        confident = tuple(instance for instance in named if instance.score >= self._recipe.score)
+        return Grounded(confident, ignored_pixels(named, self._recipe))

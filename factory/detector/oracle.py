@@ -35,12 +35,12 @@ class OracleGrounder:
         named = [instance for instance in instances if instance.class_name in prompt.classes and instance.mask.any()]
         united = []
         for name in prompt.classes:
-            sure = [
+            confident = [
                 instance for instance in named if instance.class_name == name and instance.score >= self._recipe.score
             ]
-            if sure:
-                mask = np.logical_or.reduce([instance.mask for instance in sure])
-                united.append(Instance(name, max(instance.score for instance in sure), mask))
+            if confident:
+                mask = np.logical_or.reduce([instance.mask for instance in confident])
+                united.append(Instance(name, max(instance.score for instance in confident), mask))
         detections = []
         for instance in sorted(named, key=lambda instance: -instance.score):
             left, top, width, height = mask_to_xywh(instance.mask)

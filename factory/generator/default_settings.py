@@ -24,7 +24,7 @@ def default_settings(folder: Path, name: str) -> dict[str, Any]:
 
     They come from the first example in the model card that sets the steps, else from the configuration, else from the
     family. A field may be missing; its default then holds. `name` is what the user called the pipeline: some few-step
-    models can only be told by it.
+    models can only be recognised by it.
     """
     index = read_index(folder)
     family = family_in(index)
