@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from os import PathLike
+from typing import Any
 
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.sections import Section
@@ -87,5 +88,14 @@ def generate(
 
 
 def _validated(recipe: Recipe) -> Recipe:
-    """Check a recipe again: `model_copy(update=...)` of Pydantic accepts any field and any value."""
-    return make_recipe({name: dict(value) if isinstance(value, Section) else value for name, value in recipe})
+    """Check a recipe again: `model_copy(update=...)` of Pydantic accepts any field and any value.
+
+    Fields that were not given are left out, because their defaults depend on the model and the hardware.
+    """
+    return make_recipe(
+        {name: _given(value) if isinstance(value, Section) else value for name, value in _given(recipe).items()}
+    )
+
+
+def _given(section: Section) -> dict[str, Any]:
+    return {name: value for name, value in section if name in section.model_fields_set}

@@ -148,7 +148,12 @@ def test_checking_a_recipe_again_does_not_change_it(tiny_recipe: factory.Recipe,
     fields = tiny_recipe.model_dump()
     older = [{**fields, "format": format, "masks": older_masks(fields["masks"])} for format in (1, 2)]
     recipes = [tiny_recipe, *map(factory.make_recipe, older), oracle_recipe(tiny_model)]
-    assert [api._validated(recipe) for recipe in recipes] == recipes
+    checked = [api._validated(recipe) for recipe in recipes]
+    assert checked == recipes
+    # Defaults must not count as given: precision, steps and guidance then came neither from the hardware nor the model.
+    assert [recipe.model_dump(exclude_unset=True) for recipe in checked] == [
+        recipe.model_dump(exclude_unset=True) for recipe in recipes
+    ]
 
 
 def test_a_path_opens_a_dataset(tmp_path: Path) -> None:
