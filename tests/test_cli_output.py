@@ -180,6 +180,12 @@ def test_verification_counts_foreign_files() -> None:
     assert verify_text(data, "out").endswith("\n4 files do not belong to the dataset: a, b, c and 1 more.")
 
 
+def test_a_repair_names_the_shards() -> None:
+    data = {"damaged": {}, "missing": [], "shards": 8, "shards_planned": 8, "samples": 8, "orphans": [], "foreign": []}
+    lines = [verify_text(data | {"repaired": repaired}, "out").splitlines()[0] for repaired in ([], [7], [1, 7])]
+    assert lines == ["Repaired shards: none.", "Repaired shard: 7.", "Repaired shards: 1, 7."]
+
+
 def test_verification_counts_in_the_singular_and_quotes_the_folder() -> None:
     data = {"damaged": {"0": ["bad"]}, "missing": [1], "repaired": None, "shards": 1, "shards_planned": 2, "samples": 1,
             "orphans": ["a"], "foreign": ["b"]}  # fmt: skip
@@ -208,9 +214,11 @@ def test_measured_plan_gives_time_and_disk_space() -> None:
     trial = {"accepted": 12, "attempts": 16, "seconds": 4.0}
     data = {"trial": trial, "rate": 3.0, "bytes": 2e6, "worker_hours": 1.0, "workers": 2}
     assert cost(data) == (
-        "Time: 0.50 hours with 2 workers, 1.00 worker-hours (GPU-hours if a worker has one GPU). Disk: 2.0 MB. "
+        "Time: 30.0 minutes with 2 workers, 1.00 worker-hours (GPU-hours if a worker has one GPU). Disk: 2.0 MB. "
         "Measured on this machine: one worker made 12 samples from 16 images in 4.0 s."
     )
+    assert cost(data | {"worker_hours": 0.001}).startswith("Time: 1.8 seconds with 2 workers, 0.00 worker-hours")
+    assert cost(data | {"worker_hours": 10}).startswith("Time: 5.0 hours with 2 workers")
     nothing = cost(data | {"trial": trial | {"accepted": 0}})
     assert nothing.startswith("None of the 16 measured images was accepted; ")
 

@@ -123,6 +123,7 @@ def test_class_file_formats(name: str, text: str, names: list[str], tmp_path: Pa
         ("c.json", '{"categories": [{"id": 1, "name": "lynx"}]}', "does not contain a list of names"),
         ("c.json", "[" * 100_000, "is not valid JSON"),
         ("c.json", "[1, 2]", "does not contain a list of names"),
+        ("c.json", "[dog]", r'is not valid JSON \(.*\); write \["dog", "cat"\]'),
         ("c.yaml", "names: {3: lynx, 9: ibex}\n", r"numbers its names \[3, 9\]"),
         ("c.yaml", "names: [lynx", "cannot parse the class file"),
         ("c.yaml", "names: {first: lynx}", "must number its names 0, 1, 2"),

@@ -65,7 +65,7 @@ def plan(
     recipe: RecipeFile = None,
     rate: Annotated[float | None, typer.Option(help="Samples per second of one worker, if known.")] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Generate two micro-batches to estimate time and disk space.")
+        bool, typer.Option("--measure", help="Generate two batches to estimate time and disk space.")
     ] = False,
     workers: Annotated[int, typer.Option(help="Number of workers for the time estimate.")] = 1,
     as_json: AsJson = False,
@@ -97,7 +97,8 @@ def plan(
     low, high = data["per_class_least"], data["per_class_most"]
     times = f"{low} to {high} times" if high != low else counted(low, "time")
     where = f"In the first {data['counted_samples']} samples, each" if data["counted_samples"] < data["n"] else "Each"
-    to_stdout(f"{where} of {counted(data['classes'], 'class', 'classes')} appears {times}.")
+    of = f" of {data['classes']} classes" if data["classes"] > 1 else " class"
+    to_stdout(f"{where}{of} appears {times}.")
     to_stdout("Example prompts:")
     for text in data["prompts"]:
         to_stdout(f"  {text}")
@@ -121,8 +122,8 @@ def cost(data: dict[str, Any]) -> str:
             "For an estimate of time and disk space, add --measure; for an estimate of time alone, give --rate, the "
             "samples per second of a worker."
         )
-    hours, worker_hours = data["worker_hours"] / data["workers"], data["worker_hours"]
-    text = f"Time: {hours:.2f} hours with {counted(data['workers'], 'worker')}, {worker_hours:.2f} worker-hours"
+    time = _time(data["worker_hours"] / data["workers"])
+    text = f"Time: {time} with {counted(data['workers'], 'worker')}, {data['worker_hours']:.2f} worker-hours"
     text += " (GPU-hours if a worker has one GPU)."
     if data["bytes"] is not None:
         text += f" Disk: {data['bytes'] / 1e6:.1f} MB."
@@ -132,6 +133,13 @@ def cost(data: dict[str, Any]) -> str:
             f"in {trial['seconds']:.1f} s."
         )
     return text
+
+
+def _time(hours: float) -> str:
+    minutes = hours * 60
+    if minutes >= 90:
+        return f"{hours:.1f} hours"
+    return f"{minutes:.1f} minutes" if minutes >= 1.5 else f"{minutes * 60:.1f} seconds"
 
 
 def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool = False) -> dict[str, Any]:

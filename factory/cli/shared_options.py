@@ -97,8 +97,8 @@ Masks = Annotated[
 Detector = Annotated[
     str | None,
     typer.Option(
-        help="stickers (embedded, default), a folder or hub id, sam3:MODEL, grounding-dino:MODEL+SAM2, "
-        "owlv2:MODEL+SAM2, clipseg:MODEL, torchvision:NAME, detectron2:CONFIG or ultralytics:NAME@FILE."
+        help="stickers (embedded, default), a folder or hub id, or KIND:MODEL as in sam3:facebook/sam3; "
+        "`factory models` lists the kinds."
     ),
 ]
 SolverSteps = Annotated[

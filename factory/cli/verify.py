@@ -107,7 +107,8 @@ def as_text(data: dict[str, Any], dataset: str) -> str:
     lines = [f"shard {number}: {problem}" for number, problems in data["damaged"].items() for problem in problems]
     after_repair = data["repaired"] is not None
     if after_repair:
-        lines.append(f"Repaired shards: {', '.join(map(str, data['repaired'])) or 'none'}.")
+        word = "shard" if len(data["repaired"]) == 1 else "shards"
+        lines.append(f"Repaired {word}: {', '.join(map(str, data['repaired'])) or 'none'}.")
     sound = counted(data["shards"] - len(data["damaged"]), "is", "are")
     samples = counted(data["samples"], "sample")
     lines.append(f"{data['shards']} of {data['shards_planned']} shards exist, with {samples}; {sound} sound.")

@@ -17,6 +17,7 @@ SUFFIXES = (".txt", ".csv", ".tsv", ".names", ".json", ".yaml", ".yml", ".list")
 
 _HEADERS = ("name", "names", "class", "classes", "class name", "class_name", "label", "labels", "category")
 _ONE_PER_LINE = "write one class name per line and nothing else"
+_A_LIST = 'write ["dog", "cat"], {"names": ["dog", "cat"]}, or one name per line in a text file'
 
 
 def read_class_file(path: Path) -> list[str]:
@@ -42,7 +43,7 @@ def _names_of_data(path: Path) -> list[str]:
         try:
             data = json.loads(text, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"the class file {path} is not valid JSON ({error}); {_ONE_PER_LINE}.") from error
+            raise UserError(f"the class file {path} is not valid JSON ({error}); {_A_LIST}.") from error
     else:
         data = parse_plain_yaml(text, f"the class file {path}")
     if isinstance(data, dict):
@@ -50,10 +51,7 @@ def _names_of_data(path: Path) -> list[str]:
     if isinstance(data, dict):
         data = _numbered(path, data)
     if not isinstance(data, list) or not all(isinstance(name, str) for name in data):
-        raise UserError(
-            f'the class file {path} does not contain a list of names; write ["dog", "cat"], '
-            f'{{"names": ["dog", "cat"]}}, or one name per line in a text file.'
-        )
+        raise UserError(f"the class file {path} does not contain a list of names; {_A_LIST}.")
     return data
 
 

@@ -44,7 +44,7 @@ def hub_commit(model: str, file: str | None = None) -> str:
             path = Path(hf_hub_download(model, name, local_files_only=True))
             return path.parents[name.count("/")].name
     check_not_gated(model, failure)
-    raise UserError(f"{_no_model(model)} (the hub answered: {one_line(failure)}).")
+    raise UserError(f"{_no_model(model)} (the error was: {one_line(failure)}).")
 
 
 def hub_configuration(model: str, revision: str | None, recipe: GeneratorRecipe, checkpoint: bool) -> Path:
@@ -65,7 +65,7 @@ def hub_configuration(model: str, revision: str | None, recipe: GeneratorRecipe,
         return Path(snapshot_download(model, revision=revision, allow_patterns=_CONFIG_FILES))
     except Exception as error:
         check_not_gated(model, error)
-        raise UserError(f"{_no_model(model)} (revision {revision}; the hub answered: {one_line(error)}).") from error
+        raise UserError(f"{_no_model(model)} (revision {revision}; the error was: {one_line(error)}).") from error
 
 
 def hub_pipeline(model: str, revision: str | None, recipe: GeneratorRecipe, skipped: str | None = None) -> Path:

@@ -163,7 +163,7 @@ def _rounded(value: float | None) -> float | None:
 def _notes(nights: int) -> list[str]:
     """What is missing because there are too few earlier reports."""
     if not nights:
-        return ["There is no earlier report, so there is nothing to compare with."]
+        return ["There are no reports of earlier nights."]
     notes = []
     if nights < MEDIAN_LEAST:
         notes.append(f"The median of seven nights needs at least {MEDIAN_LEAST} earlier reports; there are {nights}.")

@@ -48,7 +48,7 @@ def rows(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_without_an_earlier_night_there_is_nothing_to_compare(base: dict[str, Any]) -> None:
     data = base["drift"]
-    assert data["notes"] == ["There is no earlier report, so there is nothing to compare with."]
+    assert data["notes"] == ["There are no reports of earlier nights."]
     assert (data["nights"], data["median_nights"], data["over"]) == (0, 0, [])
     assert all(row["previous"]["distance"] is None for row in data["measures"])
     assert "night" not in base["verdict"]["sentence"]
