@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from factory.dataset.masks import decode_label_png
 from factory.dataset.receipts import Receipt
 from tests.support.datasets import make_dataset
 
-SCHEMAS = Path(__file__).parents[1] / "schemas"
+ROOT = Path(__file__).parents[1]
+SCHEMAS = ROOT / "schemas"
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "dataset.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,24 @@ def test_webdataset_reads_every_sample(generated: Any) -> None:
     for row in rows:
         assert row["jpg"].size == (64, 64)
         assert {a["category_id"] for a in row["json"]["annotations"]} <= set(np.unique(row["seg.png"]).tolist())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("example", [text for text in EXAMPLES if "load_dataset" not in text])
+def test_the_examples_of_the_documentation_read_a_dataset(
+    generated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example: str
+) -> None:
+    (tmp_path / "out").symlink_to(generated[0])
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(example.replace("num_workers=4", "num_workers=0"), names)
+    if "DataLoader" in example:
+        assert names["images"].shape == (8, 3, 64, 64)
+        values = set(names["targets"].unique().tolist())
+        assert values <= {*range(81), 255}
+        assert values & set(range(1, 81))
+    else:
+        assert names["sample"]
 
 
 @pytest.mark.filterwarnings("ignore")
