@@ -1,4 +1,4 @@
-"""The command that continues an unfinished dataset, for messages: that of its nightly job, if it has one."""
+"""The command that continues an unfinished dataset: that of its nightly job, if it has one."""
 
 import re
 from contextlib import suppress
@@ -19,14 +19,20 @@ def continuing_command(store: Store) -> str:
 
     `generate` would continue a dataset of a night as well, but regardless of the budget, and without its record.
     """
-    with suppress(UserError, ValueError):  # for instance without permission to read above the dataset
-        if (night := _night_of(store)) is not None:
-            return f"{command('nightly', 'CONFIG', *night)} (the configuration of its nightly job)"
-    return command("generate", "--shards", store.address)
+    night = night_options(store)
+    if night is None:
+        return command("generate", "--shards", store.address)
+    return f"{command('nightly', 'CONFIG', *night)} (the configuration of its nightly job)"
 
 
-def _night_of(store: Store) -> list[str] | None:
+def night_options(store: Store) -> list[str] | None:
     """The options of `factory nightly` that select the night of a dataset; None for other datasets."""
+    with suppress(UserError, ValueError):  # for instance without permission to read above the dataset
+        return _night_options(store)
+    return None
+
+
+def _night_options(store: Store) -> list[str] | None:
     address = str(store.folder.resolve()) if store.folder is not None else store.address.rstrip("/")
     above, _, name = address.rpartition("/")
     parent = Store(above, store.settings).with_patience(_PATIENCE)

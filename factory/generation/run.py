@@ -1,6 +1,7 @@
 """Generates a dataset: prepares the recipe, runs the missing shards, and writes dataset.json and the card."""
 
 import logging
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -87,12 +88,14 @@ def generate(
     force: bool = False,
     held: HeldLease | None = None,
     labels_checked: bool = False,
+    only: Collection[int] | None = None,
 ) -> RunSummary:
     """Start or resume a dataset and run until it is complete. `watch` receives a snapshot at least every half second.
 
     Only one driver may work on a dataset: LeaseHeldError names an active one, unless `force` takes over from it. `held`
     is a lease that the caller already holds. `labels_checked` means that the caller has just read the labels of real
-    images; otherwise, they are compared with the recipe. KeyboardInterrupt propagates after shards in progress had
+    images; otherwise, they are compared with the recipe. `only` are the shards to generate; all missing ones by
+    default. KeyboardInterrupt propagates after shards in progress had
     `engine.grace` seconds to finish; committed shards are kept, and the same call resumes. Raises UserError if shards
     of an older format are missing, because this version cannot generate them.
     """
@@ -104,7 +107,7 @@ def generate(
     if recipe.real is not None and not labels_checked and _has_work(recipe, existing, store):
         check_labels(recipe)
     with nullcontext(held) if held else leased(store, force, _log.warning) as lease:
-        return run_prepared(recipe, store, lease, extend, watch)
+        return run_prepared(recipe, store, lease, extend, watch, only=only)
 
 
 def _has_work(recipe: Recipe, existing: Recipe | None, store: Store) -> bool:
@@ -139,6 +142,7 @@ def run_prepared(
     watch: Watch = lambda snapshot: None,
     limit: Limit | None = None,
     samples: int | None = None,
+    only: Collection[int] | None = None,
 ) -> RunSummary:
     """As `generate`, for a prepared recipe and a lease that the caller holds.
 
@@ -150,7 +154,9 @@ def run_prepared(
     entries = finished_entries(store, plan, save=True)
     forget_finished(store, entries)
     all_missing = missing(plan, entries)
-    todo = all_missing if samples is None else _first_shards(plan, all_missing, samples)
+    todo = [number for number in all_missing if only is None or number in only]
+    if samples is not None:
+        todo = _first_shards(plan, todo, samples)
     tracker, state = Tracker(plan, todo, totals_of(entries)), State(len(plan))
     if todo:
         state = _run(recipe, store, todo, tracker, watch, lease, limit)

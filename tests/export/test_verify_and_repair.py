@@ -3,22 +3,17 @@
 import io
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 import factory.generation.run
 from factory.cli.verify import as_text
 from factory.config.plan import Plan
 from factory.config.vocabulary import coco
-from factory.dataset import preview
 from factory.dataset.encode import encode_sample
 from factory.dataset.lease import leased
 from factory.dataset.manifest import read_manifest
@@ -37,7 +32,7 @@ from factory.dataset.records import Grounded
 from factory.dataset.repair import repair
 from factory.dataset.storage import ConflictError, Store
 from factory.dataset.verify import verify
-from factory.errors import LeaseHeldError, UserError
+from factory.errors import LeaseHeldError
 from factory.segmenter.data import DatasetSource
 from factory.training.stream import SampleStream
 from tests.support.export_datasets import FORMATS, SHARD_SIZE, SHARDS, commit_shard, make_dataset, make_sample, run
@@ -271,29 +266,3 @@ def test_missing_objects_are_reported_as_damage(tmp_path: Path) -> None:
     samples = [encode_sample(sample, recipe.vocabulary(), {}, 90) for sample in changed]
     commit_shard(store, recipe, 1, samples)
     assert verify(store).damaged == {1: [f"{pair.planned.key}: the objects do not match the prompt"]}
-
-
-def test_preview_of_more_samples_than_the_format_has_room_for_is_rejected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, _ = make_dataset(tmp_path, shards=range(1))
-    drawn = list[int]()
-
-    def cells(_: Store) -> Iterator[Image.Image]:
-        for number in count():
-            drawn.append(number)
-            yield Image.new("RGB", (2, 2))
-
-    monkeypatch.setattr(preview, "_cells", cells)
-    for suffix, most, given in ((".webp", 368, 369), (".jpg", 1468, 1500), (".png", 1468, 10**9)):
-        with pytest.raises(UserError, match=rf"as {suffix} has room for {most} samples, got {given}; give a smaller"):
-            preview_image(store, given, suffix)
-        assert len(drawn) == most + 1, "memory does not grow with --n"
-        drawn.clear()
-
-
-def test_preview_keeps_the_proportions_of_images(tmp_path: Path) -> None:
-    store, _ = make_dataset(tmp_path, shards=range(1))
-    pixels = np.asarray(Image.open(io.BytesIO(preview_image(store, 1))))
-    drawn = (pixels[: preview.CELL, : preview.CELL] < 250).any((1, 2))
-    assert drawn.nonzero()[0].tolist() == list(range(20, 140)), "160 x 120 pixels of an image of 64 x 48"

@@ -1,0 +1,41 @@
+"""`factory verify --repair` of the datasets of nights."""
+
+from pathlib import Path
+
+import pytest
+
+import factory.generation.run
+from factory.config.recipe import Recipe
+from factory.dataset.receipts import tar_name
+from factory.dataset.storage import Store
+from factory.engine.state import State
+from tests.nightly.conftest import DATE, record
+from tests.support.export_datasets import commit_shard, make_dataset
+from tests.support.in_process import invoke
+
+
+@pytest.mark.parametrize("mode", ["grow", "fresh", None])
+def test_repair_leaves_the_missing_shards_of_a_night_to_its_job(
+    mode: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In mode `grow`, nearly the whole target may be missing; the repair would generate it without a budget."""
+    folder = tmp_path / "dataset" if mode == "grow" else tmp_path / f"{DATE}/dataset"
+    make_dataset(folder, shards=range(3))
+    if mode is not None:
+        name = folder.relative_to(tmp_path).as_posix()
+        Store(str(tmp_path)).put(f"{DATE}/night.json", record(DATE, "failed", mode=mode, dataset=name))
+    (folder / tar_name(1)).write_bytes(b"damaged")
+
+    def generated(recipe: Recipe, store: Store, todo: list[int], *_: object) -> State:
+        for number in todo:
+            commit_shard(store, recipe, number)
+        return State(len(todo), shards_done=len(todo))
+
+    monkeypatch.setattr(factory.generation.run, "_run", generated)
+    monkeypatch.setattr(factory.generation.run, "prepare", lambda recipe, store: recipe)
+    result = invoke("verify", folder, "--repair")
+    assert result.exit_code == 0, result.output
+    repaired, state, *missing = result.stdout.splitlines()
+    assert repaired == ("Repaired shards: 1, 3, 4." if mode is None else "Repaired shard: 1.")
+    assert state.startswith(f"{5 if mode is None else 3} of 5 shards exist")
+    assert missing == ([] if mode is None else ["2 shards do not exist yet: 3, 4."])
