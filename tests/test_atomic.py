@@ -1,5 +1,7 @@
 """Files that are replaced atomically."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -21,3 +23,14 @@ def test_interrupted_write_keeps_the_old_file_and_leaves_no_temporary_file(tmp_p
 def test_text_is_written_as_utf8_without_translation_of_line_ends(tmp_path: Path) -> None:
     write_atomically(tmp_path / "names.txt", "chaise longue é\n")
     assert (tmp_path / "names.txt").read_bytes() == "chaise longue é\n".encode()
+
+
+def test_file_systems_without_fsync_are_supported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network and user-space file systems answer EINVAL."""
+
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_atomically(tmp_path / "results.json", "new")
+    assert (tmp_path / "results.json").read_text() == "new"

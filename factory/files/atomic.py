@@ -23,8 +23,7 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + ".partial")
     try:
         yield partial
-        with open(partial, "rb") as stream:
-            os.fsync(stream.fileno())
+        synchronise(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 from factory.config.prompts import Prompt
 from factory.errors import UserError, not_written
+from factory.files.atomic import synchronise
 from factory.files.paths import check_writable_folder
 from factory.files.text import read_text
 
@@ -72,8 +73,7 @@ class PromptsFile:
             raise UserError(f"another process writes {self._partial}; stop one of them and rerun the command.")
         with self._partial.open("a", encoding="utf-8") as stream:
             stream.write("\n".join([*lines, _BATCH + json.dumps(counts)]) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        synchronise(self._partial)
         self._size = self._partial.stat().st_size
         self._count(counts, [prompt.text for prompt in prompts])
 
