@@ -152,6 +152,7 @@ def test_ambiguous_class_file_is_rejected(name: str, text: str, message: str, tm
         ("x" * 5000 + "/", "there is no class file"),
         ("names.JSON", "there is no class file"),
         ("dog\x00cat", r"U\+0000"),
+        ("dog\ufffecat", r"U\+FFFE"),
     ],
 )
 def test_ambiguous_or_invisible_names_are_rejected(text: str, message: str) -> None:

@@ -55,6 +55,8 @@ _PLURAL = frozenset({"skis", "scissors"})
 
 _CONTROLS = ("Cc", "Cs", "Co", "Zl", "Zp")
 """Unicode categories of control characters, surrogates, private-use characters and line separators."""
+_NOT_IN_XML = "\ufffe\uffff"
+"""Other characters that XML, as in exports to PASCAL VOC, cannot contain."""
 _IGNORABLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 """Soft hyphens, zero-width characters and direction marks; names that differ only in these look the same."""
 
@@ -190,7 +192,7 @@ def from_names(names: Sequence[str], label: str = "the class list") -> Vocabular
 def check_name(name: str, label: str) -> str:
     """Return the name; raises UserError if it is "background" or contains a control character such as a newline."""
     problem = None
-    control = next((character for character in name if unicodedata.category(character) in _CONTROLS), None)
+    control = next((c for c in name if unicodedata.category(c) in _CONTROLS or c in _NOT_IN_XML), None)
     if control is not None:
         problem = f"contains the character U+{ord(control):04X}, which is not allowed; give names such as dog,cat"
     elif _plain(name) == "background":
