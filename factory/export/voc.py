@@ -27,8 +27,8 @@ _IMAGE_SETS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"
 class VocFormat:
     """Palette PNGs: class numbers in SegmentationClass, object numbers in SegmentationObject, 255 is ignore.
 
-    The number of a class is its line in labels.txt, counted from 0 for the background. VOC's own classes keep VOC's
-    numbers; others are numbered from 1 without gaps.
+    The number of a class is its line in labels.txt, counted from 0 for the background: its position in the vocabulary.
+    Those of `--classes voc` are VOC's own numbers.
     """
 
     unit_bytes = 0
