@@ -110,10 +110,10 @@ def test_preview_of_a_night_as_text() -> None:
     assert _preview_text(data | {"until": "06:00", "would_delete": ["a", "b"]}).splitlines() == [
         "The night of d would start r/d/dataset (seed 1): 0 of 12 samples exist.",
         "Its generation would end at 06:00.",
-        "keep would delete: a, b.",
+        "Nights to delete: a, b.",
     ]
     data |= {"until": None, "would_delete": []}
-    assert _preview_text(data).endswith("keep would delete: nothing.")
+    assert _preview_text(data).endswith("Nights to delete: none.")
     assert "a run would exit with code 6.\n" in _preview_text(data | {"held": True})
 
 

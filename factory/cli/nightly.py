@@ -92,7 +92,7 @@ def _preview_text(data: dict[str, Any]) -> str:
         lines.append(f"Its generation would end at {data['until']}.")
     if data["held"]:
         lines.append("Another driver is working on this dataset now: until it ends, a run would exit with code 6.")
-    lines.append(f"keep would delete: {', '.join(data['would_delete']) or 'nothing'}.")
+    lines.append(f"Nights to delete: {', '.join(data['would_delete']) or 'none'}.")
     return "\n".join(lines)
 
 

@@ -140,8 +140,8 @@ def evaluate_segmenter(
 ) -> None:
     """Evaluate a segmenter on labelled images.
 
-    Prints the IoU of each class, the mIoU of seen and unseen classes, and their harmonic mean. Pixels are summed over
-    the whole image set and 255 is ignored, as in the PASCAL VOC devkit.
+    Prints the IoU of each class, the mIoU of seen and unseen classes, and their harmonic mean, in percent. Pixels are
+    summed over the whole image set and 255 is ignored, as in the PASCAL VOC devkit.
 
     Example: factory evaluate-segmenter runs/segmenter/model --real VOCdevkit/VOC2012 --split 1
 
@@ -161,7 +161,7 @@ def evaluate_segmenter(
     to_stdout(f"{'mIoU with background':20} {_percent(result.miou):>6}   over {counted(result.images, 'image')}")
     if split is not None:
         seen, unseen, harmonic = map(_percent, (result.seen, result.unseen, result.harmonic))
-        to_stdout(f"seen {seen}  unseen {unseen}  harmonic {harmonic}")
+        to_stdout(f"seen {seen}  unseen {unseen}  harmonic mean {harmonic}")
 
 
 def _percent(share: float) -> str:

@@ -79,7 +79,7 @@ def on_real(
                     f"that it was not trained on."
                 )
             results.append(_result(name, grounder.config, real, measure(grounder, dataset, device)))
-            report(f"{real}: {name} {results[-1].miou:.3f} over {results[-1].images} images")
+            report(f"{real}: {name} mIoU {percent(results[-1].miou)} over {results[-1].images} images")
     return results
 
 

@@ -100,7 +100,7 @@ def _evaluate_split(
         if not results[-1].tried:
             report(f"split {split}, {group}: not measured, because the split has too few classes")
             continue
-        summary = ", ".join(f"{result.method} {result.miou:.3f}" for result in results[-len(measured) :])
+        summary = ", ".join(f"{result.method} {percent(result.miou)}" for result in results[-len(measured) :])
         report(f"split {split}, {group}: {summary} ({results[-1].images} of {results[-1].tried} images)")
     return results
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from factory.config.splits import unseen_classes
 from factory.config.vocabulary import Vocabulary
-from factory.errors import UserError
+from factory.errors import UserError, counted
 from factory.evaluation.markdown import cell, percent
 from factory.files.paths import local_path
 from factory.segmenter.classes import common_vocabulary
@@ -77,7 +77,8 @@ def compare(
         for name, folder in named.items():
             score = evaluate(open_segmenter(folder), labelled, unseen, device, threads, report)
             results.append(SegmenterResult(name, str(folder), real, score))
-            report(f"{real}: {name}: mIoU {score.miou:.3f}, harmonic {score.harmonic:.3f} ({score.images} images)")
+            over = counted(score.images, "image")
+            report(f"{real}: {name}: mIoU {percent(score.miou)} with background, over {over}")
     return results
 
 

@@ -174,7 +174,7 @@ class VocFolder(LabelledFolder):
             if entry is None:
                 raise UserError(
                     f"{self.root} has the class {name!r}, which is not in {vocabulary.label}; give all classes of the "
-                    f"folder with --classes, for an evaluation in the training of the segmenter."
+                    f"folder with --classes; to evaluate a segmenter, train it with these classes first."
                 )
             lookup[value] = vocabulary.label_of(entry.name)
         return lookup

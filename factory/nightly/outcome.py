@@ -58,7 +58,7 @@ class Outcome:
         if self.night is not None and self.night.samples:
             lines.append(summary_of(self.night))
             if self.night.report is not None:
-                lines.append(f"Report ({self.night.report.level}): {self.night.report.sentence}")
+                lines.append(f"Report: {self.night.report.sentence}")
             lines.append(f"{self.root.rstrip('/')}/{self.night.dataset}")
         if self.deleted:
             lines.append(f"Deleted old nights: {', '.join(date.isoformat() for date in self.deleted)}.")

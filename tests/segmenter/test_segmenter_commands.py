@@ -63,7 +63,7 @@ def test_scores_are_printed_in_percent(monkeypatch: pytest.MonkeyPatch) -> None:
         ["dog", "25.0"],
         ["cat", "none"],
         ["mIoU", "with", "background", "37.5", "over", "7", "images"],
-        ["seen", "25.0", "unseen", "none", "harmonic", "none"],
+        ["seen", "25.0", "unseen", "none", "harmonic", "mean", "none"],
     ]
     assert "seen" not in output("evaluate-segmenter", "model", "--real", "voc")
 
@@ -92,7 +92,7 @@ def test_classes_that_a_segmenter_does_not_know_are_not_blamed_on_an_option(tmp_
     """The message asked for --classes, which the command then refused: they must be those of the segmenter."""
     folder = write_folder(tmp_path / "voc")
     (folder / "labels.txt").write_text("background\ndog\naxolotl\n")
-    with pytest.raises(UserError, match="for an evaluation in the training of the segmenter"):
+    with pytest.raises(UserError, match="to evaluate a segmenter, train it with these classes"):
         measure.evaluate_here(saved_tiny(tmp_path / "model"), measure.RealImages(folder))
 
 
