@@ -16,8 +16,9 @@ import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
-from factory import exit_codes
+from factory import exit_codes, log_format
 from factory.cli import main, view
+from factory.cli.messages import to_stderr
 from factory.cli.progress import progress_bar
 from factory.errors import UserError
 from tests.support.in_process import SNAPSHOT
@@ -128,6 +129,18 @@ def test_errors_of_workers_and_quarantine_are_log_records(
     assert (warning["level"], warning["message"]) == ("warning", "a worker was lost")
     assert info["progress"]["quarantined"] == [7, 8]
     assert info["message"].endswith("rejected 5, lost workers 1, quarantined 2")
+
+
+def test_messages_and_progress_are_log_records(json_log: None, capsys: pytest.CaptureFixture[str]) -> None:
+    log_format.configure()
+    with progress_bar("exporting samples", 5, quiet=True) as advance:
+        advance(5)
+    to_stderr("5 images of folder")
+    records = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(record["level"], record["message"]) for record in records] == [
+        ("info", "exporting samples 5/5"),
+        ("info", "5 images of folder"),
+    ]
 
 
 def raising(problem: BaseException) -> Any:

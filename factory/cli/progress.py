@@ -5,6 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from factory import log_format
+from factory.cli.messages import to_stderr
+
 
 def is_live() -> bool:
     """Whether standard error is a terminal on which lines can be replaced.
@@ -23,7 +26,9 @@ def is_live() -> bool:
 @contextmanager
 def progress_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
     """Yield a function to call with the number done so far; off a terminal, it prints a line every five seconds."""
-    if quiet:
+    if log_format.wants_json():
+        yield _plain_lines(label, total)
+    elif quiet:
         yield lambda done: None
     elif is_live():
         from rich.console import Console
@@ -49,7 +54,7 @@ def _plain_lines(label: str, total: int) -> Callable[[int], None]:
         now = time.monotonic()
         if is_due := now - last >= 5 or done == total:
             left = f", {(now - last) / (done - before) * (total - done):.0f} s left" if done > before else ""
-            print(f"{label} {done}/{total}{'' if first else left}", file=sys.stderr, flush=True)
+            to_stderr(f"{label} {done}/{total}{'' if first else left}")
         if is_due or first:
             last, before, first = now, done, False
 

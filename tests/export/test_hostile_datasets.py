@@ -117,9 +117,7 @@ HOSTILE: dict[str, Callable[[Store], bytes]] = {
     "an unknown class": lambda store: changed(store, "json", in_objects(category_id=90)),
     "a record with a prompt that is not Unicode": lambda store: changed(store, "json", record(prompt="\ud800")),
     "a record with a class that is not Unicode": lambda store: changed(store, "json", record(classes=["\ud800"])),
-    "a record of an object that is not Unicode": lambda store: changed(
-        store, "json", in_objects(category_name="\udfff")
-    ),
+    "a record of an object that is not Unicode": lambda s: changed(s, "json", in_objects(category_name="\udfff")),
     "ids of objects of another image": lambda store: changed(store, "json", in_objects(id=7)),
     "another box": lambda store: changed(store, "json", in_objects(bbox=[0, 0, 1, 1])),
     "a box of text": lambda store: changed(store, "json", in_objects(bbox=["a", 1, 1, 1])),
