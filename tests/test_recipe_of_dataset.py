@@ -159,6 +159,8 @@ def test_single_receipt_of_another_recipe_is_repaired(tmp_path: Path) -> None:
     other, _ = export_datasets.make_dataset(tmp_path / "other", range(1), seed=7)
     for name in other.list(""):
         store.create(name, other.get(name) or b"")
+    with pytest.raises(UserError, match=r"receipt of shard 0 is corrupt \(it names another recipe, .*--repair"):
+        export_datasets.run(store, tmp_path / "coco", "coco")
     report = verify(store)
     assert report.damaged == {0: ["the receipt belongs to a different recipe"]}
     assert repair(store, report).deleted == (0,)

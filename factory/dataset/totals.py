@@ -45,14 +45,20 @@ class Totals:
     rejected: dict[str, int] = field(default_factory=dict)
 
 
-def read_receipts(store: Store, numbers: list[int]) -> Iterator[Receipt]:
-    """Read the receipts of some shards concurrently; raises UserError for a corrupt one."""
+def read_receipts(store: Store, numbers: list[int], recipe: str | None = None) -> Iterator[Receipt]:
+    """Read the receipts of some shards concurrently; raises UserError for a corrupt one.
+
+    `recipe` is a fingerprint: a receipt of another recipe, which a replaced driver can leave, is then corrupt as well.
+    """
 
     def read(number: int) -> Receipt | None:
         try:
-            return read_receipt(store, number)
+            receipt = read_receipt(store, number)
         except CorruptReceiptError as error:
             raise corrupt_receipt(store, number, error) from error
+        if receipt is not None and recipe not in (None, receipt.recipe):
+            raise corrupt_receipt(store, number, f"it names another recipe, {receipt.recipe[:12]}")
+        return receipt
 
     found = ordered_map(read, numbers, _READERS, ahead=1000, name="receipts")
     return (receipt for _, receipt in found if receipt is not None)

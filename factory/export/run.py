@@ -99,7 +99,7 @@ class Export:
         purpose = {"set": fingerprint[:16], **asdict(options), "layout": _LAYOUT}
         self._folder = ExportFolder(to, purpose)
         self._folder.check()
-        self._units = group_shards(read_receipts(store, numbers), self._format.unit_bytes)
+        self._units = group_shards(read_receipts(store, numbers, fingerprint), self._format.unit_bytes)
         self.samples = sum(unit.samples for unit in self._units)
         if not self.samples:
             raise UserError(
