@@ -161,6 +161,8 @@ def test_single_receipt_of_another_recipe_is_repaired(tmp_path: Path) -> None:
         store.create(name, other.get(name) or b"")
     with pytest.raises(UserError, match=r"receipt of shard 0 is corrupt \(it names another recipe, .*--repair"):
         export_datasets.run(store, tmp_path / "coco", "coco")
+    with pytest.raises(UserError, match="names another recipe"):
+        open_dataset(store.address)
     report = verify(store)
     assert report.damaged == {0: ["the receipt belongs to a different recipe"]}
     assert repair(store, report).deleted == (0,)

@@ -98,12 +98,12 @@ def finished_entries(store: Store, plan: Plan, save: bool = False) -> dict[int, 
     """The index entries of all finished shards in order, for readers that do not check digests.
 
     Reads one listing, the index, and the receipts missing from the index; with `save`, these are added to the index.
-    Raises UserError if recipe.yaml was changed since the shards were generated: the ids of classes could be those of
-    others, for instance.
+    Raises UserError if recipe.yaml was changed since the shards were generated, or if one that is not indexed yet has
+    another recipe: the ids of classes could be those of others, for instance.
     """
-    finished = tags(store, len(plan))
-    check_same_recipe(store, plan.recipe.fingerprint(), sorted(finished))
-    index = ReceiptIndex(store)
+    finished, recipe = tags(store, len(plan)), plan.recipe.fingerprint()
+    check_same_recipe(store, recipe, sorted(finished))
+    index = ReceiptIndex(store, recipe)
     entries = index.entries(finished)
     if save:
         with contextlib.suppress(UserError):  # only a cache
