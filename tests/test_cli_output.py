@@ -81,6 +81,11 @@ def test_dataset_of_a_night_is_continued_by_its_nightly_job(tmp_path: Path, monk
     (tmp_path / "2026-11-27").mkdir()
     with pytest.raises(UserError, match=r"generate some with `factory nightly CONFIG` \(the conf.* job\)\."):
         preview_image(Store(str(tmp_path / "dataset")), 1)
+    folder.rename(tmp_path / "disk")
+    folder.symlink_to(tmp_path / "disk")
+    assert f"`factory nightly CONFIG --date {DATE}`" in output("status", folder)
+    folder.unlink()
+    (tmp_path / "disk").rename(folder)
     monkeypatch.chdir(folder)
     assert f"Finish it with `factory nightly CONFIG --date {DATE}` {job}, or add" in error(
         "export", ".", "--format", "coco", "--out", tmp_path / "coco"

@@ -1,5 +1,6 @@
 """The command that continues an unfinished dataset: that of its nightly job, if it has one."""
 
+import os
 import re
 from contextlib import suppress
 
@@ -33,7 +34,8 @@ def night_options(store: Store) -> list[str] | None:
 
 
 def _night_options(store: Store) -> list[str] | None:
-    address = str(store.folder.resolve()) if store.folder is not None else store.address.rstrip("/")
+    # Links are not followed: the dataset of a night may be one, to another disk.
+    address = os.path.normpath(store.folder) if store.folder is not None else store.address.rstrip("/")
     above, _, name = address.rpartition("/")
     parent = Store(above, store.settings).with_patience(_PATIENCE)
     date = above.rpartition("/")[2]
