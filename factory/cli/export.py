@@ -17,7 +17,10 @@ def export(
     ],
     out: Annotated[
         str | None,
-        typer.Option(help="Folder to write; by default DATASET-FORMAT, such as pets-coco."),
+        typer.Option(
+            help="Folder to write; by default DATASET-FORMAT, such as pets-coco, next to a dataset in a folder, and "
+            "in the working directory for one in a bucket."
+        ),
     ] = None,
     to: Annotated[str | None, typer.Option("--to", hidden=True, help="Old spelling of --out.")] = None,
     val: Annotated[

@@ -16,7 +16,11 @@ def report(
         typer.Option(metavar="OTHER", help="Dataset to compare with, or a report of one; a folder or URL."),
     ] = None,
     out: Annotated[
-        str | None, typer.Option(help="Folder or URL to write to; by default DATASET-report next to the dataset.")
+        str | None,
+        typer.Option(
+            help="Folder or URL to write to; by default DATASET-report, next to a dataset in a folder, and in the "
+            "working directory for one in a bucket."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
