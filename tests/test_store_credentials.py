@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from obstore.exceptions import GenericError
 
 from factory.config.sections import StoreRecipe
 from factory.dataset.storage import Store
+from factory.dataset.storage_errors import clear_errors
+from factory.dataset.storage_retry import is_temporary
 from factory.engine.environment import adopt
 from factory.errors import StoreUnavailableError, TransientError, UserError
 from tests.support.bucket import Bucket, Fault
@@ -150,3 +153,14 @@ def test_credentials_are_never_shown(bucket: Bucket) -> None:
         with pytest.raises(UserError, match="give the plain URL") as raised:
             Store(address)
         assert "hunter22" not in str(raised.value)
+
+
+@pytest.mark.parametrize("proven", [False, True])
+def test_a_bucket_without_credentials_says_so(proven: bool) -> None:
+    """The message named only the address at which the client looks for the role of the machine."""
+    text = "Generic S3 error: Error performing PUT http://169.254.169.254/latest/api/token in 1ms - HTTP error: request"
+    error = GenericError(text)
+    assert is_temporary(error, proven) is proven
+    expected = r"cannot use s3://b/x: no valid credentials were found \(.*\)\. Set them as docs/storage.md describes\."
+    with pytest.raises(UserError, match=expected), clear_errors("s3://b/x", True, False, str):
+        raise error

@@ -169,7 +169,9 @@ def test_recipe_rejects_background_and_unicode_duplicates() -> None:
     assert voc().find("unicorn") is None
 
 
-@pytest.mark.parametrize("text", ["1:nan", "1:inf", "1:-1", "1:0.5,1:0.5", "1:", "x", "1:0.5;2:0.5", "", "1:1,,2:1"])
+@pytest.mark.parametrize(
+    "text", ["1:nan", "1:inf", "1:-1", "1:0.5,1:0.5", "1:", "x", "1:0.5;2:0.5", "", "1:1,,2:1", "1:0.5,2"]
+)
 def test_invalid_objects_option_is_rejected(text: str) -> None:
     with pytest.raises(UserError, match=r"--objects requires number:share pairs such as"):
         parse_objects(text)

@@ -21,10 +21,13 @@ def check_objects(objects: Mapping[int, float], classes: int) -> None:
 
 
 def parse_objects(text: str) -> dict[int, float]:
-    """Parse "1:0.5,2:0.5" into shares by number of objects; "2" means "2:1"."""
+    """Parse "1:0.5,2:0.5" into shares by number of objects; "2" means "2:1", and "1,2" equal shares."""
     usage = '--objects requires number:share pairs such as "1:0.5,2:0.5"'
+    parts = text.split(",")
     shares: dict[int, float] = {}
-    for part in text.split(","):
+    if len({":" in part for part in parts}) > 1:  # a missing share would count as 1, twice as much as 0.5
+        raise UserError(f"{usage}; give a share to all of them or to none, got {text!r}.")
+    for part in parts:
         count, colon, share = part.partition(":")
         try:
             number, value = int(count), float(share) if colon else 1.0

@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 
-from factory.dataset.storage_retry import first_line, has_expired_credentials, names_no_bucket
+from factory.dataset.storage_retry import first_line, has_expired_credentials, has_no_credentials, names_no_bucket
 from factory.errors import TransientError, UserError
 
 _FULL = (28, 122)
@@ -50,6 +50,9 @@ def clear_errors(
                 ) from None
             raise UserError(f"{text}. Renew them and rerun the same command.") from None
         advice = "Give a folder or bucket that can be read and written."
+        if is_bucket and has_no_credentials(error):
+            message = f"no valid credentials were found ({message})"
+            advice = "Set them as docs/storage.md describes."
         if "status code: 501" in message:
             advice = "Give a service that supports conditional writes (If-None-Match, docs/storage.md)."
         text = f"cannot use {where}: {message}. {advice}"

@@ -58,7 +58,7 @@ def is_temporary(error: Exception, proven: bool) -> bool:
     message = first_line(error)
     if message.startswith("Generic LocalFileSystem"):
         return _NFS_ERROR.search(message) is not None
-    if _CREDENTIALS.search(message):
+    if has_no_credentials(error):
         return proven
     return _TEMPORARY.search(message) is not None
 
@@ -82,6 +82,11 @@ def names_no_bucket(error: Exception) -> bool:
 def has_wrong_clock(error: Exception) -> bool:
     """Whether the service rejects the time of the request: the clock of this host is wrong."""
     return _CLOCK.search(_answer(error)) is not None
+
+
+def has_no_credentials(error: Exception) -> bool:
+    """Whether the client found no credentials: it asked the machine for its role, or a service for a token, in vain."""
+    return _CREDENTIALS.search(first_line(error)) is not None
 
 
 def has_expired_credentials(error: Exception, proven: bool) -> bool:

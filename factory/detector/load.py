@@ -22,9 +22,8 @@ _LIBRARIES = (TORCHVISION, DETECTRON2, ULTRALYTICS)
 """Prefixes of detectors of other libraries; each has a module of its name with `labels`, `pin` and `load_model`."""
 _EMBEDDED_ARCHITECTURE = "UperNetForSemanticSegmentation"
 _FORMS = (
-    f"`{STICKERS}`, a folder or hub id of a transformers model, sam3:MODEL, grounding-dino:MODEL+SAM2, "
-    f"{TORCHVISION}maskrcnn_resnet50_fpn_v2, {DETECTRON2}COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml or "
-    f"{ULTRALYTICS}yolo11n-seg@FILE"
+    f"`{STICKERS}`, a folder or hub id of a transformers model, or KIND:MODEL as in sam3:facebook/sam3 or "
+    f"{ULTRALYTICS}yolo11n-seg@yolo11n-seg.pt (`factory models` lists the kinds)"
 )
 
 
