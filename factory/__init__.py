@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         decode_label_png,
         decode_rle,
         generate,
+        load_recipe,
         make_recipe,
         open_dataset,
     )
@@ -40,6 +41,7 @@ __all__ = [
     "decode_label_png",
     "decode_rle",
     "generate",
+    "load_recipe",
     "make_recipe",
     "open_dataset",
 ]

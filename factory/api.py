@@ -5,7 +5,8 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
-from factory.config.recipe import Recipe, make_recipe
+from factory.config.batch_size import AUTO_BATCH
+from factory.config.recipe import Recipe, load_recipe, make_recipe
 from factory.config.sections import Section
 from factory.dataset.masks import decode_label_png, decode_rle
 from factory.dataset.reader import Dataset, DatasetSample, open_dataset
@@ -29,6 +30,7 @@ __all__ = [
     "decode_label_png",
     "decode_rle",
     "generate",
+    "load_recipe",
     "make_recipe",
     "open_dataset",
 ]
@@ -92,9 +94,10 @@ def _validated(recipe: Recipe) -> Recipe:
 
     Fields that were not given are left out, because their defaults depend on the model and the hardware.
     """
-    return make_recipe(
-        {name: _given(value) if isinstance(value, Section) else value for name, value in _given(recipe).items()}
-    )
+    fields = {name: _given(value) if isinstance(value, Section) else value for name, value in _given(recipe).items()}
+    if recipe.batch == AUTO_BATCH:
+        fields["batch"] = "auto"
+    return make_recipe(fields)
 
 
 def _given(section: Section) -> dict[str, Any]:

@@ -147,7 +147,8 @@ def test_changed_copies_of_a_recipe_are_checked(
 def test_checking_a_recipe_again_does_not_change_it(tiny_recipe: factory.Recipe, tiny_model: Path) -> None:
     fields = tiny_recipe.model_dump()
     older = [{**fields, "format": format, "masks": older_masks(fields["masks"])} for format in (1, 2)]
-    recipes = [tiny_recipe, *map(factory.make_recipe, older), oracle_recipe(tiny_model)]
+    automatic = factory.make_recipe({"n": 1, "batch": "auto"})
+    recipes = [tiny_recipe, *map(factory.make_recipe, older), oracle_recipe(tiny_model), automatic]
     checked = [api._validated(recipe) for recipe in recipes]
     assert checked == recipes
     # Defaults must not count as given: precision, steps and guidance then came neither from the hardware nor the model.
