@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from factory.cli.options import assemble
 from factory.config.differences import differences
 from factory.config.prompts import read_prompts
 from factory.config.recipe import load_recipe, make_recipe, parse_recipe
@@ -14,8 +13,12 @@ from factory.config.vocabulary import coco
 from factory.errors import UserError
 
 
-def test_yaml_round_trip() -> None:
-    recipe = make_recipe({"n": 10, "classes": ["dog", "cat"], "objects": {2: 1}, "generator": {"steps": 3}})
+@pytest.mark.parametrize(
+    "change",
+    [{}, *({"generator": {"negative": text}} for text in ("a\x85b", "\x85", "caf\u00e9\u2028b", "\ufeff~", " a\n"))],
+)
+def test_yaml_round_trip(change: dict[str, Any]) -> None:
+    recipe = make_recipe({"n": 10, "classes": ["dog", "cat"], "objects": {2: 1}, "generator": {"steps": 3}} | change)
     assert make_recipe(parse_recipe(recipe.to_yaml(), "it")) == recipe
 
 
@@ -56,26 +59,6 @@ def test_steps_and_guidance_default_to_those_of_the_embedded_model(model: str, s
 def test_a_model_of_another_type_is_one_clear_error(model: Any) -> None:
     with pytest.raises(UserError, match="model"):
         make_recipe({"n": 1, "generator": {"model": model}})
-
-
-def test_options_override_the_recipe_file(tmp_path: Path) -> None:
-    file = tmp_path / "recipe.yaml"
-    file.write_text("n: 4\nattempts: 3\nfilters: {min_confidence: 0.5, min_area: 0.1}\n")
-    recipe = assemble(file, None, {"min_confidence": 0.85, "attempts": None, "steps": 7})
-    assert (recipe.attempts, recipe.generator.steps) == (3, 7)
-    assert (recipe.filters.min_confidence, recipe.filters.min_area) == (0.85, 0.1)
-
-
-def test_options_without_effect_are_rejected(tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("a puppy\tdog=puppy\n")
-    common = {"n": 5, "classes": "dog"}
-    with pytest.raises(UserError, match="--detector clipseg:x would not be used, because the masks come from stickers"):
-        assemble(None, None, common | {"detector": "clipseg:x"})
-    with pytest.raises(UserError, match="--objects has no effect on custom prompts"):
-        assemble(None, None, common | {"prompts": tmp_path / "prompts.txt", "objects": "1:1"})
-    assert assemble(None, None, common | {"detector": "clipseg:x", "masks": "detector"}).masks.detector == "clipseg:x"
-    (tmp_path / "checked.yaml").write_text("filters: {min_detector_iou: 0.5}\n")
-    assert assemble(tmp_path / "checked.yaml", None, common | {"detector": "clipseg:x"}).uses_detector()
 
 
 DOG = [{"text": "a dog", "classes": {"dog": "dog"}}]
@@ -144,6 +127,10 @@ def test_differences_list_field_and_both_values() -> None:
         ("recipe.yaml", "the recipe must be a mapping such as .*, got a str"),
         ({"n": 5, "batch": "many"}, "^the recipe: batch must be a whole number from 1 to 1024, or auto .got 'many'"),
         ({"n": 5, "batch": -1}, "batch must be a whole number from 1 to 1024, or auto .got -1."),
+        ({"n": 5, "batch": 0.0}, "batch must be a whole number from 1 to 1024, or auto .got 0.0."),
+        ({"n": 5, "masks": {"levels": [True, 2]}}, "levels must contain numbers, not booleans"),
+        ({"n": 5, "objects": {1: True}}, "objects must contain numbers, not booleans"),
+        ({"n": 5, "objects": {1: 0.5, "01": 0.2}}, "objects must contain each number of objects once, got 1, 01"),
         (
             {"n": 5, "classes": "dog,cat"},
             r"^the recipe: classes must be coco, voc or a list .* .got 'dog,cat'.\. See",

@@ -104,22 +104,22 @@ def open_store(address: str, file: Path | None) -> Store:
 
 
 def _existing(store: Store | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe of the dataset to resume, unless both classes and size are given."""
-    from factory.dataset.stored_recipe import RECIPE, recipe_of
+    """The recipe of the dataset to resume, unless both classes and size are given.
+
+    Fields that a handwritten recipe leaves out are left out, because their defaults depend on the model.
+    """
+    from factory.dataset.stored_recipe import RECIPE, fields_of
 
     specified = options.get("classes") is not None and options.get("n") is not None
-    if store is None or specified or store.get(RECIPE) is None:
-        return {}
-    # Fields that a handwritten recipe leaves out are not given: the model card may define them.
-    return recipe_of(store).model_dump(mode="json", exclude_unset=True)
+    return {} if store is None or specified or store.get(RECIPE) is None else fields_of(store)
 
 
 def _set(data: dict[str, Any], field: tuple[str, ...], value: Any) -> None:
     *parents, last = field
     for parent in parents:
-        if not isinstance(data.get(parent), dict):
-            data[parent] = {}
-        data = data[parent]
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):  # `make_recipe` rejects it, as it does without the option
+            return
     data[last] = value
 
 

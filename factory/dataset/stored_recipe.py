@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 from factory.config.differences import changed_sizes, differences
 from factory.config.recipe import Recipe, make_recipe, parse_recipe
@@ -76,11 +77,21 @@ def existing_recipe(store: Store) -> Recipe | None:
 
 def recipe_of(store: Store) -> Recipe:
     """The recipe of a dataset; raises UserError if there is no dataset or its recipe is invalid."""
+    return _checked(store)[0]
+
+
+def fields_of(store: Store) -> dict[str, Any]:
+    """The fields that the recipe of a dataset contains, for `make_recipe`; raises the errors of `recipe_of`."""
+    return _checked(store)[1]
+
+
+def _checked(store: Store) -> tuple[Recipe, dict[str, Any]]:
     data = store.get(RECIPE)
     where = f"{store.address.rstrip('/')}/{RECIPE}"
     if data is None:
         raise UserError(f"{store.address} is not a dataset: {_why_not(store)}.")
-    return make_recipe(parse_recipe(_text(data, where), where), where)
+    fields = parse_recipe(_text(data, where), where)
+    return make_recipe(fields, where), fields
 
 
 def _text(data: bytes, where: str) -> str:
