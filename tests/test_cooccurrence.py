@@ -107,6 +107,16 @@ def test_pairs_follow_the_weights() -> None:
     assert 300 < pairs["cat", "dog"] + pairs["bus", "car"] < 390
 
 
+@pytest.mark.parametrize("weight", [5e-324, 1e-51, 1e51, 1.7e308])
+def test_weights_that_would_overflow_are_rejected(weight: float) -> None:
+    classes, table = ["dog", "cat", "bus"], {"dog": {"cat": weight}, "cat": {"bus": 1 / 1e50}}
+    with pytest.raises(UserError, match=r"the weight of dog and cat must be 0, or from 1e-50 to 1e\+50, got "):
+        make_recipe({"n": 1, "classes": classes, "objects": {2: 1}, "cooccurrence": table})
+    allowed = {"dog": {"cat": 1e50}, "cat": {"bus": 1e-50}}
+    recipe = make_recipe({"n": 9, "classes": classes, "objects": {2: 1}, "cooccurrence": allowed})
+    assert len(list(Plan(recipe).samples())) == 9
+
+
 def test_the_plan_is_frozen_and_part_of_the_fingerprint() -> None:
     """If this fails, recipes have changed their semantics: increment `format`."""
     data = {"n": 40, "objects": {2: 0.5, 5: 0.5}, "cooccurrence": "coco"}

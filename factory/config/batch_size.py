@@ -13,9 +13,10 @@ def read_batch(value: Any) -> Any:
     """The number that a batch means; ValueError if it is neither a number in the range nor `auto`."""
     if value == "auto":
         return AUTO_BATCH
-    # Pydantic reads numbers from text, but its messages about bounds would allow 0 and not mention `auto`.
-    number = int(value) if str(value).removeprefix("-").isdecimal() else None
-    if isinstance(value, str | int) and (number is None or not 1 <= number <= _MAX_BATCH):
+    # Pydantic reads numbers from text and from 8.0, but its messages about bounds would allow 0 and not mention `auto`.
+    text = str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+    number = int(text) if text.removeprefix("-").isdecimal() else None
+    if isinstance(value, str | int | float) and (number is None or not 1 <= number <= _MAX_BATCH):
         raise ValueError(f"must be a whole number from 1 to {_MAX_BATCH}, or auto")
     return value
 

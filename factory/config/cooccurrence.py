@@ -20,6 +20,8 @@ Table = Mapping[str, Mapping[str, float]]
 _FORM = "a row has two class names and the number of images that show both, such as `dog,frisbee,348`"
 _ROUNDS = 50
 _SCALE = 2**24
+_LARGEST = 1e50
+"""Larger weights, and smaller ones than its inverse, overflow in `balanced`."""
 
 
 def read_table(path: str | Path, vocabulary: Vocabulary) -> dict[str, dict[str, float]]:
@@ -73,6 +75,11 @@ def pair_weights(
     for first, partners in rows.items():
         for second, weight in partners.items():
             if first in positions and second in positions:
+                if weight and not 1 / _LARGEST <= weight <= _LARGEST:
+                    raise ValueError(
+                        f"the weight of {first} and {second} must be 0, or from {1 / _LARGEST:g} to {_LARGEST:g}, got "
+                        f"{weight:g}"
+                    )
                 row, column = positions[first], positions[second]
                 matrix[row][column] = matrix[column][row] = float(weight)
     alone = [name for name, row in zip(names, matrix, strict=True) if not any(row)]

@@ -2,9 +2,35 @@
 
 import math
 from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import ValidatorFunctionWrapHandler, WithJsonSchema, WrapValidator
 
 from factory.config.class_balance import MAX_OBJECTS
 from factory.errors import UserError
+
+
+def _each_once(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """The shares; ValueError for keys that are the same number, such as 1 and "01", of which one would be lost."""
+    shares = validate(value)
+    if len(shares) < len(value):
+        raise ValueError(f"must contain each number of objects once, got {', '.join(map(str, value))}")
+    return shares
+
+
+ObjectShares = Annotated[
+    dict[int, float],
+    WrapValidator(_each_once),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": f"^[1-{MAX_OBJECTS}]$"},
+            "additionalProperties": {"type": "number", "minimum": 0},
+            "minProperties": 1,
+        }
+    ),
+]
+"""The field `objects` of a recipe."""
 
 
 def check_objects(objects: Mapping[int, float], classes: int) -> None:

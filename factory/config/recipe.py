@@ -12,7 +12,7 @@ from factory.config.batch_size import BatchSize
 from factory.config.cooccurrence import pair_weights
 from factory.config.guidance import CONSTANT
 from factory.config.named_or import named_or
-from factory.config.object_counts import check_objects
+from factory.config.object_counts import ObjectShares, check_objects
 from factory.config.problems import recipe_problems
 from factory.config.prompts import Prompt, make_prompt
 from factory.config.sections import (
@@ -41,6 +41,8 @@ FORMAT = 3
 
 _KINDS: dict[type[object], str] = {list: "list", str: "text"}
 
+_NEXT_LINE = "\x85"
+
 LATER_FIELDS = {
     "masks": ("noise_level", "noise_seed", "blocks"),
     "generator": ("lora", "lora_revision", "lora_scale", "quantize"),
@@ -66,7 +68,7 @@ class Recipe(Section):
     n: int = Field(ge=1, le=10**9, description="Number of accepted samples to generate.")
     earlier: tuple[int, ...] = Field(default=(), description="Sizes of the dataset before each extension, ascending.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed from which the seed of each sample is derived.")
-    objects: dict[int, float] = Field(default={1: 1.0}, description="Share of samples by number of objects.")
+    objects: ObjectShares = Field(default={1: 1.0}, description="Share of samples by number of objects.")
     cooccurrence: Annotated[
         Literal["coco"] | dict[str, dict[str, Annotated[float, Field(strict=True, ge=0)]]] | None,
         named_or("a table of weights such as {dog: {cat: 3}}", "coco"),
@@ -210,9 +212,11 @@ class Recipe(Section):
         `store` is left out, because it describes how one user accesses the bucket and is not part of the dataset.
         """
         head = f"# factory generate --recipe recipe.yaml --shards DIR\n# fingerprint: {self.fingerprint()}\n"
-        return head + yaml.safe_dump(
-            self.model_dump(mode="json", exclude={"store"}), sort_keys=False, allow_unicode=True, width=110
-        )
+        data = self.model_dump(mode="json", exclude={"store"})
+        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+        if _NEXT_LINE in text:  # unless it is escaped, YAML reads it as a space
+            text = yaml.safe_dump(data, sort_keys=False, width=110)
+        return head + text
 
 
 def make_recipe(data: Mapping[str, Any], where: str = "the recipe") -> Recipe:

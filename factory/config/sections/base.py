@@ -1,5 +1,6 @@
 """The base of all sections of a recipe."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -15,18 +16,28 @@ class Section(BaseModel):
     def _no_lax_values(cls, data: Any) -> Any:
         """Reject values that Pydantic would convert silently to something unintended.
 
-        It reads `n: true` as 1, and YAML 1.1 reads `yes` and `on` as true. Sets have another order in every
-        process, but class ids and the choice of prompts depend on the order.
+        It reads `n: true` and `levels: [true]` as 1, and YAML 1.1 reads `yes` and `on` as true. Sets have another order
+        in every process, but class ids and the choice of prompts depend on the order.
         """
         for name, value in data.items() if isinstance(data, dict) else ():
             field = cls.model_fields.get(name)
             if field is None:
                 continue
-            if isinstance(value, bool) and bool not in _types_of(field.annotation):
+            types = _types_of(field.annotation)
+            if isinstance(value, bool) and bool not in types:
                 raise ValueError(f"{name} must not be a boolean, got {str(value).lower()}")
+            if {int, float} & types and any(isinstance(item, bool) for item in _items(value)):
+                raise ValueError(f"{name} must contain numbers, not booleans")
             if isinstance(value, set | frozenset):
                 raise ValueError(f"{name} must be a list, got a set, which has no order")
         return data
+
+
+def _items(value: Any) -> Iterable[Any]:
+    """The items of a list, or the values of a mapping; empty for anything else."""
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _types_of(annotation: Any) -> set[Any]:
