@@ -1,5 +1,6 @@
 """Jobs: loading, validation, signals, and resuming after a failure."""
 
+import json
 import os
 import shlex
 import signal
@@ -133,12 +134,41 @@ def test_step_that_is_changed_and_changed_back_runs_again(tmp_path: Path, monkey
     assert runs == [[True, True], [True, False], [True, False], [False, False]]
 
 
-def test_list_of_completed_steps_of_earlier_versions_is_read(tmp_path: Path) -> None:
-    file = write(tmp_path / "job.yaml", out=str(tmp_path), steps=[{"status": {"with": "a"}}])
+def test_step_runs_again_if_its_recipe_or_class_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was skipped, so the dataset remained that of the earlier recipe."""
+    monkeypatch.setattr("factory.workflow.run._PROGRAM", (sys.executable, "-c", "pass"))
+    monkeypatch.chdir(tmp_path)
+    recipe, classes = Path("recipe.yaml"), tmp_path / "classes.txt"
+    recipe.write_text("seed: 1\n")
+    classes.write_text("dog\n")
+    steps = [
+        {"generate": {"recipe": str(recipe), "n": 4, "shards": "{out}/a"}},
+        {"generate": {"classes": str(classes), "n": 4, "shards": "{out}/b"}},
+        {"report": {"with": "{out}/a", "out": "{out}/report"}},
+    ]
+    job = load_workflow(write(tmp_path / "job.yaml", out=str(tmp_path), steps=steps), None, commands(), {})
+
+    def runs() -> list[bool]:
+        lines = list[str]()
+        run_workflow(job, lines.append)
+        return ["already completed" not in line for line in lines]
+
+    assert [runs(), runs()] == [[True] * 3, [False] * 3]
+    recipe.write_text("seed: 2\n")
+    assert [runs(), runs()] == [[True, False, True], [False] * 3]
+    classes.write_text("cat\n")
+    assert [runs(), runs()] == [[False, True, False], [False] * 3]
+
+
+def test_list_of_completed_steps_of_earlier_versions_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.workflow.run._PROGRAM", (sys.executable, "-c", "pass"))
+    (tmp_path / "recipe.yaml").write_text("seed: 1\n")
+    step = {"generate": {"recipe": str(tmp_path / "recipe.yaml"), "n": 4, "shards": "{out}/a"}}
+    file = write(tmp_path / "job.yaml", out=str(tmp_path), steps=[{"status": {"with": "a"}}, step])
     job, lines = load_workflow(file, None, commands(), {}), list[str]()
-    (tmp_path / "job.json").write_text(f'["{job.steps[0].digest}"]')
+    (tmp_path / "job.json").write_text(json.dumps([step.digest for step in job.steps]))
     run_workflow(job, lines.append)
-    assert lines == ["[1/1] already completed: factory status a"]
+    assert ["already completed" in line for line in lines] == [True, True]
 
 
 def test_broken_list_of_completed_steps_is_rejected(tmp_path: Path) -> None:

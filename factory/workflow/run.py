@@ -17,8 +17,9 @@ from typing import Any
 from factory import exit_codes, signals
 from factory.errors import UserError
 from factory.files.atomic import write_atomically
+from factory.files.digest import file_digest
 from factory.files.lock import sole_writer
-from factory.files.paths import check_writable_folder, local_path, split_named_path
+from factory.files.paths import check_writable_folder, expanded, local_path, split_named_path, without_file_scheme
 from factory.files.strict_yaml import parse_plain_yaml
 from factory.files.text import read_text
 from factory.workflow.check import arguments_of, steps_of, values_of
@@ -30,6 +31,8 @@ _KILLED = 128
 """Shells report this number plus that of the signal as the exit code of a process that a signal killed."""
 _WRITES = ("--shards", "--out", "--to")
 _RESULTS = (*_WRITES, "--table")
+_FILES = ("--recipe", "--prompts", "--classes", "--split", "--cooccurrence")
+"""Options whose value may be a file with settings."""
 _IS_PATH_SAFE = {"", os.getcwd()}.isdisjoint(sys.path)
 _PROGRAM = (sys.executable, *(("-P",) if _IS_PATH_SAFE else ()), "-m", "factory")
 """`python -m` would import modules from the current folder, unlike the command `factory`: a file named yaml.py there
@@ -76,6 +79,14 @@ class Step:
         """The folders and files that the step determines, in one spelling."""
         return [normpath(value) for flag, value in pairwise(self.arguments) if flag in _RESULTS]
 
+    def state(self) -> str:
+        """The digest of the step and, if it has files with settings, of their contents at this time."""
+        given = (value for flag, value in pairwise(self.arguments) if flag in _FILES)
+        paths = (expanded(without_file_scheme(value)) for value in given)
+        # Not Path.is_file, which raises an error for a long list of class names.
+        digests = [file_digest(path) for path in paths if os.path.isfile(path) and os.access(path, os.R_OK)]
+        return f"{self.digest}-{hashlib.sha256(''.join(digests).encode()).hexdigest()[:16]}" if digests else self.digest
+
     def reads(self, folder: str) -> bool:
         """Whether an argument is the folder or a path in it, also in the form NAME=FOLDER, in any spelling."""
         # `a=b` is either the path `a=b` or the path `b` with a name.
@@ -117,9 +128,10 @@ def run_workflow(job: Workflow, report: Callable[[str], None] = _log.info) -> No
     """Run the steps that are not completed, in order; call it again to resume at the first one that failed.
 
     Signals are forwarded to the running step, and its end is awaited. A dataset with skipped samples is complete and
-    does not stop the job. A step that writes to the same place as a step of another version of the job makes that step
-    incomplete. Raises StepFailedError, KeyboardInterrupt if the step was interrupted, UserError if its folder cannot
-    be written or the list of completed steps cannot be read, and TransientError while another process runs the job.
+    does not stop the job. A step becomes incomplete if a step of another version of the job writes to the same place,
+    or if a file with its settings changes, such as a recipe. Raises StepFailedError, KeyboardInterrupt if the step was
+    interrupted, UserError if its folder cannot be written or the list of completed steps cannot be read, and
+    TransientError while another process runs the job.
     """
     check_writable_folder(job.out, "the folder of the job")
     job.out.mkdir(parents=True, exist_ok=True)
@@ -131,13 +143,20 @@ def _run_steps(job: Workflow, report: Callable[[str], None]) -> None:
     path = job.out / DONE
     done, current = _completed(path), {step.digest for step in job.steps}
     for number, step in enumerate(job.steps, 1):
-        if step.digest in done:
+        state = step.state()
+        if step.digest in done:  # written by an earlier version, which did not compare files
+            done[state] = done.pop(step.digest)
+        if state in done:
             report(f"[{number}/{len(job.steps)}] already completed: {step.command_line()}")
             continue
         report(f"[{number}/{len(job.steps)}] {step.command_line()}")
+        with_other_files = step.digest in map(_digest_in, done)
+        outdated = _with_dependents(step, job.steps) if with_other_files else set()
         overwritten = set(step.results)
         kept = {
-            digest: results for digest, results in done.items() if digest in current or overwritten.isdisjoint(results)
+            state: results
+            for state, results in done.items()
+            if _digest_in(state) not in outdated and (_digest_in(state) in current or overwritten.isdisjoint(results))
         }
         if kept != done:
             done = kept
@@ -149,12 +168,26 @@ def _run_steps(job: Workflow, report: Callable[[str], None]) -> None:
             report("The step is complete, although some samples were rejected in every attempt; continuing.")
         elif code:
             raise StepFailedError(number, step.name, code)
-        done[step.digest] = step.results
+        done[state] = step.results
         write_atomically(path, json.dumps(done))
 
 
+def _digest_in(state: str) -> str:
+    """The digest of the step in its state."""
+    return state.partition("-")[0]
+
+
+def _with_dependents(step: Step, steps: Iterable[Step]) -> set[str]:
+    """The digests of a step and of all later ones that depend on it."""
+    found = {step.digest}
+    for later in steps:
+        if not found.isdisjoint(later.after):
+            found.add(later.digest)
+    return found
+
+
 def _completed(path: Path) -> dict[str, list[str]]:
-    """The results of each completed step by its digest; earlier versions stored the digests alone."""
+    """The results of each completed step by its state; earlier versions stored the digests alone."""
     try:
         done = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
