@@ -143,8 +143,9 @@ def test_recipe_file_that_was_edited_after_its_shards_were_generated_is_rejected
         rf"was generated with the recipe {recipe.fingerprint()[:12]}, but its recipe.yaml now has the fingerprint "
         rf"{edited.fingerprint()[:12]}: the file was changed since\. Undo the change"
     )
-    with leased(store) as held, pytest.raises(UserError, match=message):
-        run_prepared(edited, store, held)
+    for given in (edited, recipe):  # with the original one, the message said to resume the dataset with the edited one
+        with leased(store) as held, pytest.raises(UserError, match=message):
+            run_prepared(given, store, held)
     with pytest.raises(UserError, match=message):
         verify(store)
     assert store.list("") == files | {".lock": 0}

@@ -5,9 +5,11 @@ from itertools import islice
 from typing import Any
 
 from factory.config.differences import changed_sizes, differences
+from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe, parse_recipe
 from factory.dataset.lease import LEASE
 from factory.dataset.ordered_map import ordered_map
+from factory.dataset.receipts import check_same_recipe, finished_shards
 from factory.dataset.storage import Store
 from factory.dataset.storage_folder import LOCK
 from factory.errors import UserError, command, first_few
@@ -25,7 +27,7 @@ def init_or_resume(
 
     A dataset without a finished shard is reset if the recipe or its size differs; `confirm` raises an error if the
     lease was lost, before each deletion. Returns the recipe of the dataset; for an extended dataset, it includes the
-    earlier sizes. Raises UserError with the differences.
+    earlier sizes. Raises UserError with the differences, or if recipe.yaml was edited since.
     """
     before = store.get(RECIPE)
     if before is None:
@@ -39,6 +41,7 @@ def init_or_resume(
         _reset(store, recipe, before, confirm)
         return init_or_resume(store, recipe, extend, confirm)
     if changed:
+        check_same_recipe(store, old.fingerprint(), finished_shards(store, Plan(old)))
         raise UserError(
             f"{store.address} was created with a different recipe: {'; '.join(changed)}. Give the same options to "
             f"resume it, run {command('generate', '--shards', store.address)} to resume it with its own recipe, or "
