@@ -50,7 +50,11 @@ def test_foreign_folder_and_truncated_recipe_are_rejected(recipe_file: Path, tmp
 
 
 def test_a_dataset_without_any_accepted_sample_is_a_failure(recipe_file: Path, tmp_path: Path) -> None:
-    data = yaml.safe_load(recipe_file.read_text()) | {"filters": {"min_area": 0.999}, "attempts": 1, "n": 4}
+    data = yaml.safe_load(recipe_file.read_text()) | {
+        "filters": {"min_area": 0.999, "max_area": 1},
+        "attempts": 1,
+        "n": 4,
+    }
     (tmp_path / "hard.yaml").write_text(yaml.safe_dump(data))
     out = tmp_path / "out"
     make_dataset(prepare(make_recipe(data), Store(str(out))), out)

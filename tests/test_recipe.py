@@ -128,6 +128,8 @@ def test_differences_list_field_and_both_values() -> None:
         ({"n": 5, "batch": "many"}, "^the recipe: batch must be a whole number from 1 to 1024, or auto .got 'many'"),
         ({"n": 5, "batch": -1}, "batch must be a whole number from 1 to 1024, or auto .got -1."),
         ({"n": 5, "batch": 0.0}, "batch must be a whole number from 1 to 1024, or auto .got 0.0."),
+        ({"n": 5, "generator": {"width": 8200}}, "generator.width must be at most 8192 .got 8200."),
+        ({"n": 5, "filters": {"min_area": 0.95}}, "min_area must not be above max_area, .*, got 0.95 and 0.9"),
         ({"n": 5, "masks": {"levels": [True, 2]}}, "levels must contain numbers, not booleans"),
         ({"n": 5, "objects": {1: True}}, "objects must contain numbers, not booleans"),
         ({"n": 5, "objects": {1: 0.5, "01": 0.2}}, "objects must contain each number of objects once, got 1, 01"),
@@ -273,6 +275,10 @@ PROMPTS = [{"text": "a dog", "classes": {"dog": "dog"}}]
         (
             {"oracle": {"split": "1", "seen": ["dog", "unicorn"]}, "masks": {"source": "detector"}},
             r"seen classes \['unicorn'\]",
+        ),
+        (
+            {"classes": ["Dog"], "oracle": {"split": "1", "seen": ["Dog"]}, "masks": {"source": "detector"}},
+            r"seen classes \['Dog'\] are not classes of the dataset: dog",
         ),
         ({"oracle": ORACLE, "masks": {"source": "detector"}, "format": 2}, "an oracle requires exactly one timestep"),
         ({"real": REAL}, "a dataset of real images is an oracle"),

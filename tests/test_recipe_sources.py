@@ -71,6 +71,12 @@ def test_all_sources_of_a_recipe_give_the_same_dataset(options: dict[str, Any], 
         assert _prepared(recipe).content() == expected.content()
 
 
+def test_a_recipe_in_the_home_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text("n: 4\n")
+    assert load_recipe("~/recipe.yaml") == {"n": 4}
+
+
 def test_options_override_the_recipe_file(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text("n: 4\nattempts: 3\nfilters: {min_confidence: 0.5, min_area: 0.1}\n")

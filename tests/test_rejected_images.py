@@ -31,7 +31,7 @@ def recipe(tiny_model: Path) -> Recipe:
             "attempts": 2,
             "generator": {"model": str(tiny_model), "steps": 2, "solver": "ddim", "dtype": "float32"},
             "masks": {"noise_level": 0.5},
-            "filters": {"min_area": 0.999, "duplicate_distance": None},
+            "filters": {"min_area": 0.999, "max_area": 1, "duplicate_distance": None},
         }
     )
 

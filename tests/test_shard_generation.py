@@ -54,7 +54,7 @@ def test_rejected_samples_are_retried_with_the_seed_of_the_next_attempt(tiny_rec
 
 
 def test_exhausted_samples_are_left_out_and_counted(tiny_data: dict[str, Any]) -> None:
-    recipe = make_recipe(tiny_data | {"filters": {"min_area": 0.999}, "attempts": 2})
+    recipe = make_recipe(tiny_data | {"filters": {"min_area": 0.999, "max_area": 1}, "attempts": 2})
     samples, produced = run(recipe)
     assert samples == []
     assert produced.tally.exhausted == (0, 1, 2, 3)

@@ -31,7 +31,8 @@ from factory.config.sections import (
 )
 from factory.config.stickers import EMBEDDED_MODELS
 from factory.config.vocabulary import Vocabulary, coco, from_names, voc
-from factory.errors import UserError
+from factory.errors import UserError, first_few
+from factory.files.paths import expanded
 from factory.files.strict_json import canonical
 from factory.files.strict_yaml import parse_yaml
 from factory.files.text import read_text
@@ -136,6 +137,9 @@ class Recipe(Section):
         vocabulary = self.vocabulary()
         if len({entry.id for entry in vocabulary.classes} & set(range(1, 255))) < len(vocabulary.classes):
             raise ValueError(f"a label image can hold at most 254 classes, got {len(vocabulary.classes)}")
+        if self.oracle is not None and (unknown := set(self.oracle.seen) - set(vocabulary.names)):
+            known = first_few(vocabulary.names)
+            raise ValueError(f"the seen classes {sorted(unknown)} are not classes of the dataset: {known}")
         prompts = self.user_prompts()
         if prompts is None:
             check_objects(self.objects, len(self.planned_names()))
@@ -257,7 +261,7 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: The file cannot be read or is not a YAML mapping.
     """
-    return parse_recipe(read_text(path, "recipe"), str(path))
+    return parse_recipe(read_text(expanded(path), "recipe"), str(path))
 
 
 def parse_recipe(text: str, where: str) -> dict[str, Any]:
@@ -279,9 +283,6 @@ def _check_cooccurrence(recipe: Recipe) -> None:
 
 def _check_oracle(recipe: Recipe, prompted: set[str]) -> None:
     assert recipe.oracle is not None
-    unknown = set(recipe.oracle.seen) - set(recipe.vocabulary().names)
-    if unknown:
-        raise ValueError(f"the seen classes {sorted(unknown)} are not classes of the dataset")
     leaked = prompted - set(recipe.oracle.seen)
     if leaked:
         raise ValueError(f"a prompt of the oracle names {sorted(leaked)}, which are unseen classes of its split")

@@ -108,7 +108,7 @@ def test_quarantined_shards_are_not_reported_as_a_used_up_budget(
 
 
 def test_night_without_any_sample_fails_with_a_code_that_no_scheduler_takes_for_success(make: Make) -> None:
-    context = make(recipe={"n": 2, "attempts": 1, "filters": {"min_area": 0.999}})
+    context = make(recipe={"n": 2, "attempts": 1, "filters": {"min_area": 0.999, "max_area": 1}})
     recipe, totals = prepare_night(context, None)
     NightFile(context.root, context.date).save(start_night(context, None, recipe, totals))
     make_dataset(recipe, Path(context.dataset.address))

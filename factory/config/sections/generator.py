@@ -47,10 +47,18 @@ class GeneratorRecipe(Section):
         "`euler-trailing`, `lcm` and `tcd` replace it in Stable Diffusion 1, 2 and XL.",
     )
     width: int | None = Field(
-        default=None, ge=8, multiple_of=8, description="Width of the images in pixels; by default that of the model."
+        default=None,
+        ge=8,
+        le=8192,
+        multiple_of=8,
+        description="Width of the images in pixels; by default that of the model.",
     )
     height: int | None = Field(
-        default=None, ge=8, multiple_of=8, description="Height of the images in pixels; by default that of the model."
+        default=None,
+        ge=8,
+        le=8192,
+        multiple_of=8,
+        description="Height of the images in pixels; by default that of the model.",
     )
     lora: str | None = Field(
         default=None,

@@ -1,8 +1,8 @@
 """The sections `masks` and `filters`: the source of the masks, and the samples that are rejected."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from factory.config.sections.base import Section
 
@@ -98,3 +98,12 @@ class FilterRecipe(Section):
     min_contrast: float | None = Field(
         default=4.0, ge=0, le=128, description="Minimum standard deviation of the brightness, 0 to 255."
     )
+
+    @model_validator(mode="after")
+    def _areas_in_order(self) -> Self:
+        if self.min_area is not None and self.max_area is not None and self.min_area > self.max_area:
+            raise ValueError(
+                f"min_area must not be above max_area, or every sample is rejected, got {self.min_area:g} and "
+                f"{self.max_area:g}"
+            )
+        return self
