@@ -183,15 +183,15 @@ def _checked(table: Table, vocabulary: Vocabulary) -> dict[str, dict[str, float]
 
 
 class _Names:
-    """Official names by any spelling; each spelling is looked up once."""
+    """Official names by any spelling."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._find, self._resolve = functools.cache(vocabulary.find), vocabulary.resolve
+        self._resolve = vocabulary.resolve
         self._positions = {name: position for position, name in enumerate(vocabulary.names)}
 
     def ordered(self, first: str, second: str, where: str) -> tuple[str, str]:
         """The names of two classes in the order of the vocabulary; raises UserError if they are the same class."""
-        names = [(self._find(name) or self._resolve(name, where)).name for name in (first, second)]
+        names = [self._resolve(name, where).name for name in (first, second)]
         if names[0] == names[1]:
             raise UserError(f"{where}: a pair requires two different classes, got {first} and {second}.")
         names.sort(key=self._positions.__getitem__)

@@ -100,11 +100,16 @@ class Vocabulary:
 
     def find(self, name: str) -> ClassEntry | None:
         """Look up a class by name or alias, ignoring case, whitespace and underscores; None if there is none."""
-        plain = _plain(name)
+        return self._by_spelling.get(_plain(name))
+
+    @functools.cached_property
+    def _by_spelling(self) -> dict[str, ClassEntry]:
+        """The first class with each name or alias."""
+        found: dict[str, ClassEntry] = {}
         for entry in self.classes:
-            if plain in (_plain(spelling) for spelling in (entry.name, *entry.aliases)):
-                return entry
-        return None
+            for spelling in (entry.name, *entry.aliases):
+                found.setdefault(_plain(spelling), entry)
+        return found
 
     def resolve(self, name: str, where: str | None = None) -> ClassEntry:
         """Like `find`, but raises UserError with suggestions if there is no such class.
