@@ -3,6 +3,8 @@
 import json
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from factory.dataset.storage import Store
 from factory.engine.interface import Done
 from factory.engine.state import State
 from factory.errors import LeaseHeldError
+from factory.files.strict_json import canonical
 from factory.generation.progress import Snapshot, Tracker
 from factory.generation.reporter import Reporter, quarantined
 from tests.support.bucket import Bucket, Fault
@@ -100,6 +103,28 @@ def test_late_progress_does_not_replace_that_of_the_finished_run(store: Store, m
         release.set()
         reporter._writer._thread.join(10)
     assert read_progress(store) == {"status": "done"}
+
+
+def test_progress_is_written_although_an_earlier_one_is_written_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The background thread may take the earlier progress at any moment while the next one is prepared."""
+    monkeypatch.setattr("factory.generation.reporter._PROGRESS_EVERY", 0.0)
+    state, actions = State(SHARDS), list[Callable[[], Any]]()
+    with leased(store) as held:
+        reporter, tracker = reporter_of(store, held, [])
+        monkeypatch.setattr(reporter._writer, "do", actions.append)
+        reporter.tick(state)
+        monkeypatch.setattr(
+            "factory.generation.reporter.canonical", lambda data: (actions and actions.pop(0)(), canonical(data))[1]
+        )
+        for _ in range(2):
+            state.add(Done(4, 6))
+            reporter.tick(state)
+        for action in actions:
+            action()
+        reporter.close(tracker.snapshot(state, "done"))
+    assert read_progress(store)["accepted"] == 8
 
 
 def test_run_waits_while_its_store_does_not_respond(

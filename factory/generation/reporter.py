@@ -9,6 +9,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Container
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -49,8 +50,7 @@ class Reporter:
         self._written = 0.0
         self._writer = _Background()
         self._keeper = IndexKeeper(ReceiptIndex(self._impatient_store))
-        self._pending: bytes | None = None
-        self._pending_logs: str | None = None
+        self._progress, self._logs = _Latest(self._writer), _Latest(self._writer)
         self._written_logs = ""
         self._log = f"logs/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.log"
 
@@ -87,9 +87,7 @@ class Reporter:
 
     def logs(self, text: str) -> None:
         """Write the output of the workers to the log file of this run; with a slow store, only the latest output."""
-        queued, self._pending_logs = self._pending_logs is not None, text
-        if not queued:
-            self._writer.do(self._write_logs)
+        self._logs.do(lambda: self._write_logs(text))
 
     def finished(self, shard: int) -> None:
         """Record a finished shard, and remove it from quarantine if an earlier run put it there."""
@@ -108,25 +106,17 @@ class Reporter:
         if not self._held.lost:
             self._report(snapshot)
         self._writer.close(_CLOSE_TIMEOUT)
-        self._pending = None  # with a slow store, it would replace the progress of the finished run
+        self._progress.drop()  # with a slow store, it would replace the progress of the finished run
 
     def _report(self, snapshot: Snapshot) -> None:
         """Queue the progress for writing; with a slow store, only the latest snapshot is written."""
-        queued = self._pending is not None
-        self._pending = canonical({**snapshot.to_dict(), "driver": self._held.holder}) + b"\n"
-        if not queued:
-            self._writer.do(self._write_progress)
+        data = canonical({**snapshot.to_dict(), "driver": self._held.holder}) + b"\n"
+        self._progress.do(lambda: self._impatient_store.put(PROGRESS, data))
 
-    def _write_logs(self) -> None:
-        text, self._pending_logs = self._pending_logs, None
-        if text is not None and text != self._written_logs:
+    def _write_logs(self, text: str) -> None:
+        if text != self._written_logs:
             self._impatient_store.put(self._log, self._store.hide(text).encode(errors="replace"))
             self._written_logs = text
-
-    def _write_progress(self) -> None:
-        data, self._pending = self._pending, None
-        if data is not None:
-            self._impatient_store.put(PROGRESS, data)
 
 
 class _WaitingWorkers:
@@ -214,6 +204,29 @@ class _Background:
                 action()
             except UserError:
                 continue
+
+
+class _Latest:
+    """Writes of one file in the background thread, of which only the latest is done."""
+
+    def __init__(self, writer: _Background) -> None:
+        self._writer = writer
+        self._writes: deque[Callable[[], Any]] = deque(maxlen=1)
+
+    def do(self, write: Callable[[], Any]) -> None:
+        # Queued every time: without a lock, it is not known whether the thread still has to come to an earlier one.
+        self._writes.append(write)
+        self._writer.do(self._do_latest)
+
+    def drop(self) -> None:
+        self._writes.clear()
+
+    def _do_latest(self) -> None:
+        try:
+            write = self._writes.pop()
+        except IndexError:  # done or dropped
+            return
+        write()
 
 
 def quarantine_name(shard: int) -> str:
