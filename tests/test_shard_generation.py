@@ -14,6 +14,7 @@ from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_label_png, decode_rle
 from factory.dataset.receipts import Receipt, Tally, commit, read_receipt
+from factory.dataset.records import Instance
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import init_or_resume
 from factory.dataset.tar import pack
@@ -59,6 +60,26 @@ def test_exhausted_samples_are_left_out_and_counted(tiny_data: dict[str, Any]) -
     assert samples == []
     assert produced.tally.exhausted == (0, 1, 2, 3)
     assert (produced.tally.attempts, sum(produced.tally.rejected.values())) == (8, 8)
+
+
+@pytest.mark.parametrize(("score", "counts"), [(0.49, False), (0.5, True)])
+def test_masks_are_compared_with_confident_detections_only(
+    tiny_data: dict[str, Any], score: float, counts: bool
+) -> None:
+    """A detector that sees a cat with 6 % where the mask of the cat is does not confirm the mask."""
+
+    class Unsure:
+        def detect(self, images: Any, classes: Any = None) -> list[list[Instance]]:
+            whole = np.ones(images[0].shape[:2], bool)
+            return [[Instance(name, score, whole) for name in names] for names in classes]
+
+    recipe = make_recipe(tiny_data | {"filters": {"min_detector_iou": 0.0, "max_area": None}})
+    components = load_components(recipe, detector=Unsure())
+    with ThreadPoolExecutor(1) as encoder:
+        produced = produce(Plan(recipe).shard(0), recipe, components, encoder)
+        samples = [json.loads(future.result().members["json"]) for future in produced.samples]
+    assert samples
+    assert all((sample["filters"]["detector_iou"] > 0) is counts for sample in samples)
 
 
 def test_labels_run_lengths_and_areas_of_a_sample_agree(tiny_recipe: Recipe) -> None:

@@ -49,7 +49,7 @@ class Filters:
         """Accept the sample, or reject it with the first reason that applies.
 
         `grounded` has the disjoint masks that will be written; `raw` has the masks before overlaps were removed (by
-        default `grounded`). `detected` are the instances of the detector, required if the recipe sets
+        default `grounded`). `detected` are the confident instances of the detector, required if the recipe sets
         `min_detector_iou`.
         """
         scores: Scores = {}

@@ -94,7 +94,8 @@ def _attempted(
     images = [result.image for result in generated]
     with clock("judge"):
         classes = [prompt.classes for prompt in prompts]
-        detections = components.judge.detect(images, classes) if components.judge else [None] * len(images)
+        found = components.judge.detect(images, classes) if components.judge else [()] * len(images)
+        detections = [[instance for instance in one if instance.score >= recipe.masks.score] for one in found]
     results = []
     with clock("filter"):
         for index, candidate in enumerate(batch):

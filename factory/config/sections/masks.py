@@ -66,7 +66,12 @@ class MaskRecipe(Section):
         description="Threshold of `attention` masks as a share of the maximum attention to the class; by default "
         "computed for each image.",
     )
-    score: float = Field(default=0.5, ge=0, le=1, description="Minimum score of detections used as masks.")
+    score: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Minimum score of detections used as masks, or by `filters.min_detector_iou` to check masks.",
+    )
     ignore_score: float = Field(
         default=0.3, ge=0, le=1, description="Pixels of detections between this score and `score` are marked 255."
     )
