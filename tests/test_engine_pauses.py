@@ -13,7 +13,7 @@ from factory.engine.capacity import Share
 from factory.engine.health import LONGEST_SILENCE
 from factory.engine.pool import Worker
 from factory.engine.scheduler import Scheduler
-from factory.engine.state import Listener
+from factory.engine.state import Limit, Listener
 from factory.engine.view import ClusterView
 from factory.errors import StoreUnavailableError
 
@@ -99,6 +99,18 @@ def test_worker_that_waits_for_the_store_is_not_late_although_the_driver_reaches
     assert run.state.waiting == ""
     run._report()
     assert run.state.waiting_workers == "2 of 3 workers wait; on a: s3://b/x does not respond"
+
+
+def test_samples_of_unfinished_shards_do_not_count_after_the_run(clock: Any) -> None:
+    """They were lost with their workers: `progress.json` would otherwise promise more samples than the dataset has."""
+    worker = make_worker("a", clock)
+    worker.counts = {0: (7, {"overlap": 2})}
+    pool: Any = SimpleNamespace(workers=[worker], detectors=[])
+    run = Scheduler(pool, [], make_view(), EngineRecipe(), Listener(), Limit(lambda state: True))
+    run._report()
+    assert run.state.in_progress == {0: (7, {"overlap": 2})}
+    assert run.run().limited
+    assert run.state.in_progress == {}
 
 
 def test_run_ends_when_no_worker_reaches_the_store(clock: Any) -> None:

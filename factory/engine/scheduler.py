@@ -70,6 +70,7 @@ class Scheduler:
                     self._step()
         finally:
             self._report_logs()
+            self.state.in_progress = {}  # these shards are not finished, so their samples are generated again
         return self.state
 
     def _step(self) -> None:
