@@ -1,5 +1,6 @@
 """The recipe of a dataset: initialise a dataset with it, and resume or extend it with the same one."""
 
+import functools
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
@@ -80,21 +81,29 @@ def existing_recipe(store: Store) -> Recipe | None:
 
 def recipe_of(store: Store) -> Recipe:
     """The recipe of a dataset; raises UserError if there is no dataset or its recipe is invalid."""
-    return _checked(store)[0]
+    return _recipe_in(*_contents(store))
 
 
 def fields_of(store: Store) -> dict[str, Any]:
     """The fields that the recipe of a dataset contains, for `make_recipe`; raises the errors of `recipe_of`."""
-    return _checked(store)[1]
+    contents = _contents(store)
+    _recipe_in(*contents)
+    return parse_recipe(*contents)
 
 
-def _checked(store: Store) -> tuple[Recipe, dict[str, Any]]:
+def _contents(store: Store) -> tuple[str, str]:
+    """(text of the recipe of a dataset, its address)."""
     data = store.get(RECIPE)
     where = f"{store.address.rstrip('/')}/{RECIPE}"
     if data is None:
         raise UserError(f"{store.address} is not a dataset: {_why_not(store)}.")
-    fields = parse_recipe(_text(data, where), where)
-    return make_recipe(fields, where), fields
+    return _text(data, where), where
+
+
+@functools.lru_cache(maxsize=1)
+def _recipe_in(text: str, where: str) -> Recipe:
+    """Cached, because a run reads the recipe several times, and custom prompts can make it large."""
+    return make_recipe(parse_recipe(text, where), where)
 
 
 def _text(data: bytes, where: str) -> str:
