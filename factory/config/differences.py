@@ -1,19 +1,29 @@
 """Which settings of two recipes differ, for messages."""
 
 import json
+from os.path import normpath
 from typing import Any
 
 from factory.config.recipe import Recipe
+
+_PATHS = {
+    "generator": ("model", "lora"),
+    "masks": ("source", "detector"),
+    "real": ("root", "annotations"),
+}
+"""Fields that may be paths, absolute ones in a pinned recipe. Names of models are in normal form."""
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Each field of `content()` that differs, such as "generator.steps: 20 -> 30".
 
     Fields without an effect in either recipe are left out: earlier versions stored options that are now rejected, and
-    their datasets must be resumable without them.
+    their datasets must be resumable without them. Paths of models may be spelled differently, such as `../model` from
+    two working directories; their contents are compared by the revisions.
     """
     unused = _without_effect(old) & _without_effect(new)
-    return _differences(_without(old.content(), unused), _without(new.content(), unused), "")
+    before, after = (_with_plain_paths(_without(recipe.content(), unused)) for recipe in (old, new))
+    return _differences(before, after, "")
 
 
 def _without_effect(recipe: Recipe) -> set[tuple[str, ...]]:
@@ -37,6 +47,13 @@ def _without(data: dict[str, Any], fields: set[tuple[str, ...]]) -> dict[str, An
     for *section, name in fields:
         part = data[section[0]] if section else data
         part.pop(name, None)
+    return data
+
+
+def _with_plain_paths(data: dict[str, Any]) -> dict[str, Any]:
+    for section, names in _PATHS.items():
+        fields = data.get(section, {})
+        fields |= {name: normpath(fields[name]) for name in names if fields.get(name) is not None}
     return data
 
 
