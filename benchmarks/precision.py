@@ -57,7 +57,8 @@ def drawing(precision: str, images: int) -> float:
 
 def inverting(precision: str, images: int, folder: Path, method: str = "ddim") -> tuple[float, float]:
     """(seconds per image, mean PSNR in dB)."""
-    options = RealOptions("voc", folder, "trainval", None, "voc", "all", images, method, 50, 0.23, 3, 0.01)
+    steps = 50 if method == "ddim" else None
+    options = RealOptions("voc", folder, "trainval", None, "voc", "all", images, method, steps, 0.23, 3, 0.01)
     recipe = pin_recipe(recipe_of_folder(options, {"generator": {"dtype": precision}}, {})[0])
     generator = InvertingGenerator(recipe)
     start = time.perf_counter()
