@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -17,7 +18,7 @@ from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import init_or_resume
 from factory.engine.capacity import Share
 from factory.engine.cluster import _check_reachable
-from factory.errors import UserError
+from factory.errors import TransientError, UserError
 from factory.generation import fitting_batch, hardware, shard_job
 from factory.generation.components import load_components
 from factory.generation.pin import pin_recipe
@@ -248,31 +249,31 @@ def test_worker_on_a_machine_without_the_folder_of_the_dataset_ends_the_run(
         job.open("cpu", None)
 
 
+class _FailedTaskError(ray.exceptions.RayTaskError):
+    def __init__(self) -> None:
+        self.cause = UserError("the GPU is too small.")
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "message"),
+    [
+        (_FailedTaskError(), UserError, r"^the GPU is too small\.$"),
+        (ray.exceptions.WorkerCrashedError(), TransientError, r"was lost: The worker died unexpectedly .* Rerun"),
+    ],
+)
 def test_the_batch_is_measured_with_the_drivers_settings_and_its_errors_are_one_sentence(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, kind: type[UserError], message: str
 ) -> None:
-    """Ray's error would quote the traceback of the task."""
+    """Ray's error would quote the traceback of the task. A spot node that was lost is a temporary failure."""
     monkeypatch.setenv("HF_TOKEN", "secret")
     received: list[Any] = []
-
-    class Failed(ray.exceptions.RayTaskError):
-        def __init__(self) -> None:
-            self.cause = UserError("the GPU is too small.")
-
-        def __str__(self) -> str:
-            return "Traceback ..."
-
-    def get(reference: Any) -> None:
-        raise Failed
-
     task = SimpleNamespace(remote=lambda *arguments: received.append(arguments))
     monkeypatch.setattr(ray, "remote", lambda **options: lambda function: task)
-    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "get", Mock(side_effect=failure))
     monkeypatch.setattr(hardware, "connected", lambda engine, threads: nullcontext())
     monkeypatch.setattr(hardware, "Capacity", lambda *_: SimpleNamespace(current=lambda: (Share(1, 1.0), 1)))
-    with pytest.raises(UserError) as error:
+    with pytest.raises(kind, match=message):
         hardware._fitting(_recipe(tiny_model, batch="auto"))
-    assert str(error.value) == "the GPU is too small."
     assert received[0][2]["HF_TOKEN"] == "secret"
 
 

@@ -9,7 +9,7 @@ from factory.config.recipe import Recipe
 from factory.engine.capacity import Capacity, check_gpus, resources
 from factory.engine.cluster import check_address, connected, is_connected
 from factory.engine.environment import adopt, of_the_driver
-from factory.errors import UserError
+from factory.errors import TransientError, UserError, one_line
 from factory.generation.fitting_batch import measured_batch
 
 _log = logging.getLogger(__name__)
@@ -86,6 +86,11 @@ def _fitting(recipe: Recipe) -> int:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
             raise
+        except ray.exceptions.RayError as error:
+            raise TransientError(
+                f"the worker that measured how many images fit into GPU memory was lost: {one_line(error)} Rerun the "
+                f"same command; if that fails as well, the host may have too little memory: give --batch a number."
+            ) from error
     _log.info("--batch auto: %d images fit into the GPU memory of a worker.", batch)
     return batch
 

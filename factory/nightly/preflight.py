@@ -124,8 +124,8 @@ def check_workers(engine: EngineRecipe, threads: int) -> None:
     """UserError if a machine of the cluster has other library versions than the driver.
 
     Queries each running node without reserving CPUs or GPUs. Nodes that join later are not checked, and neither are
-    nodes that do not answer in time, which is logged. Every receipt contains the versions of its worker. A local run
-    has no other machines.
+    nodes that are lost or do not answer in time, which is logged. Every receipt contains the versions of its worker. A
+    local run has no other machines.
     """
     if engine.address is None:
         return
@@ -145,13 +145,17 @@ def check_workers(engine: EngineRecipe, threads: int) -> None:
         if pending:
             hosts = ", ".join(sorted(host_of[reference] for reference in pending))
             _log.warning("Versions not checked on %s: no answer within %.0f s.", hosts, _WORKER_TIMEOUT)
-        try:
-            host_versions = [(host_of[reference], ray.get(reference)) for reference in ready]
-        except ray.exceptions.RayError as error:
-            raise UserError(
-                f"a machine of the cluster cannot run this program: {' '.join(str(error).split())[-300:]}. Install the "
-                f"driver's version of factory on every node."
-            ) from error
+        host_versions = []
+        for reference in ready:
+            try:
+                host_versions.append((host_of[reference], ray.get(reference)))
+            except (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError):
+                _log.warning("Versions not checked on %s: the machine was lost.", host_of[reference])
+            except ray.exceptions.RayError as error:
+                raise UserError(
+                    f"a machine of the cluster cannot run this program: {' '.join(str(error).split())[-300:]}. Install "
+                    f"the driver's version of factory on every node."
+                ) from error
     check_versions(host_versions)
 
 

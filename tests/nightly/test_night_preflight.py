@@ -1,12 +1,16 @@
 """What stops a night before a GPU is requested, and what `--dry-run` shows."""
 
 import datetime
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from factory.config.recipe import make_recipe
+from factory.config.sections import EngineRecipe
 from factory.dataset.lease import leased
 from factory.generation import run as generation_run
 from factory.nightly import preflight
@@ -87,6 +91,32 @@ def test_workers_with_other_versions_are_rejected() -> None:
     preflight.check_versions([("a", own)])
     with pytest.raises(preflight.UserError, match=r"node-2 has other versions than the driver: torch 1\.0 instead of "):
         preflight.check_versions([("node-1", own), ("node-2", {**own, "torch": "1.0"})])
+
+
+def test_a_machine_that_is_lost_during_the_check_does_not_stop_the_night(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Spot nodes come and go; a machine that cannot run factory is an error."""
+    nodes = [{"NodeID": name, "NodeManagerHostname": name} for name in ("a", "b")]
+    answers: dict[str, Any] = {"a": preflight.versions(), "b": ray.exceptions.TaskUnschedulableError("no such node")}
+
+    def get(reference: str) -> Any:
+        if isinstance(answers[reference], Exception):
+            raise answers[reference]
+        return answers[reference]
+
+    task = SimpleNamespace(options=lambda scheduling_strategy: SimpleNamespace(remote=lambda: scheduling_strategy))
+    monkeypatch.setattr(ray, "remote", lambda **options: lambda function: task)
+    monkeypatch.setattr(ray, "wait", lambda references, num_returns, timeout: (references, []))
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(preflight, "_on", str)
+    monkeypatch.setattr("factory.engine.capacity.alive_nodes", lambda: nodes)
+    monkeypatch.setattr("factory.engine.cluster.connected", lambda engine, threads: nullcontext())
+    preflight.check_workers(EngineRecipe(address="auto"), threads=1)
+    assert caplog.messages == ["Versions not checked on b: the machine was lost."]
+    answers["b"] = ray.exceptions.WorkerCrashedError()
+    with pytest.raises(preflight.UserError, match="a machine of the cluster cannot run this program: The worker died"):
+        preflight.check_workers(EngineRecipe(address="auto"), threads=1)
 
 
 def test_dry_run_writes_nothing_and_names_the_limit_and_what_would_be_deleted(
