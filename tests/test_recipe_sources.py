@@ -10,6 +10,7 @@ import yaml
 from factory import api
 from factory.cli.options import _FIELDS as FIELDS
 from factory.cli.options import assemble
+from factory.config.differences import differences
 from factory.config.recipe import Recipe, load_recipe, make_recipe
 from factory.dataset.storage import Store
 from factory.errors import UserError
@@ -69,6 +70,20 @@ def test_all_sources_of_a_recipe_give_the_same_dataset(options: dict[str, Any], 
     ]
     for recipe in sources:
         assert _prepared(recipe).content() == expected.content()
+
+
+def test_spelling_of_classes_and_prompts_is_no_difference(tmp_path: Path) -> None:
+    """The option --classes contains the official names, a recipe file what its author wrote."""
+    (tmp_path / "prompts.txt").write_text("a traffic light\ttraffic light\n")
+    by_options = assemble(None, None, {"classes": "Dog,Traffic_Light", "n": 2, "prompts": tmp_path / "prompts.txt"})
+    written = {"classes": ["Dog", "Traffic_Light"], "n": 2}
+    prompts = [{"text": " a traffic light", "classes": ["Traffic_Light"]}]
+    by_file = make_recipe({**written, "prompts": prompts})
+    assert differences(by_options, by_file) == differences(by_file, by_options) == []
+    assert len(differences(by_file, make_recipe({**written, "prompts": [{**prompts[0], "text": "a light"}]}))) == 1
+    assert differences(by_file, make_recipe({**written, "classes": ["traffic light", "dog"], "prompts": prompts})) == [
+        'classes: ["dog", "traffic light"] -> ["traffic light", "dog"]'
+    ]
 
 
 def test_a_recipe_in_the_home_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,11 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     """Each field of `content()` that differs, such as "generator.steps: 20 -> 30".
 
     Fields without an effect in either recipe are left out: earlier versions stored options that are now rejected, and
-    their datasets must be resumable without them. Paths of models may be spelled differently, such as `../model` from
-    two working directories; their contents are compared by the revisions.
+    their datasets must be resumable without them. Spelling does not matter: of paths, such as `../model` from two
+    working directories (revisions compare their contents), of classes, and of prompts with or without phrases.
     """
     unused = _without_effect(old) & _without_effect(new)
-    before, after = (_with_plain_paths(_without(recipe.content(), unused)) for recipe in (old, new))
+    before, after = (_without(_in_normal_form(recipe), unused) for recipe in (old, new))
     return _differences(before, after, "")
 
 
@@ -50,7 +50,13 @@ def _without(data: dict[str, Any], fields: set[tuple[str, ...]]) -> dict[str, An
     return data
 
 
-def _with_plain_paths(data: dict[str, Any]) -> dict[str, Any]:
+def _in_normal_form(recipe: Recipe) -> dict[str, Any]:
+    data = recipe.content()
+    if isinstance(recipe.classes, tuple):  # options contain the official names, files and programs any spelling
+        data["classes"] = list(recipe.vocabulary().names)
+    prompts = recipe.user_prompts()
+    if prompts is not None:
+        data["prompts"] = [{"text": p.text, "classes": list(zip(p.classes, p.phrases, strict=True))} for p in prompts]
     for section, names in _PATHS.items():
         fields = data.get(section, {})
         fields |= {name: normpath(fields[name]) for name in names if fields.get(name) is not None}
