@@ -2,11 +2,13 @@
 
 import datetime
 import re
+import tomllib
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from factory import exit_codes
 from factory.nightly.budget import deadline
@@ -92,3 +94,12 @@ def test_skypilot_copies_the_configuration_and_recovers_what_is_temporary() -> N
     (target,) = job["file_mounts"]
     assert target in job["run"]
     assert 75 in job["resources"]["job_recovery"]["recover_on_exit_codes"]
+
+
+def test_skypilot_installs_a_python_that_factory_supports() -> None:
+    """The images that SkyPilot starts by default have Python 3.10."""
+    setup = yaml.safe_load((ROOT / "jobs/skypilot/nightly.yaml").read_text())["setup"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (version,) = re.findall(r"uv venv .*--python (\S+) ", setup)
+    assert version in SpecifierSet(project["requires-python"])
+    assert setup.index("uv venv") < setup.index("make setup"), "make uses the environment if there is one"
