@@ -177,6 +177,7 @@ def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool =
 
         trial = estimate_run(recipe)
         rate = trial.rate
+    samples = recipe.n * trial.accepted / trial.planned if trial else recipe.n  # the others are skipped
     return {
         "n": recipe.n,
         "shards": len(expanded),
@@ -191,8 +192,8 @@ def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool =
         "prompts": [sample.prompt.text for sample in islice(expanded.samples(), _SHOWN)],
         "workers": workers,
         "rate": rate,
-        "bytes": round(recipe.n * trial.bytes_per_sample) if trial else None,
-        "worker_hours": recipe.n / rate / 3600 if rate else None,
-        "hours": recipe.n / rate / 3600 / workers if rate else None,
+        "bytes": round(samples * trial.bytes_per_sample) if trial else None,
+        "worker_hours": samples / rate / 3600 if rate else None,
+        "hours": samples / rate / 3600 / workers if rate else None,
         "trial": asdict(trial) if trial else None,
     }

@@ -14,8 +14,12 @@ from factory.generation.shard import produce
 
 @dataclass(frozen=True)
 class Estimate:
-    """The measurement of one worker; `bytes_per_sample` is the average size in the tar."""
+    """The measurement of one worker; `bytes_per_sample` is the average size in the tar.
 
+    Of the `planned` samples, those that are not `accepted` were rejected in every attempt.
+    """
+
+    planned: int
     accepted: int
     attempts: int
     seconds: float
@@ -38,13 +42,14 @@ def estimate_run(recipe: Recipe) -> Estimate:
     if not on_gpu:
         torch.set_num_threads(recipe.generator.threads)
     components = load_components(recipe, "cuda" if on_gpu else "cpu")
-    samples = tuple(islice(Plan(recipe).samples(), 2 * recipe.batch))
-    first, second = samples[: recipe.batch], samples[recipe.batch :] or samples
+    size = min(recipe.batch, recipe.shard_size)  # as in a shard
+    samples = tuple(islice(Plan(recipe).samples(), 2 * size))
+    first, second = samples[:size], samples[-size:]  # with few samples they overlap, but both are full
     with ThreadPoolExecutor(recipe.engine.writers) as encoder:
         for batch in (first, second):
             start = time.perf_counter()
             produced = produce(PlannedShard(0, batch, "trial", recipe.format), recipe, components, encoder)
             encoded = [future.result() for future in produced.samples]
             seconds = time.perf_counter() - start
-    size = len(pack(encoded)) / len(encoded) if encoded else 0.0
-    return Estimate(len(encoded), produced.tally.attempts, seconds, size)
+    bytes_per_sample = len(pack(encoded)) / len(encoded) if encoded else 0.0
+    return Estimate(len(second), len(encoded), produced.tally.attempts, seconds, bytes_per_sample)
