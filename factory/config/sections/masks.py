@@ -90,7 +90,7 @@ class FilterRecipe(Section):
         default=0.7, ge=0, le=1, description="Maximum share of the image border that a mask covers."
     )
     min_confidence: float | None = Field(default=None, ge=0, le=1, description="Minimum score of a mask.")
-    max_overlap: float | None = Field(default=0.5, ge=0, le=1, description="Maximum IoU of the masks of two objects.")
+    max_overlap: float | None = Field(default=0.5, ge=0, le=1, description="Maximum IoU of the masks of two classes.")
     min_detector_iou: float | None = Field(
         default=None, ge=0, le=1, description="Minimum IoU of a mask with that of the detector."
     )
