@@ -24,6 +24,7 @@ class RealResult:
     """The mIoU of a grounder on a dataset, 0 to 1, averaged over classes; NaN for a group without images.
 
     `seen` and `unseen` are averages over the classes that the grounder was and was not trained on, under any name.
+    `area` is the area of all masks relative to that of the true ones.
     """
 
     method: str
@@ -32,6 +33,7 @@ class RealResult:
     miou: float
     seen: float
     unseen: float
+    area: float
     images: int
 
 
@@ -101,14 +103,15 @@ def _result(name: str, config: GrounderConfig, real: str, meter: IoUMeter) -> Re
         miou=meter.miou,
         seen=meter.miou_of(seen),
         unseen=meter.miou_of(set(meter.union) - seen),
+        area=meter.area,
         images=meter.images,
     )
 
 
 def as_markdown(results: Sequence[RealResult]) -> str:
     """The results as a table, in percent."""
-    lines = ["| dataset | grounder | split | mIoU | seen classes | unseen classes | images |", "|---" * 7 + "|"]
+    lines = ["| dataset | grounder | split | mIoU | seen classes | unseen classes | area | images |", "|---" * 8 + "|"]
     for result in results:
-        figures = " | ".join(percent(share) for share in (result.miou, result.seen, result.unseen))
+        figures = " | ".join(percent(share) for share in (result.miou, result.seen, result.unseen, result.area))
         lines.append(f"| {cell(result.real)} | {cell(result.method)} | {result.split} | {figures} | {result.images} |")
     return "\n".join(lines)

@@ -22,7 +22,7 @@ class IoUMeter:
         self.overlap: Counter[str] = Counter()
         self.union: Counter[str] = Counter()
         self.of_images: list[float] = []
-        self.images = 0
+        self.images = self.predicted = self.true = 0
 
     def add(self, classes: Sequence[str], predicted: NDArray[Any], truth: NDArray[Any]) -> None:
         """Add one image: labels (H, W), in which k is the k-th of `classes`."""
@@ -33,6 +33,8 @@ class IoUMeter:
             overlap, union = int((mask & true_mask).sum()), int((mask | true_mask).sum())
             self.overlap[name] += overlap
             self.union[name] += union
+            self.predicted += int(mask.sum())
+            self.true += int(true_mask.sum())
             self.of_images.append(overlap / union if union else 0.0)
 
     @property
@@ -44,6 +46,11 @@ class IoUMeter:
         """The mIoU over some classes."""
         shares = [self.overlap[name] / union for name, union in self.union.items() if union and name in names]
         return float(np.mean(shares)) if shares else float("nan")
+
+    @property
+    def area(self) -> float:
+        """The area of all predicted masks relative to that of the true ones; NaN if there are none."""
+        return self.predicted / self.true if self.true else float("nan")
 
     @property
     def image_miou(self) -> float:

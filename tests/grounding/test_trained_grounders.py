@@ -243,7 +243,7 @@ def test_results_are_printed_and_written_beside_their_command(monkeypatch: pytes
     from factory.evaluation import grounders_on_real, protocol_1
 
     generated = [protocol_1.GrounderResult("guided", "1", group, 0.5, 0.4, 9, 10) for group in protocol_1.GROUPS]
-    real = [grounders_on_real.RealResult("guided", "1", "voc", 0.75, 0.8, math.nan, 9)]
+    real = [grounders_on_real.RealResult("guided", "1", "voc", 0.75, 0.8, math.nan, 1.1, 9)]
     monkeypatch.setattr(protocol_1, "protocol_1", lambda *arguments: generated)
     monkeypatch.setattr(grounders_on_real, "on_real", lambda *arguments: real)
     page, out = tmp_path / "page.md", tmp_path / "out"
@@ -254,7 +254,7 @@ def test_results_are_printed_and_written_beside_their_command(monkeypatch: pytes
     assert json.loads((out / "protocol-1.json").read_text())
     assert "| `guided` |" in result.stdout
     result = invoke("evaluate-grounder", "g", "--real", "inverted", "--table", page)
-    assert "| voc | guided | 1 | 75.0 | 80.0 |  | 9 |" in result.stdout
+    assert "| voc | guided | 1 | 75.0 | 80.0 |  | 110.0 | 9 |" in result.stdout
     assert "`factory evaluate-grounder ... --real ...` printed this table." in page.read_text()
     (data,) = json.loads(invoke("evaluate-grounder", "g", "--real", "inverted", "--json").stdout)
     assert (data["miou"], data["unseen"]) == (0.75, None)

@@ -138,6 +138,7 @@ def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tm
     assert result.images == 8
     assert 0 <= result.miou <= 1
     assert 0 <= result.unseen <= 1
+    assert result.area >= 0
     assert "| drawn | guided | 1 |" in as_markdown([result])
     messages: list[str] = []
     on_real([str(grounder)], [f"mine={tmp_path / 'seen'}"], report=messages.append)
@@ -161,3 +162,11 @@ def test_a_class_that_a_grounder_has_seen_by_another_name_is_seen() -> None:
     config: Any = SimpleNamespace(classes_seen=coco().seen("1"), split="1")
     result = _result("guided", config, "voc", meter)
     assert (result.miou, result.seen, result.unseen) == (0.5, 1, 0)
+
+
+def test_the_area_of_masks_is_compared_with_that_of_the_true_ones() -> None:
+    """Ignored pixels do not count, and too large and too small masks of an image can compensate each other."""
+    meter = IoUMeter()
+    assert np.isnan(meter.area)
+    meter.add(("dog", "cat"), np.array([[1, 1, 1, 2, 2]]), np.array([[1, 1, 0, 2, 255]]))
+    assert meter.area == 4 / 3
