@@ -8,7 +8,8 @@ from factory.dataset.storage import Store
 from factory.errors import UserError, command
 from factory.files.decode import decode_json
 
-_RECORD = "night.json"
+NIGHT = "night.json"
+"""The record of a night, beside its dataset or above it."""
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _NIGHTS = 10
 """The last nights of a root that are looked at: the folder of a night that has just started has no record yet."""
@@ -39,10 +40,10 @@ def _night_options(store: Store) -> list[str] | None:
     above, _, name = address.rpartition("/")
     parent = Store(above, store.settings).with_patience(_PATIENCE)
     date = above.rpartition("/")[2]
-    if _DATE.fullmatch(date) and _dataset_in(parent, _RECORD) == f"{date}/{name}":
+    if _DATE.fullmatch(date) and _dataset_in(parent, NIGHT) == f"{date}/{name}":
         return ["--date", date]
     nights = [folder for folder in reversed(parent.folders()) if _DATE.fullmatch(folder)]
-    datasets = (_dataset_in(parent, f"{night}/{_RECORD}") for night in nights[:_NIGHTS])
+    datasets = (_dataset_in(parent, f"{night}/{NIGHT}") for night in nights[:_NIGHTS])
     return [] if next((dataset for dataset in datasets if dataset is not None), None) == name else None
 
 

@@ -95,9 +95,9 @@ def generate(
     Only one driver may work on a dataset: LeaseHeldError names an active one, unless `force` takes over from it. `held`
     is a lease that the caller already holds. `labels_checked` means that the caller has just read the labels of real
     images; otherwise, they are compared with the recipe. `only` are the shards to generate; all missing ones by
-    default. KeyboardInterrupt propagates after shards in progress had
-    `engine.grace` seconds to finish; committed shards are kept, and the same call resumes. Raises UserError if shards
-    of an older format are missing, because this version cannot generate them.
+    default. KeyboardInterrupt propagates after shards in progress had `engine.grace` seconds to finish; committed
+    shards are kept, and the same call resumes. Raises UserError if shards of an older format are missing, because this
+    version cannot generate them.
     """
     existing = existing_recipe(store)
     if existing is not None and existing.format < FORMAT:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from factory.config.recipe import Recipe
 from factory.config.sections import EngineRecipe, GeneratorRecipe
+from factory.dataset.continuation import NIGHT
 from factory.dataset.storage import Store, StoreFullError
 from factory.dataset.storage_errors import ignores_conditions
 from factory.dataset.stored_recipe import RECIPE
@@ -17,7 +18,7 @@ from factory.errors import UserError
 from factory.generation.hardware import local_gpus
 from factory.generation.shard_job import versions
 from factory.nightly.config import Budget
-from factory.nightly.record import DATASET, NIGHT
+from factory.nightly.record import DATASET
 
 _log = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from factory.dataset.continuation import NIGHT
 from factory.dataset.storage import Store
 from factory.errors import LeaseHeldError, UserError
 from factory.files.decode import decode_json
 from factory.files.strict_json import dumps
 
-NIGHT = "night.json"
 DATASET = "dataset"
 REPORT = "report"
 

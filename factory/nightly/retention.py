@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
+from factory.dataset.continuation import NIGHT
 from factory.dataset.lease import LEASE, leased, stale
 from factory.dataset.storage import Store
 from factory.dataset.storage_errors import clear_errors
 from factory.dataset.storage_folder import LOCK
 from factory.dataset.stored_recipe import RECIPE
 from factory.nightly.latest import latest_night
-from factory.nightly.record import DATASET, GOOD, NIGHT, Night, list_nights
+from factory.nightly.record import DATASET, GOOD, Night, list_nights
 
 
 def expired_nights(root: Store, keep: int, current: Night | None = None) -> list[datetime.date]:
