@@ -96,6 +96,25 @@ def test_the_classes_of_samples_are_frozen(options: dict[str, Any], digest: str)
     assert hashlib.sha256(names.encode()).hexdigest()[:16] == digest
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objects": {1: 0.3, 2: 0.3, 3: 0.2, 6: 0.2}},
+        {"objects": {1: 0.4, 2: 0.6}, "classes": ["dog", "cat", "bus", "car", "cow"]},
+        {"objects": {1: 0.2, 2: 0.4, 5: 0.4}, "cooccurrence": "coco"},
+        {"prompts": [{"text": "a dog", "classes": {"dog": "dog"}}, {"text": "a cat", "classes": {"cat": "cat"}}]},
+    ],
+    ids=["even", "odd", "co-occurrence", "custom prompts"],
+)
+def test_totals_of_classes_are_those_of_the_samples(options: dict[str, Any]) -> None:
+    plan = Plan(make_recipe({"n": 10**7, "earlier": [50, 210]} | options))
+    counts = Counter[str]()
+    for end in range(400):
+        if end % 37 == 0:
+            assert +plan.class_totals(end) == counts, end
+        counts.update(plan.class_names(end))
+
+
 def test_the_record_of_a_sample_is_frozen() -> None:
     """If this fails, the same recipe gives other bytes: increment `format`."""
     recipe = make_recipe({"n": 4, "objects": {2: 1}})

@@ -169,8 +169,7 @@ def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool =
     recipe = for_hardware(recipe, None)
     expanded = Plan(recipe)
     counts = Counter(dict.fromkeys(recipe.vocabulary().names, 0))
-    for index in range(min(recipe.n, _COUNTED)):
-        counts.update(expanded.class_names(index))
+    counts.update(expanded.class_totals(min(recipe.n, _COUNTED)))
     trial = None
     if measure:
         from factory.generation.estimate import estimate_run

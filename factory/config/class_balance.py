@@ -80,7 +80,23 @@ class ClassSequence:
 
     def at(self, index: int) -> tuple[int, ...]:
         """The distinct classes of the sample at `index`, in prompt order."""
-        objects, position = self.objects.at(index)
+        return self._with_objects(*self.objects.at(index))
+
+    def totals(self, end: int) -> list[int]:
+        """How many of the samples 0..end-1 name each class. Takes the time of a few turns, which name all equally."""
+        totals = [0] * self.count
+        for objects, samples in self.objects.before(end).items():
+            mentions = samples * objects
+            # The pairs of an odd number of classes name every class twice per turn, all others once.
+            times = 2 if objects == 2 and self.count % 2 and self._groups is None else 1
+            turns, rest = divmod(mentions, times * self.count)
+            totals = [total + turns * times for total in totals]
+            for mention in range(mentions - rest, mentions):
+                totals[self._with_objects(objects, mention // objects)[mention % objects]] += 1
+        return totals
+
+    def _with_objects(self, objects: int, position: int) -> tuple[int, ...]:
+        """The classes of the sample at `position` among those with this number of objects."""
         if objects == 1:
             block, slot = divmod(position, self.count)
             return (self._single_block(block)[slot],)

@@ -2,6 +2,7 @@
 
 import hashlib
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -119,6 +120,16 @@ class Plan:
         if self._prompts is not None:
             return self._prompts[self._prompt_number(index)].classes
         return tuple(self._names[position] for position in self._classes.at(index))
+
+    def class_totals(self, end: int) -> Counter[str]:
+        """How many of the samples 0..end-1 name each class, without planning all of them."""
+        if self._prompts is None:
+            return Counter(dict(zip(self._names, self._classes.totals(end), strict=True)))
+        blocks, rest = divmod(end, len(self._prompts))
+        in_block = Counter(name for prompt in self._prompts for name in prompt.classes)
+        totals = Counter({name: count * blocks for name, count in in_block.items()})
+        totals.update(name for index in range(end - rest, end) for name in self.class_names(index))
+        return totals
 
     def samples(self) -> Iterator[PlannedSample]:
         """Every sample, in order."""

@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from factory.config.keys import key_of
 from factory.config.plan import Plan
 from factory.config.prompts import Prompt
 from factory.config.recipe import FORMAT
@@ -81,10 +82,10 @@ class OracleDataset:
     def keys(self, held_out: bool, share: float) -> list[str]:
         """Keys of the training samples, or of the held-out ones."""
         return [
-            sample.key
+            key_of(index)
             for number, receipt in self.receipts.items()
-            for sample in self.plan.shard(number).samples
-            if sample.index not in receipt.short and is_held_out(sample.key, share) == held_out
+            for index in range(*self.plan.bounds(number))
+            if index not in receipt.short and is_held_out(key_of(index), share) == held_out
         ]
 
     def samples(self, shard: int) -> Iterator[OracleSample]:

@@ -145,9 +145,7 @@ class Contents:
 
     def classes(self, plan: Plan, receipts: ReceiptSums) -> list[dict[str, Any]]:
         """One row per class: samples whose prompt names it (planned, made, exhausted), its yield and its objects."""
-        planned, exhausted = np.zeros_like(self._made), np.zeros_like(self._made)
-        for index in range(self._recipe.n):
-            planned[[self._row_of_name[name] for name in plan.class_names(index)]] += 1
+        planned, exhausted = plan.class_totals(self._recipe.n), np.zeros_like(self._made)
         for index in receipts.exhausted:
             if index < self._recipe.n:
                 exhausted[[self._row_of_name[name] for name in plan.class_names(index)]] += 1
@@ -158,7 +156,7 @@ class Contents:
                 {
                     "id": entry.id,
                     "name": entry.name,
-                    "planned": int(planned[row]),
+                    "planned": planned[entry.name],
                     "made": int(self._made[row]),
                     "exhausted": int(exhausted[row]),
                     "yield": proportion(int(self._made[row]), int(attempts[row])),

@@ -78,6 +78,14 @@ def test_planned_classes_are_counted_without_making_prompts(monkeypatch: pytest.
     assert sum(row["exhausted"] for row in rows) == len(plan.class_names(3))
 
 
+def test_planned_classes_are_counted_without_planning_every_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classes of ten million samples take minutes."""
+    recipe = make_recipe({"classes": NAMES, "n": 10**7, "objects": {1: 0.5, 2: 0.5}})
+    monkeypatch.setattr(Plan, "class_names", None)
+    rows = Contents(recipe).classes(Plan(recipe), ReceiptSums())
+    assert {row["planned"] for row in rows} == {15 * 10**6 // len(NAMES)}
+
+
 def test_classes(report: dict[str, Any], dataset: tuple[Store, Recipe], samples: list[DatasetSample]) -> None:
     plan = Plan(dataset[1])
     for row in report["classes"]:
