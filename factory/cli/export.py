@@ -18,8 +18,8 @@ def export(
     out: Annotated[
         str | None,
         typer.Option(
-            help="Folder to write; by default DATASET-FORMAT, such as pets-coco, next to a dataset in a folder, and "
-            "in the working directory for one in a bucket."
+            help="Folder to write; by default DATASET-FORMAT, such as pets-coco, next to a dataset in a folder. For "
+            "one in a bucket, it is in the working directory and named after the whole URL."
         ),
     ] = None,
     to: Annotated[str | None, typer.Option("--to", hidden=True, help="Old spelling of --out.")] = None,

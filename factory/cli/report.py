@@ -18,8 +18,8 @@ def report(
     out: Annotated[
         str | None,
         typer.Option(
-            help="Folder or URL to write to; by default DATASET-report, next to a dataset in a folder, and in the "
-            "working directory for one in a bucket."
+            help="Folder or URL to write to; by default DATASET-report, next to a dataset in a folder. For one in a "
+            "bucket, it is in the working directory and named after the whole URL."
         ),
     ] = None,
     as_json: AsJson = False,

@@ -1,6 +1,7 @@
 """Runs an export: reads shards one at a time, writes them in units, and resumes after an interruption."""
 
 import hashlib
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -37,6 +38,8 @@ FORMATS: dict[str, Callable[[ExportInfo, bool], Format]] = {
 }
 _LAYOUT = 1
 """Version of the layout; incremented when older unfinished exports can no longer be resumed."""
+_LONGEST_NAME, _DIGITS = 100, 6
+"""Characters of an address, and digits of its digest, in the name of a folder."""
 
 
 @dataclass(frozen=True)
@@ -192,10 +195,17 @@ def group_shards(done: Iterable[Receipt], unit_bytes: int) -> list[Unit]:
 
 
 def default_target(address: str, name: str) -> Path:
-    """The default export folder: next to a local dataset (out/ -> out-coco), or in the working directory for a URL."""
+    """The default folder of an export or report, different for each dataset.
+
+    It is next to a local dataset (out/ -> out-coco), and in the working directory for a URL: the bucket and the path,
+    and a digest of the URL, because a-b/c and a/b-c, or s3://a and gs://a, would have the same name without it.
+    """
     if is_remote(address):
         url = urlparse(address)
-        return Path(f"{PurePosixPath(url.path).name or url.netloc}-{name}")
+        parts = [url.netloc, *PurePosixPath(url.path).parts[1:]]
+        readable = re.sub(r"[^\w.-]+", "-", "-".join(parts))[-_LONGEST_NAME:].lstrip("-.")
+        digest = hashlib.sha256("/".join([url.scheme, *parts]).encode()).hexdigest()[:_DIGITS]
+        return Path(f"{readable}-{digest}-{name}")
     folder = expanded(without_file_scheme(address))
     folder = folder if folder.name not in ("", "..") else folder.resolve()
     return folder.with_name(f"{folder.name}-{name}")

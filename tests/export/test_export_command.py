@@ -115,10 +115,24 @@ def test_concurrent_exports_to_the_same_folder_are_rejected(store: Store, tmp_pa
 
 @pytest.mark.parametrize(
     ("address", "expected"),
-    [("out/", "out-coco"), ("a/out", "a/out-coco"), ("s3://bucket/sets/pets", "pets-coco"), ("s3://pets", "pets-coco")],
+    [
+        ("out/", "out-coco"),
+        ("a/out", "a/out-coco"),
+        ("s3://bucket/sets/pets", "bucket-sets-pets-ca4963-coco"),
+        ("s3://pets/", "pets-2530ef-coco"),
+        ("https://host:9000/b/../my set", "host-9000-b-..-my-set-4b9b73-coco"),
+    ],
 )
 def test_default_target_is_next_to_the_dataset(address: str, expected: str) -> None:
     assert default_target(address, "coco") == Path(expected)
+
+
+def test_datasets_in_buckets_have_different_default_targets() -> None:
+    sets = ["s3://a/x/data", "s3://b/y/data", "s3://a-x/data", "gs://a/x/data", "s3://a/x/" + 200 * "data", "s3://a/x"]
+    targets = [default_target(address, "report") for address in sets]
+    assert len(set(targets)) == len(sets)
+    assert max(len(target.name) for target in targets) < 120
+    assert default_target("s3://a/x//data/", "report") == targets[0]
 
 
 def test_command_prints_a_summary(store: Store, tmp_path: Path) -> None:
