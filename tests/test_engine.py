@@ -264,6 +264,13 @@ def test_lost_detector_is_restarted_and_called_again(tmp_path: Path) -> None:
     assert (state.shards_done, state.accepted, state.quarantined) == (4, 12, [])
 
 
+@pytest.mark.usefixtures("ray_here")
+def test_hanging_detector_is_restarted_and_called_again(tmp_path: Path) -> None:
+    state = run(AskingJob(str(tmp_path), hangs=True), 3, workers=1, detectors=1, deadline=3.0)
+    assert (state.shards_done, state.accepted, state.quarantined) == (3, 9, [])
+    assert "restarting a detector worker on" in " ".join(state.errors)
+
+
 class Unknown(SleepingJob):
     """The workers cannot import this module."""
 

@@ -83,7 +83,7 @@ def test_workers_are_not_late_because_everything_was_stopped(clock: Any, monkeyp
 def test_worker_that_waits_for_the_store_is_not_late_although_the_driver_reaches_it(
     clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reported = ({}, "s3://b/x does not respond")
+    reported = ({}, "s3://b/x does not respond", None)
     late = with_late_shards(monkeypatch, reported)
     workers = [make_worker(host, clock) for host in ("a", "b", "c")]
     pool: Any = SimpleNamespace(workers=workers, detectors=[])
@@ -99,6 +99,21 @@ def test_worker_that_waits_for_the_store_is_not_late_although_the_driver_reaches
     assert run.state.waiting == ""
     run._report()
     assert run.state.waiting_workers == "2 of 3 workers wait; on a: s3://b/x does not respond"
+
+
+def test_workers_that_wait_for_the_same_hanging_detector_are_not_late_as_well(
+    clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, restarted = with_late_shards(monkeypatch), list[Worker]()
+    workers = [make_worker(host, clock) for host in ("a", "b", "c")]
+    detectors = [Worker(None, None, None, ready=True, is_detector=True) for _ in range(2)]
+    workers[0].detector, workers[1].detector = 1, 1
+    pool: Any = SimpleNamespace(workers=workers, detectors=detectors, restart=restarted.append)
+    run = Scheduler(pool, [0], make_view(), EngineRecipe(deadline=5.0), Listener())
+    clock.now += 6
+    run._kill_late()
+    assert len(late) == 2, "those that waited for the detector first, and for nothing"
+    assert [worker is detectors[1] for worker in restarted] == [True]
 
 
 def test_samples_of_unfinished_shards_do_not_count_after_the_run(clock: Any) -> None:

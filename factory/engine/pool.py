@@ -38,6 +38,8 @@ class Worker:
     counts: dict[int, tuple[int, dict[str, int]]] = field(default_factory=dict)
     waiting: str = ""
     """Why it waits, as it last reported."""
+    detector: int | None = None
+    """The position of the detector worker that it called when it last reported."""
     progress: Any = None
     """The reference of a pending call of `progress`."""
 
@@ -88,6 +90,11 @@ class Pool:
             self._pause = min(max(_FIRST_PAUSE, self._pause * 2), _LONGEST_PAUSE)
             self._not_before = time.monotonic() + self._pause
         self._kill(worker)
+
+    def restart(self, detector: Worker) -> None:
+        """Kill the process of a detector worker. Ray starts it again and repeats the calls of the workers that wait."""
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            self._ray.kill(detector.handle, no_restart=False)
 
     def progressed(self) -> None:
         """Reset the pause: a shard was finished, so earlier losses are not systematic."""

@@ -237,6 +237,17 @@ class Scheduler:
                 self._outcomes.failed(shard, late)
                 del worker.shards[shard]
                 self._outcomes.replace(worker, late, charged=False)
+                if worker.detector is not None:
+                    self._restart_detector(worker.detector)
+
+    def _restart_detector(self, position: int) -> None:
+        """Restart a detector for which a late worker waits: it may hang. Others that wait for it get more time."""
+        detector = self._pool.detectors[position]
+        self.state.report(f"restarting {detector.name}: the worker of a late shard waits for it")
+        self._pool.restart(detector)
+        for worker in self._pool.workers:
+            if worker.detector == position:
+                worker.since = worker.alive = time.monotonic()
 
     def _request_progress(self) -> None:
         """Collect the progress that workers have reported and request it again at intervals, without blocking."""
@@ -245,7 +256,7 @@ class Scheduler:
         for worker in self._pool.workers:
             if worker.progress is not None and ray.wait([worker.progress], timeout=0)[0]:
                 try:
-                    counts, worker.waiting = ray.get(worker.progress)
+                    counts, worker.waiting, worker.detector = ray.get(worker.progress)
                 except ray.exceptions.RayError:
                     counts, worker.waiting = {}, ""
                 if counts != worker.counts:

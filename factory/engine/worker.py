@@ -24,8 +24,9 @@ class ShardWorker:
 
     def __init__(self, job: Job, device: str, detectors: Sequence[Any], variables: Mapping[str, str]) -> None:
         adopt(variables)
-        self._job, self._device, self._detectors = job, device, detectors
+        self._job, self._device = job, device
         self._producer: Producer | None = None
+        self._detector = PooledDetector(detectors) if detectors else None
         self._models, self._lock = ThreadPoolExecutor(1, "models"), threading.Lock()
         self._counts: dict[int, tuple[int, Counter[str]]] = {}
 
@@ -35,8 +36,7 @@ class ShardWorker:
 
     def load(self) -> dict[str, str]:
         """Load the models; returns where this worker runs."""
-        detector = PooledDetector(self._detectors) if self._detectors else None
-        self._producer = self._models.submit(self._job.open, self._device, detector).result()
+        self._producer = self._models.submit(self._job.open, self._device, self._detector).result()
         return _where(self._device)
 
     def produce(self, shard: int) -> Done:
@@ -49,12 +49,16 @@ class ShardWorker:
             with self._lock:
                 self._counts.pop(shard, None)
 
-    def progress(self) -> tuple[dict[int, tuple[int, dict[str, int]]], str]:
-        """(accepted samples and rejection counts so far, for each shard in progress; why the producer waits)."""
+    def progress(self) -> tuple[dict[int, tuple[int, dict[str, int]]], str, int | None]:
+        """What this worker does.
+
+        (accepted samples and rejection counts so far, for each shard in progress; why the producer waits; the detector
+        of the pool that it calls).
+        """
         assert self._producer is not None
         with self._lock:
             counts = {shard: (accepted, dict(reasons)) for shard, (accepted, reasons) in self._counts.items()}
-        return counts, self._producer.waiting()
+        return counts, self._producer.waiting(), self._detector.called if self._detector else None
 
     def _generate(self, producer: Producer, shard: int) -> Any:
         self._count(shard, 0, ())
@@ -95,13 +99,19 @@ class PooledDetector:
     """A detector that calls the workers of the pool round-robin, directly from worker to worker, not via the driver."""
 
     def __init__(self, workers: Sequence[Any]) -> None:
-        self._workers = itertools.cycle(workers)
+        self._workers = itertools.cycle(enumerate(workers))
+        self.called: int | None = None
+        """The position of the worker that is being called."""
 
     def detect(self, images: Sequence[Any], classes: Sequence[Any] | None = None) -> Any:
         """Call the next detector; Ray restarts a lost one and repeats the call."""
         import ray
 
-        return ray.get(next(self._workers).detect.remote(list(images), classes))
+        self.called, worker = next(self._workers)
+        try:
+            return ray.get(worker.detect.remote(list(images), classes))
+        finally:
+            self.called = None
 
 
 def _where(device: str) -> dict[str, str]:

@@ -100,7 +100,9 @@ def _mark(folder: str, name: str) -> None:
 
 @dataclass(frozen=True)
 class AskingJob(SleepingJob):
-    """Each shard calls the detector pool once; the detector worker dies at the first call."""
+    """Each shard calls the detector pool once; at the first call, the detector worker dies, or hangs forever."""
+
+    hangs: bool = False
 
     def open(self, device: str, detector: Any | None) -> Any:
         """Pass the pool to the producer."""
@@ -110,6 +112,8 @@ class AskingJob(SleepingJob):
         """The process id of the detector worker, once per image."""
         if not Path(self.folder, "detector-died").exists():
             _mark(self.folder, "detector-died")
+            if self.hangs:
+                time.sleep(3600)
             os.kill(os.getpid(), 9)
         return [os.getpid() for _ in images]
 
