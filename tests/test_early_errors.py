@@ -37,8 +37,7 @@ COMMANDS = {
     "stickers train detector --out empty": "--out empty is a dataset; give another folder",
     "import-grounder none --model owner/name --out out": "the checkpoint none cannot be read",
     "evaluate-grounder run": "run is the folder of a training run; give its grounder, run/model.",
-    "evaluate-segmenter run --real voc": "is not a segmenter folder ([Errno 2] No such file or directory: "
-    "'run/segmenter.json'); give run/model.",
+    "evaluate-segmenter run --real voc": "is not a segmenter folder (it has no segmenter.json); give run/model.",
     "evaluate-grounder none": "there is no grounder 'none'",
     "evaluate-grounder stickers --classes voc": "which is not a split of voc",
     "evaluate-grounder stickers --real none": "none is not a dataset",

@@ -202,7 +202,7 @@ def test_single_files_without_a_whole_model_are_refused(kl_model: Path, tmp_path
     (tmp_path / "junk.ckpt").write_bytes(b"junk")
     with pytest.raises(UserError, match=r"cannot be read as a checkpoint .it is not a file of tensors, or has"):
         pin_generator(GeneratorRecipe(model=str(tmp_path / "junk.ckpt")))
-    with pytest.raises(UserError, match=r"there is no model folder .*nowhere.safetensors"):
+    with pytest.raises(UserError, match=r"there is no checkpoint file .*nowhere.safetensors"):
         pin_generator(GeneratorRecipe(model=str(tmp_path / "nowhere.safetensors")))
 
 

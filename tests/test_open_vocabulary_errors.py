@@ -25,7 +25,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("sam3:{sam2}", "is of the type 'sam2', but the detector sam3 requires sam3 or sam3_video here"),
         ("grounding-dino:{owlv2}+{sam2}", "is of the type 'owlv2', but the detector grounding-dino requires grounding"),
         ("owlv2:{owlv2}+{sam3}", "is of the type 'sam3', but the detector owlv2 requires sam2 or sam2_video here"),
-        ("clipseg:/no/where", "/no/where holds no model"),
+        ("clipseg:/no/where", "there is no folder /no/where; give the folder or hub id"),
     ],
 )
 def test_wrong_names_are_rejected(models: dict[str, Path], name: str, message: str) -> None:

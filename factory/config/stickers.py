@@ -38,8 +38,8 @@ def check_embedded_classes(vocabulary: Vocabulary) -> None:
             coco().resolve(entry.display)
         except UserError as error:
             raise UserError(
-                f"{error} The embedded models know only the 80 COCO classes; for other classes, give --model a folder "
-                f"or a hub id, and --masks attention or a --detector for any class, such as sam3:MODEL."
+                f"{error} The embedded models know only the 80 COCO classes; for other classes, give the folder or hub "
+                f"id of another --model, and with --masks detector another --detector, such as sam3:MODEL."
             ) from None
 
 

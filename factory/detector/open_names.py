@@ -68,7 +68,8 @@ def local_folder(model: str, kind: str = "model", allowed: str = "the folder or 
     if not path.exists() and model.count("/") == 1 and not model.startswith((".", "/", "~")):
         return None
     if not (path / "config.json").is_file():
-        raise UserError(f"{model} holds no {kind} (there is no config.json); give {allowed}.")
+        problem = f"{model} is not a {kind}: it has no config.json" if path.exists() else f"there is no folder {model}"
+        raise UserError(f"{problem}; give {allowed}.")
     return path
 
 

@@ -52,7 +52,7 @@ def split_name(name: str, prefix: str) -> tuple[str, WeightFile | None]:
         return model, None
     path = expanded(file).absolute()
     if not file or not path.is_file():
-        raise UserError(f"there is no weight file {file}; give {prefix}{model}@FILE, or leave out @FILE.")
+        raise UserError(f"there is no weight file {file}; give the path of an existing file in {prefix}{model}@FILE.")
     if path.stat().st_size == 0:
         raise UserError(f"the weight file {path} is empty; copy it again.")
     return model, WeightFile(path, _labels_beside(path))

@@ -12,7 +12,7 @@ from factory.config.class_option import parse_classes
 from factory.config.vocabulary import Vocabulary, coco, from_names, voc
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import RECIPE, recipe_of
-from factory.errors import UserError, first_few
+from factory.errors import UserError, first_few, one_line
 
 ARCHITECTURES = ("segformer", "maskformer", "mask2former")
 STORED = "segmenter.json"
@@ -29,7 +29,8 @@ def stored_segmenter(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         inner = folder / "model"  # of the folder of a training run
         remedy = f"give {inner}" if (inner / STORED).is_file() else "train one with `factory train-segmenter`"
-        raise UserError(f"{folder} is not a segmenter folder ({error}); {remedy}.") from error
+        problem = f"it has no {STORED}" if isinstance(error, FileNotFoundError) else one_line(error)
+        raise UserError(f"{folder} is not a segmenter folder ({problem}); {remedy}.") from error
 
 
 def vocabulary_of(folder: Path) -> Vocabulary:
