@@ -180,8 +180,8 @@ class NightlyConfig(Section):
             raise ValueError(f"exports names a format twice: {', '.join(self.exports)}")
         return self
 
-    def recipe_of(self, date: datetime.date) -> Recipe:
-        """The recipe of a night; raises UserError if it is invalid.
+    def recipe_of(self, date: datetime.date, where: str = "the recipe of the night") -> Recipe:
+        """The recipe of a night; raises UserError, which calls the recipe `where`, if it is invalid.
 
         In mode `fresh`, the seed is the date, such as 20261125, unless the recipe sets one. In mode `grow`, `n` is the
         target.
@@ -192,13 +192,13 @@ class NightlyConfig(Section):
             data["n"] = self.target
         else:
             data.setdefault("seed", int(date.strftime("%Y%m%d")))
-        return make_recipe(data, "the recipe of the night")
+        return make_recipe(data, where)
 
-    def samples_per_night(self) -> int | None:
+    def samples_per_night(self, where: str = "the recipe of the night") -> int | None:
         """The number of samples that a night adds in mode `grow`: `n` of the recipe, or None without a limit."""
         assert isinstance(self.recipe, dict)
         n = self.recipe.get("n")
-        return None if self.target is None or n is None else make_recipe({"n": n}, "the recipe of the night").n
+        return None if self.target is None or n is None else make_recipe({"n": n}, where).n
 
 
 def load_config(path: str | Path) -> NightlyConfig:
@@ -218,9 +218,10 @@ def load_config(path: str | Path) -> NightlyConfig:
     except ValidationError as error:
         raise UserError(f"{path}: {_problems(error.errors())}. See docs/nightly.md for all keys.") from error
     folder = Path(path).absolute().parent
-    recipe = config.recipe
+    recipe, where = config.recipe, f"the recipe in {path}"
     if isinstance(recipe, str):
-        recipe = load_recipe(folder / expanded(recipe))
+        where = str(folder / expanded(recipe))
+        recipe = load_recipe(where)
     root = config.root
     if not is_remote(root):
         local = expanded(without_file_scheme(root))
@@ -233,8 +234,8 @@ def load_config(path: str | Path) -> NightlyConfig:
             f"{path}: recipe.earlier: the dataset of mode grow records its own sizes; remove `earlier`"
             f"{shown(recipe['earlier'])}."
         )
-    config.recipe_of(datetime.date(2000, 1, 1))
-    config.samples_per_night()
+    config.recipe_of(datetime.date(2000, 1, 1), where)
+    config.samples_per_night(where)
     return config
 
 

@@ -83,7 +83,7 @@ def test_example_of_the_documentation_is_read(tmp_path: Path) -> None:
         ("[coco]", "!!set {coco, voc}", "the tag !!set on line 6 is not supported; remove it"),
         ('{on: failure, webhook: "https://hooks.example.org/T0/secret"}', "https://hooks/secret", "notify.0 must be"),
         ("verify: {shards: 50}", "verify: {shards: 0}", "verify.shards must be at least 1"),
-        ("n: 4000,", "", "the recipe of the night: n is missing"),
+        ("n: 4000,", "", ".yaml: n is missing"),
         ("n: 4000,", "n: 4000, sead: 3,", "there is no field sead"),
         ("on: failure, webhook:", "on: failure, webhok:", "there is no key notify.0.webhok"),
         ("https://hooks.example.org/T0/secret", "hooks.example.org", "a webhook must be a URL such as"),
