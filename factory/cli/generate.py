@@ -107,7 +107,7 @@ def as_data(summary: "RunSummary", out: str) -> dict[str, object]:
     """The summary as JSON data."""
     totals = summary.totals
     return {
-        "shards": out,
+        "dataset": out,
         "fingerprint": summary.recipe.fingerprint(),
         "samples": totals.accepted,
         "n": summary.recipe.n,

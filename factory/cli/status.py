@@ -50,6 +50,8 @@ def status(
         rejected = ", ".join(f"{reason} {count}" for reason, count in data["rejected"].items())
         attempts = counted(data["attempts"], "attempt")
         to_stdout(attempts + (f", rejected: {rejected}." if rejected else ", none rejected."))
+    if data["short"]:
+        to_stdout(f"{counted(data['short'], 'sample was', 'samples were')} rejected in every attempt and skipped.")
     if data["quarantined"]:
         to_stdout(f"Quarantined shards: {first_few(data['quarantined'], 10)}; see quarantine/.")
     if data["status"] not in ("complete", *_ACTIVE):
