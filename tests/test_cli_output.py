@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import factory
 from factory import exit_codes
 from factory.cli.generate import as_text
+from factory.cli.grounder import _next_steps
 from factory.cli.main import app
 from factory.cli.nightly import _preview_text
 from factory.cli.plan import cost
@@ -23,6 +24,7 @@ from factory.dataset.storage import Store
 from factory.dataset.totals import Totals
 from factory.errors import UserError
 from factory.generation.run import RunSummary
+from factory.grounder.folder import GrounderConfig
 from tests.nightly.conftest import DATE, record
 from tests.support.export_datasets import make_dataset
 from tests.support.in_process import SNAPSHOT, error, output
@@ -55,6 +57,33 @@ def test_status_of_a_dataset(tmp_path: Path) -> None:
     ]
     data = json.loads(output("status", tmp_path, "--json"))
     assert (data["samples"], data["shards"], data["status"], data["quarantined"]) == (15, 3, "incomplete", ["000004"])
+
+
+def test_status_counts_samples_that_were_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"samples": 8, "n": 9, "shards": 1, "shards_planned": 1, "status": "complete", "short": 1}
+    data |= {"attempts": 24, "rejected": {"mask_small": 16}, "quarantined": []}
+    monkeypatch.setattr("factory.cli.status._nights", lambda address: [])
+    monkeypatch.setattr("factory.cli.status.state", lambda address: data)
+    assert output("status", "set").splitlines() == [
+        "8 of 9 samples, 1 of 1 shards: complete.",
+        "24 attempts, rejected: mask_small 16.",
+        "1 sample was rejected in every attempt and skipped.",
+    ]
+
+
+def test_train_grounder_names_the_model_that_its_grounder_requires(tmp_path: Path) -> None:
+    def next_steps(model: str, lora: str | None) -> str:
+        config = GrounderConfig(
+            *("guided", {}, {}, model, "0", 0.25, ("dog",), "1", ("0",), 300),
+            oracle={"generator": {"model": model, "lora": lora}},
+        )
+        (tmp_path / "config.json").write_text(json.dumps(asdict(config)), encoding="utf-8")
+        return _next_steps(tmp_path)
+
+    evaluate = f"or evaluate it with `factory evaluate-grounder {tmp_path}`."
+    assert next_steps("stickers", None) == f"Use it with `factory generate --masks {tmp_path}`, {evaluate}"
+    options = f"--model owner/sd --lora owner/lcm --masks {tmp_path}"
+    assert next_steps("owner/sd", "owner/lcm") == f"Use it with `factory generate {options}`, {evaluate}"
 
 
 def test_status_of_a_killed_run_says_how_to_resume(tmp_path: Path) -> None:

@@ -84,10 +84,7 @@ def train_grounder(
         folder = train_on_several(train, run, devices, EngineRecipe(address=address))
     else:
         folder = train(run)
-    to_stdout(
-        f"Use it with {command('generate', '--masks', str(folder))}, or evaluate it with "
-        f"{command('evaluate-grounder', str(folder))}."
-    )
+    to_stdout(_next_steps(folder))
 
 
 def evaluate_grounder(
@@ -103,7 +100,8 @@ def evaluate_grounder(
     real: Annotated[
         list[str] | None,
         typer.Option(
-            help="Evaluate on real images with human labels: a dataset from `factory invert`, or NAME=DATASET."
+            help="Evaluate on real images with human labels: a dataset from `factory invert`, or NAME=DATASET; can be "
+            "repeated."
         ),
     ] = None,
     out: Annotated[
@@ -182,7 +180,17 @@ def import_grounder(
     from factory.grounder.importing import Release, import_released
 
     folder = import_released(Release(checkpoint, model, classes, split, detector), out, device)
-    to_stdout(
-        f"Use it with {command('generate', '--model', model, '--masks', str(folder))}, or evaluate it with "
-        f"{command('evaluate-grounder', str(folder))}."
+    to_stdout(_next_steps(folder))
+
+
+def _next_steps(folder: Path) -> str:
+    """The commands that use and evaluate a grounder; it works only with the model and the LoRA of its training."""
+    from factory.config.stickers import STICKERS
+    from factory.grounder.folder import read_config
+
+    config = read_config(folder)
+    options = {"--model": config.model, "--lora": config.oracle["generator"].get("lora"), "--masks": str(folder)}
+    given = [str(word) for option in options.items() if option[1] not in (None, STICKERS) for word in option]
+    return (
+        f"Use it with {command('generate', *given)}, or evaluate it with {command('evaluate-grounder', str(folder))}."
     )

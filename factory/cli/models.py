@@ -24,7 +24,7 @@ def models(as_json: AsJson = False) -> None:
         present = "present" if entry["present"] else "missing"
         to_stdout(f"{entry['option']:<10} {entry['name']:<28} {present:<8} {entry['about']}")
     names = ", ".join(family.name for family in FAMILIES)
-    to_stdout(f"--model also accepts the folder or hub id of a diffusers pipeline of these families: {names}.")
+    to_stdout(f"--model also accepts a diffusers folder, a hub id or a checkpoint file of these families: {names}.")
     to_stdout("--masks also accepts the folder of a grounder.")
     to_stdout("--detector also accepts a folder or hub id of Mask2Former, MaskFormer and others (docs/detectors.md).")
 
@@ -48,8 +48,9 @@ def known() -> list[dict[str, Any]]:
         ("--masks", "detector", embedded_detector, "masks of the recipe's detector"),
         *grounders,
         ("--detector", "stickers", embedded_detector, "embedded detector, 80 COCO classes"),
-        ("--detector", "sam3:MODEL", True, "SAM 3 by text, any class; weights from the hub"),
-        ("--detector", "grounding-dino:MODEL+SAM2", True, "boxes for any class, masks of SAM 2; or owlv2:MODEL+SAM2"),
+        ("--detector", "sam3:MODEL", True, "SAM 3 with text prompts, any class"),
+        ("--detector", "grounding-dino:MODEL+SAM2", True, "boxes of GroundingDINO for any class, masks of SAM 2"),
+        ("--detector", "owlv2:MODEL+SAM2", True, "boxes of OWLv2 for any class, masks of SAM 2"),
         ("--detector", "clipseg:MODEL", True, "coarse masks for any class"),
         ("--detector", "torchvision:NAME", _torchvision(), "Mask R-CNN from torchvision, 80 COCO classes"),
         ("--detector", "detectron2:CONFIG", _installed("detectron2"), "Mask R-CNN from detectron2's model zoo"),

@@ -63,7 +63,7 @@ Cooccurrence = Annotated[
 ]
 Prompts = Annotated[
     Path | None,
-    typer.Option(help="File of prompts; each line has a text, a tab and a comma-separated list of classes."),
+    typer.Option(help="Prompts file; each line has a text, a tab and a comma-separated list of classes."),
 ]
 PromptStyle = Annotated[
     Literal["simple", "rich"] | None,
