@@ -153,7 +153,10 @@ def test_a_class_that_no_prompt_names_may_be_missing() -> None:
     [
         ("./nowhere", "there is no folder ./nowhere; give `stickers`"),
         (".", "is not a detector: it has no config.json; give"),
-        ("torchvision:maskrcnn_resnet50_fpn_v2@nowhere.pth", "there is no weight file nowhere.pth; give the path of an"),
+        (
+            "torchvision:maskrcnn_resnet50_fpn_v2@nowhere.pth",
+            "there is no weight file nowhere.pth; give the path of an",
+        ),
     ],
 )
 def test_a_missing_detector_raises_a_clear_error(name: str, message: str) -> None:

@@ -39,8 +39,7 @@ def model_folder(model: str) -> Path | None:
     missing = f"checkpoint file {path}" if path.suffix in CHECKPOINTS else f"model folder {model}"
     if model.count("/") != 1 or model.startswith((".", "/", "~")) or path.suffix in CHECKPOINTS:
         raise UserError(
-            f"there is no {missing}; give {_KNOWN}, a diffusers folder, a checkpoint file, or a hub id "
-            f"like owner/name."
+            f"there is no {missing}; give {_KNOWN}, a diffusers folder, a checkpoint file, or a hub id like owner/name."
         )
     return None
 

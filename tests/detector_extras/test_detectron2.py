@@ -15,6 +15,7 @@ import torch
 from factory.detector.load import open_detector, with_pinned_detector
 from factory.errors import UserError
 from tests.support.detector_extras import image, make_detections_likely, recipe, rows
+from tests.support.export_datasets import make_dataset, run
 
 pytestmark = [pytest.mark.extras, pytest.mark.filterwarnings("default")]  # detectron2's dependencies warn
 CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
@@ -148,3 +149,24 @@ def test_unavailable_or_damaged_zoo_weights_raise_a_clear_error(
     path.write_bytes(pickle.dumps({"model": {}, "__author__": "x"})[:-4])
     with pytest.raises(UserError, match=r"detectron2's copy of the weights .* cannot be used"):
         open_detector(recipe(f"detectron2:{CONFIG}"), "cpu")
+
+
+@pytest.mark.parametrize(("polygons", "mask_format"), [(False, "bitmask"), (True, "polygon")])
+def test_coco_exports_are_training_data_of_detectron2(tmp_path: Path, polygons: bool, mask_format: str) -> None:
+    from detectron2 import model_zoo
+    from detectron2.data import DatasetCatalog, DatasetMapper
+    from detectron2.data.datasets import register_coco_instances
+
+    store, _ = make_dataset(tmp_path / "set", shards=range(1))
+    run(store, tmp_path / "coco", "coco", partial=True, val=0.0, polygons=polygons)
+    register_coco_instances(
+        f"exported {mask_format}",
+        {},
+        str(tmp_path / "coco/annotations/instances_train.json"),
+        str(tmp_path / "coco/train"),
+    )
+    config = model_zoo.get_config(CONFIG)
+    config.INPUT.MASK_FORMAT = mask_format
+    for record in DatasetCatalog.get(f"exported {mask_format}"):
+        read = DatasetMapper(config, is_train=True)(record)
+        assert len(read["instances"].gt_masks) == len(record["annotations"]) > 0
