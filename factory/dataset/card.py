@@ -32,7 +32,7 @@ def card(recipe: Recipe, sums: Totals, last_shard: int) -> str:
     classes = recipe.vocabulary().classes
     split = (
         f"This is training data for a grounder: split {recipe.oracle.split}; prompts only name its "
-        f"{len(recipe.oracle.seen)} seen classes. `latent.npy` contains the latents of the features.\n\n"
+        f"{len(recipe.oracle.seen)} seen classes. `latent.npy` is the latent from which features are read.\n\n"
         if recipe.oracle
         else ""
     )
@@ -55,8 +55,8 @@ and kind of processor{condition}.
 {_usage(sums, last_shard)}
 
 `load_dataset(DIR)` of Hugging Face `datasets` reads the same files.
-`seg.png` is a palette PNG: 0 is background, 255 is ignore, other values are category ids. `json` contains COCO
-annotations (official ids, run lengths, boxes as x, y, width, height), the prompt, the seed and the filter scores.
+`seg.png` is a palette PNG: 0 is background, 255 is ignored, other values are category ids. `json` contains COCO
+annotations (compressed RLE, boxes as left, top, width, height), the prompt, the seed and the filter scores.
 `manifest/*.parquet` has one row per sample.
 
 ## Classes

@@ -147,7 +147,7 @@ class HuggingFaceFormat:
         lines = [
             f"# {as_text(self._info.title)}",
             f"Recipe `{self._info.fingerprint}`.",
-            "`label` is a palette PNG: 0 is background, 255 is ignore, other values are `category_id`. `objects` "
+            "`label` is a palette PNG: 0 is background, 255 is ignored, other values are `category_id`. `objects` "
             "contains lists of equal length: `category` is the class (names are in the features), `bbox` is left, top, "
             "width and height in pixels, and `rle` contains the counts of COCO's compressed run lengths: "
             '`pycocotools.mask.decode({"size": [height, width], "counts": rle})` returns the mask.',
