@@ -179,6 +179,20 @@ def test_words_of_custom_prompts_that_a_text_encoder_does_not_know_are_reported(
     assert "it does not know 2 words of the prompts (dusk, puppy)" in caplog.text
 
 
+def test_the_embedded_detector_is_not_used_for_photographs_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is the default, and would reject nearly every image."""
+    detected = {"n": 1, "classes": ["dog"], "masks": {"source": "detector"}}
+    preflight(make_recipe(detected))
+    general = {"generator": {"model": str(tiny_pipeline(tmp_path / "model", words=vocabulary_words()))}}
+    preflight(make_recipe({"n": 1, "classes": ["dog"], **general}))
+    preflight(make_recipe(detected | general), resumed=True)
+    assert not caplog.messages
+    preflight(make_recipe(detected | general))
+    assert "The detector stickers was trained on stickers and is not suitable for the images of" in caplog.text
+
+
 def test_a_dataset_of_rich_prompts_is_generated(tmp_path: Path) -> None:
     model = tiny_pipeline(tmp_path / "model", words=vocabulary_words())
     recipe = make_recipe(

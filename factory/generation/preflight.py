@@ -14,6 +14,7 @@ from factory.config.plan import Plan
 from factory.config.prompts import Prompt, captioned
 from factory.config.recipe import Recipe
 from factory.config.rich_prompts import longest, vocabulary_words
+from factory.config.stickers import STICKERS
 from factory.errors import UserError, counted, first_few
 from factory.generator.family import Family
 from factory.generator.layout import attention_levels, blocks_of, family_in, read_config, read_index, usable_values
@@ -69,6 +70,20 @@ def preflight(recipe: Recipe, resumed: bool = False) -> None:
         _warn_of_long_prompts(recipe, readers[0])
     if _uses_class_tokens(recipe):
         _check_prompts(recipe, readers)
+    if not resumed:
+        _warn_of_sticker_detector(recipe, tokenizers)
+
+
+def _warn_of_sticker_detector(recipe: Recipe, tokenizers: dict[str, Any]) -> None:
+    """Log that the embedded detector, the default, does not detect what a model of photographs generates."""
+    words = vocabulary_words()
+    if recipe.uses_detector() and recipe.masks.detector == STICKERS and not unknown_words(tokenizers, words, words):
+        _log.warning(
+            "The detector %s was trained on stickers and is not suitable for the images of %s; give another "
+            "--detector, such as sam3:facebook/sam3.",
+            STICKERS,
+            recipe.generator.model,
+        )
 
 
 def _warn_of_unknown_words(recipe: Recipe, tokenizers: dict[str, Any]) -> None:

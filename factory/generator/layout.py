@@ -258,7 +258,8 @@ def _check_guidance(folder: Path, family: Family, generator: GeneratorRecipe, gu
     if generator.guidance_schedule != CONSTANT and (guided_by_input or not family.is_unet):
         raise UserError(
             f"{folder} is sampled with a constant guidance scale; `{generator.guidance_schedule}` is for Stable "
-            f"Diffusion 1, 2 and XL with classifier-free guidance. Remove generator.guidance_schedule."
+            f"Diffusion 1, 2 and XL with classifier-free guidance. Leave --guidance-schedule (in a recipe, "
+            f"generator.guidance_schedule) out."
         )
 
 
