@@ -158,6 +158,8 @@ def test_each_error_class_prints_its_message_and_exits_with_its_code(name: str) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ("generate --width 512", "there is no option --width (set generator.width in a recipe)"),
+        ("invert --attempts 2", "there is no option --attempts"),
         ("generate --shrads out", "there is no option --shrads (did you mean --shards or --shard-size?)"),
         ("generate --n 4", "--shards is missing"),
         ("generate --out o --steps 2.5", "--solver-steps must be a valid integer, got 2.5"),

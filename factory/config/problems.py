@@ -54,12 +54,25 @@ def usage_text(error: Exception) -> str | None:
         return _invalid_text(invalid[1], invalid[2], error.__cause__)
     for pattern, replacement in _USAGE.items():
         text = re.sub(pattern, replacement, text)
-    likely = getattr(error, "possibilities", None)
-    if likely and text.startswith("there is no option"):  # the most similar one first; click sorts them by name
-        text += f" (did you mean {' or '.join(likely)}?)"
+    if text.startswith("there is no option"):
+        text += _option_hint(error)
     if text.startswith("unexpected argument") and any(word.endswith(",") for word in sys.argv):
         text += " (write lists without spaces, such as dog,cat)"
     return text
+
+
+def _option_hint(error: Any) -> str:
+    """What an unknown option may be: a field of the recipe, if the command reads a complete one, or similar options."""
+    params = {param.name for param in error.ctx.command.params} if error.ctx is not None else set()
+    if {"recipe", "seed"} <= params:  # `invert` reads only a section
+        from factory.config.recipe import Recipe
+
+        name = error.option_name.lstrip("-").replace("-", "_")
+        field = next((field for field in _fields(Recipe) if field.rpartition(".")[2] == name), None)
+        if field is not None:
+            return f" (set {field} in a recipe)"
+    likely = error.possibilities  # the most similar one first; click sorts them by name
+    return f" (did you mean {' or '.join(likely)}?)" if likely else ""
 
 
 def _invalid_text(name: str, problem: str, cause: BaseException | None) -> str:
