@@ -132,14 +132,20 @@ def _section(field: Any) -> Any:
 def _field_table(fields: Any) -> str:
     rows = ["| field | default | description |", "|---|---|---|"]
     for name, field in fields.items():
+        description = field.description or ""
         default = "required" if field.is_required() else f"`{json.dumps(field.get_default())}`"
-        rows.append(f"| `{name}` | {default} | {_cell(field.description or '', escape=True)} |")
+        if "default" in description.lower():  # it depends on other fields or on the hardware
+            default = "see description"
+        rows.append(f"| `{name}` | {default} | {_cell(description, escape=True)} |")
     return "\n".join(rows)
 
 
 def _cell(text: str, escape: bool = False) -> str:
     text = " ".join(text.split()).replace("|", "\\|")
-    return re.sub(r"([<*_\[\]])", r"\\\1", text) if escape else text
+    if not escape:
+        return text
+    parts = re.split(r"(`[^`]*`)", text)  # code is shown as it is
+    return "".join(part if part[:1] == "`" else re.sub(r"([<*_\[\]])", r"\\\1", part) for part in parts)
 
 
 def _description(text: str) -> str:

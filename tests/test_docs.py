@@ -51,6 +51,8 @@ def test_every_field_of_a_recipe_is_described(hook: ModuleType) -> None:
     page = hook.recipe_reference()
     assert {name for name in Recipe.model_fields if f"| `{name}` |" not in page and f"## {name}\n" not in page} == set()
     assert "| `shard_size` | `100` | Samples per shard. |" in page
+    assert "| `steps` | see description | Sampling steps; by default those of the model card" in page
+    assert "`filters.min_detector_iou`" in page
     assert "|  |" not in page
 
 

@@ -63,12 +63,14 @@ def bootstrap_oracle(
     detectors: Annotated[
         int | None,
         typer.Option(
-            min=0, max=1024, help="Actors in the detector pool; 0 (default) runs the detector inside each worker."
+            min=0,
+            max=1024,
+            help="Workers of the detector pool; 0 (default) runs the detector in each generating worker.",
         ),
     ] = None,
     gpus_per_detector: Annotated[
         float | None,
-        typer.Option(min=0, max=16, help="GPUs per actor of the detector pool, which may be a fraction."),
+        typer.Option(min=0, max=16, help="GPUs per worker of the detector pool, which may be a fraction."),
     ] = None,
     address: Address = None,
     grace: Grace = None,
