@@ -118,7 +118,7 @@ def _walk(command: Any, name: str, parent: Any) -> Iterator[tuple[str, Any, Any]
 
 def _row(param: Any, context: Any) -> str:
     names, text = param.get_help_record(context)
-    return f"| `{_cell(names)}` | {_cell(text, escape=True)} |"
+    return f"| {_cell(f'`{names}`')} | {_cell(text)} |"
 
 
 def _section(field: Any) -> Any:
@@ -136,16 +136,18 @@ def _field_table(fields: Any) -> str:
         default = "required" if field.is_required() else f"`{json.dumps(field.get_default())}`"
         if "default" in description.lower():  # it depends on other fields or on the hardware
             default = "see description"
-        rows.append(f"| `{name}` | {default} | {_cell(description, escape=True)} |")
+        rows.append(f"| `{name}` | {default} | {_cell(description)} |")
     return "\n".join(rows)
 
 
-def _cell(text: str, escape: bool = False) -> str:
-    text = " ".join(text.split()).replace("|", "\\|")
-    if not escape:
-        return text
-    parts = re.split(r"(`[^`]*`)", text)  # code is shown as it is
-    return "".join(part if part[:1] == "`" else re.sub(r"([<*_\[\]])", r"\\\1", part) for part in parts)
+def _cell(text: str) -> str:
+    """A text as a cell of a table. Python-Markdown shows code as it is, and allows `|` in it."""
+    parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
+    return "".join(part if part[:1] == "`" else _escaped(part) for part in parts)
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([*_|\[\]])", r"\\\1", text.replace("<", "&lt;"))
 
 
 def _description(text: str) -> str:

@@ -45,6 +45,12 @@ def test_every_option_is_in_the_reference(hook: ModuleType) -> None:
                 assert (param.metavar or param.name).lower() in by_name[name].lower(), f"{name} {param.name}"
 
 
+def test_options_in_the_reference_are_not_escaped_twice(hook: ModuleType) -> None:
+    page = hook.command_reference()
+    assert "| `--prompt-style simple|rich` |" in page
+    assert "\\[1&lt;=x&lt;=100000\\] |" in page
+
+
 def test_every_field_of_a_recipe_is_described(hook: ModuleType) -> None:
     from factory.config.recipe import Recipe
 
