@@ -29,7 +29,8 @@ def nightly(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and show what would be made and deleted; write nothing.")
+        bool,
+        typer.Option("--dry-run", help="Check everything and show what would be generated and deleted; write nothing."),
     ] = False,
     force: Force = False,
     as_json: Annotated[

@@ -54,7 +54,8 @@ class Outcome:
 
     def to_text(self) -> str:
         """A few lines for a terminal or a message."""
-        lines = [f"factory nightly {self.date}: {self.state}. {self.message}"]
+        separator = ":" if self.state in ("failed", "held") else "."  # messages of errors begin in lower case
+        lines = [f"factory nightly {self.date}: {self.state}{separator} {self.message}"]
         if self.night is not None and self.night.samples:
             lines.append(summary_of(self.night))
             if self.night.report is not None:

@@ -224,7 +224,7 @@ class _NightRun:
         night = self._night
         assert night is not None
         state: State = "complete" if self._context.has_all_samples(night) else "partial"
-        code, message = exit_codes.DONE, "All samples of the night are made and verified."
+        code, message = exit_codes.DONE, "All samples of the night are generated and verified."
         if state == "partial":
             message = "The budget is used up; the next run continues."
         elif night.skipped:

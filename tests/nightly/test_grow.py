@@ -203,7 +203,7 @@ def test_night_does_not_report_the_skipped_samples_of_earlier_ones(grow: Grow) -
     assert (first.state, first.exit_code) == ("complete", exit_codes.EXHAUSTED)
     assert first.message == "2 samples were rejected in every attempt and skipped."
     assert (second.state, second.exit_code) == ("complete", exit_codes.DONE)
-    assert second.message == "All samples of the night are made and verified."
+    assert second.message == "All samples of the night are generated and verified."
 
 
 @pytest.mark.parametrize("limited", [False, True])

@@ -109,7 +109,7 @@ def test_command_makes_a_night_and_status_lists_it(
     assert result.stdout.count("\n") == 1
     line = json.loads(result.stdout)
     assert (line["state"], line["samples"], line["exit_code"]) == ("complete", 12, 0)
-    assert "factory nightly 2026-11-25: complete. All samples of the night are made and verified." in result.stderr
+    assert "factory nightly 2026-11-25: complete. All samples of the night are generated and verified." in result.stderr
     assert hashes(tmp_path / "nights/2026-11-25/dataset") == hashes(finished_set)
 
     start = time.monotonic()

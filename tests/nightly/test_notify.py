@@ -227,9 +227,9 @@ def test_night_is_reported_and_a_failing_notification_does_not_fail_it(make: Mak
     assert any("a notification could not be sent" in text for text in context.__dict__["messages"])
     text = received[0][2]["text"]
     assert text.startswith(
-        "factory nightly 2026-11-25: complete. All samples of the night are made and verified.\n12 of 12 samples, "
+        "factory nightly 2026-11-25: complete. All samples of the night are generated and verified.\n12 of 12 samples, "
     )
-    assert "2026-11-25: failed. " in received[1][2]["text"]
+    assert "factory nightly 2026-11-25: failed: " in received[1][2]["text"]
 
 
 def test_command_is_told_about_any_number_of_shards_and_any_text(tmp_path: Path, make: Make) -> None:
