@@ -6,7 +6,9 @@ import json
 import logging
 import re
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -214,3 +216,16 @@ def test_process_ends_without_cleanup_if_ray_is_stuck(monkeypatch: pytest.Monkey
     with pytest.raises(typer.Exit) as end:
         main.run()
     assert end.value.exit_code == exit_codes.BAD_INPUT
+
+
+def test_interrupted_command_does_not_wait_for_reads_of_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    responds = threading.Event()
+    monkeypatch.setattr(main, "_run_command", lambda: exit_codes.INTERRUPTED)
+    monkeypatch.setattr(main.os, "_exit", lambda code: (_ for _ in ()).throw(typer.Exit(code)))
+    with ThreadPoolExecutor(1) as readers, pytest.raises(typer.Exit) as end:
+        readers.submit(responds.wait, 20)
+        try:
+            main.run()
+        finally:
+            responds.set()
+    assert end.value.exit_code == exit_codes.INTERRUPTED

@@ -3,6 +3,8 @@
 import io
 import json
 import ssl
+import threading
+import time
 from collections.abc import Iterator
 from email.message import Message
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 
 from factory.errors import TransientError, UserError
 from factory.prompts.instructions import instruction
-from factory.prompts.interface import Sampling
+from factory.prompts.interface import Instruction, Sampling
 from factory.prompts.server import ServerModel
 from tests.support.chat_server import chat_server
 
@@ -38,6 +40,23 @@ def test_key_that_no_header_can_hold_is_reported_and_not_shown(key: str, monkeyp
 def test_url_that_no_client_accepts_is_rejected_at_once(url: str) -> None:
     with pytest.raises(UserError, match="--lm must be a URL such as"):
         ServerModel(url, None, SAMPLING)
+
+
+def test_interrupt_does_not_wait_for_other_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    def complete(model: ServerModel, request: Instruction, seed: int) -> str:
+        if seed == 1:
+            raise KeyboardInterrupt
+        assert answered.wait(20)
+        return ""
+
+    monkeypatch.setattr(ServerModel, "_complete", complete)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        ServerModel("http://localhost:9", "small", SAMPLING).answer([instruction(["dog"], "k")] * 3, 1)
+    assert time.monotonic() - started < 10
+    answered.set()
 
 
 def test_temporary_failures_are_repeated_and_reported_once(caplog: pytest.LogCaptureFixture) -> None:

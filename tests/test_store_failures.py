@@ -9,8 +9,10 @@ import pytest
 
 from factory.config.plan import PlannedShard
 from factory.config.sections import StoreRecipe
+from factory.dataset.ordered_map import ordered_map
 from factory.dataset.receipts import Tally, commit, read_receipt, tags
 from factory.dataset.storage import ConflictError, Store
+from factory.dataset.storage_listing import list_bucket
 from factory.errors import StoreUnavailableError, UserError
 from tests.support.bucket import Bucket, Fault
 
@@ -34,6 +36,25 @@ def test_all_operations_on_s3_and_google_cloud(bucket: Bucket, address: str) -> 
     store.delete("p")
     store.delete("p")
     assert store.get("p") is None
+
+
+@pytest.mark.parametrize("listing", [False, True])
+def test_interrupt_does_not_wait_for_a_store_that_does_not_respond(listing: bool) -> None:
+    responds, calls = threading.Event(), iter(range(9))
+
+    def read(_: object) -> None:
+        if next(calls) == 0:
+            raise KeyboardInterrupt
+        assert responds.wait(20)
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        if listing:
+            list_bucket(read, "s3", "receipts", bounds=["receipts/01", "receipts/02"])
+        else:
+            list(ordered_map(read, range(3), threads=2, ahead=3, name="readers"))
+    assert time.monotonic() - started < 10
+    responds.set()
 
 
 @pytest.mark.parametrize(

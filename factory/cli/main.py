@@ -5,6 +5,7 @@ import inspect
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from typing import Annotated, NoReturn
 
@@ -121,7 +122,7 @@ def run() -> None:
         _exit(exit_codes.UNEXPECTED)
     if code == exit_codes.INTERRUPTED:  # typer turns KeyboardInterrupt into this code without a message
         _print_error("Interrupted. Committed work is kept; rerun the same command to resume.", prefix="")
-        _exit(signals.exit_code())
+        _exit(signals.exit_code(), wait=False)
     _exit(code)
 
 
@@ -149,10 +150,14 @@ def _has_current_folder() -> bool:
     return True
 
 
-def _exit(code: int) -> NoReturn:
-    """Exit, without cleanup if the cluster is gone, because Ray would wait for it and then abort the process."""
+def _exit(code: int, wait: bool = True) -> NoReturn:
+    """Exit, without cleanup if the cluster is gone, because Ray would wait for it and then abort the process.
+
+    Without `wait`, threads are not waited for, which may read from a store that does not respond.
+    """
     cluster = sys.modules.get("factory.engine.cluster")
-    if cluster is not None and cluster.is_stuck():
+    busy = any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
+    if (cluster is not None and cluster.is_stuck()) or (busy and not wait):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -15,7 +15,9 @@ def ordered_map(
     """Call `function` in threads and yield (argument, result) in the order of the arguments.
 
     At most `ahead` calls are started before the first of their results is consumed, so the others continue while one
-    is slow. `name` is that of the threads. An exception of a call is raised in place of its result.
+    is slow. `name` is that of the threads. An exception of a call is raised in place of its result. If the results are
+    not consumed to the end, as after Ctrl-C, calls that have started go on in the background: one that waits for a
+    store could take an hour.
     """
     executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
     pending = deque[tuple[T, Future[R]]]()
@@ -28,4 +30,4 @@ def ordered_map(
         for first, future in pending:
             yield first, future.result()
     finally:
-        executor.shutdown(cancel_futures=True)
+        executor.shutdown(wait=False, cancel_futures=True)

@@ -2,11 +2,11 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from factory.dataset.ordered_map import ordered_map
 from factory.files.listing import LOST_AND_FOUND, walk_files
 
 Run = Callable[[Callable[[Any], None]], None]
@@ -36,10 +36,13 @@ def list_bucket(
     """
     if scheme not in _LISTS_FROM_A_NAME or not in_order:
         bounds = ()
-    with ThreadPoolExecutor(_LISTERS, thread_name_prefix="listers") as listers:
-        edges = itertools.pairwise([None, *bounds, None])
-        parts = listers.map(lambda part: _list_part(run, prefix, limit, in_order, *part), edges)
-        return {name: entry for part in parts for name, entry in part.items()}
+    edges = itertools.pairwise([None, *bounds, None])
+
+    def read(part: tuple[str | None, str | None]) -> dict[str, Entry]:
+        return _list_part(run, prefix, limit, in_order, *part)
+
+    parts = ordered_map(read, edges, _LISTERS, ahead=len(bounds) + 1, name="listers")
+    return {name: entry for _, part in parts for name, entry in part.items()}
 
 
 def _list_part(

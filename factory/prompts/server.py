@@ -6,7 +6,6 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPException, HTTPResponse, IncompleteRead
 from typing import Any
@@ -14,6 +13,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request
 
+from factory.dataset.ordered_map import ordered_map
 from factory.errors import TransientError, UserError
 from factory.files.http import is_http_url, open_url
 from factory.prompts.interface import Instruction, Sampling
@@ -59,8 +59,12 @@ class ServerModel:
 
     def answer(self, instructions: Sequence[Instruction], seed: int) -> list[str]:
         """Raises TransientError if the server stays unavailable, and UserError if it rejects a request."""
-        with ThreadPoolExecutor(min(_CONCURRENT, max(1, len(instructions)))) as senders:
-            return list(senders.map(self._complete, instructions, range(seed, seed + len(instructions))))
+
+        def send(position: int) -> str:
+            return self._complete(instructions[position], seed + position)
+
+        positions = range(len(instructions))
+        return [text for _, text in ordered_map(send, positions, _CONCURRENT, ahead=len(positions), name="senders")]
 
     def _complete(self, instruction: Instruction, seed: int) -> str:
         body = {"model": self._model, "messages": [{"role": "user", "content": instruction.chat}]}
