@@ -11,7 +11,7 @@ from factory.config.plan import PlannedShard
 from factory.config.sections import StoreRecipe
 from factory.dataset.ordered_map import ordered_map
 from factory.dataset.receipts import Tally, commit, read_receipt, tags
-from factory.dataset.storage import ConflictError, Store
+from factory.dataset.storage import ConflictError, Store, StoreFullError
 from factory.dataset.storage_listing import list_bucket
 from factory.errors import StoreUnavailableError, UserError
 from tests.support.bucket import Bucket, Fault
@@ -63,11 +63,13 @@ def test_interrupt_does_not_wait_for_a_store_that_does_not_respond(listing: bool
         Fault("status", times=1, code=500),
         Fault("status", times=2, code=503),
         Fault("status", times=1, code=429),
+        Fault("status", times=1, code=400, reason="RequestTimeout"),
+        Fault("status", times=1, code=400, reason="BadDigest"),
         Fault("reset", times=1),
         Fault("lost", times=1),
         Fault("cut", times=1),
     ],
-    ids=lambda fault: f"{fault.kind}{fault.code}",
+    ids=lambda fault: f"{fault.kind}{fault.code}{fault.reason}",
 )
 def test_temporary_failure_is_retried(bucket: Bucket, address: str, fault: Fault) -> None:
     store = Store(address)
@@ -163,6 +165,16 @@ def test_conflict_between_requests_is_repeated(bucket: Bucket, address: str) -> 
     receipt = commit(store, planned, [], Tally(0, {}, ()), "0" * 64, {"seconds": {}, "versions": {}, "worker": {}})
     assert [fault.times for fault in bucket.faults] == [0, 0, 0]
     assert read_receipt(store, 0) == receipt
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(507, "XMinioStorageFull"), (403, "QuotaExceeded"), (400, "XMinioAdminBucketQuotaExceeded")]
+)
+def test_full_bucket_ends_the_run_like_a_full_disk(bucket: Bucket, code: int, reason: str) -> None:
+    bucket.faults.append(Fault("status", "PUT", times=None, code=code, reason=reason))
+    with pytest.raises(StoreFullError, match=r"^no space left for s3://b/set/train/0.tar; committed shards are kept"):
+        Store("s3://b/set").create("train/0.tar", b"1")
+    assert bucket.requests["PUT status"] == 1, "waiting does not help"
 
 
 def test_missing_bucket_raises_a_clear_error(bucket: Bucket, address: str) -> None:

@@ -4,7 +4,13 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 
-from factory.dataset.storage_retry import first_line, has_expired_credentials, has_no_credentials, names_no_bucket
+from factory.dataset.storage_retry import (
+    first_line,
+    has_expired_credentials,
+    has_no_credentials,
+    is_full,
+    names_no_bucket,
+)
 from factory.errors import TransientError, UserError
 
 _FULL = (28, 122)
@@ -37,7 +43,8 @@ def clear_errors(
         if isinstance(error, FileNotFoundError) and not writes:
             raise
         message = re.sub(r"#\d+'", "'", hide(first_line(error)))  # without the end of a temporary name
-        if any(f"os error {code}" in message for code in _FULL) or getattr(error, "errno", 0) in _FULL:
+        no_space = any(f"os error {code}" in message for code in _FULL) or getattr(error, "errno", 0) in _FULL
+        if no_space or (is_bucket and is_full(error)):
             raise StoreFullError(
                 f"no space left for {where}; committed shards are kept. Free some space and rerun the same "
                 f"command to resume."

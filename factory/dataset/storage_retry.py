@@ -25,6 +25,10 @@ _TEMPORARY = re.compile(
 )
 """Temporary errors in messages of the client. The last one is an error at the end of a multipart upload to S3, whose
 response has the status 200."""
+_DISTURBED = re.compile(r"<Code>(?:RequestTimeout|IncompleteBody|BadDigest)</Code>")
+"""The answers (400) of S3 to a request that stalled on its way, or arrived incomplete or changed."""
+_FULL = re.compile(r"<Code>(?:XMinioStorageFull|QuotaExceeded|XMinioAdminBucketQuotaExceeded)</Code>|^507")
+"""The answers of S3 services to a write for which a disk or a quota has no space: MinIO and Ceph; 507 is of HTTP."""
 _CREDENTIALS = re.compile(r"Error performing token request|credential error|http://169\.254\.")
 _CLOCK = re.compile(r"<Code>RequestTimeTooSkewed</Code>|Request date header too old")
 """The answers of S3 and Azure to a request whose date is wrong."""
@@ -43,13 +47,16 @@ _NO_BUCKET = re.compile(r"<Code>(?:NoSuchBucket|ContainerNotFound)</Code>")
 def is_temporary(error: Exception, proven: bool) -> bool:
     """Whether the same request may succeed later. `proven`: the store has responded before, so its address is valid.
 
-    Connection resets, truncated responses, timeouts, 5xx, "slow down" and a wrong clock are temporary. Access denied
-    (403), expired credentials, a request that the service does not implement (501), a wrong region and an invalid
-    endpoint URL are not. Missing credentials are temporary only if there were some before.
+    Connection resets, truncated requests and responses, timeouts, 5xx, "slow down" and a wrong clock are temporary.
+    Access denied (403), expired credentials, a full bucket (507), a request that the service does not implement (501),
+    a wrong region and an invalid endpoint URL are not. Missing credentials are temporary only if there were some
+    before.
     """
     from obstore.exceptions import GenericError
 
-    if has_wrong_clock(error):
+    if is_full(error):
+        return False
+    if has_wrong_clock(error) or _DISTURBED.search(_answer(error)):
         return True
     if isinstance(error, OSError) and error.errno in _NFS:
         return True  # from a call outside the client, such as `fsync`
@@ -77,6 +84,11 @@ def first_line(error: Exception) -> str:
 def names_no_bucket(error: Exception) -> bool:
     """Whether the service reports that the bucket itself does not exist."""
     return _NO_BUCKET.search(str(error)) is not None
+
+
+def is_full(error: Exception) -> bool:
+    """Whether the service reports that its disks or a quota are full."""
+    return _FULL.search(_answer(error)) is not None
 
 
 def has_wrong_clock(error: Exception) -> bool:
