@@ -7,11 +7,14 @@ import pytest
 
 from factory.config.sections import EngineRecipe
 from factory.engine import outcomes
+from factory.engine import view as view_module
+from factory.engine.capacity import Share
 from factory.engine.health import FAILED_STARTS, SILENCE_REPORTED, Health
 from factory.engine.pool import Worker
 from factory.engine.scheduler import Scheduler
 from factory.engine.state import Listener, State
-from factory.errors import RunFailedError
+from factory.engine.view import ClusterView
+from factory.errors import RunFailedError, TransientError
 
 LOST = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: ShardWorker\n\tip: 192.0.2.2\n"
@@ -69,7 +72,7 @@ def test_stopping_run_says_what_it_waits_for(scheduler: Scheduler, monkeypatch: 
 
 
 def test_local_ray_that_does_not_respond_is_not_called_a_cluster() -> None:
-    view: Any = SimpleNamespace(silent_for=lambda: SILENCE_REPORTED + 1)
+    view: Any = SimpleNamespace(silent_for=lambda: SILENCE_REPORTED + 1, own_node_died=False)
     pool: Any = None
     for address, name in (
         (None, "Ray on this machine"),
@@ -78,3 +81,16 @@ def test_local_ray_that_does_not_respond_is_not_called_a_cluster() -> None:
         state, engine = State(1), EngineRecipe(address=address)
         Health(pool, view, engine, state).check_head()
         assert state.errors[0].startswith(f"{name} does not respond; waiting up to ")
+
+
+def test_run_ends_if_the_node_of_the_driver_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head node still responds, so without this check the run would wait for workers forever."""
+    monkeypatch.setattr(view_module, "own_node", lambda: "own")
+    capacity: Any = SimpleNamespace(current=lambda: (Share(1), 1), nodes=["own", "other"])
+    pool: Any = SimpleNamespace(abandon=lambda: None)
+    with ClusterView(capacity) as view:
+        health = Health(pool, view, EngineRecipe(), State(1))
+        health.check_head()
+        capacity.nodes = ["other"]
+        with pytest.raises(TransientError, match="Ray on this machine has died"):
+            health.check_head()

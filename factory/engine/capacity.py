@@ -34,11 +34,15 @@ class Share:
 
 @dataclass(frozen=True)
 class Resources:
-    """The resources of a cluster per node, under Ray's names. `limit` is what it can scale up to; None if unknown."""
+    """The resources of a cluster per node, under Ray's names. `limit` is what it can scale up to; None if unknown.
+
+    `ids` identify the nodes.
+    """
 
     nodes: Sequence[Mapping[str, float]]
     scales: bool = False
     limit: Mapping[str, float] | None = None
+    ids: Sequence[str] = ()
 
     @property
     def largest_memory(self) -> int:
@@ -62,12 +66,16 @@ class Capacity:
         self._engine, self._threads = engine, threads
         self._memory = int(engine.memory_per_worker * 2**30) if engine.memory_per_worker else memory
         self._gpus = engine.gpus_per_worker or 0.0
+        self.nodes: Sequence[str] = ()
+        """The nodes that were running when `current` was last called."""
         if engine.address is None:
             check_gpus(engine, detectors, resources().gpus)
 
     def current(self) -> tuple[Share, int]:
         """(resources of a worker, number of workers to request) for the cluster as it is now."""
-        return self.for_resources(resources())
+        cluster = resources()
+        self.nodes = cluster.ids
+        return self.for_resources(cluster)
 
     def for_resources(self, cluster: Resources) -> tuple[Share, int]:
         """As `current`, for the given resources.
@@ -129,17 +137,26 @@ def alive_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
+def own_node() -> str | None:
+    """The node of this process in the connected cluster; None if it is unknown, as it may be through ray://."""
+    import ray
+
+    with contextlib.suppress(Exception):
+        return str(ray.get_runtime_context().get_node_id())
+    return None
+
+
 def resources() -> Resources:
     """The resources of the connected cluster; blocks while the head node does not respond."""
     alive = alive_nodes()
-    nodes = [node["Resources"] for node in alive]
+    nodes, ids = [node["Resources"] for node in alive], [str(node["NodeID"]) for node in alive]
     with contextlib.suppress(Exception):  # private APIs of Ray: they may change, and do not work through ray://
         from ray._private.state import state
 
         limit = state.get_max_resources_from_cluster_config()
         named = any(_NODE_GROUP in node["Labels"] for node in alive)
-        return Resources(nodes, limit is not None or _has_autoscaler(named), limit)
-    return Resources(nodes)
+        return Resources(nodes, limit is not None or _has_autoscaler(named), limit, ids)
+    return Resources(nodes, ids=ids)
 
 
 def _has_autoscaler(named: bool) -> bool:

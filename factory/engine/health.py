@@ -55,7 +55,13 @@ class Health:
         return self._view.silent_for() > SILENCE_REPORTED / 2
 
     def check_head(self) -> None:
-        """Abandon the pool and raise TransientError if the head node has been silent for too long."""
+        """Abandon the pool and raise TransientError if the head node has been silent for too long, or Ray died here."""
+        if self._view.own_node_died:
+            self._pool.abandon()
+            raise TransientError(
+                "Ray on this machine has died, and with it all workers of this run. Committed shards are kept; rerun "
+                "the same command."
+            )
         silent, local = self._view.silent_for(), self._engine.address is None
         longest = LONGEST_LOCAL_SILENCE if local else LONGEST_SILENCE
         head = "Ray on this machine" if local else f"the head node of the Ray cluster at {self._engine.address}"

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from factory.engine.capacity import Capacity, Share
+from factory.engine.capacity import Capacity, Share, own_node
 from factory.engine.pauses import Pauses
 
 _INTERVAL = 2.0
@@ -22,10 +22,12 @@ class ClusterView:
         self._latest = capacity.current()
         self._updated = self._resumed = time.monotonic()
         self._pauses = Pauses()
+        self._own: str | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="cluster-view", daemon=True)
 
     def __enter__(self) -> "ClusterView":
+        self._own = own_node()
         self._thread.start()
         return self
 
@@ -42,6 +44,11 @@ class ClusterView:
     def fitting(self) -> int:
         """How many workers to request."""
         return self._latest[1]
+
+    @property
+    def own_node_died(self) -> bool:
+        """Whether the node of this process has died. Ray then ends all its actors and starts no new ones."""
+        return self._own is not None and self._own not in self._capacity.nodes
 
     def silent_for(self) -> float:
         """Seconds for which a response of the head node is overdue. The scheduler asks at every step."""
