@@ -14,6 +14,7 @@ from factory.dataset.receipts import receipt_name, tags
 from factory.dataset.storage import Store
 from factory.dataset.totals import current_totals
 from factory.errors import UserError
+from factory.report.run import write_report
 from factory.segmenter.data import DatasetSource
 from tests.support.bucket import Bucket, Fault
 from tests.support.receipts import receipt
@@ -41,6 +42,16 @@ def test_every_receipt_is_read_once(bucket: Bucket, recipe: Recipe) -> None:
     bucket.requests.clear()
     assert current_totals(store, Plan(recipe)) == sums
     assert sum(bucket.requests.values()) <= 6
+
+
+def test_dataset_is_described_and_reported_without_the_right_to_delete(bucket: Bucket) -> None:
+    bucket.faults.append(Fault("status", "DELETE|POST", times=None, code=403))
+    store, recipe = Store("s3://b/new"), make_recipe({"n": 4, "classes": ["dog"]})
+    store.put("recipe.yaml", recipe.to_yaml().encode())
+    write_description(store, recipe)
+    assert "b/new/README.md" in bucket.objects
+    write_report(store, "s3://b/report")
+    assert "b/report/index.html" in bucket.objects
 
 
 def test_resumed_run_keeps_the_entries_of_earlier_runs(bucket: Bucket, recipe: Recipe) -> None:

@@ -26,7 +26,8 @@ def write_description(store: Store, recipe: Recipe) -> Totals:
     numbers, sums = list(entries), totals_of(entries)
     text = json.dumps(description(recipe, plan, sums), indent=1, ensure_ascii=False)
     _put_if_changed(store, DATASET_JSON, f"{text}\n")
-    store.delete(_WIDS)
+    with contextlib.suppress(UserError):  # it is not there, or may not be deleted
+        store.delete(_WIDS)
     _put_if_changed(store, CARD, card(recipe, sums, numbers[-1] if numbers else 0))
     with contextlib.suppress(UserError):  # only a cache
         index.save()
