@@ -1,5 +1,6 @@
 """Options: their spelling and help, and those that commands reject."""
 
+import errno
 import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -65,6 +66,21 @@ def test_preview_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     make_dataset(tmp_path / "set", shards=range(1))
     (tmp_path / "file").write_text("")
     assert "cannot be written" in error("preview", tmp_path / "set", "--n", "1", "--out", tmp_path / "file/sheet.png")
+
+
+def test_preview_on_a_full_disk_keeps_the_previous_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_dataset(tmp_path / "set", shards=range(1))
+    sheet, write = tmp_path / "sheet.png", Path.write_bytes
+    sheet.write_bytes(b"previous")
+
+    def fill(path: Path, data: bytes) -> int:
+        write(path, data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    assert "no space left for" in error("preview", tmp_path / "set", "--n", "1", "--out", sheet)
+    assert sheet.read_bytes() == b"previous"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "sheet.png"]
 
 
 def test_class_names_of_the_option_may_name_a_vocabulary() -> None:

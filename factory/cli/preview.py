@@ -23,11 +23,12 @@ def preview(
     from factory.dataset.preview import preview_image
     from factory.dataset.storage import Store
     from factory.errors import not_written
+    from factory.files.atomic import write_atomically
 
     image = preview_image(Store(dataset), n, out.suffix)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(image)
+        write_atomically(out, image)
     except OSError as error:
         raise not_written(out, error, "give another --out") from error
     to_stdout(dumps({"sheet": str(out)}) if as_json else str(out))
