@@ -222,10 +222,9 @@ def test_interrupted_command_does_not_wait_for_reads_of_a_store(monkeypatch: pyt
     responds = threading.Event()
     monkeypatch.setattr(main, "_run_command", lambda: exit_codes.INTERRUPTED)
     monkeypatch.setattr(main.os, "_exit", lambda code: (_ for _ in ()).throw(typer.Exit(code)))
-    with ThreadPoolExecutor(1) as readers, pytest.raises(typer.Exit) as end:
+    with ThreadPoolExecutor(1) as readers:
         readers.submit(responds.wait, 20)
-        try:
+        with pytest.raises(typer.Exit) as end:
             main.run()
-        finally:
-            responds.set()
+        responds.set()
     assert end.value.exit_code == exit_codes.INTERRUPTED

@@ -3,7 +3,9 @@
 import pickle
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,8 +40,15 @@ def test_all_operations_on_s3_and_google_cloud(bucket: Bucket, address: str) -> 
     assert store.get("p") is None
 
 
-@pytest.mark.parametrize("listing", [False, True])
-def test_interrupt_does_not_wait_for_a_store_that_does_not_respond(listing: bool) -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda read: list(ordered_map(read, range(3), threads=2, ahead=3, name="readers")),
+        lambda read: list_bucket(read, "s3", "receipts", bounds=["receipts/01", "receipts/02"]),
+    ],
+    ids=["reads", "listing"],
+)
+def test_interrupt_does_not_wait_for_a_store_that_does_not_respond(call: Callable[[Any], Any]) -> None:
     responds, calls = threading.Event(), iter(range(9))
 
     def read(_: object) -> None:
@@ -49,10 +58,7 @@ def test_interrupt_does_not_wait_for_a_store_that_does_not_respond(listing: bool
 
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        if listing:
-            list_bucket(read, "s3", "receipts", bounds=["receipts/01", "receipts/02"])
-        else:
-            list(ordered_map(read, range(3), threads=2, ahead=3, name="readers"))
+        call(read)
     assert time.monotonic() - started < 10
     responds.set()
 

@@ -15,15 +15,17 @@ from factory.dataset.duplicates import DIGEST
 from factory.dataset.encode import ORACLE_SUFFIXES, SUFFIXES, EncodedSample
 from factory.dataset.manifest import manifest_table, read_manifest
 from factory.dataset.masks import IGNORE, decode_label_png, decode_rle, mask_to_xywh
-from factory.dataset.receipts import Blob, CorruptReceiptError, Receipt, read_receipt
+from factory.dataset.receipts import Blob, CorruptReceiptError, Receipt, read_receipt, receipt_name
 from factory.dataset.records import annotation_id
 from factory.dataset.shards import annotation_of
 from factory.dataset.storage import Store
+from factory.dataset.storage_errors import UnreadableError
 from factory.dataset.tar import unpack
 from factory.files.decode import decode_array, load_image
 
 _MAX_SHOWN = 5
 """Problems reported per shard; the rest are only counted."""
+_UNREADABLE = "cannot be read: its disk returns an error"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class ShardCheck:
     """The result of checking a shard.
 
     `images` are the digests of its jpg members with their sample keys; `only_manifest` means that only the manifest is
-    damaged.
+    damaged. `unreadable` means that the disk returned an error for a file.
     """
 
     number: int
@@ -39,6 +41,7 @@ class ShardCheck:
     samples: int = 0
     images: list[tuple[bytes, str]] = field(default_factory=list)
     only_manifest: bool = False
+    unreadable: bool = False
 
 
 def check_shard(store: Store, recipe: Recipe, planned: PlannedShard) -> ShardCheck:
@@ -47,6 +50,8 @@ def check_shard(store: Store, recipe: Recipe, planned: PlannedShard) -> ShardChe
         receipt = read_receipt(store, planned.number)
     except CorruptReceiptError as error:
         return ShardCheck(planned.number, [str(error)])
+    except UnreadableError:
+        return ShardCheck(planned.number, [f"{receipt_name(planned.number)} {_UNREADABLE}"], unreadable=True)
     if receipt is None:
         return ShardCheck(planned.number, ["the receipt is missing"])
     problems = []
@@ -56,7 +61,7 @@ def check_shard(store: Store, recipe: Recipe, planned: PlannedShard) -> ShardChe
     data, damage = _read(store, receipt.tar)
     problems += damage
     if data is None:
-        return ShardCheck(planned.number, problems)
+        return ShardCheck(planned.number, problems, unreadable=f"{receipt.tar.name} {_UNREADABLE}" in damage)
     try:
         samples = list(unpack(data))
     except ValueError as error:
@@ -152,7 +157,10 @@ def _check_keys(samples: list[EncodedSample], planned: PlannedShard, receipt: Re
 
 
 def _read(store: Store, blob: Blob) -> tuple[bytes | None, list[str]]:
-    data = store.get(blob.name)
+    try:
+        data = store.get(blob.name)
+    except UnreadableError:
+        return None, [f"{blob.name} {_UNREADABLE}"]
     if data is None:
         return None, [f"{blob.name} is missing"]
     if hashlib.sha256(data).hexdigest() != blob.sha256:

@@ -12,6 +12,7 @@ from factory.config.plan import Plan, PlannedShard, shard_name
 from factory.dataset.encode import EncodedSample
 from factory.dataset.manifest import manifest_of, read_manifest
 from factory.dataset.storage import ConflictError, Store
+from factory.dataset.storage_errors import UnreadableError
 from factory.dataset.tar import pack
 from factory.errors import UserError, command
 from factory.files.decode import decode_json
@@ -232,8 +233,8 @@ def check_same_recipe(store: Store, recipe: str, finished: Sequence[int]) -> Non
     """
     others = set[str]()
     for number in finished[:_COMPARED]:
-        data = store.get(receipt_name(number))
-        with contextlib.suppress(CorruptReceiptError):
+        with contextlib.suppress(CorruptReceiptError, UnreadableError):
+            data = store.get(receipt_name(number))
             others |= set() if data is None else {parse_receipt(data).recipe}
         if recipe in others:
             return

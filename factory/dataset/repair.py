@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from factory.config.plan import Plan
+from factory.dataset.check_shard import check_shard
 from factory.dataset.manifest import manifest_of
 from factory.dataset.receipts import blob_of, manifest_name, parse_receipt, receipt_name, tar_name
 from factory.dataset.storage import Store
@@ -27,16 +29,20 @@ def repair(store: Store, report: Report, confirm: Callable[[], None] = lambda: N
     The caller must have acquired the dataset's lease before the check, because the newest files of a run are orphans
     until their receipt is written. `confirm` raises an error if the lease was lost since; another driver may have
     completed what the report names. A worker of a killed driver may complete a shard as well: files that have a receipt
-    now are kept. The receipt of a damaged shard is deleted first, so that an interrupted repair leaves a missing shard
-    and not one that looks intact.
+    now are kept, and so are shards that the disk can read again. The receipt of a damaged shard is deleted first, so
+    that an interrupted repair leaves a missing shard and not one that looks intact.
     """
-    recipe_format = recipe_of(store).format
+    recipe = recipe_of(store)
+    plan, kept = Plan(recipe), set[int]()
+    for number in report.unreadable:
+        if not check_shard(store, recipe, plan.shard(number)).problems:
+            kept.add(number)
     rewritten = []
     for number in report.only_manifest:
         confirm()
-        if _rewrite_manifest(store, number, recipe_format):
+        if _rewrite_manifest(store, number, recipe.format):
             rewritten.append(number)
-    deleted = tuple(number for number in report.damaged if number not in rewritten)
+    deleted = tuple(number for number in report.damaged if number not in kept.union(rewritten))
     for number in deleted:
         confirm()
         for name in (receipt_name(number), manifest_name(number), tar_name(number)):

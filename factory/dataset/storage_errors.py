@@ -15,10 +15,16 @@ from factory.errors import TransientError, UserError
 
 _FULL = (28, 122)
 """ENOSPC and EDQUOT, in the client's text or as an errno."""
+_DAMAGED = (5, 74, 117)
+"""EIO, EBADMSG and EUCLEAN: a disk or file system cannot read a file that exists."""
 
 
 class StoreFullError(TransientError):
     """The disk or bucket is full; committed data is kept."""
+
+
+class UnreadableError(UserError):
+    """The disk returns an error for a file that exists."""
 
 
 @contextlib.contextmanager
@@ -43,8 +49,7 @@ def clear_errors(
         if isinstance(error, FileNotFoundError) and not writes:
             raise
         message = re.sub(r"#\d+'", "'", hide(first_line(error)))  # without the end of a temporary name
-        no_space = any(f"os error {code}" in message for code in _FULL) or getattr(error, "errno", 0) in _FULL
-        if no_space or (is_bucket and is_full(error)):
+        if _has_code(error, message, _FULL) or (is_bucket and is_full(error)):
             raise StoreFullError(
                 f"no space left for {where}; committed shards are kept. Free some space and rerun the same "
                 f"command to resume."
@@ -56,6 +61,11 @@ def clear_errors(
                     f"{text}; committed shards are kept. Renew the credentials and rerun the same command to resume."
                 ) from None
             raise UserError(f"{text}. Renew them and rerun the same command.") from None
+        if not is_bucket and _has_code(error, message, _DAMAGED):
+            raise UnreadableError(
+                f"cannot use {where}: {message}. Check the disk; if only some files of a dataset are damaged, `factory "
+                f"verify --repair` generates them again."
+            ) from error
         advice = "Give a folder or bucket that can be read and written."
         if is_bucket and has_no_credentials(error):
             message = f"no valid credentials were found ({message})"
@@ -65,6 +75,11 @@ def clear_errors(
         text = f"cannot use {where}: {message}. {advice}"
         # A bucket's error may contain headers and URLs with secrets: keep its text out of tracebacks.
         raise UserError(text) from (None if is_bucket else error)
+
+
+def _has_code(error: Exception, message: str, codes: tuple[int, ...]) -> bool:
+    """Whether an error has one of these numbers, in the client's text or as an errno."""
+    return any(f"os error {code})" in message for code in codes) or getattr(error, "errno", 0) in codes
 
 
 def ignores_conditions(address: str, name: str) -> UserError:

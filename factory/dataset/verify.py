@@ -21,7 +21,7 @@ class Report:
     `shards` and `samples` count what has a receipt and was checked; `planned` is the number of shards of the recipe.
     `damaged` maps shard numbers to problems; shards in `only_manifest` can be repaired from their tar files. `orphans`
     maps files of planned shards without a receipt to the shard; `foreign` lists files that do not belong to the
-    dataset.
+    dataset. `unreadable` are damaged shards with a file for which the disk returned an error.
     """
 
     planned: int = 0
@@ -30,6 +30,7 @@ class Report:
     missing: list[int] = field(default_factory=list)
     damaged: dict[int, list[str]] = field(default_factory=dict)
     only_manifest: list[int] = field(default_factory=list)
+    unreadable: list[int] = field(default_factory=list)
     orphans: dict[str, int] = field(default_factory=dict)
     foreign: list[str] = field(default_factory=list)
 
@@ -64,6 +65,8 @@ def verify(store: Store, choose: Callable[[list[int]], list[int]] = lambda numbe
             report.damaged[number] = list(checked.problems)
         if checked.only_manifest:
             report.only_manifest.append(number)
+        if checked.unreadable:
+            report.unreadable.append(number)
         # A labelled folder may contain an image twice; two seeds never generate the same one.
         images.add(number, checked.images if recipe.real is None else ())
     for number, problem in images.duplicates():
