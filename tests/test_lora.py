@@ -177,7 +177,7 @@ def test_a_lora_that_does_not_exist_is_refused_before_a_dataset_is_created(tiny_
     (tmp_path / "style.bin").write_bytes(b"pickle")
     for name, message in (
         ("./nowhere.safetensors", "there is no LoRA ./nowhere"),
-        (str(tmp_path), "has 0 files"),
+        (str(tmp_path), "has no files that end in .safetensors; give a LoRA in this format"),
         (str(tmp_path / "style.bin"), "is not a LoRA that can be read"),
     ):
         with pytest.raises(UserError, match=message):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from factory.config.vocabulary import shared_name
 from factory.dataset.storage import Store
-from factory.errors import UserError
+from factory.errors import UserError, counted
 from factory.evaluation.markdown import cell, percent
 from factory.files.paths import split_named_path
 from factory.generator.load import check_unchanged
@@ -81,7 +81,7 @@ def on_real(
                     f"that it was not trained on."
                 )
             results.append(_result(name, grounder.config, real, measure(grounder, dataset, device)))
-            report(f"{real}: {name} mIoU {percent(results[-1].miou)} over {results[-1].images} images")
+            report(f"{real}: {name} mIoU {percent(results[-1].miou)} over {counted(results[-1].images, 'image')}")
     return results
 
 

@@ -98,7 +98,7 @@ def as_markdown(results: Sequence[SegmenterResult], classes: str, split: str | N
     for number, real in enumerate(dict.fromkeys(result.real for result in results)):
         folder_results = [result for result in results if result.real == real]
         lines = [
-            f"Tested on {real} ({folder_results[0].score.images} images):",
+            f"Tested on {real} ({counted(folder_results[0].score.images, 'image')}):",
             "",
             "| trained on | seen | unseen | harmonic mean | mIoU with background |",
             "|---|---|---|---|---|",

@@ -46,7 +46,8 @@ def lora_file(generator: GeneratorRecipe) -> Path:
     if path.is_dir():
         files = sorted(path.glob(f"*{_SUFFIX}"))
         if len(files) != 1:
-            raise UserError(f"{path} has {len(files)} files that end in {_SUFFIX}; name one of them with --lora.")
+            advice = "name one of them with --lora" if files else "give a LoRA in this format"
+            raise UserError(f"{path} has {len(files) or 'no'} files that end in {_SUFFIX}; {advice}.")
         return files[0]
     if path.is_file():
         if path.suffix != _SUFFIX:
