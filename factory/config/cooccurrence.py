@@ -17,7 +17,7 @@ from factory.files.text import read_lines
 Table = Mapping[str, Mapping[str, float]]
 """The weight of each pair of classes that occur together; each pair is listed once, in either order."""
 
-_FORM = "a row has two class names and the number of images that show both, such as `dog,frisbee,348`"
+_FORM = "a row has two class names and a weight, such as `dog,frisbee,348`"
 _ROUNDS = 50
 _SCALE = 2**24
 _LARGEST = 1e50
