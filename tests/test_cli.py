@@ -253,6 +253,18 @@ def test_closed_pipe_exits_with_one_and_no_traceback() -> None:
     assert (result.returncode, result.stderr) == (1, "")
 
 
+def test_closed_streams_are_opened(tmp_path: Path) -> None:
+    """A shell starts a daemon with `<&- >&- 2>&-`: a run would end, and its next files would be the streams."""
+    code = (
+        "import os, sys\nfrom factory.__main__ import open_streams\nopen_streams()\n"
+        "assert not sys.stderr.isatty() and not sys.stdin.read()\nos.write(2, b'from a library')\n"
+        f"with open({str(tmp_path / 'file')!r}, 'w') as file:\n    print('content', file.fileno() > 2, file=file)\n"
+    )
+    closed = '"$0" -c "$1" <&- >&- 2>&-'
+    assert subprocess.run(["sh", "-c", closed, sys.executable, code], env=os.environ).returncode == 0
+    assert (tmp_path / "file").read_text() == "content True\n"
+
+
 def test_sheet_is_a_hidden_alias_of_preview() -> None:
     registered = {command.name or command.callback.__name__: command for command in app.registered_commands}
     assert registered["sheet"].callback is registered["preview"].callback
