@@ -195,6 +195,21 @@ def test_a_full_disk_under_the_output_is_a_temporary_failure(
     assert "No space left on device. Free some space and rerun the same command." in capsys.readouterr().err
 
 
+def test_a_full_disk_under_a_log_ends_no_run_and_changes_no_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with `factory generate ... 2> file`."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(stream, "write", lambda text: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    with view.watching(quiet=False) as watch:
+        watch(replace(SNAPSHOT, status="done"))
+    with progress_bar("exporting samples", 5) as advance:
+        advance(5)
+    monkeypatch.setattr(main, "app", raising(UserError("wrong")))
+    with pytest.raises(SystemExit) as end:
+        main.run()
+    assert end.value.code == exit_codes.BAD_INPUT
+
+
 @pytest.mark.parametrize(("changes", "coloured"), [({}, True), ({"TERM": "dumb"}, False), ({"NO_COLOR": "1"}, False)])
 def test_messages_have_colours_only_where_they_are_wanted(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], coloured: bool

@@ -21,6 +21,7 @@ from factory.cli.generate import generate
 from factory.cli.grounder import evaluate_grounder, import_grounder, train_grounder
 from factory.cli.help_texts import Command, Group
 from factory.cli.invert import invert
+from factory.cli.messages import print_line
 from factory.cli.models import models
 from factory.cli.nightly import nightly
 from factory.cli.oracle import bootstrap_oracle
@@ -171,4 +172,4 @@ def _print_error(message: str, prefix: str = "Error: ") -> None:
         return
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     text = prefix + message
-    print(f"\033[31m{text}\033[0m" if colour else text, file=sys.stderr)
+    print_line(f"\033[31m{text}\033[0m" if colour else text)

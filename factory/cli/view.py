@@ -1,7 +1,6 @@
 """Displays a run: a live view on a terminal, plain lines elsewhere, log records on request, nothing with --json."""
 
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from factory import log_format
+from factory.cli.messages import print_line
 from factory.cli.progress import is_live
 from factory.errors import counted, duration, printable
 from factory.generation.progress import ERRORS_SHOWN, Snapshot
@@ -56,10 +56,10 @@ class _Lines:
             self.print_progress(snapshot)
 
     def print_error(self, error: str) -> None:
-        print(f"  {printable(error)}", file=sys.stderr, flush=True)
+        print_line(f"  {printable(error)}")
 
     def print_progress(self, snapshot: Snapshot) -> None:
-        print(one_line(snapshot), file=sys.stderr, flush=True)
+        print_line(one_line(snapshot))
 
 
 class _Records(_Lines):
