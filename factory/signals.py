@@ -64,10 +64,25 @@ def _leave_terminal() -> None:
     A shell may repeat SIGHUP, which must not count as a second request to stop. Child processes would inherit SIG_IGN.
     """
     signal.signal(signal.SIGHUP, lambda number, frame: None)
+    _discard_output()
+
+
+def leave_closed_terminal() -> None:
+    """Discard output to a terminal that was closed without a SIGHUP, as after `disown`; for calls before each output.
+
+    Otherwise, the next line of progress would end the run.
+    """
+    if not all(map(os.isatty, _terminals)):
+        _discard_output()
+
+
+def _discard_output() -> None:
+    """Replace the terminals of the output by /dev/null."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     for descriptor in _terminals:
         os.dup2(nothing, descriptor)
     os.close(nothing)
+    _terminals.clear()
 
 
 def _repeat_lost_interrupt(problem: "sys.UnraisableHookArgs") -> None:

@@ -134,3 +134,39 @@ def test_closed_terminal_stops_a_command_gracefully(prefix: list[str], tmp_path:
         process.wait(30)
     assert (tmp_path / "checkpoint").read_text() == str(exit_codes.TERMINATED)
     assert process.returncode == 0, "printing did not fail"
+
+
+WITH_PROGRESS = """
+import sys, time
+from dataclasses import replace
+from pathlib import Path
+from factory import signals
+from factory.cli.messages import to_stdout
+from factory.cli.view import watching
+from tests.support.in_process import SNAPSHOT
+signals.listen()
+with watching(quiet=False) as watch:
+    print("started", flush=True)
+    time.sleep(0.2)
+    for accepted in range(10):
+        watch(replace(SNAPSHOT, status="done", accepted=accepted))
+        time.sleep(0.05)
+to_stdout("complete")
+Path(sys.argv[1]).write_text("complete")
+"""
+
+
+@pytest.mark.parametrize("kind", ["xterm", "dumb"])
+def test_terminal_that_closes_without_a_signal_does_not_end_a_command(kind: str, tmp_path: Path) -> None:
+    """As after `disown`. The live view and lines of progress would fail."""
+    controller, terminal = pty.openpty()
+    command = [sys.executable, "-c", WITH_PROGRESS, str(tmp_path / "file")]
+    with subprocess.Popen(command, stdout=terminal, stderr=terminal, env={**os.environ, "TERM": kind}) as process:
+        os.close(terminal)
+        printed = b""
+        while b"started\r\n" not in printed:
+            printed += os.read(controller, 1000)
+        os.close(controller)
+        process.wait(30)
+    assert (tmp_path / "file").read_text() == "complete"
+    assert process.returncode == 0

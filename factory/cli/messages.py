@@ -1,5 +1,6 @@
 """Functions that print messages of the library; Ray can send them to other processes."""
 
+import errno
 import logging
 import sys
 
@@ -7,12 +8,14 @@ import typer
 
 from factory import log_format
 from factory.errors import full_disk, printable
+from factory.signals import leave_closed_terminal
 
 _log = logging.getLogger("factory.messages")
 
 
 def to_stdout(text: str) -> None:
     """Print a line to standard output immediately."""
+    leave_closed_terminal()
     typer.echo(printable(text))
 
 
@@ -25,11 +28,16 @@ def to_stderr(text: str) -> None:
 
 
 def print_line(text: str) -> None:
-    """Print a line to standard error, which may be a file; its full disk must not end a run or change its exit code."""
+    """Print a line to standard error.
+
+    It may be a file on a full disk, or a terminal that has just been closed. Neither must end a run or change its exit
+    code.
+    """
+    leave_closed_terminal()
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError as error:
-        if full_disk(error) is None:  # a closed pipe, for instance
+        if error.errno != errno.EIO and full_disk(error) is None:  # a closed pipe, for instance
             raise
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from factory import log_format
 from factory.cli.messages import to_stderr
+from factory.signals import leave_closed_terminal
 
 
 def is_live() -> bool:
@@ -37,7 +38,12 @@ def progress_bar(label: str, total: int, quiet: bool = False) -> Iterator[Callab
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(label, total=total)
-            yield lambda done: bar.update(task, completed=done)
+
+            def advance(done: int) -> None:
+                leave_closed_terminal()
+                bar.update(task, completed=done)
+
+            yield advance
     else:
         yield _plain_lines(label, total)
 

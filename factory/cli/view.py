@@ -17,6 +17,7 @@ from factory.cli.messages import print_line
 from factory.cli.progress import is_live
 from factory.errors import counted, duration, printable
 from factory.generation.progress import ERRORS_SHOWN, Snapshot
+from factory.signals import leave_closed_terminal
 
 if TYPE_CHECKING:
     from factory.generation.reporter import Watch
@@ -36,7 +37,12 @@ def watching(quiet: bool) -> Iterator["Watch"]:
     elif is_live():
         checking = Text("checking the recipe and its models")
         with Live(checking, console=Console(stderr=True), refresh_per_second=4, transient=True) as live:
-            yield lambda snapshot: live.update(_table(snapshot))
+
+            def show(snapshot: Snapshot) -> None:
+                leave_closed_terminal()
+                live.update(_table(snapshot))
+
+            yield show
     else:
         yield _Lines().show
 
