@@ -1,6 +1,7 @@
 """Drivers that were stopped while another one worked on the dataset: they destroy nothing when they continue."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -161,6 +162,24 @@ def test_receipt_of_another_recipe_is_not_counted(tmp_path: Path) -> None:
         UserError, match=rf"shard 1 is corrupt \(it names another recipe, {other_recipe.fingerprint()[:12]}\)"
     ):
         write_description(store, recipe)
+
+
+def test_temporary_files_of_earlier_runs_are_deleted_before_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs that always end early, on a disk that such files fill, would otherwise never delete them."""
+    store, recipe = make_dataset(tmp_path, shards=range(2))
+    abandoned = tmp_path / f"{tar_name(2)}#123"
+    abandoned.write_bytes(b"of a killed worker")
+    os.utime(abandoned, (time.time() - 3600, time.time() - 3600))
+
+    def end(*arguments: object) -> State:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "_run", end)
+    with leased(store) as held, pytest.raises(KeyboardInterrupt):
+        run_prepared(recipe, store, held)
+    assert not abandoned.exists()
 
 
 def test_run_ends_if_its_dataset_is_moved(tmp_path: Path) -> None:

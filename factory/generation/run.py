@@ -150,6 +150,7 @@ def run_prepared(
     """
     lease.confirm()  # the files of a dataset without shards are deleted if the recipe has changed
     recipe = init_or_resume(store, recipe, extend, lease.confirm)
+    _delete_abandoned(store)  # they may be what fills the disk
     plan = Plan(recipe)
     entries = finished_entries(store, plan, save=True)
     forget_finished(store, entries)
@@ -162,8 +163,7 @@ def run_prepared(
         state = _run(recipe, store, todo, tracker, watch, lease, limit)
     lease.confirm()  # another driver may have extended the dataset, and its description must not be replaced
     totals = write_description(store, recipe)
-    if store.folder is not None:
-        delete_abandoned(store.folder)
+    _delete_abandoned(store)
     last = tracker.snapshot(state, "done" if totals.shards == len(plan) else "incomplete")
     last = replace(last, accepted=totals.accepted, shards_done=totals.shards)  # receipts may have been deleted
     put_progress(store, {**last.to_dict(), "driver": lease.holder})
@@ -171,6 +171,12 @@ def run_prepared(
     finished = state.shards_done if state.limited else len(todo) - len(state.quarantined)
     lost = max(0, len(entries) + finished - totals.shards)
     return RunSummary(totals, last, state.seconds, recipe, state.limited or len(todo) < len(all_missing), lost)
+
+
+def _delete_abandoned(store: Store) -> None:
+    """Delete the temporary files of killed workers; a bucket has none."""
+    if store.folder is not None:
+        delete_abandoned(store.folder)
 
 
 def check_format(recipe: Recipe, where: str) -> None:
