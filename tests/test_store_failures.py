@@ -40,6 +40,23 @@ def test_all_operations_on_s3_and_google_cloud(bucket: Bucket, address: str) -> 
     assert store.get("p") is None
 
 
+def test_reads_use_fewer_threads_where_no_more_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that was started with `--pids-limit 100`."""
+    starts, start = iter(range(99)), threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if next(starts) >= 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def read(number: int) -> int:
+        time.sleep(0.01)
+        return -number
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    assert list(ordered_map(read, range(9), threads=8, ahead=9, name="readers")) == [(k, -k) for k in range(9)]
+
+
 @pytest.mark.parametrize(
     "call",
     [

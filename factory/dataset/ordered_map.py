@@ -19,7 +19,7 @@ def ordered_map(
     not consumed to the end, as after Ctrl-C, calls that have started go on in the background: one that waits for a
     store could take an hour.
     """
-    executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    executor = _Threads(threads, thread_name_prefix=name)
     pending = deque[tuple[T, Future[R]]]()
     try:
         for argument in arguments:
@@ -31,3 +31,14 @@ def ordered_map(
             yield first, future.result()
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
+
+
+class _Threads(ThreadPoolExecutor):
+    """Continues with fewer threads where no more can be started, as in a container with a low limit of processes."""
+
+    def _adjust_thread_count(self) -> None:
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError:
+            if not self._threads:
+                raise
