@@ -26,6 +26,10 @@ mirrored image the mirrored masks.
 """
 _MIN_AREA = 0.004
 """Area of the smallest instance as a share of the image."""
+BACKGROUND_WEIGHT = 0.3
+"""Weight of background pixels in the training loss."""
+_MIN_MASK = 0.5
+"""Smallest mask of an instance as a share of the region in which it was found."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,10 @@ class StickerDetector:
     An instance is a connected region of pixels of one class; its score is their mean probability of that class.
     Touching objects of one class are therefore one instance, and an object that is divided by another one is two
     instances.
+
+    The network was trained with a low weight of background pixels, so that it finds objects, but draws them too large.
+    The mask of an instance therefore only has the pixels at which the class is more probable than background without
+    this weight. If they are less than half of the region, the object is uncertain, and its mask is the region.
     """
 
     def __init__(self, network: UperNetForSemanticSegmentation, device: str = "cpu") -> None:
@@ -82,7 +90,17 @@ class StickerDetector:
         pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images])).to(self.device)
         probabilities = self.probabilities(pixels).cpu()
         scores, classes = probabilities.max(dim=1)
-        return [self._instances(s, c) for s, c in zip(scores.numpy(), classes.numpy(), strict=True)]
+        inside = scores * BACKGROUND_WEIGHT > probabilities[:, 0]
+        return [
+            self._instances(s, c, i) for s, c, i in zip(scores.numpy(), classes.numpy(), inside.numpy(), strict=True)
+        ]
+
+    @torch.no_grad()
+    def labels(self, pixels: Tensor) -> Tensor:
+        """The class of each pixel, int64 (B, H, W), 0 for background, of uint8 RGB (B, H, W, 3)."""
+        probabilities = self.probabilities(pixels)
+        scores, classes = probabilities.max(dim=1)
+        return classes.where(scores * BACKGROUND_WEIGHT > probabilities[:, 0], 0)
 
     @torch.no_grad()
     def probabilities(self, pixels: Tensor) -> Tensor:
@@ -97,17 +115,22 @@ class StickerDetector:
             logits = self.network(pixel_values=network_input(pixels, side)).logits
         return functional.interpolate(logits.float(), (height, width), mode="bilinear").softmax(dim=1)
 
-    def _instances(self, scores: NDArray[np.float32], classes: NDArray[np.int64]) -> list[DetectedInstance]:
+    def _instances(
+        self, scores: NDArray[np.float32], classes: NDArray[np.int64], inside: NDArray[np.bool_]
+    ) -> list[DetectedInstance]:
         instances = []
         for label in np.unique(classes[classes > 0]):
             regions, count = ndimage.label(classes == label)
             for region in range(1, count + 1):
-                mask = regions == region
-                if mask.sum() < max(1.0, _MIN_AREA * mask.size):
+                found = regions == region
+                if found.sum() < max(1.0, _MIN_AREA * found.size):
                     continue
+                mask = found & inside
+                if mask.sum() < _MIN_MASK * found.sum():
+                    mask = found
                 rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
                 box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-                instances.append(DetectedInstance(self.class_names[label - 1], float(scores[mask].mean()), box, mask))
+                instances.append(DetectedInstance(self.class_names[label - 1], float(scores[found].mean()), box, mask))
         return sorted(instances, key=lambda instance: -instance.score)
 
 

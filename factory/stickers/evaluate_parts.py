@@ -56,7 +56,7 @@ def mask_iou(detector: StickerDetector, styles: tuple[str, ...], scenes: int, re
             for k in range(first, min(first + 20, scenes))
         ]
         pixels = torch.from_numpy(np.stack([scene.image for scene in batch])).to(detector.device)
-        predicted = detector.probabilities(pixels).argmax(1).cpu().numpy()
+        predicted = detector.labels(pixels).cpu().numpy()
         truth = np.stack([label_map(scene) for scene in batch])
         for k in np.union1d(np.unique(predicted), np.unique(truth)):
             overlap[k] += ((predicted == k) & (truth == k)).sum()
