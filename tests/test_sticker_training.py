@@ -1,5 +1,7 @@
 """Training of the embedded models: their tokenizer, and the detector of stickers."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import nn
 
 from factory.config.vocabulary import coco
 from factory.errors import UserError
-from factory.files.embedded_models import pipeline_folder
+from factory.files.embedded_models import detector_folder, pipeline_folder
 from factory.stickers import train_detector
 from factory.stickers.detector import StickerDetector
 from factory.stickers.scenes import render_scene
@@ -115,3 +117,13 @@ def test_masks_only_have_pixels_that_are_no_background_without_the_weights_of_th
     assert instances["cat"].mask.sum() == 20 * 20
     labels = detector.labels(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
     assert labels.unique().tolist() == [0, dog]
+
+
+def test_the_weight_of_background_is_part_of_the_model(tmp_path: Path) -> None:
+    """So a change of the masks is a change of the detector's revision, and of the fingerprint of its datasets."""
+    config = json.loads((detector_folder() / "config.json").read_text(encoding="utf-8"))
+    assert new_network().config.background_weight == config["background_weight"]
+    folder = shutil.copytree(detector_folder(), tmp_path / "detector")
+    del config["background_weight"]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert StickerDetector.from_pretrained(folder).background_weight == 1

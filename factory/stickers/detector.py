@@ -26,8 +26,6 @@ mirrored image the mirrored masks.
 """
 _MIN_AREA = 0.004
 """Area of the smallest instance as a share of the image."""
-BACKGROUND_WEIGHT = 0.3
-"""Weight of background pixels in the training loss."""
 _MIN_MASK = 0.5
 """Smallest mask of an instance as a share of the region in which it was found."""
 
@@ -49,9 +47,10 @@ class StickerDetector:
     Touching objects of one class are therefore one instance, and an object that is divided by another one is two
     instances.
 
-    The network was trained with a low weight of background pixels, so that it finds objects, but draws them too large.
-    The mask of an instance therefore only has the pixels at which the class is more probable than background without
-    this weight. If they are less than half of the region, the object is uncertain, and its mask is the region.
+    The network was trained with a low weight of background pixels (`background_weight` in its config.json), which
+    multiplies the odds of every class: objects are found more often, but drawn too large. The mask of an instance
+    therefore only has the pixels at which its class is more probable than background without this weight. If they are
+    less than half of the region, the object is uncertain, and its mask is the region.
     """
 
     def __init__(self, network: UperNetForSemanticSegmentation, device: str = "cpu") -> None:
@@ -59,6 +58,7 @@ class StickerDetector:
         self.network = network.to(device, memory_format=torch.channels_last).eval()
         labels = network.config.id2label
         self.class_names = tuple(labels[k] for k in range(1, len(labels)))
+        self.background_weight = float(getattr(network.config, "background_weight", 1.0))
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, device: str = "cpu") -> "StickerDetector":
@@ -90,7 +90,7 @@ class StickerDetector:
         pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images])).to(self.device)
         probabilities = self.probabilities(pixels).cpu()
         scores, classes = probabilities.max(dim=1)
-        inside = scores * BACKGROUND_WEIGHT > probabilities[:, 0]
+        inside = scores * self.background_weight > probabilities[:, 0]
         return [
             self._instances(s, c, i) for s, c, i in zip(scores.numpy(), classes.numpy(), inside.numpy(), strict=True)
         ]
@@ -100,7 +100,7 @@ class StickerDetector:
         """The class of each pixel, int64 (B, H, W), 0 for background, of uint8 RGB (B, H, W, 3)."""
         probabilities = self.probabilities(pixels)
         scores, classes = probabilities.max(dim=1)
-        return classes.where(scores * BACKGROUND_WEIGHT > probabilities[:, 0], 0)
+        return classes.where(scores * self.background_weight > probabilities[:, 0], 0)
 
     @torch.no_grad()
     def probabilities(self, pixels: Tensor) -> Tensor:

@@ -17,13 +17,15 @@ from factory.config.vocabulary import coco
 from factory.files.digest import folder_digest
 from factory.generator.weights import load_model
 from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
-from factory.stickers.detector import BACKGROUND_WEIGHT, MIN_SCORE, DetectedInstance, StickerDetector, network_input
+from factory.stickers.detector import MIN_SCORE, DetectedInstance, StickerDetector, network_input
 from factory.stickers.scenes import Scene, random_class_names, render_scene
 from factory.stickers.text_to_image import open_autoencoder, open_in_float32
 from factory.stickers.train_autoencoder import quantised
 from factory.training.precision import autocast
 from factory.training.sheet import tile
 
+_BACKGROUND_WEIGHT = 0.3
+"""Weight of background pixels in the loss. It is part of the model, because detection undoes it in the masks."""
 _SIDES = (96, 112, 128, 144, 160, 176)
 """Input sides, one of which is drawn per step, so that the network learns objects of many sizes."""
 _RECONSTRUCTED_SHARE = 0.15
@@ -50,6 +52,7 @@ def new_network(widths: tuple[int, ...] = (48, 96, 192, 320), seed: int = 0) -> 
             hidden_size=64,
             pool_scales=[1, 2, 3],
             use_auxiliary_head=False,
+            background_weight=_BACKGROUND_WEIGHT,
             id2label=labels,
             label2id={name: k for k, name in labels.items()},
         )
@@ -92,7 +95,7 @@ class DetectorTask:
             logits = quarter_logits(self.model, pixels)
         logits = functional.interpolate(logits.float(), (side // 2, side // 2), mode="bilinear")
         weight = torch.ones(len(names) + 1, device=self.device)
-        weight[0] = BACKGROUND_WEIGHT
+        weight[0] = _BACKGROUND_WEIGHT
         return functional.cross_entropy(logits, targets.long(), weight)
 
     def _reconstructed(self, images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
