@@ -1,6 +1,6 @@
 """Ablations of the guided module: modules trained without one component each, evaluated with Protocol I.
 
-    python -m benchmarks.ablations ORACLE_SET --classes voc --steps 600 --images 60 --out runs/ablations
+    python -m benchmarks.ablations ORACLE --classes voc --steps 600 --images 60 --out runs/ablations
 
 Every row uses the same oracle dataset, steps, batch size and seed, and is evaluated on the same images. Rows that have
 been trained before are not trained again. `--rows` selects the rows whose names start with one of the given prefixes.

@@ -1,7 +1,7 @@
 """Figures for the documentation: generated masks, inverted images with reconstructions, segmenter predictions.
 
     python -m benchmarks.pictures masks GROUNDER GROUNDER --classes voc --images 40 --out docs/pictures/masks.jpg
-    python -m benchmarks.pictures inverted INVERTED_SET --grounder GROUNDER --out docs/pictures/inverted.jpg
+    python -m benchmarks.pictures inverted INVERTED --grounder GROUNDER --out docs/pictures/inverted.jpg
     python -m benchmarks.pictures segmenters NAME=FOLDER NAME=FOLDER --real VOC_FOLDER --out segmenters.jpg
 
 No image is selected by hand. `masks` shows, for every group of Protocol I, the images with the median and the worst IoU
