@@ -21,9 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP) ## Generate and verify 80 samples with the embedded models; print the path of a contact sheet
-	$(BIN)/factory generate --classes coco --n 80 --shard-size 20 --shards demo/set
-	$(BIN)/factory verify demo/set
-	$(BIN)/factory preview demo/set --n 80 --out demo/sheet.png
+	$(BIN)/factory generate --classes coco --n 80 --shard-size 20 --shards demo/dataset
+	$(BIN)/factory verify demo/dataset
+	$(BIN)/factory preview demo/dataset --n 80 --out demo/sheet.png
 
 test: $(STAMP) ## Run the fast CPU tests, in two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \

@@ -140,7 +140,7 @@ def test_commands_in_the_documentation_have_valid_options(page: Path, hook: Modu
     ("markdown", "expected"),
     [
         ("[a](docs/jobs.md#x)", "[a](jobs.md#x)"),
-        ("![p](docs/pictures/set.jpg)", "![p](pictures/set.jpg)"),
+        ("![p](docs/pictures/samples.jpg)", "![p](pictures/samples.jpg)"),
         ("[l](LICENSE)", "l"),
         ("[s](SECURITY.md)", "[s](security.md)"),
         ("[u](https://example.org)", "[u](https://example.org)"),
@@ -181,7 +181,7 @@ def test_the_example_of_a_job_is_valid(tmp_path: Path) -> None:
     (example,) = _yaml_examples("out")
     (tmp_path / "pets.yaml").write_text(example, encoding="utf-8")
     commands = output("run", tmp_path / "pets.yaml", "--set", "n=500", "--dry-run").splitlines()
-    assert commands[0] == "factory generate --classes dog,cat --n 500 --shards runs/pets/set"
+    assert commands[0] == "factory generate --classes dog,cat --n 500 --shards runs/pets/dataset"
 
 
 def test_the_changelog_of_a_release_is_short_and_repeats_nothing() -> None:
