@@ -71,7 +71,7 @@ def changed_sizes(old: Recipe, new: Recipe) -> list[str]:
     """
     sizes = (*old.earlier, old.n) if new.n > old.n else old.earlier
     same = new.n < old.n or new.earlier == sizes[: len(new.earlier)]
-    return [] if same else [f"earlier: {_abbreviated(sizes)} -> {_abbreviated(new.earlier)}"]
+    return [] if same else [f"earlier: {abbreviated(sizes)} -> {abbreviated(new.earlier)}"]
 
 
 def _differences(old: Any, new: Any, name: str) -> list[str]:
@@ -80,9 +80,10 @@ def _differences(old: Any, new: Any, name: str) -> list[str]:
         return [
             line for key in keys for line in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
         ]
-    return [] if old == new else [f"{name}: {_abbreviated(old)} -> {_abbreviated(new)}"]
+    return [] if old == new else [f"{name}: {abbreviated(old)} -> {abbreviated(new)}"]
 
 
-def _abbreviated(value: object) -> str:
+def abbreviated(value: object) -> str:
+    """A value as in JSON and YAML, for messages."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from factory.config.differences import abbreviated
 from factory.errors import TransientError, UserError, not_written
 from factory.export.interface import Unit
 from factory.files.atomic import write_atomically
@@ -39,7 +40,7 @@ class ExportFolder:
                 f"give a new or empty folder with --out. Nothing was written."
             )
         changed = [
-            f"{name}: {existing_purpose.get(name)} -> {value}"
+            f"{name}: {abbreviated(existing_purpose.get(name))} -> {abbreviated(value)}"
             for name, value in self._purpose.items()
             if existing_purpose.get(name) != value
         ]

@@ -99,7 +99,7 @@ class Export:
         info = ExportInfo(to, recipe.vocabulary(), fingerprint, real=recipe.real is not None)
         self._ids = info.class_indices.keys()
         self._format = FORMATS[options.format](info, options.polygons)
-        purpose = {"set": fingerprint[:16], **asdict(options), "layout": _LAYOUT}
+        purpose = {"dataset": fingerprint[:16], **asdict(options), "layout": _LAYOUT}
         self._folder = ExportFolder(to, purpose)
         self._folder.check()
         self._units = group_shards(read_receipts(store, numbers, fingerprint), self._format.unit_bytes)

@@ -29,9 +29,9 @@ def test_folder_with_other_files_is_rejected_unchanged(store: Store, tmp_path: P
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"format_name": "voc"}, "format: coco -> voc"),
+        ({"format_name": "voc"}, 'format: "coco" -> "voc"'),
         ({"val": 0.5}, "val: 0.3 -> 0.5"),
-        ({"polygons": True}, "polygons: False -> True"),
+        ({"polygons": True}, "polygons: false -> true"),
     ],
 )
 def test_export_with_other_options_is_rejected_unchanged(
@@ -47,7 +47,7 @@ def test_export_with_other_options_is_rejected_unchanged(
 def test_export_of_another_dataset_is_rejected(store: Store, tmp_path: Path) -> None:
     run(store, tmp_path / "coco", "coco")
     other, _ = make_dataset(tmp_path / "other", seed=7)
-    with pytest.raises(UserError, match="contains a different export: set: "):
+    with pytest.raises(UserError, match="contains a different export: dataset: "):
         run(other, tmp_path / "coco", "coco")
 
 
