@@ -57,6 +57,21 @@ def test_reads_use_fewer_threads_where_no_more_can_be_started(monkeypatch: pytes
     assert list(ordered_map(read, range(9), threads=8, ahead=9, name="readers")) == [(k, -k) for k in range(9)]
 
 
+def test_an_error_of_a_read_is_raised_after_the_other_reads() -> None:
+    """Reads in the background would still use the store, and the streams and the random numbers of the process."""
+    finished = threading.Event()
+
+    def read(number: int) -> None:
+        if number == 0:
+            raise UserError("corrupt")
+        time.sleep(0.2)
+        finished.set()
+
+    with pytest.raises(UserError):
+        list(ordered_map(read, range(2), threads=2, ahead=2, name="readers"))
+    assert finished.is_set()
+
+
 @pytest.mark.parametrize(
     "call",
     [

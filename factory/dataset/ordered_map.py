@@ -15,12 +15,11 @@ def ordered_map(
     """Call `function` in threads and yield (argument, result) in the order of the arguments.
 
     At most `ahead` calls are started before the first of their results is consumed, so the others continue while one
-    is slow. `name` is that of the threads. An exception of a call is raised in place of its result. If the results are
-    not consumed to the end, as after Ctrl-C, calls that have started go on in the background: one that waits for a
-    store could take an hour.
+    is slow. `name` is that of the threads. An exception of a call is raised in place of its result, after the calls
+    that have started. After Ctrl-C, these calls go on in the background: one that waits for a store could take an hour.
     """
     executor = _Threads(threads, thread_name_prefix=name)
-    pending = deque[tuple[T, Future[R]]]()
+    pending, wait = deque[tuple[T, Future[R]]](), True
     try:
         for argument in arguments:
             pending.append((argument, executor.submit(function, argument)))
@@ -29,8 +28,11 @@ def ordered_map(
                 yield first, future.result()
         for first, future in pending:
             yield first, future.result()
+    except KeyboardInterrupt:
+        wait = False
+        raise
     finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+        executor.shutdown(wait, cancel_futures=True)
 
 
 class _Threads(ThreadPoolExecutor):
