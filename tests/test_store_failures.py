@@ -59,11 +59,13 @@ def test_reads_use_fewer_threads_where_no_more_can_be_started(monkeypatch: pytes
 
 def test_an_error_of_a_read_is_raised_after_the_other_reads() -> None:
     """Reads in the background would still use the store, and the streams and the random numbers of the process."""
-    finished = threading.Event()
+    started, finished = threading.Event(), threading.Event()
 
     def read(number: int) -> None:
         if number == 0:
+            assert started.wait(20)
             raise UserError("corrupt")
+        started.set()
         time.sleep(0.2)
         finished.set()
 
