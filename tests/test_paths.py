@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from factory.cli.options import assemble
+from factory.dataset.default_target import default_target
 from factory.dataset.storage import Store
 from factory.errors import UserError
-from factory.export.run import default_target
 from factory.files.hub import hub_file
 from factory.files.paths import expanded, local_path, split_named_path
 from factory.workflow.run import load_workflow

@@ -41,9 +41,10 @@ def export(
     Example: factory export out/ --format yolo --out pets-yolo --val 0.1
     """
     from factory.cli.progress import progress_bar
+    from factory.dataset.default_target import default_target
     from factory.dataset.storage import Store
     from factory.errors import UserError
-    from factory.export.run import Export, Options, default_target
+    from factory.export.run import Export, Options
     from factory.files.paths import local_path
 
     if out is not None and to is not None:

@@ -35,10 +35,10 @@ def report(
     """
     from factory.cli.progress import progress_bar
     from factory.config.plan import Plan
+    from factory.dataset.default_target import default_target
     from factory.dataset.storage import Store
     from factory.dataset.stored_recipe import recipe_of
     from factory.dataset.totals import current_totals
-    from factory.export.run import default_target
     from factory.report.run import PAGE, write_report
 
     source = Store(dataset)

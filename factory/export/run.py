@@ -1,11 +1,9 @@
 """Runs an export: reads shards one at a time, writes them in units, and resumes after an interruption."""
 
 import hashlib
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
-from urllib.parse import urlparse
+from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +14,7 @@ from factory.dataset.masks import decode_label_png, decode_rle, mask_to_xywh
 from factory.dataset.receipts import Blob, Receipt, check_same_recipe, finished_shards
 from factory.dataset.records import annotation_id
 from factory.dataset.shards import annotation_of, readable
-from factory.dataset.storage import Store, is_remote
+from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import recipe_of
 from factory.dataset.tar import unpack
 from factory.dataset.totals import read_receipts
@@ -28,7 +26,6 @@ from factory.export.interface import SPLITS, ExportInfo, ExportSample, Format, U
 from factory.export.voc import VocFormat
 from factory.export.yolo import YoloFormat
 from factory.files.decode import open_image
-from factory.files.paths import expanded, without_file_scheme
 
 FORMATS: dict[str, Callable[[ExportInfo, bool], Format]] = {
     "coco": CocoFormat,
@@ -38,8 +35,6 @@ FORMATS: dict[str, Callable[[ExportInfo, bool], Format]] = {
 }
 _LAYOUT = 1
 """Version of the layout; incremented when older unfinished exports can no longer be resumed."""
-_LONGEST_NAME, _DIGITS = 100, 6
-"""Characters of an address, and digits of its digest, in the name of a folder."""
 
 
 @dataclass(frozen=True)
@@ -192,23 +187,6 @@ def group_shards(done: Iterable[Receipt], unit_bytes: int) -> list[Unit]:
             units.append(Unit(len(units), (receipt.tar,), receipt.accepted))
             size = receipt.tar.bytes
     return units
-
-
-def default_target(address: str, name: str) -> Path:
-    """The default folder of an export or report, different for each dataset.
-
-    It is next to a local dataset (out/ -> out-coco), and in the working directory for a URL: the bucket and the path,
-    and a digest of the URL, because a-b/c and a/b-c, or s3://a and gs://a, would have the same name without it.
-    """
-    if is_remote(address):
-        url = urlparse(address)
-        parts = [url.netloc, *PurePosixPath(url.path).parts[1:]]
-        readable = re.sub(r"[^\w.-]+", "-", "-".join(parts))[-_LONGEST_NAME:].lstrip("-.")
-        digest = hashlib.sha256("/".join([url.scheme, *parts]).encode()).hexdigest()[:_DIGITS]
-        return Path(f"{readable}-{digest}-{name}")
-    folder = expanded(without_file_scheme(address))
-    folder = folder if folder.name not in ("", "..") else folder.resolve()
-    return folder.with_name(f"{folder.name}-{name}")
 
 
 def _counted(samples: Iterator[ExportSample], before: int, watch: Callable[[int], None]) -> Iterator[ExportSample]:

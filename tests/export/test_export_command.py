@@ -10,11 +10,12 @@ import pytest
 
 from factory.config.plan import Plan
 from factory.config.vocabulary import from_names
+from factory.dataset.default_target import default_target
 from factory.dataset.receipts import Tally, commit
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.export.coco import supercategory
-from factory.export.run import Export, Options, default_target
+from factory.export.run import Export, Options
 from tests.support.export_datasets import FORMATS, SHARD_SIZE, SHARDS, VAL, content, make_dataset, run
 from tests.support.in_process import invoke
 
