@@ -88,19 +88,20 @@ class StickerDetector:
         if not images:
             return []
         pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images])).to(self.device)
-        probabilities = self.probabilities(pixels).cpu()
-        scores, classes = probabilities.max(dim=1)
-        inside = scores * self.background_weight > probabilities[:, 0]
-        return [
-            self._instances(s, c, i) for s, c, i in zip(scores.numpy(), classes.numpy(), inside.numpy(), strict=True)
-        ]
+        scores, classes, inside = (part.cpu().numpy() for part in self._decide(pixels))
+        return [self._instances(*image) for image in zip(scores, classes, inside, strict=True)]
 
     @torch.no_grad()
     def labels(self, pixels: Tensor) -> Tensor:
         """The class of each pixel, int64 (B, H, W), 0 for background, of uint8 RGB (B, H, W, 3)."""
+        _, classes, inside = self._decide(pixels)
+        return classes.where(inside, 0)
+
+    def _decide(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(largest probability, its class, whether this class is in the mask) of each pixel, (B, H, W)."""
         probabilities = self.probabilities(pixels)
         scores, classes = probabilities.max(dim=1)
-        return classes.where(scores * self.background_weight > probabilities[:, 0], 0)
+        return scores, classes, scores * self.background_weight > probabilities[:, 0]
 
     @torch.no_grad()
     def probabilities(self, pixels: Tensor) -> Tensor:
