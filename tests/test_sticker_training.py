@@ -99,10 +99,10 @@ def test_a_mirrored_image_has_the_mirrored_masks() -> None:
     assert torch.allclose(detector.probabilities(pixels), mirrored, atol=1e-3)
 
 
-def test_masks_only_have_pixels_that_are_no_background_without_the_weights_of_the_loss(
+def test_masks_are_cut_to_pixels_that_stay_foreground_without_the_background_weight(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They had 1.14 times the true area. An object that is uncertain everywhere keeps its region."""
+    """Uncut masks had 1.14 times the true area. An object that is uncertain everywhere keeps its region."""
     dog, cat = (coco().names.index(name) + 1 for name in ("dog", "cat"))
     probabilities = torch.zeros(1, 81, 64, 64)
     probabilities[:, dog, 8:28, 8:28], probabilities[:, dog, 10:26, 10:26] = 0.6, 0.9
