@@ -127,3 +127,12 @@ def test_the_weight_of_background_is_part_of_the_model(tmp_path: Path) -> None:
     del config["background_weight"]
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     assert StickerDetector.from_pretrained(folder).background_weight == 1
+
+
+@pytest.mark.parametrize("weight", [0, 1.5, None, "0.3", True])
+def test_an_invalid_weight_of_background_is_one_sentence(tmp_path: Path, weight: object) -> None:
+    folder = shutil.copytree(detector_folder(), tmp_path / "detector")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "background_weight": weight}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"background_weight in .*config\.json is .*; it must be a number above 0"):
+        StickerDetector.from_pretrained(folder)

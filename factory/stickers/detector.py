@@ -80,6 +80,12 @@ class StickerDetector:
                 f"{counted(len(mismatched), 'tensor is', 'tensors are')} missing or unknown, such as {mismatched[0]}. "
                 f"Copy the whole model again."
             )
+        weight = getattr(network.config, "background_weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 1:
+            raise UserError(
+                f"background_weight in {Path(folder) / 'config.json'} is {weight!r}; it must be a number above 0 and "
+                f"at most 1. Copy the detector again."
+            )
         return cls(network, device)
 
     @torch.no_grad()
