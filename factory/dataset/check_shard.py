@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,12 +58,12 @@ def check_shard(store: Store, recipe: Recipe, planned: PlannedShard) -> ShardChe
     if receipt.plan != planned.digest:
         other = "plan" if receipt.recipe == recipe.fingerprint() else "recipe"
         problems.append(f"the receipt belongs to a different {other}")
-    data, damage = _read(store, receipt.tar)
-    problems += damage
-    if data is None:
-        return ShardCheck(planned.number, problems, unreadable=f"{receipt.tar.name} {_UNREADABLE}" in damage)
+    tar = _read(store, receipt.tar)
+    problems += tar.problems
+    if tar.data is None:
+        return ShardCheck(planned.number, problems, unreadable=tar.unreadable)
     try:
-        samples = list(unpack(data))
+        samples = list(unpack(tar.data))
     except ValueError as error:
         return ShardCheck(planned.number, [*problems, str(error)])
     problems += list(_check_keys(samples, planned, receipt))
@@ -135,12 +135,12 @@ def _check_manifest(
 
     Rows are compared, not bytes: a parquet file contains the version of the library that wrote it.
     """
-    data, damage = _read(store, receipt.manifest)
-    yield from damage
-    if data is None or damage:
+    manifest = _read(store, receipt.manifest)
+    yield from manifest.problems
+    if manifest.data is None or manifest.problems:
         return
     try:
-        if read_manifest(data) != manifest_table(samples, planned.number, planned.format).to_pylist():
+        if read_manifest(manifest.data) != manifest_table(samples, planned.number, planned.format).to_pylist():
             yield "the manifest does not match the samples"
     except (ValueError, KeyError, TypeError) as error:
         yield f"{receipt.manifest.name}: {error}"
@@ -156,13 +156,21 @@ def _check_keys(samples: list[EncodedSample], planned: PlannedShard, receipt: Re
         yield f"the receipt counts {receipt.accepted} of {receipt.planned} samples, but the tar contains {len(keys)}"
 
 
-def _read(store: Store, blob: Blob) -> tuple[bytes | None, list[str]]:
+class _Read(NamedTuple):
+    """A file, None if it is missing or `unreadable`, and how it differs from its receipt."""
+
+    data: bytes | None
+    problems: list[str]
+    unreadable: bool = False
+
+
+def _read(store: Store, blob: Blob) -> _Read:
     try:
         data = store.get(blob.name)
     except UnreadableError:
-        return None, [f"{blob.name} {_UNREADABLE}"]
+        return _Read(None, [f"{blob.name} {_UNREADABLE}"], unreadable=True)
     if data is None:
-        return None, [f"{blob.name} is missing"]
+        return _Read(None, [f"{blob.name} is missing"])
     if hashlib.sha256(data).hexdigest() != blob.sha256:
-        return data, [f"{blob.name} ({len(data)} bytes) does not match the digest in the receipt"]
-    return data, []
+        return _Read(data, [f"{blob.name} ({len(data)} bytes) does not match the digest in the receipt"])
+    return _Read(data, [])
