@@ -88,6 +88,19 @@ def test_options_are_stored_under_the_names_of_existing_grounder_folders() -> No
     assert list(options.to_dict()) == list(stored)
 
 
+@pytest.mark.parametrize("name", ["attention_mixtures", "other_classes", "image", "features"])
+def test_every_input_of_the_head_can_be_left_out(captured: Any, name: str) -> None:
+    """benchmarks/ablations.py does so. All remaining weights are used."""
+    read, pictures = captured
+    module = GuidedModule(Backbone.of(read), replace(GuidedOptions(), **{name: False}))
+    logits = module(read, pictures)
+    assert logits.shape == (3, 2, 64, 64)
+    logits.sum().backward()
+    assert [weight for weight, value in module.named_parameters() if value.grad is None] == []
+    whole = GuidedModule(Backbone.of(read))
+    assert sum(value.numel() for value in module.parameters()) < sum(value.numel() for value in whole.parameters())
+
+
 def test_checkpoints_of_earlier_versions_are_resumed() -> None:
     """A checkpoint records its options as a text, which must not change with the names in the code."""
     assert GrounderOptions().identity == (
