@@ -268,7 +268,7 @@ def tags(store: Store, shards: int) -> dict[int, str]:
 def _number(name: str) -> int | None:
     """The shard number of a receipt's file name; None for any other file, such as receipts/1.json."""
     stem = name.removeprefix("receipts/").removesuffix(".json")
-    known = re.fullmatch("[0-9]{6,7}", stem) and name == receipt_name(int(stem))
+    known = re.fullmatch("[0-9]{6}", stem) and name == receipt_name(int(stem))
     return int(stem) if known else None
 
 
