@@ -32,6 +32,7 @@ def test_all_operations_on_s3_and_google_cloud(bucket: Bucket, address: str) -> 
     for before, after in ((None, b"1"), (b"1", b"2"), (b"2", b"3"), (b"3", b"4")):
         assert store.compare_and_swap("p", after, before), f"{before!r} -> {after!r}"
     assert not store.compare_and_swap("p", b"5", b"3")
+    assert not store.compare_and_swap("q", b"5", b"3"), "it was deleted"
     store.put("p", b"6")
     assert dict(store.get_many(["p", "q"])) == {"p": store.get_tagged("p"), "q": None}
     assert store.entries("train")["train/0.tar"].tag == (store.get_tagged("train/0.tar") or (b"", ""))[1]
@@ -125,6 +126,16 @@ def test_temporary_failure_is_retried(bucket: Bucket, address: str, fault: Fault
         bucket.faults[:] = [Fault(**{**vars(fault), "since": time.monotonic()})]
         assert operation()
         assert bucket.faults[0].times == 0, "the fault was triggered"
+
+
+def test_replacement_whose_response_was_lost_has_been_made(bucket: Bucket, address: str) -> None:
+    """The repeated request fails because the file has changed. A run would say that another driver was faster."""
+    store = Store(address)
+    store.put("recipe.yaml", b"n: 4")
+    bucket.faults[:] = [Fault("lost", "PUT")]
+    assert store.compare_and_swap("recipe.yaml", b"n: 8", b"n: 4")
+    assert store.compare_and_swap("recipe.yaml", b"n: 8", b"n: 4"), "also if the caller repeats it after an outage"
+    assert store.get("recipe.yaml") == b"n: 8"
 
 
 def test_interrupted_listing_resumes(bucket: Bucket) -> None:
