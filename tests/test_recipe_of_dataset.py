@@ -43,10 +43,11 @@ def test_dataset_without_receipts_can_be_restarted_with_another_recipe(tiny_mode
     store = Store(str(tmp_path / "out"))
     first, second = two_shards(tiny_model), two_shards(tiny_model, seed=1)
     init_or_resume(store, first)
-    store.create("train/000000.tar", b"written by a worker that was killed before the receipt")
+    for name in ("train/0.tar", "manifest/0.parquet", "quarantine/0.json", "index/0.json", "rejected/0.json"):
+        store.create(name, b"written by a worker that was killed before the receipt")
     assert init_or_resume(store, second).fingerprint() == second.fingerprint()
     assert recipe_of(store).fingerprint() == second.fingerprint()
-    assert not store.list("train")
+    assert set(store.list("")) == {"recipe.yaml", ".lock"}, "a manifest of the first recipe would be a conflict"
     store.create("receipts/000000.json", b"{}")
     with pytest.raises(UserError, match="seed: 1 -> 0"):
         init_or_resume(store, first)
@@ -102,6 +103,16 @@ def test_dataset_without_receipts_can_be_restarted_with_another_size(tiny_model:
     store.create("receipts/000000.json", b"{}")
     with pytest.raises(UserError, match=f"was created with n = {n}"):
         init_or_resume(store, first)
+
+
+def test_resumed_and_extended_datasets_use_the_engine_of_the_current_run(tiny_model: Path, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "out"))
+    first = two_shards(tiny_model)
+    init_or_resume(store, first)
+    store.create("receipts/000000.json", b"{}")
+    given = first.model_copy(update={"engine": first.engine.model_copy(update={"workers": 3})})
+    for n in (first.n, first.n + 4):
+        assert init_or_resume(store, given.model_copy(update={"n": n}), extend=True).engine == given.engine
 
 
 def test_a_folder_of_datasets_or_nights_is_refused_with_their_names(bucket: Bucket, tmp_path: Path) -> None:
@@ -169,6 +180,16 @@ def test_single_receipt_of_another_recipe_is_repaired(tmp_path: Path) -> None:
     report = verify(store)
     assert report.damaged == {0: ["the receipt belongs to a different recipe"]}
     assert repair(store, report).deleted == (0,)
+    assert not any("000000" in name for name in store.list("")), "its manifest would be a conflict"
+
+
+def test_only_shard_of_a_dataset_is_damage_if_it_has_another_recipe(tmp_path: Path) -> None:
+    """It is no sign of an edited recipe.yaml: a worker of a replaced driver can leave it."""
+    store, _ = export_datasets.make_dataset(tmp_path / "set", ())
+    other, _ = export_datasets.make_dataset(tmp_path / "other", range(1), seed=7)
+    for name in other.list(""):
+        store.create(name, other.get(name) or b"")
+    assert verify(store).damaged == {0: ["the receipt belongs to a different recipe"]}
 
 
 def test_recipe_is_parsed_again_only_if_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,6 +153,16 @@ def test_commit_beside_the_receipt_of_another_run_is_a_conflict(tmp_path: Path) 
         commit_shard(store, recipe, 0)
 
 
+def test_commit_beside_a_receipt_of_another_manifest_is_a_conflict(tmp_path: Path) -> None:
+    """It would count as finished although `verify` finds that the manifest is damaged."""
+    store, recipe = make_dataset(tmp_path, shards=[0])
+    receipt = json.loads(store.get(receipt_name(0)) or b"")
+    receipt["manifest"]["sha256"] = "0" * 64
+    (tmp_path / receipt_name(0)).write_text(json.dumps(receipt))
+    with pytest.raises(ConflictError, match="has other digests"):
+        commit_shard(store, recipe, 0)
+
+
 def test_receipt_of_another_recipe_is_not_counted(tmp_path: Path) -> None:
     store, recipe = make_dataset(tmp_path / "set", shards=(0, 2))
     other, other_recipe = make_dataset(tmp_path / "other", shards=(1,), seed=7)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from factory.dataset.receipts import blob_of, manifest_name, receipt_name, tar_n
 from factory.dataset.repair import repair
 from factory.dataset.totals import current_totals
 from factory.dataset.verify import verify
-from factory.errors import UserError
-from tests.support.export_datasets import commit_shard, encoded_samples, make_dataset, make_sample
+from factory.errors import LeaseHeldError, UserError
+from tests.support.export_datasets import commit_shard, content, encoded_samples, make_dataset, make_sample
 
 
 def replace_manifest(folder: Path, shard: int, manifest: bytes) -> None:
@@ -54,6 +55,9 @@ def test_every_disagreement_within_a_sample_is_named(tmp_path: Path) -> None:
     assert damage_of(recipe, pair, same)[0] == f"the mask of {name} overlaps another"
     other = coco().resolve("zebra").id
     assert damage_of(recipe, pair, {"category_id": other})[0] == f"{name} has the id {other}"
+    record = json.loads(pair.members["json"])
+    fewer = pair.members | {"json": json.dumps(record | {"classes": record["classes"][:1]}).encode()}
+    assert list(check_sample(EncodedSample(pair.key, fewer), recipe)) == ["the objects do not match the prompt"]
     stream = io.BytesIO()
     Image.new("RGB", (32, 32)).save(stream, "JPEG")
     (size,) = damage_of(recipe, pair, {}, jpg=stream.getvalue())
@@ -115,6 +119,38 @@ def test_an_image_that_occurs_twice_is_reported(tmp_path: Path) -> None:
                for k, s in enumerate(originals)]  # fmt: skip
     commit_shard(store, recipe, 1, samples)
     assert verify(store).damaged == {1: ["000000006 has the same image as 000000002"]}
+    replace_manifest(tmp_path, 1, store.get(manifest_name(0)) or b"")
+    assert repair(store, verify(store)).deleted == (1,), "a new manifest would not be enough"
+
+
+def replace_image(folder: Path) -> None:
+    (folder / tar_name(1)).write_bytes(b"damaged")
+
+
+def replace_rows(folder: Path) -> None:
+    replace_manifest(folder, 1, (folder / manifest_name(0)).read_bytes())
+
+
+def delete_receipt(folder: Path) -> None:
+    (folder / receipt_name(1)).unlink()
+
+
+@pytest.mark.parametrize("damage", [replace_image, replace_rows, delete_receipt])
+def test_repair_changes_nothing_after_its_lease_was_lost(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    """The driver that took over may have generated the shard again since the check."""
+    store, recipe = make_dataset(tmp_path, shards=range(2))
+    damage(tmp_path)
+    report, before = verify(store), content(tmp_path)
+
+    def lost() -> None:
+        raise LeaseHeldError("another driver took over")
+
+    with pytest.raises(LeaseHeldError):
+        repair(store, report, lost)
+    assert content(tmp_path) == before
+    repair(store, report)
+    commit_shard(store, recipe, 1)
+    assert verify(store).sound
 
 
 @pytest.mark.parametrize("tar", [None, b"other"])
