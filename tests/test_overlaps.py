@@ -12,7 +12,7 @@ from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.manifest import rejections
 from factory.dataset.receipts import commit
-from factory.dataset.records import Image, Instance
+from factory.dataset.records import Grounded, Image, Instance
 from factory.dataset.storage import Store
 from factory.dataset.tar import unpack
 from factory.dataset.verify import verify
@@ -73,6 +73,19 @@ def make_dataset(folder: Path, **options: Any) -> tuple[Store, Recipe]:
 
 def records_of(store: Store) -> list[dict[str, Any]]:
     return [json.loads(sample.members["json"]) for sample in unpack(store.get("train/000000.tar") or b"")]
+
+
+def test_disjoint_masks_keep_their_order_and_equal_scores_favour_the_first() -> None:
+    """Annotations have this order, so another one changes the bytes of a dataset."""
+    row, ignore = np.ones((1, 6), bool), np.zeros((1, 6), bool)
+    found = [Instance("dog", 0.7, row.copy()), Instance("cat", 0.7, row.copy()), Instance("bus", 0.9, row.copy())]
+    found[0].mask[0, 4:] = False
+    found[2].mask[0, 1:] = False
+    disjoint = Grounded(tuple(found), ignore).disjoint()
+    masks = {instance.class_name: instance.mask[0].tolist() for instance in disjoint.instances}
+    assert list(masks) == ["dog", "cat", "bus"]
+    assert [np.flatnonzero(mask).tolist() for mask in masks.values()] == [[1, 2, 3], [4, 5], [0]]
+    assert disjoint.ignore is ignore
 
 
 def test_covered_object_rejects_the_sample(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The plan: a pure function of the recipe, balanced, and stable when a dataset is extended."""
 
 import hashlib
+import io
 from collections import Counter
 from itertools import combinations
 from typing import Any
@@ -9,20 +10,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from factory.cli.plan import cost
 from factory.config.class_balance import ClassSequence
 from factory.config.cooccurrence import WeightedGroups
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
-from factory.dataset.encode import encode_sample
+from factory.dataset.encode import EncodedSample, encode_jpeg, encode_sample
 from factory.dataset.records import Grounded, Instance, Rejection, Sample
+from factory.dataset.tar import pack
 from factory.errors import UserError
 from factory.generation.filters import Filters
 
 FROZEN_TEXTS = ["a photograph of a baseball glove", "a photograph of a donut and a bicycle"]
 FROZEN_SEED = 3336214738267760206
-FROZEN_RECORD, FROZEN_HASH = "dfcb846e059c9364", "f3f3cfcf3c3cf3f3"
+FROZEN_RECORD, FROZEN_HASH, FROZEN_TAR = "dfcb846e059c9364", "f3f3cfcf3c3cf3f3", "3fc96c64cfc77298"
 SHARES = st.sampled_from([{1: 1.0}, {2: 1.0}, {1: 0.5, 2: 0.5}, {1: 0.3, 2: 0.7}, {1: 0.9, 2: 0.1}])
 
 
@@ -129,6 +132,23 @@ def test_the_record_of_a_sample_is_frozen() -> None:
     encoded = encode_sample(sample, recipe.vocabulary(), {"format": 3}, 90)
     assert scores["image_hash"] == FROZEN_HASH
     assert hashlib.sha256(encoded.members["json"]).hexdigest()[:16] == FROZEN_RECORD
+
+
+def test_the_tar_of_a_shard_is_frozen() -> None:
+    """As above."""
+    members = {"jpg": b"image", "json": b"{}", "seg.png": b"labels"}
+    tar = pack([EncodedSample("000000003", members), EncodedSample("000000007", members)])
+    assert hashlib.sha256(tar).hexdigest()[:16] == FROZEN_TAR
+
+
+def test_images_have_the_given_quality_and_all_their_colours() -> None:
+    """Subsampled colours would be wrong by 152 at the edges of an object."""
+    stripes = np.zeros((16, 16, 3), np.uint8)
+    stripes[:, ::2, 0] = stripes[:, 1::2, 2] = 255
+    for quality, step in ((90, 3), (95, 2)):
+        image = Image.open(io.BytesIO(encode_jpeg(stripes, quality)))
+        assert image.quantization[0][0] == step  # type: ignore[attr-defined]
+        assert np.abs(np.asarray(image).astype(int) - stripes).max() < 10
 
 
 @settings(max_examples=30, deadline=None)

@@ -17,6 +17,7 @@ from factory.dataset import manifest
 from factory.dataset.preview import preview_image
 from factory.dataset.reader import open_dataset
 from factory.dataset.receipts import blob_of
+from factory.dataset.shards import annotation_of
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import recipe_of
 from factory.dataset.tar import pack, unpack
@@ -70,6 +71,57 @@ def test_limits_of_images_json_and_arrays(monkeypatch: pytest.MonkeyPatch) -> No
 def test_tar_that_no_writer_makes_is_rejected(tar: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         list(unpack(tar))
+
+
+def test_tar_with_a_long_name_in_two_parts_is_rejected() -> None:
+    """Its samples would be read under the second part of their names."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo(f"{'x' * 100}/{KEY}.jpg"))
+    with pytest.raises(ValueError, match="is not a regular file; a shard may not contain anything else"):
+        list(unpack(stream.getvalue()))
+
+
+def test_tar_with_half_an_end_marker_is_truncated() -> None:
+    tar = packed([f"{KEY}.a"])[:512]
+    assert [sample.key for sample in unpack(tar + bytes(1024))] == [KEY]
+    with pytest.raises(ValueError, match="its end marker is missing"):
+        list(unpack(tar + bytes(512)))
+
+
+def test_limits_of_samples_and_objects(foreign: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = list(unpack(foreign.get(TAR) or b""))
+    monkeypatch.setattr("factory.dataset.tar.MAX_SAMPLES", 4)
+    with pytest.raises(ValueError, match="more than 4 samples"):
+        list(unpack(foreign.get(TAR) or b""))
+    monkeypatch.setattr("factory.dataset.shards.MAX_OBJECTS", 1)
+    pair = next(sample for sample in samples if len(json.loads(sample.members["json"])["annotations"]) == 2)
+    with pytest.raises(ValueError, match="a list of at most 1 objects"):
+        annotation_of(pair)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("id", [-1, 2**62 + 1, "1", True]),
+        ("image_id", [1, None]),
+        ("category_id", [0, 255, 18.0]),
+        ("bbox", [[0, 0, 1], [0, 0, 1, 64 * 48 + 1], [0, 0, 1, -1]]),
+        ("area", [0, 64 * 48 + 1, 7.5]),
+        ("iscrowd", [1, False]),
+        ("score", [-0.1, 1.1, True, "1"]),
+        ("segmentation", [{"size": [64, 48], "counts": "0"}, {"size": [48, 64], "counts": [3072]}]),
+    ],
+)
+def test_object_with_an_invalid_field_is_rejected(foreign: Store, field: str, values: list[object]) -> None:
+    """The value 255 of a label image means ignore, and 0 background; generated images have no crowds."""
+    sample = next(unpack(foreign.get(TAR) or b""))
+    record = json.loads(sample.members["json"])
+    for value in values:
+        record["annotations"][0][field] = value
+        sample.members["json"] = json.dumps(record).encode()
+        with pytest.raises(ValueError, match=f"{field} of its object 1 does not match"):
+            annotation_of(sample)
 
 
 def test_foreign_manifest_is_rejected(monkeypatch: pytest.MonkeyPatch, foreign: Store) -> None:

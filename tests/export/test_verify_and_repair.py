@@ -17,6 +17,7 @@ from factory.config.vocabulary import coco
 from factory.dataset.encode import encode_sample
 from factory.dataset.lease import leased
 from factory.dataset.manifest import read_manifest
+from factory.dataset.masks import mask_to_xywh
 from factory.dataset.preview import preview_image
 from factory.dataset.receipts import (
     Tally,
@@ -75,6 +76,22 @@ def test_manifest_that_does_not_match_the_samples_is_repaired(tmp_path: Path) ->
     assert repair(store, report).rewritten == (1,)
     assert verify(store).damaged == {}
     assert {name: store.get(name) for name in before} == before
+
+
+def test_manifest_has_the_values_of_the_samples(tmp_path: Path) -> None:
+    """`verify` compares it with rows made by the same code, so it would not find a wrong value."""
+    store, recipe = make_dataset(tmp_path, shards=(1,))
+    rows = read_manifest(store.get(manifest_name(1)) or b"")
+    planned = Plan(recipe).shard(1).samples
+    for row, sample, expected in zip(rows, map(make_sample, planned), planned, strict=True):
+        masks, classes = [instance.mask for instance in sample.grounded.instances], list(expected.prompt.classes)
+        assert (row["key"], row["index"], row["shard"], row["seed"]) == (expected.key, expected.index, 1, sample.seed)
+        assert (row["width"], row["height"], row["prompt"]) == (64, 48, expected.prompt.text)
+        assert row["classes"] == classes
+        assert row["category_ids"] == [coco().resolve(name).id for name in classes]
+        assert row["areas"] == [mask.sum() for mask in masks]
+        assert row["boxes_xywh"] == [mask_to_xywh(mask) for mask in masks]
+        assert row["scores"] == [instance.score for instance in sample.grounded.instances]
 
 
 def test_lost_manifest_of_another_library_version_is_rewritten(tmp_path: Path) -> None:
