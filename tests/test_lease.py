@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -248,6 +248,14 @@ def test_status_reports_stale_runs(store: Store, tmp_path: Path) -> None:
     assert state(store.address)["status"] == "running"
     store.put("progress.json", b'{"status": "run')
     assert state(store.address)["status"] == "running", "corrupt progress is ignored"
+
+
+def test_lease_of_another_machine_is_stale_when_it_has_expired(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for seconds in (lease.EXPIRES - 1, lease.EXPIRES + lease.BEAT + 1):
+        updated = datetime.now(UTC) - timedelta(seconds=seconds)
+        store.put(LEASE, replace(ELSEWHERE, updated=updated.isoformat()).to_json())
+        assert stale(store) is (seconds > lease.EXPIRES)
 
 
 def test_lease_whose_time_cannot_be_read_is_stale(tmp_path: Path) -> None:

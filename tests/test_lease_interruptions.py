@@ -2,6 +2,7 @@
 
 import builtins
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 
 from factory.dataset import lease
 from factory.dataset.lease import LEASE, HeldLease, Lease, acquire, dead, leased, parse_lease
-from factory.dataset.storage import Store
+from factory.dataset.storage import Store, StoreFullError
 from factory.errors import LeaseHeldError
 from factory.files.processes import process_identity
 
@@ -67,10 +68,10 @@ def test_driver_that_was_stopped_learns_that_another_one_worked(
 
 def test_driver_that_was_stopped_continues_if_no_other_one_came(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with leased(store) as held:
-        stop_for(lease.EXPIRES + 1, monkeypatch)
+        stop_for(2 * lease.BEAT + 1, monkeypatch)
         held.confirm()
-        assert current(store).beat == 1
-        stop_for(lease.EXPIRES + 2, monkeypatch)
+        assert current(store).beat == 1, "renewed long before it expires"
+        stop_for(2 * lease.BEAT + 2, monkeypatch)
         held.confirm()
         assert current(store).beat == 1, "a fresh lease is not renewed"
 
@@ -114,6 +115,25 @@ def test_process_that_is_hidden_from_this_user_is_not_dead(monkeypatch: pytest.M
     monkeypatch.setattr(os, "kill", forbidden)
     assert dead(running) is None
     assert dead(Lease("abc", "here", os.getpid(), place, "", "")) is False
+
+
+def test_heartbeat_continues_after_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, another driver would take the lease over a minute after the disk was full for a moment."""
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    errors, swap = [StoreFullError("no space left")], Store.compare_and_swap
+
+    def full_once(self: Store, *arguments: Any, **options: Any) -> bool:
+        if threading.current_thread().name == "heartbeat" and errors:
+            raise errors.pop()
+        return swap(self, *arguments, **options)
+
+    monkeypatch.setattr(Store, "compare_and_swap", full_once)
+    with leased(store):
+        end = time.monotonic() + 5
+        while current(store).beat < 1 and time.monotonic() < end:
+            time.sleep(0.02)
+        assert current(store).beat >= 1
+    assert not errors
 
 
 def test_lease_that_became_unreadable_is_written_again(store: Store) -> None:

@@ -55,11 +55,12 @@ def test_error_in_a_successful_response_to_an_upload_in_parts_is_retried(
     assert len(bucket.objects["b/root/file"][0]) == 6_000_000
 
 
-def test_many_names_are_deleted(store: Store) -> None:
-    for number in range(5):
+def test_many_names_are_deleted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.dataset.storage._DELETED_AT_ONCE", 3)
+    for number in range(1, 6):
         store.put(f"a/{number}", b"1")
     store.put("b", b"1")
-    store.delete_all(["a/9", *store.list("a")])
+    store.delete_all(["a/0", "a/9", *store.list("a")])
     store.delete_all([])
     assert list(store.list("")) == ["b"]
 
