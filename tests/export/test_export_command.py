@@ -5,17 +5,21 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from factory.config.plan import Plan
 from factory.config.vocabulary import from_names
 from factory.dataset.default_target import default_target
+from factory.dataset.masks import encode_label_png
 from factory.dataset.receipts import Tally, commit
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.export.coco import supercategory
+from factory.export.interface import ExportInfo, ExportSample
 from factory.export.run import Export, Options
+from factory.export.voc import VocFormat
 from tests.support.export_datasets import FORMATS, SHARD_SIZE, SHARDS, VAL, content, make_dataset, run
 from tests.support.in_process import invoke
 
@@ -171,8 +175,28 @@ def test_documentation_examples_run(store: Store, tmp_path: Path, code: str, mon
     assert len(EXAMPLES) == 5
 
 
-def test_supercategory_of_a_class_that_coco_does_not_have() -> None:
-    assert [supercategory(entry) for entry in from_names(["lynx", "dog"]).classes] == ["object", "animal"]
+def test_supercategories_are_those_of_coco_and_object() -> None:
+    names = ["lynx", "person", "bicycle", "boat", "traffic light", "bench", "bird", "giraffe", "suitcase", "cake"]
+    assert [supercategory(entry) for entry in from_names(names).classes] == [
+        "object", "person", "vehicle", "vehicle", "outdoor", "outdoor", "animal", "animal", "accessory", "food",
+    ]  # fmt: skip
+
+
+def test_voc_export_has_at_most_254_objects_per_image(tmp_path: Path) -> None:
+    """The number 255 of an object would mean that its pixels are ignored."""
+    dogs, blank = from_names(["dog"]), np.zeros((2, 3), np.uint8)
+    annotation, image = {"category_id": dogs.classes[0].id, "bbox": [0, 0, 1, 1]}, {"width": 3, "height": 2}
+    output = VocFormat(ExportInfo(tmp_path, dogs, "0" * 64))
+
+    def write(objects: int) -> None:
+        record = {"image": image, "annotations": [annotation] * objects}
+        output.write(
+            0, [ExportSample("000000000", "train", b"", encode_label_png(blank), record, (blank > 0,) * objects)]
+        )
+
+    write(254)
+    with pytest.raises(UserError, match="000000000 has 255 objects, but VOC supports at most 254"):
+        write(255)
 
 
 def test_rows_of_a_parquet_file_do_not_depend_on_its_row_groups(

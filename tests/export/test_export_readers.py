@@ -4,13 +4,16 @@ import os
 import warnings
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from factory.config.vocabulary import from_names
 from factory.dataset.masks import Mask, decode_label_png, encode_rle
 from factory.dataset.storage import Store
-from factory.export.interface import split_of
+from factory.export.interface import ExportInfo, ExportSample, split_of
+from factory.export.yolo import YoloFormat
 from tests.support.export_datasets import (
     NAMES,
     SHARD_SIZE,
@@ -130,6 +133,19 @@ def test_yolo_polygons_match_the_masks(store: Store, tmp_path: Path) -> None:
             assert encode_rle(filled([polygon], (48, 64))) == annotation["segmentation"]
 
 
+def test_yolo_polygons_of_large_images_match_the_masks(tmp_path: Path) -> None:
+    mask = np.zeros((1499, 2001), bool)
+    mask[601:1498, 77:2000] = True
+    mask[750:888, 617:1666] = False
+    dogs = from_names(("dog",), "the test")
+    record = {"image": {"width": 2001, "height": 1499}, "annotations": [{"category_id": dogs.classes[0].id}]}
+    sample = ExportSample("000000000", "train", b"", b"", record, (mask,))
+    YoloFormat(ExportInfo(tmp_path, dogs, "0" * 64)).write(0, [sample])
+    _, *points = (tmp_path / "labels/train/000000000.txt").read_text().split()
+    polygon = (np.array(points, float).reshape(-1, 2) * (2001, 1499)).ravel().tolist()
+    assert (filled([polygon], mask.shape) == mask).all()
+
+
 def test_empty_yolo_split_refers_to_the_other(store: Store, tmp_path: Path) -> None:
     import yaml
 
@@ -173,6 +189,16 @@ def test_voc_classes_keep_their_numbers(tmp_path: Path) -> None:
         label_png = (tmp_path / "voc" / "SegmentationClass" / f"{key}.png").read_bytes()
         assert (decode_label_png(label_png) == labels).all()
     assert (tmp_path / "voc" / "labels.txt").read_text().splitlines()[1:] == list(recipe.vocabulary().names)
+
+
+def test_voc_boxes_count_from_1_and_include_the_last_pixel(store: Store, tmp_path: Path) -> None:
+    run(store, tmp_path, "voc")
+    for key, row, *_ in samples_of(store):
+        tree = ElementTree.parse(tmp_path / "Annotations" / f"{key}.xml")
+        assert [tree.findtext(f"size/{name}") for name in ("width", "height", "depth")] == ["64", "48", "3"]
+        found = [[int(side.text or "") for side in box] for box in tree.iter("bndbox")]
+        boxes = [annotation["bbox"] for annotation in row["annotations"]]
+        assert found == [[left + 1, top + 1, left + width, top + height] for left, top, width, height in boxes]
 
 
 def test_supervision_reads_the_voc_boxes(store: Store, tmp_path: Path) -> None:
