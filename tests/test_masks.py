@@ -1,6 +1,8 @@
 """Run lengths compatible with pycocotools, and label images."""
 
 import io
+import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,10 +51,30 @@ def test_large_mask_round_trip() -> None:
     assert (decode_rle(encode_rle(mask)) == mask).all()
 
 
+def test_run_lengths_of_pycocotools_are_read_without_warnings() -> None:
+    mask = np.eye(3, 5, dtype=np.uint8)
+    with warnings.catch_warnings(action="error"):
+        decoded = decode_rle(coco_masks.encode(np.asfortranarray(mask)))
+    assert (decoded == mask).all()
+    decoded[:] = True  # as an array of its own
+
+
 def test_run_lengths_of_another_size_are_rejected() -> None:
     broken = encode_rle(np.ones((4, 4), bool)) | {"size": [5, 5]}
     with pytest.raises(ValueError, match="add up to 16"):
         decode_rle(broken)
+
+
+@pytest.mark.parametrize("given", [{"id": 1, "segmentation": {}}, [[1.0, 2.0, 3.0]], "abc", None])
+def test_values_without_run_lengths_are_rejected(given: Any) -> None:
+    with pytest.raises(ValueError, match="give the `segmentation` of an annotation"):
+        decode_rle(given)
+
+
+def test_run_lengths_that_are_not_compressed_are_rejected() -> None:
+    runs: Any = [0, 4]
+    with pytest.raises(ValueError, match="must be compressed text, got a list"):
+        decode_rle({"size": [2, 2], "counts": runs})
 
 
 def test_label_png_round_trip() -> None:

@@ -1,7 +1,7 @@
 """Mask formats: COCO run lengths, bounding boxes and palette PNGs."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -35,7 +35,7 @@ def decode_rle(rle: Rle) -> Mask:
     """Decode compressed COCO run lengths.
 
     Args:
-        rle: The `segmentation` of an annotation.
+        rle: The `segmentation` of an annotation; `counts` is text, or bytes as pycocotools returns them.
 
     Returns:
         The mask, bool (height, width).
@@ -43,27 +43,30 @@ def decode_rle(rle: Rle) -> Mask:
     Raises:
         ValueError: The run lengths are malformed or do not add up to the size, or the mask has more than 2^26 pixels.
     """
-    # Checked before pycocotools reads the data: its C code reads past the end of a truncated text and writes past the
-    # end of a mask that is smaller than its runs.
+    if not isinstance(rle, Mapping) or not {"size", "counts"} <= rle.keys():
+        raise ValueError("run lengths have a size and counts; give the `segmentation` of an annotation")
     height, width = (int(side) for side in rle["size"])
     if not (0 <= height <= MAX_PIXELS and 0 <= width <= MAX_PIXELS and height * width <= MAX_PIXELS):
         raise ValueError(f"a mask of {height} x {width} is too large; the limit is {MAX_PIXELS} pixels")
     runs = unpack_runs(rle["counts"])
     if sum(runs) != height * width or min(runs, default=0) < 0:
         raise ValueError(f"run lengths add up to {sum(runs)}, but the size is {height} x {width}")
-    decoded: Mask = coco_mask.decode({"size": [height, width], "counts": rle["counts"]}).view(np.bool_)
+    decoded: Mask = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T  # column by column
     return decoded
 
 
-def unpack_runs(text: str) -> list[int]:
+def unpack_runs(text: str | bytes) -> list[int]:
     """Parse the compressed text into run lengths, without decoding the mask.
 
     Each number is stored in groups of five bits, lowest first, one character per group; the sixth bit marks that
     another group follows. From the fourth run on, a number is the difference from the run before the last one. Raises
     ValueError for malformed text.
     """
+    if not isinstance(text, str | bytes):
+        raise ValueError(f"the run lengths must be compressed text, got a {type(text).__name__}")
     try:
-        codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
+        data = text if isinstance(text, bytes) else text.encode("ascii")
+        codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48
     except UnicodeEncodeError:
         raise ValueError("the run lengths contain a character that is not ASCII") from None
     if not codes.size:
