@@ -3,11 +3,10 @@
 import threading
 from collections.abc import Callable
 from os import PathLike
-from typing import Any
 
 from factory.config.batch_size import AUTO_BATCH
 from factory.config.recipe import Recipe, load_recipe, make_recipe
-from factory.config.sections import Section
+from factory.config.sections import given_fields
 from factory.dataset.masks import decode_label_png, decode_rle
 from factory.dataset.reader import Dataset, DatasetSample, open_dataset
 from factory.dataset.storage import Store
@@ -90,15 +89,8 @@ def generate(
 
 
 def _validated(recipe: Recipe) -> Recipe:
-    """Check a recipe again: `model_copy(update=...)` of Pydantic accepts any field and any value.
-
-    Fields that were not given are left out, because their defaults depend on the model and the hardware.
-    """
-    fields = {name: _given(value) if isinstance(value, Section) else value for name, value in _given(recipe).items()}
+    """Check a recipe again: `model_copy(update=...)` of Pydantic accepts any field and any value."""
+    fields = given_fields(recipe)
     if recipe.batch == AUTO_BATCH:
         fields["batch"] = "auto"
     return make_recipe(fields)
-
-
-def _given(section: Section) -> dict[str, Any]:
-    return {name: value for name, value in section if name in section.model_fields_set}

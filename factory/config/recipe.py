@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
+from os import PathLike
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -28,11 +28,12 @@ from factory.config.sections import (
     Section,
     StoreRecipe,
     model_in,
+    plain_fields,
 )
 from factory.config.stickers import EMBEDDED_MODELS
 from factory.config.vocabulary import Vocabulary, coco, from_names, voc
 from factory.errors import UserError, first_few
-from factory.files.paths import expanded
+from factory.files.paths import local_path, path_text
 from factory.files.strict_json import canonical
 from factory.files.strict_yaml import parse_yaml
 from factory.files.text import read_text
@@ -41,7 +42,6 @@ FORMAT = 3
 """The format of new datasets."""
 
 _KINDS: dict[type[object], str] = {list: "list", str: "text"}
-
 _NEXT_LINE = "\x85"
 
 LATER_FIELDS = {
@@ -241,7 +241,7 @@ def make_recipe(data: Mapping[str, Any], where: str = "the recipe") -> Recipe:
             f'{where} must be a mapping such as {{"classes": ["dog", "cat"], "n": 100}}, got a {type(data).__name__}.'
         )
     try:
-        return Recipe.model_validate(dict(data))
+        return Recipe.model_validate(plain_fields(data))
     except ValidationError as error:
         problems = recipe_problems(error.errors(), Recipe)
         end = "" if problems.endswith("?") else "."
@@ -249,7 +249,7 @@ def make_recipe(data: Mapping[str, Any], where: str = "the recipe") -> Recipe:
         raise UserError(f"{where}: {problems}{end} {hint}") from error
 
 
-def load_recipe(path: str | Path) -> dict[str, Any]:
+def load_recipe(path: str | PathLike[str]) -> dict[str, Any]:
     """Read a recipe file as plain data, which is not validated yet, so that options can override it.
 
     Args:
@@ -261,7 +261,8 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: The file cannot be read or is not a YAML mapping.
     """
-    return parse_recipe(read_text(expanded(path), "recipe"), str(path))
+    file = local_path(path_text(path, "a recipe file must be a path"), "the path of the recipe")
+    return parse_recipe(read_text(file, "recipe"), str(path))
 
 
 def parse_recipe(text: str, where: str) -> dict[str, Any]:

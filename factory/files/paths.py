@@ -31,13 +31,16 @@ def local_path(text: str, what: str) -> Path:
 
 def address_text(address: str | os.PathLike[str]) -> str:
     """The address of a dataset that a program passes, as text; UserError if it is no path or URL, such as None."""
-    if isinstance(address, str):
-        return address
-    if isinstance(address, os.PathLike) and isinstance(text := os.fspath(address), str):
+    return path_text(address, "the address of a dataset must be a path or a URL")
+
+
+def path_text(path: str | os.PathLike[str], rule: str) -> str:
+    """A path that a program passes, as text; UserError, whose message starts with `rule`, if it is of another type."""
+    if isinstance(path, str):
+        return path
+    if isinstance(path, os.PathLike) and isinstance(text := os.fspath(path), str):
         return text
-    raise UserError(
-        f"the address of a dataset must be a path or a URL, got {address!r:.80}; give a string or a pathlib.Path."
-    )
+    raise UserError(f"{rule}, got {path!r:.80}; give a string or a pathlib.Path.")
 
 
 def without_file_scheme(text: str) -> str:

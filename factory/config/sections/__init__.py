@@ -1,6 +1,6 @@
 """The sections of a recipe: their fields, defaults and bounds."""
 
-from factory.config.sections.base import Section
+from factory.config.sections.base import Section, given_fields, plain_fields
 from factory.config.sections.contents import OracleRecipe, PromptEntry, RealRecipe
 from factory.config.sections.engine import EngineRecipe
 from factory.config.sections.generator import GeneratorRecipe, model_in
@@ -19,5 +19,7 @@ __all__ = [
     "RealRecipe",
     "Section",
     "StoreRecipe",
+    "given_fields",
     "model_in",
+    "plain_fields",
 ]

@@ -1,5 +1,6 @@
 """The base of all sections of a recipe."""
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
@@ -31,6 +32,25 @@ class Section(BaseModel):
             if isinstance(value, set | frozenset):
                 raise ValueError(f"{name} must be a list, got a set, which has no order")
         return data
+
+
+def plain_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe as they would be in a file: programs may also give sections and instances of `Path`."""
+    return {name: _plain(value) for name, value in fields.items()}
+
+
+def given_fields(section: Section) -> dict[str, Any]:
+    """The fields of a section without those at their defaults, which depend on the model and the hardware."""
+    return {name: value for name, value in section if name in section.model_fields_set}
+
+
+def _plain(value: Any) -> Any:
+    """A field as plain data. Deeper levels are left alone: in a file, nested aliases expand to gigabytes."""
+    if isinstance(value, Section):
+        value = given_fields(value)
+    if isinstance(value, dict):
+        return {name: os.fspath(item) if isinstance(item, os.PathLike) else item for name, item in value.items()}
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _items(value: Any) -> Iterable[Any]:
