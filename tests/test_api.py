@@ -2,6 +2,7 @@
 
 import ast
 import multiprocessing
+import pickle
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 import factory
 from factory import api
+from factory.dataset import shards
 from factory.dataset.reader import DatasetSample
 from tests.support.datasets import make_dataset
 from tests.support.export_datasets import make_dataset as make_drawn
@@ -58,6 +60,23 @@ def _read_in_a_fork(dataset: factory.Dataset, folder: Path) -> None:
     assert len(list(dataset)) == 25
     with pytest.raises(factory.UserError, match="cannot be opened in a forked process; open it before the fork"):
         factory.open_dataset(folder)
+
+
+def test_an_unfinished_iteration_ends_with_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its exit, Python replaces the names of modules by None before it closes the last generators."""
+    make_drawn(tmp_path)
+    samples: Any = iter(factory.open_dataset(tmp_path))
+    next(samples)
+    monkeypatch.setattr(shards, "UserError", None)
+    samples.close()
+
+
+def test_a_dataset_is_pickled_for_processes_in_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_drawn(tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    pickled = pickle.dumps(factory.open_dataset("set"))
+    monkeypatch.chdir("/")
+    assert len(list(pickle.loads(pickled))) == 25
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")
@@ -129,6 +148,10 @@ def test_arguments_of_other_types_raise_a_clear_error(
         factory.open_dataset(Path("s3://bucket/set"))
     with pytest.raises(factory.UserError, match="is empty"):
         factory.generate(tiny_recipe, " ")
+    with pytest.raises(factory.UserError, match="a recipe file must be a path, got None; give a string or a pathlib"):
+        untyped.load_recipe(None)
+    with pytest.raises(factory.UserError, match=r"must be a local path, got the URL s3://bucket/r\.yaml"):
+        factory.load_recipe("s3://bucket/r.yaml")
     assert not list(tmp_path.iterdir())
 
 
@@ -155,6 +178,15 @@ def test_checking_a_recipe_again_does_not_change_it(tiny_recipe: factory.Recipe,
     assert [recipe.model_dump(exclude_unset=True) for recipe in checked] == [
         recipe.model_dump(exclude_unset=True) for recipe in recipes
     ]
+
+
+def test_recipes_are_made_from_sections_and_paths() -> None:
+    recipe = factory.make_recipe({"n": 1})
+    assert recipe.masks.source == "stickers"
+    for generator in (recipe.generator, {"model": Path("stickers")}):
+        assert factory.make_recipe({"n": 1, "generator": generator}) == recipe
+    named = factory.make_recipe({"n": 1, "generator": {"model": Path("models/a")}, "masks": {"source": Path("runs/g")}})
+    assert (named.generator.model, named.masks.source) == ("models/a", "runs/g")
 
 
 def test_a_path_opens_a_dataset(tmp_path: Path) -> None:

@@ -76,8 +76,9 @@ class Dataset:
     returns the number of samples. A dataset can be read while it is being generated: it then has the samples of the
     shards that were committed when it was opened.
 
-    Worker processes, such as those of a PyTorch `DataLoader`, can iterate over a dataset that was opened before they
-    started. With a bucket, they must be started with the method "spawn".
+    Worker processes can iterate over a dataset that was opened before they started, and each of them reads all samples.
+    With a bucket, they must be started with the method "spawn". The samples have no index, so a PyTorch `DataLoader`
+    cannot read them; let it read the shards with WebDataset, which divides them among its workers.
 
     Attributes:
         recipe: The recipe of the dataset.
@@ -111,7 +112,8 @@ class Dataset:
         for tar in self._tars:
             for sample in read_shard(self._store, tar):
                 with readable(self._store, f"sample {sample.key} in {tar}"):
-                    yield _decoded(sample)
+                    decoded = _decoded(sample)
+                yield decoded  # outside of the `with`: at the exit of Python, an unfinished iteration would fail in it
 
 
 def open_dataset(address: str | PathLike[str]) -> Dataset:

@@ -38,8 +38,8 @@ class Store:
 
     A store holds clients with their own threads, which do not survive a fork: a forked process can only read files of a
     folder, and other operations raise UserError. It pickles as its address, its settings and the resolved access, so
-    that a worker can reach what the driver reaches. Every operation retries temporary failures for up to
-    `settings.patience` seconds and then raises `StoreUnavailableError`.
+    that a worker can reach what the driver reaches, also from another working directory. Every operation retries
+    temporary failures for up to `settings.patience` seconds and then raises `StoreUnavailableError`.
     """
 
     def __init__(self, address: str, settings: StoreRecipe | None = None, access: Access | None = None) -> None:
@@ -57,7 +57,8 @@ class Store:
 
     def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[Any, ...]]:
         access = self._requests.access() if self.folder is None else None
-        return _unpickle, (self.address, self.settings, access, self._requests.patience.proven)
+        address = self.address if self.folder is None else str(self.folder)
+        return _unpickle, (address, self.settings, access, self._requests.patience.proven)
 
     def with_patience(self, seconds: float) -> "Store":
         """The same store with less patience, for best-effort operations."""
