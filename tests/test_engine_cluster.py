@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from factory.config.recipe import make_recipe
 from factory.config.sections import EngineRecipe
 from factory.engine.capacity import Capacity
-from factory.engine.cluster import _keep_token_in_memory, connected
+from factory.engine.cluster import _keep_token_in_memory, _quiet_here, connected
 from factory.engine.pool import Pool
 from factory.engine.scheduler import Scheduler
 from factory.engine.state import Listener, State
@@ -193,6 +194,22 @@ def test_death_of_the_head_node_ends_the_run_with_a_clear_error(tmp_path: Path) 
     assert "Committed shards are kept" in result.stderr
     assert "Traceback" not in result.stderr
     assert ".cc:" not in result.stderr, "no C++ output"
+
+
+def test_only_the_thread_that_starts_ray_is_muted(capsys: pytest.CaptureFixture[str]) -> None:
+    with _quiet_here():
+        print("message of Ray")
+        worker = threading.Thread(target=print, args=("of another thread",))
+        worker.start()
+        worker.join()
+        kept = sys.stdout
+    print("after")
+    kept.write("by a handler that kept the redirection\n")
+    assert capsys.readouterr().out.splitlines() == [
+        "of another thread",
+        "after",
+        "by a handler that kept the redirection",
+    ]
 
 
 LIBRARY_USER = """

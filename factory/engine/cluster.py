@@ -1,5 +1,6 @@
 """Starts Ray on this machine, or joins a cluster."""
 
+import io
 import logging
 import os
 import secrets
@@ -103,9 +104,34 @@ def _own_sigterm_handler() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Discard standard output, to which Ray prints regardless of its log level while it starts, stops and trains."""
+    """Discard standard output, to which Ray prints regardless of its log level while it trains."""
     with open(os.devnull, "w") as sink, redirect_stdout(sink):
         yield
+
+
+class _OtherThreads:
+    """Standard output without what one thread writes to it."""
+
+    def __init__(self, output: Any) -> None:
+        self._output = output
+        self.muted: int | None = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self.muted else int(self._output.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._output, name)
+
+
+@contextmanager
+def _quiet_here() -> Iterator[None]:
+    """Like `quiet`, but keep what other threads print: a program may start Ray in one thread and work in another."""
+    output: Any = _OtherThreads(sys.stdout or io.StringIO())  # a service may have no standard output
+    try:
+        with redirect_stdout(output):
+            yield
+    finally:
+        output.muted = None  # another redirection may have kept it, and a new thread may have the same number
 
 
 @contextmanager
@@ -132,7 +158,7 @@ def _start_local(cpus: int) -> None:
 
     options: dict[str, Any] = {} if folder is None else {"_temp_dir": folder}
     try:
-        with deferred(), quiet(), _loopback_only(), _own_sigterm_handler():
+        with deferred(), _quiet_here(), _loopback_only(), _own_sigterm_handler():
             ray.init(
                 address="local",
                 num_cpus=max(usable_cpus(), cpus),
@@ -157,7 +183,7 @@ def _shut_down() -> None:
     import ray
 
     def shut_down() -> None:
-        with quiet():
+        with _quiet_here():
             ray.shutdown()
 
     thread = threading.Thread(target=shut_down, name="ray-shutdown", daemon=True)
@@ -194,7 +220,7 @@ def _join(address: str) -> None:
 
     _check_joinable(address)
     try:
-        with quiet(), _own_sigterm_handler():
+        with _quiet_here(), _own_sigterm_handler():
             ray.init(
                 address=address,
                 logging_level=logging.ERROR,
