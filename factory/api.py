@@ -57,7 +57,8 @@ def generate(
         shards: Folder or URL (s3://, gs://, az://) of the dataset.
         extend: Extend an existing dataset to a larger `n`; its samples are kept.
         force: Take over the dataset from another process that is working on it.
-        on_progress: Called with a snapshot of the run at least every half second.
+        on_progress: Called with a snapshot of the run when it starts, at least every half second while it generates,
+            and when it ends. An exception that the function raises ends the run; call `generate` again to resume.
 
     Returns:
         The totals of the dataset, and the `exit_code` with which `factory generate` would end.
@@ -67,7 +68,8 @@ def generate(
         RunFailedError: The workers cannot start.
         TransientError: The store or the cluster does not respond, or the disk is full; call the function again later.
         LeaseHeldError: Another process is working on the dataset.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the shards in progress have been committed or discarded.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, in the main thread only; the shards in progress have been committed or
+            discarded.
     """
     if not isinstance(recipe, Recipe):
         raise UserError(

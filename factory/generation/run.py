@@ -90,7 +90,7 @@ def generate(
     labels_checked: bool = False,
     only: Collection[int] | None = None,
 ) -> RunSummary:
-    """Start or resume a dataset and run until it is complete. `watch` receives a snapshot at least every half second.
+    """Start or resume a dataset and run until it is complete. `watch` receives snapshots; see `factory.generate`.
 
     Only one driver may work on a dataset: LeaseHeldError names an active one, unless `force` takes over from it. `held`
     is a lease that the caller already holds. `labels_checked` means that the caller has just read the labels of real
