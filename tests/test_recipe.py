@@ -112,6 +112,7 @@ def test_differences_list_field_and_both_values() -> None:
         ({"n": 5, "prompts": [{"text": "a dog", "classes": ["dog", "dog"]}]}, "classes must name each class once"),
         ({"n": 5, "prompts": [{"text": "a dog", "classes": [1]}]}, "classes must be a list of class names, or"),
         ({"n": 5, "objects": {7: 1}}, "objects must be 1 to 6"),
+        ({"n": 5, "objects": "1:0.5,2:0.5"}, "objects must map numbers of objects to shares, as in"),
         ({"n": 5, "classes": ["dog"], "objects": {2: 1}}, "2 objects per prompt require at least 2 classes, got 1"),
         ({"n": 5, "classes": ["dog", "dog"]}, "is repeated"),
         ({"n": 5, "earlier": [6]}, "earlier sizes must ascend from 1 to below n"),

@@ -11,7 +11,12 @@ from factory.errors import UserError
 
 
 def _each_once(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    """The shares; ValueError for keys that are the same number, such as 1 and "01", of which one would be lost."""
+    """The shares; ValueError for the text of `--objects`, which is no mapping, and for keys that are the same number.
+
+    Of the shares for 1 and "01", one would be lost.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError("must map numbers of objects to shares, as in {1: 0.5, 2: 0.5}")
     shares = validate(value)
     if len(shares) < len(value):
         raise ValueError(f"must contain each number of objects once, got {', '.join(map(str, value))}")
