@@ -108,6 +108,25 @@ def test_dataset_without_samples_is_rejected(tmp_path: Path, form: str) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_shard_that_was_lost_again_before_its_export_ended_leaves_no_image(tmp_path: Path) -> None:
+    growing, _ = make_dataset(tmp_path / "set", shards=(0, 1))
+    run(growing, tmp_path / "out", "coco", partial=True)
+    before = content(tmp_path / "out")
+    (tmp_path / "out/train/notes.txt").write_text("mine")
+    make_dataset(tmp_path / "set", shards=(2,))
+
+    def interrupt(done: int) -> None:
+        if done == 3 * SHARD_SIZE:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Export(growing, tmp_path / "out", Options("coco", VAL), partial=True).run(interrupt)
+    assert list((tmp_path / "out").glob(f"*/{2 * SHARD_SIZE:09d}.jpg"))
+    growing.delete("receipts/000002.json")
+    run(growing, tmp_path / "out", "coco", partial=True)
+    assert content(tmp_path / "out") == before | {"train/notes.txt": b"mine"}
+
+
 def test_concurrent_exports_to_the_same_folder_are_rejected(store: Store, tmp_path: Path) -> None:
     second = Export(store, tmp_path / "coco", Options("coco", VAL))
 

@@ -13,6 +13,7 @@ import torch
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe
 from factory.config.vocabulary import voc
+from factory.dataset.masks import IGNORE
 from factory.dataset.storage import Store
 from factory.dataset.verify import verify
 from factory.errors import UserError
@@ -21,7 +22,10 @@ from factory.generator.interface import Request
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleDataset, OracleSample, OracleSource
 from factory.training.stream import SampleStream
+from tests.export.test_hub_loading import ORACLE
+from tests.export.test_hub_loading import make_dataset as make_full_dataset
 from tests.support.datasets import BandDetector, make_dataset
+from tests.support.export_datasets import samples_of
 from tests.support.in_process import invoke
 from tests.support.oracle_datasets import EVERYTHING, SEEN, oracle_recipe
 
@@ -33,6 +37,29 @@ def test_an_oracle_dataset_verifies_and_has_seen_classes_only(oracle: Path) -> N
         assert set(sample.prompt.classes) <= set(SEEN)
         assert sample.latent.dtype == np.float16
         assert all((sample.labels == k).any() for k in range(1, len(sample.prompt.classes) + 1))
+
+
+def test_a_sample_has_the_stored_labels_numbered_as_in_its_prompt(tmp_path: Path) -> None:
+    store, _ = make_full_dataset(tmp_path, **ORACLE)
+    stored = {key: (row, labels) for key, row, labels, _ in samples_of(store)}
+    for sample in OracleDataset(store).samples(1):
+        row, labels = stored[sample.key]
+        ids = {annotation["category_name"]: annotation["category_id"] for annotation in row["annotations"]}
+        for k, name in enumerate(sample.prompt.classes, 1):
+            assert ((sample.labels == k) == (labels == ids[name])).all()
+        assert sample.found == (True,) * len(sample.prompt.classes)
+        assert (labels == IGNORE).any()
+        assert ((sample.labels == IGNORE) == (labels == IGNORE)).all()
+        assert (sample.latent == int(sample.key)).all()
+        assert sample.noise_level == row["noise_level"] > 0
+
+
+def test_samples_without_an_accepted_image_are_not_counted(tmp_path: Path) -> None:
+    store, _ = make_full_dataset(tmp_path, empty=(0,), **ORACLE)
+    dataset = OracleDataset(store)
+    keys = dataset.keys(False, 0.3) + dataset.keys(True, 0.3)
+    assert sorted(keys) == [f"{index:09d}" for index in range(10, 20)]
+    assert OracleSource([dataset], 0.3).size == len(dataset.keys(False, 0.3)) < 10
 
 
 def test_a_samples_latent_reproduces_its_features(tiny_model: Path) -> None:

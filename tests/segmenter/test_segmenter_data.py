@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from factory.config.vocabulary import from_names, voc
+from factory.config.vocabulary import coco, from_names, voc
 from factory.dataset.masks import IGNORE
 from factory.dataset.storage import Store
 from factory.errors import UserError
@@ -22,6 +22,7 @@ from factory.segmenter.model import load_segmenter, new_segmenter
 from factory.segmenter.run import SegmenterTraining, train_here
 from factory.segmenter.training import SegmenterOptions, SegmenterTask, augmented
 from factory.training.stream import SampleStream, Shares
+from tests.support.export_datasets import make_dataset, samples_of
 from tests.support.tiny_segmenter import NAMES, saved_tiny, tiny
 
 
@@ -103,6 +104,18 @@ def test_other_labels_of_the_same_images_are_another_run(folder: Path, tmp_path:
     shutil.copy(first, second)
     with pytest.raises(UserError, match=r"belongs to another run .data was .* labelled images"):
         train_here(run, lambda text: None)
+
+
+def test_labels_of_a_dataset_are_numbered_as_in_the_vocabulary(tmp_path: Path) -> None:
+    """Its label images contain category ids, in another order and with gaps. Ignored pixels are no background."""
+    store, _ = make_dataset(tmp_path, shards=range(1))
+    for lazy, (key, row, stored, _) in zip(DatasetSource(store, coco()).samples(0), samples_of(store), strict=True):
+        sample, expected = lazy.decode(), np.where(stored == IGNORE, IGNORE, 0)
+        for annotation in row["annotations"]:
+            expected[stored == annotation["category_id"]] = coco().names.index(annotation["category_name"]) + 1
+        assert sample.key == key
+        assert (sample.labels == expected).all()
+        assert IGNORE in sample.labels
 
 
 class _HalfEmpty:
