@@ -16,6 +16,7 @@ from factory.config.vocabulary import coco, voc
 from factory.errors import UserError
 from factory.generation.inversion_recipe import RealOptions, recipe_of_folder
 from factory.labelled.coco import CocoFolder
+from factory.labelled.interface import spread
 from factory.labelled.segmentation import to_mask
 from tests.support.coco_instances import DOG, DOG_BOX, Change, counts, instances, opened
 
@@ -247,6 +248,15 @@ def test_images_of_another_size_are_refused_and_unseen_classes_left_out(tmp_path
     with pytest.raises(UserError, match=message):
         folder.load("1")
     assert opened(tmp_path, lambda data: None, vocabulary=voc(), only=["cat"]).keys == ["2"]
+    both = opened(
+        tmp_path, lambda data: data["annotations"][0].update(image_id=2), vocabulary=voc(), only=["cat"], checked=False
+    )
+    assert both.keys == ["1"], "the other one also shows a dog"
+
+
+def test_checked_images_are_spread_over_the_folder() -> None:
+    checked = spread([str(number) for number in range(2500)])
+    assert (checked[0], checked[-1], len(checked)) == ("0", "2499", 834)
 
 
 def test_the_identity_covers_the_annotations_and_the_image_files(tmp_path: Path) -> None:

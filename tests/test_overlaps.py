@@ -11,7 +11,7 @@ import numpy as np
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.manifest import rejections
-from factory.dataset.receipts import commit
+from factory.dataset.receipts import commit, read_receipt
 from factory.dataset.records import Grounded, Image, Instance
 from factory.dataset.storage import Store
 from factory.dataset.tar import unpack
@@ -49,7 +49,17 @@ class Nested:
         return [Instance("dog", 0.9, dog), Instance("cat", 0.8, cat)]
 
 
-def make_dataset(folder: Path, **options: Any) -> tuple[Store, Recipe]:
+class Touching(Nested):
+    """The cat covers the edge of the dog: 72 of 1,096 pixels belong to both."""
+
+    def _detect_image(self, image: Image) -> list[Instance]:
+        dog, cat = super()._detect_image(image)
+        cat.mask[:] = False
+        cat.mask[12:24, 34:46] = True
+        return [dog, cat]
+
+
+def make_dataset(folder: Path, detector: Nested | None = None, **options: Any) -> tuple[Store, Recipe]:
     recipe = make_recipe(
         {
             "n": 8,
@@ -61,7 +71,7 @@ def make_dataset(folder: Path, **options: Any) -> tuple[Store, Recipe]:
         | options
     )
     grounder: Any = OracleGrounder if recipe.oracle else DetectorGrounder
-    components = Components(Noise(), grounder(Nested(), recipe.masks))
+    components = Components(Noise(), grounder(detector or Nested(), recipe.masks))
     store, planned = Store(str(folder)), Plan(recipe).shard(0)
     store.create("recipe.yaml", recipe.to_yaml().encode())
     with ThreadPoolExecutor(1) as encoder:
@@ -97,6 +107,14 @@ def test_covered_object_rejects_the_sample(tmp_path: Path) -> None:
         assert {annotation["category_name"] for annotation in record["annotations"]} == {"dog", "cat"}
     reasons = [reason for record in records for reason in rejections(record, 3)]
     assert set(reasons) == {"mask_empty"}
+
+
+def test_overlaps_are_measured_before_they_are_removed(tmp_path: Path) -> None:
+    for limit, accepted in ((0.07, 8), (0.06, 0)):
+        store, _ = make_dataset(tmp_path / str(limit), Touching(), filters={"max_overlap": limit})
+        receipt = read_receipt(store, 0)
+        assert receipt is not None
+        assert (receipt.accepted, set(receipt.rejected)) == (accepted, set() if accepted else {"overlap"})
 
 
 def test_oracle_omits_covered_objects(tmp_path: Path) -> None:

@@ -128,6 +128,14 @@ def png_of(width: int, height: int, depth: int = 8, pixels: bytes = bytes(100)) 
     )
 
 
+def test_values_below_0_are_ignored(folder: Path) -> None:
+    values = LABELS.astype(np.int32)
+    values[0, :9] = -240
+    (folder / "SegmentationClass/a.png").unlink()
+    Image.fromarray(values).save(folder / "SegmentationClass/a.tif")
+    assert (loaded(folder).labels[0, :9] == 255).all()
+
+
 @pytest.mark.parametrize("size", [(10_001, 10_000), (20_000, 20_000), (2**31 - 1, 2**31 - 1)])
 def test_too_many_pixels_are_refused_by_the_header(size: tuple[int, int], tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(png_of(*size))

@@ -56,8 +56,15 @@ def test_rejected_samples_are_retried_with_the_seed_of_the_next_attempt(tiny_rec
 
 def test_exhausted_samples_are_left_out_and_counted(tiny_data: dict[str, Any]) -> None:
     recipe = make_recipe(tiny_data | {"filters": {"min_area": 0.999, "max_area": 1}, "attempts": 2})
-    samples, produced = run(recipe)
-    assert samples == []
+    reported = list[tuple[int, int]]()
+
+    def progress(accepted: int, reasons: list[str]) -> None:
+        reported.append((accepted, len(reasons)))
+
+    with ThreadPoolExecutor(1) as encoder:
+        produced = produce(Plan(recipe).shard(0), recipe, load_components(recipe), encoder, progress)
+    assert produced.samples == []
+    assert reported == [(0, 3), (0, 1)] * 2, "after each micro-batch"
     assert produced.tally.exhausted == (0, 1, 2, 3)
     assert (produced.tally.attempts, sum(produced.tally.rejected.values())) == (8, 8)
 
