@@ -18,10 +18,12 @@ def test_duplicates_are_found_across_shards_in_order() -> None:
     images.add(4, [])
     images.add(5, [(digest(3), key_of(11)), (digest(1), key_of(12)), (digest(1), key_of(8))])
     images.add(6, [(digest(2)[:8] + digest(4)[8:], key_of(13)), (digest(1), key_of(14)), (digest(2), key_of(15))])
+    images.add(7, [(digest(3), key_of(16))])
     assert list(images.duplicates()) == [
         (5, "000000012 has the same image as 000000008"),
         (6, "000000014 has the same image as 000000008"),
         (6, "000000015 has the same image as 000000009"),
+        (7, "000000016 has the same image as 000000011"),
     ]
 
 

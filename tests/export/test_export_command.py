@@ -108,6 +108,17 @@ def test_dataset_without_samples_is_rejected(tmp_path: Path, form: str) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_image_that_a_power_failure_emptied_is_written_again(store: Store, tmp_path: Path) -> None:
+    """Some file systems keep the size of a file and lose its content."""
+    run(store, tmp_path, "coco")
+    before, image = content(tmp_path), next((tmp_path / "train").iterdir())
+    image.write_bytes(bytes(image.stat().st_size))
+    for part in (tmp_path / ".export/parts").iterdir():
+        part.unlink()
+    run(store, tmp_path, "coco")
+    assert content(tmp_path) == before
+
+
 def test_shard_that_was_lost_again_before_its_export_ended_leaves_no_image(tmp_path: Path) -> None:
     growing, _ = make_dataset(tmp_path / "set", shards=(0, 1))
     run(growing, tmp_path / "out", "coco", partial=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from factory.dataset.masks import Mask
-from factory.export.interface import split_of
+from factory.export.interface import KeySet, split_of
 from tests.support.export_datasets import filled
 
 
@@ -49,3 +49,11 @@ def test_split_depends_on_the_key_and_respects_the_share() -> None:
     assert not any(split_of(key, 0) == "val" for key in keys)
     # If this fails, samples change their split when an export is resumed with another version.
     assert [int(key) for key in validation[:6]] == [14, 50, 73, 90, 156, 160]
+
+
+def test_set_of_keys_has_the_keys_that_were_added() -> None:
+    keys = KeySet(["000000007", "000000700", "000000007"])
+    assert len(keys) == 2
+    assert [number for number in range(1000) if f"{number:09d}" in keys] == [7, 700]
+    assert "000000008" not in KeySet(["000000007"])
+    assert not KeySet([])
