@@ -14,7 +14,7 @@ from factory.engine.queue import MAX_ERRORS, MAX_LOSSES, ShardQueue
 from factory.engine.state import Listener, State
 from factory.errors import StoreUnavailableError
 
-DONE = Done(4, 6, {"overlap": 2}, 0, {})
+DONE = Done(4, 7, {"overlap": 3}, 1, {"generate": 2.0})
 
 
 class WorkerError(Exception):
@@ -115,8 +115,10 @@ def test_result_that_came_before_the_loss_of_its_worker_counts_once(outcomes: An
     lose(outcomes, charged=True, reported=(1,))
     assert order(outcomes.queue) == [1]
     state = outcomes.state
-    assert (state.shards_done, state.accepted, state.attempts, state.requeued) == (1, 4, 6, 1)
-    assert state.rejected == {"overlap": 2}
+    assert (state.shards_done, state.accepted, state.attempts, state.requeued) == (1, 4, 7, 1)
+    outcomes.of.done(1, DONE)
+    assert (state.shards_done, state.exhausted, state.rejected) == (2, 2, {"overlap": 6})
+    assert state.seconds == {"generate": 4.0}
 
 
 @pytest.mark.parametrize(("end", "limit"), [(Outcomes.failed, MAX_ERRORS), (Outcomes.lost, MAX_LOSSES)])

@@ -143,3 +143,23 @@ def test_lease_that_became_unreadable_is_written_again(store: Store) -> None:
     assert current(store).beat == 1
     held.release()
     assert store.get(LEASE) is None
+    held._renew(store)
+    assert store.get(LEASE) is None, "a heartbeat that was on its way"
+
+
+def test_lease_that_a_faster_driver_took_over_is_not_taken_from_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both waited for the same driver, which has died."""
+    faster = replace(ELSEWHERE, holder="def")
+
+    def wait(store: Store, found: Lease, log: object) -> None:
+        if found == faster:
+            raise LeaseHeldError("it is alive")
+        store.put(LEASE, faster.to_json())
+
+    monkeypatch.setattr(lease, "_wait_until_dead", wait)
+    store.put(LEASE, ELSEWHERE.to_json())
+    with pytest.raises(LeaseHeldError, match="it is alive"):
+        acquire(store)
+    assert current(store) == faster

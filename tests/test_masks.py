@@ -20,6 +20,7 @@ from factory.dataset.masks import (
     encode_rle,
     label_map,
     mask_to_xywh,
+    palette,
     unpack_runs,
 )
 
@@ -75,6 +76,20 @@ def test_run_lengths_that_are_not_compressed_are_rejected() -> None:
     runs: Any = [0, 4]
     with pytest.raises(ValueError, match="must be compressed text, got a list"):
         decode_rle({"size": [2, 2], "counts": runs})
+
+
+def test_negative_run_lengths_are_rejected() -> None:
+    assert unpack_runs("5O<") == [5, -1, 12]
+    with pytest.raises(ValueError, match="run lengths"):
+        decode_rle({"size": [4, 4], "counts": "5O<"})
+
+
+def test_colours_are_those_of_voc() -> None:
+    """Label images in RGB are read by these colours."""
+    colours = np.array(palette()).reshape(256, 3)[[0, 1, 2, 4, 15, 20, 255]].tolist()
+    assert colours == [
+        [0, 0, 0], [128, 0, 0], [0, 128, 0], [0, 0, 128], [192, 128, 128], [0, 64, 128], [224, 224, 192],
+    ]  # fmt: skip
 
 
 def test_label_png_round_trip() -> None:

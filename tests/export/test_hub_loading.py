@@ -102,6 +102,7 @@ def test_all_documented_ways_to_load_a_dataset(tmp_path: Path, load: Any, kind: 
         assert ("latent.npy" in rows.features) == (kind != "plain")
     manifest = load("parquet", data_files={"train": f"{store.address}/manifest/*.parquet"})
     assert manifest["rejected"][:] == ([[]] * 7 + [["low_confidence"] * 2] * 3) * 2
+    assert manifest["attempt"][:] == ([0] * 7 + [2] * 3) * 2
     assert manifest[0]["filters"]["psnr"] == (30.5 if kind == "inverted" else None)
 
 
