@@ -147,8 +147,8 @@ def _check_manifest(
 
 
 def _check_keys(samples: list[EncodedSample], planned: PlannedShard, receipt: Receipt) -> Iterator[str]:
-    keys = [sample.key for sample in samples]
-    expected = [sample.key for sample in planned.samples if sample.index not in receipt.short]
+    keys, short = [sample.key for sample in samples], set(receipt.short)
+    expected = [sample.key for sample in planned.samples if sample.index not in short]
     if keys != expected:
         missing, extra = sorted(set(expected) - set(keys)), sorted(set(keys) - set(expected))
         yield f"missing samples: {', '.join(missing[:3]) or 'none'}; extra: {', '.join(extra[:3]) or 'none'}"

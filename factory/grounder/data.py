@@ -81,12 +81,12 @@ class OracleDataset:
 
     def keys(self, held_out: bool, share: float) -> list[str]:
         """Keys of the training samples, or of the held-out ones."""
-        return [
+        keys = (
             key_of(index)
             for number, receipt in self.receipts.items()
-            for index in range(*self.plan.bounds(number))
-            if index not in receipt.short and is_held_out(key_of(index), share) == held_out
-        ]
+            for index in sorted(set(range(*self.plan.bounds(number))) - set(receipt.short))
+        )
+        return [key for key in keys if is_held_out(key, share) == held_out]
 
     def samples(self, shard: int) -> Iterator[OracleSample]:
         """One shard's samples in order. Raises UserError for a class that the split leaves unseen."""
