@@ -96,6 +96,10 @@ class Pool:
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.kill(detector.handle, no_restart=False)
 
+    def is_loading(self, detector: int | None) -> bool:
+        """Whether this detector worker has not loaded its model yet, which has a deadline of its own."""
+        return detector is not None and not self.detectors[detector].ready
+
     def progressed(self) -> None:
         """Reset the pause: a shard was finished, so earlier losses are not systematic."""
         self._pause = 0.0

@@ -261,7 +261,7 @@ class Scheduler:
                     counts, worker.waiting = {}, ""
                 if counts != worker.counts:
                     worker.counts, worker.alive = counts, time.monotonic()
-                if worker.waiting:  # its deadlines are suspended
+                if worker.waiting or self._pool.is_loading(worker.detector):  # its deadlines are suspended
                     worker.since = worker.alive = time.monotonic()
                 worker.progress = None
         if time.monotonic() - self._progress_requested > _PROGRESS_INTERVAL:

@@ -103,10 +103,16 @@ class AskingJob(SleepingJob):
     """Each shard calls the detector pool once; at the first call, the detector worker dies, or hangs forever."""
 
     hangs: bool = False
+    loading: float = 0.0
 
     def open(self, device: str, detector: Any | None) -> Any:
         """Pass the pool to the producer."""
         return AskingProducer(self, detector)
+
+    def open_detector(self, device: str) -> Any:
+        """Load for some seconds."""
+        time.sleep(self.loading)
+        return super().open_detector(device)
 
     def detect(self, images: Any, classes: Any = None) -> list[int]:
         """The process id of the detector worker, once per image."""
