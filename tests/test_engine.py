@@ -273,7 +273,7 @@ def test_hanging_detector_is_restarted_and_called_again(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ray_here")
 def test_deadline_of_a_shard_does_not_include_the_loading_of_its_detector(tmp_path: Path) -> None:
-    """It would be killed again and again, and every shard given up, if loading took longer than a shard may."""
+    """Otherwise, a detector that loads longer than the deadline would be restarted until every shard is quarantined."""
     (tmp_path / "detector-died").touch()
     state = run(AskingJob(str(tmp_path), loading=8.0), 2, workers=1, detectors=1, deadline=4.0)
     assert (state.shards_done, state.quarantined, list(state.errors)) == (2, [], [])

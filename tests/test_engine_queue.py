@@ -82,7 +82,7 @@ def outcomes() -> Iterator[SimpleNamespace]:
 
 
 def lose(outcomes: Any, charged: bool, reported: tuple[int, ...] = ()) -> None:
-    """Lose a worker that had begun shard 0 before shard 1, and had reported the progress of some shards."""
+    """Simulate the loss of a worker with shards 0 and 1, submitted in this order; some have `reported` progress."""
     counts = {shard: (1, dict[str, int]()) for shard in reported}
     worker = Worker(None, None, None, ready=True, shards={0: "zero", 1: "one"}, counts=counts)
     outcomes.of.replace(worker, "it died", charged)

@@ -11,9 +11,10 @@ from factory.errors import UserError
 
 
 def _each_once(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    """The shares; ValueError for the text of `--objects`, which is no mapping, and for keys that are the same number.
+    """The shares by number of objects.
 
-    Of the shares for 1 and "01", one would be lost.
+    Raises ValueError if they are not a mapping, and for two keys that are the same number, such as 1 and "01", because
+    one of their shares would be lost.
     """
     if not isinstance(value, Mapping):
         raise ValueError("must map numbers of objects to shares, as in {1: 0.5, 2: 0.5}")

@@ -157,7 +157,7 @@ def _check_keys(samples: list[EncodedSample], planned: PlannedShard, receipt: Re
 
 
 class _Read(NamedTuple):
-    """A file, None if it is missing or `unreadable`, and how it differs from its receipt."""
+    """The content of a file, None if it is missing or `unreadable`, and its differences from the receipt."""
 
     data: bytes | None
     problems: list[str]

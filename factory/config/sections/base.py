@@ -40,7 +40,7 @@ def plain_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def given_fields(section: Section) -> dict[str, Any]:
-    """The fields of a section without those at their defaults, which depend on the model and the hardware."""
+    """The fields of a section that were set explicitly. Other defaults depend on the model and the hardware."""
     return {name: value for name, value in section if name in section.model_fields_set}
 
 
