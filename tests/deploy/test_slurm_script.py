@@ -12,7 +12,7 @@ PROGRAMS = {
     "srun": 'echo "$*" >> steps; [ -z "$RAY_FAILS" ] || exit 1; exec tail -f /dev/null',
     "scontrol": 'case $1 in show) printf "n1\\nn2\\nn3\\n" ;; requeue) touch requeued ;; esac',
     "squeue": 'echo "${STATE:-RUNNING}"',
-    "ray": '[ -z "$RAY_FAILS" ]',
+    "ray": '[ -z "$STOPPED" ] || kill -TERM "$PPID"; [ -z "$RAY_FAILS" ]',
     "factory": 'exit "$CODE"',
     "hostname": "echo 10.0.0.1",
     "sleep": "exit 0",
@@ -31,7 +31,7 @@ def run(folder: Path, **variables: str) -> tuple[int, bool, list[str]]:
     done = subprocess.run(
         [bash, ROOT / "jobs/slurm/nightly.sbatch", "nightly.yaml"],
         cwd=folder,
-        env={**environment, "SLURM_CPUS_PER_TASK": "8", "RAY_FAILS": "", "CODE": "0", **variables},
+        env={**environment, "SLURM_CPUS_PER_TASK": "8", "RAY_FAILS": "", "STOPPED": "", "CODE": "0", **variables},
         stdout=subprocess.DEVNULL,
         timeout=60,
     )
@@ -64,6 +64,11 @@ def test_cancelled_jobs_and_those_with_many_restarts_stay_away(variables: dict[s
 
 def test_ray_that_does_not_start_is_a_temporary_failure(tmp_path: Path) -> None:
     assert run(tmp_path, RAY_FAILS="1")[:2] == (75, True)
+
+
+def test_job_that_is_stopped_before_the_driver_runs_is_requeued(tmp_path: Path) -> None:
+    """`ray status` waits for Ray when Slurm signals the script, because the job is preempted."""
+    assert run(tmp_path, STOPPED="1")[:2] == (143, True)
 
 
 def test_missing_program_is_not_tried_again(tmp_path: Path) -> None:
