@@ -18,6 +18,7 @@ import pytest
 from tests.deploy.test_manifests import KUBERAY, find, problems, render
 
 SCRIPT = KUBERAY / "base/create_rayjob.py"
+Result = subprocess.CompletedProcess[str]
 URL = "/apis/ray.io/v1/namespaces/factory/rayjobs"
 
 
@@ -95,11 +96,11 @@ def script() -> ModuleType:
     return module
 
 
-def run(server: Server, account: Path, job: str, token: str = "secret") -> subprocess.CompletedProcess[str]:
+def run(server: Server, account: Path, job: str, token: str = "secret", **changes: str) -> Result:
     (account / "token").write_text(token)
     variables = {"JOB_NAME": job, "NAMESPACE": "factory", "TIME_ZONE": "Europe/Berlin", "SERVICE_ACCOUNT": str(account)}
     command = [sys.executable, str(SCRIPT), "--server", f"http://127.0.0.1:{server.server_port}", "--keep", "2"]
-    return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True)
+    return subprocess.run(command, env={**os.environ, **variables, **changes}, capture_output=True, text=True)
 
 
 def test_night_is_created_once(server: Server, tmp_path: Path) -> None:
@@ -156,6 +157,12 @@ def test_errors_that_a_retry_does_not_help_exit_with_two(
     assert result.returncode == 2
     assert expected in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("changes", [{"SERVICE_ACCOUNT": "/nowhere"}, {"TIME_ZONE": "Mars/Base"}])
+def test_a_wrong_environment_exits_with_two(server: Server, tmp_path: Path, changes: dict[str, str]) -> None:
+    result = run(server, tmp_path, "factory-nightly-29927340", **changes)
+    assert (result.returncode, result.stderr.startswith("cannot create the RayJob: ")) == (2, True), result.stderr
 
 
 def test_missing_template_exits_with_two_and_an_outage_with_75(server: Server, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Create the RayJob of a night from a suspended template, and delete those of old nights. Runs in a pod of the CronJob.
 
 The name `factory-DATE` is the lock: if it exists, the night has been started, and nothing happens. Exit codes: 0 if it
-was created or exists, 2 if the template or the permissions are wrong, 75 if the API server does not respond.
+was created or exists, 2 if the template, the permissions or the environment are wrong, 75 if the API server does not
+respond.
 """
 
 import argparse
@@ -71,6 +72,14 @@ class Api:
             return dict(json.load(response))
 
 
+def api_of_the_cluster(server: str | None) -> Api:
+    """The API server at a URL, or that of the pod's cluster, with the pod's service account."""
+    server = server or f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}"
+    account = Path(os.environ.get("SERVICE_ACCOUNT", ACCOUNT))
+    context = ssl.create_default_context(cafile=str(account / "ca.crt")) if server.startswith("https:") else None
+    return Api(server, os.environ["NAMESPACE"], (account / "token").read_text().strip(), context)
+
+
 def start_night(api: Api, template: str, night: str, keep: int) -> None:
     """Create the RayJob of a night unless it exists; then delete old ones, for which a failure is only reported."""
     job = rayjob_of(api.call("GET", f"/{template}"), night)
@@ -96,26 +105,19 @@ def main() -> int:
     parser.add_argument("--keep", type=int, default=14, help="nights whose RayJobs are kept")
     parser.add_argument("--server", help="URL of the API server; by default that of the pod's cluster")
     options = parser.parse_args()
-    environment = os.environ
-    server = options.server or (
-        f"https://{environment['KUBERNETES_SERVICE_HOST']}:{environment['KUBERNETES_SERVICE_PORT']}"
-    )
-    account = Path(environment.get("SERVICE_ACCOUNT", ACCOUNT))
-    context = ssl.create_default_context(cafile=str(account / "ca.crt")) if server.startswith("https:") else None
-    api = Api(server, environment["NAMESPACE"], (account / "token").read_text().strip(), context)
     try:
-        night = night_of(environment["JOB_NAME"], ZoneInfo(environment.get("TIME_ZONE", "UTC")))
-        start_night(api, options.template, night, options.keep)
+        night = night_of(os.environ["JOB_NAME"], ZoneInfo(os.environ.get("TIME_ZONE", "UTC")))
+        start_night(api_of_the_cluster(options.server), options.template, night, options.keep)
     except urllib.error.HTTPError as error:
         message = error.read().decode(errors="replace")[:500]
         print(f"the API server refused with {error.code}: {message}", file=sys.stderr)
         return TRY_AGAIN if error.code >= 500 or error.code == 429 else BAD_INPUT
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        print(f"cannot create the RayJob: {error}", file=sys.stderr)
+        return BAD_INPUT
     except OSError as error:
         print(f"the API server does not respond: {error}", file=sys.stderr)
         return TRY_AGAIN
-    except (ValueError, KeyError) as error:
-        print(f"cannot create the RayJob: {error}", file=sys.stderr)
-        return BAD_INPUT
     return DONE
 
 
