@@ -73,6 +73,14 @@ def test_systemd_waits_longer_than_the_grace_period_and_starts_on_schedule() -> 
     assert f"OnCalendar=*-*-* {config.starts}:00 {config.timezone}\n" in timer
 
 
+def test_systemd_and_the_image_keep_downloaded_models_together() -> None:
+    service = (ROOT / "jobs/systemd/factory-nightly.service").read_text()
+    image = (ROOT / "jobs/container/Dockerfile").read_text()
+    for name in ("HF_HOME", "TORCH_HOME"):  # of the detectors of torchvision
+        assert f" {name}=/models/" in image
+        assert re.search(rf"^Environment=(.* )?{name}=/var/cache/factory/", service, re.MULTILINE)
+
+
 def test_slurm_signals_early_enough_and_ends_after_the_budget() -> None:
     script = (ROOT / "jobs/slurm/nightly.sbatch").read_text()
     config = load("slurm/nightly.yaml")
