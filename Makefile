@@ -25,14 +25,13 @@ demo: $(STAMP) ## Generate and verify 80 samples with the embedded models; print
 	$(BIN)/factory verify demo/dataset
 	$(BIN)/factory preview demo/dataset --n 80 --out demo/sheet.png
 
+FAST := -n 2 --dist loadfile -m "not slow and not gpu and not extras and not azure and not browser and not cluster"
 test: $(STAMP) ## Run the fast CPU tests, in two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
-		-m "not slow and not gpu and not extras and not azure and not browser and not cluster"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FAST)
 
 coverage: $(STAMP) ## Run the fast CPU tests and show the lines that they do not reach; takes 20 minutes
 	rm -rf build/coverage && mkdir -p build/coverage
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n 2 --dist loadfile \
-		-m "not slow and not gpu and not extras and not azure and not browser and not cluster"
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(FAST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -146,7 +145,7 @@ $(CLUSTER_STAMP): Makefile
 	apt-get install --yes --quiet --quiet --no-install-recommends $(CLUSTER_PACKAGES)
 	test -x $(CLUSTER)/bin/python || $(PYTHON) -m venv $(CLUSTER)
 	$(CLUSTER)/bin/python -m pip install --quiet $(CLUSTER_TOOLS)
-	cd $(CLUSTER) && apt-get download --quiet --quiet prometheus && dpkg-deb --extract prometheus_*.deb prometheus
+	cd $(CLUSTER) && rm -f prometheus_*.deb && apt-get download --quiet --quiet prometheus && dpkg-deb --extract prometheus_*.deb prometheus
 	ln -sf ../prometheus/usr/bin/promtool $(CLUSTER)/bin/promtool
 	touch $@
 

@@ -29,6 +29,14 @@ def test_scripts_start(script: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_the_atlas_is_built_from_the_icon_sets_that_it_names() -> None:
+    script = (ROOT / "jobs/stickers/build_atlas.py").read_text()
+    named = re.findall(r'": "([\w-]+@[\d.]+)",$', script, re.MULTILINE)
+    installed = re.findall(r"@iconify-json/([\w-]+@[\d.]+)", (ROOT / "Makefile").read_text())
+    assert len(named) == 10
+    assert sorted(installed) == sorted(named)
+
+
 def test_no_library_has_two_pins() -> None:
     """`make setup-extras` installs with both files; pip rejects a library that they pin to different versions."""
     pins = [

@@ -1,10 +1,6 @@
 """Rebuild the sprite atlas that `factory.stickers` ships, from fixed versions of openly licensed icon sets.
 
-    npm install --prefix build/icons @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 \
-        @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/emojione@1.2.3 @iconify-json/openmoji@1.2.29 \
-        @iconify-json/noto-v1@1.2.5 @iconify-json/fluent-emoji@1.2.7 @iconify-json/emojione-v1@1.2.3 \
-        @iconify-json/fxemoji@1.2.2 @iconify-json/streamline-emojis@1.2.4
-    python jobs/stickers/build_atlas.py --icons build/icons/node_modules/@iconify-json
+`make atlas` installs the icon sets and runs this script.
 
 The styles `noto`, `twemoji`, `fluent-flat` and `openmoji` have sprites of every COCO class, `emojione` of most.
 Classes that are missing from an icon set come from `drawings.py`, which imitates each of these five styles. The other
