@@ -2,16 +2,17 @@
 
     python -m benchmarks.ablations ORACLE --classes voc --steps 600 --images 60 --out runs/ablations
 
-Every row uses the same oracle dataset, steps, batch size and seed, and is evaluated on the same images. Rows that have
-been trained before are not trained again. `--rows` selects the rows whose names start with one of the given prefixes.
+Every row uses the same oracle dataset, steps, batch size and seed, and is evaluated on the same images. The same
+command resumes; rows that are trained are not trained again. `--rows` selects the rows whose names start with one of
+the given prefixes.
 """
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from benchmarks.common import command_line, options_of, positive, run
 from factory.dataset.storage import Store
 from factory.evaluation.markdown import write_table
 from factory.evaluation.protocol_1 import GROUPS, averaged, protocol_1
@@ -45,12 +46,12 @@ ROWS = {
 
 def main() -> None:
     """Train and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("oracle")
     parser.add_argument("--classes", default="voc")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--images", type=int, default=60)
+    parser.add_argument("--steps", type=positive, default=600)
+    parser.add_argument("--batch", type=positive, default=32)
+    parser.add_argument("--images", type=positive, default=60)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rows", nargs="+", default=[""])
     parser.add_argument(
@@ -58,18 +59,19 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", type=Path)
-    options = parser.parse_args()
+    options = options_of(parser)
+    selected = {name: row for name, row in ROWS.items() if name.startswith(tuple(options.rows))}
+    if not selected:
+        parser.error(f"no row starts with {' or '.join(options.rows)}; the rows are: {'; '.join(ROWS)}")
     quiet_model_libraries()
     if options.threads:
         torch.set_num_threads(options.threads)
-    selected = {name: row for name, row in ROWS.items() if name.startswith(tuple(options.rows))}
     sets = [OracleDataset(Store(options.oracle))]
     named = []
     for name, (module_options, rate) in selected.items():
         folder = options.out / name.translate({ord(" "): "-", ord(","): "", ord("'"): ""})
         plan = TrainOptions(steps=options.steps, batch=options.batch, learning_rate=rate, ema_decay=0.99)
-        if not (folder / "model" / "config.json").exists():
-            train(GrounderTask(sets, module_options, "cpu", options.steps), plan, folder)
+        train(GrounderTask(sets, module_options, "cpu", options.steps), plan, folder)
         named.append(f"{name}={folder / 'model'}")
     if options.only_train:
         return
@@ -86,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

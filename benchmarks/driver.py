@@ -5,32 +5,32 @@
 The bucket is a server in a process of its own that waits `--latency` before each answer. `processor` is the processor
 time of the driver alone, which other programs on the machine hardly affect. Rows:
 
-- `driver`: shards per second that a run's reporter can process, while it reads receipts for the index.
+- `driver`: shards per second that a run's reporter can process, while it reads receipts for the index. The simulated
+  workers finish 800 shards per second for `--seconds`, or until all shards are finished.
 - `description, no index`: totals of all receipts, each of which is read, as for a dataset of an older version.
 - `description`, `status`: the same with the receipt index that a run writes.
 - `start`: finds the missing shards of an incomplete dataset: recipe, lease, receipts, index, quarantine.
 """
 
-import argparse
 import multiprocessing
 import os
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 
+from benchmarks.common import command_line, options_of, positive, run
 from factory.cli.status import state
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.description import write_description
 from factory.dataset.lease import leased
+from factory.dataset.receipt_index import INDEX
 from factory.dataset.receipts import missing, receipt_name
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import existing_recipe
 from factory.dataset.totals import finished_entries
 from factory.engine.interface import Done
 from factory.engine.state import State
-from factory.evaluation.markdown import write_table
 from factory.generation.progress import Tracker
 from factory.generation.reporter import Reporter, quarantined
 from tests.support.bucket import Bucket, serving
@@ -73,7 +73,7 @@ def drive(store: Store, recipe: Recipe, shards: int, seconds: float) -> float:
         reporter = Reporter(store, tracker, lambda snapshot: None, held, set())
         listener = reporter.as_listener()
         start_time, number = time.perf_counter(), 0
-        while (now := time.perf_counter() - start_time) < seconds:
+        while number < shards and (now := time.perf_counter() - start_time) < seconds:
             while number < min(shards, int(now * _RATE)):
                 run.add(Done(99, 150))
                 listener.finished(number)
@@ -87,12 +87,11 @@ def drive(store: Store, recipe: Recipe, shards: int, seconds: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=int, default=100_000)
+    parser = command_line(__doc__)
+    parser.add_argument("--shards", type=positive, default=100_000)
     parser.add_argument("--latency", type=float, default=0.03)
     parser.add_argument("--seconds", type=float, default=20.0, help="Duration of the `driver` row.")
-    parser.add_argument("--table", help="Markdown page whose table is replaced.")
-    options = parser.parse_args()
+    options = options_of(parser)
     shards = options.shards
     recipe = make_recipe({"n": (shards + 1) * SHARD_SIZE, "shard_size": SHARD_SIZE})
     pipe, server_pipe = multiprocessing.Pipe()
@@ -100,7 +99,6 @@ def main() -> None:
     server = multiprocessing.get_context("spawn").Process(target=serve, args=arguments, daemon=True)
     server.start()
     os.environ |= pipe.recv()
-    rows = list[str]()
 
     def timed(name: str, action: Callable[[], object]) -> None:
         pipe.send("reset")
@@ -111,22 +109,18 @@ def main() -> None:
         pipe.send("count")
         requests = sum(pipe.recv().values())
         figure = f"{result:.0f} shards/s" if isinstance(result, float) else f"{taken:.1f} s"
-        rows.append(f"| {name} | {figure} | {used:.1f} s | {requests} |")
-        print(rows[-1], flush=True)
+        print(f"| {name} | {figure} | {used:.1f} s | {requests} |", flush=True)
 
-    head = "| | | processor | requests |\n|---|---|---|---|"
-    print(head)
+    print("| | | processor | requests |\n|---|---|---|---|")
     timed("driver", lambda: drive(Store(ADDRESS), recipe, shards, options.seconds))
+    Store(ADDRESS).delete_all(Store(ADDRESS).list(INDEX))
     timed("description, no index", lambda: write_description(Store(ADDRESS), recipe))
     timed("description", lambda: write_description(Store(ADDRESS), recipe))
     timed("start", lambda: start(Store(ADDRESS)))
     timed("status", lambda: state(ADDRESS))
     pipe.send("")
     server.terminate()
-    if options.table:
-        caption = f"`python -m benchmarks.driver --shards {shards}` printed this table."
-        write_table(Path(options.table), "\n".join([caption, "", head, *rows]) + "\n", "driver")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

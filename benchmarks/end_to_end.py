@@ -4,12 +4,11 @@
 
 The bare loop is the standard diffusers pipeline in batches: images only, and nothing is written. It runs in the
 precision that `generate` chooses for this machine, and in float32, the default of diffusers. The method of the paper's
-released code is one image at a time, 50 DDIM steps, float32, saved as PNG. Start-up time is excluded everywhere.
+released code is one image at a time, 50 DDIM steps, float32, saved as PNG; at most 16 images are made with it. Start-up
+time is excluded everywhere.
 """
 
-import argparse
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -17,10 +16,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.common import command_line, options_of, positive, run
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import init_or_resume
+from factory.engine.machine import usable_cpus
 from factory.generation.hardware import for_hardware
 from factory.generation.pin import pin_recipe
 from factory.generation.progress import Snapshot
@@ -48,7 +49,7 @@ def factory_rate(recipe: Recipe, folder: Path) -> tuple[float, float]:
 
 def bare_rate(recipe: Recipe) -> float:
     """Images per second of the standard pipeline on all cores."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(usable_cpus())
     pipeline = _standard_pipeline(recipe, "DPMSolverMultistepScheduler")
     texts = [sample.prompt.text for sample in Plan(recipe).samples()]
     _generate(pipeline, texts[: recipe.batch], recipe, recipe.generator.steps)
@@ -83,11 +84,11 @@ def _generate(pipeline: Any, texts: list[str], recipe: Recipe, steps: int) -> li
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=128)
+    parser = command_line(__doc__)
+    parser.add_argument("--n", type=positive, default=128)
     parser.add_argument("--model", default="stickers")
     parser.add_argument("--masks", default="stickers")
-    options = parser.parse_args()
+    options = options_of(parser)
     data = {"n": options.n, "shard_size": 16, "generator": {"model": options.model}, "masks": {"source": options.masks}}
     recipe = for_hardware(pin_recipe(make_recipe(data)), None)
     dtype = recipe.generator.dtype
@@ -107,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,7 +10,6 @@ ones, because their text encoders are as small as their denoisers. `--model FOLD
 own size.
 """
 
-import argparse
 import tempfile
 import warnings
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import NO_FILTERS, median_seconds
+from benchmarks.common import NO_FILTERS, command_line, median_seconds, options_of, run
 from factory.config.prompts import Prompt
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.vocabulary import voc
@@ -34,6 +33,7 @@ from factory.hf_logging import quiet_model_libraries
 from tests.support.datasets import BandDetector, make_dataset
 from tests.support.tiny_families import BUILDERS, SIDES, tiny_family
 
+TINY = ("sd", "sdxl", *BUILDERS)
 PROMPTS = [
     Prompt("a photograph of a dog and a train", ("dog", "train"), ("dog", "train")),
     Prompt("a photograph of a cat", ("cat",), ("cat",)),
@@ -124,14 +124,14 @@ def table_row(name: str, recipe: Recipe, device: str, folder: Path) -> str:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--model", action="append", default=[], help="Folder or hub id of a further model.")
-    parser.add_argument("--only", nargs="*", help="Names of tiny models; all by default, none if empty.")
+    parser.add_argument("--only", nargs="*", choices=TINY, help="Tiny models; all by default, none if empty.")
     parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
+    options = options_of(parser)
     warnings.simplefilter("ignore")
     quiet_model_libraries()
-    names = ["sd", "sdxl", *BUILDERS] if options.only is None else options.only
+    names = TINY if options.only is None else options.only
     print("| family | images equal | batch = alone | attention | guided | seconds of the read |\n" + "|---" * 6 + "|")
     with tempfile.TemporaryDirectory() as directory:
         for name in names:
@@ -142,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.common import NO_FILTERS
+from benchmarks.common import FACTORY, NO_FILTERS, command_line, options_of, positive, run
 from benchmarks.memory import peaks
 from benchmarks.shapes import random_pipeline
 from factory.config.recipe import make_recipe
@@ -55,12 +55,11 @@ def print_rows(shape: str, folder: Path, dtype: str, steps: int, threads: int) -
     model = random_pipeline(shape, folder / shape, getattr(torch, dtype))
     recipe, oracle = folder / "recipe.yaml", str(folder / "oracle")
     recipe.write_text(yaml.safe_dump(data_of(model, dtype, steps, threads)))
-    factory = str(Path(sys.executable).with_name("factory"))
-    generate = [factory, "generate", "--recipe", str(recipe), "--workers", "1", "--shards", str(folder / "set")]
+    generate = [*FACTORY, "generate", "--recipe", str(recipe), "--workers", "1", "--shards", str(folder / "set")]
     make_oracle = [sys.executable, "-m", "benchmarks.full_size", shape, _ORACLE, str(model), oracle]
     make_oracle += ["--dtype", dtype, "--steps", str(steps), "--threads", str(threads)]
-    train = [factory, "train-grounder", oracle, "--steps", "2", "--batch", "2", "--device", "cpu"]
-    train += ["--out", str(folder / "grounder")]
+    train = [*FACTORY, "train-grounder", oracle, "--steps", "2", "--batch", "2", "--device", "cpu"]
+    train += ["--threads", str(threads), "--out", str(folder / "grounder")]
     for name, command in (
         (f"`generate`, 2 samples of {steps} steps, attention masks", generate),
         (f"oracle dataset, 2 samples of {steps} steps", make_oracle),
@@ -72,13 +71,13 @@ def print_rows(shape: str, folder: Path, dtype: str, steps: int, threads: int) -
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("shapes", nargs="+", choices=("sd15", "sdxl"))
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="bfloat16")
+    parser.add_argument("--steps", type=positive, default=2)
+    parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument(_ORACLE, nargs=2, metavar=("MODEL", "FOLDER"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = options_of(parser)
     warnings.simplefilter("ignore")
     quiet_model_libraries()
     if options.oracle:
@@ -93,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import NO_FILTERS
+from benchmarks.common import NO_FILTERS, command_line, options_of, positive, run
 from benchmarks.shapes import SHAPES, random_pipeline
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
@@ -146,21 +146,23 @@ def table_row(name: str, model: Path | str, options: argparse.Namespace, device:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("shapes", nargs="*", help="Sizes with random weights.")
     parser.add_argument("--model", action="append", default=[], help="Folder or hub id of a real model.")
-    parser.add_argument("--n", type=int, default=32, help="Images per measurement.")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--n", type=positive, default=32, help="Images per measurement.")
+    parser.add_argument("--batch", type=positive, default=8)
     parser.add_argument("--steps", type=int, default=0, help="Solver steps; by default those of the model's card.")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--compile", action="store_true")
-    options = parser.parse_args()
+    parser.add_argument("--compile", action="store_true", help="Compile the denoiser; a U-Net only in *factory*.")
+    options = options_of(parser)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if unknown := set(options.shapes) - set(SHAPES):
         parser.error(f"there is no shape {', '.join(unknown)}; there are {', '.join(SHAPES)}")
+    if device == "cuda" and not options.shapes and not options.model:
+        parser.error(f"give a shape ({', '.join(SHAPES)}) or --model")
     warnings.simplefilter("ignore")
     quiet_model_libraries()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     print(torch.cuda.get_device_name() if device == "cuda" else "no GPU: a tiny model on the CPU")
     print("| model | precision | steps | batch | bare, images/s | factory, samples/s | ratio | peak | memory |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -178,4 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

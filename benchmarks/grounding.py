@@ -6,13 +6,13 @@ The modules have random weights, which do not affect their speed. All methods al
 of the ratios is reported. Uses one thread, like a worker.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.common import command_line, options_of, positive, run
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.generation.pin import pin_recipe
@@ -48,13 +48,16 @@ def module_grounder(recipe: Recipe, module: str, folder: Path) -> TrainedGrounde
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=64)
+    parser = command_line(__doc__)
+    parser.add_argument("--n", type=positive, default=64)
     parser.add_argument("--model", default="stickers")
-    options = parser.parse_args()
+    options = options_of(parser)
     quiet_model_libraries()
     data = {"n": options.n, "objects": {1: 0.5, 2: 0.5}, "generator": {"model": options.model}}
-    recipe = pin_recipe(make_recipe(data | {"masks": {"source": "attention"}}))
+    recipe = make_recipe(data | {"masks": {"source": "attention"}})
+    if options.n <= recipe.batch:
+        parser.error(f"--n must be above {recipe.batch}, because the first batch is not measured; got {options.n}")
+    recipe = pin_recipe(recipe)
     plain = PipelineGenerator(recipe)
     methods: dict[str, Callable[[list[Request]], object]] = {"images only": plain.generate}
     with tempfile.TemporaryDirectory() as folder:
@@ -70,8 +73,8 @@ def main() -> None:
             recording.generate(requests), [request.prompt for request in requests]
         )
         timings = measure(recipe, methods)
-    print(f"`python -m benchmarks.grounding --n {options.n}`: one thread, {recipe.generator.steps} steps\n")
-    print("| | seconds an image | ratio to images only |\n|---|---|---|")
+    print(f"one thread, {recipe.generator.steps} steps\n")
+    print("| | seconds per image | ratio to images only |\n|---|---|---|")
     for name, seconds in timings.items():
         ratio = statistics.median(s / base for s, base in zip(seconds, timings["images only"], strict=True))
         print(f"| {name} | {statistics.median(seconds):.4f} | {ratio:.3f} |")
@@ -92,4 +95,4 @@ def measure(recipe: Recipe, methods: dict[str, Callable[[list[Request]], object]
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

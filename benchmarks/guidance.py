@@ -6,10 +6,10 @@ Every row uses the same prompts and seeds: two images of each class, 160 images 
 three classes for the variety, which `factory stickers evaluate` measures in the same way.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
+from benchmarks.common import command_line, options_of, positive, run
 from factory.config.guidance import GuidanceSchedule
 from factory.config.stickers import STEPS
 from factory.hf_logging import quiet_model_libraries
@@ -42,10 +42,10 @@ def table_row(sampling: Sampling, detector: StickerDetector, images_per_class: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images-per-class", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=160)
-    options = parser.parse_args()
+    parser = command_line(__doc__)
+    parser.add_argument("--images-per-class", type=positive, default=2)
+    parser.add_argument("--pairs", type=positive, default=160)
+    options = options_of(parser)
     quiet_model_libraries()
     detector = open_detector()
     print(f"| guidance | one object found | both of two found | variety: {', '.join(CLASSES)} |\n|---|---|---|---|")
@@ -55,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

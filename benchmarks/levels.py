@@ -10,7 +10,6 @@ its own, with a call of the denoiser for each block and level; the default reads
 own blocks. The row of a family in `factory/generator/families.py` holds what this benchmark finds best.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,6 +17,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from benchmarks.common import command_line, options_of, positive, run
 from factory.config.plan import Plan
 from factory.config.prompts import Prompt
 from factory.config.recipe import Recipe, make_recipe
@@ -125,19 +125,19 @@ def agreement(grounded: Sequence[Grounded], batch: Batch) -> list[float]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=64)
+    parser = command_line(__doc__)
+    parser.add_argument("--n", type=positive, default=64)
     parser.add_argument("--model", default="stickers")
     parser.add_argument("--detector", default="stickers")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--width", type=int)
-    parser.add_argument("--height", type=int)
+    parser.add_argument("--batch", type=positive, default=8)
+    parser.add_argument("--width", type=positive)
+    parser.add_argument("--height", type=positive)
     parser.add_argument("--parts", choices=("eighths", "each"), default="eighths")
     parser.add_argument("--noise-levels", type=float, nargs="+", default=NOISE_LEVELS)
-    parser.add_argument("--show", type=int, default=15)
-    options = parser.parse_args()
+    parser.add_argument("--show", type=positive, default=15)
+    options = options_of(parser)
     quiet_model_libraries()
     size = {"width": options.width, "height": options.height}
     generator = {"model": options.model, "dtype": options.dtype, **size}
@@ -152,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,7 +12,6 @@ All values are mIoU in percent on the new images of Protocol I, pooled by class 
 - `classes merged`: the module against the detector without distinguishing the classes of an image.
 """
 
-import argparse
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from benchmarks.common import command_line, options_of, positive, run
 from factory.dataset.masks import IGNORE
 from factory.dataset.records import Grounded
 from factory.detector.embedded import EmbeddedDetector
@@ -83,13 +83,13 @@ def resized(labels: Labels, classes: int, side: int) -> Labels:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("grounder")
     parser.add_argument("--judge", type=Path, help="Folder of a second detector.")
     parser.add_argument("--classes", default="voc")
-    parser.add_argument("--images", type=int, default=60)
+    parser.add_argument("--images", type=positive, default=60)
     parser.add_argument("--table", type=Path)
-    options = parser.parse_args()
+    options = options_of(parser)
     quiet_model_libraries()
     ((name, grounder),) = open_grounders([options.grounder], "cpu", 1)
     recipe = split_recipe({name: grounder.config}, grounder.config.split, options.classes, 1)
@@ -113,12 +113,13 @@ def main() -> None:
         meters = [tallies[measure] for tallies in columns.values()]
         cells = [f"{100 * meter.miou:.1f} ({meter.images})" if meter.images else "" for meter in meters]
         lines.append(f"| {measure} | {' | '.join(cells)} |")
-    command = f"`python -m benchmarks.limits GROUNDER --classes {options.classes} --images {options.images}`"
-    text = f"{command} printed this table; the number of images is in brackets.\n\n" + "\n".join(lines) + "\n"
+    command = f"python -m benchmarks.limits GROUNDER --classes {options.classes} --images {options.images}"
+    command += f" --judge {options.judge}" if options.judge else ""
+    text = f"`{command}` printed this table; the number of images is in brackets.\n\n" + "\n".join(lines) + "\n"
     print(text)
     if options.table:
         write_table(options.table, text, f"limits-{options.classes}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pictures
 from PIL import ImageDraw
 
+from benchmarks.common import command_line, options_of, positive, run
 from factory.config.class_option import parse_classes
 from factory.dataset.masks import IGNORE, palette
 from factory.dataset.records import Image
@@ -152,7 +153,7 @@ def reconstruction_row(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     what = parser.add_subparsers(required=True)
     of_masks = what.add_parser("masks")
     of_masks.add_argument("grounders", nargs="+")
@@ -168,13 +169,13 @@ def main() -> None:
     of_segmenters.add_argument("--classes", default="voc")
     of_segmenters.set_defaults(draw=segmenters)
     for command in (of_masks, of_inverted, of_segmenters):
-        command.add_argument("--images", type=int, default=40)
+        command.add_argument("--images", type=positive, default=40)
         command.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    options = options_of(parser)
     quiet_model_libraries()
     options.draw(options).save(options.out, quality=88)
     print(options.out)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

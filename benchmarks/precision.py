@@ -7,7 +7,6 @@ embedded model, and of an image that is inverted with 50 DDIM steps. Also report
 that of the autoencoder alone, which no inversion can exceed.
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common import median_seconds
+from benchmarks.common import command_line, median_seconds, options_of, positive, run
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.vocabulary import voc
@@ -68,10 +67,10 @@ def inverting(precision: str, images: int, folder: Path, method: str = "ddim") -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--images", type=int, default=16)
-    options = parser.parse_args()
+    parser = command_line(__doc__)
+    parser.add_argument("--steps", type=positive, default=8)
+    parser.add_argument("--images", type=positive, default=16)
+    options = options_of(parser)
     quiet_model_libraries()
     threads = torch.get_num_threads()
     print("| | segmenter, s a step | drawing, s an image | inverting, s an image | PSNR, dB |\n|---|---|---|---|---|")
@@ -88,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

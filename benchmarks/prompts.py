@@ -5,11 +5,12 @@
 FOLDER is the tokenizer of a text-to-image model, such as `tokenizer` in a folder of Stable Diffusion.
 """
 
-import argparse
 import time
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
+from benchmarks.common import command_line, options_of, positive, run
 from factory.config.cooccurrence import pair_weights
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
@@ -19,20 +20,22 @@ SIZES = (1, 2, 3, 6)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--n", type=int, default=3000)
-    options = parser.parse_args()
+    parser.add_argument("--n", type=positive, default=3000)
+    options = options_of(parser)
+    if not options.tokenizer.is_dir():
+        parser.error(f"--tokenizer must be the folder of a tokenizer, got {options.tokenizer}")
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     print("| objects | mean tokens | most tokens | different prompts | prompts/s | pairs that COCO never shows |")
     print("|---|---|---|---|---|---|")
     for size in SIZES:
-        print(table_row(options.tokenizer, size, options.n))
+        print(table_row(tokenizer, size, options.n))
 
 
-def table_row(folder: Path, size: int, n: int) -> str:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def table_row(tokenizer: Any, size: int, n: int) -> str:
     data = {"n": n, "objects": {size: 1.0}, "prompt_style": "rich"} | ({"cooccurrence": "coco"} if size > 1 else {})
     start = time.perf_counter()
     prompts = [sample.prompt for sample in Plan(make_recipe(data)).samples()]
@@ -46,4 +49,4 @@ def table_row(folder: Path, size: int, n: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

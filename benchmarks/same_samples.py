@@ -6,11 +6,11 @@ Compares the samples that both contain: the PSNR of their images, and the IoU of
 the detector requires `filters.min_detector_iou` in both recipes; `attempts: 1` keeps the seeds of all samples equal.
 """
 
-import argparse
-
 import numpy as np
 
+from benchmarks.common import command_line, options_of, run
 from factory.api import DatasetSample, open_dataset
+from factory.errors import UserError
 
 
 def psnr(first: DatasetSample, second: DatasetSample) -> float:
@@ -30,18 +30,20 @@ def agreement(samples: list[DatasetSample]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("datasets", nargs=2)
-    addresses = parser.parse_args().datasets
+    addresses = options_of(parser).datasets
     first, second = ({sample.key: sample for sample in open_dataset(address)} for address in addresses)
     print("| dataset | accepted | mean lowest IoU with the detector |\n|---|---|---|")
     for address, samples in zip(addresses, (first, second), strict=True):
         print(f"| {address} | {len(samples)} | {agreement(list(samples.values()))} |")
     pairs = [(first[key], second[key]) for key in sorted(first.keys() & second.keys())]
+    if not pairs:
+        raise UserError(f"{' and '.join(addresses)} have no sample in common; give two datasets with the same plan.")
     print(f"\n{len(pairs)} samples in both: median PSNR {np.median([psnr(*pair) for pair in pairs]):.1f} dB,")
     ious = [foreground_iou(*pair) for pair in pairs]
     print(f"IoU of the foregrounds: median {np.median(ious):.3f}, mean {np.mean(ious):.3f}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

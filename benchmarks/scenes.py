@@ -7,16 +7,18 @@ import time
 
 import numpy as np
 
+from benchmarks.common import command_line, options_of, run
 from factory.config.vocabulary import coco
 from factory.stickers.atlas import load_atlas
 from factory.stickers.scenes import random_class_names, render_scene
 
 
 def main() -> None:
+    options_of(command_line(__doc__))
     load_atlas()
     rng = np.random.default_rng(0)
     classes = [random_class_names(rng, coco().names) for _ in range(500)]
-    print("| size | median ms | 95th percentile ms |\n|---|---|---|")
+    print("| side in pixels | median ms | 95th percentile ms |\n|---|---|---|")
     for size in (64, 128, 256):
         times = []
         for seed, names in enumerate(classes):
@@ -27,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

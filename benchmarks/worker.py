@@ -6,15 +6,15 @@ The time of the U-Net includes its call for the mask; `mask features` is that ca
 `total` is the time of the whole worker, including filters and encoding.
 """
 
-import argparse
 import functools
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from benchmarks.common import command_line, options_of, positive, run
 from factory.config.plan import Plan
-from factory.config.recipe import make_recipe
+from factory.config.recipe import Recipe, make_recipe
 from factory.generation.components import load_components
 from factory.generation.pin import pin_recipe
 from factory.generation.shard import produce
@@ -39,37 +39,42 @@ def time_method(owner: Any, name: str, label: str, seconds: dict[str, float]) ->
     setattr(owner, name, timed)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="stickers")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--shards", type=int, default=4)
-    options = parser.parse_args()
-    quiet_model_libraries()
-    generator = {"model": options.model, "dtype": options.dtype, "channels_last": options.channels_last}
-    data = {"n": _SHARD * (options.shards + 1), "shard_size": _SHARD, "attempts": 1, "generator": generator}
-    recipe = pin_recipe(make_recipe(data | {"masks": {"source": options.model}}))
+def seconds_by_part(recipe: Recipe, shards: int) -> dict[str, float]:
+    """Seconds of each part for all shards but the first, which warms up."""
     components, seconds = load_components(recipe), defaultdict[str, float](float)
     assert isinstance(components.generator, PipelineGenerator)
     pipeline = components.generator.pipeline
     time_method(pipeline.unet, "forward", "U-Net", seconds)
-    time_method(pipeline.vae, "decode", "decoding", seconds)
+    time_method(pipeline.vae.decoder, "forward", "decoding", seconds)  # the sampler replaces `decode`
     time_method(pipeline.text_encoder, "forward", "text encoder", seconds)
     time_method(components.generator, "_read", "mask features", seconds)
     time_method(components.grounder, "ground", "grounder", seconds)
     with ThreadPoolExecutor(1) as encoder:
-        for shard in range(options.shards + 1):
-            if shard == 1:  # the first one warms up
+        for shard in range(shards + 1):
+            if shard == 1:
                 seconds.clear()
                 start = time.perf_counter()
             for future in produce(Plan(recipe).shard(shard), recipe, components, encoder).samples:
                 future.result()
         seconds["total"] = time.perf_counter() - start
+    return seconds
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("--model", choices=("stickers", "stickers-turbo"), default="stickers")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--shards", type=positive, default=4)
+    options = options_of(parser)
+    quiet_model_libraries()
+    generator = {"model": options.model, "dtype": options.dtype, "channels_last": options.channels_last}
+    data = {"n": _SHARD * (options.shards + 1), "shard_size": _SHARD, "attempts": 1, "generator": generator}
+    recipe = pin_recipe(make_recipe(data | {"masks": {"source": options.model}}))
     print("| part | ms per image |\n|---|---|")
-    for label, spent in sorted(seconds.items(), key=lambda item: -item[1]):
+    for label, spent in sorted(seconds_by_part(recipe, options.shards).items(), key=lambda item: -item[1]):
         print(f"| {label} | {spent / (_SHARD * options.shards) * 1000:.1f} |")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
