@@ -92,7 +92,11 @@ def evaluate_grounder(
         list[str], typer.Argument(metavar="GROUNDER", help="Grounder folders of any splits, or NAME=FOLDER.")
     ],
     classes: Annotated[
-        str | None, typer.Option(help="Vocabulary of their training data, voc or coco; recognised by default.")
+        str | None,
+        typer.Option(
+            help="Classes of their oracle datasets, seen and unseen: voc or coco, which are recognised by default, a "
+            "file with one class per line, or names."
+        ),
     ] = None,
     images: Annotated[
         int | None, typer.Option(min=1, help="Number of images per group and split; by default 100.")
@@ -151,7 +155,7 @@ def evaluate_grounder(
         classes = classes or vocabulary_of(grounders)
         results = protocol_1(grounders, classes, images, device, threads, to_stderr)
         text, options = as_markdown(results, classes), f"--classes {classes} --images {images}"
-        marker = f"protocol-1-{classes}"
+        marker = f"protocol-1-{classes if classes in ('voc', 'coco') else 'custom'}"
         if out is not None:
             write_results(results, classes, out)
     if table is not None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from factory.config.class_option import classes_field
 from factory.config.object_counts import parse_objects
 from factory.config.recipe import Recipe, load_recipe, make_recipe
 from factory.dataset.storage import Store
@@ -59,7 +60,7 @@ def assemble(
     if options.get("masks") is not None:
         _set(data, ("masks", "grounder_revision"), None)
     if options.get("classes") is not None:
-        data["classes"] = _classes(options["classes"])
+        data["classes"] = classes_field(options["classes"])
     if options.get("objects") is not None:
         data["objects"] = parse_objects(options["objects"])
     if options.get("cooccurrence") is not None:
@@ -121,13 +122,6 @@ def _set(data: dict[str, Any], field: tuple[str, ...], value: Any) -> None:
         if not isinstance(data, dict):  # `make_recipe` rejects it, as it does without the option
             return
     data[last] = value
-
-
-def _classes(text: str) -> Any:
-    from factory.config.class_option import parse_classes
-
-    vocabulary = parse_classes(text)
-    return text if text in ("coco", "voc") else list(vocabulary.names)
 
 
 def _oracle(split: str, data: Mapping[str, Any]) -> dict[str, Any]:

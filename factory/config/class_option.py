@@ -39,6 +39,12 @@ def parse_classes(text: str) -> Vocabulary:
     return _checked(names, label)
 
 
+def classes_field(text: str) -> str | list[str]:
+    """The field `classes` of a recipe for the value of `--classes`."""
+    vocabulary = parse_classes(text)
+    return text if text in ("coco", "voc") else list(vocabulary.names)
+
+
 def _checked(names: Sequence[str], label: str) -> Vocabulary:
     """Like `from_names`, with stricter checks for new input; existing recipes may contain such names."""
     for name in (name for name in names if name.strip()):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from factory.config.class_option import classes_field
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.vocabulary import coco, voc
 from factory.errors import UserError
@@ -114,8 +115,8 @@ def vocabulary_of(folders: Sequence[str]) -> str:
 def split_recipe(grounders: Mapping[str, GrounderConfig], split: str, classes: str, threads: int) -> Recipe:
     """The recipe of the images that grounders of one split are measured on, with pinned models.
 
-    Raises UserError if the grounders read different features or do not fit the model, or if `classes` is not their
-    vocabulary.
+    `classes` is a value of `--classes`. Raises UserError if the grounders read different features or do not fit the
+    model, or if `classes` is not their vocabulary.
     """
     config, *others = grounders.values()
     if any(_inputs(other) != _inputs(config) for other in others):
@@ -126,7 +127,8 @@ def split_recipe(grounders: Mapping[str, GrounderConfig], split: str, classes: s
     if model_folder(config.model) is None:
         generator["revision"] = config.revision  # on the hub, a newer commit may exist
     masks = {**config.oracle.get("masks", {}), "source": "attention"}
-    recipe = make_recipe({"n": 1, "classes": classes, "batch": 8, "generator": generator, "masks": masks})
+    fields = {"n": 1, "classes": classes_field(classes), "batch": 8, "generator": generator, "masks": masks}
+    recipe = make_recipe(fields)
     names = recipe.vocabulary().names
     if not set(names) > set(config.classes_seen):
         raise UserError(

@@ -21,7 +21,7 @@ from factory.generation.components import load_components
 from factory.generation.pin import pin_recipe
 from factory.generator.interface import Request
 from factory.grounder.data import OracleDataset
-from factory.grounder.folder import grounder_folder, load_grounder
+from factory.grounder.folder import grounder_folder, load_grounder, read_config
 from factory.grounder.iou import IoUMeter
 from tests.support.datasets import BandDetector
 from tests.support.in_process import invoke
@@ -179,6 +179,22 @@ def test_a_hub_model_is_measured_at_the_commit_of_the_training(trained: Path, mo
     config = replace(load_grounder(trained)[1], model="owner/name", revision="a" * 40, oracle={})
     recipe = protocol_1.split_recipe({"guided": config}, "1", "voc", 1)
     assert (recipe.generator.model, recipe.generator.revision) == ("owner/name", "a" * 40)
+
+
+def test_a_grounder_of_other_classes_is_measured_with_its_class_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only voc and coco were accepted, although a split file defines a split of any classes."""
+    from factory.evaluation import protocol_1
+
+    monkeypatch.setattr(protocol_1, "pin_recipe", lambda recipe: recipe)
+    config = replace(read_config(grounder_folder("stickers")), model="owner/name", revision="a" * 40, oracle={})
+    config = replace(config, classes_seen=("axolotl", "dog"), split="unseen")
+    (tmp_path / "classes.txt").write_text("axolotl\ndog\nlynx\n", encoding="utf-8")
+    recipe = protocol_1.split_recipe({"guided": config}, "unseen", str(tmp_path / "classes.txt"), 1)
+    assert recipe.vocabulary().names == ("axolotl", "dog", "lynx")
+    with pytest.raises(UserError, match="which is not a split of axolotl,cat"):
+        protocol_1.split_recipe({"guided": config}, "unseen", "axolotl,cat", 1)
 
 
 @pytest.mark.parametrize(("seen", "missing"), [(voc().names[1:], "two unseen"), (voc().names[:1], "two seen")])
