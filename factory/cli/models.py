@@ -21,8 +21,8 @@ def models(as_json: AsJson = False) -> None:
         to_stdout(dumps(entries))
         return
     for entry in entries:
-        present = "present" if entry["present"] else "missing"
-        to_stdout(f"{entry['option']:<10} {entry['name']:<28} {present:<8} {entry['about']}")
+        state = "installed" if entry["present"] else "missing"
+        to_stdout(f"{entry['option']:<10} {entry['name']:<28} {state:<9} {entry['about']}")
     names = ", ".join(family.name for family in FAMILIES)
     to_stdout(f"--model also accepts a diffusers folder, a hub id or a checkpoint file of these families: {names}.")
     to_stdout("--masks also accepts the folder of a grounder.")
@@ -45,7 +45,7 @@ def known() -> list[dict[str, Any]]:
     entries = [
         *models,
         ("--masks", "attention", True, "cross-attention to the class name; works with any model, without training"),
-        ("--masks", "detector", embedded_detector, "masks of the recipe's detector"),
+        ("--masks", "detector", embedded_detector, "masks of the detector that --detector selects"),
         *grounders,
         ("--detector", "stickers", embedded_detector, "embedded detector, 80 COCO classes"),
         ("--detector", "sam3:MODEL", True, "SAM 3 with text prompts, any class"),

@@ -93,7 +93,7 @@ def train(
     learning_rate: Annotated[
         float | None, typer.Option(min=0, help="Peak learning rate; by default, as for the models in the package.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 uses the default of PyTorch.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the training.")] = 0,
     start: Annotated[Path | None, typer.Option(help="Folder of a trained model with the initial weights.")] = None,

@@ -23,7 +23,8 @@ class Snapshot:
     That file also has `driver`, the holder of the lease.
 
     Attributes:
-        status: `running`, `waiting`, `finishing`, `done`, `incomplete`, `interrupted` or `failed`.
+        status: `starting`, `running`, `waiting`, `done` or `incomplete`; in progress.json also `finishing`,
+            `interrupted` and `failed`, and never `starting`.
         accepted: Samples of the dataset so far, including those of earlier runs.
         n: Samples of the complete dataset.
         shards_done: Finished shards, including those of earlier runs.
