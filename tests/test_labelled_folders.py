@@ -100,6 +100,18 @@ def test_subfolders_may_be_links(folder: Path) -> None:
     assert open_labelled(folder, "val", None, voc()).keys == ["city/a"]
 
 
+def test_links_between_subfolders_do_not_depend_on_the_order_of_the_file_system(folder: Path) -> None:
+    """Each subfolder links to the other; a folder that the walk had passed was skipped behind its link."""
+    for name, file in (("JPEGImages", "a.jpg"), ("SegmentationClass", "a.png")):
+        for own, other in (("north", "south"), ("south", "north")):
+            (folder / name / own).mkdir()
+            shutil.copy(folder / name / file, folder / name / own)
+            (folder / name / own / "other").symlink_to(folder / name / other)
+    keys = ["north/a", "north/other/a", "south/a", "south/other/a"]
+    (folder / "ImageSets/Segmentation/val.txt").write_text("\n".join(keys))
+    assert open_labelled(folder, "val", None, voc()).keys == keys
+
+
 def test_a_missing_image_is_named_with_the_suffixes_that_are_read(folder: Path) -> None:
     """The message named a.jpg, although another suffix would have done."""
     (folder / "JPEGImages/a.jpg").rename(folder / "JPEGImages/a.gif")

@@ -188,8 +188,9 @@ def test_folder_with_a_non_utf8_file_name_is_not_empty(tmp_path: Path, tiny_reci
 def test_symlink_loop_ends_a_walk(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "up").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "train" / "itself").symlink_to(tmp_path / "train" / "itself")
     Store(str(tmp_path)).create("train/0.tar", b"1")
-    assert "train/0.tar" in Store(str(tmp_path)).list("train")
+    assert list(Store(str(tmp_path)).list("train")) == ["train/0.tar"]
 
 
 def test_model_digest_includes_non_utf8_file_names(tmp_path: Path) -> None:
@@ -197,6 +198,19 @@ def test_model_digest_includes_non_utf8_file_names(tmp_path: Path) -> None:
     before = folder_digest(tmp_path)
     Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), _ODD))).touch()
     assert folder_digest(tmp_path) != before
+
+
+def test_model_digest_includes_linked_folders(tmp_path: Path) -> None:
+    """In a pipeline assembled from links, the weights are behind them."""
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "unet").symlink_to(tmp_path / "weights")
+    (tmp_path / "model" / "unet" / "loop").symlink_to(tmp_path / "model")
+    digests = []
+    for content in ("first", "second"):
+        (tmp_path / "weights" / "model.safetensors").write_text(content)
+        digests.append(folder_digest(tmp_path / "model"))
+    assert digests[0] != digests[1]
 
 
 @pytest.fixture

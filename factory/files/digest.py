@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from factory.files.listing import files_below
+
 
 def folder_digest(folder: Path) -> str:
     """40 hex digits over the names and contents of a folder's files, except hidden ones."""
@@ -24,8 +26,11 @@ def digest_of(files: Iterable[Path], folder: Path) -> str:
 
 
 def files_in(folder: Path) -> Iterator[Path]:
-    """The files in a folder and its subfolders in alphabetical order, except hidden ones."""
-    for path in sorted(folder.rglob("*")):
+    """The files in a folder and its subfolders in alphabetical order, except hidden ones.
+
+    Links to folders are followed, as the libraries that load a model do: its weights are often links into a cache.
+    """
+    for path in sorted(map(Path, files_below(folder))):
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
             yield path
 

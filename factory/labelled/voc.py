@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from factory.config.vocabulary import Vocabulary, voc
 from factory.dataset.masks import IGNORE
 from factory.errors import UserError
+from factory.files.listing import files_below
 from factory.files.text import read_bytes, read_text
 from factory.labelled.image_list import IMAGES, LABELS, SUFFIXES, read_keys
 from factory.labelled.interface import LabelledFolder, LabelledImage, checked_vocabulary, spread
@@ -181,18 +182,12 @@ class VocFolder(LabelledFolder):
 
 
 def _by_key(folder: Path) -> dict[str, list[str]]:
-    """The image files below a folder, by path without suffix."""
+    """The image files below a folder, by path without suffix. Subfolders are often links to the originals."""
     files: dict[str, list[str]] = {}
-    walked = set[str]()
-    for parent, subfolders, names in os.walk(folder, followlinks=True):  # subfolders are often links to the originals
-        walked.add(os.path.realpath(parent))
-        subfolders[:] = [name for name in subfolders if os.path.realpath(os.path.join(parent, name)) not in walked]
-        relative = os.path.relpath(parent, folder)
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in SUFFIXES:
-                key, path = (stem, name) if relative == "." else (f"{relative}/{stem}", f"{relative}/{name}")
-                files.setdefault(key, []).append(path)
+    for path in sorted(os.path.relpath(path, folder) for path in files_below(folder)):
+        key, suffix = os.path.splitext(path)
+        if suffix.lower() in SUFFIXES:
+            files.setdefault(key, []).append(path)
     return files
 
 
