@@ -88,6 +88,12 @@ def test_address_with_a_fragment_is_rejected(address: str) -> None:
         Store(address)
 
 
+@pytest.mark.parametrize("address", ["s3://[bucket/set", "s3://bucket]/set", "s3://[::1/set"])
+def test_malformed_address_is_rejected(address: str) -> None:
+    with pytest.raises(UserError, match="is not a valid URL"):
+        Store(address)
+
+
 class UnorderedClient:
     """Lists names in an order of its own, in two pages, the second of which cannot be read the first time."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse, urlsplit
+from urllib.parse import urlsplit
 
 from factory.config.sections import StoreRecipe
 from factory.errors import UserError
@@ -107,8 +107,13 @@ def with_environment(settings: StoreRecipe) -> StoreRecipe:
 
 
 def is_remote(address: str) -> bool:
-    """Whether an address is a bucket URL rather than a folder; raises UserError for an unsupported scheme."""
-    scheme = urlparse(address).scheme
+    """Whether an address is a bucket URL rather than a folder; raises UserError for an unsupported or malformed URL."""
+    try:
+        scheme = urlsplit(address).scheme
+    except ValueError as error:
+        raise UserError(
+            f"the address {address} is not a valid URL ({error}); write it as in s3://bucket/prefix."
+        ) from None
     if scheme in REMOTE_SCHEMES:
         return True
     if scheme in ("", "file") or (sys.platform == "win32" and len(scheme) == 1) or os.path.exists(address):

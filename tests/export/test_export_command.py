@@ -162,6 +162,12 @@ def test_default_target_is_next_to_the_dataset(address: str, expected: str) -> N
     assert default_target(address, "coco") == Path(expected)
 
 
+@pytest.mark.parametrize("address", ["/", "file:///"])
+def test_root_of_the_file_system_has_no_default_target(address: str) -> None:
+    with pytest.raises(UserError, match="give one with --out"):
+        default_target(address, "coco")
+
+
 def test_datasets_in_buckets_have_different_default_targets() -> None:
     sets = ["s3://a/x/data", "s3://b/y/data", "s3://a-x/data", "gs://a/x/data", "s3://a/x/" + 200 * "data", "s3://a/x"]
     targets = [default_target(address, "report") for address in sets]
