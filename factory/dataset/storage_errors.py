@@ -1,6 +1,7 @@
 """Turns errors of storage clients into messages for users."""
 
 import contextlib
+import errno
 import re
 from collections.abc import Callable, Iterator
 
@@ -13,10 +14,9 @@ from factory.dataset.storage_retry import (
 )
 from factory.errors import TransientError, UserError
 
-_FULL = (28, 122)
-"""ENOSPC and EDQUOT, in the client's text or as an errno."""
-_DAMAGED = (5, 74, 117)
-"""EIO, EBADMSG and EUCLEAN: a disk or file system cannot read a file that exists."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DAMAGED = (errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO))  # only Linux has EUCLEAN
+"""A disk or file system cannot read a file that exists."""
 
 
 class StoreFullError(TransientError):
