@@ -3,8 +3,10 @@
 import datetime
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,18 +14,24 @@ from factory import log_format
 from factory.cli.view import watching
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
+from factory.config.sections import MaskRecipe
 from factory.dataset.card import card
 from factory.dataset.lease import _new_lease, parse_lease
 from factory.dataset.receipts import CorruptReceiptError, parse_receipt, receipt_name
 from factory.dataset.storage import Store
 from factory.dataset.totals import current_totals
+from factory.detector.load import known_labels
+from factory.detector.open_names import OpenName, check_types
 from factory.engine.state import State
 from factory.errors import UserError
 from factory.files.strict_json import canonical
 from factory.generation.progress import Tracker
-from factory.generator.layout import read_index
+from factory.generator.layout import read_index, usable_values
+from factory.generator.sizes import check_sizes
+from factory.grounder.folder import read_config
 from factory.nightly.outcome import Outcome
 from factory.nightly.record import list_nights
+from factory.segmenter.classes import stored_segmenter
 from tests.support.export_datasets import make_dataset, run
 from tests.support.in_process import SNAPSHOT, invoke
 
@@ -87,6 +95,33 @@ def test_deeply_nested_json_is_one_sentence(name: str, tmp_path: Path) -> None:
     else:
         with pytest.raises(UserError, match="cannot be read"):
             read_index(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("config.json", read_config),
+        ("segmenter.json", stored_segmenter),
+        ("config.json", lambda folder: known_labels(MaskRecipe(detector=str(folder)))),
+        ("config.json", lambda folder: check_types(OpenName("clipseg", (str(folder),)), None)),
+    ],
+)
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_deeply_nested_config_of_a_model_is_one_sentence(
+    opening: str, name: str, read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(opening * 100_000)
+    with pytest.raises(UserError, match="is nested too deeply"):
+        read(tmp_path)
+
+
+def test_sizes_in_deeply_nested_objects_cannot_be_used(tmp_path: Path) -> None:
+    """From Python 3.12 on, a file can be nested more deeply than functions that call themselves."""
+    config: dict[str, Any] = {}
+    for _ in range(10_000):
+        config = {"text_config": config}
+    with pytest.raises(UserError, match="contains a value that cannot be used"), usable_values(tmp_path):
+        check_sizes(config, "unet", tmp_path)
 
 
 def test_errors_of_a_run_are_shown_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,10 @@ def decode_rle(rle: Rle) -> Mask:
     """
     if not isinstance(rle, Mapping) or not {"size", "counts"} <= rle.keys():
         raise ValueError("run lengths have a size and counts; give the `segmentation` of an annotation")
-    height, width = (int(side) for side in rle["size"])
+    try:
+        height, width = (int(side) for side in rle["size"])
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"the size of run lengths must be [height, width], got {rle['size']!r:.60}") from None
     if not (0 <= height <= MAX_PIXELS and 0 <= width <= MAX_PIXELS and height * width <= MAX_PIXELS):
         raise ValueError(f"a mask of {height} x {width} is too large; the limit is {MAX_PIXELS} pixels")
     runs = unpack_runs(rle["counts"])

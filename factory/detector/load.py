@@ -1,7 +1,6 @@
 """Loads the detector of a recipe, pins its content, and lists the classes that it knows."""
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from factory.detector.interface import Detector
 from factory.detector.labels import translation
 from factory.detector.open_names import absolute, check_types, local_folder, parse_open_name, pin_open_name
 from factory.errors import UserError
+from factory.files.decode import read_json_object
 from factory.files.digest import folder_digest
 from factory.files.paths import expanded
 from factory.generator.determinism import be_deterministic
@@ -190,9 +190,6 @@ def _architecture(folder: Path) -> str:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(data, dict):
-            raise TypeError(f"it contains a {type(data).__name__}")
-    except (OSError, ValueError, TypeError) as error:
+        return read_json_object(folder / "config.json")
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'} is not a model's config ({error}); copy the model again.") from error
-    return data

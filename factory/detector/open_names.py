@@ -3,11 +3,11 @@
 Each MODEL is a folder or a hub id. Importing this module loads no model library.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from factory.errors import UserError
+from factory.files.decode import read_json_object
 from factory.files.digest import folder_digest
 from factory.files.hub import hub_file
 from factory.files.paths import expanded
@@ -114,6 +114,6 @@ def _model_type(model: str, revision: str | None) -> str:
     folder = local_folder(model)
     path = hub_file(model, "config.json", revision) if folder is None else folder / "config.json"
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str(read_json_object(path)["model_type"])
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is not the config of a transformers model ({error}); copy the model again.") from error

@@ -9,7 +9,8 @@ import math
 import struct
 import tokenize
 import zlib
-from typing import Any, NoReturn, TypeGuard
+from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,17 +43,46 @@ _ARRAY_ERRORS = (
 
 
 def decode_json(data: bytes) -> Any:
-    """Parse JSON; raises ValueError if it is too large, too deeply nested, invalid, or contains NaN or Infinity."""
+    """Parse JSON; raises ValueError if it is too large, too deeply nested, invalid, or has a number that is not finite.
+
+    Every number can be converted to a float, so integers are limited as well.
+    """
     if len(data) > MAX_JSON_BYTES:
         raise ValueError(f"the JSON has {len(data)} bytes; the limit is {MAX_JSON_BYTES}")
     try:
-        return json.loads(data, parse_constant=_reject_constant)
+        return json.loads(data, parse_constant=_finite, parse_float=_finite, parse_int=_integer)
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
 
 
-def _reject_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not valid JSON")
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text:.20} is not finite")
+    return number
+
+
+def _integer(text: str) -> int:
+    _finite(text)
+    return int(text)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in the JSON file of a model, where infinities are allowed.
+
+    Raises OSError if the file cannot be read, and ValueError if it is too large, too deeply nested or no JSON object.
+    """
+    with path.open("rb") as stream:
+        data = stream.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise ValueError(f"it has more than {MAX_JSON_BYTES} bytes")
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it contains a {type(value).__name__}")
+    return value
 
 
 def is_text(value: object) -> TypeGuard[str]:

@@ -45,7 +45,7 @@ def parameters(folder: Path, skipped: str = "") -> int:
     components, unused = [folder], ("safety_checker", skipped)
     if index.is_file():
         with contextlib.suppress(OSError, ValueError, RecursionError):
-            components = [folder / name for name in json.loads(index.read_text()) if name not in unused]
+            components = [folder / name for name in json.loads(index.read_bytes()) if name not in unused]
     return sum(_of_component(component) for component in components if component.is_dir())
 
 

@@ -4,7 +4,6 @@ A worker would find the same problems, but only after minutes of loading and aft
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from factory.config.guidance import CONSTANT
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError, one_line
-from factory.files.decode import MAX_JSON_BYTES
+from factory.files.decode import read_json_object
 from factory.generator.families import family_of
 from factory.generator.family import Family
 from factory.generator.schedulers import check_scheduler
@@ -85,13 +84,13 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
 def usable_values(folder: str | Path) -> Iterator[None]:
     """Turn the error of a calculation with the values of configuration files into a UserError.
 
-    The files come from others, and a number may be a list, negative or missing.
+    The files come from others, and a number may be a list, negative or missing, or in objects nested too deeply.
     """
     try:
         yield
     except UserError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise UserError(
             f"a configuration file of {folder} contains a value that cannot be used ({one_line(error)}); download or "
             f"save the pipeline again."
@@ -266,15 +265,8 @@ def _check_guidance(folder: Path, family: Family, generator: GeneratorRecipe, gu
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a pipeline. Raises UserError if the file is missing or broken."""
     try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_JSON_BYTES + 1)
-        if len(content) > MAX_JSON_BYTES:
-            raise ValueError(f"it has more than {MAX_JSON_BYTES} bytes")
-        data = json.loads(content)  # schedulers have infinities, which `decode_json` rejects
-        if not isinstance(data, dict):
-            raise TypeError(f"it contains a {type(data).__name__}")
+        return read_json_object(path)
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}; download or save the pipeline again.") from error
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); download or save the pipeline again.") from error
-    return data

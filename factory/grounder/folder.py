@@ -1,6 +1,5 @@
 """A trained grounder on disk: weights in safetensors, a config, a card and metrics."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from factory.config.sections import GeneratorRecipe
 from factory.config.stickers import EMBEDDED_MODELS
 from factory.errors import UserError, one_line
 from factory.files.atomic import write_atomically
+from factory.files.decode import read_json_object
 from factory.files.digest import folder_digest
 from factory.files.paths import expanded, local_path, split_named_path
 from factory.files.strict_json import dumps
@@ -92,7 +92,7 @@ def named_grounders(named: Sequence[str]) -> list[tuple[str, Path, GrounderConfi
 def read_config(folder: Path) -> GrounderConfig:
     """The config of a grounder's folder. Raises UserError if it is not one."""
     try:
-        data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        data = read_json_object(folder / CONFIG)
         if data.get("kind") != _KIND or data.get("module") not in MODULES:
             raise ValueError(f"its kind is {data.get('kind')!r} and its module {data.get('module')!r}")
         if data.get("format") == 1:

@@ -17,7 +17,7 @@ LEARNING_NIGHTS, LEARNING_LEAST = 14, 5
 _DEVIATIONS = 6.0
 _FEW_NIGHTS = 5.0
 _MAD_TO_SIGMA = 1.4826
-_INVALID = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError)
+_INVALID = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
 
 
 @dataclass(frozen=True)

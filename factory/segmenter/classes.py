@@ -3,7 +3,6 @@
 The classes are those that are given, or else those of the data or of the trained model.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from factory.config.vocabulary import Vocabulary, coco, from_names, voc
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import RECIPE, recipe_of
 from factory.errors import UserError, first_few, one_line
+from factory.files.decode import read_json_object
 
 ARCHITECTURES = ("segformer", "maskformer", "mask2former")
 STORED = "segmenter.json"
@@ -22,7 +22,7 @@ STORED = "segmenter.json"
 def stored_segmenter(folder: Path) -> dict[str, Any]:
     """The content of `segmenter.json`; `names` starts with background. UserError if it is not a segmenter's folder."""
     try:
-        stored = json.loads((folder / STORED).read_text(encoding="utf-8"))
+        stored = read_json_object(folder / STORED)
         if not all(isinstance(name, str) for name in stored["names"]):
             raise ValueError("its names are not texts")
         return {"names": tuple(stored["names"]), "side": stored.get("run", {}).get("side")}

@@ -269,7 +269,8 @@ def test_array_with_a_header_that_is_no_literal_is_rejected(header: str) -> None
         decode_array(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode())
 
 
-@pytest.mark.parametrize("text", [b"[" * 10**6, b'{"a":' * 10**5, b"NaN", b"[Infinity]", b"1" * 10**5, b"\xff", b""])
+@pytest.mark.parametrize("text", [b"[" * 10**6, b'{"a":' * 10**5, b"NaN", b"[Infinity]", b"1" * 10**5, b"\xff", b"",
+                                  b"1e999", b"-1e999", b"1" * 400])  # fmt: skip
 def test_hostile_json_raises_value_error(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"[a-z]"):
         decode_json(text)
@@ -280,6 +281,9 @@ def test_hostile_json_raises_value_error(text: bytes) -> None:
     [
         {"size": [2**40, 2**40], "counts": "0"},
         {"size": [-4, -4], "counts": "0"},
+        {"size": None, "counts": "0"},
+        {"size": [4], "counts": "0"},
+        {"size": [float("inf"), 4], "counts": "0"},
         {"size": [4, 4], "counts": "o" * 10**6 + "0"},
         {"size": [4, 4], "counts": "\x00 é"},
         {"size": [4, 4], "counts": "oooo7oooo7"},
