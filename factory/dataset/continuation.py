@@ -29,7 +29,7 @@ def continuing_command(store: Store) -> str:
 
 def night_options(store: Store) -> list[str] | None:
     """The options of `factory nightly` that select the night of a dataset; None for other datasets."""
-    with suppress(UserError, ValueError):  # for instance without permission to read above the dataset
+    with suppress(UserError, ValueError, TypeError):  # such as no permission to read above the dataset
         return _night_options(store)
     return None
 

@@ -83,10 +83,10 @@ def rejections(record: dict[str, Any], recipe_format: int) -> list[str]:
 
 def manifest_table(samples: Iterable[EncodedSample], shard: int, recipe_format: int) -> pa.Table:
     """The manifest of a shard as a table; raises ValueError if the annotations do not fit the schema."""
-    rows = [manifest_row(json.loads(sample.members["json"]), shard, recipe_format) for sample in samples]
     try:
+        rows = [manifest_row(json.loads(sample.members["json"]), shard, recipe_format) for sample in samples]
         return pa.Table.from_pylist(rows, schema=SCHEMA_1 if recipe_format == 1 else SCHEMA)
-    except (pa.ArrowException, OverflowError) as error:
+    except (pa.ArrowException, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the annotations do not fit the manifest schema: {error}") from error
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from factory.dataset.encode import encode_array
 from factory.dataset.masks import IGNORE, decode_label_png, encode_label_png
+from factory.dataset.repair import repair
 from factory.dataset.storage import Store
 from factory.dataset.verify import verify
 from tests.export.test_hostile_datasets import KEY, RECEIPT, changed, in_objects, members_of, packed, plant, record
@@ -75,6 +76,8 @@ CONTRADICTIONS: dict[str, tuple[Change, str]] = {
         lambda store: plant(store, packed([(f"{KEY}.aaa", b""), *members_of(store)])),
         f"{KEY}: its members are aaa, jpg, json, seg.png",
     ),
+    "no measures": (in_tar("json", record(filters=None)), "the annotations do not fit the manifest"),
+    "no attempts": (in_tar("json", record(attempts={})), "the annotations do not fit the manifest"),
     "another area": (in_tar("json", in_objects(area=1)), "area or box of"),
     "another box": (in_tar("json", in_objects(bbox=[0, 0, 1, 1])), "area or box of"),
     "overlapping masks": (in_pairs(overlapping), "overlaps another"),
@@ -96,6 +99,15 @@ def test_contradictions_are_reported_as_damage(tmp_path: Path, kind: str) -> Non
     change(store)
     problems = verify(store).damaged[0]
     assert any(message in problem for problem in problems), problems
+
+
+def test_shard_whose_annotations_fit_no_manifest_is_deleted_by_a_repair(tmp_path: Path) -> None:
+    """It was said to lack only its manifest, which the repair could not write."""
+    store, _ = make_dataset(tmp_path, shards=range(1), n=SHARD_SIZE)
+    in_tar("json", record(seed="one"))(store)
+    report = verify(store)
+    assert report.only_manifest == []
+    assert repair(store, report).deleted == (0,)
 
 
 @pytest.mark.parametrize(

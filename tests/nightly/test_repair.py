@@ -6,6 +6,7 @@ import pytest
 
 import factory.generation.run
 from factory.config.recipe import Recipe
+from factory.dataset.continuation import night_options
 from factory.dataset.receipts import tar_name
 from factory.dataset.storage import Store
 from factory.engine.state import State
@@ -39,3 +40,9 @@ def test_repair_leaves_the_missing_shards_of_a_night_to_its_job(
     assert repaired == ("Repaired shards: 1, 3, 4." if mode is None else "Repaired shard: 1.")
     assert state.startswith(f"{5 if mode is None else 3} of 5 shards exist")
     assert missing == ([] if mode is None else ["2 shards do not exist yet: 3, 4."])
+
+
+@pytest.mark.parametrize("content", [b"5", b"null", b"[1]", b'"night"', b"{"])
+def test_record_that_is_no_night_is_ignored(content: bytes, tmp_path: Path) -> None:
+    Store(str(tmp_path)).put(f"{DATE}/night.json", content)
+    assert night_options(Store(str(tmp_path / f"{DATE}/dataset"))) is None
