@@ -117,6 +117,12 @@ def test_labels_match_by_alias_and_gaps_are_skipped() -> None:
     assert unseen_by(voc(), ["dog", "tv"], ["dog", "tvmonitor", "cat"]) == ["cat"]
 
 
+def test_labels_match_in_another_unicode_form() -> None:
+    """Accents as separate characters, as macOS writes them, or another case of a letter."""
+    names = translation(from_names(["caf\u00e9", "stra\u00dfe"]), ["cafe\u0301", "STRASSE"])
+    assert names == {"cafe\u0301": "caf\u00e9", "STRASSE": "stra\u00dfe"}
+
+
 def test_labels_that_list_synonyms_match_each_of_them() -> None:
     """ADE20K's labels are such lists."""
     labels = ["wall", "refrigerator, icebox", "television receiver, television, tv", "tv, toy", "person"]

@@ -100,7 +100,7 @@ class Vocabulary:
 
     def find(self, name: str) -> ClassEntry | None:
         """Look up a class by name or alias, ignoring case, whitespace and underscores; None if there is none."""
-        return self._by_spelling.get(_plain(name))
+        return self._by_spelling.get(plain_name(name))
 
     @functools.cached_property
     def _by_spelling(self) -> dict[str, ClassEntry]:
@@ -108,7 +108,7 @@ class Vocabulary:
         found: dict[str, ClassEntry] = {}
         for entry in self.classes:
             for spelling in (entry.name, *entry.aliases):
-                found.setdefault(_plain(spelling), entry)
+                found.setdefault(plain_name(spelling), entry)
         return found
 
     def resolve(self, name: str, where: str | None = None) -> ClassEntry:
@@ -178,15 +178,15 @@ def from_names(names: Sequence[str], label: str = "the class list") -> Vocabular
     cleaned = [" ".join(check_name(name, label).split()) for name in names if name.strip()]
     if not cleaned:
         raise UserError(f"there is no class name in {label}; give at least one, for example --classes dog,cat.")
-    by_name = {_plain(spelling): entry for entry in coco().classes for spelling in (entry.name, *entry.aliases)}
-    coco_entries = [by_name.get(_plain(name)) for name in cleaned]
+    by_name = {plain_name(spelling): entry for entry in coco().classes for spelling in (entry.name, *entry.aliases)}
+    coco_entries = [by_name.get(plain_name(name)) for name in cleaned]
     if all(coco_entries):
         entries = tuple(entry for entry in coco_entries if entry is not None)
     else:
         entries = tuple(ClassEntry(number, name) for number, name in enumerate(cleaned, 1))
     first: dict[str, str] = {}
     for entry, spelling in zip(entries, cleaned, strict=True):
-        plain = _plain(entry.name)
+        plain = plain_name(entry.name)
         if plain in first:
             spellings = "" if first[plain] == spelling else f" as {first[plain]!a} and {spelling!a}"
             raise UserError(f"the class {plain!r} is repeated in {label}{spellings}; name each class once.")
@@ -200,11 +200,18 @@ def check_name(name: str, label: str) -> str:
     control = next((c for c in name if unicodedata.category(c) in _CONTROLS or c in _NOT_IN_XML), None)
     if control is not None:
         problem = f"contains the character U+{ord(control):04X}, which is not allowed; give names such as dog,cat"
-    elif _plain(name) == "background":
+    elif plain_name(name) == "background":
         problem = "is implicit and must not be listed; remove it"
     if problem is not None:
         raise UserError(f"the class {name[:60]!r} in {label} {problem}.")
     return name
+
+
+@functools.lru_cache(4096)
+def plain_name(name: str) -> str:
+    """Normalise a name for comparison: Unicode compatibility form, case-folded, single spaces."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return " ".join(_IGNORABLE.sub("", folded).replace("_", " ").split())
 
 
 def shared_name(name: str) -> str:
@@ -213,7 +220,7 @@ def shared_name(name: str) -> str:
     Vocabularies use different names; for example, the "sofa" of VOC is the "couch" of COCO.
     """
     entry = coco().find(name)
-    return _plain(name) if entry is None else entry.name
+    return plain_name(name) if entry is None else entry.name
 
 
 def article(name: str) -> str:
@@ -228,16 +235,9 @@ def caption(names: Sequence[str]) -> str:
     return "a photograph of " + " and ".join(article(name) + name for name in names)
 
 
-@functools.lru_cache(4096)
-def _plain(name: str) -> str:
-    """Normalise a name for comparison: Unicode compatibility form, case-folded, single spaces."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    return " ".join(_IGNORABLE.sub("", folded).replace("_", " ").split())
-
-
 def _nearest(name: str, classes: tuple[ClassEntry, ...]) -> str:
     spellings = [text for entry in classes for text in (entry.name, *entry.aliases)]
-    similar = difflib.get_close_matches(_plain(name), spellings, n=3, cutoff=0.5)
+    similar = difflib.get_close_matches(plain_name(name), spellings, n=3, cutoff=0.5)
     if similar:
         return f"; did you mean {' or '.join(similar)}?"
     return f"; it has {', '.join(entry.name for entry in classes[:5])}{' and others' if len(classes) > 5 else ''}."

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from factory.config.vocabulary import Vocabulary
+from factory.config.vocabulary import Vocabulary, plain_name
 from factory.dataset.records import Image
 from factory.errors import UserError
 
@@ -21,8 +21,8 @@ def translation(
     """
     result: dict[str, str] = {}
     for entry in vocabulary.classes:
-        spellings = {_plain(name) for name in (entry.name, entry.display, *entry.aliases)}
-        match = next((name for name in labels if name not in NO_CLASSES and _plain(name) in spellings), None)
+        spellings = {plain_name(name) for name in (entry.name, entry.display, *entry.aliases)}
+        match = next((name for name in labels if name not in NO_CLASSES and plain_name(name) in spellings), None)
         match = match or next((name for name in labels if spellings & _synonyms(name)), None)
         if match is None:
             continue
@@ -52,7 +52,7 @@ def unseen_by(vocabulary: Vocabulary, labels: Sequence[str], required: Collectio
         entry.name
         for entry in vocabulary.classes
         if (required is None or entry.name in required)
-        and not known & {_plain(name) for name in (entry.name, entry.display, *entry.aliases)}
+        and not known & {plain_name(name) for name in (entry.name, entry.display, *entry.aliases)}
     ]
 
 
@@ -64,8 +64,4 @@ def in_order(image: Image, order: str) -> Image:
 
 def _synonyms(label: str) -> set[str]:
     """A label and the names in it that commas separate, as in "refrigerator, icebox" of ADE20K; none for background."""
-    return set() if label in NO_CLASSES else {_plain(label), *map(_plain, label.split(","))} - {""}
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.lower().replace("_", " ").split())
+    return set() if label in NO_CLASSES else {plain_name(label), *map(plain_name, label.split(","))} - {""}
