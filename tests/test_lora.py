@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from factory.config.prompts import Prompt
 from factory.config.recipe import make_recipe
@@ -170,6 +170,17 @@ def test_files_that_are_not_a_lora_of_the_model_are_refused(
     file = tmp_path / "other.safetensors"
     save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, file)
     with pytest.raises(UserError, match=message):
+        load_pipeline(GeneratorRecipe(model=str(tiny_model), lora=str(file)), "cpu")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["5", "{", '{"unet.lora_alpha": "high"}', '{"unet.lora_alpha": 1, "unet.alpha_pattern": [1]}', "[" * 100_000],
+)
+def test_settings_of_peft_that_cannot_be_read_are_refused(tiny_model: Path, tmp_path: Path, settings: str) -> None:
+    file = of_peft(tmp_path / "style.safetensors")
+    save_file(load_file(file), file, {"lora_adapter_metadata": settings})
+    with pytest.raises(UserError, match=r"style.safetensors has settings of peft that cannot be read"):
         load_pipeline(GeneratorRecipe(model=str(tiny_model), lora=str(file)), "cpu")
 
 

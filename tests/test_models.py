@@ -199,6 +199,11 @@ def test_single_files_without_a_whole_model_are_refused(kl_model: Path, tmp_path
     save_file({"lora_unet.up.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
     with pytest.raises(UserError, match="is not a Stable Diffusion checkpoint"):
         pin_generator(GeneratorRecipe(model=str(tmp_path / "lora.safetensors")))
+    contains_itself: dict[str, Any] = {}
+    contains_itself["state_dict"] = contains_itself
+    torch.save(contains_itself, tmp_path / "endless.ckpt")
+    with pytest.raises(UserError, match="is not a Stable Diffusion checkpoint"):
+        pin_generator(GeneratorRecipe(model=str(tmp_path / "endless.ckpt")))
     (tmp_path / "junk.ckpt").write_bytes(b"junk")
     with pytest.raises(UserError, match=r"cannot be read as a checkpoint .it is not a file of tensors, or has"):
         pin_generator(GeneratorRecipe(model=str(tmp_path / "junk.ckpt")))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from factory.errors import UserError
 from factory.training import loop
 from factory.training.loop import train
-from factory.training.options import TrainOptions
+from factory.training.options import CHECKPOINT, TrainOptions
 from tests.support.linear_task import OPTIONS, LinearTask
 
 
@@ -68,6 +68,15 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
     resumed = train(_DropoutTask(), OPTIONS, tmp_path / "cut", reports.append)
     assert any(f"resuming at step {resumed_at} of 40" in report for report in reports)
     assert _are_equal(_weights(whole), _weights(resumed))
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_recommended_to_be_unpickled(tmp_path: Path) -> None:
+    """The message of torch recommends `weights_only=False`."""
+    torch.save({"step": Path("objects")}, tmp_path / CHECKPOINT)
+    with pytest.raises(
+        UserError, match=r"cannot be read \(it contains objects other than tensors, which could run code"
+    ):
+        train(_DropoutTask(), OPTIONS, tmp_path, _silent)
 
 
 def test_a_training_starts_from_the_weights_of_a_trained_model(tmp_path: Path) -> None:

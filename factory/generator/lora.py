@@ -150,7 +150,7 @@ def _on_the_hub(name: str) -> tuple[str, str]:
 def _converted(pipeline: Any, file: Path) -> tuple[dict[str, Any], dict[str, float]]:
     """(tensors by component and module, alpha by module) in the names of diffusers."""
     with _opened(file) as opened:
-        metadata = json.loads((opened.metadata() or {}).get(_METADATA, "null"))
+        settings = (opened.metadata() or {}).get(_METADATA, "{}")
         tensors = {name: opened.get_tensor(name) for name in sorted(opened.keys())}
     convert = getattr(pipeline, "lora_state_dict", None)
     family = PIPELINES[type(pipeline).__name__]
@@ -165,7 +165,14 @@ def _converted(pipeline: Any, file: Path) -> tuple[dict[str, Any], dict[str, flo
         raise UserError(_not_for(pipeline, file, [one_line(error)])) from error
     state, alphas = result if isinstance(result, tuple) else (result, {})
     by_module = {_module_of(key): float(value) for key, value in (alphas or {}).items()}
-    return dict(state), by_module | _alphas_of_peft(metadata or {}, state)
+    try:
+        return dict(state), by_module | _alphas_of_peft(json.loads(settings), state)
+    except UserError:
+        raise
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file} has settings of peft that cannot be read ({one_line(error)}); download it again."
+        ) from error
 
 
 @contextmanager

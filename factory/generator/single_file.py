@@ -14,6 +14,8 @@ from factory.generator.weights import check_tensors, model_class
 
 _QUANTISED = ("scaled_fp8", "scale_weight", "weight_scale", "comfy_quant", "absmax")
 """Suffixes of the names of scales, which quantised weights require."""
+_LEVELS = 4
+"""Dictionaries around the tensors, at most: a pickle can contain itself."""
 _CLIP, _OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 _XL_CLIP, _XL_OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 
@@ -141,8 +143,8 @@ def _read(file: Path, shapes_only: bool = False) -> dict[str, Tensor]:
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
     data: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    while "state_dict" in data:
-        data = data["state_dict"]
+    for _ in range(_LEVELS):
+        data = data.get("state_dict", data)
     return {str(key): value for key, value in data.items() if isinstance(value, Tensor)}
 
 

@@ -9,6 +9,7 @@ import torch
 
 from factory.errors import UserError, one_line
 from factory.files.atomic import replaced_atomically
+from factory.files.torch_files import unreadable_because
 from factory.training.options import CHECKPOINT
 
 
@@ -37,7 +38,9 @@ def restore(out: Path, state: dict[str, Any], run: dict[str, Any], depends_on: M
     try:
         saved = torch.load(path, map_location=run["device"], weights_only=True)
     except Exception as error:
-        raise UserError(f"the checkpoint {path} cannot be read ({error}); move it away to start over.") from error
+        raise UserError(
+            f"the checkpoint {path} cannot be read ({unreadable_because(error)}); move it away to start over."
+        ) from error
     if not isinstance(saved, dict) or not {"step", "options", *state} <= saved.keys():
         raise UserError(f"{path} is not a checkpoint of this program; move it away to start over.")
     recorded = saved["options"]
