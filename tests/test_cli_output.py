@@ -1,5 +1,6 @@
 """What commands print: text and JSON, without a model or the engine."""
 
+import io
 import json
 import math
 from dataclasses import asdict, replace
@@ -13,6 +14,7 @@ from factory import exit_codes
 from factory.cli.generate import as_text
 from factory.cli.grounder import _next_steps
 from factory.cli.main import app
+from factory.cli.messages import to_stdout
 from factory.cli.nightly import _preview_text
 from factory.cli.plan import cost
 from factory.cli.prompts import _as_text as prompts_text
@@ -43,6 +45,13 @@ def test_models_are_listed_with_their_options() -> None:
     assert all(present[option, name] for name in EMBEDDED_MODELS for option in ("--model", "--masks"))
     assert present["--detector", "stickers"]
     assert "Stable Diffusion 1 and 2, Stable Diffusion XL" in text
+
+
+def test_characters_that_the_terminal_cannot_show_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(stream, encoding="latin-1"))
+    to_stdout("caf\u00e9, \u72ac")
+    assert stream.getvalue() == b"caf\xe9, \\u72ac\n"
 
 
 def test_status_of_a_dataset(tmp_path: Path) -> None:

@@ -14,9 +14,14 @@ _log = logging.getLogger("factory.messages")
 
 
 def to_stdout(text: str) -> None:
-    """Print a line to standard output immediately."""
+    """Print a line to standard output immediately.
+
+    Characters that its encoding lacks are escaped, as on standard error: the names of classes must not end a command
+    whose work is done.
+    """
     leave_closed_terminal()
-    typer.echo(printable(text))
+    encoding = sys.stdout.encoding or "utf-8"
+    typer.echo(printable(text).encode(encoding, "backslashreplace").decode(encoding))
 
 
 def to_stderr(text: str) -> None:
