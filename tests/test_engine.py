@@ -23,6 +23,7 @@ from factory.engine.scheduler import Scheduler
 from factory.engine.state import Limit, Listener, State
 from factory.engine.usage import Usage
 from factory.engine.view import ClusterView
+from factory.engine.worker import STARTING
 from factory.errors import GpuError, RunFailedError, UserError
 from tests.support.jobs import AskingJob, RefusingJob, SleepingJob
 from tests.support.program import PROGRAM
@@ -269,6 +270,24 @@ def test_hanging_detector_is_restarted_and_called_again(tmp_path: Path) -> None:
     state = run(AskingJob(str(tmp_path), hangs=True), 3, workers=1, detectors=1, deadline=3.0)
     assert (state.shards_done, state.accepted, state.quarantined) == (3, 9, [])
     assert "restarting a detector worker on" in " ".join(state.errors)
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_detector_that_hangs_in_its_first_call_counts_as_loaded(tmp_path: Path) -> None:
+    """A worker may call `detect` before the driver calls `load`; the hanging detector would never be restarted."""
+    import ray
+
+    pool = Pool(AskingJob(str(tmp_path), hangs=True), Share(1), detectors=1)
+    try:
+        handle = pool.detectors[0].handle
+        handle.detect.remote([0])
+        while not (tmp_path / "detector-died").exists():
+            time.sleep(0.05)
+        later = handle.load.options(concurrency_group=STARTING).remote()
+        assert ray.wait([later], timeout=10)[0]
+        assert ray.wait([pool.detectors[0].loading], timeout=10)[0]
+    finally:
+        pool.close()
 
 
 @pytest.mark.usefixtures("ray_here")

@@ -9,7 +9,7 @@ from typing import Any
 from factory.engine import environment
 from factory.engine.capacity import Share
 from factory.engine.interface import Job
-from factory.engine.worker import MAX_CONCURRENCY, DetectorWorker, ShardWorker
+from factory.engine.worker import MAX_CONCURRENCY, STARTING, DetectorWorker, ShardWorker
 
 SHARDS_PER_WORKER = 2
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
@@ -157,8 +157,12 @@ class Pool:
 
     def _create_detector(self, gpus: float) -> Worker:
         options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": _DETECTOR_RETRIES}
-        handle = self._ray.remote(**options)(DetectorWorker).remote(self._job, device(gpus), self._environment)
-        return Worker(handle, handle.where.remote(), handle.load.remote(), Share(1, gpus), is_detector=True)
+        actor = self._ray.remote(**options, concurrency_groups={STARTING: 1})(DetectorWorker)
+        handle = actor.remote(self._job, device(gpus), self._environment)
+        started, loading = (
+            method.options(concurrency_group=STARTING).remote() for method in (handle.where, handle.load)
+        )
+        return Worker(handle, started, loading, Share(1, gpus), is_detector=True)
 
     def _kill(self, worker: Worker) -> None:
         if worker in self.workers:

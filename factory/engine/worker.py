@@ -14,6 +14,8 @@ from factory.engine.interface import Done, Job, Producer
 
 MAX_CONCURRENCY = 4
 """Two calls of `produce`, one generating while the other writes, and room for `progress` and `where`."""
+STARTING = "starting"
+"""The concurrency group in which a detector worker executes `where` and `load`, beside a call of `detect`."""
 
 
 class ShardWorker:
@@ -72,12 +74,17 @@ class ShardWorker:
 
 
 class DetectorWorker:
-    """A worker of the detector pool. Loading is a method call, so that an error is its result, not a failed start."""
+    """A worker of the detector pool. Loading is a method call, so that an error is its result, not a failed start.
+
+    The driver calls `load`, and the generating workers call `detect`, in any order. If `load` had to wait for a call of
+    `detect` that hangs, the driver would take this worker for one that is still loading.
+    """
 
     def __init__(self, job: Job, device: str, variables: Mapping[str, str]) -> None:
         adopt(variables)
         self._job, self._device = job, device
         self._detector: Any = None
+        self._lock = threading.Lock()
 
     def where(self) -> dict[str, str]:
         """Where this worker runs; available before the detector is loaded."""
@@ -85,8 +92,9 @@ class DetectorWorker:
 
     def load(self) -> dict[str, str]:
         """Load the detector; returns where this worker runs."""
-        if self._detector is None:
-            self._detector = self._job.open_detector(self._device)
+        with self._lock:
+            if self._detector is None:
+                self._detector = self._job.open_detector(self._device)
         return _where(self._device)
 
     def detect(self, images: Sequence[Any], classes: Sequence[Any] | None = None) -> Any:
