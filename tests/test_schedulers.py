@@ -21,7 +21,7 @@ from factory.generator.latents import Autoencoder
 from factory.generator.load import load_pipeline, pin_generator
 from factory.generator.noise import mixture, share_of_timestep
 from factory.generator.pipeline import PipelineGenerator
-from factory.generator.schedulers import OF_UNETS, SOLVERS
+from factory.generator.schedulers import OF_UNETS, SOLVERS, with_solver
 from tests.support.tiny_pipeline import tiny_pipeline
 
 PROMPT, SEED = Prompt("a photograph of a dog", ("dog",), ("dog",)), 11
@@ -154,6 +154,13 @@ def test_a_solver_replaces_the_models_own(folder: Path, solver: str) -> None:
     random = torch.Generator().manual_seed(SEED)
     expected = stock(PROMPT.text, num_inference_steps=4, guidance_scale=1.0, generator=random).images[0]
     assert np.array_equal(image, np.asarray(expected))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_no_solver_clips_latents_to_the_range_of_pixels(solver: str) -> None:
+    """The configuration of a model may lack the field, as that of the embedded one does."""
+    chosen = with_solver(diffusers.DPMSolverMultistepScheduler(), solver)
+    assert not chosen.config.get("clip_sample")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -7,11 +7,15 @@ from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
 from factory.generator.family import Family
 
+_UNCLIPPED = {"clip_sample": False}
+"""By default, DDIM clips predictions to -1..1, the range of pixels. Latents exceed it, and the configurations of other
+schedulers may lack this field."""
+
 SOLVERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {}),
-    "ddim": ("DDIMScheduler", {}),
+    "ddim": ("DDIMScheduler", _UNCLIPPED),
     "euler": ("EulerDiscreteScheduler", {}),
-    "ddim-trailing": ("DDIMScheduler", {"timestep_spacing": "trailing"}),
+    "ddim-trailing": ("DDIMScheduler", _UNCLIPPED | {"timestep_spacing": "trailing"}),
     "euler-trailing": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
     "lcm": ("LCMScheduler", {}),
     "tcd": ("TCDScheduler", {}),
