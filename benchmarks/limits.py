@@ -58,7 +58,7 @@ def count(
     predicted = grounder.ground(batch.generated[1], batch.prompts)
     for k in batch.complete[: max_images - tallies["module"].images]:
         classes = batch.prompts[k].classes
-        truth = label_map(batch.truths[k].disjoint(), classes, shape)
+        truth = label_map(batch.truths[k], classes, shape)
         mine = label_map(predicted[k].disjoint(), classes, shape)
         tallies["module"].add(classes, mine, truth)
         lowest_score = min(instance.score for instance in batch.truths[k].instances)

@@ -79,7 +79,7 @@ def rows_of_group(evaluation: SplitEvaluation, group: str, images: int, judge: s
         for k in batch.complete:
             classes, image = batch.prompts[k].classes, batch.generated[0][k].image
             shape, tally = image.shape[:2], IoUMeter()
-            truth = label_map(batch.truths[k].disjoint(), classes, shape)
+            truth = label_map(batch.truths[k], classes, shape)
             labels = {name: label_map(grounded[k].disjoint(), classes, shape) for name, grounded in predicted.items()}
             tally.add(classes, labels[judge], truth)
             shown = [image, overlaid(image, truth), *(overlaid(image, own) for own in labels.values())]

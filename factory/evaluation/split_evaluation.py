@@ -26,7 +26,7 @@ _SEED = 7_000_000
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """The images of a micro-batch from each generator, and the masks of the detector.
+    """The images of a micro-batch from each generator, and the disjoint masks of the detector.
 
     The k-th image, `generated[m][k]`, is the same for every generator m; only the captured features differ.
     """
@@ -37,7 +37,7 @@ class EvaluationBatch:
 
     @property
     def complete(self) -> list[int]:
-        """Indices of the images in which the detector found every class of the prompt."""
+        """Indices of the images in which every class of the prompt has a mask."""
         return [k for k, truth in enumerate(self.truths) if len(truth.instances) == len(self.prompts[k].classes)]
 
 
@@ -74,7 +74,10 @@ class SplitEvaluation:
             prompts = [prompt for _, prompt in part]
             requests = [Request(prompt, PlannedSample(index, prompt).seed(_SEED, 0)) for index, prompt in part]
             generated = [generator.generate(requests) for generator, _ in self.generators]
-            yield EvaluationBatch(prompts, generated, self._oracle.ground(generated[0], prompts))
+            # As in an oracle dataset, an object without pixels of its own is not found: a detector may give two classes
+            # to one object.
+            truths = [truth.disjoint() for truth in self._oracle.ground(generated[0], prompts)]
+            yield EvaluationBatch(prompts, generated, truths)
 
     def _prompts(self, group: str, count: int) -> list[tuple[int, Prompt]]:
         """Numbered prompts of a group: the first classes take turns, the second ones are random.
@@ -110,7 +113,7 @@ def measure(evaluation: SplitEvaluation, group: str, max_images: int) -> dict[st
                 predicted = method.ground(generated, batch.prompts)
                 for k in kept:
                     classes = batch.prompts[k].classes
-                    truth = label_map(batch.truths[k].disjoint(), classes, shape)
+                    truth = label_map(batch.truths[k], classes, shape)
                     meters[name].add(classes, label_map(predicted[k].disjoint(), classes, shape), truth)
         counted, tried = counted + len(kept), tried + len(batch.prompts)
         if counted >= max_images:

@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
 from factory.config.vocabulary import voc
+from factory.dataset.records import Grounded, Instance
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.generation.components import load_components
@@ -215,6 +217,22 @@ def test_groups_that_a_split_has_too_few_classes_for_are_left_out(
     assert figures[2:] == (0, 0)
     results = [protocol_1.GrounderResult("a", "s", group, *figures) for group in protocol_1.GROUPS]
     assert f"| `a` |{'  |' * 5}" in protocol_1.as_markdown(results, "voc")
+
+
+def test_an_object_to_which_the_detector_gives_two_classes_is_one_object() -> None:
+    """Its second class has no pixel of its own, so every grounder would have an IoU of 0."""
+    from factory.evaluation import split_evaluation
+
+    evaluation = split_evaluation.SplitEvaluation.__new__(split_evaluation.SplitEvaluation)
+    mask = np.ones((2, 2), bool)
+    truth = Grounded((Instance("dog", 0.9, mask), Instance("cat", 0.6, mask)))
+    generator = SimpleNamespace(generate=lambda requests: [None] * len(requests))
+    oracle = SimpleNamespace(ground=lambda generated, prompts: [truth] * len(prompts))
+    parts = {"_vocabulary": voc(), "_batch": 2, "_seen": ["dog", "cat"], "_unseen": [], "_oracle": oracle}
+    for name, part in (parts | {"generators": [(generator, {})]}).items():
+        setattr(evaluation, name, part)
+    (batch,) = evaluation.batches("two seen", 2)
+    assert batch.complete == []
 
 
 def test_the_table_counts_images_of_splits_with_different_methods() -> None:
