@@ -16,7 +16,7 @@ from factory.config.prompts import Prompt
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.sections import GeneratorRecipe
 from factory.errors import UserError
-from factory.generator.interface import FEATURES, Request
+from factory.generator.interface import FEATURES, HALVES, Request
 from factory.generator.latents import Autoencoder
 from factory.generator.load import load_pipeline, pin_generator
 from factory.generator.noise import mixture, share_of_timestep
@@ -87,6 +87,13 @@ def test_a_consistency_model_gives_the_librarys_image(folder: Path, pipeline: st
     with_scheduler(as_consistency_model(folder), "LCMScheduler")
     edit(folder / "model_index.json", _class_name=pipeline)
     assert_like_the_library(recipe(folder, solver="model", guidance=8.0))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_consistency_model_has_no_halves_of_guidance(folder: Path) -> None:
+    chosen = recipe(with_scheduler(as_consistency_model(folder), "LCMScheduler"), solver="model")
+    with pytest.raises(UserError, match="takes the guidance scale as an input; use the module guided or paper"):
+        PipelineGenerator(chosen, needs=frozenset({FEATURES, HALVES}))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -62,12 +62,14 @@ class PipelineGenerator:
         self.family = PIPELINES[type(self.pipeline).__name__]
         # The model's own scheduler defines the noise levels; in calls, the solver of the recipe replaces it.
         self.scheduler = self.pipeline.scheduler
-        if HALVES in needs and not self.family.is_unet:
-            raise UserError(
-                f"this grounder reads both halves of a U-Net's classifier-free guidance, but "
-                f"{self.settings.model} is of the family {self.family.name}; use the module guided or paper."
-            )
         denoiser, vae = getattr(self.pipeline, self.family.denoiser).eval(), self.pipeline.vae.eval()
+        by_input = self.family.guided_by_input(type(self.pipeline).__name__, denoiser.config)
+        if HALVES in needs and (by_input or not self.family.is_unet):
+            reason = "takes the guidance scale as an input" if by_input else f"is of the family {self.family.name}"
+            raise UserError(
+                f"this grounder reads both halves of a U-Net's classifier-free guidance, but {self.settings.model} "
+                f"{reason}; use the module guided or paper."
+            )
         if self.settings.channels_last:
             use_channels_last(denoiser)
             use_channels_last(vae)
