@@ -16,6 +16,7 @@ from factory.evaluation.markdown import cell, percent
 from factory.files.atomic import write_atomically
 from factory.files.strict_json import dumps
 from factory.generation.pin import pin_recipe
+from factory.generation.preflight import warn_of_sticker_detector
 from factory.generator.load import model_folder
 from factory.grounder.folder import GrounderConfig, check_fits, named_grounders
 from factory.hf_logging import quiet_model_libraries
@@ -70,6 +71,11 @@ def protocol_1(
         configs.setdefault(config.split, {})[name] = config
     # First all recipes, so that a grounder that does not fit is found before PyTorch and the models are loaded.
     recipes = {split: split_recipe(grounders, split, classes, threads) for split, grounders in configs.items()}
+    for recipe in recipes.values():
+        # Of grounders that were trained without a detector: on inverted images, or by the authors of the paper.
+        warn_of_sticker_detector(
+            recipe, "measure the grounder on labelled images with --real, or import it again with --detector"
+        )
 
     quiet_model_libraries()
     from factory.grounder.trained import open_grounders

@@ -18,7 +18,7 @@ from factory.config.stickers import STICKERS
 from factory.errors import UserError, counted, first_few
 from factory.generator.family import Family
 from factory.generator.layout import attention_levels, blocks_of, family_in, read_config, read_index, usable_values
-from factory.generator.load import check_generator
+from factory.generator.load import check_generator, config_folder
 from factory.generator.lora import lora_file
 from factory.generator.placement import check_extras
 from factory.generator.schedulers import can_be_inverted, is_consistency
@@ -70,19 +70,21 @@ def preflight(recipe: Recipe, resumed: bool = False) -> None:
         _warn_of_long_prompts(recipe, readers[0])
     if _uses_class_tokens(recipe):
         _check_prompts(recipe, readers)
-    if not resumed:
-        _warn_of_sticker_detector(recipe, tokenizers)
+    if recipe.uses_detector() and not resumed:
+        warn_of_sticker_detector(recipe, "give another --detector, such as sam3:facebook/sam3")
 
 
-def _warn_of_sticker_detector(recipe: Recipe, tokenizers: dict[str, Any]) -> None:
+def warn_of_sticker_detector(recipe: Recipe, remedy: str) -> None:
     """Log that the embedded detector, the default, does not detect what a model of photographs generates."""
-    words = vocabulary_words()
-    if recipe.uses_detector() and recipe.masks.detector == STICKERS and not unknown_words(tokenizers, words, words):
+    if recipe.masks.detector != STICKERS:
+        return
+    folder, words = config_folder(recipe.generator), vocabulary_words()
+    if not unknown_words(open_tokenizers(folder, read_index(folder)), words, words):
         _log.warning(
-            "The detector %s was trained on stickers and is not suitable for the images of %s; give another "
-            "--detector, such as sam3:facebook/sam3.",
+            "The detector %s was trained on stickers and is not suitable for the images of %s; %s.",
             STICKERS,
             recipe.generator.model,
+            remedy,
         )
 
 

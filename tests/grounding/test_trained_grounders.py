@@ -15,6 +15,7 @@ import torch
 
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
+from factory.config.rich_prompts import vocabulary_words
 from factory.config.vocabulary import voc
 from factory.dataset.records import Grounded, Instance
 from factory.dataset.storage import Store
@@ -28,6 +29,7 @@ from factory.grounder.iou import IoUMeter
 from tests.support.datasets import BandDetector
 from tests.support.in_process import invoke
 from tests.support.oracle_datasets import SEEN
+from tests.support.tiny_pipeline import tiny_pipeline
 
 
 def test_a_trained_grounder_works_in_generate(trained: Path, tiny_model: Path) -> None:
@@ -172,6 +174,24 @@ def test_every_grounder_is_checked_before_the_first_evaluation(
     with pytest.raises(UserError, match="a grounder of split 2 was trained on unicorn"):
         protocol_1([str(trained), str(other)], "voc", 1, report=messages.append)
     assert not messages
+
+
+def test_the_embedded_detector_is_not_the_reference_for_photographs_without_a_warning(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is the reference of grounders without a detector, those of inverted images and of the authors."""
+    from factory.evaluation import protocol_1
+
+    def evaluate(model: str) -> None:
+        recipe = make_recipe({"n": 1, "classes": "voc", "generator": {"model": model}})
+        monkeypatch.setattr(protocol_1, "split_recipe", lambda *_: recipe)
+        protocol_1.protocol_1([str(trained)], "voc", 1, "cpu")
+
+    monkeypatch.setattr(protocol_1, "_evaluate_split", lambda *_: [])
+    evaluate("stickers")
+    assert not caplog.messages
+    evaluate(str(tiny_pipeline(tmp_path / "model", words=vocabulary_words())))
+    assert "The detector stickers was trained on stickers" in caplog.text
 
 
 def test_a_hub_model_is_measured_at_the_commit_of_the_training(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
