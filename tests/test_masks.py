@@ -90,6 +90,7 @@ def test_colours_are_those_of_voc() -> None:
     assert colours == [
         [0, 0, 0], [128, 0, 0], [0, 128, 0], [0, 0, 128], [192, 128, 128], [0, 64, 128], [224, 224, 192],
     ]  # fmt: skip
+    assert palette() is palette(), "it is computed once, not for each label image"
 
 
 def test_label_png_round_trip() -> None:

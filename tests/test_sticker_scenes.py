@@ -123,7 +123,7 @@ def test_the_voc_folder_has_the_files_that_voc_readers_expect(tmp_path) -> None:
             assert image.size == (128, 128)
         with Image.open(tmp_path / "voc" / "SegmentationClass" / f"{key}.png") as classes:
             assert classes.mode == "P"
-            assert classes.getpalette()[:768] == palette()
+            assert classes.getpalette()[:768] == list(palette())
             class_values = np.asarray(classes)
         with Image.open(tmp_path / "voc" / "SegmentationObject" / f"{key}.png") as objects:
             object_values = np.asarray(objects)

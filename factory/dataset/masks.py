@@ -1,5 +1,6 @@
 """Mask formats: COCO run lengths, bounding boxes and palette PNGs."""
 
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
@@ -122,9 +123,13 @@ def label_map(
     return labels
 
 
-def palette() -> list[int]:
-    """The 256 colours of PASCAL VOC as flat RGB values; consecutive ids have contrasting colours."""
-    colours = []
+@functools.cache
+def palette() -> tuple[int, ...]:
+    """The 256 colours of PASCAL VOC as flat RGB values; consecutive ids have contrasting colours.
+
+    Cached, because computing it takes longer than encoding a label image.
+    """
+    colours = list[int]()
     # VOC spreads the bits of an id over the channels: three bits per step, from the highest bit of each channel down.
     for value in range(256):
         channels, bits = [0, 0, 0], value
@@ -132,7 +137,7 @@ def palette() -> list[int]:
             channels = [channel | (bits >> index & 1) << shift for index, channel in enumerate(channels)]
             bits >>= 3
         colours += channels
-    return colours
+    return tuple(colours)
 
 
 def palette_image(labels: NDArray[np.uint8]) -> Image.Image:
