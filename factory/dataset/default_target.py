@@ -1,6 +1,7 @@
 """Names the folder of what is made from a dataset, such as an export or a report."""
 
 import hashlib
+import os
 import re
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
@@ -27,7 +28,7 @@ def default_target(address: str, name: str) -> Path:
         digest = hashlib.sha256("/".join([url.scheme, *parts]).encode()).hexdigest()[:_DIGITS]
         return Path(f"{readable}-{digest}-{name}")
     folder = expanded(without_file_scheme(address))
-    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    folder = folder if folder.name not in ("", "..") else Path(os.path.realpath(folder))
     if not folder.name:
         raise UserError(f"{folder} has no folder next to it for the {name}; give one with --out.")
     return folder.with_name(f"{folder.name}-{name}")

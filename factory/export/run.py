@@ -1,6 +1,7 @@
 """Runs an export: reads shards one at a time, writes them in units, and resumes after an interruption."""
 
 import hashlib
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -204,7 +205,8 @@ def _check_options(store: Store, to: Path, options: Options) -> None:
         raise UserError(
             f"--polygons requires --format coco, got {options.format}; remove it (yolo always uses polygons)."
         )
-    if store.folder is not None and to.resolve().is_relative_to(store.folder.resolve()):
+    # Not `Path.resolve`, which fails with a RuntimeError at a link to itself.
+    if store.folder is not None and Path(os.path.realpath(to)).is_relative_to(os.path.realpath(store.folder)):
         raise UserError(f"--out {to} is inside the dataset {store.address}; give a folder outside of it.")
 
 

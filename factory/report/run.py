@@ -1,6 +1,7 @@
 """Writes the report of a dataset: report.json with all numbers, and index.html, which shows them."""
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import PurePosixPath
@@ -75,7 +76,8 @@ def _found(address: str) -> dict[str, Any] | Store:
 def _check_target(source: Store, target: Store) -> None:
     """Raise UserError if `out` cannot be written, is in the dataset, or has a page that this command did not write."""
     dataset, out = (
-        store.address.rstrip("/") if store.folder is None else str(store.folder.resolve()) for store in (source, target)
+        store.address.rstrip("/") if store.folder is None else os.path.realpath(store.folder)
+        for store in (source, target)
     )
     if f"{out}/".startswith(f"{dataset}/"):
         raise UserError(f"--out {target.address} is inside the dataset {source.address}; give a folder outside of it.")

@@ -79,11 +79,13 @@ def test_export_resumes_after_a_damaged_shard_is_repaired(store: Store, tmp_path
         ("set/coco", {"format_name": "coco"}, "is inside the dataset"),
         ("file", {"format_name": "coco"}, "is a file"),
         ("file/x", {"format_name": "coco"}, "cannot be written"),
+        ("loop", {"format_name": "coco"}, "loop cannot be written"),
     ],
 )
 def test_invalid_input_raises_a_clear_error(tmp_path: Path, to: str, options: dict[str, Any], message: str) -> None:
     store, _ = make_dataset(tmp_path / "set", [0], n=SHARD_SIZE)
     (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(UserError, match=message):
         run(store, tmp_path / to, **options)
     assert not (tmp_path / "x").exists()

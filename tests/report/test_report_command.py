@@ -62,6 +62,12 @@ def test_report_is_not_written_into_the_dataset(tmp_path: Path, out: str) -> Non
     assert not list(tmp_path.iterdir())
 
 
+def test_a_link_to_itself_cannot_be_written(dataset: tuple[Store, Recipe], tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match=r"^cannot use .*loop"):
+        write_report(dataset[0], str(tmp_path / "loop"), features=0)
+
+
 def test_damaged_shards_are_listed_and_left_out(tmp_path: Path) -> None:
     store, _ = make_report_set(tmp_path / "set")
     (tmp_path / "set" / tar_name(1)).write_bytes(b"junk")
