@@ -24,7 +24,8 @@ def write_description(store: Store, recipe: Recipe) -> Totals:
     plan, index = Plan(recipe), ReceiptIndex(store, recipe.fingerprint())
     entries = index.entries(tags(store, len(plan)))
     numbers, sums = list(entries), totals_of(entries)
-    text = json.dumps(description(recipe, plan, sums), indent=1, ensure_ascii=False)
+    # In ASCII, because programs may open it in the encoding of their locale.
+    text = json.dumps(description(recipe, plan, sums), indent=1)
     _put_if_changed(store, DATASET_JSON, f"{text}\n")
     with contextlib.suppress(UserError):  # it is not there, or may not be deleted
         store.delete(_WIDS)

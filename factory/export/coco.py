@@ -63,7 +63,7 @@ class CocoFormat:
             keys = KeySet(record["image"]["file_name"].removesuffix(".jpg") for record in records.of(split))
             path = folder / f"instances_{split}.json"
             if keys:
-                with replaced_atomically(path) as partial, open(partial, "w", encoding="utf-8") as stream:
+                with replaced_atomically(path) as partial, open(partial, "w", encoding="ascii") as stream:
                     self._write_json(stream, records, split)
             else:
                 path.unlink(missing_ok=True)
@@ -105,4 +105,5 @@ def _write_list(stream: TextIO, name: str, entries: Iterator[Any]) -> None:
 
 
 def _compact(data: Any) -> str:
-    return json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """JSON in ASCII: pycocotools opens the file in the encoding of the locale, which is not UTF-8 everywhere."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False)

@@ -1,5 +1,6 @@
 """Exports can be read by their target libraries."""
 
+import json
 import os
 import warnings
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from factory.config.vocabulary import from_names
+from factory.dataset.description import write_description
 from factory.dataset.masks import Mask, decode_label_png, encode_rle
 from factory.dataset.storage import Store
 from factory.export.interface import ExportInfo, ExportSample, split_of
@@ -75,6 +77,16 @@ def test_pycocotools_reads_the_coco_export(store: Store, tmp_path: Path, polygon
         len(expected_keys(store, "val")),
         True,
     )
+
+
+def test_json_files_are_ascii(tmp_path: Path) -> None:
+    """pycocotools and many programs open them in the encoding of the locale, such as that of Windows."""
+    store, recipe = make_dataset(tmp_path / "set", [0], n=SHARD_SIZE, classes=["dog", "狗"])
+    write_description(store, recipe)
+    run(store, tmp_path / "coco", "coco")
+    for name, classes in (("set/dataset.json", "classes"), ("coco/annotations/instances_train.json", "categories")):
+        rows = json.loads((tmp_path / name).read_bytes().decode("ascii"))[classes]
+        assert [row["name"] for row in rows] == ["dog", "狗"]
 
 
 def supervision() -> Any:
