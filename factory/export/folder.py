@@ -46,8 +46,8 @@ class ExportFolder:
         ]
         if changed:
             raise UserError(
-                f"{self.root} contains a different export: {'; '.join(changed)}. Give the same dataset and options to "
-                f"resume it, or another folder with --out. Nothing was written."
+                f"{self.root} contains a different export (in {STATE}): {'; '.join(changed)}. Give the same dataset "
+                f"and options to resume it, or another folder with --out. Nothing was written."
             )
 
     def _read_purpose(self) -> dict[str, Any]:

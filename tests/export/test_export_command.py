@@ -44,7 +44,7 @@ def test_export_with_other_options_is_rejected_unchanged(
 ) -> None:
     run(store, tmp_path, "coco")
     before = content(tmp_path)
-    with pytest.raises(UserError, match=f"contains a different export: {message}"):
+    with pytest.raises(UserError, match=rf"contains a different export \(in \.export\): {message}"):
         run(store, tmp_path, **{"format_name": "coco", **changed})
     assert content(tmp_path) == before
 
@@ -52,7 +52,7 @@ def test_export_with_other_options_is_rejected_unchanged(
 def test_export_of_another_dataset_is_rejected(store: Store, tmp_path: Path) -> None:
     run(store, tmp_path / "coco", "coco")
     other, _ = make_dataset(tmp_path / "other", seed=7)
-    with pytest.raises(UserError, match="contains a different export: dataset: "):
+    with pytest.raises(UserError, match=r"contains a different export \(in \.export\): dataset: "):
         run(other, tmp_path / "coco", "coco")
 
 
