@@ -1,7 +1,7 @@
 """COCO export: images in `train/` and `val/`, annotations in `annotations/instances_{train,val}.json`."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -55,19 +55,29 @@ class CocoFormat:
         synchronise_all(files)
         return records
 
+    def has(self, unit: int, split: str, records: Sequence[Any]) -> bool:
+        """Whether the images exist."""
+        return all((self._info.root / split / record["image"]["file_name"]).exists() for record in records)
+
+    def has_finished(self, records: Records) -> bool:
+        """Whether the annotation files exist."""
+        return all(self._annotations(split).exists() for split in SPLITS if records.count(split))
+
     def finish(self, records: Records) -> None:
         """Write the annotation files; a split without samples gets none. Then delete images that they do not name."""
-        folder = self._info.root / "annotations"
-        folder.mkdir(exist_ok=True)
         for split in SPLITS:
             keys = KeySet(record["image"]["file_name"].removesuffix(".jpg") for record in records.of(split))
-            path = folder / f"instances_{split}.json"
+            path = self._annotations(split)
+            path.parent.mkdir(exist_ok=True)
             if keys:
                 with replaced_atomically(path) as partial, open(partial, "w", encoding="ascii") as stream:
                     self._write_json(stream, records, split)
             else:
                 path.unlink(missing_ok=True)
             delete_other_samples(self._info.root / split, keys)
+
+    def _annotations(self, split: str) -> Path:
+        return self._info.root / "annotations" / f"instances_{split}.json"
 
     def _annotation(self, source: dict[str, Any], mask: Mask) -> dict[str, Any]:
         fields = ("id", "image_id", "category_id", "segmentation", "bbox", "area", "iscrowd", "score")

@@ -9,7 +9,7 @@ from typing import Any
 
 from factory.config.differences import abbreviated
 from factory.errors import TransientError, UserError, not_written
-from factory.export.interface import Unit
+from factory.export.interface import Format, Unit
 from factory.files.atomic import write_atomically
 from factory.files.listing import names_in
 from factory.files.lock import locked_if_possible
@@ -76,10 +76,13 @@ class ExportFolder:
                     write_atomically(self._state / "purpose.json", canonical(self._purpose) + b"\n")
                 yield
 
-    def has(self, unit: Unit) -> bool:
-        """Whether the unit has been written from exactly these shards."""
+    def has(self, unit: Unit, output: Format) -> bool:
+        """Whether the unit has been written from exactly these shards, and its files still exist."""
         try:
-            return bool(json.loads(self._part(unit.number).read_bytes())["tars"] == _hashes(unit))
+            part = json.loads(self._part(unit.number).read_bytes())
+            return part["tars"] == _hashes(unit) and all(
+                output.has(unit.number, split, records) for split, records in part["records"].items()
+            )
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return False
 

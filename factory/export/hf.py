@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from factory.dataset.card import as_text
+from factory.dataset.description import CARD
 from factory.errors import UserError
 from factory.export.folder import STATE
 from factory.export.interface import SPLITS, ExportInfo, ExportSample, Records
@@ -76,6 +77,14 @@ class HuggingFaceFormat:
         synchronise_all([self._pending(split, unit) for split in SPLITS])
         return records
 
+    def has(self, unit: int, split: str, records: Sequence[Any]) -> bool:
+        """Whether the file of the unit exists, under its pending or its final name."""
+        return self._pending(split, unit).exists() or any(self._published(split, unit))
+
+    def has_finished(self, records: Records) -> bool:
+        """Whether the card exists."""
+        return (self._info.root / CARD).exists()
+
     def finish(self, records: Records) -> None:
         """Move the files to their final names and write the card."""
         counts = {split: count for split in SPLITS if (count := records.count(split))}
@@ -86,7 +95,7 @@ class HuggingFaceFormat:
             files = self._publish(data, split, records.units)
             stored += sum(file.stat().st_size for file in files)
             splits.append({"name": _NAMES[split], "num_bytes": sum(map(_bytes_of, files)), "num_examples": count})
-        write_atomically(self._info.root / "README.md", self._card(splits, stored).encode())
+        write_atomically(self._info.root / CARD, self._card(splits, stored).encode())
         for split in set(SPLITS) - counts.keys():  # which the card no longer names
             _delete_other_files(data, split, [])
 
@@ -94,7 +103,7 @@ class HuggingFaceFormat:
         """Move each unit's file to its final name, from pending or from the name of an earlier, smaller export."""
         names = [f"{_NAMES[split]}-{unit:05d}-of-{units:05d}.parquet" for unit in range(units)]
         for unit, name in enumerate(names):
-            pending, published = self._pending(split, unit), data.glob(f"{_NAMES[split]}-{unit:05d}-of-*.parquet")
+            pending, published = self._pending(split, unit), self._published(split, unit)
             if pending.exists():
                 # First, because a repeated call must not find an earlier file besides the new one.
                 for path in [path for path in published if path.name != name]:
@@ -110,6 +119,10 @@ class HuggingFaceFormat:
 
     def _pending(self, split: str, unit: int) -> Path:
         return self._info.root / STATE / f"{split}-{unit:05d}.parquet"
+
+    def _published(self, split: str, unit: int) -> Iterator[Path]:
+        """The file of a unit under a final name, of this or of an earlier export."""
+        return (self._info.root / "data").glob(f"{_NAMES[split]}-{unit:05d}-of-*.parquet")
 
     def _row(self, sample: ExportSample) -> dict[str, Any]:
         indices, (width, height) = self._info.class_indices, sample.size

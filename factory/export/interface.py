@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,8 +104,17 @@ class Format(Protocol):
         The files are synchronised with the disk before it returns, so that a written unit survives a power failure.
         """
 
+    def has(self, unit: int, split: str, records: Sequence[Any]) -> bool:
+        """Whether the files of these records of a written unit still exist.
+
+        A user may have emptied the folder: `rm -r export/*` leaves its state, which is hidden.
+        """
+
     def finish(self, records: Records) -> None:
         """Write the files that cover all units, after all of them are written."""
+
+    def has_finished(self, records: Records) -> bool:
+        """Whether the files that `finish` writes still exist."""
 
 
 def split_of(key: str, val: float) -> str:
@@ -154,7 +163,9 @@ def delete_other_samples(folder: Path, keys: KeySet) -> None:
     An earlier export may have written samples that the dataset no longer has, and some readers read every file of a
     folder.
     """
-    with os.scandir(folder) as files:  # unlike `iterdir`, without a list of millions of names
+    others = list[str]()
+    # Unlike `iterdir`, without a list of millions of names. The folder of an empty split may have been deleted.
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as files:
         others = [file.path for file in files if _is_other(os.path.splitext(file.name)[0], keys)]
     for path in others:  # after the listing: a file system may skip names if files are deleted during it
         os.unlink(path)

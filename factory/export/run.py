@@ -109,7 +109,7 @@ class Export:
     def run(self, watch: Callable[[int], None] = lambda done: None) -> ExportSummary:
         """Write the missing units; `watch` is called with the number of exported samples, first with those before."""
         with self._folder.claimed():
-            todo = [unit for unit in self._units if not self._folder.has(unit)]
+            todo = [unit for unit in self._units if not self._folder.has(unit, self._format)]
             done = self.samples - sum(unit.samples for unit in todo)
             watch(done)
             for unit in todo:
@@ -119,7 +119,7 @@ class Export:
                 done += unit.samples
             self._folder.forget_beyond(len(self._units))
             records = self._folder.records(len(self._units))
-            if not self._folder.finished(self._units):
+            if not (self._folder.finished(self._units) and self._format.has_finished(records)):
                 self._format.finish(records)
                 self._folder.finish(self._units)
             counts = {split: records.count(split) for split in SPLITS}

@@ -1,6 +1,6 @@
 """PASCAL VOC export: the usual VOC folders and image sets, and the class names in labels.txt."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,7 +20,9 @@ from factory.export.interface import (
 )
 from factory.files.atomic import replaced_atomically, synchronise_all
 
-_FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject", "Annotations")
+_FOLDERS = {"JPEGImages": ".jpg", "SegmentationClass": ".png", "SegmentationObject": ".png", "Annotations": ".xml"}
+"""The folders of the files of a sample, with their suffixes."""
+_LABELS = "labels.txt"
 _IMAGE_SETS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val")}
 
 
@@ -51,20 +53,36 @@ class VocFormat:
         synchronise_all(files)
         return records
 
+    def has(self, unit: int, split: str, records: Sequence[Any]) -> bool:
+        """Whether all files of the samples exist."""
+        root = self._info.root
+        return all((root / folder / (key + suffix)).exists() for key in records for folder, suffix in _FOLDERS.items())
+
+    def has_finished(self, records: Records) -> bool:
+        """Whether the class list and the image sets exist."""
+        return all(path.exists() for path in (self._info.root / _LABELS, *self._image_sets()))
+
     def finish(self, records: Records) -> None:
         """Write the class list and the image sets: readers of boxes use those in Main, readers of masks the others.
 
         Files of other samples are deleted after the lists that name them.
         """
-        for task in ("Main", "Segmentation"):
-            folder = self._info.root / "ImageSets" / task
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, splits in _IMAGE_SETS.items():
-                _put_lines(folder / f"{name}.txt", (key for split in splits for key in records.of(split)))
-        _put_lines(self._info.root / "labels.txt", iter(("background", *self._info.vocabulary.names)))
+        for path, splits in self._image_sets().items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _put_lines(path, (key for split in splits for key in records.of(split)))
+        _put_lines(self._info.root / _LABELS, iter(("background", *self._info.vocabulary.names)))
         keys = KeySet(key for split in SPLITS for key in records.of(split))
         for name in _FOLDERS:
             delete_other_samples(self._info.root / name, keys)
+
+    def _image_sets(self) -> dict[Path, tuple[str, ...]]:
+        """The files of the image sets, with the splits that they list."""
+        folder = self._info.root / "ImageSets"
+        return {
+            folder / task / f"{name}.txt": splits
+            for task in ("Main", "Segmentation")
+            for name, splits in _IMAGE_SETS.items()
+        }
 
     def _write_sample(self, sample: ExportSample) -> list[Path]:
         """Write the files of a sample; returns their paths."""

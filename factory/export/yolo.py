@@ -1,6 +1,6 @@
 """YOLO segmentation export: images/{train,val}, labels/{train,val} and data.yaml."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from factory.export.interface import (
 )
 from factory.export.polygons import joined, parts_of
 from factory.files.atomic import synchronise_all, write_atomically
+
+_DATA = "data.yaml"
 
 
 class YoloFormat:
@@ -39,8 +41,7 @@ class YoloFormat:
             (root / "labels" / split).mkdir(parents=True, exist_ok=True)
         records, files = [], list[Path]()
         for sample in samples:
-            image = root / "images" / sample.split / f"{sample.key}.jpg"
-            labels = root / "labels" / sample.split / f"{sample.key}.txt"
+            image, labels = self._files(sample.split, sample.key)
             # The labels first: for readers, an image without labels has no objects.
             write_sample_file(labels, self._lines(sample).encode())
             write_sample_file(image, sample.image)
@@ -48,6 +49,14 @@ class YoloFormat:
             records.append((sample.split, sample.key))
         synchronise_all(files)
         return records
+
+    def has(self, unit: int, split: str, records: Sequence[Any]) -> bool:
+        """Whether the images and labels exist."""
+        return all(path.exists() for key in records for path in self._files(split, key))
+
+    def has_finished(self, records: Records) -> bool:
+        """Whether data.yaml exists."""
+        return (self._info.root / _DATA).exists()
 
     def finish(self, records: Records) -> None:
         """Write data.yaml. It has no `path`, so paths are relative to it. An empty split refers to the other one."""
@@ -59,7 +68,12 @@ class YoloFormat:
         data = {split: f"images/{split if split in non_empty else non_empty[0]}" for split in SPLITS}
         names = dict(enumerate(self._info.vocabulary.names))
         text = yaml.safe_dump({**data, "names": names}, sort_keys=False, allow_unicode=True)
-        write_atomically(self._info.root / "data.yaml", f"# {self._info.title}\n{text}".encode())
+        write_atomically(self._info.root / _DATA, f"# {self._info.title}\n{text}".encode())
+
+    def _files(self, split: str, key: str) -> tuple[Path, Path]:
+        """The image and the labels of a sample."""
+        root = self._info.root
+        return root / "images" / split / f"{key}.jpg", root / "labels" / split / f"{key}.txt"
 
     def _lines(self, sample: ExportSample) -> str:
         lines = []

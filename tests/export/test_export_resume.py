@@ -290,11 +290,26 @@ def test_truncated_records_of_an_unfinished_export_are_reported(tmp_path: Path) 
         json.loads("{")
 
 
-def test_parquet_file_that_was_deleted_is_reported(tmp_path: Path) -> None:
-    store, _ = make_dataset(tmp_path / "set", shards=range(2))
-    run(store, tmp_path / "hf", "hf", partial=True)
-    for path in (tmp_path / "hf/data").glob("train-*"):
-        path.unlink()
-    store, _ = make_dataset(tmp_path / "set", shards=range(2, 3))
-    with pytest.raises(UserError, match=r"train-.*parquet is missing; delete .* and export again"):
-        run(store, tmp_path / "hf", "hf", partial=True)
+@pytest.mark.parametrize("form", FORMATS)
+def test_files_that_were_deleted_are_written_again(store: Store, tmp_path: Path, form: str) -> None:
+    run(store, tmp_path, form)
+    whole = content(tmp_path)
+    for name in {name.rpartition("/")[0]: name for name in sorted(whole) if not name.startswith(STATE)}.values():
+        (tmp_path / name).unlink()
+        run(store, tmp_path, form)
+        assert content(tmp_path) == whole, name
+    for path in tmp_path.iterdir():  # as `rm -r export/*` does, which leaves the state
+        if path.name != STATE:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    run(store, tmp_path, form)
+    assert content(tmp_path) == whole
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo"])
+def test_deleted_folder_of_an_empty_split_is_no_error(store: Store, tmp_path: Path, form: str) -> None:
+    run(store, tmp_path, form, val=0)
+    for name in ("annotations", "val", "images/val", "labels/val", "data.yaml"):
+        path = tmp_path / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    run(store, tmp_path, form, val=0)
+    assert (tmp_path / ("data.yaml" if form == "yolo" else "annotations/instances_train.json")).exists()
