@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from factory.config.stickers import EMBEDDED_MODELS
@@ -227,14 +228,14 @@ def test_training_takes_models_from_its_folder_or_the_embedded_ones(
     monkeypatch.setattr(train_autoencoder, "AutoencoderTask", task("autoencoder"))
     monkeypatch.setattr(train_detector, "DetectorTask", task("judge"))
     monkeypatch.setattr(recipes, "train", lambda task, options, out, report: runs.append((task.name, options, out)))
-    for part, options in (("autoencoder", ["--steps", 7]), ("judge", ["--batch", 3, "--seed", 5])):
+    for part, options in (("autoencoder", ["--steps", 7, "--device", "auto"]), ("judge", ["--batch", 3, "--seed", 5])):
         assert invoke("train", part, "--out", tmp_path, *options).exit_code == 0
     (tmp_path / "file").write_text("")
     assert "file is not a folder" in str(invoke("train", "judge", "--out", tmp_path / "file").exception)
     (tmp_path / "autoencoder/model").mkdir(parents=True)
     assert invoke("train", "judge", "--out", tmp_path).exit_code == 0
     assert made == [
-        ("autoencoder", "cpu"),
+        ("autoencoder", "cuda" if torch.cuda.is_available() else "cpu"),
         ("judge", "cpu", pipeline_folder() / "vae", True),
         ("judge", "cpu", tmp_path / "autoencoder/model", True),
     ]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from factory.cli.messages import to_stdout
-from factory.cli.shared_options import MAX_SEED, AsJson
+from factory.cli.shared_options import MAX_SEED, AsJson, Device
 from factory.cli.sticker_evaluation import evaluate, evaluate_autoencoder
 from factory.config.stickers import STICKERS, check_pipeline
 from factory.errors import UserError, counted
@@ -93,7 +93,7 @@ def train(
     learning_rate: Annotated[
         float | None, typer.Option(min=0, help="Peak learning rate; by default, as for the models in the package.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Device = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 uses the default of PyTorch.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the training.")] = 0,
     start: Annotated[Path | None, typer.Option(help="Folder of a trained model with the initial weights.")] = None,
@@ -105,6 +105,7 @@ def train(
     Example: factory stickers train detector --out runs --steps 2000
     """
     from factory.hf_logging import quiet_model_libraries
+    from factory.training.devices import chosen_device
     from factory.training.options import check_run_folder
 
     check_run_folder(out)
@@ -119,7 +120,7 @@ def train(
         steps=steps,
         batch=batch,
         learning_rate=learning_rate,
-        device=device,
+        device=chosen_device(device),
         threads=threads,
         seed=seed,
         start=start,
