@@ -161,6 +161,11 @@ def test_each_error_class_prints_its_message_and_exits_with_its_code(name: str) 
         ("generate --width 512", "there is no option --width (set generator.width in a recipe)"),
         ("invert --attempts 2", "there is no option --attempts"),
         ("generate --shrads out", "there is no option --shrads (did you mean --shards or --shard-size?)"),
+        ("generate --device cuda --shards out", "there is no option --device"),
+        ("verify set --n 4", "there is no option --n"),
+        ("train-grounder set --solver-steps 9", "there is no option --solver-steps (did you mean --train-steps or "
+         "--steps?)"),
+        ("bootstrap-oracle --masks attention", "there is no option --masks"),
         ("generate --n 4", "--shards is missing"),
         ("generate --out o --steps 2.5", "--solver-steps must be a valid integer, got 2.5"),
         ("generate --out o --batch 0", "--batch must be a whole number from 1 to 1024, or auto, got 0"),

@@ -68,11 +68,18 @@ def _option_hint(error: Any) -> str:
         from factory.config.recipe import Recipe
 
         name = error.option_name.lstrip("-").replace("-", "_")
-        field = next((field for field in _fields(Recipe) if field.rpartition(".")[2] == name), None)
-        if field is not None:
-            return f" (set {field} in a recipe)"
-    likely = error.possibilities  # the most similar one first; click sorts them by name
-    return f" (did you mean {' or '.join(likely)}?)" if likely else ""
+        fields = list(_fields(Recipe))
+        found = next((field for field in fields if field.rpartition(".")[2] == name), None)
+        if found is not None and not any(field.startswith(f"{found}.") for field in fields):  # not a whole section
+            return f" (set {found} in a recipe)"
+    likely = [known for known in error.possibilities or () if _are_similar(known, error.option_name)]
+    return f" (did you mean {' or '.join(likely)}?)" if likely else ""  # the most similar one first
+
+
+def _are_similar(option: str, other: str) -> bool:
+    """Whether one may be meant by the other; click also compares the dashes, so --n is similar to --json for it."""
+    names = option.lstrip("-"), other.lstrip("-")
+    return names[0].startswith(names[1]) or difflib.SequenceMatcher(None, *names).ratio() > 0.55
 
 
 def _invalid_text(name: str, problem: str, cause: BaseException | None) -> str:
