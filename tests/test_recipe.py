@@ -174,11 +174,13 @@ def test_truncated_recipe_is_rejected(tmp_path: Path) -> None:
     [
         ("n: 5\ngenerator: {steps: 4}\nmasks: {}\ngenerator: {guidance: 2}\n", "line 4 repeats the key 'generator'"),
         ("n: 5\nobjects:\n  1: 0.5\n  1: 0.2\n", "line 4 repeats the key '1'"),
+        ("n: 5\nclasses: [dog\n", "line 3, column 1, while parsing a flow sequence from line 2: expected ',' or "),
+        ("n: 5\nmasks: source: detector\n", "line 2, column 14: mapping values are not allowed here."),
         ("n: !!timestamp 2026-13-45\n", "cannot parse .*: the tag !!timestamp on line 1 is not supported"),
         ("n: !!int ''\n", "cannot parse "),
         ("n: " + "[" * 5000, "cannot parse .* nested too deeply"),
     ],
-    ids=["section", "number", "date", "tag", "nesting"],
+    ids=["section", "number", "bracket", "colon", "date", "tag", "nesting"],
 )
 def test_recipe_with_invalid_yaml_is_rejected(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "recipe.yaml").write_text(text)

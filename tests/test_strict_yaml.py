@@ -39,3 +39,10 @@ def test_large_recipe_is_read_by_libyaml(monkeypatch: pytest.MonkeyPatch) -> Non
     expected = strict_yaml._construct(text, "the file", strict_yaml._TypedLoader)
     monkeypatch.delattr("yaml.scanner.Scanner.fetch_more_tokens")
     assert parse_yaml(text, "the file") == expected
+
+
+def test_a_message_does_not_quote_the_file_which_may_contain_the_url_of_a_webhook() -> None:
+    with pytest.raises(UserError) as raised:
+        parse_plain_yaml("notify:\n  - {on: failure, webhook: https://host/secret\n", "the configuration")
+    assert "secret" not in str(raised.value)
+    assert "line 3, column 1, while parsing a flow mapping from line 2: expected ',' or '}'" in str(raised.value)

@@ -104,7 +104,16 @@ def _parse(text: str, where: str, kind: type[yaml.SafeLoader]) -> Any:
     except RecursionError as error:
         raise UserError(f"cannot parse {where}: it is nested too deeply.") from error
     except _ERRORS as error:
-        raise UserError(f"cannot parse {where}: {' '.join(str(error).split())}.") from error
+        raise UserError(f"cannot parse {where}: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong and where. PyYAML would quote the line, which may contain a secret."""
+    mark = getattr(error, "problem_mark", None)
+    if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
+        return " ".join(str(error).split())
+    context = "" if error.context_mark is None else f", {error.context} from line {error.context_mark.line + 1}"
+    return f"line {mark.line + 1}, column {mark.column + 1}{context}: {error.problem}"
 
 
 def _construct(text: str, where: str, kind: Any) -> Any:
