@@ -43,6 +43,14 @@ def test_options_that_do_not_fit_together_are_rejected(command: list[str], messa
     assert not (tmp_path / "out").exists()
 
 
+def test_misspelt_number_of_samples_in_a_recipe_is_named(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("N: 4\n")
+    assert "there is no field N (did you mean n?)" in error("plan", "--recipe", recipe)
+    recipe.write_text("classes: [dog]\n")
+    assert error("plan", "--recipe", recipe).startswith("the number of samples is missing; give --n")
+
+
 def test_options_allow_what_the_recipe_allows() -> None:
     """So a wrong value is reported under the name of its option, and by `factory run` before the first step."""
     options = {**get_type_hints(bootstrap_oracle, include_extras=True), **get_type_hints(generate, include_extras=True)}

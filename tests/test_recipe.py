@@ -118,6 +118,7 @@ def test_differences_list_field_and_both_values() -> None:
         ({"n": 5, "earlier": [6]}, "earlier sizes must ascend from 1 to below n"),
         ({}, "n is missing"),
         ({"n": 5, "classes": ["dog", 3]}, r"^the recipe: classes\.1 must be a string .got 3.\. See"),
+        ({"n": 4.5}, r"^the recipe: n must be a valid integer .got 4\.5.\. See"),
         ({"n": 5, "classes": None}, r"^the recipe: classes must be a list .got None.\. See"),
         ({"n": 5, "classes": []}, r"--classes dog,cat\. See"),
         ({"n": 5, "generator": "dit"}, "generator must be a mapping of fields to values .got 'dit'."),

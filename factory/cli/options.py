@@ -67,14 +67,17 @@ def assemble(
         data["cooccurrence"] = _cooccurrence(options["cooccurrence"], data)
     if options.get("n") is not None:
         data.pop("earlier", None)  # a dataset that is resumed or extended keeps its own
-    if "n" not in data:
-        raise UserError("the number of samples is missing; give --n, as in --n 1000, or a --recipe that contains it.")
+    without_n = "n" not in data
+    if without_n:
+        data["n"] = 1  # first the other fields: one of the file may be a misspelt `n`
     if options.get("split") is not None:
         data["oracle"] = _oracle(options["split"], data)
     if options.get("prompts") is not None:
         data["prompts"] = _prompts(options["prompts"], data)
         data["prompts_digest"] = hashlib.sha256(options["prompts"].read_bytes()).hexdigest()
     recipe = make_recipe(data, str(file or "the options"))
+    if without_n:
+        raise UserError("the number of samples is missing; give --n, as in --n 1000, or a --recipe that contains it.")
     _check_effects(recipe, options)
     return recipe
 

@@ -21,6 +21,7 @@ _RULES = {
     r"greater than or equal to": "at least",
     r"less than or equal to": "at most",
     r", unable to .*": "",
+    r", got a number with a fractional part": "",
     r" after validation\b": "",
     r"a valid dictionary( or instance of \w+)?": "a mapping of fields to values",
     r"a valid (tuple|list)": "a list",
@@ -156,7 +157,7 @@ def _similar(field: str, fields: list[str]) -> str | None:
     by_name: dict[str, str] = {}
     for known in sorted(fields, key=lambda known: known.rpartition(".")[0] != section):
         by_name.setdefault(known.rpartition(".")[2], known)
-    matches = difflib.get_close_matches(name, by_name, 1, 0.75)
+    matches = difflib.get_close_matches(name.lower(), by_name, 1, 0.75)
     return by_name[matches[0]] if matches else None
 
 
