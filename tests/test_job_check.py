@@ -33,7 +33,7 @@ GOOD = 'generate: {classes: "dog,cat", n: 2, shards: "{out}/s"'
         ("verify", "step 2 must be one command with its options, got 'verify'"),
         ("[verify]", "step 2 must be one command with its options"),
         ("~", "step 2 must be one command with its options, got None"),
-        ("bake: {}", "there is no command 'bake'"),
+        ("bake: {}", "there is no command 'bake'; a step is one of bootstrap-oracle, compare-segmenters, "),
         ("verify:", "verify: DATASET is missing"),
         ("verify: {with: ~}", "with must be a string or a number, got nothing"),
         ("verify: {with: [a, b]}", "verify: unexpected argument b"),

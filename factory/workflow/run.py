@@ -214,7 +214,8 @@ def _chained(steps: Iterable[Step]) -> tuple[Step, ...]:
 
 def _step(path: str, name: str, options: Any, commands: Mapping[str, Any], values: Mapping[str, str]) -> Step:
     if name not in commands:
-        raise UserError(f"{path}: there is no command {name!r}; a step is one of {', '.join(sorted(commands))}.")
+        known = sorted(known for known, command in commands.items() if not command.hidden)
+        raise UserError(f"{path}: there is no command {name!r}; a step is one of {', '.join(known)}.")
     return Step(name, arguments_of(path, name, options, commands[name], lambda value: _filled(path, value, values)))
 
 
