@@ -70,7 +70,9 @@ def invert(
         typer.Option(min=0, max=1, help="Leave classes that cover a smaller share of the image out of the prompt."),
     ] = 0.01,
     model: Model = None,
-    recipe: Annotated[Path | None, typer.Option(help="Recipe file; only its `generator` section is used.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe file; only its sections `generator` and `store` are used.")
+    ] = None,
     batch: Batch = None,
     shard_size: ShardSize = None,
     workers: Workers = None,

@@ -41,7 +41,11 @@ def bootstrap_oracle(
         str | None, typer.Option(help="coco (default) or voc; with a split file, any classes as in `factory generate`.")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="1, 2, 3 or (voc only) zs3, or a file with one unseen class per line.")
+        str | None,
+        typer.Option(
+            help="Split of the classes, whose seen classes are used: 1, 2, 3 or (voc only) zs3, or a file with one "
+            "unseen class per line; required for a new dataset without --recipe."
+        ),
     ] = None,
     n: Count = None,
     model: Model = None,

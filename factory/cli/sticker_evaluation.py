@@ -28,11 +28,13 @@ def evaluate(
     pairs: Annotated[int, typer.Option(min=1, help="Generated images of two classes.")] = 400,
     steps: Annotated[
         int | None,
-        typer.Option("--solver-steps", "--steps", min=1, help="Denoising steps per image; by default, as `generate`."),
+        typer.Option(
+            "--solver-steps", "--steps", min=1, help="Sampling steps per image; by default, as in `generate`."
+        ),
     ] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(min=1, help="Scale of classifier-free guidance; 1 disables it; by default, as `generate`."),
+        typer.Option(min=1, help="Scale of classifier-free guidance; 1 disables it; by default, as in `generate`."),
     ] = None,
     guidance_schedule: GuidanceScales = None,
     found_only: Annotated[
