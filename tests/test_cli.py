@@ -47,8 +47,6 @@ def test_render_writes_a_voc_folder_and_prints_json(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--n", "0"), "must be at least 1, got 0"),
-        (("--size", "5"), "must be 32 to 1024 pixels, got 5"),
         (("--classes", "dog,unicorn"), "do not know 'unicorn'"),
         (("--classes", "nowhere.txt"), "no class file nowhere.txt"),
     ],

@@ -1,6 +1,6 @@
 """`factory export`: a dataset in the format of another library."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,7 +13,8 @@ from factory.files.strict_json import dumps
 def export(
     dataset: Dataset,
     format_name: Annotated[
-        str, typer.Option("--format", help="coco, voc, yolo (segmentation) or hf (Hugging Face parquet).")
+        Literal["coco", "voc", "yolo", "hf"],
+        typer.Option("--format", help="coco, voc, yolo (segmentation) or hf (Hugging Face parquet)."),
     ],
     out: Annotated[
         str | None,
@@ -24,7 +25,10 @@ def export(
     ] = None,
     to: Annotated[str | None, typer.Option("--to", hidden=True, help="Old spelling of --out.")] = None,
     val: Annotated[
-        float, typer.Option(help="Share of samples in the validation split, chosen by a hash of the sample key.")
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of samples in the validation split, chosen by a hash of the sample key; below 1."
+        ),
     ] = 0.05,
     polygons: Annotated[
         bool, typer.Option("--polygons", help="COCO only: write polygons instead of run-length encodings.")

@@ -38,7 +38,8 @@ def train_grounder(
         typer.Option(min=1, help="Batch size over all devices; by default 32, or as many as fit into memory."),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate; by default 0.001 for guided and 0.0003 for the others.")
+        float | None,
+        typer.Option(min=0, help="Peak learning rate; by default 0.001 for guided and 0.0003 for the others."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the sample order.")] = 0,
     device: Device = "auto",

@@ -67,7 +67,7 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure", help="Generate two batches to estimate time and disk space.")
     ] = False,
-    workers: Annotated[int, typer.Option(help="Number of workers for the time estimate.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of workers for the time estimate.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Show what `factory generate` would produce, and estimate time and disk space.
@@ -157,8 +157,8 @@ def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool =
     from factory.generation.preflight import preflight
     from factory.generation.run import check_format
 
-    if workers < 1 or (rate is not None and not 0 < rate < math.inf):
-        raise UserError(f"--workers must be at least 1 and --rate a number above 0, got {workers} and {rate}.")
+    if rate is not None and not 0 < rate < math.inf:
+        raise UserError(f"--rate must be a number above 0, got {rate:g}.")
     if measure and rate is not None:
         raise UserError(
             f"--rate {rate:g} has no effect with --measure, which measures the rate; leave one of them out."

@@ -13,7 +13,7 @@ from factory.files.strict_json import dumps
 def preview(
     dataset: Dataset,
     out: Annotated[Path, typer.Option(help="Image file to write.")] = Path("sheet.png"),
-    n: Annotated[int, typer.Option("--n", help="Number of samples to show.")] = 24,
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of samples to show.")] = 24,
     as_json: AsJson = False,
 ) -> None:
     """Draw the first samples of a dataset next to their masks, as one image.

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from factory.config.recipe import Recipe
     from factory.prompts.file import PromptsFile
     from factory.prompts.interface import LanguageModel, Sampling
-
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def prompts(
@@ -54,7 +52,8 @@ def prompts(
     ] = 120,
     device: Device = "auto",
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; float32 on CPUs and bfloat16 on GPUs by default.")
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Precision of the language model; float32 on CPUs and bfloat16 on GPUs by default."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -113,8 +112,6 @@ def _opened(lm: str, lm_model: str | None, device: str, dtype: str | None, sampl
     from factory.errors import UserError
     from factory.prompts.server import ServerModel, is_url
 
-    if dtype not in (None, *_DTYPES):
-        raise UserError(f"--dtype must be {', '.join(_DTYPES)}, got {dtype!r}.")
     if not lm.strip():
         raise UserError("--lm is empty; give the folder or hub id of a language model, or the URL of a server.")
     if is_url(lm):

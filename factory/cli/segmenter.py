@@ -1,7 +1,7 @@
 """`factory train-segmenter` and `factory evaluate-segmenter`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -45,7 +45,7 @@ def train_segmenter(
     real_set: Annotated[str | None, typer.Option(help="Image set of the PASCAL VOC folder; train by default.")] = None,
     annotations: Annotations = None,
     real_classes: Annotated[
-        str, typer.Option(help="all, or seen, which skips images with unseen classes of --split.")
+        Literal["all", "seen"], typer.Option(help="all, or seen, which skips images with unseen classes of --split.")
     ] = "all",
     split: Annotated[
         str | None, typer.Option(help="Split that defines the unseen classes, or a file with one of them per line.")

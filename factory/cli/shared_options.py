@@ -22,6 +22,17 @@ def _batch(text: str | None) -> str | None:
     return text
 
 
+def _device(text: str) -> str:
+    from factory.errors import UserError
+    from factory.training.devices import check_device_name
+
+    try:
+        check_device_name(text)
+    except UserError as error:
+        raise typer.BadParameter(str(error)) from error
+    return text
+
+
 # Datasets: every command reads one as the argument DATASET, and writes to --out.
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Folder or URL (s3://, gs://, az://) of a dataset.")]
 DatasetOut = Annotated[
@@ -126,7 +137,9 @@ GuidanceScales = Annotated[
 NoiseLevel = Annotated[
     float | None,
     typer.Option(
-        help="Noise level at which features are read, above 0 and below 1; by default that of the model family."
+        min=0,
+        max=1,
+        help="Noise level at which features are read, above 0 and below 1; by default that of the model family.",
     ),
 ]
 Dtype = Annotated[
@@ -176,7 +189,9 @@ Grace = Annotated[
 ]
 
 # Training and evaluation.
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto, which uses a GPU if there is one.")]
+Device = Annotated[
+    str, typer.Option(callback=_device, help="cpu, cuda, cuda:N, or auto, which uses a GPU if there is one.")
+]
 Devices = Annotated[int, typer.Option(min=1, help="Number of devices to train on in parallel, with Ray Train.")]
 TrainAddress = Annotated[
     str | None, typer.Option(help="Ray cluster to use with several devices: host:port or auto; local by default.")

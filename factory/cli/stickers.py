@@ -40,7 +40,7 @@ class ModelName(StrEnum):
 @app.command()
 def render(
     out: Annotated[Path, typer.Option(help="Folder to write: new, empty, or from an earlier run of the same command.")],
-    n: Annotated[int, typer.Option("--n", help="Number of images.")] = 1000,
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of images.")] = 1000,
     classes: Annotated[
         str, typer.Option(help='coco, voc, a file with one class per line, or names: dog,cat,"traffic light".')
     ] = "voc",
@@ -51,7 +51,7 @@ def render(
             "that no model was trained on."
         ),
     ] = Style.train,
-    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 128,
+    size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the images in pixels.")] = 128,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the images.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -87,9 +87,13 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the runs, with one subfolder per model.")] = Path("runs"),
     steps: Annotated[
         int | None,
-        typer.Option("--train-steps", "--steps", help="Optimizer steps; by default, as for the models in the package."),
+        typer.Option(
+            "--train-steps", "--steps", min=1, help="Optimizer steps; by default, as for the models in the package."
+        ),
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Batch size.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Batch size; by default, as for the models in the package.")
+    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(min=0, help="Peak learning rate; by default, as for the models in the package.")
     ] = None,

@@ -38,7 +38,7 @@ def write_voc_folder(
     vocabulary, starting at 1, and lines of labels.txt. The same arguments write the same bytes, and an interrupted run
     resumes. UserError if the folder contains anything else.
     """
-    _check(num_images, size, styles)
+    _check_styles(styles)
     embedded = [embedded_name(vocabulary, name) for name in vocabulary.names]
     options = {
         "classes": list(vocabulary.names), "num_images": num_images, "styles": list(styles), "size": size, "seed": seed
@@ -107,11 +107,7 @@ def _save_labels(labels: NDArray[np.uint8], path: Path) -> None:
         palette_image(labels.astype(np.uint8)).save(partial, format="PNG")
 
 
-def _check(num_images: int, size: int, styles: tuple[str, ...]) -> None:
-    if num_images < 1:
-        raise UserError(f"--n must be at least 1, got {num_images}.")
-    if not 32 <= size <= 1024:
-        raise UserError(f"--size must be 32 to 1024 pixels, got {size}.")
+def _check_styles(styles: tuple[str, ...]) -> None:
     unknown = [style for style in styles if style not in STYLES]
     if unknown:
         raise UserError(f"there is no style {unknown[0]!r}; choose among {', '.join(STYLES)}.")
