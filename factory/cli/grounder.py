@@ -79,7 +79,7 @@ def train_grounder(
         start=str(start.absolute()) if start else None,
     )
     run = run.on_several(devices)
-    train = partial(train_here, report=to_stdout)
+    train = partial(train_here, report=to_stderr)
     if devices > 1:
         check(run)
         folder = train_on_several(train, run, devices, EngineRecipe(address=address))

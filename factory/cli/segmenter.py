@@ -112,7 +112,7 @@ def train_segmenter(
         threads=threads,
         start=str(start) if start else None,
     )
-    train = partial(train_here, report=to_stdout)
+    train = partial(train_here, report=to_stderr)
     if devices > 1:
         check(run)
         folder = train_on_several(train, run.absolute(), devices, EngineRecipe(address=address))

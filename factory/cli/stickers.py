@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from factory.cli.messages import to_stdout
+from factory.cli.messages import to_stderr, to_stdout
 from factory.cli.shared_options import MAX_SEED, AsJson, Device
 from factory.cli.sticker_evaluation import evaluate, evaluate_autoencoder
 from factory.config.stickers import STICKERS, check_pipeline
@@ -128,7 +128,7 @@ def train(
         threads=threads,
         seed=seed,
         start=start,
-        report=to_stdout,
+        report=to_stderr,
     )
 
 

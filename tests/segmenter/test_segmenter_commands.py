@@ -24,7 +24,7 @@ from factory.segmenter.training import SegmenterTask
 from factory.training import distributed
 from factory.training.loop import STOP
 from tests.support.export_datasets import make_dataset
-from tests.support.in_process import output
+from tests.support.in_process import invoke, output
 from tests.support.tiny_segmenter import saved_tiny, tiny
 from tests.support.voc_folder import write_folder
 
@@ -81,6 +81,15 @@ def test_training_gets_the_options_and_names_the_next_command(monkeypatch: pytes
     assert (here.shards, here.steps, here.annotations, here.start, here.real) == (("set",), 5, "a.json", "s", "r")
     assert (several.out, several.batch, devices) == (str(Path("out").absolute()), 8, 2)
     assert engine == EngineRecipe(address="auto")
+
+
+def test_progress_of_a_training_goes_to_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "train_here", lambda options, report: report("step 1") or Path("m"))
+    monkeypatch.setattr("factory.stickers.recipes.run_recipe", lambda *args, report, **options: report("step 1"))
+    for command in (["train-segmenter", "set", "--out", "out"], ["stickers", "train", "judge"]):
+        result = invoke(*command)
+        assert result.stderr == "step 1\n"
+        assert "step" not in result.stdout
 
 
 def test_only_real_images_of_seen_classes_require_a_valid_choice(tmp_path: Path) -> None:
