@@ -72,6 +72,8 @@ def test_invalid_job_is_rejected_on_load(data: dict[str, Any], message: str, tmp
     steps = [{"verify": {"with": "a"}}]
     with pytest.raises(UserError, match="has no value 'm'"):
         load_workflow(write(tmp_path / "job.yaml", out="x", values={"n": 1}, steps=steps), None, commands(), {"m": "2"})
+    with pytest.raises(UserError, match="To change the folder of the job, give --out"):
+        load_workflow(write(tmp_path / "job.yaml", out="x", steps=steps), None, commands(), {"out": "y"})
 
 
 def test_list_repeats_an_option(tmp_path: Path) -> None:

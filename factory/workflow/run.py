@@ -117,7 +117,8 @@ def load_workflow(path: Path, out: Path | None, commands: Mapping[str, Any], cha
     entries, values = steps_of(data, str(path)), values_of(data, str(path))
     unknown = sorted(set(change) - set(values))
     if unknown:
-        raise UserError(f"{path} has no value {unknown[0]!r}; its values are {', '.join(values) or 'none'}.")
+        hint = " To change the folder of the job, give --out." if unknown[0] == "out" else ""
+        raise UserError(f"{path} has no value {unknown[0]!r}; its values are {', '.join(values) or 'none'}.{hint}")
     folder = out or local_path(data["out"], f"`out` of {path}")
     values = {"out": str(folder), **values, **change}
     steps = [_step(str(path), name, options, commands, values) for name, options in entries]
