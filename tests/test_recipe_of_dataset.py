@@ -140,7 +140,7 @@ def test_a_folder_of_datasets_or_nights_is_refused_with_their_names(bucket: Buck
 def test_recipe_in_another_encoding_is_not_read_with_other_names(tmp_path: Path) -> None:
     for data in ("n: 1\nclasses: [caf\u00e9]".encode("latin1"), "n: 1\nclasses: [cat]".encode("utf-16")):
         (tmp_path / "recipe.yaml").write_bytes(data)
-        with pytest.raises(UserError, match=r"recipe\.yaml is damaged or no UTF-8 text \(.*\); restore it"):
+        with pytest.raises(UserError, match=r"recipe\.yaml is damaged or not UTF-8 text \(.*\); restore it"):
             recipe_of(Store(str(tmp_path)))
     (tmp_path / "recipe.yaml").write_bytes("\ufeffn: 1\nclasses: [caf\u00e9]".encode())
     assert recipe_of(Store(str(tmp_path))).classes == ("caf\u00e9",)

@@ -32,7 +32,7 @@ SCHEDULE = EMBEDDED_MODELS[STICKERS].schedule
 
 
 def check_embedded_classes(vocabulary: Vocabulary) -> None:
-    """UserError if a class is none of those that the embedded models were trained on."""
+    """UserError if the embedded models were not trained on a class."""
     for entry in vocabulary.classes:
         try:
             coco().resolve(entry.display)

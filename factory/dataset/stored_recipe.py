@@ -110,7 +110,7 @@ def _text(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{where} is damaged or no UTF-8 text ({error}); restore it, or save it as UTF-8.") from error
+        raise UserError(f"{where} is damaged or not UTF-8 text ({error}); restore it, or save it as UTF-8.") from error
 
 
 def _why_not(store: Store) -> str:

@@ -30,7 +30,7 @@ def local_path(text: str, what: str) -> Path:
 
 
 def address_text(address: str | os.PathLike[str]) -> str:
-    """The address of a dataset that a program passes, as text; UserError if it is no path or URL, such as None."""
+    """The address of a dataset that a program passes, as text; UserError if it is not a path or URL, such as None."""
     return path_text(address, "the address of a dataset must be a path or a URL")
 
 

@@ -92,7 +92,7 @@ def read_values(path: Path, values: int) -> NDArray[np.int64]:
     if picture.mode == "L" and _greyscale_bits(path) in (2, 4):
         raise UserError(
             f"{path} is a greyscale PNG of {_greyscale_bits(path)} bits, whose values decoders scale to 0 to 255, so "
-            f"they are no class indices; save it as a palette PNG or with 8 bits."
+            f"they are not class indices; save it as a palette PNG or with 8 bits."
         )
     if picture.mode in ("P", "L", "I", "I;16", "I;16B", "I;16L"):
         return np.asarray(picture).astype(np.int64)

@@ -46,7 +46,7 @@ class LocalModel:
         self.identity = {"model": self._source, "revision": revision, "dtype": dtype}
 
     def load(self) -> None:
-        """Raises UserError if this is no causal language model, or if its weights are incomplete."""
+        """Raises UserError if this is not a causal language model, or if its weights are incomplete."""
         quiet_model_libraries()
         revision = None if self._local else self.identity["revision"]
         self._model, self._tokenizer = _load(self._source, revision, self.identity["dtype"])

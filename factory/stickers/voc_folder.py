@@ -63,7 +63,7 @@ def write_voc_folder(
 def embedded_name(vocabulary: Vocabulary, name: str) -> str:
     """The name of a class of the vocabulary in the embedded models.
 
-    UserError, with the known classes and alternatives, for any class outside the 80.
+    UserError, with some of the known classes and an alternative, for any class outside the 80.
     """
     known = coco()
     entry = vocabulary.resolve(name)
@@ -72,7 +72,7 @@ def embedded_name(vocabulary: Vocabulary, name: str) -> str:
             return candidate
     raise UserError(
         f"the embedded models do not know {name!r}, only the 80 COCO classes ({', '.join(known.names[:4])}, ... "
-        f"{known.names[-1]}). Choose among these, or give another model with --model FOLDER or --model HUB_ID."
+        f"{known.names[-1]}). Choose among these; `factory generate --model` generates other classes."
     )
 
 
