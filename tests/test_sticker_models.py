@@ -28,7 +28,7 @@ from factory.stickers.text_to_image import (
 )
 from factory.stickers.tokens import train_tokenizer
 from factory.stickers.train_autoencoder import AutoencoderTask, new_autoencoder, round_trip_psnr
-from factory.stickers.train_detector import DetectorTask, augmented, new_network
+from factory.stickers.train_detector import DetectorTask, _reframed, augmented, new_network
 from factory.stickers.train_diffusion import DiffusionTask
 from factory.stickers.train_turbo import STAGES, TurboTask
 from factory.training.muon import Muon, muon_groups, orthogonalized
@@ -172,6 +172,18 @@ def test_augmentation_keeps_the_labels_of_the_scene() -> None:
         assert image.shape == (128, 128, 3)
         assert set(np.unique(labels)) <= {0, 17, 42}
         assert (labels > 0).any()
+
+
+def test_a_rotated_window_moves_the_labels_with_the_pixels() -> None:
+    labels = np.zeros((64, 64), np.uint8)
+    labels[10:40, 20:50] = 7
+    pixels = np.repeat(labels[..., None], 3, 2).astype(np.float32)
+    rng = np.random.default_rng(0)
+    windows = [_reframed(rng, pixels, labels) for _ in range(20)]
+    assert all((image[moved > 0] == 7).all() for image, moved in windows)
+    assert all((image[moved == 0] == 0).mean() > 0.9 for image, moved in windows)  # 7 only where an edge is repeated
+    corners = {tuple(np.argwhere(moved)[0]) for _, moved in windows}
+    assert len(corners) == len(windows)
 
 
 def test_the_command_evaluates_an_autoencoder(folders) -> None:

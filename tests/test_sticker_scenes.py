@@ -26,8 +26,27 @@ def test_the_held_out_style_is_not_a_training_style() -> None:
 
 
 def test_all_sprites_differ() -> None:
-    drawings = [sprite.mips[0].tobytes() for sprite in load_atlas().values()]
+    drawings = [sprite.drawing.tobytes() for sprites in load_atlas().values() for sprite in sprites]
     assert len(set(drawings)) == len(drawings)
+
+
+def test_variants_are_further_drawings_in_training_styles() -> None:
+    default, all_drawings = sprites_of("bird"), sprites_of("bird", variants=True)
+    assert len(all_drawings) > 2 * len(default)
+    assert set(map(id, default)) < set(map(id, all_drawings))
+    assert sprites_of("bird", (HELD_OUT_STYLE,), variants=True) == sprites_of("bird", (HELD_OUT_STYLE,))
+
+
+@pytest.mark.parametrize("name", coco().names)
+def test_a_style_without_a_default_drawing_of_a_class_shows_none_of_its_variants(name: str) -> None:
+    assert not any(sprite.is_variant for sprite in sprites_of(name))
+    assert all(len(sprites_of(name, (style,))) <= 1 for style in STYLES)
+
+
+def test_a_scene_shows_variants_only_on_request() -> None:
+    shown = {render_scene(k, ("bird",), 32).image.tobytes() for k in range(20)}
+    assert shown == {render_scene(k, ("bird",), 32, variants=False).image.tobytes() for k in range(20)}
+    assert shown != {render_scene(k, ("bird",), 32, variants=True).image.tobytes() for k in range(20)}
 
 
 def test_pixels_depend_only_on_the_seed() -> None:
@@ -54,7 +73,7 @@ def test_a_mask_covers_exactly_the_pixels_of_its_object() -> None:
 
     scene = render_scene(3, ("stop sign",))
     rng = scenes._generator(3)
-    sprites = [scenes._choose(rng, "stop sign", TRAIN_STYLES)]
+    sprites = [scenes._choose(rng, "stop sign", TRAIN_STYLES, variants=False)]
     background = scenes.random_background(rng, 128)
     layers, _ = scenes._place(rng, sprites, 128, scenes.MIN_VISIBLE)
     alpha = layers[0].alpha

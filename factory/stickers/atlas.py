@@ -1,4 +1,4 @@
-"""The sprites of the rendered scenes: one drawing per COCO class and art style, packed in one image."""
+"""The sprites of the rendered scenes: drawings of the COCO classes in several art styles, packed in one image."""
 
 import functools
 import json
@@ -28,9 +28,17 @@ STYLES = (*TRAIN_STYLES, HELD_OUT_STYLE)
 
 @dataclass(frozen=True)
 class Sprite:
-    """A drawing: `mips` are RGBA images of a square cell in decreasing sizes, starting with the full size."""
+    """A drawing: an RGBA image of a square cell, either the default one of its class and style or a variant."""
 
-    mips: tuple[Image.Image, ...]
+    drawing: Image.Image
+    is_variant: bool = False
+
+    @functools.cached_property
+    def mips(self) -> tuple[Image.Image, ...]:
+        """The drawing in decreasing sizes, starting with the full size. Computed on first use: most scenes need few."""
+        cell = self.drawing.width
+        sides = (cell * 3 // 4, cell // 2, cell // 4)
+        return self.drawing, *(self.drawing.resize((side, side), Image.Resampling.LANCZOS) for side in sides)
 
     def for_side(self, side: float) -> Image.Image:
         """The smallest mip of at least `side` pixels, or the largest one."""
@@ -39,24 +47,27 @@ class Sprite:
 
 
 @functools.cache
-def load_atlas() -> Mapping[tuple[str, str], Sprite]:
-    """All shipped sprites by (class name, style), decoded once per process."""
+def load_atlas() -> Mapping[tuple[str, str], tuple[Sprite, ...]]:
+    """All shipped sprites by (class name, style), decoded once per process.
+
+    Variants are other drawings of a class. Some styles have variants of a class but no default drawing.
+    """
     data = files("factory.stickers") / "data"
     index = json.loads((data / "atlas.json").read_text())
     with (data / "atlas.png").open("rb") as stream:
         atlas = Image.open(stream).convert("RGBA")
     cell, columns = index["cell"], index["columns"]
-    sprites = {}
+    sprites: dict[tuple[str, str], tuple[Sprite, ...]] = {}
     for position, entry in enumerate(index["sprites"]):
         left, top = position % columns * cell, position // columns * cell
-        full = atlas.crop((left, top, left + cell, top + cell))
-        mips: tuple[Image.Image, ...] = (full, full.resize((cell * 3 // 4,) * 2, Image.Resampling.LANCZOS))
-        mips += tuple(full.resize((cell // k,) * 2, Image.Resampling.LANCZOS) for k in (2, 4))
-        sprites[entry["class"], entry["style"]] = Sprite(mips)
+        sprite = Sprite(atlas.crop((left, top, left + cell, top + cell)), entry.get("variant", False))
+        key = entry["class"], entry["style"]
+        sprites[key] = (*sprites.get(key, ()), sprite)
     return sprites
 
 
-def sprites_of(class_name: str, styles: tuple[str, ...] = TRAIN_STYLES) -> list[Sprite]:
-    """The sprites of one class in the given styles; styles without the class are skipped."""
+def sprites_of(class_name: str, styles: tuple[str, ...] = TRAIN_STYLES, variants: bool = False) -> list[Sprite]:
+    """The sprites of one class in the given styles, with or without variants; styles without the class are skipped."""
     atlas = load_atlas()
-    return [atlas[class_name, style] for style in styles if (class_name, style) in atlas]
+    drawings = [sprite for style in styles for sprite in atlas.get((class_name, style), ())]
+    return [sprite for sprite in drawings if variants or not sprite.is_variant]

@@ -47,17 +47,19 @@ def render_scene(
     styles: tuple[str, ...] = TRAIN_STYLES,
     kind_shares: tuple[float, ...] = KIND_SHARES,
     min_visible: float = MIN_VISIBLE,
+    variants: bool = False,
 ) -> Scene:
     """Render one to three objects. The same arguments always give the same pixels.
 
     `kind_shares` are the probabilities of a gradient, a texture, stripes and clutter as background. A placement that
-    hides more than 1 - `min_visible` of the pixels of an object is drawn again. Raises ValueError for another number
+    hides more than 1 - `min_visible` of the pixels of an object is drawn again. With `variants`, classes are not
+    limited to their default drawings. Raises ValueError for another number
     of objects, and for a class or style without sprites.
     """
     if len(class_names) not in _SIDES_BY_COUNT:
         raise ValueError(f"a scene must have 1 to 3 objects, got {len(class_names)}")
     rng = _generator(seed)
-    sprites = [_choose(rng, name, styles) for name in class_names]
+    sprites = [_choose(rng, name, styles, variants) for name in class_names]
     canvas = random_background(rng, size, kind_shares).astype(np.float32)
     layers, instance_map = _place(rng, sprites, size, min_visible)
     for layer in layers:
@@ -82,8 +84,8 @@ def _generator(seed: int | Sequence[int]) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(1,))))
 
 
-def _choose(rng: np.random.Generator, class_name: str, styles: tuple[str, ...]) -> Sprite:
-    sprites = sprites_of(class_name, styles)
+def _choose(rng: np.random.Generator, class_name: str, styles: tuple[str, ...], variants: bool) -> Sprite:
+    sprites = sprites_of(class_name, styles, variants)
     if not sprites:
         raise ValueError(f"there is no sprite of {class_name!r} in {', '.join(styles)}")
     return sprites[int(rng.integers(len(sprites)))]

@@ -1,6 +1,7 @@
 """Training task of the embedded detector: semantic segmentation of rendered scenes in the training styles."""
 
 import colorsys
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from transformers import ResNetConfig, UperNetConfig, UperNetForSemanticSegmenta
 from factory.config.vocabulary import coco
 from factory.files.digest import folder_digest
 from factory.generator.weights import load_model
-from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
+from factory.stickers.atlas import DRAWN_STYLES, HELD_OUT_STYLE, TRAIN_STYLES
 from factory.stickers.detector import MIN_SCORE, DetectedInstance, StickerDetector, network_input
 from factory.stickers.scenes import Scene, random_class_names, render_scene
 from factory.stickers.text_to_image import open_autoencoder, open_in_float32
@@ -28,6 +29,11 @@ _BACKGROUND_WEIGHT = 0.3
 """Weight of background pixels in the loss. It is part of the model, because detection undoes it in the masks."""
 _SIDES = (96, 112, 128, 144, 160, 176)
 """Input sides, one of which is drawn per step, so that the network learns objects of many sizes."""
+_DRAWN_SHARE = 0.25
+"""Share of the scenes in the style of the text-to-image model, on whose images the detector is used."""
+_VARIANTS_SHARE = 0.3
+"""Share of the scenes with variants, other drawings of the classes. The held-out style shows some classes in a way in
+which no default drawing of the training styles shows them."""
 _RECONSTRUCTED_SHARE = 0.15
 _MAX_LATENT_NOISE = 0.5
 JUDGE_WIDTHS = (40, 80, 160, 256)
@@ -82,7 +88,10 @@ class DetectorTask:
         rng = np.random.default_rng((seed, 4, step))
         images, labels = [], []
         for position in range(batch):
-            scene = render_scene((seed, 4, step, position), random_class_names(rng, names))
+            styles = DRAWN_STYLES if rng.random() < _DRAWN_SHARE else TRAIN_STYLES
+            variants = bool(rng.random() < _VARIANTS_SHARE)
+            class_names = random_class_names(rng, names)
+            scene = render_scene((seed, 4, step, position), class_names, styles=styles, variants=variants)
             image, label_image = augmented(rng, scene)
             images.append(image)
             labels.append(label_image)
@@ -162,6 +171,9 @@ def augmented(rng: np.random.Generator, scene: Scene) -> tuple[NDArray[np.uint8]
         if rng.random() < 0.4:
             mask = scene.instance_map == number
             pixels[mask] = pixels[mask] @ _hue_matrix(rng.uniform(-0.5, 0.5), rng.uniform(0, 1.4))
+        if rng.random() < 0.3:
+            mask = scene.instance_map == number
+            pixels[mask] = pixels[mask] * np.float32(rng.uniform(0.6, 1.3)) + np.float32(rng.uniform(-20, 40))
     if rng.random() < 0.4:
         pixels = _inked(rng, np.clip(pixels, 0, 255), scene.instance_map)
     labels = label_map(scene)
@@ -182,19 +194,22 @@ def augmented(rng: np.random.Generator, scene: Scene) -> tuple[NDArray[np.uint8]
 def _reframed(
     rng: np.random.Generator, pixels: NDArray[np.float32], labels: NDArray[np.uint8]
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """A random window of 0.75 to 1.3 times the image's side, with its aspect ratio changed by up to 15 %.
+    """A random window of 0.75 to 1.3 times the image's side, with its aspect ratio changed by up to a third.
 
-    Pixels outside the image repeat its edge and are background.
+    Half of the windows are rotated by up to 45 degrees. Pixels outside the image repeat its edge and are background.
     """
     size = labels.shape[0]
-    width, height = size * rng.uniform(0.75, 1.3) * rng.uniform(0.87, 1.15, 2)
+    width, height = size * rng.uniform(0.75, 1.3) * rng.uniform(0.8, 1.2, 2)
     left, top = (rng.uniform(min(0, size - side), max(0, size - side)) for side in (width, height))
-    columns = np.clip((left + (np.arange(size) + 0.5) * width / size).astype(int), 0, size - 1)
-    rows = np.clip((top + (np.arange(size) + 0.5) * height / size).astype(int), 0, size - 1)
-    outside = (columns[None] == 0) | (columns[None] == size - 1) | (rows[:, None] == 0) | (rows[:, None] == size - 1)
-    framed = labels[rows][:, columns]
+    angle = rng.uniform(-math.pi / 4, math.pi / 4) if rng.random() < 0.5 else 0.0
+    offsets = (np.arange(size) + 0.5) / size - 0.5
+    x, y = offsets[None] * width, offsets[:, None] * height
+    columns = left + width / 2 + math.cos(angle) * x - math.sin(angle) * y
+    rows = top + height / 2 + math.sin(angle) * x + math.cos(angle) * y
+    inside = (columns >= 0) & (columns < size) & (rows >= 0) & (rows < size)
+    columns, rows = (np.clip(indices.astype(int), 0, size - 1) for indices in (columns, rows))
     # Objects at the edge are smeared across the outside; these pixels are labelled as background.
-    return pixels[rows][:, columns], np.where(outside & (width > size or height > size), 0, framed).astype(np.uint8)
+    return pixels[rows, columns], np.where(inside, labels[rows, columns], 0).astype(np.uint8)
 
 
 def _resized(pixels: NDArray[np.float32], side: int) -> NDArray[np.float32]:

@@ -5,12 +5,15 @@
 The styles `noto`, `twemoji`, `fluent-flat` and `openmoji` have sprites of every COCO class, `emojione` of most.
 Classes that are missing from an icon set come from `drawings.py`, which imitates each of these five styles. The other
 icon sets contribute the classes that they contain. `openmoji` is the held-out style.
+
+Some classes have *variants*, other drawings in the training styles, on which the detector is trained as well.
 """
 
 import argparse
 import hashlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import resvg_py
@@ -19,6 +22,7 @@ from drawings import STYLES as DRAWN_STYLES
 from PIL import Image
 
 from factory.config.vocabulary import coco
+from factory.stickers.atlas import HELD_OUT_STYLE
 
 CELL = 128
 COLUMNS = 20
@@ -52,8 +56,33 @@ ICON_OF_CLASS = {
     "scissors": "scissors", "teddy bear": "teddy-bear", "toothbrush": "toothbrush",
 }  # fmt: skip
 """The icon of each class. Classes that are missing here always come from `drawings.py`."""
-UNFIT = {("emojione-v1", "keyboard"), ("fxemoji", "keyboard"), ("fxemoji", "boat"), ("fxemoji", "bird")}
-"""Icons that show something else (a piano) or only a part, or that have a filled background."""
+VARIANTS_OF_CLASS = {
+    "person": ["person-walking", "person-running"],
+    "car": ["oncoming-automobile", "sport-utility-vehicle", "racing-car", "taxi", "police-car"],
+    "motorcycle": ["motor-scooter"], "airplane": ["small-airplane"], "bus": ["oncoming-bus", "trolleybus"],
+    "train": ["tram-car", "train", "high-speed-train", "bullet-train", "railway-car"],
+    "truck": ["fire-engine", "pickup-truck", "articulated-lorry", "ambulance"],
+    "traffic light": ["horizontal-traffic-light"],
+    "bird": ["eagle", "dove", "duck", "owl", "parrot", "penguin", "rooster", "goose"],
+    "cat": ["black-cat", "cat-face"], "dog": ["poodle", "guide-dog", "service-dog", "dog-face"],
+    "horse": ["horse-face"], "sheep": ["ram"], "cow": ["ox", "water-buffalo", "cow-face"],
+    "bear": ["polar-bear"], "umbrella": ["closed-umbrella"], "handbag": ["purse", "clutch-bag"],
+    "sports ball": ["basketball", "baseball", "volleyball", "softball"], "bottle": ["lotion-bottle"],
+    "wine glass": ["cocktail-glass"], "cup": ["teacup-without-handle", "cup-with-straw", "beer-mug", "glass-of-milk"],
+    "knife": ["dagger"], "spoon": ["spoon"], "bowl": ["steaming-bowl", "green-salad", "cooked-rice"],
+    "sandwich": ["stuffed-flatbread", "hamburger"], "donut": ["bagel"], "cake": ["shortcake"], "chair": ["seat"],
+    "tv": ["desktop-computer"],
+    "book": ["closed-book", "books", "notebook", "ledger"],
+    "clock": ["mantelpiece-clock", "three-oclock", "timer-clock"],
+}  # fmt: skip
+"""Icons that are variants of a class."""
+UNFIT = {
+    *(("emojione-v1", "keyboard"), ("fxemoji", "keyboard"), ("fxemoji", "boat"), ("fxemoji", "bird")),
+    *(("noto-v1", "laptop"), ("emojione-v1", "laptop"), ("emojione-v1", "desktop-computer")),
+    *(("emojione", "basketball"), ("noto-v1", "basketball")),
+}
+"""Icons, by style and class (variants: by style and icon), that show something else (a piano, a desktop computer) or
+only a part, or that have a filled background."""
 
 
 def icon_svg(icon_set: dict, name: str) -> str | None:
@@ -86,23 +115,50 @@ def rasterise(svg: str) -> Image.Image:
     return cell
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--icons", type=Path, required=True, help="Folder of the icon set packages.")
-    parser.add_argument("--out", type=Path, default=Path("factory/stickers/data"))
-    arguments = parser.parse_args()
-    cells, index = [], []
-    for style, icon_set_name in SETS.items():
-        package, _, _ = icon_set_name.partition("@")
-        icon_set = json.loads((arguments.icons / package / "icons.json").read_text())
+def default_sprites(icon_sets: dict[str, dict]) -> Iterator[tuple[dict, Image.Image]]:
+    """The index entry and the cell of the default drawing of every class in every style that has one."""
+    for style, icon_set in icon_sets.items():
         for name in coco().names:
             icon_name = ICON_OF_CLASS.get(name) if (style, name) not in UNFIT else None
             icon = icon_svg(icon_set, icon_name) if icon_name else None
             if icon is None and (name not in DRAWN_CLASSES or style not in DRAWN_STYLES):
                 continue
-            source = "factory" if icon is None else f"{icon_set_name}:{icon_name}"
-            cells.append(rasterise(icon if icon is not None else draw(name, style)))
-            index.append({"class": name, "style": style, "source": source})
+            source = "factory" if icon is None else f"{SETS[style]}:{icon_name}"
+            yield (
+                {"class": name, "style": style, "source": source},
+                rasterise(icon if icon is not None else draw(name, style)),
+            )
+
+
+def variant_sprites(icon_sets: dict[str, dict]) -> Iterator[tuple[dict, Image.Image]]:
+    """The index entries and the cells of all variants."""
+    for style, icon_set in icon_sets.items():
+        for name, icon_names in VARIANTS_OF_CLASS.items():
+            for icon_name in icon_names:
+                icon = icon_svg(icon_set, icon_name)
+                if icon is None or style == HELD_OUT_STYLE or (style, icon_name) in UNFIT:
+                    continue
+                source = f"{SETS[style]}:{icon_name}"
+                yield {"class": name, "style": style, "source": source, "variant": True}, rasterise(icon)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--icons", type=Path, required=True, help="Folder of the icon set packages.")
+    parser.add_argument("--out", type=Path, default=Path("factory/stickers/data"))
+    arguments = parser.parse_args()
+    icon_sets = {
+        style: json.loads((arguments.icons / package.partition("@")[0] / "icons.json").read_text())
+        for style, package in SETS.items()
+    }
+    cells, index = [], []
+    drawings = set()
+    for entry, cell in (*default_sprites(icon_sets), *variant_sprites(icon_sets)):
+        if cell.tobytes() in drawings:  # one icon with several names
+            continue
+        drawings.add(cell.tobytes())
+        cells.append(cell)
+        index.append(entry)
     rows = -(-len(cells) // COLUMNS)
     atlas = Image.new("RGBA", (COLUMNS * CELL, rows * CELL))
     for position, cell in enumerate(cells):
@@ -110,7 +166,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     atlas.save(arguments.out / "atlas.png", optimize=True)
     digest = hashlib.sha256((arguments.out / "atlas.png").read_bytes()).hexdigest()
-    statement = {"cell": CELL, "columns": COLUMNS, "held_out": "openmoji", "sha256": digest, "sprites": index}
+    statement = {"cell": CELL, "columns": COLUMNS, "held_out": HELD_OUT_STYLE, "sha256": digest, "sprites": index}
     (arguments.out / "atlas.json").write_text(json.dumps(statement, indent=1) + "\n")
     print(f"{len(cells)} sprites, {(arguments.out / 'atlas.png').stat().st_size / 2**20:.1f} MiB, sha256 {digest}")
 
