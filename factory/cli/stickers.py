@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from factory.cli.messages import to_stderr, to_stdout
-from factory.cli.shared_options import MAX_SEED, AsJson, Device
+from factory.cli.shared_options import MAX_SEED, AsJson, Device, Threads
 from factory.cli.sticker_evaluation import evaluate, evaluate_autoencoder
 from factory.config.stickers import STICKERS, check_pipeline
 from factory.errors import UserError, counted
@@ -98,7 +98,7 @@ def train(
         float | None, typer.Option(min=0, help="Peak learning rate; by default, as for the models in the package.")
     ] = None,
     device: Device = "cpu",
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 uses the default of PyTorch.")] = 0,
+    threads: Threads = 0,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the training.")] = 0,
     start: Annotated[Path | None, typer.Option(help="Folder of a trained model with the initial weights.")] = None,
 ) -> None:
