@@ -210,7 +210,10 @@ def test_a_full_disk_under_a_log_ends_no_run_and_changes_no_exit_code(monkeypatc
     assert end.value.code == exit_codes.BAD_INPUT
 
 
-@pytest.mark.parametrize(("changes", "coloured"), [({}, True), ({"TERM": "dumb"}, False), ({"NO_COLOR": "1"}, False)])
+@pytest.mark.parametrize(
+    ("changes", "coloured"),
+    [({}, True), ({"TERM": "dumb"}, False), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)],
+)
 def test_messages_have_colours_only_where_they_are_wanted(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], coloured: bool
 ) -> None:

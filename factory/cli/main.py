@@ -170,6 +170,6 @@ def _print_error(message: str, prefix: str = "Error: ") -> None:
     if logging.getLogger("factory").handlers and log_format.wants_json():
         logging.getLogger("factory").error(message)
         return
-    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     text = prefix + message
     print_line(f"\033[31m{text}\033[0m" if colour else text)
