@@ -9,6 +9,7 @@ from PIL import Image
 from factory.config.vocabulary import coco, from_names, voc
 from factory.dataset.masks import palette
 from factory.errors import UserError
+from factory.stickers import training_scenes
 from factory.stickers.atlas import DRAWN_STYLES, HELD_OUT_STYLE, STYLES, TRAIN_STYLES, load_atlas, sprites_of
 from factory.stickers.scenes import random_class_names, render_scene
 from factory.stickers.voc_folder import embedded_name, write_voc_folder
@@ -189,3 +190,14 @@ def test_an_unknown_class_raises_an_error_with_the_known_classes() -> None:
     vocabulary = from_names(["dog", "unicorn"])
     with pytest.raises(UserError, match=r"do not know 'unicorn'.*80 COCO classes.*--model"):
         embedded_name(vocabulary, "unicorn")
+
+
+def test_training_scenes_show_thin_classes_and_pairs_more_often() -> None:
+    scenes = [training_scenes.scene_classes(index) for index in range(4000)]
+    names = [name for scene in scenes for name in scene]
+    assert set(names) == set(coco().names)
+    assert len([scene for scene in scenes if len(scene) == 2]) / 4000 == pytest.approx(0.65, abs=0.02)
+    assert all(len(set(scene)) == len(scene) for scene in scenes)
+    emphasis = [training_scenes._EMPHASIS.get(name, 1) for name in coco().names]
+    correlation = np.corrcoef(emphasis, [names.count(name) for name in coco().names])[0, 1]
+    assert correlation > 0.9

@@ -25,7 +25,7 @@ from factory.stickers.evaluate_parts import (
 )
 from factory.stickers.partial_results import PartialResults
 from factory.stickers.sampling import Sampling, sample
-from factory.stickers.training_scenes import scene_classes, training_scene
+from factory.stickers.training_scenes import cached_scene, scene_classes, training_scene
 from factory.training.sheet import tile
 
 _VARIETY_IMAGES = 50
@@ -217,7 +217,7 @@ def nearest_scene(pictures: list[Image.Image], report: Report) -> dict[str, floa
     The distance of newly rendered scenes is measured for comparison: an image that copies a training scene would be
     much nearer than any scene that the model has not seen.
     """
-    scenes = [training_scene((3, k), scene_classes(k)) for k in range(_MEMORISATION_SCENES)]
+    scenes = [cached_scene(k) for k in range(_MEMORISATION_SCENES)]
     fresh = [training_scene((9, k), scene_classes(k)) for k in range(len(pictures))]
     known = _thumbnails([Image.fromarray(scene.image) for scene in scenes])
     generated = _nearest(_thumbnails(pictures), known)
