@@ -48,7 +48,8 @@ def assert_same(found: Sequence[Instance], expected: Sequence[Row]) -> None:
     named = [row for row in expected if LABELS[row[0]] != "N/A" and row[2].any()]
     assert len(found) == len(named) > 0
     for ours, theirs in zip(_sorted(found), sorted(named, key=_order), strict=True):
-        assert (ours.class_name, ours.score) == (LABELS[theirs[0]], theirs[1])
+        assert ours.class_name == LABELS[theirs[0]]
+        assert ours.score == pytest.approx(theirs[1], abs=1e-5)  # the last digit depends on the processor
         assert np.array_equal(ours.mask, theirs[2])
 
 
@@ -104,12 +105,15 @@ def test_eomt_masks_exclude_the_padding(folders: dict[str, Path], size: tuple[in
     """The library paints instances over each other; ours, painted in the same order, give the same segmentation."""
     found = detect(folders["eomt"], image(*size))
     expected, painted = library_rows(folders["eomt"], image(*size), target_sizes=[size])
-    left = {(LABELS[row[0]], row[1]) for row in expected}
-    assert {(row.class_name, row.score) for row in found} == {row for row in left if row[0] != "N/A"}
+    ordered = sorted(found, key=lambda row: (row.class_name, row.score))
+    known = sorted((LABELS[label], score) for label, score, _ in expected if LABELS[label] != "N/A")
+    assert [row.class_name for row in ordered] == [name for name, _ in known]
+    # The last digit depends on the processor.
+    assert [row.score for row in ordered] == pytest.approx([score for _, score in known], abs=1e-5)
     ours = torch.full(size, -1.0)
-    masks = {row.score: row.mask for row in found}
     for number, (label, score, mask) in enumerate(expected):
-        ours[torch.from_numpy(mask if LABELS[label] == "N/A" else masks[score])] = number
+        nearest = min(found, key=lambda row: abs(row.score - score))
+        ours[torch.from_numpy(mask if LABELS[label] == "N/A" else nearest.mask)] = number
     assert len(expected) > 5
     assert torch.equal(ours, painted)
 
