@@ -53,8 +53,8 @@ def render_scene(
 
     `kind_shares` are the probabilities of a gradient, a texture, stripes and clutter as background. A placement that
     hides more than 1 - `min_visible` of the pixels of an object is drawn again. With `variants`, classes are not
-    limited to their default drawings. Raises ValueError for another number
-    of objects, and for a class or style without sprites.
+    limited to their default drawings. Raises ValueError for another number of objects, and for a class or style without
+    sprites.
     """
     if len(class_names) not in _SIDES_BY_COUNT:
         raise ValueError(f"a scene must have 1 to 3 objects, got {len(class_names)}")

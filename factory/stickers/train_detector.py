@@ -168,11 +168,10 @@ def augmented(rng: np.random.Generator, scene: Scene) -> tuple[NDArray[np.uint8]
     size = scene.image.shape[0]
     pixels = scene.image.astype(np.float32)
     for number in range(1, len(scene.class_names) + 1):
+        mask = scene.instance_map == number
         if rng.random() < 0.4:
-            mask = scene.instance_map == number
             pixels[mask] = pixels[mask] @ _hue_matrix(rng.uniform(-0.5, 0.5), rng.uniform(0, 1.4))
         if rng.random() < 0.3:
-            mask = scene.instance_map == number
             pixels[mask] = pixels[mask] * np.float32(rng.uniform(0.6, 1.3)) + np.float32(rng.uniform(-20, 40))
     if rng.random() < 0.4:
         pixels = _inked(rng, np.clip(pixels, 0, 255), scene.instance_map)
@@ -194,7 +193,7 @@ def augmented(rng: np.random.Generator, scene: Scene) -> tuple[NDArray[np.uint8]
 def _reframed(
     rng: np.random.Generator, pixels: NDArray[np.float32], labels: NDArray[np.uint8]
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """A random window of 0.75 to 1.3 times the image's side, with its aspect ratio changed by up to a third.
+    """A random window of 0.75 to 1.3 times the image's side, whose width and height then change by up to 20 % each.
 
     Half of the windows are rotated by up to 45 degrees. Pixels outside the image repeat its edge and are background.
     """
