@@ -33,7 +33,7 @@ def _mebibytes(folder: Path, pattern: str = "*") -> float:
 
 def test_shipped_files_are_within_their_size_limits() -> None:
     assert _mebibytes(models_folder(), "*.safetensors") <= 64
-    assert _mebibytes(models_folder().parent / "data") <= 12
+    assert _mebibytes(models_folder().parent / "data") <= 8
 
 
 def test_all_shipped_weights_are_half_precision() -> None:

@@ -85,6 +85,9 @@ UNFIT = {
 only a part, or that have a filled background."""
 
 
+VARIANT_COLOURS = 20
+
+
 def icon_svg(icon_set: dict, name: str) -> str | None:
     """One icon of an Iconify collection as an SVG document; None if the collection does not contain it."""
     entry = icon_set["icons"].get(name)
@@ -115,6 +118,11 @@ def rasterise(svg: str) -> Image.Image:
     return cell
 
 
+def reduced(cell: Image.Image) -> Image.Image:
+    """The sprite with few colours, which makes the atlas smaller; the detector's training changes colours anyway."""
+    return cell.quantize(VARIANT_COLOURS, method=Image.Quantize.FASTOCTREE).convert("RGBA")
+
+
 def default_sprites(icon_sets: dict[str, dict]) -> Iterator[tuple[dict, Image.Image]]:
     """The index entry and the cell of the default drawing of every class in every style that has one."""
     for style, icon_set in icon_sets.items():
@@ -139,7 +147,7 @@ def variant_sprites(icon_sets: dict[str, dict]) -> Iterator[tuple[dict, Image.Im
                 if icon is None or style == HELD_OUT_STYLE or (style, icon_name) in UNFIT:
                     continue
                 source = f"{SETS[style]}:{icon_name}"
-                yield {"class": name, "style": style, "source": source, "variant": True}, rasterise(icon)
+                yield {"class": name, "style": style, "source": source, "variant": True}, reduced(rasterise(icon))
 
 
 def main() -> None:
