@@ -27,6 +27,7 @@ def both(dog: np.ndarray, cat: np.ndarray, score: float = 0.9) -> Grounded:
     return Grounded((Instance("dog", score, dog), Instance("cat", score, cat)))
 
 
+SPLIT = block(30, 35) | block(50, 60)
 GOOD = both(block(0, 20), block(30, 50))
 
 
@@ -38,6 +39,7 @@ GOOD = both(block(0, 20), block(30, 50))
         ("mask_small", {"min_area": 0.05}, photo(), both(block(0, 20), block(30, 33)), None),
         ("mask_large", {"max_area": 0.05}, photo(), GOOD, None),
         ("mask_border", {"max_area": None}, photo(), both(block(0, 20), ~block(30, 50)), None),
+        ("mask_fragmented", {"min_largest_region": 0.8}, photo(), both(block(0, 20), SPLIT), None),
         ("low_confidence", {"min_confidence": 0.5}, photo(), both(block(0, 20), block(30, 50), 0.4), None),
         ("overlap", {}, photo(), both(block(0, 20), block(2, 22)), None),
         ("detector_disagrees", {"min_detector_iou": 0.5}, photo(), GOOD, [Instance("dog", 0.9, block(0, 20))]),
@@ -77,7 +79,8 @@ def cells(brighter: int) -> np.ndarray:
 def test_values_at_their_limits_are_accepted() -> None:
     """Which side a limit is on changes the samples of a dataset."""
     area = 20 * 20 / 64**2
-    limits = {"min_area": area, "max_area": area, "min_confidence": 0.9, "max_overlap": 0.0, "min_detector_iou": 0.5}
+    limits: dict[str, Any] = {"min_area": area, "max_area": area, "min_largest_region": 1.0, "min_confidence": 0.9}
+    limits |= {"max_overlap": 0.0, "min_detector_iou": 0.5}
     halves = both(block(0, 10), block(30, 40)).instances
     assert Filters(FilterRecipe(**limits)).judge(photo(), PROMPT, GOOD, halves).reason is None
 

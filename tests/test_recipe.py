@@ -28,10 +28,21 @@ def test_size_and_engine_do_not_change_the_fingerprint(change: dict[str, Any]) -
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"batch": 4}, {"generator": {"threads": 2}}, {"filters": {"min_area": 0}}]
+    "change",
+    [
+        {"seed": 1},
+        {"batch": 4},
+        {"generator": {"threads": 2}},
+        {"filters": {"min_area": 0}},
+        {"filters": {"min_largest_region": 0}},
+    ],
 )
 def test_settings_that_affect_the_bytes_change_the_fingerprint(change: dict[str, Any]) -> None:
     assert make_recipe({"n": 10} | change).fingerprint() != make_recipe({"n": 10}).fingerprint()
+
+
+def test_datasets_without_a_later_filter_keep_their_fingerprint() -> None:
+    assert "min_largest_region" not in make_recipe({"n": 10}).content()["filters"]
 
 
 @pytest.mark.parametrize(

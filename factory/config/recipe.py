@@ -200,6 +200,8 @@ class Recipe(Section):
             del data["generator"]["guidance_schedule"]
         if data["masks"]["grounder_revision"] is None:
             del data["masks"]["grounder_revision"]
+        if data["filters"]["min_largest_region"] is None:
+            del data["filters"]["min_largest_region"]
         absent = {"masks": EARLIER_FORMATS} if self.format >= FORMAT else LATER_FIELDS
         for section, names in absent.items():
             for name in names:

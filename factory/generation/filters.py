@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image as Pictures
+from scipy import ndimage
 
 from factory.config.prompts import Prompt
 from factory.config.sections import FilterRecipe
@@ -18,6 +19,7 @@ Reason = Literal[
     "mask_small",
     "mask_large",
     "mask_border",
+    "mask_fragmented",
     "low_confidence",
     "overlap",
     "detector_disagrees",
@@ -57,6 +59,7 @@ class Filters:
             lambda: self._blank(image, scores),
             lambda: self._area(prompt, grounded, scores),
             lambda: self._border(prompt, grounded, scores),
+            lambda: self._fragments(prompt, grounded, scores),
             lambda: self._confidence(grounded, scores),
             lambda: self._overlap(prompt, raw or grounded, scores),
             lambda: self._agreement(prompt, grounded, detected, scores),
@@ -89,6 +92,13 @@ class Filters:
         share = max((border_share(mask) for mask in _masks(prompt, grounded)), default=0.0)
         scores["border"] = round(share, 4)
         return "mask_border" if _over(share, self._recipe.max_border) else None
+
+    def _fragments(self, prompt: Prompt, grounded: Grounded, scores: Scores) -> Reason | None:
+        if self._recipe.min_largest_region is None:
+            return None
+        share = min((largest_region_share(mask) for mask in _masks(prompt, grounded)), default=0.0)
+        scores["largest_region"] = round(share, 4)
+        return "mask_fragmented" if share < self._recipe.min_largest_region else None
 
     def _confidence(self, grounded: Grounded, scores: Scores) -> Reason | None:
         least = min(instance.score for instance in grounded.instances)
@@ -133,6 +143,16 @@ def border_share(mask: Mask) -> float:
     """The share of the outermost pixels of the image that a mask covers; near 1 if the mask covers the background."""
     rim = np.concatenate((mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]))
     return float(rim.mean())
+
+
+def largest_region_share(mask: Mask) -> float:
+    """The share of a mask, bool (H, W), that its largest connected region covers; about half if a class is drawn twice.
+
+    Pixels are connected to their eight neighbours.
+    """
+    regions, _ = ndimage.label(mask, np.ones((3, 3)))
+    areas = np.bincount(regions[mask])
+    return float(areas.max() / areas.sum())
 
 
 def difference_hash(image: Image) -> int:

@@ -26,6 +26,7 @@ REASONS = {
     "mask_small": "Mask too small",
     "mask_large": "Mask too large",
     "mask_border": "Mask along the border",
+    "mask_fragmented": "Mask in several regions",
     "low_confidence": "Low mask confidence",
     "overlap": "Masks overlap",
     "detector_disagrees": "Detector disagrees",

@@ -89,6 +89,13 @@ class FilterRecipe(Section):
     max_border: float | None = Field(
         default=0.7, ge=0, le=1, description="Maximum share of the image border that a mask covers."
     )
+    min_largest_region: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Minimum share of a mask that its largest connected region covers; 0.8 rejects most images that "
+        "show a class twice.",
+    )
     min_confidence: float | None = Field(default=None, ge=0, le=1, description="Minimum score of a mask.")
     max_overlap: float | None = Field(default=0.5, ge=0, le=1, description="Maximum IoU of the masks of two classes.")
     min_detector_iou: float | None = Field(
