@@ -91,6 +91,23 @@ def detector_in(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("areas", "scores", "twice"),
+    [((100, 30), (0.9, 0.5), 1.0), ((100, 29), (0.9, 0.9), 0.0), ((100, 90), (0.9, 0.49), 0.0), ((100,), (0.9,), 0.0)],
+)
+def test_a_class_with_two_confident_instances_of_similar_areas_is_drawn_twice(
+    areas: tuple[int, ...], scores: tuple[float, ...], twice: float
+) -> None:
+    masks = [np.arange(400).reshape(20, 20) < area for area in areas]
+    dogs = [DetectedInstance("dog", score, (0, 0, 1, 1), mask) for score, mask in zip(scores, masks, strict=True)]
+    cat = DetectedInstance("cat", 0.9, (0, 0, 1, 1), masks[0])
+    detector: Any = SimpleNamespace(detect=lambda pictures: [[*dogs, cat]] * len(pictures))
+    blank = Image.new("RGB", (20, 20))
+    images = evaluate.DrawnImages({"dog": [blank], "cat": [blank]}, [(("dog", "cat"), blank), (("cat", "bus"), blank)])
+    found = evaluate.found_in(detector, images)
+    assert (found.single_drawn_twice, found.pair_drawn_twice) == (twice / 2, twice / 2)
+
+
 def test_models_are_evaluated_and_the_tables_written(
     calls: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +134,7 @@ def test_models_are_evaluated_and_the_tables_written(
     for row in (
         "| one object: class found, score >= 0.5, mean of 80 classes | 98.8% | >= 98 % |",
         "| classes found in under 85 % of their images | 1 | 0 |",
+        "| a class is drawn twice: images of one object, of two objects | 0.0%, 0.0% |  |",
         "| the second judge: two objects | 100.0% |  |",
         "| autoencoder, objects still found: one, two | 99.0%, 98.0% | >= 99 % |",
         "| dog | 100% | 1.00 | 1.00 |",

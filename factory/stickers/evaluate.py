@@ -13,7 +13,7 @@ from PIL import Image
 
 from factory.config.vocabulary import caption, coco
 from factory.stickers.atlas import HELD_OUT_STYLE, TRAIN_STYLES
-from factory.stickers.detector import DetectedInstance, StickerDetector
+from factory.stickers.detector import MIN_SCORE, DetectedInstance, StickerDetector
 from factory.stickers.evaluate_parts import (
     Report,
     RoundTrip,
@@ -31,6 +31,8 @@ from factory.training.sheet import tile
 _VARIETY_IMAGES = 50
 _VARIETY_CLASSES = ("dog", "bicycle", "pizza", "umbrella", "chair")
 _MEMORISATION_SCENES = 4000
+_SECOND_AREA = 0.3
+"""Area of the second instance of a class, relative to the largest, from which the class counts as drawn twice."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class Found:
     one_object_by_class: dict[str, float]
     one_object_is_largest: float
     both_of_two: float
+    single_drawn_twice: float
+    """Images of one object in which the class is found twice."""
+    pair_drawn_twice: float
+    """Images of two objects in which at least one of the classes is found twice."""
 
 
 @dataclass(frozen=True)
@@ -182,16 +188,27 @@ def time_and_memory(pipeline: StableDiffusionPipeline, sampling: Sampling) -> di
 
 def found_in(detector: StickerDetector, images: DrawnImages) -> Found:
     """The shares of the prompted classes that the detector finds."""
-    by_class, largest = {}, []
+    by_class, largest, single_twice = {}, [], []
     for name, pictures in images.singles.items():
         instances = detect_all(detector, pictures)
         by_class[name] = float(np.mean([name in classes_found(found) for found in instances]))
         largest += [bool(f) and max(f, key=lambda i: i.mask.sum()).class_name == name for f in instances]
-    both = [
-        set(pair) <= classes_found(found)
-        for (pair, _), found in zip(images.pairs, detect_all(detector, [p for _, p in images.pairs]), strict=True)
-    ]
-    return Found(float(np.mean(list(by_class.values()))), by_class, float(np.mean(largest)), float(np.mean(both)))
+        single_twice += [_drawn_twice(found, name) for found in instances]
+    pairs = list(zip((p for p, _ in images.pairs), detect_all(detector, [p for _, p in images.pairs]), strict=True))
+    return Found(
+        one_object=float(np.mean(list(by_class.values()))),
+        one_object_by_class=by_class,
+        one_object_is_largest=float(np.mean(largest)),
+        both_of_two=float(np.mean([set(pair) <= classes_found(found) for pair, found in pairs])),
+        single_drawn_twice=float(np.mean(single_twice)),
+        pair_drawn_twice=float(np.mean([any(_drawn_twice(found, name) for name in pair) for pair, found in pairs])),
+    )
+
+
+def _drawn_twice(instances: list[DetectedInstance], name: str) -> bool:
+    """Whether a class has two confident instances of similar areas; small ones may be parts of an object."""
+    areas = sorted((i.mask.sum() for i in instances if i.class_name == name and i.score >= MIN_SCORE), reverse=True)
+    return len(areas) > 1 and bool(areas[1] >= _SECOND_AREA * areas[0])
 
 
 def variety_of(

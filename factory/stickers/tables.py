@@ -21,6 +21,11 @@ def summary_table(measured: Evaluation, models: str = "") -> str:
         ("classes found in under 85 % of their images", str(below_85), "0"),
         ("one object: the class is also the largest instance", f"{found.one_object_is_largest:.1%}", ""),
         ("two objects: both found, score >= 0.5", f"{found.both_of_two:.1%}", ">= 88 %"),
+        (
+            "a class is drawn twice: images of one object, of two objects",
+            f"{found.single_drawn_twice:.1%}, {found.pair_drawn_twice:.1%}",
+            "",
+        ),
     ]
     if judge is not None:
         rows += [
