@@ -165,6 +165,21 @@ def test_seeds_and_threads_of_trainings_out_of_range_are_usage_errors(
     assert f"Invalid value for '{option[0]}'" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        (["generate", "--shards", "a", "--out", "b", "--n", "1"], "--shards or --out"),
+        (["generate", "--shards", "a", "--n", "1", "--n", "2"], "--n"),
+        (["stickers", "train", "detector", "--train-steps", "1", "--steps", "2"], "--train-steps or --steps"),
+    ],
+)
+def test_options_given_twice_are_rejected(command: list[str], names: str) -> None:
+    """Of two values, the parser silently took the last one: `--shards a --out b` wrote to b."""
+    result = invoke(*command)
+    assert result.exit_code == 2
+    assert f"{names} is given 2 times, but takes one value" in result.stderr
+
+
 @pytest.mark.parametrize("option", [["--force"], ["--workers", "2"]])
 def test_options_of_a_repair_require_one(option: list[str], tmp_path: Path) -> None:
     assert f"{' '.join(option)} has no effect without --repair" in error("verify", tmp_path, *option)

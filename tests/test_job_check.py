@@ -147,6 +147,12 @@ def test_utf_16_job_is_read_and_out_is_overridden(tmp_path: Path) -> None:
     assert loaded_job.steps[1].arguments == ("other/x",)
 
 
+def test_repeated_set_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(job("verify: set"))
+    result = invoke("run", tmp_path / "job.yaml", "--set", "n=1", "--set", "n=2", "--dry-run")
+    assert "--set gives n several values: n=1, n=2; give one" in str(result.exception)
+
+
 def test_dry_run_validates_the_job(tmp_path: Path) -> None:
 
     (tmp_path / "job.yaml").write_text(job("verify: set"))

@@ -1,5 +1,6 @@
 """The help of commands: names of option values (`--n INTEGER`, `--layout voc|coco`), and panels of options."""
 
+from collections import Counter
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -24,7 +25,15 @@ _PANELS = {
 
 
 class Command(TyperCommand):
-    """A command whose help labels values as above and shows its options in panels."""
+    """A command whose help labels values as above and shows its options in panels. It rejects repeated options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments. Of two values of an option, perhaps given by two names, the parser takes the last."""
+        given = Counter(self.make_parser(ctx).parse_args(list(args))[2])
+        for option, times in given.items():
+            if times > 1 and not (option.multiple or option.is_flag):
+                ctx.fail(f"{' or '.join(option.opts)} is given {times} times, but takes one value")
+        return super().parse_args(ctx, args)
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters, with the labels of their values and in panels."""

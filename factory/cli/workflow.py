@@ -35,6 +35,9 @@ def run_steps(
     pairs = [item.partition("=") for item in change or []]
     if any(not equals for _, equals, _ in pairs):
         raise UserError(f"--set must be name=value, as in --set n=1000; got {', '.join(change or [])}.")
+    names = [name for name, _, _ in pairs]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"--set gives {repeated} several values: {', '.join(change or [])}; give one.")
     assert context.parent is not None
     group = context.parent.command
     assert isinstance(group, typer.core.TyperGroup)
