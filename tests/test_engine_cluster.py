@@ -212,6 +212,29 @@ def test_only_the_thread_that_starts_ray_is_muted(capsys: pytest.CaptureFixture[
     ]
 
 
+OTHER_CLUSTER_NEXT = """
+import os
+from factory.engine.cluster import connected
+from factory.config.sections import EngineRecipe
+
+before = dict(os.environ)
+for _ in range(2):  # the second cluster has another token, although Ray caches the first
+    with connected(EngineRecipe(workers=1), 1):
+        import ray
+        print(len(os.environ["RAY_AUTH_TOKEN"]), ray.get(ray.remote(lambda: 3).remote()))
+    changed = {name for name in {*before, *os.environ} if before.get(name) != os.environ.get(name)}
+    assert changed <= {"RAY_CLIENT_MODE", "PYTHONBREAKPOINT"}, changed  # Ray sets these itself
+"""
+
+
+def test_environment_of_a_program_is_as_before_after_a_local_run() -> None:
+    """The token of the local cluster was left there, and later connections to other clusters were refused."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    program = [sys.executable, "-c", OTHER_CLUSTER_NEXT]
+    result = subprocess.run(program, capture_output=True, text=True, timeout=150, env=environment)
+    assert result.stdout == "64 3\n64 3\n", result.stderr
+
+
 LIBRARY_USER = """
 import ray, sys
 import psutil

@@ -27,6 +27,7 @@ _ENVIRONMENT = {
     **environment.AT_START,
 }
 """For the processes that Ray starts on this machine."""
+_TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 _SHUTDOWN_TIMEOUT = 10.0
 _stuck = False
 
@@ -43,16 +44,16 @@ def connected(engine: EngineRecipe, threads: int) -> Iterator[None]:
         with logs.captured(printed=True):
             yield
         return
-    _set_environment()
-    try:
-        if engine.address is None:
-            _start_local((engine.workers or 1) * threads + engine.detectors)
-        else:
-            _join(engine.address)
-        with logs.captured(printed=False):
-            yield
-    finally:
-        _shut_down()
+    with _environment():
+        try:
+            if engine.address is None:
+                _start_local((engine.workers or 1) * threads + engine.detectors)
+            else:
+                _join(engine.address)
+            with logs.captured(printed=False):
+                yield
+        finally:
+            _shut_down()
 
 
 def is_connected() -> bool:
@@ -65,13 +66,26 @@ def check_address(address: str | None) -> None:
     if is_connected():
         _check_same_cluster(address)
     elif address is not None:
-        _set_environment()
-        _check_joinable(address)
+        with _environment():
+            _check_joinable(address)
 
 
-def _set_environment() -> None:
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Set variables for Ray. At the end, the program has its own again, such as the token of another cluster."""
+    before = {name: os.environ.get(name) for name in (*_ENVIRONMENT, *_TOKEN)}
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        token = [os.environ.get(name) for name in _TOKEN]
+        for name, own in before.items():
+            os.environ.pop(name, None)
+            if own is not None:
+                os.environ[name] = own
+        if token != [before[name] for name in _TOKEN]:
+            _read_token()
 
 
 def _check_same_cluster(address: str | None) -> None:
@@ -202,17 +216,21 @@ def is_stuck() -> bool:
 def _keep_token_in_memory() -> None:
     """Give a local cluster a fresh token that exists only in the environment of its processes.
 
-    By default, `ray.init()` writes a token into the home folder. A RAY_AUTH_MODE set by the user is respected. If Ray
-    has been imported before, it has read its configuration without the token and must read it again.
+    By default, `ray.init()` writes a token into the home folder. A RAY_AUTH_MODE set by the user is respected.
     """
-    if "RAY_AUTH_MODE" in os.environ:
-        return
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    if "ray" in sys.modules:
-        from ray._raylet import Config  # type: ignore[attr-defined]
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ.update(zip(_TOKEN, ("token", secrets.token_hex(32)), strict=True))
+        _read_token()
 
-        Config.initialize("")
+
+def _read_token() -> None:
+    """Let Ray read its configuration and the token again, if it has been imported before and has read others."""
+    if "ray" not in sys.modules:
+        return
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _join(address: str) -> None:
