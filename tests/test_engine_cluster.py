@@ -1,6 +1,7 @@
 """The engine on an existing cluster: nodes that join later, variables of the driver, a head node that dies."""
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import pytest
 from factory.config.recipe import make_recipe
 from factory.config.sections import EngineRecipe
 from factory.engine.capacity import Capacity
-from factory.engine.cluster import _keep_token_in_memory, _quiet_here, connected
+from factory.engine.cluster import _check_reachable, _keep_token_in_memory, _quiet_here, connected
 from factory.engine.pool import Pool
 from factory.engine.scheduler import Scheduler
 from factory.engine.state import Listener, State
@@ -233,6 +234,17 @@ def test_environment_of_a_program_is_as_before_after_a_local_run() -> None:
     program = [sys.executable, "-c", OTHER_CLUSTER_NEXT]
     result = subprocess.run(program, capture_output=True, text=True, timeout=150, env=environment)
     assert result.stdout == "64 3\n64 3\n", result.stderr
+
+
+def test_addresses_of_ipv6_are_reachable() -> None:
+    """The brackets were taken for a part of the host name."""
+    try:
+        server = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with server:
+        for address in ("[::1]:{}", "ray://[::1]:{}"):
+            _check_reachable(address.format(server.getsockname()[1]))
 
 
 LIBRARY_USER = """

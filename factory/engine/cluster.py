@@ -293,6 +293,7 @@ def _check_this_host_is_a_node(address: str) -> None:
 
 def _check_reachable(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")  # of an IPv6 address, as in [::1]:6379
     if not colon or not port.isdecimal():
         if address != "auto":
             raise UserError(f"an address must be host:port, ray://host:port or auto, got {address!r}.")
