@@ -16,6 +16,7 @@ from factory.dataset.receipts import Tally, commit, read_receipt, tags
 from factory.dataset.storage import ConflictError, Store, StoreFullError
 from factory.dataset.storage_listing import list_bucket
 from factory.errors import StoreUnavailableError, UserError
+from factory.nightly.exports import upload
 from tests.support.bucket import Bucket, Fault
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -94,6 +95,27 @@ def test_interrupt_does_not_wait_for_a_store_that_does_not_respond(call: Callabl
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         call(read)
+    assert time.monotonic() - started < 10
+    responds.set()
+
+
+def test_interrupted_upload_does_not_wait_for_a_store_that_does_not_respond(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A night was killed after its stop timeout, without a record and a release of the lease."""
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    responds, calls = threading.Event(), iter(range(9))
+
+    def put_file(*_: object) -> None:
+        if next(calls) == 0:
+            raise KeyboardInterrupt
+        assert responds.wait(20)
+
+    monkeypatch.setattr(Store, "put_file", put_file)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        upload(tmp_path, Store("s3://bucket/nights"), "2026-11-25/exports/coco")
     assert time.monotonic() - started < 10
     responds.set()
 

@@ -3,10 +3,10 @@
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from factory.config.keys import PATTERN
+from factory.dataset.ordered_map import ordered_map
 from factory.dataset.storage import Store
 from factory.errors import counted
 from factory.export.folder import STATE
@@ -62,10 +62,9 @@ def upload(source: Path, root: Store, folder: str, confirm: Callable[[], None] =
         confirm()
         root.put_file(*item)
 
-    with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="uploads") as pool:
-        for files in (samples, {name: path for name, path in names.items() if name not in samples}):
-            for _ in pool.map(put, files.items()):
-                pass
+    for files in (samples, {name: path for name, path in names.items() if name not in samples}):
+        for _ in ordered_map(put, files.items(), _UPLOADS, ahead=8 * _UPLOADS, name="uploads"):
+            pass
     others = root.list(folder).keys() - names.keys()
     confirm()
     root.delete_all(others)
