@@ -57,6 +57,30 @@ def test_interrupt_that_python_discards_is_repeated(number: int, monkeypatch: py
         time.sleep(5)
 
 
+EARLY = """
+import os, sys, typer.main
+from factory.cli import main
+
+build = typer.main.get_command
+
+def interrupted(app):
+    os.kill(os.getpid(), int(sys.argv[1]))
+    return build(app)
+
+typer.main.get_command = interrupted
+main.run()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupt_before_the_commands_are_built_prints_no_traceback(number: signal.Signals, code: int) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", EARLY, str(int(number))], capture_output=True, text=True, timeout=100
+    )
+    assert result.returncode == code
+    assert result.stderr.startswith("Interrupted. "), result.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("signals_sent", "completed"), [(1, True), (2, False)])
 def test_deferred_signal_takes_effect_at_the_end_of_the_block(number: int, signals_sent: int, completed: bool) -> None:

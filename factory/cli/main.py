@@ -100,6 +100,8 @@ def run() -> None:
     try:
         log_format.configure()
         code = _run_command()
+    except KeyboardInterrupt:  # before typer handles it: on a busy machine, it needs seconds to build the commands
+        code = exit_codes.INTERRUPTED
     except UserError as error:
         _print_error(str(error))
         _exit(error.exit_code)
