@@ -1,11 +1,13 @@
 """Training on several devices: variables, options and errors of the processes, and signals."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +16,11 @@ import pytest
 import torch
 
 import factory
-from factory.config.sections import EngineRecipe
-from factory.engine.capacity import Resources
 from factory.engine.environment import of_the_driver
 from factory.errors import TransientError, UserError
+from factory.segmenter.run import SegmenterTraining
 from factory.training import distributed
-from factory.training.distributed import train_on_several, uses_gpus
+from factory.training.distributed import uses_gpus
 from tests.support.in_process import error
 
 
@@ -67,8 +68,7 @@ def train_here(run, tests=sys.argv.pop()):
 @main.app.command()
 def probe(out: str) -> None:
     from factory.training.distributed import train_on_several
-    from factory.config.sections import EngineRecipe
-    train_on_several(train_here, Run(out), 2, EngineRecipe())
+        train_on_several(train_here, Run(out), 2, EngineRecipe())
 
 main.run()
 """
@@ -92,36 +92,97 @@ def test_options_that_do_not_fit_the_number_of_devices_are_rejected(name: str, t
 
 
 def test_an_error_of_one_of_several_processes_keeps_its_exit_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     from ray.train.v2.api.exceptions import WorkerGroupError
 
-    def fail(trainer: Any, folder: Path) -> None:
-        raise WorkerGroupError("failed", {0: RuntimeError("peer closed"), 1: TransientError("no space left.")})
-
-    monkeypatch.setattr("factory.engine.cluster.connected", lambda engine, threads: nullcontext())
-    monkeypatch.setattr("factory.engine.capacity.resources", lambda: Resources([]))
-    monkeypatch.setattr(distributed, "_fit", fail)
-    run: Any = SimpleNamespace(out=str(tmp_path), batch=2, device="cpu", threads=1)
+    failures = {0: RuntimeError("peer closed"), 1: TransientError("no space left.")}
     with pytest.raises(TransientError, match=r"^no space left\.$"):
-        train_on_several(lambda run: tmp_path, run, 2, EngineRecipe())
+        fit_that_raises(WorkerGroupError("failed", failures), tmp_path)
+
+
+def fit_that_raises(error: BaseException, folder: Path, number: signal.Signals | None = None) -> None:
+    """Run a training that ends with an error, after a signal if there is one."""
+
+    def fit() -> None:
+        if number is not None:
+            os.kill(os.getpid(), number)
+            deadline = time.monotonic() + 20
+            while not (folder / "stop").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        raise error
+
+    distributed._fit(SimpleNamespace(fit=fit), folder, lambda stopping: None)
+
+
+def died() -> BaseException:
+    from ray.exceptions import ActorDiedError
+
+    return ActorDiedError()
+
+
+def lost_process() -> BaseException:
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    return WorkerGroupError("failed", {0: RuntimeError("peer closed"), 1: died()})
+
+
+@pytest.mark.parametrize("error", [died, lost_process])
+def test_lost_processes_are_a_temporary_failure_and_expected_after_a_signal(
+    error: Callable[[], BaseException], tmp_path: Path
+) -> None:
+    """A signal to the process group, as of Slurm and `timeout`, ends Ray as well; this ended in a traceback."""
+    with pytest.raises(TransientError, match=r"were lost: .* The last checkpoint is kept"):
+        fit_that_raises(error(), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        fit_that_raises(error(), tmp_path, signal.SIGTERM)
+    assert not (tmp_path / "stop").exists()
+
+
+def test_a_lost_cluster_ends_the_training(tmp_path: Path) -> None:
+    """Ray waits for a minute and then aborts the process."""
+    ends = threading.Event()
+    with pytest.raises(TransientError, match=r"^Ray died\. The last checkpoint is kept"):
+        distributed._fit(SimpleNamespace(fit=lambda: ends.wait(20)), tmp_path, lambda stopping: "Ray died")
+    ends.set()
+
+
+def test_full_disk_of_a_process_is_a_temporary_failure() -> None:
+    def train_here(run: Any) -> None:
+        raise RuntimeError("cannot write the archive") from OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(TransientError, match=r"^cannot write: No space left on device\."):
+        distributed._train_process({"gpus": 0, "run": SegmenterTraining("out"), "train_here": train_here})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code", "group"),
+    [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, False), (signal.SIGTERM, 143, True)],
+)
 def test_a_signal_to_a_training_on_several_devices_leaves_a_checkpoint(
-    tmp_path: Path, number: signal.Signals, code: int
+    tmp_path: Path, number: signal.Signals, code: int, group: bool
 ) -> None:
-    """Through Ray Train, whose processes hear no signal and which ends them in the middle of a step by itself."""
+    """Through Ray Train, whose processes hear no signal and which ends them in the middle of a step by itself.
+
+    Slurm, `timeout` and systemd signal Ray's daemons as well.
+    """
     out = tmp_path / "run"
     command = [sys.executable, "-c", THROUGH_RAY, "probe", str(out), str(Path(__file__).parent)]
     environment = {**os.environ, "PYTHONPATH": str(Path(factory.__file__).parents[1])}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as driver:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as driver:
         deadline = time.monotonic() + 200
         while not (out / "started").exists() and driver.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        driver.send_signal(number)
+        if group:
+            os.killpg(driver.pid, number)
+        else:
+            driver.send_signal(number)
         _, said = driver.communicate(timeout=100)
     assert driver.returncode == code, said
-    assert 0 < torch.load(out / "checkpoint.pt", weights_only=True)["step"] < 50_000
+    assert not [line for line in said.splitlines() if ".cc:" in line or "Traceback" in line], said
+    if not group:
+        assert 0 < torch.load(out / "checkpoint.pt", weights_only=True)["step"] < 50_000
     assert not (out / "stop").exists()

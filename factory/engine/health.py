@@ -10,6 +10,8 @@ from factory.errors import RunFailedError, TransientError
 FAILED_STARTS = 5
 """Consecutive failed starts, with no worker ready, after which the run ends."""
 SILENCE_REPORTED = 8.0
+_CUT_OFF = SILENCE_REPORTED / 2
+"""Seconds without a response after which a run that is stopping does not wait for results."""
 LONGEST_SILENCE, LONGEST_LOCAL_SILENCE = 40.0, 15.0
 """Seconds without a response from the head node after which the run ends. After 60 s, Ray would abort this process. A
 local head node never comes back, so that wait is shorter."""
@@ -52,25 +54,37 @@ class Health:
 
     def is_cut_off(self) -> bool:
         """Whether the head node has been silent for so long that a stopping run should not wait for results."""
-        return self._view.silent_for() > SILENCE_REPORTED / 2
+        return self._view.silent_for() > _CUT_OFF
 
     def check_head(self) -> None:
         """Abandon the pool and raise TransientError if the head node has been silent for too long, or Ray died here."""
-        if self._view.own_node_died:
+        address = self._engine.address
+        if lost := lost_cluster(self._view, address):
             self._pool.abandon()
-            raise TransientError(
-                "Ray on this machine has died, and with it all workers of this run. Committed shards are kept; rerun "
-                "the same command."
-            )
-        silent, local = self._view.silent_for(), self._engine.address is None
-        longest = LONGEST_LOCAL_SILENCE if local else LONGEST_SILENCE
-        head = "Ray on this machine" if local else f"the head node of the Ray cluster at {self._engine.address}"
-        if silent > longest:
-            self._pool.abandon()
-            raise TransientError(
-                f"{head} has not responded for {silent:.0f} s: it died or is unreachable. Committed shards are kept; "
-                f"rerun the same command{'' if local else ' when the cluster is back'}."
-            )
+            raise TransientError(f"{lost}. Committed shards are kept; rerun the same command{_when_back(address)}.")
+        silent = self._view.silent_for()
         if silent > SILENCE_REPORTED and not self._reported:
-            self._state.report(f"{head} does not respond; waiting up to {longest:.0f} s")
+            self._state.report(f"{_head(address)} does not respond; waiting up to {_longest(address):.0f} s")
         self._reported = silent > SILENCE_REPORTED
+
+
+def lost_cluster(view: ClusterView, address: str | None, stopping: bool = False) -> str | None:
+    """How the cluster at `address` was lost; None if it responds, or if a run that is not stopping should wait."""
+    if view.own_node_died:
+        return "Ray on this machine has died, and with it all workers of this run"
+    silent = view.silent_for()
+    if silent > (_CUT_OFF if stopping else _longest(address)):
+        return f"{_head(address)} has not responded for {silent:.0f} s: it died or is unreachable"
+    return None
+
+
+def _longest(address: str | None) -> float:
+    return LONGEST_LOCAL_SILENCE if address is None else LONGEST_SILENCE
+
+
+def _head(address: str | None) -> str:
+    return "Ray on this machine" if address is None else f"the head node of the Ray cluster at {address}"
+
+
+def _when_back(address: str | None) -> str:
+    return "" if address is None else " when the cluster is back"

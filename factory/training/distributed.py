@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from factory.config.sections import EngineRecipe
-from factory.errors import UserError
+from factory.errors import TransientError, UserError, full_disk, one_line
 from factory.signals import stop_requests
 from factory.training.devices import AUTO
 
@@ -68,16 +68,18 @@ def train_on_several(
 
     `run.out` and the data must have the same paths on all machines; the processes receive the driver's environment
     variables for buckets and the model hub. Raises KeyboardInterrupt after a signal, once the checkpoint of the current
-    step is written, and UserError if the batch cannot be divided, if there are too few GPUs, or if a process raises
-    one.
+    step is written, TransientError if processes or the cluster are lost, and UserError if the batch cannot be divided,
+    if there are too few GPUs, or if a process raises one.
     """
     if run.batch is None or run.batch % devices:
         raise UserError(
             f"--batch {run.batch} is not divisible by the {devices} devices; choose a multiple of {devices}."
         )
-    from factory.engine.capacity import resources
+    from factory.engine.capacity import Capacity, resources
     from factory.engine.cluster import connected, quiet
     from factory.engine.environment import of_the_driver
+    from factory.engine.health import lost_cluster
+    from factory.engine.view import ClusterView
 
     out = Path(run.out).absolute()
     with connected(engine.model_copy(update={"workers": devices + 1}), max(1, run.threads)):
@@ -91,29 +93,27 @@ def train_on_several(
             scaling_config=ray.train.ScalingConfig(num_workers=devices, use_gpu=gpus),
             run_config=ray.train.RunConfig(name="train", storage_path=str(out / "ray")),
         )
-        try:
-            with quiet():
-                _fit(trainer, out)
-        except ray.train.TrainingFailedError as error:
-            failures = getattr(error, "worker_failures", {}).values()
-            failure = next((failure for failure in failures if isinstance(failure, UserError)), None)
-            if failure is None:
-                raise
-            raise failure from None
+        with quiet(), ClusterView(Capacity(engine, max(1, run.threads))) as view:
+            _fit(trainer, out, lambda stopping: lost_cluster(view, engine.address, stopping))
     return out / "model"
 
 
-def _fit(trainer: Any, folder: Path) -> None:
+def _fit(trainer: Any, folder: Path, lost: Callable[[bool], str | None]) -> None:
     """Run the training. The first SIGINT or SIGTERM ends it after the current step and its checkpoint.
 
     Then KeyboardInterrupt is raised. A second signal interrupts immediately. The training processes receive no signal,
     so a file in the folder of the run tells them to stop. `fit` runs in a separate thread because Ray handles SIGINT
-    in the main thread and would stop the processes in the middle of a step.
+    in the main thread and would stop the processes in the middle of a step. `lost(stopping)` is how the cluster was
+    lost, if it was: `fit` may then never return.
+
+    A signal to the whole process group, as of Slurm, `timeout` and systemd, ends Ray too. The failures that follow from
+    it are not reported.
     """
     from factory.training.loop import STOP
 
     stop, fitted = folder / STOP, Future[None]()
     stop.unlink(missing_ok=True)
+    problem: str | None = None
 
     def fit() -> None:
         try:
@@ -123,14 +123,24 @@ def _fit(trainer: Any, folder: Path) -> None:
 
     with stop_requests() as stopping:
         threading.Thread(target=fit, name="train", daemon=True).start()
-        while not wait([fitted], timeout=0.2).done:
+        while problem is None and not wait([fitted], timeout=0.2).done:
             if stopping() and not stop.exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 stop.touch()
-        fitted.result()
+            problem = lost(stopping())
+        error = fitted.exception() if fitted.done() else None
+        failures = list(getattr(error, "worker_failures", {}).values()) or [error]
+        stop.unlink(missing_ok=True)
+        if own := next((failure for failure in failures if isinstance(failure, UserError)), None):
+            raise own from None
         if stopping():
-            stop.unlink(missing_ok=True)
             raise KeyboardInterrupt
+        if problem is None and any(type(failure).__module__.startswith("ray.") for failure in failures):
+            problem = f"the training processes were lost: {one_line(error, 300).rstrip('.')}"
+        if problem is not None:
+            raise TransientError(f"{problem}. The last checkpoint is kept; rerun the same command to resume.")
+        if error is not None:
+            raise error
 
 
 def _with_variables(
@@ -159,4 +169,9 @@ def _train_process(config: dict[str, Any]) -> None:
         device = str(ray.train.torch.get_device())
     # A process that was asked to stop has written its checkpoint; Ray must not count this as a failure.
     with suppress(KeyboardInterrupt):
-        config["train_here"](replace(config["run"], device=device))
+        try:
+            config["train_here"](replace(config["run"], device=device))
+        except Exception as error:
+            if full := full_disk(error):  # here, because the driver receives the error without its cause
+                raise TransientError(f"cannot write: {full}. Free some space and rerun the same command.") from None
+            raise
