@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
@@ -15,6 +16,8 @@ from factory import exit_codes
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SOON = 0.05
 """Seconds until a lost interrupt is repeated."""
+_SAME = 1.0
+"""Seconds in which several SIGTERMs are one request: `timeout` sends two, and Slurm signals a job and its step."""
 _received: int | None = None
 _terminals: list[int] = []
 """The file descriptors of the output that are terminals."""
@@ -180,23 +183,26 @@ def deferred() -> Iterator[None]:
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Defer interrupts: the first SIGINT or SIGTERM makes the yielded function return True; a second one interrupts.
 
-    The previous handlers are restored at the end. In threads other than the main thread, signals are not handled.
+    Several SIGTERMs within a second count as one. The previous handlers are restored at the end. In threads other than
+    the main thread, signals are not handled.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    requested = False
+    requested: float | None = None
 
     def request(number: int, frame: FrameType | None) -> None:
         nonlocal requested
-        requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if requested is None:
+            requested = time.monotonic()
+        elif _received != signal.SIGTERM or time.monotonic() - requested > _SAME:
+            raise KeyboardInterrupt
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, request)
     signal.signal(signal.SIGTERM, terminate)
     try:
-        yield lambda: requested
+        yield lambda: requested is not None
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -202,8 +203,13 @@ def test_step_does_not_import_modules_of_the_current_folder(tmp_path: Path) -> N
     assert (tmp_path / "out/scenes").is_dir()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_job_lets_its_step_write_a_checkpoint(number: signal.Signals, code: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "both"), [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, False), (signal.SIGTERM, 143, True)]
+)
+def test_interrupted_job_lets_its_step_write_a_checkpoint(
+    number: signal.Signals, code: int, both: bool, tmp_path: Path
+) -> None:
+    """Slurm and systemd signal the job and its step, which also receives the signal that the job forwards."""
     out = tmp_path / "grounder"
     step = f"import sys, time; from pathlib import Path; sys.argv = ['x']\n{STEP.format(out=out)}"
     file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), steps=[{"status": {"with": "a"}}])
@@ -215,6 +221,8 @@ def test_interrupted_job_lets_its_step_write_a_checkpoint(number: signal.Signals
         deadline = time.monotonic() + 60
         while not (tmp_path / "grounder.started").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
+        for step_process in psutil.Process(process.pid).children() if both else []:
+            step_process.send_signal(number)
         process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == code, stderr
