@@ -23,6 +23,7 @@ from factory.config.recipe import Recipe, make_recipe
 from factory.config.stickers import EMBEDDED_MODELS
 from factory.dataset.preview import preview_image
 from factory.dataset.storage import Store
+from factory.dataset.stored_recipe import recipe_of
 from factory.dataset.totals import Totals
 from factory.errors import UserError
 from factory.generation.run import RunSummary
@@ -61,15 +62,17 @@ def test_status_of_a_dataset(tmp_path: Path) -> None:
     assert output("status", tmp_path).splitlines() == [
         "15 of 25 samples, 3 of 5 shards: incomplete.",
         "15 attempts, none rejected.",
-        "Quarantined shards: 000004; see quarantine/.",
+        "Quarantined shards: 4; see quarantine/.",
         f"To retry them, run `factory generate --shards {tmp_path}`.",
     ]
     data = json.loads(output("status", tmp_path, "--json"))
-    assert (data["samples"], data["shards"], data["status"], data["quarantined"]) == (15, 3, "incomplete", ["000004"])
+    assert (data["samples"], data["shards"], data["status"], data["quarantined"]) == (15, 3, "incomplete", [4])
+    assert (data["exhausted"], data["fingerprint"]) == (0, recipe_of(store).fingerprint())
+    assert not {"short", "recipe"} & set(data)
 
 
 def test_status_counts_samples_that_were_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = {"samples": 8, "n": 9, "shards": 1, "shards_planned": 1, "status": "complete", "short": 1}
+    data = {"samples": 8, "n": 9, "shards": 1, "shards_planned": 1, "status": "complete", "exhausted": 1}
     data |= {"attempts": 24, "rejected": {"mask_small": 16}, "quarantined": []}
     monkeypatch.setattr("factory.cli.status._nights", lambda address: [])
     monkeypatch.setattr("factory.cli.status.state", lambda address: data)

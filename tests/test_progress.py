@@ -140,5 +140,5 @@ def test_status_of_an_active_run_does_not_ask_for_another_one(tmp_path: Path) ->
         store.put(f"quarantine/{number:06d}.json", b"{}")
     with leased(store):
         last = output("status", tmp_path).splitlines()[-1]
-    names = ", ".join(f"{number:06d}" for number in range(10))
+    names = ", ".join(map(str, range(10)))
     assert last == f"Quarantined shards: {names} and 2 more; see quarantine/."

@@ -61,7 +61,7 @@ def export(
     if as_json:
         to_stdout(dumps(vars(summary)))
         return
-    to_stdout(f"{summary.to}: {counted(summary.train, 'sample')} for training, {summary.val} for validation.")
+    to_stdout(f"{summary.out}: {counted(summary.train, 'sample')} for training, {summary.val} for validation.")
     if not summary.complete:
         shards = f"{summary.shards} of {summary.shards_planned} shards"
         to_stdout(

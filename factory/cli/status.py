@@ -50,8 +50,8 @@ def status(
         rejected = ", ".join(f"{reason} {count}" for reason, count in data["rejected"].items())
         attempts = counted(data["attempts"], "attempt")
         to_stdout(attempts + (f", rejected: {rejected}." if rejected else ", none rejected."))
-    if data["short"]:
-        to_stdout(f"{counted(data['short'], 'sample was', 'samples were')} rejected in every attempt and skipped.")
+    if data["exhausted"]:
+        to_stdout(f"{counted(data['exhausted'], 'sample was', 'samples were')} rejected in every attempt and skipped.")
     if data["quarantined"]:
         to_stdout(f"Quarantined shards: {first_few(data['quarantined'], 10)}; see quarantine/.")
     if data["status"] not in ("complete", *_ACTIVE):
@@ -78,13 +78,15 @@ def state(dataset: str) -> dict[str, Any]:
     from factory.dataset.storage import Store
     from factory.dataset.stored_recipe import recipe_of
     from factory.dataset.totals import current_totals
+    from factory.generation.reporter import quarantined
 
     store = Store(dataset)
     recipe = recipe_of(store)
     plan = Plan(recipe)
     data = description(recipe, plan, current_totals(store, plan))
+    # As in the output of `generate`; dataset.json has had other names since the first format.
+    data["fingerprint"], data["exhausted"] = data.pop("recipe"), data.pop("short")
     progress = read_progress(store)
-    quarantined = [name.removeprefix("quarantine/").removesuffix(".json") for name in store.list("quarantine")]
     current, dead = progress.get("status"), lease.stale(store)
     if current not in _STATUSES:
         current = "initialized"
@@ -96,4 +98,4 @@ def state(dataset: str) -> dict[str, Any]:
         current = "running"  # it has started, but not written its progress yet
     elif current == "done":
         current = "incomplete"  # receipts were deleted since, or the dataset was extended and its run killed at once
-    return data | {"status": current, "progress": progress, "quarantined": quarantined}
+    return data | {"status": current, "progress": progress, "quarantined": sorted(quarantined(store))}

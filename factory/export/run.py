@@ -58,7 +58,7 @@ class ExportSummary:
     """The result of an export.
 
     Attributes:
-        to: The folder.
+        out: The folder.
         format: The format.
         train: Samples of the training split.
         val: Samples of the validation split.
@@ -67,7 +67,7 @@ class ExportSummary:
         complete: Whether the export covers the complete dataset.
     """
 
-    to: str
+    out: str
     format: str
     train: int
     val: int
