@@ -41,9 +41,6 @@ from factory.files.strict_json import dumps
 if TYPE_CHECKING:
     from factory.generation.run import RunSummary
 
-NO_FIELDS = ("recipe", "out", "extend", "force", "as_json")
-"""Options that are not fields of a recipe."""
-
 
 def generate(
     out: DatasetOut,
@@ -90,7 +87,7 @@ def generate(
     accepted, 4 complete, but some samples were rejected in every attempt, 75 temporary failure, 130 or 143 interrupted.
     See docs/exit-codes.md.
     """
-    options = {name: value for name, value in locals().copy().items() if name not in NO_FIELDS}
+    options = dict(locals())  # of which `assemble` reads those that set a field of the recipe
     from factory.cli.options import assemble, open_store
     from factory.cli.view import watching
     from factory.generation.run import generate as run

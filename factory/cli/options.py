@@ -8,6 +8,7 @@ from typing import Any
 from factory.config.class_option import classes_field
 from factory.config.object_counts import parse_objects
 from factory.config.recipe import Recipe, load_recipe, make_recipe
+from factory.config.vocabulary import Vocabulary
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.files.paths import expanded
@@ -37,6 +38,13 @@ _FIELDS = {
     "gpus_per_detector": ("engine", "gpus_per_detector"),
 }
 """The field of the recipe that each option sets."""
+_REVISIONS = {
+    "model": ("generator", "revision"),
+    "lora": ("generator", "lora_revision"),
+    "detector": ("masks", "detector_revision"),
+    "masks": ("masks", "grounder_revision"),
+}
+"""The field with the pinned revision of a model, which each option resets."""
 
 
 def assemble(
@@ -44,57 +52,53 @@ def assemble(
 ) -> Recipe:
     """The recipe of a command: that of the file or of the dataset to resume, overridden by the options.
 
-    An option that is None was not given. `defaults` are fields of the recipe that the command presets. UserError if the
-    options are invalid together.
+    An option that is None was not given; those that set no field are ignored. `defaults` are fields of the recipe that
+    the command presets. UserError if the options are invalid together.
     """
-    data = {**(defaults or {}), **(load_recipe(file) if file else _existing(store, options))}
+    given = {name: value for name, value in options.items() if value is not None}
+    data = {**(defaults or {}), **(load_recipe(file) if file else _existing(store, given))}
     for name, field in _FIELDS.items():
-        if options.get(name) is not None:
-            _set(data, field, options[name])
-    if options.get("model") is not None:
-        _set(data, ("generator", "revision"), None)
-    if options.get("lora") is not None:
-        _set(data, ("generator", "lora_revision"), None)
-    if options.get("detector") is not None:
-        _set(data, ("masks", "detector_revision"), None)
-    if options.get("masks") is not None:
-        _set(data, ("masks", "grounder_revision"), None)
-    if options.get("classes") is not None:
-        data["classes"] = classes_field(options["classes"])
-    if options.get("objects") is not None:
-        data["objects"] = parse_objects(options["objects"])
-    if options.get("cooccurrence") is not None:
-        data["cooccurrence"] = _cooccurrence(options["cooccurrence"], data)
-    if options.get("n") is not None:
+        if name in given:
+            _set(data, field, given[name])
+    for name, field in _REVISIONS.items():
+        if name in given:
+            _set(data, field, None)
+    if "classes" in given:
+        data["classes"] = classes_field(given["classes"])
+    if "objects" in given:
+        data["objects"] = parse_objects(given["objects"])
+    if "cooccurrence" in given:
+        data["cooccurrence"] = _cooccurrence(given["cooccurrence"], data)
+    if "n" in given:
         data.pop("earlier", None)  # a dataset that is resumed or extended keeps its own
     without_n = "n" not in data
     if without_n:
         data["n"] = 1  # first the other fields: one of the file may be a misspelt `n`
-    if options.get("split") is not None:
-        data["oracle"] = _oracle(options["split"], data)
-    if options.get("prompts") is not None:
-        data["prompts"] = _prompts(options["prompts"], data)
-        data["prompts_digest"] = hashlib.sha256(options["prompts"].read_bytes()).hexdigest()
+    if "split" in given:
+        data["oracle"] = _oracle(given["split"], data)
+    if "prompts" in given:
+        data["prompts"] = _prompts(given["prompts"], data)
+        data["prompts_digest"] = hashlib.sha256(given["prompts"].read_bytes()).hexdigest()
     recipe = make_recipe(data, str(file or "the options"))
     if without_n:
         raise UserError("the number of samples is missing; give --n, as in --n 1000, or a --recipe that contains it.")
-    _check_effects(recipe, options)
+    _check_effects(recipe, given)
     return recipe
 
 
-def _check_effects(recipe: Recipe, options: Mapping[str, Any]) -> None:
+def _check_effects(recipe: Recipe, given: Mapping[str, Any]) -> None:
     """UserError for an option without effect, because the user expects it to change the dataset."""
-    if options.get("detector") is not None and not recipe.uses_detector():
+    if "detector" in given and not recipe.uses_detector():
         raise UserError(
-            f"--detector {options['detector']} would not be used, because the masks come from {recipe.masks.source}; "
+            f"--detector {given['detector']} would not be used, because the masks come from {recipe.masks.source}; "
             f"add --masks detector, set filters.min_detector_iou in the recipe, or leave --detector out."
         )
-    if options.get("gpus_per_detector") is not None and not recipe.engine.detectors:
+    if "gpus_per_detector" in given and not recipe.engine.detectors:
         raise UserError(
-            f"--gpus-per-detector {options['gpus_per_detector']:g} has no effect without a pool of detectors; add "
+            f"--gpus-per-detector {given['gpus_per_detector']:g} has no effect without a pool of detectors; add "
             f"--detectors, or leave it out."
         )
-    if options.get("objects") is not None and recipe.prompts is not None:
+    if "objects" in given and recipe.prompts is not None:
         raise UserError(
             "--objects has no effect on custom prompts, which come from --prompts or the recipe; leave one of them out."
         )
@@ -107,14 +111,14 @@ def open_store(address: str, file: Path | None) -> Store:
     return Store(address, recipe.store)
 
 
-def _existing(store: Store | None, options: Mapping[str, Any]) -> dict[str, Any]:
+def _existing(store: Store | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe of the dataset to resume, unless both classes and size are given.
 
     Fields that a handwritten recipe leaves out are left out, because their defaults depend on the model.
     """
     from factory.dataset.stored_recipe import RECIPE, fields_of
 
-    specified = options.get("classes") is not None and options.get("n") is not None
+    specified = {"classes", "n"} <= given.keys()
     return {} if store is None or specified or store.get(RECIPE) is None else fields_of(store)
 
 
@@ -131,8 +135,7 @@ def _oracle(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
     """The `oracle` section: the seen classes of a named split, or all classes that a file does not list as unseen."""
     from factory.config.splits import seen_classes, split_name
 
-    vocabulary = make_recipe({"n": 1, "classes": data.get("classes", "coco")}).vocabulary()
-    return {"split": split_name(split), "seen": list(seen_classes(vocabulary, split))}
+    return {"split": split_name(split), "seen": list(seen_classes(_vocabulary(data), split))}
 
 
 def _cooccurrence(text: str, data: Mapping[str, Any]) -> Any:
@@ -145,12 +148,15 @@ def _cooccurrence(text: str, data: Mapping[str, Any]) -> Any:
         raise UserError(
             f"there is no co-occurrence table {text!r}; give coco or a CSV file with rows class,class,weight."
         )
-    return read_table(path, make_recipe({"n": 1, "classes": data.get("classes", "coco")}).vocabulary())
+    return read_table(path, _vocabulary(data))
 
 
 def _prompts(path: Path, data: Mapping[str, Any]) -> list[dict[str, Any]]:
     from factory.config.prompts import read_prompts
 
-    vocabulary = make_recipe({"n": 1, "classes": data.get("classes", "coco")}).vocabulary()
-    prompts = read_prompts(path, vocabulary)
+    prompts = read_prompts(path, _vocabulary(data))
     return [{"text": p.text, "classes": dict(zip(p.classes, p.phrases, strict=True))} for p in prompts]
+
+
+def _vocabulary(data: Mapping[str, Any]) -> Vocabulary:
+    return make_recipe({"n": 1, "classes": data.get("classes", "coco")}).vocabulary()

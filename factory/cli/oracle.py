@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from factory.cli.generate import NO_FIELDS, as_data, as_text
+from factory.cli.generate import as_data, as_text
 from factory.cli.messages import to_stdout
 from factory.cli.shared_options import (
     Address,
@@ -93,7 +93,7 @@ def bootstrap_oracle(
 
     Exit codes: those of `factory generate`.
     """
-    options = {name: value for name, value in locals().copy().items() if name not in NO_FIELDS}
+    options = dict(locals())  # of which `assemble` reads those that set a field of the recipe
     from factory.cli.options import assemble, open_store
     from factory.cli.view import watching
     from factory.config.unseen_words import check_no_unseen_classes

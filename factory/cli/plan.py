@@ -36,8 +36,6 @@ from factory.files.strict_json import dumps
 if TYPE_CHECKING:
     from factory.config.recipe import Recipe
 
-_NO_FIELDS = ("recipe", "rate", "measure", "workers", "as_json")
-"""Options that are not fields of a recipe."""
 _SHOWN = 10
 _COUNTED = 100_000
 
@@ -81,7 +79,7 @@ def plan(
 
     Example: factory plan --recipe out/recipe.yaml --workers 8 --rate 2.5
     """
-    options = {name: value for name, value in locals().copy().items() if name not in _NO_FIELDS}
+    options = {**locals(), "workers": None}  # this one belongs to the estimate, not to the recipe
     from factory.cli.options import assemble
 
     data = describe(assemble(recipe, None, options), rate, workers, measure)
