@@ -30,7 +30,7 @@ from factory.detector.oracle import OracleGrounder
 from factory.evaluation.markdown import write_table
 from factory.evaluation.protocol_1 import GROUPS, split_recipe
 from factory.evaluation.split_evaluation import EvaluationBatch, SplitEvaluation
-from factory.grounder.iou import IoUMeter, label_map
+from factory.grounder.iou import IoUMeter
 from factory.grounder.trained import TrainedGrounder, open_grounders
 from factory.hf_logging import quiet_model_libraries
 
@@ -58,15 +58,15 @@ def count(
     predicted = grounder.ground(batch.generated[1], batch.prompts)
     for k in batch.complete[: max_images - tallies["module"].images]:
         classes = batch.prompts[k].classes
-        truth = label_map(batch.truths[k], classes, shape)
-        mine = label_map(predicted[k].disjoint(), classes, shape)
+        truth = batch.truths[k].label_map(classes, shape)
+        mine = predicted[k].disjoint().label_map(classes, shape)
         tallies["module"].add(classes, mine, truth)
         lowest_score = min(instance.score for instance in batch.truths[k].instances)
         for threshold in THRESHOLDS:
             if lowest_score >= threshold:
                 tallies[f"module, detection scores of at least {threshold}"].add(classes, mine, truth)
         if second:
-            tallies["second detector"].add(classes, label_map(second[k].disjoint(), classes, shape), truth)
+            tallies["second detector"].add(classes, second[k].disjoint().label_map(classes, shape), truth)
         for side in SIDES:
             tallies[f"masks reduced to {side} pixels"].add(classes, resized(truth, len(classes), side), truth)
         tallies["classes merged"].add(

@@ -31,7 +31,7 @@ from factory.evaluation.split_evaluation import SplitEvaluation
 from factory.generator.inversion import InvertingGenerator, psnr
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleDataset, OracleSample
-from factory.grounder.iou import IoUMeter, label_map
+from factory.grounder.iou import IoUMeter
 from factory.grounder.trained import TrainedGrounder, open_grounders
 from factory.hf_logging import quiet_model_libraries
 from factory.labelled.interface import LabelledImage
@@ -79,8 +79,8 @@ def rows_of_group(evaluation: SplitEvaluation, group: str, images: int, judge: s
         for k in batch.complete:
             classes, image = batch.prompts[k].classes, batch.generated[0][k].image
             shape, tally = image.shape[:2], IoUMeter()
-            truth = label_map(batch.truths[k], classes, shape)
-            labels = {name: label_map(grounded[k].disjoint(), classes, shape) for name, grounded in predicted.items()}
+            truth = batch.truths[k].label_map(classes, shape)
+            labels = {name: grounded[k].disjoint().label_map(classes, shape) for name, grounded in predicted.items()}
             tally.add(classes, labels[judge], truth)
             shown = [image, overlaid(image, truth), *(overlaid(image, own) for own in labels.values())]
             found.append((tally.image_miou, (f"{group}: {' + '.join(classes)}", shown)))

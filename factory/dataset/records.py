@@ -1,7 +1,7 @@
 """Data passed between pipeline steps: instances, filter verdicts, accepted samples and their annotations."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from factory.config.plan import PlannedSample
 from factory.config.recipe import Recipe
 from factory.config.vocabulary import Vocabulary
-from factory.dataset.masks import Mask, encode_rle, mask_to_xywh
+from factory.dataset.masks import Mask, encode_rle, label_map, mask_to_xywh
 
 ACCEPTED = "accepted"
 """The outcome of the accepted attempt of a sample, which is its last one."""
@@ -50,6 +50,12 @@ class Grounded:
         masks = [instance.mask for instance in self.instances if instance.class_name == class_name]
         return np.logical_or.reduce(masks) if masks else None
 
+    def label_map(self, classes: Sequence[str], shape: Sequence[int]) -> NDArray[np.uint8]:
+        """Labels, uint8 (height, width), from disjoint masks: k is the k-th of `classes`, 255 ignored, 0 background."""
+        masks = [instance.mask for instance in self.instances]
+        numbers = [classes.index(instance.class_name) + 1 for instance in self.instances]
+        return label_map((shape[0], shape[1]), masks, numbers, self.ignore)
+
     def disjoint(self) -> "Grounded":
         """Assign each pixel to the instance with the highest score; instances left without pixels are dropped."""
         taken: Mask | None = None
@@ -82,10 +88,10 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Sample:
-    """An accepted sample; the masks of `grounded` are disjoint.
+    """An attempt at a sample, accepted or rejected; the masks of `grounded` are disjoint.
 
-    Samples of an oracle dataset also have the `latent` that reproduces their features, float16 (C, h, w), and the noise
-    level that it already has.
+    `rejections` are the attempts before this one. Samples of an oracle dataset also have the `latent` that reproduces
+    their features, float16 (C, h, w), and the noise level that it already has.
     """
 
     planned: PlannedSample
@@ -94,7 +100,7 @@ class Sample:
     image: Image
     grounded: Grounded
     scores: Mapping[str, float | str]
-    rejections: tuple[Rejection, ...] = field(default=())
+    rejections: tuple[Rejection, ...] = ()
     latent: NDArray[np.float16] | None = None
     noise_level: float = 0.0
 

@@ -17,7 +17,7 @@ from factory.evaluation.protocol_1 import GROUPS
 from factory.generator.interface import Generated, Request
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.attention import AttentionGrounder
-from factory.grounder.iou import IoUMeter, label_map
+from factory.grounder.iou import IoUMeter
 from factory.grounder.trained import TrainedGrounder
 
 _SEED = 7_000_000
@@ -113,8 +113,8 @@ def measure(evaluation: SplitEvaluation, group: str, max_images: int) -> dict[st
                 predicted = method.ground(generated, batch.prompts)
                 for k in kept:
                     classes = batch.prompts[k].classes
-                    truth = label_map(batch.truths[k], classes, shape)
-                    meters[name].add(classes, label_map(predicted[k].disjoint(), classes, shape), truth)
+                    truth = batch.truths[k].label_map(classes, shape)
+                    meters[name].add(classes, predicted[k].disjoint().label_map(classes, shape), truth)
         counted, tried = counted + len(kept), tried + len(batch.prompts)
         if counted >= max_images:
             break

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from factory.dataset.masks import IGNORE
-from factory.dataset.records import Grounded
 
 
 class IoUMeter:
@@ -56,13 +55,3 @@ class IoUMeter:
     def image_miou(self) -> float:
         """0..1; NaN if no image was added."""
         return float(np.mean(self.of_images)) if self.of_images else float("nan")
-
-
-def label_map(grounded: Grounded, classes: Sequence[str], shape: Sequence[int]) -> NDArray[np.uint8]:
-    """Labels, uint8 (H, W), from disjoint masks: k is the k-th class, 255 ignored, 0 background."""
-    labels = np.zeros(tuple(shape), np.uint8)
-    if grounded.ignore is not None:
-        labels[grounded.ignore] = IGNORE
-    for instance in grounded.instances:
-        labels[instance.mask] = classes.index(instance.class_name) + 1
-    return labels

@@ -15,7 +15,7 @@ from factory.evaluation.grounders_on_real import _result
 from factory.evaluation.protocol_1 import GROUPS, GrounderResult, averaged
 from factory.evaluation.split_evaluation import EvaluationBatch, measure
 from factory.generator.interface import Generated
-from factory.grounder.iou import IoUMeter, label_map
+from factory.grounder.iou import IoUMeter
 from factory.grounder.loss import binary_loss, competing_loss
 
 PROMPT = Prompt("a dog and a cat", ("dog", "cat"), ("dog", "cat"))
@@ -39,7 +39,7 @@ def test_groups_of_classes_and_areas_have_their_own_figures() -> None:
 def test_labels_of_masks_are_numbered_as_in_the_prompt() -> None:
     cat, unsure = np.array([[True, False, False]]), np.array([[False, True, False]])
     found = Grounded((Instance("cat", 0.5, cat),), unsure)
-    assert label_map(found, PROMPT.classes, (1, 3)).tolist() == [[2, 255, 0]]
+    assert found.label_map(PROMPT.classes, (1, 3)).tolist() == [[2, 255, 0]]
 
 
 def test_averages_are_those_of_the_splits_of_a_method() -> None:
