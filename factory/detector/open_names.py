@@ -43,6 +43,10 @@ class OpenName:
         """(model, its possible types) of each model."""
         return list(zip(self.models, (TYPES[self.kind], MASK_TYPES), strict=False))
 
+    def revisions(self, pin: str | None) -> list[str | None]:
+        """The revision of each model in a pin of `pin_open_name`; None for each without a pin."""
+        return [None] * len(self.models) if pin is None else [*pin.split("+")]
+
 
 def parse_open_name(name: str) -> OpenName | None:
     """The parts of an open-vocabulary detector's name; None for any other name. UserError if a part is missing."""
@@ -100,8 +104,7 @@ def pin_open_name(name: OpenName, pinned: str | None = None) -> str:
 
 def check_types(name: OpenName, revision: str | None) -> None:
     """Raise UserError unless the config.json of each model is of the right type; those of hub models are downloaded."""
-    revisions = revision.split("+") if revision is not None else [None] * len(name.models)
-    for (model, types), pinned in zip(name.types(), revisions, strict=True):
+    for (model, types), pinned in zip(name.types(), name.revisions(revision), strict=True):
         model_type = _model_type(model, pinned)
         if model_type not in types:
             raise UserError(

@@ -24,7 +24,7 @@ def check_texts(name: OpenName, revision: str | None, texts: Mapping[str, str]) 
 
     For a hub model, this downloads its tokenizer and its config.
     """
-    source, first = name.models[0], None if revision is None else revision.split("+")[0]
+    source, first = name.models[0], name.revisions(revision)[0]
     tokenizer = load_tokenizer(source, first)
     queries = {class_name: _query(name.kind, text) for class_name, text in texts.items()}
     if name.kind == "grounding-dino":

@@ -92,8 +92,7 @@ def _overlap(box: Tensor, others: Tensor) -> Tensor:
 
 
 def _open(name: OpenName, recipe: Recipe, device: str) -> Finder:
-    revision = recipe.masks.detector_revision
-    revisions = revision.split("+") if revision is not None else [None] * len(name.models)
+    revisions = name.revisions(recipe.masks.detector_revision)
     if name.kind in ("sam3", "clipseg"):
         finder = Sam3Finder if name.kind == "sam3" else ClipSegFinder
         return finder(name.models[0], revisions[0], device, _min_score(recipe, finder.default_score))
