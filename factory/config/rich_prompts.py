@@ -4,14 +4,13 @@ A prompt depends on the recipe's seed, the sample's index and its classes. The s
 `simple`, so classes are balanced in the same way.
 """
 
-import functools
 import hashlib
 from collections.abc import Sequence
 
 from factory.config import prompt_words as words
 from factory.config.class_words import ClassWords, plural
 from factory.config.prompts import Prompt, captioned
-from factory.config.vocabulary import ClassEntry, Vocabulary, article, coco
+from factory.config.vocabulary import Vocabulary, article, coco
 
 _TRIES = 8
 """Attempts to compose a prompt for a sample in which no word names another class."""
@@ -88,7 +87,7 @@ class RichPrompts:
         if not plain and draws.chance(f"{slot}/has attribute", 0.5):
             chosen = draws.pick(f"{slot}/attribute", self._without_names(words.ATTRIBUTES[_kind(name)]))
         # Plurals are formed only of names that are known to be English and countable.
-        if _coco_entry(name) is not None and article(name) and draws.chance(f"{slot}/has count", 0.2):
+        if coco().find(name) is not None and article(name) and draws.chance(f"{slot}/has count", 0.2):
             count = draws.pick(f"{slot}/count", self._without_names(words.COUNTS))
             phrase = plural(name)
             return " ".join(filter(None, (count, chosen, phrase))), phrase
@@ -148,13 +147,8 @@ class _Draws:
         return int.from_bytes(hashlib.sha256(f"{self._key}/{slot}".encode()).digest()[:8])
 
 
-@functools.lru_cache(4096)
-def _coco_entry(name: str) -> ClassEntry | None:
-    return coco().find(name)
-
-
 def _kind(name: str) -> str:
-    entry = _coco_entry(name)
+    entry = coco().find(name)
     if entry is None:
         return "other"
     return next((kind for kind in ("person", "animal", "food") if entry.id in _KINDS[kind]), "thing")
@@ -162,7 +156,7 @@ def _kind(name: str) -> str:
 
 def _setting(draws: _Draws, displays: Sequence[str]) -> str:
     """`outdoors` or `indoors`, whichever is usual for more of the classes; drawn if there are as many of both."""
-    entries = [entry for name in displays if (entry := _coco_entry(name)) is not None and entry.id not in _EITHER]
+    entries = [entry for name in displays if (entry := coco().find(name)) is not None and entry.id not in _EITHER]
     outdoors = sum(entry.id in (*_KINDS["outdoors"], *_KINDS["animal"]) for entry in entries)
     if 2 * outdoors == len(entries):
         return "outdoors" if draws.chance("setting", 0.5) else "indoors"

@@ -178,11 +178,8 @@ def from_names(names: Sequence[str], label: str = "the class list") -> Vocabular
     cleaned = [" ".join(check_name(name, label).split()) for name in names if name.strip()]
     if not cleaned:
         raise UserError(f"there is no class name in {label}; give at least one, for example --classes dog,cat.")
-    by_name = {plain_name(spelling): entry for entry in coco().classes for spelling in (entry.name, *entry.aliases)}
-    coco_entries = [by_name.get(plain_name(name)) for name in cleaned]
-    if all(coco_entries):
-        entries = tuple(entry for entry in coco_entries if entry is not None)
-    else:
+    entries = tuple(entry for name in cleaned if (entry := coco().find(name)) is not None)
+    if len(entries) < len(cleaned):
         entries = tuple(ClassEntry(number, name) for number, name in enumerate(cleaned, 1))
     first: dict[str, str] = {}
     for entry, spelling in zip(entries, cleaned, strict=True):
