@@ -54,7 +54,8 @@ def test_one_process_at_a_time_runs_a_job(tmp_path: Path) -> None:
     """A second one ran the same steps, and forgot which of them the first had completed."""
     file = write(tmp_path / "job.yaml", out=str(tmp_path), steps=[{"models": {}}])
     job = load_workflow(file, None, commands(), {})
-    with sole_writer(tmp_path / "job.lock"), pytest.raises(TransientError, match="another command is writing to"):
+    busy = pytest.raises(TransientError, match="another command is writing to")
+    with sole_writer(tmp_path / "job.lock", tmp_path), busy:
         run_workflow(job, print)
 
 

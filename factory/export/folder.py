@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from factory.config.differences import abbreviated
-from factory.errors import TransientError, UserError, not_written
+from factory.errors import UserError, not_written
 from factory.export.interface import Format, Unit
 from factory.files.atomic import write_atomically
 from factory.files.listing import names_in
-from factory.files.lock import locked_if_possible
+from factory.files.lock import sole_writer
 from factory.files.strict_json import canonical
 
 STATE = ".export"
@@ -60,17 +60,11 @@ class ExportFolder:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Lock the folder; raises UserError if another process has locked it."""
+        """Lock the folder; raises TransientError if another process has locked it."""
         self.check()
         with clear_errors(self.root):
             self._state.mkdir(parents=True, exist_ok=True)
-            with contextlib.ExitStack() as stack:
-                try:
-                    stack.enter_context(locked_if_possible(self._state / "lock"))
-                except BlockingIOError:
-                    raise TransientError(
-                        f"{self.root} is being written by another export; wait until it has finished."
-                    ) from None
+            with sole_writer(self._state / "lock", self.root):
                 self.check()
                 if not (self._state / "purpose.json").exists():
                     write_atomically(self._state / "purpose.json", canonical(self._purpose) + b"\n")

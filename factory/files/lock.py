@@ -48,8 +48,8 @@ def locked(path: Path) -> Iterator[IsHeld]:
 
 
 @contextlib.contextmanager
-def locked_if_possible(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path` for as long as the work takes. Raises BlockingIOError if another process has it.
+def sole_writer(path: Path, folder: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path` while a command writes to `folder`. TransientError if another command has it.
 
     Without `flock`, a warning is logged and no lock is held: a lock file would outlive a killed process, and its age
     does not show whether a long run is still active.
@@ -60,24 +60,13 @@ def locked_if_possible(path: Path) -> Iterator[None]:
 
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise
+            raise TransientError(
+                f"another command is writing to {folder}; wait until it has finished, or give another folder."
+            ) from None
         except (ImportError, OSError) as error:
             if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
                 raise
-            _log.warning("%s is on a file system without locks; write to it with one process at a time.", path.parent)
-        yield
-
-
-@contextlib.contextmanager
-def sole_writer(path: Path) -> Iterator[None]:
-    """Hold the lock `path` of its folder during a long command. TransientError if another command has it."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked_if_possible(path))
-        except BlockingIOError:
-            raise TransientError(
-                f"another command is writing to {path.parent}; wait until it has finished, or give another folder."
-            ) from None
+            _log.warning("%s is on a file system without locks; write to it with one process at a time.", folder)
         yield
 
 

@@ -86,7 +86,7 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
     out.mkdir(parents=True, exist_ok=True)
     if rank_and_world()[0]:
         return _train(task, options, out, _silent, writes=False)
-    with sole_writer(out / "training.lock"):
+    with sole_writer(out / "training.lock", out):
         return _train(task, options, out, report, writes=True)
 
 

@@ -136,7 +136,7 @@ def run_workflow(job: Workflow, report: Callable[[str], None] = _log.info) -> No
     """
     check_writable_folder(job.out, "the folder of the job")
     job.out.mkdir(parents=True, exist_ok=True)
-    with sole_writer(job.out / "job.lock"):
+    with sole_writer(job.out / "job.lock", job.out):
         _run_steps(job, report)
 
 

@@ -144,7 +144,7 @@ def test_concurrent_exports_to_the_same_folder_are_rejected(store: Store, tmp_pa
     second = Export(store, tmp_path / "coco", Options("coco", VAL))
 
     def intrude(done: int) -> None:
-        with pytest.raises(UserError, match="being written by another export"):
+        with pytest.raises(UserError, match=r"another command is writing to .*coco; wait"):
             second.run()
 
     Export(store, tmp_path / "coco", Options("coco", VAL)).run(intrude)
