@@ -9,9 +9,6 @@ import threading
 from dataclasses import dataclass
 from typing import Any, Literal
 
-PREFIX = "ray_"
-"""The prefix that Ray adds to the names in Prometheus."""
-
 _lock = threading.Lock()
 _instruments: dict[str, Any] = {}
 
@@ -38,11 +35,6 @@ class Metric:
     def observe(self, value: float, dataset: str, **labels: str) -> None:
         """Add a value to a histogram."""
         self._record("observe", value, dataset, labels)
-
-    def exported_names(self) -> tuple[str, ...]:
-        """The names of its series in Prometheus."""
-        suffixes = ("_bucket", "_count", "_sum") if self.kind == "histogram" else ("",)
-        return tuple(f"{PREFIX}{self.name}{suffix}" for suffix in suffixes)
 
     def _record(self, method: str, value: float, dataset: str, labels: dict[str, str]) -> None:
         if "ray" not in sys.modules:  # this process is not part of a cluster; importing Ray takes a second
@@ -114,5 +106,3 @@ LAST_SUCCESS = Metric(
     "gauge",
     "Unix time at which a run ended as planned: complete, or at its limit.",
 )
-
-METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

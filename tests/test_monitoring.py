@@ -29,6 +29,7 @@ from factory.errors import TransientError, UserError
 from factory.generation.run import generate
 from factory.generation.run_metrics import RunMetrics
 from factory.log_format import configure
+from tests.support.metrics import METRICS, exported_names
 from tests.support.program import PROGRAM
 
 
@@ -101,7 +102,7 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_metrics_of_a_run_are_exported_and_agree_with_its_receipts(run: Run) -> None:
-    known = {name for metric in metrics.METRICS for name in metric.exported_names()}
+    known = {name for metric in METRICS for name in exported_names(metric)}
     assert set(run.series) <= known
     assert run.series["ray_factory_shards_total"] == {"committed": 16}
     assert run.series["ray_factory_shards_left"] == {"": 0}
@@ -139,9 +140,9 @@ def test_metrics_outside_a_cluster_are_dropped_and_do_not_import_ray() -> None:
 
 
 def test_names_are_valid_and_unique() -> None:
-    names = [metric.name for metric in metrics.METRICS]
+    names = [metric.name for metric in METRICS]
     assert len(set(names)) == len(names)
-    for metric in metrics.METRICS:
+    for metric in METRICS:
         assert re.fullmatch(r"factory_[a-z_]+", metric.name)
         assert metric.name.endswith("_total") == (metric.kind == "counter")
 

@@ -34,6 +34,13 @@ def bucket(bucket: Bucket, recipe: Recipe) -> Bucket:
     return bucket
 
 
+def indexed(store: Store) -> int:
+    """The number of entries in the blocks of the index."""
+    index = ReceiptIndex(store)
+    index._load()
+    return len(index._entries)
+
+
 def test_every_receipt_is_read_once(bucket: Bucket, recipe: Recipe) -> None:
     store = Store("s3://b/set")
     sums = write_description(store, recipe)
@@ -63,7 +70,7 @@ def test_resumed_run_keeps_the_entries_of_earlier_runs(bucket: Bucket, recipe: R
         second = ReceiptIndex(store)
         second.add([7, 1007])
         second.save(only_full)
-        assert ReceiptIndex(store).known() == (SHARDS - 1 if only_full else SHARDS)
+        assert indexed(store) == (SHARDS - 1 if only_full else SHARDS)
 
 
 def test_readers_read_the_index_and_a_single_receipt(bucket: Bucket, recipe: Recipe) -> None:
@@ -94,7 +101,7 @@ def test_corrupt_block_is_ignored(bucket: Bucket, recipe: Recipe) -> None:
     for data in (b"", b"[1]", b'{"0": 1}', b'{"0": [1]}', b"\xff"):
         store.put("index/000000.json", data)
         store.put("index/000001.json", data)
-        assert ReceiptIndex(store).known() == 0
+        assert indexed(store) == 0
     assert current_totals(store, Plan(recipe)) == before
 
 
@@ -114,7 +121,7 @@ def test_corrupt_block_is_ignored(bucket: Bucket, recipe: Recipe) -> None:
 def test_block_of_wrong_types_is_ignored(tmp_path: Path, block: bytes) -> None:
     store = Store(str(tmp_path))
     store.put("index/000000.json", block)
-    assert ReceiptIndex(store).known() == 0
+    assert indexed(store) == 0
 
 
 def test_failure_to_write_the_index_is_ignored(bucket: Bucket, recipe: Recipe) -> None:

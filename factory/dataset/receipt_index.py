@@ -63,11 +63,6 @@ class ReceiptIndex:
         self._changed: set[int] = set()
         self._loaded = False
 
-    def known(self) -> int:
-        """The number of entries in the blocks."""
-        self._load()
-        return len(self._entries)
-
     def entries(self, tags: Mapping[int, str]) -> dict[int, IndexEntry]:
         """The entries of some shards in order, given the tags of their receipts. Reads receipts that are not indexed.
 
