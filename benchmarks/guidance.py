@@ -23,19 +23,15 @@ SETTINGS: tuple[tuple[float, GuidanceSchedule], ...] = ((3, "constant"), (2, "li
 CLASSES = ("chair", "dog", "bicycle")
 
 
-def _silent(text: str) -> None:
-    """Report nothing: the table is the output."""
-
-
 def table_row(sampling: Sampling, detector: StickerDetector, images_per_class: int, pairs: int) -> str:
     """A row of the table."""
     pipeline = open_pipeline()
     with tempfile.TemporaryDirectory() as folder:
         out, size = Path(folder), EvaluationSize(images_per_class, pairs, scenes=0)
-        images = draw_images(pipeline, out, PartialResults(out, {}), size, sampling, _silent)
+        images = draw_images(pipeline, out, PartialResults(out, {}), size, sampling, lambda text: None)
     found = found_in(detector, images)
-    variety = [variety_of(pipeline, detector, name, sampling, _silent)["images"] for name in CLASSES]
-    shown = ", ".join(f"{share:.2f}" for share in variety)
+    measured = [variety_of(pipeline, detector, name, sampling, lambda text: None) for name in CLASSES]
+    shown = ", ".join(f"{variety['images']:.2f}" for variety in measured)
     return (
         f"| {sampling.guidance:g}, {sampling.schedule} | {found.one_object:.1%} | {found.both_of_two:.1%} | {shown} |"
     )

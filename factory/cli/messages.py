@@ -44,7 +44,3 @@ def print_line(text: str) -> None:
     except OSError as error:
         if error.errno != errno.EIO and full_disk(error) is None:  # a closed pipe, for instance
             raise
-
-
-def to_nowhere(text: str) -> None:
-    """Drop the message."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from factory.cli.messages import to_nowhere, to_stderr, to_stdout
+from factory.cli.messages import to_stderr, to_stdout
 from factory.cli.shared_options import GuidanceScales, Table
 from factory.config.guidance import CONSTANT
 from factory.config.stickers import STICKERS, check_pipeline
@@ -79,7 +79,7 @@ def evaluate(
     from factory.stickers.sampling import Sampling
     from factory.stickers.tables import class_table, summary_table
 
-    report = to_nowhere if as_json else to_stderr
+    report = (lambda text: None) if as_json else to_stderr
     judges = Judges(open_detector(detector), open_detector(judge) if judge else None)
     usual = Sampling.of_model(pipeline)
     schedule = guidance_schedule or (usual.schedule if guidance is None else CONSTANT)
@@ -148,6 +148,6 @@ def evaluate_autoencoder(
     from factory.stickers.text_to_image import open_autoencoder
 
     opened = open_autoencoder(autoencoder or pipeline_folder() / "vae", "cpu")
-    report = to_nowhere if as_json else to_stderr
+    report = (lambda text: None) if as_json else to_stderr
     metrics = asdict(round_trip(opened, open_detector(detector), scenes, report))
     to_stdout(dumps({key: round(value, 4) for key, value in metrics.items()}))

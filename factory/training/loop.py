@@ -85,7 +85,7 @@ def train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[s
         _load_start(task, Path(options.start))
     out.mkdir(parents=True, exist_ok=True)
     if rank_and_world()[0]:
-        return _train(task, options, out, _silent, writes=False)
+        return _train(task, options, out, lambda text: None, writes=False)
     with sole_writer(out / "training.lock", out):
         return _train(task, options, out, report, writes=True)
 
@@ -184,10 +184,6 @@ def _report_untrained(task: TrainTask, report: Callable[[str], None]) -> None:
             f"{task.name}: warning: {len(missing)} of {len(trained)} weights receive no gradient and are not trained, "
             f"such as {missing[0]}"
         )
-
-
-def _silent(text: str) -> None:
-    """The `report` of all processes but the first."""
 
 
 def _load_start(task: TrainTask, folder: Path) -> None:
