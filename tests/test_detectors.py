@@ -45,8 +45,8 @@ def _images(count: int = 3) -> list[Any]:
 
 
 def test_instances_have_the_images_size_and_the_vocabularys_names(folder: Path) -> None:
-    detector = open_detector(_recipe(folder, "coco"), "cpu")
-    assert isinstance(detector, TransformersDetector)
+    detector: Any = open_detector(_recipe(folder, "coco"), "cpu")
+    assert isinstance(detector._detector, TransformersDetector)
     found = detector.detect(_images())
     assert len(found) == 3
     assert any(found)
@@ -80,8 +80,8 @@ def test_a_detector_is_pinned_by_its_content(folder: Path) -> None:
 def test_the_embedded_detectors_folder_opens_as_the_embedded_detector(tmp_path: Path) -> None:
     from factory.files.embedded_models import detector_folder
 
-    assert isinstance(open_detector(_recipe("stickers"), "cpu"), EmbeddedDetector)
-    assert isinstance(open_detector(_recipe(detector_folder()), "cpu"), EmbeddedDetector)
+    opened: Any = [open_detector(_recipe(name), "cpu") for name in ("stickers", str(detector_folder()))]
+    assert all(isinstance(detector._detector, EmbeddedDetector) for detector in opened)
 
 
 def test_the_embedded_detector_takes_images_of_mixed_sizes() -> None:

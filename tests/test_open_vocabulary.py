@@ -6,6 +6,7 @@ The image processors of SAM 2 and SAM 3 require torchvision; tests/detector_extr
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,13 +146,13 @@ def test_clipseg_with_one_encoded_image_equals_the_library(models: dict[str, Pat
     from transformers import AutoTokenizer, CLIPSegForImageSegmentation, CLIPSegProcessor
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-    detector = open_detector(recipe(names["clipseg"]), "cpu")
+    detector: Any = open_detector(recipe(names["clipseg"]), "cpu")
     processor = CLIPSegProcessor(
         ViTImageProcessorPil.from_pretrained(models["clipseg"]), AutoTokenizer.from_pretrained(models["clipseg"])
     )
     inputs = processor(text=CLASSES, images=[image()] * 4, padding=True, return_tensors="pt")
     logits = CLIPSegForImageSegmentation.from_pretrained(models["clipseg"]).eval()(**inputs).logits
-    torch.testing.assert_close(detector._finder._logits(image(), CLASSES), logits, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(detector._detector._finder._logits(image(), CLASSES), logits, rtol=1e-5, atol=1e-6)
     probabilities = functional.interpolate(logits[None], (72, 96), mode="bilinear", align_corners=False)[0].sigmoid()
     (found,) = detector.detect([image()])
     assert found
@@ -183,8 +184,9 @@ def test_sam2_masks_equal_a_forward_pass_with_the_boxes(models: dict[str, Path])
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_image_has_the_same_instances_alone_and_in_a_batch_of_other_sizes(names: dict[str, str], kind: str) -> None:
-    detector, images = open_detector(recipe(names[kind]), "cpu"), [image(), image(48, 60, 1), image(72, 96, 2)]
-    assert isinstance(detector, OpenVocabularyDetector)
+    detector: Any = open_detector(recipe(names[kind]), "cpu")
+    assert isinstance(detector._detector, OpenVocabularyDetector)
+    images = [image(), image(48, 60, 1), image(72, 96, 2)]
     together = detector.detect(images)
     for found, picture in zip(together, images, strict=True):
         assert rows(found) == rows(detector.detect([picture])[0])

@@ -28,13 +28,15 @@ _FORMS = (
 
 
 def open_detector(recipe: Recipe, device: str) -> Detector:
-    """The detector of a recipe, with its weights loaded.
+    """The detector of a recipe, with its weights loaded. It divides batches that do not fit into GPU memory.
 
     Raises UserError if it cannot be loaded, differs from the pinned revision, or does not know a class.
     """
+    from factory.detector.fitting import FittingDetector
+
     check_pin(recipe.masks)
     be_deterministic(device, tf32=recipe.generator.dtype == "tf32")
-    return _opened(recipe, device)
+    return FittingDetector(_opened(recipe, device), recipe.masks.detector)
 
 
 def _opened(recipe: Recipe, device: str) -> Detector:

@@ -10,7 +10,6 @@ from factory.config.plan import PlannedSample
 from factory.config.prompts import Prompt, captioned
 from factory.config.recipe import Recipe
 from factory.dataset.records import Grounded
-from factory.detector.fitting import FittingDetector
 from factory.detector.load import open_detector
 from factory.detector.oracle import OracleGrounder
 from factory.evaluation.protocol_1 import GROUPS
@@ -56,7 +55,7 @@ class SplitEvaluation:
         self._vocabulary, self._batch = recipe.vocabulary(), recipe.batch
         self._seen = list(config.classes_seen)
         self._unseen = [name for name in self._vocabulary.names if name not in config.classes_seen]
-        self.detector = FittingDetector(open_detector(recipe, device), recipe.masks.detector)
+        self.detector = open_detector(recipe, device)
         self._oracle = OracleGrounder(self.detector, recipe.masks)
         attention = AttentionGrounder(recipe.masks)
         needs = frozenset[str]().union(*(grounder.needs for grounder in grounders.values()))

@@ -32,10 +32,9 @@ def load_components(recipe: Recipe, device: str = "cpu", detector: Detector | No
     check_source(recipe.masks.source)
     judged = recipe.filters.min_detector_iou is not None
     if detector is None and (judged or recipe.masks.source == "detector"):
-        from factory.detector.fitting import FittingDetector
         from factory.detector.load import open_detector
 
-        detector = FittingDetector(open_detector(recipe, device), recipe.masks.detector)
+        detector = open_detector(recipe, device)
     grounder = _grounder(recipe, detector, device)
     return Components(PipelineGenerator(recipe, device, grounder.needs), grounder, detector if judged else None)
 

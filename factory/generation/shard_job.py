@@ -54,13 +54,12 @@ class ContentJob:
 
     def open_detector(self, device: str) -> Detector:
         """Load only the detector."""
-        from factory.detector.fitting import FittingDetector
         from factory.detector.load import open_detector
         from factory.generator.memory import loading
 
         _check_gpu(device)
         with loading(f"the detector {self.recipe.masks.detector}"):
-            return FittingDetector(open_detector(self.recipe, device), self.recipe.masks.detector)
+            return open_detector(self.recipe, device)
 
 
 def _check_folder(store: Store) -> None:
