@@ -55,7 +55,6 @@ class Access:
     `keys` are S3's (access key, secret key, session token or ""), if known.
     """
 
-    scheme: str
     config: Mapping[str, str] = field(repr=False)
     keys: tuple[str, str, str] | None = field(repr=False, default=None)
     client: Mapping[str, Any] = field(repr=False, default_factory=dict)
@@ -167,7 +166,7 @@ def find_access(address: str, settings: StoreRecipe) -> Access:
             f"the endpoint {endpoint} is not encrypted; use https://, or allow it with AWS_ALLOW_HTTP=true "
             f"(GOOGLE_ALLOW_HTTP=true, AZURE_ALLOW_HTTP=true) or `allow_http: true` in the recipe's `store`."
         )
-    return Access(scheme, config, keys, client)
+    return Access(config, keys, client)
 
 
 def _s3(settings: StoreRecipe, environment: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, str, str] | None]:
