@@ -5,26 +5,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from factory.cli import shared_options as option
 from factory.cli.generate import as_data, as_text
 from factory.cli.messages import to_stderr, to_stdout
-from factory.cli.shared_options import (
-    Address,
-    AsJson,
-    Batch,
-    DatasetOut,
-    Force,
-    GpusPerWorker,
-    Grace,
-    Model,
-    NoiseLevel,
-    ShardSize,
-    Workers,
-)
 from factory.files.strict_json import dumps
 
 
 def invert(
-    out: DatasetOut,
+    out: option.DatasetOut,
     real: Annotated[
         Path,
         typer.Option(
@@ -63,24 +51,24 @@ def invert(
             help="DDIM steps of the inversion, and of the reconstruction, for --method ddim; 50 by default.",
         ),
     ] = None,
-    noise_level: NoiseLevel = None,
+    noise_level: option.NoiseLevel = None,
     max_classes: Annotated[int, typer.Option(min=1, max=8, help="Skip images with more classes than this.")] = 3,
     min_area: Annotated[
         float,
         typer.Option(min=0, max=1, help="Leave classes that cover a smaller share of the image out of the prompt."),
     ] = 0.01,
-    model: Model = None,
+    model: option.Model = None,
     recipe: Annotated[
         Path | None, typer.Option(help="Recipe file; only its sections `generator` and `store` are used.")
     ] = None,
-    batch: Batch = None,
-    shard_size: ShardSize = None,
-    workers: Workers = None,
-    gpus_per_worker: GpusPerWorker = None,
-    address: Address = None,
-    grace: Grace = None,
-    force: Force = False,
-    as_json: AsJson = False,
+    batch: option.Batch = None,
+    shard_size: option.ShardSize = None,
+    workers: option.Workers = None,
+    gpus_per_worker: option.GpusPerWorker = None,
+    address: option.Address = None,
+    grace: option.Grace = None,
+    force: option.Force = False,
+    as_json: option.AsJson = False,
 ) -> None:
     """Turn labelled real images into training data of a grounder, by inverting them to noise.
 

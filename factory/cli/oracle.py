@@ -4,39 +4,14 @@ from typing import Annotated
 
 import typer
 
+from factory.cli import shared_options as option
 from factory.cli.generate import as_data, as_text
 from factory.cli.messages import to_stdout
-from factory.cli.shared_options import (
-    Address,
-    AsJson,
-    Batch,
-    Cooccurrence,
-    Count,
-    DatasetOut,
-    Detector,
-    Dtype,
-    Extend,
-    Force,
-    GpusPerWorker,
-    Grace,
-    Guidance,
-    GuidanceScales,
-    Lora,
-    Model,
-    NoiseLevel,
-    OracleObjects,
-    PromptStyle,
-    RecipeFile,
-    Seed,
-    ShardSize,
-    SolverSteps,
-    Workers,
-)
 from factory.files.strict_json import dumps
 
 
 def bootstrap_oracle(
-    out: DatasetOut,
+    out: option.DatasetOut,
     classes: Annotated[
         str | None, typer.Option(help="coco (default) or voc; with a split file, any classes as in `factory generate`.")
     ] = None,
@@ -47,23 +22,23 @@ def bootstrap_oracle(
             "unseen class per line; required for a new dataset without --recipe."
         ),
     ] = None,
-    n: Count = None,
-    model: Model = None,
-    lora: Lora = None,
-    detector: Detector = None,
-    noise_level: NoiseLevel = None,
-    objects: OracleObjects = None,
-    cooccurrence: Cooccurrence = None,
-    prompt_style: PromptStyle = None,
-    seed: Seed = None,
-    steps: SolverSteps = None,
-    guidance: Guidance = None,
-    guidance_schedule: GuidanceScales = None,
-    dtype: Dtype = None,
-    batch: Batch = None,
-    shard_size: ShardSize = None,
-    workers: Workers = None,
-    gpus_per_worker: GpusPerWorker = None,
+    n: option.Count = None,
+    model: option.Model = None,
+    lora: option.Lora = None,
+    detector: option.Detector = None,
+    noise_level: option.NoiseLevel = None,
+    objects: option.OracleObjects = None,
+    cooccurrence: option.Cooccurrence = None,
+    prompt_style: option.PromptStyle = None,
+    seed: option.Seed = None,
+    steps: option.SolverSteps = None,
+    guidance: option.Guidance = None,
+    guidance_schedule: option.GuidanceScales = None,
+    dtype: option.Dtype = None,
+    batch: option.Batch = None,
+    shard_size: option.ShardSize = None,
+    workers: option.Workers = None,
+    gpus_per_worker: option.GpusPerWorker = None,
     detectors: Annotated[
         int | None,
         typer.Option(
@@ -76,12 +51,12 @@ def bootstrap_oracle(
         float | None,
         typer.Option(min=0, max=16, help="GPUs per worker of the detector pool, which may be a fraction."),
     ] = None,
-    address: Address = None,
-    grace: Grace = None,
-    recipe: RecipeFile = None,
-    extend: Extend = False,
-    force: Force = False,
-    as_json: AsJson = False,
+    address: option.Address = None,
+    grace: option.Grace = None,
+    recipe: option.RecipeFile = None,
+    extend: option.Extend = False,
+    force: option.Force = False,
+    as_json: option.AsJson = False,
 ) -> None:
     """Generate the training data of a grounder: images of seen classes with the masks of a detector.
 

@@ -6,30 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from factory.cli import shared_options as option
 from factory.cli.messages import to_stdout
-from factory.cli.shared_options import (
-    AsJson,
-    Attempts,
-    Batch,
-    Classes,
-    Cooccurrence,
-    Count,
-    Detector,
-    Dtype,
-    Guidance,
-    GuidanceScales,
-    Lora,
-    Masks,
-    MinConfidence,
-    Model,
-    Objects,
-    Prompts,
-    PromptStyle,
-    RecipeFile,
-    Seed,
-    ShardSize,
-    SolverSteps,
-)
 from factory.errors import counted
 from factory.files.strict_json import dumps
 
@@ -41,32 +19,32 @@ _COUNTED = 100_000
 
 
 def plan(
-    classes: Classes = None,
-    n: Count = None,
-    model: Model = None,
-    lora: Lora = None,
-    masks: Masks = None,
-    detector: Detector = None,
-    objects: Objects = None,
-    cooccurrence: Cooccurrence = None,
-    prompts: Prompts = None,
-    prompt_style: PromptStyle = None,
-    seed: Seed = None,
-    steps: SolverSteps = None,
-    guidance: Guidance = None,
-    guidance_schedule: GuidanceScales = None,
-    dtype: Dtype = None,
-    batch: Batch = None,
-    min_confidence: MinConfidence = None,
-    attempts: Attempts = None,
-    shard_size: ShardSize = None,
-    recipe: RecipeFile = None,
+    classes: option.Classes = None,
+    n: option.Count = None,
+    model: option.Model = None,
+    lora: option.Lora = None,
+    masks: option.Masks = None,
+    detector: option.Detector = None,
+    objects: option.Objects = None,
+    cooccurrence: option.Cooccurrence = None,
+    prompts: option.Prompts = None,
+    prompt_style: option.PromptStyle = None,
+    seed: option.Seed = None,
+    steps: option.SolverSteps = None,
+    guidance: option.Guidance = None,
+    guidance_schedule: option.GuidanceScales = None,
+    dtype: option.Dtype = None,
+    batch: option.Batch = None,
+    min_confidence: option.MinConfidence = None,
+    attempts: option.Attempts = None,
+    shard_size: option.ShardSize = None,
+    recipe: option.RecipeFile = None,
     rate: Annotated[float | None, typer.Option(help="Samples per second of one worker, if known.")] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Generate two batches to estimate time and disk space.")
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Number of workers for the time estimate.")] = 1,
-    as_json: AsJson = False,
+    as_json: option.AsJson = False,
 ) -> None:
     """Show what `factory generate` would produce, and estimate time and disk space.
 
