@@ -1,8 +1,7 @@
 """`factory stickers`: render scenes, and train and evaluate the embedded models."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,24 +18,6 @@ app = typer.Typer(
 )
 
 
-class Style(StrEnum):
-    """The art styles to draw with."""
-
-    train = "train"
-    drawn = "drawn"
-    held_out = "held-out"
-
-
-class ModelName(StrEnum):
-    """The model to train."""
-
-    autoencoder = "autoencoder"
-    diffusion = "diffusion"
-    turbo = "turbo"
-    detector = "detector"
-    judge = "judge"
-
-
 @app.command()
 def render(
     out: Annotated[Path, typer.Option(help="Folder to write: new, empty, or from an earlier run of the same command.")],
@@ -45,12 +26,12 @@ def render(
         str, typer.Option(help='coco, voc, a file with one class per line, or names: dog,cat,"traffic light".')
     ] = "voc",
     style: Annotated[
-        Style,
+        Literal["train", "drawn", "held-out"],
         typer.Option(
             help="train: the styles of the training data; drawn: that of the text-to-image model; held-out: a style "
             "that no model was trained on."
         ),
-    ] = Style.train,
+    ] = "train",
     size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the images in pixels.")] = 128,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the images.")] = 0,
     as_json: AsJson = False,
@@ -64,7 +45,7 @@ def render(
     from factory.stickers.atlas import DRAWN_STYLES, HELD_OUT_STYLE, TRAIN_STYLES
     from factory.stickers.voc_folder import write_voc_folder
 
-    styles = {Style.train: TRAIN_STYLES, Style.drawn: DRAWN_STYLES, Style.held_out: (HELD_OUT_STYLE,)}[style]
+    styles = {"train": TRAIN_STYLES, "drawn": DRAWN_STYLES, "held-out": (HELD_OUT_STYLE,)}[style]
     vocabulary = parse_classes(classes)
     with progress_bar("rendering", n, quiet=as_json) as advance:
         write_voc_folder(out, vocabulary, n, styles, size, seed, advance)
@@ -77,7 +58,7 @@ def render(
 @app.command()
 def train(
     part: Annotated[
-        ModelName,
+        Literal["autoencoder", "diffusion", "turbo", "detector", "judge"],
         typer.Argument(
             metavar="MODEL",
             help="autoencoder, diffusion, turbo, detector or judge (a second detector); the models that it needs come "
@@ -119,7 +100,7 @@ def train(
     from factory.stickers.recipes import run_recipe
 
     run_recipe(
-        part.value,
+        part,
         out,
         steps=steps,
         batch=batch,
