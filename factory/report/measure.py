@@ -68,7 +68,7 @@ def measure(store: Store, watch: Watch = lambda samples: None, features: int = I
         contents.add(shard)
         means.add(shard.feature_images)
         for selection, of_shard in ((random, shard.random), (worst, shard.worst)):
-            for entry in of_shard.entries():
+            for entry in of_shard.entries:
                 selection.add(*entry)
         watch(contents.samples)
     hashes, indices = contents.hashes()

@@ -1,7 +1,7 @@
 """Deterministic selection of samples in one pass."""
 
 import hashlib
-import heapq
+from bisect import insort
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -22,31 +22,14 @@ class Lowest(Generic[T]):
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._heap: list[tuple[_Reversed, T]] = []
+        self.entries: list[tuple[float, str, T]] = []
+        """(rank, key, item) of the items kept, lowest rank first."""
 
     def add(self, rank: float, key: str, item: T) -> None:
         """Offer an item."""
-        entry = (_Reversed((rank, key)), item)
-        if len(self._heap) < self._size:
-            heapq.heappush(self._heap, entry)
-        elif self._heap and self._heap[0][0] < entry[0]:
-            heapq.heapreplace(self._heap, entry)
+        insort(self.entries, (rank, key, item), key=lambda entry: entry[:2])
+        del self.entries[self._size :]
 
     def items(self) -> list[T]:
         """The items kept, lowest rank first."""
-        return [item for _, _, item in self.entries()]
-
-    def entries(self) -> list[tuple[float, str, T]]:
-        """(rank, key, item) of the items kept, lowest rank first."""
-        ordered = sorted(self._heap, key=lambda entry: entry[0].order)
-        return [(*order.order, item) for order, item in ordered]
-
-
-class _Reversed:
-    """Reverses the order, so that the heap's first entry is the one to drop."""
-
-    def __init__(self, order: tuple[float, str]) -> None:
-        self.order = order
-
-    def __lt__(self, other: "_Reversed") -> bool:
-        return other.order < self.order
+        return [item for _, _, item in self.entries]
