@@ -5,7 +5,7 @@ The public API is loaded on first use, so that importing the package and `factor
 
 from typing import TYPE_CHECKING, Any
 
-from factory.hf_logging import guard_against_torchvision
+from factory.torchvision_guard import guard_against_torchvision
 
 if TYPE_CHECKING:
     from factory.api import (

@@ -67,6 +67,6 @@ def _installed(library: str) -> bool:
 
 def _torchvision() -> bool:
     """Whether torchvision is installed and matches torch."""
-    from factory.hf_logging import torchvision_fault
+    from factory.torchvision_guard import torchvision_fault
 
     return _installed("torchvision") and torchvision_fault() is None

@@ -16,7 +16,7 @@ from factory.detector.labels import in_order, translation
 from factory.detector.weights import State, WeightFile, fill, read_state, split_name
 from factory.errors import UserError, one_line
 from factory.generator.determinism import own_kernels_of_torchvision
-from factory.hf_logging import torchvision_fault
+from factory.torchvision_guard import torchvision_fault
 
 PREFIX = "detectron2:"
 _MIN_SCORE = 0.05

@@ -13,7 +13,7 @@ from factory.detector.labels import NO_CLASSES, translation
 from factory.detector.weights import State, WeightFile, fill, read_state, split_name
 from factory.errors import UserError, one_line
 from factory.generator.determinism import own_kernels_of_torchvision
-from factory.hf_logging import torchvision_fault
+from factory.torchvision_guard import torchvision_fault
 
 PREFIX = "torchvision:"
 _MASK_THRESHOLD = 0.5

@@ -19,7 +19,8 @@ from factory.detector.preprocessing import read_settings
 from factory.detector.rf_detr import RfDetrProcessor
 from factory.errors import UserError, one_line
 from factory.files.hub import check_not_gated
-from factory.hf_logging import quiet_model_libraries, torchvision_fault
+from factory.hf_logging import quiet_model_libraries
+from factory.torchvision_guard import torchvision_fault
 
 _MIN_SCORE = 0.05
 

@@ -17,7 +17,7 @@ from factory.detector.labels import in_order, translation
 from factory.detector.weights import State, WeightFile, check_archive, fill, read_state, split_name
 from factory.errors import UserError, one_line
 from factory.files.torch_files import unreadable_because
-from factory.hf_logging import torchvision_fault
+from factory.torchvision_guard import torchvision_fault
 
 PREFIX = "ultralytics:"
 _EXAMPLE = f"{PREFIX}yolo11n-seg@yolo11n-seg.pt"
