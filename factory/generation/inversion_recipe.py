@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from factory.config.class_option import parse_classes
+from factory.config.class_option import classes_field, parse_classes
 from factory.config.recipe import Recipe, make_recipe
 from factory.config.sections import FilterRecipe, RealRecipe
 from factory.config.splits import seen_classes, split_name
@@ -66,7 +66,7 @@ def recipe_of_folder(
     real |= {} if options.steps is None else {"steps": options.steps}
     # First everything else, because reading the labels of a large folder takes minutes.
     data: dict[str, Any] = {
-        "classes": options.classes if options.classes in ("voc", "coco") else list(vocabulary.names),
+        "classes": classes_field(options.classes),
         "engine": {name: value for name, value in engine.items() if value is not None},
     }
     data |= {name: value for name, value in overrides.items() if value is not None and name != "model"}
