@@ -28,7 +28,7 @@ def test_every_command_has_an_example_and_json_output(command: str) -> None:
 def test_plan_balances_the_classes() -> None:
     arguments = ("--classes", "coco", "--n", 800, "--objects", "1:0.5,2:0.5", "--rate", 2, "--json")
     data = json.loads(output("plan", *arguments))
-    assert (data["per_class_least"], data["per_class_most"], data["shards"]) == (15, 15, 8)
+    assert (data["per_class_least"], data["per_class_most"], data["shards_planned"]) == (15, 15, 8)
     assert data["hours"] == pytest.approx(800 / 2 / 3600)
     assert data["sampling"]["steps"] == 8
 

@@ -184,7 +184,7 @@ def test_only_found_classes_are_measured_as_the_model_is_used(calls: list[dict[s
     result = invoke("evaluate", "--out", tmp_path, *options, "--judge", detector_in(tmp_path / "second"))
     assert result.exit_code == 0, repr(result.exception)
     figures = json.loads(result.stdout)
-    assert figures["one_object"] == figures["judge"]["one_object"] == pytest.approx(79 / 80)
+    assert figures["found"]["one_object"] == figures["found_by_judge"]["one_object"] == pytest.approx(79 / 80)
     usual = EMBEDDED_MODELS["stickers-turbo"]
     expected = {(usual.steps, usual.guidance, usual.schedule)}
     assert {tuple(call[name] for name in ("steps", "guidance", "schedule")) for call in calls} == expected

@@ -66,7 +66,7 @@ def plan(
         return
     mark = data["fingerprint"][:12]
     to_stdout(
-        f"{counted(data['n'], 'sample')} in {counted(data['shards'], 'shard')} of up to {data['shard_size']}, "
+        f"{counted(data['n'], 'sample')} in {counted(data['shards_planned'], 'shard')} of up to {data['shard_size']}, "
         f"fingerprint {mark}."
     )
     to_stdout(_sampling(data["sampling"]))
@@ -155,7 +155,7 @@ def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool =
     samples = recipe.n * trial.accepted / trial.planned if trial else recipe.n  # the others are skipped
     return {
         "n": recipe.n,
-        "shards": len(expanded),
+        "shards_planned": len(expanded),
         "shard_size": recipe.shard_size,
         "fingerprint": recipe.fingerprint(),
         "sampling": recipe.generator.model_dump(mode="json"),

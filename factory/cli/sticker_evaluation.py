@@ -90,8 +90,8 @@ def evaluate(
     partial = PartialResults(out, digests | asdict(size) | asdict(sampling) | {"version": __version__})
     if found_only:
         images = draw_images(opened, out, partial, size, sampling, report)
-        found = asdict(found_in(judges.detector, images))
-        to_stdout(dumps(found | ({"judge": asdict(found_in(judges.second, images))} if judges.second else {})))
+        found_by_judge = asdict(found_in(judges.second, images)) if judges.second else None
+        to_stdout(dumps({"found": asdict(found_in(judges.detector, images)), "found_by_judge": found_by_judge}))
         partial.delete()
         return
     measured = measure(opened, judges, out, partial, size, sampling, report)
