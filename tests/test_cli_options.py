@@ -105,9 +105,9 @@ def test_image_set_of_a_coco_folder_is_rejected(command: str, tmp_path: Path) ->
     )
 
 
-def test_old_and_new_spelling_of_the_export_folder_are_not_mixed() -> None:
+def test_old_and_new_name_of_the_export_option_are_not_mixed() -> None:
     message = error("export", "set", "--format", "coco", "--out", "a", "--to", "b")
-    assert "--to is the old spelling of --out, got --out a and --to b" in message
+    assert "--to is the old name of --out, got --out a and --to b" in message
 
 
 def parameters(name: str) -> dict[str, list[str]]:

@@ -23,7 +23,7 @@ def export(
             "one in a bucket, it is in the working directory and named after the whole URL."
         ),
     ] = None,
-    to: Annotated[str | None, typer.Option("--to", hidden=True, help="Old spelling of --out.")] = None,
+    to: Annotated[str | None, typer.Option("--to", hidden=True, help="Old name of --out.")] = None,
     val: Annotated[
         float,
         typer.Option(
@@ -52,7 +52,7 @@ def export(
     from factory.files.paths import local_path
 
     if out is not None and to is not None:
-        raise UserError(f"--to is the old spelling of --out, got --out {out} and --to {to}; leave --to out.")
+        raise UserError(f"--to is the old name of --out, got --out {out} and --to {to}; leave --to out.")
     folder = to if out is None else out
     target = default_target(dataset, format_name) if folder is None else local_path(folder, "--out")
     job = Export(Store(dataset), target, Options(format_name, val, polygons), partial)

@@ -119,10 +119,10 @@ def evaluate_grounder(
 ) -> None:
     """Evaluate grounders on newly generated images (Protocol I of the paper), or on labelled images.
 
-    Protocol I is the mIoU with the masks of a detector. Each grounder is evaluated on the split of its training, like
-    the attention baseline, on images with one and two objects of seen and unseen classes. Only images in which the
-    detector finds every class of the prompt count. The IoU of a class is computed over all images, then averaged over
-    classes and over splits.
+    Protocol I generates images with one and two objects of seen and unseen classes, and measures the mIoU between the
+    masks of a grounder and those of a detector. Images in which the detector does not find every class of the prompt
+    are left out. The IoU of a class is computed over all images, then averaged over classes and over splits. Each
+    grounder is evaluated on the split of its training; attention masks are the baseline.
 
     Example: factory evaluate-grounder runs/1/model runs/2/model runs/3/model --classes voc --out protocol/
 
@@ -168,9 +168,9 @@ def import_grounder(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The released file, grounding_module.pth.")],
     model: Annotated[str, typer.Option(help="Stable Diffusion 1 model: a diffusers folder or a hub id.")],
     out: Annotated[Path, typer.Option(help="Grounder folder to write.")],
-    classes: Annotated[str, typer.Option(help="Vocabulary that it was trained for.")] = "voc",
+    classes: Annotated[str, typer.Option(help="Vocabulary that the grounder was trained for.")] = "voc",
     split: Annotated[
-        str, typer.Option(help="Split that it was trained for, or a file with one unseen class per line.")
+        str, typer.Option(help="Split that the grounder was trained for, or a file with one unseen class per line.")
     ] = "1",
     detector: Annotated[
         str | None, typer.Option(help="Reference detector for `evaluate-grounder`; stickers by default.")

@@ -29,8 +29,8 @@ def train_segmenter(
     classes: Annotated[
         str | None,
         typer.Option(
-            help="voc, coco, a file with one class per line, or names; by default those of the datasets, or without "
-            "datasets voc, with --annotations coco."
+            help="voc, coco, a file with one class per line, or names. By default those of --start, else those of the "
+            "datasets; without datasets voc, or coco with --annotations."
         ),
     ] = None,
     architecture: Annotated[
@@ -63,8 +63,8 @@ def train_segmenter(
         typer.Option(
             min=32,
             max=4096,
-            help="Side of the square training crops in pixels; the shorter side of an image is scaled to about it, in "
-            "training and in evaluation.",
+            help="Side of the square training crops in pixels. The shorter side of an image is scaled to 0.7 to 1.5 "
+            "times this length in training, and to this length in evaluation.",
         ),
     ] = 128,
     learning_rate: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 6e-4,

@@ -130,8 +130,8 @@ GuidanceScales = Annotated[
     GuidanceSchedule | None,
     typer.Option(
         "--guidance-schedule",
-        help="constant (default), or linear: the guidance scale increases from step to step, for more varied images "
-        "(Stable Diffusion 1, 2 and XL; the default of stickers).",
+        help="constant, or linear for more varied images: the scale increases from step to step (Stable Diffusion 1, 2 "
+        "and XL). By default linear for stickers without --guidance, else constant.",
     ),
 ]
 NoiseLevel = Annotated[

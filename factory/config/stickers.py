@@ -22,7 +22,7 @@ STICKERS, TURBO = "stickers", "stickers-turbo"
 
 EMBEDDED_MODELS = {
     STICKERS: EmbeddedModel(8, 3.0, "embedded text-to-image model, 80 COCO classes", "linear"),
-    TURBO: EmbeddedModel(4, 1.0, "its few-step version, distilled from it: faster, a little less exact"),
+    TURBO: EmbeddedModel(4, 1.0, "few-step version of stickers: faster, slightly less accurate"),
 }
 """The embedded text-to-image models by name. Each has a grounder of the same name."""
 
