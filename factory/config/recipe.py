@@ -128,7 +128,9 @@ class Recipe(Section):
     def _consistent(self) -> Self:
         sizes = (*self.earlier, self.n)
         if list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
-            raise ValueError(f"earlier sizes must ascend from 1 to below n, got {list(self.earlier)} with n = {self.n}")
+            raise ValueError(
+                f"earlier must contain ascending sizes from 1 to n - 1, got {list(self.earlier)} with n = {self.n}"
+            )
         if self.format >= FORMAT and (self.masks.capture or self.masks.timesteps):
             raise ValueError(
                 "masks.capture and masks.timesteps belong to formats 1 and 2; masks.noise_level replaces them: "
@@ -151,7 +153,7 @@ class Recipe(Section):
         elif self.prompt_style != "simple":
             raise ValueError("prompt_style applies to generated prompts; leave it out, or leave out the prompts")
         if self.real is not None and self.oracle is None:
-            raise ValueError("a dataset of real images is an oracle and requires a split, or `all`")
+            raise ValueError("inverted images (`real`) require the section `oracle`, whose split may be `all`")
         if self.oracle is not None:
             _check_oracle(self, {name for prompt in prompts or () for name in prompt.classes})
         return self
@@ -288,11 +290,13 @@ def _check_oracle(recipe: Recipe, prompted: set[str]) -> None:
     assert recipe.oracle is not None
     leaked = prompted - set(recipe.oracle.seen)
     if leaked:
-        raise ValueError(f"a prompt of the oracle names {sorted(leaked)}, which are unseen classes of its split")
+        raise ValueError(
+            f"a prompt of an oracle dataset names {', '.join(sorted(leaked))}, unseen classes of its split"
+        )
     if recipe.format < FORMAT and len(recipe.masks.timesteps or ()) != 1:
-        raise ValueError("an oracle requires exactly one timestep")
+        raise ValueError("an oracle dataset of format 1 or 2 requires exactly one entry in masks.timesteps")
     if recipe.masks.source != ("detector" if recipe.real is None else "labels"):
-        raise ValueError("the mask source of an oracle must be `detector`, or `labels` for real images")
+        raise ValueError("masks.source of an oracle dataset must be `detector`, or `labels` for inverted images")
     if recipe.real is not None and len(recipe.real.keys) != len(recipe.prompts or ()):
         raise ValueError(
             f"each image requires a prompt, got {len(recipe.real.keys)} images, {len(recipe.prompts or ())} prompts"

@@ -196,7 +196,7 @@ class HeldLease:
                 if current is None and self._released.is_set():
                     return  # the run has ended and deleted it
                 if current is None and _clock() - self._renewed > EXPIRES:
-                    self._loss = "it worked there while this process was stopped or cut off, and has ended"
+                    self._loss = "it worked on the dataset, and ended, while this process was suspended or offline"
                 elif current is not None and current.holder != self._lease.holder:
                     self._loss = current.who
                 elif current is not None:

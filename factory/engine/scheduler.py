@@ -243,7 +243,7 @@ class Scheduler:
     def _restart_detector(self, position: int) -> None:
         """Restart a detector for which a late worker waits: it may hang. Others that wait for it get more time."""
         detector = self._pool.detectors[position]
-        self.state.report(f"restarting {detector.name}: the worker of a late shard waits for it")
+        self.state.report(f"restarting {detector.name}: a worker that exceeded its deadline was waiting for it")
         self._pool.restart(detector)
         for worker in self._pool.workers:
             if worker.detector == position:

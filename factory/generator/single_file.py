@@ -52,7 +52,7 @@ def load_checkpoint(file: Path, folder: Path, dtype: torch.dtype) -> dict[str, n
     tensors = _read(file)
     if "v_pred" in tensors and read_config(folder, "scheduler").get("prediction_type") != "v_prediction":
         raise UserError(
-            f"{file} predicts v, but the scheduler of {folder} is configured for another prediction type; name a "
+            f"{file} is a v-prediction model, but the scheduler of {folder} has another prediction type; name a "
             f"matching pipeline as PIPELINE@{file.name}."
         )
     models, _ = component_names(index)
