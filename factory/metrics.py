@@ -67,7 +67,7 @@ BYTES = Metric("factory_committed_bytes_total", "counter", "Bytes of committed s
 CONFLICTS = Metric(
     "factory_conflicts_total",
     "counter",
-    "Files that exist with other bytes than a worker generated from the same plan.",
+    "Existing files whose bytes differ from those that a worker generated from the same plan.",
 )
 STORE_RETRIES = Metric(
     "factory_store_retries_total", "counter", "Requests to the store that failed temporarily and were repeated."
@@ -81,13 +81,13 @@ SAMPLES = Metric(
     ("result",),
 )
 REJECTIONS = Metric("factory_rejections_total", "counter", "Rejected attempts by reason.", ("reason",))
-EXHAUSTED = Metric("factory_exhausted_samples_total", "counter", "Samples that were accepted in no attempt.")
+EXHAUSTED = Metric("factory_exhausted_samples_total", "counter", "Samples that were rejected in every attempt.")
 STAGE_SECONDS = Metric(
     "factory_stage_seconds_total", "counter", "Seconds of work in each stage of finished shards.", ("stage",)
 )
 SHARDS = Metric("factory_shards_total", "counter", "Shards by result: committed, requeued or quarantined.", ("result",))
 LOST_WORKERS = Metric("factory_lost_workers_total", "counter", "Workers that were lost, failed to start or hung.")
-QUEUE_DEPTH = Metric("factory_queue_depth", "gauge", "Shards that are assigned to no worker.")
+QUEUE_DEPTH = Metric("factory_queue_depth", "gauge", "Shards that are not assigned to a worker.")
 SHARDS_LEFT = Metric("factory_shards_left", "gauge", "Shards of this run that are neither committed nor quarantined.")
 WORKERS = Metric("factory_workers", "gauge", "Generating workers by state: ready or pending.", ("state",))
 STORE_WAITING = Metric(
