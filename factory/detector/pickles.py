@@ -106,7 +106,8 @@ class _ArrayUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Resolve a name in the file; it can call only what this returns."""
         if (module, name) not in self._admitted:
-            raise ForbiddenPickleError(" ".join(f"it names {module}.{name}".split())[:120])
+            named = " ".join(f"{module}.{name}".split())[:100]
+            raise ForbiddenPickleError(f"it refers to {named}, which could run code")
         return self._admitted[module, name]
 
     def _load_bytearray8(self: Any) -> None:

@@ -74,7 +74,10 @@ def _load_transformer(file: Path, folder: Path, index: Mapping[str, Any], dtype:
         from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
         if kind not in SINGLE_FILE_LOADABLE_CLASSES:
-            raise UserError(f"{file} has tensor names of another program, which cannot be read for a {kind}.")
+            raise UserError(
+                f"{file} has tensor names that diffusers cannot convert to those of a {kind}; give a file with the "
+                f"tensor names of diffusers."
+            )
         convert = SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"]
         tensors = convert(config=dict(model.config), checkpoint=dict(tensors))
     return _filled(model, tensors, name, file, dtype)

@@ -33,8 +33,8 @@ def check_same_kind(datasets: Sequence[OracleDataset]) -> None:
         ]
         if differences:
             raise UserError(
-                f"{dataset.store.address} is another kind of oracle dataset than {datasets[0].store.address}: it has "
-                f"the {', the '.join(differences)}; train on datasets that share them."
+                f"{dataset.store.address} cannot be combined with {datasets[0].store.address}: it has the "
+                f"{', the '.join(differences)}; train on datasets in which these are the same."
             )
     model_folder(datasets[0].recipe.generator.model)
 

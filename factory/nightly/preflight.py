@@ -42,7 +42,9 @@ def check_store(root: Store, date: datetime.date) -> None:
     if second or content != b"first":
         raise ignores_conditions(root.address, name)
     if root.get(name) is not None:
-        raise UserError(f"{root.address} still returns {name} after deleting it; give a consistent store.")
+        raise UserError(
+            f"{root.address} still returns {name} after it was deleted; give a store with strong consistency."
+        )
 
 
 def check_folder(root: Store, date: datetime.date) -> None:

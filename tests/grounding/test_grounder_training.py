@@ -56,7 +56,7 @@ def test_oracles_of_another_backbone_are_refused(tiny_model: Path, tmp_path: Pat
     datasets = [OracleDataset(Store(str(tmp_path / name))) for name in ("one", "two")]
     with pytest.raises(
         UserError,
-        match=r"is another kind of oracle dataset than .*: it has the noise level 0.7 instead of 0.37; train on",
+        match=r"cannot be combined with .*: it has the noise level 0.7 instead of 0.37; train on",
     ):
         GrounderTask(datasets, GrounderOptions(), "cpu", 1)
     with (model / "unet" / "config.json").open("a") as stream:

@@ -155,7 +155,7 @@ def test_summary_tells_new_samples_from_all() -> None:
 
 def test_store_that_returns_deleted_files_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Store, "delete", lambda store, name: None)
-    with pytest.raises(UserError, match=r"still returns .* after deleting it; give a consistent store"):
+    with pytest.raises(UserError, match=r"still returns .* after it was deleted; give a store with strong consistency"):
         preflight.check_store(Store(str(tmp_path)), DATE)
 
 
