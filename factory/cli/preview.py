@@ -31,4 +31,4 @@ def preview(
         write_atomically(out, image)
     except OSError as error:
         raise not_written(out, error, "give another --out") from error
-    to_stdout(dumps({"sheet": str(out)}) if as_json else str(out))
+    to_stdout(dumps({"out": str(out)}) if as_json else str(out))

@@ -183,6 +183,7 @@ def test_command_prints_a_summary(store: Store, tmp_path: Path) -> None:
     result = invoke(*command)
     assert result.exit_code == 0, result.stderr
     summary = json.loads(result.stdout)
+    assert (summary["out"], summary["format"]) == (str(tmp_path / "yolo"), "yolo")
     assert (summary["train"] + summary["val"], summary["shards"], summary["complete"]) == (25, SHARDS, True)
     again = invoke(*command[:-1])
     assert f"{summary['train']} samples for training, {summary['val']} for validation" in again.stdout

@@ -1,6 +1,7 @@
 """Previews of datasets."""
 
 import io
+import json
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -14,6 +15,7 @@ from factory.dataset.preview import preview_image
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from tests.support.export_datasets import make_dataset
+from tests.support.in_process import output
 
 
 def test_preview_of_more_samples_than_the_format_has_room_for_is_rejected(
@@ -33,6 +35,13 @@ def test_preview_of_more_samples_than_the_format_has_room_for_is_rejected(
             preview_image(store, given, suffix)
         assert len(drawn) == most + 1, "memory does not grow with --n"
         drawn.clear()
+
+
+def test_command_prints_the_file_as_json(tmp_path: Path) -> None:
+    store, _ = make_dataset(tmp_path, shards=range(1))
+    out = tmp_path / "sheet.png"
+    assert json.loads(output("preview", store.address, "--out", out, "--json")) == {"out": str(out)}
+    assert out.is_file()
 
 
 def test_preview_keeps_the_proportions_of_images(tmp_path: Path) -> None:
