@@ -94,8 +94,8 @@ test-azure: $(STAMP) ## Run the tests on Azure Blob Storage, with Microsoft's em
 
 # The detectors of torchvision, detectron2 and ultralytics have a separate environment: detectron2 requires a setuptools that still
 # has pkg_resources, and a torchvision that does not match torch breaks transformers and diffusers at import.
-# ultralytics is installed without its dependencies: it asks for an OpenCV that requires a display.
-# === asks for the builds without a local version, which match each other; for CPU builds give both, for instance
+# ultralytics is installed without its dependencies, because it depends on an OpenCV that requires a display.
+# === selects builds without a local version such as +cpu, which match each other. For CPU builds, give both versions:
 # make setup-extras TORCH=torch==2.13.0+cpu TORCHVISION=torchvision==0.28.0+cpu PIP_INDEX_URL=...
 EXTRAS ?= .venv-extras
 EXTRAS_STAMP := $(EXTRAS)/.installed
