@@ -132,7 +132,7 @@ class VocFolder(LabelledFolder):
             )
         path = self.root / folder / names[0]
         if folder == LABELS and path.suffix.lower() in _LOSSY_SUFFIXES:
-            raise UserError(f"{path} is in a lossy format; a label image must be a PNG of mode P or L.")
+            raise UserError(f"{path} is in a lossy format, which changes the labels; save them as PNG, TIFF or BMP.")
         return path
 
     def _check_layout(self) -> None:
