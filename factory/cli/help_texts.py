@@ -31,7 +31,7 @@ class Command(TyperCommand):
         """Parse the arguments. Of two values of an option, perhaps given by two names, the parser takes the last."""
         given = Counter(self.make_parser(ctx).parse_args(list(args))[2])
         for option, times in given.items():
-            if times > 1 and not (option.multiple or option.is_flag):
+            if times > 1 and not (option.multiple or getattr(option, "is_flag", False)):
                 ctx.fail(f"{' or '.join(option.opts)} is given {times} times, but takes one value")
         return super().parse_args(ctx, args)
 

@@ -135,7 +135,11 @@ def _fit(trainer: Any, folder: Path, lost: Callable[[bool], str | None]) -> None
             raise own from None
         if stopping():
             raise KeyboardInterrupt
-        if problem is None and any(type(failure).__module__.startswith("ray.") for failure in failures):
+        if (
+            problem is None
+            and error is not None
+            and any(type(failure).__module__.startswith("ray.") for failure in failures)
+        ):
             problem = f"the training processes were lost: {one_line(error, 300).rstrip('.')}"
         if problem is not None:
             raise TransientError(f"{problem}. The last checkpoint is kept; rerun the same command to resume.")
