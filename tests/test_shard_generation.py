@@ -20,7 +20,7 @@ from factory.dataset.stored_recipe import init_or_resume
 from factory.dataset.tar import pack
 from factory.dataset.verify import verify
 from factory.errors import UserError
-from factory.generation.components import load_components
+from factory.generation.components import Components, load_components
 from factory.generation.run import generate
 from factory.generation.shard import Produced, produce
 from factory.generation.shard_job import ContentProducer
@@ -30,14 +30,26 @@ from tests.support.older_formats import older_sample
 ABOUT: dict[str, Any] = {"seconds": {}, "versions": {}, "worker": {}}
 
 
-def run(recipe: Recipe, number: int = 0, threads: int = 1) -> tuple[list[EncodedSample], Produced]:
+def run(
+    recipe: Recipe, number: int = 0, threads: int = 1, components: Components | None = None
+) -> tuple[list[EncodedSample], Produced]:
     with ThreadPoolExecutor(threads) as encoder:
-        produced = produce(Plan(recipe).shard(number), recipe, load_components(recipe), encoder)
+        produced = produce(Plan(recipe).shard(number), recipe, components or load_components(recipe), encoder)
         return [future.result() for future in produced.samples], produced
 
 
 def test_shard_bytes_do_not_depend_on_the_number_of_writers(tiny_recipe: Recipe) -> None:
     assert pack(run(tiny_recipe, 1, threads=1)[0]) == pack(run(tiny_recipe, 1, threads=3)[0])
+
+
+def test_shard_bytes_do_not_depend_on_the_shards_that_the_worker_generated_before(tiny_data: dict[str, Any]) -> None:
+    """The near-duplicate filter compares the images of one shard only: workers get different shards in every run."""
+    recipe = make_recipe(tiny_data | {"filters": {"min_area": None, "duplicate_distance": 20}})
+    made = [run(recipe, number) for number in range(3)]
+    assert any(produced.tally.rejected["near_duplicate"] for _, produced in made), "the recipe must reject duplicates"
+    components = load_components(recipe)
+    for number in (2, 0, 1, 0):
+        assert pack(run(recipe, number, components=components)[0]) == pack(made[number][0])
 
 
 def test_rejected_samples_are_retried_with_the_seed_of_the_next_attempt(tiny_recipe: Recipe) -> None:
