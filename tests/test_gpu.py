@@ -41,14 +41,17 @@ def test_a_shard_made_twice_has_the_same_bytes(tiny_data: dict[str, Any]) -> Non
 def test_images_of_a_gpu_are_those_of_a_cpu_but_for_rounding(
     tiny_data: dict[str, Any], dtype: str, channels_last: bool
 ) -> None:
-    """The noise is drawn on the CPU, so the device changes the rounding alone."""
+    """The noise is drawn on the CPU, so the device changes the rounding alone.
+
+    Images of different seeds differ by 3 to 4 grey levels on average, those of one seed in bfloat16 by 0.1.
+    """
     exact = make_recipe(tiny_data)
     changed = tiny_data | {"generator": tiny_data["generator"] | {"dtype": dtype, "channels_last": channels_last}}
     asked = [Request(one.prompt, one.seed(0, 0)) for one in Plan(exact).shard(0).samples]
     on_cpu = PipelineGenerator(exact).generate(asked)
     on_gpu = PipelineGenerator(make_recipe(changed), "cuda", frozenset({ATTENTION})).generate(asked)
     for one, other in zip(on_cpu, on_gpu, strict=True):
-        assert np.abs(one.image.astype(int) - other.image.astype(int)).mean() < 4
+        assert np.abs(one.image.astype(int) - other.image.astype(int)).mean() < 1
         assert other.attention is not None
 
 
