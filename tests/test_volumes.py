@@ -264,26 +264,42 @@ def test_recipe_with_a_non_utf8_folder_is_rejected_before_writing(labelled: Path
     assert not (tmp_path / "out").exists()
 
 
-def test_the_lock_file_of_a_killed_process_is_removed_once(tmp_path: Path) -> None:
-    """Without `flock`: a process that saw the old file must not remove that of the process that replaced it."""
-    path, inside, most = tmp_path / ".lock.held", [0], [0]
+@pytest.mark.parametrize("look", [1, 2])
+def test_the_lock_file_of_a_killed_process_is_removed_once(
+    look: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without `flock`: a process that saw the old file must not remove that of the process that replaced it.
 
-    def hold(barrier: threading.Barrier) -> None:
-        barrier.wait()
+    The first process is stopped after each of its looks at the old file until the other one has the lock.
+    """
+    path, looks, inside, most = tmp_path / ".lock.held", [0], [0], [0]
+    stopped, entered, is_abandoned = threading.Event(), threading.Event(), lock._is_abandoned
+
+    def stop_after_look(file: Path) -> bool:
+        found = is_abandoned(file)
+        if threading.current_thread() is first and file == path:
+            looks[0] += 1
+            if looks[0] == look:
+                stopped.set()
+                entered.wait(0.3)  # in vain if the other process waits, as it should after the second look
+        return found
+
+    def hold() -> None:
         with lock._lock_file(path):
             inside[0] += 1
             most[0] = max(most[0], inside[0])
-            time.sleep(0.002)
+            entered.set()
+            time.sleep(0.1)  # so that the other one would be here, too
             inside[0] -= 1
 
-    for _ in range(20):
-        path.touch()
-        os.utime(path, (0, 0))
-        barrier = threading.Barrier(6)
-        threads = [threading.Thread(target=hold, args=(barrier,)) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    path.touch()
+    os.utime(path, (0, 0))
+    monkeypatch.setattr(lock, "_is_abandoned", stop_after_look)
+    first, other = (threading.Thread(target=hold) for _ in range(2))
+    first.start()
+    assert stopped.wait(30)
+    other.start()
+    for thread in (first, other):
+        thread.join()
     assert most == [1]
     assert not list(tmp_path.iterdir())
