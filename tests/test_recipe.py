@@ -41,6 +41,21 @@ def test_settings_that_affect_the_bytes_change_the_fingerprint(change: dict[str,
     assert make_recipe({"n": 10} | change).fingerprint() != make_recipe({"n": 10}).fingerprint()
 
 
+@pytest.mark.parametrize(
+    ("format", "fingerprint"),
+    [
+        (1, "ae6cbe1876025bfff15a01d44862e85f182a9d18877d4b18761cc84a268d5b24"),
+        (2, "9b5052ef80b32d40e88bc5a156ec03729207de52bd78bc67358b7ac0256b14ab"),
+    ],
+)
+def test_datasets_of_earlier_formats_keep_their_fingerprint(format: int, fingerprint: str) -> None:
+    """The values of the versions that wrote these formats; with other ones, no command would read their datasets."""
+    generator = {"steps": 12, "guidance": 3, "solver": "dpm++"}
+    masks = {"source": "stickers", "capture": "sampling", "timesteps": [100]}
+    recipe = make_recipe({"n": 30, "format": format, "generator": generator, "masks": masks})
+    assert recipe.fingerprint() == fingerprint
+
+
 def test_datasets_without_a_later_filter_keep_their_fingerprint() -> None:
     assert "min_largest_region" not in make_recipe({"n": 10}).content()["filters"]
 
