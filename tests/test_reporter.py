@@ -14,6 +14,7 @@ from factory.dataset import lease
 from factory.dataset.lease import HeldLease, leased
 from factory.dataset.progress_file import put_progress, read_progress
 from factory.dataset.storage import Store
+from factory.dataset.storage_requests import Requests
 from factory.engine.interface import Done
 from factory.engine.state import State
 from factory.errors import LeaseHeldError
@@ -74,29 +75,42 @@ def test_failed_writes_of_reports_are_ignored(bucket: Bucket, store: Store) -> N
         assert run(Store("s3://b/set"), held).shards_done == SHARDS
 
 
-def test_slow_store_does_not_delay_the_scheduler(bucket: Bucket, store: Store) -> None:
-    seen = list[Snapshot]()
+def test_slow_store_does_not_delay_the_scheduler(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store responds to no request before the scheduler has reported everything."""
+    responds, in_time, request = threading.Event(), list[bool](), Requests.run
+
+    def respond(self: Requests, *arguments: Any, **options: Any) -> Any:
+        in_time.append(responds.wait(20))
+        responds.set()  # once is enough
+        return request(self, *arguments, **options)
+
     with leased(store) as held:
-        reporter, tracker = reporter_of(store, held, seen)
-        bucket.latency = 0.5
-        start = time.monotonic()
+        reporter, tracker = reporter_of(store, held, [])
+        monkeypatch.setattr(Requests, "run", respond)
         for number in range(SHARDS):
             reporter.finished(number)
             reporter.quarantine(number, "late")
             reporter.tick(State(SHARDS))
-        assert time.monotonic() - start < 0.4
-        bucket.latency = 0
+        responds.set()
+        reporter.drain()
         reporter.close(tracker.snapshot(State(SHARDS), "failed"))
+    assert len(in_time) > SHARDS
+    assert all(in_time), "the scheduler waited for a response"
 
 
 def test_late_progress_does_not_replace_that_of_the_finished_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("factory.generation.reporter._CLOSE_TIMEOUT", 0.1)
-    state, release, put = State(SHARDS), threading.Event(), Store.put
+    state, sent, release, put = State(SHARDS), threading.Event(), threading.Event(), Store.put
+
+    def fail_late(*arguments: object) -> None:
+        sent.set()
+        release.wait(10)
+
     with leased(store) as held:
         reporter, tracker = reporter_of(store, held, [])
-        monkeypatch.setattr(Store, "put", lambda *arguments: release.wait(10))
-        reporter.tick(state)  # its request is slow and fails
-        time.sleep(0.1)
+        monkeypatch.setattr(Store, "put", fail_late)
+        reporter.tick(state)
+        assert sent.wait(10)
         reporter.close(tracker.snapshot(state, "finishing"))
         monkeypatch.setattr(Store, "put", put)
         put_progress(store, {"status": "done"})
@@ -134,7 +148,7 @@ def test_run_waits_while_its_store_does_not_respond(
     seen, state = list[Snapshot](), State(SHARDS)
     with leased(store) as held:
         reporter, tracker = reporter_of(store, held, seen)
-        bucket.faults[:] = [Fault("outage", times=None, seconds=3.0)]
+        bucket.faults[:] = [Fault("outage", times=None, seconds=60)]
         call = threading.Thread(target=store.get, args=("recipe.yaml",))
         call.start()
         while call.is_alive() and not state.waiting:
@@ -142,6 +156,7 @@ def test_run_waits_while_its_store_does_not_respond(
             reporter.tick(state)
         assert "s3://b/set does not respond" in state.waiting
         assert seen[-1].status == "waiting"
+        bucket.faults.clear()
         call.join()
         reporter.tick(state)
         assert (state.waiting, seen[-1].status) == ("", "running")

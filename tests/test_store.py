@@ -142,7 +142,7 @@ def test_large_file_without_hard_links_is_written_outside_the_lock(tmp_path: Pat
     writer = threading.Thread(target=lambda: created.append(store.create("train/0.tar", data)))
     with store._folder_writes.locked():
         writer.start()
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 30
         while not (written := list(tmp_path.glob("train/0.tar#*"))) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert written
