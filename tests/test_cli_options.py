@@ -185,12 +185,6 @@ def test_options_of_a_repair_require_one(option: list[str], tmp_path: Path) -> N
     assert f"{' '.join(option)} has no effect without --repair" in error("verify", tmp_path, *option)
 
 
-@pytest.mark.parametrize("option", [["--scenes", "80"], ["--table", "page.md"]])
-def test_options_that_found_only_would_ignore_are_rejected(option: list[str]) -> None:
-    message = error("stickers", "evaluate", "--found-only", *option)
-    assert f"{option[0]} has no effect with --found-only" in message
-
-
 def test_gpus_of_detectors_require_a_pool_of_detectors(tmp_path: Path) -> None:
     command = ["bootstrap-oracle", "--classes", "voc", "--split", "1", "--n", "4", "--gpus-per-detector", "0.5"]
     message = error(*command, "--shards", tmp_path / "oracle")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factory.dataset.encode import encode_array
+from factory.dataset.encode import encode_array, encode_jpeg
 from factory.dataset.masks import IGNORE, decode_label_png, encode_label_png
 from factory.dataset.repair import repair
 from factory.dataset.storage import Store
@@ -86,6 +86,9 @@ CONTRADICTIONS: dict[str, tuple[Change, str]] = {
     "labels of another image": (in_labels(np.flipud), "the label image does not match the run lengths"),
     "ignored pixels in a mask": (
         in_labels(lambda labels: np.full_like(labels, IGNORE)), "the label image does not match the run lengths",
+    ),
+    "an image of another size": (
+        in_tar("jpg", lambda data: encode_jpeg(np.zeros((32, 32, 3), np.uint8), 90)), "image (32, 32)",
     ),
     "labels of another size": (in_labels(lambda labels: labels[:, 1:]), "labels (63, 48)"),
     "the image of another sample": (same_image, f"000000003 has the same image as {KEY}"),

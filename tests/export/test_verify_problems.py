@@ -1,22 +1,16 @@
 """What `factory verify` says about samples, shards and receipts that disagree, and shards that change meanwhile."""
 
-import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from factory.config.plan import Plan
-from factory.config.recipe import Recipe
-from factory.config.sections import OracleRecipe
-from factory.config.vocabulary import coco
-from factory.dataset.check_shard import _check_oracle, check_sample, check_shard
-from factory.dataset.encode import EncodedSample, encode_sample
+from factory.dataset.check_shard import check_shard
+from factory.dataset.encode import encode_sample
 from factory.dataset.preview import preview_image
 from factory.dataset.receipts import blob_of, manifest_name, receipt_name, tar_name
 from factory.dataset.repair import repair
@@ -31,50 +25,6 @@ def replace_manifest(folder: Path, shard: int, manifest: bytes) -> None:
     path, name = folder / receipt_name(shard), manifest_name(shard)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"manifest": asdict(blob_of(name, manifest))}))
     (folder / name).write_bytes(manifest)
-
-
-def damage_of(recipe: Recipe, sample: EncodedSample, changes: dict[str, Any], **members: bytes) -> list[str]:
-    """What `check_sample` says about a sample whose second object has other fields, or that has other members."""
-    record = json.loads(sample.members["json"])
-    record["annotations"][1] |= changes
-    changed = sample.members | {"json": json.dumps(record).encode()} | members
-    return list(check_sample(EncodedSample(sample.key, changed), recipe))
-
-
-def test_every_disagreement_within_a_sample_is_named(tmp_path: Path) -> None:
-    _, recipe = make_dataset(tmp_path, shards=range(0))
-    pair = next(
-        sample for sample in encoded_samples(recipe, 0) if len(json.loads(sample.members["json"])["classes"]) == 2
-    )
-    first, second = json.loads(pair.members["json"])["annotations"]
-    assert damage_of(recipe, pair, {}) == []
-    name, area = second["category_name"], second["area"]
-    (wrong,) = damage_of(recipe, pair, {"area": area + 1})
-    assert wrong == f"area or box of {name} does not match its mask"
-    same = {key: first[key] for key in ("segmentation", "area", "bbox")}
-    assert damage_of(recipe, pair, same)[0] == f"the mask of {name} overlaps another"
-    other = coco().resolve("zebra").id
-    assert damage_of(recipe, pair, {"category_id": other})[0] == f"{name} has the id {other}"
-    record = json.loads(pair.members["json"])
-    fewer = pair.members | {"json": json.dumps(record | {"classes": record["classes"][:1]}).encode()}
-    assert list(check_sample(EncodedSample(pair.key, fewer), recipe)) == ["the objects do not match the prompt"]
-    stream = io.BytesIO()
-    Image.new("RGB", (32, 32)).save(stream, "JPEG")
-    (size,) = damage_of(recipe, pair, {}, jpg=stream.getvalue())
-    assert size == "image (32, 32), labels (64, 48) and annotation (64, 48) differ in size"
-    assert damage_of(recipe, pair, {}, latent=b"") == ["its members are jpg, json, seg.png, latent"]
-
-
-def test_every_disagreement_of_an_oracle_sample_is_named() -> None:
-    oracle = OracleRecipe(split="1", seen=("dog",))
-    stream = io.BytesIO()
-    np.save(stream, np.full((1, 1, 1), np.inf, np.float16))
-    sample = EncodedSample("000000000", {"latent.npy": stream.getvalue()})
-    assert list(_check_oracle(sample, {"classes": ["dog", "cat"]}, {"bus"}, oracle)) == [
-        "the objects do not match the prompt",
-        "it names cat, which the split defines as unseen",
-        "the latent contains values that are not finite",
-    ]
 
 
 def test_disagreements_of_a_shard_with_its_plan_and_receipt_are_named(tmp_path: Path) -> None:

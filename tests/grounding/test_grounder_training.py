@@ -86,15 +86,6 @@ def test_newer_commits_of_a_hub_model_do_not_matter_but_another_lora_does(
         shared_recipe([dataset(lora=str(tmp_path / "style.safetensors"), lora_revision="old")])
 
 
-def test_a_truncated_checkpoint_raises_a_clear_error(oracle: Path, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train_briefly(oracle, tmp_path, stop_at=8)
-    data = (tmp_path / "checkpoint.pt").read_bytes()
-    (tmp_path / "checkpoint.pt").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match="cannot be read"):
-        train_briefly(oracle, tmp_path)
-
-
 def test_a_training_starts_from_a_grounder_of_the_same_kind_only(oracle: Path, trained: Path) -> None:
     task = GrounderTask([OracleDataset(Store(str(oracle)))], GrounderOptions(), "cpu", 1)
     task.load(trained)
