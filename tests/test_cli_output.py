@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 import factory
 from factory import exit_codes
-from factory.cli.generate import as_text
+from factory.cli.generate import as_data, as_text
 from factory.cli.grounder import _next_steps
 from factory.cli.main import app
 from factory.cli.messages import to_stdout
@@ -183,6 +184,27 @@ def test_summary_of_a_run_counts_what_is_missing() -> None:
         "1 shard is missing: receipts were deleted during the run. Rerun the same command to generate the missing "
         "samples again.",
     ]
+
+
+def test_documented_keys_are_those_that_json_output_has(tmp_path: Path) -> None:
+    """Scripts read them."""
+    store, _ = make_dataset(tmp_path / "set")
+    store.put("progress.json", b'{"status": "done"}')
+    totals = Totals(shards=1, accepted=2, exhausted=0, attempts=2, bytes=0, planned=2, rejected={})
+    printed = {
+        "generate": as_data(RunSummary(totals, SNAPSHOT, {}, make_recipe({"n": 2})), "out"),
+        "status": json.loads(output("status", tmp_path / "set", "--json")),
+        "verify": json.loads(output("verify", tmp_path / "set", "--json")),
+        "plan": json.loads(output("plan", "--classes", "dog", "--n", 4, "--json")),
+        "export": json.loads(
+            output("export", tmp_path / "set", "--format", "coco", "--out", tmp_path / "coco", "--json")
+        ),
+    }
+    page = (Path(__file__).parents[1] / "docs/generate.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page.split("## JSON output")[1], re.MULTILINE)
+    documented = {name: set(re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", keys))) for name, keys in rows}
+    assert all(len(documented[name]) > 5 for name in printed)
+    assert [(name, key) for name, data in printed.items() for key in documented[name] - set(data)] == []
 
 
 @pytest.mark.parametrize(("psnr", "mean"), [(24.056, "Mean PSNR of the reconstructions: 24.06 dB."), (math.nan, None)])
