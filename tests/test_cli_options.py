@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 import typer.main
 
+from factory import exit_codes
 from factory.cli.generate import generate
 from factory.cli.main import app
 from factory.cli.options import _FIELDS as FIELDS
@@ -86,7 +87,8 @@ def test_preview_on_a_full_disk_keeps_the_previous_image(tmp_path: Path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", fill)
-    assert "no space left for" in error("preview", tmp_path / "set", "--n", "1", "--out", sheet)
+    message = error("preview", tmp_path / "set", "--n", "1", "--out", sheet, code=exit_codes.TRY_AGAIN)
+    assert "no space left for" in message
     assert sheet.read_bytes() == b"previous"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "sheet.png"]
 

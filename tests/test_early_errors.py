@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from factory import exit_codes
 from factory.config.vocabulary import voc
 from tests.support.voc_folder import write_folder
 
@@ -19,9 +20,12 @@ from factory.errors import UserError
 seen = set()
 for command in json.load(sys.stdin):
     result = CliRunner().invoke(app, command)
-    message = result.exception if isinstance(result.exception, UserError) else f"{result.exception!r} {result.output}"
+    if isinstance(result.exception, UserError):
+        message, code = str(result.exception), result.exception.exit_code
+    else:
+        message, code = f"{result.exception!r} {result.output}", result.exit_code
     imported = {"torch", "ray", "transformers"} & {*sys.modules} - seen
-    print(json.dumps([str(message), sorted(imported)]))
+    print(json.dumps([message, code, sorted(imported)]))
     seen |= imported
 """
 
@@ -73,8 +77,8 @@ COMMANDS = {
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, list[str]]]:
-    """(message, heavy modules that it imported) by command; all run in one process."""
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, int, list[str]]]:
+    """(message, exit code, heavy modules that it imported) by command; all run in one process."""
     folder = tmp_path_factory.mktemp("early")
     write_folder(folder / "voc")
     (folder / "empty").mkdir()
@@ -96,13 +100,13 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, l
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(lines) == len(COMMANDS), result.stderr
     assert not (folder / "out").exists()
-    return {command: (message, imported) for command, (message, imported) in zip(COMMANDS, lines, strict=True)}
+    return {command: tuple(line) for command, line in zip(COMMANDS, lines, strict=True)}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_invalid_input_is_reported_before_pytorch_is_imported(
-    command: str, outcomes: dict[str, tuple[str, list[str]]]
+    command: str, outcomes: dict[str, tuple[str, int, list[str]]]
 ) -> None:
-    message, imported = outcomes[command]
+    message, code, imported = outcomes[command]
     assert COMMANDS[command] in message
-    assert not imported
+    assert (code, imported) == (exit_codes.BAD_INPUT, [])

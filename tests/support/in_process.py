@@ -6,6 +6,7 @@ from typing import Any
 import typer
 from typer.testing import CliRunner, Result
 
+from factory import exit_codes
 from factory.cli.main import app
 from factory.errors import UserError
 from factory.generation.progress import Snapshot
@@ -30,9 +31,11 @@ def output(*arguments: object) -> str:
     return result.stdout
 
 
-def error(*arguments: object) -> str:
+def error(*arguments: object, code: int = exit_codes.BAD_INPUT) -> str:
+    """The message of a command that ends with an error of this exit code."""
     result = invoke(*arguments)
     assert isinstance(result.exception, UserError), result.output + repr(result.exception)
+    assert result.exception.exit_code == code
     message = str(result.exception)
     assert message.endswith("."), message
     return message
