@@ -135,11 +135,8 @@ def _fit(trainer: Any, folder: Path, lost: Callable[[bool], str | None]) -> None
             raise own from None
         if stopping():
             raise KeyboardInterrupt
-        if (
-            problem is None
-            and error is not None
-            and any(type(failure).__module__.startswith("ray.") for failure in failures)
-        ):
+        processes_lost = any(type(failure).__module__.startswith("ray.") for failure in failures)
+        if problem is None and error is not None and processes_lost:
             problem = f"the training processes were lost: {one_line(error, 300).rstrip('.')}"
         if problem is not None:
             raise TransientError(f"{problem}. The last checkpoint is kept; rerun the same command to resume.")
