@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +33,8 @@ from factory.log_format import configure
 from tests.support.metrics import METRICS, exported_names
 from tests.support.program import PROGRAM
 
+LAST_PUBLISHED = "ray_factory_last_success_timestamp_seconds"
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -49,9 +52,10 @@ class Run:
     series: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def scrape(port: int, found: dict[str, dict[str, float]], stop: threading.Event) -> None:
-    """Scrape until stopped."""
-    while not stop.wait(0.2):
+def scrape(port: int, found: dict[str, dict[str, float]], run: subprocess.Popen[str]) -> None:
+    """Scrape until the run has published its end, then interrupt it: it waits for nothing but this scrape."""
+    while LAST_PUBLISHED not in found and run.poll() is None:
+        time.sleep(0.2)
         try:
             text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
         except OSError:
@@ -60,6 +64,7 @@ def scrape(port: int, found: dict[str, dict[str, float]], stop: threading.Event)
             own = dict(re.findall(r'(\w+)="([^"]*)"', labels))
             key = ",".join(own[label] for label in ("result", "reason", "stage", "state") if label in own)
             found.setdefault(name, {})[key] = float(value)
+    run.send_signal(signal.SIGINT)
 
 
 @pytest.fixture(scope="module")
@@ -80,25 +85,18 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     variables = {
         "FACTORY_LOG_FORMAT": "json",
         "FACTORY_METRICS_PORT": str(port),
-        "FACTORY_METRICS_LINGER": "3",
+        "FACTORY_METRICS_LINGER": "100",
         "RAY_metrics_report_interval_ms": "1000",
     }
     found: dict[str, dict[str, float]] = {}
-    stop = threading.Event()
-    scraper = threading.Thread(target=scrape, args=(port, found, stop))
-    scraper.start()
-    try:
-        ended = subprocess.run(
-            [*PROGRAM, "generate", "--recipe", folder / "recipe.yaml", "--out", folder / "set", "--json"],
-            env={**os.environ, **variables},
-            capture_output=True,
-            text=True,
-        )
-    finally:
-        stop.set()
+    command = [*PROGRAM, "generate", "--recipe", folder / "recipe.yaml", "--out", folder / "set", "--json"]
+    with subprocess.Popen(command, env={**os.environ, **variables}, stdout=-1, stderr=-1, text=True) as process:
+        scraper = threading.Thread(target=scrape, args=(port, found, process))
+        scraper.start()
+        stdout, stderr = process.communicate()
         scraper.join()
-    assert ended.returncode == 0, ended.stderr
-    return Run(folder / "set", json.loads(ended.stdout), ended.stderr, found)
+    assert process.returncode == 0, stderr
+    return Run(folder / "set", json.loads(stdout), stderr, found)
 
 
 def test_metrics_of_a_run_are_exported_and_agree_with_its_receipts(run: Run) -> None:
@@ -108,7 +106,7 @@ def test_metrics_of_a_run_are_exported_and_agree_with_its_receipts(run: Run) -> 
     assert run.series["ray_factory_shards_left"] == {"": 0}
     assert run.series["ray_factory_lease_epoch"] == {"": 1}
     assert set(run.series["ray_factory_workers"]) == {"ready", "pending"}
-    for name in ("ray_factory_last_commit_timestamp_seconds", "ray_factory_last_success_timestamp_seconds"):
+    for name in ("ray_factory_last_commit_timestamp_seconds", LAST_PUBLISHED):
         assert abs(run.series[name][""] - time.time()) < 300
     rejected = run.result["rejected"]
     samples = {"accepted": run.result["samples"], "rejected": sum(rejected.values())}
