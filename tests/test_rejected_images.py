@@ -13,11 +13,13 @@ import pytest
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.encode import encode_jpeg
+from factory.dataset.receipts import read_receipt
 from factory.dataset.rejected_images import MAX_PER_REASON, MAX_SIDE, parse_rejected, rejected_name
 from factory.dataset.storage import Store
 from factory.generation.components import load_components
 from factory.generation.shard import produce
 from factory.generation.shard_job import ContentProducer
+from tests.support.bucket import Bucket, Fault
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,15 @@ def test_a_shard_keeps_the_first_rejected_images_of_each_reason(recipe: Recipe, 
     assert (first.seed, first.classes) == (planned.seed(recipe.seed, first.attempt), planned.prompt.classes)
     assert first.image.shape == (64, 64, 3)
     assert all(mask.shape == (64, 64) for _, _, mask in first.masks)
+
+
+def test_a_shard_is_committed_although_its_rejected_images_cannot_be_saved(recipe: Recipe, bucket: Bucket) -> None:
+    bucket.faults[:] = [Fault("status", "PUT .*/rejected/", times=None, code=403)]
+    store = Store("s3://b/set")
+    producer = ContentProducer(recipe, store, "cpu")
+    producer.finish(0, producer.generate(0, lambda accepted, reasons: None))
+    assert bucket.requests["PUT status"] == 1
+    assert read_receipt(store, 0) is not None
 
 
 @pytest.mark.parametrize(
