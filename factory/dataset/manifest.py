@@ -100,7 +100,7 @@ def manifest_of(samples: Iterable[EncodedSample], shard: int, recipe_format: int
 def read_manifest(data: bytes) -> list[dict[str, Any]]:
     """Read the rows of a manifest file; raises ValueError if it is not parquet, too large, or has another schema."""
     try:
-        file = pq.ParquetFile(io.BytesIO(data))
+        file = pq.ParquetFile(pa.BufferReader(data))
         metadata, schema = file.metadata, file.schema_arrow
         size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
         if metadata.num_rows > MAX_SAMPLES or size > _MAX_BYTES:
@@ -109,7 +109,8 @@ def read_manifest(data: bytes) -> list[dict[str, Any]]:
             )
         if not schema.equals(SCHEMA) and not schema.equals(SCHEMA_1):
             raise ValueError("the columns of the manifest do not match the schema")
-        rows: list[dict[str, Any]] = file.read().to_pylist()
+        # Threads of pyarrow that still hold Python objects when the interpreter ends abort the process.
+        rows: list[dict[str, Any]] = file.read(use_threads=False).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"not a readable manifest: {error}") from error
     return rows

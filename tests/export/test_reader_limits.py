@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,6 +134,22 @@ def test_foreign_manifest_is_rejected(monkeypatch: pytest.MonkeyPatch, foreign: 
     monkeypatch.setattr(manifest, "MAX_SAMPLES", 4)
     with pytest.raises(ValueError, match=r"has 5 rows and [0-9]+ bytes, which exceeds the limits of a shard"):
         manifest.read_manifest(foreign.get("manifest/000000.parquet") or b"")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_manifests_are_read_without_threads(foreign: Store, tmp_path: Path) -> None:
+    """`factory verify` of a sound dataset once ended with SIGABRT, because a thread of pyarrow outlived Python."""
+    (tmp_path / "manifest.parquet").write_bytes(foreign.get("manifest/000000.parquet") or b"")
+    program = """
+import os, sys
+from pathlib import Path
+from factory.dataset.manifest import read_manifest
+before = len(os.listdir("/proc/self/task"))
+rows = read_manifest(Path(sys.argv[1]).read_bytes())
+print(len(rows), len(os.listdir("/proc/self/task")) - before)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "manifest.parquet")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "5 0\n"
 
 
 def test_annotation_that_does_not_fit_the_manifest_is_rejected(foreign: Store) -> None:
