@@ -44,13 +44,18 @@ def assert_plain(text: str) -> None:
     assert not [character for character in CONTROLS if character in text]
 
 
-def test_status_and_verify_show_names_of_files_without_control_characters(tmp_path: Path) -> None:
+def test_verify_shows_names_of_files_without_control_characters(tmp_path: Path) -> None:
+    make_dataset(tmp_path, shards=range(1))
+    (tmp_path / "train" / EVIL).write_text("")
+    assert_plain(invoke("verify", tmp_path).stdout)
+
+
+def test_status_lists_only_shards_as_quarantined(tmp_path: Path) -> None:
     make_dataset(tmp_path, shards=range(1))
     (tmp_path / "quarantine").mkdir()
-    (tmp_path / "quarantine" / f"{EVIL}.json").write_text("{}")
-    (tmp_path / "train" / EVIL).write_text("")
-    assert_plain(invoke("status", tmp_path).stdout)
-    assert_plain(invoke("verify", tmp_path).stdout)
+    for name in (EVIL, "000003"):
+        (tmp_path / "quarantine" / f"{name}.json").write_text("{}")
+    assert "Quarantined shards: 3; see quarantine/." in invoke("status", tmp_path).stdout
 
 
 def test_status_of_progress_json_is_one_of_the_known_ones(tmp_path: Path) -> None:

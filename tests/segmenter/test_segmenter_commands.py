@@ -129,7 +129,7 @@ def test_training_on_several_devices_is_stopped_by_a_file(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(distributed, "stop_requests", stopped)
     with pytest.raises(KeyboardInterrupt):
-        distributed._fit(Trainer(), out)
+        distributed._fit(Trainer(), out, lambda stopping: None)
     assert seen == [True]
     assert not (out / STOP).exists()
 
@@ -138,9 +138,9 @@ def test_failed_training_on_several_devices_raises_its_error(tmp_path: Path) -> 
     def fail() -> None:
         raise RuntimeError("lost")
 
-    distributed._fit(SimpleNamespace(fit=lambda: None), tmp_path)
+    distributed._fit(SimpleNamespace(fit=lambda: None), tmp_path, lambda stopping: None)
     with pytest.raises(RuntimeError, match="lost"):
-        distributed._fit(SimpleNamespace(fit=fail), tmp_path)
+        distributed._fit(SimpleNamespace(fit=fail), tmp_path, lambda stopping: None)
 
 
 def test_process_of_a_training_uses_its_device_and_ends_quietly_when_stopped() -> None:
