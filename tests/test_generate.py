@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import subprocess
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +20,7 @@ from factory.dataset.verify import verify
 from tests.support.bucket import Bucket, Fault, serving
 from tests.support.in_process import error, output
 from tests.support.program import PROGRAM, factory, hashes
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +177,9 @@ def test_unreliable_bucket_yields_the_same_bytes_and_a_second_driver_is_rejected
         with subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as first:
-            wait_for(lambda: "b/set/lease.json" in bucket.objects)
+            wait_until(lambda: "b/set/lease.json" in bucket.objects, 60, "no lease", 0.05)
             second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-            wait_for(lambda: any(name.startswith("b/set/receipts/") for name in bucket.objects))
+            wait_until(lambda: "receipts/" in " ".join(bucket.objects), 60, "no shard was committed", 0.05)
             commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
             bucket.faults.append(Fault("outage", times=None, seconds=2))
             out, err = first.communicate(timeout=120)
@@ -194,13 +194,6 @@ def test_unreliable_bucket_yields_the_same_bytes_and_a_second_driver_is_rejected
     everything = "".join([out, err, second.stderr, *commands, *(data.decode("latin-1") for data in written.values())])
     assert "test-secret-key" not in everything
     assert "test-access-key" not in everything
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timeout"
-        time.sleep(0.05)
 
 
 def test_dataset_of_a_hub_model_resumes_without_the_hub(

@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -15,6 +16,7 @@ from factory.dataset.storage import Store
 from factory.generation.run import prepare
 from tests.chaos import disturbed, hashes, launch, recipe, workers_of
 from tests.support.datasets import make_dataset
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +56,18 @@ def test_ctrl_c_stops_cleanly_and_keeps_finished_shards(
     assert run.returncode == 130
     assert "rerun the same command to resume" in text
     assert "Traceback" not in text
-    assert not any(process.is_running() and process.status() != "zombie" for process in workers)
+    # Ray ends the workers after the driver, when they notice that their raylet is gone.
+    wait_until(lambda: not any(map(alive, workers)), 60, "workers outlive their driver", 0.05)
     kept = hashes(tmp_path / "out")
     assert kept
     assert kept.items() <= undisturbed.items()
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_full_disk_loses_nothing_and_the_run_resumes(

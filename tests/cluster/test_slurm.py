@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.hosts import Hosts, wait_until
+from tests.support.hosts import Hosts
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 BIN = Path(sys.executable).parent

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.hosts import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parent.parent.parent

@@ -8,7 +8,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -116,11 +116,3 @@ def _ip(*arguments: str) -> None:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{shlex.join(['ip', *arguments])}: {done.stderr.strip()}; this needs root and iproute2")
-
-
-def wait_until(condition: Callable[[], object], seconds: float, message: str, interval: float = 0.5) -> None:
-    """Wait until a condition is true; raises AssertionError with the message otherwise."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, message
-        time.sleep(interval)
