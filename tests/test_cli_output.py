@@ -162,6 +162,7 @@ def test_preview_of_a_night_as_text() -> None:
     data |= {"until": None, "would_delete": []}
     assert _preview_text(data).endswith("Nights to delete: none.")
     assert "a run would exit with code 6.\n" in _preview_text(data | {"held": True})
+    assert "with --force, a run would take it over.\n" in _preview_text(data | {"held": True}, force=True)
 
 
 def test_summary_of_a_run_counts_what_is_missing() -> None:

@@ -70,7 +70,7 @@ def nightly(
 
     if dry_run:
         data = preview_night(make_context(loaded, night, log))
-        log(_preview_text(data))
+        log(_preview_text(data, force))
         to_stdout(dumps(data))
         return
     with watching(quiet=as_json) as watch:
@@ -82,7 +82,7 @@ def nightly(
     raise typer.Exit(outcome.exit_code)
 
 
-def _preview_text(data: dict[str, Any]) -> str:
+def _preview_text(data: dict[str, Any], force: bool = False) -> str:
     if data["action"] == "nothing":
         return f"The night of {data['date']} is complete; a run would change nothing."
     lines = [
@@ -92,7 +92,8 @@ def _preview_text(data: dict[str, Any]) -> str:
     if data["until"]:
         lines.append(f"Its generation would end at {data['until']}.")
     if data["held"]:
-        lines.append("Another driver is working on this dataset now: until it ends, a run would exit with code 6.")
+        effect = "with --force, a run would take it over" if force else "until it ends, a run would exit with code 6"
+        lines.append(f"Another driver is working on this dataset now: {effect}.")
     lines.append(f"Nights to delete: {', '.join(data['would_delete']) or 'none'}.")
     return "\n".join(lines)
 
