@@ -50,6 +50,11 @@ class Resources:
         return int(max((node.get("memory", 0.0) for node in self.nodes), default=0.0))
 
     @property
+    def cpus(self) -> float:
+        """The number of CPUs of all nodes."""
+        return sum(node.get("CPU", 0.0) for node in self.nodes)
+
+    @property
     def gpus(self) -> float:
         """The number of GPUs of all nodes."""
         return sum(node.get("GPU", 0.0) for node in self.nodes)

@@ -6,12 +6,15 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from factory.config.sections import EngineRecipe
 from factory.errors import TransientError, UserError, full_disk, one_line
 from factory.signals import stop_requests
 from factory.training.devices import AUTO
+
+if TYPE_CHECKING:
+    from factory.engine.capacity import Resources
 
 
 class DistributedRun(Protocol):
@@ -49,16 +52,20 @@ def check_devices(devices: int, device: str, address: str | None) -> None:
         raise UserError(f"--device must be {AUTO}, cpu or cuda if there are several --devices, got {device!r}.")
 
 
-def uses_gpus(device: str, devices: int, available: float) -> bool:
-    """Whether processes train on GPUs. UserError if they should but the cluster has too few."""
-    if device == "cpu" or (device == AUTO and not available):
-        return False
-    if available < devices:
+def uses_gpus(device: str, devices: int, cluster: "Resources") -> bool:
+    """Whether processes train on GPUs. UserError if the cluster has too few GPUs or CPUs, and adds none on demand.
+
+    Ray waits without end for resources that no node has.
+    """
+    gpus = device != "cpu" and (device != AUTO or cluster.gpus > 0)
+    available = cluster.gpus if gpus else cluster.cpus
+    if available < devices and not cluster.scales:
+        kind, remedy = ("GPUs", ", or --device cpu") if gpus else ("CPUs", "")
         raise UserError(
-            f"--devices {devices} requires {devices} GPUs, and the cluster has {available:g}; give fewer --devices, or "
-            f"--device cpu."
+            f"--devices {devices} requires {devices} {kind}, and the cluster has {available:g}; give fewer "
+            f"--devices{remedy}."
         )
-    return True
+    return gpus
 
 
 def train_on_several(
@@ -69,7 +76,7 @@ def train_on_several(
     `run.out` and the data must have the same paths on all machines; the processes receive the driver's environment
     variables for buckets and the model hub. Raises KeyboardInterrupt after a signal, once the checkpoint of the current
     step is written, TransientError if processes or the cluster are lost, and UserError if the batch cannot be divided,
-    if there are too few GPUs, or if a process raises one.
+    if there are too few GPUs or CPUs, or if a process raises one.
     """
     if run.batch is None or run.batch % devices:
         raise UserError(
@@ -86,7 +93,7 @@ def train_on_several(
         import ray.train  # imported here because it reads the environment that `connected` prepares
         from ray.train.torch import TorchTrainer
 
-        gpus = uses_gpus(run.device, devices, resources().gpus)
+        gpus = uses_gpus(run.device, devices, resources())
         trainer = TorchTrainer(
             _with_variables(of_the_driver(), _train_process),
             train_loop_config={"train_here": train_here, "run": run, "gpus": gpus},
