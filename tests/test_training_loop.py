@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import factory
@@ -245,3 +246,19 @@ def test_a_step_that_does_not_fit_into_gpu_memory_is_reported(tmp_path: Path, mo
     message = r"too little free memory for the training of the linear \(CUDA out of memory.*give a smaller --batch"
     with pytest.raises(GpuError, match=message):
         train(task, OPTIONS, tmp_path, lambda text: None)
+
+
+def test_other_users_can_read_the_weights(tmp_path: Path) -> None:
+    """safetensors creates files that only their owner can read."""
+
+    class Saved(LinearTask):
+        def save(self, model: torch.nn.Module, folder: Path) -> None:
+            (folder / "part").mkdir(parents=True)
+            save_file(model.state_dict(), folder / "part" / "model.safetensors")
+
+    before = os.umask(0o027)
+    try:
+        model = train(Saved(), OPTIONS, tmp_path, _silent)
+    finally:
+        os.umask(before)
+    assert (model / "part" / "model.safetensors").stat().st_mode & 0o777 == 0o640

@@ -36,6 +36,17 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def make_weights_readable(folder: Path) -> None:
+    """Give weight files below a folder the permissions of the folder, which follow the umask.
+
+    safetensors creates files that only their owner can read, so another user or a container with another user could
+    not load the model from a shared file system.
+    """
+    for file in folder.rglob("*.safetensors"):
+        with contextlib.suppress(OSError):  # some file systems have no permissions
+            file.chmod(folder.stat().st_mode & 0o666)
+
+
 def synchronise(path: Path) -> None:
     """Write a file or the entries of a folder to the disk, which otherwise happens up to half a minute later."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -164,11 +164,11 @@ def save_grounder(
 
     `human_labels` is whether a part of the training data has masks from human labels.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: _halved(name, value.detach().cpu()).contiguous() for name, value in module.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
+    write_atomically(folder / WEIGHTS, save(weights))
     write_atomically(folder / METRICS, dumps(metrics, indent=1) + "\n")
     write_atomically(folder / CARD, card(config, metrics, human_labels))
     write_atomically(folder / CONFIG, dumps(asdict(config), indent=1) + "\n")

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from factory.errors import one_line
+from factory.files.atomic import make_weights_readable
 from factory.files.lock import sole_writer
 from factory.signals import stop_requests
 from factory.training.checkpoint import not_finite, restore, save_checkpoint
@@ -126,6 +127,7 @@ def _train(task: TrainTask, options: TrainOptions, out: Path, report: Callable[[
                 _report_metrics(task, average.module if options.ema_decay else task.model, out, done, progress)
     if writes:
         task.save(average.module if options.ema_decay else task.model, out / "model")
+        make_weights_readable(out / "model")
         report(f"{task.name}: written to {out / 'model'}")
     return out / "model"
 

@@ -117,6 +117,7 @@ def test_a_weight_too_large_for_half_precision_stays_float32(trained: Path, tmp_
         module.last.bias.fill_(1e6)
     save_grounder(module, config, {"miou_one": float("nan")}, tmp_path)
     assert load_grounder(tmp_path)[0].last.bias.item() == 1e6
+    assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1, "as readable as the other files"
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"miou_one": None}
 
 
