@@ -57,7 +57,7 @@ def test_pixels_depend_only_on_the_seed() -> None:
     assert (first.image != other.image).any()
 
 
-@pytest.mark.parametrize("size", [64, 128, 256])
+@pytest.mark.parametrize("size", [64, 65, 128, 256])
 def test_masks_are_disjoint_visible_and_have_the_scene_size(size: int) -> None:
     for seed in range(20):
         scene = render_scene(seed, ("dog", "traffic light", "pizza"), size)

@@ -30,7 +30,8 @@ def texture(rng: np.random.Generator, size: int) -> Pixels:
     noise = rng.normal(0, strength, (coarse, coarse, 1)) + rng.normal(0, strength / 3, (coarse, coarse, 3))
     knots = np.clip(base + noise, 0, 255).astype(np.uint8)
     enlarged = Image.fromarray(knots).resize((size, size), Image.Resampling.BICUBIC)
-    grain = rng.integers(-3, 4, (size // 2, size // 2, 1), dtype=np.int16).repeat(2, 0).repeat(2, 1)
+    half = -(-size // 2)
+    grain = rng.integers(-3, 4, (half, half, 1), dtype=np.int16).repeat(2, 0).repeat(2, 1)
     return np.clip(np.asarray(enlarged, np.int16) + grain[:size, :size], 0, 255).astype(np.uint8)
 
 
