@@ -194,6 +194,15 @@ def test_greyscale_label_image_of_fewer_than_8_bits_is_refused(bits: int, folder
     )
     with pytest.raises(UserError, match=f"a.png is a greyscale PNG of {bits} bits, whose values decoders scale"):
         loaded(folder)
+    data = b"\x11" * (height * -(-width * bits // 8))
+    tags = {256: width, 257: height, 258: bits, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
+    (folder / "SegmentationClass/a.png").unlink()
+    (folder / "SegmentationClass/a.tif").write_bytes(
+        b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags))
+        + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()) + bytes(4)
+    )  # fmt: skip
+    with pytest.raises(UserError, match=f"a.tif is a greyscale TIFF of {bits} bits, whose values decoders scale"):
+        loaded(folder)
 
 
 def test_a_1_bit_label_image_is_read_for_one_class(folder: Path) -> None:
@@ -206,10 +215,11 @@ def test_a_1_bit_label_image_is_read_for_one_class(folder: Path) -> None:
 def test_a_lossy_or_rotated_label_image_is_refused(folder: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
-    Image.fromarray(LABELS).save(folder / "SegmentationClass/a.png", exif=exif)
-    with pytest.raises(UserError, match="has an EXIF orientation"):
-        loaded(folder)
-    (folder / "SegmentationClass/a.png").unlink()
+    for suffix in ("png", "tif"):
+        Image.fromarray(LABELS).save(folder / f"SegmentationClass/a.{suffix}", exif=exif)
+        with pytest.raises(UserError, match=f"a.{suffix} has an EXIF orientation"):
+            loaded(folder)
+        (folder / f"SegmentationClass/a.{suffix}").unlink()
     Image.fromarray(LABELS).save(folder / "SegmentationClass/a.jpg")
     with pytest.raises(UserError, match=r"is in a lossy format, .* as PNG, TIFF or BMP"):
         loaded(folder)

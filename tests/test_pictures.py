@@ -39,21 +39,25 @@ STORED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("square", [True, False])
-def test_exif_orientation_is_applied(orientation: int, square: bool, folder: Path) -> None:
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_exif_orientation_is_applied(orientation: int, square: bool, suffix: str, folder: Path) -> None:
     upright, labels = (PHOTO[:, :40], LABELS[:, :40]) if square else (PHOTO, LABELS)
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
-    stored.save(folder / "JPEGImages/a.jpg", exif=exif, quality=95)
+    (folder / "JPEGImages/a.jpg").unlink()
+    stored.save(folder / f"JPEGImages/a.{suffix}", exif=exif, quality=95)
     (folder / "SegmentationClass/a.png").write_bytes(encode_label_png(np.ascontiguousarray(labels)))
     assert labels_match(loaded(folder))
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_labels_that_only_fit_the_stored_pixels_belong_to_them(orientation: int, folder: Path) -> None:
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_labels_that_only_fit_the_stored_pixels_belong_to_them(orientation: int, suffix: str, folder: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(PHOTO).save(folder / "JPEGImages/a.jpg", exif=exif, quality=95)
+    (folder / "JPEGImages/a.jpg").unlink()
+    Image.fromarray(PHOTO).save(folder / f"JPEGImages/a.{suffix}", exif=exif, quality=95)
     assert labels_match(loaded(folder))
 
 

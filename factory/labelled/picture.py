@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pictures
 from PIL import UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from factory.dataset.masks import palette
 from factory.dataset.records import Image
@@ -38,6 +39,9 @@ _TRANSPOSES = {
 }
 """The operation that turns an image of each EXIF orientation upright."""
 
+_INVERSES = {6: 8, 8: 6}
+"""The orientations whose operations undo each other; every other operation undoes itself."""
+
 
 @dataclass(frozen=True)
 class Photograph:
@@ -58,12 +62,14 @@ class Photograph:
 
 def read_photograph(path: Path) -> Photograph:
     """Read a greyscale or colour image of any bit depth. UserError if it is missing or cannot be used."""
-    picture = _opened(path, _FORMATS)
+    picture, applied = _opened(path, _FORMATS)
     try:
-        stored = Pictures.fromarray(_to_8_bit(picture, path)) if _has_more_than_8_bits(picture) else _to_rgb(picture)
+        decoded = Pictures.fromarray(_to_8_bit(picture, path)) if _has_more_than_8_bits(picture) else _to_rgb(picture)
+        pixels = np.asarray(decoded)
+        if applied != 1:
+            return Photograph(pixels, np.asarray(decoded.transpose(_TRANSPOSES[_INVERSES.get(applied, applied)])))
         transpose = _TRANSPOSES.get(_orientation(picture))
-        pixels = np.asarray(stored)
-        return Photograph(pixels if transpose is None else np.asarray(stored.transpose(transpose)), pixels)
+        return Photograph(pixels if transpose is None else np.asarray(decoded.transpose(transpose)), pixels)
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -73,8 +79,8 @@ def read_photograph(path: Path) -> Photograph:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """(height, width) of a photograph as stored, without decoding it. UserError if it is missing or cannot be used."""
-    picture = _opened(path, _FORMATS, decode=False)
+    """(height, width) of a photograph, stored or upright, without decoding it. UserError if it cannot be used."""
+    picture, _ = _opened(path, _FORMATS, decode=False)
     return picture.height, picture.width
 
 
@@ -84,15 +90,16 @@ def read_values(path: Path, values: int) -> NDArray[np.int64]:
     Palette and greyscale images of up to 32 bits hold the values directly. Colour images are decoded by VOC's colours.
     1-bit images are accepted if at most two values have a meaning. UserError names the mode of any other image.
     """
-    picture = _opened(path, _LABEL_FORMATS)
-    if _orientation(picture) != 1:
+    picture, applied = _opened(path, _LABEL_FORMATS)
+    if applied != 1 or _orientation(picture) != 1:
         raise UserError(
             f"{path} has an EXIF orientation, which label images must not have; save it upright without one."
         )
-    if picture.mode == "L" and _greyscale_bits(path) in (2, 4):
+    bits = _stored_bits(picture, path)
+    if picture.mode == "L" and bits in (2, 4):
         raise UserError(
-            f"{path} is a greyscale PNG of {_greyscale_bits(path)} bits, whose values decoders scale to 0 to 255, so "
-            f"they are not class indices; save it as a palette PNG or with 8 bits."
+            f"{path} is a greyscale {picture.format} of {bits} bits, whose values decoders scale to 0 to 255, so they "
+            f"are not class indices; save it as a palette PNG or with 8 bits."
         )
     if picture.mode in ("P", "L", "I", "I;16", "I;16B", "I;16L"):
         return np.asarray(picture).astype(np.int64)
@@ -109,15 +116,20 @@ def read_values(path: Path, values: int) -> NDArray[np.int64]:
     )
 
 
-def _greyscale_bits(path: Path) -> int | None:
-    """The bit depth in the header of a PNG; None for other formats."""
+def _stored_bits(picture: Pictures.Image, path: Path) -> int | None:
+    """The bit depth of a PNG or TIFF; None for other formats."""
+    if isinstance(picture, TiffImageFile):
+        return int(picture.tag_v2.get(BITSPERSAMPLE, (1,))[0])
     with path.open("rb") as stream:
         header = stream.read(25)
     return header[24] if header.startswith(b"\x89PNG") else None
 
 
-def _opened(path: Path, formats: tuple[str, ...], decode: bool = True) -> Pictures.Image:
-    """The only frame; it is decoded after its header has been checked."""
+def _opened(path: Path, formats: tuple[str, ...], decode: bool = True) -> tuple[Pictures.Image, int]:
+    """The only frame, which is decoded after its header has been checked, and the EXIF orientation that was applied.
+
+    Pillow turns TIFF images upright when it decodes them, and no others.
+    """
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path} cannot be read: it is not a regular file.")
@@ -133,6 +145,7 @@ def _opened(path: Path, formats: tuple[str, ...], decode: bool = True) -> Pictur
                 )
             if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
                 raise UserError(f"{path} contains several images; save the labelled one as a separate file.")
+            tagged = _orientation(picture) if isinstance(picture, TiffImageFile) else 1
             if decode:
                 picture.load()
     except UserError:
@@ -146,7 +159,7 @@ def _opened(path: Path, formats: tuple[str, ...], decode: bool = True) -> Pictur
         ) from error
     except Exception as error:  # decoders raise arbitrary exceptions on damaged files
         raise UserError(f"{path} cannot be read ({error}); replace the file.") from error
-    return picture
+    return picture, tagged if _orientation(picture) == 1 else 1
 
 
 def _orientation(picture: Pictures.Image) -> int:
