@@ -240,6 +240,15 @@ def test_an_image_is_rotated_to_the_size_of_its_annotation(orientation: int, tmp
     assert np.array_equal(sample.image[..., 0] > 128, sample.labels == DOG)
 
 
+def test_a_file_name_may_contain_colons_but_not_be_a_url(tmp_path: Path) -> None:
+    Image.new("RGB", (60, 40)).save(tmp_path / "10:30:00.png")
+    folder = opened(tmp_path, lambda data: data["images"][0].update(file_name="10:30:00.png"))
+    assert counts(folder) == [(300, 0), (0, 200)]
+    for name in ("https://host/1.png", r"C:\data\1.png"):
+        with pytest.raises(UserError, match="is outside the image folder"):
+            opened(tmp_path, lambda data, name=name: data["images"][0].update(file_name=name))
+
+
 def test_images_of_another_size_are_refused_and_unseen_classes_left_out(tmp_path: Path) -> None:
     message = r"1.png has 60 x 40 pixels, but its annotation says 61 x 40; give the images for which .*a.json was made"
     with pytest.raises(UserError, match=message):

@@ -45,14 +45,14 @@ def test_every_format_of_image_lists_is_read(name: str, folder: Path) -> None:
 
 
 def test_an_image_list_may_contain_absolute_paths_spaces_and_dots(folder: Path) -> None:
-    for name in ("my dog.v1", "sub/b"):
+    for name in ("my dog.v1", "sub/b", "10:30:00"):
         for part, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
             (folder / part / "sub").mkdir(exist_ok=True)
             (folder / part / f"{name}.{suffix}").write_bytes((folder / part / f"a.{suffix}").read_bytes())
-    text = f"my dog.v1\nmy dog.v1.jpg\n{folder}/JPEGImages/a.jpg\nsub/b\nJPEGImages/sub/b.jpg\n"
+    text = f"my dog.v1\nmy dog.v1.jpg\n{folder}/JPEGImages/a.jpg\nsub/b\nJPEGImages/sub/b.jpg\n10:30:00\n"
     (folder / "ImageSets/Segmentation/val.txt").write_text(text)
     labelled = open_labelled(folder, "val", None, voc())
-    assert labelled.keys == ["my dog.v1", "my dog.v1", "a", "sub/b", "sub/b"]
+    assert labelled.keys == ["my dog.v1", "my dog.v1", "a", "sub/b", "sub/b", "10:30:00"]
     assert all(labels_match(labelled.load(key)) for key in labelled.keys)
     assert labelled.notes == (f"The image set val of {folder} lists 2 images more than once.",)
 
@@ -68,6 +68,7 @@ def test_an_image_list_may_contain_absolute_paths_spaces_and_dots(folder: Path) 
         ("a -1", "contains more than one name"),
         ("a b c", "contains more than one name"),
         ("C:\\data\\a.jpg", "does not name an image of the folder"),
+        ("https://host/a.jpg", "does not name an image of the folder"),
         ("SegmentationClass/a.png", "does not name an image of the folder"),
         ("b", r"JPEGImages has no file b with a suffix"),
         ("a\x00", r"line 2 contains the control character U\+0000"),

@@ -128,6 +128,7 @@ def inside(root: Path, name: str) -> PurePosixPath | None:
         # An absolute path below `root` is taken literally.
         absolute_root = PurePosixPath(root.absolute().as_posix())
         path = path.relative_to(absolute_root if path.is_relative_to(absolute_root) else "/")
-    if ".." in path.parts or not path.parts or "\0" in name or ":" in path.parts[0]:
+    # A first folder such as `C:` or `https:` is a drive or the scheme of a URL; names such as `10:30.jpg` are allowed.
+    if ".." in path.parts or not path.parts or "\0" in name or path.parts[0].endswith(":"):
         return None
     return path
