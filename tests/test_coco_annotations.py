@@ -131,10 +131,13 @@ def test_optional_fields_and_unambiguous_variants_are_read(change: Change, tmp_p
     assert counts(opened(tmp_path, change)) == [(300, 0), (0, 200)]
 
 
-def test_an_object_without_area_is_sorted_by_its_pixel_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("area", [None, 0, "0.0"])
+def test_an_object_without_area_is_sorted_by_its_pixel_count(area: object, tmp_path: Path) -> None:
+    """Some tools write an area of 0 for every object; the last one in the file then hid the others."""
+
     def change(data: dict[str, Any]) -> None:
-        full = {"image_id": 1, "category_id": 7, "segmentation": [[0, 0, 60, 0, 60, 40, 0, 40]]}
-        data["annotations"] = [data["annotations"][0] | {"area": None}, full]
+        full = {"image_id": 1, "category_id": 7, "segmentation": [[0, 0, 60, 0, 60, 40, 0, 40]], "area": area}
+        data["annotations"] = [data["annotations"][0] | {"area": area}, full]
 
     assert counts(opened(tmp_path, change))[0] == (300, 2400 - 300)
 

@@ -28,7 +28,7 @@ _INTEGER = re.compile(r"([-+]?[0-9]{1,30})(?:\.0*)?")
 class Annotation:
     """One object, at position `index` of the file's annotations.
 
-    `area` orders overlapping objects; None if the file does not give it, in which case pixels are counted.
+    `area` orders overlapping objects; None if the file does not give it. If it is None or 0, pixels are counted.
     """
 
     index: int

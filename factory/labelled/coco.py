@@ -153,7 +153,7 @@ class CocoFolder(LabelledFolder):
             raise invalid_segmentation(self._instances, entry, annotation, error) from error
 
     def _area(self, entry: ImageEntry, annotation: Annotation, size: tuple[int, int]) -> float:
-        if annotation.area is not None:
+        if annotation.area:  # some tools write 0 for every object
             return annotation.area
         return float(np.count_nonzero(self._mask(entry, annotation, size)))
 
