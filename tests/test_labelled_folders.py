@@ -273,6 +273,12 @@ def test_an_ambiguous_class_list_is_refused(text: str, message: str, folder: Pat
         VocFolder(folder, "val", voc())
 
 
+def test_a_folder_without_a_class_list_has_the_classes_of_voc(folder: Path) -> None:
+    """The message was that the folder of an own class has the class "aeroplane"."""
+    with pytest.raises(UserError, match=r"has no labels.txt, so .* 'aeroplane' is not in your list of classes; write"):
+        VocFolder(folder, "val", from_names(["crack"]))
+
+
 def test_the_identity_covers_images_and_labels_but_not_the_location(folder: Path, tmp_path: Path) -> None:
     """Checkpoints record it, so that a training cannot be resumed on other data with the same names."""
 

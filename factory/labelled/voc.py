@@ -173,12 +173,22 @@ class VocFolder(LabelledFolder):
             if entry is None and value == IGNORE:
                 continue
             if entry is None:
-                raise UserError(
-                    f"{self.root} has the class {name!r}, which is not in {vocabulary.label}; give all classes of the "
-                    f"folder with --classes; to evaluate a segmenter, train it with these classes first."
-                )
+                raise self._unknown_class(name, vocabulary)
             lookup[value] = vocabulary.label_of(entry.name)
         return lookup
+
+    def _unknown_class(self, name: str, vocabulary: Vocabulary) -> UserError:
+        remedy = "to evaluate a segmenter, train it with these classes first"
+        if not (self.root / _CLASS_LIST).exists():
+            return UserError(
+                f"{self.root} has no {_CLASS_LIST}, so its classes are those of PASCAL VOC, and {name!r} is not in "
+                f"{vocabulary.label}; write the folder's own classes to {_CLASS_LIST}, beginning with background, or "
+                f"give --classes voc; {remedy}."
+            )
+        return UserError(
+            f"{self.root} has the class {name!r}, which is not in {vocabulary.label}; give all classes of the folder "
+            f"with --classes; {remedy}."
+        )
 
 
 def _by_key(folder: Path) -> dict[str, list[str]]:
