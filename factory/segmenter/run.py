@@ -13,7 +13,7 @@ from factory.dataset.storage import Store, absolute
 from factory.errors import UserError
 from factory.files.paths import expanded, local_path
 from factory.hf_logging import quiet_model_libraries
-from factory.segmenter.classes import ARCHITECTURES, common_vocabulary, is_dataset, training_vocabulary
+from factory.segmenter.classes import ARCHITECTURES, STORED, common_vocabulary, is_dataset, training_vocabulary
 from factory.training.devices import check_device_name, chosen_device
 from factory.training.options import CHECKPOINT, TrainOptions, check_run_folder, check_start
 
@@ -145,8 +145,9 @@ def _check_architecture(name: str) -> None:
 
 def _vocabulary(run: SegmenterTraining, out: Path) -> Vocabulary:
     """The classes to train. UserError if the given ones are not those of the initial weights."""
-    start = Path(run.start) if run.start and not (out / CHECKPOINT).exists() else None
-    if start is not None:
+    start = Path(run.start) if run.start else None
+    # A run that is resumed has the same classes, but no longer needs the folder of its initial weights.
+    if start is not None and ((start / STORED).is_file() or not (out / CHECKPOINT).exists()):
         return common_vocabulary([start], run.classes)
     datasets = [*run.shards, *([run.real] if run.real and is_dataset(run.real) else [])]
     return training_vocabulary(run.classes, datasets, run.annotations is not None)

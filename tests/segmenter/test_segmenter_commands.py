@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -220,6 +221,19 @@ def test_classes_are_those_of_the_data_by_default(tmp_path: Path) -> None:
         learned(one, start=str(start))
     with pytest.raises(UserError, match=r"start was trained for other classes than --classes gives \(such as truck"):
         learned(one, start=str(start), classes="coco")
+
+
+def test_a_resumed_training_has_the_classes_of_its_start(tmp_path: Path) -> None:
+    """They became those of the dataset, so that the same command rejected its checkpoint as one of another run."""
+    make_dataset(tmp_path / "set", shards=range(1), classes=["dog", "cat"])
+    start = saved_tiny(tmp_path / "start")
+    training = run.SegmenterTraining(str(tmp_path / "out"), (str(tmp_path / "set"),), start=str(start))
+    assert run.check(training).vocabulary.names == voc().names
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/checkpoint.pt").touch()
+    assert run.check(training).vocabulary.names == voc().names
+    shutil.rmtree(start)
+    assert run.check(training).vocabulary.names == ("dog", "cat")
 
 
 def test_a_segmenter_is_evaluated_with_its_own_classes(tmp_path: Path) -> None:
