@@ -77,6 +77,12 @@ def test_the_autoencoder_learns_within_a_few_muon_steps() -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_every_training_of_an_autoencoder_starts_with_the_same_weights() -> None:
+    """A training that was interrupted before its first checkpoint had another result."""
+    first, second = (AutoencoderTask("cpu").model.state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_psnr_is_computed_from_the_mean_squared_error() -> None:
     class Darker(torch.nn.Module):
         """Subtracts 10 grey levels."""
