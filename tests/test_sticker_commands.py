@@ -200,11 +200,12 @@ def test_options_of_the_whole_evaluation_are_rejected_with_found_only(option: li
 
 def test_images_are_drawn_beside_their_masks(calls: list[dict[str, Any]], tmp_path: Path) -> None:
     out = tmp_path / "new" / "sheet.jpg"
-    result = invoke("draw", "--classes", "dog,cat,bus", "--n", 6, "--pairs", "--out", out)
+    result = invoke("draw", "--classes", "dog,cat,bus", "--n", 12, "--pairs", "--out", out)
     assert result.exit_code == 0, repr(result.exception)
-    assert result.stdout == f"6 images, all prompted classes found in 2; left: image, right: masks.\n{out}\n"
+    assert result.stdout == f"12 images, all prompted classes found in 4; left: image, right: masks.\n{out}\n"
     pairs = [set(prompt.split(" ")) & {"dog", "cat", "bus"} for prompt in calls[0]["prompts"]]
     assert pairs[:3] == [{"dog", "cat"}, {"cat", "bus"}, {"bus", "dog"}]
+    assert all(len(pair) == 2 for pair in pairs), "every third pass over the classes drew only one per image"
     assert calls[0]["steps"] == EMBEDDED_MODELS["stickers"].steps
     with Image.open(out) as sheet:
         assert (sheet.format, sheet.width) == ("JPEG", 5 * 2 * 64)

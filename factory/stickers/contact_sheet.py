@@ -32,12 +32,12 @@ def contact_sheet(
     names = list(dict.fromkeys(embedded_name(vocabulary, name) for name in vocabulary.names))
     if objects > len(names):
         raise UserError(f"{objects} classes per image require at least as many in --classes, got {', '.join(names)}.")
-    prompted = [
-        # The step between the classes grows with every pass over the names, so that each pass has different pairs.
-        tuple(names[(k + j * (1 + k // len(names))) % len(names)] for j in range(objects))
-        for k in range(num_images)
-    ]
-    captions = [caption(tuple(dict.fromkeys(chosen))) for chosen in prompted]
+    prompted = []
+    for k in range(num_images):
+        # Grows with every pass over the names, so that each pass has different pairs; never a multiple of their number.
+        step = 1 + k // len(names) % max(1, len(names) - 1)
+        prompted.append(tuple(names[(k + j * step) % len(names)] for j in range(objects)))
+    captions = [caption(chosen) for chosen in prompted]
     seeds = [seed * 1_000_003 + k for k in range(num_images)]
     pictures = sample(open_pipeline(model), captions, seeds, progress=progress, sampling=Sampling.of_model(model))
     found = detect_all(open_detector(), pictures)
