@@ -20,3 +20,16 @@ def test_table_is_replaced_whatever_the_name_of_the_class_file(tmp_path: Path) -
             write_table(tmp_path / "page.md", text, name)
         assert (tmp_path / "page.md").read_text().endswith(f"<!-- {name} -->\nnew\n<!-- {name} -->\n")
     assert "old" not in (tmp_path / "page.md").read_text()
+
+
+def test_nothing_but_a_table_is_replaced_whatever_the_number_of_markers(tmp_path: Path) -> None:
+    """A single marker was kept with the table at the end; the next table then replaced all text between them."""
+    page, table = tmp_path / "page.md", "<!-- x -->\nnew\n<!-- x -->"
+    for old, new in (
+        ("a\n<!-- x -->\nb\n", f"a\n{table}\nb\n"),
+        ("a\n<!-- x -->\nold\n<!-- x -->\nb <!-- x -->\n", f"a\n{table}\nb <!-- x -->\n"),
+    ):
+        page.write_text(old)
+        for _ in range(2):
+            write_table(page, "new\n", "x")
+            assert page.read_text() == new

@@ -32,11 +32,15 @@ def percent(share: float) -> str:
 
 
 def write_table(page: Path, text: str, name: str) -> None:
-    """Put `text` between the two `<!-- name -->` markers of a Markdown file, or append both if it has none."""
+    """Put `text` between the first two `<!-- name -->` markers of a Markdown file, with which a single one is replaced.
+
+    Without markers, they are appended with the text.
+    """
     marker = f"<!-- {name} -->"
     old = page.read_text(encoding="utf-8") if page.exists() else ""
     marked = f"{marker}\n{text}{marker}"
     page.parent.mkdir(parents=True, exist_ok=True)
-    replaced, count = re.subn(f"{re.escape(marker)}.*{re.escape(marker)}", lambda _: marked, old, flags=re.DOTALL)
+    markers = re.compile(f"{re.escape(marker)}(.*?{re.escape(marker)})?", re.DOTALL)
+    replaced, count = markers.subn(lambda _: marked, old, count=1)
     gap = "\n" if old else ""
     write_atomically(page, replaced if count else f"{old}{gap}{marked}\n")
