@@ -114,7 +114,9 @@ def measure(evaluation: SplitEvaluation, group: str, max_images: int) -> dict[st
                     classes = batch.prompts[k].classes
                     truth = batch.truths[k].label_map(classes, shape)
                     meters[name].add(classes, predicted[k].disjoint().label_map(classes, shape), truth)
-        counted, tried = counted + len(kept), tried + len(batch.prompts)
+        counted += len(kept)
         if counted >= max_images:
+            tried += kept[-1] + 1  # the images of the batch after the last one that is needed are not counted
             break
+        tried += len(batch.prompts)
     return {name: (meter.miou, meter.image_miou, counted, tried) for name, meter in meters.items()}
