@@ -256,6 +256,8 @@ def test_images_of_another_size_are_refused_and_unseen_classes_left_out(tmp_path
     message = r"1.png has 60 x 40 pixels, but its annotation says 61 x 40; give the images for which .*a.json was made"
     with pytest.raises(UserError, match=message):
         opened(tmp_path, lambda data: data["images"][0].update(width=61))
+    with pytest.raises(UserError, match=r"1.png has 60 x 40 pixels, but its annotation says 40 x 60; give the images"):
+        opened(tmp_path, lambda data: data["images"][0].update(width=40, height=60))
     folder = opened(tmp_path, lambda data: data["images"][0].update(width=61), checked=False)
     with pytest.raises(UserError, match=message):
         folder.load("1")

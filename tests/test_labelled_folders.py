@@ -128,6 +128,9 @@ def test_an_image_of_another_size_than_its_labels_is_refused_at_once(folder: Pat
         picture.resize((30, 20)).save(folder / "JPEGImages/a.jpg")
     with pytest.raises(UserError, match=r"a.png has 60 x 40 pixels, but its image has 30 x 20; both must have"):
         open_labelled(folder, "val", None, voc())
+    Image.fromarray(PHOTO.swapaxes(0, 1)).save(folder / "JPEGImages/a.jpg")  # without an orientation
+    with pytest.raises(UserError, match=r"a.png has 60 x 40 pixels, but its image has 40 x 60; both must have"):
+        open_labelled(folder, "val", None, voc())
     (folder / "JPEGImages/a.jpg").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"a.jpg cannot be read: it is not an image in any of the formats"):
         open_labelled(folder, "val", None, voc())

@@ -14,7 +14,7 @@ from PIL import Image
 from factory.config.class_option import parse_classes
 from factory.dataset.masks import encode_label_png
 from factory.errors import UserError
-from factory.labelled.picture import read_photograph, read_values
+from factory.labelled.picture import fits, read_photograph, read_values
 from factory.labelled.voc import VocFolder
 from tests.support.voc_folder import LABELS, PHOTO, labels_match, loaded, write_folder
 
@@ -59,6 +59,19 @@ def test_labels_that_only_fit_the_stored_pixels_belong_to_them(orientation: int,
     (folder / "JPEGImages/a.jpg").unlink()
     Image.fromarray(PHOTO).save(folder / f"JPEGImages/a.{suffix}", exif=exif, quality=95)
     assert labels_match(loaded(folder))
+
+
+def test_an_orientation_that_follows_the_pixels_of_a_png_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png", exif=exif)
+    data = (tmp_path / "a.png").read_bytes()
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    (tmp_path / "a.png").write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
+    assert fits(tmp_path / "a.png", 40, 60)
+    assert fits(tmp_path / "a.png", 60, 40)
+    assert not fits(tmp_path / "a.png", 60, 41)
 
 
 def test_an_invalid_orientation_is_ignored(folder: Path) -> None:

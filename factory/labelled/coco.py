@@ -14,7 +14,7 @@ from factory.dataset.records import Image
 from factory.errors import UserError, counted
 from factory.labelled.annotations import Annotation, ImageEntry, check_object, invalid_segmentation, read_instances
 from factory.labelled.interface import LabelledFolder, LabelledImage, checked_vocabulary, spread
-from factory.labelled.picture import Photograph, read_photograph, read_size
+from factory.labelled.picture import Photograph, fits, read_photograph, read_size
 from factory.labelled.segmentation import to_mask
 
 
@@ -91,8 +91,9 @@ class CocoFolder(LabelledFolder):
                 crowds += has_pixels and annotation.crowd
                 used += has_pixels and not annotation.crowd
         for image in map(self._images.__getitem__, spread(self.keys)):
-            size = read_size(self.root / image.file_name)
-            if image.size not in (None, size, size[::-1]):
+            path = self.root / image.file_name
+            size = read_size(path)
+            if image.size is not None and not fits(path, *image.size):
                 raise self._wrong_size(image, size)
         if not used:
             raise UserError(

@@ -84,6 +84,18 @@ def read_size(path: Path) -> tuple[int, int]:
     return picture.height, picture.width
 
 
+def fits(path: Path, height: int, width: int) -> bool:
+    """Whether a photograph has this size, stored or upright. UserError if it is missing or cannot be used.
+
+    It is decoded only if its sides are swapped and its header contains no orientation.
+    """
+    size = read_size(path)
+    if size != (width, height) or height == width:
+        return size == (height, width)
+    picture, _ = _opened(path, _FORMATS, decode=False)
+    return _orientation(picture) >= 5 or read_photograph(path).of_size(height, width) is not None
+
+
 def read_values(path: Path, values: int) -> NDArray[np.int64]:
     """The values (H, W) of a label image in which the values from 0 to `values - 1` have a meaning.
 
@@ -159,7 +171,7 @@ def _opened(path: Path, formats: tuple[str, ...], decode: bool = True) -> tuple[
         ) from error
     except Exception as error:  # decoders raise arbitrary exceptions on damaged files
         raise UserError(f"{path} cannot be read ({error}); replace the file.") from error
-    return picture, tagged if _orientation(picture) == 1 else 1
+    return picture, tagged if tagged != 1 and _orientation(picture) == 1 else 1
 
 
 def _orientation(picture: Pictures.Image) -> int:

@@ -15,7 +15,7 @@ from factory.files.listing import files_below
 from factory.files.text import read_bytes, read_text
 from factory.labelled.image_list import IMAGES, LABELS, SUFFIXES, read_keys
 from factory.labelled.interface import LabelledFolder, LabelledImage, checked_vocabulary, spread
-from factory.labelled.picture import MAX_FILE_BYTES, read_photograph, read_size, read_values
+from factory.labelled.picture import MAX_FILE_BYTES, fits, read_photograph, read_size, read_values
 
 _LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 _CLASS_LIST = "labels.txt"
@@ -75,9 +75,9 @@ class VocFolder(LabelledFolder):
         checked = spread(self.keys)
         pixels, images = Counter[int](), Counter[int]()
         for key in checked:
-            label_image, size = self._values(key), read_size(self._path(IMAGES, key))
-            if size not in (label_image.shape, label_image.shape[::-1]):
-                raise self._wrong_size(key, label_image.shape, size)
+            label_image, path = self._values(key), self._path(IMAGES, key)
+            if not fits(path, *label_image.shape):
+                raise self._wrong_size(key, label_image.shape, read_size(path))
             values, counts = np.unique(label_image, return_counts=True)
             pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
             images.update(values.tolist())
