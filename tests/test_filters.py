@@ -1,5 +1,7 @@
 """Filters: rejection reasons and recorded scores."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from factory.config.prompts import Prompt
 from factory.config.sections import FilterRecipe
+from factory.dataset.manifest import MEASURES
 from factory.dataset.records import Grounded, Instance
 from factory.generation.filters import REASONS, Filters, difference_hash
 
@@ -59,6 +62,16 @@ def test_good_sample_is_accepted_with_all_scores() -> None:
         "duplicate_distance", "image_hash",
     }  # fmt: skip
     assert verdict.scores["duplicate_distance"] == 64, "first image of the shard"
+
+
+def test_shards_have_a_place_for_every_score_of_an_accepted_sample() -> None:
+    """A shard with another score cannot be committed: its manifest has one column per measure."""
+    limits = {"min_detector_iou": 0.5, "min_largest_region": 0.5, "min_confidence": 0.5, "max_border": 0.5}
+    verdict = Filters(FilterRecipe.model_validate(limits)).judge(photo(), PROMPT, GOOD, GOOD.instances)
+    assert verdict.reason is None
+    schema = json.loads((Path(__file__).parents[1] / "schemas" / "annotation.json").read_text())
+    assert verdict.scores.keys() <= schema["properties"]["filters"]["properties"].keys()
+    assert verdict.scores.keys() <= {*MEASURES, "image_hash"}
 
 
 def test_slightly_changed_image_is_a_near_duplicate() -> None:

@@ -97,8 +97,10 @@ class Filters:
         if self._recipe.min_largest_region is None:
             return None
         share = min((largest_region_share(mask) for mask in _masks(prompt, grounded)), default=0.0)
+        if share >= self._recipe.min_largest_region:
+            return None  # the score is not recorded: the manifests of format 3 have no column for it
         scores["largest_region"] = round(share, 4)
-        return "mask_fragmented" if share < self._recipe.min_largest_region else None
+        return "mask_fragmented"
 
     def _confidence(self, grounded: Grounded, scores: Scores) -> Reason | None:
         least = min(instance.score for instance in grounded.instances)
