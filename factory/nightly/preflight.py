@@ -73,18 +73,20 @@ def check_disk(root: Store, bytes_per_sample: float, existing: int, new_samples:
     """
     export = (existing + new_samples) * bytes_per_sample
     if root.folder is not None:
-        _check_free(root.folder, new_samples * bytes_per_sample + len(exports) * export)
+        # Not a smaller `keep`, which deletes nothing until a night succeeds.
+        needed, advice = new_samples * bytes_per_sample + len(exports) * export, "delete old nights by hand"
+        _check_free(root.folder, needed, advice)
     elif exports:
-        _check_free(Path(tempfile.gettempdir()), export)
+        _check_free(Path(tempfile.gettempdir()), export, "set TMPDIR to a folder on a larger disk")
 
 
-def _check_free(folder: Path, needed: float) -> None:
+def _check_free(folder: Path, needed: float, advice: str) -> None:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < needed + _RESERVE:
         raise StoreFullError(
             f"{folder} has {free / 1e9:.1f} GB of free space, but the night needs about "
-            f"{(needed + _RESERVE) / 1e9:.1f} GB; free some space, lower `keep.nights`, or give a smaller dataset."
+            f"{(needed + _RESERVE) / 1e9:.1f} GB; free some space, {advice}, or give a smaller dataset."
         )
 
 

@@ -40,8 +40,12 @@ def test_preflight_rejects_folders_that_a_night_did_not_make(make: Make, tmp_pat
     assert not (tmp_path / "nights/2026-11-25/night.json").exists()
 
 
-def test_preflight_rejects_a_full_disk_before_anything_is_made(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def is_nearly_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 300 * 2**20})())
+
+
+def test_preflight_rejects_a_full_disk_before_anything_is_made(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_nearly_full(monkeypatch)
     assert run_night(make(recipe={"n": 8000})).exit_code == 75
     context = make(recipe={"n": 8000})
     outcome = run_night(context)
@@ -50,6 +54,20 @@ def test_preflight_rejects_a_full_disk_before_anything_is_made(make: Make, monke
     found = NightFile(context.root, DATE).load()
     assert found is not None
     assert (found.state, found.exit_code, found.runs) == ("failed", 75, 0)
+
+
+def test_the_advice_for_a_full_disk_helps(
+    make: Make, generated: Put, monkeypatch: pytest.MonkeyPatch, bucket: Bucket
+) -> None:
+    """A smaller `keep` deletes nothing until a night succeeds. For a bucket, the temporary folder is too small."""
+    run_night(generated(make(date=DATE - datetime.timedelta(days=1))))
+    is_nearly_full(monkeypatch)
+    outcome = run_night(make(recipe={"n": 8000}, keep={"nights": 1}))
+    assert (outcome.exit_code, outcome.deleted) == (75, ())
+    assert "free some space, delete old nights by hand, or give a smaller dataset." in outcome.message
+    outcome = run_night(make(recipe={"n": 8000}, root="s3://b/nights", exports=["coco"]))
+    assert outcome.exit_code == 75
+    assert "set TMPDIR to a folder on a larger disk, or give a smaller dataset." in outcome.message
 
 
 @pytest.mark.parametrize(("family", "side"), [("sd", 64), ("z-image", 1024)])
