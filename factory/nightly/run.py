@@ -10,7 +10,16 @@ from factory.config.plan import Plan
 from factory.dataset.lease import HeldLease, leased, stale
 from factory.dataset.stored_recipe import existing_recipe
 from factory.dataset.totals import Totals, current_totals
-from factory.errors import LeaseHeldError, RunFailedError, TransientError, UserError, command, counted, first_few
+from factory.errors import (
+    LeaseHeldError,
+    RunFailedError,
+    TransientError,
+    UserError,
+    command,
+    counted,
+    first_few,
+    full_disk,
+)
 from factory.files.strict_json import dumps
 from factory.generation.run import RunSummary
 from factory.nightly.budget import deadline, first_period, now
@@ -149,7 +158,10 @@ class _NightRun:
             return self._unexpected(self._end, error)
 
     def _unexpected(self, end: Callable[[State, int, str], Outcome], error: Exception) -> Outcome:
-        """The outcome of a bug in factory; the command raises the error after the notifications."""
+        """The outcome of a full disk, or of a bug in factory, which the command raises after the notifications."""
+        if full := full_disk(error):
+            message = f"cannot write: {full}. Free some space and run this night again."
+            return end("failed", exit_codes.TRY_AGAIN, message)
         outcome = end("failed", exit_codes.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
         return replace(outcome, unexpected=error)
 

@@ -1,6 +1,7 @@
 """How a night ends that is interrupted, meets a defect or runs out of budget, and what its record then says."""
 
 import datetime
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from factory.nightly.preflight import estimated_size
 from factory.nightly.record import NightFile, parse_night
 from factory.nightly.run import run_night
 from tests.nightly.conftest import DATE, Make, Put, raising, record
+from tests.support.bucket import Bucket
 
 USAGE = ("seconds", "gpu_seconds", "worker_seconds")
 
@@ -41,6 +43,20 @@ def test_interrupted_or_defective_night_has_an_outcome(
     night = NightFile(context.root, DATE).load()
     assert night is not None
     assert night.state == ("running" if step == "check_store" else "failed")
+
+
+def test_a_full_temporary_folder_is_a_temporary_failure(
+    make: Make, generated: Put, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exports of a root in a bucket are made there. The record must have the code with which the command ends."""
+    context = generated(make(root="s3://b/nights", exports=["coco"]))
+    monkeypatch.setattr("tempfile.mkdtemp", raising(OSError(errno.ENOSPC, "No space left on device")))
+    outcome = run_night(context)
+    assert (outcome.state, outcome.exit_code, outcome.unexpected) == ("failed", exit_codes.TRY_AGAIN, None)
+    assert outcome.message == "cannot write: No space left on device. Free some space and run this night again."
+    night = NightFile(context.root, DATE).load()
+    assert night is not None
+    assert (night.exit_code, night.error) == (exit_codes.TRY_AGAIN, outcome.message)
 
 
 def test_driver_that_lost_the_night_changes_nothing(
