@@ -84,7 +84,7 @@ def nightly(
 
 def _preview_text(data: dict[str, Any], force: bool = False) -> str:
     if data["action"] == "nothing":
-        return f"The night of {data['date']} is complete; a run would change nothing."
+        return f"Nothing is left to do for the night of {data['date']}; a run would change nothing."
     lines = [
         f"The night of {data['date']} would {data['action']} {data['dataset']} (seed {data['seed']}): "
         f"{data['samples']} of {counted(data['n'], 'sample')} exist."

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from factory import exit_codes
-from factory.cli.nightly import nights_of
+from factory.cli.nightly import _preview_text, nights_of
 from factory.config.recipe import Recipe
 from factory.dataset import lease
 from factory.dataset.lease import LEASE, HeldLease, Lease, leased
@@ -187,7 +187,9 @@ def test_dry_run_of_an_unfinished_night_after_the_target_was_reached(grow: Grow,
     assert counts(grow(NEXT, 9, recipe={"seed": 20261125, "n": 10}).night) == (10, 12, "complete")
     fields = {**FIELDS, "recipe": {"seed": 20261125, "n": 10}}
     assert preview_night(make(date=DATE, **fields))["action"] == "continue"
-    assert preview_night(make(date=NEXT + datetime.timedelta(days=1), **fields))["action"] == "nothing"
+    later = preview_night(make(date=NEXT + datetime.timedelta(days=1), **fields))
+    assert later["action"] == "nothing"
+    assert "is complete" not in _preview_text(later), "there is no such night"
     assert counts(grow(DATE, 9, recipe=fields["recipe"]).night) == (2, 12, "complete")
 
 
