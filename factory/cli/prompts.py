@@ -43,7 +43,7 @@ def prompts(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts.")] = 0,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="Prompts that are requested together.")] = 16,
     attempts: Annotated[
-        int, typer.Option(min=1, max=1000, help="Maximum number of requests for a prompt before it is left out.")
+        int, typer.Option(min=1, max=1000, help="Rounds in which a prompt is requested before it is left out.")
     ] = 8,
     temperature: Annotated[float, typer.Option(min=0.01, max=5, help="Sampling temperature.")] = 1.0,
     top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Probability mass of nucleus sampling.")] = 0.95,
