@@ -1,5 +1,6 @@
 """Measures everything in a report in one pass over the shards of a dataset."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from factory.dataset.stored_recipe import recipe_of
 from factory.dataset.totals import Totals, finished_entries, read_receipts, totals_of
 from factory.errors import TransientError, UserError
 from factory.files.decode import decode_json
+from factory.files.strict_json import canonical
 from factory.generation.reporter import quarantine_name, quarantined
 from factory.report.audit import Audit, duplicate_examples, rejected_images
 from factory.report.contents import Contents
@@ -136,7 +138,10 @@ def _about(store: Store, recipe: Recipe, plan: Plan, totals: Totals) -> dict[str
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
-    """The settings that affect the content except the seed, with dotted names; long lists are only counted."""
+    """The settings that affect the content except the seed, with dotted names.
+
+    A long list, such as prompts or classes, is represented by its length and a digest.
+    """
     flat: dict[str, Any] = {}
 
     def flatten(value: Any, name: str) -> None:
@@ -144,7 +149,7 @@ def settings(recipe: Recipe) -> dict[str, Any]:
             for key, entry in value.items():
                 flatten(entry, f"{name}.{key}" if name else str(key))
         elif isinstance(value, list) and len(value) > 8:
-            flat[name] = f"{len(value)} entries"
+            flat[name] = f"{len(value)} entries, SHA-256 {hashlib.sha256(canonical(value)).hexdigest()[:12]}"
         else:
             flat[name] = value
 

@@ -2,16 +2,19 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from factory.config.recipe import make_recipe
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.report.drift import MEASURES, drift
 from factory.report.earlier import read_report
+from factory.report.measure import settings
 from factory.report.run import write_report
 from factory.report.verdict import verdict
 from tests.support.report_datasets import make_report_set
@@ -102,6 +105,18 @@ def test_changed_settings_and_reports_of_other_networks_are_named(base: dict[str
     assert data["compare_settings"] == data["settings"]
     assert rows(data)["features"]["previous"]["distance"] is None
     assert rows(data)["yield"]["compare"]["distance"] == rows(data)["yield"]["previous"]["distance"]
+
+
+def test_another_list_of_the_same_length_is_another_setting(base: dict[str, Any]) -> None:
+    """Such as the prompts of another file, or ten other classes."""
+    names = [f"class {k}" for k in range(11)]
+    first, second, same = (
+        {**base, "dataset": {**base["dataset"], "settings": settings(make_recipe({"n": 1, "classes": classes}))}}
+        for classes in (names[:10], names[1:], names[:10])
+    )
+    assert drift(first, [same])["settings"] == []
+    (text,) = drift(first, [second])["settings"]
+    assert re.fullmatch(r"classes: 10 entries, SHA-256 (\w{12}) → 10 entries, SHA-256 (?!\1)\w{12}", text)
 
 
 def test_reports_are_read_from_files_and_broken_ones_are_named(base: dict[str, Any], tmp_path: Path) -> None:
