@@ -1,5 +1,6 @@
 """`factory prompts`: lines of a language model are checked, counted, repeatable and resumable."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from factory.cli.options import assemble
-from factory.config.prompts import read_prompts
+from factory.config.prompts import Prompt, read_prompts
 from factory.config.vocabulary import coco, from_names, voc
 from factory.errors import UserError
 from factory.prompts.file import PromptsFile
@@ -99,6 +100,25 @@ def test_an_interrupted_file_is_resumed_to_the_same_bytes(
         stream.write(rest)
     assert summary(*options(lm, tmp_path / "part")) == written[1] | {"prompts_file": str(tmp_path / "part")}
     assert (tmp_path / "part").read_bytes() == written[0].read_bytes()
+
+
+def test_finished_batches_survive_a_full_disk_when_they_are_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = PromptsFile(tmp_path / "p", {})
+    file.open()
+    file.append([Prompt("a dog", ("dog",), ("dog",))], {}, 0)
+    before = (tmp_path / "p.partial").read_bytes()
+
+    def full(path: Path, *arguments: object, **options: object) -> int:
+        path.open("wb").close()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("write_text", "write_bytes"):
+        monkeypatch.setattr(Path, name, full)
+    with pytest.raises(OSError, match="No space left"):
+        PromptsFile(tmp_path / "p", {}).open()
+    assert (tmp_path / "p.partial").read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["p", "p.partial"])

@@ -16,7 +16,7 @@ from typing import Any
 
 from factory.config.prompts import Prompt
 from factory.errors import UserError, not_written
-from factory.files.atomic import synchronise
+from factory.files.atomic import synchronise, write_atomically
 from factory.files.paths import check_writable_folder
 from factory.files.text import read_text
 
@@ -120,7 +120,7 @@ class PromptsFile:
                     f"restore it, delete the file, or give another --out."
                 ) from error
         if not complete:
-            self._partial.write_text("".join(lines[:kept]), encoding="utf-8")
+            write_atomically(self._partial, "".join(lines[:kept]))
             self._size = self._partial.stat().st_size
 
     def _count(self, counts: Mapping[str, Any], texts: Sequence[str]) -> None:
