@@ -1,5 +1,6 @@
 """A driver that was stopped for minutes (SIGSTOP, a frozen container) continues its run."""
 
+import signal
 import sys
 import time
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from factory.engine import outcomes
 from factory.engine.capacity import Share
 from factory.engine.health import LONGEST_SILENCE
 from factory.engine.pool import Worker
+from factory.engine.queue import ShardQueue
 from factory.engine.scheduler import Scheduler
 from factory.engine.state import Limit, Listener
 from factory.engine.view import ClusterView
@@ -126,6 +128,19 @@ def test_samples_of_unfinished_shards_do_not_count_after_the_run(clock: Any) -> 
     assert run.state.in_progress == {0: (7, {"overlap": 2})}
     assert run.run().limited
     assert run.state.in_progress == {}
+
+
+def test_a_signal_that_arrives_with_the_last_shard_is_recorded(clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Scheduler(cast(Any, SimpleNamespace(workers=[], detectors=[])), [0], make_view(), EngineRecipe(), Listener())
+
+    def finish() -> None:
+        run._queue = ShardQueue([])
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(run, "_size_pool", lambda: None)
+    monkeypatch.setattr(run, "_submit", lambda: None)
+    monkeypatch.setattr(run, "_step", finish)
+    assert run.run().interrupted
 
 
 def test_run_ends_when_no_worker_reaches_the_store(clock: Any) -> None:

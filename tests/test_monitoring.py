@@ -268,3 +268,16 @@ def test_driver_publishes_every_sample_of_a_run(monkeypatch: pytest.MonkeyPatch)
     assert published["factory_rejections_total blank"] == 1
     assert published["factory_exhausted_samples_total"] == 1
     assert published["factory_stage_seconds_total generate"] == 2.75
+
+
+def test_an_interruption_ends_the_time_in_which_metrics_are_still_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: Any = SimpleNamespace(epoch=1)
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("FACTORY_METRICS_LINGER", "60")
+    monkeypatch.setattr(metrics.Metric, "_record", lambda *arguments: None)
+    monkeypatch.setattr("factory.generation.run_metrics.time.sleep", interrupt)
+    assert RunMetrics("set", held, State(0)).close(complete=True)
+    assert not RunMetrics("set", held, State(0)).close(complete=False)

@@ -68,6 +68,7 @@ class Scheduler:
                     self._size_pool()
                     self._submit()
                     self._step()
+                self.state.interrupted = stopping()
         finally:
             self._report_logs()
             self.state.in_progress = {}  # these shards are not finished, so their samples are generated again

@@ -39,6 +39,8 @@ class State:
     """The same for generating workers instead of GPUs."""
     limited: bool = False
     """Whether the run ended at its limit with shards left."""
+    interrupted: bool = False
+    """Whether a signal arrived with the last shard or later; one that arrives earlier raises KeyboardInterrupt."""
     waiting: str = ""
     """Why the run is paused (the store does not respond), set by the listener. No shard is submitted meanwhile."""
     waiting_workers: str = ""

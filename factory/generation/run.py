@@ -49,6 +49,7 @@ class RunSummary:
         recipe: The recipe of the dataset, with pinned models.
         limited: Whether the run ended at its limit with shards left; used by `factory nightly`.
         lost: Shards whose receipts were deleted by another program during the run.
+        interrupted: Whether a signal arrived when no shard was left, for callers that have more to do.
     """
 
     totals: Totals
@@ -57,6 +58,7 @@ class RunSummary:
     recipe: Recipe
     limited: bool = False
     lost: int = 0
+    interrupted: bool = False
 
     @property
     def lost_text(self) -> str:
@@ -170,7 +172,8 @@ def run_prepared(
     watch(last)
     finished = state.shards_done if state.limited else len(todo) - len(state.quarantined)
     lost = max(0, len(entries) + finished - totals.shards)
-    return RunSummary(totals, last, state.seconds, recipe, state.limited or len(todo) < len(all_missing), lost)
+    limited = state.limited or len(todo) < len(all_missing)
+    return RunSummary(totals, last, state.seconds, recipe, limited, lost, state.interrupted)
 
 
 def _delete_abandoned(store: Store) -> None:
@@ -250,5 +253,6 @@ def _run(
         finally:
             pool.close()
             reporter.close(tracker.snapshot(scheduler.state, status))
-            run_metrics.close(complete=status == "finishing" and not scheduler.state.quarantined)
+            complete = status == "finishing" and not scheduler.state.quarantined
+            scheduler.state.interrupted |= run_metrics.close(complete)
     return state

@@ -4,7 +4,6 @@ import os
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
 
 from factory import metrics
 from factory.dataset.lease import HeldLease
@@ -28,18 +27,24 @@ class RunMetrics:
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
 
-    def close(self, complete: bool) -> None:
-        """Publish the final state; after a complete run, continue for `linger()` seconds or until interrupted."""
+    def close(self, complete: bool) -> bool:
+        """Publish the final state; after a complete run, continue for `linger()` seconds or until interrupted.
+
+        Returns whether it was interrupted.
+        """
         self._stop.set()
         self._thread.join(1.0)
         if complete:
             self._last_success = time.time()
         self._publish()
         end = time.monotonic() + (linger() if complete else 0.0)
-        with suppress(KeyboardInterrupt):
+        try:
             while (remaining := end - time.monotonic()) > 0:
                 time.sleep(min(remaining, INTERVAL))
                 self._publish()
+        except KeyboardInterrupt:
+            return True
+        return False
 
     def _run(self) -> None:
         self._publish()

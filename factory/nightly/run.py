@@ -179,6 +179,8 @@ class _NightRun:
         finally:
             self._night = generation.night
         self._save(self._night)
+        if summary.interrupted:
+            raise KeyboardInterrupt
         self._check_samples(summary, generation.expired)
         return summary
 

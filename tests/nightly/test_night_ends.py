@@ -4,6 +4,7 @@ import datetime
 import errno
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,19 @@ def test_interrupted_or_defective_night_has_an_outcome(
     night = NightFile(context.root, DATE).load()
     assert night is not None
     assert night.state == ("running" if step == "check_store" else "failed")
+
+
+def test_a_signal_while_the_last_metrics_are_served_stops_the_night(
+    make: Make, generated: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For `generate`, the run is complete at this moment; a night would go on for the time of the verification."""
+    run_prepared = steps.run_prepared
+    monkeypatch.setattr(steps, "run_prepared", lambda *given: replace(run_prepared(*given), interrupted=True))
+    monkeypatch.setattr(run, "verify_night", raising(AssertionError("the night goes on")))
+    outcome = run_night(generated(make()))
+    assert (outcome.state, outcome.exit_code) == ("interrupted", exit_codes.INTERRUPTED)
+    assert outcome.night is not None
+    assert outcome.night.samples == 12
 
 
 def test_a_full_temporary_folder_is_a_temporary_failure(
