@@ -17,6 +17,7 @@ SUFFIXES = (".txt", ".csv", ".tsv", ".names", ".json", ".yaml", ".yml", ".list")
 
 _HEADERS = ("name", "names", "class", "classes", "class name", "class_name", "label", "labels", "category")
 _ONE_PER_LINE = "write one class name per line and nothing else"
+_NOT_PLAIN = "is not a plain name"
 _A_LIST = 'write ["dog", "cat"], {"names": ["dog", "cat"]}, or one name per line in a text file'
 
 
@@ -26,14 +27,11 @@ def read_class_file(path: Path) -> list[str]:
         return _names_of_data(path)
     lines = [(number, line) for number, line in read_lines(path, "class file") if not line.startswith("#")]
     if path.suffix.lower() in (".csv", ".tsv"):
-        return _names_of_table(path, [line for _, line in lines])
+        return _names_of_table(path, lines)
     if len(lines) == 1:
-        return _names_of_one_line(path, lines[0][1])
-    for number, line in lines:
-        _check_line(path, number, line)
-    if lines and all(re.match(r"[-+]?\d+\s", line) for _, line in lines):
-        raise UserError(f"each line of the class file {path} begins with a number: {lines[0][1]!r}; {_ONE_PER_LINE}.")
-    return [line for _, line in lines]
+        return _names_of_one_line(path, *lines[0])
+    _check_syntax(path, lines)
+    return _plain_names(path, lines, ",")
 
 
 def _names_of_data(path: Path) -> list[str]:
@@ -52,6 +50,8 @@ def _names_of_data(path: Path) -> list[str]:
         data = _numbered(path, data)
     if not isinstance(data, list) or not all(isinstance(name, str) for name in data):
         raise UserError(f"the class file {path} does not contain a list of names; {_A_LIST}.")
+    if not all(name.strip() for name in data):
+        raise UserError(f"the class file {path} contains an empty name; remove it, or give the class a name.")
     return data
 
 
@@ -78,14 +78,15 @@ def _numbered(path: Path, data: dict[Any, Any]) -> list[Any]:
     return [name for _, name in numbered]
 
 
-def _names_of_table(path: Path, lines: Sequence[str]) -> list[str]:
+def _names_of_table(path: Path, lines: Sequence[tuple[int, str]]) -> list[str]:
     """The column of names: the one with a known header, or the only column that is not numeric."""
+    delimiter, other = ("\t", ",") if path.suffix.lower() == ".tsv" else (",", "\t")
     try:
-        rows = [split_row(line, "\t" if path.suffix.lower() == ".tsv" else ",") for line in lines]
+        rows = [split_row(line, delimiter) for _, line in lines]
     except csv.Error as error:
         raise UserError(f"the class file {path} is not a valid table ({error}); {_ONE_PER_LINE}.") from error
     if len(rows) == 1 and len(rows[0]) > 1:
-        return rows[0]
+        return _plain_names(path, [(lines[0][0], cell) for cell in rows[0]], other)
     widths = sorted({len(row) for row in rows})
     if len(widths) > 1:
         raise UserError(f"the class file {path} has rows of {widths[0]} and {widths[-1]} columns; {_ONE_PER_LINE}.")
@@ -99,7 +100,12 @@ def _names_of_table(path: Path, lines: Sequence[str]) -> list[str]:
             f"the class file {path} has {len(headers)} columns and it is unclear which one contains the names; give "
             f"that column the header `name`, or {_ONE_PER_LINE}."
         )
-    return [row[columns[0]] for row in body]
+    numbers = [number for number, _ in lines[len(rows) - len(body) :]]
+    cells = [(number, row[columns[0]]) for number, row in zip(numbers, body, strict=True)]
+    blank = next((number for number, cell in cells if not cell.strip()), None)
+    if blank is not None:
+        raise UserError(f"line {blank} of the class file {path} has no name; remove it, or give the class a name.")
+    return _plain_names(path, cells, other)
 
 
 def split_row(line: str, delimiter: str = ",") -> list[str]:
@@ -107,31 +113,44 @@ def split_row(line: str, delimiter: str = ",") -> list[str]:
     return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True), [])
 
 
-def _names_of_one_line(path: Path, line: str) -> list[str]:
+def _names_of_one_line(path: Path, number: int, line: str) -> list[str]:
     """A single name, or all names separated by commas."""
-    if "," in line:
-        try:
-            return split_row(line)
-        except csv.Error as error:
-            raise UserError(f"the class file {path} is not a valid list ({error}); {_ONE_PER_LINE}.") from error
-    _check_line(path, 1, line)
+    try:
+        names = split_row(line) if "," in line else [line]
+    except csv.Error as error:
+        raise UserError(f"the class file {path} is not a valid list ({error}); {_ONE_PER_LINE}.") from error
+    _check_syntax(path, [(number, name) for name in names])
+    _plain_names(path, [(number, name) for name in names])
     words = line.split()
-    if len(words) > 1 and not _is_coco_class(line) and sum(_is_coco_class(word) for word in words) > 1:
+    if len(names) == 1 and not _is_coco_class(line) and sum(_is_coco_class(word) for word in words) > 1:
         raise UserError(f"the class file {path} has all names on one line, {line[:60]!r}; {_ONE_PER_LINE}.")
-    return [line]
+    return names
 
 
-def _check_line(path: Path, number: int, line: str) -> None:
-    """Raise UserError for a line that is not a plain name: several names, an id, or the syntax of another format."""
-    if re.search(r"[,;\t|]", line):
-        problem = "contains more than one field"
-    elif re.match(r"[-+]?\d+\s*([:=.)]|$)", line):
-        problem = "begins with a number"
-    elif re.match(r"[\[\]{}<]|- ", line) or re.search(r"[:=]\s|[:=]$|#", line):
-        problem = "is not a plain name"
-    else:
-        return
-    raise UserError(f"line {number} of the class file {path}, {line[:60]!r}, {problem}; {_ONE_PER_LINE}.")
+def _check_syntax(path: Path, lines: Sequence[tuple[int, str]]) -> None:
+    """Raise UserError for a line of a text file in the syntax of YAML, or with a comment after the name."""
+    for number, line in lines:
+        if name_problem(line) is None and re.search(r"^- |[:=]\s|[:=]$|#", line):
+            raise UserError(f"line {number} of the class file {path}, {line[:60]!r}, {_NOT_PLAIN}; {_ONE_PER_LINE}.")
+
+
+def _plain_names(path: Path, names: Sequence[tuple[int, str]], separators: str = "") -> list[str]:
+    """The names, given with their line numbers; raises UserError unless all of them are plain (see `name_problem`)."""
+    for number, name in names:
+        if problem := name_problem(name, separators):
+            raise UserError(f"line {number} of the class file {path}, {name[:60]!r}, {problem}; {_ONE_PER_LINE}.")
+    if len(names) > 1 and all(re.match(r"[-+]?\d+\s", name) for _, name in names):
+        raise UserError(f"each line of the class file {path} begins with a number: {names[0][1]!r}; {_ONE_PER_LINE}.")
+    return [name for _, name in names]
+
+
+def name_problem(name: str, separators: str = "") -> str | None:
+    """Why a text is not one name but several, an id, or the syntax of another format; None if it may be a name."""
+    if any(separator in name for separator in (";", "\t", "|", *separators)):
+        return "contains more than one field"
+    if re.match(r"[-+]?\d+\s*([:=.)]|$)", name):
+        return "begins with a number"
+    return _NOT_PLAIN if re.search(r"^[\[\]{}<]|[\]}]$", name) else None
 
 
 def _is_integer_or_blank(text: str) -> bool:

@@ -4,7 +4,7 @@ import csv
 import re
 from collections.abc import Sequence
 
-from factory.config.class_file import SUFFIXES, read_class_file, split_row
+from factory.config.class_file import SUFFIXES, name_problem, read_class_file, split_row
 from factory.config.vocabulary import Vocabulary, check_name, coco, from_names, voc
 from factory.errors import UserError
 from factory.files.paths import expanded
@@ -36,7 +36,13 @@ def parse_classes(text: str) -> Vocabulary:
         names = split_row(text)
     except csv.Error as error:
         raise UserError(f"{label} cannot be parsed ({error}); give comma-separated names such as dog,cat.") from error
-    return _checked(names, label)
+    vocabulary = _checked(names, label)
+    for name in names:
+        if problem := name_problem(name):
+            raise UserError(
+                f"the class {name[:60]!r} in {label} {problem}; give comma-separated names such as dog,cat."
+            )
+    return vocabulary
 
 
 def classes_field(text: str) -> str | list[str]:
