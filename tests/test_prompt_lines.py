@@ -2,7 +2,7 @@
 
 import pytest
 
-from factory.config.vocabulary import coco
+from factory.config.vocabulary import coco, from_names
 from factory.prompts.check import LineCheck, few_words
 from factory.prompts.instructions import prompt_in
 
@@ -28,6 +28,22 @@ def test_lines_are_checked(text: str, expected: object) -> None:
     check.accept("A dog and a cat.") if expected == "duplicate" else None
     result = check.check(text, ["dog", "cat"])
     assert (result if isinstance(result, str) else result.phrases) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("An old bow (weapon) on a wall.", "accepted"),
+        ("An old Bow_(weapon) on a wall.", "accepted"),
+        ("A bow, a weapon on a wall.", "class_missing"),
+        ("A bow (weapon) beside a coffee, black as night.", "other_class"),
+    ],
+)
+def test_names_with_brackets_and_commas_are_found(text: str, expected: str) -> None:
+    """Lists such as that of LVIS distinguish classes by a word in brackets; every line was rejected."""
+    vocabulary = from_names(["bow (weapon)", "bow (ribbon)", "coffee, black"])
+    result = LineCheck(vocabulary, few_words).check(text, ["bow (weapon)"])
+    assert (result if isinstance(result, str) else "accepted") == expected
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Words that name classes: names, aliases, plurals and synonyms, and where they occur in a text."""
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from factory.config.vocabulary import ClassEntry, Vocabulary, coco
+from factory.config.vocabulary import ClassEntry, Vocabulary, coco, plain_name
 
 _SYNONYMS = {
     "person": "people human man men woman women boy girl child children kid baby toddler lady gentleman guy teenager "
@@ -130,7 +131,8 @@ class ClassWords:
     """Finds every mention of the classes of a vocabulary in a text.
 
     With `others`, COCO classes that the vocabulary does not contain are found as well (also by their VOC names); their
-    class name is that of COCO with the prefix "coco:". Case, hyphens and spaces within a name are ignored.
+    class name is that of COCO with the prefix "coco:". Case, hyphens and spaces within a name are ignored. Other
+    characters within a name, as in "bow (weapon)", must be written as in the name.
     """
 
     def __init__(self, vocabulary: Vocabulary, others: bool = False) -> None:
@@ -140,6 +142,8 @@ class ClassWords:
             entries |= {f"coco:{entry.name}": entry for entry in coco().classes if entry.name not in known}
         self._classes: dict[str, tuple[str, bool]] = {}
         """(class, whether it is its own name) by spelling."""
+        self._literal: set[str] | None = None if others else set()
+        """Spellings with all characters between their words. None with `others`: rich prompts must not change."""
         self._max_tokens = 1
         """Tokens of the longest spelling."""
         for name, entry in entries.items():
@@ -162,12 +166,14 @@ class ClassWords:
 
     def _longest(self, text: str, tokens: Sequence[re.Match[str]]) -> tuple[Mention | None, int]:
         """(the longest name that the tokens begin with, its number of tokens); (None, 1) if there is none."""
-        longest, spelling = None, ""
+        longest, spelling, joined = None, "", True
         for count, token in enumerate(tokens, 1):
-            if count > 1 and not self._joined(text, tokens[count - 2], token):
+            joined = joined and (count == 1 or self._joined(text, tokens[count - 2], token))
+            if not (joined or self._literal):
                 break
             spelling += _folded(token[0])
-            if spelling in self._classes:
+            literal = self._literal and plain_name(text[tokens[0].start() : token.end()]) in self._literal
+            if spelling in self._classes and (joined or literal):
                 name, exact = self._classes[spelling]
                 longest = Mention(tokens[0].start(), token.end(), name, exact), count
         return longest or (None, 1)
@@ -181,9 +187,12 @@ class ClassWords:
     def _add(self, name: str, exact: bool, texts: Iterable[str]) -> None:
         """Add spellings of a class; a spelling that already belongs to another class stays there."""
         for text in texts:
-            tokens = _TOKEN.findall(text)
+            tokens = list(_TOKEN.finditer(text))
             self._max_tokens = max(self._max_tokens, len(tokens))
-            self._classes.setdefault("".join(map(_folded, tokens)), (name, exact))
+            self._classes.setdefault("".join(_folded(token[0]) for token in tokens), (name, exact))
+            gaps = [pair for pair in itertools.pairwise(tokens) if not self._joined(text, *pair)]
+            if self._literal is not None and gaps:
+                self._literal.add(plain_name(text[tokens[0].start() : tokens[-1].end()]))
 
 
 def synonyms(entry: ClassEntry) -> list[str]:
