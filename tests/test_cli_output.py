@@ -151,7 +151,7 @@ def test_status_lists_stale_and_unreadable_nights(tmp_path: Path) -> None:
 
 
 def test_preview_of_a_night_as_text() -> None:
-    assert _preview_text({"date": "d", "action": "nothing"}).startswith("The night of d is complete")
+    assert _preview_text({"date": "d", "action": "nothing"}).startswith("Nothing is left to do for the night of d;")
     data = {"date": "d", "action": "start", "dataset": "r/d/dataset", "seed": 1, "samples": 0, "n": 12}
     data["held"] = False
     assert _preview_text(data | {"until": "06:00", "would_delete": ["a", "b"]}).splitlines() == [
