@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from factory import exit_codes
 from factory.cli.generate import generate
@@ -180,6 +181,14 @@ def test_options_given_twice_are_rejected(command: list[str], names: str) -> Non
     result = invoke(*command)
     assert result.exit_code == 2
     assert f"{names} is given 2 times, but takes one value" in result.stderr
+
+
+def test_completion_ignores_an_option_that_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Tab key printed the error instead of names."""
+    monkeypatch.setenv("COMP_WORDS", "factory generate --n 1 --n 2 --guid")
+    monkeypatch.setenv("COMP_CWORD", "6")
+    result = CliRunner().invoke(app, [], prog_name="factory", env={"_FACTORY_COMPLETE": "complete_bash"})
+    assert result.stdout.split() == ["--guidance", "--guidance-schedule"]
 
 
 @pytest.mark.parametrize("option", [["--force"], ["--workers", "2"]])

@@ -28,7 +28,12 @@ class Command(TyperCommand):
     """A command whose help labels values as above and shows its options in panels. It rejects repeated options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments. Of two values of an option, perhaps given by two names, the parser takes the last."""
+        """Parse the arguments. Of two values of an option, perhaps given by two names, the parser takes the last.
+
+        Shell completion parses an unfinished command line, which must not raise an error.
+        """
+        if ctx.resilient_parsing:
+            return super().parse_args(ctx, args)
         given = Counter(self.make_parser(ctx).parse_args(list(args))[2])
         for option, times in given.items():
             if times > 1 and not (option.multiple or getattr(option, "is_flag", False)):
