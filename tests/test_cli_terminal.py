@@ -236,13 +236,15 @@ def test_process_ends_without_cleanup_if_ray_is_stuck(monkeypatch: pytest.Monkey
     assert end.value.exit_code == exit_codes.BAD_INPUT
 
 
-def test_interrupted_command_does_not_wait_for_reads_of_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", [exit_codes.INTERRUPTED, exit_codes.TERMINATED])
+def test_interrupted_command_does_not_wait_for_requests_to_a_store(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nightly` itself returns the code of SIGTERM."""
     responds = threading.Event()
-    monkeypatch.setattr(main, "_run_command", lambda: exit_codes.INTERRUPTED)
+    monkeypatch.setattr(main, "_run_command", lambda: code)
     monkeypatch.setattr(main.os, "_exit", lambda code: (_ for _ in ()).throw(typer.Exit(code)))
     with ThreadPoolExecutor(1) as readers:
         readers.submit(responds.wait, 20)
         with pytest.raises(typer.Exit) as end:
             main.run()
         responds.set()
-    assert end.value.exit_code == exit_codes.INTERRUPTED
+    assert end.value.exit_code == code

@@ -126,7 +126,7 @@ def run() -> None:
     if code == exit_codes.INTERRUPTED:  # typer turns KeyboardInterrupt into this code without a message
         _print_error("Interrupted. Committed work is kept; rerun the same command to resume.", prefix="")
         _exit(signals.exit_code(), wait=False)
-    _exit(code)
+    _exit(code, wait=code != exit_codes.TERMINATED)
 
 
 def _run_command() -> int:

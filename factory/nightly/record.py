@@ -171,6 +171,10 @@ class NightFile:
         where = f"{self._root.address.rstrip('/')}/{self._name}"
         return None if self._seen is None else parse_night(self._seen, where)
 
+    def limit_patience(self, seconds: float) -> None:
+        """From now on, give up after this time if the store does not respond."""
+        self._root = self._root.with_patience(seconds)
+
     def save(self, night: Night) -> None:
         """Write the record. Raises LeaseHeldError if another driver has written one since `load`."""
         data = night.to_json()

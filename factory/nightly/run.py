@@ -41,7 +41,8 @@ from factory.nightly.steps import (
 from factory.nightly.totals import close_other_nights, with_totals
 
 _PATIENCE = 5.0
-"""Seconds that a store may take to respond when the samples of an interrupted or failed night are counted."""
+"""Seconds that a store may take to respond when a night that was interrupted, and may be killed soon, is recorded, and
+when its samples, or those of a failed night, are counted."""
 _INTERRUPTED = "Interrupted; committed shards are kept, and the next run continues."
 
 
@@ -265,6 +266,8 @@ class _NightRun:
     def _end(self, state: State, code: int, message: str) -> Outcome:
         """Record a night that did not succeed. The record of a successful night stays if this run changed nothing."""
         context, night = self._context, self._night
+        if state == "interrupted":
+            self._file.limit_patience(_PATIENCE)
         if night is None:
             night = start_night(context, None, context.recipe, Totals()).changed(runs=0)
         elif not night.runs:

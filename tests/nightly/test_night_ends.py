@@ -4,6 +4,7 @@ import datetime
 import errno
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from factory import exit_codes
 from factory.config.recipe import make_recipe
+from factory.dataset import lease
 from factory.dataset.storage import Store, StoreFullError
 from factory.errors import LeaseHeldError, UserError
 from factory.generation import run as generation_run
@@ -23,7 +25,7 @@ from factory.nightly.preflight import estimated_size
 from factory.nightly.record import NightFile, parse_night
 from factory.nightly.run import run_night
 from tests.nightly.conftest import DATE, Make, Put, raising, record
-from tests.support.bucket import Bucket
+from tests.support.bucket import Bucket, Fault
 
 USAGE = ("seconds", "gpu_seconds", "worker_seconds")
 
@@ -57,6 +59,24 @@ def test_a_signal_while_the_last_metrics_are_served_stops_the_night(
     assert (outcome.state, outcome.exit_code) == ("interrupted", exit_codes.INTERRUPTED)
     assert outcome.night is not None
     assert outcome.night.samples == 12
+
+
+def test_interrupted_night_does_not_wait_for_a_store_that_does_not_respond(
+    make: Make, generated: Put, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited for `store.patience` to write its record, and was killed before it sent its notifications."""
+    context = generated(make(root="s3://b/nights", recipe={"store": {"patience": 40}}))
+
+    def interrupt(*_: object) -> None:
+        bucket.faults.append(Fault("outage", times=None, seconds=100))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "verify_night", interrupt)
+    monkeypatch.setattr(run, "_PATIENCE", 0.5)
+    monkeypatch.setattr(lease, "_RELEASE_PATIENCE", 0.5)
+    started = time.monotonic()
+    assert run_night(context).state == "interrupted"
+    assert time.monotonic() - started < 30
 
 
 def test_a_full_temporary_folder_is_a_temporary_failure(
