@@ -110,7 +110,9 @@ def _repair(
     again = {*done.deleted, *missing, *report.orphans.values()}
     if done.deleted or done.orphans or missing:
         with watching(quiet) as watch:
-            generate(recipe, store, watch=watch, held=lease, labels_checked=True, only=again)
+            summary = generate(recipe, store, watch=watch, held=lease, labels_checked=True, only=again)
+        if summary.interrupted:
+            raise KeyboardInterrupt
     return {*done.rewritten, *again}
 
 

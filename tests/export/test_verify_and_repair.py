@@ -5,12 +5,14 @@ import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 import factory.generation.run
+from factory import exit_codes
 from factory.cli.verify import as_text
 from factory.config.plan import Plan
 from factory.config.vocabulary import coco
@@ -173,11 +175,21 @@ def test_failed_repair_reports_missing_shards(tmp_path: Path, monkeypatch: pytes
     found = invoke("verify", tmp_path)
     assert found.exit_code == 5
     assert "5 of 5 shards exist, with 20 samples; 4 are sound." in found.stdout
-    monkeypatch.setattr(factory.generation.run, "generate", lambda *_, **__: None)  # as if three attempts failed
+    summary = SimpleNamespace(interrupted=False)
+    monkeypatch.setattr(factory.generation.run, "generate", lambda *_, **__: summary)  # as if three attempts failed
     repaired = invoke("verify", tmp_path, "--repair")
     assert repaired.exit_code == 3
     assert "Repaired shards: none.\n4 of 5 shards exist, with 20 samples; 4 are sound." in repaired.stdout
     assert "Missing after the repair: shards 2; see quarantine/ for the reasons." in repaired.stdout
+
+
+def test_signal_at_the_end_of_the_generation_stops_a_repair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It read the whole dataset again, and was killed with its lease."""
+    store, _ = make_dataset(tmp_path, shards=(0, 1, 3, 4))
+    store.create(tar_name(2), b"left by a run that was killed")
+    summary = SimpleNamespace(interrupted=True)
+    monkeypatch.setattr(factory.generation.run, "generate", lambda *_, **__: summary)
+    assert invoke("verify", tmp_path, "--repair").exit_code == exit_codes.INTERRUPTED
 
 
 @pytest.mark.parametrize(
