@@ -108,8 +108,8 @@ def exit_code() -> int:
     return exit_codes.TERMINATED if _received == signal.SIGTERM else exit_codes.INTERRUPTED
 
 
-def run_forwarding_signals(command: Sequence[str]) -> int:
-    """Run a command, forward signals to it, wait for it to end and return its exit code.
+def run_forwarding_signals(command: Sequence[str]) -> tuple[int, bool]:
+    """Run a command, forward signals to it, and wait for it to end. Returns (exit code, whether it received a signal).
 
     A forwarded signal may kill the child before it handles signals. The exit code is then the same as if the child had
     handled it.
@@ -146,7 +146,7 @@ def run_forwarding_signals(command: Sequence[str]) -> int:
         for number in early:
             send(child, number)
         code = child.wait()
-        return exit_code() if -code in sent else code
+        return exit_code() if -code in sent else code, bool(sent)
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

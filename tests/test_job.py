@@ -233,6 +233,22 @@ def test_interrupted_job_lets_its_step_write_a_checkpoint(
     assert not (tmp_path / "out/job.json").exists()
 
 
+def test_signal_to_a_step_that_completes_nevertheless_stops_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `generate` step whose last shard is finished ends with code 0; the next step was started."""
+    step = "import os, signal; signal.signal(15, lambda *_: os._exit(0)); os.kill(os.getppid(), 15); signal.pause()"
+    monkeypatch.setattr("factory.workflow.run._PROGRAM", (sys.executable, "-c", step))
+    file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), steps=[{"status": {"with": at}} for at in "ab"])
+    job, lines = load_workflow(file, None, commands(), {}), list[str]()
+    with pytest.raises(KeyboardInterrupt):
+        run_workflow(job, lines.append)
+    assert lines == ["[1/2] factory status a"]
+    monkeypatch.setattr("factory.workflow.run._PROGRAM", (sys.executable, "-c", "pass"))
+    run_workflow(job, lines.append)
+    assert lines[1:] == ["[1/2] already completed: factory status a", "[2/2] factory status b"]
+
+
 STEP = (
     "from factory import signals; signals.listen()\n"
     "with signals.stop_requests() as stop:\n"

@@ -31,8 +31,9 @@ def test_hangup_during_the_start_of_a_child_reaches_it(monkeypatch: pytest.Monke
         return start(command, **options)
 
     monkeypatch.setattr(subprocess, "Popen", interrupted_start)
-    code = signals.run_forwarding_signals([sys.executable, "-c", "import time; time.sleep(30)"])
+    code, interrupted = signals.run_forwarding_signals([sys.executable, "-c", "import time; time.sleep(30)"])
     assert code == exit_codes.TERMINATED, "as if the child had handled the signal"
+    assert interrupted
 
 
 def test_command_forgets_signals_from_before_it_started() -> None:
@@ -136,7 +137,7 @@ IN_A_JOB = """
 import sys
 from factory import signals
 signals.listen()
-print("code", signals.run_forwarding_signals([sys.executable, *sys.argv[1:]]), flush=True)
+print("code", *signals.run_forwarding_signals([sys.executable, *sys.argv[1:]]), flush=True)
 """
 
 

@@ -142,7 +142,7 @@ def run_workflow(job: Workflow, report: Callable[[str], None] = _log.info) -> No
 
 def _run_steps(job: Workflow, report: Callable[[str], None]) -> None:
     path = job.out / DONE
-    done, current = _completed(path), {step.digest for step in job.steps}
+    done, current, interrupted = _completed(path), {step.digest for step in job.steps}, False
     for number, step in enumerate(job.steps, 1):
         state = step.state()
         if step.digest in done:  # written by an earlier version, which did not compare files
@@ -150,6 +150,8 @@ def _run_steps(job: Workflow, report: Callable[[str], None]) -> None:
         if state in done:
             report(f"[{number}/{len(job.steps)}] already completed: {step.command_line()}")
             continue
+        if interrupted:  # the step before completed nevertheless, because it was about to end
+            raise KeyboardInterrupt
         report(f"[{number}/{len(job.steps)}] {step.command_line()}")
         with_other_files = step.digest in map(_digest_in, done)
         outdated = _with_dependents(step, job.steps) if with_other_files else set()
@@ -162,7 +164,7 @@ def _run_steps(job: Workflow, report: Callable[[str], None]) -> None:
         if kept != done:
             done = kept
             write_atomically(path, json.dumps(done))
-        code = signals.run_forwarding_signals([*_PROGRAM, step.name, *step.arguments])
+        code, interrupted = signals.run_forwarding_signals([*_PROGRAM, step.name, *step.arguments])
         if code in (exit_codes.INTERRUPTED, exit_codes.TERMINATED):
             raise KeyboardInterrupt
         if code == exit_codes.EXHAUSTED:
