@@ -54,19 +54,19 @@ def test_voc_job_runs_end_to_end_and_resumes(tiny_model: Path, tmp_path: Path, m
     broken = load_workflow(JOBS / "voc.yaml", out, commands(), {**values, "architecture": "nothing"})
     with pytest.raises(UserError, match=r"step 6 \(train-segmenter\) ended with exit code 2"):
         run_workflow(broken, lines.append)
-    tar = (out / "set" / "train" / "000000.tar").read_bytes()
+    tar = (out / "dataset" / "train" / "000000.tar").read_bytes()
 
     lines.clear()
     run_workflow(load_workflow(JOBS / "voc.yaml", out, commands(), values), lines.append)
     assert [line.split("] ")[1].startswith("already completed") for line in lines] == [True] * 5 + [False] * 7
-    assert (out / "set" / "train" / "000000.tar").read_bytes() == tar
+    assert (out / "dataset" / "train" / "000000.tar").read_bytes() == tar
     protocol = json.loads((out / "protocol-1" / "protocol-1.json").read_text())
     assert {row["method"] for row in protocol["results"]} == {"attention", "guided"}
     config = json.loads((out / "grounder" / "model" / "config.json").read_text())
     assert config["oracle"]["masks"]["detector"] == values["detector"]
     assert set(config["classes_seen"]) == set(voc().seen("1"))
     assert "| real seen classes + mixture |" in (out / "protocol-2.md").read_text()
-    assert "| VOC2012 | and true masks | 1 |" in (out / "real.md").read_text()
+    assert "| VOC2012 | detector's and true masks | 1 |" in (out / "real.md").read_text()
 
 
 @pytest.mark.slow  # 400 queries at 384 x 384 take minutes, for the same code as the VOC job

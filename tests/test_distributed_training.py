@@ -39,42 +39,6 @@ def test_processes_on_other_machines_have_the_variables_of_the_driver(monkeypatc
     assert "the-secret" not in repr(run)
 
 
-THROUGH_RAY = """
-import sys, time
-from dataclasses import dataclass
-from pathlib import Path
-from factory.cli import main
-
-@dataclass(frozen=True)
-class Run:
-    out: str
-    batch: int = 4
-    threads: int = 1
-    device: str = "cpu"
-
-def train_here(run, tests=sys.argv.pop()):
-    sys.path.insert(0, tests)
-    from tests.support.linear_task import LinearTask
-    from factory.training.loop import train
-    from factory.training.options import TrainOptions
-
-    class Slow(LinearTask):
-        def loss(self, step, batch, seed):
-            time.sleep(0.02)
-            Path(run.out, "started").touch()
-            return super().loss(step, batch, seed)
-
-    return train(Slow(), TrainOptions(100_000, 4, 1e-2, checkpoint_every=50_000), Path(run.out), lambda text: None)
-
-@main.app.command()
-def probe(out: str) -> None:
-    from factory.training.distributed import train_on_several
-        train_on_several(train_here, Run(out), 2, EngineRecipe())
-
-main.run()
-"""
-
-
 def test_several_devices_are_those_that_were_asked_for() -> None:
     """`--device` had no effect: without enough GPUs, processes trained on the CPU although it was cuda."""
     cases = {("auto", 0): False, ("auto", 2): True, ("cuda", 4): True, ("cpu", 4): False}
@@ -179,7 +143,7 @@ def test_a_signal_to_a_training_on_several_devices_leaves_a_checkpoint(
     Slurm, `timeout` and systemd signal Ray's daemons as well.
     """
     out = tmp_path / "run"
-    command = [sys.executable, "-c", THROUGH_RAY, "probe", str(out), str(Path(__file__).parent)]
+    command = [sys.executable, "-m", "tests.support.several_devices", "probe", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(Path(factory.__file__).parents[1])}
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
