@@ -41,8 +41,8 @@ from factory.nightly.steps import (
 from factory.nightly.totals import close_other_nights, with_totals
 
 _PATIENCE = 5.0
-"""Seconds that a store may take to respond when a night that was interrupted, and may be killed soon, is recorded, and
-when its samples, or those of a failed night, are counted."""
+"""Seconds that a store may take to respond when the samples of an interrupted or failed night are counted, and when an
+interrupted night, which may be killed soon, is recorded."""
 _INTERRUPTED = "Interrupted; committed shards are kept, and the next run continues."
 
 

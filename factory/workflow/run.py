@@ -150,7 +150,7 @@ def _run_steps(job: Workflow, report: Callable[[str], None]) -> None:
         if state in done:
             report(f"[{number}/{len(job.steps)}] already completed: {step.command_line()}")
             continue
-        if interrupted:  # the step before completed nevertheless, because it was about to end
+        if interrupted:  # the previous step was about to end and completed despite the signal
             raise KeyboardInterrupt
         report(f"[{number}/{len(job.steps)}] {step.command_line()}")
         with_other_files = step.digest in map(_digest_in, done)
