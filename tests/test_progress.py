@@ -1,5 +1,6 @@
 """Snapshots count earlier runs, this run, and shards in progress."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from factory.cli.status import state as state_of
 from factory.cli.view import _Lines, one_line
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe, make_recipe
+from factory.dataset.description import write_description
 from factory.dataset.lease import leased
 from factory.dataset.receipts import receipt_name
 from factory.dataset.storage import Store
@@ -78,6 +80,30 @@ def test_samples_that_earlier_runs_skipped_are_not_accepted(tmp_path: Path, monk
     assert [(snapshot.accepted, snapshot.shards_done) for snapshot in seen] == [(3, 1)]
     assert state_of(str(tmp_path))["samples"] == 3
     assert store.get("index/000000.json") is not None, "so that the end of the run need not read the receipts again"
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_dataset_with_shards_to_generate_is_not_called_complete(
+    lost: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The extension or the repair of a complete dataset takes hours, and may be interrupted."""
+    recipe, store = make_recipe({"n": 8, "shard_size": 4}), Store(str(tmp_path))
+    init_or_resume(store, recipe)
+    for number in range(2):
+        store.put(receipt_name(number), receipt(number, recipe=recipe.fingerprint()))
+    write_description(store, recipe)
+    if lost:
+        store.delete(receipt_name(1))
+
+    def interrupted(*_: object) -> State:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(factory.generation.run, "_run", interrupted)
+    with leased(store) as held, pytest.raises(KeyboardInterrupt):
+        run_prepared(recipe if lost else recipe.model_copy(update={"n": 12}), store, held, extend=True)
+    about = json.loads(store.get("dataset.json") or b"")
+    assert (about["complete"], about["samples"], about["n"]) == (False, *((4, 8) if lost else (8, 12)))
+    assert f"| samples | {about['samples']} of {about['n']}," in (store.get("README.md") or b"").decode()
 
 
 def test_every_error_is_printed_even_if_several_are_equal_or_occur_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe
 from factory.dataset.card import card
-from factory.dataset.receipt_index import ReceiptIndex
+from factory.dataset.receipt_index import IndexEntry, ReceiptIndex
 from factory.dataset.receipts import tags
 from factory.dataset.storage import Store
 from factory.dataset.totals import Totals, totals_of
@@ -22,16 +23,31 @@ _WIDS = "wids-meta.json"
 def write_description(store: Store, recipe: Recipe) -> Totals:
     """Write dataset.json and the card, which depend only on the recipe and the finished shards."""
     plan, index = Plan(recipe), ReceiptIndex(store, recipe.fingerprint())
-    entries = index.entries(tags(store, len(plan)))
-    numbers, sums = list(entries), totals_of(entries)
+    sums = _write(store, plan, index.entries(tags(store, len(plan))))
+    with contextlib.suppress(UserError):  # only a cache
+        index.save()
+    return sums
+
+
+def renew_description(store: Store, plan: Plan, entries: Mapping[int, IndexEntry]) -> None:
+    """Write the files again if they exist, before a run that has shards to generate.
+
+    Otherwise those of a dataset that is extended or repaired would call it complete until the end of the run, and after
+    a run that was interrupted.
+    """
+    if store.get(DATASET_JSON) is not None:
+        _write(store, plan, entries)
+
+
+def _write(store: Store, plan: Plan, entries: Mapping[int, IndexEntry]) -> Totals:
+    """Write the files from the entries of the finished shards, in order."""
+    recipe, sums = plan.recipe, totals_of(entries)
     # In ASCII, because programs may open it in the encoding of their locale.
     text = json.dumps(description(recipe, plan, sums), indent=1)
     _put_if_changed(store, DATASET_JSON, f"{text}\n")
     with contextlib.suppress(UserError):  # it is not there, or may not be deleted
         store.delete(_WIDS)
-    _put_if_changed(store, CARD, card(recipe, sums, numbers[-1] if numbers else 0))
-    with contextlib.suppress(UserError):  # only a cache
-        index.save()
+    _put_if_changed(store, CARD, card(recipe, sums, max(entries, default=0)))
     return sums
 
 

@@ -10,7 +10,7 @@ from factory import exit_codes
 from factory.config.differences import differences
 from factory.config.plan import Plan
 from factory.config.recipe import FORMAT, Recipe
-from factory.dataset.description import write_description
+from factory.dataset.description import renew_description, write_description
 from factory.dataset.lease import HeldLease, leased
 from factory.dataset.progress_file import put_progress
 from factory.dataset.receipts import check_same_recipe, missing, tags
@@ -162,6 +162,8 @@ def run_prepared(
         todo = _first_shards(plan, todo, samples)
     tracker, state = Tracker(plan, todo, totals_of(entries)), State(len(plan))
     if todo:
+        lease.confirm()
+        renew_description(store, plan, entries)
         state = _run(recipe, store, todo, tracker, watch, lease, limit)
     lease.confirm()  # another driver may have extended the dataset, and its description must not be replaced
     totals = write_description(store, recipe)
