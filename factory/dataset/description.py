@@ -35,7 +35,7 @@ def renew_description(store: Store, plan: Plan, entries: Mapping[int, IndexEntry
     Otherwise those of a dataset that is extended or repaired would call it complete until the end of the run, and after
     a run that was interrupted.
     """
-    if store.get(DATASET_JSON) is not None:
+    if store.get_derived(DATASET_JSON) is not None:
         _write(store, plan, entries)
 
 
@@ -76,5 +76,5 @@ def description(recipe: Recipe, plan: Plan, sums: Totals) -> dict[str, Any]:
 
 def _put_if_changed(store: Store, name: str, text: str) -> None:
     data = text.encode()
-    if store.get(name) != data:
+    if store.get_derived(name) != data:
         store.put(name, data)

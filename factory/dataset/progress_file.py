@@ -14,7 +14,7 @@ _PATIENCE = 10.0
 
 def read_progress(store: Store) -> dict[str, Any]:
     """The content of progress.json; empty if there is none or it is invalid."""
-    data = store.get(PROGRESS) or b"{}"
+    data = store.get_derived(PROGRESS) or b"{}"
     try:
         return dict(decode_json(data))
     except (ValueError, TypeError):

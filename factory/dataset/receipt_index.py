@@ -115,7 +115,7 @@ class ReceiptIndex:
     def _load(self) -> None:
         if self._loaded:
             return
-        for _, tagged in self._store.get_many(self._store.list(INDEX)):
+        for _, tagged in self._store.get_many(self._store.list(INDEX), derived=True):
             for number, entry in _parse_block(tagged[0] if tagged else b"{}").items():
                 self._entries.setdefault(number, entry)
         self._loaded = True

@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 from factory.config.sections import StoreRecipe
 from factory.dataset.ordered_map import ordered_map
 from factory.dataset.storage_access import Access, check_address, is_remote, with_environment
-from factory.dataset.storage_errors import StoreFullError, never_created
+from factory.dataset.storage_errors import StoreFullError, UnreadableError, never_created
 from factory.dataset.storage_folder import TEMPORARY, FolderWrites
 from factory.dataset.storage_listing import Entry, list_bucket, list_folder, tag_of
 from factory.dataset.storage_requests import Requests, in_fork
@@ -196,9 +196,24 @@ class Store:
             return None
         return data, tag_of(meta)
 
-    def get_many(self, names: Iterable[str]) -> Iterator[tuple[str, tuple[bytes, str] | None]]:
-        """Read many names concurrently; yields (name, (content, tag) or None) in order with bounded memory."""
-        return ordered_map(self.get_tagged, names, _READERS, ahead=8 * _READERS, name="readers")
+    def get_derived(self, name: str) -> bytes | None:
+        """As `get`, for a file that a run can write again: None also if the disk cannot read it."""
+        with contextlib.suppress(UnreadableError):
+            return self.get(name)
+        return None
+
+    def get_many(self, names: Iterable[str], derived: bool = False) -> Iterator[tuple[str, tuple[bytes, str] | None]]:
+        """Read many names concurrently; yields (name, (content, tag) or None) in order with bounded memory.
+
+        With `derived`, files that the disk cannot read are None as well.
+        """
+
+        def read(name: str) -> tuple[bytes, str] | None:
+            with contextlib.suppress(*((UnreadableError,) if derived else ())):
+                return self.get_tagged(name)
+            return None
+
+        return ordered_map(read, names, _READERS, ahead=8 * _READERS, name="readers")
 
     def list(self, prefix: str) -> dict[str, int]:
         """All names in the folder `prefix` ("" for all) with their sizes in bytes, without partially written files."""

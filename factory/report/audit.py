@@ -84,7 +84,7 @@ class Audit:
 def rejected_images(store: Store, shards: Sequence[int]) -> dict[str, list[RejectedImage]]:
     """A random selection of the rejected images of some shards, by reason. Missing and damaged files are skipped."""
     selections: dict[str, Lowest[RejectedImage]] = {}
-    for _, tagged in store.get_many(rejected_name(shard) for shard in shards):
+    for _, tagged in store.get_many((rejected_name(shard) for shard in shards), derived=True):
         try:
             images = parse_rejected(tagged[0]) if tagged else []
         except ValueError:

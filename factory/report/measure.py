@@ -184,7 +184,7 @@ def _run(store: Store) -> dict[str, Any]:
 
 def _quarantine_error(store: Store, shard: int) -> str:
     """The end of the error in the shard's file of quarantine/; empty if it is missing or invalid."""
-    data = store.get(quarantine_name(shard))
+    data = store.get_derived(quarantine_name(shard))
     try:
         return str(decode_json(data or b"{}").get("error", ""))[-2000:]
     except (ValueError, AttributeError):
