@@ -16,6 +16,7 @@ from factory.dataset.receipts import Tally, commit, read_receipt, tags
 from factory.dataset.storage import ConflictError, Store, StoreFullError
 from factory.dataset.storage_listing import list_bucket
 from factory.errors import StoreUnavailableError, UserError
+from factory.files import atomic
 from factory.nightly.exports import upload
 from tests.support.bucket import Bucket, Fault
 
@@ -42,8 +43,9 @@ def test_all_operations_on_s3_and_google_cloud(bucket: Bucket, address: str) -> 
     assert store.get("p") is None
 
 
-def test_reads_use_fewer_threads_where_no_more_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container that was started with `--pids-limit 100`."""
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than two threads can be started, as in a container that was started with `--pids-limit 100`."""
     starts, start = iter(range(99)), threading.Thread.start
 
     def limited(thread: threading.Thread) -> None:
@@ -51,12 +53,32 @@ def test_reads_use_fewer_threads_where_no_more_can_be_started(monkeypatch: pytes
             raise RuntimeError("can't start new thread")
         start(thread)
 
+    monkeypatch.setattr(threading.Thread, "start", limited)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_reads_use_fewer_threads_where_no_more_can_be_started() -> None:
     def read(number: int) -> int:
         time.sleep(0.01)
         return -number
 
-    monkeypatch.setattr(threading.Thread, "start", limited)
     assert list(ordered_map(read, range(9), threads=8, ahead=9, name="readers")) == [(k, -k) for k in range(9)]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_exports_use_fewer_threads_where_no_more_can_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synchronised = list[Path]()
+
+    def synchronise(path: Path) -> None:
+        time.sleep(0.01)
+        synchronised.append(path)
+
+    monkeypatch.setattr(atomic, "synchronise", synchronise)
+    files = [tmp_path / f"{number:09d}.jpg" for number in range(9)]
+    atomic.synchronise_all(files)
+    assert {*synchronised} == {*files, tmp_path}
 
 
 def test_an_error_of_a_read_is_raised_after_the_other_reads() -> None:

@@ -2,8 +2,10 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
+
+from factory.files.threads import Threads
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -18,7 +20,7 @@ def ordered_map(
     is slow. `name` is that of the threads. An exception of a call is raised in place of its result, after the calls
     that have started. After Ctrl-C, these calls go on in the background: one that waits for a store could take an hour.
     """
-    executor = _Threads(threads, thread_name_prefix=name)
+    executor = Threads(threads, thread_name_prefix=name)
     pending, wait = deque[tuple[T, Future[R]]](), True
     try:
         for argument in arguments:
@@ -33,14 +35,3 @@ def ordered_map(
         raise
     finally:
         executor.shutdown(wait, cancel_futures=True)
-
-
-class _Threads(ThreadPoolExecutor):
-    """Continues with fewer threads where no more can be started, as in a container with a low limit of processes."""
-
-    def _adjust_thread_count(self) -> None:
-        try:
-            super()._adjust_thread_count()
-        except RuntimeError:
-            if not self._threads:
-                raise

@@ -4,9 +4,10 @@ import contextlib
 import errno
 import os
 from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+
+from factory.files.threads import Threads
 
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of file systems that do not support `fsync`."""
@@ -64,7 +65,7 @@ def synchronise_all(paths: Collection[Path]) -> None:
 
     Use it for many small files that become valid together through another file, which is written afterwards.
     """
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with Threads(_THREADS) as pool:
         list(pool.map(synchronise, paths))
     for folder in {path.parent for path in paths}:
         with contextlib.suppress(OSError):  # some file systems do not support it, or the folder is not readable
