@@ -27,6 +27,16 @@ def continuing_command(store: Store) -> str:
     return f"{command('nightly', 'CONFIG', *night)} (the configuration of its nightly job)"
 
 
+def without_samples(store: Store, has_shards: bool) -> UserError:
+    """The error for a dataset without samples: it has no finished shard yet, or all attempts in them were rejected."""
+    if not has_shards:
+        return UserError(f"{store.address} has no samples yet; generate some with {continuing_command(store)}.")
+    return UserError(
+        f"{store.address} has no samples: every attempt in its finished shards was rejected; "
+        f"{command('report', store.address)} shows by which filters."
+    )
+
+
 def night_options(store: Store) -> list[str] | None:
     """The options of `factory nightly` that select the night of a dataset; None for other datasets."""
     with suppress(UserError, ValueError, TypeError):  # such as no permission to read above the dataset

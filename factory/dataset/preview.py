@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 from PIL import Image, ImageDraw
 
-from factory.dataset.continuation import continuing_command
+from factory.dataset.continuation import without_samples
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_rle, palette
 from factory.dataset.receipts import committed, tar_name
@@ -41,7 +41,7 @@ def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
     cells = list(islice(_cells(store), min(count, max_samples + 1)))
     if not cells:
         recipe_of(store)  # raises if there is no dataset at all
-        raise UserError(f"{store.address} contains no samples yet; generate some with {continuing_command(store)}.")
+        raise without_samples(store, has_shards=bool(committed(store)))
     if len(cells) > max_samples:
         raise UserError(f"a preview as {suffix} has room for {max_samples} samples, got {count}; give a smaller --n.")
     rows = -(-len(cells) // _COLUMNS)

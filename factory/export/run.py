@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from factory.config.plan import Plan
-from factory.dataset.continuation import continuing_command
+from factory.dataset.continuation import continuing_command, without_samples
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_label_png, decode_rle, mask_to_xywh
 from factory.dataset.receipts import Blob, Receipt, check_same_recipe, finished_shards
@@ -101,10 +101,7 @@ class Export:
         self._units = group_shards(read_receipts(store, numbers, fingerprint), self._format.unit_bytes)
         self.samples = sum(unit.samples for unit in self._units)
         if not self.samples:
-            raise UserError(
-                f"{store.address} has no sample to export: every attempt in its finished shards was rejected; `factory "
-                f"report {store.address}` shows by which filters."
-            )
+            raise without_samples(store, has_shards=True)
 
     def run(self, watch: Callable[[int], None] = lambda done: None) -> ExportSummary:
         """Write the missing units; `watch` is called with the number of exported samples, first with those before."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe
 from factory.config.vocabulary import Vocabulary
-from factory.dataset.continuation import continuing_command
+from factory.dataset.continuation import without_samples
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import IGNORE, decode_label_png
 from factory.dataset.receipts import tar_name
@@ -52,7 +52,7 @@ class DatasetSource:
         self._store, self._names = store, [tar_name(number) for number in finished]
         self.size = sum(entry.accepted for entry in finished.values())
         if not self.size:
-            raise UserError(f"{store.address} has no samples yet; complete it with {continuing_command(store)}.")
+            raise without_samples(store, has_shards=bool(finished))
         self.identity = f"{self.size} samples of recipe {recipe.fingerprint()[:12]}"
         _check_classes(store, recipe, vocabulary)
         self._lookup = np.full(256, IGNORE, np.uint8)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from factory.config.plan import Plan
 from factory.config.vocabulary import from_names
 from factory.dataset.default_target import default_target
 from factory.dataset.masks import encode_label_png
-from factory.dataset.receipts import Tally, commit
+from factory.dataset.preview import preview_image
+from factory.dataset.receipts import Tally
 from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.export.coco import supercategory
 from factory.export.interface import ExportInfo, ExportSample
 from factory.export.run import Export, Options
 from factory.export.voc import VocFormat
-from tests.support.export_datasets import FORMATS, SHARD_SIZE, SHARDS, VAL, content, make_dataset, run
+from factory.segmenter.data import DatasetSource
+from tests.support.export_datasets import FORMATS, SHARD_SIZE, SHARDS, VAL, commit_shard, content, make_dataset, run
 from tests.support.in_process import invoke
 
 
@@ -100,13 +103,18 @@ def test_dataset_without_finished_shards_is_rejected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_dataset_without_samples_is_rejected(tmp_path: Path, form: str) -> None:
-    store, recipe = make_dataset(tmp_path / "set", [], n=SHARD_SIZE)
-    planned = Plan(recipe).shard(0)
-    indices = tuple(sample.index for sample in planned.samples)
-    tally = Tally(50, {"mask_empty": 50}, indices)
-    commit(store, planned, [], tally, recipe.fingerprint(), {"seconds": {}, "versions": {}, "worker": {}})
-    with pytest.raises(UserError, match="has no sample to export: every attempt in its finished shards was rejected"):
-        run(store, tmp_path / "x", form)
+    """A run would not generate more; a preview and a training say the same."""
+    store, recipe = make_dataset(tmp_path / "my set", [], n=SHARD_SIZE)
+    indices = tuple(sample.index for sample in Plan(recipe).shard(0).samples)
+    commit_shard(store, recipe, 0, [], Tally(50, {"mask_empty": 50}, indices))
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: run(store, tmp_path / "x", form),
+        lambda: preview_image(store, 1),
+        lambda: DatasetSource(store, recipe.vocabulary()),
+    )
+    for read in readers:
+        with pytest.raises(UserError, match=r"has no samples: every .* rejected; `factory report '.*my set'` shows by"):
+            read()
     assert not (tmp_path / "x").exists()
 
 

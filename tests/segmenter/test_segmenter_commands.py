@@ -166,7 +166,7 @@ def test_images_that_are_listed_twice_are_reported(tmp_path: Path) -> None:
 
 def test_unusable_sources_and_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = make_dataset(tmp_path / "set", shards=range(0))
-    with pytest.raises(UserError, match="has no samples yet; complete it with `factory generate --shards "):
+    with pytest.raises(UserError, match="has no samples yet; generate some with `factory generate --shards "):
         DatasetSource(store, voc())
     other = make_dataset(tmp_path / "other", shards=range(1))[0]
     with pytest.raises(UserError, match=r"the segmenter would not learn: .*\. Give all classes .* --classes "):
