@@ -25,7 +25,8 @@ from factory.generation.reporter import Reporter
 from factory.generation.run import run_prepared
 from factory.nightly.exports import upload
 from tests.support.bucket import Bucket, serving
-from tests.support.export_datasets import SHARDS, commit_shard, make_dataset
+from tests.support.export_datasets import FORMATS, SHARDS, commit_shard, make_dataset
+from tests.support.export_datasets import run as run_export
 
 OTHER = Lease("abc", "node-7", 12, "other-boot/pid:[1]/5", "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
 
@@ -127,20 +128,19 @@ def test_upload_that_was_stopped_does_not_replace_a_newer_export(
             assert {name: root.get(name) for name in root.list("coco")} == newer
 
 
-def test_upload_that_is_killed_leaves_no_file_that_names_missing_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("form", FORMATS)
+def test_upload_that_is_killed_leaves_no_file_that_names_missing_samples(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "train").mkdir()
-    images = [f"{number:09d}.jpg" for number in range(40)]
-    (tmp_path / "annotations/instances_train.json").write_text(json.dumps(images))
-    for image in images:
-        (tmp_path / "train" / image).write_text("pixels")
+    """Nor an image of YOLO without its labels, which would have no objects."""
+    run_export(make_dataset(tmp_path / "set")[0], tmp_path / "export", form)
     order = list[str]()
-    root = Store(str(tmp_path / "root"))
     monkeypatch.setattr(Store, "put_file", lambda store, name, path: order.append(name))
-    upload(tmp_path, root, "exports/coco")
-    assert order.index("exports/coco/annotations/instances_train.json") == len(images)
+    upload(tmp_path / "export", Store(str(tmp_path / "root")), form)
+    images = [k for k, name in enumerate(order) if name.endswith((".jpg", ".parquet"))]
+    labels = [k for k, name in enumerate(order) if "/labels/" in name]
+    lists = [k for k, name in enumerate(order) if "/ImageSets/" in name or name.endswith((".json", ".yaml", ".md"))]
+    assert max(labels, default=-1) < min(images) <= max(images) < min(lists)
 
 
 def test_commit_beside_the_receipt_of_another_run_is_a_conflict(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from factory.nightly.record import Exported
 
 _UPLOADS = 16
 """Files that are uploaded at a time."""
+_STAGES = 3
 
 
 def export_night(
@@ -51,23 +52,30 @@ def _exported(folder: str, summary: ExportSummary) -> Exported:
 
 
 def upload(source: Path, root: Store, folder: str, confirm: Callable[[], None] = lambda: None) -> None:
-    """Upload all files below `source` except the state of the export, then delete other files in the store.
-
-    The files of samples are first, because the others name them.
-    """
+    """Upload all files below `source` except the state of the export, then delete other files in the store."""
     names = {f"{folder}/{path.relative_to(source).as_posix()}": path for path in _files(source)}
-    samples = {name: path for name, path in names.items() if re.fullmatch(PATTERN, path.stem)}
 
     def put(item: tuple[str, Path]) -> None:
         confirm()
         root.put_file(*item)
 
-    for files in (samples, {name: path for name, path in names.items() if name not in samples}):
-        for _ in ordered_map(put, files.items(), _UPLOADS, ahead=8 * _UPLOADS, name="uploads"):
+    for stage in range(_STAGES):
+        files = [(name, path) for name, path in names.items() if _stage(path) == stage]
+        for _ in ordered_map(put, files, _UPLOADS, ahead=8 * _UPLOADS, name="uploads"):
             pass
     others = root.list(folder).keys() - names.keys()
     confirm()
     root.delete_all(others)
+
+
+def _stage(path: Path) -> int:
+    """When a file is uploaded: an export may be read meanwhile, or after the upload was killed.
+
+    For readers of YOLO, an image without labels has no objects. All other files name those of the samples.
+    """
+    if re.fullmatch(PATTERN, path.stem):
+        return 0 if path.suffix == ".txt" else 1
+    return 1 if path.suffix == ".parquet" else 2
 
 
 def _files(source: Path) -> Iterator[Path]:
