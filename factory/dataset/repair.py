@@ -69,7 +69,8 @@ def _rewrite_manifest(store: Store, number: int, recipe_format: int) -> bool:
         return False
     data = manifest_of(unpack(tar), number, recipe_format)
     store.delete(manifest_name(number))
-    if not store.create(manifest_name(number), data):
+    # Not `create`: if the response to a write is lost, its repetition finds that the file exists.
+    if store.create_or_get(manifest_name(number), data) != data:
         return False
     updated = replace(receipt, manifest=blob_of(manifest_name(number), data))
     return updated == receipt or store.compare_and_swap(receipt_name(number), updated.to_json(), receipt_bytes)

@@ -38,6 +38,7 @@ from factory.dataset.verify import verify
 from factory.errors import LeaseHeldError
 from factory.segmenter.data import DatasetSource
 from factory.training.stream import SampleStream
+from tests.support.bucket import Bucket, Fault
 from tests.support.export_datasets import FORMATS, SHARD_SIZE, SHARDS, commit_shard, make_dataset, make_sample, run
 from tests.support.in_process import invoke
 
@@ -104,6 +105,21 @@ def test_lost_manifest_of_another_library_version_is_rewritten(tmp_path: Path) -
     assert repair(store, verify(store)).rewritten == (0,)
     assert verify(store).damaged == {}
     assert store.get(tar_name(0)) == tar
+
+
+def test_lost_response_to_a_rewritten_manifest_does_not_delete_the_shard(tmp_path: Path, bucket: Bucket) -> None:
+    """It is intact, and nobody has checked that it can be generated again: those of older formats cannot."""
+    local, _ = make_dataset(tmp_path)
+    for name in local.list(""):
+        bucket.put(f"b/set/{name}", local.get(name) or b"")
+    store = Store("s3://b/set")
+    store.delete(manifest_name(1))
+    report = verify(store)
+    assert report.only_manifest == [1]
+    bucket.faults.append(Fault("lost", f"PUT .*{manifest_name(1)}"))
+    done = repair(store, report)
+    assert (done.rewritten, done.deleted) == ((1,), ())
+    assert verify(store).damaged == {}
 
 
 def test_commit_keeps_an_existing_manifest_of_another_version(tmp_path: Path) -> None:
