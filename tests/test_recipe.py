@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from factory.config.differences import differences
-from factory.config.prompts import read_prompts
+from factory.config.prompts import Prompt, read_prompts
 from factory.config.recipe import load_recipe, make_recipe, parse_recipe
 from factory.config.vocabulary import coco
 from factory.errors import UserError
@@ -270,6 +270,25 @@ def test_class_name_inside_a_longer_name_matches_its_own_phrase(tmp_path: Path) 
     (prompt,) = read_prompts(tmp_path / "p.txt", coco())
     assert [prompt.text[slice(*span)] for span in prompt.spans() if span] == ["dog", "hot dog"]
     assert prompt.spans()[0] == (32, 35)
+
+
+@pytest.mark.parametrize(
+    ("text", "classes", "spans"),
+    [
+        ("一张狗的照片", ("狗",), [(2, 3)]),
+        ("热狗和狗在桌子上", ("狗", "热狗"), [(3, 4), (0, 2)]),
+        ("热狗和狗在桌子上, 狗", ("狗",), [(10, 11)]),
+        ("庭にいる犬の写真", ("犬",), [(4, 5)]),
+        ("ภาพถ่ายของแมวในสวน", ("แมว",), [(10, 13)]),
+        ("一只dog在草地上", ("dog",), [(2, 5)]),
+        ("two dogs", ("dog",), [None]),
+    ],
+)
+def test_classes_are_found_in_texts_without_spaces_between_words(
+    text: str, classes: tuple[str, ...], spans: list[tuple[int, int] | None]
+) -> None:
+    """Masks from attention could not be made for prompts in the language that Qwen-Image and Z-Image know best."""
+    assert Prompt(text, classes, classes).spans() == spans
 
 
 def test_store_section_is_not_written_and_rejects_secrets() -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,11 @@ from typing import Any
 from factory.config.vocabulary import ClassEntry, Vocabulary, caption
 from factory.errors import UserError
 from factory.files.text import read_lines
+
+_UNSPACED = (
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Letters of Thai, Lao, Burmese, Khmer, Japanese and Chinese, which have no spaces between words."""
 
 _FORM = '{"text": "...", "classes": ["..."]} or {"text": "...", "classes": {"class": "phrase in the text"}}'
 
@@ -30,16 +35,29 @@ class Prompt:
     def spans(self) -> list[tuple[int, int] | None]:
         """The character range [start, end) of each phrase in the text; None if the phrase is absent.
 
-        Longer phrases are matched first, so in "a hot dog and a dog" the class "dog" matches the second "dog".
+        Longer phrases are matched first, so in "a hot dog and a dog" the class "dog" matches the second "dog". A phrase
+        is a whole word, except where its script has no spaces, as in "一张狗的照片" ("a photograph of a dog").
         """
         found: list[tuple[int, int] | None] = [None] * len(self.phrases)
         for index in sorted(range(len(self.phrases)), key=lambda k: (-len(self.phrases[k]), k)):
-            for match in re.finditer(rf"(?<!\w){re.escape(self.phrases[index])}(?!\w)", self.text, re.IGNORECASE):
-                start, end = match.span()
+            for start, end in _occurrences(self.text, self.phrases[index]):
                 if all(span is None or end <= span[0] or span[1] <= start for span in found):
                     found[index] = (start, end)
                     break
         return found
+
+
+def _occurrences(text: str, phrase: str) -> Iterator[tuple[int, int]]:
+    """The ranges of a phrase in a text: first those between spaces or punctuation, then those in unspaced scripts."""
+    word = re.escape(phrase)
+    unspaced = rf"(?:(?<!\w)|(?<={_UNSPACED})|(?={_UNSPACED})){word}(?:(?!\w)|(?<={_UNSPACED})|(?={_UNSPACED}))"
+    for pattern in (rf"(?<!\w){word}(?!\w)", unspaced):
+        yield from (match.span() for match in re.finditer(pattern, text, re.IGNORECASE))
+
+
+def has_unspaced_words(text: str) -> bool:
+    """Whether a text contains letters of a script that has no spaces between words."""
+    return re.search(_UNSPACED, text) is not None
 
 
 def captioned(vocabulary: Vocabulary, classes: Sequence[str]) -> Prompt:

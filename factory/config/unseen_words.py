@@ -1,7 +1,9 @@
 """Checks that the prompts of an oracle dataset mention no unseen classes."""
 
 from factory.config.class_words import ClassWords
+from factory.config.prompts import Prompt, has_unspaced_words
 from factory.config.recipe import Recipe
+from factory.config.vocabulary import Vocabulary
 from factory.errors import UserError
 
 
@@ -14,13 +16,17 @@ def check_no_unseen_classes(recipe: Recipe) -> None:
     prompts = recipe.user_prompts()
     if recipe.oracle is None or prompts is None:
         return
-    words, seen = ClassWords(recipe.vocabulary()), set(recipe.oracle.seen)
+    vocabulary, seen = recipe.vocabulary(), set(recipe.oracle.seen)
+    words = ClassWords(vocabulary)
     texts = dict.fromkeys(prompt.text for prompt in prompts)
     leaks = {
-        text: mention.class_name
+        text: name
         for text in texts
-        for mention in words.mentions(text)
-        if mention.exact and mention.class_name not in seen
+        for name in (
+            *(mention.class_name for mention in words.mentions(text) if mention.exact),
+            *_named_without_spaces(vocabulary, text),
+        )
+        if name not in seen
     }
     if leaks:
         text, name = next(iter(leaks.items()))
@@ -29,3 +35,13 @@ def check_no_unseen_classes(recipe: Recipe) -> None:
             f"the prompt {text[:100]!r} mentions {name}, an unseen class of split {recipe.oracle.split}{rest}; remove "
             f"such prompts, because a grounder would learn that the class is background."
         )
+
+
+def _named_without_spaces(vocabulary: Vocabulary, text: str) -> list[str]:
+    """The classes that a text names by a name or an alias, if its script has no spaces between words."""
+    if not has_unspaced_words(text):
+        return []
+    spellings = [(entry.name, name) for entry in vocabulary.classes for name in (entry.name, *entry.aliases)]
+    names, phrases = zip(*spellings, strict=True)
+    spans = Prompt(text, names, phrases).spans()
+    return [name for name, span in zip(names, spans, strict=True) if span is not None]

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from factory.config.plan import Plan
-from factory.config.recipe import Recipe
+from factory.config.recipe import Recipe, make_recipe
+from factory.config.unseen_words import check_no_unseen_classes
 from factory.config.vocabulary import voc
 from factory.dataset.masks import IGNORE
 from factory.dataset.storage import Store
@@ -234,6 +235,20 @@ def test_a_prompt_whose_text_mentions_an_unseen_class_is_rejected(
     error = str(invoke("bootstrap-oracle", *given).exception)
     assert "'a cat on two couches' mentions sofa, an unseen class of split 1, and 1 more mention" in error
     assert not (tmp_path / "set").exists()
+
+
+def test_a_mention_of_an_unseen_class_is_found_in_a_text_without_spaces() -> None:
+    def check(text: str) -> None:
+        prompts = [{"text": text, "classes": {"猫": "猫"}}]
+        oracle = {"split": "mine", "seen": ["猫", "热狗"]}
+        masks = {"source": "detector"}
+        check_no_unseen_classes(
+            make_recipe({"n": 1, "classes": ["猫", "狗", "热狗"], "prompts": prompts, "oracle": oracle, "masks": masks})
+        )
+
+    check("一只猫和热狗")
+    with pytest.raises(UserError, match="mentions 狗, an unseen class of split mine"):
+        check("一只猫和狗在草地上")
 
 
 def test_a_split_file_names_unseen_classes(tmp_path: Path) -> None:
