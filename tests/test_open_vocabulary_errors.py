@@ -64,7 +64,8 @@ def test_incomplete_models_are_rejected(models: dict[str, Path], tmp_path: Path)
         ("clipseg:{clipseg}", "dog " * 100, "is too long for the detector"),
         ("owlv2:{owlv2}+{sam2}", "dog " * 20, r"its query has \d+ tokens, but the model reads 16;"),
         ("grounding-dino:{grounding-dino}+{sam2}", "dog " * 300, "is too long for the detector"),
-        ("grounding-dino:{grounding-dino}+{sam2}", "...", r"the class name '\.\.\.' has no words for the detector"),
+        ("grounding-dino:{grounding-dino}+{sam2}", "...", r"the class name '\.\.\.' has no words that the detector"),
+        ("grounding-dino:{grounding-dino}+{sam2}", "狗", "the class name '狗' has no words that the detector .* knows"),
     ],
 )
 def test_class_names_that_a_model_cannot_read_are_rejected(

@@ -29,9 +29,11 @@ def check_texts(name: OpenName, revision: str | None, texts: Mapping[str, str]) 
     queries = {class_name: _query(name.kind, text) for class_name, text in texts.items()}
     if name.kind == "grounding-dino":
         for class_name, query in queries.items():
-            if len(tokenizer(query, add_special_tokens=False).input_ids) < 2:
+            tokens = tokenizer(query, add_special_tokens=False).input_ids
+            if sum(token != tokenizer.unk_token_id for token in tokens) < 2:  # the dot is one
                 raise UserError(
-                    f"the class name {class_name[:60]!r} has no words for the detector {source}; give another name."
+                    f"the class name {class_name[:60]!r} has no words that the detector {source} knows; give another "
+                    f"name."
                 )
     limit = SAM3_LENGTH if name.kind == "sam3" else _limit(load_config(source, first), name.kind)
     for class_name, query in queries.items():
