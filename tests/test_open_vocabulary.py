@@ -205,6 +205,17 @@ def test_only_the_wanted_classes_are_looked_for(names: dict[str, str], kind: str
     assert none == []
 
 
+@pytest.mark.parametrize("kind", ["sam3", "grounding-dino"])
+def test_the_score_of_the_recipe_may_be_lower_than_the_default_of_the_library(names: dict[str, str], kind: str) -> None:
+    """With the default `ignore_score`, 0.3, scores of 0.2 to 0.3 were dropped although the recipe asked for them."""
+    lower, default = ({"score": 0.05, "ignore_score": 0.3}, {"score": 0.5, "ignore_score": 0.3})
+    low, usual = (
+        open_detector(recipe(names[kind], masks=masks), "cpu").detect([image()])[0] for masks in (lower, default)
+    )
+    assert min(found.score for found in low) < min((found.score for found in usual), default=0.3)
+    assert {*rows(usual)} < {*rows(low)}
+
+
 def test_long_lists_of_classes_are_divided_for_grounding_dino(models: dict[str, Path]) -> None:
     finder = GroundingDinoBoxes(str(models["grounding-dino"]), None, "cpu", 0.05)
     texts = {f"dog {number}": "dog " * 10 for number in range(12)}

@@ -33,7 +33,7 @@ class OpenVocabularyDetector:
     """A detector without a list of classes. It searches for the names that prompts use: those of COCO for VOC classes.
 
     Images are processed one by one, so the results do not depend on the batch. Instances below the default score of
-    the model's library are dropped, or below the recipe's `ignore_score` if it is lower.
+    the model's library are dropped, or below the recipe's `score` or `ignore_score` if one is lower.
     """
 
     def __init__(self, recipe: Recipe, name: OpenName, device: str = "cpu") -> None:
@@ -102,4 +102,4 @@ def _open(name: OpenName, recipe: Recipe, device: str) -> Finder:
 
 
 def _min_score(recipe: Recipe, default: float) -> float:
-    return max(_MIN_SCORE, min(default, recipe.masks.ignore_score))
+    return max(_MIN_SCORE, min(default, recipe.masks.score, recipe.masks.ignore_score))
