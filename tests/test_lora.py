@@ -1,5 +1,6 @@
 """LoRAs in the formats of several tools change the weights as they should; other files are refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,24 @@ def test_a_lora_is_added_to_the_weights(tiny_model: Path, tmp_path: Path, write:
             touched.add(name)
         assert torch.allclose(changed[key], expected, atol=1e-5), key
     assert touched == set(CHANGES)
+
+
+def test_an_alpha_of_peft_applies_to_the_modules_whose_names_end_in_its_pattern(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    file = of_peft(tmp_path / "style.safetensors")
+    settings = {"unet.lora_alpha": 4, "unet.alpha_pattern": {"attn1.to_q": 1, "q": 9}}
+    save_file(load_file(file), file, {"lora_adapter_metadata": json.dumps(settings)})
+    plain = weights(load_pipeline(GeneratorRecipe(model=str(tiny_model)), "cpu"))
+    changed = weights(load_pipeline(GeneratorRecipe(model=str(tiny_model), lora=str(file)), "cpu"))
+    for name, alpha in ((LAYER, 1), (OUTPUT, 4)):
+        down, up = matrices(*CHANGES[f"unet.{name}"])
+        expected = plain[f"unet.{name}.weight"] + alpha / RANK * (up @ down)
+        assert torch.allclose(changed[f"unet.{name}.weight"], expected, atol=1e-5), name
+    settings["unet.alpha_pattern"] = {"attn[12].to_q": 1}
+    save_file(load_file(file), file, {"lora_adapter_metadata": json.dumps(settings)})
+    with pytest.raises(UserError, match=r"a regular expression \('attn\[12\]\.to_q'\) is not supported"):
+        load_pipeline(GeneratorRecipe(model=str(tiny_model), lora=str(file)), "cpu")
 
 
 @pytest.mark.filterwarnings("ignore")  # of diffusers about its own model

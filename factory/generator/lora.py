@@ -35,6 +35,8 @@ _OF_UNETS = {
 }
 """(solver, guidance) of few-step models of Stable Diffusion 1, 2 and XL."""
 _METADATA = "lora_adapter_metadata"
+_MODULE = re.compile(r"[\w.]+")
+"""The name of a module, or its end."""
 _OTHER_KINDS = ("dora_scale", "lora_magnitude_vector", "hada_", "lokr_", "lora_B.bias")
 """Parts of the tensor names of adapters that are not a product of two matrices."""
 
@@ -215,7 +217,15 @@ def _alphas_of_peft(metadata: Mapping[str, Any], state: Mapping[str, Any]) -> di
                     "a LoRA with use_rslora or use_dora is not supported; use a LoRA without these settings."
                 )
             patterns = metadata.get(f"{name}.alpha_pattern") or {}
-            alphas[f"{name}.{module}"] = float(patterns.get(module, metadata[f"{name}.lora_alpha"]))
+            expression = next((pattern for pattern in patterns if not _MODULE.fullmatch(pattern)), None)
+            if expression is not None:
+                raise UserError(
+                    f"a LoRA whose alpha_pattern contains a regular expression ({expression[:60]!r}) is not supported; "
+                    f"use one whose alpha_pattern names modules."
+                )
+            # As in peft, a pattern is the end of a module's name, and the first one applies.
+            own = (alpha for pattern, alpha in patterns.items() if f".{module}".endswith(f".{pattern}"))
+            alphas[f"{name}.{module}"] = float(next(own, metadata[f"{name}.lora_alpha"]))
     return alphas
 
 
