@@ -58,7 +58,7 @@ def preflight(recipe: Recipe, resumed: bool = False) -> None:
             _check_levels(recipe, denoiser)
             _check_compiled(recipe)
         if not resumed:
-            _check_schedule(recipe)
+            _check_guided(recipe, family)
         _check_blocks(recipe, family, denoiser)
         _check_inversion(recipe, family, str(index["scheduler"][1]), read_config(folder, "scheduler"), denoiser)
     tokenizers = open_tokenizers(folder, index)
@@ -135,8 +135,14 @@ def _check_compiled(recipe: Recipe) -> None:
         )
 
 
-def _check_schedule(recipe: Recipe) -> None:
+def _check_guided(recipe: Recipe, family: Family) -> None:
+    """UserError for settings of guidance if the scale disables it."""
     generator = recipe.generator
+    if generator.negative and generator.guidance <= family.unguided:
+        raise UserError(
+            f"the negative prompt {generator.negative[:60]!r} has no effect with guidance {generator.guidance:g}, "
+            f"which disables guidance; give a scale above {family.unguided:g}, or remove generator.negative."
+        )
     if generator.guidance_schedule != CONSTANT and generator.guidance <= 1:
         raise UserError(
             f"the guidance schedule `{generator.guidance_schedule}` has no effect with guidance "

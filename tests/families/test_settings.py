@@ -56,6 +56,12 @@ def test_a_model_for_few_steps_is_known_by_its_name(
     ("name", "changes", "message"),
     [
         ("flux-dev", {"generator": {"negative": "blurred"}}, "takes no negative prompt"),
+        (
+            "sdxl",
+            {"generator": {"negative": "blurred", "guidance": 1}},
+            "'blurred' has no effect with guidance 1, which",
+        ),
+        ("z-image", {"generator": {"negative": "blurred", "guidance": 0}}, "give a scale above 0, or remove"),
         ("flux-dev", {"generator": {"solver": "ddim"}}, "works only with its own FlowMatchEulerDiscreteScheduler"),
         ("sd3", {"generator": {"width": 72}}, "must be multiples of 16, the pixels per image token"),
         ("sd3", {"masks": {"source": "attention", "blocks": [0, 3]}}, "contains 3, but .* has the blocks 0 to 2"),
