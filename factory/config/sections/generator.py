@@ -44,7 +44,7 @@ class GeneratorRecipe(Section):
     solver: Literal["model", "dpm++", "ddim", "euler", "ddim-trailing", "euler-trailing", "lcm", "tcd"] = Field(
         default="model",
         description="`model` uses the scheduler of the pipeline. `dpm++`, `ddim`, `euler`, `ddim-trailing`, "
-        "`euler-trailing`, `lcm` and `tcd` replace it in Stable Diffusion 1, 2 and XL.",
+        "`euler-trailing`, `lcm` and `tcd` replace it in Stable Diffusion 1, 2 and XL and in PixArt-Sigma.",
     )
     width: int | None = Field(
         default=None,
