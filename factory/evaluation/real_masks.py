@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from factory.generator.memory import FittingParts
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleDataset, OracleSample
 from factory.grounder.iou import IoUMeter
@@ -14,14 +15,15 @@ _BATCH = 8
 
 
 def measure(grounder: TrainedGrounder, dataset: OracleDataset, device: str) -> IoUMeter:
-    """The IoU with the labels of all samples of a dataset."""
+    """The IoU with the labels of all samples of a dataset. Batches that do not fit into GPU memory are divided."""
     reader = PipelineGenerator(dataset.recipe, device, grounder.needs)
-    meter = IoUMeter()
+    meter, parts = IoUMeter(), FittingParts("one image and its masks", "segments")
     for number in dataset.receipts:
         samples = list(dataset.samples(number))
         for start in range(0, len(samples), _BATCH):
             batch = samples[start : start + _BATCH]
-            for sample, labels in zip(batch, predict(grounder, reader, batch), strict=True):
+            predicted = parts.apply(lambda part: list(predict(grounder, reader, part)), batch)
+            for sample, labels in zip(batch, predicted, strict=True):
                 meter.add(sample.prompt.classes, labels, sample.labels)
     return meter
 

@@ -81,11 +81,9 @@ def train_here(run: GrounderTraining, report: Callable[[str], None] = _log.info)
     out, device = local_path(run.out, "--out"), chosen_device(run.device)
     if run.threads:
         torch.set_num_threads(run.threads)
-    task = GrounderTask(datasets, GrounderOptions(module=run.module), device, run.steps or 0)
-    batch = run.batch or saved_options(out).get("batch")
-    if batch is None:
-        with enough_memory("a training step with one sample", "train on a larger one"):
-            batch = fitting_batch(task, MAX_BATCH, report)
+    with enough_memory("a training step with one sample", "train on a larger one"):
+        task = GrounderTask(datasets, GrounderOptions(module=run.module), device, run.steps or 0)
+        batch = run.batch or saved_options(out).get("batch") or fitting_batch(task, MAX_BATCH, report)
     samples = sum(len(dataset.keys(False, HELD_OUT)) for dataset in datasets)
     steps = run.steps or max(MIN_STEPS, PASSES * samples // batch)
     task.config = replace(task.config, steps=steps)

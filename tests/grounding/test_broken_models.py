@@ -17,7 +17,7 @@ from factory.config.prompts import captioned
 from factory.config.vocabulary import voc
 from factory.dataset.receipts import Receipt
 from factory.dataset.storage import Store
-from factory.errors import UserError
+from factory.errors import GpuError, UserError
 from factory.generator.interface import Attention, Captured, Generated
 from factory.grounder import batch_size
 from factory.grounder.attention import class_heats
@@ -212,6 +212,17 @@ def test_a_training_is_evaluated_in_parts_that_fit_into_memory(oracle: Path, mon
     monkeypatch.setattr(task, "_read", limited)
     with torch.no_grad():
         assert task.sample_sheet(task.model.eval()).width
+
+
+def test_a_gpu_that_holds_the_model_but_reads_no_sample_is_reported(
+    oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: Any) -> Captured:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("factory.generator.pipeline.PipelineGenerator.read", read)
+    with pytest.raises(GpuError, match="too little free memory for a training step with one sample"):
+        train_here(GrounderTraining((str(oracle),), str(tmp_path / "run"), batch=2))
 
 
 def test_the_memory_of_a_host_without_meminfo_is_all_of_it(tmp_path: Path) -> None:

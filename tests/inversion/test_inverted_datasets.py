@@ -122,7 +122,10 @@ def test_a_model_of_finer_latents_is_inverted_and_learnt_from(folder: Path, tmp_
         assert torch.isfinite(task.loss(0, 2, 0))
 
 
-def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_grounders_are_measured_on_true_masks(
+    folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from factory.evaluation import real_masks
     from factory.evaluation.grounders_on_real import as_markdown, on_real
     from factory.training.loop import train
     from factory.training.options import TrainOptions
@@ -140,6 +143,16 @@ def test_grounders_are_measured_on_true_masks(folder: Path, tiny_model: Path, tm
     assert 0 <= result.unseen <= 1
     assert result.area >= 0
     assert "| drawn | guided | 1 |" in as_markdown([result])
+    predict = real_masks.predict
+
+    def limited(*arguments: Any) -> np.ndarray:
+        if len(arguments[-1]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(*arguments)
+
+    monkeypatch.setattr(real_masks, "predict", limited)
+    (in_parts,) = on_real([str(grounder)], [f"drawn={tmp_path / 'all'}"], report=lambda text: None)
+    assert (in_parts.images, in_parts.miou) == (8, pytest.approx(result.miou, abs=0.01))
     messages: list[str] = []
     on_real([str(grounder)], [f"mine={tmp_path / 'seen'}"], report=messages.append)
     assert messages[0].startswith("guided was trained on mine, so its figures there say nothing about other images")
