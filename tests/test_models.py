@@ -261,6 +261,16 @@ def test_an_overflow_of_the_encoder_raises_a_clear_error(copied: Path) -> None:
         autoencoder.encode(np.zeros((1, 64, 64, 3), np.uint8))
 
 
+def test_an_autoencoder_that_overflows_in_half_precision_is_called_in_float32(tmp_path: Path) -> None:
+    folder = tiny_pipeline(tmp_path / "kl", kl=True)
+    for half in ("encoder", "decoder"):  # sums of about 60,000 +- 15,000, of which float16 has those below 65,504
+        edit_weights(folder, "vae", lambda tensors, half=half: tensors[f"{half}.conv_in.weight"].mul_(100_000))
+        edit_weights(folder, "vae", lambda tensors, half=half: tensors[f"{half}.conv_in.bias"].fill_(60_000))
+    recipe = make_recipe({"n": 1, "classes": "voc", "generator": {"model": str(folder), "dtype": "float16"}})
+    autoencoder = Autoencoder(PipelineGenerator(recipe).pipeline, recipe.generator, "cpu", (64, 64))
+    autoencoder.decode(autoencoder.encode(np.full((1, 64, 64, 3), 255, np.uint8)))
+
+
 def test_large_batches_are_decoded_in_parts(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = make_recipe(
         {"n": 5, "classes": "voc", "generator": {"model": str(tiny_model), "steps": 1, "solver": "ddim"}}

@@ -31,6 +31,9 @@ class Autoencoder:
 
     def __init__(self, pipeline: Any, settings: GeneratorRecipe, device: str, size: tuple[int, int]) -> None:
         self._vae, self._settings, self._device = pipeline.vae, settings, device
+        # That of Stable Diffusion XL overflows in float16; its pipeline converts it for each call.
+        if self._vae.dtype == torch.float16 and getattr(self._vae.config, "force_upcast", False):
+            self._vae.to(dtype=torch.float32)
         self._together = max(1, _ENCODED_TOGETHER // (size[0] * size[1]))
 
     def encode(self, images: NDArray[np.uint8]) -> Tensor:
