@@ -108,11 +108,6 @@ def test_image_set_of_a_coco_folder_is_rejected(command: str, tmp_path: Path) ->
     )
 
 
-def test_old_and_new_name_of_the_export_option_are_not_mixed() -> None:
-    message = error("export", "set", "--format", "coco", "--out", "a", "--to", "b")
-    assert "--to is the old name of --out, got --out a and --to b" in message
-
-
 def parameters(name: str) -> dict[str, list[str]]:
     """Option spellings by parameter name; arguments by metavar."""
     command = typer.main.get_command(app).commands[name]
@@ -137,7 +132,6 @@ def test_commands_write_to_the_same_option(name: str) -> None:
         ("generate", "out", "--shards"),
         ("bootstrap-oracle", "out", "--shards"),
         ("invert", "out", "--shards"),
-        ("export", "to", "--to"),
         ("run", "dry_run", "--dry"),
         ("generate", "steps", "--solver-steps"),
         ("generate", "steps", "--steps"),

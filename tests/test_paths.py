@@ -72,7 +72,6 @@ def test_an_empty_path_is_not_the_current_folder() -> None:
     "command",
     [
         ["export", "set", "--format", "coco", "--out", URL],
-        ["export", "set", "--format", "coco", "--to", URL],
         ["run", URL],
         ["evaluate-segmenter", URL, "--real", "here"],
         ["evaluate-grounder", URL],

@@ -23,7 +23,6 @@ def export(
             "one in a bucket, it is in the working directory and named after the whole URL."
         ),
     ] = None,
-    to: Annotated[str | None, typer.Option("--to", hidden=True, help="Old name of --out.")] = None,
     val: Annotated[
         float,
         typer.Option(
@@ -47,14 +46,10 @@ def export(
     from factory.cli.progress import progress_bar
     from factory.dataset.default_target import default_target
     from factory.dataset.storage import Store
-    from factory.errors import UserError
     from factory.export.run import Export, Options
     from factory.files.paths import local_path
 
-    if out is not None and to is not None:
-        raise UserError(f"--to is the old name of --out, got --out {out} and --to {to}; leave --to out.")
-    folder = to if out is None else out
-    target = default_target(dataset, format_name) if folder is None else local_path(folder, "--out")
+    target = default_target(dataset, format_name) if out is None else local_path(out, "--out")
     job = Export(Store(dataset), target, Options(format_name, val, polygons), partial)
     with progress_bar("exporting samples", job.samples, as_json) as show:
         summary = job.run(show)

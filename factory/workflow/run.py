@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 DONE = "job.json"
 _KILLED = 128
 """Shells report this number plus that of the signal as the exit code of a process that a signal killed."""
-_WRITES = ("--shards", "--out", "--to")
+_WRITES = ("--shards", "--out")
 _RESULTS = (*_WRITES, "--table")
 _FILES = ("--recipe", "--prompts", "--classes", "--split", "--cooccurrence")
 """Options whose value may be a file with settings."""

@@ -187,7 +187,7 @@ def test_datasets_in_buckets_have_different_default_targets() -> None:
 
 
 def test_command_prints_a_summary(store: Store, tmp_path: Path) -> None:
-    command = ["export", store.address, "--format", "yolo", "--to", str(tmp_path / "yolo"), "--json"]
+    command = ["export", store.address, "--format", "yolo", "--out", str(tmp_path / "yolo"), "--json"]
     result = invoke(*command)
     assert result.exit_code == 0, result.stderr
     summary = json.loads(result.stdout)
