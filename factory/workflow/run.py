@@ -145,8 +145,6 @@ def _run_steps(job: Workflow, report: Callable[[str], None]) -> None:
     done, current, interrupted = _completed(path), {step.digest for step in job.steps}, False
     for number, step in enumerate(job.steps, 1):
         state = step.state()
-        if step.digest in done:  # written by an earlier version, which did not compare files
-            done[state] = done.pop(step.digest)
         if state in done:
             report(f"[{number}/{len(job.steps)}] already completed: {step.command_line()}")
             continue
@@ -190,7 +188,7 @@ def _with_dependents(step: Step, steps: Iterable[Step]) -> set[str]:
 
 
 def _completed(path: Path) -> dict[str, list[str]]:
-    """The results of each completed step by its state; earlier versions stored the digests alone."""
+    """The results of each completed step by its state."""
     try:
         done = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -199,11 +197,9 @@ def _completed(path: Path) -> dict[str, list[str]]:
         raise UserError(
             f"the list of completed steps {path} cannot be read ({error}); delete it to start from the first step."
         ) from error
-    if isinstance(done, list):
-        done = {str(digest): [] for digest in done}
     if not isinstance(done, dict) or not all(isinstance(results, list) for results in done.values()):
-        raise UserError(f"the list of completed steps {path} is not a list; delete it to start from the first step.")
-    return {digest: [str(result) for result in results] for digest, results in done.items()}
+        raise UserError(f"the list of completed steps {path} is invalid; delete it to start from the first step.")
+    return {state: [str(result) for result in results] for state, results in done.items()}
 
 
 def _chained(steps: Iterable[Step]) -> tuple[Step, ...]:
