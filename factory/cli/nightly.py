@@ -122,9 +122,8 @@ def nights_of(root: "Store") -> list[dict[str, Any]]:
 def _state_of(root: "Store", night: "Night", is_newest: bool) -> str:
     """The state of a night whose record says that it is running, by the lease of its dataset."""
     from factory.dataset.lease import holder, stale
-    from factory.dataset.storage import Store
 
-    dataset = Store(f"{root.address.rstrip('/')}/{night.dataset}", root.settings)
+    dataset = root.below(night.dataset)
     if stale(dataset) is not False:
         return "stale"
     lease = holder(dataset)

@@ -46,7 +46,7 @@ def report(
     existing = current_totals(source, Plan(recipe_of(source))).accepted
     with progress_bar("measuring samples", existing, as_json) as show:
         data = write_report(source, target, compare=compare, watch=show)
-    page = f"{target.address.rstrip('/')}/{PAGE}"
+    page = target.address_of(PAGE)
     if as_json:
         to_stdout(dumps({"page": page, **data["verdict"]}))
         return

@@ -135,7 +135,7 @@ def commit(
     stored = parse_receipt(store.create_or_get(receipt_name(shard.number), receipt.to_json()))
     if (stored.plan, stored.tar, stored.manifest) != (receipt.plan, receipt.tar, receipt.manifest):
         raise ConflictError(
-            f"{store.address}/{receipt_name(shard.number)} has other digests: a worker of another run wrote it. "
+            f"{store.address_of(receipt_name(shard.number))} has other digests: a worker of another run wrote it. "
             f"{command('verify', store.address, '--repair')} deletes it and regenerates the shard."
         )
     return receipt
@@ -158,7 +158,7 @@ def _create_manifest(store: Store, name: str, data: bytes) -> bytes:
         same = False
     if not same:
         raise ConflictError(
-            f"{store.address}/{name} exists but cannot be read or has different rows than this worker generated from "
+            f"{store.address_of(name)} exists but cannot be read or has different rows than this worker generated from "
             f"the same plan. If no other run is working on this dataset, "
             f"{command('verify', store.address, '--repair')} deletes it and regenerates the shard."
         )

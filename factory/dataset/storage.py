@@ -60,6 +60,14 @@ class Store:
         address = self.address if self.folder is None else str(self.folder)
         return _unpickle, (address, self.settings, access, self._requests.patience.proven)
 
+    def address_of(self, name: str) -> str:
+        """The path or URL of a file or folder in the store."""
+        return f"{self.address.rstrip('/')}/{name}"
+
+    def below(self, folder: str) -> "Store":
+        """The store of a folder in this one."""
+        return Store(self.address_of(folder), self.settings)
+
     def with_patience(self, seconds: float) -> "Store":
         """The same store with less patience, for best-effort operations."""
         store = Store(self.address, self.settings)
@@ -123,10 +131,10 @@ class Store:
         if stored != data:
             existing, new = hashlib.sha256(stored).hexdigest(), hashlib.sha256(data).hexdigest()
             raise ConflictError(
-                f"{self.address}/{name} exists with the SHA-256 {existing[:12]}, but this worker generated {new[:12]}: "
-                f"another kind of machine or other library versions wrote the file, or it is incomplete. If no other "
-                f"run is working on this dataset, {command('verify', self.address, '--repair')} deletes it and "
-                f"generates the shard again."
+                f"{self.address_of(name)} exists with the SHA-256 {existing[:12]}, but this worker generated "
+                f"{new[:12]}: another kind of machine or other library versions wrote the file, or it is incomplete. "
+                f"If no other run is working on this dataset, {command('verify', self.address, '--repair')} deletes it "
+                f"and generates the shard again."
             )
 
     def compare_and_swap(self, name: str, data: bytes, seen: bytes | None, durable: bool = True) -> bool:

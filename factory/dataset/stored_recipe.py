@@ -94,9 +94,9 @@ def fields_of(store: Store) -> dict[str, Any]:
 def _contents(store: Store) -> tuple[str, str]:
     """(text of the recipe of a dataset, its address)."""
     data = store.get(RECIPE)
-    where = f"{store.address.rstrip('/')}/{RECIPE}"
     if data is None:
         raise UserError(f"{store.address} is not a dataset: {_why_not(store)}.")
+    where = store.address_of(RECIPE)
     return _text(data, where), where
 
 
@@ -123,7 +123,7 @@ def _why_not(store: Store) -> str:
         return f"it has no {RECIPE}. {create}"
     return (
         f"it has no {RECIPE}, but contains {'the datasets' if below[1:] else 'the dataset'} {first_few(below)}; give "
-        f"{store.address.rstrip('/')}/{below[0]}{' or another one' if below[1:] else ''}"
+        f"{store.address_of(below[0])}{' or another one' if below[1:] else ''}"
     )
 
 

@@ -79,5 +79,4 @@ def make_context(
     recipe = config.recipe_of(date)
     name = DATASET if config.mode == "grow" else f"{date.isoformat()}/{DATASET}"
     root = Store(config.root, recipe.store)
-    dataset = Store(f"{config.root.rstrip('/')}/{name}", recipe.store)
-    return NightContext(config, date, recipe, root, dataset, name, log, watch)
+    return NightContext(config, date, recipe, root, root.below(name), name, log, watch)

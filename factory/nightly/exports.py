@@ -36,7 +36,7 @@ def export_night(
     with tempfile.TemporaryDirectory(prefix="factory-export-") as temporary:
         target = Path(temporary) / format_name
         summary = _export(dataset, target, format_name, log)
-        log(f"uploading {root.address.rstrip('/')}/{folder}")
+        log(f"uploading {root.address_of(folder)}")
         upload(target, root, folder, confirm)
     return _exported(folder, summary)
 

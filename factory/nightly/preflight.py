@@ -61,7 +61,7 @@ def check_folder(root: Store, date: datetime.date) -> None:
     foreign = [name for name in root.entries(folder, limit=10) if not name.startswith(known)]
     if foreign:
         raise UserError(
-            f"{root.address.rstrip('/')}/{folder} was not made by `factory nightly`: it contains "
+            f"{root.address_of(folder)} was not made by `factory nightly`: it contains "
             f"{', '.join(foreign[:3])}, but no {NIGHT}. Move it away, or give another `root` or --date."
         )
 

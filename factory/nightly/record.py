@@ -168,8 +168,7 @@ class NightFile:
     def load(self) -> Night | None:
         """Read the record; None if there is none. Raises UserError if it is invalid."""
         self._seen = self._root.get(self._name)
-        where = f"{self._root.address.rstrip('/')}/{self._name}"
-        return None if self._seen is None else parse_night(self._seen, where)
+        return None if self._seen is None else parse_night(self._seen, self._root.address_of(self._name))
 
     def limit_patience(self, seconds: float) -> None:
         """From now on, give up after this time if the store does not respond."""
@@ -180,8 +179,8 @@ class NightFile:
         data = night.to_json()
         if not self._root.compare_and_swap(self._name, data, self._seen):
             raise LeaseHeldError(
-                f"another driver changed {self._root.address.rstrip('/')}/{self._name}; this run stops, and its "
-                f"committed shards are kept."
+                f"another driver changed {self._root.address_of(self._name)}; this run stops, and its committed "
+                f"shards are kept."
             )
         self._seen = data
 

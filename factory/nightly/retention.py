@@ -47,7 +47,7 @@ def _is_untouchable(root: Store, night: Night) -> bool:
     if root.folder is not None and (root.folder / night.name).is_symlink():
         return True
     has_own_dataset = night.dataset.startswith(f"{night.name}/")
-    return has_own_dataset and stale(Store(f"{root.address.rstrip('/')}/{night.dataset}", root.settings)) is False
+    return has_own_dataset and stale(root.below(night.dataset)) is False
 
 
 def delete_night(root: Store, date: datetime.date) -> None:
@@ -78,7 +78,7 @@ def _lease(root: Store, folder: str) -> Iterator[Callable[[], None]]:
     if is_link or not root.entries(dataset, limit=1):
         yield lambda: None
         return
-    with leased(Store(f"{root.address.rstrip('/')}/{dataset}", root.settings)) as held:
+    with leased(root.below(dataset)) as held:
         yield held.confirm
 
 

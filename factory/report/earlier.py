@@ -19,7 +19,7 @@ def read_report(file: ReportFile, settings: StoreRecipe | None = None) -> dict[s
     A path or URL is read with the storage `settings`.
     """
     store, name = _located(file, settings) if isinstance(file, str) else file
-    path = file if isinstance(file, str) else f"{store.address.rstrip('/')}/{name}"
+    path = file if isinstance(file, str) else store.address_of(name)
     data = store.get(name)
     if data is None:
         raise UserError(f"there is no report {path}; give the path of a report.json that `factory report` has written.")
