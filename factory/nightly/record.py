@@ -200,6 +200,11 @@ def list_nights(root: Store) -> dict[datetime.date, Night | None]:
     return nights
 
 
+def readable_nights(root: Store) -> dict[datetime.date, Night]:
+    """As `list_nights`, without those whose record cannot be read."""
+    return {date: night for date, night in list_nights(root).items() if night is not None}
+
+
 def _is_date(name: str) -> bool:
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", name):
         return False

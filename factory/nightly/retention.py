@@ -13,7 +13,7 @@ from factory.dataset.storage_errors import clear_errors
 from factory.dataset.storage_folder import LOCK
 from factory.dataset.stored_recipe import RECIPE
 from factory.nightly.latest import latest_night
-from factory.nightly.record import DATASET, GOOD, Night, list_nights
+from factory.nightly.record import DATASET, GOOD, Night, readable_nights
 
 
 def expired_nights(root: Store, keep: int, current: Night | None = None) -> list[datetime.date]:
@@ -24,8 +24,7 @@ def expired_nights(root: Store, keep: int, current: Night | None = None) -> list
     when it was continued. `current` is the night that has just ended or, in a dry run, would end; it is kept regardless
     of its date.
     """
-    by_date = list_nights(root)
-    nights = {date: night for date, night in by_date.items() if night is not None}
+    nights = readable_nights(root)
     if current is not None:
         nights[current.date] = current
     kept = set(sorted(nights)[-keep:])

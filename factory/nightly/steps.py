@@ -10,6 +10,7 @@ from factory.config.differences import changed_sizes, differences
 from factory.config.plan import Plan
 from factory.config.recipe import Recipe
 from factory.dataset.lease import HeldLease
+from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import existing_recipe
 from factory.dataset.totals import Totals, current_totals
 from factory.dataset.verify import verify
@@ -24,9 +25,10 @@ from factory.nightly.context import NightContext
 from factory.nightly.exports import export_night
 from factory.nightly.latest import latest_night
 from factory.nightly.preflight import check_disk, check_gpu_budget, estimated_size
-from factory.nightly.record import Before, Exported, Night, Period, Verified, list_nights
-from factory.nightly.report_step import report_night
+from factory.nightly.record import REPORT, Before, Exported, Night, Period, Reported, Verified, readable_nights
 from factory.nightly.totals import with_totals, without_others
+from factory.report.drift import LEARNING_NIGHTS
+from factory.report.run import DATA, write_report
 
 
 def prepare_night(context: NightContext, night: Night | None) -> tuple[Recipe, Totals]:
@@ -180,7 +182,7 @@ def verify_night(context: NightContext, night: Night) -> Night:
 
 def _known_damage(context: NightContext) -> set[int]:
     """The shards of the dataset that were damaged when a night verified them last."""
-    nights = (night for night in list_nights(context.root).values() if night is not None)
+    nights = readable_nights(context.root).values()
     return {shard for night in nights if night.dataset == context.dataset_name for shard in night.damaged}
 
 
@@ -214,12 +216,27 @@ def export_formats(context: NightContext, night: Night, lease: HeldLease, save: 
 
 
 def write_night_report(context: NightContext, night: Night, save: Callable[[Night], Night]) -> None:
-    """Write the report of the night, unless the existing one covers all finished shards, and record it."""
+    """Write the report of the night, unless the existing one covers all finished shards, and record it.
+
+    Drift is measured against the last successful nights that have a report.
+    """
     if night.report is not None and night.report.shards == night.shards:
         return
+    folder = f"{context.folder}/{REPORT}"
+    target = context.root.below(folder)
+    context.log(f"writing {target.address}")
     with _timed() as elapsed:
-        report = report_night(context, night)
+        data = write_report(context.dataset, target, _earlier_reports(context), name=context.folder)
+    verdict = data["verdict"]
+    report = Reported(path=folder, shards=night.shards, level=verdict["level"], sentence=verdict["sentence"])
     save(night.changed(report=report, seconds=with_seconds(night, "report", elapsed())))
+
+
+def _earlier_reports(context: NightContext) -> list[tuple[Store, str]]:
+    """The report.json of the successful nights before this one, oldest first."""
+    nights = [night for date, night in sorted(readable_nights(context.root).items()) if date < context.date]
+    paths = [night.report.path for night in nights if night.good and night.report is not None]
+    return [(context.root, f"{path}/{DATA}") for path in paths[-LEARNING_NIGHTS:]]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from factory.dataset.totals import Totals
 from factory.errors import LeaseHeldError
 from factory.nightly.budget import now, with_lost_usage
 from factory.nightly.context import NightContext
-from factory.nightly.record import Before, Night, NightFile, list_nights
+from factory.nightly.record import Before, Night, NightFile, readable_nights
 
 
 def with_totals(night: Night, totals: Totals) -> Night:
@@ -59,8 +59,8 @@ def close_other_nights(context: NightContext, totals: Totals) -> None:
     """
     if context.config.mode != "grow":
         return
-    nights = [night for night in list_nights(context.root).values() if night is not None and night.runs]
-    nights = [night for night in nights if night.dataset == context.dataset_name]
+    all_nights = readable_nights(context.root).values()
+    nights = [night for night in all_nights if night.runs and night.dataset == context.dataset_name]
     last = max(nights, key=lambda night: night.updated.timestamp(), default=None)
     for other in nights:
         file = NightFile(context.root, other.date)

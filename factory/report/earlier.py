@@ -1,26 +1,17 @@
 """Reads the report.json of earlier reports, which may come from other versions and untrusted sources."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from factory.config.sections import StoreRecipe
 from factory.dataset.storage import Store
 from factory.errors import TransientError, UserError
 from factory.files.decode import decode_json
 from factory.report.measure import FORMAT
 
-ReportFile = str | tuple[Store, str]
-"""The path or URL of a report.json, or a store and a name in it."""
 
-
-def read_report(file: ReportFile, settings: StoreRecipe | None = None) -> dict[str, Any]:
-    """Read a report.json; raises UserError if it is missing, invalid, or of another version.
-
-    A path or URL is read with the storage `settings`.
-    """
-    store, name = _located(file, settings) if isinstance(file, str) else file
-    path = file if isinstance(file, str) else store.address_of(name)
-    data = store.get(name)
+def read_report(store: Store, name: str) -> dict[str, Any]:
+    """Read a report.json; raises UserError if it is missing, invalid, or of another version."""
+    path, data = store.address_of(name), store.get(name)
     if data is None:
         raise UserError(f"there is no report {path}; give the path of a report.json that `factory report` has written.")
     try:
@@ -33,12 +24,6 @@ def read_report(file: ReportFile, settings: StoreRecipe | None = None) -> dict[s
     if version != FORMAT:
         raise UserError(f"{path} has the format {version!r}; this version compares reports of format {FORMAT}.")
     return dict(report)
-
-
-def _located(path: str, settings: StoreRecipe | None) -> tuple[Store, str]:
-    """(the store of the folder or URL, file name)."""
-    folder, slash, name = path.rpartition("/")
-    return Store(folder or slash or ".", settings), name
 
 
 def _check(report: Any) -> None:
@@ -61,14 +46,12 @@ def _check(report: Any) -> None:
         raise ValueError(f"a yield of {attempts['count']} in {attempts['of']} attempts is impossible")
 
 
-def readable_reports(
-    files: Sequence[ReportFile], settings: StoreRecipe | None = None
-) -> tuple[list[dict[str, Any]], list[str]]:
+def readable_reports(files: Iterable[tuple[Store, str]]) -> tuple[list[dict[str, Any]], list[str]]:
     """The reports that can be read, and a message for each of the others. A store that does not respond is an error."""
     reports, ignored = [], []
-    for file in files:
+    for store, name in files:
         try:
-            reports.append(read_report(file, settings))
+            reports.append(read_report(store, name))
         except TransientError:
             raise
         except UserError as error:

@@ -12,7 +12,7 @@ from factory.dataset.stored_recipe import RECIPE, recipe_of
 from factory.errors import UserError
 from factory.files.strict_json import dumps
 from factory.report.drift import drift
-from factory.report.earlier import ReportFile, read_report, readable_reports
+from factory.report.earlier import read_report, readable_reports
 from factory.report.features import IMAGES
 from factory.report.measure import Watch, measure
 from factory.report.page import write_page
@@ -25,7 +25,7 @@ _PROBE = ".report-is-writable"
 def write_report(
     dataset: str | Store,
     out: str | Store,
-    previous: Sequence[ReportFile] = (),
+    previous: Sequence[tuple[Store, str]] = (),
     compare: str | None = None,
     watch: Watch = lambda samples: None,
     features: int = IMAGES,
@@ -33,11 +33,10 @@ def write_report(
 ) -> dict[str, Any]:
     """Measure a dataset, write `index.html` and `report.json` to the folder or URL `out`, and return the report.
 
-    `previous` are earlier report.json files, oldest first; drift is measured against them. Paths and URLs are
-    read with the storage settings of `out`; those that cannot be read are listed in the report and ignored. `compare`
-    is another dataset, or a report of one. `watch` is called with the number of samples measured so far;
-    `features` is the approximate number of images whose features are computed. `name` replaces the name of the dataset,
-    which is the end of its address.
+    `previous` are earlier report.json files as (store, name), oldest first; drift is measured against them. Those that
+    cannot be read are listed in the report and ignored. `compare` is another dataset, or a report of one. `watch` is
+    called with the number of samples measured so far; `features` is the approximate number of images whose features are
+    computed. `name` replaces the name of the dataset, which is the end of its address.
 
     Raises UserError if there is no dataset, if `compare` cannot be read, or if `out` holds an index.html that is not a
     report.
@@ -48,7 +47,7 @@ def write_report(
     _check_target(source, target)
     if isinstance(other, Store):
         other = measure(other, features=features, audit=False).data  # without thumbnails
-    earlier, ignored = readable_reports(previous, target.settings)
+    earlier, ignored = readable_reports(previous)
     measured = measure(source, watch, features)
     report = measured.data
     if name is not None:
@@ -65,10 +64,11 @@ def write_report(
 def _found(address: str) -> dict[str, Any] | Store:
     """The report at an address (a report.json or its folder), or else the dataset. UserError if there is neither."""
     if PurePosixPath(address).suffix == ".json":
-        return read_report(address)
+        folder, slash, name = address.rpartition("/")
+        return read_report(Store(folder or slash or "."), name)
     store = Store(address)
     if store.get(RECIPE) is None and store.get(DATA) is not None:
-        return read_report((store, DATA))
+        return read_report(store, DATA)
     recipe_of(store)
     return store
 

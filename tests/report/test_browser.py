@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from factory.dataset.storage import Store
 from factory.report.run import write_report
 from tests.support.report_datasets import make_report_set
 
@@ -22,7 +23,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store, _ = make_report_set(folder / "set", classes=("dog", "<script>cat", "traffic light", "bus", "hair drier"))
     store.put("quarantine/000003.json", b'{"shard": 3, "error": "ValueError: no"}')
     write_report(before, str(folder / "earlier"), features=0)
-    earlier = [str(folder / "earlier/report.json")] * 9
+    earlier = [(Store(str(folder / "earlier")), "report.json")] * 9
     write_report(store, str(folder / "out"), earlier, compare=before.address, features=0)
     return folder / "out/index.html"
 

@@ -128,8 +128,8 @@ def test_reports_are_read_from_files_and_broken_ones_are_named(base: dict[str, A
     invalid = copy.deepcopy(base)
     invalid["time"]["samples_per_second"] = "<b>fast"
     (tmp_path / "invalid.json").write_text(json.dumps(invalid))
-    files = (broken, foreign, tmp_path / "missing.json", tmp_path / "invalid.json")
-    previous = [*map(str, files), (Store(str(tmp_path)), "good.json")]
+    files = ("broken.json", "foreign.json", "missing.json", "invalid.json", "good.json")
+    previous = [(Store(str(tmp_path)), name) for name in files]
     report = write_report(store, str(tmp_path / "out"), previous, compare=str(good), features=0)
     data = report["drift"]
     assert (data["nights"], data["compared"]) == (1, base["dataset"]["name"])
@@ -148,7 +148,7 @@ def test_an_earlier_report_with_an_impossible_yield_is_named(
     earlier["funnel"]["yield"] |= attempts
     (tmp_path / "report.json").write_text(json.dumps(earlier))
     with pytest.raises(UserError, match="is not a report"):
-        read_report(str(tmp_path / "report.json"))
+        read_report(Store(str(tmp_path)), "report.json")
 
 
 def test_comparing_with_a_dataset_measures_it(base: dict[str, Any], tmp_path: Path) -> None:
@@ -188,4 +188,4 @@ def test_earlier_report_with_other_types_is_rejected(
 ) -> None:
     (tmp_path / "report.json").write_text(json.dumps(base | change))
     with pytest.raises(UserError, match=r"is not a report \(TypeError\)"):
-        read_report(str(tmp_path / "report.json"))
+        read_report(Store(str(tmp_path)), "report.json")
