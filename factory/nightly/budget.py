@@ -66,9 +66,6 @@ def with_lost_usage(night: Night, dataset: Store) -> Night:
     if night.counted or progress.get("driver") != night.driver:
         return night
     try:
-        updated = datetime.datetime.fromisoformat(progress["updated"])
-        if night.driver is None and updated < night.updated.replace(microsecond=0):
-            return night  # a record of an earlier version does not name its driver
         return with_usage(
             night, float(progress["seconds"]), float(progress["gpu_seconds"]), float(progress["worker_seconds"])
         )

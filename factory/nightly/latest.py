@@ -49,14 +49,9 @@ def _newest_usable(root: Store, nights: Mapping[datetime.date, Night | None], la
 
 def _damaged_datasets(nights: Iterable[Night]) -> set[str]:
     """The datasets whose last verification found damage; in mode `grow`, several nights verify the same dataset."""
-    verified = [night for night in nights if night.verified is not None]
-    last = {night.dataset: night for night in sorted(verified, key=_time_of_verification)}
-    return {dataset for dataset, night in last.items() if night.damaged}
-
-
-def _time_of_verification(night: Night) -> float:
-    assert night.verified is not None
-    return (night.verified.at or night.updated).timestamp()
+    results = [(night.verified, night.dataset) for night in nights if night.verified is not None]
+    last = {dataset: result for result, dataset in sorted(results, key=lambda item: item[0].at.timestamp())}
+    return {dataset for dataset, result in last.items() if result.damaged}
 
 
 def _parsed(data: bytes | None) -> Night | None:

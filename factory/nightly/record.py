@@ -46,9 +46,7 @@ class Verified(_Part):
     shards: int = Field(description="Shards that were checked.")
     of: int = Field(description="Shards that exist.")
     damaged: tuple[int, ...] = ()
-    at: datetime.datetime | None = Field(
-        default=None, description="When the verification ended; null in records of earlier versions."
-    )
+    at: datetime.datetime = Field(description="When the verification ended.")
 
 
 class Exported(_Part):

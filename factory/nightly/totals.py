@@ -66,7 +66,7 @@ def close_other_nights(context: NightContext, totals: Totals) -> None:
         file = NightFile(context.root, other.date)
         if other.date == context.date or other.good or other.totalled or (night := file.load()) is None:
             continue
-        if other is last:  # earlier versions could leave several such records; the totals belong to the last one
+        if other is last:  # the totals belong to it alone
             night = with_totals(with_lost_usage(night, context.dataset), totals)
         state = "interrupted" if night.state == "running" else night.state
         with suppress(LeaseHeldError):  # its driver still writes, so it was not killed; it has lost the lease

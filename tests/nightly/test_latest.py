@@ -73,11 +73,3 @@ def test_damage_of_a_shared_dataset_concerns_all_its_nights_until_one_finds_it_s
     put_night(root, day(12), **GROW, **verified(3))
     put_night(root, day(11), "interrupted", **GROW, **verified(2, 4))
     assert updated(root, 11) == 12, "it was repaired since, although the damaged night has not been finished"
-
-
-def test_records_of_earlier_versions_have_no_time_of_verification(root: Store) -> None:
-    damaged = {"verified": {"shards": 6, "of": 6, "damaged": [4]}, "updated": "2026-11-25T22:00:00Z"}
-    put_night(root, day(10))
-    put_night(root, day(11), "failed", **damaged)
-    root.put("latest.json", record(day(11), "complete"))
-    assert updated(root, 10) == 10

@@ -182,19 +182,18 @@ def test_progress_of_another_command_is_not_counted(tmp_path: Path) -> None:
     """After the night was killed, somebody ran `generate` or `verify --repair` on its dataset."""
     night, dataset = parse_night(record(DATE, "running", counted=False, driver="abc"), "here"), Store(str(tmp_path))
     for driver, seconds in (("def", 0.0), ("abc", 60.0)):
-        progress = {"updated": "2026-11-25T20:00:00Z", "driver": driver}  # the clock was set back meanwhile
-        dataset.put("progress.json", json.dumps(progress | dict.fromkeys(USAGE, 60.0)).encode())
+        dataset.put("progress.json", json.dumps({"driver": driver, **dict.fromkeys(USAGE, 60.0)}).encode())
         assert with_lost_usage(night, dataset).seconds.get("generate", 0.0) == seconds
 
 
-@pytest.mark.parametrize("updated", ["2026-11-25T20:59:59Z", "soon", None])
-def test_progress_of_an_earlier_run_is_not_counted_again(updated: str | None, tmp_path: Path) -> None:
-    night, dataset = parse_night(record(DATE, "running", counted=False), "here"), Store(str(tmp_path))
-    progress = {"updated": updated, **dict.fromkeys(USAGE, 60.0)}
-    dataset.put("progress.json", json.dumps(progress).encode())
-    assert with_lost_usage(night, dataset) == night
+def test_usage_that_is_already_counted_or_invalid_is_not_counted(tmp_path: Path) -> None:
+    night, dataset = parse_night(record(DATE, "running", counted=False, driver="abc"), "here"), Store(str(tmp_path))
+    dataset.put("progress.json", json.dumps({"driver": "abc", **dict.fromkeys(USAGE, 60.0)}).encode())
     counted = night.changed(counted=True)
     assert with_lost_usage(counted, dataset) is counted
+    for broken in ({"seconds": 60.0}, dict.fromkeys(USAGE, "soon"), dict.fromkeys(USAGE)):
+        dataset.put("progress.json", json.dumps({"driver": "abc", **broken}).encode())
+        assert with_lost_usage(night, dataset) is night
 
 
 def test_summary_tells_new_samples_from_all() -> None:

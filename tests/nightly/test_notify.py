@@ -17,6 +17,7 @@ import pytest
 
 from factory.files.strict_json import dumps
 from factory.nightly import notify, steps
+from factory.nightly.budget import now
 from factory.nightly.config import Notification
 from factory.nightly.notify import send_all
 from factory.nightly.outcome import Outcome
@@ -236,7 +237,7 @@ def test_command_is_told_about_any_number_of_shards_and_any_text(tmp_path: Path,
     """An environment variable holds 128 KiB; the command of a night with many damaged shards would not start."""
     context = make()
     recipe, totals = prepare_night(context, None)
-    verified = Verified(shards=100_000, of=100_000, damaged=tuple(range(100_000)))
+    verified = Verified(shards=100_000, of=100_000, damaged=tuple(range(100_000)), at=now())
     night = start_night(context, None, recipe, totals).changed(
         state="failed", verified=verified, quarantined=tuple(range(100_000)), error="\U0001f40d" * 100_000
     )
