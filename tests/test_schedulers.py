@@ -19,7 +19,7 @@ from factory.errors import UserError
 from factory.generator.interface import FEATURES, HALVES, Request
 from factory.generator.latents import Autoencoder
 from factory.generator.load import load_pipeline, pin_generator
-from factory.generator.noise import mixture, share_of_timestep
+from factory.generator.noise import mixture, shares
 from factory.generator.pipeline import PipelineGenerator
 from factory.generator.schedulers import OF_UNETS, SOLVERS, with_solver
 from tests.support.tiny_pipeline import tiny_pipeline
@@ -202,8 +202,8 @@ def test_a_scheduler_with_unseeded_noise_is_replaced(folder: Path) -> None:
 @pytest.mark.parametrize("timestep", [1, 100, 500, 998])
 def test_a_noise_level_is_the_same_for_every_kind_of_scheduler(timestep: int) -> None:
     """The share of noise among signal and noise, for the schedules of DDPM, EDM and flow matching."""
-    level = share_of_timestep(timestep)
     ddim = diffusers.DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    level = round(float(shares(ddim.alphas_cumprod)[timestep]), 4)
     flow, edm = diffusers.FlowMatchEulerDiscreteScheduler(), diffusers.EDMEulerScheduler()
     assert mixture(ddim, level).timestep == timestep
     assert mixture(flow, level).timestep == pytest.approx(1000 * level)

@@ -9,9 +9,6 @@ from typing import Any
 
 import torch
 
-_BETAS = (0.00085, 0.012)
-_TIMESTEPS = 1000
-
 
 @dataclass(frozen=True)
 class Mixture:
@@ -46,9 +43,3 @@ def shares(alphas_cumprod: torch.Tensor) -> torch.Tensor:
     alphas = alphas_cumprod.detach().cpu().double()
     signal, noise = alphas.sqrt(), (1 - alphas).sqrt()
     return noise / (signal + noise)
-
-
-def share_of_timestep(timestep: int) -> float:
-    """The noise share of a timestep of Stable Diffusion, rounded to four digits, which identify the timestep."""
-    betas = torch.linspace(_BETAS[0] ** 0.5, _BETAS[1] ** 0.5, _TIMESTEPS, dtype=torch.float64) ** 2
-    return round(float(shares((1 - betas).cumprod(0))[timestep]), 4)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MODULES = ("guided", "paper", "paper-cfg")
 CONFIG, WEIGHTS, CARD, METRICS = "config.json", "model.safetensors", "README.md", "metrics.json"
-_KIND = "factory-grounder"
+_KIND, _FORMAT = "factory-grounder", 2
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class GrounderConfig:
     oracle: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     noise_seed: int = 0
     lora: str | None = None
-    format: int = 2
+    format: int = _FORMAT
     kind: str = _KIND
 
 
@@ -95,21 +95,13 @@ def read_config(folder: Path) -> GrounderConfig:
         data = read_json_object(folder / CONFIG)
         if data.get("kind") != _KIND or data.get("module") not in MODULES:
             raise ValueError(f"its kind is {data.get('kind')!r} and its module {data.get('module')!r}")
-        if data.get("format") == 1:
-            data = _from_format_1(data)
+        if data.get("format") != _FORMAT:
+            raise ValueError(f"its format is {data.get('format')!r}, but this version reads format {_FORMAT}")
         return GrounderConfig(**{**data, "classes_seen": tuple(data["classes_seen"]), "data": tuple(data["data"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{folder / CONFIG} is not a grounder's config ({error}); train a grounder with `factory train-grounder`."
         ) from error
-
-
-def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:
-    """A config of format 1, whose noise level is a timestep of Stable Diffusion, the only family at that time."""
-    from factory.generator.noise import share_of_timestep
-
-    kept = {name: value for name, value in data.items() if name not in ("capture", "timestep", "format")}
-    return kept | {"noise_level": share_of_timestep(data["timestep"])}
 
 
 def pin_grounder(name: str) -> str:
