@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from factory import exit_codes
 
@@ -83,6 +83,11 @@ def first_few(names: Sequence[object], shown: int = 3) -> str:
 def counted(number: int, singular: str, plural: str = "") -> str:
     """A number with its noun, and perhaps a verb: "1 shard is", "2 shards are"; the default plural adds an s."""
     return f"{number} {singular if number == 1 else plural or singular + 's'}"
+
+
+def tally(counts: Mapping[str, int]) -> str:
+    """Counts by name: "confidence 3, area 12"."""
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
 def duration(seconds: float) -> str:

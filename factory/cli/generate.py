@@ -6,7 +6,7 @@ import typer
 
 from factory.cli import shared_options as option
 from factory.cli.messages import to_stdout
-from factory.errors import counted
+from factory.errors import counted, tally
 from factory.files.strict_json import dumps
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def as_text(summary: "RunSummary", out: str) -> str:
         f"({totals.bytes / 1e6:.1f} MB), yield {rate:.1%}, {last.seconds:.0f} s.",
     ]
     if totals.rejected:
-        lines.append("Rejected: " + ", ".join(f"{reason} {count}" for reason, count in totals.rejected.items()) + ".")
+        lines.append(f"Rejected: {tally(totals.rejected)}.")
     if summary.is_empty:
         lines.append(
             "Every sample was rejected in every attempt, by the filters named above. Relax these filters in a recipe, "

@@ -8,7 +8,7 @@ import typer
 
 from factory.cli.messages import to_stdout
 from factory.cli.shared_options import AsJson, Classes, Cooccurrence, Device, Objects
-from factory.errors import counted
+from factory.errors import counted, tally
 from factory.files.strict_json import dumps
 
 if TYPE_CHECKING:
@@ -177,8 +177,7 @@ def _as_text(data: dict[str, Any]) -> str:
         f"language model; SHA-256 {data['digest'][:12]}."
     ]
     if data["rejected"]:
-        counts = ", ".join(f"{reason} {count}" for reason, count in data["rejected"].items())
-        lines.append(f"Rejected: {counts}.")
+        lines.append(f"Rejected: {tally(data['rejected'])}.")
     if not data["prompts"]:
         lines.append(
             "No prompt was accepted; docs/prompts.md explains the reasons. Delete the file, and rerun the command with "

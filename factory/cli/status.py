@@ -7,7 +7,7 @@ import typer
 from factory.cli.messages import to_stdout
 from factory.cli.nightly import nights_of, nights_table
 from factory.cli.shared_options import AsJson
-from factory.errors import counted, first_few
+from factory.errors import counted, first_few, tally
 from factory.files.strict_json import dumps
 
 _ACTIVE = ("running", "waiting", "finishing")
@@ -47,9 +47,8 @@ def status(
     shards = f"{data['shards']} of {data['shards_planned']} shards"
     to_stdout(f"{data['samples']} of {data['n']} samples, {shards}: {data['status']}.")
     if data["attempts"]:
-        rejected = ", ".join(f"{reason} {count}" for reason, count in data["rejected"].items())
-        attempts = counted(data["attempts"], "attempt")
-        to_stdout(attempts + (f", rejected: {rejected}." if rejected else ", none rejected."))
+        rejected = f"rejected: {tally(data['rejected'])}" if data["rejected"] else "none rejected"
+        to_stdout(f"{counted(data['attempts'], 'attempt')}, {rejected}.")
     if data["exhausted"]:
         to_stdout(f"{counted(data['exhausted'], 'sample was', 'samples were')} rejected in every attempt and skipped.")
     if data["quarantined"]:

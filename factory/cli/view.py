@@ -15,7 +15,7 @@ from rich.text import Text
 from factory import log_format
 from factory.cli.messages import print_line
 from factory.cli.progress import is_live
-from factory.errors import counted, duration, printable
+from factory.errors import counted, duration, printable, tally
 from factory.generation.progress import ERRORS_SHOWN, Snapshot
 from factory.signals import leave_closed_terminal
 
@@ -108,8 +108,7 @@ def _table(snapshot: Snapshot) -> Group:
     )
     problems = _counts(requeued=snapshot.requeued, quarantined=len(snapshot.quarantined))
     rows.add_row("shards", f"{snapshot.shards_done} of {snapshot.shards}", problems)
-    reasons = ", ".join(f"{reason} {count}" for reason, count in snapshot.rejected.items())
-    rows.add_row("rejected", str(sum(snapshot.rejected.values())), reasons)
+    rows.add_row("rejected", str(sum(snapshot.rejected.values())), tally(snapshot.rejected))
     errors = map(printable, snapshot.errors[-ERRORS_SHOWN:])
     return Group(rows, *(Text(error, style="yellow", overflow="ellipsis", no_wrap=True) for error in errors))
 

@@ -9,7 +9,7 @@ from factory.config.guidance import CONSTANT
 from factory.config.recipe import Recipe
 from factory.dataset.hf_features import shard_features
 from factory.dataset.totals import Totals
-from factory.errors import counted
+from factory.errors import counted, tally
 
 _READ = """```python
 {imports}
@@ -120,7 +120,6 @@ def _facts(recipe: Recipe, sums: Totals) -> dict[str, str]:
     """The table of the card: every model used, with its revision."""
     generator, masks, real = recipe.generator, recipe.masks, recipe.real
     model = f"{generator.model}, revision {generator.revision}"
-    rejected = ", ".join(f"{reason} {count}" for reason, count in sums.rejected.items()) or "none"
     facts = {"samples": f"{sums.accepted} of {recipe.n}, in {sums.shards} shards, {sums.bytes / 1e6:.1f} MB"}
     if real is not None:
         facts["images and masks"] = f"{len(real.keys)} of {PurePath(real.root).name}, labels {real.labels_digest[:12]}"
@@ -134,7 +133,7 @@ def _facts(recipe: Recipe, sums: Totals) -> dict[str, str]:
         facts["masks"] = masks.source + (f", revision {masks.grounder_revision}" if masks.grounder_revision else "")
         if recipe.uses_detector():
             facts["detector"] = f"{masks.detector}, revision {masks.detector_revision}"
-    facts["rejected attempts"] = rejected
+    facts["rejected attempts"] = tally(sums.rejected) or "none"
     facts["recipe"] = f"`recipe.yaml`, fingerprint {recipe.fingerprint()}"
     return facts
 
