@@ -46,6 +46,14 @@ class State:
     waiting_workers: str = ""
     """Which workers wait, and why: the store may respond to the driver and not to them."""
 
+    def so_far(self) -> tuple[int, Counter[str]]:
+        """(accepted samples, rejected attempts by reason), including those of shards in progress."""
+        in_progress = list(self.in_progress.values())  # a copy, because other threads call this
+        rejected = Counter(self.rejected)
+        for _, reasons in in_progress:
+            rejected.update(reasons)
+        return self.accepted + sum(count for count, _ in in_progress), rejected
+
     def report(self, error: str) -> None:
         """Add an error for the log and progress.json."""
         self.errors.append(printable(error))

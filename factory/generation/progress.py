@@ -1,7 +1,7 @@
 """The progress of a run in numbers, for the live view, plain lines and progress.json."""
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -83,10 +83,7 @@ class Tracker:
     def snapshot(self, state: State, status: str = "running") -> Snapshot:
         """A snapshot of the current state."""
         now = time.monotonic()
-        accepted = state.accepted + sum(count for count, _ in state.in_progress.values())
-        rejected = Counter(state.rejected)
-        for _, reasons in state.in_progress.values():
-            rejected.update(reasons)
+        accepted, rejected = state.so_far()
         speed, handled_speed = self._speeds(now, accepted, accepted + state.exhausted)
         left = max(0, self._planned - self._samples_of(state.quarantined) - accepted - state.exhausted)
         return Snapshot(

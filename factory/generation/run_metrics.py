@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from collections import Counter
 
 from factory import metrics
 from factory.dataset.lease import HeldLease
@@ -74,11 +73,7 @@ class RunMetrics:
     def _publish_samples(self) -> None:
         """Publish the counts of finished shards and of those in progress."""
         state, dataset = self._state, self._dataset
-        in_progress = list(state.in_progress.values())  # a copy, because the scheduler changes the state meanwhile
-        rejected = Counter(state.rejected)
-        for _, reasons in in_progress:
-            rejected.update(reasons)
-        accepted = state.accepted + sum(count for count, _ in in_progress)
+        accepted, rejected = state.so_far()
         metrics.SAMPLES.add(self._increase("accepted", accepted), dataset, result="accepted")
         metrics.SAMPLES.add(self._increase("rejected", rejected.total()), dataset, result="rejected")
         for reason, count in rejected.items():
