@@ -9,14 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from factory.dataset.receipts import (
-    CorruptReceiptError,
-    corrupt_receipt,
-    count,
-    parse_receipt,
-    reasons,
-    receipt_name,
-)
+from factory.dataset.receipts import count, needed_receipt, reasons, receipt_name
 from factory.dataset.storage import Store
 from factory.files.decode import decode_json
 
@@ -79,14 +72,7 @@ class ReceiptIndex:
             if tagged is None:
                 self._entries.pop(number, None)
                 continue
-            try:
-                receipt = parse_receipt(tagged[0])
-            except CorruptReceiptError as error:
-                raise corrupt_receipt(self._store, number, error) from error
-            if receipt.shard != number:
-                raise corrupt_receipt(self._store, number, f"it is that of shard {receipt.shard}")
-            if self._recipe not in (None, receipt.recipe):
-                raise corrupt_receipt(self._store, number, f"it names another recipe, {receipt.recipe[:12]}")
+            receipt = needed_receipt(self._store, number, tagged[0], self._recipe)
             self._entries[number] = IndexEntry(
                 (tags or {}).get(number, tagged[1]),
                 receipt.accepted,

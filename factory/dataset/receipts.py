@@ -61,14 +61,6 @@ class CorruptReceiptError(ValueError):
     """A receipt that cannot be parsed or belongs to another shard; a store that does not respond is another error."""
 
 
-def corrupt_receipt(store: Store, shard: int, problem: object) -> UserError:
-    """The error for readers that need the receipt of a shard."""
-    return UserError(
-        f"the receipt of shard {shard} is corrupt ({problem}); repair it with "
-        f"{command('verify', store.address, '--repair')}."
-    )
-
-
 @dataclass(frozen=True)
 class Tally:
     """Counts of generating a shard; `exhausted` lists the indices of samples that were rejected in every attempt."""
@@ -168,8 +160,29 @@ def _create_manifest(store: Store, name: str, data: bytes) -> bytes:
 def read_receipt(store: Store, shard: int) -> Receipt | None:
     """Read a shard's receipt; None if it is missing. Raises CorruptReceiptError if it is not one of this shard."""
     data = store.get(receipt_name(shard))
-    receipt = None if data is None else parse_receipt(data)
-    if receipt is not None and receipt.shard != shard:
+    return None if data is None else _receipt_of(shard, data)
+
+
+def needed_receipt(store: Store, shard: int, data: bytes, recipe: str | None) -> Receipt:
+    """Parse the receipt of a shard for a reader that cannot do without; raises UserError if it is corrupt.
+
+    `recipe` is a fingerprint: a receipt of another recipe, which a replaced driver can leave, is then corrupt as well.
+    """
+    try:
+        receipt = _receipt_of(shard, data)
+        if recipe not in (None, receipt.recipe):
+            raise CorruptReceiptError(f"it names another recipe, {receipt.recipe[:12]}")
+    except CorruptReceiptError as error:
+        raise UserError(
+            f"the receipt of shard {shard} is corrupt ({error}); repair it with "
+            f"{command('verify', store.address, '--repair')}."
+        ) from error
+    return receipt
+
+
+def _receipt_of(shard: int, data: bytes) -> Receipt:
+    receipt = parse_receipt(data)
+    if receipt.shard != shard:
         raise CorruptReceiptError(f"not a receipt of shard {shard}, but of shard {receipt.shard}")
     return receipt
 

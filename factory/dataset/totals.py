@@ -8,14 +8,7 @@ from dataclasses import dataclass, field
 from factory.config.plan import Plan
 from factory.dataset.ordered_map import ordered_map
 from factory.dataset.receipt_index import IndexEntry, ReceiptIndex
-from factory.dataset.receipts import (
-    CorruptReceiptError,
-    Receipt,
-    check_same_recipe,
-    corrupt_receipt,
-    read_receipt,
-    tags,
-)
+from factory.dataset.receipts import Receipt, check_same_recipe, needed_receipt, receipt_name, tags
 from factory.dataset.storage import Store
 from factory.errors import UserError
 
@@ -46,19 +39,11 @@ class Totals:
 
 
 def read_receipts(store: Store, numbers: list[int], recipe: str | None = None) -> Iterator[Receipt]:
-    """Read the receipts of some shards concurrently; raises UserError for a corrupt one.
-
-    `recipe` is a fingerprint: a receipt of another recipe, which a replaced driver can leave, is then corrupt as well.
-    """
+    """Read the receipts of some shards concurrently, with the checks of `needed_receipt`; missing ones are left out."""
 
     def read(number: int) -> Receipt | None:
-        try:
-            receipt = read_receipt(store, number)
-        except CorruptReceiptError as error:
-            raise corrupt_receipt(store, number, error) from error
-        if receipt is not None and recipe not in (None, receipt.recipe):
-            raise corrupt_receipt(store, number, f"it names another recipe, {receipt.recipe[:12]}")
-        return receipt
+        data = store.get(receipt_name(number))
+        return None if data is None else needed_receipt(store, number, data, recipe)
 
     found = ordered_map(read, numbers, _READERS, ahead=1000, name="receipts")
     return (receipt for _, receipt in found if receipt is not None)

@@ -40,7 +40,7 @@ def test_disagreements_of_a_shard_with_its_plan_and_receipt_are_named(tmp_path: 
     assert check_shard(store, recipe, Plan(recipe).shard(3)).problems == ["the receipt is missing"]
     (tmp_path / receipt_name(1)).rename(tmp_path / receipt_name(3))
     assert verify(store).damaged[3] == ["not a receipt of shard 3, but of shard 1"]
-    with pytest.raises(UserError, match=r"the receipt of shard 3 is corrupt \(it is that of shard 1\); repair it"):
+    with pytest.raises(UserError, match=r"receipt of shard 3 is corrupt \(not a receipt of shard 3, but of shard 1\)"):
         current_totals(store, Plan(recipe))
 
 
