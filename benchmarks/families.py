@@ -21,6 +21,7 @@ import torch
 from benchmarks.common import NO_FILTERS, command_line, median_seconds, options_of, run
 from factory.config.prompts import Prompt
 from factory.config.recipe import Recipe, make_recipe
+from factory.config.splits import seen_classes
 from factory.config.vocabulary import voc
 from factory.dataset.storage import Store
 from factory.generation.pin import pin_recipe
@@ -82,7 +83,7 @@ def attention_works(generator: PipelineGenerator) -> bool:
 
 
 def guided_works(recipe: Recipe, folder: Path) -> bool:
-    seen = list(voc().seen("1"))
+    seen = list(seen_classes(voc(), "1"))
     oracle = pin_recipe(
         recipe.model_copy(
             update={

@@ -20,6 +20,7 @@ from benchmarks.common import FACTORY, NO_FILTERS, command_line, options_of, pos
 from benchmarks.memory import peaks
 from benchmarks.shapes import random_pipeline
 from factory.config.recipe import make_recipe
+from factory.config.splits import seen_classes
 from factory.config.vocabulary import voc
 from factory.generation.pin import pin_recipe
 from factory.hf_logging import quiet_model_libraries
@@ -45,7 +46,7 @@ def oracle_dataset(model: Path, folder: Path, dtype: str, steps: int, threads: i
     """Generate an oracle dataset with bands of brightness as masks."""
     from tests.support.datasets import BandDetector, make_dataset
 
-    oracle = {"split": "1", "seen": list(voc().seen("1"))}
+    oracle = {"split": "1", "seen": list(seen_classes(voc(), "1"))}
     data = data_of(model, dtype, steps, threads) | {"masks": {"source": "detector"}, "oracle": oracle}
     make_dataset(pin_recipe(make_recipe(data)), folder, BandDetector(voc().names))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from factory.config.splits import seen_classes
 from factory.config.vocabulary import Vocabulary, coco, voc
 from factory.errors import UserError
 from factory.labelled.voc import VocFolder
@@ -64,7 +65,7 @@ def test_voc_job_runs_end_to_end_and_resumes(tiny_model: Path, tmp_path: Path, m
     assert {row["method"] for row in protocol["results"]} == {"attention", "guided"}
     config = json.loads((out / "grounder" / "model" / "config.json").read_text())
     assert config["oracle"]["masks"]["detector"] == values["detector"]
-    assert set(config["classes_seen"]) == set(voc().seen("1"))
+    assert set(config["classes_seen"]) == set(seen_classes(voc(), "1"))
     assert "| real seen classes + mixture |" in (out / "protocol-2.md").read_text()
     assert "| VOC2012 | detector's and true masks | 1 |" in (out / "real.md").read_text()
 

@@ -17,6 +17,7 @@ from factory.config.class_balance import ClassSequence
 from factory.config.cooccurrence import WeightedGroups, balanced, pair_weights, read_table
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe, parse_recipe
+from factory.config.splits import seen_classes
 from factory.config.vocabulary import coco, from_names, voc
 from factory.errors import UserError
 
@@ -183,7 +184,7 @@ def test_a_missing_table_is_rejected() -> None:
 
 
 def test_oracles_draw_from_their_seen_classes() -> None:
-    seen = voc().seen("1")
+    seen = seen_classes(voc(), "1")
     data = {"classes": "voc", "oracle": {"split": "1", "seen": list(seen)}, "masks": {"source": "detector"}}
     recipe = make_recipe({"n": 100, "objects": {3: 1}, "cooccurrence": "coco", **data})
     counts = Counter(name for sample in Plan(recipe).samples() for name in sample.prompt.classes)

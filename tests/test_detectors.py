@@ -11,6 +11,7 @@ import torch
 from transformers import ResNetConfig
 
 from factory.config.recipe import Recipe, make_recipe
+from factory.config.splits import seen_classes
 from factory.config.vocabulary import coco, from_names, voc
 from factory.dataset.records import Instance
 from factory.detector import detectron2 as with_detectron2
@@ -151,7 +152,7 @@ def test_a_class_that_no_prompt_names_may_be_missing() -> None:
     known = [name for name in coco().names if name != "dog"]
     with pytest.raises(UserError, match="1 of the classes: dog"):
         translation(voc(), known)
-    assert len(translation(voc(), known, voc().seen("1"))) == 19
+    assert len(translation(voc(), known, seen_classes(voc(), "1"))) == 19
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from PIL import Image
 
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
+from factory.config.splits import seen_classes
 from factory.config.stickers import EMBEDDED_MODELS
 from factory.config.vocabulary import caption, coco
 from factory.detector.load import open_detector as open_any_detector
@@ -98,7 +99,7 @@ def test_the_grounder_agrees_with_the_detector_on_seen_and_unseen_classes(model:
     """On those of 24 images in which the detector is confident; half of the images show unseen classes."""
     config = read_config(grounder_folder(model))
     assert config.revision == pin_revision(model)
-    seen = [name for name in coco().seen("1") if name in config.classes_seen]
+    seen = [name for name in seen_classes(coco(), "1") if name in config.classes_seen]
     assert len(seen) == 65
     names = [*coco().unseen("1")[:12], *seen[::6][:12]]
     data = {"n": len(names), "classes": names, "batch": 12, "generator": {"model": model}}

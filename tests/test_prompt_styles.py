@@ -14,6 +14,7 @@ from factory.config.plan import Plan
 from factory.config.prompts import Prompt
 from factory.config.recipe import make_recipe
 from factory.config.rich_prompts import RichPrompts, vocabulary_words
+from factory.config.splits import seen_classes
 from factory.config.vocabulary import coco, from_names, voc
 from factory.errors import UserError
 from factory.generation.components import load_components
@@ -94,7 +95,7 @@ def test_prompts_name_their_classes_once_and_no_others(classes: Any, objects: di
 
 def test_seen_classes_of_an_oracle_come_without_the_unseen_ones() -> None:
     words = ClassWords(coco())
-    seen = coco().seen("1")
+    seen = seen_classes(coco(), "1")
     data = {"oracle": {"split": "1", "seen": list(seen)}, "masks": {"source": "detector"}, "objects": MIXED}
     for prompt in prompts(300, classes="coco", **data):
         assert {mention.class_name for mention in words.mentions(prompt.text)} == set(prompt.classes) <= set(seen)

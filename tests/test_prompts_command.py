@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from factory.cli.options import assemble
 from factory.config.prompts import Prompt, read_prompts
+from factory.config.splits import seen_classes
 from factory.config.vocabulary import coco, from_names, voc
 from factory.errors import UserError
 from factory.prompts.file import PromptsFile
@@ -236,7 +237,7 @@ def test_split_names_seen_classes_only(tmp_path: Path) -> None:
     with chat_server() as (url, _):
         summary(*options(url, tmp_path / "p", classes="voc", n=30, split="1"))
     named = {name for prompt in read_prompts(tmp_path / "p", voc()) for name in prompt.classes}
-    assert named == set(voc().seen("1"))
+    assert named == set(seen_classes(voc(), "1"))
 
 
 def test_prompts_fit_the_text_encoder(tiny_model: Path, lm: Path, tmp_path: Path) -> None:

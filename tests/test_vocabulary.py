@@ -3,6 +3,7 @@
 import pytest
 
 from factory.config.class_option import parse_classes
+from factory.config.splits import seen_classes
 from factory.config.vocabulary import caption, coco, from_names, voc
 from factory.errors import UserError
 
@@ -29,7 +30,7 @@ def test_voc_classes_are_prompted_by_coco_names() -> None:
 @pytest.mark.parametrize(("vocabulary", "unseen"), [(voc(), 5), (coco(), 15)])
 def test_split_partitions_the_classes(vocabulary, split, unseen) -> None:
     assert len(vocabulary.unseen(split)) == unseen
-    assert sorted(vocabulary.seen(split) + vocabulary.unseen(split)) == sorted(vocabulary.names)
+    assert sorted(seen_classes(vocabulary, split) + vocabulary.unseen(split)) == sorted(vocabulary.names)
 
 
 def test_voc_splits_cover_fifteen_classes() -> None:

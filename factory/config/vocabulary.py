@@ -141,11 +141,6 @@ class Vocabulary:
             )
         return splits[split]
 
-    def seen(self, split: str) -> tuple[str, ...]:
-        """The seen class names of a split, in vocabulary order."""
-        unseen = self.unseen(split)
-        return tuple(name for name in self.names if name not in unseen)
-
 
 @functools.cache
 def coco() -> Vocabulary:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from factory.config.recipe import load_recipe, make_recipe
+from factory.config.splits import seen_classes
 from factory.config.vocabulary import coco, voc
 from factory.dataset.storage import Store
 from factory.dataset.verify import verify
@@ -39,7 +40,7 @@ def test_an_inverted_dataset_verifies_and_has_the_true_masks(folder: Path, tiny_
     assert recipe.real is not None
     for key, sample in zip(recipe.real.keys, OracleDataset(store).samples(0), strict=False):
         loaded = truth.load(key)
-        assert set(sample.prompt.classes) <= set(voc().seen("1"))
+        assert set(sample.prompt.classes) <= set(seen_classes(voc(), "1"))
         assert sample.labels.shape == (64, 64)
         for k, name in enumerate(sample.prompt.classes, 1):
             expected = (loaded.labels == voc().names.index(name) + 1).mean()
@@ -172,7 +173,7 @@ def test_a_class_that_a_grounder_has_seen_by_another_name_is_seen() -> None:
 
     meter = IoUMeter()
     meter.add(("sofa", "train"), np.array([[1, 0, 0, 0]]), np.array([[1, 2, 0, 0]]))
-    config: Any = SimpleNamespace(classes_seen=coco().seen("1"), split="1")
+    config: Any = SimpleNamespace(classes_seen=seen_classes(coco(), "1"), split="1")
     result = _result("guided", config, "voc", meter)
     assert (result.miou, result.seen, result.unseen) == (0.5, 1, 0)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from factory.config.splits import seen_classes
 from factory.config.vocabulary import coco, from_names, voc
 from factory.dataset.storage import Store
 from factory.errors import UserError
@@ -175,7 +176,8 @@ def test_shards_and_folders_have_the_same_classes(shards: Path, folder: Path) ->
 
 
 def test_images_of_unseen_classes_are_left_out(folder: Path) -> None:
-    everything, seen = VocFolder(folder, "trainval", voc()), VocFolder(folder, "trainval", voc(), voc().seen("1"))
+    everything = VocFolder(folder, "trainval", voc())
+    seen = VocFolder(folder, "trainval", voc(), seen_classes(voc(), "1"))
     assert 0 < seen.size < everything.size
     unseen = {voc().names.index(name) + 1 for name in voc().unseen("1")}
     for lazy in seen.samples(0):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from factory.config.recipe import Recipe, make_recipe
+from factory.config.splits import seen_classes
 from factory.config.vocabulary import voc
 from factory.dataset.storage import Store
 from factory.generation.pin import pin_recipe
@@ -17,7 +18,7 @@ from factory.grounder.training import GrounderOptions, GrounderTask
 from factory.training.loop import train
 from factory.training.options import TrainOptions
 
-SEEN = voc().seen("1")
+SEEN = seen_classes(voc(), "1")
 EVERYTHING = frozenset({FEATURES, CROSS_ATTENTION, CLASS_EMBEDDINGS, LATENT})
 OPTIONS = TrainOptions(steps=12, batch=4, learning_rate=1e-3, ema_decay=0.5, checkpoint_every=3)
 
