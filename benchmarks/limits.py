@@ -96,9 +96,8 @@ def main() -> None:
     evaluation = SplitEvaluation({name: grounder}, recipe, "cpu")
     judge = None
     if options.judge:
-        judge = OracleGrounder(
-            FittingDetector(EmbeddedDetector(recipe, options.judge), "the second detector"), recipe.masks
-        )
+        detector = EmbeddedDetector(recipe, options.judge, "cpu")
+        judge = OracleGrounder(FittingDetector(detector, "the second detector", 1), recipe.masks)
     columns: dict[str, Tallies] = {}
     for group in GROUPS:
         tallies = columns[group] = defaultdict(IoUMeter)

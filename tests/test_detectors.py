@@ -249,7 +249,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_detected_in_parts() -> None:
 
     images = [np.full((1, 1, 3), k, np.uint8) for k in range(3)]
     limited = Limited()
-    detector = FittingDetector(limited, "limited")
+    detector = FittingDetector(limited, "limited", 1)
     assert [found[0].class_name for found in detector.detect(images)] == ["0", "1", "2"]
     assert [found[0].class_name for found in detector.detect(images, [["a"], ["b"], ["c"]])] == ["0", "1", "2"]
     assert limited.calls == [(3, None), (2, None), (1, None), (2, [["a"], ["b"]]), (1, [["c"]])]

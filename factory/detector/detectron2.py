@@ -33,7 +33,7 @@ class Detectron2Detector:
     in the list next to the weight file.
     """
 
-    def __init__(self, recipe: Recipe, name: str, device: str = "cpu") -> None:
+    def __init__(self, recipe: Recipe, name: str, device: str) -> None:
         """Raises UserError if detectron2 cannot be used, has no such config, or if the weights do not fit."""
         self._labels = labels(name)
         self._names = translation(recipe.vocabulary(), self._labels, recipe.planned_names())
@@ -41,17 +41,10 @@ class Detectron2Detector:
         self._order = str(config.INPUT.FORMAT)
         shortest = config.INPUT.MIN_SIZE_TEST
         self._resize = _library()["ResizeShortestEdge"]([shortest, shortest], config.INPUT.MAX_SIZE_TEST)
-        self._threads = recipe.generator.threads
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Image], classes: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
-        """Instances in descending order of score, down to 0.05, with masks of the images' size.
-
-        Images of mixed sizes are processed one at a time: padding to the largest would change what is detected.
-        """
-        torch.set_num_threads(self._threads)
-        if len({image.shape for image in images}) > 1:
-            return [self.detect([image])[0] for image in images]
+        """Instances in descending order of score, down to 0.05, with masks of the images' size."""
         with own_kernels_of_torchvision():
             outputs = self._model([self._input(image) for image in images])
         return [as_instances(output["instances"].to("cpu"), self._labels, self._names) for output in outputs]

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image as Pictures
 
 from factory.config.recipe import Recipe
@@ -14,21 +13,14 @@ from factory.detector.labels import translation
 class EmbeddedDetector:
     """Finds instances and names them by the vocabulary; classes are also matched by alias."""
 
-    def __init__(self, recipe: Recipe, folder: Path, device: str = "cpu") -> None:
+    def __init__(self, recipe: Recipe, folder: Path, device: str) -> None:
         from factory.stickers.detector import StickerDetector
 
-        self._threads = recipe.generator.threads
         self._detector = StickerDetector.from_pretrained(folder, device)
         self._names = translation(recipe.vocabulary(), self._detector.class_names, recipe.planned_names())
 
     def detect(self, images: Sequence[Image], classes: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
-        """Detect on the recipe's number of CPU threads, as the generator does.
-
-        Images of mixed sizes are processed one at a time.
-        """
-        torch.set_num_threads(self._threads)
-        if len({image.shape for image in images}) > 1:
-            return [self.detect([image])[0] for image in images]
+        """Instances in each image."""
         detected = self._detector.detect([Pictures.fromarray(image) for image in images])
         return [
             [

@@ -1,6 +1,8 @@
-"""Divides batches that do not fit into GPU memory."""
+"""What all detectors need: threads, and batches that can be detected at once."""
 
 from collections.abc import Collection, Sequence
+
+import torch
 
 from factory.dataset.records import Image, Instance
 from factory.detector.interface import Detector
@@ -10,10 +12,14 @@ _Item = tuple[Image, Collection[str] | None]
 
 
 class FittingDetector:
-    """A detector whose batches are divided if they do not fit into GPU memory."""
+    """A detector on the recipe's number of CPU threads, as the generator is.
 
-    def __init__(self, detector: Detector, name: str) -> None:
-        self._detector = detector
+    Batches that do not fit into GPU memory are divided. Images of mixed sizes are processed one at a time: padding to
+    the largest would change what is detected.
+    """
+
+    def __init__(self, detector: Detector, name: str, threads: int) -> None:
+        self._detector, self._threads = detector, threads
         self._parts = FittingParts(f"the detector {name} and one image", "detects objects in")
 
     def detect(self, images: Sequence[Image], classes: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
@@ -23,5 +29,9 @@ class FittingDetector:
             of_part = [names for _, names in part if names is not None]
             return self._detector.detect([image for image, _ in part], None if classes is None else of_part)
 
+        torch.set_num_threads(self._threads)
         names = [None] * len(images) if classes is None else classes
-        return self._parts.apply(detect, list(zip(images, names, strict=True)))
+        items = list(zip(images, names, strict=True))
+        if len({image.shape for image in images}) > 1:
+            return [self._parts.apply(detect, [item])[0] for item in items]
+        return self._parts.apply(detect, items)

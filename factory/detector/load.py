@@ -28,7 +28,7 @@ _FORMS = (
 
 
 def open_detector(recipe: Recipe, device: str) -> Detector:
-    """The detector of a recipe, with its weights loaded. It divides batches that do not fit into GPU memory.
+    """The detector of a recipe, with its weights loaded.
 
     Raises UserError if it cannot be loaded, differs from the pinned revision, or does not know a class.
     """
@@ -36,7 +36,7 @@ def open_detector(recipe: Recipe, device: str) -> Detector:
 
     check_pin(recipe.masks)
     be_deterministic(device, tf32=recipe.generator.dtype == "tf32")
-    return FittingDetector(_opened(recipe, device), recipe.masks.detector)
+    return FittingDetector(_opened(recipe, device), recipe.masks.detector, recipe.generator.threads)
 
 
 def _opened(recipe: Recipe, device: str) -> Detector:

@@ -36,9 +36,8 @@ class OpenVocabularyDetector:
     the model's library are dropped, or below the recipe's `score` or `ignore_score` if one is lower.
     """
 
-    def __init__(self, recipe: Recipe, name: OpenName, device: str = "cpu") -> None:
+    def __init__(self, recipe: Recipe, name: OpenName, device: str) -> None:
         """Raises UserError if a model cannot be loaded, is incomplete, or cannot read the name of a class."""
-        self._threads = recipe.generator.threads
         self._texts = texts_of(recipe)
         check_texts(name, recipe.masks.detector_revision, self._texts)
         self._finder = _open(name, recipe, device)
@@ -46,7 +45,6 @@ class OpenVocabularyDetector:
     @torch.inference_mode()
     def detect(self, images: Sequence[Image], classes: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
         """Instances of the `classes` of each image, by default all, in descending order of score."""
-        torch.set_num_threads(self._threads)
         detections = []
         for position, image in enumerate(images):
             names = self._texts if classes is None else classes[position]

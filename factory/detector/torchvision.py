@@ -30,19 +30,15 @@ class TorchvisionDetector:
     of 91 classes with gaps of the weights or in the list next to the weight file.
     """
 
-    def __init__(self, recipe: Recipe, name: str, device: str = "cpu") -> None:
+    def __init__(self, recipe: Recipe, name: str, device: str) -> None:
         """Raises UserError if torchvision cannot be used, has no such model, or if the weights do not fit."""
         self._labels = labels(name)
         self._names = translation(recipe.vocabulary(), self._labels, recipe.planned_names())
         self._model, self._device = load_model(name).to(device).eval(), device
-        self._threads = recipe.generator.threads
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Image], classes: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
-        """Instances in descending order of score. Images of mixed sizes are processed one at a time."""
-        torch.set_num_threads(self._threads)
-        if len({image.shape for image in images}) > 1:
-            return [self.detect([image])[0] for image in images]
+        """Instances in descending order of score."""
         inputs = [torch.from_numpy(image).permute(2, 0, 1).float().div(255).to(self._device) for image in images]
         with own_kernels_of_torchvision():
             outputs = self._model(inputs)

@@ -35,9 +35,9 @@ class TransformersDetector:
     normalises the RGB images.
     """
 
-    def __init__(self, recipe: Recipe, source: str, device: str = "cpu") -> None:
+    def __init__(self, recipe: Recipe, source: str, device: str) -> None:
         """Raises UserError if `source`, a folder or hub id, is not such a model or misses a class that prompts name."""
-        self._threads, self._device = recipe.generator.threads, device
+        self._device = device
         self._model, self._processor = load_model(source, recipe.masks.detector_revision)
         self._model = self._model.to(device).eval()
         self._labels = {int(k): str(name) for k, name in self._model.config.id2label.items()}
@@ -46,12 +46,7 @@ class TransformersDetector:
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Image], classes: Sequence[Collection[str]] | None = None) -> list[list[Instance]]:
-        """Instances in descending order of score, down to 0.05. Images of mixed sizes are processed one at a time."""
-        torch.set_num_threads(self._threads)
-        if len({image.shape for image in images}) > 1:
-            return [self.detect([image])[0] for image in images]
-        if not images:
-            return []
+        """Instances in descending order of score, down to 0.05."""
         output = self._model(**self._inputs(images))
         # On the CPU, because the library's post-processing mixes devices.
         tensors = {name: output[name].float().cpu() for name in _OUTPUTS if output.get(name) is not None}

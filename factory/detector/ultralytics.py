@@ -34,11 +34,10 @@ class UltralyticsDetector:
     it. The longer side of an image is resized to the library's default of 640 pixels.
     """
 
-    def __init__(self, recipe: Recipe, name: str, device: str = "cpu") -> None:
+    def __init__(self, recipe: Recipe, name: str, device: str) -> None:
         """Raises UserError if ultralytics cannot be used, has no such model, or if the weights do not fit."""
         self._labels = labels(name)
         self._names = translation(recipe.vocabulary(), self._labels, recipe.planned_names())
-        self._threads = recipe.generator.threads
         # A device as a string would make the library set CUDA_VISIBLE_DEVICES, so that every worker of a machine would
         # use its first GPU. `rect` and `batch` are as in `YOLO.predict`: images are not padded to a square.
         options = {
@@ -53,7 +52,6 @@ class UltralyticsDetector:
 
         Images are processed one at a time: the library stops suppressing boxes in a batch that takes too long.
         """
-        torch.set_num_threads(self._threads)
         return [self._instances(self._predictor([in_order(image, "BGR")])[0]) for image in images]
 
     def _instances(self, result: Any) -> list[Instance]:
