@@ -118,7 +118,7 @@ def _time(hours: float) -> str:
     return f"{minutes:.1f} minutes" if minutes >= 1.5 else f"{minutes * 60:.1f} seconds"
 
 
-def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool = False) -> dict[str, Any]:
+def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool) -> dict[str, Any]:
     """The plan as JSON data. Classes are counted over at most 100,000 samples; they are balanced in every prefix.
 
     Raises UserError for everything that `generate` checks before it starts.

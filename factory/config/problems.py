@@ -96,7 +96,7 @@ def _invalid_text(name: str, problem: str, cause: BaseException | None) -> str:
     return invalid_field(name, problem, got)
 
 
-def invalid_field(name: str, problem: str, got: str = "") -> str:
+def invalid_field(name: str, problem: str, got: str) -> str:
     """Pydantic's message about a field, without a full stop; `got` describes the value, such as ", got 0"."""
     for pattern, replacement in _RULES.items():
         problem = re.sub(pattern, replacement, problem)

@@ -64,7 +64,7 @@ def _list_part(
     return entries if end is None else {name: entry for name, entry in entries.items() if name < end}
 
 
-def list_folder(run: Run, folder: Path, prefix: str, limit: int | None = None) -> dict[str, Entry]:
+def list_folder(run: Run, folder: Path, prefix: str, limit: int | None) -> dict[str, Entry]:
     """Every file below `folder/prefix`, or about `limit` of them, without `lost+found`."""
     from obstore.exceptions import GenericError, InvalidPathError, PermissionDeniedError
 

@@ -29,7 +29,7 @@ def in_fork() -> bool:
 class Requests:
     """Runs requests on a folder or a bucket; `folder` is None for a bucket. It holds clients with their own threads."""
 
-    def __init__(self, address: str, folder: Path | None, settings: StoreRecipe, access: Access | None = None) -> None:
+    def __init__(self, address: str, folder: Path | None, settings: StoreRecipe, access: Access | None) -> None:
         # Its submodules import the package: threads that import both at once can get it half initialized.
         importlib.import_module("obstore")
         self._address, self._folder, self._settings, self._access = address, folder, settings, access

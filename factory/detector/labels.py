@@ -45,7 +45,7 @@ def translation(
     return result
 
 
-def unseen_by(vocabulary: Vocabulary, labels: Sequence[str], required: Collection[str] | None = None) -> list[str]:
+def unseen_by(vocabulary: Vocabulary, labels: Sequence[str], required: Collection[str] | None) -> list[str]:
     """The `required` classes, by default all, that a detector with these labels does not know."""
     known = set().union(*(_synonyms(name) for name in labels))
     return [

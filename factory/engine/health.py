@@ -29,7 +29,7 @@ class Health:
         """A worker became ready."""
         self._failed_starts = 0
 
-    def start_failed(self, worker: Worker, message: str, dead_node: str | None = None) -> None:
+    def start_failed(self, worker: Worker, message: str, dead_node: str | None) -> None:
         """Record an actor that was lost or failed while starting; RunFailedError after too many failures.
 
         A node that died is one failure, regardless of the actors that were loading there; waiting actors do not count.

@@ -1,6 +1,5 @@
 """Chooses the batch size of training by the free memory."""
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from factory.training.memory import free_bytes
 if TYPE_CHECKING:
     from factory.grounder.training import GrounderTask
 
-_log = logging.getLogger(__name__)
 
 _MAX_SAMPLES = 64
 """Samples of which the one with the most classes is measured, because there are logits for each class."""
@@ -21,7 +19,7 @@ _TRANSIENT = 2.0
 """On a CPU, only tensors that are saved for the backward pass are counted; this factor allows for temporary ones."""
 
 
-def fitting_batch(task: "GrounderTask", max_batch: int, report: Callable[[str], None] = _log.info) -> int:
+def fitting_batch(task: "GrounderTask", max_batch: int, report: Callable[[str], None]) -> int:
     """The largest power of two up to `max_batch` whose samples fit into the free memory, but at least 1.
 
     One sample runs forward and backward; weights and running statistics do not change.

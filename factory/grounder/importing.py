@@ -28,12 +28,12 @@ class Release:
 
     checkpoint: Path
     model: str
-    classes: str = "voc"
-    split: str = "1"
-    detector: str | None = None
+    classes: str
+    split: str
+    detector: str | None
 
 
-def import_released(release: Release, out: Path, device: str = "auto") -> Path:
+def import_released(release: Release, out: Path, device: str) -> Path:
     """Write and return the folder that `generate --masks` and `evaluate-grounder` read.
 
     The model is loaded and called once for the shapes of its features. Raises UserError if the checkpoint does not fit.

@@ -24,7 +24,7 @@ def export_night(
     folder: str,
     format_name: str,
     log: Callable[[str], None],
-    confirm: Callable[[], None] = lambda: None,
+    confirm: Callable[[], None],
 ) -> Exported:
     """Export the finished shards of a dataset to `folder` of the root, in one format.
 

@@ -31,7 +31,7 @@ class Sprite:
     """A drawing: an RGBA image of a square cell, either the default one of its class and style or a variant."""
 
     drawing: Image.Image
-    is_variant: bool = False
+    is_variant: bool
 
     @functools.cached_property
     def mips(self) -> tuple[Image.Image, ...]:

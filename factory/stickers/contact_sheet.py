@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from factory.config.stickers import STICKERS
 from factory.config.vocabulary import Vocabulary, caption
 from factory.errors import UserError
 from factory.stickers.embedded import open_detector, open_pipeline
@@ -22,8 +21,8 @@ def contact_sheet(
     objects: int,
     seed: int,
     out: Path,
-    model: str = STICKERS,
-    progress: Callable[[int], None] = lambda done: None,
+    model: str,
+    progress: Callable[[int], None],
 ) -> int:
     """Write the sheet to `out`. Returns the number of images in which every prompted class was found.
 

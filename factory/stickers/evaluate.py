@@ -94,7 +94,7 @@ class Judges:
     """The detector that is evaluated and used for evaluation, and a second one that is trained independently."""
 
     detector: StickerDetector
-    second: StickerDetector | None = None
+    second: StickerDetector | None
 
 
 def evaluate(

@@ -4,7 +4,7 @@ from factory.errors import counted
 from factory.stickers.evaluate import Evaluation
 
 
-def summary_table(measured: Evaluation, models: str = "") -> str:
+def summary_table(measured: Evaluation, models: str) -> str:
     """All metrics with their targets, and the classes that are found least often.
 
     `models` are the options that name the models of the measurement, if they are not the embedded ones.
@@ -52,7 +52,7 @@ def summary_table(measured: Evaluation, models: str = "") -> str:
     return f"{_caption(measured, models)}\n" + "\n".join(lines) + "\n"
 
 
-def class_table(measured: Evaluation, models: str = "") -> str:
+def class_table(measured: Evaluation, models: str) -> str:
     """The metrics of each class; `models` as for `summary_table`."""
     lines = ["| class | found | mask IoU, training styles | mask IoU, held-out style |", "|---|---|---|---|"]
     for name, share in measured.found.one_object_by_class.items():

@@ -1,6 +1,5 @@
 """Training task of the embedded text-to-image model: latent diffusion on captioned rendered scenes."""
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -28,8 +27,6 @@ from factory.stickers.tokens import MAX_TOKENS, train_tokenizer
 from factory.stickers.training_scenes import all_captions, scene_classes, scene_latents
 from factory.training.precision import autocast
 from factory.training.sheet import tile
-
-_log = logging.getLogger(__name__)
 
 _EMPTY_SHARE = 0.1
 _OBJECT_WEIGHT = 1.0
@@ -60,7 +57,7 @@ class DiffusionTask:
         """The autoencoder, in whose latents the model draws."""
         return {"autoencoder": self._autoencoder_digest}
 
-    def __init__(self, autoencoder: Path, cache: Path, device: str, report: Callable[[str], None] = _log.info) -> None:
+    def __init__(self, autoencoder: Path, cache: Path, device: str, report: Callable[[str], None]) -> None:
         self.device = device
         self._autoencoder_digest = folder_digest(autoencoder)
         self.autoencoder = open_autoencoder(autoencoder, device)

@@ -6,7 +6,6 @@ Models* (CVPR 2023): the teacher of the first stage uses classifier-free guidanc
 the cost of every step. Here, the student learns a single guidance scale, with the linear schedule of the teacher.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,6 @@ from factory.stickers.sampling import Sampling
 from factory.stickers.text_to_image import TextToImage, as_pipeline, load_weights, new_text_to_image
 from factory.stickers.train_diffusion import DiffusionTask
 from factory.training.precision import autocast
-
-_log = logging.getLogger(__name__)
 
 NUM_TRAIN_TIMESTEPS = 1000
 
@@ -56,7 +53,7 @@ class TurboTask(DiffusionTask):
         autoencoder: Path,
         cache: Path,
         device: str,
-        report: Callable[[str], None] = _log.info,
+        report: Callable[[str], None],
     ) -> None:
         super().__init__(autoencoder, cache, device, report)
         self.name = stage.name
