@@ -42,7 +42,6 @@ def test_finished_dataset_is_recorded_as_complete(finished: Path) -> None:
     description = json.loads((finished / "dataset.json").read_text())
     assert (description["samples"], description["complete"], description["shards"]) == (12, True, 3)
     assert json.loads((finished / "progress.json").read_text())["status"] == "done"
-    assert not (finished / "wids-meta.json").exists()
 
 
 def test_receipts_record_what_the_bytes_depend_on_besides_the_recipe(finished: Path) -> None:

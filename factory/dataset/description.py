@@ -16,8 +16,6 @@ from factory.errors import UserError
 
 DATASET_JSON = "dataset.json"
 CARD = "README.md"
-_WIDS = "wids-meta.json"
-"""Written by earlier versions; webdataset 1.0 and later do not read it."""
 
 
 def write_description(store: Store, recipe: Recipe) -> Totals:
@@ -45,8 +43,6 @@ def _write(store: Store, plan: Plan, entries: Mapping[int, IndexEntry]) -> Total
     # In ASCII, because programs may open it in the encoding of their locale.
     text = json.dumps(description(recipe, plan, sums), indent=1)
     _put_if_changed(store, DATASET_JSON, f"{text}\n")
-    with contextlib.suppress(UserError):  # it is not there, or may not be deleted
-        store.delete(_WIDS)
     _put_if_changed(store, CARD, card(recipe, sums, max(entries, default=0)))
     return sums
 
