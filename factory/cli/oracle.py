@@ -72,7 +72,6 @@ def bootstrap_oracle(
     from factory.cli.options import assemble, open_store
     from factory.cli.view import watching
     from factory.config.unseen_words import check_no_unseen_classes
-    from factory.dataset.stored_recipe import RECIPE
     from factory.errors import UserError
     from factory.generation.run import generate as run
 
@@ -86,8 +85,7 @@ def bootstrap_oracle(
     merged = assemble(recipe, store, options, defaults)
     if merged.oracle is None:
         raise UserError("the recipe is not that of an oracle dataset; add --split.")
-    if store.get(RECIPE) is None:  # datasets of earlier versions can be resumed
-        check_no_unseen_classes(merged)
+    check_no_unseen_classes(merged)
     with watching(quiet=as_json) as watch:
         summary = run(merged, store, extend, watch, force)
     to_stdout(dumps(as_data(summary, out)) if as_json else as_text(summary, out))
