@@ -24,7 +24,9 @@ def preview(
     from factory.dataset.storage import Store
     from factory.errors import not_written
     from factory.files.atomic import write_atomically
+    from factory.files.paths import check_image_file
 
+    check_image_file(out, "--out")
     image = preview_image(Store(dataset), n, out.suffix)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -27,16 +27,11 @@ _LONGEST_SIDE = {"PNG": 65_500, "JPEG": 65_500, "WEBP": 16_383}
 """Maximum height in pixels of an image in each format. That of PNG is not its own: it limits the memory to 600 MB."""
 
 
-def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
+def preview_image(store: Store, count: int, suffix: str) -> bytes:
     """Draw the first samples of a dataset as an image file in the format of `suffix`, one of IMAGE_FORMATS.
 
-    Raises UserError for another suffix, for more samples than the format has room for, and if there is no dataset or
-    no sample in it.
+    Raises UserError for more samples than the format has room for, and if there is no dataset or no sample in it.
     """
-    if suffix.lower() not in IMAGE_FORMATS:
-        raise UserError(f"a preview can be written as {', '.join(IMAGE_FORMATS)}, got {suffix!r}.")
-    if count < 1:
-        raise UserError(f"a preview requires at least 1 sample, got {count}.")
     max_samples = _LONGEST_SIDE[IMAGE_FORMATS[suffix.lower()]] // _HEIGHT * _COLUMNS
     cells = list(islice(_cells(store), min(count, max_samples + 1)))
     if not cells:

@@ -46,6 +46,6 @@ def test_command_prints_the_file_as_json(tmp_path: Path) -> None:
 
 def test_preview_keeps_the_proportions_of_images(tmp_path: Path) -> None:
     store, _ = make_dataset(tmp_path, shards=range(1))
-    pixels = np.asarray(Image.open(io.BytesIO(preview_image(store, 1))))
+    pixels = np.asarray(Image.open(io.BytesIO(preview_image(store, 1, ".png"))))
     drawn = (pixels[: preview.CELL, : preview.CELL] < 250).any((1, 2))
     assert drawn.nonzero()[0].tolist() == list(range(20, 140)), "160 x 120 pixels of an image of 64 x 48"

@@ -293,7 +293,7 @@ def test_empty_shard_is_sound_and_readable(first_empty: Store, tmp_path: Path) -
     for form in FORMATS:
         summary = run(first_empty, tmp_path / form, form)
         assert summary.train + summary.val == SHARD_SIZE * (SHARDS - 1)
-    assert preview_image(first_empty, 1)
+    assert preview_image(first_empty, 1, ".png")
     source = DatasetSource(first_empty, coco())
     assert source.size == SHARD_SIZE * (SHARDS - 1)
     stream = SampleStream([source], 4, seed=0)

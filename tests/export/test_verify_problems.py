@@ -116,8 +116,7 @@ def test_shard_that_changed_after_the_check_is_generated_again(tar: bytes | None
     assert (done.rewritten, done.deleted, list(store.list("train"))) == ((), (1,), [tar_name(0)])
 
 
-@pytest.mark.parametrize(("count", "message"), [(0, "at least 1 sample, got 0"), (1, "has no samples yet")])
-def test_preview_without_samples_is_rejected(count: int, message: str, tmp_path: Path) -> None:
+def test_preview_without_samples_is_rejected(tmp_path: Path) -> None:
     store, _ = make_dataset(tmp_path, shards=range(0))
-    with pytest.raises(UserError, match=message):
-        preview_image(store, count)
+    with pytest.raises(UserError, match="has no samples yet"):
+        preview_image(store, 1, ".png")
