@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from factory.config.plan import Plan
 from factory.config.sections import GeneratorRecipe, OracleRecipe
+from factory.config.vocabulary import voc
 from factory.errors import UserError
 from factory.files.hub import hub_file
 from factory.generation.pin import pin_recipe
@@ -24,6 +25,7 @@ from factory.generator.load import config_folder, pin_generator, pin_revision
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.shared_recipe import shared_recipe
 from tests.support.recipes import two_shards
+from tests.support.tiny_open_vocabulary import bert_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NEWER = "fedc" * 10
@@ -158,6 +160,7 @@ def test_new_commits_do_not_change_the_pins_of_a_detector_of_a_folder_and_a_hub_
     for path, kind in ((sam / "snapshots" / COMMIT, "sam2"), (folder, "grounding-dino")):
         path.mkdir(parents=True)
         (path / "config.json").write_text(json.dumps({"model_type": kind}))
+    bert_tokenizer(folder, [entry.display for entry in voc().classes])
     (sam / "refs").mkdir()
     (sam / "refs" / "main").write_text(COMMIT)
     given = two_shards(tiny_model, masks={"source": "detector", "detector": f"grounding-dino:{folder}+someone/sam2"})

@@ -27,7 +27,7 @@ _LONGEST_SIDE = {"PNG": 65_500, "JPEG": 65_500, "WEBP": 16_383}
 """Maximum height in pixels of an image in each format. That of PNG is not its own: it limits the memory to 600 MB."""
 
 
-def preview_image(store: Store, count: int, suffix: str) -> bytes:
+def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
     """Draw the first samples of a dataset as an image file in the format of `suffix`, one of IMAGE_FORMATS.
 
     Raises UserError for more samples than the format has room for, and if there is no dataset or no sample in it.

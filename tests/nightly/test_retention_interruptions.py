@@ -39,7 +39,7 @@ def test_half_deleted_dataset_is_never_the_latest(root: Store, monkeypatch: pyte
     with pytest.raises(UserError):
         delete_night(root, OLD)
     assert root.list(f"{OLD}/dataset/receipts")
-    damaged = {"shards": 3, "of": 3, "damaged": [1]}
+    damaged = {"shards": 3, "of": 3, "damaged": [1], "at": "2026-11-25T03:00:00Z"}
     put_night(root, NEW, "failed", verified=damaged)
     night = list_nights(root)[NEW]
     assert night is not None

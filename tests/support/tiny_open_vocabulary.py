@@ -139,7 +139,7 @@ def tiny_grounding_dino(folder: Path, words: Sequence[str], mm: bool = False) ->
     from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 
     torch.manual_seed(0)
-    tokenizer = _bert_tokenizer(folder, words)
+    tokenizer = bert_tokenizer(folder, words)
     kinds = (
         (MMGroundingDinoConfig, MMGroundingDinoForObjectDetection)
         if mm
@@ -216,7 +216,7 @@ def _clip_tokenizer(words: Sequence[str], length: int) -> Any:
     return tokenizer
 
 
-def _bert_tokenizer(folder: Path, words: Sequence[str]) -> Any:
+def bert_tokenizer(folder: Path, words: Sequence[str]) -> Any:
     from transformers import BertTokenizer
 
     pieces = sorted({word for text in words for word in text.lower().split()})
