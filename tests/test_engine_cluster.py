@@ -14,8 +14,9 @@ import pytest
 from factory.config.recipe import make_recipe
 from factory.config.sections import EngineRecipe
 from factory.engine.capacity import Capacity
-from factory.engine.cluster import _check_reachable, _keep_token_in_memory, _quiet_here, connected
+from factory.engine.cluster import _check_reachable, _keep_token_in_memory, connected
 from factory.engine.pool import Pool
+from factory.engine.quiet import quiet_here
 from factory.engine.scheduler import Scheduler
 from factory.engine.state import Listener, State
 from factory.engine.view import ClusterView
@@ -153,6 +154,7 @@ from factory.cli import main
 from factory.engine import cluster, health
 from factory.engine.capacity import Capacity
 from factory.engine.pool import Pool
+from factory.engine.quiet import quiet_here
 from factory.engine.scheduler import Scheduler
 from factory.engine.state import Listener
 from factory.engine.view import ClusterView
@@ -198,7 +200,7 @@ def test_death_of_the_head_node_ends_the_run_with_a_clear_error(tmp_path: Path) 
 
 
 def test_only_the_thread_that_starts_ray_is_muted(capsys: pytest.CaptureFixture[str]) -> None:
-    with _quiet_here():
+    with quiet_here():
         print("message of Ray")
         worker = threading.Thread(target=print, args=("of another thread",))
         worker.start()
@@ -248,7 +250,7 @@ def test_addresses_of_ipv6_are_reachable() -> None:
 
 
 LIBRARY_USER = """
-import ray, sys
+import os, ray, sys
 import psutil
 from factory.engine.cluster import connected
 from factory.config.sections import EngineRecipe
@@ -258,6 +260,8 @@ with connected(EngineRecipe(workers=1), 1):
     assert ray.get(ray.remote(lambda: 3).remote()) == 3
     me = psutil.Process()
     for process in [me, *me.children(recursive=True)]:
+        services = {"dashboard.py", "monitor.py"} & {os.path.basename(part) for part in process.cmdline()}
+        assert not services, f"{services} delay the start"
         for connection in process.net_connections("inet"):
             if connection.status == "LISTEN":
                 print("listens", connection.laddr.ip.removeprefix("::ffff:"))
@@ -268,7 +272,7 @@ print("after")
 """
 
 
-def test_library_use_keeps_stdout_and_listens_on_loopback_only(tmp_path: Path) -> None:
+def test_library_use_keeps_stdout_and_starts_only_what_it_needs_on_loopback(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * (87 - len(str(tmp_path))) if len(str(tmp_path)) < 87 else "x")
     folder.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

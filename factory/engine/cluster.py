@@ -1,6 +1,5 @@
 """Starts Ray on this machine, or joins a cluster."""
 
-import io
 import logging
 import os
 import secrets
@@ -8,12 +7,13 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from typing import Any
 
 from factory.config.sections import EngineRecipe
 from factory.engine import environment, logs
 from factory.engine.machine import metrics_port, session_folder, usable_cpus
+from factory.engine.quiet import quiet_here
 from factory.errors import TransientError, UserError, one_line
 from factory.signals import deferred
 
@@ -117,38 +117,6 @@ def _own_sigterm_handler() -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Discard standard output, to which Ray prints regardless of its log level while it trains."""
-    with open(os.devnull, "w") as sink, redirect_stdout(sink):
-        yield
-
-
-class _OtherThreads:
-    """Standard output without what one thread writes to it."""
-
-    def __init__(self, output: Any) -> None:
-        self._output = output
-        self.muted: int | None = threading.get_ident()
-
-    def write(self, text: str) -> int:
-        return len(text) if threading.get_ident() == self.muted else int(self._output.write(text))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._output, name)
-
-
-@contextmanager
-def _quiet_here() -> Iterator[None]:
-    """Like `quiet`, but keep what other threads print: a program may start Ray in one thread and work in another."""
-    output: Any = _OtherThreads(sys.stdout or io.StringIO())  # a service may have no standard output
-    try:
-        with redirect_stdout(output):
-            yield
-    finally:
-        output.muted = None  # another redirection may have kept it, and a new thread may have the same number
-
-
-@contextmanager
 def _loopback_only() -> Iterator[None]:
     """Make Ray's servers listen on the loopback interface, as they do on macOS and Windows.
 
@@ -165,6 +133,26 @@ def _loopback_only() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
+@contextmanager
+def _without_head_services() -> Iterator[None]:
+    """Make Ray start neither its API server nor its autoscaler, which a cluster of one machine does not need.
+
+    `ray.init` waits until the API server has been loaded, which takes longer than everything else.
+    """
+    from ray._private import node
+
+    def start_nothing(self: object, **options: object) -> None:
+        pass
+
+    head: Any = node.Node
+    before = head.start_api_server, head.start_monitor
+    head.start_api_server = head.start_monitor = start_nothing
+    try:
+        yield
+    finally:
+        head.start_api_server, head.start_monitor = before
+
+
 def _start_local(cpus: int) -> None:
     folder, port = session_folder(), metrics_port()
     _keep_token_in_memory()
@@ -172,7 +160,7 @@ def _start_local(cpus: int) -> None:
 
     options: dict[str, Any] = {} if folder is None else {"_temp_dir": folder}
     try:
-        with deferred(), _quiet_here(), _loopback_only(), _own_sigterm_handler():
+        with deferred(), quiet_here(), _loopback_only(), _without_head_services(), _own_sigterm_handler():
             ray.init(
                 address="local",
                 num_cpus=max(usable_cpus(), cpus),
@@ -197,7 +185,7 @@ def _shut_down() -> None:
     import ray
 
     def shut_down() -> None:
-        with _quiet_here():
+        with quiet_here():
             ray.shutdown()
 
     thread = threading.Thread(target=shut_down, name="ray-shutdown", daemon=True)
@@ -238,7 +226,7 @@ def _join(address: str) -> None:
 
     _check_joinable(address)
     try:
-        with _quiet_here(), _own_sigterm_handler():
+        with quiet_here(), _own_sigterm_handler():
             ray.init(
                 address=address,
                 logging_level=logging.ERROR,

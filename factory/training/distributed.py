@@ -83,9 +83,10 @@ def train_on_several(
             f"--batch {run.batch} is not divisible by the {devices} devices; choose a multiple of {devices}."
         )
     from factory.engine.capacity import Capacity, resources
-    from factory.engine.cluster import connected, quiet
+    from factory.engine.cluster import connected
     from factory.engine.environment import of_the_driver
     from factory.engine.health import lost_cluster
+    from factory.engine.quiet import quiet
     from factory.engine.view import ClusterView
 
     out = Path(run.out).absolute()
