@@ -269,6 +269,20 @@ def test_conflict_between_requests_is_repeated(bucket: Bucket, address: str) -> 
     assert read_receipt(store, 0) == receipt
 
 
+@pytest.mark.parametrize("reason", ["ConditionalRequestConflict", "OperationAborted"])
+def test_conflict_with_an_own_request_is_not_that_with_another_writer(
+    bucket: Bucket, address: str, reason: str
+) -> None:
+    """S3 answers so while it still executes the first attempt. A night ended: "another driver changed night.json"."""
+    store = Store(address)
+    for seen, data in ((None, b"1"), (b"1", b"2")):
+        bucket.faults.append(Fault("status", "PUT", code=409, reason=reason))
+        assert store.compare_and_swap("a", data, seen)
+    bucket.faults.append(Fault("status", "PUT", code=409, reason=reason))
+    assert store.create("b", b"1")
+    assert not store.create("b", b"2")
+
+
 @pytest.mark.parametrize(
     ("code", "reason"), [(507, "XMinioStorageFull"), (403, "QuotaExceeded"), (400, "XMinioAdminBucketQuotaExceeded")]
 )

@@ -27,6 +27,9 @@ _TEMPORARY = re.compile(
 response has the status 200."""
 _DISTURBED = re.compile(r"<Code>(?:RequestTimeout|IncompleteBody|BadDigest)</Code>")
 """The answers (400) of S3 to a request that stalled on its way, or arrived incomplete or changed."""
+_CONFLICT = re.compile(r"<Code>(?:ConditionalRequestConflict|OperationAborted)</Code>")
+"""The answers (409) of S3 to a conditional write during another write of the file, such as one that timed out here. The
+client takes them for "already exists"."""
 _FULL = re.compile(r"<Code>(?:XMinioStorageFull|QuotaExceeded|XMinioAdminBucketQuotaExceeded)</Code>|^507")
 """The answers of S3 services to a write for which a disk or a quota has no space: MinIO and Ceph; 507 is of HTTP."""
 _CREDENTIALS = re.compile(r"Error performing token request|credential error|http://169\.254\.")
@@ -47,16 +50,17 @@ _NO_BUCKET = re.compile(r"<Code>(?:NoSuchBucket|ContainerNotFound)</Code>")
 def is_temporary(error: Exception, proven: bool) -> bool:
     """Whether the same request may succeed later. `proven`: the store has responded before, so its address is valid.
 
-    Connection resets, truncated requests and responses, timeouts, 5xx, "slow down" and a wrong clock are temporary.
-    Access denied (403), expired credentials, a full bucket (507), a request that the service does not implement (501),
-    a wrong region and an invalid endpoint URL are not. Missing credentials are temporary only if there were some
-    before.
+    Connection resets, truncated requests and responses, timeouts, 5xx, "slow down", conflicts and a wrong clock are
+    temporary. Access denied (403), expired credentials, a full bucket (507), a request that the service does not
+    implement (501), a wrong region and an invalid endpoint URL are not. Missing credentials are temporary only if there
+    were some before.
     """
     from obstore.exceptions import GenericError
 
     if is_full(error):
         return False
-    if has_wrong_clock(error) or _DISTURBED.search(_answer(error)):
+    answer = _answer(error)
+    if has_wrong_clock(error) or _DISTURBED.search(answer) or _CONFLICT.search(answer):
         return True
     if isinstance(error, OSError) and error.errno in _NFS:
         return True  # from a call outside the client, such as `fsync`
