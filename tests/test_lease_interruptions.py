@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from factory.dataset import lease
-from factory.dataset.lease import LEASE, HeldLease, Lease, acquire, dead, leased, parse_lease
+from factory.dataset.lease import LEASE, HeldLease, Lease, acquire, dead, leased, parse_lease, stale
 from factory.dataset.storage import Store, StoreFullError
 from factory.errors import LeaseHeldError
 from factory.files.processes import process_identity
+from tests.support.bucket import Bucket, Fault
 
 ELSEWHERE = Lease("abc", "node-7", 12, "other-boot/pid:[1]/5", "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
 
@@ -47,6 +48,21 @@ def test_heartbeat_whose_response_was_lost_is_continued(store: Store, monkeypatc
             time.sleep(0.02)
         assert current(store).beat >= 1002
         held.check()
+
+
+def test_lease_that_was_left_in_an_outage_does_not_stop_the_next_call_of_this_process(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook calls `factory.generate` again: its own process was "another driver" until it ended."""
+    monkeypatch.setattr(lease, "_RELEASE_PATIENCE", 0.1)
+    store = Store("s3://b/set")
+    with leased(store) as first:
+        bucket.faults.append(Fault("outage", times=None, seconds=600))
+    bucket.faults.clear()
+    assert current(store).holder == first.holder
+    assert stale(store) is True
+    with leased(store) as second:
+        assert second.epoch == first.epoch + 1
 
 
 @pytest.mark.parametrize(
@@ -114,6 +130,7 @@ def test_process_that_is_hidden_from_this_user_is_not_dead(monkeypatch: pytest.M
     monkeypatch.setattr(builtins, "open", hidden)
     monkeypatch.setattr(os, "kill", forbidden)
     assert dead(running) is None
+    monkeypatch.setattr(lease, "_held", {"abc"})
     assert dead(Lease("abc", "here", os.getpid(), place, "", "")) is False
 
 

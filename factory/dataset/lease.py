@@ -29,6 +29,8 @@ _TIMEOUT = EXPIRES / 3
 _POLL_INTERVAL = 1.0
 _RELEASE_PATIENCE = 5.0
 _SHOWN = 100
+_held = set[str]()
+"""The holders of the leases that this process has and has not released."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,14 @@ def parse_lease(data: bytes | None) -> Lease | None:
 
 
 def dead(lease: Lease) -> bool | None:
-    """Whether the lease's process has ended; None if it is hidden, on another machine, or in another PID namespace."""
+    """Whether the lease's driver has ended; None if it is hidden, on another machine, or in another PID namespace.
+
+    It may also be an earlier driver of this process that could not delete its lease during an outage.
+    """
     identity = process_identity(lease.pid)
     if not lease.place or not identity or lease.place.rpartition("/")[0] != identity.rpartition("/")[0]:
         return None
-    return lease.place != identity
+    return lease.place != identity or (lease.pid == os.getpid() and lease.holder not in _held)
 
 
 def holder(store: Store) -> Lease | None:
@@ -161,14 +166,20 @@ class HeldLease:
     def release(self) -> None:
         """Release the lease; best effort, because it expires anyway."""
         self._released.set()
-        self._thread.join(1)
-        if not self._loss:
-            store = self._store.with_patience(_RELEASE_PATIENCE)
-            with suppress(UserError):
-                # Compared by holder: in an outage, a heartbeat may have been written although its response was lost.
-                current = parse_lease(store.get(LEASE))
-                if current is not None and current.holder == self._lease.holder:
-                    store.delete(LEASE)
+        try:
+            self._thread.join(1)
+            if not self._loss:
+                self._delete()
+        finally:
+            _held.discard(self._lease.holder)
+
+    def _delete(self) -> None:
+        store = self._store.with_patience(_RELEASE_PATIENCE)
+        with suppress(UserError):
+            # Compared by holder: in an outage, a heartbeat may have been written although its response was lost.
+            current = parse_lease(store.get(LEASE))
+            if current is not None and current.holder == self._lease.holder:
+                store.delete(LEASE)
 
     def _beat(self) -> None:
         store = self._store.with_timeout(_TIMEOUT)
@@ -234,9 +245,16 @@ def acquire(store: Store, force: bool = False, log: Callable[[str], None] = lamb
                 continue
         before = parse_lease(data)
         lease = _new_lease(epoch=1 if before is None else before.epoch + 1)
-        if store.compare_and_swap(LEASE, lease.to_json(), data, durable=False):
-            _check_conditional_writes(store, lease)
-            return lease
+        _held.add(lease.holder)  # first: another thread must not take it for that of an earlier driver
+        acquired = False
+        try:
+            if store.compare_and_swap(LEASE, lease.to_json(), data, durable=False):
+                _check_conditional_writes(store, lease)
+                acquired = True
+                return lease
+        finally:
+            if not acquired:
+                _held.discard(lease.holder)
 
 
 def _check_conditional_writes(store: Store, lease: Lease) -> None:
