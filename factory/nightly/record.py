@@ -162,6 +162,8 @@ class NightFile:
     def __init__(self, root: Store, date: datetime.date) -> None:
         self._root, self._name = root, f"{date.isoformat()}/{NIGHT}"
         self._seen: bytes | None = None
+        self._unsure: bytes | None = None
+        """A record that may have been written: an interrupt or an outage hid the result."""
 
     def load(self) -> Night | None:
         """Read the record; None if there is none. Raises UserError if it is invalid."""
@@ -175,12 +177,15 @@ class NightFile:
     def save(self, night: Night) -> None:
         """Write the record. Raises LeaseHeldError if another driver has written one since `load`."""
         data = night.to_json()
+        if self._unsure is not None and self._root.get(self._name) == self._unsure:
+            self._seen = self._unsure
+        self._unsure = data
         if not self._root.compare_and_swap(self._name, data, self._seen):
             raise LeaseHeldError(
                 f"another driver changed {self._root.address_of(self._name)}; this run stops, and its committed "
                 f"shards are kept."
             )
-        self._seen = data
+        self._seen, self._unsure = data, None
 
 
 def list_nights(root: Store) -> dict[datetime.date, Night | None]:

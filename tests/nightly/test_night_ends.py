@@ -2,6 +2,7 @@
 
 import datetime
 import errno
+import itertools
 import json
 import shutil
 import time
@@ -15,7 +16,7 @@ from factory import exit_codes
 from factory.config.recipe import make_recipe
 from factory.dataset import lease
 from factory.dataset.storage import Store, StoreFullError
-from factory.errors import LeaseHeldError, UserError
+from factory.errors import LeaseHeldError, StoreUnavailableError, UserError
 from factory.generation import run as generation_run
 from factory.nightly import preflight, run, steps
 from factory.nightly.budget import with_lost_usage
@@ -169,6 +170,29 @@ def test_record_that_another_driver_changed_is_not_overwritten(tmp_path: Path) -
         second.save(night.changed(samples=1))
     root.put("latest.json", b"{")
     assert latest_night(root) is None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), StoreUnavailableError("the response was lost")])
+@pytest.mark.parametrize("write", range(3))
+def test_record_whose_write_was_interrupted_is_that_of_this_driver(
+    error: BaseException, write: int, make: Make, generated: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The night could not be recorded: "another driver changed night.json", and it remained `running`."""
+    context, swap, writes = generated(make()), Store.compare_and_swap, itertools.count()
+
+    def interrupted(store: Store, name: str, *content: Any, **options: Any) -> bool:
+        done = swap(store, name, *content, **options)
+        if name.endswith("night.json") and next(writes) == write:
+            raise error
+        return done
+
+    monkeypatch.setattr(Store, "compare_and_swap", interrupted)
+    outcome = run_night(context)
+    night = NightFile(context.root, DATE).load()
+    assert night is not None
+    expected = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    assert (outcome.state, night.state) == (expected, expected)
+    assert not [message for message in context.__dict__["messages"] if "could not be written" in message]
 
 
 def test_target_below_the_size_of_the_dataset_is_rejected(make: Make, finished_set: Path, tmp_path: Path) -> None:
