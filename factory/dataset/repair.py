@@ -29,8 +29,9 @@ def repair(store: Store, report: Report, confirm: Callable[[], None] = lambda: N
     The caller must have acquired the dataset's lease before the check, because the newest files of a run are orphans
     until their receipt is written. `confirm` raises an error if the lease was lost since; another driver may have
     completed what the report names. A worker of a killed driver may complete a shard as well: files that have a receipt
-    now are kept, and so are shards that the disk can read again. The receipt of a damaged shard is deleted first, so
-    that an interrupted repair leaves a missing shard and not one that looks intact.
+    now are kept, and so are shards that the disk can read again, and those of damaged manifests that changed meanwhile:
+    nobody has checked that these can be generated again. The receipt of a damaged shard is deleted first, so that an
+    interrupted repair leaves a missing shard and not one that looks intact.
     """
     recipe = recipe_of(store)
     plan, kept = Plan(recipe), set[int]()
@@ -42,7 +43,7 @@ def repair(store: Store, report: Report, confirm: Callable[[], None] = lambda: N
         confirm()
         if _rewrite_manifest(store, number, recipe.format):
             rewritten.append(number)
-    deleted = tuple(number for number in report.damaged if number not in kept.union(rewritten))
+    deleted = tuple(number for number in report.damaged if number not in kept.union(report.only_manifest))
     for number in deleted:
         confirm()
         for name in (receipt_name(number), manifest_name(number), tar_name(number)):

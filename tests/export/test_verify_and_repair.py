@@ -122,6 +122,26 @@ def test_lost_response_to_a_rewritten_manifest_does_not_delete_the_shard(tmp_pat
     assert verify(store).damaged == {}
 
 
+def test_manifest_that_another_writer_replaces_meanwhile_does_not_delete_the_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of a killed driver, with another version of pyarrow. The shard may be one that cannot be generated."""
+    store, _ = make_dataset(tmp_path)
+    (tmp_path / manifest_name(1)).write_bytes(b"damaged")
+    report, delete = verify(store), Store.delete
+
+    def replaced(store: Store, name: str) -> None:
+        delete(store, name)
+        store.create(name, b"of another version")
+
+    monkeypatch.setattr(Store, "delete", replaced)
+    assert repair(store, report).deleted == ()
+    assert list(verify(store).damaged) == [1]
+    monkeypatch.undo()
+    assert repair(store, verify(store)).rewritten == (1,)
+    assert verify(store).damaged == {}
+
+
 def test_commit_keeps_an_existing_manifest_of_another_version(tmp_path: Path) -> None:
     store, recipe = make_dataset(tmp_path, shards=range(1))
     commit_shard(store, recipe, 1)
