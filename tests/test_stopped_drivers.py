@@ -56,6 +56,29 @@ def test_repair_that_was_stopped_deletes_nothing(tmp_path: Path, monkeypatch: py
     assert (after.damaged, after.missing, after.shards) == ({}, [], SHARDS)
 
 
+def test_repair_that_was_stopped_between_deletions_keeps_the_new_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, recipe = make_dataset(tmp_path)
+    (tmp_path / tar_name(2)).write_bytes(b"damaged")
+    delete = Store.delete
+    with leased(store) as held:
+        report = verify(store)
+
+        def stopped(self: Store, name: str) -> None:
+            monkeypatch.setattr(Store, "delete", delete)
+            for own in (receipt_name(2), tar_name(2)):
+                self.delete(own)
+            take_over(self, monkeypatch)
+            commit_shard(self, recipe, 2)
+
+        monkeypatch.setattr(Store, "delete", stopped)
+        with pytest.raises(LeaseHeldError):
+            repair(store, report, held.confirm)
+    after = verify(store)
+    assert (after.damaged, after.shards) == ({}, SHARDS)
+
+
 def test_reset_that_was_stopped_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataset without shards is reset for another recipe while another driver starts to generate it."""
     store, recipe = make_dataset(tmp_path, shards=())

@@ -45,8 +45,8 @@ def repair(store: Store, report: Report, confirm: Callable[[], None] = lambda: N
             rewritten.append(number)
     deleted = tuple(number for number in report.damaged if number not in kept.union(report.only_manifest))
     for number in deleted:
-        confirm()
         for name in (receipt_name(number), manifest_name(number), tar_name(number)):
+            confirm()
             store.delete(name)
     orphans = []
     for name, number in report.orphans.items():

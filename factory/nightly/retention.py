@@ -86,7 +86,9 @@ def _delete_from_bucket(root: Store, folder: str, confirm: Callable[[], None]) -
     names = root.list(folder).keys() - {record, lease}
     confirm()
     root.delete(f"{folder}/{DATASET}/{RECIPE}")
+    confirm()
     root.delete_all(names)
+    confirm()
     root.delete(record)
 
 
@@ -98,10 +100,13 @@ def _delete_files(path: Path, confirm: Callable[[], None]) -> None:
         (dataset / RECIPE).unlink(missing_ok=True)
         for child in list(dataset.iterdir()):
             if child.name != LEASE and not child.name.startswith(LOCK):
+                confirm()
                 _remove(child)
     for child in list(path.iterdir()):
         if child.name != NIGHT and (child != dataset or child.is_symlink()):
+            confirm()
             _remove(child)
+    confirm()
     (path / NIGHT).unlink(missing_ok=True)
 
 

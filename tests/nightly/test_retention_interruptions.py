@@ -2,11 +2,13 @@
 
 import datetime
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from factory.dataset import lease
 from factory.dataset.lease import LEASE, Lease, leased
 from factory.dataset.storage import Store
 from factory.errors import LeaseHeldError, UserError
@@ -68,6 +70,32 @@ def test_driver_that_starts_during_the_deletion_is_rejected(root: Store, monkeyp
     delete_night(root, OLD)
     assert held
     assert root.folders() == [str(NEW)]
+
+
+def test_deletion_that_was_stopped_deletes_nothing_of_a_restarted_night(
+    root: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another driver took the night over after the recipe was deleted, and generated it again."""
+    delete, remove = Store.delete, retention._remove
+
+    def take_over() -> None:
+        root.put(f"{OLD}/dataset/{LEASE}", Lease("abc", "node-7", 12, "other/1", BEHIND, BEHIND).to_json())
+        monkeypatch.setattr(lease, "_clock", lambda: time.clock_gettime(time.CLOCK_BOOTTIME) + lease.EXPIRES + 1)
+
+    def stopped(store: Store, name: str) -> None:
+        delete(store, name)
+        take_over()
+
+    def stopped_in_folder(path: Path) -> None:
+        remove(path)
+        take_over()
+
+    monkeypatch.setattr(Store, "delete", stopped)
+    monkeypatch.setattr(retention, "_remove", stopped_in_folder)
+    with pytest.raises(LeaseHeldError):
+        delete_night(root, OLD)
+    assert root.get(f"{OLD}/night.json") is not None
+    assert root.folder is not None or len(root.list(f"{OLD}/dataset/receipts")) == 3
 
 
 def test_driver_whose_clock_is_behind_keeps_its_night(root: Store) -> None:
