@@ -58,10 +58,11 @@ def verify(
     recipe_of(store)  # raises before a lease is written where there is no dataset
     # The lease is held during the check too, because files that an active run is writing look like orphans.
     with leased(store, force, to_stderr) if repair else contextlib.nullcontext() as lease:
+        # A nightly job generates its missing shards within its budget; a dataset of mode `grow` may lack nearly all.
+        generates_missing = repair and night_options(store) is None
         report = check(store)
         tried, repaired = set[int](), None
-        # A nightly job generates its missing shards within its budget; a dataset of mode `grow` may lack nearly all.
-        missing = report.missing if repair and night_options(store) is None else []
+        missing = report.missing if generates_missing else []
         if lease is not None and (report.damaged or missing or report.orphans):
             tried = _repair(store, report, missing, workers, as_json, lease)
             report = check(store)

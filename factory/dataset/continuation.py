@@ -3,9 +3,11 @@
 import os
 import re
 from contextlib import suppress
+from typing import Any
 
 from factory.dataset.storage import Store
-from factory.errors import UserError, command
+from factory.dataset.storage_errors import UnreadableError
+from factory.errors import TransientError, UserError, command
 from factory.files.decode import decode_json
 
 NIGHT = "night.json"
@@ -21,7 +23,9 @@ def continuing_command(store: Store) -> str:
 
     `generate` would continue a dataset of a night as well, but regardless of the budget, and without its record.
     """
-    night = night_options(store)
+    night = None
+    with suppress(UserError):  # the error for which this command is needed is of more use
+        night = night_options(store, _PATIENCE)
     if night is None:
         return command("generate", "--shards", store.address)
     return f"{command('nightly', 'CONFIG', *night)} (the configuration of its nightly job)"
@@ -37,27 +41,37 @@ def without_samples(store: Store, has_shards: bool) -> UserError:
     )
 
 
-def night_options(store: Store) -> list[str] | None:
-    """The options of `factory nightly` that select the night of a dataset; None for other datasets."""
-    with suppress(UserError, ValueError, TypeError):  # such as no permission to read above the dataset
-        return _night_options(store)
-    return None
+def night_options(store: Store, patience: float | None = None) -> list[str] | None:
+    """The options of `factory nightly` that select the night of a dataset; None for other datasets.
+
+    Raises UserError if the record of a night exists and cannot be read at the moment: the
+    dataset must not be taken for another one.
+    """
+    try:
+        return _night_options(store, patience)
+    except (TransientError, UnreadableError):
+        raise
+    except (UserError, ValueError, TypeError):  # such as no permission to read above the dataset
+        return None
 
 
-def _night_options(store: Store) -> list[str] | None:
+def _night_options(store: Store, patience: float | None) -> list[str] | None:
     # Links are not followed: the dataset of a night may be one, to another disk.
     address = os.path.normpath(store.folder) if store.folder is not None else store.address.rstrip("/")
     above, _, name = address.rpartition("/")
-    parent = Store(above, store.settings).with_patience(_PATIENCE)
+    parent = Store(above, store.settings)
+    if patience is not None:
+        parent = parent.with_patience(patience)
     date = above.rpartition("/")[2]
-    if _DATE.fullmatch(date) and _dataset_in(parent, NIGHT) == f"{date}/{name}":
+    night = _record_in(parent, NIGHT) if _DATE.fullmatch(date) else None
+    if night is not None and night.get("dataset") == f"{date}/{name}":
         return ["--date", date]
     nights = [folder for folder in reversed(parent.folders()) if _DATE.fullmatch(folder)]
-    datasets = (_dataset_in(parent, f"{night}/{NIGHT}") for night in nights[:_NIGHTS])
-    return [] if next((dataset for dataset in datasets if dataset is not None), None) == name else None
+    records = (_record_in(parent, f"{night}/{NIGHT}") for night in nights[:_NIGHTS])
+    last = next((record for record in records if record is not None), None)
+    return [] if last is not None and last.get("dataset") == name else None
 
 
-def _dataset_in(root: Store, record: str) -> str | None:
-    """The dataset that a record of a night names, relative to the root of the nights; None if there is no record."""
-    data = root.get(record)
-    return None if data is None else str(dict(decode_json(data)).get("dataset"))
+def _record_in(root: Store, name: str) -> dict[str, Any] | None:
+    data = root.get(name)
+    return None if data is None else dict(decode_json(data))
