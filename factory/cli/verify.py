@@ -24,8 +24,8 @@ def verify(
         bool,
         typer.Option(
             "--repair",
-            help="Generate damaged and missing shards again (in a dataset of factory nightly, only damaged ones); "
-            "rejected while a run is active.",
+            help="Generate damaged and missing shards again (in an unfinished dataset of factory nightly, only damaged "
+            "ones); rejected while a run is active.",
         ),
     ] = False,
     force: Force = False,

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -42,9 +43,9 @@ def without_samples(store: Store, has_shards: bool) -> UserError:
 
 
 def night_options(store: Store, patience: float | None = None) -> list[str] | None:
-    """The options of `factory nightly` that select the night of a dataset; None for other datasets.
+    """The options of `factory nightly` that select the night of a dataset whose job has samples left to generate.
 
-    Raises UserError if the record of a night exists and cannot be read at the moment: the
+    None for other datasets. Raises UserError if the record of a night exists and cannot be read at the moment: the
     dataset must not be taken for another one.
     """
     try:
@@ -65,13 +66,21 @@ def _night_options(store: Store, patience: float | None) -> list[str] | None:
     date = above.rpartition("/")[2]
     night = _record_in(parent, NIGHT) if _DATE.fullmatch(date) else None
     if night is not None and night.get("dataset") == f"{date}/{name}":
-        return ["--date", date]
+        return ["--date", date] if _has_work(night) else None
     nights = [folder for folder in reversed(parent.folders()) if _DATE.fullmatch(folder)]
     records = (_record_in(parent, f"{night}/{NIGHT}") for night in nights[:_NIGHTS])
     last = next((record for record in records if record is not None), None)
-    return [] if last is not None and last.get("dataset") == name else None
+    return [] if last is not None and last.get("dataset") == name and _has_work(last) else None
 
 
 def _record_in(root: Store, name: str) -> dict[str, Any] | None:
     data = root.get(name)
     return None if data is None else dict(decode_json(data))
+
+
+def _has_work(night: Mapping[str, Any]) -> bool:
+    """Whether the nightly job would generate samples: it changes nothing once a complete night has made the last ones.
+
+    The shards that such a dataset lacks were deleted later, by a repair that was interrupted for example.
+    """
+    return night.get("state") != "complete" or night.get("planned", 0) < night.get("n")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import factory.generation.run
+from factory import exit_codes
 from factory.config.recipe import Recipe
 from factory.config.sections import StoreRecipe
 from factory.dataset.continuation import night_options
@@ -12,7 +13,7 @@ from factory.dataset.receipts import tar_name
 from factory.dataset.storage import Store
 from factory.engine.state import State
 from factory.errors import StoreUnavailableError
-from tests.nightly.conftest import DATE, record
+from tests.nightly.conftest import DATE, raising, record
 from tests.support.bucket import Bucket, Fault
 from tests.support.export_datasets import commit_shard, make_dataset
 from tests.support.in_process import invoke
@@ -46,6 +47,26 @@ def test_repair_leaves_the_missing_shards_of_a_night_to_its_job(mode: str | None
     assert repaired == ("Repaired shards: 1, 3, 4." if mode is None else "Repaired shard: 1.")
     assert state.startswith(f"{5 if mode is None else 3} of 5 shards exist")
     assert missing == ([] if mode is None else ["2 shards do not exist yet: 3, 4."])
+
+
+@pytest.mark.parametrize("mode", ["grow", "fresh"])
+def test_interrupted_repair_of_a_complete_night_is_continued(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job would not generate the deleted shards: for it, the night is complete, and nothing is left to do."""
+    folder = tmp_path / "dataset" if mode == "grow" else tmp_path / f"{DATE}/dataset"
+    _, recipe = make_dataset(folder)
+    name = folder.relative_to(tmp_path).as_posix()
+    night = record(DATE, "complete", mode=mode, dataset=name, n=recipe.n, planned=recipe.n)
+    Store(str(tmp_path)).put(f"{DATE}/night.json", night)
+    (folder / tar_name(1)).write_bytes(b"damaged")
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(factory.generation.run, "_run", raising(KeyboardInterrupt()))
+        assert invoke("verify", folder, "--repair").exit_code == exit_codes.INTERRUPTED
+    assert invoke("status", folder).stdout.splitlines()[-1] == f"To resume, run `factory generate --shards {folder}`."
+    result = invoke("verify", folder, "--repair")
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (0, "Repaired shard: 1.")
+    assert invoke("verify", folder).stdout.startswith("5 of 5 shards exist")
 
 
 @pytest.mark.parametrize("name", [f"{DATE}/night.json", "delimiter"])
