@@ -122,6 +122,20 @@ def test_finished_batches_survive_a_full_disk_when_they_are_resumed(
     assert (tmp_path / "p.partial").read_bytes() == before
 
 
+@pytest.mark.parametrize("length", [0, 20, 100])
+def test_a_file_whose_start_was_interrupted_is_resumed(length: int, tmp_path: Path) -> None:
+    """The process was killed, or the disk was full. The same command was rejected because of "other options"."""
+    prompt, settings = Prompt("a dog", ("dog",), ("dog",)), {"classes": ["Äpfel"]}
+    for name in ("whole", "p"):
+        if name == "p":
+            (tmp_path / "p.partial").write_bytes((tmp_path / "whole").read_bytes()[:length])
+        file = PromptsFile(tmp_path / name, settings)
+        assert not file.open()
+        file.append([prompt], {}, 0)
+        file.finish()
+    assert (tmp_path / "p").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
 @pytest.mark.parametrize("name", ["p", "p.partial"])
 @pytest.mark.parametrize(
     "line", ['{"text": "a dog}\n', '{"classes": {}}\n', "# batch: {\n", "# batch: []\n", '# batch: {"rejected": 1}\n']

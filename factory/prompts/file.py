@@ -41,6 +41,7 @@ class PromptsFile:
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path, self._partial = path, path.with_name(f"{path.name}.partial")
         self._head = f"{_SETTINGS}{json.dumps(settings, sort_keys=True, ensure_ascii=False)}\n"
+        self._start = f"{_TITLE}\n{self._head}".encode()
         self.progress, self._size = Progress(), 0
 
     def open(self) -> bool:
@@ -52,6 +53,8 @@ class PromptsFile:
         complete = self.path.exists()
         existing = self.path if complete else self._partial
         if existing.exists():
+            if not complete:
+                self._complete_start()
             self._resume(existing, complete)
             return complete
         check_writable_folder(self.path.parent, "--out: the folder")
@@ -67,7 +70,7 @@ class PromptsFile:
             for prompt in prompts
         ]
         if not self._size:
-            self._start()
+            self._create()
         counts = {"rejected": dict(sorted(rejected.items())), "exhausted": exhausted}
         if self._partial.stat().st_size != self._size:
             raise UserError(f"another process writes {self._partial}; stop one of them and rerun the command.")
@@ -77,11 +80,16 @@ class PromptsFile:
         self._size = self._partial.stat().st_size
         self._count(counts, [prompt.text for prompt in prompts])
 
-    def _start(self) -> None:
+    def _complete_start(self) -> None:
+        """Write the settings again if a process was killed, or found the disk full, while it wrote them."""
+        if self._partial.stat().st_size < len(self._start) and self._start.startswith(self._partial.read_bytes()):
+            write_atomically(self._partial, self._start)
+
+    def _create(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self._partial.open("x", encoding="utf-8") as stream:
-                stream.write(f"{_TITLE}\n{self._head}")
+            with self._partial.open("xb") as stream:
+                stream.write(self._start)
         except FileExistsError:
             raise UserError(
                 f"another process writes {self._partial}; stop one of them and rerun the command."
