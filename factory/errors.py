@@ -13,6 +13,8 @@ _CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DAMAGED = (errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO))  # only Linux has EUCLEAN
+"""A disk or file system cannot read or write a file."""
 
 
 class UserError(ValueError):
@@ -73,6 +75,14 @@ def full_disk(error: BaseException) -> str | None:
             return os.strerror(code)
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def broken_disk(error: Exception) -> str | None:
+    """A sentence about a disk that cannot read or write a file, if that is the error; None for other errors."""
+    if not isinstance(error, OSError) or error.errno not in DAMAGED:
+        return None
+    path = "a file" if error.filename is None else error.filename
+    return f"cannot use {path}: {error.strerror}; check the disk, and rerun the same command."
 
 
 def first_few(names: Sequence[object], shown: int = 3) -> str:

@@ -195,6 +195,19 @@ def test_a_full_disk_under_the_output_is_a_temporary_failure(
     assert "No space left on device. Free some space and rerun the same command." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("path", "named"), [((), "a file"), (("p.partial",), "p.partial")])
+def test_a_broken_disk_is_reported_in_one_sentence(
+    path: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write to an open file has no path."""
+    monkeypatch.setattr(main, "app", raising(OSError(errno.EIO, "Input/output error", *path)))
+    with pytest.raises(SystemExit) as end:
+        main.run()
+    assert end.value.code == exit_codes.BAD_INPUT
+    message = f"Error: cannot use {named}: Input/output error; check the disk, and rerun the same command.\n"
+    assert capsys.readouterr().err == message
+
+
 def test_a_full_disk_under_a_log_ends_no_run_and_changes_no_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with `factory generate ... 2> file`."""
     stream = io.StringIO()

@@ -35,7 +35,7 @@ from factory.cli.status import status
 from factory.cli.verify import verify
 from factory.cli.workflow import run_steps
 from factory.config.problems import usage_text
-from factory.errors import UserError, full_disk, printable
+from factory.errors import UserError, broken_disk, full_disk, printable
 
 _UNUSABLE = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
@@ -118,6 +118,9 @@ def run() -> None:
             _exit(exit_codes.BAD_INPUT)
         if isinstance(error, OSError) and error.errno in _UNUSABLE and error.filename is not None:
             _print_error(f"cannot use {error.filename}: {error.strerror}; give another path, or correct this one.")
+            _exit(exit_codes.BAD_INPUT)
+        if broken := broken_disk(error):
+            _print_error(broken)
             _exit(exit_codes.BAD_INPUT)
         if not log_format.wants_json():
             raise

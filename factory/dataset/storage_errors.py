@@ -12,11 +12,9 @@ from factory.dataset.storage_retry import (
     is_full,
     names_no_bucket,
 )
-from factory.errors import TransientError, UserError
+from factory.errors import DAMAGED, TransientError, UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_DAMAGED = (errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO))  # only Linux has EUCLEAN
-"""A disk or file system cannot read a file that exists."""
 
 
 class StoreFullError(TransientError):
@@ -61,7 +59,7 @@ def clear_errors(
                     f"{text}; committed shards are kept. Renew the credentials and rerun the same command to resume."
                 ) from None
             raise UserError(f"{text}. Renew them and rerun the same command.") from None
-        if not is_bucket and _has_code(error, message, _DAMAGED):
+        if not is_bucket and _has_code(error, message, DAMAGED):
             raise UnreadableError(
                 f"cannot use {where}: {message}. Check the disk; if only some files of a dataset are damaged, `factory "
                 f"verify --repair` generates them again."

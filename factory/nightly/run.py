@@ -15,6 +15,7 @@ from factory.errors import (
     RunFailedError,
     TransientError,
     UserError,
+    broken_disk,
     command,
     counted,
     first_few,
@@ -159,10 +160,12 @@ class _NightRun:
             return self._unexpected(self._end, error)
 
     def _unexpected(self, end: Callable[[State, int, str], Outcome], error: Exception) -> Outcome:
-        """The outcome of a full disk, or of a bug in factory, which the command raises after the notifications."""
+        """The outcome of a full or broken disk, or of a bug, which the command raises after the notifications."""
         if full := full_disk(error):
             message = f"cannot write: {full}. Free some space and run this night again."
             return end("failed", exit_codes.TRY_AGAIN, message)
+        if broken := broken_disk(error):
+            return end("failed", exit_codes.BAD_INPUT, broken)
         outcome = end("failed", exit_codes.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
         return replace(outcome, unexpected=error)
 
