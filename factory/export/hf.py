@@ -178,15 +178,20 @@ def _delete_other_files(data: Path, split: str, names: Collection[str]) -> None:
 
 def _bytes_of(file: Path) -> int:
     """The uncompressed size of a parquet file, as in a card's `num_bytes`."""
-    metadata = pq.read_metadata(file)
+    with file.open("rb") as stream:
+        metadata = pq.read_metadata(stream)
     return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
 
 
 class _RowGroupWriter:
-    """Writes a parquet file in row groups of bounded size."""
+    """Writes a parquet file in row groups of bounded size.
+
+    pyarrow receives a stream: it would take a path such as `pets:v1/data` for a URL, and rejects one that is not UTF-8.
+    """
 
     def __init__(self, path: Path, schema: Any) -> None:
-        self._writer, self._schema = pq.ParquetWriter(path, schema, compression="zstd"), schema
+        self._stream = path.open("wb")
+        self._writer, self._schema = pq.ParquetWriter(self._stream, schema, compression="zstd"), schema
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
 
@@ -194,9 +199,10 @@ class _RowGroupWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self._flush()
-        self._writer.close()
+        with self._stream:
+            if kind is None:
+                self._flush()
+            self._writer.close()
 
     def add(self, row: dict[str, Any], size: int) -> None:
         """Add a row of about `size` bytes."""

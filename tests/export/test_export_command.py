@@ -1,6 +1,7 @@
 """The export command: invalid input, output, and the examples in its documentation."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +157,18 @@ def test_concurrent_exports_to_the_same_folder_are_rejected(store: Store, tmp_pa
             second.run()
 
     Export(store, tmp_path / "coco", Options("coco", VAL)).run(intrude)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", ["pets:v1", os.fsdecode(b"caf\xe9"), "50% [a] b#c?"])
+def test_folders_may_have_any_name(
+    store: Store, name: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pyarrow took a relative path with a colon for a URL, and rejected one that is not UTF-8."""
+    monkeypatch.chdir(tmp_path)
+    run(store, Path(name), form)
+    run(store, tmp_path / "plain", form)
+    assert content(tmp_path / name) == content(tmp_path / "plain")
 
 
 @pytest.mark.parametrize(
