@@ -1,5 +1,6 @@
 """Options for local paths reject URLs."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,15 @@ def test_local_path_accepts_paths_and_rejects_urls() -> None:
     for url in ("gs://b/x", "https://host/x", "s3:/b/x", "hdfs://b"):
         with pytest.raises(UserError, match="must be a local path"):
             local_path(url, "--out")
+
+
+@pytest.mark.parametrize("name", ["my pets", "h\u00fcnde", os.fsdecode(b"caf\xe9"), "50%", "a%20b", "#1?"])
+def test_file_url_of_any_folder_is_that_folder(name: str) -> None:
+    """`factory generate --shards file:///data/my%20pets` created the folder `my%20pets`."""
+    folder = Path("/data", name)
+    assert Store(folder.as_uri()).folder == local_path(folder.as_uri(), "--out") == folder
+    assert default_target(folder.as_uri(), "coco") == Path("/data", f"{name}-coco")
+    assert Store(str(folder)).folder == local_path(str(folder), "--out") == folder
 
 
 @pytest.mark.parametrize(

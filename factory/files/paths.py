@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from factory.errors import UserError
 
@@ -44,8 +45,12 @@ def path_text(path: str | os.PathLike[str], rule: str) -> str:
 
 
 def without_file_scheme(text: str) -> str:
-    """The path of a file: URL, as in file:///data, file:/data or file://data; any other text unchanged."""
-    return _FILE_SCHEME.sub("", text)
+    """The path of a file: URL, as in file:///data, file:/data or file://data; any other text unchanged.
+
+    `Path.as_uri` and file managers write %20 for a space, and bytes that are not UTF-8 in the same way.
+    """
+    path = _FILE_SCHEME.sub("", text)
+    return text if path == text else unquote(path, errors="surrogateescape")
 
 
 def check_writable_folder(folder: Path, option: str) -> None:
