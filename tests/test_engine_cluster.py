@@ -14,7 +14,7 @@ import pytest
 from factory.config.recipe import make_recipe
 from factory.config.sections import EngineRecipe
 from factory.engine.capacity import Capacity
-from factory.engine.cluster import _check_reachable, _keep_token_in_memory, connected
+from factory.engine.cluster import _check_reachable, _environment, _keep_token_in_memory, connected
 from factory.engine.pool import Pool
 from factory.engine.quiet import quiet_here
 from factory.engine.scheduler import Scheduler
@@ -236,6 +236,14 @@ def test_environment_of_a_program_is_as_before_after_a_local_run() -> None:
     program = [sys.executable, "-c", OTHER_CLUSTER_NEXT]
     result = subprocess.run(program, capture_output=True, text=True, timeout=150, env=environment)
     assert result.stdout == "64 3\n64 3\n", result.stderr
+
+
+def test_processes_of_ray_keep_their_docstrings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With PYTHONOPTIMIZE=2, Ray's dashboard agent cannot be imported, and no local cluster started."""
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")
+    with _environment():
+        assert "PYTHONOPTIMIZE" not in os.environ
+    assert os.environ["PYTHONOPTIMIZE"] == "2"
 
 
 def test_addresses_of_ipv6_are_reachable() -> None:

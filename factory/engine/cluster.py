@@ -27,6 +27,8 @@ _ENVIRONMENT = {
     **environment.AT_START,
 }
 """For the processes that Ray starts on this machine."""
+_OPTIMIZE = "PYTHONOPTIMIZE"
+"""Removed for them: Ray's dashboard agent cannot be imported without docstrings (level 2), and Ray does not start."""
 _TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 _SHUTDOWN_TIMEOUT = 10.0
 _stuck = False
@@ -73,7 +75,8 @@ def check_address(address: str | None) -> None:
 @contextmanager
 def _environment() -> Iterator[None]:
     """Set variables for Ray. At the end, the program has its own again, such as the token of another cluster."""
-    before = {name: os.environ.get(name) for name in (*_ENVIRONMENT, *_TOKEN)}
+    before = {name: os.environ.get(name) for name in (*_ENVIRONMENT, _OPTIMIZE, *_TOKEN)}
+    os.environ.pop(_OPTIMIZE, None)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
