@@ -38,6 +38,7 @@ COMMANDS = {
     "train-grounder none --out out --learning-rate nan": "Invalid value for '--learning-rate'",
     "train-grounder none --out empty/recipe.yaml": "empty/recipe.yaml is not a folder",
     "train-grounder none --out empty": "empty is a dataset; give another folder",
+    "train-segmenter --real voc --out caf\udce9": "has a name that is not UTF-8, which safetensors and TensorBoard",
     "stickers train detector --out empty": "--out empty is a dataset; give another folder",
     "import-grounder none --model owner/name --out out": "the checkpoint none cannot be read",
     "evaluate-grounder run": "run is the folder of a training run; give its grounder, run/model.",

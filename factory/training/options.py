@@ -6,6 +6,7 @@ from pathlib import Path
 
 from factory.dataset.stored_recipe import RECIPE
 from factory.errors import UserError
+from factory.files.decode import is_text
 from factory.files.paths import check_writable_folder
 from factory.training.devices import check_device
 
@@ -46,8 +47,13 @@ class TrainOptions:
 
 
 def check_run_folder(out: Path) -> None:
-    """UserError if the folder of a training run cannot be written, or is a dataset."""
+    """UserError if the folder of a training run cannot be written or read again, or is a dataset."""
     check_writable_folder(out, "--out")
+    if not is_text(str(out)):
+        raise UserError(
+            f"--out {out} has a name that is not UTF-8, which safetensors and TensorBoard do not support; give another "
+            f"folder, or rename it."
+        )
     if (out / RECIPE).exists():
         raise UserError(f"--out {out} is a dataset; give another folder for the checkpoints and the trained model.")
 
