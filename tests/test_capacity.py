@@ -129,13 +129,14 @@ def test_worker_memory_of_a_checkpoint_counts_the_file_and_the_components_that_i
         ({"cpu/job/cpu.cfs_quota_us": "300000", "cpu/job/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/job\n", 3.0),
         ({"cpu/job/cpu.cfs_quota_us": "-1", "cpu/job/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/job\n", None),
         ({}, "4:memory:/job\n", None),
+        ({"job\udce9/cpu.max": "100000 100000"}, "0::/job\udce9\n", 1.0),
     ],
 )
 def test_cgroup_quota_is_read(files: dict[str, str], own: str, expected: float, tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / "cg" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "cg" / name).write_text(text + "\n")
-    (tmp_path / "own").write_text(own)
+    (tmp_path / "own").write_bytes(os.fsencode(own))
     assert machine._quota(tmp_path / "cg", tmp_path / "own") == expected
 
 

@@ -2,6 +2,8 @@
 
 import builtins
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -132,6 +134,17 @@ def test_process_that_is_hidden_from_this_user_is_not_dead(monkeypatch: pytest.M
     assert dead(running) is None
     monkeypatch.setattr(lease, "_held", {"abc"})
     assert dead(Lease("abc", "here", os.getpid(), place, "", "")) is False
+
+
+def test_process_with_a_name_that_is_not_utf_8_is_identified(tmp_path: Path) -> None:
+    """Linux cuts names after 15 bytes: a program of the user with a name of Japanese letters could not take a lease."""
+    program = tmp_path / "x\u30c7\u30fc\u30bf\u751f\u6210"
+    program.symlink_to(os.path.realpath(sys.executable))
+    with subprocess.Popen([program, "-c", "import time; time.sleep(60)"]) as process:
+        try:
+            assert dead(Lease("abc", "here", process.pid, process_identity(process.pid), "", "")) is False
+        finally:
+            process.kill()
 
 
 def test_heartbeat_continues_after_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

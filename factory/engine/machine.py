@@ -23,7 +23,7 @@ def usable_cpus() -> int:
 def _quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
     """The smallest CPU quota among the cgroups (v2 or v1) of this process, in cores; None without a limit."""
     try:
-        entries = [line.split(":", 2) for line in membership.read_text().splitlines()]
+        entries = [line.split(":", 2) for line in os.fsdecode(membership.read_bytes()).splitlines()]
     except OSError:
         return None
     limits: list[float] = []

@@ -1,7 +1,6 @@
 """Processes of this machine, identified so that a process with a reused number is not taken for another."""
 
 import os
-from typing import Any
 
 
 def process_identity(pid: int) -> str:
@@ -16,10 +15,10 @@ def process_identity(pid: int) -> str:
     except OSError:
         return ""
     try:
-        with open(f"/proc/{pid}/stat") as stream:
+        with open(f"/proc/{pid}/stat", "rb") as stream:  # Linux cuts the command after 15 bytes, also within a letter
             # The fields after the command in parentheses: the state is the third field, the start time the 22nd.
-            fields: list[Any] = stream.read().rpartition(")")[2].split()
-        start = "" if fields[0] in "ZX" else fields[19]
+            fields = stream.read().rpartition(b")")[2].split()
+        start = "" if fields[0] in (b"Z", b"X") else fields[19].decode()
     except (OSError, IndexError):
         if _exists(pid):
             return ""
