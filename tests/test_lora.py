@@ -18,7 +18,7 @@ from factory.generation.preflight import preflight
 from factory.generator.families import PIPELINES
 from factory.generator.interface import Request
 from factory.generator.load import check_generator, load_pipeline, pin_generator
-from factory.generator.lora import lora_settings
+from factory.generator.lora import lora_file, lora_settings
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.folder import check_fits, read_config
 from tests.support.tiny_families import tiny_family
@@ -190,6 +190,13 @@ def test_files_that_are_not_a_lora_of_the_model_are_refused(
     save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, file)
     with pytest.raises(UserError, match=message):
         load_pipeline(GeneratorRecipe(model=str(tiny_model), lora=str(file)), "cpu")
+
+
+def test_hidden_files_beside_a_lora_are_ignored(tmp_path: Path) -> None:
+    """macOS adds ._NAME to each file that it copies to another file system."""
+    file = of_peft(tmp_path / "style.safetensors")
+    (tmp_path / "._style.safetensors").write_bytes(b"\0\5\x16\7" + bytes(4092))
+    assert lora_file(GeneratorRecipe(lora=str(tmp_path))) == file
 
 
 @pytest.mark.parametrize(

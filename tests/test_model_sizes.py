@@ -67,3 +67,14 @@ def test_absurd_size_is_rejected(
     with pytest.raises(UserError, match=message) as raised:
         preflight(pin_recipe(two_shards(folder)))
     assert str(raised.value).startswith(f"the configuration of the {path.parent.name} of {folder} ")
+
+
+def test_hidden_files_are_no_weights(kl_model: Path, tmp_path: Path) -> None:
+    """macOS adds ._NAME to each file that it copies to another file system; its header was taken for damage."""
+    folder = Path(shutil.copytree(kl_model, tmp_path / "model"))
+    before = pin_recipe(two_shards(folder))
+    for file in [file for file in folder.rglob("*") if file.is_file()]:
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(4080))
+    recipe = pin_recipe(two_shards(folder))
+    preflight(recipe)
+    assert recipe == before

@@ -46,7 +46,7 @@ def lora_file(generator: GeneratorRecipe) -> Path:
     assert generator.lora is not None
     path = expanded(generator.lora)
     if path.is_dir():
-        files = sorted(path.glob(f"*{_SUFFIX}"))
+        files = sorted(path.glob(f"[!.]*{_SUFFIX}"))  # without those named ._NAME that macOS adds to copies
         if len(files) != 1:
             advice = "name one of them with --lora" if files else "give a LoRA in this format"
             raise UserError(f"{path} has {len(files) or 'no'} files that end in {_SUFFIX}; {advice}.")

@@ -63,13 +63,14 @@ def check_weights(config: Mapping[str, Any], name: str, folder: Path) -> None:
 def _stored_parameters(folder: Path) -> int:
     """The number of parameters in the weights of a component, or more: files of several precisions are all counted.
 
-    Raises UserError for an incomplete download: the header of a safetensors file says how long it is.
+    Hidden files are not: macOS adds ._NAME to every file that it copies to another file system. Raises UserError for an
+    incomplete download: the header of a safetensors file says how long it is.
     """
     from safetensors import SafetensorError, safe_open
 
     # A parameter takes at least one byte of the other formats, whose shapes cannot be read without unpickling them.
-    total = sum(path.stat().st_size for path in folder.glob("*.bin"))
-    for path in sorted(folder.glob("*.safetensors")):
+    total = sum(path.stat().st_size for path in folder.glob("[!.]*.bin"))
+    for path in sorted(folder.glob("[!.]*.safetensors")):
         try:
             with safe_open(path, framework="pt") as tensors:
                 total += sum(math.prod(tensors.get_slice(key).get_shape()) for key in sorted(tensors.keys()))
