@@ -12,6 +12,7 @@ from factory.errors import UserError
 from factory.files.hub import hub_file
 from factory.files.paths import expanded, local_path, split_named_path
 from factory.workflow.run import load_workflow
+from tests.support.export_datasets import make_dataset
 from tests.support.in_process import commands, invoke
 
 URL = "s3://bucket/prefix"
@@ -150,6 +151,25 @@ def test_home_of_an_unknown_user_is_no_path(
     assert isinstance(result.exception, UserError | SystemExit), result.exception
     assert "nobody-here" in f"{result.exception}{result.output}"
     assert not list(tmp_path.iterdir())
+
+
+def test_no_folder_is_created_for_an_unknown_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container without a home folder, `out: ~/runs` of a job created the folder `~` in the working directory."""
+    make_dataset(tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    for arguments in (
+        ("export", "set", "--format", "yolo", "--out", "~nobody-here/x"),
+        ("report", "set", "--out", "~nobody-here/x"),
+        ("preview", "set", "--out", "~nobody-here/x.png"),
+        ("stickers", "render", "--n", "1", "--out", "file://~nobody-here/x"),
+        ("generate", "--classes", "dog", "--n", "1", "--shards", "~nobody-here/x"),
+    ):
+        code, message = _invoke([*arguments])
+        assert code == 2
+        assert "there is no home folder for ~nobody-here/x" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    (tmp_path / "set").rename("~nobody-here")
+    assert Store("~nobody-here").folder == tmp_path / "~nobody-here"
 
 
 def test_home_is_expanded_if_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

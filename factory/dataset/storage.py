@@ -18,7 +18,7 @@ from factory.dataset.storage_listing import Entry, list_bucket, list_folder, tag
 from factory.dataset.storage_requests import Requests, in_fork
 from factory.errors import UserError, command
 from factory.files.listing import names_in
-from factory.files.paths import expanded, without_file_scheme
+from factory.files.paths import in_home, without_file_scheme
 
 __all__ = ["ConflictError", "Store", "StoreFullError", "absolute", "is_remote"]
 
@@ -51,7 +51,7 @@ class Store:
             check_address(address)
         self.address = address
         self.settings = with_environment(settings or StoreRecipe())
-        self.folder = None if remote else expanded(without_file_scheme(address)).absolute()
+        self.folder = None if remote else in_home(without_file_scheme(address)).absolute()
         self._folder_writes = None if self.folder is None else FolderWrites(self.folder)
         self._requests = Requests(address, self.folder, self.settings, access)
 

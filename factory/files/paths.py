@@ -14,16 +14,14 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 def local_path(text: str, what: str) -> Path:
     """Parse a local path, which may be a file: URL or begin with `~` (no shell expands paths in jobs and programs).
 
-    Raises UserError for other URLs, which `Path` would turn into folders such as `s3:`, and for an empty text, which it
-    would take for the current folder. `what` names the option in the message.
+    Raises UserError for other URLs, which `Path` would turn into folders such as `s3:`, for an empty text, which it
+    would take for the current folder, and as `in_home`. `what` names the option in the message.
     """
     if not text.strip():
         raise UserError(f"{what} is empty; give a path (. for the current folder).")
     scheme = _SCHEME.match(text)
-    if scheme is None:
-        return expanded(text)
-    if scheme[1].lower() == "file":
-        return expanded(without_file_scheme(text))
+    if scheme is None or scheme[1].lower() == "file":
+        return in_home(without_file_scheme(text), f"{what}: ")
     raise UserError(
         f"{what} must be a local path, got the URL {text}; give a path on this machine (only datasets can be read from "
         f"and written to URLs)."
@@ -87,6 +85,18 @@ def expanded(path: str | Path) -> Path:
     `Path.expanduser` raises RuntimeError in this case, also for `~` of a user that a container does not know.
     """
     return Path(os.path.expanduser(path))
+
+
+def in_home(text: str, what: str = "") -> Path:
+    """As `expanded`, for paths that may be created. `what` begins the message.
+
+    Raises UserError if the home folder is unknown, unless the path exists. A command would create a folder named `~` in
+    the working directory, where `rm -r ~` means another one.
+    """
+    path = os.path.expanduser(text)
+    if path.startswith("~") and not os.path.lexists(path):
+        raise UserError(f"{what}there is no home folder for {text}; give an absolute path.")
+    return Path(path)
 
 
 def split_named_path(text: str) -> tuple[str | None, str]:

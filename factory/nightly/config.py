@@ -16,7 +16,7 @@ from factory.config.sections import Section
 from factory.dataset.storage import is_remote
 from factory.errors import UserError
 from factory.files.http import is_http_url
-from factory.files.paths import expanded, without_file_scheme
+from factory.files.paths import expanded, in_home, without_file_scheme
 from factory.files.strict_yaml import parse_plain_yaml, parse_yaml
 from factory.files.text import read_text
 from factory.nightly.clock import parse_clock, zone_of
@@ -224,10 +224,7 @@ def load_config(path: str | Path) -> NightlyConfig:
         recipe = load_recipe(where)
     root = config.root
     if not is_remote(root):
-        local = expanded(without_file_scheme(root))
-        if str(local).startswith("~"):
-            raise UserError(f"{path}: root: there is no home folder for {local}; give an absolute path.")
-        root = str(folder / local)
+        root = str(folder / in_home(without_file_scheme(root), f"{path}: root: "))
     config = config.model_copy(update={"recipe": recipe, "root": root})
     if config.target is not None and recipe.get("earlier"):
         raise UserError(
