@@ -26,12 +26,13 @@ demo: $(STAMP) ## Generate and verify 80 samples with the embedded models; print
 	$(BIN)/factory preview demo/dataset --n 80 --out demo/sheet.png
 
 FAST := -n 2 --dist loadfile -m "not slow and not gpu and not extras and not azure and not browser and not cluster"
+# Ray's workers have a low priority by default, with which the tests of the other process let them starve.
 test: $(STAMP) ## Run the fast CPU tests, in two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FAST)
+	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest $(FAST)
 
 coverage: $(STAMP) ## Run the fast CPU tests and show the lines that they do not reach; takes 20 minutes
 	rm -rf build/coverage && mkdir -p build/coverage
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(FAST)
+	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/coverage run -m pytest $(FAST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
