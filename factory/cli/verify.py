@@ -97,11 +97,12 @@ def _repair(
     from factory.dataset.stored_recipe import recipe_of
     from factory.generation.hardware import check_engine
     from factory.generation.inversion_recipe import check_labels
-    from factory.generation.run import generate, prepare
+    from factory.generation.run import check_folders, generate, prepare
 
     recipe = recipe_of(store)
     engine = recipe.engine.model_copy(update={} if workers is None else {"workers": workers})
     recipe = recipe.model_copy(update={"engine": engine})
+    check_folders(store)
     if missing or report.orphans or set(report.damaged) - set(report.only_manifest):
         check_engine(recipe)
         prepare(recipe, store)

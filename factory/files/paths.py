@@ -56,9 +56,11 @@ def check_writable_folder(folder: Path, option: str) -> None:
 
     For commands that write their results after hours of work.
     """
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     problem = None
-    if not existing.is_dir():
+    if not os.path.exists(existing):
+        problem = f"{existing} is a link to {os.readlink(existing)}, which does not exist"
+    elif not existing.is_dir():
         problem = f"{existing} is not a folder"
     elif not os.access(existing, os.W_OK | os.X_OK):
         problem = f"{existing} is not writable"

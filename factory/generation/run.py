@@ -25,6 +25,7 @@ from factory.engine.scheduler import Scheduler
 from factory.engine.state import Limit, State
 from factory.engine.view import ClusterView
 from factory.errors import UserError, counted
+from factory.files.paths import check_writable_folder
 from factory.generation.hardware import check_engine, for_hardware
 from factory.generation.inversion_recipe import check_labels
 from factory.generation.pin import pin_recipe
@@ -131,6 +132,7 @@ def prepare(recipe: Recipe, store: Store) -> Recipe:
     check_format(recipe, store.address)
     if _has_work(recipe, existing, store):  # a complete dataset needs no worker
         check_engine(recipe)
+        check_folders(store)
     recipe = pin_recipe(recipe, existing)
     preflight(recipe, resumed=existing is not None and existing.generator.revision is not None)
     return for_hardware(recipe, existing)
@@ -182,6 +184,16 @@ def _delete_abandoned(store: Store) -> None:
     """Delete the temporary files of killed workers; a bucket has none."""
     if store.folder is not None:
         delete_abandoned(store.folder)
+
+
+def check_folders(store: Store) -> None:
+    """Raise UserError if shards cannot be written to a dataset in a folder, before anything is deleted.
+
+    A folder of it may be a link to a disk that is not mounted, whose files then look like missing ones.
+    """
+    if store.folder is not None:
+        for name in ("train", "manifest", "receipts"):
+            check_writable_folder(store.folder / name, "the dataset folder")
 
 
 def check_format(recipe: Recipe, where: str) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +36,7 @@ from factory.dataset.records import Grounded
 from factory.dataset.repair import repair
 from factory.dataset.storage import ConflictError, Store
 from factory.dataset.verify import verify
-from factory.errors import LeaseHeldError
+from factory.errors import LeaseHeldError, UserError
 from factory.segmenter.data import DatasetSource
 from factory.training.stream import SampleStream
 from tests.support.bucket import Bucket, Fault
@@ -248,6 +249,21 @@ def test_repair_deletes_nothing_that_it_cannot_generate_again(
     result = invoke("verify", tmp_path / "set", "--repair")
     assert message in str(result.exception)
     assert {name: store.get(name) for name in before} == before
+
+
+@pytest.mark.parametrize("folder", ["train", "manifest", "receipts"])
+def test_nothing_is_deleted_while_the_disk_of_a_folder_is_not_mounted(folder: str, tmp_path: Path) -> None:
+    """Without receipts, the other files of all shards looked like those of a run that was killed."""
+    store, recipe = make_dataset(tmp_path / "set")
+    (tmp_path / "set" / folder).rename(tmp_path / "disk")
+    (tmp_path / "set" / folder).symlink_to(tmp_path / "mounted")
+    before, message = store.list(""), rf"{folder} is a link to .*mounted, which does not exist; give another path\.$"
+    assert re.search(message, str(invoke("verify", tmp_path / "set", "--repair").exception))
+    with pytest.raises(UserError, match=message):
+        factory.generation.run.generate(recipe.model_copy(update={"n": 2 * recipe.n}), store, extend=True)
+    assert before.items() <= store.list("").items()
+    (tmp_path / "disk").rename(tmp_path / "mounted")
+    assert invoke("verify", tmp_path / "set").exit_code == exit_codes.DONE
 
 
 def test_interrupted_repair_leaves_no_receipt_of_a_shard_that_is_incomplete(
