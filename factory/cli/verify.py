@@ -46,6 +46,7 @@ def verify(
     temporary failure.
     """
     from factory.dataset.continuation import night_options
+    from factory.dataset.description import complete_description
     from factory.dataset.lease import leased
     from factory.dataset.storage import Store
     from factory.dataset.stored_recipe import recipe_of
@@ -55,7 +56,7 @@ def verify(
         option = "--force" if force else f"--workers {workers}"
         raise UserError(f"{option} has no effect without --repair; add --repair, or leave {option} out.")
     store = Store(dataset)
-    recipe_of(store)  # raises before a lease is written where there is no dataset
+    recipe = recipe_of(store)  # raises before a lease is written where there is no dataset
     # The lease is held during the check too, because files that an active run is writing look like orphans.
     with leased(store, force, to_stderr) if repair else contextlib.nullcontext() as lease:
         # A nightly job generates its missing shards within its budget; a dataset of mode `grow` may lack nearly all.
@@ -67,6 +68,8 @@ def verify(
             tried = _repair(store, report, missing, workers, as_json, lease)
             report = check(store)
             repaired = tried - set(report.missing) - set(report.damaged)
+        if lease is not None and report.sound:
+            complete_description(store, recipe, lease.confirm)
     data: dict[str, Any] = {
         "shards": report.shards,
         "shards_planned": report.planned,

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from factory.config.plan import Plan
@@ -37,14 +37,31 @@ def renew_description(store: Store, plan: Plan, entries: Mapping[int, IndexEntry
         _write(store, plan, entries)
 
 
+def complete_description(store: Store, recipe: Recipe, confirm: Callable[[], None]) -> None:
+    """Write the files if a run or repair was killed after its last shard, before it wrote them.
+
+    If dataset.json is current, so is the card, which was written before it and may have been edited since. An
+    unfinished dataset without the files is left to its run. `confirm` raises an error if the lease was lost.
+    """
+    plan = Plan(recipe)
+    entries = ReceiptIndex(store, recipe.fingerprint()).entries(tags(store, len(plan)))
+    stored = store.get_derived(DATASET_JSON)
+    if stored != _text(plan, totals_of(entries)) and (stored is not None or len(entries) == len(plan)):
+        confirm()
+        _write(store, plan, entries)
+
+
 def _write(store: Store, plan: Plan, entries: Mapping[int, IndexEntry]) -> Totals:
-    """Write the files from the entries of the finished shards, in order."""
-    recipe, sums = plan.recipe, totals_of(entries)
-    # In ASCII, because programs may open it in the encoding of their locale.
-    text = json.dumps(description(recipe, plan, sums), indent=1)
-    _put_if_changed(store, DATASET_JSON, f"{text}\n")
-    _put_if_changed(store, CARD, card(recipe, sums, max(entries, default=0)))
+    """Write the files from the entries of the finished shards, in order; dataset.json last, which proves both."""
+    sums = totals_of(entries)
+    _put_if_changed(store, CARD, card(plan.recipe, sums, max(entries, default=0)).encode())
+    _put_if_changed(store, DATASET_JSON, _text(plan, sums))
     return sums
+
+
+def _text(plan: Plan, sums: Totals) -> bytes:
+    """dataset.json, in ASCII, because programs may open it in the encoding of their locale."""
+    return f"{json.dumps(description(plan.recipe, plan, sums), indent=1)}\n".encode()
 
 
 def description(recipe: Recipe, plan: Plan, sums: Totals) -> dict[str, Any]:
@@ -70,7 +87,6 @@ def description(recipe: Recipe, plan: Plan, sums: Totals) -> dict[str, Any]:
     }
 
 
-def _put_if_changed(store: Store, name: str, text: str) -> None:
-    data = text.encode()
+def _put_if_changed(store: Store, name: str, data: bytes) -> None:
     if store.get_derived(name) != data:
         store.put(name, data)

@@ -17,6 +17,7 @@ from factory import exit_codes
 from factory.cli.verify import as_text
 from factory.config.plan import Plan
 from factory.config.vocabulary import coco
+from factory.dataset.description import write_description
 from factory.dataset.encode import encode_sample
 from factory.dataset.lease import leased
 from factory.dataset.manifest import read_manifest
@@ -282,6 +283,33 @@ def test_interrupted_repair_leaves_no_receipt_of_a_shard_that_is_incomplete(
     with pytest.raises(KeyboardInterrupt):
         repair(store, report)
     assert committed(store) == {0, 1, 3, 4}
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_repair_that_was_killed_after_its_last_shard_is_completed(
+    written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dataset.json called the dataset incomplete until `generate` was run again."""
+    store, recipe = make_dataset(tmp_path)
+    write_description(store, recipe)
+    before, put, writes = {name: store.get(name) for name in store.list("")}, Store.put, iter([None] * written)
+    store.delete(receipt_name(2))
+    write_description(store, recipe)  # as a run does before its first shard
+    commit_shard(store, recipe, 2)
+
+    def put_or_die(store: Store, name: str, data: bytes) -> None:
+        next(writes)
+        put(store, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put", put_or_die)
+        with pytest.raises(StopIteration):
+            write_description(store, recipe)
+    assert invoke("verify", tmp_path, "--repair").exit_code == exit_codes.DONE
+    assert {name: store.get(name) for name in ("README.md", "dataset.json")}.items() <= before.items()
+    store.put("README.md", b"edited")
+    assert invoke("verify", tmp_path, "--repair").exit_code == exit_codes.DONE
+    assert store.get("README.md") == b"edited"
 
 
 @pytest.mark.parametrize("workers", ["0", "-1"])
