@@ -96,7 +96,7 @@ class ExportFolder:
     def forget_beyond(self, units: int) -> None:
         """Delete the parts of units that no longer exist, for example because a shard was lost."""
         for part in (self._state / "parts").glob("*.json"):
-            if int(part.stem) >= units:
+            if part.stem.isdecimal() and int(part.stem) >= units:  # macOS adds ._000000.json to a copied folder
                 part.unlink()
 
     def finished(self, units: Sequence[Unit]) -> bool:

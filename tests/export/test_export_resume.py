@@ -95,6 +95,16 @@ def test_export_interrupted_at_any_sample_resumes(store: Store, tmp_path: Path, 
     assert content(tmp_path / "interrupted") == content(tmp_path / "uninterrupted")
 
 
+def test_export_copied_by_macos_is_resumed(tmp_path: Path) -> None:
+    """macOS adds a file to each file on a disk of another system; the one in parts/ ended in a traceback."""
+    growing, _ = make_dataset(tmp_path / "set", [0, 1])
+    run(growing, tmp_path / "out", "hf", partial=True)
+    for path in [path for path in (tmp_path / "out").rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(bytes.fromhex("00051607"))
+    make_dataset(tmp_path / "set", [2, 3, 4])
+    assert run(growing, tmp_path / "out", "hf").complete
+
+
 def test_progress_of_a_resumed_export_starts_at_what_exists(store: Store, tmp_path: Path) -> None:
     run(store, tmp_path / "out", "coco")
     (tmp_path / "out" / STATE / "parts" / "000001.json").unlink()
