@@ -173,7 +173,7 @@ stickers-all: $(STAMP) ## Train and measure all embedded models, in order; resum
 	$(BIN)/factory stickers evaluate --pipeline runs/turbo/model --detector runs/detector/model \
 		--judge runs/judge/model --steps 4 --guidance 1 --out runs/evaluation-turbo
 	$(BIN)/factory bootstrap-oracle --classes coco --split 1 --n 2000 --model runs/diffusion/model \
-		--detector runs/detector/model --shards runs/oracle
+		--detector runs/detector/model --steps 8 --guidance 3 --guidance-schedule linear --shards runs/oracle
 	$(BIN)/factory train-grounder runs/oracle --steps 300 --out runs/grounder
 	$(BIN)/factory bootstrap-oracle --classes coco --split 1 --n 2000 --model runs/turbo/model \
 		--detector runs/detector/model --steps 4 --guidance 1 --shards runs/oracle-turbo
