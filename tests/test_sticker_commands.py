@@ -14,8 +14,9 @@ from PIL import Image
 
 from factory.config.stickers import EMBEDDED_MODELS
 from factory.config.vocabulary import coco
-from factory.errors import UserError
+from factory.errors import TransientError, UserError
 from factory.files.embedded_models import pipeline_folder
+from factory.files.lock import sole_writer
 from factory.stickers import contact_sheet, embedded, evaluate, recipes, train_autoencoder, train_detector
 from factory.stickers.detector import DetectedInstance
 from factory.stickers.evaluate_parts import RoundTrip
@@ -189,6 +190,38 @@ def test_only_found_classes_are_measured_as_the_model_is_used(calls: list[dict[s
     expected = {(usual.steps, usual.guidance, usual.schedule)}
     assert {tuple(call[name] for name in ("steps", "guidance", "schedule")) for call in calls} == expected
     assert not (tmp_path / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize("metrics", [None, "{"])
+def test_images_without_readable_metrics_are_not_those_of_the_models(
+    calls: list[dict[str, Any]], metrics: str | None, tmp_path: Path
+) -> None:
+    """An interrupted deletion of the images of other models leaves some, perhaps without the file that names them."""
+    (tmp_path / "partial").mkdir()
+    for number in range(25):
+        Image.new("RGB", (64, 64)).save(tmp_path / f"partial/single-{number:05d}.png")
+    if metrics is not None:
+        (tmp_path / "partial/metrics.json").write_text(metrics)
+    result = invoke("evaluate", "--out", tmp_path, "--found-only", "--images-per-class", 1, "--pairs", 1)
+    assert json.loads(result.stdout)["found"]["one_object"] == pytest.approx(79 / 80)
+
+
+def test_one_process_at_a_time_evaluates_in_a_folder(calls: list[dict[str, Any]], tmp_path: Path) -> None:
+    """The default folder is the same for all models: a second evaluation took images of the first for its own."""
+    with sole_writer(tmp_path / "evaluation.lock", tmp_path):
+        result = invoke("evaluate", "--out", tmp_path, "--found-only")
+    assert isinstance(result.exception, TransientError), repr(result.exception)
+    assert not calls
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", "{"])
+def test_folder_of_no_pipeline_is_refused(index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scheduler was read before it was checked."""
+    monkeypatch.setattr(embedded, "open_detector", lambda folder: RedDetector())
+    (tmp_path / "model_index.json").write_text(index)
+    result = invoke("evaluate", "--out", tmp_path / "out", "--pipeline", tmp_path)
+    assert isinstance(result.exception, UserError), repr(result.exception)
+    assert f"{tmp_path}/model_index.json " in str(result.exception)
 
 
 @pytest.mark.parametrize("option", [["--scenes", "80"], ["--table", "page.md"]])

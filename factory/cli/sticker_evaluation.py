@@ -1,7 +1,7 @@
 """`factory stickers evaluate` and `evaluate-autoencoder`: evaluate the embedded models."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from factory.config.guidance import CONSTANT
 from factory.config.stickers import STICKERS, check_pipeline
 from factory.errors import UserError
 from factory.files.strict_json import dumps
+
+if TYPE_CHECKING:
+    from factory.stickers.evaluate import Evaluation
 
 _SCENES = 600
 
@@ -29,12 +32,14 @@ def evaluate(
     steps: Annotated[
         int | None,
         typer.Option(
-            "--solver-steps", "--steps", min=1, help="Sampling steps per image; by default, as in `generate`."
+            "--solver-steps", "--steps", min=1, max=1000, help="Sampling steps per image; by default, as in `generate`."
         ),
     ] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(min=1, help="Scale of classifier-free guidance; 1 disables it; by default, as in `generate`."),
+        typer.Option(
+            min=1, max=100, help="Scale of classifier-free guidance; 1 disables it; by default, as in `generate`."
+        ),
     ] = None,
     guidance_schedule: GuidanceScales = None,
     found_only: Annotated[
@@ -58,7 +63,8 @@ def evaluate(
     from dataclasses import asdict
 
     from factory import __version__
-    from factory.evaluation.markdown import check_page, write_table
+    from factory.evaluation.markdown import check_page
+    from factory.files.lock import sole_writer
     from factory.files.paths import check_writable_folder
     from factory.hf_logging import quiet_model_libraries
 
@@ -73,38 +79,46 @@ def evaluate(
     quiet_model_libraries()
     from factory.stickers.embedded import model_digests, open_detector, open_pipeline
     from factory.stickers.evaluate import EvaluationSize, Judges, draw_images, found_in
-    from factory.stickers.evaluate import as_json as metrics_of
     from factory.stickers.evaluate import evaluate as measure
     from factory.stickers.partial_results import PartialResults
     from factory.stickers.sampling import Sampling
-    from factory.stickers.tables import class_table, summary_table
 
     report = (lambda text: None) if as_json else to_stderr
     judges = Judges(open_detector(detector), open_detector(judge) if judge else None)
+    opened = open_pipeline(pipeline)
     usual = Sampling.of_model(pipeline)
     schedule = guidance_schedule or (usual.schedule if guidance is None else CONSTANT)
     sampling = Sampling(steps or usual.steps, usual.guidance if guidance is None else guidance, schedule)
     size = EvaluationSize(images_per_class, pairs, scenes or _SCENES)
-    opened = open_pipeline(pipeline)
-    digests = model_digests(pipeline, detector, judge)
-    partial = PartialResults(out, digests | asdict(size) | asdict(sampling) | {"version": __version__})
-    if found_only:
-        images = draw_images(opened, out, partial, size, sampling, report)
-        found_by_judge = asdict(found_in(judges.second, images)) if judges.second else None
-        to_stdout(dumps({"found": asdict(found_in(judges.detector, images)), "found_by_judge": found_by_judge}))
-        partial.delete()
-        return
-    measured = measure(opened, judges, out, partial, size, sampling, report)
-    metrics = metrics_of(measured)
-    (out / "evaluation.json").write_text(dumps(metrics, indent=1) + "\n")
+    identity = model_digests(pipeline, detector, judge) | asdict(size) | asdict(sampling) | {"version": __version__}
     given = {"--pipeline": None if pipeline == STICKERS else pipeline, "--detector": detector, "--judge": judge}
     models = "".join(f" {name} {value}" for name, value in given.items() if value is not None)
+    out.mkdir(parents=True, exist_ok=True)
+    with sole_writer(out / "evaluation.lock", out):
+        partial = PartialResults(out, identity)
+        if found_only:
+            images = draw_images(opened, out, partial, size, sampling, report)
+            found_by_judge = asdict(found_in(judges.second, images)) if judges.second else None
+            to_stdout(dumps({"found": asdict(found_in(judges.detector, images)), "found_by_judge": found_by_judge}))
+        else:
+            measured = measure(opened, judges, out, partial, size, sampling, report)
+            _write(measured, models, out, table, as_json)
+        partial.delete()
+
+
+def _write(measured: "Evaluation", models: str, out: Path, table: Path | None, as_json: bool) -> None:
+    """Write the metrics to `evaluation.json` and to the page `table`, and print them."""
+    from factory.evaluation.markdown import write_table
+    from factory.stickers.evaluate import as_json as metrics_of
+    from factory.stickers.tables import class_table, summary_table
+
+    metrics = metrics_of(measured)
+    (out / "evaluation.json").write_text(dumps(metrics, indent=1) + "\n")
     summary, by_class = summary_table(measured, models), class_table(measured, models)
     if table is not None:
         write_table(table, summary, "evaluation")
         write_table(table, by_class, "evaluation-classes")
     to_stdout(dumps(metrics) if as_json else f"{summary}\n{by_class}")
-    partial.delete()
 
 
 def _check_detector(folder: Path | None, option: str) -> None:

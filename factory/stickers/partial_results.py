@@ -1,6 +1,5 @@
 """Keeps what an evaluation has generated and measured, so that an interrupted one resumes."""
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from factory.files.atomic import replaced_atomically, write_atomically
+from factory.files.decode import read_json_object
 from factory.files.strict_json import dumps
 
 _BATCH = 25
@@ -19,20 +19,21 @@ Metrics = TypeVar("Metrics", bound=Mapping[str, object])
 class PartialResults:
     """Metrics by name in `folder/partial/metrics.json`, and images beside them.
 
-    `identity` describes the models and options, as JSON values. Results of another identity are deleted.
+    `identity` describes the models and options, as JSON values. Results of another identity are deleted, and so are
+    images without metrics, which an interrupted `delete` has left.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, object]) -> None:
         self._folder = folder / "partial"
         self._file = self._folder / "metrics.json"
         self._saved: dict[str, Any] = {"identity": dict(identity), "metrics": {}}
-        if self._file.exists():
-            saved = json.loads(self._file.read_text())
-            if saved["identity"] == self._saved["identity"]:
-                self._saved = saved
-                return
+        saved = _read(self._file)
+        if saved.get("identity") == self._saved["identity"]:
+            self._saved = saved
+            return
+        if self._folder.exists():
             self.delete()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True)
         self._write()
 
     def metrics(self, name: str, measure: Callable[[], Metrics]) -> Metrics:
@@ -73,6 +74,14 @@ class PartialResults:
 
     def _write(self) -> None:
         write_atomically(self._file, dumps(self._saved, indent=1) + "\n")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The content of the file of metrics; empty if there is none, or if it is damaged."""
+    try:
+        return read_json_object(file)
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def _opened(file: Path) -> Image.Image:
