@@ -86,7 +86,7 @@ def test_list_repeats_an_option(tmp_path: Path) -> None:
 def test_job_resumes_at_the_failed_step(tmp_path: Path) -> None:
     render = {"classes": "voc", "n": "{n}", "out": "{out}/real", "size": 64}
     steps = [{"stickers": {"with": ["render", *(part for k, v in render.items() for part in (f"--{k}", v))]}}]
-    steps.append({"status": {"with": "{out}/nowhere"}})
+    steps.append({"status": {"with": "{out}/real"}})
     file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), values={"n": 3}, steps=steps)
     with pytest.raises(UserError, match=r"step 2 \(status\) ended with exit code 2"):
         run_workflow(load_workflow(file, None, commands(), {}), lambda text: None)
@@ -129,6 +129,7 @@ def test_step_that_is_changed_and_changed_back_runs_again(tmp_path: Path, monkey
         {"report": {"with": "{out}/set", "out": "{out}/other"}},
     ]
     file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), values={"other": "a"}, steps=steps)
+    (tmp_path / "out/set").mkdir(parents=True)
     runs = []
     for other in ("a", "b", "a", "a"):
         lines = list[str]()
@@ -161,6 +162,34 @@ def test_step_runs_again_if_its_recipe_or_class_file_changes(tmp_path: Path, mon
     assert [runs(), runs()] == [[True, False, True], [False] * 3]
     classes.write_text("cat\n")
     assert [runs(), runs()] == [[False, True, False], [False] * 3]
+
+
+def test_missing_input_of_a_step_is_reported_before_the_first_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps before it ran first, for a day in `jobs/voc.yaml`."""
+    monkeypatch.setattr("factory.workflow.run._PROGRAM", (sys.executable, "-c", "pass"))
+    oracle, labelled, lines = tmp_path / "oracle", tmp_path / "voc", list[str]()
+    steps = [
+        {"generate": {"n": 4, "shards": "{out}/set"}},
+        {"export": {"with": "{out}/set", "format": "voc"}},
+        {"train-grounder": {"with": [str(oracle), "{out}/set", "s3://bucket/oracle"], "out": "{out}/grounder"}},
+        {"evaluate-grounder": {"with": ["a={out}/grounder/model", "stickers"], "real": ["a=s3://bucket/set"]}},
+        {"train-segmenter": {"with": "{out}/set", "real": f"file://{labelled}", "out": "{out}/segmenter"}},
+        {"compare-segmenters": {"with": "a={out}/segmenter/model", "real": ["own={out}/set-voc", f"other={labelled}"]}},
+    ]
+    file = write(tmp_path / "job.yaml", out=str(tmp_path / "out"), steps=steps)
+    job = load_workflow(file, None, commands(), {})
+    for number, missing in ((3, oracle), (5, labelled)):
+        with pytest.raises(UserError, match=rf"^step {number} \(.*\) reads {missing}, which does not exist"):
+            run_workflow(job, lines.append)
+        missing.mkdir()
+    assert not lines
+    run_workflow(job, lines.append)
+    assert len(lines) == len(steps)
+    oracle.rmdir()
+    run_workflow(job, lines.append)
+    assert all("already completed" in line for line in lines[len(steps) :])
 
 
 def test_broken_list_of_completed_steps_is_rejected(tmp_path: Path) -> None:

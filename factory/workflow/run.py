@@ -33,6 +33,8 @@ _WRITES = ("--shards", "--out")
 _RESULTS = (*_WRITES, "--table")
 _FILES = ("--recipe", "--prompts", "--classes", "--split", "--cooccurrence")
 """Options whose value may be a file with settings."""
+_INPUTS = ("--real", "--annotations", "--recipe", "--prompts")
+"""Options whose value is a file or folder that the step reads."""
 _IS_PATH_SAFE = {"", os.getcwd()}.isdisjoint(sys.path)
 _PROGRAM = (sys.executable, *(("-P",) if _IS_PATH_SAFE else ()), "-m", "factory")
 """`python -m` would import modules from the current folder, unlike the command `factory`: a file named yaml.py there
@@ -78,6 +80,19 @@ class Step:
     def results(self) -> list[str]:
         """The folders and files that the step determines, in one spelling."""
         return [normpath(value) for flag, value in pairwise(self.arguments) if flag in _RESULTS]
+
+    @property
+    def inputs(self) -> list[str]:
+        """The files and folders that the step reads: the values of _INPUTS, and positional arguments with a slash.
+
+        A positional argument after a flag is not found, because it could be the value of an option.
+        """
+
+        def is_positional_path(before: str, argument: str) -> bool:
+            return "/" in argument and not before.startswith("--") and not argument.startswith("--")
+
+        pairs = pairwise(("", *self.arguments))
+        return [value for flag, value in pairs if flag in _INPUTS or is_positional_path(flag, value)]
 
     def state(self) -> str:
         """The digest of the step and, if it has files with settings, of their contents at this time."""
@@ -131,8 +146,8 @@ def run_workflow(job: Workflow, report: Callable[[str], None] = _log.info) -> No
     Signals are forwarded to the running step, and its end is awaited. A dataset with skipped samples is complete and
     does not stop the job. A step becomes incomplete if a step of another version of the job writes to the same place,
     or if a file with its settings changes, such as a recipe. Raises StepFailedError, KeyboardInterrupt if the step was
-    interrupted, UserError if its folder cannot be written or the list of completed steps cannot be read, and
-    TransientError while another process runs the job.
+    interrupted, UserError if its folder cannot be written, the list of completed steps cannot be read or the input of a
+    step does not exist, and TransientError while another process runs the job.
     """
     check_writable_folder(job.out, "the folder of the job")
     job.out.mkdir(parents=True, exist_ok=True)
@@ -143,6 +158,9 @@ def run_workflow(job: Workflow, report: Callable[[str], None] = _log.info) -> No
 def _run_steps(job: Workflow, report: Callable[[str], None]) -> None:
     path = job.out / DONE
     done, current, interrupted = _completed(path), {step.digest for step in job.steps}, False
+    for number, step in enumerate(job.steps, 1):
+        if step.state() not in done:
+            _check_inputs(number, step, job.steps[: number - 1])
     for number, step in enumerate(job.steps, 1):
         state = step.state()
         if state in done:
@@ -171,6 +189,24 @@ def _run_steps(job: Workflow, report: Callable[[str], None]) -> None:
             raise StepFailedError(number, step.name, code)
         done[state] = step.results
         write_atomically(path, json.dumps(done))
+
+
+def _check_inputs(number: int, step: Step, earlier: Iterable[Step]) -> None:
+    """UserError if the step reads a local file or folder that does not exist, and that no earlier step writes.
+
+    It would fail after the earlier steps, which may take days. Some commands write next to their input by default, so a
+    path that starts with any of their arguments is not checked.
+    """
+    written = tuple(normpath(argument) for other in earlier for argument in other.arguments)
+    for argument in step.inputs:
+        paths = [without_file_scheme(text) for text in (argument, split_named_path(argument)[1])]
+        if not any(
+            "://" in path or os.path.exists(expanded(path)) or normpath(path).startswith(written) for path in paths
+        ):
+            raise UserError(
+                f"step {number} ({step.name}) reads {paths[-1]}, which does not exist, and no earlier step writes it; "
+                f"correct the path, or create it first."
+            )
 
 
 def _digest_in(state: str) -> str:
