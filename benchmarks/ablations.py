@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.common import command_line, options_of, positive, run
 from factory.dataset.storage import Store
-from factory.evaluation.markdown import write_table
+from factory.evaluation.markdown import check_page, write_table
 from factory.evaluation.protocol_1 import GROUPS, averaged, protocol_1
 from factory.grounder.data import OracleDataset
 from factory.grounder.modules.guided import GuidedOptions
@@ -63,6 +63,8 @@ def main() -> None:
     selected = {name: row for name, row in ROWS.items() if name.startswith(tuple(options.rows))}
     if not selected:
         parser.error(f"no row starts with {' or '.join(options.rows)}; the rows are: {'; '.join(ROWS)}")
+    if options.table:
+        check_page(options.table)
     quiet_model_libraries()
     if options.threads:
         torch.set_num_threads(options.threads)

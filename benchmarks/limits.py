@@ -27,7 +27,7 @@ from factory.dataset.records import Grounded
 from factory.detector.embedded import EmbeddedDetector
 from factory.detector.fitting import FittingDetector
 from factory.detector.oracle import OracleGrounder
-from factory.evaluation.markdown import write_table
+from factory.evaluation.markdown import check_page, write_table
 from factory.evaluation.protocol_1 import GROUPS, split_recipe
 from factory.evaluation.split_evaluation import EvaluationBatch, SplitEvaluation
 from factory.grounder.iou import IoUMeter
@@ -90,6 +90,8 @@ def main() -> None:
     parser.add_argument("--images", type=positive, default=60)
     parser.add_argument("--table", type=Path)
     options = options_of(parser)
+    if options.table:
+        check_page(options.table)
     quiet_model_libraries()
     ((name, grounder),) = open_grounders([options.grounder], "cpu", 1)
     recipe = split_recipe({name: grounder.config}, grounder.config.split, options.classes, 1)

@@ -21,13 +21,13 @@ from PIL import Image as Pictures
 from PIL import ImageDraw
 
 from benchmarks.common import command_line, options_of, positive, run
-from factory.config.class_option import parse_classes
 from factory.dataset.masks import IGNORE, palette
 from factory.dataset.records import Image
 from factory.dataset.storage import Store
 from factory.evaluation.protocol_1 import GROUPS, split_recipe
 from factory.evaluation.real_masks import predict
 from factory.evaluation.split_evaluation import SplitEvaluation
+from factory.files.paths import check_image_file
 from factory.generator.inversion import InvertingGenerator, psnr
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.data import OracleDataset, OracleSample
@@ -36,6 +36,7 @@ from factory.grounder.trained import TrainedGrounder, open_grounders
 from factory.hf_logging import quiet_model_libraries
 from factory.labelled.interface import LabelledImage
 from factory.labelled.voc import VocFolder
+from factory.segmenter.classes import common_vocabulary
 from factory.segmenter.evaluate import Confusion
 from factory.segmenter.model import Segmenter, load_segmenter
 
@@ -86,6 +87,8 @@ def rows_of_group(evaluation: SplitEvaluation, group: str, images: int, judge: s
             found.append((tally.image_miou, (f"{group}: {' + '.join(classes)}", shown)))
         if len(found) >= images:
             break
+    if not found:  # a split with a single unseen class has no images of two
+        return []
     found.sort(key=lambda row: row[0])
     chosen = (("median", found[len(found) // 2]), ("worst", found[0]))
     return [(f"{caption}, the {end} of {len(found)}, IoU {iou:.2f}", shown) for end, (iou, (caption, shown)) in chosen]
@@ -112,10 +115,9 @@ def inverted(options: argparse.Namespace) -> Pictures.Image:
 
 
 def segmenters(options: argparse.Namespace) -> Pictures.Image:
-    models = {
-        name: load_segmenter(Path(folder)) for name, _, folder in (model.partition("=") for model in options.models)
-    }
-    real = VocFolder(Path(options.real), "val", parse_classes(options.classes))
+    folders = {name: Path(folder) for name, _, folder in (model.partition("=") for model in options.models)}
+    real = VocFolder(Path(options.real), "val", common_vocabulary([*folders.values()], None))
+    models = {name: load_segmenter(folder) for name, folder in folders.items()}
     lazy = chain.from_iterable(real.samples(part) for part in range(real.parts()))
     samples = (sample.decode() for sample in islice(lazy, options.images))
     scored = sorted((prediction_row(sample, models) for sample in samples), key=lambda row: row[0])
@@ -166,14 +168,16 @@ def main() -> None:
     of_segmenters = what.add_parser("segmenters")
     of_segmenters.add_argument("models", nargs="+", metavar="NAME=FOLDER")
     of_segmenters.add_argument("--real", required=True)
-    of_segmenters.add_argument("--classes", default="voc")
     of_segmenters.set_defaults(draw=segmenters)
     for command in (of_masks, of_inverted, of_segmenters):
         command.add_argument("--images", type=positive, default=40)
         command.add_argument("--out", type=Path, required=True)
     options = options_of(parser)
+    check_image_file(options.out, "--out")
     quiet_model_libraries()
-    options.draw(options).save(options.out, quality=88)
+    sheet = options.draw(options)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(options.out, quality=88)
     print(options.out)
 
 

@@ -2,22 +2,26 @@
 
 import argparse
 import importlib
+import json
 import re
 import shlex
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import ablations, common, driver, engine, full_size, grounding, memory, startup, worker
+from benchmarks import ablations, common, driver, engine, full_size, grounding, memory, pictures, startup, worker
 from factory.config.recipe import make_recipe
+from factory.config.vocabulary import coco, from_names
 from factory.dataset.receipts import receipt_name
 from factory.dataset.storage import Store
 from factory.engine.state import State
 from factory.errors import UserError
 from factory.generation.pin import pin_recipe
+from factory.stickers.voc_folder import write_voc_folder
 from tests.support.receipts import receipt
 
 ROOT = Path(__file__).parent.parent
@@ -95,6 +99,36 @@ def test_invalid_values_are_refused_before_anything_starts(
         module.main()
     assert error.value.code == 2
     assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("ablations", ["oracle", "--out", "runs", "--table", "FOLDER"], "--table FOLDER is a folder"),
+        ("limits", ["grounder", "--table", "FOLDER"], "--table FOLDER is a folder"),
+        ("pictures", ["masks", "grounder", "--out", "x.tiff"], "--out must end in"),
+    ],
+)
+def test_output_that_cannot_be_written_is_reported_before_the_work(
+    name: str, arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [argument.replace("FOLDER", str(tmp_path)) for argument in arguments]
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *given])
+    with pytest.raises(UserError, match=message.replace("FOLDER", str(tmp_path))):
+        importlib.import_module(f"benchmarks.{name}").main()
+
+
+def test_figure_of_segmenters_shows_their_own_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels were read as those of VOC, whatever the classes of the segmenters."""
+    names = ("background", *coco().names)
+    (tmp_path / "segmenter.json").write_text(json.dumps({"names": names}))
+    write_voc_folder(tmp_path / "real", from_names(["dog", "cat"]), 5, ("noto",), size=64)
+    blank = SimpleNamespace(names=names, scores=lambda pixels: torch.zeros(1, len(names), *pixels.shape[2:]))
+    monkeypatch.setattr(pictures, "load_segmenter", lambda folder: blank)
+    monkeypatch.setattr(pictures, "drawn", lambda heads, rows: rows)
+    options = argparse.Namespace(models=[f"a={tmp_path}"], real=str(tmp_path / "real"), images=1)
+    rows: Any = pictures.segmenters(options)
+    assert {caption.split(",")[0] for caption, _ in rows} <= {"dog", "cat", "cat + dog"}
 
 
 def test_the_command_and_its_conditions_are_printed(
