@@ -23,9 +23,12 @@ def stored_segmenter(folder: Path) -> dict[str, Any]:
     """The content of `segmenter.json`; `names` starts with background. UserError if it is not a segmenter's folder."""
     try:
         stored = read_json_object(folder / STORED)
-        if not all(isinstance(name, str) for name in stored["names"]):
-            raise ValueError("its names are not texts")
-        return {"names": tuple(stored["names"]), "side": stored.get("run", {}).get("side")}
+        if not isinstance(stored["names"], list) or not all(isinstance(name, str) for name in stored["names"]):
+            raise ValueError("its names are not a list of texts")
+        side = stored.get("run", {}).get("side")
+        if side is not None and not (isinstance(side, int) and side > 0):
+            raise ValueError(f"its side is {side!r:.40}, not a number of pixels")
+        return {"names": tuple(stored["names"]), "side": side}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         inner = folder / "model"  # of the folder of a training run
         remedy = f"give {inner}" if (inner / STORED).is_file() else "train one with `factory train-segmenter`"

@@ -245,3 +245,18 @@ def test_a_segmenter_is_evaluated_with_its_own_classes(tmp_path: Path) -> None:
     assert common_vocabulary([folder], "dog,axolotl").names == ("dog", "axolotl")
     with pytest.raises(UserError, match=r"model was trained for other classes than --classes gives \(such as aero"):
         common_vocabulary([folder], "voc")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"names": "background"}, "its names are not a list of texts"),
+        ({"names": ["background", "dog"], "run": {"side": "128"}}, "its side is '128', not a number of pixels"),
+        ({"names": ["background", "dog"], "run": {"side": 0}}, "its side is 0, not a number of pixels"),
+    ],
+)
+def test_invalid_values_of_a_segmenter_are_named(content: dict[str, object], message: str, tmp_path: Path) -> None:
+    """A wrong side ended in a traceback, after the labelled images had been read."""
+    (tmp_path / "segmenter.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"is not a segmenter folder \({message}\)"):
+        common_vocabulary([tmp_path], None)
