@@ -119,6 +119,14 @@ def test_the_text_to_image_model_learns_and_is_validated_on_held_out_scenes(fold
     assert metrics.keys() == {"error_224", "error_353", "error_494", "error_608", "error_800"}
 
 
+def test_a_damaged_cache_of_latents_is_rebuilt(folders, few_scenes, tmp_path) -> None:
+    cache, reports = tmp_path / "latents.pt", []
+    whole = DiffusionTask(folders / "vae", cache, "cpu", reports.append).latents
+    cache.write_bytes(cache.read_bytes()[:-1000])
+    assert torch.equal(DiffusionTask(folders / "vae", cache, "cpu", reports.append).latents, whole)
+    assert reports[0].startswith(f"{cache} is damaged, or was created with another autoencoder")
+
+
 def test_the_students_target_reaches_the_result_of_two_teacher_steps(folders, few_scenes, tmp_path) -> None:
     stage = STAGES[0]
     task = TurboTask(stage, folders / "pipeline", folders / "vae", tmp_path / "latents.pt", "cpu", lambda text: None)

@@ -70,17 +70,17 @@ def scene_latents(
 ) -> tuple[Tensor, Tensor]:
     """Latents (N, 6, 32, 32) and object coverage (N, 32, 32), both float16, cached in the file `cache`.
 
-    The latents are scaled to unit variance. `folder` is the folder of the autoencoder. A cache of another autoencoder
-    or of other scenes is rebuilt.
+    The latents are scaled to unit variance. `folder` is the folder of the autoencoder. A cache that is damaged, or that
+    of another autoencoder or of other scenes, is rebuilt.
     """
     weights = (folder / "diffusion_pytorch_model.safetensors").read_bytes()
     scenes = f"{DRAWN_STYLES} {SCENE_KIND_SHARES} {SCENE_MIN_VISIBLE} {_SCENE_SEED} {_PAIR_SHARE} {_EMPHASIS}"
     fingerprint = hashlib.sha256(weights + scenes.encode()).hexdigest()
     if cache.exists():
-        saved = torch.load(cache, weights_only=True)
+        saved = _cached(cache)
         if saved.get("autoencoder") == fingerprint and len(saved["latents"]) == NUM_SCENES:
             return saved["latents"], saved["coverage"]
-        report(f"{cache} was created with another autoencoder or other scenes; encoding again")
+        report(f"{cache} is damaged, or was created with another autoencoder or other scenes; encoding again")
     parts = []
     for first in range(0, NUM_SCENES, _ENCODING_BATCH):
         indices = range(first, min(first + _ENCODING_BATCH, NUM_SCENES))
@@ -96,6 +96,14 @@ def scene_latents(
     with replaced_atomically(cache) as partial, partial.open("wb") as stream:
         torch.save(stacked, stream)
     return stacked["latents"], stacked["coverage"]
+
+
+def _cached(cache: Path) -> dict[str, Any]:
+    """The content of the cache; empty if it is damaged."""
+    try:
+        return dict(torch.load(cache, weights_only=True))
+    except Exception:  # truncated files raise many kinds of errors
+        return {}
 
 
 def _encoded(autoencoder: AutoencoderTiny, scenes: list[Scene], device: str) -> tuple[Tensor, Tensor]:
