@@ -38,6 +38,7 @@ COMMANDS = {
     "train-grounder none --out out --learning-rate nan": "Invalid value for '--learning-rate'",
     "train-grounder none --out empty/recipe.yaml": "empty/recipe.yaml is not a folder",
     "train-grounder none --out empty": "empty is a dataset; give another folder",
+    "train-grounder none --out taken": "taken/model is not a folder; give another path",
     "train-segmenter --real voc --out caf\udce9": "has a name that is not UTF-8, which safetensors and TensorBoard",
     "stickers train detector --out empty": "--out empty is a dataset; give another folder",
     "import-grounder none --model owner/name --out out": "the checkpoint none cannot be read",
@@ -70,6 +71,7 @@ COMMANDS = {
     "stickers evaluate --judge none --out out": "--judge must be a folder that `factory stickers train` has written",
     "stickers evaluate-autoencoder --autoencoder none": "--autoencoder must be the folder of an autoencoder, got none.",
     "stickers draw --classes dog --model none --out x.png": "--model must be stickers, stickers-turbo, or a diffusers",
+    "stickers train detector --out run": "run/detector is not a folder; give another path",
     "stickers train detector --start none --out out": "--start must be the folder of a trained model, got none.",
     "prompts --classes voc --n 2 --out out --lm no/model/here": "there is no language model no/model/here",
     "prompts --classes voc --n 2 --out out --lm empty --device gpu": "there is no device 'gpu'",
@@ -86,7 +88,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, i
     (folder / "empty/recipe.yaml").write_text("")
     (folder / "segmenter").mkdir()
     (folder / "segmenter/segmenter.json").write_text(json.dumps({"names": ["background", *voc().names]}))
-    (folder / "run/model").mkdir(parents=True)
+    for file in ("taken/model", "run/detector"):
+        (folder / file).parent.mkdir()
+        (folder / file).touch()
+    (folder / "run/model").mkdir()
     (folder / "run/model/config.json").write_text("{}")
     (folder / "run/model/segmenter.json").write_text("{}")
     result = subprocess.run(

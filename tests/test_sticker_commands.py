@@ -297,3 +297,17 @@ def test_training_takes_models_from_its_folder_or_the_embedded_ones(
         (4000, 32, 0),
     ]
     assert [out for *_, out in runs] == [tmp_path / name for name in ("autoencoder", "judge", "judge")]
+
+
+@pytest.mark.parametrize(("part", "first"), [("judge", "judge"), ("turbo", "turbo-8")])
+def test_training_that_is_resumed_does_not_need_its_start(
+    part: str, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts, start = list[Path](), tmp_path / "moved away"
+    monkeypatch.setattr(recipes, "run_recipe", lambda part, out, **options: starts.append(options["start"]))
+    command = ["train", part, "--out", tmp_path, "--start", start]
+    assert "--start must be the folder of a trained model" in str(invoke(*command).exception)
+    (tmp_path / first).mkdir()
+    (tmp_path / first / "checkpoint.pt").touch()
+    assert invoke(*command).exit_code == 0
+    assert starts == [start]

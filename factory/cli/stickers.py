@@ -91,10 +91,12 @@ def train(
     """
     from factory.hf_logging import quiet_model_libraries
     from factory.training.devices import chosen_device
-    from factory.training.options import check_run_folder
+    from factory.training.options import CHECKPOINT, check_run_folder
 
-    check_run_folder(out)
-    if start is not None and not start.is_dir():
+    for folder in (out, out / part):
+        check_run_folder(folder)
+    # A run that is resumed no longer needs its start. The first stage of turbo is `turbo-8`.
+    if start is not None and not start.is_dir() and not any(out.glob(f"{part}*/{CHECKPOINT}")):
         raise UserError(f"--start must be the folder of a trained model, got {start}.")
     quiet_model_libraries()
     from factory.stickers.recipes import run_recipe

@@ -49,6 +49,7 @@ class TrainOptions:
 def check_run_folder(out: Path) -> None:
     """UserError if the folder of a training run cannot be written or read again, or is a dataset."""
     check_writable_folder(out, "--out")
+    check_writable_folder(out / "model", "--out: the folder")
     if not is_text(str(out)):
         raise UserError(
             f"--out {out} has a name that is not UTF-8, which safetensors and TensorBoard do not support; give another "
