@@ -2,12 +2,14 @@
 
 import errno
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
 
 from factory.dataset.storage import Store
+from factory.dataset.storage_errors import clear_errors
 from factory.dataset.storage_folder import delete_abandoned
 from factory.errors import UserError
 from factory.files import lock
@@ -24,6 +26,26 @@ def test_folders_are_listed_without_their_files(store: Store) -> None:
     for name in ("2026-11-25/night.json", "2026-11-25/dataset/recipe.yaml", "2026-11-26/a", "latest.json", ".lock"):
         store.put(name, b"1")
     assert store.folders() == ["2026-11-25", "2026-11-26"]
+
+
+@pytest.mark.parametrize("below", ["", "/sub/set"])
+def test_a_file_in_the_place_of_a_folder_is_named_by_every_write(tmp_path: Path, below: str) -> None:
+    """The message named a file that the user does not know, such as .report-is-writable, and an error number."""
+    (tmp_path / "notes").touch()
+    store = Store(f"{tmp_path}/notes{below}")
+    message = re.escape(f"cannot use {tmp_path}/notes{below}: a part of this path is a file, not a folder. Give")
+    for write in (store.put, store.create, lambda name, data: store.compare_and_swap(name, data, None)):
+        with pytest.raises(UserError, match=f"^{message}"):
+            write("lease.json", b"1")
+
+
+@pytest.mark.parametrize(
+    ("number", "problem"), [(errno.EACCES, "permission denied"), (errno.EROFS, "the file system is read-only")]
+)
+def test_a_folder_that_cannot_be_written_is_named(number: int, problem: str) -> None:
+    error = OSError(number, os.strerror(number), "/absolute/out/.lock")
+    with pytest.raises(UserError, match=rf"^cannot use out: {problem}\. Give"), clear_errors("out/a", False, True, str):
+        raise error
 
 
 @pytest.mark.parametrize("size", [0, 100, 40_000_000])

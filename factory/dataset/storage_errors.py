@@ -15,6 +15,12 @@ from factory.dataset.storage_retry import (
 from factory.errors import DAMAGED, TransientError, UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_UNWRITABLE = {
+    (errno.EEXIST, errno.ENOTDIR): "a part of this path is a file, not a folder",
+    (errno.EACCES, errno.EPERM): "permission denied",
+    (errno.EROFS,): "the file system is read-only",
+}
+"""Why no file can be created in a folder, by error number."""
 
 
 class StoreFullError(TransientError):
@@ -64,6 +70,10 @@ def clear_errors(
                 f"cannot use {where}: {message}. Check the disk; if only some files of a dataset are damaged, `factory "
                 f"verify --repair` generates them again."
             ) from error
+        if not is_bucket and writes:  # name the folder, not the file that is written first
+            for codes, problem in _UNWRITABLE.items():
+                if _has_code(error, message, codes):
+                    where, message = where.rpartition("/")[0], problem
         advice = "Give a folder or bucket that can be read and written."
         if is_bucket and has_no_credentials(error):
             message = f"no valid credentials were found ({message})"

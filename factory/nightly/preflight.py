@@ -15,6 +15,7 @@ from factory.dataset.storage import Store, StoreFullError
 from factory.dataset.storage_errors import ignores_conditions
 from factory.dataset.stored_recipe import RECIPE
 from factory.errors import UserError
+from factory.files.paths import check_writable_folder
 from factory.generation.hardware import local_gpus
 from factory.generation.shard_job import versions
 from factory.nightly.config import Budget
@@ -48,10 +49,12 @@ def check_store(root: Store, date: datetime.date) -> None:
 
 
 def check_folder(root: Store, date: datetime.date) -> None:
-    """UserError if the root is a dataset, or if the folder of the night was not made by a night.
+    """UserError if the root cannot be written or is a dataset, or if the folder of the night was not made by a night.
 
     Otherwise, `keep` could delete the folder later. Nothing is written.
     """
+    if root.folder is not None:
+        check_writable_folder(root.folder, "root")
     if root.get(RECIPE) is not None:
         raise UserError(f"{root.address} is a dataset; give another `root`, a folder for nights.")
     folder = date.isoformat()

@@ -12,6 +12,7 @@ import ray
 from factory.config.recipe import make_recipe
 from factory.config.sections import EngineRecipe
 from factory.dataset.lease import leased
+from factory.errors import UserError
 from factory.generation import run as generation_run
 from factory.nightly import preflight
 from factory.nightly.preflight import estimated_size
@@ -38,6 +39,13 @@ def test_preflight_rejects_folders_that_a_night_did_not_make(make: Make, tmp_pat
     (tmp_path / "nights/recipe.yaml").write_text("n: 1")
     assert "is a dataset; give another `root`" in run_night(make()).message
     assert not (tmp_path / "nights/2026-11-25/night.json").exists()
+
+
+def test_preflight_and_preview_reject_a_root_that_is_a_file(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "nights").touch()
+    assert f"root {tmp_path}/nights cannot be written: {tmp_path}/nights is not a folder" in run_night(make()).message
+    with pytest.raises(UserError, match="nights is not a folder; give another path"):
+        preview_night(make())
 
 
 def is_nearly_full(monkeypatch: pytest.MonkeyPatch) -> None:
