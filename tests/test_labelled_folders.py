@@ -11,9 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from factory.config.vocabulary import from_names, voc
+from factory.config.vocabulary import coco, from_names, voc
 from factory.dataset.masks import encode_label_png, palette
 from factory.errors import UserError
+from factory.labelled.coco import CocoFolder
 from factory.labelled.folders import open_labelled
 from factory.labelled.voc import VocFolder
 from tests.support.voc_folder import CAT, DOG, LABELS, PHOTO, labels_match, loaded, write_folder
@@ -308,6 +309,22 @@ def test_value_255_may_have_a_name(folder: Path) -> None:
     (folder / "labels.txt").write_text("\n".join(["background", *names, "void"]))
     labelled = VocFolder(folder, "val", from_names(names))
     assert set(np.unique(labelled.load("a").labels)) == {0, DOG, CAT}
+
+
+def test_a_misspelt_image_set_is_told_from_a_wrong_folder(folder: Path) -> None:
+    """Both messages asked for the folder that contains JPEGImages."""
+    (folder / "ImageSets/Segmentation/trainval.txt").write_text("a\n")
+    message = r"has no image set vall: there is no .*/vall\.txt; choose from .*trainval, val with --real-set\.$"
+    with pytest.raises(UserError, match=message):
+        VocFolder(folder, "vall", voc())
+    message = r"not a PASCAL VOC folder: it has no folder JPEGImages\. .* for COCO images, also give --annotations\.$"
+    with pytest.raises(UserError, match=message):
+        VocFolder(folder / "JPEGImages", "val", voc())
+
+
+def test_a_folder_in_the_place_of_annotations_is_not_said_to_be_missing(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"^there is no file .*/JPEGImages; give the folder of the COCO images"):
+        CocoFolder(folder, folder / "JPEGImages", coco())
 
 
 def test_folder_without_images_of_seen_classes_is_refused(folder: Path) -> None:

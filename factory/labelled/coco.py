@@ -31,9 +31,10 @@ class CocoFolder(LabelledFolder):
         """If `only` is given, images with other classes are left out. UserError if a file is missing or invalid."""
         self.root = root
         if not root.is_dir() or not annotations.is_file():
+            missing = f"file {annotations}" if root.is_dir() else f"folder {root}"
             raise UserError(
-                f"{root if not root.is_dir() else annotations} does not exist; give the COCO image folder, and its "
-                f"instances_*.json with --annotations."
+                f"there is no {missing}; give the folder of the COCO images, and their instances_*.json with "
+                f"--annotations."
             )
         checked_vocabulary(vocabulary)
         self._instances = read_instances(annotations, root)

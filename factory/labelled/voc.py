@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from factory.config.vocabulary import Vocabulary, voc
 from factory.dataset.masks import IGNORE
-from factory.errors import UserError
+from factory.errors import UserError, first_few
 from factory.files.listing import files_below
 from factory.files.text import read_bytes, read_text
 from factory.labelled.image_list import IMAGES, LABELS, SUFFIXES, read_keys
@@ -136,12 +136,20 @@ class VocFolder(LabelledFolder):
         return path
 
     def _check_layout(self) -> None:
-        for part in (IMAGES, LABELS, f"ImageSets/Segmentation/{self._image_set}.txt"):
-            if not (self.root / part).exists():
+        lists = self.root / "ImageSets" / "Segmentation"
+        for part in (self.root / IMAGES, self.root / LABELS, lists):
+            if not part.is_dir():
                 raise UserError(
-                    f"{self.root} is not a PASCAL VOC folder with an image set {self._image_set}: {part} is missing. "
-                    f"Give the folder that contains JPEGImages, such as VOCdevkit/VOC2012."
+                    f"{self.root} is not a PASCAL VOC folder: it has no folder {part.relative_to(self.root)}. Give the "
+                    f"folder that contains it, such as VOCdevkit/VOC2012; for COCO images, also give "
+                    f"--annotations."
                 )
+        if not (lists / f"{self._image_set}.txt").is_file():
+            names = sorted(path.stem for path in lists.glob("*.txt"))
+            remedy = f"choose from {first_few(names, 10)} with --real-set" if names else "write this list of images"
+            raise UserError(
+                f"{self.root} has no image set {self._image_set}: there is no {lists / self._image_set}.txt; {remedy}."
+            )
 
     def _class_names(self) -> list[str]:
         """Background and the classes by value, from the folder's list or VOC's. UserError if a value is ambiguous."""

@@ -142,8 +142,8 @@ def test_a_dataset_with_options_that_are_rejected_today_is_resumed_without_them(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"root": Path("nowhere")}, "is not a PASCAL VOC folder with an image set train: JPEGImages is missing"),
-        ({"image_set": "test"}, "ImageSets/Segmentation/test.txt is missing"),
+        ({"root": Path("nowhere")}, "is not a PASCAL VOC folder: it has no folder JPEGImages. Give the folder that"),
+        ({"image_set": "test"}, "has no image set test: there is no "),
         ({"min_area": 1.0}, "no image of"),
         ({"dataset": "coco"}, "give --annotations instances_train2017.json"),
         ({"dataset": "coco", "image_set": "val"}, "--real-set val has no effect with --layout coco"),
