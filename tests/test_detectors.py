@@ -160,6 +160,7 @@ def test_a_class_that_no_prompt_names_may_be_missing() -> None:
     [
         ("./nowhere", "there is no folder ./nowhere; give `stickers`"),
         (".", "is not a detector: it has no config.json; give"),
+        ("sma3:facebook/sam3", "there is no kind of detectors 'sma3', got sma3:facebook/sam3; the kinds are sam3"),
         (
             "torchvision:maskrcnn_resnet50_fpn_v2@nowhere.pth",
             "there is no weight file nowhere.pth; give the path of an",

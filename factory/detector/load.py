@@ -9,7 +9,7 @@ from factory.config.sections import MaskRecipe
 from factory.config.stickers import STICKERS
 from factory.detector.interface import Detector
 from factory.detector.labels import translation
-from factory.detector.open_names import absolute, check_types, local_folder, parse_open_name, pin_open_name
+from factory.detector.open_names import TYPES, absolute, check_types, local_folder, parse_open_name, pin_open_name
 from factory.errors import UserError
 from factory.files.decode import read_json_object
 from factory.files.digest import folder_digest
@@ -20,6 +20,8 @@ from factory.generator.load import pin_revision
 TORCHVISION, DETECTRON2, ULTRALYTICS = "torchvision:", "detectron2:", "ultralytics:"
 _LIBRARIES = (TORCHVISION, DETECTRON2, ULTRALYTICS)
 """Prefixes of detectors of other libraries; each has a module of its name with `labels`, `pin` and `load_model`."""
+KINDS = (*TYPES, *(prefix.removesuffix(":") for prefix in _LIBRARIES))
+"""What a detector's name can begin with, before a colon."""
 _EMBEDDED_ARCHITECTURE = "UperNetForSemanticSegmentation"
 _FORMS = (
     f"`{STICKERS}`, a folder or hub id of a transformers model, or KIND:MODEL as in sam3:facebook/sam3 or "
@@ -170,6 +172,9 @@ def detector_folder(name: str) -> Path | None:
         from factory.files.embedded_models import detector_folder as embedded
 
         return embedded()
+    kind, colon, _ = name.partition(":")
+    if colon and "/" not in kind and not expanded(name).exists():  # no hub id contains a colon
+        raise UserError(f"there is no kind of detectors {kind!r}, got {name}; the kinds are {', '.join(KINDS)}.")
     return local_folder(name, "detector", _FORMS)
 
 

@@ -53,6 +53,13 @@ def check_source(source: str) -> None:
     try:
         grounder_folder(source)
     except UserError as error:
+        from factory.detector.load import KINDS
+
+        if source.partition(":")[0] in KINDS:
+            raise UserError(
+                f"{source} is a detector, not a source of masks; give --masks detector --detector {source}, or "
+                f"masks.source and masks.detector in a recipe."
+            ) from error
         raise UserError(f"unknown source of masks {source!r}: it is not {' or '.join(SOURCES)}, and {error}") from error
 
 
