@@ -25,6 +25,7 @@ from tests.support.program import factory
         (["--classes", "voc", "--n", 4, "--objects", "two"], "number:share"),
         (["--recipe", "{tiny}", "--masks", "guess"], "unknown source of masks 'guess'"),
         (["--recipe", "{tiny}", "--masks", "sam3:a/b"], "not a source of masks; give --masks detector --detector "),
+        (["--recipe", "{tiny}", "--extend"], "there is no dataset to extend at "),
         (["--recipe", "{tiny}", "--gpus-per-worker", "9"], "this machine has 0; give --gpus-per-worker 0"),
     ],
 )

@@ -103,6 +103,10 @@ def generate(
     version cannot generate them.
     """
     existing = existing_recipe(store)
+    if extend and existing is None:
+        raise UserError(
+            f"there is no dataset to extend at {store.address}; correct the address, or create it without --extend."
+        )
     if existing is not None and existing.format < FORMAT:
         with nullcontext(held) if held else leased(store, force, _log.warning):
             return _complete_older(existing, recipe, store)
