@@ -75,7 +75,7 @@ def prompts(
     from factory.config.plan import class_sequence
     from factory.generator.load import model_folder
     from factory.prompts.check import Fits, LineCheck, few_words
-    from factory.prompts.file import PromptsFile
+    from factory.prompts.file import PromptsFile, check_target
     from factory.prompts.interface import Sampling
     from factory.prompts.write import Job, write_prompts
 
@@ -90,6 +90,7 @@ def prompts(
     recipe = assemble(None, None, fields | ({"masks": "detector"} if split is not None else {}))
     if model is not None:
         model_folder(model)  # first everything that needs no model library
+    check_target(out)
     sampling = Sampling(temperature, top_p, max_tokens)
     language_model = _opened(lm, lm_model, device, dtype, sampling)
     fits: Fits = few_words

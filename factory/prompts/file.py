@@ -35,6 +35,12 @@ class Progress:
     """Prompts that were rejected in every attempt."""
 
 
+def check_target(path: Path) -> None:
+    """UserError if a prompts file cannot be written at `path`; for a check before the language model is opened."""
+    if not path.exists():  # a complete file is only read
+        check_writable_folder(path.parent, "--out: the folder")
+
+
 class PromptsFile:
     """Writes the file at `path`. `settings` is everything that determines its content."""
 
@@ -48,7 +54,7 @@ class PromptsFile:
         """Continue an unfinished file, if there is one; returns whether the file was already complete.
 
         Nothing is written before the first batch, so that a command which fails earlier can be corrected. Raises
-        UserError if the path cannot be written or holds another file, or if an unfinished one has other settings.
+        UserError if the path holds another file, or if an unfinished one has other settings.
         """
         complete = self.path.exists()
         existing = self.path if complete else self._partial
@@ -57,7 +63,6 @@ class PromptsFile:
                 self._complete_start()
             self._resume(existing, complete)
             return complete
-        check_writable_folder(self.path.parent, "--out: the folder")
         return False
 
     def append(self, prompts: Sequence[Prompt], rejected: Mapping[str, int], exhausted: int) -> None:
