@@ -45,6 +45,15 @@ def test_options_that_do_not_fit_together_are_rejected(command: list[str], messa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dataset_with_other_masks_is_not_resumed_as_an_oracle_dataset(tmp_path: Path) -> None:
+    """The advice was to add --split, with which the recipe differs from that of the dataset."""
+    out = tmp_path / "set"
+    make_dataset(out, shards=())
+    assert error("bootstrap-oracle", "--shards", out) == (
+        f"{out} is a dataset, but not an oracle dataset; give another --shards."
+    )
+
+
 def test_misspelt_number_of_samples_in_a_recipe_is_named(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("N: 4\n")

@@ -83,6 +83,8 @@ def bootstrap_oracle(
     elif recipe is None and (classes is not None or n is not None):
         raise UserError("--split is required to select the seen classes; for example --classes voc --split 1.")
     merged = assemble(recipe, store, options, defaults)
+    if merged.oracle is None and recipe is None:  # it is that of the dataset to resume
+        raise UserError(f"{out} is a dataset, but not an oracle dataset; give another --shards.")
     if merged.oracle is None:
         raise UserError("the recipe is not that of an oracle dataset; add --split.")
     check_no_unseen_classes(merged)
