@@ -30,6 +30,7 @@ def test_plan_with_an_invalid_rate_is_rejected(rate: str) -> None:
     ("command", "message"),
     [
         (["plan", "--classes", "dog", "--n", "1", "--measure", "--rate", "2"], "--rate 2 has no effect with --measure"),
+        (["plan", "--classes", "dog", "--n", "1", "--workers", "2"], "--workers 2 has no effect without an estimate"),
         (["run", "job.yaml", "--set", "n"], "--set must be name=value, as in --set n=1000; got n."),
         (["bootstrap-oracle", "--recipe", "RECIPE", "--out", "o"], "is not that of an oracle dataset; add --split."),
         (["invert", "--real", "r", "--recipe", "RECIPE", "--out", "o"], "`generator:` must be a section with fields"),

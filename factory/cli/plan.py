@@ -43,7 +43,9 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure", help="Generate two batches to estimate time and disk space.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Number of workers for the time estimate.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Number of workers for the time estimate; 1 by default.")
+    ] = None,
     as_json: option.AsJson = False,
 ) -> None:
     """Show what `factory generate` would produce, and estimate time and disk space.
@@ -118,7 +120,7 @@ def _time(hours: float) -> str:
     return f"{minutes:.1f} minutes" if minutes >= 1.5 else f"{minutes * 60:.1f} seconds"
 
 
-def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool) -> dict[str, Any]:
+def describe(recipe: "Recipe", rate: float | None, workers: int | None, measure: bool) -> dict[str, Any]:
     """The plan as JSON data. Classes are counted over at most 100,000 samples; they are balanced in every prefix.
 
     Raises UserError for everything that `generate` checks before it starts.
@@ -139,6 +141,12 @@ def describe(recipe: "Recipe", rate: float | None, workers: int, measure: bool) 
         raise UserError(
             f"--rate {rate:g} has no effect with --measure, which measures the rate; leave one of them out."
         )
+    if workers is not None and rate is None and not measure:
+        raise UserError(
+            f"--workers {workers} has no effect without an estimate of the time; add --measure or --rate, or leave it "
+            f"out."
+        )
+    workers = workers or 1
     check_format(recipe, "the plan")
     recipe = pin_recipe(recipe)
     preflight(recipe)
