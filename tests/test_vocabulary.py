@@ -68,6 +68,13 @@ def test_custom_names_get_ids_from_one() -> None:
     assert [entry.id for entry in parse_classes("dog,snorkel").classes] == [1, 2]
 
 
+@pytest.mark.parametrize("text", ["COCO", "Voc", "coco,axolotl"])
+def test_the_name_of_a_vocabulary_is_not_a_class(text: str) -> None:
+    """With a published model, every prompt would ask for "a photograph of a COCO"."""
+    with pytest.raises(UserError, match=r"; give (coco|voc) alone for the classes of (COCO|VOC), or list all names"):
+        parse_classes(text)
+
+
 def test_classes_from_a_file(tmp_path) -> None:
     (tmp_path / "names.txt").write_text("# mine\ndog\n\ntraffic light\n")
     assert parse_classes(str(tmp_path / "names.txt")).names == ("dog", "traffic light")

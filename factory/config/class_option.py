@@ -42,6 +42,11 @@ def parse_classes(text: str) -> Vocabulary:
             raise UserError(
                 f"the class {name[:60]!r} in {label} {problem}; give comma-separated names such as dog,cat."
             )
+        if (known := name.strip().lower()) in ("coco", "voc"):  # a published model would draw a "COCO"
+            raise UserError(
+                f"{label} has the class {name.strip()!r}; give {known} alone for the classes of {known.upper()}, or "
+                f"list all names in a file."
+            )
     return vocabulary
 
 
