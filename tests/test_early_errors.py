@@ -30,7 +30,7 @@ for command in json.load(sys.stdin):
 """
 
 COMMANDS = {
-    "train-grounder none --out out": "none is not a dataset",
+    "train-grounder none --out out": "none is not a dataset: there is no such folder. Create one with `factory boot",
     "train-grounder none --out out --devices 2 --batch 4": "none is not a dataset",
     "train-grounder none --out out --start none": "training of the grounder cannot start from",
     "train-grounder none --out out --start empty": "is not a grounder's config",
@@ -46,7 +46,7 @@ COMMANDS = {
     "evaluate-segmenter run --real voc": "is not a segmenter folder (it has no segmenter.json); give run/model.",
     "evaluate-grounder none": "there is no grounder 'none'",
     "evaluate-grounder stickers --classes voc": "which is not a split of voc",
-    "evaluate-grounder stickers --real none": "none is not a dataset",
+    "evaluate-grounder stickers --real none": "there is no such folder. Create one with `factory invert --split all`.",
     "evaluate-grounder stickers --device gpu": "there is no device 'gpu'",
     "train-segmenter none --out out": "none is not a dataset",
     "train-segmenter none --out out --devices 2": "none is not a dataset",

@@ -79,9 +79,12 @@ def existing_recipe(store: Store) -> Recipe | None:
     return recipe_of(store)
 
 
-def recipe_of(store: Store) -> Recipe:
-    """The recipe of a dataset; raises UserError if there is no dataset or its recipe is invalid."""
-    return _recipe_in(*_contents(store))
+def recipe_of(store: Store, writer: str = "factory generate") -> Recipe:
+    """The recipe of a dataset; raises UserError if there is no dataset or its recipe is invalid.
+
+    `writer` is the command that the message names for creating one.
+    """
+    return _recipe_in(*_contents(store, writer))
 
 
 def fields_of(store: Store) -> dict[str, Any]:
@@ -91,11 +94,11 @@ def fields_of(store: Store) -> dict[str, Any]:
     return parse_recipe(*contents)
 
 
-def _contents(store: Store) -> tuple[str, str]:
+def _contents(store: Store, writer: str = "factory generate") -> tuple[str, str]:
     """(text of the recipe of a dataset, its address)."""
     data = store.get(RECIPE)
     if data is None:
-        raise UserError(f"{store.address} is not a dataset: {_why_not(store)}.")
+        raise UserError(f"{store.address} is not a dataset: {_why_not(store, writer)}.")
     where = store.address_of(RECIPE)
     return _text(data, where), where
 
@@ -113,9 +116,9 @@ def _text(data: bytes, where: str) -> str:
         raise UserError(f"{where} is damaged or not UTF-8 text ({error}); restore it, or save it as UTF-8.") from error
 
 
-def _why_not(store: Store) -> str:
+def _why_not(store: Store, writer: str) -> str:
     """Why an address is not a dataset, and what to do; a mistyped path is the most frequent reason."""
-    create = "Create one with `factory generate`"
+    create = f"Create one with `{writer}`"
     if store.folder is not None and not store.folder.is_dir():
         return f"{'it is a file, not a folder' if store.folder.exists() else 'there is no such folder'}. {create}"
     below = _datasets_below(store)

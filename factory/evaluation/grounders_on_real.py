@@ -87,7 +87,7 @@ def on_real(
 
 def _open(named: str) -> tuple[str, OracleDataset]:
     name, address = split_named_path(named)
-    dataset = OracleDataset(Store(address))
+    dataset = OracleDataset(Store(address), "factory invert --split all")
     if dataset.recipe.real is None:
         raise UserError(f"{address} is not a dataset of real images; create one with `factory invert --split all`.")
     return name or address, dataset

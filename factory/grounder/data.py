@@ -45,13 +45,15 @@ class OracleSample:
 class OracleDataset:
     """A dataset of `bootstrap-oracle` or `invert`, opened and checked."""
 
-    def __init__(self, store: Store) -> None:
-        """Raises UserError if there is no dataset, if it is not an oracle dataset, or if it has no finished shard."""
-        self.store, self.recipe = store, recipe_of(store)
+    def __init__(self, store: Store, writer: str = "factory bootstrap-oracle") -> None:
+        """Raises UserError if there is no dataset, if it is not an oracle dataset, or if it has no finished shard.
+
+        `writer` is the command that the message names for creating one.
+        """
+        self.store, self.recipe = store, recipe_of(store, writer)
         if self.recipe.oracle is None:
             raise UserError(
-                f"{store.address} is a dataset of images with masks, not an oracle dataset; create one with `factory "
-                f"bootstrap-oracle`."
+                f"{store.address} is a dataset of images with masks, not an oracle dataset; create one with `{writer}`."
             )
         if self.recipe.format < FORMAT:
             raise UserError(
