@@ -166,6 +166,13 @@ def test_examples_of_recipes_are_valid() -> None:
         make_recipe(parse_yaml(example, "example"))
 
 
+def test_the_columns_of_the_manifest_are_documented() -> None:
+    from factory.dataset.manifest import SCHEMA
+
+    page = (ROOT / "docs/dataset.md").read_text(encoding="utf-8")
+    assert [name for name in SCHEMA.names if f"`{name}`" not in page] == []
+
+
 def test_the_example_of_a_nightly_configuration_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from factory.nightly.config import load_config
 
