@@ -105,3 +105,9 @@ def filled(polygons: list[list[float]], shape: tuple[int, ...]) -> Mask:
     from pycocotools import mask as coco_masks
 
     return coco_masks.decode(coco_masks.merge(coco_masks.frPyObjects(polygons, *shape))).astype(bool)
+
+
+def file_of(store: Store, name: str) -> Path:
+    """The path of a file of a dataset in a folder."""
+    assert store.folder is not None
+    return store.folder / name
