@@ -12,11 +12,7 @@ from factory import exit_codes
 from factory.cli.verify import as_text
 from factory.dataset.description import write_description
 from factory.dataset.lease import leased
-from factory.dataset.receipts import (
-    committed,
-    receipt_name,
-    tar_name,
-)
+from factory.dataset.receipts import committed, receipt_name, tar_name
 from factory.dataset.repair import repair
 from factory.dataset.storage import Store
 from factory.dataset.verify import verify
@@ -25,10 +21,14 @@ from tests.support.export_datasets import commit_shard, file_of, make_dataset
 from tests.support.in_process import invoke
 
 
+def truncate_shard(store: Store, number: int) -> None:
+    tar = file_of(store, tar_name(number))
+    tar.write_bytes(tar.read_bytes()[:30_000])
+
+
 def test_failed_repair_reports_missing_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = make_dataset(tmp_path)
-    tar = file_of(store, tar_name(2))
-    tar.write_bytes(tar.read_bytes()[:30_000])
+    truncate_shard(store, 2)
     found = invoke("verify", tmp_path)
     assert found.exit_code == 5
     assert "5 of 5 shards exist, with 20 samples; 4 are sound." in found.stdout
@@ -63,8 +63,7 @@ def test_repair_deletes_nothing_that_it_cannot_generate_again(
     store, _ = make_dataset(tmp_path / "set", shards, **recipe)
     if 1 not in shards:
         store.create(tar_name(1), b"left by a run that was killed")
-    tar = file_of(store, tar_name(2))
-    tar.write_bytes(tar.read_bytes()[:30_000])
+    truncate_shard(store, 2)
     before = {name: store.get(name) for name in store.list("")}
     result = invoke("verify", tmp_path / "set", "--repair")
     assert message in str(result.exception)
@@ -90,8 +89,7 @@ def test_interrupted_repair_leaves_no_receipt_of_a_shard_that_is_incomplete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, _ = make_dataset(tmp_path)
-    tar = file_of(store, tar_name(2))
-    tar.write_bytes(tar.read_bytes()[:30_000])
+    truncate_shard(store, 2)
     report, delete = verify(store), store.delete
 
     def delete_one(name: str) -> None:
