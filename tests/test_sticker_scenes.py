@@ -11,6 +11,7 @@ from factory.dataset.masks import palette
 from factory.errors import UserError
 from factory.stickers import training_scenes
 from factory.stickers.atlas import DRAWN_STYLES, HELD_OUT_STYLE, STYLES, TRAIN_STYLES, load_atlas, sprites_of
+from factory.stickers.backgrounds import KINDS, kind_shares
 from factory.stickers.scenes import random_class_names, render_scene
 from factory.stickers.voc_folder import embedded_name, write_voc_folder
 
@@ -183,6 +184,19 @@ def test_rendering_into_a_foreign_folder_is_refused_and_changes_nothing(tmp_path
     write_voc_folder(tmp_path / "a", voc(), 2, TRAIN_STYLES)
     with pytest.raises(UserError, match="another seed"):
         write_voc_folder(tmp_path / "a", voc(), 2, TRAIN_STYLES, seed=1)
+
+
+def test_a_folder_has_the_requested_backgrounds_only(tmp_path) -> None:
+    def pixels(name: str) -> bytes:
+        return (tmp_path / name / "JPEGImages" / "000000.jpg").read_bytes()
+
+    for name in ("all", *KINDS):
+        write_voc_folder(tmp_path / name, voc(), 1, TRAIN_STYLES, kind_shares=kind_shares(name))
+    assert len({pixels(name) for name in KINDS}) == len(KINDS)
+    assert pixels("all") in {pixels(name) for name in KINDS}
+    for name, other in (("stripes", "all"), ("all", "model")):
+        with pytest.raises(UserError, match="another background"):
+            write_voc_folder(tmp_path / name, voc(), 1, TRAIN_STYLES, kind_shares=kind_shares(other))
 
 
 def test_an_unknown_class_raises_an_error_with_the_known_classes() -> None:

@@ -32,6 +32,13 @@ def render(
             "that no model was trained on."
         ),
     ] = "train",
+    background: Annotated[
+        Literal["all", "model", "gradient", "texture", "stripes", "clutter"],
+        typer.Option(
+            help="all: every kind, about equally often; model: as in the training data of the text-to-image model, "
+            "mostly gradients; otherwise only this kind."
+        ),
+    ] = "all",
     size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the images in pixels.")] = 128,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the images.")] = 0,
     as_json: AsJson = False,
@@ -43,12 +50,13 @@ def render(
     from factory.cli.progress import progress_bar
     from factory.config.class_option import parse_classes
     from factory.stickers.atlas import DRAWN_STYLES, HELD_OUT_STYLE, TRAIN_STYLES
+    from factory.stickers.backgrounds import kind_shares
     from factory.stickers.voc_folder import write_voc_folder
 
     styles = {"train": TRAIN_STYLES, "drawn": DRAWN_STYLES, "held-out": (HELD_OUT_STYLE,)}[style]
     vocabulary = parse_classes(classes)
     with progress_bar("rendering", n, quiet=as_json) as advance:
-        write_voc_folder(out, vocabulary, n, styles, size, seed, advance)
+        write_voc_folder(out, vocabulary, n, styles, size, seed, advance, kind_shares(background))
     if as_json:
         to_stdout(dumps({"out": str(out), "images": n, "classes": list(vocabulary.names), "styles": list(styles)}))
     else:

@@ -13,14 +13,11 @@ from torch import Tensor, nn
 from factory.config.vocabulary import caption, coco
 from factory.files.atomic import replaced_atomically
 from factory.stickers.atlas import DRAWN_STYLES
+from factory.stickers.backgrounds import MODEL_KIND_SHARES
 from factory.stickers.scenes import Scene, render_scene
 from factory.stickers.train_autoencoder import to_tensor
 from factory.training.precision import autocast
 
-SCENE_KIND_SHARES = (0.8, 0.1, 0.05, 0.05)
-"""Probabilities of the background kinds: mostly gradients.
-
-With two styles and equally frequent backgrounds, shapes were still coarse after 230,000 samples."""
 SCENE_MIN_VISIBLE = 1.0
 """Objects do not hide each other. Where they did in the training data, the model merged the objects of one image in
 four."""
@@ -56,7 +53,7 @@ def scene_classes(index: int) -> tuple[str, ...]:
 def training_scene(seed: tuple[int, ...], class_names: tuple[str, ...]) -> Scene:
     """A scene in the style of the training data."""
     return render_scene(
-        seed, class_names, styles=DRAWN_STYLES, kind_shares=SCENE_KIND_SHARES, min_visible=SCENE_MIN_VISIBLE
+        seed, class_names, styles=DRAWN_STYLES, kind_shares=MODEL_KIND_SHARES, min_visible=SCENE_MIN_VISIBLE
     )
 
 
@@ -74,7 +71,7 @@ def scene_latents(
     of another autoencoder or of other scenes, is rebuilt.
     """
     weights = (folder / "diffusion_pytorch_model.safetensors").read_bytes()
-    scenes = f"{DRAWN_STYLES} {SCENE_KIND_SHARES} {SCENE_MIN_VISIBLE} {_SCENE_SEED} {_PAIR_SHARE} {_EMPHASIS}"
+    scenes = f"{DRAWN_STYLES} {MODEL_KIND_SHARES} {SCENE_MIN_VISIBLE} {_SCENE_SEED} {_PAIR_SHARE} {_EMPHASIS}"
     fingerprint = hashlib.sha256(weights + scenes.encode()).hexdigest()
     if cache.exists():
         saved = _cached(cache)

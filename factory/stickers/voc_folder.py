@@ -14,6 +14,7 @@ from factory.errors import UserError, not_written
 from factory.files.atomic import replaced_atomically, write_atomically
 from factory.files.listing import names_in
 from factory.stickers.atlas import STYLES
+from factory.stickers.backgrounds import KIND_SHARES
 from factory.stickers.scenes import random_class_names, render_scene
 
 _FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject", "ImageSets/Segmentation")
@@ -30,25 +31,29 @@ def write_voc_folder(
     size: int = 128,
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
+    kind_shares: tuple[float, ...] = KIND_SHARES,
 ) -> None:
     """Render `num_images` scenes of the vocabulary's classes into VOC's four folders.
 
     As in VOC, palette PNGs contain class indices in SegmentationClass and object numbers in SegmentationObject. 0 is
     background and 255 marks pixels along an object's edge, which evaluations ignore. Class indices are positions in the
-    vocabulary, starting at 1, and lines of labels.txt. The same arguments write the same bytes, and an interrupted run
-    resumes. UserError if the folder contains anything else.
+    vocabulary, starting at 1, and lines of labels.txt. `kind_shares` are the probabilities of the kinds of background.
+    The same arguments write the same bytes, and an interrupted run resumes. UserError if the folder contains anything
+    else.
     """
     _check_styles(styles)
     embedded = [embedded_name(vocabulary, name) for name in vocabulary.names]
-    options = {
+    options: dict[str, object] = {
         "classes": list(vocabulary.names), "num_images": num_images, "styles": list(styles), "size": size, "seed": seed
     }  # fmt: skip
+    if kind_shares != KIND_SHARES:
+        options["background"] = list(kind_shares)
     _claim(out, options)
     write_atomically(out / "labels.txt", "".join(f"{name}\n" for name in ("background", *vocabulary.names)))
     keys = [f"{number:06d}" for number in range(num_images)]
     for number, key in enumerate(keys):
         if not (out / "SegmentationObject" / f"{key}.png").exists():
-            _write_scene(out, key, (seed, 5, number), embedded, styles, size)
+            _write_scene(out, key, (seed, 5, number), embedded, styles, size, kind_shares)
         progress(number + 1)
     sets = out / "ImageSets" / "Segmentation"
     validation = {key for number, key in enumerate(keys) if number % VALIDATION_SHARE == VALIDATION_SHARE - 1}
@@ -77,10 +82,16 @@ def embedded_name(vocabulary: Vocabulary, name: str) -> str:
 
 
 def _write_scene(
-    out: Path, key: str, seed: tuple[int, ...], embedded: list[str], styles: tuple[str, ...], size: int
+    out: Path,
+    key: str,
+    seed: tuple[int, ...],
+    embedded: list[str],
+    styles: tuple[str, ...],
+    size: int,
+    kind_shares: tuple[float, ...],
 ) -> None:
     names = random_class_names(np.random.default_rng(seed), embedded)
-    scene = render_scene(seed, names, size, styles)
+    scene = render_scene(seed, names, size, styles, kind_shares)
     indices = np.array([0, *(embedded.index(name) + 1 for name in scene.class_names)], np.uint8)
     edge = _edges(scene.instance_map)
     with replaced_atomically(out / "JPEGImages" / f"{key}.jpg") as partial:
@@ -119,7 +130,7 @@ def _claim(out: Path, options: dict[str, object]) -> None:
     try:
         if path.exists():
             existing = json.loads(path.read_text())
-            changed = [key for key, value in options.items() if existing.get(key) != value]
+            changed = [key for key in {**options, **existing} if existing.get(key) != options.get(key)]
             if changed:
                 raise UserError(
                     f"{out} contains a rendering with another {' and '.join(changed)}; choose another --out folder, or "
