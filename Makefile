@@ -162,22 +162,7 @@ atlas: $(STAMP) ## Rebuild the sprite atlas from the icon sets' packages (needs 
 	$(BIN)/python jobs/stickers/build_atlas.py --icons $(ICONS)/node_modules/@iconify-json
 
 stickers-all: $(STAMP) ## Train and measure all embedded models, in order; resumes; takes many hours on a CPU
-	$(BIN)/factory stickers train autoencoder --out runs
-	$(BIN)/factory stickers evaluate-autoencoder --autoencoder runs/autoencoder/model
-	$(BIN)/factory stickers train diffusion --out runs
-	$(BIN)/factory stickers train turbo --out runs
-	$(BIN)/factory stickers train detector --out runs
-	$(BIN)/factory stickers train judge --out runs --seed 1
-	$(BIN)/factory stickers evaluate --pipeline runs/diffusion/model --detector runs/detector/model \
-		--judge runs/judge/model --out runs/evaluation
-	$(BIN)/factory stickers evaluate --pipeline runs/turbo/model --detector runs/detector/model \
-		--judge runs/judge/model --steps 4 --guidance 1 --out runs/evaluation-turbo
-	$(BIN)/factory bootstrap-oracle --classes coco --split 1 --n 2000 --model runs/diffusion/model \
-		--detector runs/detector/model --steps 8 --guidance 3 --guidance-schedule linear --shards runs/oracle
-	$(BIN)/factory train-grounder runs/oracle --steps 300 --out runs/grounder
-	$(BIN)/factory bootstrap-oracle --classes coco --split 1 --n 2000 --model runs/turbo/model \
-		--detector runs/detector/model --steps 4 --guidance 1 --shards runs/oracle-turbo
-	$(BIN)/factory train-grounder runs/oracle-turbo --steps 300 --out runs/grounder-turbo
+	$(BIN)/factory run jobs/stickers.yaml
 
 clean: ## Remove the environments and all generated files except the training runs in runs/
 	rm -rf $(VENV) $(EXTRAS) $(CLUSTER) demo build .mypy_cache .ruff_cache .pytest_cache

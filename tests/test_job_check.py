@@ -3,10 +3,15 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
+from factory.config.sections import GeneratorRecipe
+from factory.config.stickers import STICKERS, TURBO
 from factory.errors import UserError
 from factory.workflow.run import Workflow, load_workflow
 from tests.support.in_process import commands, invoke
+
+JOBS = Path(__file__).parents[1] / "jobs"
 
 
 def loaded(text: str, folder: Path, **change: str) -> Workflow:
@@ -159,3 +164,20 @@ def test_dry_run_validates_the_job(tmp_path: Path) -> None:
     result = invoke("run", tmp_path / "job.yaml", "--dry-run")
     assert isinstance(result.exception, UserError)
     assert not result.stdout
+
+
+@pytest.mark.parametrize("file", sorted(JOBS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_job_of_the_repository_has_valid_options(file: Path) -> None:
+    known = {name: command for name, command in commands().items() if name != "run"}
+    assert load_workflow(file, None, known, {}).steps
+
+
+@pytest.mark.parametrize(("part", "name"), [("diffusion", STICKERS), ("turbo", TURBO)])
+def test_oracle_datasets_of_new_models_are_sampled_as_those_of_the_embedded_models(part: str, name: str) -> None:
+    """The defaults of a folder are others: the grounder was trained on images of 20 steps and guidance 5."""
+    steps = [step.get("bootstrap-oracle", {}) for step in yaml.safe_load((JOBS / "stickers.yaml").read_text())["steps"]]
+    (given,) = [options for options in steps if options.get("model") == f"{{out}}/{part}/model"]
+    fields = ("steps", "guidance", "guidance_schedule")
+    data = {field: given[option] for field in fields if (option := field.replace("_", "-")) in given}
+    sampled, embedded = GeneratorRecipe(model="folder", **data), GeneratorRecipe(model=name)
+    assert [getattr(sampled, field) for field in fields] == [getattr(embedded, field) for field in fields]

@@ -3,15 +3,11 @@
 import importlib.util
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from factory.config.sections import GeneratorRecipe
-from factory.config.stickers import STICKERS, TURBO
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = re.findall(r"\$\(BIN\)/python (-m )?([\w./]+)", (ROOT / "Makefile").read_text())
@@ -39,18 +35,6 @@ def test_the_atlas_is_built_from_the_icon_sets_that_it_names() -> None:
     installed = re.findall(r"@iconify-json/([\w-]+@[\d.]+)", (ROOT / "Makefile").read_text())
     assert len(named) == 10
     assert sorted(installed) == sorted(named)
-
-
-@pytest.mark.parametrize(("part", "name"), [("diffusion", STICKERS), ("turbo", TURBO)])
-def test_oracle_datasets_of_new_models_are_sampled_as_those_of_the_embedded_models(part: str, name: str) -> None:
-    """The defaults of a folder are others: the grounder was trained on images of 20 steps and guidance 5."""
-    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
-    (line,) = re.findall(rf"bootstrap-oracle .*--model runs/{part}/model .*", text)
-    given = shlex.split(line)
-    fields = {"steps": "--steps", "guidance": "--guidance", "guidance_schedule": "--guidance-schedule"}
-    data = {field: given[given.index(option) + 1] for field, option in fields.items() if option in given}
-    sampled, embedded = GeneratorRecipe(model="folder", **data), GeneratorRecipe(model=name)
-    assert [getattr(sampled, field) for field in fields] == [getattr(embedded, field) for field in fields]
 
 
 def test_no_library_has_two_pins() -> None:
