@@ -154,7 +154,10 @@ def _vocabulary(run: SegmenterTraining, out: Path) -> Vocabulary:
 
 
 def _real_source(run: SegmenterTraining, address: str, vocabulary: Vocabulary) -> "LabelledSource":
-    """A dataset of `factory invert`, COCO images or a VOC folder. UserError if a dataset may show unseen classes."""
+    """A dataset of `factory invert`, COCO images or a VOC folder.
+
+    UserError for a dataset of generated images, or if a dataset may show unseen classes.
+    """
     from factory.dataset.stored_recipe import recipe_of
     from factory.labelled.folders import check_no_image_set, open_labelled
     from factory.segmenter.data import DatasetSource
@@ -172,9 +175,13 @@ def _real_source(run: SegmenterTraining, address: str, vocabulary: Vocabulary) -
         raise UserError(
             f"{option} has no effect because --real {address} is a dataset, which contains its labels; remove it."
         )
-    oracle = recipe_of(store).oracle
-    possible = recipe_of(store).vocabulary().names if oracle is None else oracle.seen
-    unseen = [name for name in possible if only is not None and vocabulary.resolve(name).name not in only]
+    recipe = recipe_of(store)
+    if recipe.real is None or recipe.oracle is None:
+        raise UserError(
+            f"--real {address} is a dataset of generated images; give it without --real, or give labelled images or a "
+            f"dataset of `factory invert`."
+        )
+    unseen = [name for name in recipe.oracle.seen if only is not None and vocabulary.resolve(name).name not in only]
     if unseen:
         raise UserError(
             f"{address} may show {', '.join(unseen[:3])}, unseen in split {run.split}; make it with `factory invert "

@@ -236,6 +236,14 @@ def test_a_resumed_training_has_the_classes_of_its_start(tmp_path: Path) -> None
     assert run.check(training).vocabulary.names == ("dog", "cat")
 
 
+def test_a_dataset_of_generated_images_is_not_real(tmp_path: Path) -> None:
+    """It took the share of the labelled images, without a message."""
+    make_dataset(tmp_path / "set", shards=range(1), classes=["dog", "cat"])
+    dataset = str(tmp_path / "set")
+    with pytest.raises(UserError, match=r"--real .*set is a dataset of generated images; give it without --real"):
+        run.check(run.SegmenterTraining(str(tmp_path / "out"), (dataset,), real=dataset))
+
+
 def test_a_segmenter_is_evaluated_with_its_own_classes(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
