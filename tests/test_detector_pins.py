@@ -101,3 +101,17 @@ def test_a_detectors_file_that_does_not_fit_is_refused_before_the_place_is_claim
     with pytest.raises(UserError, match=told):
         generate(recipe, Store(str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_embedded_detector_must_know_the_classes_of_the_prompts_only(tiny_model: Path) -> None:
+    """All classes had to be of COCO, and the message advised another --model, which was given."""
+    data = {
+        "n": 1,
+        "classes": ["dog", "axolotl"],
+        "generator": {"model": str(tiny_model)},
+        "masks": {"source": "detector"},
+    }
+    with pytest.raises(UserError, match=r"the detector does not know 1 of the classes: axolotl; .* another --detector"):
+        pin_recipe(make_recipe(data))
+    oracle = make_recipe(data | {"oracle": {"split": "mine", "seen": ["dog"]}})
+    assert pin_recipe(oracle).masks.detector_revision is not None

@@ -40,7 +40,8 @@ def translation(
         examples = ", ".join([name for name in labels if name not in NO_CLASSES][:5])
         raise UserError(
             f"the detector does not know {len(missing)} of the classes: {names}; it knows {len(labels)} classes such "
-            f"as {examples}. Use --masks attention, a detector for any class such as sam3:MODEL, or other classes."
+            f"as {examples}. Give another --detector, such as sam3:MODEL, which finds any class, or other classes; "
+            f"`factory generate` also has --masks attention."
         )
     return result
 

@@ -27,7 +27,8 @@ def pin_recipe(recipe: Recipe, existing: Recipe | None = None) -> Recipe:
         recipe = _with_pins_of(recipe, existing)
     if recipe.real is None:
         check_source(recipe.masks.source)
-    _check_embedded_classes(recipe)
+    if recipe.generator.model in EMBEDDED_MODELS:
+        check_embedded_classes(recipe.vocabulary())
     generator, masks = pin_generator(recipe.generator), recipe.masks
     if recipe.uses_detector():
         from factory.detector.load import with_pinned_detector
@@ -113,10 +114,3 @@ def _pin_reading(masks: MaskRecipe, generator: GeneratorRecipe) -> MaskRecipe:
     if masks.source == "attention" and masks.blocks is None and count and not family.is_unet:
         changes["blocks"] = default_read_blocks(family, count)
     return masks.model_copy(update=changes)
-
-
-def _check_embedded_classes(recipe: Recipe) -> None:
-    """UserError if the embedded models are used with classes that they were not trained on."""
-    embedded = [recipe.generator.model, *([recipe.masks.detector] if recipe.uses_detector() else [])]
-    if EMBEDDED_MODELS.keys() & embedded:
-        check_embedded_classes(recipe.vocabulary())
