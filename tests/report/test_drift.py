@@ -139,6 +139,22 @@ def test_reports_are_read_from_files_and_broken_ones_are_named(base: dict[str, A
     assert [entry["name"] for entry in data["history"]] == [base["dataset"]["name"], report["dataset"]["name"]]
 
 
+def test_the_example_of_the_documentation_measures_drift(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It passed paths, and ended in a traceback."""
+    monkeypatch.chdir(tmp_path)
+    make_report_set(tmp_path / "out", content=1)
+    for night in ("2026-11-23", "2026-11-24"):
+        (tmp_path / night / "report").mkdir(parents=True)
+        (tmp_path / night / "report" / "report.json").write_text(json.dumps(base))
+    page = Path(__file__).parents[2] / "docs/report.md"
+    (example,) = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    exec(example, {})
+    drift_of = json.loads((tmp_path / "report/report.json").read_text())["drift"]
+    assert (drift_of["nights"], drift_of["ignored"]) == (2, [])
+
+
 @pytest.mark.parametrize("attempts", [{"of": 0}, {"count": 10**6}, {"count": None}, {"of": None}])
 def test_an_earlier_report_with_an_impossible_yield_is_named(
     base: dict[str, Any], tmp_path: Path, attempts: dict[str, Any]
