@@ -18,7 +18,7 @@ from factory.cli.status import state
 from factory.config.recipe import make_recipe
 from factory.config.sections import StoreRecipe
 from factory.dataset import lease
-from factory.dataset.lease import LEASE, Lease, acquire, leased, parse_lease, stale
+from factory.dataset.lease import LEASE, Lease, acquire, is_stale, leased, parse_lease
 from factory.dataset.storage import Store
 from factory.errors import LeaseHeldError, StoreUnavailableError, TransientError, UserError
 from tests.support.bucket import Bucket, Fault
@@ -125,11 +125,11 @@ def test_killed_local_driver_is_taken_over_immediately(tmp_path: Path) -> None:
         assert driver.stdout is not None
         driver.stdout.readline()
         store = Store(str(tmp_path))
-        assert stale(store) is False
+        assert is_stale(store) is False
         with pytest.raises(LeaseHeldError, match=f"process {driver.pid}"):
             acquire(store)
         driver.send_signal(signal.SIGKILL)
-    assert stale(store) is True
+    assert is_stale(store) is True
     start = time.monotonic()
     acquire(store)
     assert time.monotonic() - start < 30, "it did not wait for a heartbeat"
@@ -255,10 +255,10 @@ def test_lease_of_another_machine_is_stale_when_it_has_expired(tmp_path: Path) -
     for seconds in (lease.EXPIRES - 1, lease.EXPIRES + lease.BEAT + 1):
         updated = datetime.now(UTC) - timedelta(seconds=seconds)
         store.put(LEASE, replace(ELSEWHERE, updated=updated.isoformat()).to_json())
-        assert stale(store) is (seconds > lease.EXPIRES)
+        assert is_stale(store) is (seconds > lease.EXPIRES)
 
 
 def test_lease_whose_time_cannot_be_read_is_stale(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     store.put(LEASE, replace(ELSEWHERE, updated="yesterday").to_json())
-    assert stale(store) is True
+    assert is_stale(store) is True

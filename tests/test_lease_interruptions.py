@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from factory.dataset import lease
-from factory.dataset.lease import LEASE, HeldLease, Lease, acquire, dead, leased, parse_lease, stale
+from factory.dataset.lease import LEASE, HeldLease, Lease, acquire, has_ended, is_stale, leased, parse_lease
 from factory.dataset.storage import Store, StoreFullError
 from factory.errors import LeaseHeldError
 from factory.files.processes import process_identity
@@ -62,7 +62,7 @@ def test_lease_that_was_left_in_an_outage_does_not_stop_the_next_call_of_this_pr
         bucket.faults.append(Fault("outage", times=None, seconds=600))
     bucket.faults.clear()
     assert current(store).holder == first.holder
-    assert stale(store) is True
+    assert is_stale(store) is True
     with leased(store) as second:
         assert second.epoch == first.epoch + 1
 
@@ -118,7 +118,7 @@ def test_outage_while_a_heartbeat_is_watched_is_not_silence(store: Store, monkey
 def test_process_that_is_hidden_from_this_user_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     """/proc can be mounted with `hidepid`, as on shared clusters."""
     running, place = Lease("abc", "here", 1, process_identity(1), "", ""), process_identity(os.getpid())
-    assert dead(running) is False
+    assert has_ended(running) is False
     real = builtins.open
 
     def hidden(path: Any, *arguments: Any) -> Any:
@@ -131,9 +131,9 @@ def test_process_that_is_hidden_from_this_user_is_not_dead(monkeypatch: pytest.M
 
     monkeypatch.setattr(builtins, "open", hidden)
     monkeypatch.setattr(os, "kill", forbidden)
-    assert dead(running) is None
+    assert has_ended(running) is None
     monkeypatch.setattr(lease, "_held", {"abc"})
-    assert dead(Lease("abc", "here", os.getpid(), place, "", "")) is False
+    assert has_ended(Lease("abc", "here", os.getpid(), place, "", "")) is False
 
 
 def test_process_with_a_name_that_is_not_utf_8_is_identified(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_process_with_a_name_that_is_not_utf_8_is_identified(tmp_path: Path) -> 
     program.symlink_to(os.path.realpath(sys.executable))
     with subprocess.Popen([program, "-c", "import time; time.sleep(60)"]) as process:
         try:
-            assert dead(Lease("abc", "here", process.pid, process_identity(process.pid), "", "")) is False
+            assert has_ended(Lease("abc", "here", process.pid, process_identity(process.pid), "", "")) is False
         finally:
             process.kill()
 

@@ -121,12 +121,12 @@ def nights_of(root: "Store") -> list[dict[str, Any]]:
 
 def _state_of(root: "Store", night: "Night", is_newest: bool) -> str:
     """The state of a night whose record says that it is running, by the lease of its dataset."""
-    from factory.dataset.lease import holder, stale
+    from factory.dataset.lease import is_stale, read_lease
 
     dataset = root.below(night.dataset)
-    if stale(dataset) is not False:
+    if is_stale(dataset) is not False:
         return "stale"
-    lease = holder(dataset)
+    lease = read_lease(dataset)
     is_shared = not night.dataset.startswith(f"{night.name}/")
     if is_shared and (not is_newest or (lease is not None and lease.started_after(night.updated))):
         return "interrupted"

@@ -86,14 +86,14 @@ def state(dataset: str) -> dict[str, Any]:
     # As in the output of `generate`; dataset.json has had other names since the first format.
     data["fingerprint"], data["exhausted"] = data.pop("recipe"), data.pop("short")
     progress = read_progress(store)
-    current, dead = progress.get("status"), lease.stale(store)
+    current, stale = progress.get("status"), lease.is_stale(store)
     if current not in _STATUSES:
         current = "initialized"
     if data["complete"]:
         current = "complete"
-    elif dead or (dead is None and current in _ACTIVE):
+    elif stale or (stale is None and current in _ACTIVE):
         current = "stale"
-    elif dead is False and current not in _ACTIVE:
+    elif stale is False and current not in _ACTIVE:
         current = "running"  # it has started, but not written its progress yet
     elif current == "done":
         current = "incomplete"  # receipts were deleted since, or the dataset was extended and its run killed at once

@@ -82,7 +82,7 @@ def parse_lease(data: bytes | None) -> Lease | None:
     return lease if valid else None
 
 
-def dead(lease: Lease) -> bool | None:
+def has_ended(lease: Lease) -> bool | None:
     """Whether the lease's driver has ended; None if it is hidden, on another machine, or in another PID namespace.
 
     It may also be an earlier driver of this process that could not delete its lease during an outage.
@@ -93,17 +93,17 @@ def dead(lease: Lease) -> bool | None:
     return lease.place != identity or (lease.pid == os.getpid() and lease.holder not in _held)
 
 
-def holder(store: Store) -> Lease | None:
+def read_lease(store: Store) -> Lease | None:
     """The lease of a dataset; None if there is none or it is invalid."""
     return parse_lease(store.get(LEASE))
 
 
-def stale(store: Store) -> bool | None:
+def is_stale(store: Store) -> bool | None:
     """Whether the dataset's lease belongs to a dead driver, judged by the clock; None if there is no lease."""
-    lease = holder(store)
+    lease = read_lease(store)
     if lease is None:
         return None
-    ended = dead(lease)
+    ended = has_ended(lease)
     if ended is not None:
         return ended
     try:
@@ -269,7 +269,7 @@ def _check_conditional_writes(store: Store, lease: Lease) -> None:
 
 def _wait_until_dead(store: Store, lease: Lease, log: Callable[[str], None]) -> None:
     """Return when the driver is dead or its lease is gone; raise LeaseHeldError as soon as its heartbeat advances."""
-    ended = dead(lease)
+    ended = has_ended(lease)
     if ended:
         return
     if ended is None:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from factory.dataset.continuation import NIGHT
-from factory.dataset.lease import LEASE, leased, stale
+from factory.dataset.lease import LEASE, is_stale, leased
 from factory.dataset.storage import Store
 from factory.dataset.storage_errors import clear_errors
 from factory.dataset.storage_folder import LOCK
@@ -46,7 +46,7 @@ def _is_untouchable(root: Store, night: Night) -> bool:
     if root.folder is not None and (root.folder / night.name).is_symlink():
         return True
     has_own_dataset = night.dataset.startswith(f"{night.name}/")
-    return has_own_dataset and stale(root.below(night.dataset)) is False
+    return has_own_dataset and is_stale(root.below(night.dataset)) is False
 
 
 def delete_night(root: Store, date: datetime.date) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from factory import exit_codes, signals
 from factory.config.plan import Plan
-from factory.dataset.lease import HeldLease, leased, stale
+from factory.dataset.lease import HeldLease, is_stale, leased
 from factory.dataset.stored_recipe import existing_recipe
 from factory.dataset.totals import Totals, current_totals
 from factory.errors import (
@@ -76,7 +76,7 @@ def preview_night(context: NightContext) -> dict[str, Any]:
     """What `run_night` would do, as JSON data, after the checks that write nothing and need no cluster."""
     night = NightFile(context.root, context.date).load()
     finished = context.is_finished(night) or (night is None and context.finished_earlier() is not None)
-    held = stale(context.dataset) is False
+    held = is_stale(context.dataset) is False
     data: dict[str, Any] = {"root": context.config.root, "date": context.folder, "dry_run": True, "held": held}
     if finished:
         return data | {"action": "nothing", "would_delete": []}
