@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from benchmarks.common import command_line, options_of, positive, run
 from factory.config.sections import EngineRecipe
-from factory.engine.capacity import Capacity, Share
+from factory.engine.capacity import Capacity, ResourceRequest
 from factory.engine.cluster import connected
 from factory.engine.pool import Pool
 from factory.engine.scheduler import Scheduler
@@ -48,7 +48,7 @@ def finished_run(actors: int, seconds: float, shards: int, listener: Listener) -
     """A run of shards that sleep for `seconds`; the actors end with the `with`."""
     with tempfile.TemporaryDirectory() as folder:
         engine = EngineRecipe(workers=actors)
-        pool = Pool(SleepingJob(folder, seconds=seconds), Share(0))
+        pool = Pool(SleepingJob(folder, seconds=seconds), ResourceRequest(0))
         try:
             with ClusterView(Capacity(engine, 0)) as view:
                 state = Scheduler(pool, range(shards), view, engine, listener).run()

@@ -90,7 +90,7 @@ dying = frozenset(dice.sample(range(shards), 3)) - poisonous
 job = SleepingJob(folder, seconds=dice.uniform(0.1, 0.8), poisonous=poisonous, dying=dying)
 engine = EngineRecipe(address=there.address)
 with cluster.connected(engine, 1), ClusterView(Capacity(engine, 1)) as view:
-    pool = Pool(job, view.share)
+    pool = Pool(job, view.request)
     try:
         state = Scheduler(pool, range(shards), view, engine, Listener(tick=tick)).run()
     finally:

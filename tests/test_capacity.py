@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from factory.config.recipe import make_recipe
 from factory.config.sections import EngineRecipe
 from factory.engine import capacity, machine
-from factory.engine.capacity import Capacity, Resources, Share, reports_node_types
+from factory.engine.capacity import Capacity, ClusterResources, ResourceRequest, has_configured_node_types
 from factory.engine.machine import session_folder, usable_cpus
 from factory.errors import UserError
 from factory.generation.worker_memory import worker_memory
@@ -24,30 +24,36 @@ HEAD = {"CPU": 4.0, "memory": 16.0 * GIB}
 GPU_NODE = {"CPU": 8.0, "GPU": 4.0, "memory": 64.0 * GIB}
 
 
-def plan_workers(cluster: Resources, memory: int = 0, **engine: Any) -> tuple[Share, int]:
+def plan_workers(cluster: ClusterResources, memory: int = 0, **engine: Any) -> tuple[ResourceRequest, int]:
     return Capacity(EngineRecipe(**{"address": "auto", **engine}), threads=1, memory=memory).for_resources(cluster)
 
 
 def test_gpus_that_join_later_are_used_and_waited_for_after_a_loss() -> None:
     capacity = Capacity(EngineRecipe(address="auto"), threads=1)
-    assert capacity.for_resources(Resources([HEAD])) == (Share(1), 4)
-    assert capacity.for_resources(Resources([HEAD, GPU_NODE])) == (Share(1, 1.0), 4)
-    assert capacity.for_resources(Resources([HEAD])) == (Share(1, 1.0), 1), (
+    assert capacity.for_resources(ClusterResources([HEAD])) == (ResourceRequest(1), 4)
+    assert capacity.for_resources(ClusterResources([HEAD, GPU_NODE])) == (ResourceRequest(1, 1.0), 4)
+    assert capacity.for_resources(ClusterResources([HEAD])) == (ResourceRequest(1, 1.0), 1), (
         "no fallback to CPUs after the GPU node is lost"
     )
 
 
 def test_autoscaling_cluster_is_asked_for_its_maximum() -> None:
     limit = {"CPU": 84.0, "GPU": 40.0, "memory": 700.0 * GIB}
-    assert plan_workers(Resources([HEAD], scales=True, limit=limit)) == (Share(1, 1.0), 40)
-    assert plan_workers(Resources([HEAD], scales=True, limit=limit), gpus_per_worker=0.5) == (Share(1, 0.5), 80)
-    assert plan_workers(Resources([HEAD], scales=True, limit=limit), gpus_per_worker=0) == (Share(1), 84)
+    assert plan_workers(ClusterResources([HEAD], scales=True, limit=limit)) == (ResourceRequest(1, 1.0), 40)
+    assert plan_workers(ClusterResources([HEAD], scales=True, limit=limit), gpus_per_worker=0.5) == (
+        ResourceRequest(1, 0.5),
+        80,
+    )
+    assert plan_workers(ClusterResources([HEAD], scales=True, limit=limit), gpus_per_worker=0) == (
+        ResourceRequest(1),
+        84,
+    )
 
 
 def test_autoscaling_cluster_without_known_maximum_is_asked_for_more_than_it_has() -> None:
-    assert plan_workers(Resources([HEAD], scales=True), gpus_per_worker=1)[1] == 4
-    assert plan_workers(Resources([HEAD, GPU_NODE], scales=True), gpus_per_worker=1)[1] == 8
-    assert plan_workers(Resources([HEAD, GPU_NODE]), gpus_per_worker=1)[1] == 4, "a fixed cluster is not"
+    assert plan_workers(ClusterResources([HEAD], scales=True), gpus_per_worker=1)[1] == 4
+    assert plan_workers(ClusterResources([HEAD, GPU_NODE], scales=True), gpus_per_worker=1)[1] == 8
+    assert plan_workers(ClusterResources([HEAD, GPU_NODE]), gpus_per_worker=1)[1] == 4, "a fixed cluster is not"
 
 
 def test_monitor_of_a_fixed_cluster_is_not_an_autoscaler() -> None:
@@ -56,22 +62,24 @@ def test_monitor_of_a_fixed_cluster_is_not_an_autoscaler() -> None:
     def report(types: dict[str, str] | None) -> bytes:
         return json.dumps({"autoscaler_report": {"node_type_mapping": types}}).encode()
 
-    assert not reports_node_types(report({node: f"node_{node}"})), "a local Ray, as recorded with Ray 2.60"
-    assert not reports_node_types(report(None)), "before the first node has reported"
-    assert reports_node_types(report({"f" * 56: "ray.head.default"})), "a head that was started with a configuration"
-    assert reports_node_types(report({"10.0.0.1": "ray.head.default", "10.0.0.2": "gpu-worker"}))
+    assert not has_configured_node_types(report({node: f"node_{node}"})), "a local Ray, as recorded with Ray 2.60"
+    assert not has_configured_node_types(report(None)), "before the first node has reported"
+    assert has_configured_node_types(report({"f" * 56: "ray.head.default"})), (
+        "a head that was started with a configuration"
+    )
+    assert has_configured_node_types(report({"10.0.0.1": "ray.head.default", "10.0.0.2": "gpu-worker"}))
 
 
 def test_memory_limits_the_number_of_cpu_workers() -> None:
-    assert plan_workers(Resources([HEAD]), memory=6 * GIB) == (Share(1, 0, 6 * GIB), 2)
-    assert plan_workers(Resources([HEAD, HEAD]), memory=6 * GIB)[1] == 4, "memory is counted per node"
-    assert plan_workers(Resources([HEAD]), memory=40 * GIB) == (Share(1, 0, 16 * GIB), 1), (
+    assert plan_workers(ClusterResources([HEAD]), memory=6 * GIB) == (ResourceRequest(1, 0, 6 * GIB), 2)
+    assert plan_workers(ClusterResources([HEAD, HEAD]), memory=6 * GIB)[1] == 4, "memory is counted per node"
+    assert plan_workers(ClusterResources([HEAD]), memory=40 * GIB) == (ResourceRequest(1, 0, 16 * GIB), 1), (
         "one worker is always requested"
     )
-    assert plan_workers(Resources([HEAD]), memory=6 * GIB, workers=4)[0].memory == 0, (
+    assert plan_workers(ClusterResources([HEAD]), memory=6 * GIB, workers=4)[0].memory == 0, (
         "an explicit number of workers requests no memory"
     )
-    assert plan_workers(Resources([HEAD]), memory_per_worker=4.0)[1] == 4
+    assert plan_workers(ClusterResources([HEAD]), memory_per_worker=4.0)[1] == 4
 
 
 def estimated(model: Path | str, **generator: Any) -> int:
@@ -173,7 +181,7 @@ def test_shares_of_gpus_that_ray_rejects_are_rejected_first(field: str) -> None:
 
 def test_detectors_that_leave_no_gpu_for_a_worker_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are created first, so the worker would wait forever."""
-    monkeypatch.setattr(capacity, "resources", lambda: Resources([{"CPU": 8.0, "GPU": 1.0}]))
+    monkeypatch.setattr(capacity, "cluster_resources", lambda: ClusterResources([{"CPU": 8.0, "GPU": 1.0}]))
     for engine in ({}, {"gpus_per_worker": 0.5}):
         with pytest.raises(UserError, match="1 detectors with 1 GPUs each leave too little of the 1 GPUs"):
             Capacity(EngineRecipe(gpus_per_detector=1.0, **engine), threads=1, detectors=1)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import factory
-from factory.engine.capacity import Resources
+from factory.engine.capacity import ClusterResources
 from factory.engine.environment import of_the_driver
 from factory.errors import TransientError, UserError
 from factory.segmenter.run import SegmenterTraining
@@ -42,10 +42,10 @@ def test_processes_on_other_machines_have_the_variables_of_the_driver(monkeypatc
 def test_several_devices_are_those_that_were_asked_for() -> None:
     """`--device` had no effect: without enough GPUs, processes trained on the CPU although it was cuda."""
     cases = {("auto", 0): False, ("auto", 2): True, ("cuda", 4): True, ("cpu", 4): False}
-    assert {case: uses_gpus(case[0], 2, Resources([{"CPU": 2, "GPU": case[1]}])) for case in cases} == cases
+    assert {case: uses_gpus(case[0], 2, ClusterResources([{"CPU": 2, "GPU": case[1]}])) for case in cases} == cases
     for device, available in (("cuda", 0), ("cuda", 1), ("auto", 1)):
         with pytest.raises(UserError, match=rf"--devices 2 requires 2 GPUs, and the cluster has {available};"):
-            uses_gpus(device, 2, Resources([{"CPU": 2, "GPU": available}]))
+            uses_gpus(device, 2, ClusterResources([{"CPU": 2, "GPU": available}]))
 
 
 def test_too_few_cpus_are_an_error_unless_the_cluster_grows() -> None:
@@ -53,9 +53,9 @@ def test_too_few_cpus_are_an_error_unless_the_cluster_grows() -> None:
     small = [{"CPU": 1.0}, {"CPU": 2.0, "GPU": 0.0}]
     for device in ("auto", "cpu"):
         with pytest.raises(UserError, match=r"--devices 4 requires 4 CPUs, and the cluster has 3; give fewer"):
-            uses_gpus(device, 4, Resources(small))
-        assert not uses_gpus(device, 4, Resources(small, scales=True))
-        assert not uses_gpus(device, 3, Resources(small))
+            uses_gpus(device, 4, ClusterResources(small))
+        assert not uses_gpus(device, 4, ClusterResources(small, scales=True))
+        assert not uses_gpus(device, 3, ClusterResources(small))
 
 
 @pytest.mark.parametrize("name", ["train-grounder", "train-segmenter"])

@@ -15,7 +15,7 @@ import pytest
 
 from factory.config.sections import EngineRecipe
 from factory.engine import deadlines, health
-from factory.engine.capacity import Capacity, Share
+from factory.engine.capacity import Capacity, ResourceRequest
 from factory.engine.cluster import connected
 from factory.engine.deadlines import Deadlines
 from factory.engine.pool import Pool, Worker
@@ -45,7 +45,7 @@ def run(
 ) -> State:
     recipe = EngineRecipe(**{"workers": 2, **engine})
     with ClusterView(Capacity(recipe, threads=1)) as view:
-        pool = Pool(job, Share(1), detectors)
+        pool = Pool(job, ResourceRequest(1), detectors)
         try:
             return Scheduler(pool, range(shards), view, recipe, listener or Listener(), limit).run()
         finally:
@@ -55,7 +55,7 @@ def run(
 @pytest.mark.usefixtures("ray_here")
 def test_local_run_requests_as_many_workers_as_fit() -> None:
     """Nothing can scale; the requested workers were once doubled."""
-    assert Capacity(EngineRecipe(), threads=1).current() == (Share(1), 3)
+    assert Capacity(EngineRecipe(), threads=1).current() == (ResourceRequest(1), 3)
 
 
 def times(folder: Path, mark: str, shard: int) -> int:
@@ -71,7 +71,7 @@ def test_every_shard_is_produced_once(tmp_path: Path) -> None:
 
 
 def test_last_shards_are_not_assigned_as_second_shards(tmp_path: Path) -> None:
-    pool = Pool(SleepingJob(str(tmp_path)), Share(1))
+    pool = Pool(SleepingJob(str(tmp_path)), ResourceRequest(1))
     idle, busy, full, loading = (Worker(name, None, None, ready=True) for name in ("idle", "busy", "full", "loading"))
     busy.shards, full.shards, loading.ready = {0: None}, {1: None, 2: None}, False
 
@@ -206,8 +206,11 @@ def test_usage_counts_actors_that_run_with_their_share_of_a_gpu(monkeypatch: pyt
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     place = {"host": "here"}
     pool: Any = SimpleNamespace(
-        workers=[Worker(None, None, None, Share(1, 0.5), where=place), Worker(None, None, None, Share(1, 0.5))],
-        detectors=[Worker(None, None, None, Share(1, 1.0), is_detector=True, where=place)],
+        workers=[
+            Worker(None, None, None, ResourceRequest(1, 0.5), where=place),
+            Worker(None, None, None, ResourceRequest(1, 0.5)),
+        ],
+        detectors=[Worker(None, None, None, ResourceRequest(1, 1.0), is_detector=True, where=place)],
     )
     state = State(1)
     usage = Usage(pool, state)
@@ -270,7 +273,7 @@ def test_a_detector_that_hangs_in_its_first_call_counts_as_loaded(tmp_path: Path
     """A worker may call `detect` before the driver calls `load`; the hanging detector would never be restarted."""
     import ray
 
-    pool = Pool(AskingJob(str(tmp_path), hangs=True), Share(1), detectors=1)
+    pool = Pool(AskingJob(str(tmp_path), hangs=True), ResourceRequest(1), detectors=1)
     try:
         handle = pool.detectors[0].handle
         handle.detect.remote([0])

@@ -57,7 +57,9 @@ def test_node_that_joins_late_is_used_and_has_the_drivers_variables(
                 joined.append(cluster.add_node(num_cpus=1, num_gpus=1, wait=False))
 
     with connected(engine, 1), ClusterView(Capacity(engine, 1)) as view:
-        pool = Pool(SleepingJob(str(tmp_path), seconds=0.4, noting=("AWS_ENDPOINT_URL", "AWS_CONFIG_FILE")), view.share)
+        pool = Pool(
+            SleepingJob(str(tmp_path), seconds=0.4, noting=("AWS_ENDPOINT_URL", "AWS_CONFIG_FILE")), view.request
+        )
         try:
             state = Scheduler(pool, range(40), view, engine, Listener(tick=tick)).run()
         finally:
@@ -118,7 +120,7 @@ def test_who_joins_a_cluster_without_a_token_is_warned() -> None:
 AUTOSCALER_V2 = """
 from ray.cluster_utils import Cluster
 from factory.config.sections import EngineRecipe
-from factory.engine.capacity import Capacity, Share
+from factory.engine.capacity import Capacity, ResourceRequest
 from factory.engine.cluster import connected
 system = {"enable_autoscaler_v2": True}
 head = {"num_cpus": 2, "include_dashboard": False, "_system_config": system}
@@ -176,7 +178,7 @@ def tick(state):
 def probe(folder: str) -> None:
     engine = EngineRecipe(address=ray_cluster.address)
     with cluster.connected(engine, 1), ClusterView(Capacity(engine, 1)) as view:
-        pool = Pool(SleepingJob(folder, hanging=frozenset(range(9))), view.share)
+        pool = Pool(SleepingJob(folder, hanging=frozenset(range(9))), view.request)
         try:
             Scheduler(pool, range(9), view, engine, Listener(tick=tick)).run()
         finally:

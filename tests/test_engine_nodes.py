@@ -8,7 +8,7 @@ import pytest
 from factory.config.sections import EngineRecipe
 from factory.engine import outcomes
 from factory.engine import view as view_module
-from factory.engine.capacity import Share
+from factory.engine.capacity import ResourceRequest
 from factory.engine.health import FAILED_STARTS, SILENCE_REPORTED, Health
 from factory.engine.pool import Worker
 from factory.engine.scheduler import Scheduler
@@ -86,7 +86,7 @@ def test_local_ray_that_does_not_respond_is_not_called_a_cluster() -> None:
 def test_run_ends_if_the_node_of_the_driver_dies(monkeypatch: pytest.MonkeyPatch) -> None:
     """The head node still responds, so without this check the run would wait for workers forever."""
     monkeypatch.setattr(view_module, "own_node", lambda: "own")
-    capacity: Any = SimpleNamespace(current=lambda: (Share(1), 1), nodes=["own", "other"])
+    capacity: Any = SimpleNamespace(current=lambda: (ResourceRequest(1), 1), nodes=["own", "other"])
     pool: Any = SimpleNamespace(abandon=lambda: None)
     with ClusterView(capacity) as view:
         health = Health(pool, view, EngineRecipe(), State(1))

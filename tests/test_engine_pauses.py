@@ -10,7 +10,7 @@ import pytest
 
 from factory.config.sections import EngineRecipe
 from factory.engine import outcomes
-from factory.engine.capacity import Share
+from factory.engine.capacity import ResourceRequest
 from factory.engine.health import LONGEST_SILENCE
 from factory.engine.pool import Worker
 from factory.engine.queue import ShardQueue
@@ -55,7 +55,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def make_view() -> ClusterView:
-    capacity: Any = SimpleNamespace(current=lambda: (Share(1), 1))
+    capacity: Any = SimpleNamespace(current=lambda: (ResourceRequest(1), 1))
     return ClusterView(capacity)
 
 

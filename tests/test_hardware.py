@@ -16,7 +16,7 @@ from factory.config.recipe import Recipe, make_recipe
 from factory.config.sections import MaskRecipe
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import init_or_resume
-from factory.engine.capacity import Share
+from factory.engine.capacity import ResourceRequest
 from factory.engine.cluster import _check_reachable
 from factory.errors import TransientError, UserError
 from factory.generation import fitting_batch, hardware, shard_job
@@ -271,7 +271,7 @@ def test_the_batch_is_measured_with_the_drivers_settings_and_its_errors_are_one_
     monkeypatch.setattr(ray, "remote", lambda **options: lambda function: task)
     monkeypatch.setattr(ray, "get", Mock(side_effect=failure))
     monkeypatch.setattr(hardware, "connected", lambda engine, threads: nullcontext())
-    monkeypatch.setattr(hardware, "Capacity", lambda *_: SimpleNamespace(current=lambda: (Share(1, 1.0), 1)))
+    monkeypatch.setattr(hardware, "Capacity", lambda *_: SimpleNamespace(current=lambda: (ResourceRequest(1, 1.0), 1)))
     with pytest.raises(kind, match=message):
         hardware._fitting(_recipe(tiny_model, batch="auto"))
     assert received[0][2]["HF_TOKEN"] == "secret"

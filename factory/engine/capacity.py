@@ -17,7 +17,7 @@ _MIN_SCALE_UP = 4
 
 
 @dataclass(frozen=True)
-class Share:
+class ResourceRequest:
     """The resources that one actor requests; `memory` is in bytes, 0 requests none."""
 
     cpus: float
@@ -33,7 +33,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Resources:
+class ClusterResources:
     """The resources of a cluster per node, under Ray's names. `limit` is what it can scale up to; None if unknown.
 
     `ids` identify the nodes.
@@ -74,15 +74,15 @@ class Capacity:
         self.nodes: Sequence[str] = ()
         """The nodes that were running when `current` was last called."""
         if engine.address is None:
-            check_gpus(engine, detectors, resources().gpus)
+            check_gpus(engine, detectors, cluster_resources().gpus)
 
-    def current(self) -> tuple[Share, int]:
+    def current(self) -> tuple[ResourceRequest, int]:
         """(resources of a worker, number of workers to request) for the cluster as it is now."""
-        cluster = resources()
+        cluster = cluster_resources()
         self.nodes = cluster.ids
         return self.for_resources(cluster)
 
-    def for_resources(self, cluster: Resources) -> tuple[Share, int]:
+    def for_resources(self, cluster: ClusterResources) -> tuple[ResourceRequest, int]:
         """As `current`, for the given resources.
 
         Unless the recipe specifies it, workers use GPUs as soon as the cluster has one or can scale up to one, and
@@ -90,23 +90,23 @@ class Capacity:
         """
         if self._engine.gpus_per_worker is None and (cluster.gpus or (cluster.limit or {}).get("GPU")):
             self._gpus = 1.0
-        share = self._share(cluster)
-        fitting = sum(share.fits(node) for node in cluster.nodes)
+        request = self._request(cluster)
+        fitting = sum(request.fits(node) for node in cluster.nodes)
         if cluster.scales:
             # An autoscaler adds nodes for pending actors: request its maximum, or twice the current size if it is
             # unknown.
-            fitting = max(fitting, share.fits(cluster.limit) if cluster.limit else max(_MIN_SCALE_UP, 2 * fitting))
-        return share, min(_MAX_WORKERS, max(1, fitting))
+            fitting = max(fitting, request.fits(cluster.limit) if cluster.limit else max(_MIN_SCALE_UP, 2 * fitting))
+        return request, min(_MAX_WORKERS, max(1, fitting))
 
-    def _share(self, cluster: Resources) -> Share:
+    def _request(self, cluster: ClusterResources) -> ResourceRequest:
         if self._gpus:
-            return Share(1, self._gpus)
-        share = Share(self._threads, 0, self._memory)
+            return ResourceRequest(1, self._gpus)
+        request = ResourceRequest(self._threads, 0, self._memory)
         if self._engine.workers is None or self._engine.memory_per_worker:
             # The memory is an estimate; it is capped, so that a high estimate does not keep the only worker from
             # starting.
-            return replace(share, memory=min(share.memory, cluster.largest_memory))
-        return replace(share, memory=0)
+            return replace(request, memory=min(request.memory, cluster.largest_memory))
+        return replace(request, memory=0)
 
 
 def check_gpus(engine: EngineRecipe, detectors: int, gpus: float) -> None:
@@ -151,7 +151,7 @@ def own_node() -> str | None:
     return None
 
 
-def resources() -> Resources:
+def cluster_resources() -> ClusterResources:
     """The resources of the connected cluster; blocks while the head node does not respond."""
     alive = alive_nodes()
     nodes, ids = [node["Resources"] for node in alive], [str(node["NodeID"]) for node in alive]
@@ -160,8 +160,8 @@ def resources() -> Resources:
 
         limit = state.get_max_resources_from_cluster_config()
         named = any(_NODE_GROUP in node["Labels"] for node in alive)
-        return Resources(nodes, limit is not None or _has_autoscaler(named), limit, ids)
-    return Resources(nodes, ids=ids)
+        return ClusterResources(nodes, limit is not None or _has_autoscaler(named), limit, ids)
+    return ClusterResources(nodes, ids=ids)
 
 
 def _has_autoscaler(named: bool) -> bool:
@@ -170,12 +170,12 @@ def _has_autoscaler(named: bool) -> bool:
     from ray.experimental.internal_kv import _internal_kv_get
 
     if report := _internal_kv_get(b"__autoscaling_status"):
-        return reports_node_types(report)
+        return has_configured_node_types(report)
     # The second autoscaler writes no status. It also runs in clusters with a fixed number of nodes.
     return named and is_autoscaler_v2(fetch_from_server=True)
 
 
-def reports_node_types(report: bytes) -> bool:
+def has_configured_node_types(report: bytes) -> bool:
     """Whether the status report (JSON) of Ray's monitor process is that of a cluster with an autoscaler.
 
     The monitor also runs on a single machine and in clusters with a fixed number of nodes. There, no node types are

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from factory.engine import environment
-from factory.engine.capacity import Share
+from factory.engine.capacity import ResourceRequest
 from factory.engine.interface import Job
 from factory.engine.worker import MAX_CONCURRENCY, STARTING, DetectorWorker, ShardWorker
 
@@ -27,7 +27,7 @@ class Worker:
     handle: Any
     started: Any
     loading: Any
-    share: Share = field(default_factory=lambda: Share(1))
+    request: ResourceRequest = field(default_factory=lambda: ResourceRequest(1))
     is_detector: bool = False
     ready: bool = False
     alone: bool = False
@@ -54,20 +54,20 @@ class Worker:
 class Pool:
     """Actors of one kind. If one is lost while loading, the next starts after a pause that grows exponentially."""
 
-    def __init__(self, job: Job, share: Share, detectors: int = 0, gpus_per_detector: float = 0.0) -> None:
-        """`share` is what an actor requests. Detector workers are created here, so they get resources first."""
+    def __init__(self, job: Job, request: ResourceRequest, detectors: int = 0, gpus_per_detector: float = 0.0) -> None:
+        """`request` is what an actor requests. Detector workers are created here, so they get resources first."""
         import ray
 
         self._ray: Any = ray
-        self._job, self._share = job, share
+        self._job, self._request = job, request
         self._environment = environment.of_the_driver()
         self.workers: list[Worker] = []
         self._pause, self._not_before = 0.0, 0.0
         self.detectors = [self._create_detector(gpus_per_detector) for _ in range(detectors)]
 
-    def use(self, share: Share) -> None:
+    def use(self, request: ResourceRequest) -> None:
         """Request these resources from now on; actors on another type of device end once they have no shard."""
-        self._share = share
+        self._request = request
         for worker in [worker for worker in self.workers if not worker.shards and self._is_outdated(worker)]:
             self._kill(worker)
 
@@ -143,17 +143,17 @@ class Pool:
         self.detectors.clear()
 
     def _is_outdated(self, worker: Worker) -> bool:
-        return worker.share.gpus != self._share.gpus
+        return worker.request.gpus != self._request.gpus
 
     def _create(self) -> Worker:
-        share = self._share
-        options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "memory": share.memory or None}
+        request = self._request
+        options = {"num_cpus": request.cpus, "num_gpus": request.gpus, "memory": request.memory or None}
         actor = self._ray.remote(**options, max_restarts=0, max_concurrency=MAX_CONCURRENCY)(ShardWorker)
         detectors = [detector.handle for detector in self.detectors]
         handle = actor.options(scheduling_strategy="SPREAD").remote(
-            self._job, device(share.gpus), detectors, self._environment
+            self._job, device(request.gpus), detectors, self._environment
         )
-        return Worker(handle, handle.where.remote(), handle.load.remote(), share)
+        return Worker(handle, handle.where.remote(), handle.load.remote(), request)
 
     def _create_detector(self, gpus: float) -> Worker:
         options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": _DETECTOR_RETRIES}
@@ -162,7 +162,7 @@ class Pool:
         started, loading = (
             method.options(concurrency_group=STARTING).remote() for method in (handle.where, handle.load)
         )
-        return Worker(handle, started, loading, Share(1, gpus), is_detector=True)
+        return Worker(handle, started, loading, ResourceRequest(1, gpus), is_detector=True)
 
     def _kill(self, worker: Worker) -> None:
         if worker in self.workers:

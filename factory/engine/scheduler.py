@@ -124,7 +124,7 @@ class Scheduler:
     def _size_pool(self) -> None:
         if self._view.silent_for() > 0:
             return  # creating an actor would block until the head node responds
-        self._pool.use(self._view.share)
+        self._pool.use(self._view.request)
         busy = sum(1 for worker in self._pool.workers if worker.shards)
         size = min(self._engine.workers or self._view.fitting, busy + len(self._queue))
         self._pool.grow_to(size)
@@ -194,7 +194,7 @@ class Scheduler:
             self._outcomes.lost(shard, f"the detector that it called was lost: {last_line(cause)}")
             return
         self._outcomes.failed(shard, str(error))
-        if worker.share.gpus:
+        if worker.request.gpus:
             # After a CUDA error, the process may be unable to use its GPU.
             self._outcomes.replace(worker, f"another shard failed on the same GPU: {last_line(error)}", charged=False)
 

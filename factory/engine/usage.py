@@ -20,4 +20,4 @@ class Usage:
         workers = [worker for worker in self._pool.workers if worker.where]
         detectors = [worker for worker in self._pool.detectors if worker.where]
         self._state.worker_seconds += elapsed * len(workers)
-        self._state.gpu_seconds += elapsed * sum(worker.share.gpus for worker in [*workers, *detectors])
+        self._state.gpu_seconds += elapsed * sum(worker.request.gpus for worker in [*workers, *detectors])

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from factory.engine.capacity import Capacity, Share, own_node
+from factory.engine.capacity import Capacity, ResourceRequest, own_node
 from factory.engine.pauses import Pauses
 
 _INTERVAL = 2.0
@@ -36,7 +36,7 @@ class ClusterView:
         self._thread.join(timeout=_INTERVAL)
 
     @property
-    def share(self) -> Share:
+    def request(self) -> ResourceRequest:
         """The resources that a worker requests."""
         return self._latest[0]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from factory.config.batch_size import AUTO_BATCH
 from factory.config.recipe import Recipe
-from factory.engine.capacity import Capacity, check_gpus, resources
+from factory.engine.capacity import Capacity, check_gpus, cluster_resources
 from factory.engine.cluster import check_address, connected, is_connected
 from factory.engine.environment import adopt, of_the_driver
 from factory.errors import TransientError, UserError, one_line
@@ -31,7 +31,7 @@ def check_engine(recipe: Recipe) -> None:
     detectors = engine.detectors if recipe.uses_detector() else 0
     check_address(engine.address)
     if engine.address is None and (engine.gpus_per_worker or (detectors and engine.gpus_per_detector)):
-        check_gpus(engine, detectors, resources().gpus if is_connected() else local_gpus())
+        check_gpus(engine, detectors, cluster_resources().gpus if is_connected() else local_gpus())
 
 
 def for_hardware(recipe: Recipe, existing: Recipe | None) -> Recipe:
@@ -78,10 +78,10 @@ def _fitting(recipe: Recipe) -> int:
     with connected(engine, threads):
         import ray
 
-        share, _ = Capacity(engine, threads).current()
-        measure = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=0)(_measured)
+        request, _ = Capacity(engine, threads).current()
+        measure = ray.remote(num_cpus=request.cpus, num_gpus=request.gpus, max_retries=0)(_measured)
         try:
-            batch = int(ray.get(measure.remote(recipe, min(1.0, share.gpus), of_the_driver())))
+            batch = int(ray.get(measure.remote(recipe, min(1.0, request.gpus), of_the_driver())))
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
@@ -109,8 +109,8 @@ def _uses_gpus(recipe: Recipe) -> bool:
     if engine.address is None:
         return local_gpus() > 0
     with connected(engine, threads):
-        share, _ = Capacity(engine, threads).current()
-    return share.gpus > 0
+        request, _ = Capacity(engine, threads).current()
+    return request.gpus > 0
 
 
 def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -258,7 +258,7 @@ def _run(
     detectors = engine.detectors if recipe.uses_detector() else 0
     watch(tracker.snapshot(State(len(todo)), "starting"))
     with connected(engine, threads), ClusterView(Capacity(engine, threads, job.memory(), detectors)) as view:
-        pool = Pool(job, view.share, detectors, engine.gpus_per_detector)
+        pool = Pool(job, view.request, detectors, engine.gpus_per_detector)
         reporter = Reporter(store, tracker, watch, lease, already_quarantined)
         scheduler = Scheduler(pool, todo, view, engine, reporter.as_listener(), limit)
         run_metrics, status = RunMetrics(store.address, lease, scheduler.state), "failed"

@@ -14,7 +14,7 @@ from factory.signals import stop_requests
 from factory.training.devices import AUTO
 
 if TYPE_CHECKING:
-    from factory.engine.capacity import Resources
+    from factory.engine.capacity import ClusterResources
 
 
 class DistributedRun(Protocol):
@@ -52,7 +52,7 @@ def check_devices(devices: int, device: str, address: str | None) -> None:
         raise UserError(f"--device must be {AUTO}, cpu or cuda if there are several --devices, got {device!r}.")
 
 
-def uses_gpus(device: str, devices: int, cluster: "Resources") -> bool:
+def uses_gpus(device: str, devices: int, cluster: "ClusterResources") -> bool:
     """Whether processes train on GPUs. UserError if the cluster has too few GPUs or CPUs, and adds none on demand.
 
     Ray waits without end for resources that no node has.
@@ -82,7 +82,7 @@ def train_on_several(
         raise UserError(
             f"--batch {run.batch} is not divisible by the {devices} devices; choose a multiple of {devices}."
         )
-    from factory.engine.capacity import Capacity, resources
+    from factory.engine.capacity import Capacity, cluster_resources
     from factory.engine.cluster import connected
     from factory.engine.environment import of_the_driver
     from factory.engine.health import lost_cluster
@@ -94,7 +94,7 @@ def train_on_several(
         import ray.train  # imported here because it reads the environment that `connected` prepares
         from ray.train.torch import TorchTrainer
 
-        gpus = uses_gpus(run.device, devices, resources())
+        gpus = uses_gpus(run.device, devices, cluster_resources())
         trainer = TorchTrainer(
             _with_variables(of_the_driver(), _train_process),
             train_loop_config={"train_here": train_here, "run": run, "gpus": gpus},
