@@ -146,8 +146,8 @@ def test_workers_that_never_become_ready_end_the_run(
 
 def test_worker_without_progress_for_an_hour_is_late() -> None:
     now, hour = time.monotonic(), deadlines._FIRST_SILENCE
-    silent = Worker(None, None, None, ready=True, shards={0: None}, since=now - hour - 1, alive=now - hour - 1)
-    busy = Worker(None, None, None, ready=True, shards={0: None}, since=now - hour - 1, alive=now - 5)
+    silent = Worker(None, None, None, ready=True, shards={0: None}, since=now - hour - 1, last_progress=now - hour - 1)
+    busy = Worker(None, None, None, ready=True, shards={0: None}, since=now - hour - 1, last_progress=now - 5)
     waiting = Worker(None, None, None, since=0.0)
     late = Deadlines(EngineRecipe())
     assert "no progress for 3600 s" in str(late.exceeded(silent))
@@ -335,8 +335,8 @@ def test_a_gpu_that_cannot_be_used_ends_the_run_only_if_no_other_worker_is_ready
     monkeypatch.setattr(scheduler, "_pool", SimpleNamespace(workers=[other, starting]), raising=False)
     monkeypatch.setattr(scheduler, "_start_failed", lambda worker, message: failed.append(worker))
     error = SimpleNamespace(cause=GpuError("the GPU has too little free memory"))
-    scheduler._failed(starting, None, error)
+    scheduler._load_failed(starting, error)
     assert failed == [starting]
     other.ready = False
     with pytest.raises(GpuError):
-        scheduler._failed(starting, None, error)
+        scheduler._load_failed(starting, error)

@@ -29,7 +29,7 @@ class WorkerError(Exception):
 
 def make_worker(host: str, clock: Any) -> Worker:
     where = {"host": host}
-    return Worker(None, None, None, ready=True, shards={0: None}, where=where, since=clock.now, alive=clock.now)
+    return Worker(None, None, None, ready=True, shards={0: None}, where=where, since=clock.now, last_progress=clock.now)
 
 
 def with_late_shards(monkeypatch: pytest.MonkeyPatch, progress: Any = None) -> list[str]:
@@ -94,7 +94,7 @@ def test_worker_that_waits_for_the_store_is_not_late_although_the_driver_reaches
     for _ in range(122):
         clock.now += 0.5
         for worker in workers:
-            worker.progress = worker is not workers[2]
+            worker.progress_call = worker is not workers[2]
         run._request_progress()
         run._kill_late()
     assert late == ["not finished within 60 s; its worker was killed"], "only the worker that does not wait is late"
@@ -149,7 +149,7 @@ def test_run_ends_when_no_worker_reaches_the_store(clock: Any) -> None:
     run = Scheduler(cast(Any, pool), [], make_view(), EngineRecipe(), Listener())
     error = WorkerError(StoreUnavailableError("s3://b/x did not respond for 60 min"))
     for _ in range(3):
-        run._failed(workers[0], 0, error)  # the other worker may reach it
+        run._shard_failed(workers[0], 0, error)  # the other worker may reach it
     assert run.state.requeued == 3
     with pytest.raises(StoreUnavailableError):
-        run._failed(workers[1], 0, error)
+        run._shard_failed(workers[1], 0, error)

@@ -38,7 +38,7 @@ class Deadlines:
             limit = self._engine.deadline
         elif self._completed >= _MIN_SHARDS:
             limit = max(_MIN_DEADLINE, self._slowest * _FACTOR)
-        elif now - max(worker.since, worker.alive) > _FIRST_SILENCE:
+        elif now - max(worker.since, worker.last_progress) > _FIRST_SILENCE:
             return f"no progress for {_FIRST_SILENCE:.0f} s; its worker was killed"
         else:
             return None

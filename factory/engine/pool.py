@@ -16,12 +16,13 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _DETECTOR_RETRIES = 3
 
 
-@dataclass
+@dataclass(eq=False)  # two actors are never equal
 class Worker:
-    """An actor. `since` is the time at which it began its current shard, `alive` the time of its last progress.
+    """An actor.
 
-    The reference `started` resolves when the process runs, `loading` when the models are loaded. For an actor that
-    waits for resources, neither has resolved.
+    `since` is the time at which it began to load its models or to generate its current shard, and `last_progress` that
+    of its last progress; both move forward while its deadlines are suspended. The reference `started` resolves when the
+    process runs, `loading` when the models are loaded. For an actor that waits for resources, neither has resolved.
     """
 
     handle: Any
@@ -34,13 +35,13 @@ class Worker:
     where: dict[str, str] = field(default_factory=dict)
     shards: dict[int, Any] = field(default_factory=dict)
     since: float = 0.0
-    alive: float = 0.0
+    last_progress: float = 0.0
     counts: dict[int, tuple[int, dict[str, int]]] = field(default_factory=dict)
     waiting: str = ""
     """Why it waits, as it last reported."""
     detector: int | None = None
     """The position of the detector worker that it called when it last reported."""
-    progress: Any = None
+    progress_call: Any = None
     """The reference of a pending call of `progress`."""
 
     @property
@@ -107,7 +108,7 @@ class Pool:
     def submit(self, worker: Worker, shard: int, alone: bool = False) -> None:
         """Send a shard to a ready actor; with `alone`, the actor gets no second shard until this one is complete."""
         if not worker.shards:
-            worker.since = worker.alive = time.monotonic()
+            worker.since = worker.last_progress = time.monotonic()
         worker.alone = alone
         worker.shards[shard] = worker.handle.produce.remote(shard)
 
@@ -115,7 +116,7 @@ class Pool:
         """The actor returned a result or an error for a shard."""
         worker.shards.pop(shard)
         worker.counts.pop(shard, None)
-        worker.since = worker.alive = time.monotonic()
+        worker.since = worker.last_progress = time.monotonic()
         worker.alone = False
 
     def free(self, queued: int) -> list[Worker]:

@@ -42,8 +42,8 @@ class Scheduler:
         self._limit = limit or Limit()
         self._queue, self._deadlines, self._pauses = ShardQueue(shards), Deadlines(engine), Pauses()
         self._progress_requested, self._logs_reported = 0.0, time.monotonic()
-        # By identity: the workers that could not write a shard since the last one was finished.
-        self._cut_off = dict[int, Worker]()
+        self._without_store = set[Worker]()
+        """The workers that could not write a shard since the last one was finished."""
         self.state = State(len(shards))
         self._health = Health(pool, view, engine, self.state)
         self._usage = Usage(pool, self.state)
@@ -149,13 +149,16 @@ class Scheduler:
         try:
             result = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            self._failed(worker, shard, error)
+            if shard is None:
+                self._load_failed(worker, error)
+            else:
+                self._shard_failed(worker, shard, error)
         except ray.exceptions.RayError as error:
             self._lost(worker, error)
         else:
             if shard is not None:
                 self._deadlines.complete(time.monotonic() - worker.since)
-                self._cut_off.clear()
+                self._without_store.clear()
                 self._pool.complete(worker, shard)
                 self._outcomes.done(shard, result)
             elif reference == worker.started:
@@ -164,31 +167,34 @@ class Scheduler:
                 worker.ready, worker.where = True, result
                 self._health.started()
 
-    def _failed(self, worker: Worker, shard: int | None, error: Any) -> None:
-        """Handle an exception in a worker: invalid input ends the run, a lost detector is a loss, others are errors."""
+    def _load_failed(self, worker: Worker, error: Any) -> None:
+        """Handle an exception while models were loaded: invalid input ends the run, others are failed starts."""
+        import ray
+
+        cause, any_ready = error.cause, any(other.ready for other in self._pool.workers)
+        # While other workers are ready, a GPU that is full or broken does not end the run.
+        if isinstance(cause, UserError) and not (any_ready and isinstance(cause, GpuError)):
+            raise cause from None
+        if not (isinstance(cause, ray.exceptions.RayError) or worker.is_detector or any_ready):
+            raise error
+        self._start_failed(worker, last_line(error))
+
+    def _shard_failed(self, worker: Worker, shard: int, error: Any) -> None:
+        """Handle an exception of a shard: invalid input ends the run, a lost detector is a loss, others are errors."""
         import ray
 
         cause = error.cause
-        if isinstance(cause, StoreUnavailableError) and shard is not None:
+        if isinstance(cause, StoreUnavailableError):
             # The shard was generated but could not be written within the store's patience: not counted as its error.
-            self._cut_off[id(worker)] = worker
-            if all(id(other) in self._cut_off for other in self._pool.workers if other.ready):
+            self._without_store.add(worker)
+            if self._without_store.issuperset(other for other in self._pool.workers if other.ready):
                 raise cause from None  # the driver may reach the store, but no worker does
             self.state.report(last_line(cause))
             self._pool.complete(worker, shard)
             self._outcomes.interrupted(shard)
             return
-        any_ready = any(other.ready for other in self._pool.workers)
-        # While other workers are ready, a GPU that is full or broken does not end the run.
-        retried = shard is None and any_ready and isinstance(cause, GpuError)
-        if isinstance(cause, UserError) and not retried:
+        if isinstance(cause, UserError):
             raise cause from None
-        if shard is None:
-            lost = isinstance(cause, ray.exceptions.RayError)
-            if lost or worker.is_detector or any_ready:
-                self._start_failed(worker, last_line(error))
-                return
-            raise error
         self._pool.complete(worker, shard)
         if isinstance(cause, ray.exceptions.RayError):
             self._outcomes.lost(shard, f"the detector that it called was lost: {last_line(cause)}")
@@ -224,7 +230,7 @@ class Scheduler:
         # While workers wait for the store, or may have been stopped like this process, deadlines are suspended.
         if self._pauses.ended() or self.state.waiting:
             for worker in [*self._pool.workers, *self._pool.detectors]:
-                worker.since = worker.alive = time.monotonic()
+                worker.since = worker.last_progress = time.monotonic()
             return
         for worker in [*self._pool.workers, *self._pool.detectors]:
             late = self._deadlines.exceeded(worker)
@@ -248,28 +254,28 @@ class Scheduler:
         self._pool.restart(detector)
         for worker in self._pool.workers:
             if worker.detector == position:
-                worker.since = worker.alive = time.monotonic()
+                worker.since = worker.last_progress = time.monotonic()
 
     def _request_progress(self) -> None:
         """Collect the progress that workers have reported and request it again at intervals, without blocking."""
         import ray
 
         for worker in self._pool.workers:
-            if worker.progress is not None and ray.wait([worker.progress], timeout=0)[0]:
+            if worker.progress_call is not None and ray.wait([worker.progress_call], timeout=0)[0]:
                 try:
-                    counts, worker.waiting, worker.detector = ray.get(worker.progress)
+                    counts, worker.waiting, worker.detector = ray.get(worker.progress_call)
                 except ray.exceptions.RayError:
                     counts, worker.waiting = {}, ""
                 if counts != worker.counts:
-                    worker.counts, worker.alive = counts, time.monotonic()
+                    worker.counts, worker.last_progress = counts, time.monotonic()
                 if worker.waiting or self._pool.is_loading(worker.detector):  # its deadlines are suspended
-                    worker.since = worker.alive = time.monotonic()
-                worker.progress = None
+                    worker.since = worker.last_progress = time.monotonic()
+                worker.progress_call = None
         if time.monotonic() - self._progress_requested > _PROGRESS_INTERVAL:
             self._progress_requested = time.monotonic()
             for worker in self._pool.workers:
-                if worker.ready and worker.shards and worker.progress is None:
-                    worker.progress = worker.handle.progress.remote()
+                if worker.ready and worker.shards and worker.progress_call is None:
+                    worker.progress_call = worker.handle.progress.remote()
 
     def _report(self) -> None:
         state, workers = self.state, self._pool.workers
@@ -285,8 +291,7 @@ class Scheduler:
 
     def _report_logs(self) -> None:
         self._logs_reported = time.monotonic()
-        text = logs.LOGS.text()
-        if text:
+        if text := logs.LOGS.text():
             self._listener.logs(text)
 
 
