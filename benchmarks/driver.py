@@ -25,7 +25,7 @@ from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.description import write_description
 from factory.dataset.lease import leased
 from factory.dataset.receipt_index import INDEX
-from factory.dataset.receipts import missing, receipt_name
+from factory.dataset.receipts import missing_shards, receipt_name
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import existing_recipe
 from factory.dataset.totals import finished_entries
@@ -63,7 +63,7 @@ def start(store: Store) -> int:
     with leased(store):
         plan = Plan(recipe)
         quarantined(store)
-        return len(missing(plan, finished_entries(store, plan, save=True)))
+        return len(missing_shards(plan, finished_entries(store, plan, save=True)))
 
 
 def drive(store: Store, recipe: Recipe, shards: int, seconds: float) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.common import command_line, options_of, positive, run
 from factory.config.plan import Plan
 from factory.config.recipe import make_recipe
-from factory.dataset.receipts import committed, missing, receipt_name
+from factory.dataset.receipts import committed_shards, missing_shards, receipt_name
 from factory.dataset.storage import Store
 
 
@@ -29,14 +29,14 @@ def main() -> None:
                 (Path(folder) / receipt_name(number)).write_bytes(b"{}" * 500)
         start = time.perf_counter()
         plan, store = Plan(recipe), Store(folder)
-        missing_shards = missing(plan, committed(store))
-        shard = plan.shard(missing_shards[0])
+        missing = missing_shards(plan, committed_shards(store))
+        shard = plan.shard(missing[0])
         seconds = time.perf_counter() - start
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         "| receipts | missing shards found | first sample to generate | seconds | peak memory |\n|---|---|---|---|---|"
     )
-    print(f"| {options.shards - 1} | {missing_shards} | {shard.samples[0].key} | {seconds:.2f} | {memory:.0f} MB |")
+    print(f"| {options.shards - 1} | {missing} | {shard.samples[0].key} | {seconds:.2f} | {memory:.0f} MB |")
 
 
 if __name__ == "__main__":

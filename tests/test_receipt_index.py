@@ -10,7 +10,7 @@ from factory.config.recipe import Recipe, make_recipe
 from factory.dataset.description import write_description
 from factory.dataset.reader import open_dataset
 from factory.dataset.receipt_index import ReceiptIndex
-from factory.dataset.receipts import receipt_name, tags
+from factory.dataset.receipts import receipt_name, receipt_tags
 from factory.dataset.storage import Store
 from factory.dataset.totals import current_totals
 from factory.errors import UserError
@@ -144,5 +144,5 @@ def test_full_blocks_are_written_during_a_run(bucket: Bucket, recipe: Recipe) ->
     index.save()
     assert len(json.loads(store.get("index/000001.json") or b"{}")) == 50
     bucket.requests.clear()
-    ReceiptIndex(store).entries(tags(store, len(Plan(recipe))))
+    ReceiptIndex(store).entries(receipt_tags(store, len(Plan(recipe))))
     assert bucket.requests["GET"] <= SHARDS - 1050 + 5

@@ -9,7 +9,7 @@ import pytest
 
 from factory.config.plan import PlannedShard
 from factory.config.sections import StoreRecipe
-from factory.dataset.receipts import Tally, commit, read_receipt, tags
+from factory.dataset.receipts import Tally, commit, read_receipt, receipt_tags
 from factory.dataset.storage import ConflictError, Store, StoreFullError
 from factory.errors import StoreUnavailableError, UserError
 from tests.support.bucket import Bucket, Fault
@@ -93,11 +93,11 @@ def test_a_long_listing_is_read_in_parts_at_once(bucket: Bucket, address: str, t
     bucket.faults[:] = [Fault("cut", "start-after", times=3)]
     whole = Store(address).entries("receipts")
     assert bucket.requests == {"GET": 3}, "pages"
-    found = tags(Store(address), 40_000)
+    found = receipt_tags(Store(address), 40_000)
     assert found == {number: whole[f"receipts/{number:06d}.json"].tag for number in numbers}
     assert bucket.requests["GET cut"] == 3
     Store(str(tmp_path)).put("receipts/020000.json", b"{}")
-    assert set(tags(Store(str(tmp_path)), 40_000)) == {20_000}
+    assert set(receipt_tags(Store(str(tmp_path)), 40_000)) == {20_000}
 
 
 def test_outage_is_retried_and_reported(

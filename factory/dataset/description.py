@@ -9,7 +9,7 @@ from factory.config.plan import Plan
 from factory.config.recipe import Recipe
 from factory.dataset.card import card
 from factory.dataset.receipt_index import IndexEntry, ReceiptIndex
-from factory.dataset.receipts import tags
+from factory.dataset.receipts import receipt_tags
 from factory.dataset.storage import Store
 from factory.dataset.totals import Totals, totals_of
 from factory.errors import UserError
@@ -21,7 +21,7 @@ CARD = "README.md"
 def write_description(store: Store, recipe: Recipe) -> Totals:
     """Write dataset.json and the card, which depend only on the recipe and the finished shards."""
     plan, index = Plan(recipe), ReceiptIndex(store, recipe.fingerprint())
-    sums = _write(store, plan, index.entries(tags(store, len(plan))))
+    sums = _write(store, plan, index.entries(receipt_tags(store, len(plan))))
     with contextlib.suppress(UserError):  # only a cache
         index.save()
     return sums
@@ -44,7 +44,7 @@ def complete_description(store: Store, recipe: Recipe, confirm: Callable[[], Non
     unfinished dataset without the files is left to its run. `confirm` raises an error if the lease was lost.
     """
     plan = Plan(recipe)
-    entries = ReceiptIndex(store, recipe.fingerprint()).entries(tags(store, len(plan)))
+    entries = ReceiptIndex(store, recipe.fingerprint()).entries(receipt_tags(store, len(plan)))
     stored = store.get_derived(DATASET_JSON)
     if stored != _text(plan, totals_of(entries)) and (stored is not None or len(entries) == len(plan)):
         confirm()

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from factory.dataset.continuation import without_samples
 from factory.dataset.encode import EncodedSample
 from factory.dataset.masks import decode_rle, palette
-from factory.dataset.receipts import committed, tar_name
+from factory.dataset.receipts import committed_shards, tar_name
 from factory.dataset.shards import annotation_of, read_shard, readable
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import recipe_of
@@ -36,7 +36,7 @@ def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
     cells = list(islice(_cells(store), min(count, max_samples + 1)))
     if not cells:
         recipe_of(store)  # raises if there is no dataset at all
-        raise without_samples(store, has_shards=bool(committed(store)))
+        raise without_samples(store, has_shards=bool(committed_shards(store)))
     if len(cells) > max_samples:
         raise UserError(f"a preview as {suffix} has room for {max_samples} samples, got {count}; give a smaller --n.")
     rows = -(-len(cells) // _COLUMNS)
@@ -49,7 +49,7 @@ def preview_image(store: Store, count: int, suffix: str = ".png") -> bytes:
 
 
 def _cells(store: Store) -> Iterator[Image.Image]:
-    for number in sorted(committed(store)):
+    for number in sorted(committed_shards(store)):
         name = tar_name(number)
         for sample in read_shard(store, name):
             with readable(store, name):

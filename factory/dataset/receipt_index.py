@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from factory.dataset.receipts import count, needed_receipt, reasons, receipt_name
+from factory.dataset.receipts import needed_receipt, parse_count, parse_reason_counts, receipt_name
 from factory.dataset.storage import Store
 from factory.files.decode import decode_json
 
@@ -126,10 +126,10 @@ def _parse_entry(fields: Any) -> IndexEntry:
         raise TypeError(f"a tag must be a string, got {type(tag).__name__}")
     return IndexEntry(
         tag,
-        accepted=count(accepted),
-        planned=count(planned),
-        attempts=count(attempts),
-        bytes=count(size),
-        exhausted=count(exhausted),
-        rejected=reasons(rejected),
+        accepted=parse_count(accepted),
+        planned=parse_count(planned),
+        attempts=parse_count(attempts),
+        bytes=parse_count(size),
+        exhausted=parse_count(exhausted),
+        rejected=parse_reason_counts(rejected),
     )

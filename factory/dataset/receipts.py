@@ -191,18 +191,18 @@ def parse_receipt(data: bytes) -> Receipt:
     """Parse and validate a receipt; raises CorruptReceiptError for wrong types or file names of another shard."""
     try:
         fields = decode_json(data)
-        shard = count(fields["shard"])
+        shard = parse_count(fields["shard"])
         return Receipt(
             shard=shard,
             recipe=_digest(fields["recipe"]),
             plan=_digest(fields["plan"]),
             tar=_blob(fields["tar"], tar_name(shard)),
             manifest=_blob(fields["manifest"], manifest_name(shard)),
-            planned=count(fields["planned"]),
-            accepted=count(fields["accepted"]),
-            attempts=count(fields["attempts"]),
-            rejected=reasons(fields["rejected"]),
-            short=tuple(count(index) for index in fields["short"]),
+            planned=parse_count(fields["planned"]),
+            accepted=parse_count(fields["accepted"]),
+            attempts=parse_count(fields["attempts"]),
+            rejected=parse_reason_counts(fields["rejected"]),
+            short=tuple(parse_count(index) for index in fields["short"]),
             seconds=dict(fields["seconds"]),
             versions=dict(fields["versions"]),
             worker=dict(fields["worker"]),
@@ -214,7 +214,7 @@ def parse_receipt(data: bytes) -> Receipt:
 def _blob(fields: Any, name: str) -> Blob:
     if fields["name"] != name:
         raise ValueError(f"it names {str(fields['name'])[:60]!r}, not {name}")
-    return Blob(name, _digest(fields["sha256"]), count(fields["bytes"]))
+    return Blob(name, _digest(fields["sha256"]), parse_count(fields["bytes"]))
 
 
 def _digest(value: object) -> str:
@@ -223,19 +223,19 @@ def _digest(value: object) -> str:
     return value
 
 
-def count(value: object) -> int:
+def parse_count(value: object) -> int:
     """Return a count of untrusted data; raises ValueError if it is not an integer from 0 to below 2**63."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise ValueError(f"{str(value)[:60]!r} is not a count")
     return value
 
 
-def reasons(counts: Any) -> dict[str, int]:
+def parse_reason_counts(counts: Any) -> dict[str, int]:
     """Counts by reason of untrusted data; raises ValueError unless the reasons are identifiers."""
     for reason in counts:
         if not re.fullmatch("[a-z0-9_]{1,40}", reason):
             raise ValueError(f"{reason[:60]!r} is not a reason")
-    return {reason: count(number) for reason, number in counts.items()}
+    return {reason: parse_count(number) for reason, number in counts.items()}
 
 
 def check_same_recipe(store: Store, recipe: str, finished: Sequence[int]) -> None:
@@ -259,17 +259,17 @@ def check_same_recipe(store: Store, recipe: str, finished: Sequence[int]) -> Non
         )
 
 
-def committed(store: Store) -> set[int]:
+def committed_shards(store: Store) -> set[int]:
     """The numbers of all shards with a receipt; requires a single listing."""
     return {number for name in store.list("receipts") if (number := _number(name)) is not None}
 
 
 def finished_shards(store: Store, plan: Plan) -> list[int]:
     """The shards of a plan that have a receipt, ascending; requires a single listing."""
-    return sorted(number for number in committed(store) if number < len(plan))
+    return sorted(number for number in committed_shards(store) if number < len(plan))
 
 
-def tags(store: Store, shards: int) -> dict[int, str]:
+def receipt_tags(store: Store, shards: int) -> dict[int, str]:
     """The tag of each receipt file by shard number, for a plan of `shards` shards."""
     # Names before which the listing is divided: the first two of six digits count ten thousands of shards.
     bounds = [f"receipts/{ten_thousands:02d}" for ten_thousands in range(1, min(99, (shards - 1) // 10_000) + 1)]
@@ -285,7 +285,7 @@ def _number(name: str) -> int | None:
     return int(stem) if known else None
 
 
-def missing(plan: Plan, done: Iterable[int]) -> list[int]:
+def missing_shards(plan: Plan, done: Iterable[int]) -> list[int]:
     """The shards of the plan without a receipt: the ones that a resumed run generates."""
     existing = set(done)
     return [number for number in range(len(plan)) if number not in existing]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from factory.config.plan import Plan
 from factory.dataset.ordered_map import ordered_map
 from factory.dataset.receipt_index import IndexEntry, ReceiptIndex
-from factory.dataset.receipts import Receipt, check_same_recipe, needed_receipt, receipt_name, tags
+from factory.dataset.receipts import Receipt, check_same_recipe, needed_receipt, receipt_name, receipt_tags
 from factory.dataset.storage import Store
 from factory.errors import UserError
 
@@ -86,7 +86,7 @@ def finished_entries(store: Store, plan: Plan, save: bool = False) -> dict[int, 
     Raises UserError if recipe.yaml was changed since the shards were generated, or if one that is not indexed yet has
     another recipe: the ids of classes could be those of others, for instance.
     """
-    finished, recipe = tags(store, len(plan)), plan.recipe.fingerprint()
+    finished, recipe = receipt_tags(store, len(plan)), plan.recipe.fingerprint()
     check_same_recipe(store, recipe, sorted(finished))
     index = ReceiptIndex(store, recipe)
     entries = index.entries(finished)

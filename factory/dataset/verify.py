@@ -7,7 +7,14 @@ from factory.config.plan import Plan
 from factory.dataset.check_shard import ShardCheck, check_shard
 from factory.dataset.duplicates import Images
 from factory.dataset.ordered_map import ordered_map
-from factory.dataset.receipts import check_same_recipe, finished_shards, manifest_name, missing, receipt_name, tar_name
+from factory.dataset.receipts import (
+    check_same_recipe,
+    finished_shards,
+    manifest_name,
+    missing_shards,
+    receipt_name,
+    tar_name,
+)
 from factory.dataset.storage import Store
 from factory.dataset.stored_recipe import recipe_of
 
@@ -52,7 +59,7 @@ def verify(store: Store, choose: Callable[[list[int]], list[int]] = lambda numbe
     if len(finished) > 1:
         check_same_recipe(store, recipe.fingerprint(), finished)
     orphans, foreign = _without_receipt(store, plan, set(finished))
-    report = Report(planned=len(plan), missing=missing(plan, finished), orphans=orphans, foreign=foreign)
+    report = Report(planned=len(plan), missing=missing_shards(plan, finished), orphans=orphans, foreign=foreign)
     images = Images()
 
     def check(number: int) -> ShardCheck:

@@ -13,7 +13,7 @@ from factory.config.recipe import FORMAT, Recipe
 from factory.dataset.description import renew_description, write_description
 from factory.dataset.lease import HeldLease, leased
 from factory.dataset.progress_file import put_progress
-from factory.dataset.receipts import check_same_recipe, missing, tags
+from factory.dataset.receipts import check_same_recipe, missing_shards, receipt_tags
 from factory.dataset.storage import Store
 from factory.dataset.storage_folder import delete_abandoned
 from factory.dataset.stored_recipe import existing_recipe, init_or_resume
@@ -122,7 +122,7 @@ def _has_work(recipe: Recipe, existing: Recipe | None, store: Store) -> bool:
     if existing is None or recipe.n > existing.n:
         return True
     plan = Plan(existing)
-    return bool(missing(plan, tags(store, len(plan))))
+    return bool(missing_shards(plan, receipt_tags(store, len(plan))))
 
 
 def prepare(recipe: Recipe, store: Store) -> Recipe:
@@ -162,7 +162,7 @@ def run_prepared(
     plan = Plan(recipe)
     entries = finished_entries(store, plan, save=True)
     forget_finished(store, entries)
-    all_missing = missing(plan, entries)
+    all_missing = missing_shards(plan, entries)
     todo = [number for number in all_missing if only is None or number in only]
     if samples is not None:
         todo = _first_shards(plan, todo, samples)
@@ -221,9 +221,9 @@ def _complete_older(existing: Recipe, recipe: Recipe, store: Store) -> RunSummar
             f"another --shards to create a new dataset."
         )
     plan = Plan(existing)
-    done = set(tags(store, len(plan)))
+    done = set(receipt_tags(store, len(plan)))
     check_same_recipe(store, existing.fingerprint(), sorted(done))
-    if missing(plan, done) or recipe.n > existing.n:
+    if missing_shards(plan, done) or recipe.n > existing.n:
         check_format(existing, store.address)
     totals = write_description(store, existing)
     return RunSummary(totals, Tracker(plan, (), totals).snapshot(State(len(plan)), "done"), {}, existing)

@@ -12,7 +12,7 @@ from factory import exit_codes
 from factory.cli.verify import as_text
 from factory.dataset.description import write_description
 from factory.dataset.lease import leased
-from factory.dataset.receipts import committed, receipt_name, tar_name
+from factory.dataset.receipts import committed_shards, receipt_name, tar_name
 from factory.dataset.repair import repair
 from factory.dataset.storage import Store
 from factory.dataset.verify import verify
@@ -99,7 +99,7 @@ def test_interrupted_repair_leaves_no_receipt_of_a_shard_that_is_incomplete(
     monkeypatch.setattr(store, "delete", delete_one)
     with pytest.raises(KeyboardInterrupt):
         repair(store, report)
-    assert committed(store) == {0, 1, 3, 4}
+    assert committed_shards(store) == {0, 1, 3, 4}
 
 
 @pytest.mark.parametrize("written", [0, 1])

@@ -18,11 +18,11 @@ from factory.dataset.preview import preview_image
 from factory.dataset.receipts import (
     Tally,
     blob_of,
-    committed,
+    committed_shards,
     manifest_name,
     read_receipt,
     receipt_name,
-    tags,
+    receipt_tags,
     tar_name,
 )
 from factory.dataset.records import Grounded
@@ -204,7 +204,7 @@ def test_similar_file_names_are_not_receipts(tmp_path: Path) -> None:
     store, _ = make_dataset(tmp_path, shards=range(2))
     for name in ("receipts/2.json", "receipts/\u0660\u0660\u0660\u0660\u0660\u0662.json", "receipts/000003.txt"):
         store.create(name, b"{}")
-    assert committed(store) == set(tags(store, SHARDS)) == {0, 1}
+    assert committed_shards(store) == set(receipt_tags(store, SHARDS)) == {0, 1}
 
 
 @pytest.fixture(scope="module")
