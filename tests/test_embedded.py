@@ -21,7 +21,7 @@ from factory.generation.components import load_components
 from factory.generation.pin import pin_recipe
 from factory.generator.interface import Request
 from factory.generator.load import pin_revision
-from factory.grounder.folder import read_config
+from factory.grounder.folder import read_grounder_config
 from factory.stickers.atlas import TRAIN_STYLES
 from factory.stickers.embedded import open_detector, open_pipeline
 from factory.stickers.evaluate_parts import classes_found, mask_iou
@@ -97,7 +97,7 @@ def test_images_show_the_class_of_their_prompt(model: str) -> None:
 @pytest.mark.parametrize("model", EMBEDDED_MODELS)
 def test_the_grounder_agrees_with_the_detector_on_seen_and_unseen_classes(model: str) -> None:
     """On those of 24 images in which the detector is confident; half of the images show unseen classes."""
-    config = read_config(grounder_folder(model))
+    config = read_grounder_config(grounder_folder(model))
     assert config.revision == pin_revision(model)
     seen = [name for name in seen_classes(coco(), "1") if name in config.classes_seen]
     assert len(seen) == 65

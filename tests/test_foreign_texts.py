@@ -28,7 +28,7 @@ from factory.files.strict_json import canonical
 from factory.generation.progress import Tracker
 from factory.generator.layout import read_index, usable_values
 from factory.generator.sizes import check_sizes
-from factory.grounder.folder import read_config
+from factory.grounder.folder import read_grounder_config
 from factory.nightly.outcome import Outcome
 from factory.nightly.record import list_nights
 from factory.segmenter.classes import stored_segmenter
@@ -105,7 +105,7 @@ def test_deeply_nested_json_is_one_sentence(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "read"),
     [
-        ("config.json", read_config),
+        ("config.json", read_grounder_config),
         ("segmenter.json", stored_segmenter),
         ("config.json", lambda folder: known_labels(MaskRecipe(detector=str(folder)))),
         ("config.json", lambda folder: check_types(OpenName("clipseg", (str(folder),)), None)),

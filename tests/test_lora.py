@@ -20,7 +20,7 @@ from factory.generator.interface import Request
 from factory.generator.load import check_generator, load_pipeline, pin_generator
 from factory.generator.lora import lora_file, lora_settings
 from factory.generator.pipeline import PipelineGenerator
-from factory.grounder.folder import check_fits, read_config
+from factory.grounder.folder import check_fits, read_grounder_config
 from tests.support.tiny_families import tiny_family
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -234,7 +234,7 @@ def test_a_lora_that_does_not_exist_is_refused_before_a_dataset_is_created(tiny_
 def test_a_grounder_belongs_to_the_lora_that_it_was_trained_with() -> None:
     from factory.files.embedded_models import grounder_folder
 
-    config = read_config(grounder_folder())
+    config = read_grounder_config(grounder_folder())
     generator = GeneratorRecipe(revision=config.revision)
     check_fits("stickers", config, generator)
     with pytest.raises(UserError, match="train a grounder with this LoRA"):

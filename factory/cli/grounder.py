@@ -191,9 +191,9 @@ def import_grounder(
 def _next_steps(folder: Path) -> str:
     """The commands that use and evaluate a grounder; it works only with the model and the LoRA of its training."""
     from factory.config.stickers import STICKERS
-    from factory.grounder.folder import read_config
+    from factory.grounder.folder import read_grounder_config
 
-    config = read_config(folder)
+    config = read_grounder_config(folder)
     options = {"--model": config.model, "--lora": config.oracle["generator"].get("lora"), "--masks": str(folder)}
     given = [str(word) for option in options.items() if option[1] not in (None, STICKERS) for word in option]
     return (

@@ -13,8 +13,7 @@ from factory.generator.families import default_read_blocks
 from factory.generator.layout import blocks_of, family_in, read_config, read_index
 from factory.generator.load import config_folder, model_folder, pin_generator, pin_revision, pinned_name
 from factory.generator.lora import pin_lora
-from factory.grounder.folder import check_fits, grounder_folder, pin_grounder
-from factory.grounder.folder import read_config as read_grounder
+from factory.grounder.folder import check_fits, grounder_folder, pin_grounder, read_grounder_config
 
 
 def pin_recipe(recipe: Recipe, existing: Recipe | None = None) -> Recipe:
@@ -98,7 +97,7 @@ def _is_on_hub(name: str | None) -> bool:
 def _pin_grounder_of(masks: MaskRecipe, generator: GeneratorRecipe) -> MaskRecipe:
     """Pin the grounder's digest and the settings of its features. UserError if it does not fit the model."""
     folder = grounder_folder(masks.source)
-    config = read_grounder(folder)
+    config = read_grounder_config(folder)
     check_fits(masks.source, config, generator)
     features = {"noise_level": config.noise_level, "noise_seed": config.noise_seed}
     source = masks.source if masks.source in EMBEDDED_MODELS else str(folder.absolute())

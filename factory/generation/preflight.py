@@ -31,8 +31,7 @@ from factory.generator.text_reader import (
     unknown_words,
 )
 from factory.generator.tokens import partly_unknown
-from factory.grounder.folder import grounder_folder
-from factory.grounder.folder import read_config as read_grounder
+from factory.grounder.folder import grounder_folder, read_grounder_config
 
 _MAX_SAMPLES = 100_000
 _CHUNK = 1000
@@ -192,7 +191,7 @@ def _uses_class_tokens(recipe: Recipe) -> bool:
         return True
     if recipe.masks.source in ("detector", "labels"):
         return False
-    return read_grounder(grounder_folder(recipe.masks.source)).module != "paper"
+    return read_grounder_config(grounder_folder(recipe.masks.source)).module != "paper"
 
 
 def _check_prompts(recipe: Recipe, readers: Sequence[TextReader]) -> None:

@@ -78,7 +78,7 @@ def named_grounders(named: Sequence[str]) -> list[tuple[str, Path, GrounderConfi
     for text in named:
         label, address = split_named_path(text)
         folder = grounder_folder(address)
-        config = read_config(folder)
+        config = read_grounder_config(folder)
         name = label or config.module
         if any((name, config.split) == (other, known.split) for other, _, known in found):
             raise UserError(
@@ -89,7 +89,7 @@ def named_grounders(named: Sequence[str]) -> list[tuple[str, Path, GrounderConfi
     return found
 
 
-def read_config(folder: Path) -> GrounderConfig:
+def read_grounder_config(folder: Path) -> GrounderConfig:
     """The config of a grounder's folder. Raises UserError if it is not one."""
     try:
         data = read_json_object(folder / CONFIG)
@@ -189,7 +189,7 @@ def load_grounder(folder: Path) -> tuple["GuidedModule | PaperModule", GrounderC
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = read_config(folder)
+    config = read_grounder_config(folder)
     try:
         weights = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
         with torch.device("meta"):  # without memory, because a config of others may describe a network of any size

@@ -8,7 +8,7 @@ from pathlib import Path
 from factory.dataset.storage import Store
 from factory.files.paths import local_path
 from factory.grounder.data import OracleDataset
-from factory.grounder.folder import read_config
+from factory.grounder.folder import read_grounder_config
 from factory.grounder.shared_recipe import check_same_kind
 from factory.hf_logging import quiet_model_libraries
 from factory.training.devices import check_device_name, chosen_device
@@ -107,6 +107,6 @@ def _check_kind(module: str, start: Path, out: Path) -> None:
     """UserError unless the initial weights are those of a grounder with this module."""
     if (out / CHECKPOINT).exists():
         return
-    stored = read_config(start).module
+    stored = read_grounder_config(start).module
     if stored != module:
         raise cannot_start("grounder", start, f"its module is {stored}, but this run trains {module}")

@@ -24,7 +24,7 @@ from factory.generation.components import load_components
 from factory.generation.pin import pin_recipe
 from factory.generator.interface import Request
 from factory.grounder.data import OracleDataset
-from factory.grounder.folder import grounder_folder, load_grounder, read_config
+from factory.grounder.folder import grounder_folder, load_grounder, read_grounder_config
 from factory.grounder.iou import IoUMeter
 from tests.support.datasets import BandDetector
 from tests.support.in_process import invoke
@@ -210,7 +210,9 @@ def test_a_grounder_of_other_classes_is_measured_with_its_class_file(
     from factory.evaluation import protocol_1
 
     monkeypatch.setattr(protocol_1, "pin_recipe", lambda recipe: recipe)
-    config = replace(read_config(grounder_folder("stickers")), model="owner/name", revision="a" * 40, oracle={})
+    config = replace(
+        read_grounder_config(grounder_folder("stickers")), model="owner/name", revision="a" * 40, oracle={}
+    )
     config = replace(config, classes_seen=("axolotl", "dog"), split="unseen")
     (tmp_path / "classes.txt").write_text("axolotl\ndog\nlynx\n", encoding="utf-8")
     recipe = protocol_1.split_recipe({"guided": config}, "unseen", str(tmp_path / "classes.txt"), 1)
