@@ -23,7 +23,7 @@ from factory.generation import fitting_batch, hardware, shard_job
 from factory.generation.components import load_components
 from factory.generation.pin import pin_recipe
 from factory.generation.run import generate, prepare
-from factory.generation.shard_job import ContentJob
+from factory.generation.shard_job import ShardJob
 from factory.generation.worker_memory import parameters
 from factory.training.precision import bfloat16_is_faster
 
@@ -228,7 +228,7 @@ def test_a_model_that_does_not_fit_on_the_gpu_raises_a_clear_error(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(shard_job, "load_components", full)
-    job = ContentJob(pin_recipe(_recipe(tiny_model)), Store(str(tmp_path / "out")))
+    job = ShardJob(pin_recipe(_recipe(tiny_model)), Store(str(tmp_path / "out")))
     init_or_resume(job.store, job.recipe)
     with pytest.raises(UserError, match="the GPU has too little free memory for"):
         job.open("cpu", None)
@@ -243,7 +243,7 @@ def test_worker_on_a_machine_without_the_folder_of_the_dataset_ends_the_run(
 ) -> None:
     """It would write its shards to its own disk, and the driver would report that they are missing at the end."""
     monkeypatch.setattr(shard_job, "_APPEARS", 0.0)
-    job = ContentJob(_recipe(tiny_model), Store(str(tmp_path / "out")))
+    job = ShardJob(_recipe(tiny_model), Store(str(tmp_path / "out")))
     message = r"does not see the recipe.yaml that the driver has written to .*/out; give a bucket, or a folder that all"
     with pytest.raises(UserError, match=message):
         job.open("cpu", None)

@@ -18,7 +18,7 @@ from factory.dataset.rejected_images import MAX_PER_REASON, MAX_SIDE, parse_reje
 from factory.dataset.storage import Store
 from factory.generation.components import load_components
 from factory.generation.shard import produce
-from factory.generation.shard_job import ContentProducer
+from factory.generation.shard_job import ShardProducer
 from tests.support.bucket import Bucket, Fault
 
 
@@ -44,7 +44,7 @@ def files(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> list[byte
     found = []
     for _ in range(2):
         store = Store(str(tmp_path_factory.mktemp("set")))
-        producer = ContentProducer(recipe, store, "cpu")
+        producer = ShardProducer(recipe, store, "cpu")
         producer.finish(0, producer.generate(0, lambda accepted, reasons: None))
         found.append(store.get(rejected_name(0)) or b"")
     return found
@@ -68,7 +68,7 @@ def test_a_shard_keeps_the_first_rejected_images_of_each_reason(recipe: Recipe, 
 def test_a_shard_is_committed_although_its_rejected_images_cannot_be_saved(recipe: Recipe, bucket: Bucket) -> None:
     bucket.faults[:] = [Fault("status", "PUT .*/rejected/", times=None, code=403)]
     store = Store("s3://b/set")
-    producer = ContentProducer(recipe, store, "cpu")
+    producer = ShardProducer(recipe, store, "cpu")
     producer.finish(0, producer.generate(0, lambda accepted, reasons: None))
     assert bucket.requests["PUT status"] == 1
     assert read_receipt(store, 0) is not None

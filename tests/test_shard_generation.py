@@ -23,7 +23,7 @@ from factory.errors import UserError
 from factory.generation.components import Components, load_components
 from factory.generation.run import generate
 from factory.generation.shard import Produced, produce
-from factory.generation.shard_job import ContentProducer
+from factory.generation.shard_job import ShardProducer
 from tests.support.in_process import invoke
 from tests.support.older_formats import older_sample
 
@@ -114,7 +114,7 @@ def test_labels_run_lengths_and_areas_of_a_sample_agree(tiny_recipe: Recipe) -> 
 
 def test_a_shard_that_another_driver_finished_is_not_made_again(tiny_recipe: Recipe, tmp_path: Path) -> None:
     """Two drivers on one dataset, as after `--force`: a worker of the second one looks for a receipt first."""
-    first, second = (ContentProducer(tiny_recipe, Store(str(tmp_path)), "cpu") for _ in range(2))
+    first, second = (ShardProducer(tiny_recipe, Store(str(tmp_path)), "cpu") for _ in range(2))
     made = first.finish(0, first.generate(0, lambda accepted, reasons: None))
     proof = (tmp_path / "receipts/000000.json").read_bytes()
 

@@ -33,7 +33,7 @@ from factory.generation.preflight import preflight
 from factory.generation.progress import Snapshot, Tracker
 from factory.generation.reporter import Reporter, Watch, forget_finished, quarantined
 from factory.generation.run_metrics import RunMetrics, linger
-from factory.generation.shard_job import ContentJob
+from factory.generation.shard_job import ShardJob
 
 _log = logging.getLogger("factory.generation.run")
 _IN_ALL_FORMATS = ("classes", "seed", "objects", "shard_size", "prompts", "prompt_style", "cooccurrence")
@@ -254,7 +254,7 @@ def _run(
 ) -> State:
     engine, threads = recipe.engine, recipe.generator.threads
     already_quarantined = quarantined(store)
-    job = ContentJob(recipe, store)
+    job = ShardJob(recipe, store)
     detectors = engine.detectors if recipe.uses_detector() else 0
     watch(tracker.snapshot(State(len(todo)), "starting"))
     with connected(engine, threads), ClusterView(Capacity(engine, threads, job.memory(), detectors)) as view:

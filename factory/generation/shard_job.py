@@ -30,13 +30,13 @@ _APPEARS = 60.0
 LIBRARIES = ("dataset-factory", "torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow", "ray")
 
 
-class ContentJob:
+class ShardJob:
     """Sent to every worker: the recipe and the store of the dataset."""
 
     def __init__(self, recipe: Recipe, store: Store) -> None:
         self.recipe, self.store = recipe, store
 
-    def open(self, device: str, detector: Detector | None) -> "ContentProducer":
+    def open(self, device: str, detector: Detector | None) -> "ShardProducer":
         """Load the models."""
         from factory.generator.memory import loading
 
@@ -44,7 +44,7 @@ class ContentJob:
         _check_gpu(device)
         _check_folder(self.store)
         with loading(f"the models of {self.recipe.generator.model}"):
-            return ContentProducer(self.recipe, self.store, device, detector)
+            return ShardProducer(self.recipe, self.store, device, detector)
 
     def memory(self) -> int:
         """The estimated memory of a CPU worker in bytes."""
@@ -85,7 +85,7 @@ def _check_gpu(device: str) -> None:
         )
 
 
-class ContentProducer:
+class ShardProducer:
     """Produces shards of one recipe and commits them."""
 
     def __init__(self, recipe: Recipe, store: Store, device: str, detector: Detector | None = None) -> None:
