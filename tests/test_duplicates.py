@@ -4,11 +4,11 @@ import hashlib
 import tracemalloc
 
 from factory.config.keys import key_of
-from factory.dataset.duplicates import DIGEST, Images
+from factory.dataset.duplicates import DIGEST_BYTES, Images
 
 
 def digest(content: int) -> bytes:
-    return hashlib.sha256(bytes([content % 256, content // 256])).digest()[:DIGEST]
+    return hashlib.sha256(bytes([content % 256, content // 256])).digest()[:DIGEST_BYTES]
 
 
 def test_duplicates_are_found_across_shards_in_order() -> None:

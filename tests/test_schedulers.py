@@ -19,7 +19,7 @@ from factory.errors import UserError
 from factory.generator.interface import FEATURES, HALVES, Request
 from factory.generator.latents import Autoencoder
 from factory.generator.load import load_pipeline, pin_generator
-from factory.generator.noise import mixture, shares
+from factory.generator.noise import mixture, noise_levels
 from factory.generator.pipeline import PipelineGenerator
 from factory.generator.schedulers import OF_UNETS, SOLVERS, with_solver
 from tests.support.tiny_pipeline import tiny_pipeline
@@ -203,7 +203,7 @@ def test_a_scheduler_with_unseeded_noise_is_replaced(folder: Path) -> None:
 def test_a_noise_level_is_the_same_for_every_kind_of_scheduler(timestep: int) -> None:
     """The share of noise among signal and noise, for the schedules of DDPM, EDM and flow matching."""
     ddim = diffusers.DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    level = round(float(shares(ddim.alphas_cumprod)[timestep]), 4)
+    level = round(float(noise_levels(ddim.alphas_cumprod)[timestep]), 4)
     flow, edm = diffusers.FlowMatchEulerDiscreteScheduler(), diffusers.EDMEulerScheduler()
     assert mixture(ddim, level).timestep == timestep
     assert mixture(flow, level).timestep == pytest.approx(1000 * level)

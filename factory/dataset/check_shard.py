@@ -11,7 +11,7 @@ from factory.config.plan import PlannedShard
 from factory.config.recipe import Recipe
 from factory.config.sections import OracleRecipe
 from factory.config.vocabulary import Vocabulary
-from factory.dataset.duplicates import DIGEST
+from factory.dataset.duplicates import DIGEST_BYTES
 from factory.dataset.encode import ORACLE_SUFFIXES, SUFFIXES, EncodedSample
 from factory.dataset.manifest import manifest_table, read_manifest
 from factory.dataset.masks import IGNORE, decode_label_png, decode_rle, mask_to_xywh
@@ -69,7 +69,7 @@ def check_shard(store: Store, recipe: Recipe, planned: PlannedShard) -> ShardChe
     problems += list(_check_keys(samples, planned, receipt))
     for sample in samples:
         problems += [f"{sample.key}: {problem}" for problem in check_sample(sample, recipe)]
-    images = [(hashlib.sha256(s.members["jpg"]).digest()[:DIGEST], s.key) for s in samples if "jpg" in s.members]
+    images = [(hashlib.sha256(s.members["jpg"]).digest()[:DIGEST_BYTES], s.key) for s in samples if "jpg" in s.members]
     rows: list[dict[str, Any]] = []
     if not problems:
         try:

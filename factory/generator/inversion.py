@@ -17,7 +17,7 @@ from factory.dataset.records import Image
 from factory.generator.interface import Generated, Request
 from factory.generator.latents import Autoencoder
 from factory.generator.memory import FittingParts
-from factory.generator.noise import shares
+from factory.generator.noise import noise_levels
 from factory.generator.pipeline import PipelineGenerator
 from factory.generator.real_images import open_folder
 from factory.generator.sampler import Conditions
@@ -81,7 +81,7 @@ class InvertingGenerator:
         latents = clean
         for start, stop in pairwise(times):
             latents = self._step(latents, conditions, start, stop)
-        levels = shares(self._alphas)
+        levels = noise_levels(self._alphas)
         nearest = min(times[1:], key=lambda time: abs(float(levels[time]) - self._model.level))
         at_level = latents
         for start, stop in pairwise(times[::-1]):

@@ -28,7 +28,7 @@ def mixture(scheduler: Any, level: float) -> Mixture:
         sigma = level / (1 - level)
         scale = float(scheduler.precondition_inputs(torch.ones(()), torch.tensor(sigma)))
         return Mixture(1.0, sigma, float(scheduler.precondition_noise(torch.tensor(sigma))), scale)
-    timestep = int((shares(scheduler.alphas_cumprod) - level).abs().argmin())
+    timestep = int((noise_levels(scheduler.alphas_cumprod) - level).abs().argmin())
     alpha = float(scheduler.alphas_cumprod[timestep])
     return Mixture(alpha**0.5, (1 - alpha) ** 0.5, timestep)
 
@@ -38,7 +38,7 @@ def is_flow(kind: str, config: Any) -> bool:
     return kind.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
 
 
-def shares(alphas_cumprod: torch.Tensor) -> torch.Tensor:
+def noise_levels(alphas_cumprod: torch.Tensor) -> torch.Tensor:
     """The noise share of each timestep, float64 (T,), from the cumulative alphas (T,)."""
     alphas = alphas_cumprod.detach().cpu().double()
     signal, noise = alphas.sqrt(), (1 - alphas).sqrt()

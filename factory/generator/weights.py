@@ -47,7 +47,7 @@ def load_model(kind: Any, folder: Path, name: str) -> Any:
 
     Raises UserError if its file is broken or lacks a tensor.
     """
-    return explained(str(folder), name, lambda: _checked(kind, folder, name, folder, dtype=torch.float32))
+    return explained(str(folder), name, lambda: _load_checked(kind, folder, name, folder, dtype=torch.float32))
 
 
 def load_tokenizer(folder: Path, kind: str) -> Any:
@@ -94,12 +94,12 @@ def explained(model: str, name: str, load: Callable[[], Any]) -> Any:
 def load_part(folder: Path, index: dict[str, Any], name: str, recipe: GeneratorRecipe) -> nn.Module:
     """The model `name` of a pipeline in the recipe's precision, on the CPU. UserError if a tensor is missing."""
     kind = model_class(component_class(index, name, str(folder)))
-    return _checked(
+    return _load_checked(
         kind, folder / name, name, recipe.model, dtype=torch_dtype(recipe), variant=weights_variant(folder / name)
     )
 
 
-def _checked(kind: Any, folder: Path, name: str, source: object, **options: Any) -> nn.Module:
+def _load_checked(kind: Any, folder: Path, name: str, source: object, **options: Any) -> nn.Module:
     of_diffusers = kind.__module__.startswith("diffusers.")
     extra = {"low_cpu_mem_usage": False} if of_diffusers else {}
     model, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options, **extra)
