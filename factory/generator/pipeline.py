@@ -34,7 +34,7 @@ from factory.generator.load import load_pipeline
 from factory.generator.memory import FittingParts
 from factory.generator.noise import Mixture, mixture
 from factory.generator.placement import use_channels_last
-from factory.generator.reading import OTHER_GROUPS, Reader, Reading, Target, Texts
+from factory.generator.reading import OTHER_GROUPS, Reader, Reading, Target, TextGroups
 from factory.generator.sampler import Conditions, Sampler, tensors_of
 from factory.generator.text_groups import text_groups
 
@@ -197,12 +197,12 @@ class PipelineGenerator:
             family.time: values.to(time.dtype) if isinstance(time, Tensor) and not shared else values,
         }
 
-    def _texts(self, conditions: Conditions, prompts: Sequence[Prompt]) -> Texts:
+    def _texts(self, conditions: Conditions, prompts: Sequence[Prompt]) -> TextGroups:
         """The groups of the denoiser's text columns, on the device."""
         states = conditions.arguments[self.family.text]
         length = max(len(state) for state in states) if isinstance(states, list) else int(states.shape[1])
         texts = text_groups(conditions.tokens, prompts, self.pipeline, length)
-        return Texts(texts.groups.to(self.device), texts.text.to(self.device))
+        return TextGroups(texts.groups.to(self.device), texts.is_text.to(self.device))
 
     def _result(
         self, reading: Reading, index: int, prompt: Prompt, image: Any, latent: Tensor, embeddings: Tensor | None

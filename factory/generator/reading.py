@@ -18,8 +18,8 @@ from factory.generator.family import Family
 from factory.generator.interface import ATTENTION, CROSS_ATTENTION, FEATURES, HALVES
 from factory.generator.layers import feature_layers, level_shape, transformer_blocks
 
-_MAX_SELF_ATTENTION = {True: 1024, False: 4096}
-"""Maximum number of positions of self-attention maps, for U-Nets and for transformers; a map is quadratic in it.
+_MAX_POSITIONS_UNET, _MAX_POSITIONS_TRANSFORMER = 1024, 4096
+"""Maximum number of positions of self-attention maps; a map is quadratic in it.
 
 A map of 4096 positions takes 64 MiB per image; most transformers have as many at 1024 x 1024 pixels.
 """
@@ -28,15 +28,15 @@ OTHER_GROUPS = 3
 
 
 @dataclass(frozen=True)
-class Texts:
-    """The tokens whose attention is read, by column of the text states that the denoiser reads.
+class TextGroups:
+    """The groups of tokens to which attention is read, by column of the text states that the denoiser reads.
 
-    `groups` (B, columns, K + OTHER_GROUPS) of 0 and 1: the tokens of each class, then those of the other groups. `text`
-    (B, columns) is False for padding, which is left out of the softmax for transformers but not for U-Nets.
+    `groups` (B, columns, K + OTHER_GROUPS) of 0 and 1: the tokens of each class, then those of the other groups.
+    `is_text` (B, columns) is False for padding, which is left out of the softmax for transformers but not for U-Nets.
     """
 
     groups: Tensor
-    text: Tensor
+    is_text: Tensor
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Reader:
         self._self_attention = {} if family.self_attention is None else self._modules(family.self_attention)
         self._averaged = {block for block, _ in self._numbered(target.read_blocks)}
 
-    def read(self, arguments: Mapping[str, Any], batch: int, texts: Texts | None) -> Reading:
+    def read(self, arguments: Mapping[str, Any], batch: int, texts: TextGroups | None) -> Reading:
         """Call the denoiser, and read attention and features of the last `batch` images; with HALVES, of both halves.
 
         Without `texts` no attention is read. Autocast applies to the call.
@@ -171,7 +171,7 @@ class Reader:
 class _AttentionMode(TorchFunctionMode):
     """Records the attention of the modules that it follows while it is active."""
 
-    def __init__(self, reader: Reader, reading: Reading, batch: int, texts: Texts | None) -> None:
+    def __init__(self, reader: Reader, reading: Reading, batch: int, texts: TextGroups | None) -> None:
         super().__init__()
         self._reader, self._reading, self._batch, self._texts = reader, reading, batch, texts
         self._current: tuple[str, bool] | None = None
@@ -208,7 +208,8 @@ class _AttentionMode(TorchFunctionMode):
         query = reader.image_tokens(query)
         averaged = ATTENTION in needs and reader.is_averaged(name)
         if is_self or joint:
-            if averaged and query.shape[2] <= _MAX_SELF_ATTENTION[reader.family.is_unet]:
+            max_positions = _MAX_POSITIONS_UNET if reader.family.is_unet else _MAX_POSITIONS_TRANSFORMER
+            if averaged and query.shape[2] <= max_positions:
                 shape = reader.shape(query.shape[2])
                 probabilities = _mean_over_heads(query, reader.image_tokens(key), scale, reader.family.is_unet)
                 self._reading.self_attention[shape] = self._reading.self_attention.get(shape, 0) + probabilities
@@ -227,9 +228,9 @@ class _AttentionMode(TorchFunctionMode):
             summed = _grouped(query, key, scale, groups)
         else:
             # One image at a time: the attention of all heads to all of the text is large.
-            text = functional.pad(self._texts.text, (0, missing))
+            is_text = functional.pad(self._texts.is_text, (0, missing))
             parts = [slice(k, k + 1) for k in range(len(query))]
-            summed = torch.cat([_grouped(query[k], key[k], scale, groups[k], text[k]) for k in parts])
+            summed = torch.cat([_grouped(query[k], key[k], scale, groups[k], is_text[k]) for k in parts])
         shape = self._reader.shape(query.shape[2])
         summed = summed.reshape(*summed.shape[:3], *shape)
         reading = self._reading
@@ -240,8 +241,8 @@ class _AttentionMode(TorchFunctionMode):
             reading.layers[shape] = reading.layers.get(shape, 0) + 1
 
 
-def _probabilities(query: Tensor, key: Tensor, scale: float, text: Tensor | None = None) -> Tensor:
-    """Attention probabilities, float32 (B, heads, positions, tokens), even under autocast; `text` (B, tokens) masks."""
+def _probabilities(query: Tensor, key: Tensor, scale: float, is_text: Tensor | None = None) -> Tensor:
+    """Attention, float32 (B, heads, positions, tokens), even under autocast; `is_text` (B, tokens) excludes padding."""
     heads = query.shape[1]
     query, key = query.flatten(0, 1).float(), key.flatten(0, 1).float()
     with torch.autocast(query.device.type, enabled=False):
@@ -249,14 +250,14 @@ def _probabilities(query: Tensor, key: Tensor, scale: float, text: Tensor | None
             torch.empty(1, 1, 1, device=query.device), query, key.transpose(1, 2), beta=0, alpha=float(scale)
         )
     scores = scores.reshape(-1, heads, *scores.shape[1:])
-    if text is not None:
-        scores.masked_fill_(~text[:, None, None, :], -torch.inf)
+    if is_text is not None:
+        scores.masked_fill_(~is_text[:, None, None, :], -torch.inf)
     return scores.softmax(-1)
 
 
-def _grouped(query: Tensor, key: Tensor, scale: float, groups: Tensor, text: Tensor | None = None) -> Tensor:
+def _grouped(query: Tensor, key: Tensor, scale: float, groups: Tensor, is_text: Tensor | None = None) -> Tensor:
     """Attention summed over groups of tokens, float32 (B, heads, groups, positions)."""
-    probabilities = _probabilities(query, key, scale, text)
+    probabilities = _probabilities(query, key, scale, is_text)
     with torch.autocast(probabilities.device.type, enabled=False):
         return torch.einsum("bhpt,btg->bhgp", probabilities, groups)
 

@@ -25,6 +25,7 @@ _DECODED_TOGETHER = 2**21
 batches, it decodes one image at a time."""
 
 _GUIDED = 2.0
+"""A guidance scale with which every pipeline computes both halves."""
 
 _COMPILED_SHAPES = 4096
 """Maximum number of compiled shapes: one for each batch size and text length."""
@@ -44,7 +45,7 @@ class TextTokens:
 
     encoder: Encoder
     ids: Tensor
-    text: Tensor
+    is_text: Tensor
 
 
 @dataclass(frozen=True)

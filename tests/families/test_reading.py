@@ -24,7 +24,7 @@ def test_the_tokens_of_each_class_are_found_in_the_familys_template(family: Make
     for tokens in conditions.tokens:
         tokenizer = getattr(generator.pipeline, tokens.encoder.tokenizer)
         for k, prompt in enumerate(PROMPTS):
-            ids = tokens.ids[k][tokens.text[k]].tolist()
+            ids = tokens.ids[k][tokens.is_text[k]].tolist()
             found = class_positions(tokenizer, ids, prompt)
             for phrase, own in zip(prompt.phrases, found.classes, strict=True):
                 assert tokenizer.decode([ids[position] for position in own]).strip() == phrase
