@@ -109,7 +109,7 @@ def _pin_reading(masks: MaskRecipe, generator: GeneratorRecipe) -> MaskRecipe:
     folder = config_folder(generator)
     family = family_in(read_index(folder))
     count = blocks_of(family, read_config(folder, family.denoiser))
-    changes: dict[str, Any] = {} if masks.noise_level is not None else {"noise_level": family.level}
+    changes: dict[str, Any] = {} if masks.noise_level is not None else {"noise_level": family.noise_level}
     if masks.source == "attention" and masks.blocks is None and count and not family.is_unet:
         changes["blocks"] = default_read_blocks(family, count)
     return masks.model_copy(update=changes)

@@ -137,10 +137,10 @@ def _check_compiled(recipe: Recipe) -> None:
 def _check_guided(recipe: Recipe, family: Family) -> None:
     """UserError for settings of guidance if the scale disables it."""
     generator = recipe.generator
-    if generator.negative and generator.guidance <= family.unguided:
+    if generator.negative and generator.guidance <= family.unguided_scale:
         raise UserError(
             f"the negative prompt {generator.negative[:60]!r} has no effect with guidance {generator.guidance:g}, "
-            f"which disables guidance; give a scale above {family.unguided:g}, or remove generator.negative."
+            f"which disables guidance; give a scale above {family.unguided_scale:g}, or remove generator.negative."
         )
     if generator.guidance_schedule != CONSTANT and generator.guidance <= 1:
         raise UserError(

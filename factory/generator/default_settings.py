@@ -43,7 +43,7 @@ def _by_card(card: Path, family: Family) -> dict[str, Any]:
         if steps is None or not 1 <= int(steps[1]) <= _MAX_STEPS:
             continue
         found: dict[str, Any] = {"steps": int(steps[1])}
-        guidance = re.search(rf"\b{family.guidance}\s*=\s*(\d+(?:\.\d+)?)\b", code)
+        guidance = re.search(rf"\b{family.guidance_argument}\s*=\s*(\d+(?:\.\d+)?)\b", code)
         if guidance is not None and float(guidance[1]) <= _MAX_GUIDANCE:
             found["guidance"] = float(guidance[1])
         return found
@@ -67,5 +67,5 @@ def _by_configuration(folder: Path, index: Mapping[str, Any], family: Family, na
         return few_steps | {"guidance": 1.0}
     if _TURBO.search(Path(name.rstrip("/")).name):
         guided_by_input = family.guided_by_input(str(index["_class_name"]), denoiser)
-        return few_steps | {"guidance": family.scale if guided_by_input else 0.0}
-    return {"steps": family.steps, "guidance": family.scale}
+        return few_steps | {"guidance": family.default_guidance if guided_by_input else 0.0}
+    return {"steps": family.default_steps, "guidance": family.default_guidance}

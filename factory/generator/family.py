@@ -36,20 +36,20 @@ class Family:
     Components: `models` and `tokenizers` map each component to its allowed classes, `optional` may be missing.
     `denoiser` is the component that is called in every step; its class is a U-Net unless `blocks` is given.
 
-    Arguments: `latents`, `time` and `text` name the denoiser's; `clock` converts a timestep of 0 to 1000 to its time.
-    A `packed` denoiser reads (B, tokens, channels); `listed` ones take a list of (C, 1, h, w).
+    Arguments: `latents`, `time` and `text` name the denoiser's; `denoiser_time` converts a timestep of 0 to 1000 to its
+    time. A `packed` denoiser reads (B, tokens, channels); `listed` ones take a list of (C, 1, h, w).
 
     Tokens: in a "cross" denoiser, attention modules named `attention` read text tokens and those named
     `self_attention` image tokens. In a joint one, `attention` reads both, "text first" or "image first"; image tokens
     are padded to a multiple of `padded_to`. `patch` is the latents per token along a side, by configuration if None.
 
-    Masks: `level` is the noise share (0 to 1) at which the denoiser is read, `read_blocks` the part of the depth whose
+    Masks: `noise_level` (0 to 1) is that at which the denoiser is read, `read_blocks` the part of the depth whose
     attention is averaged for `attention` masks, and `feature_blocks` the number of block outputs that grounders read.
 
-    Sampling: `guidance` names the argument of the pipeline's call and `unguided` its value without guidance. `steps`
-    and `scale` are the defaults where neither the model's card nor its configuration says more; `call` has further
-    arguments. `size` is the default side in pixels; None stands for the denoiser's `sample_size`. `flow_schedulers` are
-    those that a pipeline of flow matching works with; other families have none.
+    Sampling: `guidance_argument` names the argument of the pipeline's call, and `unguided_scale` is its value without
+    guidance. `default_steps` and `default_guidance` hold where neither the model's card nor its configuration says
+    more; `call` has further arguments. `size` is the default side in pixels; None stands for the denoiser's
+    `sample_size`. `flow_schedulers` are those that a pipeline of flow matching works with; other families have none.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Family:
     latents: str = "hidden_states"
     time: str = "timestep"
     text: str = "encoder_hidden_states"
-    clock: Callable[[float, Config], float] = lambda timestep, config: timestep
+    denoiser_time: Callable[[float, Config], float] = lambda timestep, config: timestep
     packed: bool = False
     listed: bool = False
     tokens: Literal["cross", "text first", "image first"] = "text first"
@@ -72,14 +72,14 @@ class Family:
     padded_to: int = 1
     patch: int | None = 2
     encoders: tuple[Encoder, ...] = (Encoder(),)
-    level: float = 0.25
+    noise_level: float = 0.25
     read_blocks: tuple[float, float] = (0.0, 1.0)
     feature_blocks: int = 8
-    guidance: str = "guidance_scale"
-    unguided: float = 1.0
+    guidance_argument: str = "guidance_scale"
+    unguided_scale: float = 1.0
     negative: bool = True
-    steps: int = 20
-    scale: float = 5.0
+    default_steps: int = 20
+    default_guidance: float = 5.0
     call: Mapping[str, Any] = field(default_factory=dict)
     size: int | None = 1024
     flow_schedulers: tuple[str, ...] = ()
@@ -102,8 +102,8 @@ class Family:
 
     def guidance_options(self, scale: float, negative: str, count: int) -> dict[str, Any]:
         """Arguments of the pipeline's call for a guidance scale and a negative prompt of `count` images."""
-        options: dict[str, Any] = {self.guidance: scale}
-        if self.guidance == "true_cfg_scale":
+        options: dict[str, Any] = {self.guidance_argument: scale}
+        if self.guidance_argument == "true_cfg_scale":
             # Qwen-Image applies guidance only with a negative prompt, and recommends a space for an empty one.
             return options | ({"negative_prompt": [negative or " "] * count} if scale > 1 else {})
         return options | ({"negative_prompt": [negative] * count} if negative else {})

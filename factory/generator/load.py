@@ -73,7 +73,7 @@ def pin_generator(generator: GeneratorRecipe) -> GeneratorRecipe:
     folder = config_folder(pinned)
     settings, family = default_settings(folder, generator.model), family_in(read_index(folder))
     file = split_checkpoint(generator.model)[1]
-    if file is not None and family.is_unet and settings.get("guidance", family.scale) > 1:
+    if file is not None and family.is_unet and settings.get("guidance", family.default_guidance) > 1:
         settings |= checkpoint_settings(Path(file).name)  # the pipeline that configures it may be of another model
     if generator.lora is not None:
         settings |= lora_settings(Path(generator.lora).name, family)

@@ -95,7 +95,7 @@ def lora_settings(name: str, family: Family) -> dict[str, Any]:
         guided: dict[str, Any] = {} if "cfg" in lowered else {"guidance": guidance}
         return {"steps": _FEW, **settings, "solver": solver, **guided}
     if method == "lightning":
-        return {"steps": 8, **settings, "guidance": family.unguided}
+        return {"steps": 8, **settings, "guidance": family.unguided_scale}
     if method == "hyper":  # the published LoRAs for Stable Diffusion 3 and FLUX.1 were made for this scale
         return {"steps": 8, **settings, "lora_scale": 0.125}
     return settings

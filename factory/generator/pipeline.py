@@ -83,7 +83,7 @@ class PipelineGenerator:
         self._sampler = Sampler(self.pipeline, self.family, self.settings, self.pixels)
         self._reader = Reader(denoiser, self.family, self._grid, self._target(denoiser))
         level = recipe.masks.noise_level
-        self.level = self.family.level if level is None else level
+        self.level = self.family.noise_level if level is None else level
         self._parts = FittingParts(f"one image of {self.pixels[1]} x {self.pixels[0]} pixels by {self.settings.model}")
 
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
@@ -188,7 +188,7 @@ class PipelineGenerator:
         latents = latents.to(earlier[0].dtype if family.listed else earlier.dtype)
         if self.settings.channels_last and latents.ndim == 4:
             latents = latents.contiguous(memory_format=torch.channels_last)
-        times = [family.clock(mixed.timestep, self._sampler.denoiser.config) for mixed in mixtures]
+        times = [family.denoiser_time(mixed.timestep, self._sampler.denoiser.config) for mixed in mixtures]
         shared = not isinstance(time, Tensor) or time.ndim == 0
         values = torch.tensor(times[0] if shared and len(set(times)) == 1 else times, device=latents.device)
         return {

@@ -81,7 +81,7 @@ class Sampler:
         self._unguided_scale = (
             settings.guidance
             if family.guided_by_input(type(pipeline).__name__, self.denoiser.config)
-            else family.unguided
+            else family.unguided_scale
         )
 
     def sample(self, texts: Sequence[str], random: Sequence[torch.Generator]) -> Sampled:
