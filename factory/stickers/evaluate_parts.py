@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from factory.config.vocabulary import coco
+from factory.dataset.masks import intersection_over_union
 from factory.stickers.atlas import TRAIN_STYLES
 from factory.stickers.detector import MIN_SCORE, DetectedInstance, StickerDetector
 from factory.stickers.scenes import random_class_names, render_scene
@@ -79,7 +80,7 @@ def mirrored_agreement(detector: StickerDetector, pictures: list[Image.Image], r
             if mask is None or flipped_mask is None:
                 ious.append(0.0)
             else:
-                ious.append(float((mask & flipped_mask[:, ::-1]).sum() / (mask | flipped_mask[:, ::-1]).sum()))
+                ious.append(intersection_over_union(mask, flipped_mask[:, ::-1]))
     agreement = float(np.mean(ious)) if ious else 0.0
     report(f"agreement with itself on {len(pictures)} mirrored images: {agreement:.1%}")
     return agreement
