@@ -12,7 +12,7 @@ from obstore.exceptions import GenericError
 
 from factory.config.sections import StoreRecipe
 from factory.dataset.storage import Store
-from factory.dataset.storage_errors import clear_errors
+from factory.dataset.storage_errors import translated_errors
 from factory.dataset.storage_retry import is_temporary
 from factory.engine.environment import adopt
 from factory.errors import StoreUnavailableError, TransientError, UserError
@@ -162,5 +162,5 @@ def test_a_bucket_without_credentials_says_so(proven: bool) -> None:
     error = GenericError(text)
     assert is_temporary(error, proven) is proven
     expected = r"cannot use s3://b/x: no valid credentials were found \(.*\)\. Set them as docs/storage.md describes\."
-    with pytest.raises(UserError, match=expected), clear_errors("s3://b/x", True, False, str):
+    with pytest.raises(UserError, match=expected), translated_errors("s3://b/x", True, False, str):
         raise error

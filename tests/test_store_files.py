@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from factory.dataset.storage import Store
-from factory.dataset.storage_errors import clear_errors
+from factory.dataset.storage_errors import translated_errors
 from factory.dataset.storage_folder import delete_abandoned
 from factory.errors import UserError
 from factory.files import lock
@@ -44,7 +44,10 @@ def test_a_file_in_the_place_of_a_folder_is_named_by_every_write(tmp_path: Path,
 )
 def test_a_folder_that_cannot_be_written_is_named(number: int, problem: str) -> None:
     error = OSError(number, os.strerror(number), "/absolute/out/.lock")
-    with pytest.raises(UserError, match=rf"^cannot use out: {problem}\. Give"), clear_errors("out/a", False, True, str):
+    with (
+        pytest.raises(UserError, match=rf"^cannot use out: {problem}\. Give"),
+        translated_errors("out/a", False, True, str),
+    ):
         raise error
 
 

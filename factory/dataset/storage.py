@@ -144,7 +144,7 @@ class Store:
         the write does not wait for the disk of a folder, and a power failure may undo it.
         """
         if (folder := self._folder_writes) is not None:
-            with self._requests.clear_errors(name, writes=True), folder.locked() as is_held:
+            with self._requests.translated_errors(name, writes=True), folder.locked() as is_held:
                 if self.get(name) != seen:
                     return False
                 return self._requests.run(name, lambda _: folder.replace(name, data, durable, is_held), writes=True)
@@ -188,7 +188,7 @@ class Store:
     def get(self, name: str) -> bytes | None:
         """Read the content; None if the name does not exist. Reading never creates a folder."""
         if self.folder is not None and in_fork():
-            with self._requests.clear_errors(name, writes=False), contextlib.suppress(FileNotFoundError):
+            with self._requests.translated_errors(name, writes=False), contextlib.suppress(FileNotFoundError):
                 return (self.folder / name).read_bytes()
             return None
         tagged = self.get_tagged(name)
@@ -243,7 +243,7 @@ class Store:
     def folders(self) -> Sequence[str]:
         """The names of the folders directly in the store, sorted; files deeper down are not listed."""
         if self.folder is not None:
-            with self._requests.clear_errors("", writes=False):
+            with self._requests.translated_errors("", writes=False):
                 return [name for name in names_in(self.folder) if (self.folder / name).is_dir()]
         prefixes = self._requests.run("", lambda client: client.list_with_delimiter())["common_prefixes"]
         return sorted(str(path).rstrip("/").rpartition("/")[2] for path in prefixes)

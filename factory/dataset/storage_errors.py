@@ -21,6 +21,7 @@ _UNWRITABLE = {
     (errno.EROFS,): "the file system is read-only",
 }
 """Why no file can be created in a folder, by error number."""
+_ADVICE = "Give a folder or bucket that can be read and written."
 
 
 class StoreFullError(TransientError):
@@ -32,7 +33,7 @@ class UnreadableError(UserError):
 
 
 @contextlib.contextmanager
-def clear_errors(
+def translated_errors(
     where: str, is_bucket: bool, writes: bool, hide: Callable[[str], str], proven: bool = False
 ) -> Iterator[None]:
     """Turn storage errors into a UserError with a clear message; FileNotFoundError of a read passes.
@@ -47,42 +48,56 @@ def clear_errors(
     except (AlreadyExistsError, PreconditionError, UserError):
         raise
     except (BaseError, OSError, ValueError) as error:
-        if is_bucket and (names_no_bucket(error) or (writes and isinstance(error, FileNotFoundError))):
-            verb = "write" if writes else "read"
-            raise UserError(f"cannot {verb} {where}: the bucket does not exist; create it or give another.") from None
-        if isinstance(error, FileNotFoundError) and not writes:
+        if isinstance(error, FileNotFoundError) and not writes and not (is_bucket and names_no_bucket(error)):
             raise
         message = re.sub(r"#\d+'", "'", hide(first_line(error)))  # without the end of a temporary name
-        if _has_code(error, message, _FULL) or (is_bucket and is_full(error)):
-            raise StoreFullError(
-                f"no space left for {where}; committed shards are kept. Free some space and rerun the same "
-                f"command to resume."
-            ) from None
-        if is_bucket and has_expired_credentials(error, proven):
-            text = f"cannot use {where}: the credentials have expired or were revoked ({message})"
-            if proven:
-                raise TransientError(
-                    f"{text}; committed shards are kept. Renew the credentials and rerun the same command to resume."
-                ) from None
-            raise UserError(f"{text}. Renew them and rerun the same command.") from None
-        if not is_bucket and _has_code(error, message, DAMAGED):
-            raise UnreadableError(
-                f"cannot use {where}: {message}. Check the disk; if only some files of a dataset are damaged, `factory "
-                f"verify --repair` generates them again."
-            ) from error
-        if not is_bucket and writes:  # name the folder, not the file that is written first
-            for codes, problem in _UNWRITABLE.items():
-                if _has_code(error, message, codes):
-                    where, message = where.rpartition("/")[0], problem
-        advice = "Give a folder or bucket that can be read and written."
-        if is_bucket and has_no_credentials(error):
-            message = f"no valid credentials were found ({message})"
-            advice = "Set them as docs/storage.md describes."
-        if "status code: 501" in message:
-            advice = "Give a service that supports conditional writes (If-None-Match, docs/storage.md)."
-        text = f"cannot use {where}: {message}. {advice}"
-        # A bucket's error may contain headers and URLs with secrets: keep its text out of tracebacks.
-        raise UserError(text) from (None if is_bucket else error)
+        if is_bucket:
+            # The error may contain headers and URLs with secrets: keep its text out of tracebacks.
+            raise _bucket_error(error, message, where, writes, proven) from None
+        raise _folder_error(error, message, where, writes) from error
+
+
+def _bucket_error(error: Exception, message: str, where: str, writes: bool, proven: bool) -> UserError:
+    """The error for a request to a bucket; the client's FileNotFoundError means that there is no bucket."""
+    if names_no_bucket(error) or isinstance(error, FileNotFoundError):
+        verb = "write" if writes else "read"
+        return UserError(f"cannot {verb} {where}: the bucket does not exist; create it or give another.")
+    if _has_code(error, message, _FULL) or is_full(error):
+        return _full(where)
+    if has_expired_credentials(error, proven):
+        text = f"cannot use {where}: the credentials have expired or were revoked ({message})"
+        if proven:
+            return TransientError(
+                f"{text}; committed shards are kept. Renew the credentials and rerun the same command to resume."
+            )
+        return UserError(f"{text}. Renew them and rerun the same command.")
+    advice = _ADVICE
+    if has_no_credentials(error):
+        message = f"no valid credentials were found ({message})"
+        advice = "Set them as docs/storage.md describes."
+    if "status code: 501" in message:
+        advice = "Give a service that supports conditional writes (If-None-Match, docs/storage.md)."
+    return UserError(f"cannot use {where}: {message}. {advice}")
+
+
+def _folder_error(error: Exception, message: str, where: str, writes: bool) -> UserError:
+    if _has_code(error, message, _FULL):
+        return _full(where)
+    if _has_code(error, message, DAMAGED):
+        return UnreadableError(
+            f"cannot use {where}: {message}. Check the disk; if only some files of a dataset are damaged, `factory "
+            f"verify --repair` generates them again."
+        )
+    problem = next((text for codes, text in _UNWRITABLE.items() if _has_code(error, message, codes)), None)
+    if writes and problem is not None:  # name the folder, not the file that is written first
+        where, message = where.rpartition("/")[0], problem
+    return UserError(f"cannot use {where}: {message}. {_ADVICE}")
+
+
+def _full(where: str) -> StoreFullError:
+    return StoreFullError(
+        f"no space left for {where}; committed shards are kept. Free some space and rerun the same command to resume."
+    )
 
 
 def _has_code(error: Exception, message: str, codes: tuple[int, ...]) -> bool:

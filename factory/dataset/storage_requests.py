@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from factory.config.sections import StoreRecipe
 from factory.dataset.storage_access import Access, find_access
-from factory.dataset.storage_errors import clear_errors
+from factory.dataset.storage_errors import translated_errors
 from factory.dataset.storage_retry import Patience
 from factory.errors import UserError
 
@@ -57,13 +57,13 @@ class Requests:
         on their size.
         """
         timeout = None if reads else self._timeout(size)
-        with self.clear_errors(name, writes):
+        with self.translated_errors(name, writes):
             return self.patience.persist(lambda: action(self._connect(timeout)), self.hide)
 
-    def clear_errors(self, name: str, writes: bool) -> contextlib.AbstractContextManager[None]:
+    def translated_errors(self, name: str, writes: bool) -> contextlib.AbstractContextManager[None]:
         """Turn errors of a request for `name` into clear messages."""
         where = f"{self._address.rstrip('/')}/{name}"
-        return clear_errors(where, self._folder is None, writes, self.hide, self.patience.proven)
+        return translated_errors(where, self._folder is None, writes, self.hide, self.patience.proven)
 
     def hide(self, text: str) -> str:
         """Redact the credentials in a text."""

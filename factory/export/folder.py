@@ -28,7 +28,7 @@ class ExportFolder:
 
     def check(self) -> None:
         """Raise UserError if the folder contains other files or an export with another purpose."""
-        with clear_errors(self.root):
+        with translated_errors(self.root):
             if self.root.exists() and not self.root.is_dir():
                 raise UserError(f"{self.root} is a file; give a new or empty folder with --out.")
             claimed = (self._state / "purpose.json").exists()
@@ -62,7 +62,7 @@ class ExportFolder:
     def claimed(self) -> Iterator[None]:
         """Lock the folder; raises TransientError if another process has locked it."""
         self.check()
-        with clear_errors(self.root):
+        with translated_errors(self.root):
             self._state.mkdir(parents=True, exist_ok=True)
             with sole_writer(self._state / "lock", self.root):
                 self.check()
@@ -135,7 +135,7 @@ class FolderRecords:
 
 
 @contextlib.contextmanager
-def clear_errors(root: Path) -> Iterator[None]:
+def translated_errors(root: Path) -> Iterator[None]:
     """Turn file system errors into a UserError with a clear message; a full disk is temporary."""
     try:
         yield

@@ -9,7 +9,7 @@ from pathlib import Path
 from factory.dataset.continuation import NIGHT
 from factory.dataset.lease import LEASE, is_stale, leased
 from factory.dataset.storage import Store
-from factory.dataset.storage_errors import clear_errors
+from factory.dataset.storage_errors import translated_errors
 from factory.dataset.storage_folder import LOCK
 from factory.dataset.stored_recipe import RECIPE
 from factory.nightly.latest import latest_night
@@ -61,10 +61,10 @@ def delete_night(root: Store, date: datetime.date) -> None:
             _delete_from_bucket(root, folder, confirm)
         else:
             path = root.folder / folder
-            with _clear_errors(path):
+            with _translated_errors(path):
                 _delete_files(path, confirm)
     if root.folder is not None:
-        with _clear_errors(path), suppress(FileNotFoundError):
+        with _translated_errors(path), suppress(FileNotFoundError):
             if not (path / DATASET / LEASE).exists():  # otherwise, another driver has restarted the night
                 shutil.rmtree(path)
 
@@ -117,5 +117,5 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _clear_errors(path: Path) -> AbstractContextManager[None]:
-    return clear_errors(str(path), is_bucket=False, writes=True, hide=str)
+def _translated_errors(path: Path) -> AbstractContextManager[None]:
+    return translated_errors(str(path), is_bucket=False, writes=True, hide=str)

@@ -21,7 +21,7 @@ from factory.dataset.storage import Store
 from factory.errors import UserError
 from factory.export import run as export_run
 from factory.export.coco import CocoFormat
-from factory.export.folder import STATE, ExportFolder, clear_errors
+from factory.export.folder import STATE, ExportFolder, translated_errors
 from factory.export.hf import HuggingFaceFormat
 from factory.export.interface import ExportInfo, ExportSample
 from factory.export.run import Export, Options
@@ -289,14 +289,14 @@ def test_at_most_one_shard_is_in_memory(store: Store, tmp_path: Path, monkeypatc
 def test_errors_of_the_file_system_are_clear(number: int, message: str, code: int, tmp_path: Path) -> None:
     with (
         pytest.raises(UserError, match=f"{message}.*; (free some space|give another folder)") as raised,
-        clear_errors(tmp_path),
+        translated_errors(tmp_path),
     ):
         raise OSError(number, os.strerror(number))
     assert raised.value.exit_code == code
 
 
 def test_truncated_records_of_an_unfinished_export_are_reported(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is corrupt .*; delete .* and export again"), clear_errors(tmp_path):
+    with pytest.raises(UserError, match=r"is corrupt .*; delete .* and export again"), translated_errors(tmp_path):
         json.loads("{")
 
 
