@@ -130,12 +130,15 @@ def merge_lora(pipeline: Any, file: Path, scale: float) -> None:
     if unused or not state:
         raise UserError(_not_for(pipeline, file, unused or ["no tensor of a LoRA"]))
     for name, module in parts.items():
-        tensors = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+        tensors = _of_component(state, name)
         if tensors:
-            scales = {
-                key.removeprefix(f"{name}."): alpha for key, alpha in alphas.items() if key.startswith(f"{name}.")
-            }
-            _merge(module, _with_peft_names(tensors, name), scales, scale, file, pipeline)
+            _merge(module, _with_peft_names(tensors, name), _of_component(alphas, name), scale, file, pipeline)
+
+
+def _of_component(values: Mapping[str, Any], component: str) -> dict[str, Any]:
+    """The values whose names start with that of a component, without it."""
+    prefix = f"{component}."
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
 def _on_the_hub(name: str) -> tuple[str, str]:
