@@ -217,9 +217,12 @@ class Store:
         """
 
         def read(name: str) -> tuple[bytes, str] | None:
-            with contextlib.suppress(*((UnreadableError,) if derived else ())):
+            try:
                 return self.get_tagged(name)
-            return None
+            except UnreadableError:
+                if derived:
+                    return None
+                raise
 
         return ordered_map(read, names, _READERS, ahead=8 * _READERS, name="readers")
 
