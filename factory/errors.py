@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from factory import exit_codes
 
@@ -62,7 +62,23 @@ def not_written(path: object, error: OSError, advice: str) -> UserError:
 
 
 def full_disk(error: BaseException) -> str | None:
-    """What is full or limited (the disk, a quota, the size of files) if that caused an error; None for other errors.
+    """What is full or limited (the disk, a quota, the size of files) if that caused an error; None for other errors."""
+    return next((os.strerror(number) for number, _ in _system_errors(error) if number in _FULL), None)
+
+
+def broken_disk(error: BaseException) -> str | None:
+    """A sentence about a disk that cannot read or write a file, if that caused an error; None for other errors.
+
+    A disk that fails can become read-only in the middle of a file.
+    """
+    for number, path in _system_errors(error):
+        if number in (*DAMAGED, errno.EROFS):
+            return f"cannot use {path or 'a file'}: {os.strerror(number)}; check the disk, and rerun the same command."
+    return None
+
+
+def _system_errors(error: BaseException) -> Iterator[tuple[int, object]]:
+    """(number, path if known) of an error and of its causes.
 
     Libraries replace the OSError of a write by an error of their own: PyTorch keeps it as context, safetensors only its
     text.
@@ -70,19 +86,11 @@ def full_disk(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         named = re.search(r"\(os error (\d+)\)", str(cause))
-        code = cause.errno if isinstance(cause, OSError) else int(named[1]) if named else None
-        if code in _FULL:
-            return os.strerror(code)
+        if isinstance(cause, OSError):
+            yield cause.errno or 0, cause.filename
+        elif named:
+            yield int(named[1]), None
         cause = cause.__cause__ or cause.__context__
-    return None
-
-
-def broken_disk(error: Exception) -> str | None:
-    """A sentence about a disk that cannot read or write a file, if that is the error; None for other errors."""
-    if not isinstance(error, OSError) or error.errno not in DAMAGED:
-        return None
-    path = "a file" if error.filename is None else error.filename
-    return f"cannot use {path}: {error.strerror}; check the disk, and rerun the same command."
 
 
 def first_few(names: Sequence[object], shown: int = 3) -> str:

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -170,9 +171,9 @@ def test_unexpected_error_without_log_is_raised(monkeypatch: pytest.MonkeyPatch)
         main.run()
 
 
-def _error_of_torch() -> RuntimeError:
+def _error_of_torch(number: int) -> RuntimeError:
     error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
-    error.__context__ = OSError(errno.ENOSPC, "No space left on device")
+    error.__context__ = OSError(number, os.strerror(number))
     return error
 
 
@@ -180,7 +181,7 @@ def _error_of_torch() -> RuntimeError:
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device"),
-        _error_of_torch(),
+        _error_of_torch(errno.ENOSPC),
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )
@@ -195,16 +196,25 @@ def test_a_full_disk_under_the_output_is_a_temporary_failure(
     assert "No space left on device. Free some space and rerun the same command." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("path", "named"), [((), "a file"), (("p.partial",), "p.partial")])
+@pytest.mark.parametrize(
+    ("error", "named", "problem"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "a file", "Input/output error"),
+        (OSError(errno.EIO, "Input/output error", "p.partial"), "p.partial", "Input/output error"),
+        (OSError(errno.EROFS, "Read-only file system"), "a file", "Read-only file system"),
+        (_error_of_torch(errno.EIO), "a file", "Input/output error"),
+        (SafetensorError("I/O error: Input/output error (os error 5)"), "a file", "Input/output error"),
+    ],
+)
 def test_a_broken_disk_is_reported_in_one_sentence(
-    path: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    error: Exception, named: str, problem: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A write to an open file has no path."""
-    monkeypatch.setattr(main, "app", raising(OSError(errno.EIO, "Input/output error", *path)))
+    """A write to an open file has no path. It fails with EROFS if the disk becomes read-only meanwhile."""
+    monkeypatch.setattr(main, "app", raising(error))
     with pytest.raises(SystemExit) as end:
         main.run()
     assert end.value.code == exit_codes.BAD_INPUT
-    message = f"Error: cannot use {named}: Input/output error; check the disk, and rerun the same command.\n"
+    message = f"Error: cannot use {named}: {problem}; check the disk, and rerun the same command.\n"
     assert capsys.readouterr().err == message
 
 

@@ -122,12 +122,22 @@ def test_a_lost_cluster_ends_the_training(tmp_path: Path) -> None:
     ends.set()
 
 
-def test_full_disk_of_a_process_is_a_temporary_failure() -> None:
+@pytest.mark.parametrize(
+    ("number", "kind", "message"),
+    [
+        (errno.ENOSPC, TransientError, "cannot write: No space left on device. Free some space and rerun the same"),
+        (errno.EIO, UserError, "cannot use a file: Input/output error; check the disk, and rerun the same"),
+    ],
+)
+def test_the_error_of_a_full_or_broken_disk_reaches_the_driver(
+    number: int, kind: type[UserError], message: str
+) -> None:
     def train_here(run: Any) -> None:
-        raise RuntimeError("cannot write the archive") from OSError(errno.ENOSPC, "No space left on device")
+        raise RuntimeError("cannot write the archive") from OSError(number, os.strerror(number))
 
-    with pytest.raises(TransientError, match=r"^cannot write: No space left on device\."):
+    with pytest.raises(UserError, match=f"^{message} command\\.$") as raised:
         distributed._train_process({"gpus": 0, "run": SegmenterTraining("out"), "train_here": train_here})
+    assert type(raised.value) is kind
 
 
 @pytest.mark.slow

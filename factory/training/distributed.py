@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from factory.config.sections import EngineRecipe
-from factory.errors import TransientError, UserError, full_disk, one_line
+from factory.errors import TransientError, UserError, broken_disk, full_disk, one_line
 from factory.signals import stop_requests
 from factory.training.devices import AUTO
 
@@ -181,6 +181,9 @@ def _train_process(config: dict[str, Any]) -> None:
         try:
             config["train_here"](replace(config["run"], device=device))
         except Exception as error:
-            if full := full_disk(error):  # here, because the driver receives the error without its cause
+            # Here, because the driver receives the error without its cause.
+            if full := full_disk(error):
                 raise TransientError(f"cannot write: {full}. Free some space and rerun the same command.") from None
+            if broken := broken_disk(error):
+                raise UserError(broken) from None
             raise
