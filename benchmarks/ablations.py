@@ -14,8 +14,9 @@ import torch
 
 from benchmarks.common import command_line, options_of, positive, run
 from factory.dataset.storage import Store
+from factory.evaluation.grounder_results import GROUPS, averaged
 from factory.evaluation.markdown import check_page, write_table
-from factory.evaluation.protocol_1 import GROUPS, averaged, protocol_1
+from factory.evaluation.protocol_1 import protocol_1
 from factory.grounder.data import OracleDataset
 from factory.grounder.modules.guided import GuidedOptions
 from factory.grounder.training import GrounderOptions, GrounderTask

@@ -27,8 +27,9 @@ from factory.dataset.records import Grounded
 from factory.detector.embedded import EmbeddedDetector
 from factory.detector.fitting import FittingDetector
 from factory.detector.oracle import OracleGrounder
+from factory.evaluation.grounder_results import GROUPS
 from factory.evaluation.markdown import check_page, write_table
-from factory.evaluation.protocol_1 import GROUPS, split_recipe
+from factory.evaluation.protocol_1 import split_recipe
 from factory.evaluation.split_evaluation import EvaluationBatch, SplitEvaluation
 from factory.grounder.iou import IoUMeter
 from factory.grounder.trained import TrainedGrounder, open_grounders

@@ -24,7 +24,8 @@ from benchmarks.common import command_line, options_of, positive, run
 from factory.dataset.masks import IGNORE, palette
 from factory.dataset.records import Image
 from factory.dataset.storage import Store
-from factory.evaluation.protocol_1 import GROUPS, split_recipe
+from factory.evaluation.grounder_results import GROUPS
+from factory.evaluation.protocol_1 import split_recipe
 from factory.evaluation.real_masks import predict
 from factory.evaluation.split_evaluation import SplitEvaluation
 from factory.files.paths import check_image_file

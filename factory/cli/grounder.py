@@ -130,10 +130,11 @@ def evaluate_grounder(
     """
     from dataclasses import asdict
 
+    from factory.evaluation.grounder_results import GrounderResult, as_markdown, write_results
     from factory.evaluation.grounders_on_real import RealResult, on_real
     from factory.evaluation.grounders_on_real import as_markdown as real_table
     from factory.evaluation.markdown import check_page, write_table
-    from factory.evaluation.protocol_1 import GrounderResult, as_markdown, protocol_1, vocabulary_of, write_results
+    from factory.evaluation.protocol_1 import protocol_1, vocabulary_of
     from factory.files.paths import check_writable_folder
 
     of_protocol_1 = {"--out": out, "--images": images, "--classes": classes}

@@ -34,7 +34,7 @@ from factory.cli.segmenter import evaluate_segmenter, train_segmenter
 from factory.cli.status import status
 from factory.cli.verify import verify
 from factory.cli.workflow import run_steps
-from factory.config.problems import usage_text
+from factory.config.usage_errors import usage_text
 from factory.errors import UserError, broken_disk, full_disk, printable
 
 _UNUSABLE = (

@@ -12,7 +12,7 @@ from factory.config.recipe import Recipe
 from factory.dataset.records import Grounded
 from factory.detector.load import open_detector
 from factory.detector.oracle import OracleGrounder
-from factory.evaluation.protocol_1 import GROUPS
+from factory.evaluation.grounder_results import GROUPS
 from factory.generator.interface import Generated, Request
 from factory.generator.pipeline import PipelineGenerator
 from factory.grounder.attention import AttentionGrounder

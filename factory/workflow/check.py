@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from factory.config.problems import usage_text
+from factory.config.usage_errors import usage_text
 from factory.errors import UserError
 from factory.files.paths import local_path
 

@@ -11,8 +11,8 @@ import torch
 
 from factory.config.prompts import Prompt
 from factory.dataset.records import Grounded, Instance
+from factory.evaluation.grounder_results import GROUPS, GrounderResult, averaged
 from factory.evaluation.grounders_on_real import _result
-from factory.evaluation.protocol_1 import GROUPS, GrounderResult, averaged
 from factory.evaluation.split_evaluation import EvaluationBatch, measure
 from factory.generator.interface import Generated
 from factory.grounder.iou import IoUMeter

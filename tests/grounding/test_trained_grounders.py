@@ -127,7 +127,8 @@ def test_protocol_1_evaluates_every_group_of_a_split(
     trained: Path, oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the oracle's detector and a module trained for twelve steps."""
-    from factory.evaluation.protocol_1 import GROUPS, as_markdown, protocol_1, write_results
+    from factory.evaluation.grounder_results import GROUPS, as_markdown, write_results
+    from factory.evaluation.protocol_1 import protocol_1
 
     monkeypatch.setattr(
         "factory.evaluation.split_evaluation.open_detector", lambda recipe, device: BandDetector(voc().names)
@@ -226,19 +227,20 @@ def test_groups_that_a_split_has_too_few_classes_for_are_left_out(
     seen: tuple[str, ...], missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A split file can name one unseen class. The last group then ended the command, and all results were lost."""
-    from factory.evaluation import protocol_1, split_evaluation
+    from factory.evaluation import split_evaluation
+    from factory.evaluation.grounder_results import GROUPS, GrounderResult, as_markdown
 
     evaluation = split_evaluation.SplitEvaluation.__new__(split_evaluation.SplitEvaluation)
     unseen = [name for name in voc().names if name not in seen]
     parts = {"_vocabulary": voc(), "_batch": 8, "_seen": list(seen), "_unseen": unseen, "generators": [({}, {"a": 0})]}
     for name, part in parts.items():
         setattr(evaluation, name, part)
-    counts = {group: len(evaluation._prompts(group, 4)) for group in protocol_1.GROUPS}
-    assert counts == {group: 0 if group == missing else 4 for group in protocol_1.GROUPS}
+    counts = {group: len(evaluation._prompts(group, 4)) for group in GROUPS}
+    assert counts == {group: 0 if group == missing else 4 for group in GROUPS}
     figures = split_evaluation.measure(evaluation, missing, 4)["a"]
     assert figures[2:] == (0, 0)
-    results = [protocol_1.GrounderResult("a", "s", group, *figures) for group in protocol_1.GROUPS]
-    assert f"| `a` |{'  |' * 5}" in protocol_1.as_markdown(results, "voc")
+    results = [GrounderResult("a", "s", group, *figures) for group in GROUPS]
+    assert f"| `a` |{'  |' * 5}" in as_markdown(results, "voc")
 
 
 def test_an_object_to_which_the_detector_gives_two_classes_is_one_object() -> None:
@@ -258,7 +260,7 @@ def test_an_object_to_which_the_detector_gives_two_classes_is_one_object() -> No
 
 
 def test_the_table_counts_images_of_splits_with_different_methods() -> None:
-    from factory.evaluation.protocol_1 import GROUPS, GrounderResult, as_markdown
+    from factory.evaluation.grounder_results import GROUPS, GrounderResult, as_markdown
 
     methods = (("attention", "1"), ("guided", "1"), ("paper", "1"), ("attention", "2"), ("guided", "2"))
     results = [
@@ -297,8 +299,9 @@ def test_results_that_could_not_be_written_are_refused_before_the_evaluation(
 
 def test_results_are_printed_and_written_beside_their_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from factory.evaluation import grounders_on_real, protocol_1
+    from factory.evaluation.grounder_results import GROUPS, GrounderResult
 
-    generated = [protocol_1.GrounderResult("guided", "1", group, 0.5, 0.4, 9, 10) for group in protocol_1.GROUPS]
+    generated = [GrounderResult("guided", "1", group, 0.5, 0.4, 9, 10) for group in GROUPS]
     real = [grounders_on_real.RealResult("guided", "1", "voc", 0.75, 0.8, math.nan, 1.1, 9)]
     monkeypatch.setattr(protocol_1, "protocol_1", lambda *arguments: generated)
     monkeypatch.setattr(grounders_on_real, "on_real", lambda *arguments: real)
